@@ -1,0 +1,235 @@
+"""What a good input is, and the wording of every refusal.
+
+Every refusal has the same parts: the argument, what was expected, what came (with its count and first
+position where there is one), and the mend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributions.constraints import Constraint
+
+# What to try when values fall off a family's support, by the family's class name.
+_ALTERNATIVES = {
+    "Bernoulli": "Grey levels in [0, 1] are not binary: binarize them, use ContinuousBernoulli for values "
+    "in [0, 1], Beta for the open interval, or Gaussian after dequantising.",
+    "Beta": "Use ContinuousBernoulli where exact 0 or 1 occur, Gaussian where values leave [0, 1].",
+    "Poisson": "Poisson takes counts 0, 1, 2, …; use Gaussian for real values.",
+    "Gamma": "Gamma takes positive numbers; use LogNormal or Gaussian where zeros or negatives occur.",
+    "LogNormal": "LogNormal takes positive numbers; use Gaussian where zeros or negatives occur.",
+}
+
+
+def refusal(argument: str, expected: str, came: str, mend: str) -> str:
+    """The one wording of a refusal: argument, expected, what came, mend."""
+    return f"{argument}: expected {expected}, got {came}. {mend}"
+
+
+def integer(argument: str, value: Any, minimum: int = 1) -> int:
+    """``value`` as an int of at least ``minimum``; raises ``TypeError`` or ``ValueError``."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(
+            refusal(argument, f"a whole number ≥ {minimum}", f"{value!r} ({type(value).__name__})", "Pass an int.")
+        )
+    if value < minimum:
+        raise ValueError(refusal(argument, f"a whole number ≥ {minimum}", str(value), f"Pass at least {minimum}."))
+    return int(value)
+
+
+def positive(argument: str, value: Any) -> float:
+    """``value`` as a finite positive float; raises ``TypeError`` or ``ValueError``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(
+            refusal(argument, "a positive number", f"{value!r} ({type(value).__name__})", "Pass a float.")
+        )
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(refusal(argument, "a finite number > 0", str(value), "Pass a positive float."))
+    return float(value)
+
+
+def choice(argument: str, value: Any, options: tuple[str, ...]) -> str:
+    """``value`` if it is one of ``options``; raises ``ValueError`` naming them all."""
+    if value not in options:
+        listed = ", ".join(repr(option) for option in options)
+        raise ValueError(refusal(argument, f"one of {listed}", repr(value), "Pass one of these names."))
+    return str(value)
+
+
+def rows(
+    x: Any, *, dtype: torch.dtype | None, device: torch.device | None = None, argument: str = "x"
+) -> Tensor:
+    """``x`` as a float tensor with rows on dim 0, every entry finite.
+
+    Arrays, frames and whole-number tensors are cast to ``dtype``; a float tensor has to have it already,
+    and every tensor has to be on ``device``. ``dtype=None`` takes a float tensor's own dtype, and
+    torch's default for everything else.
+
+    Raises:
+        TypeError: strings, objects, complex numbers, lists, a float tensor of another dtype.
+        ValueError: no rows, no columns, NaN or ±inf (with count and first position), another device.
+    """
+    if isinstance(x, Tensor):
+        tensor = _from_tensor(x, dtype, device, argument)
+    else:
+        array = _array(x, argument)
+        tensor = torch.from_numpy(array).to(dtype or torch.get_default_dtype())
+        if device is not None:
+            tensor = tensor.to(device)
+    if tensor.dim() == 0:
+        raise ValueError(
+            refusal(argument, "rows on dim 0", "a single number", "Pass an array of shape (rows, columns).")
+        )
+    if tensor.numel() == 0:
+        raise ValueError(
+            refusal(argument, "at least one row and one column", f"shape {tuple(tensor.shape)}", "Pass some rows.")
+        )
+    finite(argument, tensor)
+    return tensor
+
+
+def _from_tensor(x: Tensor, dtype: torch.dtype | None, device: torch.device | None, argument: str) -> Tensor:
+    if x.is_complex():
+        raise TypeError(refusal(argument, "real numbers", f"a {x.dtype} tensor", "Pass x.real or x.abs()."))
+    if device is not None and x.device != device:
+        raise ValueError(
+            refusal(argument, f"a tensor on {device}", f"one on {x.device}", f"Move it: {argument}.to({str(device)!r}).")
+        )
+    if not x.is_floating_point():
+        return x.to(dtype or torch.get_default_dtype())
+    if dtype is not None and x.dtype != dtype:
+        raise TypeError(
+            refusal(
+                argument,
+                f"a {dtype} tensor, the dtype of the model's parameters",
+                f"a {x.dtype} tensor",
+                f"Cast one of the two: {argument}.to({dtype}), or model.to({x.dtype}).",
+            )
+        )
+    return x.detach()
+
+
+def _array(x: Any, argument: str) -> np.ndarray:
+    """A numpy array of numbers from an array, a frame or a series; everything else is refused."""
+    if hasattr(x, "to_numpy"):  # DataFrame and Series, without importing pandas
+        dtypes = getattr(x, "dtypes", None)
+        if hasattr(dtypes, "items"):
+            odd = [f"{name!r} ({kind})" for name, kind in dtypes.items() if getattr(kind, "kind", "O") not in "biuf"]
+            if odd:
+                raise TypeError(
+                    refusal(
+                        argument,
+                        "columns of numbers",
+                        f"{len(odd)} other column(s), first {odd[0]}",
+                        "Encode them as numbers or drop them.",
+                    )
+                )
+        x = x.to_numpy()
+    if not isinstance(x, np.ndarray):
+        raise TypeError(
+            refusal(
+                argument,
+                "a tensor, a numpy array or a DataFrame",
+                f"a {type(x).__name__}",
+                "Convert it, for example with numpy.asarray.",
+            )
+        )
+    if x.dtype.kind not in "biuf":
+        raise TypeError(
+            refusal(argument, "real numbers", f"an array of dtype {x.dtype}", "Pass numbers: x.astype(float).")
+        )
+    # torch takes neither negative strides, foreign byte orders nor read-only memory without a warning.
+    if not x.flags.writeable or not x.dtype.isnative or any(stride < 0 for stride in x.strides):
+        x = x.astype(x.dtype.newbyteorder("="))
+    return x
+
+
+def finite(argument: str, x: Tensor) -> None:
+    """Refuse NaN and ±inf, naming how many and the first row and column."""
+    # The sum is finite only if every entry is, and takes no second array; only its failure looks closer.
+    if torch.isfinite(x.sum()):
+        return
+    bad = ~torch.isfinite(x)
+    if not bad.any():
+        return
+    count, position = _first(bad)
+    value = float(x[tuple(position)])
+    raise ValueError(
+        refusal(
+            argument,
+            "finite numbers",
+            f"{count} that are NaN or infinite, first {value} at {_place(position)}",
+            "Drop those rows or impute them first.",
+        )
+    )
+
+
+def on_support(argument: str, rows: Tensor, columns: list[int], support: Constraint, family: str) -> None:
+    """Refuse values off ``support`` in some columns of ``rows``, shape (rows, columns); the support is elementwise.
+
+    Names the family, how many values, the first row and column, and which families would fit.
+    """
+    outside = ~support.check(rows[:, columns] if len(columns) < rows.shape[1] else rows)
+    if not bool(outside.any()):
+        return
+    count, (row, position) = _first(outside)
+    column = columns[position]
+    raise ValueError(
+        refusal(
+            argument,
+            f"values on the support of {family} ({support})",
+            f"{count} off it, first {float(rows[row, column]):g} at {_place([row, column])}",
+            _ALTERNATIVES.get(family, "Choose a likelihood whose support holds these values."),
+        )
+    )
+
+
+def varying_columns(argument: str, x: Tensor) -> None:
+    """Refuse columns in which one value fills more than 99 % of the rows.
+
+    A scale that is learned a column would shrink towards zero on such a column and take the density, and
+    with it log P(x), to +∞.
+    """
+    flat = x.flatten(1)
+    share = (flat == flat.mode(dim=0).values).double().mean(dim=0)
+    stuck = torch.nonzero(share > 0.99).flatten()
+    if len(stuck):
+        column = int(stuck[0])
+        value = float(flat[:, column].mode().values)
+        raise ValueError(
+            refusal(
+                argument,
+                "columns that vary, because this likelihood learns a scale for each",
+                f"{len(stuck)} column(s) with one value in over 99 % of the rows, first column {column} (value {value:g})",
+                'Drop those columns, dequantise whole numbers, or use scale="shared" or a fixed scale.',
+            )
+        )
+
+
+def fingerprint(x: Tensor) -> str:
+    """sha256 of the rows as float32 numbers and their shape: equal for equal rows, whatever their dtype."""
+    digest = hashlib.sha256(repr(tuple(x.shape)).encode())
+    for block in x.split(4096):
+        digest.update(np.ascontiguousarray(block.detach().cpu().float().numpy()))
+    return digest.hexdigest()
+
+
+def _first(bad: Tensor) -> tuple[int, list[int]]:
+    """How many entries are bad, and the index of the first."""
+    index = int(bad.flatten().int().argmax())
+    return int(bad.sum()), [int(i) for i in np.unravel_index(index, tuple(bad.shape))]
+
+
+def _place(position: list[int]) -> str:
+    if len(position) == 1:
+        return f"row {position[0]}"
+    if len(position) == 2:
+        return f"row {position[0]}, column {position[1]}"
+    return f"row {position[0]}, position {tuple(position[1:])}"

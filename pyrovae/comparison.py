@@ -1,0 +1,153 @@
+"""compare(): who explains held-out rows better, by how much, and whether that is more than the error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrovae import checks
+from pyrovae.evidence import VERDICTS, LogEvidence, log_evidence
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def compare(
+    models: Mapping[str, Any], x: Any = None, *, num_samples: int = 1000, seed: int = 0, progress: bool = False
+) -> pd.DataFrame:
+    """Score the same held-out rows under every model and rank them by log P(x), in nats a row.
+
+    Args:
+        models: name → a ``VAE``, a ``LatentVariableModel``, a fitted baseline, or a ``LogEvidence``
+            computed before.
+        x: held-out rows on dim 0; may be left out where every model is a ``LogEvidence``.
+        num_samples, seed, progress: of ``log_evidence``, for the pairs among the models.
+
+    Returns:
+        A frame, best first, indexed by name: ``elpd``, the mean log P(x_n), an estimate of the expected
+        log predictive density of a new row; ``se``, its standard error over rows; ``elpd_diff`` to the
+        best, and ``dse``, the standard error of that paired difference; ``mcse`` and ``bias``, the
+        Monte-Carlo error and first-order bias of ``elpd``, apart from both; ``mcse_diff``, the
+        Monte-Carlo error of ``elpd_diff``; ``kind``; ``parameters`` (plug-in or posterior-averaged);
+        the rows by verdict; ``seconds``. All in nats a row.
+
+    Raises:
+        ValueError: a mass against a density, column by column; different rows; a number that is no
+            predictive score of x in its own units.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> from pyrovae import baselines
+        >>> x = (torch.rand(60, 5, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+        >>> independent = baselines.IndependentBernoulli().fit(x[:40])
+        >>> table = pv.compare({"VAE": pv.VAE.mlp(5, latent_dim=1), "independent": independent}, x[40:])
+        >>> table.index[0]
+        'independent'
+    """
+    if not isinstance(models, Mapping) or not models:
+        raise TypeError(
+            checks.refusal("models", "a dict from names to models", repr(models), 'Pass {"VAE": vae, "PPCA": ppca}.')
+        )
+    scores: dict[str, LogEvidence] = {}
+    seconds: dict[str, float] = {}
+    for name, model in models.items():
+        started = time.perf_counter()
+        if isinstance(model, LogEvidence):
+            scores[name] = model
+        else:
+            if x is None:
+                raise ValueError(
+                    checks.refusal("x", f"rows to score {name!r} on", "None", "Pass held-out rows as the second argument.")
+                )
+            own = hasattr(model, "log_evidence")
+            options = {} if own else {"num_samples": num_samples, "seed": seed, "progress": progress}
+            scores[name] = log_evidence(model, x, **options)
+        seconds[name] = time.perf_counter() - started
+    _check_comparable(scores)
+    return _table(scores, seconds)
+
+
+def _check_comparable(scores: Mapping[str, LogEvidence]) -> None:
+    """Refuse to put numbers side by side that measure different things."""
+    (first, reference), *others = scores.items()
+    for name, score in scores.items():
+        odd = [column for column, kind in enumerate(score.measure) if kind not in ("mass", "density")]
+        if odd:
+            raise ValueError(
+                checks.refusal(
+                    "models",
+                    "a log P of every column of x, in x's own units",
+                    f"{name!r}, in which {len(odd)} column(s) are {score.measure[odd[0]]}, first column {odd[0]}",
+                    "Observe x itself; put a scaling into the likelihood, or transform x before and pass that.",
+                )
+            )
+        if score.target != "predictive":
+            raise ValueError(
+                checks.refusal(
+                    "models",
+                    "predictive scores of held-out rows",
+                    f"{name!r}, the {score.target} of a training set",
+                    "Compare evidences of one training set with each other only.",
+                )
+            )
+    for name, score in others:
+        if score.fingerprint != reference.fingerprint:
+            raise ValueError(
+                checks.refusal(
+                    "models",
+                    f"all scored on the same rows in the same units, as {first!r} was",
+                    f"{name!r} on others ({len(score)} rows against {len(reference)})",
+                    "Score them on one x.",
+                )
+            )
+        if score.measure != reference.measure:
+            column = next(i for i, pair in enumerate(zip(score.measure, reference.measure, strict=True)) if pair[0] != pair[1])
+            raise ValueError(
+                checks.refusal(
+                    "models",
+                    "all masses or all densities, column by column",
+                    f"a {reference.measure[column]} under {first!r} and a {score.measure[column]} under {name!r} "
+                    f"in column {column}",
+                    "A probability and a density have different units and no common scale: compare each with its "
+                    "own kind, in two tables, or give both the same kind of likelihood.",
+                )
+            )
+
+
+def _table(scores: Mapping[str, LogEvidence], seconds: Mapping[str, float]) -> pd.DataFrame:
+    import pandas as pd
+
+    ranked = sorted(scores, key=lambda name: scores[name].mean, reverse=True)
+    best = scores[ranked[0]]
+    lines = []
+    for name in ranked:
+        score = scores[name]
+        difference = score.estimate - best.estimate
+        same = score is best
+        lines.append(
+            {
+                "elpd": score.mean,
+                "se": _standard_error(score.estimate),
+                "elpd_diff": float(difference.mean()),
+                "dse": 0.0 if same else _standard_error(difference),
+                "mcse": score.mean_mcse,
+                "bias": score.mean_bias,
+                "mcse_diff": 0.0 if same else float(np.hypot(score.mean_mcse, best.mean_mcse)),
+                "kind": ", ".join(sorted(set(score.kind.tolist()))),
+                "parameters": score.parameters,
+                **{verdict: count for verdict, count in score.counts().items()},
+                "seconds": seconds[name],
+            }
+        )
+    table = pd.DataFrame(lines, index=pd.Index(ranked, name="model"))
+    measure = sorted(set(best.measure))
+    table.attrs.update(unit="nats a row", rows=len(best), measure=", ".join(measure), verdicts=list(VERDICTS))
+    return table
+
+
+def _standard_error(values: np.ndarray) -> float:
+    """Standard error of the mean over rows; NaN for a single row, which has none."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")

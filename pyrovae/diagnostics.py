@@ -1,0 +1,184 @@
+"""What a column of log weights says about log P(x): tensors in, tensors out, no model in sight.
+
+Every function takes log weights of shape (samples, rows) and returns one float64 number a row, in nats
+where it has a unit. ``Accumulator`` is the same arithmetic fed tile by tile, so that no (samples, rows)
+matrix has to exist; the functions are an accumulator that was fed once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Below this many draws the tail has fewer than five of them, and a fit of its shape says nothing.
+FEWEST_DRAWS_FOR_K = 25
+
+
+def log_mean_exp(log_weights: Tensor) -> Tensor:
+    """log (1/S) Σ_s exp(log_weights[s, n]), shape (rows,), in nats."""
+    return Accumulator.of(log_weights).log_mean_exp()
+
+
+def ess(log_weights: Tensor) -> Tensor:
+    """Effective sample size (Σ w)² / Σ w², shape (rows,), between 1 and S; 0 where every weight is zero.
+
+    Kong (1992).
+    """
+    return Accumulator.of(log_weights).ess()
+
+
+def mcse(log_weights: Tensor) -> Tensor:
+    """Monte-Carlo standard error of ``log_mean_exp``, shape (rows,), in nats.
+
+    By the delta method sd(log ŵ) ≈ CV/√S = sqrt(1/ESS − 1/S). NaN for one draw, which says nothing
+    about its own error.
+    """
+    return Accumulator.of(log_weights).mcse()
+
+
+def bias(log_weights: Tensor) -> Tensor:
+    """First-order bias of ``log_mean_exp``, −CV²/(2S), shape (rows,), in nats; never positive.
+
+    Jensen's inequality pulls the log of a mean below the log of its expectation; to first order by half
+    the squared relative error (Nowozin 2018).
+    """
+    return Accumulator.of(log_weights).bias()
+
+
+def pareto_k(log_weights: Tensor, resolution: float | Tensor = 0.0) -> Tensor:
+    """Shape k-hat of a generalised Pareto tail fitted to each row's largest weights, shape (rows,).
+
+    Below 0.5 the weights have a variance, above 0.7 the estimate converges too slowly to be of use
+    (Vehtari, Simpson, Gelman, Yao and Gabry 2024). NaN for fewer than 25 draws, −inf where the weights
+    are constant (their range is at most ``resolution``), +inf where the tail is too short to fit.
+    """
+    return Accumulator.of(log_weights).pareto_k(resolution)
+
+
+def k_threshold(num_samples: int) -> float:
+    """The k-hat up to which S draws can be believed: min(1 − 1/log10 S, 0.7).
+
+    Vehtari et al. (2024), equation 13; S is ``num_samples``.
+    """
+    return min(1 - 1 / math.log10(num_samples), 0.7) if num_samples > 1 else -math.inf
+
+
+def tail_length(num_samples: int) -> int:
+    """How many of the largest weights the Pareto tail is fitted to: ceil(min(S/5, 3√S))."""
+    return math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))
+
+
+class Accumulator:
+    """Running sums of weights over sample tiles, in float64, and the top of each row's weights.
+
+    ``num_samples`` in all will be fed for ``num_rows`` rows. The sums of each tile are kept and added
+    up in the order of the tiles' indices at the end: the answer has the same bits whichever tile came
+    first. Memory is (tiles + tail) × rows.
+    """
+
+    def __init__(self, num_samples: int, num_rows: int, device: torch.device | None = None) -> None:
+        self.num_samples = num_samples
+        self._tiles: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        # One more than the tail: the cut-off is the largest weight outside it.
+        self._top_length = min(num_samples, tail_length(num_samples) + 1)
+        self._top = torch.empty(0, num_rows, dtype=torch.float64, device=device)
+        self._lowest = torch.full((num_rows,), math.inf, dtype=torch.float64, device=device)
+
+    @classmethod
+    def of(cls, log_weights: Tensor) -> Accumulator:
+        """An accumulator fed all of ``log_weights``, shape (samples, rows), at once."""
+        if log_weights.dim() != 2 or log_weights.numel() == 0:
+            raise ValueError(
+                f"log_weights: expected shape (samples, rows), neither empty, got {tuple(log_weights.shape)}. "
+                "Put samples on dim 0 and rows on dim 1."
+            )
+        accumulator = cls(*log_weights.shape, device=log_weights.device)
+        accumulator.add(0, log_weights)
+        return accumulator
+
+    def add(self, tile: int, log_weights: Tensor) -> None:
+        """Feed tile number ``tile``: log weights of shape (some samples, rows)."""
+        lw = log_weights.to(torch.float64)
+        peak = lw.max(dim=0).values
+        # Where a row has no weight above zero, the offset must not be −inf: −inf − −inf is NaN.
+        offset = torch.where(torch.isneginf(peak), 0.0, peak)
+        w = torch.exp(lw - offset)
+        self._tiles[tile] = (offset, w.sum(dim=0), (w * w).sum(dim=0))
+        self._lowest = torch.minimum(self._lowest, lw.min(dim=0).values)
+        pool = torch.cat([self._top, lw])
+        self._top = pool.topk(min(self._top_length, len(pool)), dim=0, sorted=True).values
+
+    def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        """An offset and Σ w, Σ w² of the weights divided by its exponential, each of shape (rows,)."""
+        tiles = [self._tiles[tile] for tile in sorted(self._tiles)]
+        offsets, first, second = (torch.stack(column) for column in zip(*tiles, strict=True))
+        # A tile of zero weights has offset 0 and sums 0; it must not raise the common offset.
+        empty = first == 0
+        offset = torch.where(empty, -math.inf, offsets).max(dim=0).values
+        offset = torch.where(torch.isneginf(offset), 0.0, offset)
+        shrink = torch.where(empty, 0.0, torch.exp(offsets - offset))
+        return offset, (shrink * first).sum(dim=0), (shrink**2 * second).sum(dim=0)
+
+    def log_mean_exp(self) -> Tensor:
+        """See :func:`log_mean_exp`."""
+        offset, first, _ = self._sums()
+        return offset + first.log() - math.log(self.num_samples)
+
+    def ess(self) -> Tensor:
+        """See :func:`ess`."""
+        _, first, second = self._sums()
+        return torch.where(first > 0, first**2 / second, 0.0)
+
+    def mcse(self) -> Tensor:
+        """See :func:`mcse`."""
+        if self.num_samples == 1:
+            return torch.full_like(self._lowest, math.nan)
+        return (1 / self.ess() - 1 / self.num_samples).clamp(min=0).sqrt()
+
+    def bias(self) -> Tensor:
+        """See :func:`bias`."""
+        return -(self.mcse() ** 2) / 2
+
+    def pareto_k(self, resolution: float | Tensor = 0.0) -> Tensor:
+        """See :func:`pareto_k`."""
+        k = torch.full_like(self._lowest, math.nan)
+        if self.num_samples < FEWEST_DRAWS_FOR_K:
+            return k
+        peak = self._top[0]
+        top = (self._top - peak).cpu()  # sorted, the largest (zero) first; rows on dim 1
+        smallest_normal = math.log(torch.finfo(torch.float64).tiny)
+        cutoff = top[-1].clamp(min=smallest_normal)
+        lengths = (top > cutoff).sum(dim=0)  # ties with the cut-off are not in the tail
+        shape = torch.full(lengths.shape, math.inf, dtype=torch.float64)
+        for length in lengths.unique().tolist():
+            if length > 4:
+                rows = lengths == length
+                excess = torch.exp(top[:length, rows]) - torch.exp(cutoff[rows])
+                shape[rows] = _pareto_shape(excess.flip(0))
+        k = shape.to(peak.device)
+        k = torch.where(peak - self._lowest <= resolution, -math.inf, k)
+        return torch.where(torch.isfinite(peak), k, math.nan)  # no weight above zero: nothing to fit
+
+
+def _pareto_shape(excess: Tensor) -> Tensor:
+    """Shape of a generalised Pareto distribution fitted to ``excess``, shape (n, rows) → (rows,).
+
+    ``excess`` is sorted upwards on dim 0 and positive. The quasi-Bayesian estimate of Zhang and Stephens
+    (2009), with the weak prior of Vehtari et al. (2024) that pulls k towards 0.5 with the weight of ten
+    draws. Vectorised over the rows, which the implementation in arviz loops over.
+    """
+    n, num_rows = excess.shape
+    grid_size = 30 + int(math.sqrt(n))
+    grid = torch.arange(1, grid_size + 1, dtype=torch.float64, device=excess.device)
+    quartile = excess[int(n / 4 + 0.5) - 1]
+    # theta: (grid, rows), the profile parameter −k/σ on a grid around what the quartile suggests
+    theta = (1 - torch.sqrt(grid_size / (grid - 0.5)))[:, None] / (3 * quartile) + 1 / excess[-1]
+    k = torch.stack([torch.log1p(-t * excess).mean(dim=0) for t in theta])
+    log_likelihood = n * (torch.log(-theta / k) - k - 1)
+    weight = torch.softmax(log_likelihood, dim=0)
+    weight = torch.where(weight >= 10 * torch.finfo(torch.float64).eps, weight, 0.0)
+    posterior_theta = (weight * theta).sum(dim=0) / weight.sum(dim=0)
+    k = torch.log1p(-posterior_theta * excess).mean(dim=0)
+    return (n * k + 10 * 0.5) / (n + 10)

@@ -1,0 +1,53 @@
+"""log P(x) of any pair or baseline, with its error and a verdict: one estimator a file, one door to all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pyrovae import checks
+from pyrovae.evidence.importance import importance
+from pyrovae.evidence.result import KINDS, VERDICTS, LogEvidence
+
+#: Every estimator by the name that ``log_evidence(..., method=…)`` takes.
+METHODS: dict[str, Callable[..., LogEvidence]] = {"importance": importance}
+
+
+def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: Any) -> LogEvidence:
+    """log P(x_n) of every row under anything that has one, in nats.
+
+    The one door. A model with a ``log_evidence`` method of its own, such as a baseline, is asked; a
+    ``VAE`` or ``LatentVariableModel`` is handed to the estimator named by ``method``.
+
+    Args:
+        model: a ``VAE``, a ``LatentVariableModel`` or a fitted baseline.
+        x: rows on dim 0; tensor, numpy array or DataFrame.
+        method: one of ``evidence.METHODS``; "importance" where None.
+        options: the estimator's own: ``num_samples``, ``seed``, ``tile``, ``progress``.
+
+    Raises:
+        TypeError, ValueError: see the estimator; or a method or options where the model answers itself.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> ev = pv.log_evidence(pv.VAE.mlp(6, latent_dim=2), torch.ones(4, 6), num_samples=100)
+        >>> ev.kind[0].item()
+        'lower bound'
+    """
+    own = getattr(model, "log_evidence", None)
+    if own is None:
+        return METHODS[checks.choice("method", method or "importance", tuple(METHODS))](model, x, **options)
+    if method is not None or options:
+        given = [*(["method"] if method is not None else []), *options]
+        raise ValueError(
+            checks.refusal(
+                given[0],
+                f"no options: {type(model).__name__} computes log P(x) itself",
+                ", ".join(given),
+                "Leave them out.",
+            )
+        )
+    return own(x)
+
+
+__all__ = ["KINDS", "METHODS", "VERDICTS", "LogEvidence", "importance", "log_evidence"]

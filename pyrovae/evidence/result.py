@@ -1,0 +1,171 @@
+"""LogEvidence: log P(x) of every row, with its error and a verdict on whether to believe it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pyrovae.diagnostics import k_threshold
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KINDS = ("exact", "lower bound", "upper bound", "estimate")
+VERDICTS = ("trust", "more samples", "another method")
+
+# Two-sided 95 % of a normal distribution.
+_Z95 = 1.959963984540054
+
+
+def verdicts(pareto_k: np.ndarray, num_samples: int) -> np.ndarray:
+    """Whether to believe importance-weighted rows, shape (rows,), from their k-hat.
+
+    "trust" up to min(1 − 1/log10 K, 0.7); "more samples" up to 0.7, or where K is too small to tell;
+    "another method" above, because the weights then converge too slowly to be worth waiting for
+    (Vehtari et al. 2024). The Monte-Carlo error alone can't say this: computed from a collapsed sample it
+    is small. Nor is k-hat sufficient: a guide that covers one of two far modes looks healthy.
+    """
+    with np.errstate(invalid="ignore"):
+        believed = pareto_k <= k_threshold(num_samples)
+        hopeless = pareto_k > 0.7
+    return np.where(hopeless, "another method", np.where(believed, "trust", "more samples"))
+
+
+@dataclass(frozen=True)
+class LogEvidence:
+    """log P(x_n) of every row, in nats, and how far each number can be believed.
+
+    Attributes:
+        estimate: log P(x_n), shape (rows,).
+        mcse: its Monte-Carlo standard error, shape (rows,); NaN where one draw can't tell.
+        bias: its first-order bias, shape (rows,), negative where the estimate is too low on average.
+        ess: effective sample size, shape (rows,); NaN where nothing was sampled.
+        pareto_k: k-hat of the weights' tail, shape (rows,); NaN where nothing was sampled or too little.
+        kind: shape (rows,), each "exact", "lower bound", "upper bound" or "estimate". A lower bound is
+            one in expectation over its noise.
+        verdict: shape (rows,), each "trust", "more samples" or "another method".
+        measure: for every column of x, "mass" or "density" ("transformed": of something else than the
+            column; "unscored": not part of the number). A mass and a density can't be compared.
+        method: the estimator's name.
+        num_samples: draws a row; 0 where nothing was sampled.
+        seed, tile: with x and the pair, they give the same bits again.
+        fingerprint: sha256 of the rows, so that only the same rows are compared.
+        target: "predictive" (rows given what was fitted) or "evidence" (one number a training set).
+        parameters: "plug-in" (fitted values) or "posterior-averaged".
+    """
+
+    estimate: np.ndarray
+    mcse: np.ndarray
+    bias: np.ndarray
+    ess: np.ndarray
+    pareto_k: np.ndarray
+    kind: np.ndarray
+    verdict: np.ndarray
+    measure: tuple[str, ...]
+    method: str
+    num_samples: int
+    seed: int | None
+    tile: tuple[int, int] | None
+    fingerprint: str
+    target: str = "predictive"
+    parameters: str = "plug-in"
+
+    @classmethod
+    def exact(
+        cls,
+        estimate: np.ndarray,
+        *,
+        measure: tuple[str, ...],
+        method: str,
+        fingerprint: str,
+        parameters: str = "plug-in",
+    ) -> LogEvidence:
+        """Rows whose log P(x) is known in closed form: no error, nothing sampled."""
+        estimate = np.asarray(estimate, dtype=np.float64)
+        zero, unknown = np.zeros_like(estimate), np.full_like(estimate, np.nan)
+        return cls(
+            estimate=estimate,
+            mcse=zero,
+            bias=zero,
+            ess=unknown,
+            pareto_k=unknown,
+            kind=np.full(estimate.shape, "exact"),
+            verdict=np.full(estimate.shape, "trust"),
+            measure=measure,
+            method=method,
+            num_samples=0,
+            seed=None,
+            tile=None,
+            fingerprint=fingerprint,
+            parameters=parameters,
+        )
+
+    def __len__(self) -> int:
+        return len(self.estimate)
+
+    @property
+    def mean(self) -> float:
+        """Mean log P(x_n) over the rows, in nats a row."""
+        return float(self.estimate.mean())
+
+    @property
+    def total(self) -> float:
+        """Sum of log P(x_n) over the rows, in nats."""
+        return float(self.estimate.sum())
+
+    @property
+    def mean_mcse(self) -> float:
+        """Monte-Carlo standard error of ``mean``, in nats a row: the rows' noise is independent."""
+        return float(np.sqrt((self.mcse**2).sum()) / len(self))
+
+    @property
+    def mean_bias(self) -> float:
+        """First-order bias of ``mean``, in nats a row: biases add up, they do not average out."""
+        return float(self.bias.mean())
+
+    @property
+    def mean_interval(self) -> tuple[float, float]:
+        """95 % interval for the mean log P(x_n), in nats a row.
+
+        From mean − 1.96 · mcse to mean − bias + 1.96 · mcse: the bias is negative and widens the
+        interval on the side where the truth lies. Monte-Carlo error only; how much the mean would move
+        with other rows is ``compare``'s ``se``.
+        """
+        half = _Z95 * self.mean_mcse
+        return self.mean - half - max(self.mean_bias, 0.0), self.mean + half - min(self.mean_bias, 0.0)
+
+    @property
+    def total_interval(self) -> tuple[float, float]:
+        """95 % interval for the summed log P(x_n), in nats; see ``mean_interval``."""
+        low, high = self.mean_interval
+        return low * len(self), high * len(self)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One line a row of x: estimate, mcse, bias, ess, pareto_k, kind, verdict."""
+        import pandas as pd
+
+        columns = ("estimate", "mcse", "bias", "ess", "pareto_k", "kind", "verdict")
+        return pd.DataFrame({name: getattr(self, name) for name in columns}).rename_axis("row")
+
+    def counts(self) -> dict[str, int]:
+        """How many rows got each verdict."""
+        return {verdict: int((self.verdict == verdict).sum()) for verdict in VERDICTS}
+
+    def summary(self) -> str:
+        """What to publish, in three lines: the mean with its interval, the method, rows by verdict."""
+        low, high = self.mean_interval
+        interval = "no error bar from one draw" if math.isnan(low) else f"95 % interval {low:.3f} to {high:.3f}"
+        kinds = ", ".join(kind for kind in KINDS if (self.kind == kind).any())
+        draws = f", {self.num_samples} draws a row" if self.num_samples else ""
+        rows = ", ".join(f"{verdict} {count}" for verdict, count in self.counts().items() if count)
+        return (
+            f"log P(x) = {self.mean:.3f} nats a row over {len(self)} rows ({interval})\n"
+            f"{self.method}{draws}: {kinds}, {self.parameters}\n"
+            f"rows by verdict: {rows}"
+        )
+
+    def __str__(self) -> str:
+        return self.summary()

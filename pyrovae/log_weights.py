@@ -1,0 +1,239 @@
+"""log w[s, n] = log P(x_n, z_sn) − log Q(z_sn | x_n), over tiles of rows × samples; and its mean, the ELBO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovae import checks, noise
+from pyrovae.model import LatentVariableModel
+from pyrovae.pair import Batch, Structure, inspect, log_joint, propose
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The three terms of a block of log weights, each of shape (samples, rows), float64, in nats."""
+
+    likelihood: Tensor
+    prior: Tensor
+    proposal: Tensor
+
+    @property
+    def log_weights(self) -> Tensor:
+        return self.likelihood + self.prior - self.proposal
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A pair with checked rows, ready to be evaluated tile by tile.
+
+    Attributes:
+        pair: the model and guide.
+        structure: what inspection found out about them.
+        batch: the rows, under "x", and whatever is aligned with them.
+        num_samples: draws a row, K.
+        seed: where the noise comes from.
+        tile: (rows, samples) of a tile.
+    """
+
+    pair: LatentVariableModel
+    structure: Structure
+    batch: Batch
+    num_samples: int
+    seed: int
+    tile: tuple[int, int]
+
+    @classmethod
+    def prepare(
+        cls,
+        pair: LatentVariableModel,
+        x: Any,
+        num_samples: int,
+        seed: int,
+        tile: tuple[int, int] | None = None,
+        structure: Structure | None = None,
+    ) -> Evaluation:
+        """Check the arguments and the pair; nothing runs before they hold."""
+        checks.integer("num_samples", num_samples)
+        checks.integer("seed", seed, minimum=0)
+        batch = prepare_rows(pair, x)
+        structure = structure or inspect(pair, batch, seed)
+        if tile is None:
+            tile = noise.tile_shape(batch["x"][0].numel(), num_samples)
+        else:
+            try:
+                rows, samples = tile
+            except (TypeError, ValueError):
+                raise TypeError(
+                    checks.refusal("tile", "a pair (rows, samples)", repr(tile), "Pass two whole numbers.")
+                ) from None
+            tile = checks.integer("tile", rows), checks.integer("tile", samples)
+        return cls(pair, structure, batch, num_samples, seed, tile)
+
+    def __len__(self) -> int:
+        return len(self.batch["x"])
+
+    def tiles(self) -> Iterator[list[noise.Tile]]:
+        """For every block of rows, its tiles."""
+        return noise.tiles(len(self), self.num_samples, self.tile)
+
+    def terms(self, tile: noise.Tile) -> Terms:
+        """One tile: draw z for its rows and weigh it. Depends on (seed, rows, tile) and nothing else.
+
+        Raises:
+            ValueError: a log weight that is NaN or +∞, naming the term, the row and how many.
+        """
+        batch = {name: value[tile.rows] for name, value in self.batch.items()}
+        seed = noise.derive(self.seed, noise.Stream.TILE, *tile.index)
+        with self.pair.evaluating(), noise.seeded(seed, batch["x"].device):
+            latents, log_q = propose(self.pair, self.structure, batch, tile.num_samples)
+            joint = log_joint(self.pair, self.structure, batch, latents)
+        terms = Terms(joint.likelihood, joint.prior, log_q)
+        log_weights = terms.log_weights
+        if not bool((log_weights < math.inf).all()):  # NaN compares false
+            raise ValueError(_not_a_number(terms, tile.rows.start))
+        return terms
+
+
+def log_weights(
+    pair: LatentVariableModel,
+    x: Any,
+    num_samples: int = 100,
+    seed: int = 0,
+    tile: tuple[int, int] | None = None,
+) -> Tensor:
+    """Log importance weights of every row: log P(x_n, z_sn) − log Q(z_sn | x_n), z_sn ~ Q(z | x_n).
+
+    The mean of a column is the ELBO of that row; its log-mean-exp is the importance-weighted log P(x_n).
+
+    Args:
+        pair: a ``VAE`` or any ``LatentVariableModel``.
+        x: rows on dim 0; tensor, numpy array or DataFrame.
+        num_samples: draws a row, S.
+        seed: the same seed and tile give the same bits.
+        tile: (rows, samples) computed at once; chosen from the shapes where None.
+
+    Returns:
+        Tensor of shape (samples, rows), float64, in nats.
+
+    Raises:
+        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``.
+
+    Burda, Grosse and Salakhutdinov (2016).
+
+    Example:
+        >>> import torch
+        >>> from pyrovae import VAE
+        >>> log_weights(VAE.mlp(6, latent_dim=2), torch.ones(4, 6), num_samples=10).shape
+        torch.Size([10, 4])
+    """
+    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
+    matrix = torch.empty(num_samples, len(evaluation), dtype=torch.float64, device=evaluation.batch["x"].device)
+    for block in evaluation.tiles():
+        for part in block:
+            matrix[part.samples, part.rows] = evaluation.terms(part).log_weights
+    return matrix
+
+
+@dataclass(frozen=True)
+class ELBOEstimate:
+    """The evidence lower bound of every row, split in two: estimate = reconstruction − rate.
+
+    Attributes:
+        estimate: E_Q[log P(x, z) − log Q(z | x)], shape (rows,), in nats.
+        rate: KL(Q ‖ P) = E_Q[log Q(z | x) − log P(z)], shape (rows,), in nats.
+        reconstruction: E_Q[log P(x | z)], shape (rows,), in nats.
+        mcse: Monte-Carlo standard error of ``estimate``, shape (rows,); NaN for one sample.
+    """
+
+    estimate: np.ndarray
+    rate: np.ndarray
+    reconstruction: np.ndarray
+    mcse: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Mean ELBO over the rows, in nats a row."""
+        return float(self.estimate.mean())
+
+
+def elbo(
+    pair: LatentVariableModel,
+    x: Any,
+    num_samples: int = 100,
+    seed: int = 0,
+    tile: tuple[int, int] | None = None,
+) -> ELBOEstimate:
+    """The evidence lower bound of every row and its two halves, by Monte Carlo.
+
+    ELBO(x) = E_Q[log P(x | z)] − KL(Q(z | x) ‖ P(z)) ≤ log P(x).
+
+    Arguments and errors as in ``log_weights``. Kingma and Welling (2014).
+
+    Example:
+        >>> import torch
+        >>> from pyrovae import VAE
+        >>> bound = elbo(VAE.mlp(6, latent_dim=2), torch.ones(4, 6))
+        >>> bound.estimate.shape
+        (4,)
+    """
+    return elbo_of(Evaluation.prepare(pair, x, num_samples, seed, tile))
+
+
+def elbo_of(evaluation: Evaluation) -> ELBOEstimate:
+    """``elbo`` of a pair and rows that were prepared before."""
+    num_rows, num_samples = len(evaluation), evaluation.num_samples
+    reconstruction, rate, mcse = (torch.empty(num_rows, dtype=torch.float64) for _ in range(3))
+    for block in evaluation.tiles():
+        # mean and squared deviations, merged tile by tile (Chan, Golub and LeVeque 1983)
+        count, mean_r, mean_k, mean_w, deviations = 0, 0.0, 0.0, 0.0, 0.0
+        for tile in block:
+            terms = evaluation.terms(tile)
+            n = tile.num_samples
+            w = terms.log_weights
+            share = n / (count + n)
+            shift = w.mean(dim=0) - mean_w
+            deviations = deviations + ((w - w.mean(dim=0)) ** 2).sum(dim=0) + shift**2 * count * share
+            mean_w = mean_w + shift * share
+            mean_r = mean_r + (terms.likelihood.mean(dim=0) - mean_r) * share
+            mean_k = mean_k + ((terms.proposal - terms.prior).mean(dim=0) - mean_k) * share
+            count += n
+        rows = block[0].rows
+        reconstruction[rows], rate[rows] = mean_r, mean_k
+        mcse[rows] = (deviations / (count * (count - 1))).sqrt() if count > 1 else math.nan
+    return ELBOEstimate((reconstruction - rate).numpy(), rate.numpy(), reconstruction.numpy(), mcse.numpy())
+
+
+def prepare_rows(pair: LatentVariableModel, x: Any) -> Batch:
+    """``x`` as a checked batch in the pair's dtype and on its device."""
+    if not isinstance(pair, LatentVariableModel):
+        raise TypeError(
+            checks.refusal(
+                "pair",
+                "a VAE or a LatentVariableModel",
+                f"a {type(pair).__name__}",
+                "Wrap your Pyro model and guide: LatentVariableModel(model, guide).",
+            )
+        )
+    return {"x": checks.rows(x, dtype=pair.dtype, device=pair.device)}
+
+
+def _not_a_number(terms: Terms, first_row: int) -> str:
+    log_weights = terms.log_weights
+    bad = ~(log_weights < math.inf)
+    row = first_row + int(bad.any(dim=0).int().argmax())
+    named = {"log P(x | z)": terms.likelihood, "log P(z)": terms.prior, "log Q(z | x)": terms.proposal}
+    guilty = [name for name, term in named.items() if not bool(torch.isfinite(term).all())]
+    return checks.refusal(
+        "x",
+        "log weights below +∞",
+        f"{int(bad.sum())} that are NaN or +∞ in {' and '.join(guilty) or 'their difference'}, first at row {row}",
+        "The model or the guide puts out NaN, or a density that runs off to +∞ (a vanishing scale): look at "
+        "its parameters, lower the learning rate, or fix the scale.",
+    )

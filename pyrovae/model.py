@@ -1,0 +1,337 @@
+"""The pair: a Pyro model and a Pyro guide, with their parameters. No training inside.
+
+``LatentVariableModel`` holds anybody's pair; ``VAE`` is one whose model and guide are made of a prior, a
+likelihood and an encoder.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.params.param_store import ParamStoreDict
+from torch import Tensor, nn
+
+from pyrovae import checks, likelihoods, noise
+from pyrovae.encoders import DiagonalNormal
+from pyrovae.networks import MLP, output_width
+from pyrovae.priors import StandardNormal
+
+
+class LatentVariableModel(nn.Module):
+    """Anybody's Pyro model P(x, z) and guide Q(z | x), as one torch module.
+
+    Both are called with a batch of rows, ``model(x)`` and ``guide(x)``, and declare a plate of size
+    ``len(x)`` around every latent.
+
+    Parameters come from where the pair keeps them. PyroModules and plain torch modules, and the objects
+    of bound methods, contribute their own. What ``pyro.param`` and ``pyro.module`` declare inside plain
+    functions lives in a parameter store of this pair's own, filled the first time the pair is run; the
+    global store is neither read nor written.
+
+    Args:
+        model: callable with Pyro sample statements, the rows observed.
+        guide: callable that samples every latent of the model.
+        plate: name of the plate over rows, where several have the size of the batch.
+        params: an existing parameter store whose values the pair is to use, such as
+            ``pyro.get_param_store()`` after training with ``pyro.infer.SVI``.
+
+    Raises:
+        TypeError: model or guide is not callable, params is no parameter store.
+        ValueError: the guide cannot serve: a point (AutoDelta), or tied to fixed rows (autoguides).
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> pair = LatentVariableModel(model, guide)
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        *,
+        plate: str | None = None,
+        params: ParamStoreDict | dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, function in (("model", model), ("guide", guide)):
+            if not callable(function):
+                raise TypeError(
+                    checks.refusal(name, "a callable with Pyro statements", repr(function), "Pass a function or module.")
+                )
+        _refuse_autoguide(guide)
+        # In __dict__, so that torch does not register them a second time beside their owners.
+        self.__dict__["model"] = model
+        self.__dict__["guide"] = guide
+        self.owners = nn.ModuleList(_owners(model, guide))
+        self._open(plate, params)
+
+    def _open(self, plate: str | None = None, params: ParamStoreDict | dict[str, Any] | None = None) -> None:
+        """Set up the pair's own parameter store."""
+        self.plate = plate
+        self._adopted = params is not None
+        self._store: dict[str, dict[str, Any]] = _store_state(params)
+        self.declared = nn.Module()  # holds what pyro.param and pyro.module declared in plain functions
+        self._register_declared()
+
+    @contextmanager
+    def own_parameters(self) -> Iterator[None]:
+        """Run a block in which Pyro's parameter statements see this pair's store instead of the global one."""
+        known = set(self._store["params"])
+        with pyro.get_param_store().scope(self._store):
+            yield
+        if self._store["params"].keys() != known:
+            self._refuse_taken_names(known)
+            self._register_declared()
+
+    def _refuse_taken_names(self, known: set[str]) -> None:
+        """A name that the global store holds already may be this pair's training: never restart it silently."""
+        if self._adopted:
+            return
+        owned = {id(p) for p in self.owners_parameters()}
+        new = {name: p for name, p in self._store["params"].items() if name not in known and id(p) not in owned}
+        taken = sorted(name for name in new if name in pyro.get_param_store())
+        if taken:
+            for name in self._store["params"].keys() - known:
+                del self._store["params"][name], self._store["constraints"][name]
+            raise ValueError(
+                checks.refusal(
+                    "params",
+                    "names that Pyro's global parameter store does not hold yet",
+                    f"{len(taken)} that it does, first {taken[0]!r}",
+                    "Pass params=pyro.get_param_store() to use what was trained there, or call "
+                    "pyro.clear_param_store() first to start anew.",
+                )
+            )
+
+    def _register_declared(self) -> None:
+        """Make declared parameters visible to torch: .parameters(), .double(), .to(device)."""
+        owned = {id(p) for p in self.owners_parameters()}
+        for name, value in self._store["params"].items():
+            attribute = name.replace(".", "/")  # torch forbids dots in a parameter's own name
+            if id(value) in owned or attribute in self.declared._parameters:
+                continue
+            if not isinstance(value, nn.Parameter):
+                value = self._store["params"][name] = nn.Parameter(value.detach())
+            self.declared.register_parameter(attribute, value)
+
+    def owners_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of the modules that model and guide are or belong to."""
+        return self.owners.parameters()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Run a block in ``eval()`` mode without gradients, then restore every module's own mode."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype of the parameters; None while there are none."""
+        return next((p.dtype for p in self._floating()), None)
+
+    @property
+    def device(self) -> torch.device | None:
+        """The device of the parameters; None while there are none."""
+        return next((p.device for p in self._floating()), None)
+
+    def _floating(self) -> Iterator[Tensor]:
+        yield from (p for p in self.parameters() if p.is_floating_point())
+        yield from (b for b in self.buffers() if b.is_floating_point())
+
+
+class VAE(LatentVariableModel):
+    """A variational autoencoder: P(x, z) = P_Φ(x | z) P_Ω(z), encoder Q_Ψ(z | x).
+
+    Kingma and Welling (2014); Rezende, Mohamed and Wierstra (2014). ``vae.model`` and ``vae.guide`` are
+    ordinary Pyro callables that plain ``pyro.infer.SVI`` trains as well.
+
+    Args:
+        prior: module whose forward() returns the distribution of z, event shape (latent_dim,).
+        likelihood: module whose forward(z) returns the distribution of a row of x.
+        encoder: module whose forward(x) returns a distribution of z for each row.
+
+    Raises:
+        TypeError: a part that is no torch module.
+        ValueError: encoder and prior disagree about the number of latent dimensions.
+
+    Example:
+        >>> from pyrovae import priors, likelihoods, encoders
+        >>> vae = VAE(
+        ...     prior=priors.StandardNormal(2),
+        ...     likelihood=likelihoods.Bernoulli(MLP(2, (16,), 64)),
+        ...     encoder=encoders.DiagonalNormal(MLP(64, (16,), 2 * 2)),
+        ... )
+        >>> vae.sample(3, seed=0).shape
+        torch.Size([3, 64])
+    """
+
+    def __init__(self, prior: nn.Module, likelihood: nn.Module, encoder: nn.Module) -> None:
+        nn.Module.__init__(self)
+        for name, part in (("prior", prior), ("likelihood", likelihood), ("encoder", encoder)):
+            if not isinstance(part, nn.Module):
+                raise TypeError(
+                    checks.refusal(
+                        name,
+                        "a torch module whose forward returns a Pyro distribution",
+                        repr(part),
+                        f"Take one of pyrovae.{name}s or write one.",
+                    )
+                )
+        self._check_widths(prior, encoder)
+        self.prior = prior
+        self.likelihood = likelihood
+        self.encoder = encoder
+        self.name = _unique_name()
+        self._open()
+
+    def model(self, x: Tensor) -> None:
+        """P(x, z): rows of x, shape (batch, ...), observed at site "x"; latent site "z"."""
+        pyro.module(self.name, self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.prior())
+            pyro.sample("x", self.likelihood(z), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """Q(z | x): latent site "z" for rows of x, shape (batch, ...)."""
+        pyro.module(self.name, self)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", self.encoder(x))
+
+    @classmethod
+    def mlp(
+        cls,
+        data_dim: int,
+        latent_dim: int,
+        likelihood: str = "bernoulli",
+        hidden_dims: Sequence[int] = (200, 200),
+        activation: str = "relu",
+        **likelihood_options: Any,
+    ) -> VAE:
+        """A VAE with a standard normal prior, a diagonal normal encoder and multilayer perceptrons.
+
+        Args:
+            data_dim: entries in a row of x.
+            latent_dim: entries of z.
+            likelihood: a family's name in ``likelihoods.REGISTRY``.
+            hidden_dims: hidden widths of the encoder; the decoder has them in reverse.
+            activation: one of ``networks.ACTIVATIONS``.
+            likelihood_options: passed to the family, such as ``scale="shared"``.
+
+        Example:
+            >>> vae = VAE.mlp(64, latent_dim=2, likelihood="gaussian", scale="shared")
+        """
+        checks.choice("likelihood", likelihood, tuple(likelihoods.REGISTRY))
+        family = likelihoods.REGISTRY[likelihood]
+        checks.integer("data_dim", data_dim)
+        hidden = tuple(hidden_dims)
+        outputs = family.outputs_per_dimension(**likelihood_options) * data_dim
+        return cls(
+            prior=StandardNormal(latent_dim),
+            likelihood=family(MLP(latent_dim, hidden[::-1], outputs, activation), **likelihood_options),
+            encoder=DiagonalNormal(
+                MLP(data_dim, hidden, DiagonalNormal.outputs_per_latent * latent_dim, activation)
+            ),
+        )
+
+    def sample(self, num_rows: int, seed: int = 0) -> Tensor:
+        """Rows from P(x): z from the prior, x from the likelihood; shape (num_rows, ...)."""
+        checks.integer("num_rows", num_rows)
+        with self.evaluating(), noise.seeded(noise.derive(seed, noise.Stream.SAMPLE), self.device):
+            return self.likelihood(self.prior().sample((num_rows,))).sample()
+
+    def reconstruct(self, x: Any, seed: int = 0) -> Tensor:
+        """The mean of P(x | z) for one z ~ Q(z | x) a row; shape of x."""
+        rows = checks.rows(x, dtype=self.dtype, device=self.device)
+        with self.evaluating(), noise.seeded(noise.derive(seed, noise.Stream.SAMPLE), self.device):
+            return self.likelihood(self.encoder(rows).sample()).mean
+
+    def owners_parameters(self) -> Iterator[nn.Parameter]:
+        for part in (self.prior, self.likelihood, self.encoder):
+            yield from part.parameters()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy is another VAE: under the same name the two would share parameters in Pyro's store.
+        super().__setstate__(state)
+        self.name = _unique_name()
+
+    @staticmethod
+    def _check_widths(prior: nn.Module, encoder: nn.Module) -> None:
+        latent_dim, per_latent = getattr(prior, "latent_dim", None), getattr(encoder, "outputs_per_latent", None)
+        width = output_width(encoder)
+        if latent_dim and per_latent and width and width != per_latent * latent_dim:
+            raise ValueError(
+                checks.refusal(
+                    "encoder",
+                    f"a network with {per_latent * latent_dim} outputs for {latent_dim} latent dimensions",
+                    str(width),
+                    f"Give it {per_latent} outputs for every latent dimension.",
+                )
+            )
+
+
+def _unique_name() -> str:
+    """A name for one VAE in Pyro's global store, which knows parameters by their names alone."""
+    return f"vae-{uuid.uuid4().hex}"
+
+
+def _owners(*functions: Callable[..., Any]) -> list[nn.Module]:
+    """The torch modules that functions are, or are bound methods of, each once."""
+    found = (getattr(function, "__self__", function) for function in functions)
+    return list({id(owner): owner for owner in found if isinstance(owner, nn.Module)}.values())
+
+
+def _store_state(params: ParamStoreDict | dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    if params is None:
+        return {"params": {}, "constraints": {}}
+    if isinstance(params, ParamStoreDict):
+        return dict(params.get_state())
+    if isinstance(params, dict) and params.keys() == {"params", "constraints"}:
+        return {part: dict(values) for part, values in params.items()}
+    raise TypeError(
+        checks.refusal(
+            "params",
+            "a Pyro parameter store or its get_state()",
+            f"a {type(params).__name__}",
+            "Pass pyro.get_param_store().",
+        )
+    )
+
+
+def _refuse_autoguide(guide: Callable[..., Any]) -> None:
+    """Autoguides keep a posterior for the rows they first saw; a pair's guide must serve any batch of rows."""
+    from pyro.infer import autoguide
+
+    if not isinstance(guide, autoguide.AutoGuide):
+        return
+    if isinstance(guide, autoguide.AutoDelta):
+        reason = "is a point, not a distribution: it has no density to weigh with"
+    elif isinstance(guide, autoguide.AutoContinuous):
+        reason = "is joint over all rows: a row has no weight of its own"
+    else:
+        reason = "is tied to the rows it was first called with"
+    raise ValueError(
+        checks.refusal(
+            "guide",
+            "a distribution of each row's latents given that row",
+            f"{type(guide).__name__}, which {reason}",
+            "Write a guide that encodes x, as in pyrovae.encoders.",
+        )
+    )

@@ -1,0 +1,75 @@
+"""Plain torch networks: no Pyro here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from pyrovae import checks
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "softplus": nn.Softplus,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron: linear layers with an activation between them, none after the last.
+
+    Args:
+        in_features: width of a row that goes in.
+        hidden_dims: widths of the hidden layers; ``()`` makes the network affine.
+        out_features: width of a row that comes out.
+        activation: one of ``networks.ACTIVATIONS``.
+
+    Input of shape (batch, in_features); output of shape (batch, out_features). A row of more dims
+    (an image) is flattened first.
+
+    Raises:
+        ValueError: a row that does not have ``in_features`` entries.
+
+    Example:
+        >>> import torch
+        >>> MLP(4, (8,), 2)(torch.zeros(3, 4)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self, in_features: int, hidden_dims: Sequence[int], out_features: int, activation: str = "relu"
+    ) -> None:
+        super().__init__()
+        checks.choice("activation", activation, tuple(ACTIVATIONS))
+        self.in_features = checks.integer("in_features", in_features)
+        self.out_features = checks.integer("out_features", out_features)
+        widths = [self.in_features, *(checks.integer("hidden_dims", width) for width in hidden_dims)]
+        layers: list[nn.Module] = []
+        for width, following in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Linear(width, following), ACTIVATIONS[activation]()]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], self.out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        if x.shape[-1] != self.in_features:
+            raise ValueError(
+                checks.refusal(
+                    "x",
+                    f"rows of width {self.in_features}",
+                    f"rows of width {x.shape[-1]}",
+                    "Pass rows of that width, or build the network for these.",
+                )
+            )
+        return self.layers(x)
+
+
+def output_width(network: nn.Module) -> int | None:
+    """The width of what ``network`` puts out: its ``out_features``, else its last layer's, else None."""
+    for module in [network, *reversed(list(network.modules()))]:
+        width = getattr(module, "out_features", None)
+        if isinstance(width, int):
+            return width
+    return None

@@ -1,0 +1,90 @@
+"""Tiles and their seeds: where the randomness of an evaluation comes from.
+
+An evaluation of ``num_samples`` draws for N rows is cut into tiles of rows × samples. A tile's noise
+follows from (seed, tile) alone, so the answer does not depend on which tile came first, on who computed
+it, or on what ran before; and the global generator is left as it was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+from pyrovae import checks
+
+# Measured (benchmarks/evaluation.py): tiles of about this many numbers keep a Pyro call's overhead small
+# and its temporaries near the cache.
+_ELEMENTS_PER_TILE = 1 << 20
+_SAMPLES_PER_TILE = 128
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One block of an evaluation: which rows, which samples, and its place in the grid of blocks."""
+
+    rows: slice
+    samples: slice
+    index: tuple[int, int]
+
+    @property
+    def num_samples(self) -> int:
+        return self.samples.stop - self.samples.start
+
+
+def tile_shape(row_elements: int, num_samples: int) -> tuple[int, int]:
+    """(rows, samples) of a tile, from the numbers in a row and the samples asked for, and nothing else.
+
+    Few samples make tall tiles, many samples make short ones: either way a tile holds about the same
+    amount of work, and a row is encoded once for up to 128 samples.
+    """
+    samples = min(num_samples, _SAMPLES_PER_TILE)
+    return max(1, _ELEMENTS_PER_TILE // (row_elements * samples)), samples
+
+
+def tiles(num_rows: int, num_samples: int, shape: tuple[int, int]) -> Iterator[list[Tile]]:
+    """The tiles of an evaluation: for every block of rows, the list of its blocks of samples."""
+    height, width = checks.integer("tile", shape[0]), checks.integer("tile", shape[1])
+    for i, row in enumerate(range(0, num_rows, height)):
+        rows = slice(row, min(row + height, num_rows))
+        yield [
+            Tile(rows, slice(sample, min(sample + width, num_samples)), (i, j))
+            for j, sample in enumerate(range(0, num_samples, width))
+        ]
+
+
+class Stream(IntEnum):
+    """What a stream of noise is for; streams never overlap."""
+
+    TILE = 0
+    ROW_ORDER = 1
+    STEP = 2
+    SAMPLE = 3
+    INSPECT = 4
+
+
+def derive(seed: int, stream: Stream, *keys: int) -> int:
+    """A 63-bit seed from a seed, a stream and keys; different ones give independent noise."""
+    checks.integer("seed", seed, minimum=0)
+    # As spawn_key, not as entropy: SeedSequence pads entropy with zeros, so (1,) and (1, 0) would agree.
+    words = np.random.SeedSequence(seed, spawn_key=(stream, *keys)).generate_state(2, np.uint32)
+    return int(words[0]) << 31 | int(words[1]) >> 1
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Run a block with torch's generators seeded, and put them back as they were.
+
+    Pyro's distributions draw from torch's global generator and take no other; so the global one is
+    borrowed for the length of the block.
+    """
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed(seed)
+        yield

@@ -1,0 +1,54 @@
+"""Figures: frames and arrays in, matplotlib axes filled. People look before they read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrovae.diagnostics import k_threshold
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from pyrovae.evidence.result import LogEvidence
+
+
+def training_curves(axes: Axes, frame: pd.DataFrame, title: str = "") -> None:
+    """The ELBO of every epoch, split into rate and reconstruction, in nats a row."""
+    for column, style in (("reconstruction", "C0"), ("elbo", "C1"), ("rate", "C2")):
+        axes.plot(frame["epoch"], frame[column], style, label=column)
+        if f"validation_{column}" in frame:
+            axes.plot(frame["epoch"], frame[f"validation_{column}"], style, linestyle=":")
+    axes.set(xlabel="epoch", ylabel="nats a row", title=title)
+    if "validation_elbo" in frame:
+        axes.plot([], [], "k:", label="validation")
+    axes.legend(fontsize="small")
+
+
+def image_grid(axes: Axes, rows: Any, shape: tuple[int, int], columns: int, title: str = "") -> None:
+    """Rows drawn as grey images in a grid; ``rows`` of shape (rows, height · width), ``columns`` a line."""
+    images = np.asarray(rows, dtype=float).reshape(-1, *shape)
+    height, width = shape
+    lines = -(-len(images) // columns)
+    # one pixel of white between images
+    canvas = np.full((lines * (height + 1) - 1, columns * (width + 1) - 1), np.nan)
+    for index, image in enumerate(images):
+        top, left = index // columns * (height + 1), index % columns * (width + 1)
+        canvas[top : top + height, left : left + width] = image
+    axes.imshow(canvas, cmap="gray_r", interpolation="nearest")
+    axes.set(title=title)
+    axes.axis("off")
+
+
+def pareto_k(axes: Axes, evidences: Sequence[tuple[str, LogEvidence]], title: str = "") -> None:
+    """k-hat of every row, sorted, one curve a model; the rows above the line are not to be believed."""
+    for label, evidence in evidences:
+        ordered = np.sort(evidence.pareto_k)
+        axes.plot(np.arange(1, len(ordered) + 1), ordered, ".", markersize=3, label=label)
+    limit = k_threshold(evidences[0][1].num_samples)
+    axes.axhline(limit, color="k", linewidth=1, label=f"believed up to {limit:.2f}")
+    axes.set(xlabel="row, sorted", ylabel="k-hat", title=title)
+    axes.legend(fontsize="small")

@@ -1,0 +1,76 @@
+"""Progress with rate and time left: a bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+
+class Progress:
+    """Counts steps of a known total and shows how far, how fast and how long yet.
+
+    Args:
+        description: what is going on.
+        total: how many steps there are.
+        unit: what a step is called.
+        show: False shows nothing.
+
+    Used as a context manager; ``advance`` counts. A bar (rich) where standard error is a terminal; a
+    plain line at most every ten seconds, and one at the end, where it is a file or a pipe.
+    """
+
+    _SECONDS_BETWEEN_LINES = 10.0
+
+    def __init__(self, description: str, total: int, unit: str, show: bool = True) -> None:
+        self.description, self.total, self.unit, self.show = description, total, unit, show
+        self.done = 0
+        self._note = ""
+
+    def __enter__(self) -> Progress:
+        self._started = self._last_line = time.monotonic()
+        self._bar = None
+        if self.show and sys.stderr.isatty():
+            from rich import progress
+            from rich.console import Console
+
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("{task.fields[rate]}"),
+                progress.TimeRemainingColumn(),
+                progress.TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.description, total=self.total, rate="", note="")
+        return self
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Count ``steps`` more; ``note`` is shown beside the rate until the next."""
+        self.done += steps
+        self._note = note or self._note
+        if self._bar is not None:
+            self._bar.update(self._task, advance=steps, rate=self._rate(), note=self._note)
+        elif self.show and time.monotonic() - self._last_line > self._SECONDS_BETWEEN_LINES:
+            self._line()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self.show:
+            self._line()
+
+    def _rate(self) -> str:
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        return f"{self.done / elapsed:.3g} {self.unit}/s"
+
+    def _line(self) -> None:
+        self._last_line = time.monotonic()
+        elapsed = self._last_line - self._started
+        left = elapsed / self.done * (self.total - self.done) if self.done else float("nan")
+        parts = [f"{self.description}: {self.done}/{self.total}", self._rate(), f"{left:.0f} s left", self._note]
+        print(", ".join(part for part in parts if part), file=sys.stderr)
