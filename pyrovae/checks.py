@@ -33,25 +33,33 @@ def refusal(argument: str, expected: str, came: str, mend: str) -> str:
     return f"{argument}: expected {expected}, got {came}. {mend}"
 
 
+def bad_value(argument: str, expected: str, came: str, mend: str) -> ValueError:
+    """The error to raise for a value that can't serve."""
+    return ValueError(refusal(argument, expected, came, mend))
+
+
+def bad_type(argument: str, expected: str, came: str, mend: str) -> TypeError:
+    """The error to raise for a thing of the wrong kind."""
+    return TypeError(refusal(argument, expected, came, mend))
+
+
 def integer(argument: str, value: Any, minimum: int = 1) -> int:
     """``value`` as an int of at least ``minimum``; raises ``TypeError`` or ``ValueError``."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(
-            refusal(argument, f"a whole number ≥ {minimum}", f"{value!r} ({type(value).__name__})", "Pass an int.")
+        raise bad_type(
+            argument, f"a whole number ≥ {minimum}", f"{value!r} ({type(value).__name__})", "Pass an int."
         )
     if value < minimum:
-        raise ValueError(refusal(argument, f"a whole number ≥ {minimum}", str(value), f"Pass at least {minimum}."))
+        raise bad_value(argument, f"a whole number ≥ {minimum}", str(value), f"Pass at least {minimum}.")
     return int(value)
 
 
 def positive(argument: str, value: Any) -> float:
     """``value`` as a finite positive float; raises ``TypeError`` or ``ValueError``."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(
-            refusal(argument, "a positive number", f"{value!r} ({type(value).__name__})", "Pass a float.")
-        )
+        raise bad_type(argument, "a positive number", f"{value!r} ({type(value).__name__})", "Pass a float.")
     if not (value > 0 and math.isfinite(value)):
-        raise ValueError(refusal(argument, "a finite number > 0", str(value), "Pass a positive float."))
+        raise bad_value(argument, "a finite number > 0", str(value), "Pass a positive float.")
     return float(value)
 
 
@@ -59,7 +67,7 @@ def choice(argument: str, value: Any, options: tuple[str, ...]) -> str:
     """``value`` if it is one of ``options``; raises ``ValueError`` naming them all."""
     if value not in options:
         listed = ", ".join(repr(option) for option in options)
-        raise ValueError(refusal(argument, f"one of {listed}", repr(value), "Pass one of these names."))
+        raise bad_value(argument, f"one of {listed}", repr(value), "Pass one of these names.")
     return str(value)
 
 
@@ -84,12 +92,12 @@ def rows(
         if device is not None:
             tensor = tensor.to(device)
     if tensor.dim() == 0:
-        raise ValueError(
-            refusal(argument, "rows on dim 0", "a single number", "Pass an array of shape (rows, columns).")
+        raise bad_value(
+            argument, "rows on dim 0", "a single number", "Pass an array of shape (rows, columns)."
         )
     if tensor.numel() == 0:
-        raise ValueError(
-            refusal(argument, "at least one row and one column", f"shape {tuple(tensor.shape)}", "Pass some rows.")
+        raise bad_value(
+            argument, "at least one row and one column", f"shape {tuple(tensor.shape)}", "Pass some rows."
         )
     finite(argument, tensor)
     return tensor
@@ -97,21 +105,22 @@ def rows(
 
 def _from_tensor(x: Tensor, dtype: torch.dtype | None, device: torch.device | None, argument: str) -> Tensor:
     if x.is_complex():
-        raise TypeError(refusal(argument, "real numbers", f"a {x.dtype} tensor", "Pass x.real or x.abs()."))
+        raise bad_type(argument, "real numbers", f"a {x.dtype} tensor", "Pass x.real or x.abs().")
     if device is not None and x.device != device:
-        raise ValueError(
-            refusal(argument, f"a tensor on {device}", f"one on {x.device}", f"Move it: {argument}.to({str(device)!r}).")
+        raise bad_value(
+            argument,
+            f"a tensor on {device}",
+            f"one on {x.device}",
+            f"Move it: {argument}.to({str(device)!r}).",
         )
     if not x.is_floating_point():
         return x.to(dtype or torch.get_default_dtype())
     if dtype is not None and x.dtype != dtype:
-        raise TypeError(
-            refusal(
-                argument,
-                f"a {dtype} tensor, the dtype of the model's parameters",
-                f"a {x.dtype} tensor",
-                f"Cast one of the two: {argument}.to({dtype}), or model.to({x.dtype}).",
-            )
+        raise bad_type(
+            argument,
+            f"a {dtype} tensor, the dtype of the model's parameters",
+            f"a {x.dtype} tensor",
+            f"Cast one of the two: {argument}.to({dtype}), or model.to({x.dtype}).",
         )
     return x.detach()
 
@@ -120,30 +129,30 @@ def _array(x: Any, argument: str) -> np.ndarray:
     """A numpy array of numbers from an array, a frame or a series; everything else is refused."""
     if hasattr(x, "to_numpy"):  # DataFrame and Series, without importing pandas
         dtypes = getattr(x, "dtypes", None)
-        if hasattr(dtypes, "items"):
-            odd = [f"{name!r} ({kind})" for name, kind in dtypes.items() if getattr(kind, "kind", "O") not in "biuf"]
+        if dtypes is not None and hasattr(dtypes, "items"):
+            odd = [
+                f"{name!r} ({kind})"
+                for name, kind in dtypes.items()
+                if getattr(kind, "kind", "O") not in "biuf"
+            ]
             if odd:
-                raise TypeError(
-                    refusal(
-                        argument,
-                        "columns of numbers",
-                        f"{len(odd)} other column(s), first {odd[0]}",
-                        "Encode them as numbers or drop them.",
-                    )
+                raise bad_type(
+                    argument,
+                    "columns of numbers",
+                    f"{len(odd)} other column(s), first {odd[0]}",
+                    "Encode them as numbers or drop them.",
                 )
         x = x.to_numpy()
     if not isinstance(x, np.ndarray):
-        raise TypeError(
-            refusal(
-                argument,
-                "a tensor, a numpy array or a DataFrame",
-                f"a {type(x).__name__}",
-                "Convert it, for example with numpy.asarray.",
-            )
+        raise bad_type(
+            argument,
+            "a tensor, a numpy array or a DataFrame",
+            f"a {type(x).__name__}",
+            "Convert it, for example with numpy.asarray.",
         )
     if x.dtype.kind not in "biuf":
-        raise TypeError(
-            refusal(argument, "real numbers", f"an array of dtype {x.dtype}", "Pass numbers: x.astype(float).")
+        raise bad_type(
+            argument, "real numbers", f"an array of dtype {x.dtype}", "Pass numbers: x.astype(float)."
         )
     # torch takes neither negative strides, foreign byte orders nor read-only memory without a warning.
     if not x.flags.writeable or not x.dtype.isnative or any(stride < 0 for stride in x.strides):
@@ -161,13 +170,11 @@ def finite(argument: str, x: Tensor) -> None:
         return
     count, position = _first(bad)
     value = float(x[tuple(position)])
-    raise ValueError(
-        refusal(
-            argument,
-            "finite numbers",
-            f"{count} that are NaN or infinite, first {value} at {_place(position)}",
-            "Drop those rows or impute them first.",
-        )
+    raise bad_value(
+        argument,
+        "finite numbers",
+        f"{count} that are NaN or infinite, first {value} at {_place(position)}",
+        "Drop those rows or impute them first.",
     )
 
 
@@ -181,13 +188,11 @@ def on_support(argument: str, rows: Tensor, columns: list[int], support: Constra
         return
     count, (row, position) = _first(outside)
     column = columns[position]
-    raise ValueError(
-        refusal(
-            argument,
-            f"values on the support of {family} ({support})",
-            f"{count} off it, first {float(rows[row, column]):g} at {_place([row, column])}",
-            _ALTERNATIVES.get(family, "Choose a likelihood whose support holds these values."),
-        )
+    raise bad_value(
+        argument,
+        f"values on the support of {family} ({support})",
+        f"{count} off it, first {float(rows[row, column]):g} at {_place([row, column])}",
+        _ALTERNATIVES.get(family, "Choose a likelihood whose support holds these values."),
     )
 
 
@@ -203,13 +208,11 @@ def varying_columns(argument: str, x: Tensor) -> None:
     if len(stuck):
         column = int(stuck[0])
         value = float(flat[:, column].mode().values)
-        raise ValueError(
-            refusal(
-                argument,
-                "columns that vary, because this likelihood learns a scale for each",
-                f"{len(stuck)} column(s) with one value in over 99 % of the rows, first column {column} (value {value:g})",
-                'Drop those columns, dequantise whole numbers, or use scale="shared" or a fixed scale.',
-            )
+        raise bad_value(
+            argument,
+            "columns that vary, because this likelihood learns a scale for each",
+            f"{len(stuck)} column(s) with one value in over 99 % of the rows, first column {column} (value {value:g})",
+            'Drop those columns, dequantise whole numbers, or use scale="shared" or a fixed scale.',
         )
 
 
@@ -217,7 +220,7 @@ def fingerprint(x: Tensor) -> str:
     """sha256 of the rows as float32 numbers and their shape: equal for equal rows, whatever their dtype."""
     digest = hashlib.sha256(repr(tuple(x.shape)).encode())
     for block in x.split(4096):
-        digest.update(np.ascontiguousarray(block.detach().cpu().float().numpy()))
+        digest.update(block.detach().cpu().float().contiguous().numpy().data)
     return digest.hexdigest()
 
 

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 
 def compare(
-    models: Mapping[str, Any], x: Any = None, *, num_samples: int = 1000, seed: int = 0, progress: bool = False
+    models: Mapping[str, Any],
+    x: Any = None,
+    *,
+    num_samples: int = 1000,
+    seed: int = 0,
+    progress: bool = False,
 ) -> pd.DataFrame:
     """Score the same held-out rows under every model and rank them by log P(x), in nats a row.
 
@@ -48,8 +53,8 @@ def compare(
         'independent'
     """
     if not isinstance(models, Mapping) or not models:
-        raise TypeError(
-            checks.refusal("models", "a dict from names to models", repr(models), 'Pass {"VAE": vae, "PPCA": ppca}.')
+        raise checks.bad_type(
+            "models", "a dict from names to models", repr(models), 'Pass {"VAE": vae, "PPCA": ppca}.'
         )
     scores: dict[str, LogEvidence] = {}
     seconds: dict[str, float] = {}
@@ -59,12 +64,11 @@ def compare(
             scores[name] = model
         else:
             if x is None:
-                raise ValueError(
-                    checks.refusal("x", f"rows to score {name!r} on", "None", "Pass held-out rows as the second argument.")
+                raise checks.bad_value(
+                    "x", f"rows to score {name!r} on", "None", "Pass held-out rows as the second argument."
                 )
-            own = hasattr(model, "log_evidence")
-            options = {} if own else {"num_samples": num_samples, "seed": seed, "progress": progress}
-            scores[name] = log_evidence(model, x, **options)
+            options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "progress": progress}
+            scores[name] = log_evidence(model, x, **({} if hasattr(model, "log_evidence") else options))
         seconds[name] = time.perf_counter() - started
     _check_comparable(scores)
     return _table(scores, seconds)
@@ -76,44 +80,40 @@ def _check_comparable(scores: Mapping[str, LogEvidence]) -> None:
     for name, score in scores.items():
         odd = [column for column, kind in enumerate(score.measure) if kind not in ("mass", "density")]
         if odd:
-            raise ValueError(
-                checks.refusal(
-                    "models",
-                    "a log P of every column of x, in x's own units",
-                    f"{name!r}, in which {len(odd)} column(s) are {score.measure[odd[0]]}, first column {odd[0]}",
-                    "Observe x itself; put a scaling into the likelihood, or transform x before and pass that.",
-                )
+            raise checks.bad_value(
+                "models",
+                "a log P of every column of x, in x's own units",
+                f"{name!r}, in which {len(odd)} column(s) are {score.measure[odd[0]]}, first column {odd[0]}",
+                "Observe x itself; put a scaling into the likelihood, or transform x before and pass that.",
             )
         if score.target != "predictive":
-            raise ValueError(
-                checks.refusal(
-                    "models",
-                    "predictive scores of held-out rows",
-                    f"{name!r}, the {score.target} of a training set",
-                    "Compare evidences of one training set with each other only.",
-                )
+            raise checks.bad_value(
+                "models",
+                "predictive scores of held-out rows",
+                f"{name!r}, the {score.target} of a training set",
+                "Compare evidences of one training set with each other only.",
             )
     for name, score in others:
         if score.fingerprint != reference.fingerprint:
-            raise ValueError(
-                checks.refusal(
-                    "models",
-                    f"all scored on the same rows in the same units, as {first!r} was",
-                    f"{name!r} on others ({len(score)} rows against {len(reference)})",
-                    "Score them on one x.",
-                )
+            raise checks.bad_value(
+                "models",
+                f"all scored on the same rows in the same units, as {first!r} was",
+                f"{name!r} on others ({len(score)} rows against {len(reference)})",
+                "Score them on one x.",
             )
         if score.measure != reference.measure:
-            column = next(i for i, pair in enumerate(zip(score.measure, reference.measure, strict=True)) if pair[0] != pair[1])
-            raise ValueError(
-                checks.refusal(
-                    "models",
-                    "all masses or all densities, column by column",
-                    f"a {reference.measure[column]} under {first!r} and a {score.measure[column]} under {name!r} "
-                    f"in column {column}",
-                    "A probability and a density have different units and no common scale: compare each with its "
-                    "own kind, in two tables, or give both the same kind of likelihood.",
-                )
+            column = next(
+                i
+                for i, pair in enumerate(zip(score.measure, reference.measure, strict=True))
+                if pair[0] != pair[1]
+            )
+            raise checks.bad_value(
+                "models",
+                "all masses or all densities, column by column",
+                f"a {reference.measure[column]} under {first!r} and a {score.measure[column]} under {name!r} "
+                f"in column {column}",
+                "A probability and a density have different units and no common scale: compare each with its "
+                "own kind, in two tables, or give both the same kind of likelihood.",
             )
 
 
@@ -138,7 +138,7 @@ def _table(scores: Mapping[str, LogEvidence], seconds: Mapping[str, float]) -> p
                 "mcse_diff": 0.0 if same else float(np.hypot(score.mean_mcse, best.mean_mcse)),
                 "kind": ", ".join(sorted(set(score.kind.tolist()))),
                 "parameters": score.parameters,
-                **{verdict: count for verdict, count in score.counts().items()},
+                **score.counts(),
                 "seconds": seconds[name],
             }
         )

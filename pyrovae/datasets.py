@@ -23,7 +23,7 @@ def digits(kind: str = "binary", seed: int = 0) -> Split:
     """scikit-learn's 1797 digits of 8 × 8 pixels with levels 0 to 16; 1197, 200 and 400 rows.
 
     Args:
-        kind: "binary", level ≥ 8 as 0 or 1, a mass; or "continuous", (level + u) / 17 with u uniform on
+        kind: "binary", level ≥ 8 as 0 or 1, a mass; or "continuous", level + u with u uniform on
             [0, 1), a density: dequantised, so that no column is a set of points.
         seed: of the split into rows and of the dequantisation; fixed, because both change the numbers.
 
@@ -40,6 +40,6 @@ def digits(kind: str = "binary", seed: int = 0) -> Split:
     if kind == "binary":
         x = (levels >= 8).float()
     else:
-        x = (levels + torch.rand(levels.shape, generator=generator)) / 17
+        x = levels + torch.rand(levels.shape, generator=generator)
     x = x[order]
     return Split(x[:1197], x[1197:1397], x[1397:])

@@ -94,7 +94,7 @@ class Accumulator:
                 f"log_weights: expected shape (samples, rows), neither empty, got {tuple(log_weights.shape)}. "
                 "Put samples on dim 0 and rows on dim 1."
             )
-        accumulator = cls(*log_weights.shape, device=log_weights.device)
+        accumulator = cls(len(log_weights), log_weights.shape[1], log_weights.device)
         accumulator.add(0, log_weights)
         return accumulator
 
@@ -169,7 +169,7 @@ def _pareto_shape(excess: Tensor) -> Tensor:
     (2009), with the weak prior of Vehtari et al. (2024) that pulls k towards 0.5 with the weight of ten
     draws. Vectorised over the rows, which the implementation in arviz loops over.
     """
-    n, num_rows = excess.shape
+    n = len(excess)
     grid_size = 30 + int(math.sqrt(n))
     grid = torch.arange(1, grid_size + 1, dtype=torch.float64, device=excess.device)
     quartile = excess[int(n / 4 + 0.5) - 1]

@@ -108,25 +108,21 @@ class Gaussian(Likelihood):
         width = output_width(network)
         if scale == "decoder":
             if width is not None and width % 2:
-                raise ValueError(
-                    checks.refusal(
-                        "network",
-                        'an even output width for scale="decoder" (means, then log-scales)',
-                        str(width),
-                        "Give it two outputs for every entry of x.",
-                    )
+                raise checks.bad_value(
+                    "network",
+                    'an even output width for scale="decoder" (means, then log-scales)',
+                    str(width),
+                    "Give it two outputs for every entry of x.",
                 )
         elif scale == "shared":
             self.log_scale = nn.Parameter(torch.zeros(()))
         elif scale == "per_dimension":
             if width is None:
-                raise ValueError(
-                    checks.refusal(
-                        "network",
-                        'a network that names its output width, for scale="per_dimension"',
-                        f"a {type(network).__name__} without out_features",
-                        "Set network.out_features to the width of a row of x.",
-                    )
+                raise checks.bad_value(
+                    "network",
+                    'a network that names its output width, for scale="per_dimension"',
+                    f"a {type(network).__name__} without out_features",
+                    "Set network.out_features to the width of a row of x.",
                 )
             self.log_scale = nn.Parameter(torch.zeros(width))
 

@@ -70,8 +70,8 @@ class Evaluation:
             try:
                 rows, samples = tile
             except (TypeError, ValueError):
-                raise TypeError(
-                    checks.refusal("tile", "a pair (rows, samples)", repr(tile), "Pass two whole numbers.")
+                raise checks.bad_type(
+                    "tile", "a pair (rows, samples)", repr(tile), "Pass two whole numbers."
                 ) from None
             tile = checks.integer("tile", rows), checks.integer("tile", samples)
         return cls(pair, structure, batch, num_samples, seed, tile)
@@ -134,7 +134,9 @@ def log_weights(
         torch.Size([10, 4])
     """
     evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
-    matrix = torch.empty(num_samples, len(evaluation), dtype=torch.float64, device=evaluation.batch["x"].device)
+    matrix = torch.empty(
+        num_samples, len(evaluation), dtype=torch.float64, device=evaluation.batch["x"].device
+    )
     for block in evaluation.tiles():
         for part in block:
             matrix[part.samples, part.rows] = evaluation.terms(part).log_weights
@@ -188,11 +190,14 @@ def elbo(
 
 def elbo_of(evaluation: Evaluation) -> ELBOEstimate:
     """``elbo`` of a pair and rows that were prepared before."""
-    num_rows, num_samples = len(evaluation), evaluation.num_samples
-    reconstruction, rate, mcse = (torch.empty(num_rows, dtype=torch.float64) for _ in range(3))
+    reconstruction, rate, mcse = (torch.empty(len(evaluation), dtype=torch.float64) for _ in range(3))
     for block in evaluation.tiles():
         # mean and squared deviations, merged tile by tile (Chan, Golub and LeVeque 1983)
-        count, mean_r, mean_k, mean_w, deviations = 0, 0.0, 0.0, 0.0, 0.0
+        rows = block[0].rows
+        count = 0
+        mean_r, mean_k, mean_w, deviations = torch.zeros(
+            4, rows.stop - rows.start, dtype=torch.float64, device=evaluation.batch["x"].device
+        )
         for tile in block:
             terms = evaluation.terms(tile)
             n = tile.num_samples
@@ -204,7 +209,6 @@ def elbo_of(evaluation: Evaluation) -> ELBOEstimate:
             mean_r = mean_r + (terms.likelihood.mean(dim=0) - mean_r) * share
             mean_k = mean_k + ((terms.proposal - terms.prior).mean(dim=0) - mean_k) * share
             count += n
-        rows = block[0].rows
         reconstruction[rows], rate[rows] = mean_r, mean_k
         mcse[rows] = (deviations / (count * (count - 1))).sqrt() if count > 1 else math.nan
     return ELBOEstimate((reconstruction - rate).numpy(), rate.numpy(), reconstruction.numpy(), mcse.numpy())
@@ -213,13 +217,11 @@ def elbo_of(evaluation: Evaluation) -> ELBOEstimate:
 def prepare_rows(pair: LatentVariableModel, x: Any) -> Batch:
     """``x`` as a checked batch in the pair's dtype and on its device."""
     if not isinstance(pair, LatentVariableModel):
-        raise TypeError(
-            checks.refusal(
-                "pair",
-                "a VAE or a LatentVariableModel",
-                f"a {type(pair).__name__}",
-                "Wrap your Pyro model and guide: LatentVariableModel(model, guide).",
-            )
+        raise checks.bad_type(
+            "pair",
+            "a VAE or a LatentVariableModel",
+            f"a {type(pair).__name__}",
+            "Wrap your Pyro model and guide: LatentVariableModel(model, guide).",
         )
     return {"x": checks.rows(x, dtype=pair.dtype, device=pair.device)}
 

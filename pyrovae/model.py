@@ -13,7 +13,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.params.param_store import ParamStoreDict
+from pyro.params.param_store import ParamStoreDict, StateDict
 from torch import Tensor, nn
 
 from pyrovae import checks, likelihoods, noise
@@ -56,6 +56,9 @@ class LatentVariableModel(nn.Module):
         >>> pair = LatentVariableModel(model, guide)
     """
 
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -67,8 +70,8 @@ class LatentVariableModel(nn.Module):
         super().__init__()
         for name, function in (("model", model), ("guide", guide)):
             if not callable(function):
-                raise TypeError(
-                    checks.refusal(name, "a callable with Pyro statements", repr(function), "Pass a function or module.")
+                raise checks.bad_type(
+                    name, "a callable with Pyro statements", repr(function), "Pass a function or module."
                 )
         _refuse_autoguide(guide)
         # In __dict__, so that torch does not register them a second time beside their owners.
@@ -81,7 +84,7 @@ class LatentVariableModel(nn.Module):
         """Set up the pair's own parameter store."""
         self.plate = plate
         self._adopted = params is not None
-        self._store: dict[str, dict[str, Any]] = _store_state(params)
+        self._store = _store_state(params)
         self.declared = nn.Module()  # holds what pyro.param and pyro.module declared in plain functions
         self._register_declared()
 
@@ -100,19 +103,19 @@ class LatentVariableModel(nn.Module):
         if self._adopted:
             return
         owned = {id(p) for p in self.owners_parameters()}
-        new = {name: p for name, p in self._store["params"].items() if name not in known and id(p) not in owned}
+        new = {
+            name: p for name, p in self._store["params"].items() if name not in known and id(p) not in owned
+        }
         taken = sorted(name for name in new if name in pyro.get_param_store())
         if taken:
             for name in self._store["params"].keys() - known:
                 del self._store["params"][name], self._store["constraints"][name]
-            raise ValueError(
-                checks.refusal(
-                    "params",
-                    "names that Pyro's global parameter store does not hold yet",
-                    f"{len(taken)} that it does, first {taken[0]!r}",
-                    "Pass params=pyro.get_param_store() to use what was trained there, or call "
-                    "pyro.clear_param_store() first to start anew.",
-                )
+            raise checks.bad_value(
+                "params",
+                "names that Pyro's global parameter store does not hold yet",
+                f"{len(taken)} that it does, first {taken[0]!r}",
+                "Pass params=pyro.get_param_store() to use what was trained there, or call "
+                "pyro.clear_param_store() first to start anew.",
             )
 
     def _register_declared(self) -> None:
@@ -187,13 +190,11 @@ class VAE(LatentVariableModel):
         nn.Module.__init__(self)
         for name, part in (("prior", prior), ("likelihood", likelihood), ("encoder", encoder)):
             if not isinstance(part, nn.Module):
-                raise TypeError(
-                    checks.refusal(
-                        name,
-                        "a torch module whose forward returns a Pyro distribution",
-                        repr(part),
-                        f"Take one of pyrovae.{name}s or write one.",
-                    )
+                raise checks.bad_type(
+                    name,
+                    "a torch module whose forward returns a Pyro distribution",
+                    repr(part),
+                    f"Take one of pyrovae.{name}s or write one.",
                 )
         self._check_widths(prior, encoder)
         self.prior = prior
@@ -274,16 +275,17 @@ class VAE(LatentVariableModel):
 
     @staticmethod
     def _check_widths(prior: nn.Module, encoder: nn.Module) -> None:
-        latent_dim, per_latent = getattr(prior, "latent_dim", None), getattr(encoder, "outputs_per_latent", None)
+        latent_dim, per_latent = (
+            getattr(prior, "latent_dim", None),
+            getattr(encoder, "outputs_per_latent", None),
+        )
         width = output_width(encoder)
         if latent_dim and per_latent and width and width != per_latent * latent_dim:
-            raise ValueError(
-                checks.refusal(
-                    "encoder",
-                    f"a network with {per_latent * latent_dim} outputs for {latent_dim} latent dimensions",
-                    str(width),
-                    f"Give it {per_latent} outputs for every latent dimension.",
-                )
+            raise checks.bad_value(
+                "encoder",
+                f"a network with {per_latent * latent_dim} outputs for {latent_dim} latent dimensions",
+                str(width),
+                f"Give it {per_latent} outputs for every latent dimension.",
             )
 
 
@@ -298,20 +300,18 @@ def _owners(*functions: Callable[..., Any]) -> list[nn.Module]:
     return list({id(owner): owner for owner in found if isinstance(owner, nn.Module)}.values())
 
 
-def _store_state(params: ParamStoreDict | dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+def _store_state(params: ParamStoreDict | dict[str, Any] | None) -> StateDict:
     if params is None:
         return {"params": {}, "constraints": {}}
     if isinstance(params, ParamStoreDict):
-        return dict(params.get_state())
+        return params.get_state()
     if isinstance(params, dict) and params.keys() == {"params", "constraints"}:
-        return {part: dict(values) for part, values in params.items()}
-    raise TypeError(
-        checks.refusal(
-            "params",
-            "a Pyro parameter store or its get_state()",
-            f"a {type(params).__name__}",
-            "Pass pyro.get_param_store().",
-        )
+        return {"params": dict(params["params"]), "constraints": dict(params["constraints"])}
+    raise checks.bad_type(
+        "params",
+        "a Pyro parameter store or its get_state()",
+        f"a {type(params).__name__}",
+        "Pass pyro.get_param_store().",
     )
 
 
@@ -327,11 +327,9 @@ def _refuse_autoguide(guide: Callable[..., Any]) -> None:
         reason = "is joint over all rows: a row has no weight of its own"
     else:
         reason = "is tied to the rows it was first called with"
-    raise ValueError(
-        checks.refusal(
-            "guide",
-            "a distribution of each row's latents given that row",
-            f"{type(guide).__name__}, which {reason}",
-            "Write a guide that encodes x, as in pyrovae.encoders.",
-        )
+    raise checks.bad_value(
+        "guide",
+        "a distribution of each row's latents given that row",
+        f"{type(guide).__name__}, which {reason}",
+        "Write a guide that encodes x, as in pyrovae.encoders.",
     )

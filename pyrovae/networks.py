@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -48,20 +49,18 @@ class MLP(nn.Module):
         self.out_features = checks.integer("out_features", out_features)
         widths = [self.in_features, *(checks.integer("hidden_dims", width) for width in hidden_dims)]
         layers: list[nn.Module] = []
-        for width, following in zip(widths[:-1], widths[1:], strict=True):
+        for width, following in pairwise(widths):
             layers += [nn.Linear(width, following), ACTIVATIONS[activation]()]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], self.out_features))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
         if x.shape[-1] != self.in_features:
-            raise ValueError(
-                checks.refusal(
-                    "x",
-                    f"rows of width {self.in_features}",
-                    f"rows of width {x.shape[-1]}",
-                    "Pass rows of that width, or build the network for these.",
-                )
+            raise checks.bad_value(
+                "x",
+                f"rows of width {self.in_features}",
+                f"rows of width {x.shape[-1]}",
+                "Pass rows of that width, or build the network for these.",
             )
         return self.layers(x)
 

@@ -26,7 +26,6 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.distributions.util import scale_and_mask
-from pyro.infer import ELBO
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -117,12 +116,12 @@ def log_joint(pair: LatentVariableModel, structure: Structure, batch: Batch, lat
 
 
 def loss(
-    pair: LatentVariableModel, objective: ELBO, batch: Batch, num_rows: int, kl_weight: float
+    pair: LatentVariableModel, objective: Any, batch: Batch, num_rows: int, kl_weight: float
 ) -> Tensor | float:
     """A Pyro ELBO's loss of a minibatch, as an estimate for the whole data set, in nats.
 
     The minibatch stands for all ``num_rows`` rows: every site is scaled by N/B, latent sites by the KL
-    weight besides. The result carries a graph where the objective has a differentiable loss; otherwise
+    weight besides. The result carries a graph where the objective, a ``pyro.infer.ELBO``, has a differentiable loss; otherwise
     its gradients have been added to the parameters' ``.grad``.
     """
     scale = num_rows / len(batch["x"])
@@ -155,7 +154,7 @@ class _ScaleLatents(poutine.messenger.Messenger):
         super().__init__()
         self.weight = weight
 
-    def _pyro_sample(self, msg: Site) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and not site_is_subsample(msg):
             msg["scale"] = msg["scale"] * self.weight
 
@@ -176,7 +175,9 @@ def _sample_sites(traced: Any, batch: Batch) -> Sites:
     return {
         name: site
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
+        if site["type"] == "sample"
+        and not site_is_subsample(site)
+        and not site["infer"].get("_deterministic")
     }
 
 
@@ -311,13 +312,11 @@ def _first_run(pair: LatentVariableModel, part: str, batch: Batch) -> Sites:
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
         if str(error).startswith("params: "):
             raise
-        raise ValueError(
-            checks.refusal(
-                "x",
-                f"rows that the {part} can be called on, any number of them",
-                f"{type(error).__name__} from it on {len(batch['x'])} rows of shape {tuple(batch['x'].shape[1:])}: {error}",
-                f"Pass rows of the shape the {part} is written for, and use len(x) where it needs their number.",
-            )
+        raise checks.bad_value(
+            "x",
+            f"rows that the {part} can be called on, any number of them",
+            f"{type(error).__name__} from it on {len(batch['x'])} rows of shape {tuple(batch['x'].shape[1:])}: {error}",
+            f"Pass rows of the shape the {part} is written for, and use len(x) where it needs their number.",
         ) from error
     for name, site in sites.items():
         _check_scale(part, name, site)
@@ -327,23 +326,19 @@ def _first_run(pair: LatentVariableModel, part: str, batch: Batch) -> Sites:
 def _check_scale(part: str, name: str, site: Site) -> None:
     for frame in site["cond_indep_stack"]:
         if frame.full_size is not None and frame.full_size != frame.size:
-            raise ValueError(
-                checks.refusal(
-                    part,
-                    "plates that hold the rows they are given",
-                    f"plate {frame.name!r} at site {name!r}, which subsamples {frame.size} of {frame.full_size}",
-                    f'Declare pyro.plate("{frame.name}", len(x)); fit draws minibatches and scales them by N/B.',
-                )
+            raise checks.bad_value(
+                part,
+                "plates that hold the rows they are given",
+                f"plate {frame.name!r} at site {name!r}, which subsamples {frame.size} of {frame.full_size}",
+                f'Declare pyro.plate("{frame.name}", len(x)); fit draws minibatches and scales them by N/B.',
             )
     scale = site["scale"]
     if not (bool((scale == 1).all()) if isinstance(scale, Tensor) else scale == 1):
-        raise ValueError(
-            checks.refusal(
-                part,
-                "sample sites of scale 1: a scaled log-probability inside a log-mean-exp is no bound",
-                f"scale {scale} at site {name!r}",
-                "Remove poutine.scale from the pair; for KL annealing use fit(..., kl_warmup=…).",
-            )
+        raise checks.bad_value(
+            part,
+            "sample sites of scale 1: a scaled log-probability inside a log-mean-exp is no bound",
+            f"scale {scale} at site {name!r}",
+            "Remove poutine.scale from the pair; for KL annealing use fit(..., kl_warmup=…).",
         )
 
 
@@ -352,41 +347,36 @@ def _check_sites(model: Sites, guide: Sites) -> tuple[tuple[str, ...], tuple[str
     latents = tuple(name for name, site in model.items() if not site["is_observed"])
     observed = tuple(name for name, site in model.items() if site["is_observed"])
     if not latents:
-        raise ValueError(
-            checks.refusal("model", "a latent sample site", "none", "Sample z inside the plate over rows.")
+        raise checks.bad_value(
+            "model", "a latent sample site", "none", "Sample z inside the plate over rows."
         )
     if not any(_holds_data(model[name]) for name in observed):
-        raise ValueError(
-            checks.refusal("model", "a site observed with x", "none", 'Write pyro.sample("x", …, obs=x).')
-        )
+        raise checks.bad_value("model", "a site observed with x", "none", 'Write pyro.sample("x", …, obs=x).')
     for name, site in guide.items():
         if site["is_observed"]:
-            raise ValueError(
-                checks.refusal(
-                    "guide", "latent sites only", f"the observed site {name!r}", "Leave observations to the model."
-                )
+            raise checks.bad_value(
+                "guide",
+                "latent sites only",
+                f"the observed site {name!r}",
+                "Leave observations to the model.",
             )
         base = site["fn"]
         while hasattr(base, "base_dist"):
             base = base.base_dist
         if isinstance(base, dist.Delta):
-            raise ValueError(
-                checks.refusal(
-                    "guide",
-                    "a distribution at every latent",
-                    f"a Delta at site {name!r}, a point without a density",
-                    "Sample it from a distribution with a scale.",
-                )
+            raise checks.bad_value(
+                "guide",
+                "a distribution at every latent",
+                f"a Delta at site {name!r}, a point without a density",
+                "Sample it from a distribution with a scale.",
             )
     for part, missing in (("guide", set(latents) - guide.keys()), ("model", guide.keys() - set(latents))):
         if missing:
-            raise ValueError(
-                checks.refusal(
-                    part,
-                    "the same latent sites in model and guide",
-                    f"none for {sorted(missing)}",
-                    "Sample every latent in both, under one name; marginalise in the model what the guide leaves out.",
-                )
+            raise checks.bad_value(
+                part,
+                "the same latent sites in model and guide",
+                f"none for {sorted(missing)}",
+                "Sample every latent in both, under one name; marginalise in the model what the guide leaves out.",
             )
     return latents, observed
 
@@ -411,8 +401,8 @@ def _data_dims(
     found: dict[str, int] = {}
     named = {frame.name for part in sites.values() for _, frame in _plates(part)}
     if pair.plate is not None and pair.plate not in named:
-        raise ValueError(
-            checks.refusal("plate", f"one of the pair's plates, {sorted(named)}", repr(pair.plate), "Name one of these.")
+        raise checks.bad_value(
+            "plate", f"one of the pair's plates, {sorted(named)}", repr(pair.plate), "Name one of these."
         )
     for part in ("guide", "model"):
         sizes_again = {(name, frame.name): frame.size for name, frame in _plates(again[part])}
@@ -426,34 +416,28 @@ def _data_dims(
             if pair.plate in fitting:
                 fitting = {pair.plate: fitting[pair.plate]}
             if not fitting:
-                raise ValueError(
-                    checks.refusal(
-                        part,
-                        f"site {name!r} inside a plate of size len(x)",
-                        f"it inside {[f'{plate} ({frame.size})' for plate, frame in frames.items()] or 'no plate'} "
-                        f"for {num_rows} rows",
-                        'Put it under "with pyro.plate("data", len(x)):"; what is joint over rows or shared by '
-                        "them has no log P(x) of a row, and a shared quantity belongs into a parameter.",
-                    )
+                raise checks.bad_value(
+                    part,
+                    f"site {name!r} inside a plate of size len(x)",
+                    f"it inside {[f'{plate} ({frame.size})' for plate, frame in frames.items()] or 'no plate'} "
+                    f"for {num_rows} rows",
+                    'Put it under "with pyro.plate("data", len(x)):"; what is joint over rows or shared by '
+                    "them has no log P(x) of a row, and a shared quantity belongs into a parameter.",
                 )
             if len(fitting) > 1:
-                raise ValueError(
-                    checks.refusal(
-                        "plate",
-                        f"one plate of size len(x) around site {name!r} of the {part}",
-                        f"{len(fitting)}: {sorted(fitting)}",
-                        f"Say which one holds the rows: LatentVariableModel(model, guide, plate={sorted(fitting)[0]!r}).",
-                    )
+                raise checks.bad_value(
+                    "plate",
+                    f"one plate of size len(x) around site {name!r} of the {part}",
+                    f"{len(fitting)}: {sorted(fitting)}",
+                    f"Say which one holds the rows: LatentVariableModel(model, guide, plate={sorted(fitting)[0]!r}).",
                 )
             (dim,) = fitting.values()
             if found.setdefault(name, dim) != dim:
-                raise ValueError(
-                    checks.refusal(
-                        part,
-                        f"the plate over rows at dim {found[name]} of site {name!r}, as in the guide",
-                        f"dim {dim}",
-                        "Give the plate the same dim in model and guide.",
-                    )
+                raise checks.bad_value(
+                    part,
+                    f"the plate over rows at dim {found[name]} of site {name!r}, as in the guide",
+                    f"dim {dim}",
+                    "Give the plate the same dim in model and guide.",
                 )
     return found
 
@@ -519,13 +503,11 @@ def _check_log_prob_dims(sites: dict[str, Sites], structure: Structure) -> None:
         for name, site in found.items():
             dims = site["fn"].batch_shape
             if len(dims) > structure.nesting:
-                raise ValueError(
-                    checks.refusal(
-                        part,
-                        f"site {name!r} with batch dims inside plates only",
-                        f"batch shape {tuple(dims)} under plates of {structure.nesting} dim(s)",
-                        "Declare the rest of the dims as the event: .to_event(n).",
-                    )
+                raise checks.bad_value(
+                    part,
+                    f"site {name!r} with batch dims inside plates only",
+                    f"batch shape {tuple(dims)} under plates of {structure.nesting} dim(s)",
+                    "Declare the rest of the dims as the event: .to_event(n).",
                 )
 
 
@@ -549,14 +531,12 @@ def _check_rows_stand_alone(
         terms = _by_row(first, names[part], structure, len(probe["x"]))
         repeated = _by_row(_run(pair, part, probe, values), names[part], structure, len(probe["x"]))
         if not _agree(terms, repeated, probe["x"].dtype):
-            raise ValueError(
-                checks.refusal(
-                    part,
-                    "the same log-probability from the same rows and latents",
-                    f"two, {_apart(terms, repeated)} nats apart",
-                    "Draw randomness at sample sites only, and put networks with dropout into modules that "
-                    "the pair owns, or into eval() mode.",
-                )
+            raise checks.bad_value(
+                part,
+                "the same log-probability from the same rows and latents",
+                f"two, {_apart(terms, repeated)} nats apart",
+                "Draw randomness at sample sites only, and put networks with dropout into modules that "
+                "the pair owns, or into eval() mode.",
             )
         second = _run(pair, part, fewer, moved)
         if part == "model":
@@ -564,14 +544,12 @@ def _check_rows_stand_alone(
                 _check_answers(name, first[name], second[name], structure.data_dim[name], order)
         elsewhere = _by_row(second, names[part], structure, len(order))
         if not _agree(terms[order], elsewhere, probe["x"].dtype):
-            raise ValueError(
-                checks.refusal(
-                    part,
-                    "rows whose log-probability does not depend on the rest of the batch",
-                    f"one that moves by {_apart(terms[order], elsewhere)} nats when its neighbours or its place change",
-                    "Use nothing computed over the batch (a mean over rows, BatchNorm in train mode), and no "
-                    "data from outside the function; constants of the data set belong into buffers.",
-                )
+            raise checks.bad_value(
+                part,
+                "rows whose log-probability does not depend on the rest of the batch",
+                f"one that moves by {_apart(terms[order], elsewhere)} nats when its neighbours or its place change",
+                "Use nothing computed over the batch (a mean over rows, BatchNorm in train mode), and no "
+                "data from outside the function; constants of the data set belong into buffers.",
             )
 
 

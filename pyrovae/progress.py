@@ -72,5 +72,10 @@ class Progress:
         self._last_line = time.monotonic()
         elapsed = self._last_line - self._started
         left = elapsed / self.done * (self.total - self.done) if self.done else float("nan")
-        parts = [f"{self.description}: {self.done}/{self.total}", self._rate(), f"{left:.0f} s left", self._note]
+        parts = [
+            f"{self.description}: {self.done}/{self.total}",
+            self._rate(),
+            f"{left:.0f} s left",
+            self._note,
+        ]
         print(", ".join(part for part in parts if part), file=sys.stderr)

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyrovae import checks, noise
-from pyrovae.likelihoods import Likelihood, smallest_scale
+from pyrovae.likelihoods import smallest_scale
 from pyrovae.log_weights import ELBOEstimate, Evaluation, elbo_of, prepare_rows
-from pyrovae.model import LatentVariableModel
-from pyrovae.pair import Batch, Structure, inspect, loss
+from pyrovae.model import VAE, LatentVariableModel
+from pyrovae.pair import Batch, inspect, loss
 from pyrovae.progress import Progress
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def step(state: State, batch: Batch, seed: int, learning_rates: Sequence[float],
             for parameter in state.parameters:
                 if parameter.grad is not None:
                     parameter.grad /= state.num_rows
-    value = float(total) / state.num_rows
+    value = float(total.detach() if isinstance(total, Tensor) else total) / state.num_rows
     gradients = [p.grad for p in state.parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if not (math.isfinite(value) and math.isfinite(norm)):
@@ -186,10 +186,11 @@ def fit(
         >>> len(history.frame)
         3
     """
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("num_particles", num_particles)):
-        checks.integer(name, value)
+    checks.integer("epochs", epochs)
+    checks.integer("batch_size", batch_size)
+    checks.integer("num_particles", num_particles)
     checks.integer("seed", seed, minimum=0)
-    checks.positive("lr", lr)
+    lr = checks.positive("lr", lr)
     if clip_norm is not None:
         checks.positive("clip_norm", clip_norm)
     _check_schedule(epochs, checks.integer("kl_warmup", kl_warmup, minimum=0), patience, validation)
@@ -229,7 +230,7 @@ def fit(
                     losses += value * len(rows) / num_rows
                     bar.advance(note=f"epoch {epoch + 1}/{epochs}, loss {value:.2f}")
                 bound = elbo_of(training)
-                record = {"epoch": epoch + 1, "loss": losses, **_columns(bound)}
+                record: dict[str, float] = {"epoch": epoch + 1, "loss": losses, **_columns(bound)}
                 if held_out is not None:
                     record |= _columns(elbo_of(held_out), "validation_")
                 record |= {"kl_weight": kl_weight, "lr": rates[0], "seconds": time.monotonic() - started}
@@ -295,32 +296,26 @@ def _objective(loss: ELBO | None, num_particles: int, minibatches: bool, anneale
     if loss is None:
         return Trace_ELBO(num_particles=num_particles)
     if not isinstance(loss, ELBO):
-        raise TypeError(
-            checks.refusal(
-                "loss",
-                "a pyro.infer.ELBO",
-                repr(loss),
-                "Pass an instance, such as pyro.infer.TraceMeanField_ELBO().",
-            )
+        raise checks.bad_type(
+            "loss",
+            "a pyro.infer.ELBO",
+            repr(loss),
+            "Pass an instance, such as pyro.infer.TraceMeanField_ELBO().",
         )
     name = type(loss).__name__
     if num_particles != 1:
-        raise ValueError(
-            checks.refusal(
-                "num_particles",
-                "1 where loss is given",
-                str(num_particles),
-                f"Say it to the loss: {name}(num_particles={num_particles}).",
-            )
+        raise checks.bad_value(
+            "num_particles",
+            "1 where loss is given",
+            str(num_particles),
+            f"Say it to the loss: {name}(num_particles={num_particles}).",
         )
     if isinstance(loss, _FROZEN):
-        raise ValueError(
-            checks.refusal(
-                "loss",
-                "an objective that reads its scale at every step",
-                f"{name}, which freezes N/B and the KL weight of its first call",
-                f"Pass {name.removeprefix('Jit')}.",
-            )
+        raise checks.bad_value(
+            "loss",
+            "an objective that reads its scale at every step",
+            f"{name}, which freezes N/B and the KL weight of its first call",
+            f"Pass {name.removeprefix('Jit')}.",
         )
     a_sum = isinstance(loss, _SUMS) and not isinstance(loss, TraceTailAdaptive_ELBO)
     for wanted, what, mend in (
@@ -328,13 +323,11 @@ def _objective(loss: ELBO | None, num_particles: int, minibatches: bool, anneale
         (annealed, "a KL weight", "kl_warmup=0"),
     ):
         if wanted and not a_sum:
-            raise ValueError(
-                checks.refusal(
-                    "loss",
-                    f"a sum over rows, because {what} scale its terms",
-                    f"{name}, which puts the scale inside a logarithm and is no bound then",
-                    f"Use Trace_ELBO or TraceMeanField_ELBO, or fit with {mend}.",
-                )
+            raise checks.bad_value(
+                "loss",
+                f"a sum over rows, because {what} scale its terms",
+                f"{name}, which puts the scale inside a logarithm and is no bound then",
+                f"Use Trace_ELBO or TraceMeanField_ELBO, or fit with {mend}.",
             )
     return loss
 
@@ -343,75 +336,65 @@ def _optimizer(
     factory: Callable[..., torch.optim.Optimizer], parameters: list[nn.Parameter], lr: float
 ) -> torch.optim.Optimizer:
     if not parameters:
-        raise ValueError(
-            checks.refusal(
-                "pair",
-                "parameters to fit",
-                "none",
-                "Declare them with pyro.param or pyro.module, or write the pair as modules.",
-            )
+        raise checks.bad_value(
+            "pair",
+            "parameters to fit",
+            "none",
+            "Declare them with pyro.param or pyro.module, or write the pair as modules.",
         )
     example = "torch.optim.Adam or functools.partial(torch.optim.Adam, eps=1e-4)"
     made = factory(parameters, lr=lr) if callable(factory) else None
     if not isinstance(made, torch.optim.Optimizer):
-        raise TypeError(
-            checks.refusal("optimizer", "a torch optimizer's class or a partial of it", repr(factory), f"Pass {example}.")
+        raise checks.bad_type(
+            "optimizer", "a torch optimizer's class or a partial of it", repr(factory), f"Pass {example}."
         )
     if isinstance(made, torch.optim.LBFGS):
-        raise TypeError(
-            checks.refusal(
-                "optimizer",
-                "one that takes a step from one gradient",
-                "LBFGS, which evaluates the loss many times a step on noise that must not change",
-                f"Pass {example}.",
-            )
+        raise checks.bad_type(
+            "optimizer",
+            "one that takes a step from one gradient",
+            "LBFGS, which evaluates the loss many times a step on noise that must not change",
+            f"Pass {example}.",
         )
     return made
 
 
 def _check_schedule(epochs: int, kl_warmup: int, patience: int | None, validation: Any) -> None:
     if kl_warmup >= epochs and kl_warmup:
-        raise ValueError(
-            checks.refusal(
-                "kl_warmup",
-                f"fewer epochs than the fit has ({epochs}), so that it ends on the bound itself",
-                str(kl_warmup),
-                "Shorten the warm-up or train longer.",
-            )
+        raise checks.bad_value(
+            "kl_warmup",
+            f"fewer epochs than the fit has ({epochs}), so that it ends on the bound itself",
+            str(kl_warmup),
+            "Shorten the warm-up or train longer.",
         )
     if patience is not None:
         checks.integer("patience", patience)
         if validation is None:
-            raise ValueError(
-                checks.refusal(
-                    "validation", "rows to judge by, because patience is given", "None", "Pass rows held out from x."
-                )
+            raise checks.bad_value(
+                "validation",
+                "rows to judge by, because patience is given",
+                "None",
+                "Pass rows held out from x.",
             )
 
 
 def _check_columns_vary(pair: LatentVariableModel, x: Tensor) -> None:
-    likelihood = getattr(pair, "likelihood", None)
-    if isinstance(likelihood, Likelihood) and likelihood.learns_scale_per_column:
+    if isinstance(pair, VAE) and getattr(pair.likelihood, "learns_scale_per_column", False):
         checks.varying_columns("x", x)
 
 
 def _check_scale(pair: LatentVariableModel, x: Tensor, seed: int) -> None:
     """Stop where a learned scale has run to zero: the density is on its way to +∞."""
-    likelihood = getattr(pair, "likelihood", None)
-    if not isinstance(getattr(likelihood, "scale", None), str):
+    if not (isinstance(pair, VAE) and isinstance(getattr(pair.likelihood, "scale", None), str)):
         return
-    rows = x[:128]
     with pair.evaluating(), noise.seeded(noise.derive(seed, noise.Stream.INSPECT), x.device):
-        scale = smallest_scale(pair.likelihood(pair.encoder(rows).sample()))
+        scale = smallest_scale(pair.likelihood(pair.encoder(x[:128]).sample()))
     spread = float(x.std()) if x.numel() > 1 else 1.0
     if scale < 1e-5 * spread:
-        raise ValueError(
-            checks.refusal(
-                "x",
-                "a density that stays bounded",
-                f"a learned scale of {scale:.2g} against a spread of {spread:.2g} in the data: log P(x) runs off to +∞",
-                'Dequantise whole numbers, drop columns that repeat a value, or use scale="shared" or a fixed scale.',
-            )
+        raise checks.bad_value(
+            "x",
+            "a density that stays bounded",
+            f"a learned scale of {scale:.2g} against a spread of {spread:.2g} in the data: log P(x) runs off to +∞",
+            'Dequantise whole numbers, drop columns that repeat a value, or use scale="shared" or a fixed scale.',
         )
 
 

@@ -37,10 +37,11 @@ class Baseline(ABC):
         rows = self._rows(x)
         self._require_fit()
         if rows.shape[1] != self._width:
-            raise ValueError(
-                checks.refusal(
-                    "x", f"rows of width {self._width}, as in fit", f"width {rows.shape[1]}", "Pass the same columns."
-                )
+            raise checks.bad_value(
+                "x",
+                f"rows of width {self._width}, as in fit",
+                f"width {rows.shape[1]}",
+                "Pass the same columns.",
             )
         return LogEvidence.exact(
             self._log_prob(rows).numpy(),
@@ -75,6 +76,6 @@ class Baseline(ABC):
     def _require_fit(self) -> None:
         if self._width is None:
             name = type(self).__name__
-            raise ValueError(
-                checks.refusal(name, "a fitted baseline", "one that was not", f"Call {name}(…).fit(x_train) first.")
+            raise checks.bad_value(
+                name, "a fitted baseline", "one that was not", f"Call {name}(…).fit(x_train) first."
             )

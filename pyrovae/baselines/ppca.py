@@ -49,29 +49,27 @@ class PPCA(Baseline):
 
         n, columns = rows.shape
         if self.latent_dim >= min(n, columns):
-            raise ValueError(
-                checks.refusal(
-                    "latent_dim",
-                    f"fewer than the {columns} columns and the {n} rows of x",
-                    str(self.latent_dim),
-                    "Pass a smaller one.",
-                )
+            raise checks.bad_value(
+                "latent_dim",
+                f"fewer than the {columns} columns and the {n} rows of x",
+                str(self.latent_dim),
+                "Pass a smaller one.",
             )
         pca = PCA(self.latent_dim, svd_solver="full").fit(rows.numpy())
         shrink = (n - 1) / n
         variance = torch.from_numpy(pca.explained_variance_) * shrink  # (L,)
         noise_variance = float(pca.noise_variance_) * shrink
         if noise_variance < 1e-10 * float(variance.max()):
-            raise ValueError(
-                checks.refusal(
-                    "x",
-                    f"rows that fill more than {self.latent_dim} dimensions",
-                    f"a residual variance of {noise_variance:.2g}: the density runs off to +∞",
-                    "Use a smaller latent_dim, drop columns that repeat others, or dequantise whole numbers.",
-                )
+            raise checks.bad_value(
+                "x",
+                f"rows that fill more than {self.latent_dim} dimensions",
+                f"a residual variance of {noise_variance:.2g}: the density runs off to +∞",
+                "Use a smaller latent_dim, drop columns that repeat others, or dequantise whole numbers.",
             )
         self.loc = rows.mean(dim=0)
-        self.loadings = torch.from_numpy(pca.components_.T * 1.0) * (variance - noise_variance).clamp(min=0).sqrt()
+        self.loadings = (
+            torch.from_numpy(pca.components_.T * 1.0) * (variance - noise_variance).clamp(min=0).sqrt()
+        )
         self.noise_variance = noise_variance
 
     def _distribution(self) -> LowRankMultivariateNormal:

@@ -39,13 +39,11 @@ def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: An
         return METHODS[checks.choice("method", method or "importance", tuple(METHODS))](model, x, **options)
     if method is not None or options:
         given = [*(["method"] if method is not None else []), *options]
-        raise ValueError(
-            checks.refusal(
-                given[0],
-                f"no options: {type(model).__name__} computes log P(x) itself",
-                ", ".join(given),
-                "Leave them out.",
-            )
+        raise checks.bad_value(
+            given[0],
+            f"no options: {type(model).__name__} computes log P(x) itself",
+            ", ".join(given),
+            "Leave them out.",
         )
     return own(x)
 

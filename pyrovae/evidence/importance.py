@@ -51,7 +51,7 @@ def importance(
     evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
     rows = evaluation.batch["x"]
     eps = torch.finfo(rows.dtype).eps
-    columns: dict[str, list[torch.Tensor]] = {"estimate": [], "mcse": [], "bias": [], "ess": [], "pareto_k": []}
+    blocks = []
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
         for block in evaluation.tiles():
             height = block[0].rows.stop - block[0].rows.start
@@ -59,18 +59,19 @@ def importance(
             for number, tile_ in enumerate(block):
                 weights.add(number, evaluation.terms(tile_).log_weights)
             estimate = weights.log_mean_exp()
-            columns["estimate"].append(estimate)
-            columns["mcse"].append(weights.mcse())
-            columns["bias"].append(weights.bias())
-            columns["ess"].append(weights.ess())
             # Weights that differ by no more than rounding are constant, not a tail to be fitted.
-            columns["pareto_k"].append(weights.pareto_k(resolution=16 * eps * estimate.abs().clamp(min=1)))
+            k = weights.pareto_k(resolution=16 * eps * estimate.abs().clamp(min=1))
+            blocks.append(torch.stack([estimate, weights.mcse(), weights.bias(), weights.ess(), k]))
             bar.advance(height)
-    result = {name: torch.cat(parts).cpu().numpy() for name, parts in columns.items()}
+    estimate, mcse, bias, ess, pareto_k = torch.cat(blocks, dim=1).cpu().numpy()
     return LogEvidence(
-        **result,
+        estimate=estimate,
+        mcse=mcse,
+        bias=bias,
+        ess=ess,
+        pareto_k=pareto_k,
         kind=np.full(len(rows), "lower bound"),
-        verdict=verdicts(result["pareto_k"], num_samples),
+        verdict=verdicts(pareto_k, num_samples),
         measure=evaluation.structure.measure,
         method="importance",
         num_samples=num_samples,

@@ -157,7 +157,9 @@ class LogEvidence:
     def summary(self) -> str:
         """What to publish, in three lines: the mean with its interval, the method, rows by verdict."""
         low, high = self.mean_interval
-        interval = "no error bar from one draw" if math.isnan(low) else f"95 % interval {low:.3f} to {high:.3f}"
+        interval = (
+            "no error bar from one draw" if math.isnan(low) else f"95 % interval {low:.3f} to {high:.3f}"
+        )
         kinds = ", ".join(kind for kind in KINDS if (self.kind == kind).any())
         draws = f", {self.num_samples} draws a row" if self.num_samples else ""
         rows = ", ".join(f"{verdict} {count}" for verdict, count in self.counts().items() if count)
