@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyrovae import checks, noise
 from pyrovae.model import LatentVariableModel
-from pyrovae.pair import Batch, Structure, inspect, log_joint, propose
+from pyrovae.pair import Batch, Structure, check_supports, inspect, log_joint, propose
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,16 @@ class Evaluation:
         seed: int,
         tile: tuple[int, int] | None = None,
         structure: Structure | None = None,
+        argument: str = "x",
     ) -> Evaluation:
         """Check the arguments and the pair; nothing runs before they hold."""
         checks.integer("num_samples", num_samples)
         checks.integer("seed", seed, minimum=0)
-        batch = prepare_rows(pair, x)
-        structure = structure or inspect(pair, batch, seed)
+        batch = prepare_rows(pair, x, argument)
+        if structure is None:
+            structure = inspect(pair, batch, seed)
+        else:
+            check_supports(structure, batch["x"], argument)
         if tile is None:
             tile = noise.tile_shape(batch["x"][0].numel(), num_samples)
         else:
@@ -214,7 +218,7 @@ def elbo_of(evaluation: Evaluation) -> ELBOEstimate:
     return ELBOEstimate((reconstruction - rate).numpy(), rate.numpy(), reconstruction.numpy(), mcse.numpy())
 
 
-def prepare_rows(pair: LatentVariableModel, x: Any) -> Batch:
+def prepare_rows(pair: LatentVariableModel, x: Any, argument: str = "x") -> Batch:
     """``x`` as a checked batch in the pair's dtype and on its device."""
     if not isinstance(pair, LatentVariableModel):
         raise checks.bad_type(
@@ -223,7 +227,7 @@ def prepare_rows(pair: LatentVariableModel, x: Any) -> Batch:
             f"a {type(pair).__name__}",
             "Wrap your Pyro model and guide: LatentVariableModel(model, guide).",
         )
-    return {"x": checks.rows(x, dtype=pair.dtype, device=pair.device)}
+    return {"x": checks.rows(x, dtype=pair.dtype, device=pair.device, argument=argument)}
 
 
 def _not_a_number(terms: Terms, first_row: int) -> str:

@@ -48,6 +48,14 @@ class LogJoint(NamedTuple):
     likelihood: Tensor
 
 
+class Support(NamedTuple):
+    """Where columns of x must lie, and by which family."""
+
+    columns: list[int]
+    constraint: constraints.Constraint
+    family: str
+
+
 @dataclass(frozen=True)
 class Structure:
     """What ``inspect`` found out about a pair.
@@ -63,6 +71,7 @@ class Structure:
             called with the rows repeated.
         measure: for every column of x flattened: "mass", "density", "transformed" (a density, but of
             something else than x itself) or "unscored".
+        supports: where the columns must lie; see ``check_supports``.
     """
 
     latents: tuple[str, ...]
@@ -72,6 +81,7 @@ class Structure:
     batch_dims: dict[str, int]
     event_dims: dict[str, int]
     measure: tuple[str, ...]
+    supports: tuple[Support, ...]
     vectorised: dict[str, bool]
 
 
@@ -279,6 +289,7 @@ def inspect(pair: LatentVariableModel, batch: Batch, seed: int = 0) -> Structure
         latents, observed = _check_sites(sites["model"], sites["guide"])
         again = {part: _first_run(pair, part, fewer) for part in ("model", "guide")}
         data_dim = _data_dims(pair, sites, again, len(chosen))
+        measure, supports = _measure(sites["model"], observed, data_dim, probe["x"])
         structure = Structure(
             latents=latents,
             observed=observed,
@@ -286,12 +297,21 @@ def inspect(pair: LatentVariableModel, batch: Batch, seed: int = 0) -> Structure
             nesting=max(-frame.dim for part in sites.values() for _, frame in _plates(part)),
             batch_dims={name: len(sites["model"][name]["fn"].batch_shape) for name in latents},
             event_dims={name: sites["model"][name]["fn"].event_dim for name in latents},
-            measure=_measure(sites["model"], observed, data_dim, probe["x"], batch["x"]),
+            measure=measure,
+            supports=supports,
             vectorised={"model": True, "guide": True},
         )
+        check_supports(structure, batch["x"])
         _check_log_prob_dims(sites, structure)
         _check_rows_stand_alone(pair, structure, sites, probe, fewer, order)
         return replace(structure, vectorised=_check_vectorised(pair, structure, probe))
+
+
+def check_supports(structure: Structure, x: Tensor, argument: str = "x") -> None:
+    """Refuse rows with values off the likelihood's support, naming the first and what would fit."""
+    rows = _columns(x)
+    for support in structure.supports:
+        checks.on_support(argument, rows, *support)
 
 
 def _distinct_rows(x: Tensor, num_rows: int) -> list[int]:
@@ -443,11 +463,11 @@ def _data_dims(
 
 
 def _measure(
-    model: Sites, observed: tuple[str, ...], data_dim: dict[str, int], probe: Tensor, x: Tensor
-) -> tuple[str, ...]:
-    """What each column of x contributes, read from the supports, which are checked on all rows of x."""
-    columns = probe.flatten(1) if probe.dim() > 1 else probe[:, None]  # (rows, columns)
-    rows = x.flatten(1) if x.dim() > 1 else x[:, None]
+    model: Sites, observed: tuple[str, ...], data_dim: dict[str, int], probe: Tensor
+) -> tuple[tuple[str, ...], tuple[Support, ...]]:
+    """What each column of x contributes, and where it must lie, read from the observed sites' supports."""
+    columns = _columns(probe)
+    supports = []
     free: dict[bytes, list[int]] = {}
     for index, column in enumerate(columns.T.contiguous().cpu().numpy()):
         free.setdefault(column.tobytes(), []).append(index)
@@ -477,10 +497,15 @@ def _measure(
         # A bound that varies by row (a per-row total count) is left to the distribution's own check.
         fixed = all(not isinstance(bound, Tensor) or bound.numel() == 1 for bound in vars(support).values())
         if matched and fixed and support.event_dim == 0:
-            checks.on_support("x", rows, sorted(matched), support, _family(fn))
+            supports.append(Support(sorted(matched), support, _family(fn)))
     if transformed:
         measure = ["transformed" if kind == "unscored" else kind for kind in measure]
-    return tuple(measure)
+    return tuple(measure), tuple(supports)
+
+
+def _columns(x: Tensor) -> Tensor:
+    """Rows flattened: (rows, columns)."""
+    return x.flatten(1) if x.dim() > 1 else x[:, None]
 
 
 def _family(fn: dist.TorchDistribution) -> str:

@@ -26,6 +26,7 @@ from pyro.infer import (
     TraceMeanField_ELBO,
     TraceTailAdaptive_ELBO,
 )
+from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -201,7 +202,9 @@ def fit(
     structure = inspect(pair, batch, seed)
     held_out = None
     if validation is not None:
-        held_out = Evaluation.prepare(pair, validation, _EPOCH_SAMPLES, seed, structure=structure)
+        held_out = Evaluation.prepare(
+            pair, validation, _EPOCH_SAMPLES, seed, structure=structure, argument="validation"
+        )
     training = Evaluation.prepare(pair, batch["x"], _EPOCH_SAMPLES, seed, structure=structure)
     parameters = [p for p in pair.parameters() if p.requires_grad]
     optimiser = _optimizer(optimizer, parameters, lr)
@@ -225,8 +228,8 @@ def fit(
                     step_seed = noise.derive(seed, noise.Stream.STEP, taken)
                     try:
                         value = step(state, minibatch, step_seed, rates, kl_weight)
-                    except FloatingPointError as error:
-                        raise FloatingPointError(_broken(error, epoch, number, rows)) from None
+                    except (FloatingPointError, ValueError) as error:
+                        raise FloatingPointError(_broken(error, epoch, number, rows)) from error
                     losses += value * len(rows) / num_rows
                     bar.advance(note=f"epoch {epoch + 1}/{epochs}, loss {value:.2f}")
                 bound = elbo_of(training)
@@ -343,7 +346,9 @@ def _optimizer(
             "Declare them with pyro.param or pyro.module, or write the pair as modules.",
         )
     example = "torch.optim.Adam or functools.partial(torch.optim.Adam, eps=1e-4)"
-    made = factory(parameters, lr=lr) if callable(factory) else None
+    # Pyro's optimizers are callable, too, but are made of parameters' names and step when called.
+    usable = callable(factory) and not isinstance(factory, PyroOptim)
+    made = factory(parameters, lr=lr) if usable else None
     if not isinstance(made, torch.optim.Optimizer):
         raise checks.bad_type(
             "optimizer", "a torch optimizer's class or a partial of it", repr(factory), f"Pass {example}."
@@ -398,11 +403,13 @@ def _check_scale(pair: LatentVariableModel, x: Tensor, seed: int) -> None:
         )
 
 
-def _broken(error: FloatingPointError, epoch: int, number: int, rows: Tensor) -> str:
+def _broken(error: Exception, epoch: int, number: int, rows: Tensor) -> str:
     shown = ", ".join(str(int(row)) for row in rows[:8]) + (", …" if len(rows) > 8 else "")
+    # Pyro's own error, where parameters ran off before the loss did, goes on for a page.
+    reason = str(error).splitlines()[0]
     return checks.refusal(
         "x",
         "a finite loss and gradient",
-        f"{error} at epoch {epoch + 1}, step {number + 1}, rows {shown}",
+        f"{reason} at epoch {epoch + 1}, step {number + 1}, rows {shown}",
         "The parameters are as before that step. Lower lr, set clip_norm, or look at those rows and at the scale.",
     )

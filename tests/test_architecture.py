@@ -1,0 +1,140 @@
+"""The import order is the architecture; importing is cheap and changes nothing."""
+
+import ast
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import pyrovae
+
+PACKAGE = Path(pyrovae.__file__).parent
+
+#: From the ground up: a file imports only from lines above its own.
+ROOMS = [
+    "checks",
+    "networks",
+    "diagnostics",
+    "noise",
+    "progress",
+    "priors",
+    "likelihoods",
+    "encoders",
+    "model",
+    "pair",
+    "log_weights",
+    "evidence",
+    "training",
+    "baselines",
+    "comparison",
+    "datasets",
+    "plots",
+    "cli",
+]
+#: Imported where used, so that ``import pyrovae`` costs little more than ``import pyro``.
+LATE = {"pandas", "arviz", "sklearn", "matplotlib", "rich", "typer", "scipy"}
+
+
+def imports(path, top_level_only=False):
+    """The modules a file imports; those under TYPE_CHECKING are not imported."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            if node.module == "pyrovae":
+                yield from (f"pyrovae.{alias.name}" for alias in node.names)
+
+
+def room(path):
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def test_every_file_is_in_a_room():
+    assert {room(path) for path in FILES} == set(ROOMS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    own = ROOMS.index(room(path))
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "pyrovae" and len(parts) > 1 and parts[1] in ROOMS:
+            assert ROOMS.index(parts[1]) <= own, f"{path.name} imports {name} from above"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_pair_touches_poutine(path):
+    touches = any(name.startswith("pyro.poutine") for name in imports(path)) or "poutine" in {
+        alias.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == "pyro"
+        for alias in node.names
+    }
+    assert touches == (room(path) == "pair")
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if room(p) != "cli"], ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_heavy_libraries_are_imported_where_used(path):
+    assert not {name.split(".")[0] for name in imports(path, top_level_only=True)} & LATE
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_importing_changes_nothing_and_brings_nothing_heavy():
+    output = run(
+        """
+        import sys, torch, pyro
+        state = torch.random.get_rng_state()
+        switches = pyro.settings.get()
+        validation = torch.distributions.Distribution._validate_args
+        import pyrovae
+        assert torch.equal(state, torch.random.get_rng_state())
+        assert switches == pyro.settings.get()
+        assert validation == torch.distributions.Distribution._validate_args
+        assert len(pyro.get_param_store()) == 0
+        assert torch.get_default_dtype() == torch.float32
+        print(*sorted({"pandas", "arviz", "sklearn", "matplotlib", "rich", "typer"} & set(sys.modules)))
+        """
+    )
+    assert output == ""
+
+
+def test_refusals_hold_under_python_o():
+    """No check is an assert (PITFALLS 17)."""
+    code = """
+    import torch, pyrovae as pv
+    try:
+        pv.log_evidence(pv.VAE.mlp(3, 1), torch.full((4, 3), 0.5))
+    except ValueError as error:
+        print(error)
+    """
+    result = subprocess.run(
+        [sys.executable, "-O", "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    assert "12 off it, first 0.5 at row 0, column 0" in result.stdout
+    for path in FILES:
+        assert not any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(path.read_text()))), path
+
+
+def test_nothing_public_is_undocumented():
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), path
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path}: {node.name}"

@@ -1,0 +1,303 @@
+"""log P(x) against exact answers: the numbers, their kinds, and when not to believe them."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from oracles import LinearGaussian
+
+import pyrovae as pv
+from pyrovae import baselines, diagnostics, evidence
+from pyrovae.log_weights import Evaluation
+
+EVERY_ORACLE_SHAPE = [(1, 2), (3, 10), (10, 20)]
+
+
+@pytest.mark.parametrize(("latent_dim", "columns"), EVERY_ORACLE_SHAPE)
+@pytest.mark.parametrize("num_samples", [1, 2, 100, 1000])
+def test_exact_posterior_makes_every_log_weight_log_p(latent_dim, columns, num_samples):
+    """Zero variance at any K: prior, likelihood and guide all enter once and with the right sign."""
+    oracle = LinearGaussian.random(latent_dim, columns)
+    x = oracle.sample(9)
+    truth = oracle.log_prob(x)
+    lw = pv.log_weights(oracle.pair(), x, num_samples=num_samples)
+    assert lw.shape == (num_samples, 9)
+    assert (lw - truth).abs().max() < 1e-9
+    ev = pv.log_evidence(oracle.pair(), x, num_samples=num_samples)
+    np.testing.assert_allclose(ev.estimate, truth, rtol=0, atol=1e-9)
+    bound = pv.elbo(oracle.pair(), x, num_samples=num_samples)
+    np.testing.assert_allclose(bound.estimate, truth, rtol=0, atol=1e-9)
+    if num_samples >= 25:
+        assert (ev.verdict == "trust").all()
+        assert (ev.pareto_k == -np.inf).all()
+
+
+def test_float32_exact_posterior_is_trusted_too():
+    """Weights that differ by rounding alone have no tail; k-hat must not be fitted to rounding."""
+    oracle = LinearGaussian.random(3, 10, dtype=torch.float32)
+    ev = pv.log_evidence(oracle.pair(), oracle.sample(9), num_samples=1000)
+    assert (ev.verdict == "trust").all()
+
+
+def test_elbo_is_reconstruction_minus_rate_in_closed_form():
+    """Rate KL(q ‖ prior) and E_q log P(x | z) of a Gaussian q, each by its formula."""
+    oracle = LinearGaussian.random(3, 10)
+    x = oracle.sample(5)
+    bound = pv.elbo(oracle.pair(1.2), x, num_samples=40_000, seed=1)
+    q = oracle.posterior(x, 1.2)
+    prior = dist.MultivariateNormal(torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
+    rate = torch.distributions.kl_divergence(q, prior)
+    mean = oracle.loc + q.mean @ oracle.loadings.T
+    spread = torch.einsum("dl,nlm,dm->n", oracle.loadings, q.covariance_matrix, oracle.loadings)
+    log_density = dist.Normal(mean, oracle.sigma).log_prob(x).sum(-1)
+    reconstruction = log_density - spread / (2 * oracle.sigma**2)
+    # each term's own noise is below 3 nats a draw: 6.1 standard errors are 0.09 at 40 000 draws
+    np.testing.assert_allclose(bound.rate, rate, rtol=0, atol=0.09)
+    np.testing.assert_allclose(bound.reconstruction, reconstruction, rtol=0, atol=0.09)
+    np.testing.assert_allclose(bound.estimate, bound.reconstruction - bound.rate, rtol=0, atol=1e-12)
+    lw = pv.log_weights(oracle.pair(1.2), x, num_samples=500, seed=1)
+    small = pv.elbo(oracle.pair(1.2), x, num_samples=500, seed=1)
+    np.testing.assert_allclose(small.estimate, lw.mean(0), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(small.mcse, lw.std(0) / 500**0.5, rtol=1e-9)
+
+
+def test_streaming_is_the_matrix():
+    """log_evidence over tiles equals the diagnostics of the whole matrix of log weights."""
+    oracle = LinearGaussian.random(3, 10)
+    x = oracle.sample(11)
+    lw = pv.log_weights(oracle.pair(1.3), x, num_samples=700, seed=3, tile=(4, 96))
+    ev = pv.log_evidence(oracle.pair(1.3), x, num_samples=700, seed=3, tile=(4, 96))
+    for name, expected in {
+        "estimate": diagnostics.log_mean_exp(lw),
+        "mcse": diagnostics.mcse(lw),
+        "bias": diagnostics.bias(lw),
+        "ess": diagnostics.ess(lw),
+        "pareto_k": diagnostics.pareto_k(lw),
+    }.items():
+        np.testing.assert_allclose(getattr(ev, name), expected, rtol=0, atol=1e-9)
+    assert ev.tile == (4, 96)
+
+
+def test_same_seed_and_tile_same_bits_whatever_ran_before():
+    oracle = LinearGaussian.random(3, 10)
+    x = oracle.sample(11)
+    state = torch.random.get_rng_state()
+    first = pv.log_weights(oracle.pair(1.3), x, num_samples=300, seed=5)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.randn(17)
+    pv.log_weights(oracle.pair(1.1), x, num_samples=10, seed=6)
+    assert torch.equal(pv.log_weights(oracle.pair(1.3), x, num_samples=300, seed=5), first)
+    assert not torch.equal(pv.log_weights(oracle.pair(1.3), x, num_samples=300, seed=6), first)
+
+
+def test_tiles_in_any_order_give_the_same_bits():
+    oracle = LinearGaussian.random(3, 10)
+    evaluation = Evaluation.prepare(oracle.pair(1.3), oracle.sample(11), 300, seed=5, tile=(4, 64))
+    tiles = [tile for block in evaluation.tiles() for tile in block]
+    assert len(tiles) == 15
+    forward = {tile.index: evaluation.terms(tile).log_weights for tile in tiles}
+    backward = {tile.index: evaluation.terms(tile).log_weights for tile in reversed(tiles)}
+    assert all(torch.equal(forward[index], backward[index]) for index in forward)
+    blocks = [forward[0, 0], forward[1, 0], forward[0, 1]]
+    assert not torch.equal(blocks[0], blocks[1])
+    assert not torch.equal(blocks[0], blocks[2])
+
+
+def test_a_row_is_weighed_by_itself():
+    """Forty rows: every row's estimate is as good as one row's; weights of the whole batch collapse (PITFALLS 1)."""
+    oracle = LinearGaussian.random(2, 5)
+    x = oracle.sample(40)
+    ev = pv.log_evidence(oracle.pair(3.0), x, num_samples=1000)
+    truth = float(oracle.log_prob(x).sum())
+    assert (ev.ess > 50).all()
+    low, high = ev.total_interval
+    half = (high - low) / 2  # 1.96 standard errors; 6.1 of them are allowed
+    assert low - 2.2 * half < truth < high + 2.2 * half
+    batch = pv.log_weights(oracle.pair(3.0), x, num_samples=1000).sum(dim=1, keepdim=True)
+    assert diagnostics.ess(batch).item() < 10
+    assert diagnostics.log_mean_exp(batch).item() < truth - 1
+
+
+def test_a_collapsed_guide_is_not_believed():
+    """ESS ≈ 1 reports a small error around a number many nats too low; the verdict must say so (PITFALLS 7)."""
+    oracle = LinearGaussian.random(10, 20)
+    x = oracle.sample(30)
+    ev = pv.log_evidence(oracle.pair(0.3), x, num_samples=1000)
+    assert ev.mean < float(oracle.log_prob(x).mean()) - 1
+    assert (ev.verdict == "another method").mean() > 0.9
+    assert (ev.kind == "lower bound").all()
+
+
+def test_two_far_modes_look_healthy_and_are_wrong():
+    """k-hat is necessary, not sufficient: a guide on one of two modes is log 2 too low and sees nothing."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 3.0))
+            pyro.sample("x", dist.Normal(z.abs(), 0.1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 0.11))
+
+    x = torch.tensor([3.0, 4.0])
+    ev = pv.log_evidence(pv.LatentVariableModel(model, guide), x, num_samples=5000)
+    z = torch.linspace(-30, 30, 600_001, dtype=torch.float64)
+    log_joint = dist.Normal(0, 3).log_prob(z) + dist.Normal(z.abs(), 0.1).log_prob(x.double()[:, None])
+    truth = torch.logsumexp(log_joint, dim=1) + torch.log(z[1] - z[0])
+    np.testing.assert_allclose(truth.numpy() - ev.estimate, np.log(2), atol=0.02)
+    assert (ev.verdict == "trust").all()
+
+
+@pytest.mark.parametrize(
+    ("k", "num_samples", "verdict"),
+    [
+        (-np.inf, 100, "trust"),
+        (0.49, 100, "trust"),
+        (0.51, 100, "more samples"),
+        (0.65, 1000, "trust"),
+        (0.69, 1000, "more samples"),
+        (0.69, 10**5, "trust"),
+        (0.71, 10**6, "another method"),
+        (np.inf, 1000, "another method"),
+        (np.nan, 20, "more samples"),
+    ],
+)
+def test_verdict_is_the_gate_on_k(k, num_samples, verdict):
+    assert evidence.result.verdicts(np.array([k]), num_samples).tolist() == [verdict]
+
+
+def test_result_carries_what_is_published():
+    oracle = LinearGaussian.random(3, 10)
+    ev = pv.log_evidence(oracle.pair(1.2), oracle.sample(8), num_samples=200, seed=4)
+    for name in ("estimate", "mcse", "bias", "ess", "pareto_k"):
+        assert getattr(ev, name).dtype == np.float64
+        assert getattr(ev, name).shape == (8,)
+    assert isinstance(ev.mean, float)
+    assert ev.total == pytest.approx(8 * ev.mean)
+    assert (ev.bias < 0).all()
+    low, high = ev.mean_interval
+    assert low < ev.mean < high
+    assert high - ev.mean == pytest.approx(ev.mean - low - ev.mean_bias)
+    assert ev.total_interval == pytest.approx((8 * low, 8 * high))
+    assert ev.mean_mcse == pytest.approx(np.sqrt((ev.mcse**2).sum()) / 8)
+    assert (ev.target, ev.parameters, ev.measure) == ("predictive", "plug-in", ("density",) * 10)
+    assert list(ev.to_frame().columns) == ["estimate", "mcse", "bias", "ess", "pareto_k", "kind", "verdict"]
+    assert "nats a row" in ev.summary()
+    assert "lower bound" in str(ev)
+
+
+def test_one_draw_has_no_error_bar_and_says_so():
+    oracle = LinearGaussian.random(3, 10)
+    ev = pv.log_evidence(oracle.pair(1.2), oracle.sample(8), num_samples=1)
+    assert np.isnan(ev.mcse).all()
+    assert "no error bar" in ev.summary()
+    assert (ev.verdict == "more samples").all()
+
+
+@pytest.mark.parametrize("kind", ["tensor", "numpy", "integers", "frame", "double array"])
+def test_rows_come_as_tensors_arrays_and_frames(kind):
+    vae = pv.VAE.mlp(6, latent_dim=2)
+    x = (torch.rand(9, 6) < 0.5).float()
+    given = {
+        "tensor": x,
+        "numpy": x.numpy(),
+        "integers": x.long(),
+        "frame": pd.DataFrame(x.numpy()),
+        "double array": x.double().numpy(),
+    }[kind]
+    ev = pv.log_evidence(vae, given, num_samples=50)
+    np.testing.assert_array_equal(ev.estimate, pv.log_evidence(vae, x, num_samples=50).estimate)
+    assert ev.fingerprint == pv.log_evidence(vae, x, num_samples=50).fingerprint
+
+
+def test_measure_is_read_from_the_support():
+    binary, real = torch.ones(4, 3), torch.randn(4, 3)
+    assert pv.log_evidence(pv.VAE.mlp(3, 1), binary, num_samples=2).measure == ("mass",) * 3
+    gaussian = pv.VAE.mlp(3, 1, likelihood="gaussian")
+    assert pv.log_evidence(gaussian, real, num_samples=2).measure == ("density",) * 3
+
+
+def test_measure_is_per_column():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("b", dist.Bernoulli(logits=z), obs=x[:, 0])
+            pyro.sample("g", dist.Normal(z, 1.0), obs=x[:, 1])
+            pyro.sample("l", dist.Normal(z, 1.0), obs=x[:, 2].exp())
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    x = torch.randn(6, 4)
+    x[:, 0] = torch.arange(6) % 2
+    ev = pv.log_evidence(pv.LatentVariableModel(model, guide), x, num_samples=2)
+    # the third site scores exp(x), a density of something else than the column
+    assert ev.measure == ("mass", "density", "transformed", "transformed")
+
+
+def test_one_door():
+    x = torch.randn(20, 4)
+    ppca = baselines.PPCA(2).fit(x)
+    np.testing.assert_array_equal(pv.log_evidence(ppca, x).estimate, ppca.log_evidence(x).estimate)
+    with pytest.raises(ValueError, match="method: expected no options: PPCA computes"):
+        pv.log_evidence(ppca, x, method="importance")
+    with pytest.raises(ValueError, match="method: expected one of 'importance'"):
+        pv.log_evidence(pv.VAE.mlp(4, 1, "gaussian"), x, method="wishful")
+    with pytest.raises(TypeError, match="pair: expected a VAE or a LatentVariableModel"):
+        pv.log_evidence(lambda x: x, x)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_samples": 0}, "num_samples: expected a whole number ≥ 1, got 0"),
+        ({"num_samples": 2.5}, "num_samples: expected a whole number"),
+        ({"num_samples": True}, "num_samples: expected a whole number"),
+        ({"seed": -1}, "seed: expected a whole number ≥ 0"),
+        ({"tile": (0, 5)}, "tile: expected a whole number ≥ 1"),
+        ({"tile": 5}, r"tile: expected a pair \(rows, samples\)"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        pv.log_evidence(pv.VAE.mlp(4, 1), torch.ones(3, 4), **options)
+
+
+def test_log_weights_that_are_not_numbers_are_an_error():
+    vae = pv.VAE.mlp(4, 1, "gaussian", hidden_dims=(3,))
+    with torch.no_grad():
+        vae.encoder.network.layers[-1].bias[0] = 1e30
+        vae.likelihood.network.layers[-1].bias[0] = float("nan")
+    with pytest.raises(ValueError, match=r"NaN|x: expected"):
+        pv.log_evidence(vae, torch.randn(5, 4), num_samples=3)
+
+
+MEMORY = """
+    import resource, sys, torch
+    import pyrovae as pv
+
+    torch.manual_seed(0)
+    vae = pv.VAE.mlp(20, latent_dim=4, hidden_dims=(32,))
+    x = (torch.rand(50, 20) < 0.5).float()
+    pv.log_evidence(vae, x, num_samples=1000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pv.log_evidence(vae, x[:20], num_samples=100_000)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_memory_is_flat_in_the_number_of_samples():
+    """Peak memory at K = 100 000 within 50 MB of that at K = 1000; the matrix alone would take 16 MB, the
+    outputs of the decoder 160 MB."""
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(MEMORY)], capture_output=True, text=True, check=True
+    )
+    assert float(run.stdout) < 50

@@ -1,0 +1,377 @@
+"""fit(): it reaches known optima, counts rows and KL right, repeats itself, and loses nothing."""
+
+import functools
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from oracles import LinearGaussian
+from pyro.infer import (
+    SVI,
+    JitTrace_ELBO,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
+
+import pyrovae as pv
+from pyrovae import baselines
+from pyrovae import pair as pair_room
+
+
+def small_vae(seed=0, **options):
+    torch.manual_seed(seed)
+    return pv.VAE.mlp(6, latent_dim=2, hidden_dims=(8,), **options)
+
+
+def binary_rows(num_rows=50, seed=1):
+    return (torch.rand(num_rows, 6, generator=torch.Generator().manual_seed(seed)) < 0.4).float()
+
+
+def parameters(pair):
+    return [p.detach().clone() for p in pair.parameters()]
+
+
+def same(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_linear_vae_reaches_probabilistic_pca():
+    """The ELBO of a linear VAE has PPCA's maximum of the likelihood as its optimum (Lucas et al. 2019)."""
+    x = LinearGaussian.random(2, 6, dtype=torch.float32).sample(500)
+    torch.manual_seed(0)
+    vae = pv.VAE.mlp(6, latent_dim=2, likelihood="gaussian", hidden_dims=(), scale="shared")
+    cosine = functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=400)
+    pv.fit(vae, x, epochs=400, batch_size=100, lr=2e-2, loss=TraceMeanField_ELBO(), scheduler=cosine)
+    exact = baselines.PPCA(2).fit(x).log_evidence(x).mean
+    ev = pv.log_evidence(vae, x, num_samples=500)
+    assert exact - 0.02 < ev.mean < exact + 0.005
+    assert ev.counts()["trust"] > 490
+
+
+def test_loss_is_pyros_own_and_counts_every_row_once():
+    """On the whole data set, the loss is SVI's; on a minibatch it is N/B times the minibatch's."""
+    vae, x = small_vae(), binary_rows()
+
+    def of(objective, batch, num_rows, kl_weight=1.0):
+        torch.manual_seed(3)
+        with torch.no_grad():
+            return float(pair_room.loss(vae, objective, {"x": batch}, num_rows, kl_weight))
+
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.0}), Trace_ELBO())
+    torch.manual_seed(3)
+    expected = svi.evaluate_loss(x)
+    assert of(Trace_ELBO(), x, 50) == pytest.approx(expected, rel=1e-6)
+    assert of(Trace_ELBO(), x[:10], 50) == pytest.approx(5 * of(Trace_ELBO(), x[:10], 10), rel=1e-6)
+
+
+@pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO])
+def test_kl_weight_scales_latents_and_nothing_else(objective):
+    vae, x = small_vae(), binary_rows()
+    losses = []
+    for weight in (1.0, 0.5, 1e-9):
+        torch.manual_seed(3)
+        losses.append(pair_room.loss(vae, objective(), {"x": x}, 50, weight).item())
+    whole, half, reconstruction = losses
+    assert whole - reconstruction > 0  # the KL term
+    assert half == pytest.approx((whole + reconstruction) / 2, rel=1e-5)
+    torch.manual_seed(3)
+    z = vae.encoder(x).rsample().detach()
+    assert reconstruction == pytest.approx(-vae.likelihood(z).log_prob(x).sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        Trace_ELBO(num_particles=2),
+        TraceMeanField_ELBO(),
+        TraceGraph_ELBO(),
+        TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False),
+    ],
+)
+def test_every_sum_objective_trains(objective):
+    vae, x = small_vae(), binary_rows()
+    history = pv.fit(vae, x, epochs=20, batch_size=16, lr=1e-2, loss=objective)
+    assert history.frame["elbo"].iloc[-1] > history.frame["elbo"].iloc[0] + 0.05
+
+
+def test_history_is_in_nats_a_row():
+    vae, x = small_vae(), binary_rows()
+    history = pv.fit(vae, x, epochs=2, batch_size=16, lr=1e-9, validation=x[:5])
+    frame = history.frame
+    first = frame.iloc[0]
+    assert list(frame["epoch"]) == [1, 2]
+    assert 0 < -first["elbo"] < 10  # six binary columns: 4.2 nats a row where nothing is known
+    assert first["elbo"] == pytest.approx(first["reconstruction"] - first["rate"], abs=1e-6)
+    assert first["loss"] == pytest.approx(-first["elbo"], abs=0.5)
+    bound = pv.elbo(vae, x, num_samples=1, seed=0)
+    assert frame["elbo"].iloc[-1] == pytest.approx(bound.mean, abs=1e-5)
+    assert {
+        "validation_elbo",
+        "validation_rate",
+        "validation_reconstruction",
+        "kl_weight",
+        "lr",
+        "seconds",
+    } <= {*frame}
+
+
+def test_rate_and_reconstruction_do_not_depend_on_the_objective():
+    x = binary_rows()
+    frames = [
+        pv.fit(small_vae(), x, epochs=1, batch_size=50, lr=1e-12, loss=objective).frame
+        for objective in (Trace_ELBO(), RenyiELBO(num_particles=3))
+    ]
+    for column in ("elbo", "rate", "reconstruction"):
+        np.testing.assert_allclose(frames[0][column], frames[1][column], atol=1e-5)
+
+
+def test_same_seed_same_fit_whatever_ran_before():
+    x = binary_rows()
+    fits = []
+    for noise in (1, 77):
+        vae = small_vae()
+        torch.randn(noise)
+        state = torch.random.get_rng_state()
+        pv.fit(vae, x, epochs=3, batch_size=16, seed=5)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        fits.append(parameters(vae))
+    other = small_vae()
+    pv.fit(other, x, epochs=3, batch_size=16, seed=6)
+    assert same(*fits)
+    assert not same(fits[0], parameters(other))
+
+
+def test_two_vaes_train_interleaved_as_if_alone():
+    x = binary_rows()
+    alone = small_vae(1)
+    pv.fit(alone, x, epochs=2)
+    first, second = small_vae(0), small_vae(1)
+    pv.fit(first, x, epochs=1)
+    pv.fit(second, x, epochs=2)
+    assert same(parameters(alone), parameters(second))
+    assert len(pyro.get_param_store()) == 0
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        torch.optim.Adam,
+        torch.optim.SGD,
+        torch.optim.RMSprop,
+        functools.partial(torch.optim.AdamW, weight_decay=0.1),
+        lambda params, lr: torch.optim.Adam(
+            [{"params": params[:2]}, {"params": params[2:], "lr": lr / 10}], lr=lr
+        ),
+    ],
+)
+def test_any_torch_optimizer(optimizer):
+    vae, x = small_vae(), binary_rows()
+    before = parameters(vae)
+    pv.fit(vae, x, epochs=2, optimizer=optimizer)
+    assert not same(before, parameters(vae))
+
+
+def test_scheduler_moves_the_learning_rate():
+    step = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.1)
+    history = pv.fit(small_vae(), binary_rows(), epochs=3, lr=1e-2, scheduler=step)
+    np.testing.assert_allclose(history.frame["lr"], [1e-2, 1e-3, 1e-4])
+    plateau = functools.partial(
+        torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, factor=0.5, threshold=1e9
+    )
+    history = pv.fit(small_vae(), binary_rows(), epochs=4, lr=1e-2, scheduler=plateau)
+    assert history.frame["lr"].iloc[-1] < 1e-2
+
+
+def test_clipping_bounds_the_step():
+    """Plain SGD with lr 1 moves by the gradient's norm: never more than clip_norm."""
+    vae, x = small_vae(), binary_rows()
+    before = torch.cat([p.flatten() for p in parameters(vae)])
+    pv.fit(vae, x, epochs=1, batch_size=50, lr=1.0, optimizer=torch.optim.SGD, clip_norm=1e-3)
+    moved = torch.cat([p.flatten() for p in parameters(vae)]) - before
+    assert float(moved.norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_learning_rate_means_the_same_for_any_number_of_rows():
+    """The gradient is in nats a row: the same rows twice over give the same step."""
+    moves = []
+    for rows in (binary_rows(), binary_rows().repeat(2, 1)):
+        vae = pv.VAE(pv.priors.StandardNormal(2), small_vae().likelihood, small_vae().encoder)
+        before = parameters(vae)
+        pv.fit(
+            vae,
+            rows,
+            epochs=1,
+            batch_size=200,
+            lr=1e-3,
+            optimizer=torch.optim.SGD,
+            loss=TraceMeanField_ELBO(num_particles=200),
+        )
+        moves.append(torch.cat([(a - b).flatten() for a, b in zip(parameters(vae), before, strict=True)]))
+    assert float((moves[0] - moves[1]).norm()) < 0.2 * float(moves[0].norm())
+
+
+def test_warm_up_rises_to_one():
+    frame = pv.fit(small_vae(), binary_rows(), epochs=5, batch_size=16, kl_warmup=4).frame
+    np.testing.assert_allclose(frame["kl_weight"], [0.25, 0.5, 0.75, 1.0, 1.0])
+
+
+def test_early_stopping_waits_for_the_warm_up_and_restores_the_best():
+    x = binary_rows(40)
+    history = pv.fit(
+        small_vae(),
+        x,
+        epochs=400,
+        batch_size=10,
+        lr=5e-2,
+        kl_warmup=10,
+        validation=binary_rows(40, seed=2),
+        patience=3,
+    )
+    assert history.stopped == "patience"
+    assert history.best_epoch >= 10
+    assert len(history) == history.best_epoch + 3
+    vae = small_vae()
+    again = pv.fit(
+        vae,
+        x,
+        epochs=400,
+        batch_size=10,
+        lr=5e-2,
+        kl_warmup=10,
+        validation=binary_rows(40, seed=2),
+        patience=3,
+    )
+    best = again.frame["validation_elbo"].iloc[again.best_epoch - 1]
+    assert best == again.frame["validation_elbo"].iloc[9:].max()
+    assert pv.elbo(vae, binary_rows(40, seed=2), num_samples=1).mean == pytest.approx(best, abs=1e-6)
+
+
+def test_ctrl_c_keeps_what_was_learned():
+    vae, x = small_vae(), binary_rows()
+    calls = 0
+
+    def interrupting(optimizer):
+        class Stop(torch.optim.lr_scheduler.ConstantLR):
+            def step(self, *args, **kwargs):
+                nonlocal calls
+                calls += 1
+                if calls == 4:
+                    raise KeyboardInterrupt
+                super().step(*args, **kwargs)
+
+        return Stop(optimizer, factor=1.0)
+
+    before = parameters(vae)
+    history = pv.fit(vae, x, epochs=50, scheduler=interrupting)
+    assert history.stopped == "interrupted"
+    assert len(history.frame) == 3
+    assert not same(before, parameters(vae))
+
+
+def test_a_step_that_is_not_finite_leaves_the_parameters():
+    vae, x = small_vae(likelihood="gaussian"), torch.randn(40, 6)
+    x[7] = 1e30
+    before = parameters(vae)
+    with pytest.raises(
+        FloatingPointError, match=r"x: expected a finite loss and gradient, got .* epoch 1, step 1, rows"
+    ):
+        pv.fit(vae, x, epochs=1, batch_size=40)
+    assert same(before, parameters(vae))
+
+
+def test_evaluation_never_steps():
+    vae, x = small_vae(), binary_rows()
+    pv.fit(vae, x, epochs=1)
+    before = parameters(vae)
+    pv.log_evidence(vae, x, num_samples=10)
+    pv.elbo(vae, x)
+    vae.sample(3)
+    vae.reconstruct(x)
+    assert same(before, parameters(vae))
+    assert all(p.grad is None for p in vae.parameters())
+    assert vae.training
+
+
+def test_dropout_is_on_in_training_and_off_in_evaluation():
+    network = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 6))
+    vae = pv.VAE(pv.priors.StandardNormal(2), pv.likelihoods.Bernoulli(network), small_vae().encoder)
+    seen = []
+    network[1].register_forward_hook(lambda module, *_: seen.append(module.training))
+    pv.fit(vae, binary_rows(), epochs=1)
+    assert {True, False} == set(seen)
+    seen.clear()
+    pv.log_evidence(vae, binary_rows(), num_samples=5)
+    assert set(seen) == {False}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"loss": RenyiELBO()}, ValueError, "loss: expected a sum over rows, because minibatches"),
+        ({"loss": RenyiELBO(), "batch_size": 50, "kl_warmup": 1}, ValueError, "because a KL weight scale"),
+        ({"loss": JitTrace_ELBO()}, ValueError, "loss: expected an objective that reads its scale"),
+        ({"loss": Trace_ELBO}, TypeError, "loss: expected a pyro.infer.ELBO"),
+        ({"loss": Trace_ELBO(), "num_particles": 3}, ValueError, r"Trace_ELBO\(num_particles=3\)"),
+        ({"kl_warmup": 3, "epochs": 3}, ValueError, "kl_warmup: expected fewer epochs than the fit has"),
+        ({"patience": 3}, ValueError, "validation: expected rows to judge by"),
+        ({"epochs": 0}, ValueError, "epochs: expected a whole number ≥ 1, got 0"),
+        ({"batch_size": 2.0}, TypeError, "batch_size: expected a whole number"),
+        ({"lr": -1.0}, ValueError, "lr: expected a finite number > 0"),
+        ({"clip_norm": 0.0}, ValueError, "clip_norm: expected a finite number > 0"),
+        ({"optimizer": torch.optim.LBFGS}, TypeError, "optimizer: expected one that takes a step"),
+        (
+            {"optimizer": pyro.optim.Adam({"lr": 1e-3})},
+            TypeError,
+            "optimizer: expected a torch optimizer's class",
+        ),
+        ({"validation": torch.full((3, 6), math.nan)}, ValueError, "validation: expected finite numbers"),
+        ({"validation": torch.full((3, 6), 0.5)}, ValueError, "ContinuousBernoulli"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_touched(options, error, message):
+    vae, x = small_vae(), binary_rows()
+    before = parameters(vae)
+    with pytest.raises(error, match=message):
+        pv.fit(vae, x, **{"epochs": 5, "batch_size": 16, **options})
+    assert same(before, parameters(vae))
+
+
+@pytest.mark.parametrize("scale", ["per_dimension", "decoder"])
+def test_constant_columns_are_refused_under_a_learned_scale(scale):
+    x = torch.randn(200, 6)
+    x[:, 2] = 1.5
+    x[:199, 4] = 0.0
+    vae = small_vae(likelihood="gaussian", scale=scale)
+    with pytest.raises(
+        ValueError, match=r"x: expected columns that vary.*2 column\(s\).*first column 2 \(value 1.5\)"
+    ):
+        pv.fit(vae, x, epochs=1)
+    pv.fit(small_vae(likelihood="gaussian", scale="shared"), x, epochs=1)
+
+
+def test_a_vanishing_scale_is_an_error():
+    x = LinearGaussian.random(2, 6, dtype=torch.float32).sample(50)
+    vae = small_vae(likelihood="gaussian", scale="shared")
+    with torch.no_grad():
+        vae.likelihood.log_scale.fill_(-20.0)
+    with pytest.raises(ValueError, match=r"x: expected a density that stays bounded"):
+        pv.fit(vae, x, epochs=1, lr=1e-9)
+
+
+def test_nothing_to_fit_is_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    with pytest.raises(ValueError, match="pair: expected parameters to fit, got none"):
+        pv.fit(pv.LatentVariableModel(model, guide), torch.randn(5), epochs=1)
