@@ -71,16 +71,16 @@ def total_interval(seed: int) -> dict[str, float]:
     """How often the interval of a sum of 2000 rows at K = 10 holds the truth: the bias matters here.
 
     100 sums; an interval without the bias would hold it in a minority of them. At least 95 % is claimed;
-    a coverage below 0.82 is seen with probability one half.
+    a coverage of 0.82 is seen with probability one half.
     """
-    ev, truth = _repeated(10, seed)
     held, without = [], []
-    for rows in np.split(np.arange(REPETITIONS), 10):
-        for column in np.split(rows, 10):
-            low, high = _interval(ev, column)
+    for repetition in range(10):
+        ev, truth = _repeated(10, 10 * seed + repetition)
+        for rows in np.split(np.arange(REPETITIONS), 10):
+            low, high = _interval(ev, rows)
             held.append(low <= truth <= high)
-            half = norm.isf(0.025) * np.sqrt((ev.mcse[column] ** 2).sum()) / len(column)
-            without.append(abs(ev.estimate[column].mean() - truth) <= half)
+            half = norm.isf(0.025) * np.sqrt((ev.mcse[rows] ** 2).sum()) / len(rows)
+            without.append(abs(ev.estimate[rows].mean() - truth) <= half)
     assert np.mean(held) >= 0.95 - Z * np.sqrt(0.95 * 0.05 / len(held))
     return {"coverage": float(np.mean(held)), "without bias": float(np.mean(without))}
 

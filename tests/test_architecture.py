@@ -31,6 +31,7 @@ ROOMS = [
     "comparison",
     "datasets",
     "plots",
+    "demo",
     "cli",
 ]
 #: Imported where used, so that ``import pyrovae`` costs little more than ``import pyro``.

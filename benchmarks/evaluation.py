@@ -1,0 +1,221 @@
+"""What does importance-weighted log P(x) cost: pyrovae's, plain Pyro's, and one written by hand in torch?
+
+Microseconds a (row, sample) for K = 5000 draws a row, on the same networks and rows. Plain Pyro traces the
+guide and the model under a plate of all K particles, for a few rows at a time. The hand-written loop goes
+over blocks of rows and draws whose temporaries stay near the cache, and sums the log weights up. Both give
+log P(x) alone; pyrovae checks the pair and gives error, bias, ESS and k-hat besides. The ratio is to plain
+Pyro. With ``--tiles`` the question is which tile (rows × samples at once) pyrovae should choose; the
+constants in ``pyrovae/noise.py`` come from there.
+
+    python benchmarks/evaluation.py --json benchmarks/results/evaluation.json
+    python benchmarks/evaluation.py --tiles --json benchmarks/results/tiles.json
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyro
+import torch
+import torch.nn.functional as F
+from harness import Options, Peer, Table, arguments, compare, report
+from peers import TutorialVAE, binary_rows, networks
+from pyro import poutine
+from torch import Tensor
+
+import pyrovae as pv
+
+
+@dataclass(frozen=True)
+class Size:
+    """A VAE and the work it is timed on.
+
+    Attributes:
+        rows, samples: of a run of the peers.
+        rows_at_once: plain Pyro's chunk, about 60 MB for the observed site.
+        tile_rows, tile_samples: of a run of the sweep, enough to fill the largest tile.
+    """
+
+    title: str
+    data_dim: int
+    hidden_dims: tuple[int, ...]
+    latent_dim: int
+    rows: int
+    samples: int
+    rows_at_once: int
+    tile_rows: int
+    tile_samples: int
+
+    def vae(self) -> pv.VAE:
+        torch.manual_seed(0)
+        return pv.VAE.mlp(self.data_dim, self.latent_dim, hidden_dims=self.hidden_dims)
+
+
+SIZES = (
+    Size(
+        "MNIST-sized: 50-200-200-784",
+        784,
+        (200, 200),
+        50,
+        rows=40,
+        samples=5000,
+        rows_at_once=4,
+        tile_rows=336,
+        tile_samples=512,
+    ),
+    Size(
+        "small: 8-64-64",
+        64,
+        (64,),
+        8,
+        rows=384,
+        samples=5000,
+        rows_at_once=48,
+        tile_rows=4096,
+        tile_samples=512,
+    ),
+)
+
+# Numbers in a row times samples times rows of the hand-written loop's blocks; the quickest of 2^15 … 2^20.
+BLOCK_ELEMENTS = 1 << 17
+BLOCK_SAMPLES = 128
+
+TILE_ELEMENTS = tuple(1 << power for power in range(17, 24))
+TILE_SAMPLES = (32, 128, 512)
+
+
+def by_pyrovae(size: Size, x: Tensor) -> Callable[[], float]:
+    vae = size.vae()
+    return lambda: pv.log_evidence(vae, x, num_samples=size.samples).mean
+
+
+def by_pyro(size: Size, x: Tensor, validation: bool) -> Callable[[], float]:
+    """Guide and model traced under a plate of K particles, some rows at a time."""
+    pair = TutorialVAE(f"{size.title}-{validation}", *networks(size.vae()), size.latent_dim)
+
+    def log_evidence(rows: Tensor) -> Tensor:
+        with pyro.plate("particles", size.samples, dim=-2):
+            guide = poutine.trace(pair.guide).get_trace(rows)
+            model = poutine.trace(poutine.replay(pair.model, trace=guide)).get_trace(rows)
+        guide.compute_log_prob()
+        model.compute_log_prob()
+        log_joint = model.nodes["latent"]["log_prob"] + model.nodes["obs"]["log_prob"]
+        log_weights = log_joint - guide.nodes["latent"]["log_prob"]
+        return torch.logsumexp(log_weights, dim=0) - math.log(size.samples)
+
+    @torch.no_grad()
+    def run() -> float:
+        with pyro.validation_enabled(validation):
+            return torch.cat([log_evidence(rows) for rows in x.split(size.rows_at_once)]).mean().item()
+
+    return run
+
+
+def by_hand(size: Size, x: Tensor) -> Callable[[], float]:
+    """Torch alone, in blocks of rows × draws; a row is encoded once."""
+    encoder, decoder = networks(size.vae())
+    height = max(1, BLOCK_ELEMENTS // (size.data_dim * BLOCK_SAMPLES))
+
+    def log_weights(rows: Tensor, loc: Tensor, log_scale: Tensor, num_samples: int) -> Tensor:
+        unit = torch.randn(num_samples, *loc.shape)
+        z = loc + log_scale.exp() * unit
+        logits = decoder(z)
+        # log P(x | z) = x·logit − Σ softplus(logit): one pass over the block less than cross-entropy.
+        likelihood = torch.einsum("srd,rd->sr", logits, rows) - F.softplus(logits).sum(dim=-1)
+        return likelihood + ((unit**2 - z**2) / 2 + log_scale).sum(dim=-1)
+
+    @torch.no_grad()
+    def run() -> float:
+        found = []
+        for rows in x.split(height):
+            loc, log_scale = encoder(rows).chunk(2, dim=-1)
+            blocks = [
+                log_weights(rows, loc, log_scale, min(BLOCK_SAMPLES, size.samples - first))
+                for first in range(0, size.samples, BLOCK_SAMPLES)
+            ]
+            found.append(torch.logsumexp(torch.cat(blocks), dim=0) - math.log(size.samples))
+        return torch.cat(found).mean().item()
+
+    return run
+
+
+def measure(size: Size, options: Options) -> Table:
+    """The table of one size."""
+    x = binary_rows(size.rows, size.data_dim)
+    reference = "Pyro, K particles at once"
+    runs = {
+        reference: by_pyro(size, x, validation=True),
+        "Pyro, validation off": by_pyro(size, x, validation=False),
+        "torch by hand, in blocks": by_hand(size, x),
+        "pyrovae log_evidence": by_pyrovae(size, x),
+    }
+    return compare(
+        f"{size.title}, K = {size.samples}",
+        [Peer(name, run, size.rows * size.samples) for name, run in runs.items()],
+        options=options,
+        reference=reference,
+        unit="µs a draw",
+        answer="log P(x), nats a row",
+    )
+
+
+def sweep(size: Size, options: Options) -> Table:
+    """Every tile size for one VAE, through ``log_evidence``; the ratio is to the tile pyrovae chooses."""
+    vae = size.vae()
+    x = binary_rows(size.tile_rows, size.data_dim)
+
+    def peer(name: str, tile: tuple[int, int] | None) -> Peer:
+        def run() -> float:
+            return pv.log_evidence(vae, x, num_samples=size.tile_samples, tile=tile).mean
+
+        return Peer(name, run, size.tile_rows * size.tile_samples)
+
+    peers = [peer("as chosen", None)]
+    for elements in TILE_ELEMENTS:
+        for samples in TILE_SAMPLES:
+            height = max(1, elements // (size.data_dim * samples))
+            peers.append(peer(tile_name(elements, samples), (height, samples)))
+    return compare(
+        f"tiles, {size.title}, K = {size.tile_samples}",
+        peers,
+        options=options,
+        reference="as chosen",
+        unit="µs a draw",
+        answer="log P(x), nats a row",
+    )
+
+
+def tile_name(elements: int, samples: int) -> str:
+    return f"2^{elements.bit_length() - 1} elements, {samples} samples"
+
+
+def grid(table: Table) -> str:
+    """A sweep's medians: elements of a tile down, samples of a tile across."""
+    lines = [
+        f"{table.title}; {table.unit}, {len(table.timings[0].seconds)} rounds",
+        "",
+        f"| elements | {' | '.join(f'{samples:>4} samples' for samples in TILE_SAMPLES)} |",
+        f"|{'-' * 9}:|{'|'.join('-' * 13 + ':' for _ in TILE_SAMPLES)}|",
+    ]
+    for elements in TILE_ELEMENTS:
+        cells = [f"{table.median(tile_name(elements, samples)):12.3g}" for samples in TILE_SAMPLES]
+        lines.append(f"| {f'2^{elements.bit_length() - 1}':>8} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"as chosen: {table.median('as chosen'):.3g}"])
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=7)
+    parser.add_argument("--tiles", action="store_true", help="sweep the tile instead")
+    parsed = parser.parse_args()
+    options = Options.of(parsed)
+    tables = []
+    for size in SIZES:
+        tables.append((sweep if parsed.tiles else measure)(size, options))
+        print(grid(tables[-1]) if parsed.tiles else tables[-1], end="\n\n")
+    report(tables, options.json)
+
+
+if __name__ == "__main__":
+    main()

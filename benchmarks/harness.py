@@ -1,0 +1,242 @@
+"""Time callables side by side: alternating, in one process, every repetition kept.
+
+Two runs on a shared machine are not comparable, two neighbours within a run are. So the peers take turns
+(A B C A B C …) after a warm-up, and a ratio is taken round by round, then its median. With ``--wait``, a run
+in which other processes took more than a tenth of the cores is done again: two threads that wait for each
+other on a busy machine can take ten times as long, and which peer it hits is chance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pyro
+import torch
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to do the job.
+
+    Attributes:
+        name: what the table calls it.
+        run: does the job once and returns its answer, one number on which the peers should agree.
+        units: how many units of work (steps, rows × samples) a run is.
+    """
+
+    name: str
+    run: Callable[[], float]
+    units: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured of one peer.
+
+    Attributes:
+        name: the peer's.
+        units: the peer's.
+        seconds: wall time of every run, in the order of the rounds.
+        median: of ``seconds`` by unit, in the table's own unit of time.
+        others: share of the cores that other processes took, of every run.
+        ratio: median, smallest and largest over the rounds of its time a unit to the reference's.
+        answer: of the last run.
+    """
+
+    name: str
+    units: int
+    seconds: list[float]
+    others: list[float]
+    median: float
+    ratio: tuple[float, float, float]
+    answer: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """Timings of peers that did the same job.
+
+    Attributes:
+        title: what the job is.
+        unit: what a figure is, such as "ms a step".
+        reference: name of the peer that ratios are taken to.
+        answer: what the peers' answers are.
+        timings: one a peer.
+    """
+
+    title: str
+    unit: str
+    reference: str
+    answer: str
+    timings: list[Timing]
+
+    def __str__(self) -> str:
+        """At most 80 columns wide for names of up to 30 characters."""
+        lines = [
+            f"{self.title}; {len(self.timings[0].seconds)} rounds",
+            "",
+            f"| {'':30} | {self.unit:>14} | ratio (lowest-highest) |",
+            f"|{'-' * 32}|{'-' * 15}:|{'-' * 23}:|",
+        ]
+        for timing in self.timings:
+            middle, low, high = timing.ratio
+            ratio = f"{middle:.2f} ({low:.2f}-{high:.2f})"
+            lines.append(f"| {timing.name:30} | {timing.median:14.4g} | {ratio:>22} |")
+        answers = ", ".join(f"{timing.answer:.2f}" for timing in self.timings)
+        others = max(max(timing.others) for timing in self.timings)
+        lines += ["", f"{self.answer}: {answers}", f"other processes: at most {others:.0%} of the cores"]
+        return "\n".join(lines)
+
+    def median(self, name: str) -> float:
+        """The median of the peer called ``name``."""
+        return next(timing.median for timing in self.timings if timing.name == name)
+
+
+#: Units of time a second, by the first word of a table's unit.
+_A_SECOND = {"s": 1.0, "ms": 1e3, "µs": 1e6}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options that every script has: see ``arguments``."""
+
+    rounds: int
+    wait: float
+    json: Path | None
+
+    @classmethod
+    def of(cls, parsed: argparse.Namespace) -> Options:
+        return cls(parsed.rounds, parsed.wait, parsed.json)
+
+
+def compare(
+    title: str, peers: Sequence[Peer], *, options: Options, reference: str, unit: str, answer: str
+) -> Table:
+    """Run every peer once to warm up, then ``options.rounds`` times in turn; see ``Table`` for the rest."""
+    for peer in peers:
+        peer.run()
+    seconds: dict[str, list[float]] = {peer.name: [] for peer in peers}
+    others: dict[str, list[float]] = {peer.name: [] for peer in peers}
+    answers: dict[str, float] = {}
+    deadline = time.monotonic() + options.wait
+    for _ in range(options.rounds):
+        for peer in peers:
+            while True:
+                taken, share, answers[peer.name] = _timed(peer.run)
+                if share <= _DISTURBED or time.monotonic() > deadline:
+                    break
+                time.sleep(1)
+            seconds[peer.name].append(taken)
+            others[peer.name].append(share)
+    a_unit = {peer.name: [s / peer.units for s in seconds[peer.name]] for peer in peers}
+    timings = []
+    for peer in peers:
+        ratios = [own / other for own, other in zip(a_unit[peer.name], a_unit[reference], strict=True)]
+        timings.append(
+            Timing(
+                name=peer.name,
+                units=peer.units,
+                seconds=[round(s, 6) for s in seconds[peer.name]],
+                others=[round(share, 3) for share in others[peer.name]],
+                median=statistics.median(a_unit[peer.name]) * _A_SECOND[unit.split()[0]],
+                ratio=(statistics.median(ratios), min(ratios), max(ratios)),
+                answer=answers[peer.name],
+            )
+        )
+    return Table(title, unit, reference, answer, timings)
+
+
+# Share of the cores that other processes may take of a run that is kept.
+_DISTURBED = 0.1
+
+
+def _timed(run: Callable[[], float]) -> tuple[float, float, float]:
+    """Wall time of a run in seconds, the share of the cores other processes took meanwhile, its answer."""
+    own, machine, started = time.process_time(), _machine_time(), time.perf_counter()
+    answer = run()
+    taken = time.perf_counter() - started
+    others = _machine_time() - machine - (time.process_time() - own)
+    return taken, max(0.0, others / (taken * (os.cpu_count() or 1))), answer
+
+
+def _machine_time() -> float:
+    """Seconds of all cores in which anybody computed; without /proc, only this process is known of."""
+    if not _STAT.exists():
+        return time.process_time()
+    user, nice, system, _, _, irq, softirq, steal = map(int, _STAT.read_text().split("\n")[0].split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+_STAT = Path("/proc/stat")
+
+
+def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """A parser with the options that every script has; ``description`` is its docstring."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help=f"timed runs of every peer (default {rounds})"
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="for each table, how long to repeat runs that other processes disturb (default 0)",
+    )
+    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    return parser
+
+
+def environment() -> dict[str, Any]:
+    """Where figures come from, as far as it bears on them."""
+    return {
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_local, sys.argv[1:])]),
+        "date": date.today().isoformat(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "numpy": numpy.__version__,
+    }
+
+
+def report(tables: Sequence[Table], path: Path | None) -> None:
+    """Print where the figures come from, and write everything to ``path`` where there is one."""
+    found = environment()
+    versions = ", ".join(f"{name} {found[name]}" for name in ("python", "torch", "pyro", "numpy"))
+    print(f"{found['processor']}, {found['cores']} cores, {found['threads']} threads; {versions}")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(found | {"tables": [asdict(table) for table in tables]}, indent=1)
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def _local(argument: str) -> str:
+    """An argument without the folders that lie above this project."""
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{Path(value).name if Path(value).is_absolute() else value}"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

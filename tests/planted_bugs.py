@@ -1,0 +1,312 @@
+"""Plants mistakes in a copy of the package, one at a time, and runs the tests that have to catch them.
+
+    python tests/planted_bugs.py [name …]
+
+Each mistake is a line of the source with another put in its place. A child process is forked for each,
+from a parent that has imported the libraries but neither the package nor a single kernel, so that a
+mistake costs its tests and not an import of torch.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+TESTS = Path(__file__).resolve().parent
+PACKAGE = TESTS.parent / "pyrovae"
+
+
+class Bug(NamedTuple):
+    """A mistake: in which file, which line, what stands there instead, and which tests catch it."""
+
+    file: str
+    line: str
+    planted: str
+    tests: str  # file::keyword expression
+
+
+BUGS = {
+    "mean of logs": Bug(
+        "evidence/importance.py",
+        "weights.add(number, evaluation.terms(tile_).log_weights)",
+        "weights.add(number, (w := evaluation.terms(tile_).log_weights).mean(0).expand_as(w))",
+        "test_evidence.py::streaming",
+    ),
+    "divided by K − 1": Bug(
+        "diagnostics.py",
+        "return offset + first.log() - math.log(self.num_samples)",
+        "return offset + first.log() - math.log(max(self.num_samples - 1, 1))",
+        "test_diagnostics.py::scipys",
+    ),
+    "sign of log Q": Bug(
+        "log_weights.py",
+        "return self.likelihood + self.prior - self.proposal",
+        "return self.likelihood + self.prior + self.proposal",
+        "test_evidence.py::exact_posterior",
+    ),
+    "prior forgotten": Bug(
+        "log_weights.py",
+        "return self.likelihood + self.prior - self.proposal",
+        "return self.likelihood - self.proposal",
+        "test_evidence.py::exact_posterior",
+    ),
+    "scale of the prior": Bug(
+        "priors.py", "torch.ones(latent_dim)", "2 * torch.ones(latent_dim)", "test_families.py::prior_shapes"
+    ),
+    "a latent dropped": Bug(
+        "pair.py",
+        'latents = tuple(name for name, site in model.items() if not site["is_observed"])',
+        'latents = tuple(name for name, site in model.items() if not site["is_observed"])[:1]',
+        "test_pair.py::",
+    ),
+    "N/B forgotten": Bug(
+        "pair.py", 'scale = num_rows / len(batch["x"])', "scale = 1.0", "test_training.py::counts_every_row"
+    ),
+    "N/B upside down": Bug(
+        "pair.py",
+        'scale = num_rows / len(batch["x"])',
+        'scale = len(batch["x"]) / num_rows',
+        "test_training.py::counts_every_row",
+    ),
+    "sums in float32": Bug(
+        "diagnostics.py",
+        "lw = log_weights.to(torch.float64)",
+        "lw = log_weights.float()",
+        "test_diagnostics.py::float32",
+    ),
+    "site sums in float32": Bug(
+        "pair.py",
+        "log_prob.sum(others, dtype=torch.float64) if others else log_prob.double()",
+        "log_prob.float().sum(others) if others else log_prob.float()",
+        "test_evidence.py::exact_posterior",
+    ),
+    "wrong plate dim": Bug(
+        "pair.py",
+        "keep = {*range(lead), log_prob.dim() + structure.data_dim[name]}",
+        "keep = {*range(lead), log_prob.dim() - 1}",
+        "test_pair.py::",
+    ),
+    "rows summed with the batch": Bug(
+        "pair.py",
+        "keep = {*range(lead), log_prob.dim() + structure.data_dim[name]}",
+        "keep = {*range(lead)}",
+        "test_evidence.py::weighed_by_itself",
+    ),
+    "rate with the wrong sign": Bug(
+        "log_weights.py",
+        "(terms.proposal - terms.prior).mean(dim=0)",
+        "(terms.prior - terms.proposal).mean(dim=0)",
+        "test_evidence.py::closed_form",
+    ),
+    "half the KL": Bug(
+        "log_weights.py",
+        "(terms.proposal - terms.prior).mean(dim=0)",
+        "0.5 * (terms.proposal - terms.prior).mean(dim=0)",
+        "test_evidence.py::closed_form",
+    ),
+    "KL weight on the likelihood too": Bug(
+        "pair.py",
+        'if not msg["is_observed"] and not site_is_subsample(msg):',
+        "if not site_is_subsample(msg):",
+        "test_training.py::kl_weight",
+    ),
+    "k-hat of the smallest weights": Bug(
+        "diagnostics.py",
+        "self._top = pool.topk(min(self._top_length, len(pool)), dim=0, sorted=True).values",
+        "self._top = -(-pool).topk(min(self._top_length, len(pool)), dim=0, sorted=True).values",
+        "test_diagnostics.py::narrow_normal",
+    ),
+    "k-hat of a tail one too long": Bug(
+        "diagnostics.py",
+        "self._top_length = min(num_samples, tail_length(num_samples) + 1)",
+        "self._top_length = min(num_samples, tail_length(num_samples) + 2)",
+        "test_diagnostics.py::arvizs",
+    ),
+    "padding of the last tile counted": Bug(
+        "log_weights.py", "n = tile.num_samples", "n = evaluation.tile[1]", "test_evidence.py::closed_form"
+    ),
+    "error without 1/K": Bug(
+        "diagnostics.py",
+        "return (1 / self.ess() - 1 / self.num_samples).clamp(min=0).sqrt()",
+        "return (1 / self.ess()).clamp(min=0).sqrt()",
+        "test_diagnostics.py::formulas",
+    ),
+    "sign of the bias": Bug(
+        "diagnostics.py",
+        "return -(self.mcse() ** 2) / 2",
+        "return (self.mcse() ** 2) / 2",
+        "test_diagnostics.py::formulas",
+    ),
+    "interval without the bias": Bug(
+        "evidence/result.py",
+        "self.mean + half - min(self.mean_bias, 0.0)",
+        "self.mean + half",
+        "test_evidence.py::carries",
+    ),
+    "bias averaged out over rows": Bug(
+        "evidence/result.py",
+        "return float(self.bias.mean())",
+        "return float(self.bias.mean() / len(self) ** 0.5)",
+        "test_statistical.py::total",
+    ),
+    "mask forgotten": Bug(
+        "pair.py",
+        'scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])',
+        'site["fn"].log_prob(site["value"])',
+        "test_pair.py::",
+    ),
+    "the same noise in every tile": Bug(
+        "log_weights.py",
+        "noise.derive(self.seed, noise.Stream.TILE, *tile.index)",
+        "noise.derive(self.seed, noise.Stream.TILE)",
+        "test_evidence.py::any_order",
+    ),
+    "samples and rows exchanged": Bug(
+        "pair.py",
+        "unfolded[name] = value.unflatten(axis, (num_samples, -1)).movedim(axis, 0)",
+        "unfolded[name] = value.unflatten(axis, (-1, num_samples)).movedim(axis + 1, 0)",
+        "test_pair.py::",
+    ),
+    "everything believed": Bug(
+        "evidence/result.py",
+        "hopeless = pareto_k > 0.7",
+        "hopeless = pareto_k > 7",
+        "test_evidence.py::collapsed",
+    ),
+    "evaluation in training mode": Bug(
+        "model.py",
+        "        self.eval()\n        try:",
+        "        try:",
+        "test_training.py::dropout",
+    ),
+    "patience during the warm-up": Bug(
+        "training.py",
+        "if patience is not None and epoch + 1 >= kl_warmup:",
+        "if patience is not None:",
+        "test_training.py::early_stopping",
+    ),
+    "gradients of the whole data set": Bug(
+        "training.py",
+        "(total / state.num_rows).backward()",
+        "total.backward()",
+        "test_training.py::any_number_of_rows",
+    ),
+    "PPCA divided by N − 1": Bug(
+        "baselines/ppca.py", "shrink = (n - 1) / n", "shrink = 1.0", "test_baselines.py::maximum"
+    ),
+    "prior counts dropped": Bug(
+        "baselines/independent_bernoulli.py",
+        "(self.a + rows.sum(dim=0)) / (self.a + self.b + len(rows))",
+        "(self.a + rows.sum(dim=0)) / (self.a + len(rows))",
+        "test_baselines.py::ratio",
+    ),
+    "unpaired error of the difference": Bug(
+        "comparison.py",
+        "_standard_error(difference)",
+        "float(np.hypot(_standard_error(score.estimate), _standard_error(best.estimate)))",
+        "test_comparison.py::paired",
+    ),
+}
+
+
+def _import_libraries() -> None:
+    """Everything the tests import but the package itself; nothing is computed, so a fork is safe."""
+    import arviz  # noqa: F401
+    import pandas  # noqa: F401
+    import pyro.infer.autoguide
+    import pytest  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import sklearn.decomposition
+    import torch._dynamo  # noqa: F401
+
+
+def _plant(bug: Bug | None, folder: str) -> None:
+    shutil.copytree(PACKAGE, Path(folder) / "pyrovae", ignore=shutil.ignore_patterns("__pycache__"))
+    if bug is None:
+        return
+    path = Path(folder) / "pyrovae" / bug.file
+    source = path.read_text()
+    if source.count(bug.line) != 1:
+        raise SystemExit(f"{bug.file} has {source.count(bug.line)} lines {bug.line!r}; expected one")
+    path.write_text(source.replace(bug.line, bug.planted))
+
+
+def _fork(run: Callable[[], int]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        status = run()
+    except BaseException:
+        status = 99
+    os._exit(status)
+
+
+def _tests(folder: str, selection: str) -> int:
+    """Run a selection of the tests against the copy in ``folder``; pytest's exit code."""
+    import pytest
+    import torch
+
+    torch.set_num_threads(1)
+    sys.path[:0] = [folder, str(TESTS)]
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    file, _, keyword = selection.partition("::")
+    import pyrovae
+
+    if Path(pyrovae.__file__).parent.parent != Path(folder).resolve():
+        return 98
+    options = [
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:doctest",
+        "-o",
+        "addopts=",
+        "--rootdir",
+        str(TESTS.parent),
+    ]
+    return int(pytest.main([str(TESTS / file), "-k", keyword, *options]))
+
+
+def main(names: list[str]) -> int:
+    """Plant the named bugs, or all; two at a time. Returns how many were not caught."""
+    _import_libraries()
+    jobs: list[tuple[str, Bug | None, str]] = [(name, BUGS[name], BUGS[name].tests) for name in names or BUGS]
+    # The tests have to pass where nothing was planted: every file's selections on an unchanged copy.
+    by_file: dict[str, set[str]] = {}
+    for _, _, tests in jobs:
+        file, _, keyword = tests.partition("::")
+        by_file.setdefault(file, set()).add(keyword)
+    for file, keywords in by_file.items():
+        everything = "" if "" in keywords else " or ".join(sorted(keywords))
+        jobs.append(("nothing", None, f"{file}::{everything}"))
+    running: dict[int, tuple[str, Bug | None, str]] = {}
+    wrong = 0
+    with tempfile.TemporaryDirectory() as workplace:
+        while jobs or running:
+            while jobs and len(running) < 2:
+                name, bug, tests = jobs.pop(0)
+                folder = tempfile.mkdtemp(dir=workplace)
+                _plant(bug, folder)
+                running[_fork(lambda folder=folder, tests=tests: _tests(folder, tests))] = (name, bug, tests)
+            pid, status = os.wait()
+            name, bug, tests = running.pop(pid)
+            code = os.waitstatus_to_exitcode(status)
+            expected = 1 if bug else 0
+            wrong += code != expected
+            word = (
+                ("caught" if bug else "passes") if code == expected else f"NOT AS EXPECTED (exit code {code})"
+            )
+            print(f"{name:<40} {tests:<40.40} {word}", flush=True)
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
