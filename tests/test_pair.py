@@ -482,15 +482,15 @@ def on_the_diagonal(x):
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
-def its_guide(x):
+def on_the_diagonal_guide(x):
     with pyro.plate("rows", len(x), dim=-2):
         pyro.sample("z", dist.Normal(x / 2, 0.9))
 
 
 def test_two_plates_over_rows_need_a_name():
     with refused("plate", "site 'x'", "2: ['again', 'rows']", "plate='again'"):
-        weigh(on_the_diagonal, its_guide, X[:, :1])
-    pair = pv.LatentVariableModel(on_the_diagonal, its_guide, plate="rows")
+        weigh(on_the_diagonal, on_the_diagonal_guide, X[:, :1])
+    pair = pv.LatentVariableModel(on_the_diagonal, on_the_diagonal_guide, plate="rows")
     ev = pv.log_evidence(pair, X[:, :1], num_samples=10_000, seed=SEED)
     assert_agrees(ev, dist.Normal(0.0, 2**0.5).log_prob(X[:, 0]))
 
