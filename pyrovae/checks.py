@@ -33,9 +33,13 @@ def refusal(argument: str, expected: str, came: str, mend: str) -> str:
     return f"{argument}: expected {expected}, got {came}. {mend}"
 
 
-def bad_value(argument: str, expected: str, came: str, mend: str) -> ValueError:
+class Refused(ValueError):
+    """A value that can't serve; its message says why and what to do."""
+
+
+def bad_value(argument: str, expected: str, came: str, mend: str) -> Refused:
     """The error to raise for a value that can't serve."""
-    return ValueError(refusal(argument, expected, came, mend))
+    return Refused(refusal(argument, expected, came, mend))
 
 
 def bad_type(argument: str, expected: str, came: str, mend: str) -> TypeError:

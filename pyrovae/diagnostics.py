@@ -51,8 +51,9 @@ def pareto_k(log_weights: Tensor, resolution: float | Tensor = 0.0) -> Tensor:
     """Shape k-hat of a generalised Pareto tail fitted to each row's largest weights, shape (rows,).
 
     Below 0.5 the weights have a variance, above 0.7 the estimate converges too slowly to be of use
-    (Vehtari, Simpson, Gelman, Yao and Gabry 2024). NaN for fewer than 25 draws, −inf where the weights
-    are constant (their range is at most ``resolution``), +inf where the tail is too short to fit.
+    (Vehtari, Simpson, Gelman, Yao and Gabry 2024). NaN for fewer than 25 draws; −inf where the
+    largest weights are all the same within ``resolution``, because the weights are constant or take few
+    values; +inf where the tail is too short to fit.
     """
     return Accumulator.of(log_weights).pareto_k(resolution)
 
@@ -84,7 +85,6 @@ class Accumulator:
         # One more than the tail: the cut-off is the largest weight outside it.
         self._top_length = min(num_samples, tail_length(num_samples) + 1)
         self._top = torch.empty(0, num_rows, dtype=torch.float64, device=device)
-        self._lowest = torch.full((num_rows,), math.inf, dtype=torch.float64, device=device)
 
     @classmethod
     def of(cls, log_weights: Tensor) -> Accumulator:
@@ -106,7 +106,6 @@ class Accumulator:
         offset = torch.where(torch.isneginf(peak), 0.0, peak)
         w = torch.exp(lw - offset)
         self._tiles[tile] = (offset, w.sum(dim=0), (w * w).sum(dim=0))
-        self._lowest = torch.minimum(self._lowest, lw.min(dim=0).values)
         pool = torch.cat([self._top, lw])
         self._top = pool.topk(min(self._top_length, len(pool)), dim=0, sorted=True).values
 
@@ -134,7 +133,7 @@ class Accumulator:
     def mcse(self) -> Tensor:
         """See :func:`mcse`."""
         if self.num_samples == 1:
-            return torch.full_like(self._lowest, math.nan)
+            return torch.full_like(self._top[0], math.nan)
         return (1 / self.ess() - 1 / self.num_samples).clamp(min=0).sqrt()
 
     def bias(self) -> Tensor:
@@ -143,10 +142,9 @@ class Accumulator:
 
     def pareto_k(self, resolution: float | Tensor = 0.0) -> Tensor:
         """See :func:`pareto_k`."""
-        k = torch.full_like(self._lowest, math.nan)
-        if self.num_samples < FEWEST_DRAWS_FOR_K:
-            return k
         peak = self._top[0]
+        if self.num_samples < FEWEST_DRAWS_FOR_K:
+            return torch.full_like(peak, math.nan)
         top = (self._top - peak).cpu()  # sorted, the largest (zero) first; rows on dim 1
         smallest_normal = math.log(torch.finfo(torch.float64).tiny)
         cutoff = top[-1].clamp(min=smallest_normal)
@@ -158,7 +156,8 @@ class Accumulator:
                 excess = torch.exp(top[:length, rows]) - torch.exp(cutoff[rows])
                 shape[rows] = _pareto_shape(excess.flip(0))
         k = shape.to(peak.device)
-        k = torch.where(peak - self._lowest <= resolution, -math.inf, k)
+        # The largest weights are all one: nothing lies beyond them, as with constant weights.
+        k = torch.where(peak - self._top[-1] <= resolution, -math.inf, k)
         return torch.where(torch.isfinite(peak), k, math.nan)  # no weight above zero: nothing to fit
 
 

@@ -66,6 +66,7 @@ class Evaluation:
         batch = prepare_rows(pair, x, argument)
         if structure is None:
             structure = inspect(pair, batch, seed)
+            batch = prepare_rows(pair, x, argument)  # a functional pair's dtype is known only now
         else:
             check_supports(structure, batch["x"], argument)
         if tile is None:
@@ -101,7 +102,7 @@ class Evaluation:
         terms = Terms(joint.likelihood, joint.prior, log_q)
         log_weights = terms.log_weights
         if not bool((log_weights < math.inf).all()):  # NaN compares false
-            raise ValueError(_not_a_number(terms, tile.rows.start))
+            raise _not_a_number(terms, tile.rows.start)
         return terms
 
 
@@ -230,13 +231,13 @@ def prepare_rows(pair: LatentVariableModel, x: Any, argument: str = "x") -> Batc
     return {"x": checks.rows(x, dtype=pair.dtype, device=pair.device, argument=argument)}
 
 
-def _not_a_number(terms: Terms, first_row: int) -> str:
+def _not_a_number(terms: Terms, first_row: int) -> checks.Refused:
     log_weights = terms.log_weights
     bad = ~(log_weights < math.inf)
     row = first_row + int(bad.any(dim=0).int().argmax())
     named = {"log P(x | z)": terms.likelihood, "log P(z)": terms.prior, "log Q(z | x)": terms.proposal}
     guilty = [name for name, term in named.items() if not bool(torch.isfinite(term).all())]
-    return checks.refusal(
+    return checks.bad_value(
         "x",
         "log weights below +∞",
         f"{int(bad.sum())} that are NaN or +∞ in {' and '.join(guilty) or 'their difference'}, first at row {row}",

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.nn import PyroModule
 from pyro.params.param_store import ParamStoreDict, StateDict
 from torch import Tensor, nn
 
@@ -78,6 +79,7 @@ class LatentVariableModel(nn.Module):
         self.__dict__["model"] = model
         self.__dict__["guide"] = guide
         self.owners = nn.ModuleList(_owners(model, guide))
+        _refuse_homonyms(self.owners)
         self._open(plate, params)
 
     def _open(self, plate: str | None = None, params: ParamStoreDict | dict[str, Any] | None = None) -> None:
@@ -126,7 +128,7 @@ class LatentVariableModel(nn.Module):
             if id(value) in owned or attribute in self.declared._parameters:
                 continue
             if not isinstance(value, nn.Parameter):
-                value = self._store["params"][name] = nn.Parameter(value.detach())
+                value = self._store["params"][name] = nn.Parameter(value.detach().clone())
             self.declared.register_parameter(attribute, value)
 
     def owners_parameters(self) -> Iterator[nn.Parameter]:
@@ -205,16 +207,22 @@ class VAE(LatentVariableModel):
 
     def model(self, x: Tensor) -> None:
         """P(x, z): rows of x, shape (batch, ...), observed at site "x"; latent site "z"."""
-        pyro.module(self.name, self)
+        self._declare()
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior())
             pyro.sample("x", self.likelihood(z), obs=x)
 
     def guide(self, x: Tensor) -> None:
         """Q(z | x): latent site "z" for rows of x, shape (batch, ...)."""
-        pyro.module(self.name, self)
+        self._declare()
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.encoder(x))
+
+    def _declare(self) -> None:
+        """``pyro.module(self.name, self)``, silent about parameters that are frozen."""
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                pyro.param(f"{self.name}$$${name}", parameter)
 
     @classmethod
     def mlp(
@@ -298,6 +306,23 @@ def _owners(*functions: Callable[..., Any]) -> list[nn.Module]:
     """The torch modules that functions are, or are bound methods of, each once."""
     found = (getattr(function, "__self__", function) for function in functions)
     return list({id(owner): owner for owner in found if isinstance(owner, nn.Module)}.values())
+
+
+def _refuse_homonyms(owners: nn.ModuleList) -> None:
+    """Pyro knows a PyroParam by its name alone: of two under one name, the first would replace the second."""
+    seen: dict[str, nn.Parameter] = {}
+    for owner in owners:
+        for name, parameter in owner.named_parameters() if isinstance(owner, PyroModule) else ():
+            if not name.endswith("_unconstrained"):
+                continue
+            name = f"{owner._pyro_name}.{name}"
+            if seen.setdefault(name, parameter) is not parameter:
+                raise checks.bad_value(
+                    "guide",
+                    "PyroParams of other names than the model's",
+                    f"two named {name.strip('.').removesuffix('_unconstrained')!r}, which Pyro would make one",
+                    'Rename one, or name the module: super().__init__("guide").',
+                )
 
 
 def _store_state(params: ParamStoreDict | dict[str, Any] | None) -> StateDict:

@@ -285,11 +285,14 @@ def inspect(pair: LatentVariableModel, batch: Batch, seed: int = 0) -> Structure
     probe = {name: value[chosen] for name, value in batch.items()}
     fewer = {name: value[order] for name, value in probe.items()}
     with pair.evaluating(), noise.seeded(noise.derive(seed, noise.Stream.INSPECT), batch["x"].device):
-        sites = {part: _first_run(pair, part, probe) for part in ("model", "guide")}
+        sites = _first_runs(pair, probe)
         latents, observed = _check_sites(sites["model"], sites["guide"])
-        again = {part: _first_run(pair, part, fewer) for part in ("model", "guide")}
+        again = _first_runs(pair, fewer)
+        _check_modules(pair, probe, {name: sites["guide"][name]["value"] for name in latents})
         data_dim = _data_dims(pair, sites, again, len(chosen))
         measure, supports = _measure(sites["model"], observed, data_dim, probe["x"])
+        if len(set(chosen)) > 1 and not {"mass", "density"} & set(measure):
+            _check_varies(sites["model"], observed, data_dim)
         structure = Structure(
             latents=latents,
             observed=observed,
@@ -325,33 +328,115 @@ def _distinct_rows(x: Tensor, num_rows: int) -> list[int]:
     return (chosen * num_rows)[: max(2, num_rows)] if len(chosen) == 1 else chosen
 
 
-def _first_run(pair: LatentVariableModel, part: str, batch: Batch) -> Sites:
+def _check_modules(pair: LatentVariableModel, batch: Batch, latents: Latents) -> None:
+    """A module given to pyro.module has to hold what the pair's store holds under its name.
+
+    ``pyro.module`` leaves another module object as it is: it would keep its own weights, unseen and untrained.
+    """
+    owned = {id(p) for p in pair.owners_parameters()}
+    args, kwargs = _arguments(batch)
+    for part in ("guide", "model"):
+        function = poutine.condition(getattr(pair, part), data=latents)
+        with pair.own_parameters():
+            nodes = poutine.trace(function, param_only=True).get_trace(*args, **kwargs).nodes
+        for name, site in nodes.items():
+            given = site["args"][1] if site["type"] == "param" and len(site["args"]) > 1 else None
+            if (
+                isinstance(given, torch.nn.Parameter)
+                and site["value"] is not given
+                and id(given) not in owned
+            ):
+                raise checks.bad_value(
+                    part,
+                    "modules that hold the parameters which the pair has under their names",
+                    f"{name!r} from another module object",
+                    "Load the weights into that module, or call pyro.module(..., update_module_params=True).",
+                )
+
+
+def _check_varies(model: Sites, observed: tuple[str, ...], data_dim: dict[str, int]) -> None:
+    """Where no column of x is observed as it is, something made of x has to be: it varies with the rows."""
+    held = [name for name in observed if _holds_data(model[name])]
+    for name in held:
+        site = model[name]
+        axis = site["value"].dim() - site["fn"].event_dim + data_dim[name]
+        values = site["value"].movedim(axis, 0)
+        if not bool((values == values[:1]).all()):
+            return
+    raise _no_answer(held[0])
+
+
+def _first_runs(pair: LatentVariableModel, batch: Batch) -> dict[str, Sites]:
+    """Run the guide, and the model on what it drew, as training does."""
+    guide = _first_run(pair, "guide", batch)
+    return {"guide": guide, "model": _first_run(pair, "model", batch, guide)}
+
+
+def _first_run(pair: LatentVariableModel, part: str, batch: Batch, drawn: Sites | None = None) -> Sites:
     """Run a part as it stands, and say so clearly if it can't be called on these rows."""
-    try:
-        sites = _run(pair, part, batch)
-    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
-        if str(error).startswith("params: "):
+    function = getattr(pair, part)
+    if drawn is not None:
+        trace = poutine.Trace()
+        for name, site in drawn.items():
+            if not site["is_observed"]:
+                trace.add_node(name, **site)
+        function = poutine.replay(function, trace=trace)
+    with pair.own_parameters():
+        try:
+            with _RefuseSubsampling(part):
+                sites = _sample_sites(poutine.trace(function), batch)
+        except checks.Refused:
             raise
-        raise checks.bad_value(
-            "x",
-            f"rows that the {part} can be called on, any number of them",
-            f"{type(error).__name__} from it on {len(batch['x'])} rows of shape {tuple(batch['x'].shape[1:])}: {error}",
-            f"Pass rows of the shape the {part} is written for, and use len(x) where it needs their number.",
-        ) from error
+        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+            raise checks.bad_value(
+                "x",
+                f"rows that the {part} can be called on, any number of them",
+                f"{type(error).__name__} from it on {len(batch['x'])} rows of shape "
+                f"{tuple(batch['x'].shape[1:])}: {error}",
+                f"Pass rows of the shape the {part} is written for, and use len(x) where it needs their number.",
+            ) from error
     for name, site in sites.items():
         _check_scale(part, name, site)
+        if part == "model" and site["is_observed"]:
+            _check_shape(name, site, len(batch["x"]))
     return sites
 
 
-def _check_scale(part: str, name: str, site: Site) -> None:
-    for frame in site["cond_indep_stack"]:
-        if frame.full_size is not None and frame.full_size != frame.size:
+def _check_shape(name: str, site: Site, num_rows: int) -> None:
+    """An observed value has to fill its site: a narrower one would be broadcast, and counted many times."""
+    fn, value = site["fn"], site["value"]
+    expected = (*fn.batch_shape, *fn.event_shape)
+    # Plates over rows are left to _check_answers.
+    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+    over_rows = {frame.dim - fn.event_dim for frame in frames if frame.size == num_rows}
+    dims = set(range(-min(len(expected), value.dim()), 0)) - over_rows
+    if any(value.shape[dim] != expected[dim] != 1 for dim in dims):
+        raise checks.bad_value(
+            "x",
+            f"rows that fill the observed site {name!r}, shape {tuple(expected)} for {num_rows} rows",
+            f"shape {tuple(value.shape)}",
+            "Pass rows of the width that the model is written for.",
+        )
+
+
+class _RefuseSubsampling(poutine.messenger.Messenger):
+    """Refuses a plate that draws some of its rows by itself, before its sites fail on the wrong number."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.part = part
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) and len(msg["value"]) != msg["fn"].size:
             raise checks.bad_value(
-                part,
+                self.part,
                 "plates that hold the rows they are given",
-                f"plate {frame.name!r} at site {name!r}, which subsamples {frame.size} of {frame.full_size}",
-                f'Declare pyro.plate("{frame.name}", len(x)); fit draws minibatches and scales them by N/B.',
+                f"plate {msg['name']!r}, which subsamples {len(msg['value'])} of {msg['fn'].size}",
+                f'Declare pyro.plate("{msg["name"]}", len(x)); fit draws minibatches and scales them by N/B.',
             )
+
+
+def _check_scale(part: str, name: str, site: Site) -> None:
     scale = site["scale"]
     if not (bool((scale == 1).all()) if isinstance(scale, Tensor) else scale == 1):
         raise checks.bad_value(
@@ -480,7 +565,7 @@ def _measure(
         fn, value = site["fn"], site["value"]
         axis = value.dim() - fn.event_dim + data_dim[name]
         if axis < 0 or value.shape[axis] != len(probe):
-            raise ValueError(_no_answer(name))
+            raise _no_answer(name)
         values = value.movedim(axis, 0).reshape(len(probe), -1)
         matched = []
         for column in values.T.to(columns.dtype).contiguous().cpu().numpy():
@@ -514,8 +599,8 @@ def _family(fn: dist.TorchDistribution) -> str:
     return type(fn).__name__
 
 
-def _no_answer(name: str) -> str:
-    return checks.refusal(
+def _no_answer(name: str) -> checks.Refused:
+    return checks.bad_value(
         "model",
         f"observed site {name!r} to hold the rows it is called with",
         "values that do not follow x",
@@ -585,11 +670,17 @@ def _check_answers(name: str, first: Site, second: Site, dim: int, order: list[i
     axis = first["value"].dim() - first["fn"].event_dim + dim
     index = torch.tensor(order, device=first["value"].device)
     if not torch.equal(first["value"].index_select(axis, index), second["value"]):
-        raise ValueError(_no_answer(name))
+        raise _no_answer(name)
 
 
 def _check_vectorised(pair: LatentVariableModel, structure: Structure, probe: Batch) -> dict[str, bool]:
     """Whether each part, called once for many samples, says what it says when called for one at a time."""
+    one = {name: value[:1] for name, value in probe.items()}  # a tile may hold a single row
+    each = [_vectorises(pair, structure, rows) for rows in (probe, one)]
+    return {part: all(found[part] for found in each) for part in ("model", "guide")}
+
+
+def _vectorises(pair: LatentVariableModel, structure: Structure, probe: Batch) -> dict[str, bool]:
     num_samples, num_rows = 2, len(probe["x"])
     plain = replace(structure, vectorised={"model": False, "guide": False})
     latents, _ = propose(pair, plain, probe, num_samples)

@@ -216,10 +216,10 @@ def _import_libraries() -> None:
     """Everything the tests import but the package itself; nothing is computed, so a fork is safe."""
     import arviz  # noqa: F401
     import pandas  # noqa: F401
-    import pyro.infer.autoguide
+    import pyro.infer.autoguide  # noqa: F401
     import pytest  # noqa: F401
     import scipy.stats  # noqa: F401
-    import sklearn.decomposition
+    import sklearn.decomposition  # noqa: F401
     import torch._dynamo  # noqa: F401
 
 
