@@ -1,0 +1,26 @@
+"""What a Pyro model and guide can be asked, row by row: propose z, and the log joint of rows and z.
+
+The only room that touches ``pyro.poutine``. Above it everything is tensors:
+
+* ``propose`` draws z for every row from the guide, with log Q(z | x);
+* ``log_joint`` gives log P(z) and log P(x | z) of rows and any z;
+* ``loss`` is a Pyro ELBO's loss of a minibatch, for training.
+
+``inspect`` comes first. It runs the pair on a handful of rows, finds the plate over rows, and refuses a
+pair for which a log P(x_n) of one row would not mean what it says.
+"""
+
+from pyrovae.pair.inspection import check_supports, inspect
+from pyrovae.pair.running import Batch, Latents, LogJoint, Structure, log_joint, loss, propose
+
+__all__ = [
+    "Batch",
+    "Latents",
+    "LogJoint",
+    "Structure",
+    "check_supports",
+    "inspect",
+    "log_joint",
+    "loss",
+    "propose",
+]

@@ -1,0 +1,260 @@
+"""The contract with a Pyro pair, sentence by sentence: each check refuses what breaks it, and says how to mend it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyrovae import checks
+from pyrovae.model import LatentVariableModel
+from pyrovae.pair.running import (
+    Batch,
+    Latents,
+    Site,
+    Sites,
+    Structure,
+    arguments,
+    by_row,
+    fold,
+    particles,
+    propose,
+    run,
+    sum_sites,
+)
+
+
+def check_scale(part: str, name: str, site: Site) -> None:
+    """A scale inside a log-mean-exp is no bound: every site has scale 1."""
+    scale = site["scale"]
+    if not (bool((scale == 1).all()) if isinstance(scale, Tensor) else scale == 1):
+        raise checks.bad_value(
+            part,
+            "sample sites of scale 1: a scaled log-probability inside a log-mean-exp is no bound",
+            f"scale {scale} at site {name!r}",
+            "Remove poutine.scale from the pair; for KL annealing use fit(..., kl_warmup=…).",
+        )
+
+
+def check_shape(name: str, site: Site, num_rows: int) -> None:
+    """An observed value has to fill its site: a narrower one would be broadcast, and counted many times."""
+    fn, value = site["fn"], site["value"]
+    expected = (*fn.batch_shape, *fn.event_shape)
+    # Plates over rows are left to _check_answers.
+    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+    over_rows = {frame.dim - fn.event_dim for frame in frames if frame.size == num_rows}
+    dims = set(range(-min(len(expected), value.dim()), 0)) - over_rows
+    if any(value.shape[dim] != expected[dim] != 1 for dim in dims):
+        raise checks.bad_value(
+            "x",
+            f"rows that fill the observed site {name!r}, shape {tuple(expected)} for {num_rows} rows",
+            f"shape {tuple(value.shape)}",
+            "Pass rows of the width that the model is written for.",
+        )
+
+
+def check_sites(model: Sites, guide: Sites) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of latent and observed sites, once model and guide agree about them."""
+    latents = tuple(name for name, site in model.items() if not site["is_observed"])
+    observed = tuple(name for name, site in model.items() if site["is_observed"])
+    if not latents:
+        raise checks.bad_value(
+            "model", "a latent sample site", "none", "Sample z inside the plate over rows."
+        )
+    if not any(holds_data(model[name]) for name in observed):
+        raise checks.bad_value("model", "a site observed with x", "none", 'Write pyro.sample("x", …, obs=x).')
+    for name, site in guide.items():
+        if site["is_observed"]:
+            raise checks.bad_value(
+                "guide",
+                "latent sites only",
+                f"the observed site {name!r}",
+                "Leave observations to the model.",
+            )
+        base = site["fn"]
+        while hasattr(base, "base_dist"):
+            base = base.base_dist
+        if isinstance(base, dist.Delta):
+            raise checks.bad_value(
+                "guide",
+                "a distribution at every latent",
+                f"a Delta at site {name!r}, a point without a density",
+                "Sample it from a distribution with a scale.",
+            )
+    for part, missing in (("guide", set(latents) - guide.keys()), ("model", guide.keys() - set(latents))):
+        if missing:
+            raise checks.bad_value(
+                part,
+                "the same latent sites in model and guide",
+                f"none for {sorted(missing)}",
+                "Sample every latent in both, under one name; marginalise in the model what the guide leaves out.",
+            )
+    return latents, observed
+
+
+def holds_data(site: Site) -> bool:
+    """Whether an observed site holds observations; pyro.factor's do not."""
+    return not isinstance(site["fn"], dist.Unit)
+
+
+def check_modules(pair: LatentVariableModel, batch: Batch, latents: Latents) -> None:
+    """A module given to pyro.module has to hold what the pair's store holds under its name.
+
+    ``pyro.module`` leaves another module object as it is: it would keep its own weights, unseen and untrained.
+    """
+    owned = {id(p) for p in pair.owners_parameters()}
+    args, kwargs = arguments(batch)
+    for part in ("guide", "model"):
+        function = poutine.condition(getattr(pair, part), data=latents)
+        with pair.own_parameters():
+            nodes = poutine.trace(function, param_only=True).get_trace(*args, **kwargs).nodes
+        for name, site in nodes.items():
+            given = site["args"][1] if site["type"] == "param" and len(site["args"]) > 1 else None
+            if (
+                isinstance(given, torch.nn.Parameter)
+                and site["value"] is not given
+                and id(given) not in owned
+            ):
+                raise checks.bad_value(
+                    part,
+                    "modules that hold the parameters which the pair has under their names",
+                    f"{name!r} from another module object",
+                    "Load the weights into that module, or call pyro.module(..., update_module_params=True).",
+                )
+
+
+def check_varies(model: Sites, observed: tuple[str, ...], data_dim: dict[str, int]) -> None:
+    """Where no column of x is observed as it is, something made of x has to be: it varies with the rows."""
+    held = [name for name in observed if holds_data(model[name])]
+    for name in held:
+        site = model[name]
+        axis = site["value"].dim() - site["fn"].event_dim + data_dim[name]
+        values = site["value"].movedim(axis, 0)
+        if not bool((values == values[:1]).all()):
+            return
+    raise no_answer(held[0])
+
+
+def no_answer(name: str) -> checks.Refused:
+    """The refusal of an observed site that holds something else than the rows."""
+    return checks.bad_value(
+        "model",
+        f"observed site {name!r} to hold the rows it is called with",
+        "values that do not follow x",
+        "Observe the argument, obs=x, not data from outside the function.",
+    )
+
+
+def check_log_prob_dims(sites: dict[str, Sites], structure: Structure) -> None:
+    """Every batch dim of a site belongs to a plate."""
+    for part, found in sites.items():
+        for name, site in found.items():
+            dims = site["fn"].batch_shape
+            if len(dims) > structure.nesting:
+                raise checks.bad_value(
+                    part,
+                    f"site {name!r} with batch dims inside plates only",
+                    f"batch shape {tuple(dims)} under plates of {structure.nesting} dim(s)",
+                    "Declare the rest of the dims as the event: .to_event(n).",
+                )
+
+
+def check_rows_stand_alone(
+    pair: LatentVariableModel,
+    structure: Structure,
+    sites: dict[str, Sites],
+    probe: Batch,
+    fewer: Batch,
+    order: list[int],
+) -> None:
+    """Run the pair again on the same z, then with other neighbours: each row's terms must stay the same."""
+    values = {name: sites["guide"][name]["value"] for name in structure.latents}
+    moved = {}
+    for name, value in values.items():
+        axis = value.dim() - structure.event_dims[name] + structure.data_dim[name]
+        moved[name] = value.index_select(axis, torch.tensor(order, device=value.device))
+    names = {"guide": structure.latents, "model": structure.latents + structure.observed}
+    for part in ("guide", "model"):
+        first = run(pair, part, probe, values)
+        terms = by_row(first, names[part], structure, len(probe["x"]))
+        repeated = by_row(run(pair, part, probe, values), names[part], structure, len(probe["x"]))
+        if not _agree(terms, repeated, probe["x"].dtype):
+            raise checks.bad_value(
+                part,
+                "the same log-probability from the same rows and latents",
+                f"two, {_apart(terms, repeated)} nats apart",
+                "Draw randomness at sample sites only, and put networks with dropout into modules that "
+                "the pair owns, or into eval() mode.",
+            )
+        second = run(pair, part, fewer, moved)
+        if part == "model":
+            for name in structure.observed:
+                _check_answers(name, first[name], second[name], structure.data_dim[name], order)
+        elsewhere = by_row(second, names[part], structure, len(order))
+        if not _agree(terms[order], elsewhere, probe["x"].dtype):
+            raise checks.bad_value(
+                part,
+                "rows whose log-probability does not depend on the rest of the batch",
+                f"one that moves by {_apart(terms[order], elsewhere)} nats when its neighbours or its place change",
+                "Use nothing computed over the batch (a mean over rows, BatchNorm in train mode), and no "
+                "data from outside the function; constants of the data set belong into buffers.",
+            )
+
+
+def _check_answers(name: str, first: Site, second: Site, dim: int, order: list[int]) -> None:
+    """An observed site has to hold the rows it was called with: reordered rows, reordered values."""
+    if not holds_data(first):
+        return
+    axis = first["value"].dim() - first["fn"].event_dim + dim
+    index = torch.tensor(order, device=first["value"].device)
+    if not torch.equal(first["value"].index_select(axis, index), second["value"]):
+        raise no_answer(name)
+
+
+def check_vectorised(pair: LatentVariableModel, structure: Structure, probe: Batch) -> dict[str, bool]:
+    """Whether each part, called once for many samples, says what it says when called for one at a time."""
+    one = {name: value[:1] for name, value in probe.items()}  # a tile may hold a single row
+    each = [_vectorises(pair, structure, rows) for rows in (probe, one)]
+    return {part: all(found[part] for found in each) for part in ("model", "guide")}
+
+
+def _vectorises(pair: LatentVariableModel, structure: Structure, probe: Batch) -> dict[str, bool]:
+    """``check_vectorised`` on given rows."""
+    num_samples, num_rows = 2, len(probe["x"])
+    plain = replace(structure, vectorised={"model": False, "guide": False})
+    latents, _ = propose(pair, plain, probe, num_samples)
+
+    def agrees(part: str) -> bool:
+        names = structure.latents if part == "guide" else structure.latents + structure.observed
+        # One sample at a time, in the plain layout: what the pair means.
+        each = [
+            by_row(run(pair, part, probe, fold(structure, _pick(latents, s))), names, structure, num_rows)
+            for s in range(num_samples)
+        ]
+        try:
+            with particles(structure, num_samples):
+                if part == "guide":  # a guide has to draw with left dims, too
+                    run(pair, part, probe)
+                together = sum_sites(run(pair, part, probe, latents), names, structure, lead=1)
+            return _agree(torch.stack(each), together.expand(num_samples, num_rows), probe["x"].dtype)
+        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, Warning):
+            return False
+
+    return {part: agrees(part) for part in ("model", "guide")}
+
+
+def _pick(latents: Latents, sample: int) -> Latents:
+    return {name: value[sample : sample + 1] for name, value in latents.items()}
+
+
+def _agree(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
+    """Equal up to what rounding in ``dtype`` does to a sum of log-probabilities."""
+    tolerance = 1e-8 if dtype == torch.float64 else 1e-4
+    return bool(torch.isclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True).all())
+
+
+def _apart(a: Tensor, b: Tensor) -> str:
+    return f"{float((a - b).abs().max()):.3g}"

@@ -1,0 +1,255 @@
+"""What a pair is made of: its sites, the plate over rows, what its columns measure; checked on a handful of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyrovae import checks, noise
+from pyrovae.model import LatentVariableModel
+from pyrovae.pair.contract import (
+    check_log_prob_dims,
+    check_modules,
+    check_rows_stand_alone,
+    check_scale,
+    check_shape,
+    check_sites,
+    check_varies,
+    check_vectorised,
+    holds_data,
+    no_answer,
+)
+from pyrovae.pair.running import Batch, Sites, Structure, Support, sample_sites
+
+_PROBE_ROWS = 4
+
+
+def inspect(pair: LatentVariableModel, batch: Batch, seed: int = 0) -> Structure:
+    """Find out what the pair is made of, and refuse it where a row's log P(x) would not mean what it says.
+
+    Runs the pair on up to four of the rows, in ``eval()`` mode and without gradients; the first call
+    fills the parameter store of a pair written in plain functions, from ``seed``.
+
+    Raises:
+        ValueError: naming what was found, for every sentence of the contract: no plate over the rows or
+            several, a site outside it, a latent missing from the guide or known to it alone, a guide
+            that is a point, observations that do not answer to x, subsampling or scaled sites, randomness
+            outside sample sites, rows that feel their neighbours, values off the likelihood's support.
+    """
+    num_rows = min(len(batch["x"]), _PROBE_ROWS)
+    chosen = _distinct_rows(batch["x"], num_rows)
+    # The same rows backwards, without the first: other neighbours, other places, another batch size.
+    order = list(range(len(chosen) - 1, 0, -1))
+    probe = {name: value[chosen] for name, value in batch.items()}
+    fewer = {name: value[order] for name, value in probe.items()}
+    with pair.evaluating(), noise.seeded(noise.derive(seed, noise.Stream.INSPECT), batch["x"].device):
+        sites = _first_runs(pair, probe)
+        latents, observed = check_sites(sites["model"], sites["guide"])
+        again = _first_runs(pair, fewer)
+        check_modules(pair, probe, {name: sites["guide"][name]["value"] for name in latents})
+        data_dim = _data_dims(pair, sites, again, len(chosen))
+        measure, supports = _measure(sites["model"], observed, data_dim, probe["x"])
+        if len(set(chosen)) > 1 and not {"mass", "density"} & set(measure):
+            check_varies(sites["model"], observed, data_dim)
+        structure = Structure(
+            latents=latents,
+            observed=observed,
+            data_dim=data_dim,
+            nesting=max(-frame.dim for part in sites.values() for _, frame in _plates(part)),
+            batch_dims={name: len(sites["model"][name]["fn"].batch_shape) for name in latents},
+            event_dims={name: sites["model"][name]["fn"].event_dim for name in latents},
+            measure=measure,
+            supports=supports,
+            vectorised={"model": True, "guide": True},
+        )
+        check_supports(structure, batch["x"])
+        check_log_prob_dims(sites, structure)
+        check_rows_stand_alone(pair, structure, sites, probe, fewer, order)
+        return replace(structure, vectorised=check_vectorised(pair, structure, probe))
+
+
+def check_supports(structure: Structure, x: Tensor, argument: str = "x") -> None:
+    """Refuse rows with values off the likelihood's support, naming the first and what would fit."""
+    rows = _columns(x)
+    for support in structure.supports:
+        checks.on_support(argument, rows, *support)
+
+
+def _distinct_rows(x: Tensor, num_rows: int) -> list[int]:
+    """Indices of up to ``num_rows`` rows that differ, so that an exchange of two of them shows; at least two."""
+    chosen: list[int] = []
+    for index in range(min(len(x), 64)):
+        if all(not torch.equal(x[index], x[other]) for other in chosen):
+            chosen.append(index)
+        if len(chosen) == num_rows:
+            return chosen if len(chosen) > 1 else chosen * 2
+    return (chosen * num_rows)[: max(2, num_rows)] if len(chosen) == 1 else chosen
+
+
+def _first_runs(pair: LatentVariableModel, batch: Batch) -> dict[str, Sites]:
+    """Run the guide, and the model on what it drew, as training does."""
+    guide = _first_run(pair, "guide", batch)
+    return {"guide": guide, "model": _first_run(pair, "model", batch, guide)}
+
+
+def _first_run(pair: LatentVariableModel, part: str, batch: Batch, drawn: Sites | None = None) -> Sites:
+    """Run a part as it stands, and say so clearly if it can't be called on these rows."""
+    function = getattr(pair, part)
+    if drawn is not None:
+        trace = poutine.Trace()
+        for name, site in drawn.items():
+            if not site["is_observed"]:
+                trace.add_node(name, **site)
+        function = poutine.replay(function, trace=trace)
+    with pair.own_parameters():
+        try:
+            with _RefuseSubsampling(part):
+                sites = sample_sites(poutine.trace(function), batch)
+        except checks.Refused:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+            raise checks.bad_value(
+                "x",
+                f"rows that the {part} can be called on, any number of them",
+                f"{type(error).__name__} from it on {len(batch['x'])} rows of shape "
+                f"{tuple(batch['x'].shape[1:])}: {error}",
+                f"Pass rows of the shape the {part} is written for, and use len(x) where it needs their number.",
+            ) from error
+    for name, site in sites.items():
+        check_scale(part, name, site)
+        if part == "model" and site["is_observed"]:
+            check_shape(name, site, len(batch["x"]))
+    return sites
+
+
+class _RefuseSubsampling(poutine.messenger.Messenger):
+    """Refuses a plate that draws some of its rows by itself, before its sites fail on the wrong number."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.part = part
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) and len(msg["value"]) != msg["fn"].size:
+            raise checks.bad_value(
+                self.part,
+                "plates that hold the rows they are given",
+                f"plate {msg['name']!r}, which subsamples {len(msg['value'])} of {msg['fn'].size}",
+                f'Declare pyro.plate("{msg["name"]}", len(x)); fit draws minibatches and scales them by N/B.',
+            )
+
+
+def _data_dims(
+    pair: LatentVariableModel, sites: dict[str, Sites], again: dict[str, Sites], num_rows: int
+) -> dict[str, int]:
+    """For each site, the dim of the plate over rows: the one whose size follows the number of rows."""
+    found: dict[str, int] = {}
+    named = {frame.name for part in sites.values() for _, frame in _plates(part)}
+    if pair.plate is not None and pair.plate not in named:
+        raise checks.bad_value(
+            "plate", f"one of the pair's plates, {sorted(named)}", repr(pair.plate), "Name one of these."
+        )
+    for part in ("guide", "model"):
+        sizes_again = {(name, frame.name): frame.size for name, frame in _plates(again[part])}
+        for name, site in sites[part].items():
+            frames = {frame.name: frame for other, frame in _plates({name: site})}
+            fitting = {
+                plate: frame.dim
+                for plate, frame in frames.items()
+                if frame.size == num_rows and sizes_again.get((name, plate)) == num_rows - 1
+            }
+            if pair.plate in fitting:
+                fitting = {pair.plate: fitting[pair.plate]}
+            if not fitting:
+                raise checks.bad_value(
+                    part,
+                    f"site {name!r} inside a plate of size len(x)",
+                    f"it inside {[f'{plate} ({frame.size})' for plate, frame in frames.items()] or 'no plate'} "
+                    f"for {num_rows} rows",
+                    'Put it under "with pyro.plate("data", len(x)):"; what is joint over rows or shared by '
+                    "them has no log P(x) of a row, and a shared quantity belongs into a parameter.",
+                )
+            if len(fitting) > 1:
+                raise checks.bad_value(
+                    "plate",
+                    f"one plate of size len(x) around site {name!r} of the {part}",
+                    f"{len(fitting)}: {sorted(fitting)}",
+                    f"Say which one holds the rows: LatentVariableModel(model, guide, plate={sorted(fitting)[0]!r}).",
+                )
+            (dim,) = fitting.values()
+            if found.setdefault(name, dim) != dim:
+                raise checks.bad_value(
+                    part,
+                    f"the plate over rows at dim {found[name]} of site {name!r}, as in the guide",
+                    f"dim {dim}",
+                    "Give the plate the same dim in model and guide.",
+                )
+    return found
+
+
+def _plates(sites: Sites) -> Iterator[tuple[str, Any]]:
+    """(site name, frame) for every vectorised plate around every site."""
+    for name, site in sites.items():
+        for frame in site["cond_indep_stack"]:
+            if frame.vectorized:
+                yield name, frame
+
+
+def _measure(
+    model: Sites, observed: tuple[str, ...], data_dim: dict[str, int], probe: Tensor
+) -> tuple[tuple[str, ...], tuple[Support, ...]]:
+    """What each column of x contributes, and where it must lie, read from the observed sites' supports."""
+    columns = _columns(probe)
+    supports = []
+    free: dict[bytes, list[int]] = {}
+    for index, column in enumerate(columns.T.contiguous().cpu().numpy()):
+        free.setdefault(column.tobytes(), []).append(index)
+    measure = ["unscored"] * columns.shape[1]
+    transformed = False
+    for name in observed:
+        site = model[name]
+        if not holds_data(site):
+            continue
+        fn, value = site["fn"], site["value"]
+        axis = value.dim() - fn.event_dim + data_dim[name]
+        if axis < 0 or value.shape[axis] != len(probe):
+            raise no_answer(name)
+        values = value.movedim(axis, 0).reshape(len(probe), -1)
+        matched = []
+        for column in values.T.to(columns.dtype).contiguous().cpu().numpy():
+            indices = free.get(column.tobytes())
+            if indices:
+                matched.append(indices.pop(0))
+            else:
+                transformed = True
+        support = fn.support
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        for index in matched:
+            measure[index] = "mass" if support.is_discrete else "density"
+        # A bound that varies by row (a per-row total count) is left to the distribution's own check.
+        fixed = all(not isinstance(bound, Tensor) or bound.numel() == 1 for bound in vars(support).values())
+        if matched and fixed and support.event_dim == 0:
+            supports.append(Support(sorted(matched), support, _family(fn)))
+    if transformed:
+        measure = ["transformed" if kind == "unscored" else kind for kind in measure]
+    return tuple(measure), tuple(supports)
+
+
+def _columns(x: Tensor) -> Tensor:
+    """Rows flattened: (rows, columns)."""
+    return x.flatten(1) if x.dim() > 1 else x[:, None]
+
+
+def _family(fn: dist.TorchDistribution) -> str:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn).__name__

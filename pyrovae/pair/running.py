@@ -1,0 +1,250 @@
+"""Running a pair for many samples at once: the two questions, and the loss for training.
+
+Latents are a dict from site name to value, in the layout Pyro itself gives them under an outermost
+plate of particles: (samples, plates..., event...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyrovae.model import LatentVariableModel
+
+Batch = dict[str, Tensor]
+Latents = dict[str, Tensor]
+Site = dict[str, Any]
+Sites = dict[str, Site]
+
+_PARTICLES = "pyrovae_particles"
+
+
+class LogJoint(NamedTuple):
+    """log P(z) and log P(x | z), each of shape (samples, rows), float64, in nats."""
+
+    prior: Tensor
+    likelihood: Tensor
+
+
+class Support(NamedTuple):
+    """Where columns of x must lie, and by which family."""
+
+    columns: list[int]
+    constraint: constraints.Constraint
+    family: str
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What ``inspect`` found out about a pair.
+
+    Attributes:
+        latents: the names of the latent sites.
+        observed: the names of the observed sites.
+        data_dim: for each latent and observed site, the plate dim over rows, negative.
+        nesting: the number of dims that plates take; the particles lie left of them.
+        batch_dims, event_dims: for each latent, how many dims of each kind its value has when the pair
+            is called plainly, without particles.
+        vectorised: for each part, whether it can be called once for many samples. One that can't is
+            called with the rows repeated.
+        measure: for every column of x flattened: "mass", "density", "transformed" (a density, but of
+            something else than x itself) or "unscored".
+        supports: where the columns must lie; see ``check_supports``.
+    """
+
+    latents: tuple[str, ...]
+    observed: tuple[str, ...]
+    data_dim: dict[str, int]
+    nesting: int
+    batch_dims: dict[str, int]
+    event_dims: dict[str, int]
+    measure: tuple[str, ...]
+    supports: tuple[Support, ...]
+    vectorised: dict[str, bool]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The questions
+
+
+def propose(
+    pair: LatentVariableModel, structure: Structure, batch: Batch, num_samples: int
+) -> tuple[Latents, Tensor]:
+    """Draw z ~ Q(z | x) for every row; returns z and log Q(z | x), shape (samples, rows), in nats."""
+    shape = (num_samples, len(batch["x"]))
+    if structure.vectorised["guide"]:
+        with particles(structure, num_samples):
+            sites = run(pair, "guide", batch)
+        latents = {name: sites[name]["value"] for name in structure.latents}
+        return latents, sum_sites(sites, structure.latents, structure, lead=1).expand(shape)
+    sites = run(pair, "guide", _repeat(batch, num_samples))
+    latents = {name: sites[name]["value"] for name in structure.latents}
+    log_q = by_row(sites, structure.latents, structure, num_samples * len(batch["x"]))
+    return _unfold(structure, latents, num_samples), log_q.reshape(shape)
+
+
+def log_joint(pair: LatentVariableModel, structure: Structure, batch: Batch, latents: Latents) -> LogJoint:
+    """log P(z) and log P(x | z) of rows and given latents, each of shape (samples, rows), in nats."""
+    num_samples = len(latents[structure.latents[0]])
+    shape = (num_samples, len(batch["x"]))
+    if structure.vectorised["model"]:
+        with particles(structure, num_samples):
+            sites = run(pair, "model", batch, latents)
+        prior, likelihood = (
+            sum_sites(sites, names, structure, lead=1).expand(shape)
+            for names in (structure.latents, structure.observed)
+        )
+        return LogJoint(prior, likelihood)
+    sites = run(pair, "model", _repeat(batch, num_samples), fold(structure, latents))
+    prior, likelihood = (
+        by_row(sites, names, structure, num_samples * len(batch["x"])).reshape(shape)
+        for names in (structure.latents, structure.observed)
+    )
+    return LogJoint(prior, likelihood)
+
+
+def loss(
+    pair: LatentVariableModel, objective: Any, batch: Batch, num_rows: int, kl_weight: float
+) -> Tensor | float:
+    """A Pyro ELBO's loss of a minibatch, as an estimate for the whole data set, in nats.
+
+    The minibatch stands for all ``num_rows`` rows: every site is scaled by N/B, latent sites by the KL
+    weight besides. The result carries a graph where the objective, a ``pyro.infer.ELBO``, has a differentiable loss; otherwise
+    its gradients have been added to the parameters' ``.grad``.
+    """
+    scale = num_rows / len(batch["x"])
+
+    def scaled(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with ExitStack() as handlers:
+                if scale != 1:
+                    handlers.enter_context(poutine.scale(scale=scale))
+                if kl_weight != 1:
+                    handlers.enter_context(_ScaleLatents(kl_weight))
+                if not differentiable:
+                    # These objectives run backward() only where the trace shows a parameter statement.
+                    pyro.module("pair", pair)
+                return function(*args, **kwargs)
+
+        return call
+
+    differentiable = hasattr(objective, "differentiable_loss")
+    compute = objective.differentiable_loss if differentiable else objective.loss_and_grads
+    with pair.own_parameters():
+        args, kwargs = arguments(batch)
+        return compute(scaled(pair.model), scaled(pair.guide), *args, **kwargs)
+
+
+class _ScaleLatents(poutine.messenger.Messenger):
+    """Scales the log-probability of latent sites, and of nothing else: the weight of the KL term."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not site_is_subsample(msg):
+            msg["scale"] = msg["scale"] * self.weight
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Running the pair
+
+
+def arguments(batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Rows go first and by position, whatever the user's function calls them; the rest by name."""
+    return (batch["x"],), {name: value for name, value in batch.items() if name != "x"}
+
+
+def sample_sites(traced: Any, batch: Batch) -> Sites:
+    """Run a traced callable and return its sample statements, without subsampling and deterministic ones."""
+    args, kwargs = arguments(batch)
+    trace = traced.get_trace(*args, **kwargs)
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and not site_is_subsample(site)
+        and not site["infer"].get("_deterministic")
+    }
+
+
+def run(pair: LatentVariableModel, part: str, batch: Batch, latents: Latents | None = None) -> Sites:
+    """Run one part of the pair, with latents held at given values where there are any."""
+    function = getattr(pair, part)
+    if latents is not None:
+        function = poutine.condition(function, data=latents)
+    with pair.own_parameters():
+        return sample_sites(poutine.trace(function), batch)
+
+
+def _log_prob(site: Site) -> Tensor:
+    """A site's log-probability, masks applied; its scale is 1, as ``inspect`` saw to."""
+    return scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+
+
+def by_row(sites: Sites, names: tuple[str, ...], structure: Structure, num_rows: int) -> Tensor:
+    """The sites' log-probabilities of a plain call, summed over all but the rows: (rows,), float64."""
+    return sum_sites(sites, names, structure, lead=0).expand(num_rows)
+
+
+def sum_sites(sites: Sites, names: tuple[str, ...], structure: Structure, lead: int) -> Tensor:
+    """Sum log-probabilities over sites and over every dim but the ``lead`` leftmost and the rows."""
+    total = None
+    for name in names:
+        log_prob = _log_prob(sites[name])
+        log_prob = _pad(log_prob, lead + structure.nesting)
+        keep = {*range(lead), log_prob.dim() + structure.data_dim[name]}
+        others = [dim for dim in range(log_prob.dim()) if dim not in keep]
+        # float64 from here on: a sum of float32 log-probabilities loses 1e-4 nats near −500.
+        log_prob = log_prob.sum(others, dtype=torch.float64) if others else log_prob.double()
+        total = log_prob if total is None else total + log_prob
+    if total is None:
+        raise RuntimeError("no sites to sum")  # inspect refuses a pair without latents or observed sites
+    return total
+
+
+def _pad(tensor: Tensor, dims: int) -> Tensor:
+    """``tensor`` with dims of size 1 put in on the left, up to ``dims`` of them in all."""
+    return tensor.reshape((1,) * (dims - tensor.dim()) + tensor.shape)
+
+
+def particles(structure: Structure, num_samples: int) -> AbstractContextManager[Any]:
+    """The plate of particles, left of every plate of the pair."""
+    return pyro.plate(_PARTICLES, num_samples, dim=-1 - structure.nesting)
+
+
+def _repeat(batch: Batch, num_samples: int) -> Batch:
+    """Every row ``num_samples`` times: (samples · rows, ...), the samples outermost."""
+    return {name: value.repeat(num_samples, *[1] * (value.dim() - 1)) for name, value in batch.items()}
+
+
+def fold(structure: Structure, latents: Latents) -> Latents:
+    """(samples, plates..., event...) → the plain layout of samples · rows rows."""
+    folded = {}
+    for name, value in latents.items():
+        axis = structure.nesting + structure.data_dim[name]  # of the rows, once the samples are gone
+        value = value.movedim(0, axis).flatten(axis, axis + 1)
+        plain = structure.batch_dims[name] + structure.event_dims[name]
+        folded[name] = value.reshape(value.shape[value.dim() - plain :])
+    return folded
+
+
+def _unfold(structure: Structure, latents: Latents, num_samples: int) -> Latents:
+    """The plain layout of samples · rows rows → (samples, plates..., event...)."""
+    unfolded = {}
+    for name, value in latents.items():
+        axis = structure.nesting + structure.data_dim[name]
+        value = _pad(value, structure.nesting + structure.event_dims[name])
+        unfolded[name] = value.unflatten(axis, (num_samples, -1)).movedim(axis, 0)
+    return unfolded
