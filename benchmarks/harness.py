@@ -125,6 +125,7 @@ def compare(
     title: str, peers: Sequence[Peer], *, options: Options, reference: str, unit: str, answer: str
 ) -> Table:
     """Run every peer once to warm up, then ``options.rounds`` times in turn; see ``Table`` for the rest."""
+    _settle_allocator()
     for peer in peers:
         peer.run()
     seconds: dict[str, list[float]] = {peer.name: [] for peer in peers}
@@ -133,11 +134,10 @@ def compare(
     deadline = time.monotonic() + options.wait
     for _ in range(options.rounds):
         for peer in peers:
-            while True:
+            taken, share, answers[peer.name] = _timed(peer.run)
+            while share > _DISTURBED and time.monotonic() < deadline:
+                _wait_for_quiet(deadline)
                 taken, share, answers[peer.name] = _timed(peer.run)
-                if share <= _DISTURBED or time.monotonic() > deadline:
-                    break
-                time.sleep(1)
             seconds[peer.name].append(taken)
             others[peer.name].append(share)
     a_unit = {peer.name: [s / peer.units for s in seconds[peer.name]] for peer in peers}
@@ -158,8 +158,30 @@ def compare(
     return Table(title, unit, reference, answer, timings)
 
 
+def _settle_allocator() -> None:
+    """Free one block of just under 32 MB.
+
+    glibc keeps what a process frees, up to twice the largest block it has freed so far (32 MB at most), and
+    hands the rest back, to be faulted in again at the next allocation: 1 to 2 µs a page. So a
+    peer's time would depend on what ran before it; now it is the same for all and for every order.
+    """
+    block = torch.empty(33_000_000, dtype=torch.uint8)  # no page of it is touched
+    del block
+
+
 # Share of the cores that other processes may take of a run that is kept.
 _DISTURBED = 0.1
+
+
+def _wait_for_quiet(deadline: float) -> None:
+    """Sleep until the others have left the cores alone for two seconds, or the deadline is there."""
+    while time.monotonic() < deadline and _timed(_pause)[1] > _DISTURBED:
+        pass
+
+
+def _pause() -> float:
+    time.sleep(2.0)
+    return 0.0
 
 
 def _timed(run: Callable[[], float]) -> tuple[float, float, float]:
@@ -195,7 +217,7 @@ def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         metavar="SECONDS",
-        help="for each table, how long to repeat runs that other processes disturb (default 0)",
+        help="for each table, how long to wait and repeat runs that other processes disturbed (default 0)",
     )
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     return parser

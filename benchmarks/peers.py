@@ -1,4 +1,4 @@
-"""The same VAE as users of plain Pyro write it, on the very networks of a ``pyrovae.VAE``."""
+"""What the scripts share: a VAE of pyrovae, its networks, rows for it, and the same VAE in plain Pyro."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import pyrovae as pv
+
+
+def mlp_vae(data_dim: int, hidden_dims: tuple[int, ...], latent_dim: int) -> pv.VAE:
+    """A VAE with the same weights at every call."""
+    torch.manual_seed(0)
+    return pv.VAE.mlp(data_dim, latent_dim, hidden_dims=hidden_dims)
 
 
 def networks(vae: pv.VAE) -> tuple[nn.Module, nn.Module]:

@@ -20,7 +20,7 @@ import pyro.optim
 import torch
 import torch.nn.functional as F
 from harness import Options, Peer, Table, arguments, compare, report
-from peers import TutorialVAE, binary_rows, networks
+from peers import TutorialVAE, binary_rows, mlp_vae, networks
 from torch import Tensor
 
 import pyrovae as pv
@@ -47,8 +47,7 @@ class Size:
         return self.batch_size * self.batches
 
     def vae(self) -> pv.VAE:
-        torch.manual_seed(0)
-        return pv.VAE.mlp(self.data_dim, self.latent_dim, hidden_dims=(self.hidden_dim,))
+        return mlp_vae(self.data_dim, (self.hidden_dim,), self.latent_dim)
 
 
 SIZES = (
@@ -75,9 +74,8 @@ def by_pyrovae(size: Size, rows: Tensor) -> Callable[[Tensor], float]:
 def by_pyro(size: Size, validation: bool) -> Callable[[Tensor], float]:
     """SVI with Trace_ELBO, with Pyro's validation (its default) or without; the loss in nats a row."""
     pair = TutorialVAE(f"{size.title}-{validation}", *networks(size.vae()), size.latent_dim)
-    svi = pyro.infer.SVI(
-        pair.model, pair.guide, pyro.optim.Adam({"lr": LEARNING_RATE}), pyro.infer.Trace_ELBO()
-    )
+    adam = pyro.optim.Adam({"lr": LEARNING_RATE})  # type: ignore[attr-defined]
+    svi = pyro.infer.SVI(pair.model, pair.guide, adam, pyro.infer.Trace_ELBO())
 
     def take(x: Tensor) -> float:
         with pyro.validation_enabled(validation):

@@ -75,6 +75,13 @@ def choice(argument: str, value: Any, options: tuple[str, ...]) -> str:
     return str(value)
 
 
+def module(argument: str, value: Any) -> torch.nn.Module:
+    """``value`` if it is a torch module; raises ``TypeError``."""
+    if not isinstance(value, torch.nn.Module):
+        raise bad_type(argument, "a torch module", repr(value), "Pass a network such as pyrovae.MLP.")
+    return value
+
+
 def rows(
     x: Any, *, dtype: torch.dtype | None, device: torch.device | None = None, argument: str = "x"
 ) -> Tensor:
@@ -110,6 +117,8 @@ def rows(
 def _from_tensor(x: Tensor, dtype: torch.dtype | None, device: torch.device | None, argument: str) -> Tensor:
     if x.is_complex():
         raise bad_type(argument, "real numbers", f"a {x.dtype} tensor", "Pass x.real or x.abs().")
+    if x.layout != torch.strided:
+        raise bad_type(argument, "a dense tensor", f"a {x.layout} one", f"Pass {argument}.to_dense().")
     if device is not None and x.device != device:
         raise bad_value(
             argument,
@@ -146,7 +155,16 @@ def _array(x: Any, argument: str) -> np.ndarray:
                     f"{len(odd)} other column(s), first {odd[0]}",
                     "Encode them as numbers or drop them.",
                 )
-        x = x.to_numpy()
+            x = x.to_numpy(dtype=np.float64, na_value=np.nan)  # nullable columns, too
+        else:
+            x = x.to_numpy()
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise bad_type(
+            argument,
+            "an array without masked entries",
+            f"{int(np.ma.count_masked(x))} that are masked",
+            "Fill them, x.filled(value), or drop their rows.",
+        )
     if not isinstance(x, np.ndarray):
         raise bad_type(
             argument,
@@ -158,6 +176,8 @@ def _array(x: Any, argument: str) -> np.ndarray:
         raise bad_type(
             argument, "real numbers", f"an array of dtype {x.dtype}", "Pass numbers: x.astype(float)."
         )
+    if x.dtype.itemsize > 8:  # long doubles, which torch has not
+        x = x.astype(np.float64)
     # torch takes neither negative strides, foreign byte orders nor read-only memory without a warning.
     if not x.flags.writeable or not x.dtype.isnative or any(stride < 0 for stride in x.strides):
         x = x.astype(x.dtype.newbyteorder("="))
@@ -200,16 +220,16 @@ def on_support(argument: str, rows: Tensor, columns: list[int], support: Constra
     )
 
 
-def varying_columns(argument: str, x: Tensor) -> None:
-    """Refuse columns in which one value fills more than 99 % of the rows.
+def varying_columns(argument: str, x: Tensor, every: bool) -> None:
+    """Refuse columns in which one value fills more than 99 % of the rows: any, or if not ``every``, all at once.
 
-    A scale that is learned a column would shrink towards zero on such a column and take the density, and
-    with it log P(x), to +∞.
+    A scale that is learned for each column would shrink towards zero on such a column and take the
+    density, and with it log P(x), to +∞; one that the columns share, where they are all so.
     """
     flat = x.flatten(1)
     share = (flat == flat.mode(dim=0).values).double().mean(dim=0)
     stuck = torch.nonzero(share > 0.99).flatten()
-    if len(stuck):
+    if len(stuck) == flat.shape[1] or (every and len(stuck)):
         column = int(stuck[0])
         value = float(flat[:, column].mode().values)
         raise bad_value(
@@ -221,8 +241,8 @@ def varying_columns(argument: str, x: Tensor) -> None:
 
 
 def fingerprint(x: Tensor) -> str:
-    """sha256 of the rows as float32 numbers and their shape: equal for equal rows, whatever their dtype."""
-    digest = hashlib.sha256(repr(tuple(x.shape)).encode())
+    """sha256 of the rows, flattened, as float32 numbers: equal for equal rows, whatever their dtype."""
+    digest = hashlib.sha256(repr((len(x), x.numel() // len(x))).encode())
     for block in x.split(4096):
         digest.update(block.detach().cpu().float().contiguous().numpy().data)
     return digest.hexdigest()

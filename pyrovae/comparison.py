@@ -36,7 +36,7 @@ def compare(
         log predictive density of a new row; ``se``, its standard error over rows; ``elpd_diff`` to the
         best, and ``dse``, the standard error of that paired difference; ``mcse`` and ``bias``, the
         Monte-Carlo error and first-order bias of ``elpd``, apart from both; ``mcse_diff``, the
-        Monte-Carlo error of ``elpd_diff``; ``kind``; ``parameters`` (plug-in or posterior-averaged);
+        Monte-Carlo error of ``elpd_diff``, as if the two were independent; ``kind``; ``parameters`` (plug-in or posterior-averaged);
         the rows by verdict; ``seconds``. All in nats a row.
 
     Raises:
@@ -63,6 +63,13 @@ def compare(
         if isinstance(model, LogEvidence):
             scores[name] = model
         else:
+            if isinstance(model, type):
+                raise checks.bad_type(
+                    "models",
+                    "fitted models",
+                    f"the class {model.__name__} as {name!r}",
+                    "Fit an instance first.",
+                )
             if x is None:
                 raise checks.bad_value(
                     "x", f"rows to score {name!r} on", "None", "Pass held-out rows as the second argument."

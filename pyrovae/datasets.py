@@ -35,7 +35,7 @@ def digits(kind: str = "binary", seed: int = 0) -> Split:
 
     checks.choice("kind", kind, ("binary", "continuous"))
     levels = torch.from_numpy(load_digits().data.astype(np.float32))  # (1797, 64)
-    generator = torch.Generator().manual_seed(noise.derive(seed, noise.Stream.SAMPLE))
+    generator = torch.Generator().manual_seed(noise.derive(seed, noise.Stream.DATA))
     order = torch.randperm(len(levels), generator=generator)
     if kind == "binary":
         x = (levels >= 8).float()

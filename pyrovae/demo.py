@@ -106,7 +106,7 @@ def _part(
     epochs: int,
     progress: bool,
 ) -> Part:
-    with noise.seeded(noise.derive(seed, noise.Stream.SAMPLE)):
+    with noise.seeded(noise.derive(seed, noise.Stream.WEIGHTS)):
         vae = build()
     cosine = functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs)
     history = fit(

@@ -53,7 +53,8 @@ def pareto_k(log_weights: Tensor, resolution: float | Tensor = 0.0) -> Tensor:
     Below 0.5 the weights have a variance, above 0.7 the estimate converges too slowly to be of use
     (Vehtari, Simpson, Gelman, Yao and Gabry 2024). NaN for fewer than 25 draws; −inf where the
     largest weights are all the same within ``resolution``, because the weights are constant or take few
-    values; +inf where the tail is too short to fit.
+    values. Where fewer than five weights stand above the cut-off: NaN if others tie with it, +inf if the
+    others are zero.
     """
     return Accumulator.of(log_weights).pareto_k(resolution)
 
@@ -74,17 +75,21 @@ def tail_length(num_samples: int) -> int:
 class Accumulator:
     """Running sums of weights over sample tiles, in float64, and the top of each row's weights.
 
-    ``num_samples`` in all will be fed for ``num_rows`` rows. The sums of each tile are kept and added
-    up in the order of the tiles' indices at the end: the answer has the same bits whichever tile came
-    first. Memory is (tiles + tail) × rows.
+    ``num_samples`` in all will be fed for ``num_rows`` rows, in at most ``num_tiles`` tiles. The sums of
+    each tile are kept and added up in the order of the tiles' indices at the end: the answer has the same
+    bits whichever tile came first. Memory is (tiles + tail) × rows, taken once: small pieces kept from
+    every tile would end up between the large ones that are freed, and hold on to their memory.
     """
 
-    def __init__(self, num_samples: int, num_rows: int, device: torch.device | None = None) -> None:
+    def __init__(
+        self, num_samples: int, num_rows: int, num_tiles: int, device: torch.device | None = None
+    ) -> None:
         self.num_samples = num_samples
-        self._tiles: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        # for every tile: an offset, and Σ w, Σ w² of the weights divided by its exponential
+        self._tiles = torch.zeros(num_tiles, 3, num_rows, dtype=torch.float64, device=device)
         # One more than the tail: the cut-off is the largest weight outside it.
-        self._top_length = min(num_samples, tail_length(num_samples) + 1)
-        self._top = torch.empty(0, num_rows, dtype=torch.float64, device=device)
+        length = min(num_samples, tail_length(num_samples) + 1)
+        self._top = torch.full((length, num_rows), -math.inf, dtype=torch.float64, device=device)
 
     @classmethod
     def of(cls, log_weights: Tensor) -> Accumulator:
@@ -94,7 +99,7 @@ class Accumulator:
                 f"log_weights: expected shape (samples, rows), neither empty, got {tuple(log_weights.shape)}. "
                 "Put samples on dim 0 and rows on dim 1."
             )
-        accumulator = cls(len(log_weights), log_weights.shape[1], log_weights.device)
+        accumulator = cls(len(log_weights), log_weights.shape[1], 1, log_weights.device)
         accumulator.add(0, log_weights)
         return accumulator
 
@@ -105,14 +110,13 @@ class Accumulator:
         # Where a row has no weight above zero, the offset must not be −inf: −inf − −inf is NaN.
         offset = torch.where(torch.isneginf(peak), 0.0, peak)
         w = torch.exp(lw - offset)
-        self._tiles[tile] = (offset, w.sum(dim=0), (w * w).sum(dim=0))
+        self._tiles[tile] = torch.stack([offset, w.sum(dim=0), (w * w).sum(dim=0)])
         pool = torch.cat([self._top, lw])
-        self._top = pool.topk(min(self._top_length, len(pool)), dim=0, sorted=True).values
+        self._top[:] = pool.topk(len(self._top), dim=0, sorted=True).values
 
     def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
         """An offset and Σ w, Σ w² of the weights divided by its exponential, each of shape (rows,)."""
-        tiles = [self._tiles[tile] for tile in sorted(self._tiles)]
-        offsets, first, second = (torch.stack(column) for column in zip(*tiles, strict=True))
+        offsets, first, second = self._tiles.unbind(dim=1)
         # A tile of zero weights has offset 0 and sums 0; it must not raise the common offset.
         empty = first == 0
         offset = torch.where(empty, -math.inf, offsets).max(dim=0).values
@@ -149,7 +153,10 @@ class Accumulator:
         smallest_normal = math.log(torch.finfo(torch.float64).tiny)
         cutoff = top[-1].clamp(min=smallest_normal)
         lengths = (top > cutoff).sum(dim=0)  # ties with the cut-off are not in the tail
-        shape = torch.full(lengths.shape, math.inf, dtype=torch.float64)
+        # Fewer than five weights above the cut-off: where others tie with it, the weights take few values,
+        # as with a discrete latent, and more draws tell; where all others are zero, they have collapsed.
+        tied = (top == cutoff).sum(dim=0) > 1
+        shape = torch.where(tied, math.nan, math.inf).to(torch.float64)
         for length in lengths.unique().tolist():
             if length > 4:
                 rows = lengths == length

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from pyrovae import checks
+
 #: Every encoder by its name: the class name in snake case. Each says how many network outputs a latent
 #: dimension needs: ``outputs_per_latent``.
 REGISTRY: dict[str, type[nn.Module]] = {}
@@ -44,7 +46,7 @@ class DiagonalNormal(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self.network = checks.module("network", network)
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
         loc, log_scale = self.network(x).chunk(2, dim=-1)

@@ -8,7 +8,6 @@ To add a family: write ``distribution`` and decorate the class with its name.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +41,7 @@ class Likelihood(nn.Module, ABC):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self.network = checks.module("network", network)
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
         batch_shape = z.shape[:-1]
@@ -140,10 +139,3 @@ class Gaussian(Likelihood):
 
     def extra_repr(self) -> str:
         return f"scale={self.scale!r}"
-
-
-def smallest_scale(fn: dist.TorchDistribution) -> float:
-    """The smallest scale of a row's distribution, in the units of x; +∞ where the family has none."""
-    base = getattr(fn, "base_dist", fn)
-    scale = getattr(base, "scale", None)
-    return float(scale.min()) if isinstance(scale, Tensor) else math.inf

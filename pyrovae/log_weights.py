@@ -70,7 +70,7 @@ class Evaluation:
         else:
             check_supports(structure, batch["x"], argument)
         if tile is None:
-            tile = noise.tile_shape(batch["x"][0].numel(), num_samples)
+            tile = noise.tile_shape(structure.widest, num_samples)
         else:
             try:
                 rows, samples = tile
@@ -156,7 +156,8 @@ class ELBOEstimate:
         estimate: E_Q[log P(x, z) − log Q(z | x)], shape (rows,), in nats.
         rate: KL(Q ‖ P) = E_Q[log Q(z | x) − log P(z)], shape (rows,), in nats.
         reconstruction: E_Q[log P(x | z)], shape (rows,), in nats.
-        mcse: Monte-Carlo standard error of ``estimate``, shape (rows,); NaN for one sample.
+        mcse: Monte-Carlo standard error of ``estimate``, shape (rows,); NaN for one sample, and where
+            a draw has log P(x, z) = −∞.
     """
 
     estimate: np.ndarray
@@ -197,24 +198,25 @@ def elbo_of(evaluation: Evaluation) -> ELBOEstimate:
     """``elbo`` of a pair and rows that were prepared before."""
     reconstruction, rate, mcse = (torch.empty(len(evaluation), dtype=torch.float64) for _ in range(3))
     for block in evaluation.tiles():
-        # mean and squared deviations, merged tile by tile (Chan, Golub and LeVeque 1983)
         rows = block[0].rows
         count = 0
-        mean_r, mean_k, mean_w, deviations = torch.zeros(
+        sum_r, sum_k, mean_w, deviations = torch.zeros(
             4, rows.stop - rows.start, dtype=torch.float64, device=evaluation.batch["x"].device
         )
         for tile in block:
             terms = evaluation.terms(tile)
             n = tile.num_samples
+            sum_r = sum_r + terms.likelihood.sum(dim=0)
+            sum_k = sum_k + (terms.proposal - terms.prior).sum(dim=0)
+            # squared deviations, merged tile by tile (Chan, Golub and LeVeque 1983)
             w = terms.log_weights
-            share = n / (count + n)
             shift = w.mean(dim=0) - mean_w
-            deviations = deviations + ((w - w.mean(dim=0)) ** 2).sum(dim=0) + shift**2 * count * share
-            mean_w = mean_w + shift * share
-            mean_r = mean_r + (terms.likelihood.mean(dim=0) - mean_r) * share
-            mean_k = mean_k + ((terms.proposal - terms.prior).mean(dim=0) - mean_k) * share
+            deviations = (
+                deviations + ((w - w.mean(dim=0)) ** 2).sum(dim=0) + shift**2 * count * n / (count + n)
+            )
+            mean_w = mean_w + shift * n / (count + n)
             count += n
-        reconstruction[rows], rate[rows] = mean_r, mean_k
+        reconstruction[rows], rate[rows] = sum_r / count, sum_k / count
         mcse[rows] = (deviations / (count * (count - 1))).sqrt() if count > 1 else math.nan
     return ELBOEstimate((reconstruction - rate).numpy(), rate.numpy(), reconstruction.numpy(), mcse.numpy())
 

@@ -6,6 +6,8 @@ likelihood and an encoder.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -122,14 +124,38 @@ class LatentVariableModel(nn.Module):
 
     def _register_declared(self) -> None:
         """Make declared parameters visible to torch: .parameters(), .double(), .to(device)."""
-        owned = {id(p) for p in self.owners_parameters()}
+        known = {id(p) for p in self.parameters()}
         for name, value in self._store["params"].items():
-            attribute = name.replace(".", "/")  # torch forbids dots in a parameter's own name
-            if id(value) in owned or attribute in self.declared._parameters:
+            if id(value) in known:
                 continue
+            attribute = name.replace(".", "/")  # torch forbids dots in a parameter's own name,
+            if hasattr(self.declared, attribute):  # and names that a module has already: "half", "type"
+                attribute += "/"
             if not isinstance(value, nn.Parameter):
                 value = self._store["params"][name] = nn.Parameter(value.detach().clone())
             self.declared.register_parameter(attribute, value)
+
+    @contextmanager
+    def nothing_declared_on_error(self) -> Iterator[None]:
+        """Run a block; if it raises, forget what pyro.param and pyro.module declared in it."""
+        known = set(self._store["params"])
+        try:
+            yield
+        except BaseException:
+            for name in self._store["params"].keys() - known:
+                del self._store["params"][name], self._store["constraints"][name]
+            kept = {id(p) for p in self._store["params"].values()}
+            for attribute, parameter in list(self.declared._parameters.items()):
+                if id(parameter) not in kept:
+                    del self.declared._parameters[attribute]
+            raise
+
+    def every_module(self) -> Iterator[nn.Module]:
+        """The pair's modules, and those that its plain functions refer to, which they may hand to pyro.module."""
+        yield from self.modules()
+        for function in (self.model, self.guide):
+            for module in _referred(function):
+                yield from module.modules()
 
     def owners_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of the modules that model and guide are or belong to."""
@@ -138,14 +164,32 @@ class LatentVariableModel(nn.Module):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Run a block in ``eval()`` mode without gradients, then restore every module's own mode."""
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
-            with torch.no_grad():
+        with self._mode(training=False), torch.no_grad():
+            yield
+
+    @contextmanager
+    def fitting(self) -> Iterator[None]:
+        """Run a block with gradients; a pair in ``eval()`` mode is put into ``train()`` mode for it.
+
+        A pair in training mode keeps the mode of each of its modules: a part may be frozen on purpose.
+        """
+        with torch.enable_grad():
+            if self.training:
                 yield
+            else:
+                with self._mode(training=True):
+                    yield
+
+    @contextmanager
+    def _mode(self, training: bool) -> Iterator[None]:
+        modes = [(module, module.training) for module in self.every_module()]
+        for module, _ in modes:
+            module.training = training
+        try:
+            yield
         finally:
-            for module, training in modes:
-                module.training = training
+            for module, mode in modes:
+                module.training = mode
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -198,7 +242,7 @@ class VAE(LatentVariableModel):
                     repr(part),
                     f"Take one of pyrovae.{name}s or write one.",
                 )
-        self._check_widths(prior, encoder)
+        self._check_widths(prior, likelihood, encoder)
         self.prior = prior
         self.likelihood = likelihood
         self.encoder = encoder
@@ -250,6 +294,8 @@ class VAE(LatentVariableModel):
         checks.choice("likelihood", likelihood, tuple(likelihoods.REGISTRY))
         family = likelihoods.REGISTRY[likelihood]
         checks.integer("data_dim", data_dim)
+        if not isinstance(hidden_dims, Sequence):
+            raise checks.bad_type("hidden_dims", "a sequence of widths", repr(hidden_dims), "Pass a tuple.")
         hidden = tuple(hidden_dims)
         outputs = family.outputs_per_dimension(**likelihood_options) * data_dim
         return cls(
@@ -267,10 +313,32 @@ class VAE(LatentVariableModel):
             return self.likelihood(self.prior().sample((num_rows,))).sample()
 
     def reconstruct(self, x: Any, seed: int = 0) -> Tensor:
-        """The mean of P(x | z) for one z ~ Q(z | x) a row; shape of x."""
+        """The mean of P(x | z) for one z ~ Q(z | x) a row; as the likelihood shapes its rows."""
         rows = checks.rows(x, dtype=self.dtype, device=self.device)
-        with self.evaluating(), noise.seeded(noise.derive(seed, noise.Stream.SAMPLE), self.device):
+        with self.evaluating(), noise.seeded(noise.derive(seed, noise.Stream.RECONSTRUCT), self.device):
             return self.likelihood(self.encoder(rows).sample()).mean
+
+    @contextmanager
+    def nothing_declared_on_error(self) -> Iterator[None]:
+        """Run a block; if it raises, forget what pyro.param and pyro.module declared in it."""
+        known = set(self._store["params"])
+        try:
+            yield
+        except BaseException:
+            for name in self._store["params"].keys() - known:
+                del self._store["params"][name], self._store["constraints"][name]
+            kept = {id(p) for p in self._store["params"].values()}
+            for attribute, parameter in list(self.declared._parameters.items()):
+                if id(parameter) not in kept:
+                    del self.declared._parameters[attribute]
+            raise
+
+    def every_module(self) -> Iterator[nn.Module]:
+        """The pair's modules, and those that its plain functions refer to, which they may hand to pyro.module."""
+        yield from self.modules()
+        for function in (self.model, self.guide):
+            for module in _referred(function):
+                yield from module.modules()
 
     def owners_parameters(self) -> Iterator[nn.Parameter]:
         for part in (self.prior, self.likelihood, self.encoder):
@@ -282,18 +350,27 @@ class VAE(LatentVariableModel):
         self.name = _unique_name()
 
     @staticmethod
-    def _check_widths(prior: nn.Module, encoder: nn.Module) -> None:
-        latent_dim, per_latent = (
-            getattr(prior, "latent_dim", None),
-            getattr(encoder, "outputs_per_latent", None),
-        )
-        width = output_width(encoder)
-        if latent_dim and per_latent and width and width != per_latent * latent_dim:
+    def _check_widths(prior: nn.Module, likelihood: nn.Module, encoder: nn.Module) -> None:
+        """Where the parts say how wide they are, they have to agree; what doesn't say is found by running."""
+        latent_dim = getattr(prior, "latent_dim", None)
+        if latent_dim is None:
+            return
+        decoder_takes = getattr(getattr(likelihood, "network", None), "in_features", latent_dim)
+        if decoder_takes != latent_dim:
+            raise checks.bad_value(
+                "likelihood",
+                f"a network that takes {latent_dim} latent dimensions, as the prior has",
+                str(decoder_takes),
+                "Give both the same number.",
+            )
+        outputs = getattr(encoder, "outputs_per_latent", 0) * latent_dim
+        width = output_width(encoder.network) if outputs and isinstance(encoder.network, nn.Module) else None
+        if width is not None and width != outputs:
             raise checks.bad_value(
                 "encoder",
-                f"a network with {per_latent * latent_dim} outputs for {latent_dim} latent dimensions",
+                f"a network with {outputs} outputs for {latent_dim} latent dimensions",
                 str(width),
-                f"Give it {per_latent} outputs for every latent dimension.",
+                f"Give it {outputs // latent_dim} outputs for every latent dimension.",
             )
 
 
@@ -304,8 +381,26 @@ def _unique_name() -> str:
 
 def _owners(*functions: Callable[..., Any]) -> list[nn.Module]:
     """The torch modules that functions are, or are bound methods of, each once."""
-    found = (getattr(function, "__self__", function) for function in functions)
+    plain = (_unwrapped(function) for function in functions)
+    found = (getattr(function, "__self__", function) for function in plain)
     return list({id(owner): owner for owner in found if isinstance(owner, nn.Module)}.values())
+
+
+def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function inside ``functools.partial`` and decorators that follow ``functools.wraps``."""
+    while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
+        function = function.func if isinstance(function, functools.partial) else function.__wrapped__
+    return function
+
+
+def _referred(function: Callable[..., Any]) -> list[nn.Module]:
+    """The torch modules that a plain function's own code names: closed over, or global."""
+    function = _unwrapped(function)
+    if not inspect.isfunction(function):
+        return []
+    variables = inspect.getclosurevars(function)
+    found = [*variables.nonlocals.values(), *variables.globals.values()]
+    return [value for value in found if isinstance(value, nn.Module)]
 
 
 def _refuse_homonyms(owners: nn.ModuleList) -> None:

@@ -66,9 +66,8 @@ class MLP(nn.Module):
 
 
 def output_width(network: nn.Module) -> int | None:
-    """The width of what ``network`` puts out: its ``out_features``, else its last layer's, else None."""
-    for module in [network, *reversed(list(network.modules()))]:
-        width = getattr(module, "out_features", None)
-        if isinstance(width, int):
-            return width
-    return None
+    """The width of what ``network`` puts out, where it says so: its ``out_features``, else its last layer's."""
+    if isinstance(network, nn.Sequential) and len(network):
+        return output_width(network[-1])
+    width = getattr(network, "out_features", None)
+    return width if isinstance(width, int) else None

@@ -21,6 +21,8 @@ from pyrovae import checks
 # and its temporaries near the cache.
 _ELEMENTS_PER_TILE = 1 << 20
 _SAMPLES_PER_TILE = 128
+# Narrower pairs are treated as this wide: beside the numbers of a layer, a row keeps its largest weights.
+_NARROWEST = 32
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,14 @@ class Tile:
         return self.samples.stop - self.samples.start
 
 
-def tile_shape(row_elements: int, num_samples: int) -> tuple[int, int]:
-    """(rows, samples) of a tile, from the numbers in a row and the samples asked for, and nothing else.
+def tile_shape(widest: int, num_samples: int) -> tuple[int, int]:
+    """(rows, samples) of a tile, from the widest layer of the pair and the samples asked for, and nothing else.
 
     Few samples make tall tiles, many samples make short ones: either way a tile holds about the same
     amount of work, and a row is encoded once for up to 128 samples.
     """
     samples = min(num_samples, _SAMPLES_PER_TILE)
-    return max(1, _ELEMENTS_PER_TILE // (row_elements * samples)), samples
+    return max(1, _ELEMENTS_PER_TILE // (max(widest, _NARROWEST) * samples)), samples
 
 
 def tiles(num_rows: int, num_samples: int, shape: tuple[int, int]) -> Iterator[list[Tile]]:
@@ -58,13 +60,16 @@ def tiles(num_rows: int, num_samples: int, shape: tuple[int, int]) -> Iterator[l
 
 
 class Stream(IntEnum):
-    """What a stream of noise is for; streams never overlap."""
+    """What a stream of noise is for: the same seed gives each use its own."""
 
     TILE = 0
     ROW_ORDER = 1
     STEP = 2
     SAMPLE = 3
     INSPECT = 4
+    RECONSTRUCT = 5
+    DATA = 6
+    WEIGHTS = 7
 
 
 def derive(seed: int, stream: Stream, *keys: int) -> int:

@@ -7,6 +7,7 @@ learning rate and the KL weight, evaluates, and decides when to stop.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from pyro.infer import (
     JitTraceEnum_ELBO,
     JitTraceGraph_ELBO,
     JitTraceMeanField_ELBO,
+    RenyiELBO,
     Trace_ELBO,
     TraceEnum_ELBO,
     TraceGraph_ELBO,
@@ -31,10 +33,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyrovae import checks, noise
-from pyrovae.likelihoods import smallest_scale
 from pyrovae.log_weights import ELBOEstimate, Evaluation, elbo_of, prepare_rows
 from pyrovae.model import VAE, LatentVariableModel
-from pyrovae.pair import Batch, inspect, loss
+from pyrovae.pair import Batch, Structure, check_every_leaf, inspect, loss
 from pyrovae.progress import Progress
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class History:
         """
         import pandas as pd
 
-        return pd.DataFrame(self.records)
+        columns = ["epoch", "loss", "elbo", "rate", "reconstruction", "kl_weight", "lr", "seconds"]
+        return pd.DataFrame(self.records, columns=None if self.records else columns)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -79,10 +81,9 @@ class History:
 
 @dataclass
 class State:
-    """What a step reads and changes: a pair in training mode, its parameters, and their optimizer."""
+    """What a step reads and changes: a pair with its parameters and buffers, and their optimizer's moments."""
 
     pair: LatentVariableModel
-    parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
     objective: ELBO
     num_rows: int
@@ -102,25 +103,25 @@ def step(state: State, batch: Batch, seed: int, learning_rates: Sequence[float],
     Raises:
         FloatingPointError: a loss or gradient that is not finite; the parameters are as before the step.
     """
-    state.optimizer.zero_grad(set_to_none=True)
-    with noise.seeded(seed, batch["x"].device):
+    state.pair.zero_grad(set_to_none=True)
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    with noise.seeded(seed, batch["x"].device), state.pair.fitting():
         total = loss(state.pair, state.objective, batch, state.num_rows, kl_weight)
         if isinstance(total, Tensor):
             # A row's worth of the loss: the learning rate and clip_norm mean the same for any N.
             (total / state.num_rows).backward()
         else:  # an objective that ran backward() itself, on the whole data set's loss
-            for parameter in state.parameters:
+            for parameter in parameters:
                 if parameter.grad is not None:
                     parameter.grad /= state.num_rows
     value = float(total.detach() if isinstance(total, Tensor) else total) / state.num_rows
-    gradients = [p.grad for p in state.parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if not (math.isfinite(value) and math.isfinite(norm)):
-        state.optimizer.zero_grad(set_to_none=True)
+        state.pair.zero_grad(set_to_none=True)
         what = f"loss is {value}" if not math.isfinite(value) else f"gradient norm is {float(norm)}"
         raise FloatingPointError(what)
     if state.clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(state.parameters, state.clip_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_(parameters, state.clip_norm, norm)
     for group, rate in zip(state.optimizer.param_groups, learning_rates, strict=True):
         group["lr"] = rate
     state.optimizer.step()
@@ -198,18 +199,27 @@ def fit(
     batch = prepare_rows(pair, x)
     num_rows = len(batch["x"])
     objective = _objective(loss, num_particles, minibatches=batch_size < num_rows, annealed=kl_warmup > 0)
-    _check_columns_vary(pair, batch["x"])
     structure = inspect(pair, batch, seed)
+    _check_objective_fits(objective, structure)
+    scales = _Scales(pair, batch["x"], seed)
     held_out = None
     if validation is not None:
         held_out = Evaluation.prepare(
             pair, validation, _EPOCH_SAMPLES, seed, structure=structure, argument="validation"
         )
+        if held_out.batch["x"].shape[1:] != batch["x"].shape[1:]:
+            raise checks.bad_value(
+                "validation",
+                f"rows of shape {tuple(batch['x'].shape[1:])}, as in x",
+                f"shape {tuple(held_out.batch['x'].shape[1:])}",
+                "Pass the same columns.",
+            )
     training = Evaluation.prepare(pair, batch["x"], _EPOCH_SAMPLES, seed, structure=structure)
     parameters = [p for p in pair.parameters() if p.requires_grad]
     optimiser = _optimizer(optimizer, parameters, lr)
-    state = State(pair, parameters, optimiser, objective, num_rows, clip_norm)
-    schedule = scheduler(optimiser) if scheduler is not None else None
+    state = State(pair, optimiser, objective, num_rows, clip_norm)
+    schedule = _scheduler(scheduler, optimiser)
+    check_every_leaf(pair, objective, batch, seed)
     history = History()
     steps_an_epoch = math.ceil(num_rows / batch_size)
     best: _Best | None = None
@@ -229,6 +239,9 @@ def fit(
                     try:
                         value = step(state, minibatch, step_seed, rates, kl_weight)
                     except (FloatingPointError, ValueError) as error:
+                        # Parameters of a distribution that ran off are refused by torch before the loss is.
+                        if isinstance(error, ValueError) and "satisfy the constraint" not in str(error):
+                            raise
                         raise FloatingPointError(_broken(error, epoch, number, rows)) from error
                     losses += value * len(rows) / num_rows
                     bar.advance(note=f"epoch {epoch + 1}/{epochs}, loss {value:.2f}")
@@ -238,7 +251,7 @@ def fit(
                     record |= _columns(elbo_of(held_out), "validation_")
                 record |= {"kl_weight": kl_weight, "lr": rates[0], "seconds": time.monotonic() - started}
                 history.records.append(record)
-                _check_scale(pair, batch["x"], seed)
+                scales.check()
                 score = record.get("validation_elbo", record["elbo"])
                 if isinstance(schedule, ReduceLROnPlateau):
                     schedule.step(-score)
@@ -253,7 +266,7 @@ def fit(
         except KeyboardInterrupt:
             history.stopped = "interrupted"
         finally:
-            state.optimizer.zero_grad(set_to_none=True)
+            pair.zero_grad(set_to_none=True)
     if best is not None:
         best.restore(pair)
         history.best_epoch = best.epoch
@@ -320,12 +333,20 @@ def _objective(loss: ELBO | None, num_particles: int, minibatches: bool, anneale
             f"{name}, which freezes N/B and the KL weight of its first call",
             f"Pass {name.removeprefix('Jit')}.",
         )
-    a_sum = isinstance(loss, _SUMS) and not isinstance(loss, TraceTailAdaptive_ELBO)
+    if isinstance(loss, _SUMS) and not isinstance(loss, TraceTailAdaptive_ELBO):
+        return loss
+    if not isinstance(loss, RenyiELBO):
+        raise checks.bad_value(
+            "loss",
+            "Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO or TraceEnum_ELBO, or RenyiELBO on all rows at once",
+            f"{name}, which is no bound on log P(x) in nats once it is scaled",
+            "Pass one of those.",
+        )
     for wanted, what, mend in (
         (minibatches, "minibatches (N/B)", "batch_size=len(x)"),
         (annealed, "a KL weight", "kl_warmup=0"),
     ):
-        if wanted and not a_sum:
+        if wanted:
             raise checks.bad_value(
                 "loss",
                 f"a sum over rows, because {what} scale its terms",
@@ -333,6 +354,27 @@ def _objective(loss: ELBO | None, num_particles: int, minibatches: bool, anneale
                 f"Use Trace_ELBO or TraceMeanField_ELBO, or fit with {mend}.",
             )
     return loss
+
+
+def _check_objective_fits(objective: ELBO, structure: Structure) -> None:
+    """What can only be said of an objective once the pair is known."""
+    name = type(objective).__name__
+    if isinstance(objective, RenyiELBO) and len(structure.plates) > 1:
+        raise checks.bad_value(
+            "loss",
+            f"one plate over the rows, because {name} takes its logarithm plate by plate",
+            f"{len(structure.plates)}: {sorted(structure.plates)}",
+            "Put z and x into one plate, or use Trace_ELBO.",
+        )
+    vectorised = objective.vectorize_particles and objective.num_particles > 1
+    refusing = [part for part, able in structure.vectorised.items() if not able]
+    if vectorised and refusing:
+        raise checks.bad_value(
+            "loss",
+            "vectorize_particles=False for a pair that can't be called with left dims",
+            f"vectorize_particles=True and a {refusing[0]} that can't",
+            f"Pass {name}(num_particles={objective.num_particles}).",
+        )
 
 
 def _optimizer(
@@ -346,9 +388,25 @@ def _optimizer(
             "Declare them with pyro.param or pyro.module, or write the pair as modules.",
         )
     example = "torch.optim.Adam or functools.partial(torch.optim.Adam, eps=1e-4)"
+    if isinstance(factory, functools.partial) and "lr" in factory.keywords:
+        raise checks.bad_value(
+            "optimizer",
+            "lr to be said once, to fit",
+            f"lr={factory.keywords['lr']} in the partial",
+            "Pass fit(lr=…).",
+        )
     # Pyro's optimizers are callable, too, but are made of parameters' names and step when called.
-    usable = callable(factory) and not isinstance(factory, PyroOptim)
-    made = factory(parameters, lr=lr) if usable else None
+    made: Any = None
+    if callable(factory) and not isinstance(factory, PyroOptim):
+        try:
+            made = factory(parameters, lr=lr)
+        except TypeError as error:
+            raise checks.bad_type(
+                "optimizer",
+                "a callable of (parameters, lr=…)",
+                f"TypeError from it: {error}",
+                f"Pass {example}.",
+            ) from error
     if not isinstance(made, torch.optim.Optimizer):
         raise checks.bad_type(
             "optimizer", "a torch optimizer's class or a partial of it", repr(factory), f"Pass {example}."
@@ -359,6 +417,23 @@ def _optimizer(
             "one that takes a step from one gradient",
             "LBFGS, which evaluates the loss many times a step on noise that must not change",
             f"Pass {example}.",
+        )
+    return made
+
+
+def _scheduler(
+    factory: Callable[[torch.optim.Optimizer], LRScheduler | ReduceLROnPlateau] | None,
+    optimiser: torch.optim.Optimizer,
+) -> LRScheduler | ReduceLROnPlateau | None:
+    if factory is None:
+        return None
+    made = factory(optimiser) if callable(factory) else None
+    if not isinstance(made, LRScheduler | ReduceLROnPlateau):
+        raise checks.bad_type(
+            "scheduler",
+            "a callable that takes the optimizer and returns a torch scheduler",
+            repr(factory),
+            "Pass functools.partial(torch.optim.lr_scheduler.StepLR, step_size=10), say.",
         )
     return made
 
@@ -382,25 +457,41 @@ def _check_schedule(epochs: int, kl_warmup: int, patience: int | None, validatio
             )
 
 
-def _check_columns_vary(pair: LatentVariableModel, x: Tensor) -> None:
-    if isinstance(pair, VAE) and getattr(pair.likelihood, "learns_scale_per_column", False):
-        checks.varying_columns("x", x)
+class _Scales:
+    """Watches the scales that a likelihood learns: one that runs to zero takes the density to +∞."""
 
+    def __init__(self, pair: LatentVariableModel, x: Tensor, seed: int) -> None:
+        likelihood: Any = pair.likelihood if isinstance(pair, VAE) else None
+        self._learned = isinstance(getattr(likelihood, "scale", None), str)
+        if self._learned:
+            checks.varying_columns("x", x, every=likelihood.learns_scale_per_column)
+            self._pair: Any = pair
+            self._x, self._seed = x[:128], seed
+            self._spread = x.flatten(1).std(dim=0, correction=0)
+            self._start = self._smallest()
 
-def _check_scale(pair: LatentVariableModel, x: Tensor, seed: int) -> None:
-    """Stop where a learned scale has run to zero: the density is on its way to +∞."""
-    if not (isinstance(pair, VAE) and isinstance(getattr(pair.likelihood, "scale", None), str)):
-        return
-    with pair.evaluating(), noise.seeded(noise.derive(seed, noise.Stream.INSPECT), x.device):
-        scale = smallest_scale(pair.likelihood(pair.encoder(x[:128]).sample()))
-    spread = float(x.std()) if x.numel() > 1 else 1.0
-    if scale < 1e-5 * spread:
-        raise checks.bad_value(
-            "x",
-            "a density that stays bounded",
-            f"a learned scale of {scale:.2g} against a spread of {spread:.2g} in the data: log P(x) runs off to +∞",
-            'Dequantise whole numbers, drop columns that repeat a value, or use scale="shared" or a fixed scale.',
-        )
+    def check(self) -> None:
+        """Refuse to go on where a scale fell below 1e-5 of its column's own spread."""
+        if not self._learned:
+            return
+        scale = self._smallest()
+        vanished = (scale < 1e-5 * self._spread) & (scale < self._start)
+        if bool(vanished.any()):
+            column = int(vanished.int().argmax())
+            raise checks.bad_value(
+                "x",
+                "a density that stays bounded",
+                f"a learned scale of {float(scale[column]):.2g} in column {column}, whose spread is "
+                f"{float(self._spread[column]):.2g}: log P(x) runs off to +∞",
+                "Dequantise whole numbers, drop columns that repeat a value or another column, or fix the scale.",
+            )
+
+    def _smallest(self) -> Tensor:
+        """The smallest scale of every column over some rows, shape (columns,)."""
+        pair = self._pair
+        with pair.evaluating(), noise.seeded(noise.derive(self._seed, noise.Stream.INSPECT), self._x.device):
+            scale = pair.likelihood(pair.encoder(self._x).sample()).base_dist.scale
+        return scale.flatten(1).amin(dim=0)
 
 
 def _broken(error: Exception, epoch: int, number: int, rows: Tensor) -> str:

@@ -73,6 +73,14 @@ def test_ppca_is_the_maximum_of_the_likelihood():
     assert worse.log_evidence(x).mean < ppca.log_evidence(x).mean
 
 
+def test_ppca_with_fewer_rows_than_columns_is_the_maximum_too():
+    """The eigenvalues that scikit-learn does not return are zero, and are discarded ones all the same."""
+    x = torch.randn(20, 60, dtype=torch.float64)
+    ppca = baselines.PPCA(3).fit(x)
+    eigenvalues = torch.linalg.eigvalsh(torch.cov(x.T, correction=0)).flip(0)
+    assert ppca.noise_variance == pytest.approx(float(eigenvalues[3:].mean()), rel=1e-9)
+
+
 def test_ppca_density_is_the_oracles():
     oracle = LinearGaussian.random(3, 8)
     ppca = baselines.PPCA(3)

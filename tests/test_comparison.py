@@ -104,7 +104,18 @@ def test_evidence_of_a_training_set_is_no_predictive_score():
     refused("predictive scores of held-out rows, got 'a', the evidence of a training set", {"a": ev})
 
 
+def test_images_and_their_flattened_rows_are_the_same_rows():
+    x = X[:, :4].reshape(-1, 1, 2, 2)
+    decoder = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Unflatten(1, (1, 2, 2)))
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    vae = pv.VAE(
+        pv.priors.StandardNormal(1), pv.likelihoods.Bernoulli(decoder), pv.encoders.DiagonalNormal(encoder)
+    )
+    assert len(pv.compare({"images": vae, "flat": baselines.IndependentBernoulli().fit(x)}, x)) == 2
+
+
 def test_models_and_rows_are_needed():
     refused("models: expected a dict", [bernoulli_vae()], X)
     refused("models: expected a dict", {}, X)
+    refused("models: expected fitted models, got the class PPCA", {"a": baselines.PPCA}, X)
     refused("x: expected rows to score 'VAE' on, got None", {"VAE": bernoulli_vae()})

@@ -65,7 +65,7 @@ def test_float32_weights_are_summed_in_float64():
 def test_tiles_in_any_order_give_the_same_bits(order):
     lw = weights(1000, spread=3.0)
     tiles = lw.split(300)
-    reference, shuffled = (Accumulator(1000, 5), Accumulator(1000, 5))
+    reference, shuffled = (Accumulator(1000, 5, 4), Accumulator(1000, 5, 4))
     for index in range(4):
         reference.add(index, tiles[index])
     for index in order:
@@ -78,7 +78,7 @@ def test_tiles_in_any_order_give_the_same_bits(order):
 
 def test_a_tile_of_zero_weights_changes_nothing_but_the_count():
     lw = weights(100, 2)
-    accumulator = Accumulator(150, 2)
+    accumulator = Accumulator(150, 2, 2)
     accumulator.add(0, torch.full((50, 2), -math.inf))
     accumulator.add(1, lw)
     expected = diagnostics.log_mean_exp(lw) + math.log(100 / 150)
@@ -117,7 +117,10 @@ def test_pareto_k_at_the_edges():
     assert (diagnostics.pareto_k(rounding, resolution=1e-9) == -math.inf).all()
     two_values = torch.zeros(100, 1)
     two_values[:3] = 5.0
-    assert diagnostics.pareto_k(two_values).item() == math.inf
+    assert diagnostics.pareto_k(two_values).isnan().all()
+    collapsed = torch.full((100, 1), -math.inf)
+    collapsed[:3, 0] = torch.tensor([0.0, -1.0, -2.0])
+    assert diagnostics.pareto_k(collapsed).item() == math.inf
 
 
 def test_threshold_follows_the_number_of_draws():

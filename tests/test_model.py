@@ -71,6 +71,23 @@ def test_images_keep_their_shape():
     pv.fit(model, x, epochs=1)
 
 
+def test_an_encoder_with_two_heads():
+    """The width of a network is what it says itself, not what its last layer has."""
+
+    class TwoHeads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc, self.log_scale = nn.Linear(6, 2), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return torch.cat([self.loc(x), self.log_scale(x)], dim=-1)
+
+    model = pv.VAE(
+        priors.StandardNormal(2), likelihoods.Bernoulli(pv.MLP(2, (), 6)), encoders.DiagonalNormal(TwoHeads())
+    )
+    assert len(pv.log_evidence(model, torch.ones(4, 6), num_samples=5)) == 4
+
+
 def test_plain_svi_trains_it():
     """PITFALLS 13 and 14: SVI moves the VAE's own weights; two VAEs and a copy never collide."""
     x = (torch.rand(20, 6) < 0.5).float()
@@ -141,7 +158,11 @@ def test_double_and_state_dict():
             ValueError,
             "x: expected rows of width 6, got rows of width 5",
         ),
-        (lambda: pv.log_evidence(vae(), torch.ones(2, 5)), ValueError, "x: expected rows"),
+        (
+            lambda: pv.log_evidence(vae(), torch.ones(2, 5)),
+            ValueError,
+            r"^x: expected rows of width 6.*for these\.$",
+        ),
         (lambda: pv.log_evidence(vae(), torch.full((3, 6), 0.5)), ValueError, "ContinuousBernoulli"),
     ],
 )

@@ -439,19 +439,28 @@ def test_observing_centred_rows_is_refused():
         weigh(observing(lambda x: x - x.mean(0)))
 
 
-def test_batch_norm_in_train_mode_is_refused_and_in_eval_mode_accepted():
-    encoder = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1), nn.Flatten(0))
+def test_batch_norm_in_train_mode_out_of_sight_is_refused():
+    hidden = [nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1), nn.Flatten(0))]
     with refused("guide", *ON_ITS_NEIGHBOURS):
-        weigh(guide=encoding(encoder))
-    encoder.eval()
+        weigh(guide=encoding(lambda x: hidden[0](x)))
+    hidden[0].eval()
+    assert weigh(guide=encoding(lambda x: hidden[0](x))).shape == (2, 7)
+
+
+@pytest.mark.parametrize("noisy", [nn.BatchNorm1d(3), nn.Dropout(0.5)])
+def test_modules_that_plain_functions_refer_to_are_evaluated_in_eval_mode(noisy):
+    encoder = nn.Sequential(noisy, nn.Linear(3, 1), nn.Flatten(0))
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
     assert weigh(guide=encoding(encoder)).shape == (2, 7)
+    assert noisy.training
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
 
 
 @pytest.mark.parametrize(
     "encode",
     [
         lambda x: x.sum(-1) + 0.1 * torch.randn(len(x)),
-        nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1), nn.Flatten(0)),
+        lambda x: nn.functional.dropout(x.sum(-1), 0.5),
     ],
     ids=["randn", "dropout"],
 )

@@ -13,6 +13,7 @@ from pyro.infer import (
     SVI,
     JitTrace_ELBO,
     RenyiELBO,
+    ReweightedWakeSleep,
     Trace_ELBO,
     TraceEnum_ELBO,
     TraceGraph_ELBO,
@@ -332,6 +333,17 @@ def test_dropout_is_on_in_training_and_off_in_evaluation():
         ),
         ({"validation": torch.full((3, 6), math.nan)}, ValueError, "validation: expected finite numbers"),
         ({"validation": torch.full((3, 6), 0.5)}, ValueError, "ContinuousBernoulli"),
+        ({"validation": torch.ones(3, 7)}, ValueError, r"validation: expected rows of shape \(6,\), as in x"),
+        ({"validation": torch.ones(3)}, ValueError, "validation: expected"),
+        (
+            {"optimizer": functools.partial(torch.optim.SGD, lr=0.5)},
+            ValueError,
+            "optimizer: expected lr to be said once",
+        ),
+        ({"optimizer": lambda p: torch.optim.Adam(p)}, TypeError, "optimizer: expected a callable of"),
+        ({"scheduler": "cosine"}, TypeError, "scheduler: expected a callable"),
+        ({"scheduler": lambda optimizer: None}, TypeError, "scheduler: expected a callable"),
+        ({"loss": ReweightedWakeSleep()}, ValueError, "loss: expected Trace_ELBO"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_touched(options, error, message):
@@ -358,10 +370,130 @@ def test_constant_columns_are_refused_under_a_learned_scale(scale):
 def test_a_vanishing_scale_is_an_error():
     x = LinearGaussian.random(2, 6, dtype=torch.float32).sample(50)
     vae = small_vae(likelihood="gaussian", scale="shared")
+
+    class RunOff(torch.optim.lr_scheduler.ConstantLR):
+        def step(self, *args, **kwargs):
+            super().step(*args, **kwargs)
+            with torch.no_grad():
+                vae.likelihood.log_scale.fill_(-20.0)
+
+    with pytest.raises(
+        ValueError, match=r"x: expected a density that stays bounded, got a learned scale of .* in column 0"
+    ):
+        pv.fit(vae, x, epochs=3, lr=1e-9, scheduler=functools.partial(RunOff, factor=1.0))
+
+
+def test_columns_of_very_different_size_are_no_vanishing_scale():
+    """The scale starts at 1, a millionth of the first column's spread, and is the others' own."""
+    x = torch.randn(50, 6) * torch.tensor([1e6, 1.0, 1.0, 1.0, 1.0, 1.0])
+    vae = small_vae(likelihood="gaussian", scale="shared")
     with torch.no_grad():
-        vae.likelihood.log_scale.fill_(-20.0)
-    with pytest.raises(ValueError, match=r"x: expected a density that stays bounded"):
-        pv.fit(vae, x, epochs=1, lr=1e-9)
+        for parameter in vae.encoder.network.layers[-1].parameters():
+            parameter.zero_()
+    pv.fit(vae, x, epochs=1, lr=1e-12)
+
+
+def test_shared_scale_refuses_rows_that_are_all_the_same():
+    with pytest.raises(ValueError, match="x: expected columns that vary"):
+        pv.fit(small_vae(likelihood="gaussian", scale="shared"), torch.ones(50, 6), epochs=1)
+
+
+def guides_of_a_module():
+    """Ways to hand over a module's method that hide the module."""
+    vae = small_vae()
+    return {
+        "partial": (vae, functools.partial(vae.guide), True),
+        "lambda": (vae, lambda x: vae.encoder and vae.guide(x), True),
+    }
+
+
+@pytest.mark.parametrize("name", ["partial", "lambda"])
+def test_a_wrapped_guide_still_trains(name):
+    vae, guide, _ = guides_of_a_module()[name]
+    before = parameters(vae)
+    pv.fit(pv.LatentVariableModel(vae.model, guide), binary_rows(), epochs=1)
+    assert not any(torch.equal(a, b) for a, b in zip(before, parameters(vae), strict=True))
+
+
+def test_parameters_out_of_sight_are_refused():
+    decoder = [torch.nn.Linear(1, 6)]
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Bernoulli(logits=decoder[0](z[..., None])).to_event(1), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.zeros(()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    with pytest.raises(
+        ValueError, match=r"pair: expected parameters that it knows of.*shape \(6, 1\)|\(6,\)"
+    ):
+        pv.fit(pv.LatentVariableModel(model, guide), binary_rows(), epochs=1)
+    decoder[0].requires_grad_(False)
+    pv.fit(pv.LatentVariableModel(model, guide), binary_rows(), epochs=1)
+
+
+def test_renyi_needs_one_plate():
+    """With z and x in two plates its logarithm is taken of the wrong sum (PITFALLS 3)."""
+
+    def model(x):
+        loc = pyro.param("loc", torch.zeros(()))
+        with pyro.plate("z_rows", len(x)):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+        with pyro.plate("x_rows", len(x)):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("z_rows", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    x = torch.randn(20)
+    pv.fit(pv.LatentVariableModel(model, guide), x, epochs=1)
+    with pytest.raises(ValueError, match="loss: expected one plate over the rows"):
+        pv.fit(pv.LatentVariableModel(model, guide), x, epochs=1, loss=RenyiELBO())
+
+
+def test_a_pair_in_eval_mode_is_trained_in_train_mode_and_put_back():
+    network = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 6))
+    vae = pv.VAE(pv.priors.StandardNormal(2), pv.likelihoods.Bernoulli(network), small_vae().encoder).eval()
+    seen = []
+    network[1].register_forward_hook(lambda module, *_: seen.append(module.training))
+    with torch.no_grad():
+        pv.fit(vae, binary_rows(), epochs=1)
+    assert True in seen
+    assert not any(module.training for module in vae.modules())
+
+
+def test_an_optimizer_of_some_parameters_leaves_the_rest():
+    vae = small_vae()
+    decoder = parameters(vae.likelihood)
+    pv.fit(
+        vae,
+        binary_rows(),
+        epochs=2,
+        optimizer=lambda params, lr: torch.optim.Adam(vae.encoder.parameters(), lr=lr),
+    )
+    assert same(decoder, parameters(vae.likelihood))
+    assert all(p.grad is None for p in vae.parameters())
+
+
+def test_interrupted_in_the_first_epoch_the_frame_has_its_columns():
+    assert {"epoch", "elbo", "rate", "reconstruction"} <= {*pv.History().frame}
+
+
+def test_an_error_of_the_pairs_own_keeps_its_words():
+    class Fussy(torch.nn.Module):
+        def forward(self, z):
+            if self.training:
+                raise ValueError("no Mondays")
+            return torch.zeros(*z.shape[:-1], 6) + 0 * z.sum(-1, keepdim=True)
+
+    vae = pv.VAE(pv.priors.StandardNormal(2), pv.likelihoods.Bernoulli(Fussy()), small_vae().encoder)
+    with pytest.raises(ValueError, match="no Mondays"):
+        pv.fit(vae, binary_rows(), epochs=1)
 
 
 def test_nothing_to_fit_is_refused():

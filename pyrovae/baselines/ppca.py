@@ -58,7 +58,9 @@ class PPCA(Baseline):
         pca = PCA(self.latent_dim, svd_solver="full").fit(rows.numpy())
         shrink = (n - 1) / n
         variance = torch.from_numpy(pca.explained_variance_) * shrink  # (L,)
-        noise_variance = float(pca.noise_variance_) * shrink
+        # scikit-learn averages over the eigenvalues it has; with fewer rows than columns the others are zero.
+        discarded = (min(n, columns) - self.latent_dim) / (columns - self.latent_dim)
+        noise_variance = float(pca.noise_variance_) * shrink * discarded
         if noise_variance < 1e-10 * float(variance.max()):
             raise checks.bad_value(
                 "x",

@@ -55,7 +55,7 @@ def importance(
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
         for block in evaluation.tiles():
             height = block[0].rows.stop - block[0].rows.start
-            weights = Accumulator(num_samples, height, rows.device)
+            weights = Accumulator(num_samples, height, len(block), rows.device)
             for number, tile_ in enumerate(block):
                 weights.add(number, evaluation.terms(tile_).log_weights)
             estimate = weights.log_mean_exp()

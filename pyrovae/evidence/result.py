@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,6 +34,12 @@ def verdicts(pareto_k: np.ndarray, num_samples: int) -> np.ndarray:
     return np.where(hopeless, "another method", np.where(believed, "trust", "more samples"))
 
 
+def _interval(estimate: Any, mcse: Any, bias: Any) -> tuple[Any, Any]:
+    """From estimate − 1.96 · mcse to estimate + 1.96 · mcse, the bias put on where the truth lies."""
+    half = _Z95 * mcse
+    return estimate - half - np.maximum(bias, 0.0), estimate + half - np.minimum(bias, 0.0)
+
+
 @dataclass(frozen=True)
 class LogEvidence:
     """log P(x_n) of every row, in nats, and how far each number can be believed.
@@ -46,7 +52,8 @@ class LogEvidence:
         pareto_k: k-hat of the weights' tail, shape (rows,); NaN where nothing was sampled or too little.
         kind: shape (rows,), each "exact", "lower bound", "upper bound" or "estimate". A lower bound is
             one in expectation over its noise.
-        verdict: shape (rows,), each "trust", "more samples" or "another method".
+        verdict: shape (rows,), each "trust", "more samples" or "another method"; of the weights seen, which
+            say nothing about a mode that the guide never visits.
         measure: for every column of x, "mass" or "density" ("transformed": of something else than the
             column; "unscored": not part of the number). A mass and a density can't be compared.
         method: the estimator's name.
@@ -127,6 +134,11 @@ class LogEvidence:
         return float(self.bias.mean())
 
     @property
+    def interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """95 % interval for every row's log P(x_n), each end of shape (rows,), in nats; see ``mean_interval``."""
+        return _interval(self.estimate, self.mcse, self.bias)
+
+    @property
     def mean_interval(self) -> tuple[float, float]:
         """95 % interval for the mean log P(x_n), in nats a row.
 
@@ -134,8 +146,8 @@ class LogEvidence:
         interval on the side where the truth lies. Monte-Carlo error only; how much the mean would move
         with other rows is ``compare``'s ``se``.
         """
-        half = _Z95 * self.mean_mcse
-        return self.mean - half - max(self.mean_bias, 0.0), self.mean + half - min(self.mean_bias, 0.0)
+        low, high = _interval(self.mean, self.mean_mcse, self.mean_bias)
+        return float(low), float(high)
 
     @property
     def total_interval(self) -> tuple[float, float]:

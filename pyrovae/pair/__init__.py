@@ -10,6 +10,7 @@ The only room that touches ``pyro.poutine``. Above it everything is tensors:
 pair for which a log P(x_n) of one row would not mean what it says.
 """
 
+from pyrovae.pair.contract import check_every_leaf
 from pyrovae.pair.inspection import check_supports, inspect
 from pyrovae.pair.running import Batch, Latents, LogJoint, Structure, log_joint, loss, propose
 
@@ -18,6 +19,7 @@ __all__ = [
     "Latents",
     "LogJoint",
     "Structure",
+    "check_every_leaf",
     "check_supports",
     "inspect",
     "log_joint",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae import checks
+from pyrovae import checks, noise
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair.running import (
     Batch,
@@ -20,6 +21,7 @@ from pyrovae.pair.running import (
     arguments,
     by_row,
     fold,
+    loss,
     particles,
     propose,
     run,
@@ -240,7 +242,7 @@ def _vectorises(pair: LatentVariableModel, structure: Structure, probe: Batch) -
                     run(pair, part, probe)
                 together = sum_sites(run(pair, part, probe, latents), names, structure, lead=1)
             return _agree(torch.stack(each), together.expand(num_samples, num_rows), probe["x"].dtype)
-        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, Warning):
+        except Exception:  # whatever a pair makes of dims it does not know: its rows get repeated instead
             return False
 
     return {part: agrees(part) for part in ("model", "guide")}
@@ -258,3 +260,32 @@ def _agree(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
 
 def _apart(a: Tensor, b: Tensor) -> str:
     return f"{float((a - b).abs().max()):.3g}"
+
+
+def check_every_leaf(pair: LatentVariableModel, objective: Any, batch: Batch, seed: int) -> None:
+    """Refuse a loss that depends on parameters which the pair does not know of: they would never move.
+
+    Follows the graph of one loss back to its leaves; an objective that runs backward() itself has none.
+    """
+    if not hasattr(objective, "differentiable_loss"):
+        return
+    rows = {name: value[:2] for name, value in batch.items()}
+    with pair.evaluating(), torch.enable_grad(), noise.seeded(seed, batch["x"].device):
+        total = loss(pair, objective, rows, len(rows["x"]), kl_weight=1.0)
+    known = {id(p) for p in pair.parameters()}
+    waiting, seen = [getattr(total, "grad_fn", None)], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
+            raise checks.bad_value(
+                "pair",
+                "parameters that it knows of, and can move",
+                f"one of shape {tuple(leaf.shape)} behind a plain function",
+                "Declare its module with pyro.module, pass the module or its bound method as model or guide, "
+                "or freeze it: requires_grad_(False).",
+            )
+        waiting += [following for following, _ in node.next_functions]

@@ -27,7 +27,7 @@ from pyrovae.pair.contract import (
     holds_data,
     no_answer,
 )
-from pyrovae.pair.running import Batch, Sites, Structure, Support, sample_sites
+from pyrovae.pair.running import Batch, Site, Sites, Structure, Support, sample_sites
 
 _PROBE_ROWS = 4
 
@@ -50,12 +50,13 @@ def inspect(pair: LatentVariableModel, batch: Batch, seed: int = 0) -> Structure
     order = list(range(len(chosen) - 1, 0, -1))
     probe = {name: value[chosen] for name, value in batch.items()}
     fewer = {name: value[order] for name, value in probe.items()}
-    with pair.evaluating(), noise.seeded(noise.derive(seed, noise.Stream.INSPECT), batch["x"].device):
+    seeded = noise.seeded(noise.derive(seed, noise.Stream.INSPECT), batch["x"].device)
+    with pair.nothing_declared_on_error(), pair.evaluating(), seeded:
         sites = _first_runs(pair, probe)
         latents, observed = check_sites(sites["model"], sites["guide"])
         again = _first_runs(pair, fewer)
         check_modules(pair, probe, {name: sites["guide"][name]["value"] for name in latents})
-        data_dim = _data_dims(pair, sites, again, len(chosen))
+        data_dim, plates = _data_dims(pair, sites, again, len(chosen))
         measure, supports = _measure(sites["model"], observed, data_dim, probe["x"])
         if len(set(chosen)) > 1 and not {"mass", "density"} & set(measure):
             check_varies(sites["model"], observed, data_dim)
@@ -64,6 +65,8 @@ def inspect(pair: LatentVariableModel, batch: Batch, seed: int = 0) -> Structure
             observed=observed,
             data_dim=data_dim,
             nesting=max(-frame.dim for part in sites.values() for _, frame in _plates(part)),
+            plates=plates,
+            widest=_widest(pair, sites["model"], probe["x"]),
             batch_dims={name: len(sites["model"][name]["fn"].batch_shape) for name in latents},
             event_dims={name: sites["model"][name]["fn"].event_dim for name in latents},
             measure=measure,
@@ -86,7 +89,8 @@ def check_supports(structure: Structure, x: Tensor, argument: str = "x") -> None
 def _distinct_rows(x: Tensor, num_rows: int) -> list[int]:
     """Indices of up to ``num_rows`` rows that differ, so that an exchange of two of them shows; at least two."""
     chosen: list[int] = []
-    for index in range(min(len(x), 64)):
+    # Candidates from all over x: the first rows of sorted data may be all the same.
+    for index in torch.linspace(0, len(x) - 1, 256).long().unique().tolist():
         if all(not torch.equal(x[index], x[other]) for other in chosen):
             chosen.append(index)
         if len(chosen) == num_rows:
@@ -113,16 +117,18 @@ def _first_run(pair: LatentVariableModel, part: str, batch: Batch, drawn: Sites 
         try:
             with _RefuseSubsampling(part):
                 sites = sample_sites(poutine.trace(function), batch)
-        except checks.Refused:
-            raise
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+            # Pyro raises the error again with a page of shapes; the first one says it.
+            reason = error.__cause__ or error
+            if isinstance(reason, checks.Refused):
+                raise reason from None
             raise checks.bad_value(
                 "x",
                 f"rows that the {part} can be called on, any number of them",
-                f"{type(error).__name__} from it on {len(batch['x'])} rows of shape "
-                f"{tuple(batch['x'].shape[1:])}: {error}",
+                f"{type(reason).__name__} from it on {len(batch['x'])} rows of shape "
+                f"{tuple(batch['x'].shape[1:])}: {reason}",
                 f"Pass rows of the shape the {part} is written for, and use len(x) where it needs their number.",
-            ) from error
+            ) from reason
     for name, site in sites.items():
         check_scale(part, name, site)
         if part == "model" and site["is_observed"]:
@@ -149,9 +155,10 @@ class _RefuseSubsampling(poutine.messenger.Messenger):
 
 def _data_dims(
     pair: LatentVariableModel, sites: dict[str, Sites], again: dict[str, Sites], num_rows: int
-) -> dict[str, int]:
-    """For each site, the dim of the plate over rows: the one whose size follows the number of rows."""
+) -> tuple[dict[str, int], frozenset[str]]:
+    """For each site, the dim of the plate over rows: the one whose size follows their number; the plates' names."""
     found: dict[str, int] = {}
+    names: set[str] = set()
     named = {frame.name for part in sites.values() for _, frame in _plates(part)}
     if pair.plate is not None and pair.plate not in named:
         raise checks.bad_value(
@@ -184,7 +191,9 @@ def _data_dims(
                     f"{len(fitting)}: {sorted(fitting)}",
                     f"Say which one holds the rows: LatentVariableModel(model, guide, plate={sorted(fitting)[0]!r}).",
                 )
-            (dim,) = fitting.values()
+            ((plate, dim),) = fitting.items()
+            if part == "model":
+                names.add(plate)
             if found.setdefault(name, dim) != dim:
                 raise checks.bad_value(
                     part,
@@ -192,7 +201,14 @@ def _data_dims(
                     f"dim {dim}",
                     "Give the plate the same dim in model and guide.",
                 )
-    return found
+    return found, frozenset(names)
+
+
+def _widest(pair: LatentVariableModel, model: Sites, probe: Tensor) -> int:
+    """Numbers in the widest tensor of one row: what a tile's height has to allow for."""
+    sites = [site["value"].numel() // len(probe) for site in model.values()]
+    layers = [getattr(module, "out_features", 0) for module in pair.every_module()]
+    return max([probe[0].numel(), *sites, *(width for width in layers if isinstance(width, int))])
 
 
 def _plates(sites: Sites) -> Iterator[tuple[str, Any]]:
@@ -213,10 +229,11 @@ def _measure(
     for index, column in enumerate(columns.T.contiguous().cpu().numpy()):
         free.setdefault(column.tobytes(), []).append(index)
     measure = ["unscored"] * columns.shape[1]
-    transformed = False
+    normalised = True
     for name in observed:
         site = model[name]
-        if not holds_data(site):
+        if not holds_data(site):  # pyro.factor: the rest is no distribution any more
+            normalised = False
             continue
         fn, value = site["fn"], site["value"]
         axis = value.dim() - fn.event_dim + data_dim[name]
@@ -229,19 +246,32 @@ def _measure(
             if indices:
                 matched.append(indices.pop(0))
             else:
-                transformed = True
-        support = fn.support
+                normalised = False
+        try:
+            support = fn.support
+        except NotImplementedError:
+            normalised = False
+            continue
         while isinstance(support, constraints.independent):
             support = support.base_constraint
-        for index in matched:
+        for index in matched if not _masked(site) else []:
             measure[index] = "mass" if support.is_discrete else "density"
         # A bound that varies by row (a per-row total count) is left to the distribution's own check.
         fixed = all(not isinstance(bound, Tensor) or bound.numel() == 1 for bound in vars(support).values())
         if matched and fixed and support.event_dim == 0:
             supports.append(Support(sorted(matched), support, _family(fn)))
-    if transformed:
-        measure = ["transformed" if kind == "unscored" else kind for kind in measure]
+    if not normalised:
+        measure = ["transformed"] * len(measure)
     return tuple(measure), tuple(supports)
+
+
+def _masked(site: Site) -> bool:
+    """Whether a mask may leave out some of a site's log-probability: on other rows, if not on these."""
+    fn, masks = site["fn"], [site["mask"]]
+    while hasattr(fn, "base_dist"):
+        masks.append(getattr(fn, "_mask", None))
+        fn = fn.base_dist
+    return any(mask is not None and mask is not True for mask in masks)
 
 
 def _columns(x: Tensor) -> Tensor:

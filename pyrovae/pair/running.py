@@ -19,6 +19,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyrovae import checks
 from pyrovae.model import LatentVariableModel
 
 Batch = dict[str, Tensor]
@@ -57,8 +58,10 @@ class Structure:
             is called plainly, without particles.
         vectorised: for each part, whether it can be called once for many samples. One that can't is
             called with the rows repeated.
-        measure: for every column of x flattened: "mass", "density", "transformed" (a density, but of
-            something else than x itself) or "unscored".
+        plates: the names of the plates over rows; one, unless sites stand in plates of different names.
+        widest: numbers in the widest tensor of one row: x, a latent, an observed site, or a layer.
+        measure: for every column of x flattened: "mass", "density" or "unscored" (masked, or not
+            observed); "transformed" throughout where something else enters than x's columns, each once.
         supports: where the columns must lie; see ``check_supports``.
     """
 
@@ -66,6 +69,8 @@ class Structure:
     observed: tuple[str, ...]
     data_dim: dict[str, int]
     nesting: int
+    plates: frozenset[str]
+    widest: int
     batch_dims: dict[str, int]
     event_dims: dict[str, int]
     measure: tuple[str, ...]
@@ -190,7 +195,16 @@ def run(pair: LatentVariableModel, part: str, batch: Batch, latents: Latents | N
 
 def _log_prob(site: Site) -> Tensor:
     """A site's log-probability, masks applied; its scale is 1, as ``inspect`` saw to."""
-    return scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
+    try:
+        log_prob = site["fn"].log_prob(site["value"])
+    except ValueError as error:
+        raise checks.bad_value(
+            "x",
+            f"values that site {site['name']!r} can score",
+            str(error).splitlines()[0].removesuffix(", but found invalid values:"),
+            "Choose a likelihood whose support holds these values, or look at the parameters of that site.",
+        ) from error
+    return scale_and_mask(log_prob, mask=site["mask"])
 
 
 def by_row(sites: Sites, names: tuple[str, ...], structure: Structure, num_rows: int) -> Tensor:
