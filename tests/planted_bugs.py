@@ -157,8 +157,8 @@ BUGS = {
     ),
     "mask forgotten": Bug(
         "pair/running.py",
-        'scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])',
-        'site["fn"].log_prob(site["value"])',
+        'return scale_and_mask(log_prob, mask=site["mask"])',
+        "return log_prob",
         "test_pair.py::by_hand or is_the_exact_one",
     ),
     "the same noise in every tile": Bug(
@@ -181,8 +181,8 @@ BUGS = {
     ),
     "evaluation in training mode": Bug(
         "model.py",
-        "        self.eval()\n        try:",
-        "        try:",
+        "with self._mode(training=False), torch.no_grad():",
+        "with torch.no_grad():",
         "test_training.py::dropout",
     ),
     "patience during the warm-up": Bug(
