@@ -59,9 +59,8 @@ SIZES = (
 def by_pyrovae(size: Size, rows: Tensor) -> Callable[[Tensor], float]:
     """A step as ``pv.fit`` takes it; returns the loss in nats a row."""
     vae = size.vae()
-    parameters = list(vae.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
-    state = State(vae, parameters, optimizer, pyro.infer.Trace_ELBO(), len(rows), clip_norm=None)
+    optimizer = torch.optim.Adam(vae.parameters(), lr=LEARNING_RATE)
+    state = State(vae, optimizer, pyro.infer.Trace_ELBO(), len(rows), clip_norm=None)
     taken = itertools.count()
 
     def take(x: Tensor) -> float:
