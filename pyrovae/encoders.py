@@ -6,29 +6,18 @@ An encoder's ``forward(x)`` takes rows of shape (batch, ...) and returns a distr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyrovae import checks
+from pyrovae.registry import Registry
 
 #: Every encoder by its name: the class name in snake case. Each says how many network outputs a latent
 #: dimension needs: ``outputs_per_latent``.
-REGISTRY: dict[str, type[nn.Module]] = {}
+REGISTRY: Registry[nn.Module] = Registry()
 
 
-def register(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
-    """Class decorator: put an encoder into the registry under ``name``."""
-
-    def add(cls: type[nn.Module]) -> type[nn.Module]:
-        REGISTRY[name] = cls
-        return cls
-
-    return add
-
-
-@register("diagonal_normal")
+@REGISTRY.register("diagonal_normal")
 class DiagonalNormal(nn.Module):
     """Q(z | x) = N(z; μ(x), diag σ(x)²): a mean-field Gaussian (Kingma and Welling 2014).
 

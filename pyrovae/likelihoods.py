@@ -9,7 +9,6 @@ To add a family: write ``distribution`` and decorate the class with its name.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
@@ -18,19 +17,10 @@ from torch import Tensor, nn
 
 from pyrovae import checks
 from pyrovae.networks import output_width
+from pyrovae.registry import Registry
 
 #: Every likelihood by its name: the class name in snake case.
-REGISTRY: dict[str, type[Likelihood]] = {}
-
-
-def register(name: str) -> Callable[[type[Likelihood]], type[Likelihood]]:
-    """Class decorator: put a likelihood into the registry under ``name``."""
-
-    def add(cls: type[Likelihood]) -> type[Likelihood]:
-        REGISTRY[name] = cls
-        return cls
-
-    return add
+REGISTRY: Registry[Likelihood] = Registry()
 
 
 class Likelihood(nn.Module, ABC):
@@ -59,7 +49,7 @@ class Likelihood(nn.Module, ABC):
         """The family with a parameter for every entry of x, from decoder outputs (..., *row)."""
 
 
-@register("bernoulli")
+@REGISTRY.register("bernoulli")
 class Bernoulli(Likelihood):
     """P(x | z) = Π_d Bernoulli(x_d; sigmoid(logit_d(z))) for x of zeros and ones: a mass.
 
@@ -77,7 +67,7 @@ class Bernoulli(Likelihood):
         return dist.Bernoulli(logits=outputs)
 
 
-@register("gaussian")
+@REGISTRY.register("gaussian")
 class Gaussian(Likelihood):
     """P(x | z) = Π_d N(x_d; μ_d(z), σ_d²) for real x: a density, in the units of x.
 

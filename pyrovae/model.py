@@ -318,28 +318,6 @@ class VAE(LatentVariableModel):
         with self.evaluating(), noise.seeded(noise.derive(seed, noise.Stream.RECONSTRUCT), self.device):
             return self.likelihood(self.encoder(rows).sample()).mean
 
-    @contextmanager
-    def nothing_declared_on_error(self) -> Iterator[None]:
-        """Run a block; if it raises, forget what pyro.param and pyro.module declared in it."""
-        known = set(self._store["params"])
-        try:
-            yield
-        except BaseException:
-            for name in self._store["params"].keys() - known:
-                del self._store["params"][name], self._store["constraints"][name]
-            kept = {id(p) for p in self._store["params"].values()}
-            for attribute, parameter in list(self.declared._parameters.items()):
-                if id(parameter) not in kept:
-                    del self.declared._parameters[attribute]
-            raise
-
-    def every_module(self) -> Iterator[nn.Module]:
-        """The pair's modules, and those that its plain functions refer to, which they may hand to pyro.module."""
-        yield from self.modules()
-        for function in (self.model, self.guide):
-            for module in _referred(function):
-                yield from module.modules()
-
     def owners_parameters(self) -> Iterator[nn.Parameter]:
         for part in (self.prior, self.likelihood, self.encoder):
             yield from part.parameters()

@@ -6,29 +6,18 @@ A prior's ``forward()`` takes nothing and returns a distribution of batch shape 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from pyrovae import checks
+from pyrovae.registry import Registry
 
 #: Every prior by its name: the class name in snake case.
-REGISTRY: dict[str, type[nn.Module]] = {}
+REGISTRY: Registry[nn.Module] = Registry()
 
 
-def register(name: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
-    """Class decorator: put a prior into the registry under ``name``."""
-
-    def add(cls: type[nn.Module]) -> type[nn.Module]:
-        REGISTRY[name] = cls
-        return cls
-
-    return add
-
-
-@register("standard_normal")
+@REGISTRY.register("standard_normal")
 class StandardNormal(nn.Module):
     """P(z) = N(z; 0, I), z of shape (latent_dim,). Nothing to learn.
 

@@ -19,6 +19,7 @@ ROOMS = [
     "diagnostics",
     "noise",
     "progress",
+    "registry",
     "priors",
     "likelihoods",
     "encoders",

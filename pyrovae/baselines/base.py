@@ -7,15 +7,16 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
-from pyrovae import checks
+from pyrovae import checks, noise
 from pyrovae.evidence.result import LogEvidence
 
 
 class Baseline(ABC):
     """A model of rows whose log P(x) is known in closed form once it is fitted.
 
-    Works in float64. To add one: ``_fit``, ``_log_prob``, ``sample``, ``summary`` and the two labels.
+    Works in float64. To add one: ``_fit``, ``_distribution``, ``_log_prob``, ``summary`` and the two labels.
     """
 
     #: Whether log P(x) is a "mass" or a "density".
@@ -51,9 +52,12 @@ class Baseline(ABC):
             parameters=self.parameters,
         )
 
-    @abstractmethod
     def sample(self, num_rows: int, seed: int = 0) -> Tensor:
         """Rows from the fitted model, shape (num_rows, columns), float64."""
+        checks.integer("num_rows", num_rows)
+        self._require_fit()
+        with noise.seeded(noise.derive(seed, noise.Stream.SAMPLE)):
+            return self._distribution().sample((num_rows,))
 
     @abstractmethod
     def summary(self) -> str:
@@ -62,6 +66,10 @@ class Baseline(ABC):
     @abstractmethod
     def _fit(self, rows: Tensor) -> None:
         """Fit to checked rows, shape (rows, columns), float64."""
+
+    @abstractmethod
+    def _distribution(self) -> Distribution:
+        """The fitted distribution of a row, batch and event shape together (columns,)."""
 
     @abstractmethod
     def _log_prob(self, rows: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyrovae import checks, noise
+from pyrovae import checks
 from pyrovae.baselines.base import Baseline
 
 
@@ -44,18 +44,12 @@ class IndependentBernoulli(Baseline):
         self.probabilities = (self.a + rows.sum(dim=0)) / (self.a + self.b + len(rows))
 
     def _distribution(self) -> torch.distributions.Distribution:
-        self._require_fit()
         return torch.distributions.Bernoulli(probs=self.probabilities)
 
     def _log_prob(self, rows: Tensor) -> Tensor:
         # log1p keeps the digits that log(1 − p) loses near one; p is never 0 or 1, by the prior.
         p = self.probabilities
         return (rows * p.log() + (1 - rows) * torch.log1p(-p)).sum(dim=1)
-
-    def sample(self, num_rows: int, seed: int = 0) -> Tensor:
-        checks.integer("num_rows", num_rows)
-        with noise.seeded(noise.derive(seed, noise.Stream.SAMPLE)):
-            return self._distribution().sample((num_rows,))
 
     def summary(self) -> str:
         self._require_fit()

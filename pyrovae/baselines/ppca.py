@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal
 
-from pyrovae import checks, noise
+from pyrovae import checks
 from pyrovae.baselines.base import Baseline
 
 
@@ -75,17 +75,11 @@ class PPCA(Baseline):
         self.noise_variance = noise_variance
 
     def _distribution(self) -> LowRankMultivariateNormal:
-        self._require_fit()
         diagonal = torch.full_like(self.loc, self.noise_variance)
         return LowRankMultivariateNormal(self.loc, self.loadings, diagonal)
 
     def _log_prob(self, rows: Tensor) -> Tensor:
         return self._distribution().log_prob(rows)
-
-    def sample(self, num_rows: int, seed: int = 0) -> Tensor:
-        checks.integer("num_rows", num_rows)
-        with noise.seeded(noise.derive(seed, noise.Stream.SAMPLE)):
-            return self._distribution().sample((num_rows,))
 
     def summary(self) -> str:
         self._require_fit()
