@@ -7,7 +7,9 @@ position where there is one), and the mend.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 
 # What to try when values fall off a family's support, by the family's class name.
 _ALTERNATIVES = {
-    "Bernoulli": "Grey levels in [0, 1] are not binary: binarize them, use ContinuousBernoulli for values "
-    "in [0, 1], Beta for the open interval, or Gaussian after dequantising.",
+    "Bernoulli": 'Binarize grey levels, x > 0.5, or score them as a density: likelihood="gaussian", or '
+    "ContinuousBernoulli or Beta in a Pyro model of your own.",
     "Beta": "Use ContinuousBernoulli where exact 0 or 1 occur, Gaussian where values leave [0, 1].",
     "Poisson": "Poisson takes counts 0, 1, 2, …; use Gaussian for real values.",
     "Gamma": "Gamma takes positive numbers; use LogNormal or Gaussian where zeros or negatives occur.",
@@ -73,6 +75,21 @@ def choice(argument: str, value: Any, options: tuple[str, ...]) -> str:
         listed = ", ".join(repr(option) for option in options)
         raise bad_value(argument, f"one of {listed}", repr(value), "Pass one of these names.")
     return str(value)
+
+
+def options(
+    name: str, function: Callable[..., Any], given: Mapping[str, Any], taken: tuple[str, ...]
+) -> None:
+    """Refuse options that ``function`` does not have, naming those that it has; ``taken`` are not options."""
+    known = [option for option in inspect.signature(function).parameters if option not in taken]
+    for option in given:
+        if option not in known:
+            raise bad_type(
+                option,
+                f"an option of {name}: {', '.join(known) or 'none'}",
+                f"{option}={given[option]!r}",
+                "Pass one of these, or leave it out.",
+            )
 
 
 def module(argument: str, value: Any) -> torch.nn.Module:

@@ -51,9 +51,9 @@ def demo(
     for part in parts:
         console.print()
         console.print(_table(part))
-        console.print(f"Baseline: {part.baseline.summary()}.", soft_wrap=True)
-    console.print(f"\n{_lesson(parts)}", soft_wrap=True)
-    console.print(f"\n{_HOW_TO_READ}", soft_wrap=True)
+        console.print(f"Baseline: {part.baseline.summary()}.")
+    console.print(f"\n{_lesson(parts)}")
+    console.print(f"\n{_HOW_TO_READ}")
     written = room.write(parts, out)
     console.print(f"\nFigure: {written[0]}", soft_wrap=True)
     console.print(f"Tables: {', '.join(str(path) for path in written[1:])}", soft_wrap=True)
@@ -61,9 +61,9 @@ def demo(
 
 
 _HOW_TO_READ = (
-    "k-hat is the tail index of a row's importance weights: believe the row up to 0.7, draw more samples where "
-    "it is near, use another method above; and if your VAE loses to the baseline, try a likelihood that fits "
-    "the data, a wider network or another latent_dim, kl_warmup, and more epochs with patience."
+    "k-hat is the tail index of a row's importance weights: up to 0.7 believe the row, above read it as a lower "
+    "bound only, which a better encoder tightens and more draws hardly do; and if your VAE loses to the "
+    "baseline, try a likelihood that fits the data, another latent_dim, a wider network, or kl_warmup."
 )
 
 

@@ -37,7 +37,7 @@ def compare(
         best, and ``dse``, the standard error of that paired difference; ``mcse`` and ``bias``, the
         Monte-Carlo error and first-order bias of ``elpd``, apart from both; ``mcse_diff``, the
         Monte-Carlo error of ``elpd_diff``, as if the two were independent; ``kind``; ``parameters`` (plug-in or posterior-averaged);
-        the rows by verdict; ``seconds``. All in nats a row.
+        the rows by verdict; ``seconds``, NaN for what was computed before. All in nats a row.
 
     Raises:
         ValueError: a mass against a density, column by column; different rows; a number that is no
@@ -54,7 +54,10 @@ def compare(
     """
     if not isinstance(models, Mapping) or not models:
         raise checks.bad_type(
-            "models", "a dict from names to models", repr(models), 'Pass {"VAE": vae, "PPCA": ppca}.'
+            "models",
+            "a dict from names to models",
+            f"a {type(models).__name__}" if models else "none",
+            'Pass {"VAE": vae, "PPCA": ppca}.',
         )
     scores: dict[str, LogEvidence] = {}
     seconds: dict[str, float] = {}
@@ -62,6 +65,7 @@ def compare(
         started = time.perf_counter()
         if isinstance(model, LogEvidence):
             scores[name] = model
+            started = float("nan")
         else:
             if isinstance(model, type):
                 raise checks.bad_type(

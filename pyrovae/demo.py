@@ -80,7 +80,7 @@ def discrete(seed: int, epochs: int, progress: bool) -> Part:
 
 
 def continuous(seed: int, epochs: int, progress: bool) -> Part:
-    """Dequantised digits: a Gaussian VAE against probabilistic PCA, of the size that suits it best."""
+    """Dequantised digits: a Gaussian VAE against probabilistic PCA, its size chosen on the validation rows."""
     data = datasets.digits("continuous")
     fitted = (PPCA(latent_dim).fit(data.train) for latent_dim in range(4, 64, 4))
     baseline = max(fitted, key=lambda ppca: ppca.log_evidence(data.validation).mean)
@@ -167,11 +167,10 @@ def draw(parts: list[Part]) -> Figure:
     figure = Figure(figsize=(15, 3.8 * len(parts)), layout="constrained")
     for axes, part in zip(figure.subplots(len(parts), 4, squeeze=False), parts, strict=True):
         plots.training_curves(axes[0], part.history.frame, part.title)
-        plots.image_grid(axes[1], part.vae.sample(80), (8, 8), columns=10, title="samples from P(x)")
+        limits = (float(part.data.train.min()), float(part.data.train.max()))
+        plots.image_grid(axes[1], part.vae.sample(80), (8, 8), 10, "samples from P(x)", limits)
         pairs = torch.stack([part.data.test[:40], part.vae.reconstruct(part.data.test[:40])], dim=1)
-        plots.image_grid(
-            axes[2], pairs, (8, 8), columns=10, title="held-out digits and their reconstructions"
-        )
+        plots.image_grid(axes[2], pairs, (8, 8), 10, "held-out digits, reconstructed", limits)
         sampled = [(name, score) for name, score in part.scores.items() if score.num_samples]
         plots.pareto_k(axes[3], sampled, "k-hat of every held-out row")
     return figure

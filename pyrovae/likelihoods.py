@@ -90,7 +90,14 @@ class Gaussian(Likelihood):
     def __init__(self, network: nn.Module, scale: float | str = 1.0) -> None:
         super().__init__(network)
         if isinstance(scale, str):
-            self.scale: float | str = checks.choice("scale", scale, ("shared", "per_dimension", "decoder"))
+            if scale not in ("shared", "per_dimension", "decoder"):
+                raise checks.bad_value(
+                    "scale",
+                    "a number > 0, 'shared', 'per_dimension' or 'decoder'",
+                    repr(scale),
+                    "Pass one of these.",
+                )
+            self.scale: float | str = scale
         else:
             self.scale = checks.positive("scale", scale)
         self.learns_scale_per_column = scale in ("per_dimension", "decoder")

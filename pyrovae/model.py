@@ -286,13 +286,15 @@ class VAE(LatentVariableModel):
             likelihood: a family's name in ``likelihoods.REGISTRY``.
             hidden_dims: hidden widths of the encoder; the decoder has them in reverse.
             activation: one of ``networks.ACTIVATIONS``.
-            likelihood_options: passed to the family, such as ``scale="shared"``.
+            likelihood_options: passed to the family; ``scale`` of a Gaussian is a number, ``"shared"``,
+                ``"per_dimension"`` or ``"decoder"``.
 
         Example:
             >>> vae = VAE.mlp(64, latent_dim=2, likelihood="gaussian", scale="shared")
         """
         checks.choice("likelihood", likelihood, tuple(likelihoods.REGISTRY))
         family = likelihoods.REGISTRY[likelihood]
+        checks.options(likelihood, family, likelihood_options, taken=("network",))
         checks.integer("data_dim", data_dim)
         if not isinstance(hidden_dims, Sequence):
             raise checks.bad_type("hidden_dims", "a sequence of widths", repr(hidden_dims), "Pass a tuple.")

@@ -28,8 +28,18 @@ def training_curves(axes: Axes, frame: pd.DataFrame, title: str = "") -> None:
     axes.legend(fontsize="small")
 
 
-def image_grid(axes: Axes, rows: Any, shape: tuple[int, int], columns: int, title: str = "") -> None:
-    """Rows drawn as grey images in a grid; ``rows`` of shape (rows, height · width), ``columns`` a line."""
+def image_grid(
+    axes: Axes,
+    rows: Any,
+    shape: tuple[int, int],
+    columns: int,
+    title: str = "",
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """Rows drawn as grey images in a grid, ``columns`` a line.
+
+    ``rows`` of shape (rows, height · width); ``limits`` are drawn white and black, the extremes where None.
+    """
     images = np.asarray(rows, dtype=float).reshape(-1, *shape)
     height, width = shape
     lines = -(-len(images) // columns)
@@ -38,7 +48,8 @@ def image_grid(axes: Axes, rows: Any, shape: tuple[int, int], columns: int, titl
     for index, image in enumerate(images):
         top, left = index // columns * (height + 1), index % columns * (width + 1)
         canvas[top : top + height, left : left + width] = image
-    axes.imshow(canvas, cmap="gray_r", interpolation="nearest")
+    low, high = limits or (np.nanmin(canvas), np.nanmax(canvas))
+    axes.imshow(canvas, cmap="gray_r", interpolation="nearest", vmin=low, vmax=high)
     axes.set(title=title)
     axes.axis("off")
 
@@ -50,5 +61,11 @@ def pareto_k(axes: Axes, evidences: Sequence[tuple[str, LogEvidence]], title: st
         axes.plot(np.arange(1, len(ordered) + 1), ordered, ".", markersize=3, label=label)
     limit = k_threshold(evidences[0][1].num_samples)
     axes.axhline(limit, color="k", linewidth=1, label=f"believed up to {limit:.2f}")
+    # A few rows far above the line would flatten the rest; they are beyond belief either way.
+    every = np.concatenate([evidence.pareto_k for _, evidence in evidences])
+    top = (
+        max(1.0, float(np.nanquantile(every[np.isfinite(every)], 0.99))) if np.isfinite(every).any() else 1.0
+    )
+    axes.set_ylim(top=1.1 * top)
     axes.set(xlabel="row, sorted", ylabel="k-hat", title=title)
     axes.legend(fontsize="small")

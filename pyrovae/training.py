@@ -48,7 +48,7 @@ _SUMS = (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO)
 _FROZEN = (JitTrace_ELBO, JitTraceMeanField_ELBO, JitTraceGraph_ELBO, JitTraceEnum_ELBO)
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """What a fit did, epoch by epoch.
 
@@ -77,6 +77,15 @@ class History:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def __repr__(self) -> str:
+        if not self.records:
+            return f"History(0 epochs, {self.stopped})"
+        last = self.records[-1]
+        best = f", best epoch {self.best_epoch}" if self.best_epoch else ""
+        return (
+            f"History({len(self)} epochs, ELBO {last['elbo']:.2f} nats a row, stopped: {self.stopped}{best})"
+        )
 
 
 @dataclass

@@ -130,7 +130,11 @@ def test_double_and_state_dict():
         ),
         (lambda: pv.VAE.mlp(0, 2), ValueError, "data_dim: expected a whole number ≥ 1, got 0"),
         (lambda: pv.VAE.mlp(6, 2, activation="relo"), ValueError, "activation: expected one of"),
-        (lambda: vae(likelihood="gaussian", scale="learned"), ValueError, "scale: expected one of 'shared'"),
+        (
+            lambda: vae(likelihood="gaussian", scale="learned"),
+            ValueError,
+            "scale: expected a number > 0, 'shared'",
+        ),
         (lambda: vae(likelihood="gaussian", scale=0.0), ValueError, "scale: expected a finite number > 0"),
         (
             lambda: pv.VAE(priors.StandardNormal(2), None, None),

@@ -256,7 +256,7 @@ def two_latents(x):
 
 def test_a_latent_missing_from_the_guide_is_refused():
     """PITFALLS 16."""
-    with refused("guide", "same latent sites", "none for ['u']", "Sample every latent in both"):
+    with refused("guide", "same latent sites", "no site 'u'", "Sample every latent in both"):
         weigh(model=two_latents)
 
 
@@ -267,7 +267,7 @@ def test_a_guide_site_missing_in_the_model_is_refused():
             pyro.sample("u", dist.Normal(0.0, 1.0))
 
     assert weigh(two_latents, its_guide).shape == (2, 7)
-    with refused("model", "same latent sites", "none for ['u']", "Sample every latent in both"):
+    with refused("model", "same latent sites", "no site 'u'", "Sample every latent in both"):
         weigh(guide=its_guide)
 
 

@@ -75,6 +75,9 @@ class Baseline(ABC):
     def _log_prob(self, rows: Tensor) -> Tensor:
         """log P of checked rows, shape (rows,)."""
 
+    def __repr__(self) -> str:
+        return f"<{self.summary()}>" if self._width is not None else f"<{type(self).__name__}, not fitted>"
+
     def _rows(self, x: Any) -> Tensor:
         if isinstance(x, Tensor) and x.is_floating_point():
             x = x.double()

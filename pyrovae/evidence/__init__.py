@@ -23,7 +23,8 @@ def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: An
         model: a ``VAE``, a ``LatentVariableModel`` or a fitted baseline.
         x: rows on dim 0; tensor, numpy array or DataFrame.
         method: one of ``evidence.METHODS``; "importance" where None.
-        options: the estimator's own: ``num_samples``, ``seed``, ``tile``, ``progress``.
+        options: the estimator's own; of "importance": ``num_samples=5000``, ``seed=0``, ``tile=None``,
+            ``progress=False``.
 
     Raises:
         TypeError, ValueError: see the estimator; or a method or options where the model answers itself.
@@ -36,7 +37,9 @@ def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: An
     """
     own = getattr(model, "log_evidence", None)
     if own is None:
-        return METHODS[checks.choice("method", method or "importance", tuple(METHODS))](model, x, **options)
+        name = checks.choice("method", method or "importance", tuple(METHODS))
+        checks.options(f"method {name!r}", METHODS[name], options, taken=("pair", "x"))
+        return METHODS[name](model, x, **options)
     if method is not None or options:
         given = [*(["method"] if method is not None else []), *options]
         raise checks.bad_value(

@@ -91,7 +91,7 @@ def check_sites(model: Sites, guide: Sites) -> tuple[tuple[str, ...], tuple[str,
             raise checks.bad_value(
                 part,
                 "the same latent sites in model and guide",
-                f"none for {sorted(missing)}",
+                f"no site {', '.join(map(repr, sorted(missing)))} in the {part}, where the other has it",
                 "Sample every latent in both, under one name; marginalise in the model what the guide leaves out.",
             )
     return latents, observed

@@ -122,12 +122,21 @@ def _first_run(pair: LatentVariableModel, part: str, batch: Batch, drawn: Sites 
             reason = error.__cause__ or error
             if isinstance(reason, checks.Refused):
                 raise reason from None
+            if isinstance(reason, TypeError) and "positional argument" in str(reason):
+                raise checks.bad_value(
+                    part,
+                    f"a callable of the rows alone, {part}(x)",
+                    str(reason),
+                    "Put what else it needs into a module's buffers, or into the columns of x.",
+                ) from reason
+            one_dim = "x has one dim, so every number is a row: for one row of many columns pass x[None]. "
             raise checks.bad_value(
                 "x",
                 f"rows that the {part} can be called on, any number of them",
                 f"{type(reason).__name__} from it on {len(batch['x'])} rows of shape "
                 f"{tuple(batch['x'].shape[1:])}: {reason}",
-                f"Pass rows of the shape the {part} is written for, and use len(x) where it needs their number.",
+                (one_dim if batch["x"].dim() == 1 else "")
+                + f"Pass rows of the shape the {part} is written for, and use len(x) where it needs their number.",
             ) from reason
     for name, site in sites.items():
         check_scale(part, name, site)
