@@ -8,6 +8,7 @@ matrix has to exist; the functions are an accumulator that was fed once.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +28,16 @@ def ess(log_weights: Tensor) -> Tensor:
     Kong (1992).
     """
     return Accumulator.of(log_weights).ess()
+
+
+def smoothed_log_mean_exp(log_weights: Tensor) -> Tensor:
+    """``log_mean_exp`` with the largest weights Pareto smoothed, shape (rows,), in nats.
+
+    The tail's weights give way to the expected order statistics of the generalised Pareto distribution
+    fitted to them, none above the largest one seen. Where no tail can be fitted, the plain log-mean-exp.
+    Not a lower bound. Vehtari, Simpson, Gelman, Yao and Gabry (2024).
+    """
+    return Accumulator.of(log_weights).smoothed()
 
 
 def mcse(log_weights: Tensor) -> Tensor:
@@ -79,12 +90,22 @@ class Accumulator:
     each tile are kept and added up in the order of the tiles' indices at the end: the answer has the same
     bits whichever tile came first. Memory is (tiles + tail) × rows, taken once: small pieces kept from
     every tile would end up between the large ones that are freed, and hold on to their memory.
+
+    ``strata``, where given, has for every tile the stratum that its samples are drawn from: the error is
+    then the one within strata. Draws of one mixture, so many from each component, are such strata.
     """
 
     def __init__(
-        self, num_samples: int, num_rows: int, num_tiles: int, device: torch.device | None = None
+        self,
+        num_samples: int,
+        num_rows: int,
+        num_tiles: int,
+        device: torch.device | None = None,
+        strata: Sequence[int] | None = None,
     ) -> None:
         self.num_samples = num_samples
+        self._strata = torch.tensor(strata or [0] * num_tiles, device=device)
+        self._counts = torch.zeros(num_tiles, dtype=torch.float64, device=device)
         # for every tile: an offset, and Σ w, Σ w² of the weights divided by its exponential
         self._tiles = torch.zeros(num_tiles, 3, num_rows, dtype=torch.float64, device=device)
         # One more than the tail: the cut-off is the largest weight outside it.
@@ -111,18 +132,24 @@ class Accumulator:
         offset = torch.where(torch.isneginf(peak), 0.0, peak)
         w = torch.exp(lw - offset)
         self._tiles[tile] = torch.stack([offset, w.sum(dim=0), (w * w).sum(dim=0)])
+        self._counts[tile] = len(lw)
         pool = torch.cat([self._top, lw])
         self._top[:] = pool.topk(len(self._top), dim=0, sorted=True).values
 
-    def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
-        """An offset and Σ w, Σ w² of the weights divided by its exponential, each of shape (rows,)."""
+    def _by_tile(self) -> tuple[Tensor, Tensor, Tensor]:
+        """An offset, (rows,), and Σ w, Σ w² of every tile's weights divided by its exponential, (tiles, rows)."""
         offsets, first, second = self._tiles.unbind(dim=1)
         # A tile of zero weights has offset 0 and sums 0; it must not raise the common offset.
         empty = first == 0
         offset = torch.where(empty, -math.inf, offsets).max(dim=0).values
         offset = torch.where(torch.isneginf(offset), 0.0, offset)
         shrink = torch.where(empty, 0.0, torch.exp(offsets - offset))
-        return offset, (shrink * first).sum(dim=0), (shrink**2 * second).sum(dim=0)
+        return offset, shrink * first, shrink**2 * second
+
+    def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        """An offset and Σ w, Σ w² of the weights divided by its exponential, each of shape (rows,)."""
+        offset, first, second = self._by_tile()
+        return offset, first.sum(dim=0), second.sum(dim=0)
 
     def log_mean_exp(self) -> Tensor:
         """See :func:`log_mean_exp`."""
@@ -135,10 +162,18 @@ class Accumulator:
         return torch.where(first > 0, first**2 / second, 0.0)
 
     def mcse(self) -> Tensor:
-        """See :func:`mcse`."""
-        if self.num_samples == 1:
-            return torch.full_like(self._top[0], math.nan)
-        return (1 / self.ess() - 1 / self.num_samples).clamp(min=0).sqrt()
+        """See :func:`mcse`; with strata, from the variances within them."""
+        _, first, second = self._by_tile()
+        total = first.sum(dim=0)
+        variance = torch.zeros_like(total)  # of Σ w
+        for stratum in self._strata.unique().tolist():
+            tiles = self._strata == stratum
+            count = float(self._counts[tiles].sum())
+            if count == 1:  # says nothing about its own error
+                return torch.full_like(total, math.nan)
+            variance += (second[tiles].sum(dim=0) - first[tiles].sum(dim=0) ** 2 / count).clamp(min=0)
+        # A row of zero weights has log 0 ± ∞, as where a single one is above zero among ever more.
+        return torch.where(total > 0, variance.sqrt() / total, math.inf)
 
     def bias(self) -> Tensor:
         """See :func:`bias`."""
@@ -149,27 +184,52 @@ class Accumulator:
         peak = self._top[0]
         if self.num_samples < FEWEST_DRAWS_FOR_K:
             return torch.full_like(peak, math.nan)
-        top = (self._top - peak).cpu()  # sorted, the largest (zero) first; rows on dim 1
-        smallest_normal = math.log(torch.finfo(torch.float64).tiny)
-        cutoff = top[-1].clamp(min=smallest_normal)
-        lengths = (top > cutoff).sum(dim=0)  # ties with the cut-off are not in the tail
+        top, cutoff, lengths = self._tail()
         # Fewer than five weights above the cut-off: where others tie with it, the weights take few values,
         # as with a discrete latent, and more draws tell; where all others are zero, they have collapsed.
         tied = (top == cutoff).sum(dim=0) > 1
         shape = torch.where(tied, math.nan, math.inf).to(torch.float64)
-        for length in lengths.unique().tolist():
-            if length > 4:
-                rows = lengths == length
-                excess = torch.exp(top[:length, rows]) - torch.exp(cutoff[rows])
-                shape[rows] = _pareto_shape(excess.flip(0))
+        for rows, excess in self._excesses(top, cutoff, lengths):
+            shape[rows] = _fit_pareto(excess)[0]
         k = shape.to(peak.device)
         # The largest weights are all one: nothing lies beyond them, as with constant weights.
         k = torch.where(peak - self._top[-1] <= resolution, -math.inf, k)
         return torch.where(torch.isfinite(peak), k, math.nan)  # no weight above zero: nothing to fit
 
+    def smoothed(self) -> Tensor:
+        """See :func:`smoothed_log_mean_exp`."""
+        offset, first, _ = self._sums()
+        if self.num_samples < FEWEST_DRAWS_FOR_K:
+            return self.log_mean_exp()
+        peak = self._top[0]
+        total = (first * torch.exp(offset - peak)).cpu()  # in units of the largest weight
+        for rows, excess in self._excesses(*self._tail()):
+            k, scale = _fit_pareto(excess)
+            probability = ((torch.arange(len(excess), dtype=torch.float64) + 0.5) / len(excess))[:, None]
+            # the quantile function of the excess, σ (−1 + (1 − p)^−k) / k
+            quantile = scale * torch.expm1(-k * torch.log1p(-probability)) / k
+            # The cut-off is in both sums; none may exceed the largest excess seen.
+            difference = (torch.minimum(quantile, excess[-1]) - excess).sum(dim=0)
+            total[rows] += torch.where(torch.isfinite(difference), difference, 0.0)
+        return peak + total.to(peak.device).log() - math.log(self.num_samples)
 
-def _pareto_shape(excess: Tensor) -> Tensor:
-    """Shape of a generalised Pareto distribution fitted to ``excess``, shape (n, rows) → (rows,).
+    def _tail(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The largest weights' logs, the largest (zero) first; the cut-off; how many lie above it, (rows,)."""
+        top = (self._top - self._top[0]).cpu()
+        cutoff = top[-1].clamp(min=math.log(torch.finfo(torch.float64).tiny))
+        return top, cutoff, (top > cutoff).sum(dim=0)  # ties with the cut-off are not in the tail
+
+    @staticmethod
+    def _excesses(top: Tensor, cutoff: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows with tails of one length, five or more, and by how much their weights exceed the cut-off."""
+        for length in lengths.unique().tolist():
+            if length > 4:
+                rows = lengths == length
+                yield rows, (torch.exp(top[:length, rows]) - torch.exp(cutoff[rows])).flip(0)
+
+
+def _fit_pareto(excess: Tensor) -> tuple[Tensor, Tensor]:
+    """Shape and scale of a generalised Pareto distribution fitted to ``excess``, shape (n, rows) → (rows,).
 
     ``excess`` is sorted upwards on dim 0 and positive. The quasi-Bayesian estimate of Zhang and Stephens
     (2009), with the weak prior of Vehtari et al. (2024) that pulls k towards 0.5 with the weight of ten
@@ -187,4 +247,4 @@ def _pareto_shape(excess: Tensor) -> Tensor:
     weight = torch.where(weight >= 10 * torch.finfo(torch.float64).eps, weight, 0.0)
     posterior_theta = (weight * theta).sum(dim=0) / weight.sum(dim=0)
     k = torch.log1p(-posterior_theta * excess).mean(dim=0)
-    return (n * k + 10 * 0.5) / (n + 10)
+    return (n * k + 10 * 0.5) / (n + 10), -k / posterior_theta

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,16 @@ class Terms:
     @property
     def log_weights(self) -> Tensor:
         return self.likelihood + self.prior - self.proposal
+
+    def checked(self, first_row: int) -> Terms:
+        """Itself, where every log weight is below +∞; ``first_row`` is the number of its first row in x.
+
+        Raises:
+            ValueError: a log weight that is NaN or +∞, naming the term, the row and how many.
+        """
+        if not bool((self.log_weights < math.inf).all()):  # NaN compares false
+            raise _not_a_number(self, first_row)
+        return self
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,15 @@ class Evaluation:
         """For every block of rows, its tiles."""
         return noise.tiles(len(self), self.num_samples, self.tile)
 
+    def blocks(self) -> Iterator[slice]:
+        """The blocks of rows that tiles stand on."""
+        return (block[0].rows for block in self.tiles())
+
+    def of_rows(self, rows: Tensor, seed: int, num_samples: int) -> Evaluation:
+        """The evaluation of some of the rows, with noise of its own; its tiles are as tall."""
+        batch = {name: value[rows] for name, value in self.batch.items()}
+        return replace(self, batch=batch, seed=seed, num_samples=num_samples)
+
     def terms(self, tile: noise.Tile) -> Terms:
         """One tile: draw z for its rows and weigh it. Depends on (seed, rows, tile) and nothing else.
 
@@ -99,11 +118,7 @@ class Evaluation:
         with self.pair.evaluating(), noise.seeded(seed, batch["x"].device):
             latents, log_q = propose(self.pair, self.structure, batch, tile.num_samples)
             joint = log_joint(self.pair, self.structure, batch, latents)
-        terms = Terms(joint.likelihood, joint.prior, log_q)
-        log_weights = terms.log_weights
-        if not bool((log_weights < math.inf).all()):  # NaN compares false
-            raise _not_a_number(terms, tile.rows.start)
-        return terms
+        return Terms(joint.likelihood, joint.prior, log_q).checked(tile.rows.start)
 
 
 def log_weights(

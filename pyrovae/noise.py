@@ -70,6 +70,9 @@ class Stream(IntEnum):
     RECONSTRUCT = 5
     DATA = 6
     WEIGHTS = 7
+    PILOT = 8
+    SIMULATE = 9
+    LADDER = 10
 
 
 def derive(seed: int, stream: Stream, *keys: int) -> int:

@@ -69,3 +69,16 @@ def pareto_k(axes: Axes, evidences: Sequence[tuple[str, LogEvidence]], title: st
     axes.set_ylim(top=1.1 * top)
     axes.set(xlabel="row, sorted", ylabel="k-hat", title=title)
     axes.legend(fontsize="small")
+
+
+def convergence(axes: Axes, frame: pd.DataFrame, title: str = "") -> None:
+    """What ``evidence.convergence`` found: the lower bound climbing with K, and estimates beside it."""
+    draws, bound = frame["num_samples"], frame["lower_bound"]
+    low, high = bound - 1.96 * frame["mcse"], bound - frame["bias"] + 1.96 * frame["mcse"]
+    axes.fill_between(draws, low, high, color="C0", alpha=0.2, label="95 %, with the bias")
+    axes.plot(draws, bound, "C0o-", markersize=3, label="lower bound")
+    axes.plot(draws, frame["jackknife"], "C1s--", markersize=3, label="jackknife")
+    axes.plot(draws, frame["pareto_smoothed"], "C2^--", markersize=3, label="Pareto smoothed")
+    axes.axhline(frame["elbo"].iloc[-1], color="k", linestyle=":", linewidth=1, label="ELBO")
+    axes.set(xlabel="draws a row, K", ylabel="log P(x), nats a row", xscale="log", title=title)
+    axes.legend(fontsize="small")

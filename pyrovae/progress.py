@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 
 class Progress:
@@ -26,10 +27,11 @@ class Progress:
         self.description, self.total, self.unit, self.show = description, total, unit, show
         self.done = 0
         self._note = ""
+        self._bar: Any = None
+        self._started = self._last_line = time.monotonic()
 
     def __enter__(self) -> Progress:
         self._started = self._last_line = time.monotonic()
-        self._bar = None
         if self.show and sys.stderr.isatty():
             from rich import progress
             from rich.console import Console

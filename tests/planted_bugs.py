@@ -31,8 +31,8 @@ class Bug(NamedTuple):
 BUGS = {
     "mean of logs": Bug(
         "evidence/importance.py",
-        "weights.add(number, evaluation.terms(tile_).log_weights)",
-        "weights.add(number, (w := evaluation.terms(tile_).log_weights).mean(0).expand_as(w))",
+        "weights.add(number, evaluation.terms(tile).log_weights)",
+        "weights.add(number, (w := evaluation.terms(tile).log_weights).mean(0).expand_as(w))",
         "test_evidence.py::streaming",
     ),
     "divided by K − 1": Bug(
@@ -133,8 +133,8 @@ BUGS = {
     ),
     "error without 1/K": Bug(
         "diagnostics.py",
-        "return (1 / self.ess() - 1 / self.num_samples).clamp(min=0).sqrt()",
-        "return (1 / self.ess()).clamp(min=0).sqrt()",
+        "variance += (second[tiles].sum(dim=0) - first[tiles].sum(dim=0) ** 2 / count).clamp(min=0)",
+        "variance += second[tiles].sum(dim=0)",
         "test_diagnostics.py::formulas",
     ),
     "sign of the bias": Bug(

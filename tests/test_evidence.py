@@ -188,7 +188,8 @@ def test_result_carries_what_is_published():
     assert ev.total_interval == pytest.approx((8 * low, 8 * high))
     assert ev.mean_mcse == pytest.approx(np.sqrt((ev.mcse**2).sum()) / 8)
     assert (ev.target, ev.parameters, ev.measure) == ("predictive", "plug-in", ("density",) * 10)
-    assert list(ev.to_frame().columns) == ["estimate", "mcse", "bias", "ess", "pareto_k", "kind", "verdict"]
+    numbers = ["estimate", "mcse", "bias", "ess", "pareto_k"]
+    assert list(ev.to_frame().columns) == [*numbers, "kind", "verdict", "settled", "answered_by", "cost"]
     assert "nats a row" in ev.summary()
     assert "lower bound" in str(ev)
 

@@ -6,11 +6,28 @@ from collections.abc import Callable
 from typing import Any
 
 from pyrovae import checks
+from pyrovae.evidence.annealed import annealed
+from pyrovae.evidence.auto import auto
+from pyrovae.evidence.convergence import convergence
+from pyrovae.evidence.exact import exact
+from pyrovae.evidence.gaps import gaps
 from pyrovae.evidence.importance import importance
+from pyrovae.evidence.jackknife import jackknife
+from pyrovae.evidence.quadrature import quadrature
+from pyrovae.evidence.refined import refined
 from pyrovae.evidence.result import KINDS, VERDICTS, LogEvidence
+from pyrovae.evidence.sandwich import Sandwich, sandwich
 
 #: Every estimator by the name that ``log_evidence(..., method=…)`` takes.
-METHODS: dict[str, Callable[..., LogEvidence]] = {"importance": importance}
+METHODS: dict[str, Callable[..., LogEvidence]] = {
+    "importance": importance,
+    "jackknife": jackknife,
+    "annealed": annealed,
+    "refined": refined,
+    "quadrature": quadrature,
+    "exact": exact,
+    "auto": auto,
+}
 
 
 def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: Any) -> LogEvidence:
@@ -22,9 +39,10 @@ def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: An
     Args:
         model: a ``VAE``, a ``LatentVariableModel`` or a fitted baseline.
         x: rows on dim 0; tensor, numpy array or DataFrame.
-        method: one of ``evidence.METHODS``; "importance" where None.
-        options: the estimator's own; of "importance": ``num_samples=5000``, ``seed=0``, ``tile=None``,
-            ``progress=False``.
+        method: one of ``evidence.METHODS``; "importance" where None. "auto" chooses row by row.
+        options: the estimator's own; of "importance": ``num_samples=5000``, ``seed=0``,
+            ``pareto_smoothed=False``, ``tile=None``, ``progress=False``; of "auto": ``target_mcse=0.05``,
+            ``max_cost=50_000``. See ``help(pyrovae.evidence.auto)`` and the others.
 
     Raises:
         TypeError, ValueError: see the estimator; or a method or options where the model answers itself.
@@ -51,4 +69,21 @@ def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: An
     return own(x)
 
 
-__all__ = ["KINDS", "METHODS", "VERDICTS", "LogEvidence", "importance", "log_evidence"]
+__all__ = [
+    "KINDS",
+    "METHODS",
+    "VERDICTS",
+    "LogEvidence",
+    "Sandwich",
+    "annealed",
+    "auto",
+    "convergence",
+    "exact",
+    "gaps",
+    "importance",
+    "jackknife",
+    "log_evidence",
+    "quadrature",
+    "refined",
+    "sandwich",
+]

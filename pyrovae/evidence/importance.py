@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import torch
-
-from pyrovae import checks
 from pyrovae.diagnostics import Accumulator
-from pyrovae.evidence.result import LogEvidence, verdicts
+from pyrovae.evidence.result import Columns, LogEvidence, verdicts
 from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.progress import Progress
@@ -20,6 +17,7 @@ def importance(
     x: Any,
     num_samples: int = 5000,
     seed: int = 0,
+    pareto_smoothed: bool = False,
     tile: tuple[int, int] | None = None,
     progress: bool = False,
 ) -> LogEvidence:
@@ -33,11 +31,13 @@ def importance(
         x: rows on dim 0; tensor, numpy array or DataFrame.
         num_samples: draws a row, K.
         seed: the same seed and tile give the same bits.
+        pareto_smoothed: replace the largest weights by what the tail fitted to them expects (Vehtari et
+            al. 2024). Less noise where weights are heavy, and an estimate instead of a bound.
         tile: (rows, samples) computed at once; chosen from the shapes where None.
         progress: show a bar, or plain lines where there is no terminal.
 
     Returns:
-        A ``LogEvidence`` whose rows are lower bounds.
+        A ``LogEvidence`` whose rows are lower bounds, or estimates where smoothed.
 
     Raises:
         TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``.
@@ -49,33 +49,28 @@ def importance(
         (4,)
     """
     evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
-    rows = evaluation.batch["x"]
-    eps = torch.finfo(rows.dtype).eps
-    blocks = []
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
-        for block in evaluation.tiles():
-            height = block[0].rows.stop - block[0].rows.start
-            weights = Accumulator(num_samples, height, len(block), rows.device)
-            for number, tile_ in enumerate(block):
-                weights.add(number, evaluation.terms(tile_).log_weights)
-            estimate = weights.log_mean_exp()
-            # Weights that differ by no more than rounding are constant, not a tail to be fitted.
-            k = weights.pareto_k(resolution=16 * eps * estimate.abs().clamp(min=1))
-            blocks.append(torch.stack([estimate, weights.mcse(), weights.bias(), weights.ess(), k]))
-            bar.advance(height)
-    estimate, mcse, bias, ess, pareto_k = torch.cat(blocks, dim=1).cpu().numpy()
-    return LogEvidence(
-        estimate=estimate,
-        mcse=mcse,
-        bias=bias,
-        ess=ess,
-        pareto_k=pareto_k,
-        kind=np.full(len(rows), "lower bound"),
-        verdict=verdicts(pareto_k, num_samples),
-        measure=evaluation.structure.measure,
+        columns = weigh_encoder(evaluation, bar, pareto_smoothed)
+    return LogEvidence.of(
+        columns,
+        evaluation,
         method="importance",
+        kind="estimate" if pareto_smoothed else "lower bound",
+        verdict=verdicts(columns.pareto_k.cpu().numpy(), num_samples),
         num_samples=num_samples,
-        seed=seed,
-        tile=evaluation.tile,
-        fingerprint=checks.fingerprint(rows),
     )
+
+
+def weigh_encoder(evaluation: Evaluation, bar: Progress, pareto_smoothed: bool = False) -> Columns:
+    """The log-mean-exp of every row's weights, tile by tile."""
+    rows = evaluation.batch["x"]
+    blocks = []
+    for block in evaluation.tiles():
+        height = block[0].rows.stop - block[0].rows.start
+        weights = Accumulator(evaluation.num_samples, height, len(block), rows.device)
+        for number, tile in enumerate(block):
+            weights.add(number, evaluation.terms(tile).log_weights)
+        columns = Columns.of_weights(weights, rows.dtype, evaluation.num_samples)
+        blocks.append(replace(columns, estimate=weights.smoothed()) if pareto_smoothed else columns)
+        bar.advance(height)
+    return Columns.cat(blocks)

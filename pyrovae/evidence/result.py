@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from pyrovae.diagnostics import k_threshold
+from pyrovae import checks
+from pyrovae.diagnostics import Accumulator, k_threshold
+from pyrovae.log_weights import Evaluation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,8 +25,8 @@ VERDICTS = ("trust", "more samples", "another method")
 _Z95 = 1.959963984540054
 
 
-def verdicts(pareto_k: np.ndarray, num_samples: int) -> np.ndarray:
-    """Whether to believe importance-weighted rows, shape (rows,), from their k-hat.
+def verdicts(pareto_k: np.ndarray, num_samples: int | np.ndarray) -> np.ndarray:
+    """Whether to believe importance-weighted rows, shape (rows,), from their k-hat and draws.
 
     "trust" up to min(1 − 1/log10 K, 0.7); "more samples" up to 0.7, or where K is too small to tell;
     "another method" above, because the weights then converge too slowly to be worth waiting for
@@ -29,7 +34,7 @@ def verdicts(pareto_k: np.ndarray, num_samples: int) -> np.ndarray:
     is small. Nor is k-hat sufficient: a guide that covers one of two far modes looks healthy.
     """
     with np.errstate(invalid="ignore"):
-        believed = pareto_k <= k_threshold(num_samples)
+        believed = pareto_k <= np.vectorize(k_threshold, otypes=[float])(num_samples)
         hopeless = pareto_k > 0.7
     return np.where(hopeless, "another method", np.where(believed, "trust", "more samples"))
 
@@ -38,6 +43,42 @@ def _interval(estimate: Any, mcse: Any, bias: Any) -> tuple[Any, Any]:
     """From estimate − 1.96 · mcse to estimate + 1.96 · mcse, the bias put on where the truth lies."""
     half = _Z95 * mcse
     return estimate - half - np.maximum(bias, 0.0), estimate + half - np.minimum(bias, 0.0)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What is known about some rows, each of shape (rows,), float64: the numbers of a ``LogEvidence``."""
+
+    estimate: Tensor
+    mcse: Tensor
+    bias: Tensor
+    ess: Tensor
+    pareto_k: Tensor
+    cost: Tensor
+
+    @classmethod
+    def of_weights(cls, weights: Accumulator, dtype: torch.dtype, cost: int) -> Columns:
+        """The log-mean-exp of a block's weights, computed in ``dtype``, with all that says how good it is."""
+        estimate = weights.log_mean_exp()
+        # Weights that differ by no more than rounding are constant, not a tail to be fitted.
+        resolution = 16 * torch.finfo(dtype).eps * estimate.abs().clamp(min=1)
+        return cls(
+            estimate,
+            weights.mcse(),
+            weights.bias(),
+            weights.ess(),
+            weights.pareto_k(resolution),
+            torch.full_like(estimate, cost),
+        )
+
+    @classmethod
+    def cat(cls, blocks: Sequence[Columns]) -> Columns:
+        """Blocks of rows, one after the other."""
+        return cls(*(torch.cat([getattr(block, f.name) for block in blocks]) for f in fields(cls)))
+
+    def numpy(self) -> dict[str, Any]:
+        """By name, as numpy arrays."""
+        return {f.name: getattr(self, f.name).cpu().numpy() for f in fields(self)}
 
 
 @dataclass(frozen=True)
@@ -57,11 +98,14 @@ class LogEvidence:
         measure: for every column of x, "mass" or "density" ("transformed": of something else than the
             column; "unscored": not part of the number). A mass and a density can't be compared.
         method: the estimator's name.
-        num_samples: draws a row; 0 where nothing was sampled.
+        answered_by: shape (rows,), the method that answered each row; "auto" chooses it by row.
+        cost: shape (rows,), decoder evaluations spent on each row, pilots included; a gradient counts three.
+        num_samples: draws a row; 0 where nothing was sampled, or where they differ by row.
         seed, tile: with x and the pair, they give the same bits again.
         fingerprint: sha256 of the rows, so that only the same rows are compared.
         target: "predictive" (rows given what was fitted) or "evidence" (one number a training set).
         parameters: "plug-in" (fitted values) or "posterior-averaged".
+        target_mcse: the error that was asked for, in nats; None where none was.
     """
 
     estimate: np.ndarray
@@ -73,12 +117,44 @@ class LogEvidence:
     verdict: np.ndarray
     measure: tuple[str, ...]
     method: str
+    answered_by: np.ndarray
+    cost: np.ndarray
     num_samples: int
     seed: int | None
     tile: tuple[int, int] | None
     fingerprint: str
     target: str = "predictive"
     parameters: str = "plug-in"
+    target_mcse: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        columns: Columns,
+        evaluation: Evaluation,
+        *,
+        method: str,
+        kind: str | np.ndarray,
+        verdict: np.ndarray,
+        answered_by: np.ndarray | None = None,
+        num_samples: int = 0,
+        target_mcse: float | None = None,
+    ) -> LogEvidence:
+        """What an estimator found out about every row of an evaluation."""
+        names = np.full(len(evaluation), method) if answered_by is None else answered_by
+        return cls(
+            **columns.numpy(),
+            kind=np.full(len(evaluation), kind) if isinstance(kind, str) else kind,
+            verdict=verdict,
+            measure=evaluation.structure.measure,
+            method=method,
+            answered_by=names,
+            num_samples=num_samples,
+            seed=evaluation.seed,
+            tile=evaluation.tile,
+            fingerprint=checks.fingerprint(evaluation.batch["x"]),
+            target_mcse=target_mcse,
+        )
 
     @classmethod
     def exact(
@@ -103,6 +179,8 @@ class LogEvidence:
             verdict=np.full(estimate.shape, "trust"),
             measure=measure,
             method=method,
+            answered_by=np.full(estimate.shape, method),
+            cost=zero,
             num_samples=0,
             seed=None,
             tile=None,
@@ -112,6 +190,12 @@ class LogEvidence:
 
     def __len__(self) -> int:
         return len(self.estimate)
+
+    @property
+    def settled(self) -> np.ndarray:
+        """Shape (rows,): the verdict is "trust", and the error within ``target_mcse`` where one was asked for."""
+        within = self.mcse <= (math.inf if self.target_mcse is None else self.target_mcse)
+        return (self.verdict == "trust") & within
 
     @property
     def mean(self) -> float:
@@ -156,10 +240,11 @@ class LogEvidence:
         return low * len(self), high * len(self)
 
     def to_frame(self) -> pd.DataFrame:
-        """One line a row of x: estimate, mcse, bias, ess, pareto_k, kind, verdict."""
+        """One line a row of x: estimate, mcse, bias, ess, pareto_k, kind, verdict, settled, answered_by, cost."""
         import pandas as pd
 
-        columns = ("estimate", "mcse", "bias", "ess", "pareto_k", "kind", "verdict")
+        numbers = ("estimate", "mcse", "bias", "ess", "pareto_k")
+        columns = (*numbers, "kind", "verdict", "settled", "answered_by", "cost")
         return pd.DataFrame({name: getattr(self, name) for name in columns}).rename_axis("row")
 
     def counts(self) -> dict[str, int]:
@@ -167,7 +252,7 @@ class LogEvidence:
         return {verdict: int((self.verdict == verdict).sum()) for verdict in VERDICTS}
 
     def summary(self) -> str:
-        """What to publish, in three lines: the mean with its interval, the method, rows by verdict."""
+        """What to publish, in a few lines: the mean with its interval, the method, rows by verdict."""
         low, high = self.mean_interval
         interval = (
             "no error bar from one draw" if math.isnan(low) else f"95 % interval {low:.3f} to {high:.3f}"
@@ -175,11 +260,19 @@ class LogEvidence:
         kinds = ", ".join(kind for kind in KINDS if (self.kind == kind).any())
         draws = f", {self.num_samples} draws a row" if self.num_samples else ""
         rows = ", ".join(f"{verdict} {count}" for verdict, count in self.counts().items() if count)
-        return (
-            f"log P(x) = {self.mean:.3f} nats a row over {len(self)} rows ({interval})\n"
-            f"{self.method}{draws}: {kinds}, {self.parameters}\n"
-            f"rows by verdict: {rows}"
-        )
+        by, counts = np.unique(self.answered_by, return_counts=True)
+        rungs = ", ".join(f"{name} {count}" for name, count in zip(by, counts, strict=True))
+        lines = [
+            f"log P(x) = {self.mean:.3f} nats a row over {len(self)} rows ({interval})",
+            f"{self.method}{draws}: {kinds}, {self.parameters}",
+            f"rows by verdict: {rows}",
+        ]
+        if self.target_mcse is not None:
+            lines += [
+                f"rows settled to {self.target_mcse:g} nats: {int(self.settled.sum())} of {len(self)}",
+                f"rows by method: {rungs}; {self.cost.mean():.0f} decoder evaluations a row",
+            ]
+        return "\n".join(lines)
 
     def __str__(self) -> str:
         return self.summary()

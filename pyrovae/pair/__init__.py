@@ -2,8 +2,10 @@
 
 The only room that touches ``pyro.poutine``. Above it everything is tensors:
 
-* ``propose`` draws z for every row from the guide, with log Q(z | x);
-* ``log_joint`` gives log P(z) and log P(x | z) of rows and any z;
+* ``propose`` draws z for every row from the guide, with log Q(z | x); ``draw_prior`` from the prior;
+* ``log_joint`` gives log P(z) and log P(x | z) of rows and any z, ``log_proposal`` log Q(z | x);
+* ``simulate`` draws rows from the model itself;
+* ``Coordinates`` writes z as a real vector, for methods that move it;
 * ``loss`` is a Pyro ELBO's loss of a minibatch, for training.
 
 ``inspect`` comes first. It runs the pair on a handful of rows, finds the plate over rows, and refuses a
@@ -11,18 +13,34 @@ pair for which a log P(x_n) of one row would not mean what it says.
 """
 
 from pyrovae.pair.contract import check_every_leaf
+from pyrovae.pair.coordinates import Coordinates
 from pyrovae.pair.inspection import check_supports, inspect
-from pyrovae.pair.running import Batch, Latents, LogJoint, Structure, log_joint, loss, propose
+from pyrovae.pair.running import (
+    Batch,
+    Latents,
+    LogJoint,
+    Structure,
+    draw_prior,
+    log_joint,
+    log_proposal,
+    loss,
+    propose,
+    simulate,
+)
 
 __all__ = [
     "Batch",
+    "Coordinates",
     "Latents",
     "LogJoint",
     "Structure",
     "check_every_leaf",
     "check_supports",
+    "draw_prior",
     "inspect",
     "log_joint",
+    "log_proposal",
     "loss",
     "propose",
+    "simulate",
 ]

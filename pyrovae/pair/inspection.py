@@ -57,7 +57,7 @@ def inspect(pair: LatentVariableModel, batch: Batch, seed: int = 0) -> Structure
         again = _first_runs(pair, fewer)
         check_modules(pair, probe, {name: sites["guide"][name]["value"] for name in latents})
         data_dim, plates = _data_dims(pair, sites, again, len(chosen))
-        measure, supports = _measure(sites["model"], observed, data_dim, probe["x"])
+        columns, measure, supports = _measure(sites["model"], observed, data_dim, probe["x"])
         if len(set(chosen)) > 1 and not {"mass", "density"} & set(measure):
             check_varies(sites["model"], observed, data_dim)
         structure = Structure(
@@ -69,6 +69,7 @@ def inspect(pair: LatentVariableModel, batch: Batch, seed: int = 0) -> Structure
             widest=_widest(pair, sites["model"], probe["x"]),
             batch_dims={name: len(sites["model"][name]["fn"].batch_shape) for name in latents},
             event_dims={name: sites["model"][name]["fn"].event_dim for name in latents},
+            columns=columns,
             measure=measure,
             supports=supports,
             vectorised={"model": True, "guide": True},
@@ -230,10 +231,11 @@ def _plates(sites: Sites) -> Iterator[tuple[str, Any]]:
 
 def _measure(
     model: Sites, observed: tuple[str, ...], data_dim: dict[str, int], probe: Tensor
-) -> tuple[tuple[str, ...], tuple[Support, ...]]:
-    """What each column of x contributes, and where it must lie, read from the observed sites' supports."""
+) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...], tuple[Support, ...]]:
+    """Which columns of x each observed site holds, what each contributes and where it must lie, by the supports."""
     columns = _columns(probe)
     supports = []
+    held: dict[str, tuple[int, ...]] = {}
     free: dict[bytes, list[int]] = {}
     for index, column in enumerate(columns.T.contiguous().cpu().numpy()):
         free.setdefault(column.tobytes(), []).append(index)
@@ -256,6 +258,7 @@ def _measure(
                 matched.append(indices.pop(0))
             else:
                 normalised = False
+        held[name] = tuple(matched)
         try:
             support = fn.support
         except NotImplementedError:
@@ -271,7 +274,7 @@ def _measure(
             supports.append(Support(sorted(matched), support, _family(fn)))
     if not normalised:
         measure = ["transformed"] * len(measure)
-    return tuple(measure), tuple(supports)
+    return held, tuple(measure), tuple(supports)
 
 
 def _masked(site: Site) -> bool:

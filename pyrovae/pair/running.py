@@ -60,6 +60,7 @@ class Structure:
             called with the rows repeated.
         plates: the names of the plates over rows; one, unless sites stand in plates of different names.
         widest: numbers in the widest tensor of one row: x, a latent, an observed site, or a layer.
+        columns: for each site that holds data, the columns of x flattened that its values are, in order.
         measure: for every column of x flattened: "mass", "density" or "unscored" (masked, or not
             observed); "transformed" throughout where something else enters than x's columns, each once.
         supports: where the columns must lie; see ``check_supports``.
@@ -73,6 +74,7 @@ class Structure:
     widest: int
     batch_dims: dict[str, int]
     event_dims: dict[str, int]
+    columns: dict[str, tuple[int, ...]]
     measure: tuple[str, ...]
     supports: tuple[Support, ...]
     vectorised: dict[str, bool]
@@ -86,36 +88,61 @@ def propose(
     pair: LatentVariableModel, structure: Structure, batch: Batch, num_samples: int
 ) -> tuple[Latents, Tensor]:
     """Draw z ~ Q(z | x) for every row; returns z and log Q(z | x), shape (samples, rows), in nats."""
-    shape = (num_samples, len(batch["x"]))
-    if structure.vectorised["guide"]:
-        with particles(structure, num_samples):
-            sites = run(pair, "guide", batch)
-        latents = {name: sites[name]["value"] for name in structure.latents}
-        return latents, sum_sites(sites, structure.latents, structure, lead=1).expand(shape)
-    sites = run(pair, "guide", _repeat(batch, num_samples))
-    latents = {name: sites[name]["value"] for name in structure.latents}
-    log_q = by_row(sites, structure.latents, structure, num_samples * len(batch["x"]))
-    return _unfold(structure, latents, num_samples), log_q.reshape(shape)
+    sites = _ask(pair, "guide", structure, batch, num_samples)
+    latents = _values("guide", structure, sites, num_samples)
+    return latents, _terms("guide", structure, sites, structure.latents, (num_samples, len(batch["x"])))
+
+
+def draw_prior(pair: LatentVariableModel, structure: Structure, batch: Batch, num_samples: int) -> Latents:
+    """Draw z ~ P(z), for every row ``num_samples`` times."""
+    return _values("model", structure, _ask(pair, "model", structure, batch, num_samples), num_samples)
+
+
+def log_proposal(pair: LatentVariableModel, structure: Structure, batch: Batch, latents: Latents) -> Tensor:
+    """log Q(z | x) of rows and given latents, shape (samples, rows), in nats."""
+    shape = (len(latents[structure.latents[0]]), len(batch["x"]))
+    sites = _ask(pair, "guide", structure, batch, shape[0], latents)
+    return _terms("guide", structure, sites, structure.latents, shape)
+
+
+def simulate(pair: LatentVariableModel, structure: Structure, batch: Batch) -> tuple[Latents, Batch]:
+    """Rows from the model itself, as many and as shaped as those of ``batch``: z ~ P(z), x ~ P(x | z).
+
+    Raises:
+        ValueError: columns of x that no site samples one by one, or a model that reads x elsewhere than
+            at its observed sites: what it would make of simulated rows can't be known in one pass.
+    """
+    expected = "every column of x sampled by an observed site, and read nowhere else, to simulate rows"
+    mend = "Use a method that takes the rows as they are: 'refined' or 'annealed'."
+    if set(structure.measure) - {"mass", "density"}:
+        kinds = sorted(set(structure.measure) - {"mass", "density"})
+        raise checks.bad_value("model", expected, f"columns that are {', '.join(kinds)}", mend)
+    with pair.own_parameters():
+        sites = sample_sites(poutine.trace(poutine.uncondition(pair.model)), batch)
+    flat = batch["x"].flatten(1).clone() if batch["x"].dim() > 1 else batch["x"][:, None].clone()
+    for name, columns in structure.columns.items():
+        value = sites[name]["value"]
+        axis = value.dim() - sites[name]["fn"].event_dim + structure.data_dim[name]
+        flat[:, list(columns)] = value.movedim(axis, 0).reshape(len(flat), -1).to(flat.dtype)
+    simulated = {**batch, "x": flat.view(batch["x"].shape)}
+    plain = {name: sites[name]["value"] for name in structure.latents}
+    again = run(pair, "model", simulated, plain)
+    for name in structure.observed:
+        if not torch.equal(again[name]["value"], sites[name]["value"]) or not torch.allclose(
+            _log_prob(again[name]), _log_prob(sites[name]), rtol=1e-4, atol=1e-4
+        ):
+            raise checks.bad_value("model", expected, f"site {name!r}, which follows x otherwise", mend)
+    return _unfold(structure, plain, 1), simulated
 
 
 def log_joint(pair: LatentVariableModel, structure: Structure, batch: Batch, latents: Latents) -> LogJoint:
     """log P(z) and log P(x | z) of rows and given latents, each of shape (samples, rows), in nats."""
-    num_samples = len(latents[structure.latents[0]])
-    shape = (num_samples, len(batch["x"]))
-    if structure.vectorised["model"]:
-        with particles(structure, num_samples):
-            sites = run(pair, "model", batch, latents)
-        prior, likelihood = (
-            sum_sites(sites, names, structure, lead=1).expand(shape)
-            for names in (structure.latents, structure.observed)
-        )
-        return LogJoint(prior, likelihood)
-    sites = run(pair, "model", _repeat(batch, num_samples), fold(structure, latents))
-    prior, likelihood = (
-        by_row(sites, names, structure, num_samples * len(batch["x"])).reshape(shape)
-        for names in (structure.latents, structure.observed)
+    shape = (len(latents[structure.latents[0]]), len(batch["x"]))
+    sites = _ask(pair, "model", structure, batch, shape[0], latents)
+    return LogJoint(
+        _terms("model", structure, sites, structure.latents, shape),
+        _terms("model", structure, sites, structure.observed, shape),
     )
-    return LogJoint(prior, likelihood)
 
 
 def loss(
@@ -191,6 +218,37 @@ def run(pair: LatentVariableModel, part: str, batch: Batch, latents: Latents | N
         function = poutine.condition(function, data=latents)
     with pair.own_parameters():
         return sample_sites(poutine.trace(function), batch)
+
+
+def _ask(
+    pair: LatentVariableModel,
+    part: str,
+    structure: Structure,
+    batch: Batch,
+    num_samples: int,
+    latents: Latents | None = None,
+) -> Sites:
+    """Run one part for many samples: under a plate of particles, or with the rows repeated where it must be."""
+    if structure.vectorised[part]:
+        with particles(structure, num_samples):
+            return run(pair, part, batch, latents)
+    folded = None if latents is None else fold(structure, latents)
+    return run(pair, part, _repeat(batch, num_samples), folded)
+
+
+def _values(part: str, structure: Structure, sites: Sites, num_samples: int) -> Latents:
+    """The latents of sites that ``_ask`` brought, in the layout (samples, plates..., event...)."""
+    latents = {name: sites[name]["value"] for name in structure.latents}
+    return latents if structure.vectorised[part] else _unfold(structure, latents, num_samples)
+
+
+def _terms(
+    part: str, structure: Structure, sites: Sites, names: tuple[str, ...], shape: tuple[int, int]
+) -> Tensor:
+    """Log-probabilities of sites that ``_ask`` brought, summed to (samples, rows), float64."""
+    if structure.vectorised[part]:
+        return sum_sites(sites, names, structure, lead=1).expand(shape)
+    return by_row(sites, names, structure, shape[0] * shape[1]).reshape(shape)
 
 
 def _log_prob(site: Site) -> Tensor:

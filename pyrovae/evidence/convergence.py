@@ -1,0 +1,99 @@
+"""Estimate and bounds against K: how fast more draws bring log P(x) home."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pyrovae import checks, diagnostics
+from pyrovae.evidence.jackknife import leave_one_out
+from pyrovae.evidence.result import Columns, verdicts
+from pyrovae.log_weights import Evaluation
+from pyrovae.model import LatentVariableModel
+from pyrovae.progress import Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def convergence(
+    pair: LatentVariableModel,
+    x: Any,
+    num_samples: Sequence[int] = (10, 30, 100, 300, 1000, 3000),
+    seed: int = 0,
+    tile: tuple[int, int] | None = None,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """The mean log P(x_n) by the first K of the same draws, for growing K: a bound and two estimates of it.
+
+    Where the lower bound still climbs from one K to the next, or the estimates stand apart from it by more
+    than their errors, K is too small.
+
+    Args:
+        pair: a ``VAE`` or any ``LatentVariableModel``.
+        x: rows on dim 0; tensor, numpy array or DataFrame.
+        num_samples: the values of K, each at least 2.
+        seed: the same seed and tile give the same bits.
+        tile: (rows, samples) computed at once; chosen from the shapes where None.
+        progress: show a bar, or plain lines where there is no terminal.
+
+    Returns:
+        A frame with one line a K, means over the rows in nats a row: ``num_samples``; ``elbo``, of all
+        draws, the bound at K = 1; ``lower_bound``, importance-weighted, with ``mcse`` and ``bias``;
+        ``jackknife`` and ``pareto_smoothed``, estimates from the same draws; ``trusted``, the share of rows
+        whose k-hat lets them be believed. ``plots.convergence`` draws it.
+
+    Raises:
+        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``.
+
+    Example:
+        >>> import torch
+        >>> from pyrovae import VAE
+        >>> frame = convergence(VAE.mlp(6, latent_dim=2), torch.ones(4, 6), num_samples=(10, 100))
+        >>> frame["num_samples"].tolist()
+        [10, 100]
+    """
+    import pandas as pd
+
+    if isinstance(num_samples, int) or not len(num_samples):
+        raise checks.bad_type(
+            "num_samples",
+            "a sequence of draws a row",
+            repr(num_samples),
+            "Pass a tuple such as (10, 100, 1000).",
+        )
+    sizes = sorted({checks.integer("num_samples", size, minimum=2) for size in num_samples})
+    evaluation = Evaluation.prepare(pair, x, sizes[-1], seed, tile)
+    dtype = evaluation.batch["x"].dtype
+    found: dict[int, list[tuple[Columns, torch.Tensor]]] = {size: [] for size in sizes}
+    elbo = 0.0
+    with Progress("convergence", len(evaluation), "rows", progress) as bar:
+        for block in evaluation.tiles():
+            log_weights = torch.cat([evaluation.terms(part).log_weights for part in block])
+            elbo += float(log_weights.mean(dim=0).sum())
+            for size in sizes:
+                weights = diagnostics.Accumulator.of(log_weights[:size])
+                estimates = torch.stack([leave_one_out(log_weights[:size])[0], weights.smoothed()])
+                found[size].append((Columns.of_weights(weights, dtype, size), estimates))
+            bar.advance(log_weights.shape[1])
+    lines = []
+    for size, blocks in found.items():
+        columns = Columns.cat([block for block, _ in blocks])
+        estimates = torch.cat([block for _, block in blocks], dim=1).mean(dim=1)
+        numbers = columns.numpy()
+        lines.append(
+            {
+                "num_samples": size,
+                "elbo": elbo / len(evaluation),
+                "lower_bound": numbers["estimate"].mean(),
+                "mcse": np.sqrt((numbers["mcse"] ** 2).sum()) / len(evaluation),
+                "bias": numbers["bias"].mean(),
+                "jackknife": float(estimates[0]),
+                "pareto_smoothed": float(estimates[1]),
+                "trusted": (verdicts(numbers["pareto_k"], size) == "trust").mean(),
+            }
+        )
+    return pd.DataFrame(lines)

@@ -1,0 +1,141 @@
+"""log P(x) in closed form, for a VAE that is linear and Gaussian."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.distributions import LowRankMultivariateNormal, MultivariateNormal, Normal, TorchDistribution
+from torch import Tensor, nn
+
+from pyrovae import checks
+from pyrovae.evidence.result import LogEvidence
+from pyrovae.likelihoods import Gaussian
+from pyrovae.log_weights import Evaluation
+from pyrovae.model import VAE, LatentVariableModel
+from pyrovae.networks import MLP
+
+
+@dataclass(frozen=True)
+class LinearGaussian:
+    """z ~ N(m, S), x | z ~ N(W z + b, diag σ²), float64; the model of probabilistic PCA and factor analysis.
+
+    loadings W, shape (columns, latent_dim); loc b and scale σ, (columns,); prior over z.
+    """
+
+    loadings: Tensor
+    loc: Tensor
+    scale: Tensor
+    prior: MultivariateNormal
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log N(x; W m + b, W S Wᵀ + diag σ²), shape (rows,), in nats."""
+        marginal = LowRankMultivariateNormal(
+            self.loc + self.loadings @ self.prior.mean,
+            self.loadings @ self.prior.scale_tril,
+            self.scale**2,
+        )
+        return marginal.log_prob(x)
+
+    def posterior(self, x: Tensor) -> MultivariateNormal:
+        """P(z | x_n) for every row."""
+        weighted = self.loadings.T / self.scale**2  # (latent_dim, columns)
+        precision = weighted @ self.loadings + self.prior.precision_matrix
+        pull = (x - self.loc) @ weighted.T + self.prior.precision_matrix @ self.prior.mean
+        mean = torch.linalg.solve(precision, pull.T).T
+        return MultivariateNormal(mean, precision_matrix=precision)
+
+
+def linear_gaussian(pair: LatentVariableModel, x: Tensor) -> LinearGaussian:
+    """The pair's model as a ``LinearGaussian``, for rows like ``x``.
+
+    Raises:
+        ValueError: naming what is not linear, not Gaussian, or not known to be.
+    """
+    if not isinstance(pair, VAE):
+        raise _refused("a VAE: what plain Pyro code computes can't be read", f"a {type(pair).__name__}")
+    if not isinstance(pair.likelihood, Gaussian) or pair.likelihood.scale == "decoder":
+        raise _refused("a Gaussian likelihood whose scale does not depend on z", repr(pair.likelihood))
+    if not _affine(pair.likelihood.network):
+        raise _refused("a decoder without hidden layers: MLP(latent_dim, (), data_dim)", "another decoder")
+    with pair.evaluating():
+        prior = _normal(pair.prior())
+        latent_dim = len(prior.mean)
+        # An affine map is known from what it makes of zero and of the unit vectors.
+        probes = torch.cat(
+            [x.new_zeros(1, latent_dim), torch.eye(latent_dim, dtype=x.dtype, device=x.device)]
+        )
+        likelihood = pair.likelihood(probes)
+    means = likelihood.mean.flatten(1).double()  # (1 + latent_dim, columns)
+    return LinearGaussian(
+        loadings=(means[1:] - means[0]).T,
+        loc=means[0],
+        scale=likelihood.stddev.flatten(1)[0].double(),
+        prior=prior,
+    )
+
+
+def _affine(network: nn.Module) -> bool:
+    """Whether a network is made of layers that are affine, each and together."""
+    if isinstance(network, MLP):
+        network = network.layers
+    if isinstance(network, nn.Sequential):
+        return all(_affine(layer) for layer in network)
+    return isinstance(network, nn.Linear | nn.Identity | nn.Flatten | nn.Unflatten)
+
+
+def _normal(prior: TorchDistribution) -> MultivariateNormal:
+    """A prior over vectors as a multivariate normal in float64."""
+    base = prior
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    if isinstance(prior, MultivariateNormal):
+        return MultivariateNormal(prior.mean.double(), scale_tril=prior.scale_tril.double())
+    if isinstance(base, Normal) and len(prior.event_shape) == 1:
+        return MultivariateNormal(prior.mean.double(), scale_tril=prior.stddev.double().diag())
+    raise _refused("a normal prior", type(base).__name__)
+
+
+def _refused(expected: str, came: str) -> checks.Refused:
+    return checks.bad_value(
+        "pair",
+        f"a linear-Gaussian VAE, with {expected}",
+        came,
+        "Use method='auto' where there is no closed form.",
+    )
+
+
+def exact(pair: LatentVariableModel, x: Any) -> LogEvidence:
+    """log P(x_n) = log N(x_n; W m + b, W S Wᵀ + diag σ²), for a VAE whose decoder is linear.
+
+    Recognised are a normal prior N(m, S), a ``likelihoods.Gaussian`` whose scale is a number, "shared" or
+    "per_dimension", and a decoder without hidden layers. The encoder does not matter.
+
+    Args:
+        pair: such a ``VAE``.
+        x: rows on dim 0; tensor, numpy array or DataFrame.
+
+    Returns:
+        A ``LogEvidence`` whose rows are exact, computed in float64.
+
+    Raises:
+        TypeError, ValueError: see ``pyrovae.checks``; a pair that is not linear-Gaussian, saying where.
+
+    Tipping and Bishop (1999).
+
+    Example:
+        >>> import torch
+        >>> from pyrovae import VAE
+        >>> vae = VAE.mlp(6, latent_dim=2, likelihood="gaussian", hidden_dims=())
+        >>> exact(vae, torch.ones(4, 6)).kind[0].item()
+        'exact'
+    """
+    evaluation = Evaluation.prepare(pair, x, num_samples=1, seed=0)
+    rows = evaluation.batch["x"]
+    return LogEvidence.exact(
+        linear_gaussian(pair, rows).log_prob(rows.flatten(1).double()).cpu().numpy(),
+        measure=evaluation.structure.measure,
+        method="exact",
+        fingerprint=checks.fingerprint(rows),
+    )

@@ -1,0 +1,111 @@
+"""The inference gap, split: what the encoder's family can't express, and what the encoder does not reach."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pyrovae import checks
+from pyrovae.evidence.gaussians import FAMILIES, fit_gaussians
+from pyrovae.evidence.posterior import Posterior, undisturbed
+from pyrovae.evidence.refined import all_starts, weigh, weigh_mixture
+from pyrovae.evidence.result import Columns, verdicts
+from pyrovae.log_weights import Evaluation, elbo_of
+from pyrovae.model import LatentVariableModel
+from pyrovae.noise import Stream
+from pyrovae.progress import Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_STARTS, _STEPS = 4, 10
+
+
+def gaps(
+    pair: LatentVariableModel,
+    x: Any,
+    num_samples: int = 1000,
+    seed: int = 0,
+    family: str = "mean_field",
+    tile: tuple[int, int] | None = None,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """log P(x_n) − ELBO(Q) = approximation gap + amortization gap, for every row.
+
+    With q* the best Gaussian of a family for the row, found by optimising it for the row alone:
+    approximation = log P(x_n) − ELBO(q*), what the family can't express; amortization =
+    ELBO(q*) − ELBO(Q), what the encoder does not reach (Cremer, Li and Duvenaud 2018).
+
+    Args:
+        pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents.
+        x: rows on dim 0; tensor, numpy array or DataFrame.
+        num_samples: fresh draws a row for each of the three terms, at least 40.
+        seed: the same seed and tile give the same bits.
+        family: of q*, "mean_field" or "full_rank"; the encoder's own, for the split to mean what it says.
+        tile: (rows, samples) computed at once; chosen from the shapes where None.
+        progress: show a bar, or plain lines where there is no terminal.
+
+    Returns:
+        A frame with one line a row, in nats: ``log_evidence`` (as by ``refined``, full-rank),
+        ``elbo_optimised``, ``elbo_encoder``, ``approximation``, ``amortization``, ``inference``, their sum,
+        ``approximation_mcse`` and ``amortization_mcse``, and the ``verdict`` on log P(x_n). A negative
+        amortization gap beyond its error says that the encoder is richer than the family.
+
+    Raises:
+        TypeError, ValueError: see ``refined``.
+
+    Example:
+        >>> import torch
+        >>> from pyrovae import VAE
+        >>> frame = gaps(VAE.mlp(6, latent_dim=2), torch.ones(4, 6), num_samples=100)
+        >>> bool((frame["inference"] > 0).all())
+        True
+    """
+    import pandas as pd
+
+    checks.integer("num_samples", num_samples, minimum=40)
+    checks.choice("family", family, FAMILIES)
+    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
+    evidence, optimised = [], []
+    with Progress("gaps", len(evaluation), "rows", progress) as bar:
+        for number, rows in enumerate(evaluation.blocks()):
+            with undisturbed(evaluation, Stream.PILOT, number):
+                posterior = Posterior(evaluation, rows)
+                starts = all_starts(posterior, _STARTS)
+                fits, _ = fit_gaussians(posterior, starts, _STEPS, "full_rank")
+                family_fits, elbos = fit_gaussians(posterior, starts, _STEPS, family)
+            evidence.append(weigh_mixture(evaluation, number, rows, fits))
+            best = elbos.argmax(dim=0)
+            means = []
+            with undisturbed(evaluation, Stream.WEIGHTS, number):
+                for index, fit in enumerate(family_fits):
+                    chosen = (best == index).nonzero()[:, 0]
+                    if len(chosen):
+                        part = Posterior(evaluation.of_rows(rows.start + chosen, seed, num_samples))
+                        weights = weigh(part, fit[chosen], fit[chosen].draw(num_samples), rows.start)
+                        error = weights.std(dim=0) / num_samples**0.5
+                        means.append((chosen, torch.stack([weights.mean(dim=0), error])))
+            found = torch.empty(2, posterior.num_rows, dtype=torch.float64, device=posterior.device)
+            for chosen, values in means:
+                found[:, chosen] = values
+            optimised.append(found)
+            bar.advance(posterior.num_rows)
+    columns = Columns.cat(evidence)
+    log_evidence, error = columns.estimate.cpu().numpy(), columns.mcse.cpu().numpy()
+    best_elbo, best_error = torch.cat(optimised, dim=1).cpu().numpy()
+    encoder = elbo_of(evaluation)
+    return pd.DataFrame(
+        {
+            "log_evidence": log_evidence,
+            "elbo_optimised": best_elbo,
+            "elbo_encoder": encoder.estimate,
+            "approximation": log_evidence - best_elbo,
+            "amortization": best_elbo - encoder.estimate,
+            "inference": log_evidence - encoder.estimate,
+            "approximation_mcse": np.hypot(error, best_error),
+            "amortization_mcse": np.hypot(best_error, encoder.mcse),
+            "verdict": verdicts(columns.pareto_k.cpu().numpy(), num_samples),
+        }
+    ).rename_axis("row")

@@ -1,0 +1,85 @@
+"""The importance-weighted estimate with its first-order bias taken out by leaving draws out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrovae import checks
+from pyrovae.diagnostics import Accumulator
+from pyrovae.evidence.result import Columns, LogEvidence, verdicts
+from pyrovae.log_weights import Evaluation
+from pyrovae.model import LatentVariableModel
+from pyrovae.progress import Progress
+
+
+def jackknife(
+    pair: LatentVariableModel,
+    x: Any,
+    num_samples: int = 1000,
+    seed: int = 0,
+    tile: tuple[int, int] | None = None,
+    progress: bool = False,
+) -> LogEvidence:
+    """log P(x_n) ≈ K L_K − (K − 1) mean_i L_{K−1}^(−i), L the importance-weighted log-mean-exp.
+
+    The jackknife of first order, JVI-1 (Nowozin 2018), with the combinatorial weights K and −(K − 1): the
+    bias falls from O(1/K) to O(1/K²) on the same draws. Not a lower bound any more.
+
+    Args:
+        pair, x, seed, tile, progress: as in ``importance``.
+        num_samples: draws a row, K, at least 2. A block of rows holds all its log weights in memory.
+
+    Returns:
+        A ``LogEvidence`` whose rows are estimates; ``bias`` is zero to first order, ``mcse`` the
+        jackknife's standard error.
+
+    Raises:
+        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``.
+
+    Example:
+        >>> import torch
+        >>> from pyrovae import VAE
+        >>> jackknife(VAE.mlp(6, latent_dim=2), torch.ones(4, 6), num_samples=10).kind[0].item()
+        'estimate'
+    """
+    checks.integer("num_samples", num_samples, minimum=2)
+    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
+    rows = evaluation.batch["x"]
+    blocks = []
+    with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
+        for block in evaluation.tiles():
+            log_weights = torch.cat([evaluation.terms(part).log_weights for part in block])
+            columns = Columns.of_weights(Accumulator.of(log_weights), rows.dtype, num_samples)
+            estimate, mcse = leave_one_out(log_weights)
+            blocks.append(replace(columns, estimate=estimate, mcse=mcse, bias=torch.zeros_like(estimate)))
+            bar.advance(log_weights.shape[1])
+    columns = Columns.cat(blocks)
+    return LogEvidence.of(
+        columns,
+        evaluation,
+        method="jackknife",
+        kind="estimate",
+        verdict=verdicts(columns.pareto_k.cpu().numpy(), num_samples),
+        num_samples=num_samples,
+    )
+
+
+def leave_one_out(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """JVI-1 and the jackknife's standard error of it, each of shape (rows,), from (samples, rows), in nats."""
+    num_samples = len(log_weights)
+    total = torch.logsumexp(log_weights, dim=0)
+    # log Σ_{j ≠ i} w_j. Subtracting the largest weight from the total would cancel; its rest is summed anew.
+    share = torch.exp(log_weights - total)
+    largest = log_weights.argmax(dim=0, keepdim=True)
+    rest = torch.logsumexp(log_weights.scatter(0, largest, -math.inf), dim=0, keepdim=True)
+    others = (total + torch.log1p(-share.clamp(max=1 - 1e-16))).scatter(0, largest, rest)
+    others = others - math.log(num_samples - 1)  # L^(−i)
+    everything = total - math.log(num_samples)
+    estimate = num_samples * everything - (num_samples - 1) * others.mean(dim=0)
+    spread = ((others - others.mean(dim=0)) ** 2).sum(dim=0)
+    return estimate, (spread * (num_samples - 1) / num_samples).sqrt()

@@ -1,0 +1,189 @@
+"""The posterior of a block of rows, up to its constant, and what z is proposed from, over real vectors u."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from pyrovae import noise
+from pyrovae.log_weights import Evaluation
+from pyrovae.pair import Coordinates, Latents, LogJoint, draw_prior, log_joint, log_proposal, propose
+
+
+class Posterior:
+    """log P(x_n, u) for the rows n of a block; u has shape (samples, rows, dim).
+
+    Densities of u carry log |det ∂z/∂u|, here as a part of the prior. Every call adds to ``cost``, the
+    decoder evaluations spent on each row: one for a log joint, three for one with its gradient.
+
+    Use it within ``undisturbed``.
+    """
+
+    def __init__(self, evaluation: Evaluation, rows: slice = slice(None)) -> None:
+        self._pair, self._structure = evaluation.pair, evaluation.structure
+        self._batch = {name: value[rows] for name, value in evaluation.batch.items()}
+        self._coordinates = Coordinates(self._pair, self._structure, self._batch)
+        self.num_rows = len(self._batch["x"])
+        self.dim, self.dtype = self._coordinates.dim, self._coordinates.dtype
+        self.device = self._batch["x"].device
+        self.cost = 0
+
+    def draw_encoder(self, num_samples: int) -> Tensor:
+        """u ~ Q(u | x_n)."""
+        return self.flatten(propose(self._pair, self._structure, self._batch, num_samples)[0])
+
+    def draw_prior(self, num_samples: int) -> Tensor:
+        """u ~ P(u)."""
+        self.cost += num_samples
+        return self.flatten(draw_prior(self._pair, self._structure, self._batch, num_samples))
+
+    def flatten(self, latents: Latents) -> Tensor:
+        """Latents of the pair as u."""
+        return self._coordinates.flatten(latents)
+
+    def log_joint(self, u: Tensor) -> LogJoint:
+        """log P(u) and log P(x_n | u), each of shape (samples, rows), float64."""
+        self.cost += len(u)
+        latents, log_det = self._coordinates.unflatten(u)
+        joint = log_joint(self._pair, self._structure, self._batch, latents)
+        return LogJoint(joint.prior + log_det, joint.likelihood)
+
+    def log_encoder(self, u: Tensor) -> Tensor:
+        """log Q(u | x_n), shape (samples, rows), float64."""
+        latents, log_det = self._coordinates.unflatten(u)
+        return log_proposal(self._pair, self._structure, self._batch, latents) + log_det
+
+    def score(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """log P(x_n, u), (samples, rows), and its gradient, (samples, rows, dim); zero where it is not finite."""
+        self.cost += 2 * len(u)
+        total, (gradient,) = gradients(lambda v: (_sum(self.log_joint(v)),), u)
+        return total[0], torch.nan_to_num(gradient, posinf=0.0, neginf=0.0)
+
+
+def _sum(joint: LogJoint) -> Tensor:
+    return joint.prior + joint.likelihood
+
+
+def gradients(
+    function: Callable[[Tensor], tuple[Tensor, ...]], u: Tensor
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Values of several functions of u, each (samples, rows), and their gradients, each (samples, rows, dim).
+
+    Rows and samples do not feel each other, so that the gradient of the sum holds every one's own.
+    """
+    with torch.enable_grad():
+        u = u.detach().requires_grad_()
+        values = function(u)
+        grads = [torch.autograd.grad(value.sum(), u, retain_graph=True)[0] for value in values]
+    return tuple(value.detach() for value in values), tuple(grads)
+
+
+@contextmanager
+def undisturbed(evaluation: Evaluation, stream: noise.Stream, *keys: int) -> Iterator[None]:
+    """Run a block in ``eval()`` mode with noise of its own; the checks of distributions are off meanwhile.
+
+    Methods that move z come by places where a density is zero or overflows. That is a move to be turned
+    down, not an error of the user's; the rows were checked before.
+    """
+    seeded = noise.seeded(noise.derive(evaluation.seed, stream, *keys), evaluation.batch["x"].device)
+    with evaluation.pair.evaluating(), seeded, pyro.validation_enabled(False):
+        yield
+
+
+class Proposal(ABC):
+    """Something that u can be drawn from, for the rows of a posterior."""
+
+    @abstractmethod
+    def draw(self, num_samples: int) -> Tensor:
+        """u, shape (samples, rows, dim)."""
+
+    @abstractmethod
+    def log_density(self, u: Tensor, log_prior: Tensor) -> Tensor:
+        """Its log density at u, (samples, rows), float64, where the prior's is known already."""
+
+
+class Encoder(Proposal):
+    """The guide, Q(u | x_n)."""
+
+    def __init__(self, posterior: Posterior) -> None:
+        self._posterior = posterior
+
+    def draw(self, num_samples: int) -> Tensor:
+        return self._posterior.draw_encoder(num_samples)
+
+    def log_density(self, u: Tensor, log_prior: Tensor) -> Tensor:
+        return self._posterior.log_encoder(u)
+
+
+class Prior(Proposal):
+    """The prior, P(u): it knows nothing of the encoder, nor of the row."""
+
+    def __init__(self, posterior: Posterior) -> None:
+        self._posterior = posterior
+
+    def draw(self, num_samples: int) -> Tensor:
+        return self._posterior.draw_prior(num_samples)
+
+    def log_density(self, u: Tensor, log_prior: Tensor) -> Tensor:
+        return log_prior
+
+
+class Gaussian(Proposal):
+    """N(loc, tril trilᵀ) for every row: loc of shape (rows, dim), tril (rows, dim, dim), float64."""
+
+    def __init__(self, loc: Tensor, tril: Tensor, dtype: torch.dtype) -> None:
+        self.loc, self.tril, self._dtype = loc, tril, dtype
+        self._distribution = MultivariateNormal(loc, scale_tril=tril, validate_args=False)
+
+    def draw(self, num_samples: int) -> Tensor:
+        return self._distribution.sample((num_samples,)).to(self._dtype)
+
+    def log_density(self, u: Tensor, log_prior: Tensor) -> Tensor:
+        return self._distribution.log_prob(u.double())
+
+    def widened(self, factor: float) -> Gaussian:
+        """The same with its standard deviations multiplied."""
+        return Gaussian(self.loc, factor * self.tril, self._dtype)
+
+    def __getitem__(self, rows: Tensor | slice) -> Gaussian:
+        return Gaussian(self.loc[rows], self.tril[rows], self._dtype)
+
+
+class Mixture(Proposal):
+    """Σ_c α_c q_c, of which ``counts[c]`` draws come from component c and α_c is their share.
+
+    Stratified draws are taken from the ``components`` themselves. Every draw is weighed against the whole
+    mixture: its weight is not large where any component has been (the balance heuristic of Veach and
+    Guibas 1995; defensive mixtures, Hesterberg 1995).
+    """
+
+    def __init__(self, components: Sequence[Proposal], counts: Sequence[int]) -> None:
+        self.components, self.counts = list(components), list(counts)
+
+    def draw(self, num_samples: int) -> Tensor:
+        """Each draw from a component chosen at random, for every row anew."""
+        each = torch.stack([component.draw(num_samples) for component in self.components])
+        shares = torch.tensor(self.counts, dtype=torch.float64, device=each.device)
+        label = torch.multinomial(shares, each[0, ..., 0].numel(), replacement=True)
+        return each.gather(0, label.view(1, *each.shape[1:3], 1).expand(1, *each.shape[1:]))[0]
+
+    def log_density(self, u: Tensor, log_prior: Tensor) -> Tensor:
+        terms = [
+            math.log(count / sum(self.counts)) + component.log_density(u, log_prior)
+            for count, component in zip(self.counts, self.components, strict=True)
+        ]
+        return torch.logsumexp(torch.stack(terms), dim=0)
+
+
+def split(num_samples: int, shares: Sequence[float]) -> list[int]:
+    """So many draws by shares, each at least two, so that every stratum knows its error; the first takes the rest."""
+    counts = [max(2, int(share * num_samples)) for share in shares]
+    counts[0] = max(2, num_samples - sum(counts[1:]))
+    return counts
