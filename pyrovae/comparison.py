@@ -19,7 +19,8 @@ def compare(
     models: Mapping[str, Any],
     x: Any = None,
     *,
-    num_samples: int = 1000,
+    method: str = "importance",
+    num_samples: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -29,7 +30,9 @@ def compare(
         models: name → a ``VAE``, a ``LatentVariableModel``, a fitted baseline, or a ``LogEvidence``
             computed before.
         x: held-out rows on dim 0; may be left out where every model is a ``LogEvidence``.
-        num_samples, seed, progress: of ``log_evidence``, for the pairs among the models.
+        method, seed, progress: of ``log_evidence``, for the pairs among the models; "auto" where verdicts
+            of "importance" say "another method".
+        num_samples: draws a row; the method's own default where None, of "importance" 1000.
 
     Returns:
         A frame, best first, indexed by name: ``elpd``, the mean log P(x_n), an estimate of the expected
@@ -78,7 +81,9 @@ def compare(
                 raise checks.bad_value(
                     "x", f"rows to score {name!r} on", "None", "Pass held-out rows as the second argument."
                 )
-            options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "progress": progress}
+            options: dict[str, Any] = {"method": method, "seed": seed, "progress": progress}
+            if num_samples is not None or method == "importance":
+                options["num_samples"] = 1000 if num_samples is None else num_samples
             scores[name] = log_evidence(model, x, **({} if hasattr(model, "log_evidence") else options))
         seconds[name] = time.perf_counter() - started
     _check_comparable(scores)

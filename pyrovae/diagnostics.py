@@ -104,6 +104,7 @@ class Accumulator:
         strata: Sequence[int] | None = None,
     ) -> None:
         self.num_samples = num_samples
+        self._stratified = strata is not None
         self._strata = torch.tensor(strata or [0] * num_tiles, device=device)
         self._counts = torch.zeros(num_tiles, dtype=torch.float64, device=device)
         # for every tile: an offset, and Σ w, Σ w² of the weights divided by its exponential
@@ -171,7 +172,9 @@ class Accumulator:
             count = float(self._counts[tiles].sum())
             if count == 1:  # says nothing about its own error
                 return torch.full_like(total, math.nan)
-            variance += (second[tiles].sum(dim=0) - first[tiles].sum(dim=0) ** 2 / count).clamp(min=0)
+            within = (second[tiles].sum(dim=0) - first[tiles].sum(dim=0) ** 2 / count).clamp(min=0)
+            # Strata may be small; all draws together never are, and keep to sqrt(1/ESS − 1/S).
+            variance += within * count / (count - 1) if self._stratified else within
         # A row of zero weights has log 0 ± ∞, as where a single one is above zero among ever more.
         return torch.where(total > 0, variance.sqrt() / total, math.inf)
 
@@ -211,7 +214,8 @@ class Accumulator:
             # The cut-off is in both sums; none may exceed the largest excess seen.
             difference = (torch.minimum(quantile, excess[-1]) - excess).sum(dim=0)
             total[rows] += torch.where(torch.isfinite(difference), difference, 0.0)
-        return peak + total.to(peak.device).log() - math.log(self.num_samples)
+        smoothed = peak + total.to(peak.device).log() - math.log(self.num_samples)
+        return torch.where(torch.isfinite(peak), smoothed, self.log_mean_exp())
 
     def _tail(self) -> tuple[Tensor, Tensor, Tensor]:
         """The largest weights' logs, the largest (zero) first; the cut-off; how many lie above it, (rows,)."""

@@ -28,14 +28,14 @@ class Terms:
     def log_weights(self) -> Tensor:
         return self.likelihood + self.prior - self.proposal
 
-    def checked(self, first_row: int) -> Terms:
-        """Itself, where every log weight is below +∞; ``first_row`` is the number of its first row in x.
+    def checked(self, numbers: Tensor) -> Terms:
+        """Itself, where every log weight is below +∞; ``numbers`` are its rows' in x, shape (rows,).
 
         Raises:
             ValueError: a log weight that is NaN or +∞, naming the term, the row and how many.
         """
         if not bool((self.log_weights < math.inf).all()):  # NaN compares false
-            raise _not_a_number(self, first_row)
+            raise _not_a_number(self, numbers)
         return self
 
 
@@ -47,6 +47,7 @@ class Evaluation:
         pair: the model and guide.
         structure: what inspection found out about them.
         batch: the rows, under "x", and whatever is aligned with them.
+        numbers: of the rows, in the x that was passed; shape (rows,).
         num_samples: draws a row, K.
         seed: where the noise comes from.
         tile: (rows, samples) of a tile.
@@ -55,6 +56,7 @@ class Evaluation:
     pair: LatentVariableModel
     structure: Structure
     batch: Batch
+    numbers: Tensor
     num_samples: int
     seed: int
     tile: tuple[int, int]
@@ -89,7 +91,8 @@ class Evaluation:
                     "tile", "a pair (rows, samples)", repr(tile), "Pass two whole numbers."
                 ) from None
             tile = checks.integer("tile", rows), checks.integer("tile", samples)
-        return cls(pair, structure, batch, num_samples, seed, tile)
+        numbers = torch.arange(len(batch["x"]), device=batch["x"].device)
+        return cls(pair, structure, batch, numbers, num_samples, seed, tile)
 
     def __len__(self) -> int:
         return len(self.batch["x"])
@@ -105,7 +108,7 @@ class Evaluation:
     def of_rows(self, rows: Tensor, seed: int, num_samples: int) -> Evaluation:
         """The evaluation of some of the rows, with noise of its own; its tiles are as tall."""
         batch = {name: value[rows] for name, value in self.batch.items()}
-        return replace(self, batch=batch, seed=seed, num_samples=num_samples)
+        return replace(self, batch=batch, numbers=self.numbers[rows], seed=seed, num_samples=num_samples)
 
     def terms(self, tile: noise.Tile) -> Terms:
         """One tile: draw z for its rows and weigh it. Depends on (seed, rows, tile) and nothing else.
@@ -118,7 +121,7 @@ class Evaluation:
         with self.pair.evaluating(), noise.seeded(seed, batch["x"].device):
             latents, log_q = propose(self.pair, self.structure, batch, tile.num_samples)
             joint = log_joint(self.pair, self.structure, batch, latents)
-        return Terms(joint.likelihood, joint.prior, log_q).checked(tile.rows.start)
+        return Terms(joint.likelihood, joint.prior, log_q).checked(self.numbers[tile.rows])
 
 
 def log_weights(
@@ -248,10 +251,10 @@ def prepare_rows(pair: LatentVariableModel, x: Any, argument: str = "x") -> Batc
     return {"x": checks.rows(x, dtype=pair.dtype, device=pair.device, argument=argument)}
 
 
-def _not_a_number(terms: Terms, first_row: int) -> checks.Refused:
+def _not_a_number(terms: Terms, numbers: Tensor) -> checks.Refused:
     log_weights = terms.log_weights
     bad = ~(log_weights < math.inf)
-    row = first_row + int(bad.any(dim=0).int().argmax())
+    row = int(numbers[bad.any(dim=0).int().argmax()])
     named = {"log P(x | z)": terms.likelihood, "log P(z)": terms.prior, "log Q(z | x)": terms.proposal}
     guilty = [name for name, term in named.items() if not bool(torch.isfinite(term).all())]
     return checks.bad_value(

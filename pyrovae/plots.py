@@ -59,7 +59,7 @@ def pareto_k(axes: Axes, evidences: Sequence[tuple[str, LogEvidence]], title: st
     for label, evidence in evidences:
         ordered = np.sort(evidence.pareto_k)
         axes.plot(np.arange(1, len(ordered) + 1), ordered, ".", markersize=3, label=label)
-    limit = k_threshold(evidences[0][1].num_samples)
+    limit = k_threshold(max(evidence.num_samples for _, evidence in evidences) or 5000)
     axes.axhline(limit, color="k", linewidth=1, label=f"believed up to {limit:.2f}")
     # A few rows far above the line would flatten the rest; they are beyond belief either way.
     every = np.concatenate([evidence.pareto_k for _, evidence in evidences])

@@ -133,8 +133,8 @@ BUGS = {
     ),
     "error without 1/K": Bug(
         "diagnostics.py",
-        "variance += (second[tiles].sum(dim=0) - first[tiles].sum(dim=0) ** 2 / count).clamp(min=0)",
-        "variance += second[tiles].sum(dim=0)",
+        "within = (second[tiles].sum(dim=0) - first[tiles].sum(dim=0) ** 2 / count).clamp(min=0)",
+        "within = second[tiles].sum(dim=0)",
         "test_diagnostics.py::formulas",
     ),
     "sign of the bias": Bug(
@@ -211,6 +211,91 @@ BUGS = {
         "_standard_error(difference)",
         "float(np.hypot(_standard_error(score.estimate), _standard_error(best.estimate)))",
         "test_comparison.py::paired",
+    ),
+    "accept and reject swapped": Bug(
+        "evidence/annealed.py",
+        "accepted = torch.rand_like(acceptance) < acceptance",
+        "accepted = torch.rand_like(acceptance) > acceptance",
+        "test_evidence_methods.py::leaves_its_density",
+    ),
+    "every move accepted": Bug(
+        "evidence/annealed.py",
+        "accepted = torch.rand_like(acceptance) < acceptance",
+        "accepted = torch.ones_like(acceptance).bool()",
+        "test_evidence_methods.py::leaves_its_density",
+    ),
+    "leapfrog off by half a step": Bug(
+        "evidence/annealed.py",
+        "new_momentum = half + 0.5 * step * new_gradient",
+        "new_momentum = half",
+        "test_evidence_methods.py::leaves_its_density",
+    ),
+    "momentum not turned round on rejection": Bug(
+        "evidence/annealed.py",
+        "momentum = torch.where(accepted[..., None], new_momentum, -momentum)",
+        "momentum = torch.where(accepted[..., None], new_momentum, momentum)",
+        "test_evidence_methods.py::leaves_its_density",
+    ),
+    "temperature reversed": Bug(
+        "evidence/annealed.py",
+        "return [t / num_temperatures for t in range(num_temperatures + 1)]",
+        "return [1 - t / num_temperatures for t in range(num_temperatures + 1)]",
+        "test_statistical.py::bound and annealed",
+    ),
+    "temperatures upwards on the way back": Bug(
+        "evidence/annealed.py",
+        "moves.betas[::direction],",
+        "moves.betas,",
+        "test_statistical.py::sandwich",
+    ),
+    "adaptation left on": Bug(
+        "evidence/annealed.py",
+        "state, momentum, _ = self._move(state, momentum, following, sizes[index])",
+        "state, momentum, rate = self._move(state, momentum, following, sizes[index]); "
+        "sizes = sizes * torch.exp(0.2 * (rate - _ACCEPTANCE))",
+        "test_evidence_methods.py::frozen",
+    ),
+    "mixture weight dropped": Bug(
+        "evidence/posterior.py",
+        "math.log(count / sum(self.counts)) + component.log_density(u, log_prior)",
+        "component.log_density(u, log_prior)",
+        "test_statistical.py::bound and refined",
+    ),
+    "Jacobian missing": Bug(
+        "pair/coordinates.py",
+        "log_det = log_det + _log_det(place, part, latents[name])",
+        "log_det = log_det",
+        "test_evidence_methods.py::constrained_latents_are and refined",
+    ),
+    "jackknife's weights off by one": Bug(
+        "evidence/jackknife.py",
+        "estimate = num_samples * everything - (num_samples - 1) * others.mean(dim=0)",
+        "estimate = (num_samples - 1) * everything - (num_samples - 2) * others.mean(dim=0)",
+        "test_evidence_methods.py::leave_one_out",
+    ),
+    "strata ignored": Bug(
+        "diagnostics.py",
+        "strata or [0] * num_tiles",
+        "[0] * num_tiles",
+        "test_evidence_methods.py::of_strata",
+    ),
+    "reverse weights the wrong way up": Bug(
+        "evidence/sandwich.py",
+        "-path.backward(moves",
+        "path.backward(moves",
+        "test_statistical.py::sandwich",
+    ),
+    "cell volume missing": Bug(
+        "evidence/quadrature.py",
+        "dim=0) + volume",
+        "dim=0)",
+        "test_statistical.py::quadrature",
+    ),
+    "pilot's draws answer": Bug(
+        "evidence/auto.py",
+        "self._stage += 1",
+        "self._stage = 1",
+        "test_evidence_methods.py::fresh_noise",
     ),
 }
 

@@ -19,7 +19,8 @@ def test_it_prints_two_tables_that_fit_a_terminal(demo):
     for text in (
         "P(x) a mass",
         "P(x) a density",
-        "VAE, encoder spoiled",
+        "spoiled, importance",
+        "spoiled, auto",
         "independent pixels",
         "PPCA(",
         "exact",
@@ -32,7 +33,7 @@ def test_it_prints_two_tables_that_fit_a_terminal(demo):
 def test_it_says_how_to_read_k_hat_and_where_the_files_are(demo):
     result, folder = demo
     assert "k-hat is the tail index" in result.stdout
-    assert "if your VAE loses" in result.stdout
+    assert "If your VAE loses" in result.stdout
     assert str(folder / "demo.png") in result.stdout.replace("\n", "")
 
 
@@ -47,10 +48,10 @@ def test_it_writes_a_figure_and_tables(demo):
     _, folder = demo
     assert (folder / "demo.png").stat().st_size > 10_000
     for part in ("discrete", "continuous"):
-        assert len(pd.read_csv(folder / f"{part}_comparison.csv")) == 3
+        assert len(pd.read_csv(folder / f"{part}_comparison.csv")) == 4
         assert len(pd.read_csv(folder / f"{part}_history.csv")) == 2
         rows = pd.read_csv(folder / f"{part}_rows.csv")
-        assert len(rows) == 3 * 400
+        assert len(rows) == 4 * 400
         assert rows["verdict"].isin(["trust", "more samples", "another method"]).all()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from pyrovae import checks
 from pyrovae.diagnostics import Accumulator
-from pyrovae.evidence.posterior import Encoder, Posterior, Prior, Proposal, gradients, undisturbed
+from pyrovae.evidence.posterior import Encoder, Posterior, Prior, Proposal, gradients, total, undisturbed
 from pyrovae.evidence.result import Columns, LogEvidence, verdicts
 from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
@@ -99,14 +100,21 @@ def annealed(
 
 def weigh_chains(evaluation: Evaluation, path: Path, moves: Moves, number: int) -> Columns:
     """The log-mean-exp of the chains' weights of block ``number``, on fresh noise."""
-    posterior, width = path.posterior, evaluation.tile[1]
+    weights = accumulate(evaluation, path.posterior, number, 0, lambda chains: path.forward(moves, chains))
+    return Columns.of_weights(weights, path.posterior.dtype, path.posterior.cost)
+
+
+def accumulate(
+    evaluation: Evaluation, posterior: Posterior, number: int, key: int, run: Callable[[int], Tensor]
+) -> Accumulator:
+    """All of block ``number``'s chains, as many at once as a tile holds; ``key`` makes their noise their own."""
+    width = evaluation.tile[1]
     chunks = list(range(0, evaluation.num_samples, width))
     weights = Accumulator(evaluation.num_samples, posterior.num_rows, len(chunks), posterior.device)
     for index, done in enumerate(chunks):
-        with undisturbed(evaluation, Stream.TILE, number, index):
-            chains = min(width, evaluation.num_samples - done)
-            weights.add(index, path.forward(moves, chains, number * evaluation.tile[0]))
-    return Columns.of_weights(weights, posterior.dtype, posterior.cost)
+        with undisturbed(evaluation, Stream.TILE, number, index, key):
+            weights.add(index, run(min(width, evaluation.num_samples - done)))
+    return weights
 
 
 class Moves(NamedTuple):
@@ -165,15 +173,15 @@ class Path:
         sizes = torch.nn.functional.interpolate(pilot, num_temperatures - 1, mode="linear")[:, 0].T
         return Moves(_ladder(num_temperatures), sizes)
 
-    def forward(self, moves: Moves, num_chains: int, first_row: int = 0) -> Tensor:
+    def forward(self, moves: Moves, num_chains: int) -> Tensor:
         """Log weights of chains from the start to the posterior, (chains, rows): E[exp] = P(x_n)."""
-        return self._sweep(self._start.draw(num_chains), moves, +1, first_row)
+        return self._sweep(self._start.draw(num_chains), moves, +1)
 
-    def backward(self, moves: Moves, u: Tensor, first_row: int = 0) -> Tensor:
+    def backward(self, moves: Moves, u: Tensor) -> Tensor:
         """Log weights of chains from exact posterior draws u back to the start: E[exp(−weight)] = 1/P(x_n)."""
-        return self._sweep(u, moves, -1, first_row)
+        return self._sweep(u, moves, -1)
 
-    def _sweep(self, u: Tensor, moves: Moves, direction: int, first_row: int) -> Tensor:
+    def _sweep(self, u: Tensor, moves: Moves, direction: int) -> Tensor:
         """Σ_t log f_t − log f_{t−1} along the path, or along the path turned round."""
         betas, sizes = (
             moves.betas[::direction],
@@ -187,7 +195,7 @@ class Path:
                 state, momentum, _ = self._move(state, momentum, following, sizes[index])
         log_weights = direction * log_weights
         zero = torch.zeros_like(log_weights)
-        return Terms(log_weights, zero, zero).checked(first_row).log_weights
+        return Terms(log_weights, zero, zero).checked(self.posterior.numbers).log_weights
 
     def _move(
         self, state: _State, momentum: Tensor, beta: float, size: Tensor
@@ -215,11 +223,17 @@ class Path:
     def _state(self, u: Tensor) -> _State:
         def ends(v: Tensor) -> tuple[Tensor, Tensor]:
             joint = self.posterior.log_joint(v)
-            return self._start.log_density(v, joint.prior), joint.prior + joint.likelihood
+            return self._start.log_density(v, joint.prior), total(joint)
 
         self.posterior.cost += 2 * len(u)  # the gradient
         values, grads = gradients(ends, u)
         return _State(u, *values, *grads)
+
+
+def path_cost(num_chains: int, num_temperatures: int) -> int:
+    """Decoder evaluations of a path from a mixture: the pilot, and the chains."""
+    pilot = _PILOT_CHAINS * (3 * (max(10, num_temperatures // 4) + _WARM_UP) + 1)
+    return pilot + num_chains * (3 * num_temperatures + 1) + 4
 
 
 def _ladder(num_temperatures: int) -> list[float]:

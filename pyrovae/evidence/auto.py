@@ -12,33 +12,44 @@ import torch
 from torch import Tensor
 
 from pyrovae import checks, diagnostics, noise
-from pyrovae.evidence.annealed import Path, weigh_chains
+from pyrovae.evidence.annealed import Path, path_cost, weigh_chains
 from pyrovae.evidence.exact import linear_gaussian
-from pyrovae.evidence.gaussians import Starts, encoder_start, fit_gaussians, independent_starts, step_cost
+from pyrovae.evidence.gaussians import (
+    PRIOR_DRAWS,
+    Starts,
+    encoder_start,
+    fit_cost,
+    fit_gaussians,
+    independent_starts,
+)
 from pyrovae.evidence.importance import weigh_encoder
-from pyrovae.evidence.posterior import Encoder, Gaussian, Posterior, Proposal, undisturbed
-from pyrovae.evidence.quadrature import MOST_DIMENSIONS, integrate
-from pyrovae.evidence.refined import defended, weigh_mixture
+from pyrovae.evidence.posterior import Encoder, Gaussian, Posterior, Proposal, total, undisturbed
+from pyrovae.evidence.quadrature import MOST_DIMENSIONS, first_price, integrate
+from pyrovae.evidence.refined import defended, shares, weigh_mixture
 from pyrovae.evidence.result import Columns, LogEvidence, verdicts
-from pyrovae.log_weights import Evaluation
+from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
+from pyrovae.pair import draw_prior, log_joint, log_proposal, propose
 from pyrovae.progress import Progress
 
 RUNGS = ("importance", "refined", "quadrature", "annealed")
 
 _PILOT, _SECOND_PILOT = 64, 128  # draws of the encoder, and of what was fitted
 _FEWEST = 128  # draws of an answer
-# An answer aims at this share of the target: pilots of 64 draws know a variance to a third.
+_RESERVE = 150  # decoder evaluations that an answer of as many draws takes, kept back to the end
+# An answer aims at this share of the target: pilots know a variance to a quarter or so.
 _MARGIN = 0.6
 # Of a pilot's k-hat: 13 to 26 draws tell it to 0.2 or so, and a fit costs less than an answer not believed.
 _ENCODER_TAIL, _TAIL = 0.3, 0.5
-_FEWEST_SEEN = 5  # effective draws of the prior, of 64, below which they tell nothing
+_STARTS = 3  # modes looked for without the encoder
+_PRIOR_PILOT = PRIOR_DRAWS * _STARTS
+# Effective draws of the prior, of 96, for it to tell; an error within the mixture would not do: it is small
+# where no draw has hit what the encoder misses.
+_FEWEST_SEEN = 40
 _UNCOVERED, _NEGLIGIBLE = 3.0, 7.0  # nats: see _uncovered
-_STARTS = 2  # modes looked for without the encoder
 _STEPS = (4, 8)  # of a fit, and of the same fit again where its pilot is not good enough
-_CHAINS = 64
-_FEWEST_TEMPERATURES = 30
+_CHAINS, _FEWEST_TEMPERATURES, _MOST_TEMPERATURES = 64, 30, 1000
 _ROWS_AT_ONCE = 1 << 22  # numbers in the fitted Gaussians that are kept
 
 
@@ -55,14 +66,15 @@ def auto(
 
     1. A linear-Gaussian VAE is answered in closed form.
     2. A pilot of 64 draws of the encoder foretells how many draws ``importance`` would need. Because k-hat
-       is necessary and not sufficient, 64 draws of the prior look for what the encoder misses; where they
-       are too far from a row to tell, ascents from prior draws look for modes.
+       is necessary and not sufficient, 96 draws of the prior look for what the encoder misses; where they
+       are too far from a row to tell, ascents from those that lie far from the encoder look for modes.
     3. A row with too many draws ahead, a heavy tail or a mode missed gets Gaussians of its own, as in
        ``refined``; another pilot says whether they serve.
     4. Where they don't: ``quadrature`` in one or two latent dimensions, else ``annealed`` from them.
 
     Pilots choose, and are thrown away: the answer comes from fresh noise, whatever it turns out to be, so
-    that a bound stays a bound.
+    that a bound stays a bound. A row of which a mode is known that its answer did not cover is never
+    settled, nor trusted.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``. One with discrete latents stays on the first rung.
@@ -103,17 +115,20 @@ def auto(
             ladders.append(_Ladder(part, float(target_mcse), max_cost, bar))
             ladders[-1].climb(dim)
     columns = Columns.cat([ladder.columns for ladder in ladders])
-    answered_by = np.concatenate([ladder.answered_by for ladder in ladders])
-    draws = np.concatenate([ladder.draws for ladder in ladders])
+    answered_by, draws, doubtful = (
+        np.concatenate([getattr(ladder, name) for ladder in ladders])
+        for name in ("answered_by", "draws", "doubtful")
+    )
+    grid = answered_by == "quadrature"
     within = (columns.mcse <= target_mcse).cpu().numpy()
-    on_grid = answered_by == "quadrature"
     verdict = verdicts(columns.pareto_k.cpu().numpy(), draws)
+    verdict = np.where(grid, np.where(within, "trust", "another method"), verdict)
     return LogEvidence.of(
         columns,
         evaluation,
         method="auto",
-        kind=np.where(on_grid, "estimate", "lower bound"),
-        verdict=np.where(on_grid, np.where(within, "trust", "another method"), verdict),
+        kind=np.where(grid, "estimate", "lower bound"),
+        verdict=np.where(doubtful, "another method", verdict),
         answered_by=answered_by,
         target_mcse=float(target_mcse),
     )
@@ -143,17 +158,15 @@ def _dimensions(evaluation: Evaluation) -> int:
 
 
 class _Pilot(NamedTuple):
-    """What a pilot found out, each of shape (rows,).
+    """What a pilot found out, each of shape (rows, ...)."""
 
-    needed draws of the encoder for the target; tail, their k-hat; level, a first log P(x); missed, whether
-    the prior's draws show a mass beside the encoder; unseen, whether they are too far from the row to show any.
-    """
-
-    needed: Tensor
-    tail: Tensor
-    level: Tensor
-    missed: Tensor
-    unseen: Tensor
+    needed: Tensor  # draws of the encoder for the target
+    tail: Tensor  # their k-hat
+    level: Tensor  # a first log P(x)
+    missed: Tensor  # whether the prior's draws show a mass beside the encoder
+    unseen: Tensor  # whether they are too far from the row to tell
+    prior: Tensor  # its draws, (rows, draws, dim)
+    values: Tensor  # log P(x, u) there, (rows, draws)
 
 
 class _Modes(NamedTuple):
@@ -164,12 +177,26 @@ class _Modes(NamedTuple):
     spread: Tensor  # (rows, dim)
     missed: Tensor  # (rows,)
 
-    def starts(self, rows: Tensor, count: int) -> Starts:
-        return Starts(self.loc[:count, rows], self.log_joint[:count, rows], self.spread[rows])
+    def starts(self, rows: Tensor, chosen: slice) -> Starts:
+        """Some of the starts, for some of the rows."""
+        return Starts(self.loc[chosen, rows], self.log_joint[chosen, rows], self.spread[rows])
+
+
+_ENCODERS, _OTHERS, _ALL = slice(0, 1), slice(1, None), slice(None)
+
+
+class _Fitted(NamedTuple):
+    """Rows, and the Gaussians fitted to them."""
+
+    rows: Tensor
+    fits: list[Gaussian]
+
+    def only(self, keep: Tensor) -> _Fitted:
+        return _Fitted(self.rows[keep], [fit[keep] for fit in self.fits])
 
 
 class _Ladder:
-    """The climb of some rows. ``columns``, ``answered_by`` and ``draws`` hold the answers once it is over."""
+    """The climb of some rows. The public attributes hold the answers once it is over, each of shape (rows,)."""
 
     def __init__(self, evaluation: Evaluation, target: float, max_cost: int, bar: Progress) -> None:
         self._evaluation, self._target, self._max_cost, self._bar = evaluation, target, max_cost, bar
@@ -180,28 +207,46 @@ class _Ladder:
         self.columns = Columns(*(empty.clone() for _ in dataclasses.fields(Columns)))
         self.answered_by = np.full(count, "", dtype=f"<U{max(map(len, RUNGS))}")
         self.draws = np.zeros(count, dtype=np.int64)
+        self.doubtful = np.zeros(count, dtype=bool)
 
     def climb(self, dim: int) -> None:
-        """Every row to the rung that its pilots choose, and an answer there."""
+        """Every row to the rung that its pilots choose, and an answer there; ``dim`` is 0 where z can't be moved."""
         rows = torch.arange(len(self._cost), device=self._cost.device)
+        pilot = self._pilot(rows, dim)
         if not dim:
-            self._answer_by_importance(rows, self._pilot_encoder(rows))
+            self._answer_by_importance(rows, pilot.needed, pilot.missed)
             return
-        pilot = self._pilot_encoder_and_prior(rows)
         modes = self._look_for_modes(rows, pilot, dim)
-        fit_cost = step_cost(dim) * (_STEPS[0] + 1) + _PILOT + _FEWEST
-        enough = ~modes.missed & (pilot.tail <= _ENCODER_TAIL) & (pilot.needed <= fit_cost)
-        self._answer_by_importance(rows[enough], pilot.needed[enough])
-        waiting = rows[~enough]
-        for steps in _STEPS:
-            if len(waiting):
-                waiting = self._refine(waiting, modes, steps, dim)
+        enough = ~modes.missed & (pilot.tail <= _ENCODER_TAIL) & (pilot.needed <= self._fit_price(dim, 1, 0))
+        affordable = self._left(rows) >= self._fit_price(dim, 1, 0)
+        here = enough | ~affordable
+        self._answer_by_importance(rows[here], pilot.needed[here], modes.missed[here])
+        waiting = rows[~here]
+        for turn in range(len(_STEPS)):
+            waiting = self._refine(waiting, pilot, modes, turn, dim)
+
+    # -----------------------------------------------------------------------------------------------------
+    # What is spent
+
+    def _left(self, rows: Tensor) -> Tensor:
+        """Decoder evaluations that rows may still spend, an answer's reserve apart."""
+        return self._max_cost - _RESERVE - self._cost[rows]
+
+    def _fit_price(self, dim: int, num_starts: int, turn: int) -> int:
+        """What a fit and its pilot cost."""
+        return fit_cost(dim, num_starts, _STEPS[turn]) + _mixture_cost(_SECOND_PILOT) + 8
 
     # -----------------------------------------------------------------------------------------------------
     # Pilots
 
+    def _part(self, rows: Tensor, num_samples: int) -> Evaluation:
+        """Some of the rows, with noise that no other stage and no answer sees."""
+        self._stage += 1
+        seed = noise.derive(self._evaluation.seed, Stream.LADDER, self._stage)
+        return self._evaluation.of_rows(rows, seed, num_samples)
+
     def _each_block(self, rows: Tensor) -> Iterator[tuple[Tensor, Posterior]]:
-        """Blocks of some rows with their posteriors, on noise that no other stage and no answer sees."""
+        """Blocks of some rows with their posteriors."""
         part = self._part(rows, _PILOT)
         for number, block in enumerate(part.blocks()):
             with undisturbed(part, Stream.PILOT, number):
@@ -209,49 +254,50 @@ class _Ladder:
                 yield rows[block], posterior
             self._cost[rows[block]] += posterior.cost
 
-    def _part(self, rows: Tensor, num_samples: int) -> Evaluation:
-        self._stage += 1
-        seed = noise.derive(self._evaluation.seed, Stream.LADDER, self._stage)
-        return self._evaluation.of_rows(rows, seed, num_samples)
+    def _needed(self, mcse: Tensor, draws: int) -> Tensor:
+        """Draws that would bring the error to the target, as far as a pilot of ``draws`` can tell; (rows,)."""
+        return draws * mcse**2 / (_MARGIN * self._target) ** 2
 
-    def _needed(self, log_weights: Tensor) -> Tensor:
-        """Draws that would bring the error to the target, as far as a pilot can tell; (rows,)."""
-        squared = len(log_weights) * diagnostics.mcse(log_weights) ** 2  # CV²
-        return squared / (_MARGIN * self._target) ** 2
-
-    def _pilot_encoder(self, rows: Tensor) -> Tensor:
-        """Draws needed of a pair whose latents can't be moved."""
-        part = self._part(rows, _PILOT)
-        columns = weigh_encoder(part, _silent())
-        self._cost[rows] += columns.cost
-        return _PILOT * columns.mcse**2 / (_MARGIN * self._target) ** 2
-
-    def _pilot_encoder_and_prior(self, rows: Tensor) -> _Pilot:
-        """What 64 draws of the encoder foretell, and what as many of the prior see beside it."""
+    def _pilot(self, rows: Tensor, dim: int) -> _Pilot:
+        """What 64 draws of the encoder foretell, and what draws of the prior see beside it."""
         found = []
-        for block, posterior in self._each_block(rows):
-            encoder = Encoder(posterior)
-            drawn = []
-            for u in (posterior.draw_encoder(_PILOT), posterior.draw_prior(_PILOT)):
-                joint = posterior.log_joint(u)
-                drawn.append((joint.likelihood, joint.prior, encoder.log_density(u, joint.prior)))
-            posterior.cost -= _PILOT  # a draw of the prior is weighed once
-            likelihood, log_p, log_q = drawn[0]
-            weights = likelihood + log_p - log_q
-            both = diagnostics.Accumulator(2 * _PILOT, len(block), 2, weights.device, strata=[0, 1])
-            for index, (value, p, q) in enumerate(drawn):
-                both.add(index, value + p - torch.logaddexp(q, p) + math.log(2))
+        part = self._part(rows, _PILOT)
+        pair, structure, total_draws = part.pair, part.structure, _PILOT + _PRIOR_PILOT
+        for number, block in enumerate(part.blocks()):
+            batch = {name: value[block] for name, value in part.batch.items()}
+            with undisturbed(part, Stream.PILOT, number):
+                # In the latents' own space: Jacobians cancel in a weight, and a discrete latent has none.
+                z, log_q = propose(pair, structure, batch, _PILOT)
+                joint = log_joint(pair, structure, batch, z)
+                prior, prior_joint = draw_prior(pair, structure, batch, _PRIOR_PILOT)
+                prior_log_q = log_proposal(pair, structure, batch, prior)
+                if dim:
+                    posterior = Posterior(part, block)
+                    u = posterior.flatten(prior)
+                    values = total(prior_joint) + posterior.log_det(u)
+                else:
+                    u, values = prior_log_q[..., None], prior_log_q  # nothing is made of them
+            weights = Terms(joint.likelihood, joint.prior, log_q).checked(part.numbers[block]).log_weights
+            both = diagnostics.Accumulator(total_draws, weights.shape[1], 2, weights.device, strata=[0, 1])
+            for index, (terms, q) in enumerate(((joint, log_q), (prior_joint, prior_log_q))):
+                mixed = torch.logaddexp(
+                    q + math.log(_PILOT / total_draws), terms.prior + math.log(_PRIOR_PILOT / total_draws)
+                )
+                both.add(index, total(terms) - mixed)
             level = diagnostics.log_mean_exp(weights)
             error = torch.hypot(diagnostics.mcse(weights), both.mcse())
             found.append(
                 _Pilot(
-                    needed=self._needed(weights),
+                    needed=self._needed(diagnostics.mcse(weights), _PILOT),
                     tail=diagnostics.pareto_k(weights),
                     level=level,
                     missed=both.log_mean_exp() - level > self._target + 2 * error,
-                    unseen=diagnostics.ess(drawn[1][0]) < _FEWEST_SEEN,
+                    unseen=diagnostics.ess(prior_joint.likelihood) < _FEWEST_SEEN,
+                    prior=u.movedim(0, 1),
+                    values=values.T,
                 )
             )
+        self._cost[rows] += total_draws + 2
         return _Pilot(*map(torch.cat, zip(*found, strict=True)))
 
     def _look_for_modes(self, rows: Tensor, pilot: _Pilot, dim: int) -> _Modes:
@@ -259,11 +305,17 @@ class _Ladder:
         loc = torch.full((1 + _STARTS, len(rows), dim), math.nan, dtype=torch.float64, device=rows.device)
         modes = _Modes(loc, loc[..., 0].clone(), loc[0].clone(), pilot.missed.clone())
         for block, posterior in self._each_block(rows):
-            first = encoder_start(posterior)
+            first = encoder_start(posterior, pilot.prior[block].movedim(0, 1))
             modes.loc[0, block], modes.log_joint[0, block] = first.loc[0], first.log_joint[0]
             modes.spread[block] = first.spread
         for block, posterior in self._each_block(rows[pilot.unseen | pilot.missed]):
-            others = independent_starts(posterior, _STARTS, modes.spread[block])
+            others = independent_starts(
+                posterior,
+                _STARTS,
+                modes.starts(block, _ENCODERS),
+                pilot.prior[block].movedim(0, 1),
+                pilot.values[block].T,
+            )
             modes.loc[1:, block], modes.log_joint[1:, block] = others.loc, others.log_joint
             modes.missed[block] |= _uncovered(
                 others, Encoder(posterior), posterior, pilot.level[block], modes.log_joint[0, block]
@@ -273,118 +325,143 @@ class _Ladder:
     # -----------------------------------------------------------------------------------------------------
     # Rungs
 
-    def _refine(self, rows: Tensor, modes: _Modes, steps: int, dim: int) -> Tensor:
+    def _refine(self, rows: Tensor, pilot: _Pilot, modes: _Modes, turn: int, dim: int) -> Tensor:
         """Fit the rows and answer them; returns those that a longer fit might serve better."""
-        last = steps == _STEPS[-1]
-        alone = rows[~modes.missed[rows]]
-        waiting, fitted = [], []
-        for block, posterior in self._each_block(alone):
-            fits, elbo = fit_gaussians(posterior, modes.starts(block, 1), steps, "full_rank")
-            fitted.append((block, fits))
-            sought = torch.isfinite(modes.log_joint[1, block])
-            others = Starts(modes.loc[1:, block], modes.log_joint[1:, block], modes.spread[block])
-            centre = posterior.log_joint(fits[0].loc[None].to(posterior.dtype))
-            modes.missed[block] |= sought & _uncovered(
-                others, fits[0], posterior, elbo[0], (centre.prior + centre.likelihood)[0]
-            )
-        # A fit beside which a mode was missed is not answered from, but fitted again with that mode.
-        fitted = [
-            (block[keep], [fit[keep] for fit in fits])
-            for block, fits in fitted
-            if (keep := ~modes.missed[block]).any()
-        ]
-        for block, posterior in self._each_block(rows[modes.missed[rows]]):
-            fits, _ = fit_gaussians(posterior, modes.starts(block, 1 + _STARTS), steps, "full_rank")
-            fitted.append((block, fits))
-        for block, fits in fitted:
-            needed, tail = self._pilot_mixture(block, fits)
-            left = self._max_cost - self._cost[block]
-            good = (tail <= _TAIL) & (needed <= left)
-            if not last:
-                # Draws that cost more than fitting on are not worth it yet.
-                good &= needed <= step_cost(dim) * (1 + _STARTS) * (_STEPS[1] + 1)
-            self._answer_by_mixture(block[good], [fit[good] for fit in fits], needed[good])
-            poor = block[~good]
-            if not last:
-                waiting.append(poor)
-            elif dim <= MOST_DIMENSIONS - 1:
-                self._answer_by_quadrature(poor)
-            else:
-                self._answer_by_annealing(poor, [fit[~good] for fit in fits], needed[~good])
-        return torch.cat(waiting) if waiting else rows[:0]
+        fitted = self._fit_beside_the_encoder(rows[~modes.missed[rows]], modes, turn)
+        # Where that shows a mode beside it, the row is fitted again, with that mode.
+        several = rows[modes.missed[rows]]
+        affordable = self._left(several) >= self._fit_price(dim, 1 + _STARTS, turn)
+        for found in fitted:
+            missed = modes.missed[found.rows]
+            poor = missed & (self._left(found.rows) < self._fit_price(dim, 1 + _STARTS, turn))
+            self._answer_by_mixture(found.only(poor), pilot.needed[found.rows[poor]], doubtful=True)
+        fitted = [found.only(~modes.missed[found.rows]) for found in fitted]
+        waiting = [rows[:0]]
+        unanswered = torch.from_numpy(self.answered_by[several.cpu().numpy()] == "").to(rows.device)
+        given_up = several[~affordable & unanswered]
+        self._answer_by_importance(given_up, pilot.needed[given_up], modes.missed[given_up])
+        for block, posterior in self._each_block(several[affordable]):
+            fits, _ = fit_gaussians(posterior, modes.starts(block, _ALL), _STEPS[turn], "full_rank")
+            fitted.append(_Fitted(block, fits))
+        for found in fitted:
+            if len(found.rows):
+                waiting.append(self._answer_or_wait(found, turn, dim))
+        return torch.cat(waiting)
 
-    def _pilot_mixture(self, rows: Tensor, fits: list[Gaussian]) -> tuple[Tensor, Tensor]:
+    def _fit_beside_the_encoder(self, rows: Tensor, modes: _Modes, turn: int) -> list[_Fitted]:
+        """One Gaussian a row, from the encoder's place; notes which rows have a mode that it does not cover."""
+        fitted = []
+        for block, posterior in self._each_block(rows):
+            fits, elbo = fit_gaussians(posterior, modes.starts(block, _ENCODERS), _STEPS[turn], "full_rank")
+            centre = total(posterior.log_joint(fits[0].loc[None].to(posterior.dtype)))[0]
+            others = modes.starts(block, _OTHERS)
+            sought = torch.isfinite(others.log_joint[0])
+            modes.missed[block] |= sought & _uncovered(others, fits[0], posterior, elbo[0], centre)
+            fitted.append(_Fitted(block, fits))
+        return fitted
+
+    def _answer_or_wait(self, found: _Fitted, turn: int, dim: int) -> Tensor:
+        """Answer rows by their fits, or by the rungs above; returns those worth a longer fit."""
+        needed, tail = self._pilot_mixture(found)
+        left = self._left(found.rows)
+        good = (tail <= _TAIL) & (_mixture_cost(needed) <= left)
+        if turn + 1 < len(_STEPS):
+            longer = self._fit_price(dim, len(found.fits), turn + 1)
+            # Draws that cost more than fitting on are not worth it.
+            wait = (~good | (needed > longer)) & (longer <= left)
+        else:
+            wait = torch.zeros_like(good)
+        self._answer_by_mixture(found.only(good & ~wait), needed[good & ~wait])
+        poor = ~good & ~wait
+        if dim < MOST_DIMENSIONS:  # in three dimensions a grid costs more than chains
+            gridded = poor & (left >= first_price(dim, len(found.fits)))
+            self._answer_by_quadrature(found.only(gridded))
+            poor &= ~gridded
+        self._answer_by_annealing(found.only(poor), needed[poor])
+        return found.rows[wait]
+
+    def _pilot_mixture(self, found: _Fitted) -> tuple[Tensor, Tensor]:
         """Draws needed from the fits with their defensive components, and k-hat; each of shape (rows,)."""
-        part = self._part(rows, _SECOND_PILOT)
-        columns = [
-            weigh_mixture(part, number, block, [fit[block] for fit in fits])
-            for number, block in enumerate(part.blocks())
-        ]
-        found = Columns.cat(columns)
-        self._cost[rows] += found.cost
-        return _SECOND_PILOT * found.mcse**2 / (_MARGIN * self._target) ** 2, found.pareto_k
+        columns = self._weigh_mixture(found, _SECOND_PILOT)
+        self._cost[found.rows] += columns.cost
+        return self._needed(columns.mcse, _SECOND_PILOT), columns.pareto_k
 
-    def _answer_by_importance(self, rows: Tensor, needed: Tensor) -> None:
-        for chosen, count in self._by_draws(rows, needed):
-            part = self._part(rows[chosen], count)
-            self._keep(rows[chosen], weigh_encoder(part, _silent()), "importance", count)
-
-    def _answer_by_mixture(self, rows: Tensor, fits: list[Gaussian], needed: Tensor) -> None:
-        for chosen, count in self._by_draws(rows, needed):
-            part = self._part(rows[chosen], count)
-            here = [fit[chosen] for fit in fits]
-            columns = [
-                weigh_mixture(part, number, block, [fit[block] for fit in here])
+    def _weigh_mixture(self, found: _Fitted, draws: int) -> Columns:
+        part = self._part(found.rows, draws)
+        return Columns.cat(
+            [
+                weigh_mixture(part, number, block, [fit[block] for fit in found.fits])
                 for number, block in enumerate(part.blocks())
             ]
-            self._keep(rows[chosen], Columns.cat(columns), "refined", count)
+        )
 
-    def _answer_by_quadrature(self, rows: Tensor) -> None:
-        if len(rows):
-            part = self._part(rows, _PILOT)
-            left = float(self._max_cost - self._cost[rows].max())
-            columns = integrate(part, _MARGIN * self._target, _silent(), most_cost=left)
-            self._keep(rows, columns, "quadrature", 0)
+    def _answer_by_importance(self, rows: Tensor, needed: Tensor, doubtful: Tensor) -> None:
+        for chosen, count in self._by_draws(rows, needed):
+            columns = weigh_encoder(self._part(rows[chosen], count), _silent())
+            self._keep(rows[chosen], columns, "importance", count, doubtful[chosen])
 
-    def _answer_by_annealing(self, rows: Tensor, fits: list[Gaussian], needed: Tensor) -> None:
-        if not len(rows):
+    def _answer_by_mixture(self, found: _Fitted, needed: Tensor, doubtful: bool = False) -> None:
+        for chosen, count in self._by_draws(found.rows, needed):
+            columns = self._weigh_mixture(found.only(chosen), count)
+            self._keep(found.rows[chosen], columns, "refined", count, doubtful)
+
+    def _answer_by_quadrature(self, found: _Fitted) -> None:
+        if len(found.rows):
+            part = self._part(found.rows, _PILOT)
+            left = float(self._max_cost - self._cost[found.rows].max())
+            columns = integrate(part, _MARGIN * self._target, _silent(), found.fits, left)
+            self._keep(found.rows, columns, "quadrature", 0)
+
+    def _answer_by_annealing(self, found: _Fitted, needed: Tensor) -> None:
+        if not len(found.rows):
             return
-        left = float(self._max_cost - self._cost[rows].max())
-        temperatures = int(left / (3 * (_CHAINS + _PILOT / 16)))
-        if temperatures < _FEWEST_TEMPERATURES:
-            self._answer_by_mixture(rows, fits, needed)
+        left = float(self._max_cost - self._cost[found.rows].max())
+        temperatures = _FEWEST_TEMPERATURES
+        while path_cost(_CHAINS, temperatures + 1) <= left and temperatures < _MOST_TEMPERATURES:
+            temperatures += 1
+        if path_cost(_CHAINS, temperatures) > left:
+            self._answer_by_mixture(found, needed)
             return
-        part = self._part(rows, _CHAINS)
+        part = self._part(found.rows, _CHAINS)
         columns = []
         for number, block in enumerate(part.blocks()):
-            here = [fit[block] for fit in fits]
+            here = [fit[block] for fit in found.fits]
             with undisturbed(part, Stream.PILOT, number):
                 posterior = Posterior(part, block)
                 path = Path(posterior, defended(posterior, here, _CHAINS), here[0].tril.norm(dim=-1))
                 moves = path.tune(temperatures)
             columns.append(weigh_chains(part, path, moves, number))
-        self._keep(rows, Columns.cat(columns), "annealed", _CHAINS)
+        self._keep(found.rows, Columns.cat(columns), "annealed", _CHAINS)
 
     def _by_draws(self, rows: Tensor, needed: Tensor) -> Iterator[tuple[Tensor, int]]:
         """Indices of rows that need about as many draws, and how many: 128 · 2^(j/2), within what is left."""
         if not len(rows):
             return
-        left = (self._max_cost - self._cost[rows]).clamp(min=_FEWEST)
-        draws = torch.minimum(needed.nan_to_num(posinf=math.inf).clamp(min=_FEWEST), left)
+        # the largest K for which K draws of a mixture are within what is left, an answer's reserve included
+        most = ((self._left(rows) + _RESERVE - 8) / _mixture_cost(1.0)).clamp(min=_FEWEST)
+        draws = torch.minimum(needed.clamp(min=_FEWEST), most)
         steps = torch.ceil(2 * torch.log2(draws / _FEWEST) - 1e-9)
         for step in steps.unique().tolist():
             chosen = (steps == step).nonzero()[:, 0]
-            yield chosen, min(int(_FEWEST * 2 ** (step / 2)), int(left[chosen].min()))
+            yield chosen, min(int(_FEWEST * 2 ** (step / 2)), int(most[chosen].min()))
 
-    def _keep(self, rows: Tensor, found: Columns, name: str, draws: int) -> None:
+    def _keep(
+        self, rows: Tensor, found: Columns, name: str, draws: int, doubtful: Tensor | bool = False
+    ) -> None:
         """Write down an answer; its cost comes on top of what the rows have cost before."""
         self._cost[rows] += found.cost
         for field in dataclasses.fields(Columns):
             getattr(self.columns, field.name)[rows] = getattr(found, field.name)
         self.columns.cost[rows] = self._cost[rows]
-        self.answered_by[rows.cpu().numpy()] = name
-        self.draws[rows.cpu().numpy()] = draws
+        index = rows.cpu().numpy()
+        self.answered_by[index], self.draws[index] = name, draws
+        self.doubtful[index] = doubtful.cpu().numpy() if isinstance(doubtful, Tensor) else doubtful
         self._bar.advance(len(rows))
+
+
+def _mixture_cost(draws: Any) -> Any:
+    """Decoder evaluations of so many draws of a defended mixture: the prior's run the model twice."""
+    return (1 + shares(1)[-1]) * draws
 
 
 def _uncovered(

@@ -58,7 +58,7 @@ def convergence(
     """
     import pandas as pd
 
-    if isinstance(num_samples, int) or not len(num_samples):
+    if not isinstance(num_samples, Sequence | np.ndarray) or not len(num_samples):
         raise checks.bad_type(
             "num_samples",
             "a sequence of draws a row",

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.distributions import LowRankMultivariateNormal, MultivariateNormal, Normal, TorchDistribution
+from pyro.distributions import (
+    Independent,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+    TorchDistribution,
+)
 from torch import Tensor, nn
 
 from pyrovae import checks
@@ -53,9 +59,9 @@ def linear_gaussian(pair: LatentVariableModel, x: Tensor) -> LinearGaussian:
     Raises:
         ValueError: naming what is not linear, not Gaussian, or not known to be.
     """
-    if not isinstance(pair, VAE):
+    if not isinstance(pair, VAE) or type(pair).model is not VAE.model:
         raise _refused("a VAE: what plain Pyro code computes can't be read", f"a {type(pair).__name__}")
-    if not isinstance(pair.likelihood, Gaussian) or pair.likelihood.scale == "decoder":
+    if type(pair.likelihood) is not Gaussian or pair.likelihood.scale == "decoder":
         raise _refused("a Gaussian likelihood whose scale does not depend on z", repr(pair.likelihood))
     if not _affine(pair.likelihood.network):
         raise _refused("a decoder without hidden layers: MLP(latent_dim, (), data_dim)", "another decoder")
@@ -78,21 +84,21 @@ def linear_gaussian(pair: LatentVariableModel, x: Tensor) -> LinearGaussian:
 
 def _affine(network: nn.Module) -> bool:
     """Whether a network is made of layers that are affine, each and together."""
-    if isinstance(network, MLP):
+    if type(network) is MLP:
         network = network.layers
-    if isinstance(network, nn.Sequential):
+    if type(network) is nn.Sequential:
         return all(_affine(layer) for layer in network)
-    return isinstance(network, nn.Linear | nn.Identity | nn.Flatten | nn.Unflatten)
+    return type(network) in (nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten)
 
 
 def _normal(prior: TorchDistribution) -> MultivariateNormal:
     """A prior over vectors as a multivariate normal in float64."""
     base = prior
-    while hasattr(base, "base_dist"):
+    while isinstance(base, Independent):
         base = base.base_dist
-    if isinstance(prior, MultivariateNormal):
-        return MultivariateNormal(prior.mean.double(), scale_tril=prior.scale_tril.double())
-    if isinstance(base, Normal) and len(prior.event_shape) == 1:
+    if type(base) is MultivariateNormal and len(prior.event_shape) == 1:
+        return MultivariateNormal(base.mean.double(), scale_tril=base.scale_tril.double())
+    if type(base) is Normal and len(prior.event_shape) == 1:
         return MultivariateNormal(prior.mean.double(), scale_tril=prior.stddev.double().diag())
     raise _refused("a normal prior", type(base).__name__)
 

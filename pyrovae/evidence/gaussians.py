@@ -19,18 +19,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrovae.evidence.posterior import Gaussian, Posterior
+from pyrovae.evidence.posterior import Gaussian, Posterior, total
 
 FAMILIES = ("full_rank", "mean_field")
 
 _ENCODER_DRAWS = 128
-_PRIOR_DRAWS = 32  # for every start
-_ASCENT_STEPS = 50
+PRIOR_DRAWS = 32  # for every start
+_ASCENT_STEPS = 40
 _ASCENT_RATE = 0.2  # of the prior's standard deviation
 # A step moves q by at most this many of its standard deviations, and changes its variances by at most tenfold.
 _TRUST = 2.0
 _FEWEST_PAIRS = 4
 _LEAST, _MOST = 0.1, 10.0
+_LEAST_SPREAD = 0.01  # of the prior's standard deviation
+_ASTRAY = 5.0  # nats that a step may lose
 # A fit this many nats below the row's best holds a share of the posterior that does not matter.
 _NEGLIGIBLE = 10.0
 
@@ -44,23 +46,44 @@ class Starts:
     spread: Tensor
 
 
-def encoder_start(posterior: Posterior) -> Starts:
-    """The encoder's mean and standard deviations, from draws that cost no decoder evaluation."""
+def encoder_start(posterior: Posterior, prior: Tensor) -> Starts:
+    """The encoder's mean and standard deviations, from draws that cost no decoder evaluation.
+
+    ``prior``, draws of it, (samples, rows, dim), keeps the spread of a collapsed encoder above a hundredth of
+    its own: a fit has to be able to move.
+    """
     u = posterior.draw_encoder(_ENCODER_DRAWS).double()
     loc = u.mean(dim=0)
-    # A guide that has collapsed in some dim must still be able to move there.
-    spread = u.std(dim=0).clamp(min=1e-6)
-    return Starts(loc[None], _total(posterior, loc[None]), spread)
+    spread = torch.maximum(u.std(dim=0), _LEAST_SPREAD * _scale(prior))
+    return Starts(loc[None], total(posterior.log_joint(loc[None].to(posterior.dtype))), spread)
 
 
-def independent_starts(posterior: Posterior, num_starts: int, spread: Tensor) -> Starts:
-    """Local modes of the posterior, by ascents from the best of 32 prior draws each: nothing of the encoder's."""
-    draws = posterior.draw_prior(_PRIOR_DRAWS * num_starts)
-    scale = draws.double().std(dim=(0, 1)).clamp(min=1e-6)
-    values = _total(posterior, draws).view(_PRIOR_DRAWS, num_starts, -1)
-    best = values.nan_to_num(nan=-math.inf).argmax(dim=0)  # (starts, rows)
-    draws = draws.view(_PRIOR_DRAWS, num_starts, *draws.shape[1:]).double()
-    v = (draws.gather(0, best[None, ..., None].expand(1, *draws.shape[1:]))[0] / scale).requires_grad_()
+def _scale(prior: Tensor) -> Tensor:
+    """Standard deviations of the prior's draws, (dim,)."""
+    return prior.double().std(dim=(0, 1)).clamp(min=1e-6)
+
+
+def independent_starts(
+    posterior: Posterior, num_starts: int, encoder: Starts, prior: Tensor, values: Tensor
+) -> Starts:
+    """Local modes of the posterior, by ascents from draws of the prior, as far from the encoder as may be.
+
+    ``prior`` are draws of it, (samples, rows, dim), ``values`` log P(x, u) there. Of the better quarter
+    of them the first start is the one that lies farthest from the encoder's place, each other the one
+    farthest from those before. Of two modes of one height three such starts then missed the encoder's
+    other one in none of 400 rows; three of the best draws, wherever they lie, in one of eight.
+    """
+    scale = _scale(prior)
+    values = torch.where(torch.isfinite(values), values, -math.inf)
+    better = values.topk(len(prior) // 4, dim=0).indices[..., None].expand(-1, -1, prior.shape[-1])
+    candidates = prior.double().gather(0, better) / scale  # (candidates, rows, dim)
+    distance = ((candidates - encoder.loc[0] / scale) ** 2).sum(-1)
+    chosen = []
+    for _ in range(num_starts):
+        farthest = distance.argmax(dim=0)[None, :, None].expand(1, *candidates.shape[1:])
+        chosen.append(candidates.gather(0, farthest)[0])
+        distance = torch.minimum(distance, ((candidates - chosen[-1]) ** 2).sum(-1))
+    v = torch.stack(chosen).requires_grad_()
     optimizer = torch.optim.Adam([v], lr=_ASCENT_RATE, betas=(0.8, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _ASCENT_STEPS)
     for _ in range(_ASCENT_STEPS):
@@ -69,12 +92,7 @@ def independent_starts(posterior: Posterior, num_starts: int, spread: Tensor) ->
         optimizer.step()
         schedule.step()
     loc = v.detach() * scale
-    return Starts(loc, _total(posterior, loc), spread)
-
-
-def _total(posterior: Posterior, u: Tensor) -> Tensor:
-    joint = posterior.log_joint(u.to(posterior.dtype))
-    return joint.prior + joint.likelihood
+    return Starts(loc, total(posterior.log_joint(loc.to(posterior.dtype))), encoder.spread)
 
 
 def fit_gaussians(
@@ -82,7 +100,7 @@ def fit_gaussians(
 ) -> tuple[list[Gaussian], Tensor]:
     """A Gaussian for every start and row, and its ELBO, shape (starts, rows), in nats.
 
-    ``num_steps`` steps, each from ``step_cost`` decoder evaluations; the iterate with the largest ELBO is kept. One
+    ``num_steps`` steps of ``step_cost`` decoder evaluations for every start, and as many for the ELBO. One
     that ends where there is next to nothing of a row's posterior is replaced by the row's best.
     """
     num_starts, num_rows, dim = starts.loc.shape
@@ -94,14 +112,16 @@ def fit_gaussians(
         half = _frames(loc)
         noise = torch.cat([half, -half])  # (pairs · 2, starts, rows, dim): antithetic
         u = (loc + _apply(tril, noise)).to(posterior.dtype)
-        total, gradient = posterior.score(u.flatten(0, 1).view(-1, num_rows, dim))
-        total, gradient = total.view(u.shape[:-1]), gradient.view(u.shape).double()
+        values, gradient = posterior.score(u.flatten(0, 1).view(-1, num_rows, dim))
+        values, gradient = values.view(u.shape[:-1]), gradient.view(u.shape).double()
         log_q = -0.5 * (noise**2 + math.log(2 * math.pi)).sum(-1) - _log_det(tril)
-        elbo = (total - log_q).mean(dim=0).nan_to_num(nan=-math.inf)
-        better = elbo > best
-        best = torch.where(better, elbo, best)
-        best_loc = torch.where(better[..., None], loc, best_loc)
-        best_tril = torch.where(better[..., None, None], tril, best_tril)
+        elbo = (values - log_q).mean(dim=0)
+        elbo = torch.where(torch.isfinite(elbo), elbo, -math.inf)
+        # The latest is the best but where a step went astray: of ELBOs from few draws the largest is the luckiest.
+        kept = elbo > best - _ASTRAY
+        best = torch.where(kept, elbo, best)
+        best_loc = torch.where(kept[..., None], loc, best_loc)
+        best_tril = torch.where(kept[..., None, None], tril, best_tril)
         if step < num_steps:
             # Whole steps at first; later ones average the noise of their predecessors.
             loc, tril = _step(loc, tril, half, gradient, 1.0 if 2 * step < num_steps else 0.5, family)
@@ -110,6 +130,11 @@ def fit_gaussians(
     rows = torch.arange(num_rows, device=loc.device)
     fits = [Gaussian(best_loc[i, rows], best_tril[i, rows], posterior.dtype) for i in index]
     return fits, best.gather(0, index)
+
+
+def fit_cost(dim: int, num_starts: int, num_steps: int) -> int:
+    """Decoder evaluations of ``fit_gaussians``."""
+    return num_starts * (num_steps + 1) * step_cost(dim)
 
 
 def step_cost(dim: int) -> int:
@@ -145,14 +170,14 @@ def _step(
     precision = -torch.linalg.solve(e.mT @ e, e.mT @ odd.movedim(0, -2))
     precision = (1 - rate) * eye + rate * (precision + precision.mT) / 2
     values, vectors = torch.linalg.eigh(precision)
-    values = values.clamp(_LEAST, _MOST)
-    shift = _apply(vectors, _apply(vectors.mT, gradient.mean(dim=0)) / values)
+    shift = _apply(vectors, _apply(vectors.mT, gradient.mean(dim=0)) / values.clamp(min=_LEAST))
     length = shift.norm(dim=-1, keepdim=True)
     loc = loc + _apply(tril, shift * (_TRUST / length.clamp(min=_TRUST)))
     if family == "mean_field":
-        diagonal = ((vectors**2) @ values[..., None])[..., 0]
+        # The precision of the best mean-field Gaussian is the diagonal of the posterior's.
+        diagonal = precision.diagonal(dim1=-2, dim2=-1).clamp(_LEAST, _MOST)
         return loc, tril * diagonal.rsqrt()[..., None, :]
-    root = tril @ vectors / values.sqrt()[..., None, :]
+    root = tril @ vectors / values.clamp(_LEAST, _MOST).sqrt()[..., None, :]
     return loc, _cholesky(root)
 
 

@@ -82,4 +82,7 @@ def leave_one_out(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     everything = total - math.log(num_samples)
     estimate = num_samples * everything - (num_samples - 1) * others.mean(dim=0)
     spread = ((others - others.mean(dim=0)) ** 2).sum(dim=0)
-    return estimate, (spread * (num_samples - 1) / num_samples).sqrt()
+    mcse = (spread * (num_samples - 1) / num_samples).sqrt()
+    # Fewer than two weights above zero: leaving one out leaves none, and nothing to correct by.
+    known = torch.isfinite(others).all(dim=0)
+    return torch.where(known, estimate, everything), torch.where(known, mcse, math.inf)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from pyrovae import noise
+from pyrovae import checks, noise
 from pyrovae.log_weights import Evaluation
 from pyrovae.pair import Coordinates, Latents, LogJoint, draw_prior, log_joint, log_proposal, propose
 
@@ -20,8 +20,8 @@ from pyrovae.pair import Coordinates, Latents, LogJoint, draw_prior, log_joint, 
 class Posterior:
     """log P(x_n, u) for the rows n of a block; u has shape (samples, rows, dim).
 
-    Densities of u carry log |det ∂z/∂u|, here as a part of the prior. Every call adds to ``cost``, the
-    decoder evaluations spent on each row: one for a log joint, three for one with its gradient.
+    Densities of u carry log |det ∂z/∂u|, here as a part of the prior. Every run of the model adds to
+    ``cost``, the decoder evaluations spent on each row: one for a log joint, three with its gradient.
 
     Use it within ``undisturbed``.
     """
@@ -30,19 +30,27 @@ class Posterior:
         self._pair, self._structure = evaluation.pair, evaluation.structure
         self._batch = {name: value[rows] for name, value in evaluation.batch.items()}
         self._coordinates = Coordinates(self._pair, self._structure, self._batch)
+        self._width = evaluation.tile[1]
+        self.numbers = evaluation.numbers[rows]
         self.num_rows = len(self._batch["x"])
         self.dim, self.dtype = self._coordinates.dim, self._coordinates.dtype
         self.device = self._batch["x"].device
-        self.cost = 0
+        self.cost = 2  # to find the coordinates
 
     def draw_encoder(self, num_samples: int) -> Tensor:
         """u ~ Q(u | x_n)."""
         return self.flatten(propose(self._pair, self._structure, self._batch, num_samples)[0])
 
-    def draw_prior(self, num_samples: int) -> Tensor:
-        """u ~ P(u)."""
+    def draw_prior(self, num_samples: int) -> tuple[Tensor, LogJoint]:
+        """u ~ P(u), and log P(u) and log P(x_n | u) as ``log_joint`` gives them."""
         self.cost += num_samples
-        return self.flatten(draw_prior(self._pair, self._structure, self._batch, num_samples))
+        latents, joint = draw_prior(self._pair, self._structure, self._batch, num_samples)
+        u = self.flatten(latents)
+        return u, LogJoint(joint.prior + self.log_det(u), joint.likelihood)
+
+    def log_det(self, u: Tensor) -> Tensor:
+        """log |det ∂z/∂u|, shape (samples, rows), float64."""
+        return self._coordinates.unflatten(u)[1]
 
     def flatten(self, latents: Latents) -> Tensor:
         """Latents of the pair as u."""
@@ -63,11 +71,13 @@ class Posterior:
     def score(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """log P(x_n, u), (samples, rows), and its gradient, (samples, rows, dim); zero where it is not finite."""
         self.cost += 2 * len(u)
-        total, (gradient,) = gradients(lambda v: (_sum(self.log_joint(v)),), u)
-        return total[0], torch.nan_to_num(gradient, posinf=0.0, neginf=0.0)
+        parts = [gradients(lambda v: (total(self.log_joint(v)),), part) for part in u.split(self._width)]
+        values, grads = (torch.cat([part[which][0] for part in parts]) for which in (0, 1))
+        return values, torch.nan_to_num(grads, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _sum(joint: LogJoint) -> Tensor:
+def total(joint: LogJoint) -> Tensor:
+    """log P(x_n, u)."""
     return joint.prior + joint.likelihood
 
 
@@ -129,7 +139,7 @@ class Prior(Proposal):
         self._posterior = posterior
 
     def draw(self, num_samples: int) -> Tensor:
-        return self._posterior.draw_prior(num_samples)
+        return self._posterior.draw_prior(num_samples)[0]
 
     def log_density(self, u: Tensor, log_prior: Tensor) -> Tensor:
         return log_prior
@@ -139,21 +149,21 @@ class Gaussian(Proposal):
     """N(loc, tril trilᵀ) for every row: loc of shape (rows, dim), tril (rows, dim, dim), float64."""
 
     def __init__(self, loc: Tensor, tril: Tensor, dtype: torch.dtype) -> None:
-        self.loc, self.tril, self._dtype = loc, tril, dtype
+        self.loc, self.tril, self.dtype = loc, tril, dtype
         self._distribution = MultivariateNormal(loc, scale_tril=tril, validate_args=False)
 
     def draw(self, num_samples: int) -> Tensor:
-        return self._distribution.sample((num_samples,)).to(self._dtype)
+        return self._distribution.sample((num_samples,)).to(self.dtype)
 
     def log_density(self, u: Tensor, log_prior: Tensor) -> Tensor:
         return self._distribution.log_prob(u.double())
 
     def widened(self, factor: float) -> Gaussian:
         """The same with its standard deviations multiplied."""
-        return Gaussian(self.loc, factor * self.tril, self._dtype)
+        return Gaussian(self.loc, factor * self.tril, self.dtype)
 
     def __getitem__(self, rows: Tensor | slice) -> Gaussian:
-        return Gaussian(self.loc[rows], self.tril[rows], self._dtype)
+        return Gaussian(self.loc[rows], self.tril[rows], self.dtype)
 
 
 class Mixture(Proposal):
@@ -183,7 +193,18 @@ class Mixture(Proposal):
 
 
 def split(num_samples: int, shares: Sequence[float]) -> list[int]:
-    """So many draws by shares, each at least two, so that every stratum knows its error; the first takes the rest."""
+    """So many draws by shares, each at least two, so that every stratum knows its error; the first takes the rest.
+
+    Raises:
+        ValueError: too few draws for so many strata.
+    """
     counts = [max(2, int(share * num_samples)) for share in shares]
-    counts[0] = max(2, num_samples - sum(counts[1:]))
+    counts[0] = num_samples - sum(counts[1:])
+    if counts[0] < 2:
+        raise checks.bad_value(
+            "num_samples",
+            f"at least two draws for each of {len(shares)} strata",
+            str(num_samples),
+            "Take more draws, or fewer num_starts.",
+        )
     return counts

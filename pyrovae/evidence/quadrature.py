@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrovae import checks
 from pyrovae.evidence.gaussians import fit_gaussians
-from pyrovae.evidence.posterior import Gaussian, Posterior, undisturbed
+from pyrovae.evidence.posterior import Gaussian, Posterior, total, undisturbed
 from pyrovae.evidence.refined import all_starts
 from pyrovae.evidence.result import Columns, LogEvidence
 from pyrovae.log_weights import Evaluation
@@ -25,7 +25,13 @@ _RADIUS = 7.0  # standard deviations: what lies beyond is 1e-10 of a Gaussian in
 _FIRST_ORDER = 8
 _MOST_POINTS = 1 << 18  # of one grid
 _STARTS, _FIT_STEPS = 4, 8
-_PRIOR_DRAWS = 1000
+_PRIOR_DRAWS = 200
+# The piece as wide as the prior: a little wider, for tails that are heavier than a Gaussian's, and of little
+# weight, so that it gets none of a narrow mode, which its coarse grid would not see.
+_BROAD, _BROAD_LOG_WEIGHT = 1.5, math.log(1e-4)
+# What lies beyond the grid, in units of what lies in its outermost standard deviation: of a Gaussian next to
+# nothing, of a density that falls like Student's t with two degrees of freedom three times as much.
+_BEYOND = 3.0
 
 
 def quadrature(
@@ -53,9 +59,10 @@ def quadrature(
         progress: show a bar, or plain lines where there is no terminal.
 
     Returns:
-        A ``LogEvidence`` whose rows are estimates. ``mcse`` holds the error by doubling the order, or a
-        quarter of what the doubling before moved where that is more; the verdict is "another method" where
-        it stays above the tolerance at 2^18 points.
+        A ``LogEvidence`` whose rows are estimates. ``mcse`` holds the error: by doubling the order, or a
+        quarter of what the doubling before moved where that is more; beside it what the grid's rim lets
+        expect beyond it, and rounding. The verdict is "another method" where it stays above the tolerance
+        at 2^18 points.
 
     Raises:
         TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``; more than three latent
@@ -96,14 +103,22 @@ def check_dimensions(evaluation: Evaluation) -> None:
 
 
 def integrate(
-    evaluation: Evaluation, tolerance: float, bar: Progress, most_cost: float = math.inf
+    evaluation: Evaluation,
+    tolerance: float,
+    bar: Progress,
+    fits: list[Gaussian] | None = None,
+    most_cost: float = math.inf,
 ) -> Columns:
-    """Every row's integral: ``mcse`` is its error by doubling the order, as far as ``most_cost`` allows."""
+    """Every row's integral: ``mcse`` is its error, as far as ``most_cost`` allows; fits are made where none are given."""
     blocks = []
     for number, rows in enumerate(evaluation.blocks()):
         with undisturbed(evaluation, Stream.PILOT, number):
             posterior = Posterior(evaluation, rows)
-            components, active = _pieces(posterior)
+            if fits is None:
+                here, _ = fit_gaussians(posterior, all_starts(posterior, _STARTS), _FIT_STEPS, "full_rank")
+            else:
+                here = [fit[rows] for fit in fits]
+            components, active = _pieces(posterior, here)
             grids = _Grids(evaluation, rows, components, active)
             estimate, error = grids.until(tolerance, most_cost - posterior.cost)
         unknown = torch.full_like(estimate, math.nan)
@@ -113,9 +128,8 @@ def integrate(
     return Columns.cat(blocks)
 
 
-def _pieces(posterior: Posterior) -> tuple[list[Gaussian], Tensor]:
+def _pieces(posterior: Posterior, fits: list[Gaussian]) -> tuple[list[Gaussian], Tensor]:
     """The Gaussians of a partition of unity, and which of them a row needs, (pieces, rows)."""
-    fits, _ = fit_gaussians(posterior, all_starts(posterior, _STARTS), _FIT_STEPS, "full_rank")
     active = torch.ones(len(fits) + 1, posterior.num_rows, dtype=torch.bool, device=posterior.device)
     for j, fit in enumerate(fits):
         for earlier, other in enumerate(fits[:j]):
@@ -126,10 +140,16 @@ def _pieces(posterior: Posterior) -> tuple[list[Gaussian], Tensor]:
                 for tril in (fit.tril, other.tril)
             ]
             active[j] &= ~(near[0] & near[1] & active[earlier])
-    draws = posterior.draw_prior(_PRIOR_DRAWS).double()
-    centred = (draws - draws.mean(dim=0)).movedim(0, 1)  # (rows, draws, dim)
-    broad = torch.linalg.cholesky(centred.mT @ centred / (len(draws) - 1))
-    return [*fits, Gaussian(draws.mean(dim=0), broad, posterior.dtype)], active
+    prior = posterior.draw_prior(_PRIOR_DRAWS)[0].double()
+    centred = (prior - prior.mean(dim=0)).movedim(0, 1)  # (rows, draws, dim)
+    broad = torch.linalg.cholesky(centred.mT @ centred / (len(prior) - 1))
+    return [*fits, Gaussian(prior.mean(dim=0), _BROAD * broad, posterior.dtype)], active
+
+
+def first_price(dim: int, num_fits: int) -> int:
+    """Decoder evaluations up to the first doubling, where the fits are there already."""
+    nodes = sum(len(_ball(dim, order, torch.device("cpu"))) + 2 for order in (_FIRST_ORDER, 2 * _FIRST_ORDER))
+    return _PRIOR_DRAWS + 2 + (num_fits + 1) * nodes
 
 
 class _Grids:
@@ -140,34 +160,40 @@ class _Grids:
     ) -> None:
         self._evaluation, self._first = evaluation, rows.start
         self._components, self._active = components, active
+        self._dim = components[0].loc.shape[-1]
         self.cost = torch.zeros(active.shape[1], dtype=torch.float64, device=active.device)
 
     def until(self, tolerance: float, most_cost: float) -> tuple[Tensor, Tensor]:
         """log of the integral and its error, each of shape (rows,), once the error is small or the grid full."""
         waiting = torch.arange(self._active.shape[1], device=self._active.device)
-        order, dim = _FIRST_ORDER, self._components[0].loc.shape[-1]
-        estimate = self._sum(waiting, order)
+        order = _FIRST_ORDER
+        estimate, rim = self._sum(waiting, order)
         moved = torch.full_like(estimate, math.inf)
         error = moved.clone()
-        while len(waiting) and (2 * order) ** dim <= _MOST_POINTS:
+        while (2 * order) ** self._dim <= _MOST_POINTS:
             order *= 2
-            before = self.cost[waiting]
-            finer = self._sum(waiting, order)
-            last_cost = self.cost[waiting] - before
+            nodes = len(_ball(self._dim, order, waiting.device))
+            price = self._active[:, waiting].sum(dim=0) * (nodes + 2)
+            waiting = waiting[(error[waiting] > tolerance) & (self.cost[waiting] + price <= most_cost)]
+            if not len(waiting):
+                break
+            finer, rim[waiting] = self._sum(waiting, order)
             last, moved[waiting] = moved[waiting], (finer - estimate[waiting]).abs()
             # A second-order rule moves a quarter as far at the next doubling: agreement by chance does not count.
-            error[waiting] = torch.maximum(moved[waiting], last / 4)
+            doubling = torch.maximum(moved[waiting], last / 4)
+            rounding = torch.finfo(self._components[0].dtype).eps * finer.abs()
+            known = torch.isfinite(finer)
+            error[waiting] = torch.where(known, doubling + _BEYOND * rim[waiting] + rounding, math.inf)
             estimate[waiting] = finer
-            # The next doubling costs 2^dim times what the last one did.
-            affordable = self.cost[waiting] + 2**dim * last_cost <= most_cost
-            waiting = waiting[(error[waiting] > tolerance) & affordable]
         return estimate, error
 
-    def _sum(self, waiting: Tensor, order: int) -> Tensor:
-        """log Σ over all pieces of some rows, (rows,), with grids of ``order`` points a dimension."""
-        nodes = _ball(self._components[0].loc.shape[-1], order, self._active.device)  # (points, dim)
-        spacing = nodes.shape[-1] * math.log(2 * _RADIUS / order)
-        total = torch.full((len(waiting),), -math.inf, dtype=torch.float64, device=self._active.device)
+    def _sum(self, waiting: Tensor, order: int) -> tuple[Tensor, Tensor]:
+        """log Σ over all pieces of some rows with grids of ``order`` points a dimension, and the share of it in
+        their outermost standard deviation; each of shape (rows,)."""
+        nodes = _ball(self._dim, order, self._active.device)  # (points, dim)
+        outside = nodes.norm(dim=-1) > _RADIUS - 1
+        spacing = self._dim * math.log(2 * _RADIUS / order)
+        sums = torch.full((2, len(waiting)), -math.inf, dtype=torch.float64, device=self._active.device)
         for j, component in enumerate(self._components):
             chosen = self._active[j, waiting].nonzero()[:, 0]
             if not len(chosen):
@@ -176,17 +202,22 @@ class _Grids:
             posterior = Posterior(self._evaluation.of_rows(self._first + rows, 0, 1))
             here = [c[rows] for c in self._components]
             volume = component.tril[rows].diagonal(dim1=-2, dim2=-1).log().sum(-1) + spacing
-            for part in nodes.split(self._evaluation.tile[1]):
+            width = self._evaluation.tile[1]
+            for part, rim in zip(nodes.split(width), outside.split(width), strict=True):
                 u = here[j].loc + (here[j].tril @ part[:, None, :, None])[..., 0]  # (points, rows, dim)
                 u = u.to(posterior.dtype)
                 joint = posterior.log_joint(u)
-                shares = torch.stack([c.log_density(u, joint.prior) for c in here])
-                shares = shares.masked_fill(~self._active[:, rows][:, None], -math.inf)
-                terms = joint.prior + joint.likelihood + shares[j] - torch.logsumexp(shares, dim=0)
-                piece = torch.logsumexp(terms.nan_to_num(nan=-math.inf), dim=0) + volume
-                total[chosen] = torch.logaddexp(total[chosen], piece)
-            self.cost[rows] += len(nodes)
-        return total
+                densities = torch.stack([c.log_density(u, joint.prior) for c in here])
+                densities[-1] += _BROAD_LOG_WEIGHT
+                densities = densities.masked_fill(~self._active[:, rows][:, None], -math.inf)
+                terms = total(joint) + densities[j] - torch.logsumexp(densities, dim=0) + volume
+                terms = torch.where(torch.isnan(terms), -math.inf, terms)
+                for index, selected in enumerate((terms, terms[rim])):
+                    if len(selected):
+                        piece = torch.logsumexp(selected, dim=0)
+                        sums[index, chosen] = torch.logaddexp(sums[index, chosen], piece)
+            self.cost[rows] += posterior.cost
+        return sums[0], torch.exp(sums[1] - sums[0]).nan_to_num(nan=math.inf)
 
 
 def _ball(dim: int, order: int, device: torch.device) -> Tensor:

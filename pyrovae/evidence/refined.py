@@ -10,7 +10,14 @@ from torch import Tensor
 
 from pyrovae import checks
 from pyrovae.diagnostics import Accumulator
-from pyrovae.evidence.gaussians import FAMILIES, Starts, encoder_start, fit_gaussians, independent_starts
+from pyrovae.evidence.gaussians import (
+    FAMILIES,
+    PRIOR_DRAWS,
+    Starts,
+    encoder_start,
+    fit_gaussians,
+    independent_starts,
+)
 from pyrovae.evidence.posterior import (
     Encoder,
     Gaussian,
@@ -19,6 +26,7 @@ from pyrovae.evidence.posterior import (
     Prior,
     Proposal,
     split,
+    total,
     undisturbed,
 )
 from pyrovae.evidence.result import Columns, LogEvidence, verdicts
@@ -51,12 +59,13 @@ def refined(
     Gaussians q*_j(u | x_n) are fitted from the encoder's place and from local modes that are found
     without it; then log P(x_n) ≈ log (1/K) Σ_k P(x_n, u_k) / q(u_k) with fresh draws, stratified, of the
     mixture q of the q*_j (50 %), the same widened (30 %), the encoder (10 %) and the prior (10 %). The last
-    three are defensive: no weight exceeds ten times the one under any of them. A lower bound in expectation.
+    three are defensive: no weight exceeds ten times the one under the encoder or the prior alone. A lower
+    bound in expectation.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents.
         x: rows on dim 0; tensor, numpy array or DataFrame.
-        num_samples: draws a row, K, at least 40.
+        num_samples: draws a row, K, at least 100; below a few hundred the error is a rough one.
         seed: the same seed and tile give the same bits.
         family: "full_rank" or "mean_field", of the q*.
         num_starts: fits a row; the first starts at the encoder, each of the others at a mode of its own.
@@ -79,10 +88,11 @@ def refined(
         >>> refined(VAE.mlp(6, latent_dim=2), torch.ones(4, 6), num_samples=100).kind[0].item()
         'lower bound'
     """
-    checks.integer("num_samples", num_samples, minimum=40)
+    checks.integer("num_samples", num_samples, minimum=100)
     checks.choice("family", family, FAMILIES)
     checks.integer("num_starts", num_starts)
     checks.integer("num_steps", num_steps)
+    split(num_samples, shares(num_starts))
     evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
     blocks = []
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
@@ -106,10 +116,11 @@ def refined(
 
 def all_starts(posterior: Posterior, num_starts: int) -> Starts:
     """The encoder's place, and modes found without it."""
-    first = encoder_start(posterior)
+    prior, joint = posterior.draw_prior(PRIOR_DRAWS * max(1, num_starts - 1))
+    first = encoder_start(posterior, prior)
     if num_starts == 1:
         return first
-    others = independent_starts(posterior, num_starts - 1, first.spread)
+    others = independent_starts(posterior, num_starts - 1, first, prior, total(joint))
     return Starts(
         torch.cat([first.loc, others.loc]), torch.cat([first.log_joint, others.log_joint]), first.spread
     )
@@ -119,9 +130,13 @@ def defended(posterior: Posterior, fits: list[Gaussian], num_samples: int) -> Mi
     """The fits, each also widened, the encoder and the prior, for so many draws."""
     wide = [fit.widened(1 + _WIDER / posterior.dim**0.5) for fit in fits]
     components: list[Proposal] = [*fits, *wide, Encoder(posterior), Prior(posterior)]
-    own, more = _FITS_SHARE / len(fits), _WIDE_SHARE / len(fits)
-    shares = [*[own] * len(fits), *[more] * len(fits), _ENCODER_SHARE, _PRIOR_SHARE]
-    return Mixture(components, split(num_samples, shares))
+    return Mixture(components, split(num_samples, shares(len(fits))))
+
+
+def shares(num_fits: int) -> list[float]:
+    """Of the draws, for the components of ``defended``."""
+    own, wide = _FITS_SHARE / num_fits, _WIDE_SHARE / num_fits
+    return [*[own] * num_fits, *[wide] * num_fits, _ENCODER_SHARE, _PRIOR_SHARE]
 
 
 def weigh_mixture(evaluation: Evaluation, number: int, rows: slice, fits: list[Gaussian]) -> Columns:
@@ -145,13 +160,12 @@ def weigh_mixture(evaluation: Evaluation, number: int, rows: slice, fits: list[G
     for index, (stratum, count) in enumerate(strata):
         with undisturbed(evaluation, Stream.TILE, number, index):
             u = mixture.components[stratum].draw(count)
-            weights.add(index, weigh(posterior, mixture, u, rows.start))
-    # A draw of the prior is weighed once: drawing it is no further decoder evaluation.
-    return Columns.of_weights(weights, posterior.dtype, posterior.cost - mixture.counts[-1])
+            weights.add(index, weigh(posterior, mixture, u))
+    return Columns.of_weights(weights, posterior.dtype, posterior.cost)
 
 
-def weigh(posterior: Posterior, proposal: Proposal, u: Tensor, first_row: int) -> Tensor:
+def weigh(posterior: Posterior, proposal: Proposal, u: Tensor) -> Tensor:
     """log P(x_n, u) − log q(u), shape (samples, rows), in nats; refused where it is NaN or +∞."""
     joint = posterior.log_joint(u)
     log_q = proposal.log_density(u, joint.prior)
-    return Terms(joint.likelihood, joint.prior, log_q).checked(first_row).log_weights
+    return Terms(joint.likelihood, joint.prior, log_q).checked(posterior.numbers).log_weights

@@ -209,8 +209,13 @@ class LogEvidence:
 
     @property
     def mean_mcse(self) -> float:
-        """Monte-Carlo standard error of ``mean``, in nats a row: the rows' noise is independent."""
-        return float(np.sqrt((self.mcse**2).sum()) / len(self))
+        """Monte-Carlo standard error of ``mean``, in nats a row: the rows' noise is independent.
+
+        Errors of quadrature are no noise, and may have one sign: they add up.
+        """
+        grid = self.answered_by == "quadrature"
+        noise = np.sqrt((self.mcse[~grid] ** 2).sum())
+        return float((noise + self.mcse[grid].sum()) / len(self))
 
     @property
     def mean_bias(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,7 @@ import torch
 from torch import Tensor
 
 from pyrovae import checks, noise
-from pyrovae.diagnostics import Accumulator
-from pyrovae.evidence.annealed import STARTS, Path
+from pyrovae.evidence.annealed import STARTS, Moves, Path, accumulate
 from pyrovae.evidence.exact import linear_gaussian
 from pyrovae.evidence.posterior import Encoder, Posterior, Prior, undisturbed
 from pyrovae.log_weights import Evaluation
@@ -34,8 +34,10 @@ class Sandwich:
 
     Attributes:
         lower, upper: bounds in expectation over their noise; a row's own pair may cross within its errors.
-        lower_mcse, upper_mcse: Monte-Carlo standard errors.
-        verdict: "trust" where the gap is within ``tolerance``, else "another method".
+        lower_mcse, upper_mcse: Monte-Carlo standard errors. The upper one is given z_n: its chains all
+            start at the one exact draw, and another draw would move them together.
+        verdict: "trust" where the gap is within ``tolerance``, and not below zero by more than that; else
+            "another method".
         rows: "simulated" or "real": whose rows these are. A gap on simulated rows says how well the
             annealing works on rows of the model's own making, and nothing about any real row.
         x: the rows.
@@ -68,7 +70,7 @@ class Sandwich:
     def summary(self) -> str:
         """The mean bounds and their gap with its error, and on whose rows."""
         count = len(self.gap)
-        error = math.hypot(np.linalg.norm(self.lower_mcse), np.linalg.norm(self.upper_mcse)) / count
+        error = self.gap.std(ddof=1) / math.sqrt(count) if count > 1 else math.nan  # over rows
         trusted = int((self.verdict == "trust").sum())
         return (
             f"log P(x) between {self.lower.mean():.3f} and {self.upper.mean():.3f} nats a row\n"
@@ -103,7 +105,7 @@ def sandwich(
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents.
         x: rows on dim 0, for their shape and whatever is aligned with them.
-        num_rows: rows to simulate; or how many of ``x``, from the first on, where they are real.
+        num_rows: rows to simulate; or how many of ``x`` at most, from the first on, where they are real.
         seed: the same seed gives the same bits.
         num_samples: chains a row in each direction.
         num_temperatures, start: as in ``annealed``.
@@ -135,17 +137,16 @@ def sandwich(
     else:
         z, evaluation = _simulated(evaluation, num_rows)
     blocks = []
-    with Progress("sandwich", num_rows, "rows", progress) as bar:
+    with Progress("sandwich", len(evaluation), "rows", progress) as bar:
         for number, block in enumerate(evaluation.blocks()):
             with undisturbed(evaluation, Stream.PILOT, number):
                 posterior = Posterior(evaluation, block)
                 path = Path(posterior, Encoder(posterior) if start == "encoder" else Prior(posterior))
                 moves = path.tune(num_temperatures)
-            with undisturbed(evaluation, Stream.TILE, number, 0):
-                forward = Accumulator.of(path.forward(moves, num_samples, block.start))
-            with undisturbed(evaluation, Stream.TILE, number, 1):
-                known = z[:, block].expand(num_samples, -1, -1)
-                backward = Accumulator.of(-path.backward(moves, known, block.start))
+            forward = accumulate(evaluation, posterior, number, 0, partial(path.forward, moves))
+            backward = accumulate(
+                evaluation, posterior, number, 1, partial(_inverse, path, moves, z[:, block])
+            )
             blocks.append(
                 torch.stack(
                     [
@@ -163,12 +164,17 @@ def sandwich(
         upper=upper,
         lower_mcse=lower_mcse,
         upper_mcse=upper_mcse,
-        verdict=np.where(upper - lower <= tolerance, "trust", "another method"),
+        verdict=np.where(np.abs(upper - lower) <= tolerance, "trust", "another method"),
         rows=rows,
         x=evaluation.batch["x"],
         tolerance=tolerance,
         seed=seed,
     )
+
+
+def _inverse(path: Path, moves: Moves, z: Tensor, num_chains: int) -> Tensor:
+    """Log weights whose exponentials have the expectation 1/P(x_n), of chains that start at z."""
+    return -path.backward(moves, z.expand(num_chains, -1, -1))
 
 
 def _simulated(evaluation: Evaluation, num_rows: int) -> tuple[Tensor, Evaluation]:
@@ -188,12 +194,8 @@ def _simulated(evaluation: Evaluation, num_rows: int) -> tuple[Tensor, Evaluatio
 def _known_posterior(evaluation: Evaluation, num_rows: int) -> tuple[Tensor, Evaluation]:
     """The first rows of x, and an exact draw of each one's posterior, (1, rows, dim)."""
     x = evaluation.batch["x"][:num_rows]
-    if len(x) < num_rows:
-        raise checks.bad_value(
-            "num_rows", f"at most the {len(x)} rows of x", str(num_rows), "Pass more rows."
-        )
     known = linear_gaussian(evaluation.pair, x)
-    index = torch.arange(num_rows, device=x.device)
+    index = torch.arange(len(x), device=x.device)
     with noise.seeded(noise.derive(evaluation.seed, Stream.SIMULATE), x.device):
         z = known.posterior(x.flatten(1).double()).sample()[None]
     return z.to(x.dtype), evaluation.of_rows(index, evaluation.seed, evaluation.num_samples)

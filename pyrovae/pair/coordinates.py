@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Size, Tensor
-from torch.distributions import Transform, biject_to
+from torch.distributions import Transform, biject_to, constraints
 
 from pyrovae import checks
 from pyrovae.model import LatentVariableModel
@@ -22,6 +22,7 @@ class _Place:
     rest: Size
     rows: int  # the axis of the rows in (samples, plates..., event...)
     transform: Transform
+    least: float | None  # what a positive latent is kept above: its logarithm reaches farther than it does
     dtype: torch.dtype
 
 
@@ -49,7 +50,11 @@ class Coordinates:
             axis = structure.nesting + structure.data_dim[name]
             rest = transform.inv(value).movedim(axis, 0).shape[1:]
             entries = slice(start, start + rest.numel())
-            self._places[name] = _Place(entries, rest, axis + 1, transform, value.dtype)
+            support = drawn[name]["fn"].support
+            while isinstance(support, constraints.independent):
+                support = support.base_constraint
+            least = torch.finfo(value.dtype).tiny if support is constraints.positive else None
+            self._places[name] = _Place(entries, rest, axis + 1, transform, least, value.dtype)
             start = entries.stop
         self.dim = start
         #: that of the latents; the widest where they differ
@@ -57,10 +62,10 @@ class Coordinates:
 
     def flatten(self, latents: Latents) -> Tensor:
         """Latents → u, shape (samples, rows, dim)."""
-        parts = [
-            place.transform.inv(latents[name]).movedim(place.rows, 1).flatten(2).to(self.dtype)
-            for name, place in self._places.items()
-        ]
+        parts = []
+        for name, place in self._places.items():
+            part = place.transform.inv(_inside(place, latents[name])).movedim(place.rows, 1)
+            parts.append(part.reshape(*part.shape[:2], -1).to(self.dtype))
         return torch.cat(parts, dim=-1)
 
     def unflatten(self, u: Tensor) -> tuple[Latents, Tensor]:
@@ -69,14 +74,19 @@ class Coordinates:
         for name, place in self._places.items():
             part = u[..., place.entries].to(place.dtype)
             part = part.reshape(*u.shape[:2], *place.rest).movedim(1, place.rows)
-            latents[name] = place.transform(part)
+            latents[name] = _inside(place, place.transform(part))
             log_det = log_det + _log_det(place, part, latents[name])
         return latents, log_det
 
 
+def _inside(place: _Place, z: Tensor) -> Tensor:
+    """A positive latent that underflowed to zero, at the smallest number: its density there is less than it was."""
+    return z if place.least is None else z.clamp(min=place.least)
+
+
 def _log_det(place: _Place, u: Tensor, z: Tensor) -> Tensor:
     terms = place.transform.log_abs_det_jacobian(u, z).movedim(place.rows, 1)
-    return terms.double().flatten(2).sum(-1) if terms.dim() > 2 else terms.double()
+    return terms.double().reshape(*terms.shape[:2], -1).sum(-1)
 
 
 def _to_support(name: str, drawn: Sites, again: Sites) -> Transform:

@@ -93,9 +93,13 @@ def propose(
     return latents, _terms("guide", structure, sites, structure.latents, (num_samples, len(batch["x"])))
 
 
-def draw_prior(pair: LatentVariableModel, structure: Structure, batch: Batch, num_samples: int) -> Latents:
-    """Draw z ~ P(z), for every row ``num_samples`` times."""
-    return _values("model", structure, _ask(pair, "model", structure, batch, num_samples), num_samples)
+def draw_prior(
+    pair: LatentVariableModel, structure: Structure, batch: Batch, num_samples: int
+) -> tuple[Latents, LogJoint]:
+    """Draw z ~ P(z) for every row; returns z, log P(z) and log P(x | z), (samples, rows), in nats."""
+    sites = _ask(pair, "model", structure, batch, num_samples)
+    shape = (num_samples, len(batch["x"]))
+    return _values("model", structure, sites, num_samples), _joint(structure, sites, shape)
 
 
 def log_proposal(pair: LatentVariableModel, structure: Structure, batch: Batch, latents: Latents) -> Tensor:
@@ -139,10 +143,7 @@ def log_joint(pair: LatentVariableModel, structure: Structure, batch: Batch, lat
     """log P(z) and log P(x | z) of rows and given latents, each of shape (samples, rows), in nats."""
     shape = (len(latents[structure.latents[0]]), len(batch["x"]))
     sites = _ask(pair, "model", structure, batch, shape[0], latents)
-    return LogJoint(
-        _terms("model", structure, sites, structure.latents, shape),
-        _terms("model", structure, sites, structure.observed, shape),
-    )
+    return _joint(structure, sites, shape)
 
 
 def loss(
@@ -249,6 +250,13 @@ def _terms(
     if structure.vectorised[part]:
         return sum_sites(sites, names, structure, lead=1).expand(shape)
     return by_row(sites, names, structure, shape[0] * shape[1]).reshape(shape)
+
+
+def _joint(structure: Structure, sites: Sites, shape: tuple[int, int]) -> LogJoint:
+    return LogJoint(
+        _terms("model", structure, sites, structure.latents, shape),
+        _terms("model", structure, sites, structure.observed, shape),
+    )
 
 
 def _log_prob(site: Site) -> Tensor:
