@@ -24,11 +24,13 @@ MOST_DIMENSIONS = 3
 _RADIUS = 7.0  # standard deviations: what lies beyond is 1e-10 of a Gaussian in three dimensions
 _FIRST_ORDER = 8
 _MOST_POINTS = 1 << 18  # of one grid
-_STARTS, _FIT_STEPS = 4, 8
+_STARTS, _FIT_STEPS = 6, 8
 _PRIOR_DRAWS = 200
 # The piece as wide as the prior: a little wider, for tails that are heavier than a Gaussian's, and of little
 # weight, so that it gets none of a narrow mode, which its coarse grid would not see.
-_BROAD, _BROAD_LOG_WEIGHT = 1.5, math.log(1e-4)
+_BROAD, _BROAD_LOG_WEIGHT = 1.2, math.log(1e-4)
+# Its grid is that much finer, because it alone holds what no fit has found: by the number of dimensions.
+_BROAD_FINER = {1: 8, 2: 3, 3: 2}
 # What lies beyond the grid, in units of what lies in its outermost standard deviation: of a Gaussian next to
 # nothing, of a density that falls like Student's t with two degrees of freedom three times as much.
 _BEYOND = 3.0
@@ -59,8 +61,8 @@ def quadrature(
         progress: show a bar, or plain lines where there is no terminal.
 
     Returns:
-        A ``LogEvidence`` whose rows are estimates. ``mcse`` holds the error: by doubling the order, or a
-        quarter of what the doubling before moved where that is more; beside it what the grid's rim lets
+        A ``LogEvidence`` whose rows are estimates. ``mcse`` holds the error: twice how far the last
+        doubling moved the answer and a quarter of how far the one before did, what the grid's rim lets
         expect beyond it, and rounding. The verdict is "another method" where it stays above the tolerance
         at 2^18 points.
 
@@ -148,8 +150,11 @@ def _pieces(posterior: Posterior, fits: list[Gaussian]) -> tuple[list[Gaussian],
 
 def first_price(dim: int, num_fits: int) -> int:
     """Decoder evaluations up to the first doubling, where the fits are there already."""
-    nodes = sum(len(_ball(dim, order, torch.device("cpu"))) + 2 for order in (_FIRST_ORDER, 2 * _FIRST_ORDER))
-    return _PRIOR_DRAWS + 2 + (num_fits + 1) * nodes
+    cpu, price = torch.device("cpu"), _PRIOR_DRAWS + 2
+    for order in (_FIRST_ORDER, 2 * _FIRST_ORDER):
+        price += num_fits * (len(_ball(dim, order, cpu)) + 2)
+        price += len(_ball(dim, order * _BROAD_FINER[dim], cpu)) + 2
+    return price
 
 
 class _Grids:
@@ -172,29 +177,38 @@ class _Grids:
         error = moved.clone()
         while (2 * order) ** self._dim <= _MOST_POINTS:
             order *= 2
-            nodes = len(_ball(self._dim, order, waiting.device))
-            price = self._active[:, waiting].sum(dim=0) * (nodes + 2)
+            points = torch.tensor(
+                [len(_ball(self._dim, n, waiting.device)) + 2.0 for n in self._orders(order)],
+                dtype=torch.float64,
+                device=waiting.device,
+            )
+            price = points @ self._active[:, waiting].double()
             waiting = waiting[(error[waiting] > tolerance) & (self.cost[waiting] + price <= most_cost)]
             if not len(waiting):
                 break
             finer, rim[waiting] = self._sum(waiting, order)
             last, moved[waiting] = moved[waiting], (finer - estimate[waiting]).abs()
             # A second-order rule moves a quarter as far at the next doubling: agreement by chance does not count.
-            doubling = torch.maximum(moved[waiting], last / 4)
+            # Twice that, because at the kinks of a ReLU decoder the rule does not converge in step.
+            doubling = 2 * (moved[waiting] + last / 4)
             rounding = torch.finfo(self._components[0].dtype).eps * finer.abs()
             known = torch.isfinite(finer)
             error[waiting] = torch.where(known, doubling + _BEYOND * rim[waiting] + rounding, math.inf)
             estimate[waiting] = finer
         return estimate, error
 
+    def _orders(self, order: int) -> list[int]:
+        """Points a dimension of every piece's grid."""
+        return [order] * (len(self._components) - 1) + [order * _BROAD_FINER[self._dim]]
+
     def _sum(self, waiting: Tensor, order: int) -> tuple[Tensor, Tensor]:
         """log Σ over all pieces of some rows with grids of ``order`` points a dimension, and the share of it in
         their outermost standard deviation; each of shape (rows,)."""
-        nodes = _ball(self._dim, order, self._active.device)  # (points, dim)
-        outside = nodes.norm(dim=-1) > _RADIUS - 1
-        spacing = self._dim * math.log(2 * _RADIUS / order)
         sums = torch.full((2, len(waiting)), -math.inf, dtype=torch.float64, device=self._active.device)
-        for j, component in enumerate(self._components):
+        for j, (component, points) in enumerate(zip(self._components, self._orders(order), strict=True)):
+            nodes = _ball(self._dim, points, self._active.device)  # (points, dim)
+            outside = nodes.norm(dim=-1) > _RADIUS - 1
+            spacing = self._dim * math.log(2 * _RADIUS / points)
             chosen = self._active[j, waiting].nonzero()[:, 0]
             if not len(chosen):
                 continue
