@@ -88,7 +88,7 @@ def _table(part: Part) -> Table:
             f"{'≥ ' if line['kind'] == 'lower bound' else ''}{line['elpd']:.2f}",
             "exact" if line["kind"] == "exact" else f"{line['mcse']:.3f}",
             verdicts,
-            "best" if best else f"{line['elpd_diff']:.2f} ± {line['dse']:.2f}",
+            "best" if best else f"{round(line['elpd_diff'], 2) + 0.0:.2f} ± {line['dse']:.2f}",
         )
     return table
 

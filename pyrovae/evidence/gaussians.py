@@ -7,8 +7,8 @@ A fit is a fixed point of what a Gaussian of least KL(q ‖ posterior) satisfies
 Regressing the gradients at draws of q on the draws gives both expectations at once, the second without a
 second derivative (Stein's identity), and a Newton step on each gives the next q. On a Gaussian posterior
 the first step is exact. torch's optimisers do vectorise over rows, but need far more: on 50 latent
-dimensions Adam takes 4800 decoder evaluations a row to an effective sample size of 619 in 1000 draws,
-three of these steps take 918 to one of 1000 (benchmarks/README.md). The search for modes is torch's Adam.
+dimensions Adam takes 9600 decoder evaluations a row to an effective sample size of 947 in 1000 draws,
+three of these steps take 1200 to one of 1000 (benchmarks/fits.py). The search for modes is torch's Adam.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def independent_starts(
 
     ``prior`` are draws of it, (samples, rows, dim), ``values`` log P(x, u) there. Of the better quarter
     of them the first start is the one that lies farthest from the encoder's place, each other the one
-    farthest from those before. Of two modes of one height three such starts then missed the encoder's
-    other one in none of 400 rows; three of the best draws, wherever they lie, in one of eight.
+    farthest from those before. Of two modes of one mass three such starts find the one that the encoder
+    misses in 400 of 400 rows; three of the best draws, wherever they lie, in 349 (benchmarks/fits.py).
     """
     scale = _scale(prior)
     values = torch.where(torch.isfinite(values), values, -math.inf)

@@ -35,8 +35,8 @@ from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.progress import Progress
 
-# Shares of the draws. Measured on digits (benchmarks/README.md): without the widened fits, 160 of 1200 rows
-# of three VAEs had a k-hat above 0.7; with them 20.
+# Shares of the draws. Without the widened fits 125 of 1200 rows of three VAEs of the digits had a k-hat above
+# 0.7, with them 11 (benchmarks/fits.py).
 _FITS_SHARE, _WIDE_SHARE = 0.5, 0.3
 _ENCODER_SHARE, _PRIOR_SHARE = 0.1, 0.1
 # A fit is widened by the factor 1 + 1.5/√dim: further, and in many dimensions it would lose touch with the fit.
