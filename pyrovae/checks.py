@@ -80,8 +80,9 @@ def choice(argument: str, value: Any, options: tuple[str, ...]) -> str:
 def options(
     name: str, function: Callable[..., Any], given: Mapping[str, Any], taken: tuple[str, ...]
 ) -> None:
-    """Refuse options that ``function`` does not have, naming those that it has; ``taken`` are not options."""
-    known = [option for option in inspect.signature(function).parameters if option not in taken]
+    """Refuse options that ``function`` does not have, and the lack of one it needs; ``taken`` are not options."""
+    parameters = inspect.signature(function).parameters
+    known = [option for option in parameters if option not in taken]
     for option in given:
         if option not in known:
             raise bad_type(
@@ -90,6 +91,9 @@ def options(
                 f"{option}={given[option]!r}",
                 "Pass one of these, or leave it out.",
             )
+    for option in known:
+        if option not in given and parameters[option].default is inspect.Parameter.empty:
+            raise bad_type(option, f"{name} with a value for it", "none", f"Pass {option}=….")
 
 
 def module(argument: str, value: Any) -> torch.nn.Module:

@@ -1,15 +1,22 @@
-"""compare(): who explains held-out rows better, by how much, and whether that is more than the error."""
+"""compare(): who explains held-out rows better, by how much, and whether that is more than the error; swap()."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from pyrovae import checks
+from pyrovae import checks, noise
 from pyrovae.evidence import VERDICTS, LogEvidence, log_evidence
+from pyrovae.likelihoods import Likelihood
+from pyrovae.model import VAE
+from pyrovae.pair import check_supports, inspect
+from pyrovae.training import fit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,3 +174,122 @@ def _table(scores: Mapping[str, LogEvidence], seconds: Mapping[str, float]) -> p
 def _standard_error(values: np.ndarray) -> float:
     """Standard error of the mean over rows; NaN for a single row, which has none."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """One VAE a family, fitted to the same rows and scored on the same others.
+
+    Attributes:
+        models: the fitted VAEs by the family's name with its options.
+        masses: ``compare`` of those whose P(x) is a mass, with ``bits_per_dim`` beside; None where none is.
+        densities: the same for densities. The two have different units and no common scale.
+        x_test: the rows they are scored on.
+    """
+
+    models: dict[str, VAE]
+    masses: pd.DataFrame | None
+    densities: pd.DataFrame | None
+    x_test: Tensor
+
+    def __str__(self) -> str:
+        columns = ["elpd", "se", "elpd_diff", "dse", "mcse", "bits_per_dim", "kind"]
+        parts = [
+            f"{title}, nats a row over {len(self.x_test)} rows\n{table[columns].round(3).to_string()}"
+            for title, table in (("masses", self.masses), ("densities", self.densities))
+            if table is not None
+        ]
+        return "\n\n".join(parts)
+
+
+def swap(
+    x: Any,
+    latent_dim: int,
+    families: Sequence[str | tuple[str, Mapping[str, Any]]],
+    *,
+    x_test: Any = None,
+    hidden_dims: Sequence[int] = (64, 64),
+    epochs: int = 100,
+    lr: float = 1e-3,
+    batch_size: int = 128,
+    method: str = "auto",
+    seed: int = 0,
+    progress: bool = False,
+) -> Swapped:
+    """Swap the likelihood: fit one VAE a family to the same rows, and compare their held-out log P(x).
+
+    All have the same networks but for the number of outputs, and start from the columns' marginals: the
+    decoder by its last bias, the encoder as if its inputs were standardised.
+
+    Args:
+        x: rows on dim 0; tensor, numpy array or DataFrame.
+        latent_dim: entries of z.
+        families: names in ``likelihoods.REGISTRY``, or pairs of a name and its options, such as
+            ``("binomial", {"total_count": 16})``; ``likelihoods.suggest(x)`` names candidates.
+        x_test: rows to score on; where None a fifth of ``x``, drawn by ``seed``, is kept back.
+        hidden_dims, epochs, lr, batch_size: of every VAE and its fit.
+        method: of ``log_evidence``.
+        seed: of weights, the split, and all noise.
+        progress: show bars.
+
+    Raises:
+        TypeError, ValueError: an unknown family or option; rows off a family's support, before any is fitted.
+
+    Example:
+        >>> import torch
+        >>> x = torch.poisson(torch.full((60, 3), 4.0), generator=torch.Generator().manual_seed(0))
+        >>> found = swap(x, 1, ["poisson", "negative_binomial"], epochs=2, hidden_dims=(4,))
+        >>> found.densities is None, len(found.masses)
+        (True, 2)
+    """
+    rows = checks.rows(x, dtype=None).float()
+    if x_test is None:
+        with noise.seeded(noise.derive(seed, noise.Stream.DATA)):
+            order = torch.randperm(len(rows))
+        held_out = max(1, len(rows) // 5)
+        rows, test = rows[order[held_out:]], rows[order[:held_out]]
+    else:
+        test = checks.rows(x_test, dtype=None, argument="x_test").float()
+    if isinstance(families, str) or not len(families):
+        raise checks.bad_type(
+            "families", "a list of families", repr(families), 'Pass ["gaussian", "laplace"].'
+        )
+    models: dict[str, VAE] = {}
+    for family in families:
+        name, options = (family, {}) if isinstance(family, str) else family
+        with noise.seeded(noise.derive(seed, noise.Stream.WEIGHTS)):
+            vae = VAE.mlp(rows[0].numel(), latent_dim, name, hidden_dims, **options)
+        structure = inspect(vae, {"x": rows}, seed)
+        check_supports(structure, test, "x_test" if x_test is not None else "x")
+        if isinstance(vae.likelihood, Likelihood):
+            vae.likelihood.start_from(rows)
+        _standardize_inputs(vae.encoder, rows)
+        label = ", ".join(f"{key}={value}" for key, value in options.items())
+        models[f"{name}({label})" if label else name] = vae
+    for vae in models.values():
+        fit(vae, rows, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, progress=progress)
+    tables: dict[str, pd.DataFrame | None] = {}
+    for kind in ("mass", "density"):
+        chosen = {name: vae for name, vae in models.items() if _kind(vae) == kind}
+        if chosen:
+            table = compare(chosen, test, method=method, seed=seed, progress=progress)
+            table.insert(1, "bits_per_dim", -table["elpd"] / (rows[0].numel() * np.log(2)))
+            tables[kind] = table
+    return Swapped(models, tables.get("mass"), tables.get("density"), test)
+
+
+def _kind(vae: VAE) -> str:
+    """Whether P(x) is a mass or a density."""
+    with vae.evaluating():
+        support = vae.likelihood(vae.prior().sample((1,))).support
+    return "mass" if support.is_discrete else "density"
+
+
+def _standardize_inputs(encoder: nn.Module, x: Tensor) -> None:
+    """Set the first layer as if its inputs had mean 0 and variance 1: raw counts drive an encoder far off."""
+    first = next(layer for layer in encoder.modules() if isinstance(layer, nn.Linear))
+    flat = x.flatten(1)
+    mean, scale = flat.mean(dim=0), flat.std(dim=0).clamp(min=1e-3)
+    with torch.no_grad():
+        first.weight.div_(scale)
+        first.bias.sub_(first.weight @ mean)

@@ -1,24 +1,47 @@
 """Q_Ψ(z | x): encoders, each a module whose forward returns a Pyro distribution over z.
 
 An encoder's ``forward(x)`` takes rows of shape (batch, ...) and returns a distribution of batch shape
-(batch,) and event shape (latent_dim,). To add one: write the class and decorate it with its name.
+(batch,) and event shape (latent_dim,). To add one: write ``outputs`` and ``forward``, and decorate the
+class with its name.
 """
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
-from pyrovae import checks
+from pyrovae import checks, flows
+from pyrovae.networks import output_width, widths
 from pyrovae.registry import Registry
 
-#: Every encoder by its name: the class name in snake case. Each says how many network outputs a latent
-#: dimension needs: ``outputs_per_latent``.
-REGISTRY: Registry[nn.Module] = Registry()
+#: Every encoder by its name: the class name in snake case.
+REGISTRY: Registry[Encoder] = Registry()
+
+
+class Encoder(nn.Module, ABC):
+    """Base of every family: holds the network, and says how many outputs it has to have."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = checks.module("network", network)
+
+    @classmethod
+    @abstractmethod
+    def outputs(cls, latent_dim: int) -> int:
+        """How many network outputs ``latent_dim`` latent dimensions take."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> dist.TorchDistribution:
+        """Q(z | x) for rows of shape (batch, ...): batch shape (batch,), event shape (latent_dim,)."""
 
 
 @REGISTRY.register("diagonal_normal")
-class DiagonalNormal(nn.Module):
+class DiagonalNormal(Encoder):
     """Q(z | x) = N(z; μ(x), diag σ(x)²): a mean-field Gaussian (Kingma and Welling 2014).
 
     ``network`` maps rows of x to (batch, 2 · latent_dim): the means, then the log-scales log σ.
@@ -31,12 +54,117 @@ class DiagonalNormal(nn.Module):
         (torch.Size([7]), torch.Size([3]))
     """
 
-    outputs_per_latent = 2
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = checks.module("network", network)
+    @classmethod
+    def outputs(cls, latent_dim: int) -> int:
+        return 2 * latent_dim
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
         loc, log_scale = self.network(x).chunk(2, dim=-1)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+@REGISTRY.register("full_rank_normal")
+class FullRankNormal(Encoder):
+    """Q(z | x) = N(z; μ(x), L(x) L(x)ᵀ): a Gaussian with every correlation.
+
+    ``network`` maps rows of x to (batch, latent_dim · (latent_dim + 3) / 2): the means, the logarithms of
+    the diagonal of the lower triangular L, then its entries below the diagonal, row by row. Exact where
+    the model is linear and Gaussian. Kingma and Welling (2019), section 2.5.1.
+
+    Raises:
+        ValueError: a network whose output width is no such number.
+
+    Example:
+        >>> import torch
+        >>> from pyrovae.networks import MLP
+        >>> q = FullRankNormal(MLP(5, (8,), FullRankNormal.outputs(3)))(torch.zeros(7, 5))
+        >>> q.batch_shape, q.event_shape
+        (torch.Size([7]), torch.Size([3]))
+    """
+
+    @classmethod
+    def outputs(cls, latent_dim: int) -> int:
+        return latent_dim * (latent_dim + 3) // 2
+
+    def forward(self, x: Tensor) -> dist.TorchDistribution:
+        outputs = self.network(x)
+        width = outputs.shape[-1]
+        latent_dim = (math.isqrt(9 + 8 * width) - 3) // 2
+        if self.outputs(latent_dim) != width:
+            raise checks.bad_value(
+                "network",
+                "latent_dim · (latent_dim + 3) / 2 outputs: means and a triangle",
+                str(width),
+                "Give it FullRankNormal.outputs(latent_dim) of them.",
+            )
+        loc, log_diagonal, below = outputs.split([latent_dim, latent_dim, width - 2 * latent_dim], dim=-1)
+        tril = torch.diag_embed(log_diagonal.exp())  # (batch, latent_dim, latent_dim)
+        rows, columns = torch.tril_indices(latent_dim, latent_dim, offset=-1, device=tril.device)
+        tril[..., rows, columns] = below
+        return dist.MultivariateNormal(loc, scale_tril=tril)
+
+
+@REGISTRY.register("flow")
+class Flow(Encoder):
+    """Q(z | x): z = f(μ(x) + σ(x) ε; h(x)), ε ~ N(0, I): an inverse autoregressive flow f.
+
+    f is made of transformations z_i ↦ s_i z_i + m_i, whose s_i > 0 and m_i a masked network reads from the
+    entries before z_i and from h. A draw and its log Q take one pass; log Q of another z, which is found
+    back entry by entry, takes ``latent_dim``. Needs zuko: ``pip install 'pyrovae[flows]'``.
+
+    Args:
+        network: maps rows of x to (batch, 2 · latent_dim + ``num_features``): the means μ, the log-scales
+            log σ, then h, on which f depends. It has to say how wide it is: ``out_features``.
+        num_transforms: how many transformations, the entries in turn first to last and last to first.
+        hidden_dims: hidden widths of the masked networks.
+
+    Kingma et al. (2016).
+
+    Raises:
+        ImportError: zuko is not installed.
+        ValueError: a network whose output width cannot be read, or is not such a number.
+
+    Example:
+        >>> import torch
+        >>> from pyrovae.networks import MLP
+        >>> q = Flow(MLP(5, (8,), Flow.outputs(3)))(torch.zeros(7, 5))
+        >>> q.batch_shape, q.event_shape
+        (torch.Size([7]), torch.Size([3]))
+    """
+
+    #: The width of h.
+    num_features = 16
+
+    def __init__(
+        self, network: nn.Module, num_transforms: int = 2, hidden_dims: Sequence[int] = (64, 64)
+    ) -> None:
+        super().__init__(network)
+        width = output_width(network)
+        self.latent_dim = ((width or 0) - self.num_features) // 2
+        if self.latent_dim < 1 or width != self.outputs(self.latent_dim):
+            raise checks.bad_value(
+                "network",
+                f"2 · latent_dim + {self.num_features} outputs: means, log-scales and features",
+                f"a {type(network).__name__} without out_features" if width is None else str(width),
+                "Give it Flow.outputs(latent_dim) of them, and name them in out_features.",
+            )
+        self.transform = (
+            flows.zuko()
+            .flows.MAF(
+                self.latent_dim,
+                context=self.num_features,
+                transforms=checks.integer("num_transforms", num_transforms),
+                hidden_features=widths("hidden_dims", hidden_dims),
+            )
+            .transform
+        )
+
+    @classmethod
+    def outputs(cls, latent_dim: int) -> int:
+        return 2 * latent_dim + cls.num_features
+
+    def forward(self, x: Tensor) -> dist.TorchDistribution:
+        loc, log_scale, features = self.network(x).split(
+            [self.latent_dim, self.latent_dim, self.num_features], dim=-1
+        )
+        return flows.NormalizingFlow(dist.Normal(loc, log_scale.exp()).to_event(1), self.transform(features))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,10 +19,8 @@ from pyro.nn import PyroModule
 from pyro.params.param_store import ParamStoreDict, StateDict
 from torch import Tensor, nn
 
-from pyrovae import checks, likelihoods, noise
-from pyrovae.encoders import DiagonalNormal
-from pyrovae.networks import MLP, output_width
-from pyrovae.priors import StandardNormal
+from pyrovae import checks, encoders, likelihoods, noise, priors
+from pyrovae.networks import MLP, output_width, widths
 
 
 class LatentVariableModel(nn.Module):
@@ -242,6 +240,13 @@ class VAE(LatentVariableModel):
                     repr(part),
                     f"Take one of pyrovae.{name}s or write one.",
                 )
+        if isinstance(prior, priors.VampPrior) and prior.encoder is not encoder:
+            raise checks.bad_value(
+                "prior",
+                "a VampPrior made of the VAE's own encoder",
+                "one of another",
+                "Build the encoder first, and hand the same object to VampPrior and to VAE.",
+            )
         self._check_widths(prior, likelihood, encoder)
         self.prior = prior
         self.likelihood = likelihood
@@ -276,9 +281,11 @@ class VAE(LatentVariableModel):
         likelihood: str = "bernoulli",
         hidden_dims: Sequence[int] = (200, 200),
         activation: str = "relu",
+        prior: str = "standard_normal",
+        encoder: str = "diagonal_normal",
         **likelihood_options: Any,
     ) -> VAE:
-        """A VAE with a standard normal prior, a diagonal normal encoder and multilayer perceptrons.
+        """A VAE whose networks are multilayer perceptrons, its parts by their names.
 
         Args:
             data_dim: entries in a row of x.
@@ -286,6 +293,8 @@ class VAE(LatentVariableModel):
             likelihood: a family's name in ``likelihoods.REGISTRY``.
             hidden_dims: hidden widths of the encoder; the decoder has them in reverse.
             activation: one of ``networks.ACTIVATIONS``.
+            prior: the name in ``priors.REGISTRY`` of one that is built from ``latent_dim`` alone.
+            encoder: a family's name in ``encoders.REGISTRY``.
             likelihood_options: passed to the family; ``scale`` of a Gaussian is a number, ``"shared"``,
                 ``"per_dimension"`` or ``"decoder"``.
 
@@ -295,16 +304,17 @@ class VAE(LatentVariableModel):
         checks.choice("likelihood", likelihood, tuple(likelihoods.REGISTRY))
         family = likelihoods.REGISTRY[likelihood]
         checks.options(likelihood, family, likelihood_options, taken=("network",))
+        checks.choice("prior", prior, _of_one_argument(priors.REGISTRY))
+        checks.choice("encoder", encoder, _of_one_argument(encoders.REGISTRY))
         checks.integer("data_dim", data_dim)
-        if not isinstance(hidden_dims, Sequence):
-            raise checks.bad_type("hidden_dims", "a sequence of widths", repr(hidden_dims), "Pass a tuple.")
-        hidden = tuple(hidden_dims)
+        checks.integer("latent_dim", latent_dim)
+        hidden = widths("hidden_dims", hidden_dims)
         outputs = family.outputs_per_dimension(**likelihood_options) * data_dim
         return cls(
-            prior=StandardNormal(latent_dim),
+            prior=priors.REGISTRY[prior](latent_dim),
             likelihood=family(MLP(latent_dim, hidden[::-1], outputs, activation), **likelihood_options),
-            encoder=DiagonalNormal(
-                MLP(data_dim, hidden, DiagonalNormal.outputs_per_latent * latent_dim, activation)
+            encoder=encoders.REGISTRY[encoder](
+                MLP(data_dim, hidden, encoders.REGISTRY[encoder].outputs(latent_dim), activation)
             ),
         )
 
@@ -343,15 +353,25 @@ class VAE(LatentVariableModel):
                 str(decoder_takes),
                 "Give both the same number.",
             )
-        outputs = getattr(encoder, "outputs_per_latent", 0) * latent_dim
-        width = output_width(encoder.network) if outputs and isinstance(encoder.network, nn.Module) else None
+        if not isinstance(encoder, encoders.Encoder):
+            return
+        width, outputs = output_width(encoder.network), encoder.outputs(latent_dim)
         if width is not None and width != outputs:
             raise checks.bad_value(
                 "encoder",
                 f"a network with {outputs} outputs for {latent_dim} latent dimensions",
                 str(width),
-                f"Give it {outputs // latent_dim} outputs for every latent dimension.",
+                f"Give it {type(encoder).__name__}.outputs({latent_dim}) outputs.",
             )
+
+
+def _of_one_argument(registry: Mapping[str, type]) -> tuple[str, ...]:
+    """The names of families that are built from one argument: the others have defaults."""
+    return tuple(
+        name
+        for name, family in registry.items()
+        if sum(p.default is p.empty for p in inspect.signature(family).parameters.values()) == 1
+    )
 
 
 def _unique_name() -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
 from pyrovae import checks
+from pyrovae.registry import Registry
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -17,8 +20,17 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "silu": nn.SiLU,
 }
+NORMALIZATIONS: dict[str, type[nn.Module]] = {
+    "none": nn.Identity,
+    "layer": nn.LayerNorm,
+    "batch": nn.BatchNorm1d,
+}
+
+#: Every network by its name.
+REGISTRY: Registry[nn.Module] = Registry()
 
 
+@REGISTRY.register("mlp")
 class MLP(nn.Module):
     """A multilayer perceptron: linear layers with an activation between them, none after the last.
 
@@ -27,6 +39,10 @@ class MLP(nn.Module):
         hidden_dims: widths of the hidden layers; ``()`` makes the network affine.
         out_features: width of a row that comes out.
         activation: one of ``networks.ACTIVATIONS``.
+        normalization: "none", "layer" (Ba, Kiros and Hinton 2016) or "batch" (Ioffe and Szegedy 2015),
+            before every activation. Batch normalisation trains on minibatches of two rows or more.
+        dropout: the share of hidden units left out at random after every activation (Srivastava et al.
+            2014). Off at evaluation, as batch normalisation's batches are.
 
     Input of shape (batch, in_features); output of shape (batch, out_features). A row of more dims
     (an image) is flattened first.
@@ -41,28 +57,152 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, hidden_dims: Sequence[int], out_features: int, activation: str = "relu"
+        self,
+        in_features: int,
+        hidden_dims: Sequence[int],
+        out_features: int,
+        activation: str = "relu",
+        normalization: str = "none",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        checks.choice("activation", activation, tuple(ACTIVATIONS))
+        checks.choice("normalization", normalization, tuple(NORMALIZATIONS))
+        if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
+            raise checks.bad_value(
+                "dropout", "a share of the units, from 0 to below 1", repr(dropout), "Pass 0.1, say."
+            )
+        self.in_features = checks.integer("in_features", in_features)
+        self.out_features = checks.integer("out_features", out_features)
+        dims = [self.in_features, *widths("hidden_dims", hidden_dims)]
+        layers: list[nn.Module] = []
+        for width, following in pairwise(dims):
+            layers.append(nn.Linear(width, following))
+            if normalization != "none":
+                layers.append(NORMALIZATIONS[normalization](following))
+            layers.append(ACTIVATIONS[activation]())
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+        self.layers = nn.Sequential(*layers, nn.Linear(dims[-1], self.out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(_rows_of(self.in_features, x))
+
+
+@REGISTRY.register("conv_encoder")
+class ConvEncoder(nn.Module):
+    """Convolutions that halve an image again and again, and a linear layer: images in, rows out.
+
+    Args:
+        in_shape: (channels, height, width) of an image.
+        out_features: width of a row that comes out.
+        channels: of each convolution, 3 × 3 with stride 2; a side of n pixels becomes one of ⌈n/2⌉.
+        activation: one of ``networks.ACTIVATIONS``, after every convolution.
+
+    Input of shape (batch, channels, height, width), or flat: (batch, channels · height · width); output
+    of shape (batch, out_features). Strides in place of pooling: Springenberg et al. (2015).
+
+    Raises:
+        ValueError: a row that does not have as many entries as such an image.
+
+    Example:
+        >>> import torch
+        >>> ConvEncoder((1, 28, 28), 32)(torch.zeros(3, 784)).shape
+        torch.Size([3, 32])
+    """
+
+    def __init__(
+        self,
+        in_shape: Sequence[int],
+        out_features: int,
+        channels: Sequence[int] = (32, 64),
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        checks.choice("activation", activation, tuple(ACTIVATIONS))
+        self.in_shape = _image("in_shape", in_shape)
+        self.out_features = checks.integer("out_features", out_features)
+        channels = widths("channels", channels)
+        layers: list[nn.Module] = []
+        for depth, following in pairwise([self.in_shape[0], *channels]):
+            layers += [nn.Conv2d(depth, following, 3, stride=2, padding=1), ACTIVATIONS[activation]()]
+        height, width = _halvings(self.in_shape, len(channels))[-1]
+        last = [self.in_shape[0], *channels][-1]
+        self.layers = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(last * height * width, self.out_features)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(_rows_of(math.prod(self.in_shape), x).unflatten(1, self.in_shape))
+
+
+@REGISTRY.register("conv_decoder")
+class ConvDecoder(nn.Module):
+    """A linear layer, and transposed convolutions that double an image again and again: rows in, images out.
+
+    Args:
+        in_features: width of a row that goes in.
+        out_shape: (channels, height, width) of an image.
+        outputs_per_dimension: numbers that come out for every entry of the image, as the likelihood says:
+            first all of the first kind, then all of the second, on the last dim.
+        channels: that go into each transposed convolution, 3 × 3 with stride 2.
+        activation: one of ``networks.ACTIVATIONS``, before every transposed convolution.
+        flat: whether rows come out, for a likelihood of flat rows, or images.
+
+    Input of shape (batch, in_features); output of shape (batch, ``out_features``), or of shape (batch,
+    channels, height, outputs_per_dimension · width) with ``flat=False``. Radford, Metz and Chintala (2016).
+
+    Example:
+        >>> import torch
+        >>> ConvDecoder(2, (1, 28, 28))(torch.zeros(3, 2)).shape
+        torch.Size([3, 784])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_shape: Sequence[int],
+        outputs_per_dimension: int = 1,
+        channels: Sequence[int] = (64, 32),
+        activation: str = "relu",
+        flat: bool = True,
     ) -> None:
         super().__init__()
         checks.choice("activation", activation, tuple(ACTIVATIONS))
         self.in_features = checks.integer("in_features", in_features)
-        self.out_features = checks.integer("out_features", out_features)
-        widths = [self.in_features, *(checks.integer("hidden_dims", width) for width in hidden_dims)]
-        layers: list[nn.Module] = []
-        for width, following in pairwise(widths):
-            layers += [nn.Linear(width, following), ACTIVATIONS[activation]()]
-        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], self.out_features))
+        self.out_shape = _image("out_shape", out_shape)
+        self.outputs_per_dimension = checks.integer("outputs_per_dimension", outputs_per_dimension)
+        self.flat = flat
+        #: Numbers that come out for a row.
+        self.out_features = self.outputs_per_dimension * math.prod(self.out_shape)
+        depths = [*widths("channels", channels), self.outputs_per_dimension * self.out_shape[0]]
+        sizes = _halvings(self.out_shape, len(depths) - 1)[::-1]  # from the smallest to the image's own
+        layers: list[nn.Module] = [
+            nn.Linear(self.in_features, depths[0] * math.prod(sizes[0])),
+            nn.Unflatten(1, (depths[0], *sizes[0])),
+        ]
+        for (depth, following), (small, large) in zip(pairwise(depths), pairwise(sizes), strict=True):
+            # a side of n pixels becomes one of 2n − 1, and of one more where it was even
+            more = (large[0] - 2 * small[0] + 1, large[1] - 2 * small[1] + 1)
+            layers += [
+                ACTIVATIONS[activation](),
+                nn.ConvTranspose2d(depth, following, 3, stride=2, padding=1, output_padding=more),
+            ]
+        self.layers = nn.Sequential(*layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(1)
-        if x.shape[-1] != self.in_features:
-            raise checks.bad_value(
-                "x",
-                f"rows of width {self.in_features}",
-                f"rows of width {x.shape[-1]}",
-                "Pass rows of that width, or build the network for these.",
-            )
-        return self.layers(x)
+    def forward(self, z: Tensor) -> Tensor:
+        images = self.layers(_rows_of(self.in_features, z, "z"))  # (batch, kinds · channels, height, width)
+        if self.flat:
+            return images.flatten(1)
+        kinds = images.unflatten(1, (self.outputs_per_dimension, -1))
+        return kinds.movedim(1, 3).flatten(3)
+
+
+def widths(argument: str, values: Any) -> tuple[int, ...]:
+    """``values`` as the widths of layers, each a whole number ≥ 1; raises ``TypeError`` or ``ValueError``."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise checks.bad_type(argument, "a sequence of widths", repr(values), "Pass a tuple.")
+    return tuple(checks.integer(argument, value) for value in values)
 
 
 def output_width(network: nn.Module) -> int | None:
@@ -71,3 +211,34 @@ def output_width(network: nn.Module) -> int | None:
         return output_width(network[-1])
     width = getattr(network, "out_features", None)
     return width if isinstance(width, int) else None
+
+
+def _rows_of(width: int, x: Tensor, argument: str = "x") -> Tensor:
+    """Rows flattened to (batch, width); refused where they are of another width."""
+    x = x.flatten(1)
+    if x.shape[-1] != width:
+        raise checks.bad_value(
+            argument,
+            f"rows of width {width}",
+            f"rows of width {x.shape[-1]}",
+            "Pass rows of that width, or build the network for these.",
+        )
+    return x
+
+
+def _image(argument: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of an image."""
+    shape = widths(argument, shape)
+    if len(shape) != 3:
+        raise checks.bad_value(
+            argument, "(channels, height, width)", repr(shape), "Pass 1 as the channels of grey images."
+        )
+    return shape
+
+
+def _halvings(shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
+    """(height, width) of an image, and after each of so many convolutions with stride 2."""
+    sizes = [(shape[1], shape[2])]
+    for _ in range(times):
+        sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+    return sizes

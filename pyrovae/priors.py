@@ -6,11 +6,16 @@ A prior's ``forward()`` takes nothing and returns a distribution of batch shape 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from pyrovae import checks
+from pyrovae import checks, flows
+from pyrovae.networks import widths
 from pyrovae.registry import Registry
 
 #: Every prior by its name: the class name in snake case.
@@ -38,3 +43,141 @@ class StandardNormal(nn.Module):
 
     def forward(self) -> dist.TorchDistribution:
         return dist.Normal(self.loc, self.scale).to_event(1)
+
+
+@REGISTRY.register("gaussian")
+class Gaussian(nn.Module):
+    """P(z) = N(z; m, diag s²), z of shape (latent_dim,): location m and log-scale log s learned, from N(0, I) on.
+
+    Example:
+        >>> Gaussian(3)().event_shape
+        torch.Size([3])
+    """
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.latent_dim = checks.integer("latent_dim", latent_dim)
+        self.loc = nn.Parameter(torch.zeros(latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(latent_dim))
+
+    def forward(self) -> dist.TorchDistribution:
+        return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+
+
+@REGISTRY.register("gaussian_mixture")
+class GaussianMixture(nn.Module):
+    """P(z) = Σ_k w_k N(z; m_k, diag s_k²): weights, locations and log-scales learned.
+
+    Args:
+        latent_dim: entries of z.
+        num_components: K. The locations start at draws of N(0, I), so that the components differ, the
+            scales at 1 and the weights at 1/K.
+
+    z has shape (latent_dim,). Dilokthanakul et al. (2016).
+
+    Example:
+        >>> p = GaussianMixture(3, num_components=5)()
+        >>> p.batch_shape, p.event_shape
+        (torch.Size([]), torch.Size([3]))
+    """
+
+    def __init__(self, latent_dim: int, num_components: int = 10) -> None:
+        super().__init__()
+        self.latent_dim = checks.integer("latent_dim", latent_dim)
+        self.num_components = checks.integer("num_components", num_components)
+        self.logits = nn.Parameter(torch.zeros(num_components))
+        self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
+
+    def forward(self) -> dist.TorchDistribution:
+        components = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+        return _Mixture(dist.Categorical(logits=self.logits), components)
+
+
+@REGISTRY.register("vamp_prior")
+class VampPrior(nn.Module):
+    """P(z) = 1/K Σ_k Q_Ψ(z | u_k): a mixture of the encoder at K learned pseudo-inputs u_k.
+
+    Args:
+        encoder: the encoder of the same VAE. The prior refers to it and does not own it: its parameters
+            are the VAE's, which holds them once in ``parameters()`` and in ``state_dict()``. It is
+            therefore the VAE that ``.double()`` and ``.to(device)`` are called on.
+        pseudo_inputs: where the u_k start, shaped like K rows of x: some training rows do. Tensor, numpy
+            array or DataFrame; copied.
+
+    z has shape (latent_dim,). A network with batch normalisation sees the pseudo-inputs as a batch of
+    their own; layer normalisation does without. Tomczak and Welling (2018).
+
+    Raises:
+        TypeError, ValueError: an encoder that is no torch module; pseudo-inputs that are no finite rows.
+
+    Example:
+        >>> from pyrovae.encoders import DiagonalNormal
+        >>> from pyrovae.networks import MLP
+        >>> p = VampPrior(DiagonalNormal(MLP(5, (8,), 2 * 3)), torch.zeros(4, 5))()
+        >>> p.batch_shape, p.event_shape
+        (torch.Size([]), torch.Size([3]))
+    """
+
+    encoder: nn.Module
+
+    def __init__(self, encoder: nn.Module, pseudo_inputs: Any) -> None:
+        super().__init__()
+        # In __dict__, so that torch does not register it a second time beside the VAE's own.
+        self.__dict__["encoder"] = checks.module("encoder", encoder)
+        rows = checks.rows(pseudo_inputs, dtype=None, argument="pseudo_inputs")
+        self.pseudo_inputs = nn.Parameter(rows.clone())
+
+    def forward(self) -> dist.TorchDistribution:
+        weights = dist.Categorical(logits=self.pseudo_inputs.new_zeros(len(self.pseudo_inputs)))
+        return _Mixture(weights, self.encoder(self.pseudo_inputs))
+
+
+@REGISTRY.register("flow")
+class Flow(nn.Module):
+    """P(z) = N(f(z); 0, I) |det ∂f/∂z|: a neural spline flow f, learned.
+
+    Every transformation of f is autoregressive: a monotonic rational-quadratic spline on [−5, 5] of each
+    entry, the identity outside, whose knots a masked network reads from the entries before it. log P(z)
+    takes one pass; a draw takes ``latent_dim``. Needs zuko: ``pip install 'pyrovae[flows]'``.
+
+    Args:
+        latent_dim: entries of z.
+        num_transforms: how many transformations, the entries in turn first to last and last to first.
+        hidden_dims: hidden widths of the masked networks.
+
+    z has shape (latent_dim,). Durkan et al. (2019); Papamakarios, Pavlakou and Murray (2017).
+
+    Raises:
+        ImportError: zuko is not installed.
+
+    Example:
+        >>> p = Flow(3)()
+        >>> p.batch_shape, p.event_shape
+        (torch.Size([]), torch.Size([3]))
+    """
+
+    def __init__(
+        self, latent_dim: int, num_transforms: int = 3, hidden_dims: Sequence[int] = (64, 64)
+    ) -> None:
+        super().__init__()
+        self.latent_dim = checks.integer("latent_dim", latent_dim)
+        self.base = StandardNormal(latent_dim)
+        self.transform = (
+            flows.zuko()
+            .flows.NSF(
+                latent_dim,
+                transforms=checks.integer("num_transforms", num_transforms),
+                hidden_features=widths("hidden_dims", hidden_dims),
+            )
+            .transform
+        )
+
+    def forward(self) -> dist.TorchDistribution:
+        return flows.NormalizingFlow(self.base(), self.transform().inv)
+
+
+class _Mixture(dist.MixtureSameFamily):
+    """A mixture over real vectors. torch's own support has no bijection, which methods that move z ask for."""
+
+    support = constraints.real_vector

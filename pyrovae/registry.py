@@ -1,21 +1,75 @@
-"""A registry of families: a class is one line away from being found by its name."""
+"""A registry of families: a class is one line away from being found by its name, and rebuilt from its arguments."""
 
 from __future__ import annotations
 
+import copy
+import functools
+import inspect
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-T = TypeVar("T")
+from torch import nn
+
+T = TypeVar("T", bound=nn.Module)
 
 
 class Registry(dict[str, type[T]]):
-    """Classes by name, the class name in snake case."""
+    """Module classes by name, the class name in snake case."""
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Class decorator: put a class in under ``name``."""
+        """Class decorator: put a class in under ``name``; its instances record their constructor's arguments."""
 
         def add(cls: type[T]) -> type[T]:
             self[name] = cls
+            _record_arguments(cls)
             return cls
 
         return add
+
+
+def _record_arguments(cls: type[nn.Module]) -> None:
+    """Let every instance of ``cls``, though not of its subclasses, keep what it was built from in ``.arguments``."""
+    construct = cls.__init__
+    signature = inspect.signature(construct)
+
+    @functools.wraps(construct)
+    def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        construct(self, *args, **kwargs)
+        if type(self) is cls:  # a subclass that calls this has arguments of its own
+            bound = signature.bind(self, *args, **kwargs)
+            names = list(bound.arguments)[1:]  # without self
+            vars(self)["arguments"] = {name: bound.arguments[name] for name in names}
+
+    cls.__init__ = init  # type: ignore[method-assign]
+
+
+def rebuild(module: nn.Module, memo: dict[int, nn.Module] | None = None) -> nn.Module:
+    """A new module, built as ``module`` was: the same class and arguments, fresh weights.
+
+    Modules among the arguments are rebuilt in turn. One of no registry is copied, weights and all. What
+    was put in a module's place after its construction is not known here.
+
+    Args:
+        module: an instance of a registered class, or any torch module.
+        memo: what has been rebuilt, by the id of its original, as in ``copy.deepcopy``: pass one dict to
+            several calls where modules are shared, as a ``VampPrior`` shares the encoder.
+
+    Example:
+        >>> from pyrovae import encoders
+        >>> from pyrovae.networks import MLP
+        >>> q = encoders.DiagonalNormal(MLP(5, (8,), 2 * 3))
+        >>> again = rebuild(q)
+        >>> again.load_state_dict(q.state_dict())
+        <All keys matched successfully>
+    """
+    memo = {} if memo is None else memo
+    if id(module) not in memo:
+        if "arguments" in vars(module):
+            arguments = {
+                name: rebuild(value, memo) if isinstance(value, nn.Module) else value
+                for name, value in vars(module)["arguments"].items()
+            }
+            memo[id(module)] = type(module)(**arguments)
+        else:
+            memo[id(module)] = copy.deepcopy(module)
+    return memo[id(module)]

@@ -54,7 +54,55 @@ BUGS = {
         "test_evidence.py::exact_posterior",
     ),
     "scale of the prior": Bug(
-        "priors.py", "torch.ones(latent_dim)", "2 * torch.ones(latent_dim)", "test_families.py::prior_shapes"
+        "priors.py",
+        "torch.ones(latent_dim)",
+        "2 * torch.ones(latent_dim)",
+        "test_priors_and_encoders.py::their_normals",
+    ),
+    "a mixture without its weights": Bug(
+        "priors.py",
+        "dist.Categorical(logits=self.logits)",
+        "dist.Categorical(logits=0 * self.logits)",
+        "test_priors_and_encoders.py::sum_of_its_components",
+    ),
+    "a VampPrior with an encoder of its own": Bug(
+        "priors.py",
+        'self.__dict__["encoder"] = ',
+        "self.encoder = ",
+        "test_priors_and_encoders.py::vamp_prior_shares",
+    ),
+    "a diagonal that is no logarithm": Bug(
+        "encoders.py",
+        "torch.diag_embed(log_diagonal.exp())",
+        "torch.diag_embed(log_diagonal.exp().square())",
+        "test_priors_and_encoders.py::triangle",
+    ),
+    "sign of a flow's Jacobian": Bug(
+        "flows.py",
+        "return self.base.log_prob(noise) + log_det",
+        "return self.base.log_prob(noise) - log_det",
+        "test_priors_and_encoders.py::change_variables",
+    ),
+    "a draw remembered without its graph": Bug(
+        "flows.py",
+        "if value is z and with_graph == torch.is_grad_enabled():",
+        "if value is z:",
+        "test_priors_and_encoders.py::draw_without_gradients",
+    ),
+    "validation left off by zuko": Bug(
+        "flows.py",
+        "set_default_validate_args(validates)",
+        "set_default_validate_args(False)",
+        "test_priors_and_encoders.py::checks_of_distributions",
+    ),
+    "kinds of outputs interleaved": Bug(
+        "networks.py",
+        "kinds.movedim(1, 3)",
+        "kinds.movedim(1, 4)",
+        "test_priors_and_encoders.py::kinds_of_outputs",
+    ),
+    "arguments of a base class": Bug(
+        "registry.py", "if type(self) is cls:", "if True:", "test_priors_and_encoders.py::subclass_records"
     ),
     "a latent dropped": Bug(
         "pair/contract.py",

@@ -15,11 +15,13 @@ PACKAGE = Path(pyrovae.__file__).parent
 #: From the ground up: a file imports only from lines above its own.
 ROOMS = [
     "checks",
+    "registry",
     "networks",
     "diagnostics",
     "noise",
     "progress",
-    "registry",
+    "distributions",
+    "flows",
     "priors",
     "likelihoods",
     "encoders",
@@ -36,7 +38,7 @@ ROOMS = [
     "cli",
 ]
 #: Imported where used, so that ``import pyrovae`` costs little more than ``import pyro``.
-LATE = {"pandas", "arviz", "sklearn", "matplotlib", "rich", "typer", "scipy"}
+LATE = {"pandas", "arviz", "sklearn", "matplotlib", "rich", "typer", "scipy", "zuko"}
 
 
 def imports(path, top_level_only=False):

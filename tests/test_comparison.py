@@ -119,3 +119,36 @@ def test_models_and_rows_are_needed():
     refused("models: expected a dict", {}, X)
     refused("models: expected fitted models, got the class PPCA", {"a": baselines.PPCA}, X)
     refused("x: expected rows to score 'VAE' on, got None", {"VAE": bernoulli_vae()})
+
+
+def test_swap_fits_a_family_each_and_keeps_masses_from_densities():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.poisson(torch.rand(150, 3, generator=generator) * 6, generator=generator)
+    families = ["poisson", "negative_binomial", ("gaussian", {"scale": "shared"})]
+    found = pv.swap(x, 1, families, epochs=3, hidden_dims=(8,))
+    assert set(found.models) == {"poisson", "negative_binomial", "gaussian(scale=shared)"}
+    assert set(found.masses.index) == {"poisson", "negative_binomial"}
+    assert list(found.densities.index) == ["gaussian(scale=shared)"]
+    expected = -found.masses["elpd"] / (3 * np.log(2))
+    np.testing.assert_allclose(found.masses["bits_per_dim"], expected)
+    assert len(found.x_test) == 30
+    again = pv.swap(x, 1, families[:1], epochs=3, hidden_dims=(8,))
+    assert again.masses.loc["poisson", "elpd"] == found.masses.loc["poisson", "elpd"]
+    assert "nats a row over 30 rows" in str(found)
+
+
+def test_swap_prefers_the_family_the_rows_come_from():
+    """Overdispersed counts: the negative binomial beats Poisson by many standard errors."""
+    generator = np.random.default_rng(0)
+    x = torch.from_numpy(generator.negative_binomial(1.0, 0.1, (600, 4)).astype(np.float32))
+    found = pv.swap(x, 1, ["poisson", "negative_binomial"], epochs=40, lr=3e-3, hidden_dims=(16,))
+    table = found.masses
+    assert table.index[0] == "negative_binomial"
+    assert table.loc["poisson", "elpd_diff"] < -6 * table.loc["poisson", "dse"]
+
+
+def test_swap_refuses_rows_off_a_support_before_anything_is_fitted():
+    with pytest.raises(ValueError, match="support of Poisson"):
+        pv.swap(torch.randn(40, 2), 1, ["gaussian", "poisson"], epochs=10**9)
+    with pytest.raises(TypeError, match="families: expected"):
+        pv.swap(torch.randn(40, 2), 1, "gaussian")

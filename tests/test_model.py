@@ -124,9 +124,14 @@ def test_double_and_state_dict():
     ("build", "error", "message"),
     [
         (
-            lambda: pv.VAE.mlp(6, 2, likelihood="binomial"),
+            lambda: pv.VAE.mlp(6, 2, likelihood="binomia"),
             ValueError,
-            "likelihood: expected one of 'bernoulli'",
+            "likelihood: expected one of 'gaussian'",
+        ),
+        (
+            lambda: pv.VAE.mlp(6, 2, likelihood="binomial"),
+            TypeError,
+            "total_count: expected binomial with a value for it, got none",
         ),
         (lambda: pv.VAE.mlp(0, 2), ValueError, "data_dim: expected a whole number ≥ 1, got 0"),
         (lambda: pv.VAE.mlp(6, 2, activation="relo"), ValueError, "activation: expected one of"),
@@ -153,7 +158,7 @@ def test_double_and_state_dict():
         (
             lambda: likelihoods.Gaussian(pv.MLP(2, (), 5), scale="decoder"),
             ValueError,
-            "network: expected an even",
+            "network: expected an output width that is a multiple of 2",
         ),
         (lambda: likelihoods.Gaussian(nn.Identity(), scale="per_dimension"), ValueError, "out_features"),
         (lambda: vae().sample(0), ValueError, "num_rows: expected a whole number ≥ 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrovae import checks, noise
+from pyrovae.distributions import InDouble
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair.contract import (
     check_log_prob_dims,
@@ -268,9 +270,8 @@ def _measure(
             support = support.base_constraint
         for index in matched if not _masked(site) else []:
             measure[index] = "mass" if support.is_discrete else "density"
-        # A bound that varies by row (a per-row total count) is left to the distribution's own check.
-        fixed = all(not isinstance(bound, Tensor) or bound.numel() == 1 for bound in vars(support).values())
-        if matched and fixed and support.event_dim == 0:
+        support = _fixed(support)
+        if matched and support is not None and support.event_dim == 0:
             supports.append(Support(sorted(matched), support, _family(fn)))
     if not normalised:
         measure = ["transformed"] * len(measure)
@@ -291,7 +292,25 @@ def _columns(x: Tensor) -> Tensor:
     return x.flatten(1) if x.dim() > 1 else x[:, None]
 
 
+def _fixed(support: constraints.Constraint) -> constraints.Constraint | None:
+    """The constraint with its bounds as numbers; None where they vary, by row (a total count) or by column.
+
+    What varies is left to the distribution's own check.
+    """
+    fixed = copy.copy(support)
+    for name, bound in vars(support).items():
+        if isinstance(bound, Tensor):
+            if not bool((bound == bound.flatten()[0]).all()):
+                return None
+            setattr(fixed, name, bound.flatten()[0].item())
+    return fixed
+
+
 def _family(fn: dist.TorchDistribution) -> str:
-    while hasattr(fn, "base_dist"):
+    """The family's name, without what Pyro and this package wrap around it."""
+    while isinstance(fn, _WRAPPERS):
         fn = fn.base_dist
     return type(fn).__name__
+
+
+_WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution, InDouble)

@@ -1,0 +1,177 @@
+"""What every likelihood is: a decoder whose outputs become a distribution over one row of x."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyrovae import checks
+from pyrovae.distributions import InDouble
+from pyrovae.networks import output_width
+from pyrovae.registry import Registry
+
+#: Every likelihood by its name: the class name in snake case.
+REGISTRY: Registry[Likelihood] = Registry()
+
+SCALES = ("shared", "per_dimension", "decoder")
+
+
+class Likelihood(nn.Module, ABC):
+    """Base of every family: runs the decoder on flattened batch dims and asks for ``distribution``.
+
+    The network puts out ``outputs_per_dimension`` numbers for every entry of x, on its last dim: all of
+    the first kind, then all of the second, and so on.
+    """
+
+    #: Whether a scale is learned for every dimension of x: columns that do not vary are then refused.
+    learns_scale_per_column = False
+    #: Whether log-probabilities are computed in float64 whatever the decoder's dtype: see ``InDouble``.
+    in_double: ClassVar[bool] = False
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = checks.module("network", network)
+
+    def forward(self, z: Tensor) -> dist.TorchDistribution:
+        batch_shape = z.shape[:-1]
+        outputs = self.network(z.reshape(-1, z.shape[-1]))  # (batch, *row)
+        outputs = outputs.reshape(*batch_shape, *outputs.shape[1:])
+        if self.in_double:
+            fn: dist.TorchDistribution = InDouble(self.distribution(outputs.double()), outputs.dtype)
+        else:
+            fn = self.distribution(outputs)
+        return fn.to_event(len(fn.batch_shape) - len(batch_shape))
+
+    @classmethod
+    def outputs_per_dimension(cls, **options: Any) -> int:
+        """How many decoder outputs one dimension of x needs, given the family's own options."""
+        return 1
+
+    @abstractmethod
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        """The family with a parameter for every entry of x, from decoder outputs (..., *row)."""
+
+    @abstractmethod
+    def marginal_outputs(self, x: Tensor) -> list[Tensor]:
+        """What the decoder would put out if z told nothing: for each kind of output a tensor of a row's shape.
+
+        ``x``, (rows, ...), float64. The fit to the columns' marginals, by their moments.
+        """
+
+    def start_from(self, x: Any) -> None:
+        """Set the decoder's last bias so that training starts at the marginals of the rows of ``x``.
+
+        Raises:
+            ValueError: a network whose last layer has no bias of the width of its outputs.
+        """
+        rows = checks.rows(x, dtype=None).double()
+        outputs = torch.cat([kind.flatten() for kind in self.marginal_outputs(rows)])
+        bias = _last_bias(self.network)
+        if bias is None or len(bias) != len(outputs):
+            raise checks.bad_value(
+                "network",
+                f"a last layer with a bias of {len(outputs)} outputs, to start from the data",
+                "none" if bias is None else f"one of {len(bias)}",
+                "End the network in nn.Linear.",
+            )
+        with torch.no_grad():
+            bias.copy_(outputs)
+
+
+def _last_bias(network: nn.Module) -> Tensor | None:
+    """The bias of a network's last layer, where that is linear: a convolution's is shared by the pixels."""
+    layers = [layer for layer in network.modules() if list(layer.parameters(recurse=False))]
+    return layers[-1].bias if layers and isinstance(layers[-1], nn.Linear) else None
+
+
+def _as_row(values: Tensor, like: Tensor) -> Tensor:
+    """One number for every entry of a row, in the row's shape: the last dims of ``like`` that hold as many."""
+    dims = next((k for k in range(1, like.dim() + 1) if like.shape[-k:].numel() == values.numel()), None)
+    return values if values.dim() == 0 or dims is None else values.view(like.shape[-dims:])
+
+
+class Spread(Likelihood):
+    """Base of families with a positive parameter beside what the decoder puts out first: a scale, a concentration.
+
+    It is a number, ``"shared"`` (one learned), ``"per_dimension"`` (one for each entry of x) or ``"decoder"``
+    (put out by the network, as its logarithm). Subclasses give it the family's own name.
+    """
+
+    #: What the family calls it.
+    spread_name: ClassVar[str]
+    #: Kinds of outputs beside the first and the spread.
+    more_outputs: ClassVar[int] = 0
+
+    def __init__(self, network: nn.Module, spread: float | str) -> None:
+        super().__init__(network)
+        name = self.spread_name
+        if not isinstance(spread, str):
+            spread = checks.positive(name, spread)
+        elif spread not in SCALES:
+            raise checks.bad_value(
+                name,
+                "a number > 0, 'shared', 'per_dimension' or 'decoder'",
+                repr(spread),
+                "Pass one of these.",
+            )
+        kinds = self.outputs_per_dimension(**{name: spread})
+        width = output_width(network)
+        if width is not None and width % kinds:
+            raise checks.bad_value(
+                "network",
+                f"an output width that is a multiple of {kinds}: all of the first kind, then all of the next",
+                str(width),
+                f"Give it {kinds} outputs for every entry of x.",
+            )
+        if spread == "shared":
+            self.register_parameter(f"log_{name}", nn.Parameter(torch.zeros(())))
+        elif spread == "per_dimension":
+            if width is None:
+                raise checks.bad_value(
+                    "network",
+                    f'a network that names its output width, for {name}="per_dimension"',
+                    f"a {type(network).__name__} without out_features",
+                    "Set network.out_features to the width of a row of x.",
+                )
+            self.register_parameter(f"log_{name}", nn.Parameter(torch.zeros(width // kinds)))
+        setattr(self, name, spread)
+        self.learns_scale_per_column = spread in ("per_dimension", "decoder")
+
+    @classmethod
+    def outputs_per_dimension(cls, **options: Any) -> int:
+        return 1 + (options.get(cls.spread_name) == "decoder") + cls.more_outputs
+
+    def parts(self, outputs: Tensor) -> list[Tensor]:
+        """The first parameter, the logarithm of the spread, and what else there is; each fits (..., *row)."""
+        spread = getattr(self, self.spread_name)
+        if spread == "decoder":
+            return list(outputs.chunk(2 + self.more_outputs, dim=-1))
+        # Not expanded: its exponential is taken of as few numbers as there are.
+        if isinstance(spread, str):
+            log_spread = getattr(self, f"log_{self.spread_name}").to(outputs)
+        else:
+            log_spread = outputs.new_tensor(spread).log()
+        first, *more = outputs.chunk(1 + self.more_outputs, dim=-1)
+        return [first, _as_row(log_spread, first), *more]
+
+    def marginal_outputs(self, x: Tensor) -> list[Tensor]:
+        first, spread, *more = self.marginal_parts(x)
+        option, log_spread = getattr(self, self.spread_name), spread.clamp(min=1e-3).log()
+        if option == "decoder":
+            return [first, log_spread, *more]
+        if isinstance(option, str):
+            learned = getattr(self, f"log_{self.spread_name}")
+            with torch.no_grad():
+                learned.copy_(log_spread.mean() if learned.dim() == 0 else log_spread.flatten())
+        return [first, *more]
+
+    @abstractmethod
+    def marginal_parts(self, x: Tensor) -> list[Tensor]:
+        """The first parameter, the spread, and what else there is, that fit each column of x; of a row's shape."""
+
+    def extra_repr(self) -> str:
+        return f"{self.spread_name}={getattr(self, self.spread_name)!r}"

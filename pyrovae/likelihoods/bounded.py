@@ -1,0 +1,125 @@
+"""Densities of positive x and of x in [0, 1]."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from pyrovae import distributions
+from pyrovae.likelihoods.base import REGISTRY, Likelihood, Spread
+from pyrovae.likelihoods.real import LocationScale
+
+_INSIDE = 1e-3  # marginal means of [0, 1] are started from at least this far inside
+
+
+@REGISTRY.register("log_normal")
+class LogNormal(LocationScale):
+    """log x_d ~ N(μ_d(z), σ_d²) for positive x: a density of x itself, Jacobian included.
+
+    ``network`` and ``scale``, of log x, as in ``Gaussian``.
+
+    Example:
+        >>> import torch
+        >>> from pyrovae.networks import MLP
+        >>> LogNormal(MLP(2, (8,), 5))(torch.zeros(3, 2)).event_shape
+        torch.Size([5])
+    """
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        loc, log_scale = self.parts(outputs)
+        return dist.LogNormal(loc, log_scale.exp())
+
+    def marginal_parts(self, x: Tensor) -> list[Tensor]:
+        return super().marginal_parts(x.log())
+
+
+@REGISTRY.register("gamma")
+class Gamma(Spread):
+    """P(x | z) = Π_d Gamma(x_d; a_d, a_d / m_d(z)) for positive x, with mean m_d and concentration a_d.
+
+    Args:
+        network: puts out log m_d; with ``concentration="decoder"`` then log a_d.
+        concentration: a number, ``"shared"``, ``"per_dimension"`` or ``"decoder"``; the variance is m²/a.
+
+    Example:
+        >>> import torch
+        >>> from pyrovae.networks import MLP
+        >>> Gamma(MLP(2, (8,), 5))(torch.zeros(3, 2)).event_shape
+        torch.Size([5])
+    """
+
+    spread_name = "concentration"
+    in_double = True
+
+    def __init__(self, network: nn.Module, concentration: float | str = "shared") -> None:
+        super().__init__(network, concentration)
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        log_mean, log_concentration = self.parts(outputs)
+        return dist.Gamma(log_concentration.exp(), (log_concentration - log_mean).exp())
+
+    def marginal_parts(self, x: Tensor) -> list[Tensor]:
+        mean = x.mean(dim=0)
+        return [mean.log(), mean**2 / x.var(dim=0).clamp(min=1e-6)]
+
+
+@REGISTRY.register("beta")
+class Beta(Spread):
+    """P(x | z) = Π_d Beta(x_d; c_d m_d, c_d (1 − m_d)) for x inside (0, 1), m_d(z) the mean, c_d the concentration.
+
+    Args:
+        network: puts out the logit of m_d; with ``concentration="decoder"`` then log c_d.
+        concentration: a number, ``"shared"``, ``"per_dimension"`` or ``"decoder"``.
+
+    Example:
+        >>> import torch
+        >>> from pyrovae.networks import MLP
+        >>> Beta(MLP(2, (8,), 5))(torch.zeros(3, 2)).event_shape
+        torch.Size([5])
+    """
+
+    spread_name = "concentration"
+    in_double = True
+
+    def __init__(self, network: nn.Module, concentration: float | str = "shared") -> None:
+        super().__init__(network, concentration)
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        logit, log_concentration = self.parts(outputs)
+        return dist.Beta(
+            (log_concentration + logsigmoid(logit)).exp(), (log_concentration + logsigmoid(-logit)).exp()
+        )
+
+    def marginal_parts(self, x: Tensor) -> list[Tensor]:
+        mean = x.mean(dim=0).clamp(_INSIDE, 1 - _INSIDE)
+        return [torch.logit(mean), (mean * (1 - mean) / x.var(dim=0).clamp(min=1e-6) - 1).clamp(min=0.1)]
+
+
+@REGISTRY.register("continuous_bernoulli")
+class ContinuousBernoulli(Likelihood):
+    """P(x | z) = Π_d η_d e^(η_d x_d) / (e^η_d − 1) for x in [0, 1], such as grey pixels: a density.
+
+    ``network`` puts out η. Bernoulli on grey pixels is not normalised; this is (Loaiza-Ganem and
+    Cunningham 2019).
+
+    Example:
+        >>> import torch
+        >>> from pyrovae.networks import MLP
+        >>> ContinuousBernoulli(MLP(2, (8,), 5))(torch.zeros(3, 2)).event_shape
+        torch.Size([5])
+    """
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        return distributions.ContinuousBernoulli(outputs)
+
+    def marginal_outputs(self, x: Tensor) -> list[Tensor]:
+        # The logit at which the mean is the column's, by Newton's method on the mean; its slope is the variance.
+        target = x.mean(dim=0).clamp(_INSIDE, 1 - _INSIDE)
+        logits = 12 * (target - 0.5)
+        for _ in range(50):
+            mean = distributions.ContinuousBernoulli(logits).mean
+            nearby = distributions.ContinuousBernoulli(logits + 1e-4).mean
+            logits = (logits - (mean - target) / ((nearby - mean) / 1e-4)).clamp(-1e3, 1e3)
+        return [logits]

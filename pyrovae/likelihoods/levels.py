@@ -1,0 +1,165 @@
+"""Masses of few values: zeros and ones, labels, ordered levels, pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyrovae import checks, distributions
+from pyrovae.likelihoods.base import REGISTRY, Likelihood, Spread
+from pyrovae.networks import output_width
+
+_INSIDE = 1e-3  # marginal probabilities are started from at least this far inside (0, 1)
+
+
+@REGISTRY.register("bernoulli")
+class Bernoulli(Likelihood):
+    """P(x | z) = Π_d Bernoulli(x_d; sigmoid(logit_d(z))) for x of zeros and ones: a mass.
+
+    ``network`` maps (batch, latent_dim) to logits of the shape of the rows, (batch, ...).
+
+    Example:
+        >>> import torch
+        >>> from pyrovae.networks import MLP
+        >>> p = Bernoulli(MLP(2, (8,), 5))(torch.zeros(3, 7, 2))
+        >>> p.batch_shape, p.event_shape
+        (torch.Size([3, 7]), torch.Size([5]))
+    """
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        return dist.Bernoulli(logits=outputs)
+
+    def marginal_outputs(self, x: Tensor) -> list[Tensor]:
+        return [torch.logit(x.mean(dim=0).clamp(_INSIDE, 1 - _INSIDE))]
+
+
+@REGISTRY.register("categorical")
+class Categorical(Likelihood):
+    """P(x_d = k | z) = softmax_k(logit_dk(z)) for labels 0 … num_categories − 1 without an order: a mass.
+
+    Args:
+        network: puts out the logits of label 0 for all entries of x, then of label 1, and so on.
+        num_categories: how many labels there are.
+
+    Example:
+        >>> import torch
+        >>> from pyrovae.networks import MLP
+        >>> Categorical(MLP(2, (8,), 4 * 5), num_categories=4)(torch.zeros(3, 2)).event_shape
+        torch.Size([5])
+    """
+
+    def __init__(self, network: nn.Module, num_categories: int) -> None:
+        super().__init__(network)
+        self.num_categories = checks.integer("num_categories", num_categories, minimum=2)
+
+    @classmethod
+    def outputs_per_dimension(cls, **options: Any) -> int:
+        return options.get("num_categories", 2)
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        return distributions.Levels(logits=torch.stack(outputs.chunk(self.num_categories, dim=-1), dim=-1))
+
+    def marginal_outputs(self, x: Tensor) -> list[Tensor]:
+        counts = [(x == k).double().sum(dim=0) for k in range(self.num_categories)]
+        return [((count + 1) / (len(x) + self.num_categories)).log() for count in counts]
+
+    def extra_repr(self) -> str:
+        return f"num_categories={self.num_categories}"
+
+
+@REGISTRY.register("ordinal")
+class Ordinal(Likelihood):
+    """P(x_d ≤ k | z) = σ(c_dk − η_d(z)) for ordered levels 0 … num_levels − 1: a mass, the cumulative logit model.
+
+    Args:
+        network: puts out η; names its output width.
+        num_levels: how many levels there are. The cut-points c are learned, in their order, for every entry of x.
+
+    McCullagh (1980).
+
+    Example:
+        >>> import torch
+        >>> from pyrovae.networks import MLP
+        >>> Ordinal(MLP(2, (8,), 5), num_levels=4)(torch.zeros(3, 2)).event_shape
+        torch.Size([5])
+    """
+
+    def __init__(self, network: nn.Module, num_levels: int) -> None:
+        super().__init__(network)
+        self.num_levels = checks.integer("num_levels", num_levels, minimum=2)
+        width = output_width(network)
+        if width is None:
+            raise checks.bad_value(
+                "network",
+                "a network that names its output width: every column has its own cut-points",
+                f"a {type(network).__name__} without out_features",
+                "Set network.out_features to the width of a row of x.",
+            )
+        # Equal levels at η = 0. The first cut-point, then the logarithms of the steps to the next ones.
+        cuts = torch.logit(torch.arange(1, num_levels) / num_levels)
+        self.first_cut = nn.Parameter(cuts[:1].expand(width).clone())
+        self.log_steps = nn.Parameter(cuts.diff().log().expand(width, -1).clone())
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        steps = torch.cat([self.first_cut[:, None], self.log_steps.exp()], dim=-1)
+        cuts = steps.cumsum(dim=-1).to(outputs)  # (*row, levels − 1)
+        above = cuts - outputs[..., None]
+        inner = distributions.log_sigmoid_difference(above[..., 1:], above[..., :-1])
+        first, last = nn.functional.logsigmoid(above[..., :1]), nn.functional.logsigmoid(-above[..., -1:])
+        return distributions.Levels(logits=torch.cat([first, inner, last], dim=-1))
+
+    def marginal_outputs(self, x: Tensor) -> list[Tensor]:
+        below = torch.stack([(x <= k).double().mean(dim=0) for k in range(self.num_levels - 1)], dim=-1)
+        # No two cut-points may coincide: every level gets a little of the mass.
+        spread = torch.arange(1, self.num_levels, dtype=x.dtype) / self.num_levels
+        cuts = torch.logit((0.99 * below + 0.01 * spread).clamp(1e-4, 1 - 1e-4))
+        with torch.no_grad():
+            self.first_cut.copy_(cuts[:, 0])
+            self.log_steps.copy_(cuts.diff(dim=-1).clamp(min=1e-4).log())
+        return [torch.zeros_like(cuts[:, 0])]
+
+    def extra_repr(self) -> str:
+        return f"num_levels={self.num_levels}"
+
+
+@REGISTRY.register("discretized_logistic")
+class DiscretizedLogistic(Spread):
+    """P(x_d = k | z) = σ((k + ½ − μ_d)/s_d) − σ((k − ½ − μ_d)/s_d), the ends open, for levels such as 0–255: a mass.
+
+    Args:
+        network: puts out the location in units of half the range, 0 its middle: μ = (levels − 1)(1 + output)/2;
+            with ``scale="decoder"`` then log s.
+        levels: how many levels there are.
+        scale: s, in levels: a number, ``"shared"``, ``"per_dimension"`` or ``"decoder"``.
+
+    Salimans, Karpathy, Chen and Kingma (2017).
+
+    Example:
+        >>> import torch
+        >>> from pyrovae.networks import MLP
+        >>> DiscretizedLogistic(MLP(2, (8,), 5), levels=256)(torch.zeros(3, 2)).event_shape
+        torch.Size([5])
+    """
+
+    spread_name = "scale"
+
+    def __init__(self, network: nn.Module, levels: int, scale: float | str = "shared") -> None:
+        super().__init__(network, scale)
+        self.levels = checks.integer("levels", levels, minimum=2)
+        self.learns_scale_per_column = False  # a mass is at most 1: nothing runs off to infinity
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        middle, log_scale = self.parts(outputs)
+        return distributions.DiscretizedLogistic(
+            (self.levels - 1) / 2 * (1 + middle), log_scale.exp(), self.levels
+        )
+
+    def marginal_parts(self, x: Tensor) -> list[Tensor]:
+        # the standard deviation of a logistic is π/√3 scales
+        return [2 * x.mean(dim=0) / (self.levels - 1) - 1, (x.std(dim=0) * 3**0.5 / torch.pi).clamp(min=0.1)]
+
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}, {super().extra_repr()}"
