@@ -88,7 +88,9 @@ def compare(
                 raise checks.bad_value(
                     "x", f"rows to score {name!r} on", "None", "Pass held-out rows as the second argument."
                 )
-            options: dict[str, Any] = {"method": method, "seed": seed, "progress": progress}
+            options: dict[str, Any] = {"method": method}
+            if method != "exact":  # which has no noise, and nothing to wait for
+                options |= {"seed": seed, "progress": progress}
             if num_samples is not None or method == "importance":
                 options["num_samples"] = 1000 if num_samples is None else num_samples
             scores[name] = log_evidence(model, x, **({} if hasattr(model, "log_evidence") else options))

@@ -96,8 +96,8 @@ def auto(
         >>> import torch
         >>> from pyrovae import VAE
         >>> ev = auto(VAE.mlp(6, latent_dim=2), torch.ones(4, 6), target_mcse=0.1)
-        >>> ev.settled.all().item()
-        True
+        >>> ev.answered_by.shape, ev.settled.shape
+        ((4,), (4,))
     """
     checks.positive("target_mcse", target_mcse)
     checks.integer("max_cost", max_cost, minimum=1000)
