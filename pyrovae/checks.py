@@ -60,6 +60,13 @@ def integer(argument: str, value: Any, minimum: int = 1) -> int:
     return int(value)
 
 
+def boolean(argument: str, value: Any) -> bool:
+    """``value`` if it is True or False; raises ``TypeError``."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise bad_type(argument, "True or False", f"{value!r} ({type(value).__name__})", "Pass a bool.")
+    return bool(value)
+
+
 def positive(argument: str, value: Any) -> float:
     """``value`` as a finite positive float; raises ``TypeError`` or ``ValueError``."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
@@ -133,6 +140,54 @@ def rows(
         )
     finite(argument, tensor)
     return tensor
+
+
+def batch(
+    x: Any, *, dtype: torch.dtype | None, device: torch.device | None = None, argument: str = "x"
+) -> dict[str, Tensor]:
+    """Rows, or a dict of rows under "x" and of what is aligned with them, as a dict of checked tensors.
+
+    ``x["x"]`` is checked by ``rows``; so is everything beside it, but for whole numbers and booleans in
+    tensors and arrays, which keep their type: they may be labels or masks.
+
+    Raises:
+        TypeError, ValueError: as ``rows``; a dict without "x", or with another number of rows under a name.
+    """
+    if not isinstance(x, Mapping):
+        return {"x": rows(x, dtype=dtype, device=device, argument=argument)}
+    if "x" not in x:
+        raise bad_value(
+            argument,
+            'a dict with the rows under "x"',
+            f"one with {', '.join(map(repr, x)) or 'nothing'}",
+            'Pass {"x": rows, "offset": …}.',
+        )
+    found = {"x": rows(x["x"], dtype=dtype, device=device, argument=argument)}
+    for name, value in x.items():
+        if name == "x":
+            continue
+        if not isinstance(name, str) or not name.isidentifier():
+            raise bad_value(argument, "names that model and guide can take", repr(name), "Rename it.")
+        found[name] = _aligned(name, value, dtype, device or found["x"].device)
+        if len(found[name]) != len(found["x"]):
+            raise bad_value(
+                name,
+                f"as many rows as x has, {len(found['x'])}",
+                f"{len(found[name])}",
+                "Pass one entry for every row.",
+            )
+    return found
+
+
+def _aligned(name: str, value: Any, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+    """What goes with the rows: whole numbers and booleans as they are, everything else as ``rows``."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biu":
+        value = torch.from_numpy(_array(value, name)).to(device)
+    if isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex():
+        if value.dim() == 0:
+            raise bad_value(name, "an entry for every row", "a single number", "Pass an array.")
+        return value.to(device)
+    return rows(value, dtype=dtype, device=device, argument=name)
 
 
 def _from_tensor(x: Tensor, dtype: torch.dtype | None, device: torch.device | None, argument: str) -> Tensor:
@@ -267,6 +322,17 @@ def fingerprint(x: Tensor) -> str:
     for block in x.split(4096):
         digest.update(block.detach().cpu().float().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def row_hashes(x: Tensor) -> np.ndarray:
+    """A 64-bit hash of every row as float32 numbers, shape (rows,): equal rows, equal hashes."""
+    rows = x.detach().cpu().flatten(1) if x.dim() > 1 else x.detach().cpu()[:, None]
+    hashes = [
+        int.from_bytes(hashlib.blake2b(row.data, digest_size=8).digest(), "little")
+        for block in rows.split(4096)
+        for row in block.float().contiguous().numpy()
+    ]
+    return np.array(hashes, dtype=np.uint64)
 
 
 def _first(bad: Tensor) -> tuple[int, list[int]]:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrovae import checks, noise
 from pyrovae.evidence import VERDICTS, LogEvidence, log_evidence
 from pyrovae.likelihoods import Likelihood
 from pyrovae.model import VAE
-from pyrovae.pair import check_supports, inspect
+from pyrovae.networks import standardizing
+from pyrovae.pair import Batch, check_supports, inspect
 from pyrovae.training import fit
 
 if TYPE_CHECKING:
@@ -99,6 +100,14 @@ def compare(
     return _table(scores, seconds)
 
 
+_MENDS = {
+    "transformed": "Observe x itself; put a scaling into the likelihood, or transform x before and pass that.",
+    "unscored": "Score every column under every model, or pass only the columns that all of them score.",
+    "pseudo-likelihood": "An offset computed from the scored columns tells the model what it is to predict: "
+    "measure it apart, or let the model find it.",
+}
+
+
 def _check_comparable(scores: Mapping[str, LogEvidence]) -> None:
     """Refuse to put numbers side by side that measure different things."""
     (first, reference), *others = scores.items()
@@ -109,7 +118,7 @@ def _check_comparable(scores: Mapping[str, LogEvidence]) -> None:
                 "models",
                 "a log P of every column of x, in x's own units",
                 f"{name!r}, in which {len(odd)} column(s) are {score.measure[odd[0]]}, first column {odd[0]}",
-                "Observe x itself; put a scaling into the likelihood, or transform x before and pass that.",
+                _MENDS[score.measure[odd[0]]],
             )
         if score.target != "predictive":
             raise checks.bad_value(
@@ -220,11 +229,12 @@ def swap(
 ) -> Swapped:
     """Swap the likelihood: fit one VAE a family to the same rows, and compare their held-out log P(x).
 
-    All have the same networks but for the number of outputs, and start from the columns' marginals: the
-    decoder by its last bias, the encoder as if its inputs were standardised.
+    All have the same networks but for the number of outputs, ``standardize=True``, and start from the columns'
+    marginals.
 
     Args:
-        x: rows on dim 0; tensor, numpy array or DataFrame.
+        x: rows on dim 0; tensor, numpy array or DataFrame; with offsets a dict, as in ``fit``, of which
+            families without ``offset=True`` get the rows alone.
         latent_dim: entries of z.
         families: names in ``likelihoods.REGISTRY``, or pairs of a name and its options, such as
             ``("binomial", {"total_count": 16})``; ``likelihoods.suggest(x)`` names candidates.
@@ -244,54 +254,59 @@ def swap(
         >>> found.densities is None, len(found.masses)
         (True, 2)
     """
-    rows = checks.rows(x, dtype=None).float()
+    batch = {name: _single(value) for name, value in checks.batch(x, dtype=None).items()}
     if x_test is None:
         with noise.seeded(noise.derive(seed, noise.Stream.DATA)):
-            order = torch.randperm(len(rows))
-        held_out = max(1, len(rows) // 5)
-        rows, test = rows[order[held_out:]], rows[order[:held_out]]
+            order = torch.randperm(len(batch["x"]))
+        held_out = max(1, len(order) // 5)
+        test = {name: value[order[:held_out]] for name, value in batch.items()}
+        batch = {name: value[order[held_out:]] for name, value in batch.items()}
     else:
-        test = checks.rows(x_test, dtype=None, argument="x_test").float()
+        test = {
+            name: _single(value)
+            for name, value in checks.batch(x_test, dtype=None, argument="x_test").items()
+        }
     if isinstance(families, str) or not len(families):
         raise checks.bad_type(
             "families", "a list of families", repr(families), 'Pass ["gaussian", "laplace"].'
         )
+    columns = batch["x"][0].numel()
     models: dict[str, VAE] = {}
+    kinds: dict[str, str] = {}
     for family in families:
         name, options = (family, {}) if isinstance(family, str) else family
         with noise.seeded(noise.derive(seed, noise.Stream.WEIGHTS)):
-            vae = VAE.mlp(rows[0].numel(), latent_dim, name, hidden_dims, **options)
-        structure = inspect(vae, {"x": rows}, seed)
-        check_supports(structure, test, "x_test" if x_test is not None else "x")
+            vae = VAE.mlp(columns, latent_dim, name, hidden_dims, standardize=True, **options)
+        with standardizing(vae.modules(), batch["x"]):
+            structure = inspect(vae, _taken(vae, batch), seed)
+        check_supports(structure, test["x"], "x_test" if x_test is not None else "x")
+        label = ", ".join(f"{key}={value}" for key, value in options.items())
+        label = f"{name}({label})" if label else name
+        models[label], kinds[label] = vae, structure.measure[0]
+    for vae in models.values():
+        rows = _taken(vae, batch)
         if isinstance(vae.likelihood, Likelihood):
             vae.likelihood.start_from(rows)
-        _standardize_inputs(vae.encoder, rows)
-        label = ", ".join(f"{key}={value}" for key, value in options.items())
-        models[f"{name}({label})" if label else name] = vae
-    for vae in models.values():
         fit(vae, rows, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed, progress=progress)
     tables: dict[str, pd.DataFrame | None] = {}
-    for kind in ("mass", "density"):
-        chosen = {name: vae for name, vae in models.items() if _kind(vae) == kind}
-        if chosen:
-            table = compare(chosen, test, method=method, seed=seed, progress=progress)
-            table.insert(1, "bits_per_dim", -table["elpd"] / (rows[0].numel() * np.log(2)))
-            tables[kind] = table
-    return Swapped(models, tables.get("mass"), tables.get("density"), test)
+    for kind in dict.fromkeys(kinds.values()):
+        scores = {
+            name: log_evidence(vae, _taken(vae, test), method=method, seed=seed, progress=progress)
+            for name, vae in models.items()
+            if kinds[name] == kind
+        }
+        table = compare(scores)
+        table.insert(1, "bits_per_dim", [scores[name].bits_per_dim for name in table.index])
+        tables[kind] = table
+    return Swapped(models, tables.get("mass"), tables.get("density"), test["x"])
 
 
-def _kind(vae: VAE) -> str:
-    """Whether P(x) is a mass or a density."""
-    with vae.evaluating():
-        support = vae.likelihood(vae.prior().sample((1,))).support
-    return "mass" if support.is_discrete else "density"
+def _single(values: Tensor) -> Tensor:
+    """float32, which the VAEs have; labels and masks as they are."""
+    return values.float() if values.is_floating_point() else values
 
 
-def _standardize_inputs(encoder: nn.Module, x: Tensor) -> None:
-    """Set the first layer as if its inputs had mean 0 and variance 1: raw counts drive an encoder far off."""
-    first = next(layer for layer in encoder.modules() if isinstance(layer, nn.Linear))
-    flat = x.flatten(1)
-    mean, scale = flat.mean(dim=0), flat.std(dim=0).clamp(min=1e-3)
-    with torch.no_grad():
-        first.weight.div_(scale)
-        first.bias.sub_(first.weight @ mean)
+def _taken(vae: VAE, batch: Batch) -> Batch:
+    """The rows, and the offset where the VAE's likelihood takes one."""
+    offset = bool(getattr(vae.likelihood, "offset", False))
+    return {name: value for name, value in batch.items() if name == "x" or offset}

@@ -1,8 +1,8 @@
 """Q_Ψ(z | x): encoders, each a module whose forward returns a Pyro distribution over z.
 
 An encoder's ``forward(x)`` takes rows of shape (batch, ...) and returns a distribution of batch shape
-(batch,) and event shape (latent_dim,). To add one: write ``outputs`` and ``forward``, and decorate the
-class with its name.
+(batch,) and event shape (latent_dim,). To add one: write ``outputs`` and ``forward``, which begins with
+``self.encode(x)``, and decorate the class with its name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae import checks, flows
-from pyrovae.networks import output_width, widths
+from pyrovae.networks import Standardize, output_width, widths
 from pyrovae.registry import Registry
 
 #: Every encoder by its name: the class name in snake case.
@@ -24,11 +24,21 @@ REGISTRY: Registry[Encoder] = Registry()
 
 
 class Encoder(nn.Module, ABC):
-    """Base of every family: holds the network, and says how many outputs it has to have."""
+    """Base of every family: holds the network, and says how many outputs it has to have.
 
-    def __init__(self, network: nn.Module) -> None:
+    Args:
+        network: maps rows of x to outputs, (batch, outputs).
+        standardize: applied to the rows before; see ``networks.Standardize``.
+    """
+
+    def __init__(self, network: nn.Module, standardize: Standardize | None = None) -> None:
         super().__init__()
         self.network = checks.module("network", network)
+        self.standardize = standardize
+
+    def encode(self, x: Tensor) -> Tensor:
+        """What the network makes of rows, standardised where there is a ``Standardize``: (batch, outputs)."""
+        return self.network(x if self.standardize is None else self.standardize(x))
 
     @classmethod
     @abstractmethod
@@ -59,7 +69,7 @@ class DiagonalNormal(Encoder):
         return 2 * latent_dim
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
-        loc, log_scale = self.network(x).chunk(2, dim=-1)
+        loc, log_scale = self.encode(x).chunk(2, dim=-1)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
 
@@ -87,7 +97,7 @@ class FullRankNormal(Encoder):
         return latent_dim * (latent_dim + 3) // 2
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
-        outputs = self.network(x)
+        outputs = self.encode(x)
         width = outputs.shape[-1]
         latent_dim = (math.isqrt(9 + 8 * width) - 3) // 2
         if self.outputs(latent_dim) != width:
@@ -117,6 +127,7 @@ class Flow(Encoder):
             log σ, then h, on which f depends. It has to say how wide it is: ``out_features``.
         num_transforms: how many transformations, the entries in turn first to last and last to first.
         hidden_dims: hidden widths of the masked networks.
+        standardize: applied to the rows before the network.
 
     Kingma et al. (2016).
 
@@ -136,9 +147,13 @@ class Flow(Encoder):
     num_features = 16
 
     def __init__(
-        self, network: nn.Module, num_transforms: int = 2, hidden_dims: Sequence[int] = (64, 64)
+        self,
+        network: nn.Module,
+        num_transforms: int = 2,
+        hidden_dims: Sequence[int] = (64, 64),
+        standardize: Standardize | None = None,
     ) -> None:
-        super().__init__(network)
+        super().__init__(network, standardize)
         width = output_width(network)
         self.latent_dim = ((width or 0) - self.num_features) // 2
         if self.latent_dim < 1 or width != self.outputs(self.latent_dim):
@@ -164,7 +179,7 @@ class Flow(Encoder):
         return 2 * latent_dim + cls.num_features
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
-        loc, log_scale, features = self.network(x).split(
+        loc, log_scale, features = self.encode(x).split(
             [self.latent_dim, self.latent_dim, self.num_features], dim=-1
         )
         return flows.NormalizingFlow(dist.Normal(loc, log_scale.exp()).to_event(1), self.transform(features))

@@ -137,7 +137,8 @@ def log_weights(
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``.
-        x: rows on dim 0; tensor, numpy array or DataFrame.
+        x: rows on dim 0; tensor, numpy array or DataFrame. Or a dict with the rows under "x" and what is
+            aligned with them under other names, which model and guide are called with as keywords.
         num_samples: draws a row, S.
         seed: the same seed and tile give the same bits.
         tile: (rows, samples) computed at once; chosen from the shapes where None.
@@ -248,7 +249,7 @@ def prepare_rows(pair: LatentVariableModel, x: Any, argument: str = "x") -> Batc
             f"a {type(pair).__name__}",
             "Wrap your Pyro model and guide: LatentVariableModel(model, guide).",
         )
-    return {"x": checks.rows(x, dtype=pair.dtype, device=pair.device, argument=argument)}
+    return checks.batch(x, dtype=pair.dtype, device=pair.device, argument=argument)
 
 
 def _not_a_number(terms: Terms, numbers: Tensor) -> checks.Refused:

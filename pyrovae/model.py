@@ -20,7 +20,7 @@ from pyro.params.param_store import ParamStoreDict, StateDict
 from torch import Tensor, nn
 
 from pyrovae import checks, encoders, likelihoods, noise, priors
-from pyrovae.networks import MLP, output_width, widths
+from pyrovae.networks import MLP, Standardize, output_width, widths
 
 
 class LatentVariableModel(nn.Module):
@@ -254,15 +254,18 @@ class VAE(LatentVariableModel):
         self.name = _unique_name()
         self._open()
 
-    def model(self, x: Tensor) -> None:
-        """P(x, z): rows of x, shape (batch, ...), observed at site "x"; latent site "z"."""
+    def model(self, x: Tensor, **context: Tensor) -> None:
+        """P(x, z): rows of x, shape (batch, ...), observed at site "x"; latent site "z".
+
+        What goes with the rows, such as an offset, is the likelihood's.
+        """
         self._declare()
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior())
-            pyro.sample("x", self.likelihood(z), obs=x)
+            pyro.sample("x", self.likelihood(z, **context), obs=x)
 
-    def guide(self, x: Tensor) -> None:
-        """Q(z | x): latent site "z" for rows of x, shape (batch, ...)."""
+    def guide(self, x: Tensor, **context: Tensor) -> None:
+        """Q(z | x): latent site "z" for rows of x, shape (batch, ...); of the rows alone."""
         self._declare()
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.encoder(x))
@@ -283,6 +286,7 @@ class VAE(LatentVariableModel):
         activation: str = "relu",
         prior: str = "standard_normal",
         encoder: str = "diagonal_normal",
+        standardize: bool = False,
         **likelihood_options: Any,
     ) -> VAE:
         """A VAE whose networks are multilayer perceptrons, its parts by their names.
@@ -295,6 +299,9 @@ class VAE(LatentVariableModel):
             activation: one of ``networks.ACTIVATIONS``.
             prior: the name in ``priors.REGISTRY`` of one that is built from ``latent_dim`` alone.
             encoder: a family's name in ``encoders.REGISTRY``.
+            standardize: whether networks see standardised rows, learned from those of the first fit: the encoder
+                of every family, and the decoder of a family with a location and a scale, which then are of
+                standardised x and are taken back. log P(x) stays in x's own units.
             likelihood_options: passed to the family; ``scale`` of a Gaussian is a number, ``"shared"``,
                 ``"per_dimension"`` or ``"decoder"``.
 
@@ -303,32 +310,42 @@ class VAE(LatentVariableModel):
         """
         checks.choice("likelihood", likelihood, tuple(likelihoods.REGISTRY))
         family = likelihoods.REGISTRY[likelihood]
-        checks.options(likelihood, family, likelihood_options, taken=("network",))
+        checks.options(likelihood, family, likelihood_options, taken=("network", "standardize"))
         checks.choice("prior", prior, _of_one_argument(priors.REGISTRY))
         checks.choice("encoder", encoder, _of_one_argument(encoders.REGISTRY))
         checks.integer("data_dim", data_dim)
         checks.integer("latent_dim", latent_dim)
         hidden = widths("hidden_dims", hidden_dims)
         outputs = family.outputs_per_dimension(**likelihood_options) * data_dim
+        scaling = None
+        if checks.boolean("standardize", standardize):
+            scaling = Standardize(data_dim, log=family.standardizes == "log x")
+            if family.standardizes:
+                likelihood_options["standardize"] = scaling
         return cls(
             prior=priors.REGISTRY[prior](latent_dim),
             likelihood=family(MLP(latent_dim, hidden[::-1], outputs, activation), **likelihood_options),
             encoder=encoders.REGISTRY[encoder](
-                MLP(data_dim, hidden, encoders.REGISTRY[encoder].outputs(latent_dim), activation)
+                MLP(data_dim, hidden, encoders.REGISTRY[encoder].outputs(latent_dim), activation),
+                standardize=scaling,
             ),
         )
 
-    def sample(self, num_rows: int, seed: int = 0) -> Tensor:
-        """Rows from P(x): z from the prior, x from the likelihood; shape (num_rows, ...)."""
+    def sample(self, num_rows: int, seed: int = 0, **context: Tensor) -> Tensor:
+        """Rows from P(x): z from the prior, x from the likelihood; shape (num_rows, ...).
+
+        What the likelihood takes beside z, such as offsets of shape (num_rows,), is passed by its name.
+        """
         checks.integer("num_rows", num_rows)
         with self.evaluating(), noise.seeded(noise.derive(seed, noise.Stream.SAMPLE), self.device):
-            return self.likelihood(self.prior().sample((num_rows,))).sample()
+            return self.likelihood(self.prior().sample((num_rows,)), **context).sample()
 
     def reconstruct(self, x: Any, seed: int = 0) -> Tensor:
         """The mean of P(x | z) for one z ~ Q(z | x) a row; as the likelihood shapes its rows."""
-        rows = checks.rows(x, dtype=self.dtype, device=self.device)
+        context = checks.batch(x, dtype=self.dtype, device=self.device)
+        rows = context.pop("x")
         with self.evaluating(), noise.seeded(noise.derive(seed, noise.Stream.RECONSTRUCT), self.device):
-            return self.likelihood(self.encoder(rows).sample()).mean
+            return self.likelihood(self.encoder(rows).sample(), **context).mean
 
     def owners_parameters(self) -> Iterator[nn.Parameter]:
         for part in (self.prior, self.likelihood, self.encoder):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyrovae import checks
@@ -196,6 +198,77 @@ class ConvDecoder(nn.Module):
             return images.flatten(1)
         kinds = images.unflatten(1, (self.outputs_per_dimension, -1))
         return kinds.movedim(1, 3).flatten(3)
+
+
+@REGISTRY.register("standardize")
+class Standardize(nn.Module):
+    """x ↦ (x − loc) / scale, column by column, learned from the rows that a model is first fitted to.
+
+    Put one into an encoder, whose inputs it standardises, and the same one into a likelihood of real values,
+    whose location and scale it takes back to x's own units: the networks work on numbers of size one, and
+    log P(x) stays a density of x. Until rows have been seen it changes nothing.
+
+    Args:
+        num_features: entries in a row.
+        log: whether log x is standardised, for positive x.
+
+    Input of shape (batch, ...); output of the same shape.
+
+    Example:
+        >>> import torch
+        >>> scaling = Standardize(2)
+        >>> scaling.learn(torch.tensor([[0.0, 10.0], [2.0, 30.0]]))
+        >>> scaling(torch.tensor([[1.0, 30.0]]))
+        tensor([[0., 1.]])
+    """
+
+    loc: Tensor
+    scale: Tensor
+    learned: Tensor
+
+    def __init__(self, num_features: int, log: bool = False) -> None:
+        super().__init__()
+        self.num_features = checks.integer("num_features", num_features)
+        self.log = checks.boolean("log", log)
+        self.register_buffer("loc", torch.zeros(self.num_features))
+        self.register_buffer("scale", torch.ones(self.num_features))
+        self.register_buffer("learned", torch.tensor(False))
+
+    def learn(self, x: Tensor) -> None:
+        """Take loc and scale from the columns' means and standard deviations; a column of one value keeps scale 1."""
+        rows = _rows_of(self.num_features, x).double()
+        rows = rows.log() if self.log else rows
+        scale = rows.std(dim=0, correction=0)
+        self.loc.copy_(rows.mean(dim=0))
+        self.scale.copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
+        self.learned.fill_(True)
+
+    def forget(self) -> None:
+        """Back to changing nothing."""
+        self.loc.zero_()
+        self.scale.fill_(1.0)
+        self.learned.fill_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = _rows_of(self.num_features, x)
+        return (((flat.log() if self.log else flat) - self.loc) / self.scale).view(x.shape)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, log={self.log}"
+
+
+@contextmanager
+def standardizing(modules: Iterable[nn.Module], x: Tensor) -> Iterator[None]:
+    """Let every ``Standardize`` among modules that has seen no rows yet learn from x; forgotten if the block raises."""
+    new = [module for module in modules if isinstance(module, Standardize) and not module.learned]
+    try:
+        for module in new:
+            module.learn(x)
+        yield
+    except BaseException:
+        for module in new:
+            module.forget()
+        raise
 
 
 def widths(argument: str, values: Any) -> tuple[int, ...]:

@@ -35,6 +35,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from pyrovae import checks, noise
 from pyrovae.log_weights import ELBOEstimate, Evaluation, elbo_of, prepare_rows
 from pyrovae.model import VAE, LatentVariableModel
+from pyrovae.networks import standardizing
 from pyrovae.pair import Batch, Structure, check_every_leaf, inspect, loss
 from pyrovae.progress import Progress
 
@@ -163,7 +164,9 @@ def fit(
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``; changed in place.
-        x: training rows on dim 0; tensor, numpy array or DataFrame.
+        x: training rows on dim 0; tensor, numpy array or DataFrame. Or a dict with the rows under "x" and
+            what is aligned with them under other names, which model and guide are called with as keywords:
+            ``{"x": counts, "offset": log_exposure}``. The same goes for every function that takes x.
         epochs: passes over the rows.
         batch_size: rows a step; the last batch of a pass may be smaller and is scaled by its own N/B.
         lr: the optimizer's learning rate.
@@ -208,27 +211,29 @@ def fit(
     batch = prepare_rows(pair, x)
     num_rows = len(batch["x"])
     objective = _objective(loss, num_particles, minibatches=batch_size < num_rows, annealed=kl_warmup > 0)
-    structure = inspect(pair, batch, seed)
-    _check_objective_fits(objective, structure)
-    scales = _Scales(pair, batch["x"], seed)
-    held_out = None
-    if validation is not None:
-        held_out = Evaluation.prepare(
-            pair, validation, _EPOCH_SAMPLES, seed, structure=structure, argument="validation"
-        )
-        if held_out.batch["x"].shape[1:] != batch["x"].shape[1:]:
-            raise checks.bad_value(
-                "validation",
-                f"rows of shape {tuple(batch['x'].shape[1:])}, as in x",
-                f"shape {tuple(held_out.batch['x'].shape[1:])}",
-                "Pass the same columns.",
+    with standardizing(pair.modules(), batch["x"]):
+        structure = inspect(pair, batch, seed)
+        _check_objective_fits(objective, structure)
+        _check_columns_vary(pair, batch["x"])
+        scales = _Scales(pair, batch["x"], seed)
+        held_out = None
+        if validation is not None:
+            held_out = Evaluation.prepare(
+                pair, validation, _EPOCH_SAMPLES, seed, structure=structure, argument="validation"
             )
-    training = Evaluation.prepare(pair, batch["x"], _EPOCH_SAMPLES, seed, structure=structure)
-    parameters = [p for p in pair.parameters() if p.requires_grad]
-    optimiser = _optimizer(optimizer, parameters, lr)
-    state = State(pair, optimiser, objective, num_rows, clip_norm)
-    schedule = _scheduler(scheduler, optimiser)
-    check_every_leaf(pair, objective, batch, seed)
+            if held_out.batch["x"].shape[1:] != batch["x"].shape[1:]:
+                raise checks.bad_value(
+                    "validation",
+                    f"rows of shape {tuple(batch['x'].shape[1:])}, as in x",
+                    f"shape {tuple(held_out.batch['x'].shape[1:])}",
+                    "Pass the same columns.",
+                )
+        training = Evaluation.prepare(pair, batch, _EPOCH_SAMPLES, seed, structure=structure)
+        parameters = [p for p in pair.parameters() if p.requires_grad]
+        optimiser = _optimizer(optimizer, parameters, lr)
+        state = State(pair, optimiser, objective, num_rows, clip_norm)
+        schedule = _scheduler(scheduler, optimiser)
+        check_every_leaf(pair, objective, batch, seed)
     history = History()
     steps_an_epoch = math.ceil(num_rows / batch_size)
     best: _Best | None = None
@@ -466,14 +471,23 @@ def _check_schedule(epochs: int, kl_warmup: int, patience: int | None, validatio
             )
 
 
+def _learns_scale(pair: LatentVariableModel) -> bool:
+    return isinstance(pair, VAE) and isinstance(getattr(pair.likelihood, "scale", None), str)
+
+
+def _check_columns_vary(pair: LatentVariableModel, x: Tensor) -> None:
+    """Refuse columns on which a scale that the likelihood learns would shrink to zero."""
+    if _learns_scale(pair):
+        likelihood: Any = pair.likelihood
+        checks.varying_columns("x", x, every=likelihood.learns_scale_per_column)
+
+
 class _Scales:
     """Watches the scales that a likelihood learns: one that runs to zero takes the density to +∞."""
 
     def __init__(self, pair: LatentVariableModel, x: Tensor, seed: int) -> None:
-        likelihood: Any = pair.likelihood if isinstance(pair, VAE) else None
-        self._learned = isinstance(getattr(likelihood, "scale", None), str)
+        self._learned = _learns_scale(pair)
         if self._learned:
-            checks.varying_columns("x", x, every=likelihood.learns_scale_per_column)
             self._pair: Any = pair
             self._x, self._seed = x[:128], seed
             self._spread = x.flatten(1).std(dim=0, correction=0)
@@ -498,8 +512,19 @@ class _Scales:
     def _smallest(self) -> Tensor:
         """The smallest scale of every column over some rows, shape (columns,)."""
         pair = self._pair
-        with pair.evaluating(), noise.seeded(noise.derive(self._seed, noise.Stream.INSPECT), self._x.device):
-            scale = pair.likelihood(pair.encoder(self._x).sample()).base_dist.scale
+        seeded = noise.seeded(noise.derive(self._seed, noise.Stream.INSPECT), self._x.device)
+        try:
+            with pair.evaluating(), seeded:
+                scale = pair.likelihood(pair.encoder(self._x).sample()).base_dist.scale
+        except ValueError as error:  # torch's check of the encoder's or the likelihood's parameters
+            if "satisfy the constraint" not in str(error):
+                raise
+            raise checks.bad_value(
+                "x",
+                "rows of a size that the networks can take",
+                str(error).splitlines()[0].removesuffix(", but found invalid values:"),
+                "Bring the columns to numbers of size one, or let the model do it: standardize=True.",
+            ) from error
         return scale.flatten(1).amin(dim=0)
 
 

@@ -38,7 +38,7 @@ ROOMS = [
     "cli",
 ]
 #: Imported where used, so that ``import pyrovae`` costs little more than ``import pyro``.
-LATE = {"pandas", "arviz", "sklearn", "matplotlib", "rich", "typer", "scipy", "zuko"}
+LATE = {"pandas", "arviz", "sklearn", "matplotlib", "rich", "typer", "scipy", "zuko", "pooch"}
 
 
 def imports(path, top_level_only=False):

@@ -96,7 +96,8 @@ class LogEvidence:
         verdict: shape (rows,), each "trust", "more samples" or "another method"; of the weights seen, which
             say nothing about a mode that the guide never visits.
         measure: for every column of x, "mass" or "density" ("transformed": of something else than the
-            column; "unscored": not part of the number). A mass and a density can't be compared.
+            column; "unscored": not part of the number; "pseudo-likelihood": given what was computed from
+            the columns themselves, so that it does not sum to 1). A mass and a density can't be compared.
         method: the estimator's name.
         answered_by: shape (rows,), the method that answered each row; "auto" chooses it by row.
         cost: shape (rows,), decoder evaluations spent on each row, pilots included; a gradient counts three.
@@ -106,6 +107,9 @@ class LogEvidence:
         target: "predictive" (rows given what was fitted) or "evidence" (one number a training set).
         parameters: "plug-in" (fitted values) or "posterior-averaged".
         target_mcse: the error that was asked for, in nats; None where none was.
+        given: the names of what the rows were scored with beside themselves, such as an offset.
+        shared_mcse: the Monte-Carlo standard error of the mean where the rows share their noise, as they do
+            where all are scored by the same posterior draws; None where every row has noise of its own.
     """
 
     estimate: np.ndarray
@@ -126,6 +130,8 @@ class LogEvidence:
     target: str = "predictive"
     parameters: str = "plug-in"
     target_mcse: float | None = None
+    given: tuple[str, ...] = ()
+    shared_mcse: float | None = None
 
     @classmethod
     def of(
@@ -154,6 +160,7 @@ class LogEvidence:
             tile=evaluation.tile,
             fingerprint=checks.fingerprint(evaluation.batch["x"]),
             target_mcse=target_mcse,
+            given=tuple(name for name in evaluation.batch if name != "x"),
         )
 
     @classmethod
@@ -164,6 +171,7 @@ class LogEvidence:
         measure: tuple[str, ...],
         method: str,
         fingerprint: str,
+        target: str = "predictive",
         parameters: str = "plug-in",
     ) -> LogEvidence:
         """Rows whose log P(x) is known in closed form: no error, nothing sampled."""
@@ -185,6 +193,7 @@ class LogEvidence:
             seed=None,
             tile=None,
             fingerprint=fingerprint,
+            target=target,
             parameters=parameters,
         )
 
@@ -209,10 +218,12 @@ class LogEvidence:
 
     @property
     def mean_mcse(self) -> float:
-        """Monte-Carlo standard error of ``mean``, in nats a row: the rows' noise is independent.
+        """Monte-Carlo standard error of ``mean``, in nats a row: ``shared_mcse``, or of independent rows.
 
         Errors of quadrature are no noise, and may have one sign: they add up.
         """
+        if self.shared_mcse is not None:
+            return self.shared_mcse
         grid = self.answered_by == "quadrature"
         noise = np.sqrt((self.mcse[~grid] ** 2).sum())
         return float((noise + self.mcse[grid].sum()) / len(self))
@@ -244,6 +255,11 @@ class LogEvidence:
         low, high = self.mean_interval
         return low * len(self), high * len(self)
 
+    @property
+    def bits_per_dim(self) -> float:
+        """−mean / (columns · log 2): bits a dimension of x; of a density, relative to its columns' units."""
+        return -self.mean / (len(self.measure) * math.log(2))
+
     def to_frame(self) -> pd.DataFrame:
         """One line a row of x: estimate, mcse, bias, ess, pareto_k, kind, verdict, settled, answered_by, cost."""
         import pandas as pd
@@ -272,6 +288,12 @@ class LogEvidence:
             f"{self.method}{draws}: {kinds}, {self.parameters}",
             f"rows by verdict: {rows}",
         ]
+        if self.given:
+            lines.append(f"given {', '.join(self.given)}")
+        if "pseudo-likelihood" in self.measure:
+            lines.append(
+                "a pseudo-likelihood: given what was computed from x, it does not sum to 1, and never ranks"
+            )
         if self.target_mcse is not None:
             lines += [
                 f"rows settled to {self.target_mcse:g} nats: {int(self.settled.sum())} of {len(self)}",

@@ -29,6 +29,12 @@ class Likelihood(nn.Module, ABC):
 
     #: Whether a scale is learned for every dimension of x: columns that do not vary are then refused.
     learns_scale_per_column = False
+    #: Whether every row brings an offset, which is added to the first kind of outputs: a count's log-exposure.
+    offset = False
+    #: What a ``networks.Standardize`` takes to standard units: "x", "log x", or nothing.
+    standardizes: ClassVar[str | None] = None
+    #: How many kinds of outputs the network has.
+    num_kinds = 1
     #: Whether log-probabilities are computed in float64 whatever the decoder's dtype: see ``InDouble``.
     in_double: ClassVar[bool] = False
 
@@ -36,10 +42,17 @@ class Likelihood(nn.Module, ABC):
         super().__init__()
         self.network = checks.module("network", network)
 
-    def forward(self, z: Tensor) -> dist.TorchDistribution:
+    def forward(self, z: Tensor, offset: Tensor | None = None) -> dist.TorchDistribution:
+        """P(x | z) for z of shape (..., latent_dim), and offsets of shape (rows,), rows being z's last batch dim."""
+        if (offset is not None) is not self.offset:
+            raise _wrong_offset(self, offset)
         batch_shape = z.shape[:-1]
         outputs = self.network(z.reshape(-1, z.shape[-1]))  # (batch, *row)
         outputs = outputs.reshape(*batch_shape, *outputs.shape[1:])
+        if offset is not None:
+            first, *more = outputs.chunk(self.num_kinds, dim=-1)
+            first = first + offset.view(-1, *[1] * (outputs.dim() - len(batch_shape)))
+            outputs = torch.cat([first, *more], dim=-1) if more else first
         if self.in_double:
             fn: dist.TorchDistribution = InDouble(self.distribution(outputs.double()), outputs.dtype)
         else:
@@ -65,11 +78,24 @@ class Likelihood(nn.Module, ABC):
     def start_from(self, x: Any) -> None:
         """Set the decoder's last bias so that training starts at the marginals of the rows of ``x``.
 
+        Args:
+            x: rows on dim 0; with an offset a dict, {"x": rows, "offset": offsets}.
+
         Raises:
-            ValueError: a network whose last layer has no bias of the width of its outputs.
+            ValueError: a network whose last layer has no bias of the width of its outputs; no offset where
+                the family takes one.
         """
-        rows = checks.rows(x, dtype=None).double()
-        outputs = torch.cat([kind.flatten() for kind in self.marginal_outputs(rows)])
+        batch = checks.batch(x, dtype=None)
+        rows = batch["x"].double()
+        if not self.offset:
+            kinds = self.marginal_outputs(rows)
+        elif "offset" not in batch:
+            raise _wrong_offset(self, None)
+        else:  # as if every row had had the mean exposure
+            exposure = batch["offset"].double().exp().view(-1, *[1] * (rows.dim() - 1))
+            kinds = self.marginal_outputs(rows * (exposure.mean() / exposure))
+            kinds[0] = kinds[0] - exposure.mean().log()
+        outputs = torch.cat([kind.flatten() for kind in kinds])
         bias = _last_bias(self.network)
         if bias is None or len(bias) != len(outputs):
             raise checks.bad_value(
@@ -82,13 +108,30 @@ class Likelihood(nn.Module, ABC):
             bias.copy_(outputs)
 
 
+def _wrong_offset(likelihood: Likelihood, offset: Tensor | None) -> checks.Refused:
+    name = type(likelihood).__name__
+    if likelihood.offset:
+        return checks.bad_value(
+            "x",
+            f"an offset for every row, because this {name} has offset=True",
+            "none",
+            'Pass {"x": rows, "offset": log_exposure}.',
+        )
+    return checks.bad_value(
+        "offset",
+        f"none: this {name} takes no offset",
+        f"{0 if offset is None else offset.numel()} of them",
+        "Build a count family with offset=True, or leave the offset out.",
+    )
+
+
 def _last_bias(network: nn.Module) -> Tensor | None:
     """The bias of a network's last layer, where that is linear: a convolution's is shared by the pixels."""
     layers = [layer for layer in network.modules() if list(layer.parameters(recurse=False))]
     return layers[-1].bias if layers and isinstance(layers[-1], nn.Linear) else None
 
 
-def _as_row(values: Tensor, like: Tensor) -> Tensor:
+def as_row(values: Tensor, like: Tensor) -> Tensor:
     """One number for every entry of a row, in the row's shape: the last dims of ``like`` that hold as many."""
     dims = next((k for k in range(1, like.dim() + 1) if like.shape[-k:].numel() == values.numel()), None)
     return values if values.dim() == 0 or dims is None else values.view(like.shape[-dims:])
@@ -119,6 +162,7 @@ class Spread(Likelihood):
                 "Pass one of these.",
             )
         kinds = self.outputs_per_dimension(**{name: spread})
+        self.num_kinds = kinds
         width = output_width(network)
         if width is not None and width % kinds:
             raise checks.bad_value(
@@ -156,7 +200,7 @@ class Spread(Likelihood):
         else:
             log_spread = outputs.new_tensor(spread).log()
         first, *more = outputs.chunk(1 + self.more_outputs, dim=-1)
-        return [first, _as_row(log_spread, first), *more]
+        return [first, as_row(log_spread, first), *more]
 
     def marginal_outputs(self, x: Tensor) -> list[Tensor]:
         first, spread, *more = self.marginal_parts(x)

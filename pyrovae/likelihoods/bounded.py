@@ -18,7 +18,7 @@ _INSIDE = 1e-3  # marginal means of [0, 1] are started from at least this far in
 class LogNormal(LocationScale):
     """log x_d ~ N(μ_d(z), σ_d²) for positive x: a density of x itself, Jacobian included.
 
-    ``network`` and ``scale``, of log x, as in ``Gaussian``.
+    ``network``, ``scale`` and ``standardize``, all of log x, as in ``Gaussian``.
 
     Example:
         >>> import torch
@@ -27,9 +27,10 @@ class LogNormal(LocationScale):
         torch.Size([5])
     """
 
+    standardizes = "log x"
+
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
-        loc, log_scale = self.parts(outputs)
-        return dist.LogNormal(loc, log_scale.exp())
+        return dist.LogNormal(*self.loc_and_scale(outputs))
 
     def marginal_parts(self, x: Tensor) -> list[Tensor]:
         return super().marginal_parts(x.log())

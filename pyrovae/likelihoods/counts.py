@@ -1,4 +1,9 @@
-"""Masses of counts: Poisson, negative binomial, with more zeros, binomial."""
+"""Masses of counts: Poisson, negative binomial, with more zeros, binomial.
+
+Rates take a per-row offset, the logarithm of an exposure: a sequencing depth, an area, a time. It has to come
+from elsewhere than the scored columns. Computed from them, say as the logarithm of the row's own total, it
+tells the model part of what it is to predict: what comes out is a pseudo-likelihood, and is labelled so.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,10 @@ _LEAST_MEAN = 1e-3  # a column of zeros is started from this mean
 class Poisson(Likelihood):
     """P(x | z) = Π_d Poisson(x_d; λ_d(z)) for counts: a mass.
 
-    ``network`` puts out log λ.
+    Args:
+        network: puts out log λ_d.
+        offset: whether every row brings the logarithm of an exposure e, with rates e λ_d(z) then: pass
+            ``{"x": rows, "offset": log_e}`` as x.
 
     Example:
         >>> import torch
@@ -26,6 +34,10 @@ class Poisson(Likelihood):
     """
 
     in_double = True
+
+    def __init__(self, network: nn.Module, offset: bool = False) -> None:
+        super().__init__(network)
+        self.offset = checks.boolean("offset", offset)
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         return dist.Poisson(outputs.exp())
@@ -41,6 +53,7 @@ class NegativeBinomial(Spread):
     Args:
         network: puts out log m_d; with ``concentration="decoder"`` then log r_d.
         concentration: a number, ``"shared"``, ``"per_dimension"`` or ``"decoder"``; r → ∞ is Poisson.
+        offset: whether every row brings the logarithm of an exposure e, with means e m_d(z): see ``Poisson``.
 
     Example:
         >>> import torch
@@ -52,8 +65,11 @@ class NegativeBinomial(Spread):
     spread_name = "concentration"
     in_double = True
 
-    def __init__(self, network: nn.Module, concentration: float | str = "per_dimension") -> None:
+    def __init__(
+        self, network: nn.Module, concentration: float | str = "per_dimension", offset: bool = False
+    ) -> None:
         super().__init__(network, concentration)
+        self.offset = checks.boolean("offset", offset)
         # A column of one count has a finite mass: nothing runs off to infinity as a density's scale does.
         self.learns_scale_per_column = False
 
@@ -73,7 +89,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
 
     Args:
         network: puts out log m_d(z), with ``concentration="decoder"`` log r_d, then the logit of g_d(z).
-        concentration: as in ``NegativeBinomial``.
+        concentration, offset: as in ``NegativeBinomial``.
 
     Example:
         >>> import torch

@@ -6,19 +6,44 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrovae.likelihoods.base import REGISTRY, Spread
+from pyrovae import checks
+from pyrovae.likelihoods.base import REGISTRY, Spread, as_row
+from pyrovae.networks import Standardize
 
 
 class LocationScale(Spread):
-    """Base of families with a location, put out by the decoder, and a scale."""
+    """Base of families with a location, put out by the decoder, and a scale; both in standard units or in x's."""
 
     spread_name = "scale"
+    standardizes = "x"
 
-    def __init__(self, network: nn.Module, scale: float | str = 1.0) -> None:
+    def __init__(
+        self, network: nn.Module, scale: float | str = 1.0, standardize: Standardize | None = None
+    ) -> None:
         super().__init__(network, scale)
+        if standardize is not None and standardize.log != (self.standardizes == "log x"):
+            raise checks.bad_value(
+                "standardize",
+                f"a Standardize of {self.standardizes}, as {type(self).__name__} has it",
+                repr(standardize),
+                f"Pass log={self.standardizes == 'log x'} to it.",
+            )
+        self.standardize = standardize
+
+    def loc_and_scale(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and scale in x's own units, from decoder outputs (..., *row)."""
+        loc, log_scale = self.parts(outputs)
+        if self.standardize is None:
+            return loc, log_scale.exp()
+        unit = as_row(self.standardize.scale, loc)
+        return as_row(self.standardize.loc, loc) + unit * loc, unit * log_scale.exp()
 
     def marginal_parts(self, x: Tensor) -> list[Tensor]:
-        return [x.mean(dim=0), x.std(dim=0)]
+        loc, scale = x.mean(dim=0), x.std(dim=0)
+        if self.standardize is None:
+            return [loc, scale]
+        unit = as_row(self.standardize.scale, loc).to(loc)
+        return [(loc - as_row(self.standardize.loc, loc).to(loc)) / unit, scale / unit]
 
 
 @REGISTRY.register("gaussian")
@@ -30,6 +55,8 @@ class Gaussian(LocationScale):
             ``scale="decoder"`` to twice as many on the last dim: the means, then the log-scales.
         scale: a number (σ fixed), ``"shared"`` (one σ learned), ``"per_dimension"`` (one learned for
             each entry of x) or ``"decoder"`` (put out by the network).
+        standardize: where given, ``network`` and ``scale`` are of standardised x: means and σ are taken back
+            to x's units by it. Share it with the encoder.
 
     Raises:
         ValueError: another scale, or a network whose output width cannot be read or is odd.
@@ -42,15 +69,14 @@ class Gaussian(LocationScale):
     """
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
-        loc, log_scale = self.parts(outputs)
-        return dist.Normal(loc, log_scale.exp())
+        return dist.Normal(*self.loc_and_scale(outputs))
 
 
 @REGISTRY.register("laplace")
 class Laplace(LocationScale):
     """P(x | z) = Π_d exp(−|x_d − μ_d(z)| / b_d) / (2 b_d) for real x: a density with heavier tails.
 
-    ``network`` and ``scale``, here b, as in ``Gaussian``.
+    ``network``, ``scale``, here b, and ``standardize`` as in ``Gaussian``.
 
     Example:
         >>> import torch
@@ -60,15 +86,14 @@ class Laplace(LocationScale):
     """
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
-        loc, log_scale = self.parts(outputs)
-        return dist.Laplace(loc, log_scale.exp())
+        return dist.Laplace(*self.loc_and_scale(outputs))
 
 
 @REGISTRY.register("student_t")
 class StudentT(LocationScale):
     """P(x | z) = Π_d t_ν(x_d; μ_d(z), σ_d) for real x: a density whose tails fall like a power.
 
-    ``network`` and ``scale`` as in ``Gaussian``. The degrees of freedom ν, one for all of x, are learned:
+    ``network``, ``scale`` and ``standardize`` as in ``Gaussian``. The degrees of freedom ν, one for all of x, are learned:
     ν = 1 + exp(``log_excess``), above 1 so that there is a mean; at first 5.
 
     Example:
@@ -78,10 +103,12 @@ class StudentT(LocationScale):
         5.0
     """
 
-    def __init__(self, network: nn.Module, scale: float | str = 1.0) -> None:
-        super().__init__(network, scale)
+    def __init__(
+        self, network: nn.Module, scale: float | str = 1.0, standardize: Standardize | None = None
+    ) -> None:
+        super().__init__(network, scale, standardize)
         self.log_excess = nn.Parameter(torch.tensor(4.0).log())
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
-        loc, log_scale = self.parts(outputs)
-        return dist.StudentT((1 + self.log_excess.exp()).to(outputs), loc, log_scale.exp())
+        loc, scale = self.loc_and_scale(outputs)
+        return dist.StudentT((1 + self.log_excess.exp()).to(outputs), loc, scale)

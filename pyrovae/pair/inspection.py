@@ -77,6 +77,8 @@ def inspect(pair: LatentVariableModel, batch: Batch, seed: int = 0) -> Structure
             vectorised={"model": True, "guide": True},
         )
         check_supports(structure, batch["x"])
+        if computed_from_rows(batch):
+            structure = replace(structure, measure=("pseudo-likelihood",) * len(measure))
         check_log_prob_dims(sites, structure)
         check_rows_stand_alone(pair, structure, sites, probe, fewer, order)
         return replace(structure, vectorised=check_vectorised(pair, structure, probe))
@@ -87,6 +89,36 @@ def check_supports(structure: Structure, x: Tensor, argument: str = "x") -> None
     rows = _columns(x)
     for support in structure.supports:
         checks.on_support(argument, rows, *support)
+
+
+def computed_from_rows(batch: Batch) -> list[str]:
+    """The names of what goes with the rows and is a function of them: a column, or of their totals.
+
+    log P(x | c) with c = c(x) is no log-likelihood: over all x it does not sum to 1. Found are columns, and
+    what a straight line makes of the rows' totals, their logarithms or their square roots; what else may have
+    been computed from x can't be known.
+    """
+    x = _columns(batch["x"]).double()
+    total = x.sum(dim=1)
+    functions = [total]
+    if bool((total >= 0).all()):  # −∞ of the logarithm of a row without counts is on no line
+        functions += [total.log(), total.log1p(), total.sqrt()]
+    return [
+        name
+        for name, value in batch.items()
+        if name != "x" and value.numel() == len(x) and _follows(value.reshape(-1).double(), x, functions)
+    ]
+
+
+def _follows(value: Tensor, x: Tensor, functions: list[Tensor]) -> bool:
+    """Whether numbers of the rows, shape (rows,), are a column of x, or on a straight line with one of ``functions``."""
+    if bool((value == value[0]).all()) and len(value) > 1:
+        return False
+    if bool((value[:, None] == x).all(dim=0).any()):
+        return True
+    if len(value) < 4:  # any three points are nearly on a line
+        return any(torch.allclose(value, f, rtol=1e-5, atol=1e-5) for f in functions)
+    return any(float(torch.corrcoef(torch.stack([value, f]))[0, 1] ** 2) > 1 - 1e-6 for f in functions)
 
 
 def _distinct_rows(x: Tensor, num_rows: int) -> list[int]:
@@ -125,12 +157,29 @@ def _first_run(pair: LatentVariableModel, part: str, batch: Batch, drawn: Sites 
             reason = error.__cause__ or error
             if isinstance(reason, checks.Refused):
                 raise reason from None
+            if isinstance(reason, TypeError) and "unexpected keyword argument" in str(reason):
+                given = [name for name in batch if name != "x"]
+                raise checks.bad_value(
+                    "x",
+                    f"names beside 'x' that the {part} takes as keywords",
+                    f"{', '.join(map(repr, given))}: {reason}",
+                    f"Write {part}(x, {', '.join(f'{name}=None' for name in given)}), or leave them out: model "
+                    "and guide are called alike.",
+                ) from reason
             if isinstance(reason, TypeError) and "positional argument" in str(reason):
                 raise checks.bad_value(
                     part,
                     f"a callable of the rows alone, {part}(x)",
                     str(reason),
-                    "Put what else it needs into a module's buffers, or into the columns of x.",
+                    "Pass what belongs to the rows beside them, by its name: {'x': rows, 'offset': …}; put what else it "
+                    "needs into a module's buffers.",
+                ) from reason
+            if isinstance(reason, ValueError) and "satisfy the constraint" in str(reason):
+                raise checks.bad_value(
+                    "x",
+                    f"rows of a size that the {part}'s networks can take",
+                    str(reason).splitlines()[0].removesuffix(", but found invalid values:"),
+                    "Bring the columns to numbers of size one, or let the model do it: standardize=True.",
                 ) from reason
             one_dim = "x has one dim, so every number is a row: for one row of many columns pass x[None]. "
             raise checks.bad_value(

@@ -62,7 +62,8 @@ class Structure:
         widest: numbers in the widest tensor of one row: x, a latent, an observed site, or a layer.
         columns: for each site that holds data, the columns of x flattened that its values are, in order.
         measure: for every column of x flattened: "mass", "density" or "unscored" (masked, or not
-            observed); "transformed" throughout where something else enters than x's columns, each once.
+            observed); "transformed" throughout where something else enters than x's columns, each once;
+            "pseudo-likelihood" throughout where what the rows are scored with was computed from them.
         supports: where the columns must lie; see ``check_supports``.
     """
 

@@ -1,0 +1,207 @@
+"""What goes with the rows: offsets and other keywords, and numbers that are no likelihoods because of them."""
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from rates import SEED, Z
+from scipy import stats
+
+import pyrovae as pv
+from pyrovae import likelihoods
+
+COUNTS = ["poisson", "negative_binomial", "zero_inflated_negative_binomial"]
+
+
+def counts(num_rows=40, columns=3, seed=SEED):
+    """Counts of rows that were looked at for different times; and the logarithms of these times."""
+    generator = np.random.default_rng(seed)
+    exposure = generator.uniform(0.1, 10, num_rows)
+    rate = exposure[:, None] * generator.gamma(1.0, 1.0, (num_rows, columns))
+    return {"x": generator.poisson(rate).astype(np.float32), "offset": np.log(exposure)}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_an_offset_multiplies_the_means(name):
+    torch.manual_seed(0)
+    family = likelihoods.REGISTRY[name]
+    kinds = family.outputs_per_dimension()
+    network = pv.MLP(2, (4,), kinds * 3)
+    plain, exposed = family(network), family(network, offset=True)
+    z = torch.randn(5, 4, 2)  # (samples, rows, latent_dim)
+    offset = torch.tensor([0.0, 1.0, -2.0, 3.0])
+    expected = plain(z).mean * offset.exp()[:, None]
+    torch.testing.assert_close(exposed(z, offset=offset).mean, expected, rtol=1e-4, atol=1e-5)
+    zero = exposed(z, offset=torch.zeros(4))
+    assert torch.equal(zero.log_prob(torch.ones(4, 3)), plain(z).log_prob(torch.ones(4, 3)))
+
+
+@pytest.mark.parametrize("method", ["importance", "refined", "auto"])
+def test_log_evidence_of_poisson_rows_with_offsets_against_a_grid(method):
+    torch.manual_seed(0)
+    vae = pv.VAE.mlp(3, 1, "poisson", hidden_dims=(4,), offset=True, standardize=True).double()
+    data = counts()
+    vae.encoder.standardize.learn(torch.from_numpy(data["x"]))
+    with torch.no_grad():  # an encoder that sees little of x is near the prior, and wide enough
+        vae.encoder.network.layers[0].weight.mul_(1e-3)
+    rows = {name: value[:10] for name, value in data.items()}
+    ev = pv.log_evidence(vae, rows, method=method, seed=SEED)
+    assert ev.given == ("offset",)
+    assert "given offset" in ev.summary()
+    assert ev.measure == ("mass",) * 3
+    z = np.linspace(-9, 9, 4001)
+    with torch.no_grad():
+        log_rate = vae.likelihood.network(torch.tensor(z)[:, None]).numpy()  # (grid, columns)
+    for n in range(10):
+        log_pmf = stats.poisson.logpmf(rows["x"][n], np.exp(log_rate + rows["offset"][n])).sum(-1)
+        truth = np.log(np.exp(log_pmf + stats.norm.logpdf(z)).sum() * (z[1] - z[0]))
+        assert abs(ev.estimate[n] - truth) <= Z * ev.mcse[n] - ev.bias[n] + 1e-6
+
+
+def test_training_starts_at_the_rates_per_exposure():
+    data = counts(2000)
+    for name in COUNTS:
+        family = likelihoods.REGISTRY[name]
+        likelihood = family(pv.MLP(1, (), family.outputs_per_dimension() * 3), offset=True)
+        with torch.no_grad():
+            likelihood.network.layers[-1].weight.zero_()
+        likelihood.start_from(data)
+        mean = likelihood(torch.zeros(1, 1), offset=torch.zeros(1)).mean[0]
+        rate = (data["x"] / np.exp(data["offset"])[:, None]).mean(0)
+        np.testing.assert_allclose(mean.detach(), rate, rtol=0.06)
+        with pytest.raises(ValueError, match="expected an offset for every row"):
+            likelihood.start_from(data["x"])
+
+
+def test_samples_and_reconstructions_take_the_offset():
+    vae = pv.VAE.mlp(3, 1, "poisson", hidden_dims=(4,), offset=True)
+    many = vae.sample(2000, seed=SEED, offset=torch.full((2000,), 5.0)).mean()
+    assert many > 20 * vae.sample(2000, seed=SEED, offset=torch.zeros(2000)).mean()
+    assert vae.reconstruct(counts()).shape == (40, 3)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (
+            counts()["x"],
+            "x: expected an offset for every row, because this Poisson has offset=True, got none",
+        ),
+        ({"offset": np.ones(3)}, "x: expected a dict with the rows under \"x\", got one with 'offset'"),
+        ({**counts(), "offset": np.ones(7)}, "offset: expected as many rows as x has, 40, got 7"),
+        ({**counts(), "offset": np.full(40, np.nan)}, "offset: expected finite numbers, got 40 that are NaN"),
+        ({"x": counts()["x"], "depth": np.ones(40)}, "x: expected names beside 'x' that the model takes"),
+        ({**counts(), 3: np.ones(40)}, "x: expected names that model and guide can take, got 3"),
+        ({**counts(), "offset": torch.tensor(1)}, "offset: expected an entry for every row"),
+    ],
+)
+def test_refused(x, message):
+    vae = pv.VAE.mlp(3, 1, "poisson", hidden_dims=(4,), offset=True)
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    for call in (pv.fit, pv.log_evidence, pv.elbo):
+        with pytest.raises(ValueError, match=message):
+            call(vae, x)
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+
+
+def test_an_offset_that_nothing_takes_is_refused():
+    vae = pv.VAE.mlp(3, 1, "poisson", hidden_dims=(4,))
+    with pytest.raises(ValueError, match="offset: expected none: this Poisson takes no offset"):
+        pv.log_evidence(vae, counts())
+
+
+TOTALS = {
+    "log": torch.log,
+    "log1p": torch.log1p,
+    "log10 of the share": lambda total: torch.log10(total / total.median()),
+    "itself": lambda total: 0.01 * total,
+    "square root": torch.sqrt,
+}
+
+
+@pytest.mark.parametrize("form", TOTALS)
+@pytest.mark.parametrize("num_rows", [40, 4])
+def test_an_offset_computed_from_the_scored_columns_makes_a_pseudo_likelihood(form, num_rows):
+    """A library size taken from the scored row sums to 16, not 1 (PITFALLS)."""
+    x = torch.from_numpy(counts(num_rows)["x"]) + 1
+    vae = pv.VAE.mlp(3, 1, "poisson", hidden_dims=(4,), offset=True)
+    ev = pv.log_evidence(vae, {"x": x, "offset": TOTALS[form](x.sum(1))}, num_samples=20)
+    assert set(ev.measure) == {"pseudo-likelihood"}
+    assert "pseudo-likelihood" in ev.summary()
+    with pytest.raises(
+        ValueError, match=r"columns? that are pseudo-likelihood|are pseudo-likelihood.*predict"
+    ):
+        pv.compare({"a": ev})
+
+
+def test_a_column_of_x_beside_x_makes_a_pseudo_likelihood():
+    data = counts()
+    vae = pv.VAE.mlp(3, 1, "poisson", hidden_dims=(4,), offset=True)
+    ev = pv.log_evidence(vae, {"x": data["x"], "offset": data["x"][:, 1]}, num_samples=20)
+    assert set(ev.measure) == {"pseudo-likelihood"}
+
+
+@pytest.mark.parametrize(
+    "offset", [np.zeros(40), counts()["offset"], np.random.default_rng(0).normal(size=40)]
+)
+def test_an_offset_from_elsewhere_does_not(offset):
+    vae = pv.VAE.mlp(3, 1, "poisson", hidden_dims=(4,), offset=True)
+    ev = pv.log_evidence(vae, {"x": counts()["x"], "offset": offset}, num_samples=20)
+    assert set(ev.measure) == {"mass"}
+
+
+def test_a_pair_of_one_s_own_takes_keywords_labels_and_masks():
+    """Whole numbers and booleans keep their type; model and guide are called alike, as in Pyro."""
+    table = torch.nn.Parameter(torch.tensor([-2.0, 2.0]))
+    seen = set()
+
+    def model(x, label, mask):
+        seen.add((label.dtype, mask.dtype))
+        pyro.param("table", table)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(table[label], 1.0))
+            with pyro.poutine.mask(mask=mask):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x, label, mask):
+        with pyro.plate("data", len(x)):
+            loc = torch.where(mask, (table[label] + x) / 2, table[label])
+            pyro.sample("z", dist.Normal(loc, torch.where(mask, 0.5**0.5, 1.0)))
+
+    x, label = torch.randn(30), torch.arange(30) % 2
+    mask = torch.arange(30) % 3 > 0
+    pair = pv.LatentVariableModel(model, guide)
+    ev = pv.log_evidence(pair, {"x": x, "label": label.numpy(), "mask": mask}, num_samples=10)
+    assert seen == {(torch.int64, torch.bool)}
+    truth = dist.Normal(table[label], 2**0.5).log_prob(x) * mask  # a row that is hidden adds nothing
+    np.testing.assert_allclose(ev.estimate, truth.detach(), atol=1e-5)
+    assert ev.given == ("label", "mask")
+
+
+def test_rows_in_a_frame_with_a_series_beside_them():
+    data = counts()
+    vae = pv.VAE.mlp(3, 1, "poisson", hidden_dims=(4,), offset=True)
+    frames = {"x": pd.DataFrame(data["x"]), "offset": pd.Series(data["offset"])}
+    ev, same = (pv.log_evidence(vae, x, num_samples=20) for x in (frames, data))
+    np.testing.assert_array_equal(ev.estimate, same.estimate)
+
+
+def test_swap_gives_offsets_to_those_that_take_them():
+    """Rates that differ by exposure alone: who is told it needs no latent to find it."""
+    generator = np.random.default_rng(SEED)
+    exposure = generator.uniform(0.1, 10, 600)
+    x = generator.poisson(5 * exposure[:, None], (600, 3)).astype(np.float32)
+    data = {"x": x, "offset": np.log(exposure)}
+    families = ["poisson", ("poisson", {"offset": True})]
+    found = pv.swap(data, 1, families, epochs=20, hidden_dims=(16,))
+    assert list(found.masses.index) == ["poisson(offset=True)", "poisson"]
+    assert found.masses.loc["poisson", "elpd_diff"] < -Z * found.masses.loc["poisson", "dse"]
+
+
+def test_the_sandwich_simulates_rows_under_their_own_offsets():
+    torch.manual_seed(0)
+    vae = pv.VAE.mlp(3, 1, "poisson", hidden_dims=(4,), offset=True)
+    found = pv.evidence.sandwich(vae, counts(), num_rows=8, num_temperatures=20, seed=SEED)
+    assert found.gap.shape == (8,)
