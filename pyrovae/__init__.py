@@ -1,11 +1,14 @@
 """pyrovae: variational autoencoders on Pyro whose log P(x) can be trusted."""
 
-from pyrovae import baselines, datasets, encoders, evidence, likelihoods, plots, priors
-from pyrovae.comparison import compare, swap
+from pyrovae import baselines, convert, datasets, encoders, evidence, likelihoods, plots, priors
+from pyrovae.checkpoints import Checkpoint
+from pyrovae.collapse import diagnose
+from pyrovae.comparison import compare, compare_evidence, swap
 from pyrovae.evidence import LogEvidence, log_evidence
 from pyrovae.log_weights import elbo, log_weights
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.networks import MLP, ConvDecoder, ConvEncoder
+from pyrovae.saving import load, save
 from pyrovae.training import History, fit
 
 __version__ = "0.1.0"
@@ -13,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MLP",
     "VAE",
+    "Checkpoint",
     "ConvDecoder",
     "ConvEncoder",
     "History",
@@ -20,15 +24,20 @@ __all__ = [
     "LogEvidence",
     "baselines",
     "compare",
+    "compare_evidence",
+    "convert",
     "datasets",
+    "diagnose",
     "elbo",
     "encoders",
     "evidence",
     "fit",
     "likelihoods",
+    "load",
     "log_evidence",
     "log_weights",
     "plots",
     "priors",
+    "save",
     "swap",
 ]

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,8 @@ _ALTERNATIVES = {
     "ContinuousBernoulli or Beta in a Pyro model of your own.",
     "Beta": "Use ContinuousBernoulli where exact 0 or 1 occur, Gaussian where values leave [0, 1].",
     "Poisson": "Poisson takes counts 0, 1, 2, …; use Gaussian for real values.",
+    "NegativeBinomial": "It takes counts 0, 1, 2, …; use Gaussian for real values.",
+    "Categorical": "Number the categories 0, 1, 2, …; use Gaussian for real values.",
     "Gamma": "Gamma takes positive numbers; use LogNormal or Gaussian where zeros or negatives occur.",
     "LogNormal": "LogNormal takes positive numbers; use Gaussian where zeros or negatives occur.",
 }
@@ -316,12 +319,56 @@ def varying_columns(argument: str, x: Tensor, every: bool) -> None:
         )
 
 
-def fingerprint(x: Tensor) -> str:
-    """sha256 of the rows, flattened, as float32 numbers: equal for equal rows, whatever their dtype."""
-    digest = hashlib.sha256(repr((len(x), x.numel() // len(x))).encode())
+@dataclass(frozen=True)
+class Fingerprint:
+    """Which rows a number is of; equal for equal rows, flattened, as float32 numbers, whatever their dtype.
+
+    Attributes:
+        sha256: of the rows.
+        floors: of the rows rounded down: what different dequantisations of the same whole numbers share.
+        binary: whether every entry is 0 or 1.
+        totals: the sum of every row, shape (rows,), by which rows that differ may be told to be akin.
+        columns: entries in a row.
+    """
+
+    sha256: str
+    floors: str = field(compare=False)
+    binary: bool = field(compare=False)
+    totals: np.ndarray = field(compare=False, repr=False)
+    columns: int = field(compare=False)
+
+    def __len__(self) -> int:
+        return len(self.totals)
+
+    def unlike(self, other: Fingerprint) -> str:
+        """In words, how other rows differ from these, as far as the two fingerprints tell."""
+        if (len(self), self.columns) != (len(other), other.columns):
+            return f"{len(other)} rows of {other.columns} columns against {len(self)} of {self.columns}"
+        if self.floors == other.floors:
+            return "the same whole numbers, dequantised by other noise"
+        if np.array_equal(np.sort(self.totals), np.sort(other.totals)):
+            return "rows of the same totals, in another order"
+        alike = float(np.corrcoef(self.totals, other.totals)[0, 1]) if len(self) > 2 else 0.0
+        if self.binary and other.binary and alike > 0.5:
+            return "another binarization of what look like the same images: fixed against random, or two random ones"
+        if alike > 1 - 1e-6:
+            factor = np.polyfit(self.totals, other.totals, 1)[0]
+            return f"what look like the same rows in other units, a factor of {factor:.4g}"
+        return f"other numbers in {len(other)} rows"
+
+
+def fingerprint(x: Tensor) -> Fingerprint:
+    """The fingerprint of rows, shape (rows, ...)."""
+    columns = x.numel() // len(x)
+    digest, floors = (hashlib.sha256(repr((len(x), columns)).encode()) for _ in range(2))
+    totals, binary = [], True
     for block in x.split(4096):
-        digest.update(block.detach().cpu().float().contiguous().numpy().data)
-    return digest.hexdigest()
+        values = block.detach().cpu().float().reshape(len(block), -1).contiguous().numpy()
+        digest.update(values.data)
+        floors.update(np.floor(values).data)
+        totals.append(values.sum(axis=1, dtype=np.float64))
+        binary = binary and bool(((values == 0) | (values == 1)).all())
+    return Fingerprint(digest.hexdigest(), floors.hexdigest(), binary, np.concatenate(totals), columns)
 
 
 def row_hashes(x: Tensor) -> np.ndarray:
@@ -333,6 +380,21 @@ def row_hashes(x: Tensor) -> np.ndarray:
         for row in block.float().contiguous().numpy()
     ]
     return np.array(hashes, dtype=np.uint64)
+
+
+def num_seen(hashes: np.ndarray, fitted: np.ndarray) -> int:
+    """How many rows are likely among those that a model was fitted to, by the hashes of both.
+
+    Rows of few values repeat by chance, and a row that was kept back may equal one that was not. How often is
+    seen among the fitted rows themselves: a share d of them has a double. M matches of N rows then speak for
+    (M − d N) / (1 − d) that were fitted; where d is above one half, matches say nothing.
+    """
+    _, place, count = np.unique(fitted, return_inverse=True, return_counts=True)
+    chance = float((count[place] > 1).mean())
+    if chance > 0.5:
+        return 0
+    matches = float(np.isin(hashes, fitted).sum())
+    return max(0, round((matches - chance * len(hashes)) / (1 - chance)))
 
 
 def _first(bad: Tensor) -> tuple[int, list[int]]:

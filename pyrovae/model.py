@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.nn import PyroModule
@@ -59,6 +60,8 @@ class LatentVariableModel(nn.Module):
 
     model: Callable[..., Any]
     guide: Callable[..., Any]
+    #: ``model.save(path)``: see ``pyrovae.saving``, which puts it here.
+    save: Callable[..., None]
 
     def __init__(
         self,
@@ -82,10 +85,17 @@ class LatentVariableModel(nn.Module):
         _refuse_homonyms(self.owners)
         self._open(plate, params)
 
+    @property
+    def seen(self) -> np.ndarray | None:
+        """Hashes of the rows that ``fit`` has fitted the pair to, by ``checks.row_hashes``; None before."""
+        return None if self.fitted is None else self.fitted["seen"]
+
     def _open(self, plate: str | None = None, params: ParamStoreDict | dict[str, Any] | None = None) -> None:
         """Set up the pair's own parameter store."""
         self.plate = plate
+        self.fitted: dict[str, Any] | None = None  # what ``fit`` leaves: see ``training``
         self._adopted = params is not None
+        self._filled = False  # from a file, before the first run
         self._store = _store_state(params)
         self.declared = nn.Module()  # holds what pyro.param and pyro.module declared in plain functions
         self._register_declared()
@@ -98,6 +108,7 @@ class LatentVariableModel(nn.Module):
             yield
         if self._store["params"].keys() != known:
             self._refuse_taken_names(known)
+            self._refuse_unsaved_names(known)
             self._register_declared()
 
     def _refuse_taken_names(self, known: set[str]) -> None:
@@ -118,6 +129,20 @@ class LatentVariableModel(nn.Module):
                 f"{len(taken)} that it does, first {taken[0]!r}",
                 "Pass params=pyro.get_param_store() to use what was trained there, or call "
                 "pyro.clear_param_store() first to start anew.",
+            )
+
+    def _refuse_unsaved_names(self, known: set[str]) -> None:
+        """What was filled from a file has all that it declares from there: never start a part of it anew silently."""
+        held = {id(p) for module in self.every_module() for p in module.parameters()}
+        new = [name for name, p in self._store["params"].items() if name not in known and id(p) not in held]
+        if self._filled and new:
+            for name in new:
+                del self._store["params"][name], self._store["constraints"][name]
+            raise checks.bad_value(
+                "params",
+                "names that were in the file this pair was loaded from",
+                f"{len(new)} that were not, first {new[0]!r}",
+                "Load a file that was saved by the same code.",
             )
 
     def _register_declared(self) -> None:

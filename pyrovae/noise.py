@@ -73,6 +73,8 @@ class Stream(IntEnum):
     PILOT = 8
     SIMULATE = 9
     LADDER = 10
+    CONVERT = 11
+    DIAGNOSE = 12
 
 
 def derive(seed: int, stream: Stream, *keys: int) -> int:

@@ -71,6 +71,30 @@ def pareto_k(axes: Axes, evidences: Sequence[tuple[str, LogEvidence]], title: st
     axes.legend(fontsize="small")
 
 
+def plot_compare(axes: Axes, table: pd.DataFrame, title: str = "") -> None:
+    """What ``compare`` found: each model's elpd ± its error over rows, and ± the paired error of the difference.
+
+    Best at the top. The hollow mark is the best model's elpd plus the difference to it, its bar the error of
+    that difference: models whose bar reaches the dotted line can't be told from the best.
+    """
+    places = np.arange(len(table))[::-1]
+    axes.errorbar(table["elpd"], places, xerr=table["se"], fmt="ko", capsize=3, label="elpd ± se")
+    others = table["dse"].to_numpy() > 0
+    axes.errorbar(
+        table["elpd"][others],
+        places[others] - 0.2,
+        xerr=table["dse"][others],
+        fmt="C0^",
+        markerfacecolor="none",
+        capsize=3,
+        label="± error of the difference",
+    )
+    axes.axvline(table["elpd"].iloc[0], color="k", linestyle=":", linewidth=1)
+    axes.set_yticks(places, [str(name) for name in table.index])
+    axes.set(xlabel="log P(x), nats a row", title=title, ylim=(-0.7, len(table) - 0.3))
+    axes.legend(fontsize="small")
+
+
 def convergence(axes: Axes, frame: pd.DataFrame, title: str = "") -> None:
     """What ``evidence.convergence`` found: the lower bound climbing with K, and estimates beside it."""
     draws, bound = frame["num_samples"], frame["lower_bound"]

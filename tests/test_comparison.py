@@ -105,13 +105,13 @@ def test_evidence_of_a_training_set_is_no_predictive_score():
 
 
 def test_images_and_their_flattened_rows_are_the_same_rows():
-    x = X[:, :4].reshape(-1, 1, 2, 2)
+    train, x = (rows[:, :4].reshape(-1, 1, 2, 2) for rows in (TRAIN, X))
     decoder = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Unflatten(1, (1, 2, 2)))
     encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
     vae = pv.VAE(
         pv.priors.StandardNormal(1), pv.likelihoods.Bernoulli(decoder), pv.encoders.DiagonalNormal(encoder)
     )
-    assert len(pv.compare({"images": vae, "flat": baselines.IndependentBernoulli().fit(x)}, x)) == 2
+    assert len(pv.compare({"images": vae, "flat": baselines.IndependentBernoulli().fit(train)}, x)) == 2
 
 
 def test_models_and_rows_are_needed():
@@ -152,3 +152,153 @@ def test_swap_refuses_rows_off_a_support_before_anything_is_fitted():
         pv.swap(torch.randn(40, 2), 1, ["gaussian", "poisson"], epochs=10**9)
     with pytest.raises(TypeError, match="families: expected"):
         pv.swap(torch.randn(40, 2), 1, "gaussian")
+
+
+def gaussian_rows(num_rows, seed):
+    return torch.randn(num_rows, 3, generator=torch.Generator().manual_seed(seed)) * 2 + 1
+
+
+def test_stacking_weights_are_those_of_the_best_mixture():
+    """Two models of which each explains half of the rows; against a fine grid over the one free weight."""
+    train, test = gaussian_rows(300, 0), gaussian_rows(100, 1)
+    left = baselines.FullGaussian().fit(train[train[:, 0] < 1])
+    right = baselines.FullGaussian().fit(train[train[:, 0] >= 1])
+    poor = baselines.FullGaussian().fit(train - 50)
+    models = {"left": left, "right": right, "poor": poor}
+    table = pv.compare(models, test)
+    scores = np.stack([models[name].log_evidence(test).estimate for name in ("left", "right")])
+    grid = np.linspace(0, 1, 10_001)[1:-1, None]
+    best = grid[np.logaddexp(np.log(grid) + scores[0], np.log1p(-grid) + scores[1]).sum(1).argmax(), 0]
+    assert table.loc["left", "weight"] == pytest.approx(best, abs=2e-3)
+    assert table.loc["poor", "weight"] == pytest.approx(0, abs=1e-6)
+    assert table["weight"].sum() == pytest.approx(1)
+
+
+def test_by_splits_by_a_column_of_labels():
+    x = gaussian_rows(60, 1)
+    models = {
+        "two": baselines.PPCA(2).fit(gaussian_rows(50, 0)),
+        "one": baselines.PPCA(1).fit(gaussian_rows(50, 0)),
+    }
+    labels = np.where(x[:, 0] > 1, "high", "low")
+    table = pv.compare(models, x, by=labels)
+    assert table.index.names == ["by", "model"]
+    for label in ("high", "low"):
+        alone = pv.compare(models, x[labels == label])
+        np.testing.assert_allclose(table.loc[label]["elpd"], alone["elpd"])
+        np.testing.assert_allclose(table.loc[label]["dse"], alone["dse"])
+    with pytest.raises(ValueError, match="by: expected a label for each of the 60 rows"):
+        pv.compare(models, x, by=labels[:3])
+
+
+def test_by_keeps_verdicts_and_noise_of_its_rows():
+    vae, labels = bernoulli_vae(), np.arange(40) % 2
+    table = pv.compare({"VAE": vae}, X, by=labels, num_samples=50)
+    ev = pv.log_evidence(vae, X, num_samples=50)
+    expected = np.sqrt((ev.mcse[::2] ** 2).sum()) / 20
+    assert table.loc[(0, "VAE"), "mcse"] == pytest.approx(expected)
+    assert table.loc[(0, "VAE"), "trust"] == (ev.verdict[::2] == "trust").sum()
+
+
+def test_rows_that_a_model_was_fitted_to_are_refused_unless_asked():
+    train, test = gaussian_rows(60, 0), gaussian_rows(60, 1)
+    vae = pv.VAE.mlp(3, 1, "gaussian", hidden_dims=(4,))
+    pv.fit(vae, train, epochs=1)
+    ppca = baselines.PPCA(1).fit(train)
+    message = r"x: expected rows that the models were not fitted to, got 60 of 60 that"
+    for models in ({"a": vae}, {"b": ppca}, {"c": pv.log_evidence(ppca, train)}):
+        with pytest.raises(ValueError, match=message):
+            pv.compare(models, train, num_samples=5)
+    table = pv.compare({"a": vae, "b": ppca}, train, num_samples=5, training_rows=True)
+    assert table["seen"].tolist() == [60, 60]
+    some = torch.cat([train[:20], test[:40]])  # less than half
+    assert pv.compare({"a": vae, "b": ppca}, some, num_samples=5)["seen"].tolist() == [20, 20]
+    assert pv.compare({"a": vae, "b": ppca}, test, num_samples=5)["seen"].tolist() == [0, 0]
+    pv.fit(vae, test, epochs=1)
+    with pytest.raises(ValueError, match="60 of 60"):
+        pv.compare({"a": vae}, train, num_samples=5)
+
+
+def test_rows_that_repeat_by_chance_are_no_training_rows():
+    """Of five binary columns most rows that were kept back equal some that were not."""
+    assert np.isin(pv.checks.row_hashes(X), independent().seen).mean() > 0.5
+    assert pv.compare({"a": independent()}, X)["seen"].tolist() == [0]
+
+
+def test_evidences_of_one_training_set_rank_among_themselves():
+    few, many = (baselines.IndependentBernoulli(a, a).fit(TRAIN) for a in (1.0, 100.0))
+    table = pv.compare_evidence({"many": many, "few": few})
+    totals = {"few": few.marginal_likelihood().total, "many": many.marginal_likelihood().total}
+    assert list(table.index) == ["few", "many"]
+    assert table.loc["many", "log_bayes_factor"] == pytest.approx(totals["many"] - totals["few"])
+    odds = np.exp(totals["few"] - totals["many"])
+    assert table.loc["few", "probability"] == pytest.approx(odds / (1 + odds))
+    for models, message in (
+        ({"few": few, "rows": few.log_evidence(X)}, "got 'rows', predictive scores of rows"),
+        ({"few": few, "vae": bernoulli_vae()}, "the evidence of their training set, got 'vae', a VAE"),
+        (
+            {"few": few, "other": baselines.IndependentBernoulli().fit(X)},
+            "on others: 40 rows of 5 columns against 200",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pv.compare_evidence(models)
+
+
+OTHER = {
+    "dequantised by other noise": lambda x, noise: (x.floor(), x.floor() + noise),
+    "in another order": lambda x, noise: (x, x.flip(0)),
+    "in other units, a factor of 0.003922": lambda x, noise: (x, x / 255),
+    "another binarization": lambda x, noise: ((x > noise.mul(8)).float(), (x > noise.flip(0).mul(8)).float()),
+    "60 rows of 4 columns against 60 of 6": lambda x, noise: (x, x[:, :4]),
+}
+
+
+@pytest.mark.parametrize("reason", OTHER)
+def test_why_other_rows_are_others(reason):
+    """Images of few and of many strokes: two binarizations have nearly the same totals."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(60, 6, generator=generator) + torch.linspace(0, 7, 60)[:, None]
+    noise = torch.rand(60, 6, generator=generator)
+    first, second = OTHER[reason](x, noise)
+    scores = {}
+    for name, rows in (("a", first), ("b", second)):
+        vae = pv.VAE.mlp(rows.shape[1], 1, "gaussian", hidden_dims=(2,))
+        scores[name] = pv.log_evidence(vae, rows, num_samples=2)
+    with pytest.raises(ValueError, match=f"'b' on others: .*{reason}"):
+        pv.compare(scores)
+
+
+def test_it_prints_in_a_terminal_a_notebook_and_latex():
+    table = pv.compare({"VAE": bernoulli_vae(), "independent": independent()}, X, num_samples=50)
+    printed = repr(table)
+    assert "mass, nats a row over 40 rows" in printed
+    assert all(len(line) <= 100 for line in printed.splitlines())
+    assert "≥ -" in printed
+    assert "exact" in printed
+    assert "<table" in table._repr_html_()
+    latex = table.to_latex()
+    assert r"$\pm$" in latex
+    assert "≥" not in latex
+    assert set(table[["elpd", "se"]].columns) == {"elpd", "se"}  # what is taken from it is a plain frame
+    assert type(table[["elpd"]]) is not type(table)
+
+
+def test_plot_compare_draws_every_model():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    _, axes = plt.subplots()
+    table = pv.compare({"VAE": bernoulli_vae(), "independent": independent()}, X, num_samples=50)
+    pv.plots.plot_compare(axes, table)
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(table.index)
+    plt.close("all")
+
+
+def test_numbers_that_were_fitted_are_counted():
+    vae = bernoulli_vae()
+    table = pv.compare({"VAE": vae, "independent": independent()}, X, num_samples=5)
+    assert table.loc["VAE", "num_parameters"] == sum(p.numel() for p in vae.parameters())
+    assert table.loc["independent", "num_parameters"] == 5

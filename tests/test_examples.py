@@ -14,6 +14,7 @@ EXPECTED = {
     "your_own_model.py": ("rows by verdict", None),
     "linear_gaussian.py": ("nats a row", "linear_gaussian.png"),
     "swap_likelihood.py": ("Refused. models: expected all masses or all densities", None),
+    "two_stochastic_layers.py": ("of 50 units active", None),
     "digits.py": ("independent pixels", "digits.png"),
 }
 

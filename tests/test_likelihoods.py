@@ -11,6 +11,7 @@ from torch.distributions import biject_to
 
 import pyrovae as pv
 from pyrovae import distributions, likelihoods
+from pyrovae.registry import rebuild
 
 DTYPES = [torch.float32, torch.float64]
 SHAPES = [(), (3,), (2, 3)]
@@ -295,6 +296,47 @@ def test_start_from_the_marginals(name, options):
         # a few zeros are taken off; the open ends pull the mean of a logistic inwards
         ratio = {"zero_inflated_negative_binomial": 0.06, "discretized_logistic": 0.1}.get(name, 0.02)
         torch.testing.assert_close(mean, x.mean(0), rtol=ratio, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
+def test_rebuilt_from_its_recorded_arguments(name, options, dtype):
+    family = likelihood(name, options, dtype)
+    again = rebuild(family).to(dtype)
+    assert again is not family
+    assert all(again.arguments[option] == value for option, value in options.items())
+    again.load_state_dict(family.state_dict())
+    z = torch.randn(4, LATENT, dtype=dtype)
+    x = family(z).sample()
+    assert torch.equal(again(z).log_prob(x), family(z).log_prob(x))
+
+
+@pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
+def test_images_are_scored_as_their_flattened_rows(name, options):
+    """Rows of three dims: the same parameters, the same numbers."""
+    torch.manual_seed(0)
+    family = likelihoods.REGISTRY[name]
+    kinds = family.outputs_per_dimension(**options)
+    network = nn.Linear(LATENT, kinds * COLUMNS)
+    flat = family(network, **options)
+    images = family(nn.Sequential(network, Columns(kinds)), **options)
+    images.load_state_dict({key.replace("network.", "network.0."): v for key, v in flat.state_dict().items()})
+    z = torch.randn(4, LATENT)
+    x = flat(z).sample()
+    torch.testing.assert_close(images(z).log_prob(x.view(4, 1, COLUMNS, 1)), flat(z).log_prob(x))
+
+
+class Columns(nn.Module):
+    """(batch, kinds · columns) → (batch, 1, columns, kinds): an image one pixel wide, the kinds on the last dim."""
+
+    out_features = property(lambda self: self.kinds * COLUMNS)
+
+    def __init__(self, kinds):
+        super().__init__()
+        self.kinds = kinds
+
+    def forward(self, outputs):
+        return outputs.unflatten(1, (self.kinds, COLUMNS)).mT[:, None]
 
 
 def test_start_needs_a_bias_to_set():

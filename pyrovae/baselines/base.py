@@ -1,63 +1,104 @@
-"""What every baseline shares: it is fitted before it answers, and rows keep their width."""
+"""What every baseline shares: it is fitted before it answers, and rows keep their width; and their registry."""
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from abc import ABC, abstractmethod
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import constraints
 
 from pyrovae import checks, noise
 from pyrovae.evidence.result import LogEvidence
 
+#: Baselines by their class name in snake case; the contract tests cover every ``ClosedForm`` among them.
+REGISTRY: dict[str, type[Baseline]] = {}
+
+B = TypeVar("B", bound="Baseline")
+
+
+def register(name: str) -> Callable[[type[B]], type[B]]:
+    """Class decorator: put a baseline into ``REGISTRY`` under ``name``."""
+
+    def add(cls: type[B]) -> type[B]:
+        REGISTRY[name] = cls
+        return cls
+
+    return add
+
 
 class Baseline(ABC):
-    """A model of rows whose log P(x) is known in closed form once it is fitted.
+    """A model of rows that is fitted, and then has log P(x) of other rows.
 
-    Works in float64. To add one: ``_fit``, ``_distribution``, ``_log_prob``, ``summary`` and the two labels.
+    ``x`` has rows on dim 0: a tensor, an array, a DataFrame, or a mapping with such rows under "x", of which a
+    baseline uses nothing else. It works in float64, on rows flattened to shape (rows, columns).
+
+    To add one: ``_fit``, ``_score``, ``_sample`` and ``summary``; where log P(x) has a closed form, see
+    ``ClosedForm``. A ``_fit`` that raises leaves the baseline as it was.
     """
 
-    #: Whether log P(x) is a "mass" or a "density".
-    measure: str
-    #: "plug-in" (fitted values) or "posterior-averaged".
-    parameters: str
+    #: What values a column may hold, and the family that says so in a refusal.
+    support: ClassVar[constraints.Constraint] = constraints.real
+    family: ClassVar[str] = "Gaussian"
+
+    #: ``baseline.save(path)``: see ``pyrovae.saving``, which puts it here.
+    save: Callable[..., None]
+    #: Attributes that are made of the others, or of code: not saved, but made again by ``_derive``.
+    derived: ClassVar[tuple[str, ...]] = ()
+    #: Hashes of the rows it was fitted to, shape (rows,), by ``checks.row_hashes``.
+    seen: np.ndarray
 
     _width: int | None = None
+    _fingerprint: checks.Fingerprint
 
     def fit(self, x: Any) -> Self:
-        """Fit to rows, shape (rows, columns); returns self."""
+        """Fit to rows, shape (rows, columns); returns self. Where it raises, nothing has changed."""
         rows = self._rows(x)
-        self._fit(rows)
-        self._width = rows.shape[1]
+        before = dict(vars(self))
+        try:
+            self._fit(rows)
+            self._width = rows.shape[1]
+            self._fingerprint = checks.fingerprint(rows)
+            self.seen = checks.row_hashes(rows)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
         return self
 
     def log_evidence(self, x: Any) -> LogEvidence:
-        """Exact log P(x_n) of rows, shape (rows, columns), in nats a row."""
+        """log P(x_n) of rows, shape (rows, columns), each by itself, in nats a row."""
         rows = self._rows(x)
-        self._require_fit()
-        if rows.shape[1] != self._width:
+        width = self._require_fit()
+        if rows.shape[1] != width:
             raise checks.bad_value(
                 "x",
-                f"rows of width {self._width}, as in fit",
+                f"rows of width {width}, as in fit",
                 f"width {rows.shape[1]}",
                 "Pass the same columns.",
             )
-        return LogEvidence.exact(
-            self._log_prob(rows).numpy(),
-            measure=(self.measure,) * rows.shape[1],
-            method=type(self).__name__,
-            fingerprint=checks.fingerprint(rows),
-            parameters=self.parameters,
-        )
+        return self._score(rows)
 
     def sample(self, num_rows: int, seed: int = 0) -> Tensor:
-        """Rows from the fitted model, shape (num_rows, columns), float64."""
+        """Rows from the fitted model, each by itself, shape (num_rows, columns), float64."""
         checks.integer("num_rows", num_rows)
         self._require_fit()
         with noise.seeded(noise.derive(seed, noise.Stream.SAMPLE)):
-            return self._distribution().sample((num_rows,))
+            return self._sample(num_rows)
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers were fitted: those it shows, apart from its constructor's arguments."""
+        self._require_fit()
+        given = inspect.signature(type(self)).parameters
+        shown = [v for name, v in vars(self).items() if name not in given and not name.startswith("_")]
+        tensors = [v for v in shown if isinstance(v, Tensor) and v.is_floating_point()]
+        return sum(v.numel() for v in tensors) + sum(isinstance(v, float) for v in shown)
 
     @abstractmethod
     def summary(self) -> str:
@@ -68,25 +109,122 @@ class Baseline(ABC):
         """Fit to checked rows, shape (rows, columns), float64."""
 
     @abstractmethod
-    def _distribution(self) -> Distribution:
-        """The fitted distribution of a row, batch and event shape together (columns,)."""
+    def _score(self, rows: Tensor) -> LogEvidence:
+        """log P of checked rows, shape (rows, columns), float64."""
 
     @abstractmethod
-    def _log_prob(self, rows: Tensor) -> Tensor:
-        """log P of checked rows, shape (rows,)."""
+    def _sample(self, num_rows: int) -> Tensor:
+        """Rows from torch's global generator, seeded by the caller; shape (num_rows, columns), float64."""
+
+    def _derive(self) -> None:  # noqa: B027 (most have nothing to make)
+        """Make what ``derived`` names of the rest of a fit, after it was loaded."""
 
     def __repr__(self) -> str:
         return f"<{self.summary()}>" if self._width is not None else f"<{type(self).__name__}, not fitted>"
 
     def _rows(self, x: Any) -> Tensor:
+        """Rows of any kind as float64, shape (rows, columns), on the support."""
+        if isinstance(x, Mapping):
+            if "x" not in x:
+                raise checks.bad_value(
+                    "x", 'a mapping with rows under "x"', f"the keys {list(x)}", 'Pass {"x": rows}.'
+                )
+            x = x["x"]
         if isinstance(x, Tensor) and x.is_floating_point():
             x = x.double()
         rows = checks.rows(x, dtype=torch.float64)
-        return rows.flatten(1) if rows.dim() > 1 else rows[:, None]
+        # Contiguous, so that the same numbers give the same bits however they lay in memory.
+        rows = (rows.flatten(1) if rows.dim() > 1 else rows[:, None]).contiguous()
+        checks.on_support("x", rows, list(range(rows.shape[1])), self.support, self.family)
+        return rows
 
-    def _require_fit(self) -> None:
+    def _require_fit(self) -> int:
+        """The width of the rows it was fitted to; raises where there were none."""
         if self._width is None:
             name = type(self).__name__
             raise checks.bad_value(
                 name, "a fitted baseline", "one that was not", f"Call {name}(…).fit(x_train) first."
             )
+        return self._width
+
+
+class ClosedForm(Baseline):
+    """A baseline whose log P(x) is known in closed form once it is fitted: exact, nothing sampled.
+
+    To add one: ``_fit``, ``_log_prob``, ``_sample``, ``summary`` and the labels ``measure`` and ``parameters``.
+    """
+
+    #: Whether log P(x) is a "mass" or a "density".
+    measure: ClassVar[str]
+    #: "plug-in" (fitted values) or "posterior-averaged".
+    parameters: ClassVar[str] = "plug-in"
+
+    @abstractmethod
+    def _log_prob(self, rows: Tensor) -> Tensor:
+        """log P of checked rows, shape (rows,)."""
+
+    def _measures(self, columns: int) -> tuple[str, ...]:
+        """For every column, what the number measures."""
+        return (self.measure,) * columns
+
+    def _score(self, rows: Tensor) -> LogEvidence:
+        log_prob = self._log_prob(rows)
+        impossible = torch.nonzero(log_prob == -torch.inf).flatten()
+        if len(impossible):
+            raise checks.bad_value(
+                "x",
+                f"rows that are possible under the fitted {type(self).__name__}",
+                f"{len(impossible)} of probability 0, first row {int(impossible[0])}",
+                "They hold values that no training row has: fit on rows that have them, or use a baseline with a "
+                "prior over them (pseudo_count > 0, IndependentBernoulli, DirichletCategorical).",
+            )
+        return LogEvidence.exact(
+            log_prob.numpy(),
+            measure=self._measures(rows.shape[1]),
+            method=type(self).__name__,
+            fingerprint=checks.fingerprint(rows),
+            parameters=self.parameters,
+        )
+
+
+class Conjugate(ClosedForm):
+    """A baseline whose parameters are integrated out in closed form: predictive and evidence are both exact.
+
+    ``log_evidence(x)`` is the posterior predictive log P(x_n | training rows) of each row by itself;
+    ``marginal_likelihood()`` is log P(training rows), all together. To add one: as ``ClosedForm``, and
+    ``_log_marginal``.
+    """
+
+    parameters = "posterior-averaged"
+
+    def marginal_likelihood(self) -> LogEvidence:
+        """log P(training rows | prior), the evidence of the whole training set: one number, in nats, exact.
+
+        It is the sum of each row's predictive given the rows before it, in any order. Its one entry has
+        target "evidence": it ranks models of one training set, and no predictive score.
+
+        Raises:
+            ValueError: where nothing was fitted.
+        """
+        width = self._require_fit()
+        return LogEvidence.exact(
+            np.array([self._log_marginal()]),
+            measure=self._measures(width),
+            method=type(self).__name__,
+            fingerprint=self._fingerprint,
+            target="evidence",
+            parameters=self.parameters,
+        )
+
+    @abstractmethod
+    def _log_marginal(self) -> float:
+        """log P of the rows it was fitted to, all together."""
+
+
+def warn_unconverged(baseline: Baseline, max_iter: int) -> None:
+    """Say that a fit stopped at ``max_iter`` steps, short of the maximum; what it has is still scored exactly."""
+    warnings.warn(
+        f"{type(baseline).__name__} has not converged in {max_iter} steps: its log P(x) is exact for the parameters "
+        "reached, which are not yet the best. Raise max_iter.",
+        stacklevel=4,
+    )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyrovae import checks
-from pyrovae.baselines.base import Baseline
+from pyrovae.baselines.base import Conjugate, register
 
 
-class IndependentBernoulli(Baseline):
+@register("independent_bernoulli")
+class IndependentBernoulli(Conjugate):
     """x_d ~ Bernoulli(θ_d), θ_d ~ Beta(a, b), each column by itself; exact.
 
     A new row is scored by its posterior predictive, P(x_d = 1 | training) = (a + ones_d) / (a + b + N):
@@ -31,7 +33,8 @@ class IndependentBernoulli(Baseline):
     """
 
     measure = "mass"
-    parameters = "posterior-averaged"
+    support = constraints.boolean
+    family = "Bernoulli"
 
     probabilities: Tensor
 
@@ -40,16 +43,21 @@ class IndependentBernoulli(Baseline):
         self.b = checks.positive("b", b)
 
     def _fit(self, rows: Tensor) -> None:
-        self._num_rows = len(rows)
+        self._num_rows, self._ones = len(rows), rows.sum(dim=0)
         self.probabilities = (self.a + rows.sum(dim=0)) / (self.a + self.b + len(rows))
 
-    def _distribution(self) -> torch.distributions.Distribution:
-        return torch.distributions.Bernoulli(probs=self.probabilities)
+    def _sample(self, num_rows: int) -> Tensor:
+        return torch.bernoulli(self.probabilities.expand(num_rows, -1))
 
     def _log_prob(self, rows: Tensor) -> Tensor:
         # log1p keeps the digits that log(1 − p) loses near one; p is never 0 or 1, by the prior.
         p = self.probabilities
         return (rows * p.log() + (1 - rows) * torch.log1p(-p)).sum(dim=1)
+
+    def _log_marginal(self) -> float:
+        a, b = self._ones.new_tensor([self.a, self.b])
+        ones = self._ones
+        return float((_log_beta(a + ones, b + self._num_rows - ones) - _log_beta(a, b)).sum())
 
     def summary(self) -> str:
         self._require_fit()
@@ -58,8 +66,7 @@ class IndependentBernoulli(Baseline):
             f"{self._num_rows} rows, posterior-averaged, exact"
         )
 
-    def _rows(self, x: object) -> Tensor:
-        rows = super()._rows(x)
-        columns = list(range(rows.shape[1]))
-        checks.on_support("x", rows, columns, torch.distributions.constraints.boolean, "Bernoulli")
-        return rows
+
+def _log_beta(a: Tensor, b: Tensor) -> Tensor:
+    """log B(a, b)."""
+    return torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)

@@ -7,10 +7,11 @@ from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal
 
 from pyrovae import checks
-from pyrovae.baselines.base import Baseline
+from pyrovae.baselines.base import ClosedForm, register
 
 
-class PPCA(Baseline):
+@register("ppca")
+class PPCA(ClosedForm):
     """z ~ N(0, I_L), x | z ~ N(W z + μ, σ² I), hence x ~ N(μ, W Wᵀ + σ² I): exact.
 
     Fitted by maximum likelihood, in closed form: W = U (Λ − σ² I)^½ from the L largest eigenvalues of
@@ -35,7 +36,6 @@ class PPCA(Baseline):
     """
 
     measure = "density"
-    parameters = "plug-in"
 
     loc: Tensor
     loadings: Tensor
@@ -80,6 +80,9 @@ class PPCA(Baseline):
 
     def _log_prob(self, rows: Tensor) -> Tensor:
         return self._distribution().log_prob(rows)
+
+    def _sample(self, num_rows: int) -> Tensor:
+        return self._distribution().sample((num_rows,))
 
     def summary(self) -> str:
         self._require_fit()

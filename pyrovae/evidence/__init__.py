@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from pyrovae import checks
@@ -57,7 +58,7 @@ def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: An
     if own is None:
         name = checks.choice("method", method or "importance", tuple(METHODS))
         checks.options(f"method {name!r}", METHODS[name], options, taken=("pair", "x"))
-        return METHODS[name](model, x, **options)
+        return _with_seen(METHODS[name](model, x, **options), model, x)
     if method is not None or options:
         given = [*(["method"] if method is not None else []), *options]
         raise checks.bad_value(
@@ -66,7 +67,16 @@ def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: An
             ", ".join(given),
             "Leave them out.",
         )
-    return own(x)
+    return _with_seen(own(x), model, x)
+
+
+def _with_seen(evidence: LogEvidence, model: Any, x: Any) -> LogEvidence:
+    """The same, with the number of rows that the model was fitted to: a score on those says little of others."""
+    fitted = getattr(model, "seen", None)
+    if fitted is None:
+        return evidence
+    rows = checks.batch(x, dtype=None)["x"]
+    return replace(evidence, seen=checks.num_seen(checks.row_hashes(rows), fitted))
 
 
 __all__ = [

@@ -103,11 +103,12 @@ class LogEvidence:
         cost: shape (rows,), decoder evaluations spent on each row, pilots included; a gradient counts three.
         num_samples: draws a row; 0 where nothing was sampled, or where they differ by row.
         seed, tile: with x and the pair, they give the same bits again.
-        fingerprint: sha256 of the rows, so that only the same rows are compared.
+        fingerprint: of the rows, so that only the same rows are compared.
         target: "predictive" (rows given what was fitted) or "evidence" (one number a training set).
         parameters: "plug-in" (fitted values) or "posterior-averaged".
         target_mcse: the error that was asked for, in nats; None where none was.
         given: the names of what the rows were scored with beside themselves, such as an offset.
+        seen: how many of the rows the model was fitted to, as far as it is known.
         shared_mcse: the Monte-Carlo standard error of the mean where the rows share their noise, as they do
             where all are scored by the same posterior draws; None where every row has noise of its own.
     """
@@ -126,11 +127,12 @@ class LogEvidence:
     num_samples: int
     seed: int | None
     tile: tuple[int, int] | None
-    fingerprint: str
+    fingerprint: checks.Fingerprint
     target: str = "predictive"
     parameters: str = "plug-in"
     target_mcse: float | None = None
     given: tuple[str, ...] = ()
+    seen: int = 0
     shared_mcse: float | None = None
 
     @classmethod
@@ -170,7 +172,7 @@ class LogEvidence:
         *,
         measure: tuple[str, ...],
         method: str,
-        fingerprint: str,
+        fingerprint: checks.Fingerprint,
         target: str = "predictive",
         parameters: str = "plug-in",
     ) -> LogEvidence:

@@ -105,7 +105,9 @@ class Ordinal(Likelihood):
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         steps = torch.cat([self.first_cut[:, None], self.log_steps.exp()], dim=-1)
-        cuts = steps.cumsum(dim=-1).to(outputs)  # (*row, levels − 1)
+        cuts = steps.cumsum(dim=-1).to(outputs)  # (width, levels − 1)
+        row = next(k for k in range(1, outputs.dim() + 1) if outputs.shape[-k:].numel() == len(cuts))
+        cuts = cuts.view(*outputs.shape[-row:], -1)  # (*row, levels − 1)
         above = cuts - outputs[..., None]
         inner = distributions.log_sigmoid_difference(above[..., 1:], above[..., :-1])
         first, last = nn.functional.logsigmoid(above[..., :1]), nn.functional.logsigmoid(-above[..., -1:])
@@ -117,9 +119,9 @@ class Ordinal(Likelihood):
         spread = torch.arange(1, self.num_levels, dtype=x.dtype) / self.num_levels
         cuts = torch.logit((0.99 * below + 0.01 * spread).clamp(1e-4, 1 - 1e-4))
         with torch.no_grad():
-            self.first_cut.copy_(cuts[:, 0])
-            self.log_steps.copy_(cuts.diff(dim=-1).clamp(min=1e-4).log())
-        return [torch.zeros_like(cuts[:, 0])]
+            self.first_cut.copy_(cuts[..., 0].flatten())
+            self.log_steps.copy_(cuts.diff(dim=-1).clamp(min=1e-4).log().flatten(0, -2))
+        return [torch.zeros_like(cuts[..., 0])]
 
     def extra_repr(self) -> str:
         return f"num_levels={self.num_levels}"

@@ -1,0 +1,138 @@
+"""A fully Bayesian linear model of rows: probabilistic PCA with priors on everything, by MCMC."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrovae import checks
+from pyrovae.baselines.pyro_mcmc import PyroMCMC, as_batch
+
+
+class BayesianPCA(PyroMCMC):
+    """z ~ N(0, I_L), x | z ~ N(W z + μ, σ² I) with μ, W and σ averaged over their posterior.
+
+    z is integrated out, x ~ N(μ, W Wᵀ + σ² I): rows are independent given μ, W and σ. W is lower triangular with
+    a positive diagonal, because W Wᵀ determines no more of it: rotated loadings would have the same
+    likelihood, and chains in different rotations neither agree nor have a bridge between them. Its priors
+    are those that W Wᵀ has when every entry of a full W is N(0, s²), whatever the order of the columns (Leung
+    and Drton 2016):
+
+        W_dk ~ N(0, s²) below the diagonal,   W_kk² / s² ~ χ²(L − k), k from 0,
+        μ_d ~ N(0, m²),   σ ~ half-normal(n).
+
+    Which columns come first is chosen at ``fit``, by a pivoted QR of the leading eigenvectors, so that the
+    diagonal keeps away from zero: near it, a column of W with all signs turned is a second mode that chains
+    may miss. P(x) is the same in every order, so the choice takes nothing from the rows.
+
+    The priors are in the units of x and must not come from the rows: the defaults suit columns whose spread
+    is about 1. Beyond ``PPCA``, which plugs in the maximum of the likelihood, it has an evidence,
+    ``marginal_likelihood()``, that says which L the rows support.
+
+    Args:
+        latent_dim: L, at most the number of columns.
+        loadings_scale: s.
+        loc_scale: m.
+        noise_scale: n.
+        options: of ``PyroMCMC``: num_samples, warmup_steps, num_chains, seed, …
+
+    After ``fit``, beside what ``PyroMCMC`` has: ``loadings``, the draws of W, shape (chains, draws, columns, L).
+
+    Raises:
+        ValueError: L above the number of columns; rows that are no vectors.
+
+    Example:
+        >>> x = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
+        >>> bayesian = BayesianPCA(1, num_samples=50, warmup_steps=50, num_chains=2).fit(x)
+        >>> bayesian.loadings.shape
+        torch.Size([2, 50, 3, 1])
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        *,
+        loadings_scale: float = 1.0,
+        loc_scale: float = 10.0,
+        noise_scale: float = 1.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(self._model, **options)
+        self.latent_dim = checks.integer("latent_dim", latent_dim)
+        self.loadings_scale = checks.positive("loadings_scale", loadings_scale)
+        self.loc_scale = checks.positive("loc_scale", loc_scale)
+        self.noise_scale = checks.positive("noise_scale", noise_scale)
+        self._order: Tensor | None = None
+
+    def fit(self, x: Any) -> Self:
+        """Run the chains on rows, shape (rows, columns); returns self. See ``PyroMCMC.fit``."""
+        rows = as_batch(x)["x"]
+        before, self._order = self._order, _pivots(rows, self.latent_dim) if rows.dim() == 2 else None
+        try:
+            return super().fit(x)
+        except BaseException:
+            self._order = before
+            raise
+
+    @property
+    def loadings(self) -> Tensor:
+        """The draws of W, shape (chains, draws, columns, L)."""
+        self._require_fit()
+        return self._loadings(
+            self.posterior["squares"].sqrt(), self.posterior.get("below"), self.posterior["loc"].shape[-1]
+        )
+
+    def _loadings(self, diagonal: Tensor, below: Tensor | None, columns: int) -> Tensor:
+        """W, shape (..., columns, L), its rows in the order of x's columns."""
+        triangular = _triangular(diagonal, below, columns)
+        return triangular if self._order is None else triangular[..., self._order.argsort(), :]
+
+    def _model(self, x: Tensor) -> None:
+        """The Pyro model of rows, shape (rows, columns)."""
+        if x.dim() != 2 or x.shape[1] < self.latent_dim:
+            raise checks.bad_value(
+                "x",
+                f"rows of shape (rows, columns), with at least latent_dim={self.latent_dim} columns",
+                f"shape {tuple(x.shape)}",
+                "Flatten the rows, or take fewer latent dimensions.",
+            )
+        columns, latent_dim = x.shape[1], self.latent_dim
+        loc = pyro.sample("loc", dist.Normal(0.0, self.loc_scale).expand([columns]).to_event(1))
+        shape = torch.arange(latent_dim, 0, -1, dtype=x.dtype) / 2
+        squares = pyro.sample("squares", dist.Gamma(shape, 0.5 / self.loadings_scale**2).to_event(1))
+        below = None
+        free = columns * latent_dim - latent_dim * (latent_dim + 1) // 2
+        if free:
+            normal = dist.Normal(0.0, self.loadings_scale)
+            below = pyro.sample("below", normal.expand([free]).to_event(1))
+        sigma = pyro.sample("sigma", dist.HalfNormal(self.noise_scale))
+        loadings = self._loadings(squares.sqrt(), below, columns)
+        with pyro.plate("data", len(x)):
+            variance = sigma.square().expand(columns)
+            pyro.sample("x", dist.LowRankMultivariateNormal(loc, loadings, variance), obs=x)
+
+
+def _pivots(rows: Tensor, latent_dim: int) -> Tensor:
+    """The columns of x in an order in which the leading ones say most about the first L directions."""
+    from scipy.linalg import qr
+
+    values, vectors = torch.linalg.eigh(torch.cov(rows.T, correction=0).reshape(rows.shape[1], -1))
+    leading = vectors[:, -latent_dim:] * values[-latent_dim:].clamp(min=0).sqrt()
+    return torch.from_numpy(qr(leading.T.numpy(), mode="r", pivoting=True)[1]).long()
+
+
+def _triangular(diagonal: Tensor, below: Tensor | None, columns: int) -> Tensor:
+    """W from its diagonal, shape (..., L), and what stands below it by rows: shape (..., columns, L)."""
+    latent_dim = diagonal.shape[-1]
+    zero = torch.zeros_like(diagonal[..., :1])
+    values = torch.cat([zero, diagonal] + ([] if below is None else [below]), dim=-1)
+    row, column = torch.meshgrid(torch.arange(columns), torch.arange(latent_dim), indexing="ij")
+    under = row > column
+    place = torch.where(row == column, 1 + column, 0).masked_scatter(
+        under, 1 + latent_dim + torch.arange(int(under.sum()))
+    )
+    return values[..., place]

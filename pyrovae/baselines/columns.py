@@ -1,0 +1,105 @@
+"""What several baselines ask of columns: that they vary, that they are not one another's copies, their categories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyrovae import checks
+
+# A correlation matrix has eigenvalues around 1; below this one, a direction holds nothing but rounding.
+_SINGULAR = 1e-10
+
+
+def standardized(rows: Tensor, shared: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows with mean 0 and variance 1 (divided by N), and the mean and standard deviation; of rows (rows, columns).
+
+    With ``shared``, all columns are divided by one scale, at which their mean variance is 1.
+
+    Raises:
+        ValueError: constant columns, where a variance that is learned takes the density to +∞; if shared, only
+            where all are constant.
+    """
+    stuck = torch.nonzero((rows == rows[0]).all(dim=0)).flatten()
+    if len(stuck) == rows.shape[1] or (len(stuck) and not shared):
+        column = int(stuck[0])
+        raise checks.bad_value(
+            "x",
+            "columns that vary, because " + ("their" if shared else "for each a") + " variance is learned",
+            f"{len(stuck)} constant column(s), first column {column} (value {float(rows[0, column]):g}): the density "
+            "runs off to +∞",
+            "Drop those columns" + ("." if shared else ", or use PPCA, whose noise variance is shared."),
+        )
+    loc, variance = rows.mean(dim=0), rows.var(dim=0, correction=0)
+    if shared:
+        variance = variance.mean().expand_as(variance)
+    scale = variance.sqrt()
+    return (rows - loc) / scale, loc, scale
+
+
+def singular(covariance: Tensor, least: float = _SINGULAR) -> bool:
+    """Whether covariances (..., columns, columns) of standardised columns leave some direction without variance."""
+    return bool((torch.linalg.eigvalsh(covariance)[..., 0] < least).any())
+
+
+def categories(rows: Tensor, num_categories: int | Sequence[int] | None) -> tuple[int, ...]:
+    """How many categories each column has: those given, or one more than the largest value in ``rows``."""
+    columns = rows.shape[1]
+    if num_categories is None:
+        return tuple(int(k) + 1 for k in rows.amax(dim=0))
+    if not isinstance(num_categories, Sequence):
+        return (checks.integer("num_categories", num_categories),) * columns
+    if len(num_categories) != columns:
+        raise checks.bad_value(
+            "num_categories",
+            f"one for each of the {columns} columns",
+            f"{len(num_categories)} of them",
+            "Pass as many as columns, or a single number.",
+        )
+    return tuple(checks.integer("num_categories", k) for k in num_categories)
+
+
+def known(rows: Tensor, sizes: tuple[int, ...]) -> None:
+    """Refuse categories beyond those that each column has."""
+    beyond = rows >= rows.new_tensor(sizes)
+    if bool(beyond.any()):
+        row, column = (int(i) for i in torch.nonzero(beyond)[0])
+        raise checks.bad_value(
+            "x",
+            f"categories 0 … {sizes[column] - 1} in column {column}",
+            f"{int(beyond.sum())} values beyond their column's, first {float(rows[row, column]):g} at row {row}, "
+            f"column {column}",
+            "Pass num_categories to the baseline, where other rows hold categories that training rows lack.",
+        )
+
+
+class OneHot:
+    """Rows of categories as zeros and ones, the columns' categories side by side: width Σ_d K_d.
+
+    Args:
+        sizes: K_d, how many categories each column has.
+
+    ``column``: for each of the Σ_d K_d entries, the column it belongs to.
+    """
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        self.sizes = sizes
+        count = torch.tensor(sizes)
+        self.column = torch.repeat_interleave(torch.arange(len(sizes)), count)
+        self._first = count.cumsum(0) - count
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """(rows, columns) → (rows, Σ_d K_d), float64."""
+        hot = rows.new_zeros(len(rows), len(self.column))
+        return hot.scatter_(1, rows.long() + self._first, 1.0)
+
+    def normalized(self, counts: Tensor) -> Tensor:
+        """Counts (..., Σ_d K_d) over their sums within each column."""
+        totals = counts.new_zeros(*counts.shape[:-1], len(self.sizes)).index_add_(-1, self.column, counts)
+        return counts / totals[..., self.column]
+
+    def split(self, values: Tensor) -> tuple[Tensor, ...]:
+        """(..., Σ_d K_d) → one tensor a column, each (..., K_d)."""
+        return values.split(self.sizes, dim=-1)

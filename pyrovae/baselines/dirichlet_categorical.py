@@ -1,0 +1,82 @@
+"""Independent categorical columns with a conjugate prior: log P(x) exact, parameters averaged out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyrovae import checks
+from pyrovae.baselines import columns
+from pyrovae.baselines.base import Conjugate, register
+
+
+@register("dirichlet_categorical")
+class DirichletCategorical(Conjugate):
+    """x_d ~ Categorical(θ_d), θ_d ~ Dirichlet(a, …, a), each column of categories 0, 1, … by itself; exact.
+
+    A new row's predictive is P(x_d = k | training) = (a + n_dk)/(a K_d + N), n_dk the training rows with k; the
+    evidence is Π_d Γ(a K_d)/Γ(a K_d + N) · Π_k Γ(a + n_dk)/Γ(a).
+
+    Args:
+        concentration: a, the prior's pseudo-count of every category.
+        num_categories: K, for all columns or one a column; where None, one more than a column's largest training
+            value. A row with a category beyond is refused.
+
+    After ``fit``: ``probabilities``, the predictive ones of each column, shape (K_d,).
+
+    Raises:
+        ValueError: values that are no categories, or beyond num_categories.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[0], [0], [2]])
+        >>> DirichletCategorical(1.0).fit(x).probabilities[0].tolist()
+        [0.5, 0.16666666666666666, 0.3333333333333333]
+    """
+
+    measure = "mass"
+    support = constraints.nonnegative_integer
+    family = "Categorical"
+
+    probabilities: tuple[Tensor, ...]
+
+    def __init__(self, concentration: float = 1.0, num_categories: int | Sequence[int] | None = None) -> None:
+        self.concentration = checks.positive("concentration", concentration)
+        self.num_categories = num_categories
+
+    def _fit(self, rows: Tensor) -> None:
+        sizes = columns.categories(rows, self.num_categories)
+        columns.known(rows, sizes)
+        counts = [torch.bincount(c, minlength=k).double() for c, k in zip(rows.long().T, sizes, strict=True)]
+        self._counts = tuple(counts)
+        self.probabilities = tuple(
+            (self.concentration + n) / (self.concentration * len(n) + len(rows)) for n in counts
+        )
+
+    def _log_prob(self, rows: Tensor) -> Tensor:
+        columns.known(rows, tuple(len(p) for p in self.probabilities))
+        labels = rows.long().T
+        return torch.stack([p.log()[c] for p, c in zip(self.probabilities, labels, strict=True)]).sum(dim=0)
+
+    def _sample(self, num_rows: int) -> Tensor:
+        drawn = [torch.multinomial(p, num_rows, replacement=True) for p in self.probabilities]
+        return torch.stack(drawn, dim=1).double()
+
+    def _log_marginal(self) -> float:
+        prior = [torch.full_like(n, self.concentration) for n in self._counts]
+        return float(sum(_log_beta(a + n) - _log_beta(a) for a, n in zip(prior, self._counts, strict=True)))
+
+    def summary(self) -> str:
+        width = self._require_fit()
+        return (
+            f"DirichletCategorical, {width} columns, Dirichlet({self.concentration:g}) prior, {len(self.seen)} rows, "
+            "posterior-averaged, exact"
+        )
+
+
+def _log_beta(a: Tensor) -> Tensor:
+    """log of the multivariate Beta function of a, shape (K,)."""
+    return torch.lgamma(a).sum() - torch.lgamma(a.sum())

@@ -1,0 +1,136 @@
+"""Factor analysis: PPCA with a noise variance for every column; log P(x) exact."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from pyrovae import checks
+from pyrovae.baselines import columns
+from pyrovae.baselines.base import ClosedForm, register, warn_unconverged
+
+_LEAST = 1e-8  # of a column's variance: the least noise variance
+
+
+@register("factor_analysis")
+class FactorAnalysis(ClosedForm):
+    """z ~ N(0, I_L), x | z ~ N(W z + μ, diag(ψ)), hence x ~ N(μ, W Wᵀ + diag(ψ)): exact.
+
+    Fitted by maximum likelihood. scikit-learn comes near the maximum by EM, which crawls from there on where a
+    ψ_d tends to 0 (Heywood 1931); so quasi-Newton steps over ψ finish, the best W for each ψ being known in
+    closed form (Jöreskog 1967). A likelihood can stay bounded as a ψ_d tends to 0, and such a fit is taken: no ψ_d
+    is below 1e-8 of its column's variance.
+
+    Args:
+        latent_dim: L, below the number of columns, and of rows less one.
+        max_iter: of the quasi-Newton steps; a fit that needs more warns, and says so in ``summary``.
+
+    After ``fit``: ``loc`` μ, shape (columns,); ``loadings`` W, shape (columns, L); ``noise_variance`` ψ,
+    shape (columns,); ``converged``.
+
+    Raises:
+        ValueError: L too large; constant columns, or columns that others determine, where the density
+            runs off to +∞.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(100, 5, generator=torch.Generator().manual_seed(0))
+        >>> FactorAnalysis(1).fit(x).noise_variance.shape
+        torch.Size([5])
+    """
+
+    measure = "density"
+
+    loc: Tensor
+    loadings: Tensor
+    noise_variance: Tensor
+    converged: bool
+
+    def __init__(self, latent_dim: int, max_iter: int = 2000) -> None:
+        self.latent_dim = checks.integer("latent_dim", latent_dim)
+        self.max_iter = checks.integer("max_iter", max_iter)
+
+    def _fit(self, rows: Tensor) -> None:
+        from scipy.optimize import minimize
+
+        n, width = rows.shape
+        if self.latent_dim >= min(n - 1, width):
+            raise checks.bad_value(
+                "latent_dim",
+                f"fewer than the {width} columns, and than the {n} rows of x less one",
+                str(self.latent_dim),
+                "Pass a smaller one.",
+            )
+        standard, self.loc, scale = columns.standardized(rows)
+        correlation = (standard.T @ standard / n).numpy()
+        found = minimize(
+            _profile,
+            np.log(self._start(standard)),
+            args=(correlation, self.latent_dim),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(np.log(_LEAST), 0.0)] * width,
+            options={"maxiter": self.max_iter, "maxfun": 10 * self.max_iter, "ftol": 1e-15, "gtol": 1e-8},
+        )
+        noise_variance = torch.from_numpy(np.exp(found.x))
+        loadings = torch.from_numpy(_loadings(np.exp(found.x), correlation, self.latent_dim)[0])
+        if columns.singular(loadings @ loadings.T + noise_variance.diag(), least=10 * _LEAST):
+            raise checks.bad_value(
+                "x",
+                f"columns that {self.latent_dim} factors leave some noise in",
+                "columns that others determine: the density runs off to +∞",
+                "Drop columns that repeat others, use a smaller latent_dim or PPCA, or fit on more rows.",
+            )
+        self.loadings, self.noise_variance = loadings * scale[:, None], noise_variance * scale**2
+        self.converged = found.status != 1  # 1: out of steps
+        if not self.converged:
+            warn_unconverged(self, self.max_iter)
+
+    def _start(self, standard: Tensor) -> np.ndarray:
+        """ψ of scikit-learn's fit, shape (columns,)."""
+        from sklearn.decomposition import FactorAnalysis as Climb
+        from sklearn.exceptions import ConvergenceWarning
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # it is not where the climb ends
+            climb = Climb(self.latent_dim, svd_method="lapack").fit(standard.numpy())
+        return np.clip(climb.noise_variance_, _LEAST, 1.0)
+
+    def _distribution(self) -> MultivariateNormal:
+        # By the whole covariance: its low-rank form divides by ψ, and loses digits where that is small.
+        return MultivariateNormal(self.loc, self.loadings @ self.loadings.T + self.noise_variance.diag())
+
+    def _log_prob(self, rows: Tensor) -> Tensor:
+        return self._distribution().log_prob(rows)
+
+    def _sample(self, num_rows: int) -> Tensor:
+        return self._distribution().sample((num_rows,))
+
+    def summary(self) -> str:
+        self._require_fit()
+        state = "" if self.converged else ", not converged"
+        return f"FactorAnalysis, {self.latent_dim} latent dimensions, {len(self.seen)} rows{state}, plug-in, exact"
+
+
+def _loadings(noise: np.ndarray, correlation: np.ndarray, latent_dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best W given ψ, shape (columns, L); and the eigenvalues of ψ^−½ S ψ^−½, largest first."""
+    root = np.sqrt(noise)
+    values, vectors = np.linalg.eigh(correlation / np.outer(root, root))
+    values, vectors = values[::-1], vectors[:, ::-1]
+    kept = np.sqrt(np.maximum(values[:latent_dim] - 1, 0))
+    return root[:, None] * vectors[:, :latent_dim] * kept, values
+
+
+def _profile(log_noise: np.ndarray, correlation: np.ndarray, latent_dim: int) -> tuple[float, np.ndarray]:
+    """−log-likelihood in nats a row, but for a constant, at ψ and its best W; and its slope in log ψ."""
+    noise = np.exp(log_noise)
+    loadings, values = _loadings(noise, correlation, latent_dim)
+    taken = np.maximum(values[:latent_dim], 1)  # the variance that the factors give each direction
+    loss = 0.5 * (log_noise.sum() + np.log(taken).sum() + (values[:latent_dim] / taken).sum())
+    loss += 0.5 * values[latent_dim:].sum()
+    slope = 0.5 * ((loadings**2).sum(axis=1) + noise - correlation.diagonal()) / noise
+    return float(loss), slope

@@ -1,0 +1,68 @@
+"""A Gaussian with a full covariance: log P(x) exact."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from pyrovae import checks
+from pyrovae.baselines import columns
+from pyrovae.baselines.base import ClosedForm, register
+
+
+@register("full_gaussian")
+class FullGaussian(ClosedForm):
+    """x ~ N(μ, Σ), fitted by maximum likelihood: the rows' mean, and their covariance divided by N; exact.
+
+    After ``fit``: ``loc`` μ, shape (columns,); ``covariance`` Σ, shape (columns, columns).
+
+    Raises:
+        ValueError: no more rows than columns, constant columns, or columns that others determine: there the
+            density runs off to +∞.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+        >>> FullGaussian().fit(x).covariance.shape
+        torch.Size([3, 3])
+    """
+
+    measure = "density"
+
+    loc: Tensor
+    covariance: Tensor
+
+    def _fit(self, rows: Tensor) -> None:
+        from sklearn.covariance import EmpiricalCovariance
+
+        n, width = rows.shape
+        if n <= width:
+            raise checks.bad_value(
+                "x",
+                f"more rows than its {width} columns",
+                f"{n} rows: the density runs off to +∞",
+                "Use PPCA or FactorAnalysis, or fit on more rows.",
+            )
+        standard, self.loc, scale = columns.standardized(rows)
+        correlation = torch.from_numpy(EmpiricalCovariance().fit(standard.numpy()).covariance_)
+        if columns.singular(correlation):
+            raise checks.bad_value(
+                "x",
+                "columns of which none follows from the others",
+                f"a correlation matrix whose least eigenvalue is {float(torch.linalg.eigvalsh(correlation)[0]):.2g}: "
+                "the density runs off to +∞",
+                "Drop columns that repeat others, use PPCA or FactorAnalysis, or fit on more rows.",
+            )
+        self.covariance = correlation * torch.outer(scale, scale)
+        self._factor = torch.linalg.cholesky(self.covariance)
+
+    def _log_prob(self, rows: Tensor) -> Tensor:
+        return MultivariateNormal(self.loc, scale_tril=self._factor).log_prob(rows)
+
+    def _sample(self, num_rows: int) -> Tensor:
+        return MultivariateNormal(self.loc, scale_tril=self._factor).sample((num_rows,))
+
+    def summary(self) -> str:
+        width = self._require_fit()
+        return f"FullGaussian, {width} columns, {len(self.seen)} rows, plug-in, exact"

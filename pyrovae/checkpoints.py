@@ -1,0 +1,157 @@
+"""A run's folder: its last state, whole at every moment, and what a resume has to repeat.
+
+A run that ends early, by a signal, a power cut or ``kill -9``, leaves ``last.safetensors`` as it was last
+written; the same call on the same folder goes on from there. The folder pins what the rest of the run depends
+on, so that going on is the same as never having stopped, bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrovae import checks, storage
+
+_LAST = "last.safetensors"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a long run keeps its state, and how often it writes it.
+
+    Args:
+        folder: of this run alone; made where it is missing.
+        seconds: between two writes. A state is also written when the run ends, however it ends but by
+            ``kill -9``; 0 writes after every step.
+    """
+
+    folder: str | os.PathLike[str]
+    seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.folder, str | os.PathLike):
+            raise checks.bad_type("checkpoint", "a folder", repr(self.folder), 'Pass "runs/a".')
+        if self.seconds != 0:
+            checks.positive("seconds", self.seconds)
+
+    @classmethod
+    def of(cls, value: Any) -> Checkpoint | None:
+        """A ``Checkpoint`` from what users pass: one, a folder, or None."""
+        return value if value is None or isinstance(value, Checkpoint) else cls(value)
+
+
+class Run:
+    """A folder that is held, with the state that was found in it.
+
+    Attributes:
+        folder: where it is.
+        state: what ``save`` was last given, by this process or an earlier one; None in a new folder.
+        stopped_by: the signal that asked the run to stop, if one did.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, pins: Mapping[str, Any]) -> None:
+        self.stopped_by: int | None = None
+        self.folder = Path(checkpoint.folder)
+        self._path = self.folder / _LAST
+        self._seconds = checkpoint.seconds
+        self._pins = dict(pins) | _machine()
+        self._written = time.monotonic()
+        self._best = 0
+        self.state: Any = None
+        if self._path.exists():
+            arrays, meta = storage.read(self._path)
+            self._check_pins(storage.unpack(meta["pins"], arrays))
+            self.state = storage.unpack(meta["state"], arrays)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to write, or to stop."""
+        return self.stopped_by is not None or time.monotonic() - self._written >= self._seconds
+
+    def save(self, state: Any) -> None:
+        """Replace the state in the folder by this one, atomically. Takes what ``storage.pack`` takes."""
+        arrays: dict[str, Tensor] = {}
+        meta = {
+            "pins": storage.pack(self._pins, arrays, "pins"),
+            "state": storage.pack(state, arrays, "state"),
+        }
+        storage.write(self._path, arrays, meta)
+        self._written = time.monotonic()
+
+    def new_best(self, epoch: int) -> bool:
+        """Whether the best epoch is another than when this was last asked."""
+        new, self._best = epoch != self._best, epoch
+        return new
+
+    def _check_pins(self, pins: Mapping[str, Any]) -> None:
+        different = [name for name in {**pins, **self._pins} if pins.get(name) != self._pins.get(name)]
+        if different:
+            name = different[0]
+            more = f", and {len(different) - 1} more ({', '.join(different[1:4])})" if different[1:] else ""
+            raise checks.bad_value(
+                "checkpoint",
+                f"the run that {self._path.parent} holds",
+                f"another: {name} is {_short(self._pins.get(name))}, was {_short(pins.get(name))}{more}",
+                "Repeat the call as it was, to resume it, or name another folder.",
+            )
+
+
+@contextmanager
+def running(checkpoint: Checkpoint, pins: Mapping[str, Any]) -> Iterator[Run]:
+    """Hold a run's folder for a block, in which SIGINT and SIGTERM only ask the run to stop.
+
+    The block looks at ``due`` between two steps, saves, and ends; SIGTERM then ends the process as it would
+    have. Signals can only be caught in a process's main thread; elsewhere they act at once.
+
+    Raises:
+        OSError: the folder can't be written to, or another process holds it.
+        ValueError: the folder holds another run, saying what differs; or a file that is damaged.
+    """
+    with storage.lock(checkpoint.folder):
+        run = Run(checkpoint, pins)
+        before: dict[int, Any] = {}
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if run.stopped_by is not None and number == signal.SIGINT:
+                raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step
+            run.stopped_by = number
+
+        if threading.current_thread() is threading.main_thread():
+            before = {number: signal.signal(number, stop) for number in _SIGNALS}
+        try:
+            yield run
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if run.stopped_by == signal.SIGTERM:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _machine() -> dict[str, Any]:
+    """What the bits of a computation depend on beside its arguments."""
+    return {
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "onednn": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
+        "processor": platform.machine(),
+    }
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

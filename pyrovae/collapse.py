@@ -1,0 +1,536 @@
+"""Is the latent code used, and does the encoder find it? Rate by dimension, information, gaps, and words."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyrovae import checks, noise
+from pyrovae.evidence import VERDICTS, LogEvidence, importance, refined
+from pyrovae.log_weights import ELBOEstimate, Evaluation, elbo_of
+from pyrovae.model import LatentVariableModel
+from pyrovae.noise import Stream
+from pyrovae.pair import Batch, Latents, Structure, draw_prior, log_joint, log_proposal, propose
+from pyrovae.pair.running import fold, run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: A dimension whose posterior mean varies less than this over rows carries nothing (Burda et al. 2016).
+ACTIVE = 0.01
+#: Below this rate, in nats a row, the code as a whole carries nothing.
+SILENT = 0.1
+# An inference gap of half a nat an active dimension is what scales 1.8 times too wide or 2.5 times too narrow make.
+# Trained mean-field encoders stay below: 0.26 on held-out digits (4 active dimensions), 0.11 to 0.17 in the tests.
+_GAP_BY_DIMENSION, _LEAST_GAP = 0.5, 0.5
+# KL(q(z) ‖ P(z)) is worth a word above this, in nats and as a share of the rate.
+_PRIOR_GAP, _PRIOR_SHARE = 0.5, 0.25
+# Mutual information cannot exceed log N: beyond this share of it, the rows are too few to tell.
+_SATURATED = 0.8
+# Draws a row for the ELBO: a mean, and over rows, is soon known.
+_BOUND_DRAWS = 100
+# Draws a row where a latent's moments are not known in closed form, or depend on other latents.
+_DRAWS = 64
+# Rows that each draw is held against, at most; draws for the mutual information, at least.
+_MOST_ROWS, _FEWEST_DRAWS = 2000, 2000
+# Rows for log P(x) by refined posteriors, where importance sampling can't be believed for so many of them.
+_REFINED_ROWS, _DOUBTFUL = 64, 0.1
+_NUMBERS_AT_ONCE = 1 << 20
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found, and what to try; ``mend`` is empty where nothing has to be done."""
+
+    what: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.mend}".strip()
+
+
+@dataclass(frozen=True, repr=False)
+class Diagnosis:
+    """What the latent code carries and how well the encoder finds it; means over rows, in nats a row.
+
+    Attributes:
+        verdict: "healthy", "collapsed", "poor encoder" or "mismatched prior".
+        findings: what was found, in words, and what to try.
+        dimensions: a frame with one line a latent dimension: ``rate``, KL(Q ‖ P) in nats a row; ``kind`` of
+            that number; ``variance_of_mean``, over rows, of the posterior mean; ``active``, whether that is
+            above 0.01. Kind "exact": in closed form. Kind "sampled": of latents that depend on others,
+            E_Q[log Q(z_i | others) − log P(z_i | others)] from 64 draws. These two sum to the rate. Kind
+            "marginal": of a posterior or prior that does not factorise, KL of the dimension's marginals
+            taken as Gaussians with their moments; they do not sum to the rate.
+        elbo, reconstruction, rate: the mean ELBO and its two halves, ELBO = reconstruction − rate.
+        mutual_information: I_q(x; z) = E[log Q(z | x) − log q(z)] with q(z) = mean over rows of Q(z | x_n),
+            between z and which of the ``information_rows`` it came from. It can't exceed the logarithm of
+            their number, and of a larger population it is a low estimate.
+        prior_gap: KL(q(z) ‖ P(z)), the rest of the rate: rate = mutual information + prior gap. Its error
+            is the other way: too high where the mutual information is too low.
+        mutual_information_mcse, prior_gap_mcse: their standard errors.
+        information_rows: rows that q(z) is averaged over.
+        inference_gap: mean of log P(x_n) − ELBO(x_n) = KL(Q(z | x_n) ‖ P(z | x_n)).
+        inference_gap_se: its standard error over rows.
+        gap_method: what log P(x_n) in it is by: "importance", or "refined" on some of the rows where the
+            importance weights can't be believed.
+        log_evidence: log P(x_n) by importance sampling, with k-hat and verdict for every row.
+    """
+
+    verdict: str
+    findings: tuple[Finding, ...]
+    dimensions: pd.DataFrame
+    elbo: float
+    reconstruction: float
+    rate: float
+    mutual_information: float
+    mutual_information_mcse: float
+    prior_gap: float
+    prior_gap_mcse: float
+    information_rows: int
+    inference_gap: float
+    inference_gap_se: float
+    gap_method: str
+    log_evidence: LogEvidence
+
+    @property
+    def active_units(self) -> int:
+        """How many dimensions are active."""
+        return int(self.dimensions["active"].sum())
+
+    def pareto_k(self) -> dict[str, float]:
+        """k-hat of the encoder's importance weights: its 5 %, 50 % and 95 % quantile over rows and its largest."""
+        known = self.log_evidence.pareto_k[~np.isnan(self.log_evidence.pareto_k)]
+        if not len(known):
+            return dict.fromkeys(("5%", "50%", "95%", "max"), math.nan)
+        levels = {"5%": 0.05, "50%": 0.5, "95%": 0.95, "max": 1.0}
+        # without interpolation, which makes NaN of infinities
+        return {
+            name: float(np.quantile(known, level, method="inverted_cdf")) for name, level in levels.items()
+        }
+
+    def __str__(self) -> str:
+        evidence = self.log_evidence
+        counts = ", ".join(f"{verdict} {evidence.counts()[verdict]}" for verdict in VERDICTS)
+        k = ", ".join(f"{name} {value:.2f}" for name, value in self.pareto_k().items())
+        bound = math.log(self.information_rows)
+        lines = [
+            f"{self.verdict}: {self.active_units} of {len(self.dimensions)} latent dimensions active",
+            f"nats a row, over {len(evidence)} rows, {evidence.num_samples} draws each",
+            "",
+            f"  ELBO                  {self.elbo:10.3f}   = reconstruction {self.reconstruction:.3f} − rate {self.rate:.3f}",
+            f"  mutual information    {self.mutual_information:10.3f}   ± {self.mutual_information_mcse:.3f}, "
+            f"at most log {self.information_rows} = {bound:.3f}",
+            f"  KL(q(z) ‖ P(z))       {self.prior_gap:10.3f}   ± {self.prior_gap_mcse:.3f}",
+            f"  inference gap         {self.inference_gap:10.3f}   ± {self.inference_gap_se:.3f}, by {self.gap_method}",
+            f"  k-hat over rows       {k}",
+            f"  rows by verdict       {counts}",
+            "",
+            *_table(self.dimensions),
+            "",
+            *(f"• {line}" for line in _wrapped(self.findings)),
+        ]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def diagnose(
+    pair: LatentVariableModel,
+    x: Any,
+    num_samples: int = 500,
+    seed: int = 0,
+    tile: tuple[int, int] | None = None,
+    progress: bool = False,
+) -> Diagnosis:
+    """Look for posterior collapse, a poor encoder and a prior that does not fit, and say what to try.
+
+    The rate splits into what the code says about the row and what the code as a whole deviates from the
+    prior: mean KL(Q(z | x_n) ‖ P(z)) = I_q(x; z) + KL(q(z) ‖ P(z)) (Hoffman and Johnson 2016). A dimension
+    is active where the variance over rows of its posterior mean is above 0.01 (Burda, Grosse and
+    Salakhutdinov 2016). log P(x_n) − ELBO(x_n) is what the encoder misses of the posterior.
+
+    Args:
+        pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents, each flattened.
+        x: rows on dim 0, or a dict of them, as in ``log_weights``; better held-out ones, and a few hundred.
+        num_samples: draws a row for log P(x) and k-hat, at least 100; the ELBO takes 100.
+        seed: the same seed and tile give the same bits.
+        tile: (rows, samples) computed at once; chosen from the shapes where None.
+        progress: show a bar, or plain lines where there is no terminal.
+
+    Returns:
+        A ``Diagnosis``; print it.
+
+    Raises:
+        TypeError, ValueError: see ``log_weights``; a discrete latent, whose mean says nothing.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> x = (torch.rand(50, 6, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+        >>> found = diagnose(pv.VAE.mlp(6, latent_dim=2), x, num_samples=100)
+        >>> found.verdict, found.active_units
+        ('collapsed', 0)
+    """
+    checks.integer("num_samples", num_samples, minimum=100)
+    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
+    frame = _dimensions(evaluation)
+    bound = elbo_of(replace(evaluation, num_samples=_BOUND_DRAWS))
+    evidence = importance(pair, x, num_samples, seed, tile=evaluation.tile, progress=progress)
+    gap, method = _inference_gap(evaluation, bound, evidence)
+    information = _information(evaluation)
+    found = Diagnosis(
+        verdict="",
+        findings=(),
+        dimensions=frame,
+        elbo=bound.mean,
+        reconstruction=float(bound.reconstruction.mean()),
+        rate=float(bound.rate.mean()),
+        **information,
+        inference_gap=float(gap.mean()),
+        inference_gap_se=float(gap.std(ddof=1) / len(gap) ** 0.5) if len(gap) > 1 else math.nan,
+        gap_method=method if len(gap) == len(evidence) else f"{method} on {len(gap)} rows",
+        log_evidence=evidence,
+    )
+    verdict, findings = _judge(found)
+    return replace(found, verdict=verdict, findings=findings)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Words
+
+
+def _judge(found: Diagnosis) -> tuple[str, tuple[Finding, ...]]:
+    """The verdict, and everything there is to say, the gravest first."""
+    active, total = found.active_units, len(found.dimensions)
+    poor = not found.inference_gap <= max(_LEAST_GAP, _GAP_BY_DIMENSION * active)  # NaN and ∞ are poor, too
+    silent = active == 0 or found.rate < SILENT
+    findings = []
+    if silent and not poor:
+        findings.append(
+            Finding(
+                f"The code says nothing about x: {active} active dimensions, {found.rate:.3f} nats of rate, and an "
+                f"inference gap of {max(found.inference_gap, 0.0):.3f}: the decoder does without z.",
+                "Either x has nothing to tell that the decoder's biases do not (compare with "
+                "baselines.IndependentBernoulli or PPCA), or training collapsed: try fit(..., kl_warmup=…) over a "
+                "quarter of the epochs, a narrower decoder or a smaller fixed scale, a longer or faster training, "
+                "other starting weights.",
+            )
+        )
+    if poor:
+        ignores = (
+            "It ignores x, though the decoder uses z."
+            if silent
+            else "Its means or scales are off, or its family is too narrow."
+        )
+        findings.append(
+            Finding(
+                f"The encoder misses the posterior by {found.inference_gap:.3g} nats a row, over {active} active "
+                f"dimensions. {ignores}",
+                "Train the encoder longer, alone if need be; give it more width, or a richer family "
+                "(encoders.FullRankNormal, encoders.Flow); evidence.gaps tells the two apart. Until then the ELBO "
+                "is that much below log P(x).",
+            )
+        )
+    saturated = found.mutual_information > _SATURATED * math.log(found.information_rows)
+    mismatched = (
+        not (poor or silent or saturated)  # what a poor encoder makes of q(z) says nothing about the prior
+        and found.prior_gap - 2 * found.prior_gap_mcse > max(_PRIOR_GAP, _PRIOR_SHARE * found.rate)
+    )
+    if mismatched:
+        findings.append(
+            Finding(
+                f"Of the rate, {found.prior_gap:.3g} nats say nothing about x: the codes of all rows together lie "
+                "elsewhere than the prior, whose samples will look worse than reconstructions.",
+                "Learn the prior: priors.GaussianMixture, priors.VampPrior, priors.Flow.",
+            )
+        )
+    if saturated:
+        findings.append(
+            Finding(
+                f"The mutual information is at the most that {found.information_rows} rows can show, "
+                f"{math.log(found.information_rows):.2f} nats: how the rest of the rate splits can't be told."
+            )
+        )
+    if not silent and active < total:
+        findings.append(
+            Finding(
+                f"{total - active} of {total} latent dimensions are unused, which is how the ELBO prunes.",
+                "Nothing is lost by a smaller latent_dim; if you expected more, try kl_warmup.",
+            )
+        )
+    untrusted = 1 - float((found.log_evidence.verdict == "trust").mean())
+    if untrusted > _DOUBTFUL:
+        findings.append(
+            Finding(
+                f"The encoder's importance weights can't be believed in {untrusted:.0%} of the rows.",
+                'For log P(x) use log_evidence(..., method="auto"), which does not rely on the encoder alone.',
+            )
+        )
+    if poor:
+        return "poor encoder", tuple(findings)
+    if silent:
+        return "collapsed", tuple(findings)
+    if mismatched:
+        return "mismatched prior", tuple(findings)
+    healthy = Finding(
+        f"The code is used, in {active} dimensions, and found: the encoder misses "
+        f"{max(found.inference_gap, 0.0):.2f} nats of log P(x)."
+    )
+    return "healthy", (healthy, *findings)
+
+
+def _table(frame: pd.DataFrame) -> Iterator[str]:
+    """The dimensions by their rate, the largest first, with a bar each."""
+    ranked = frame.sort_values("rate", ascending=False, kind="stable")
+    widest = max(9, *(len(str(name)) for name in ranked.index))
+    yield f"  {'dimension':<{widest}}     rate  variance of mean"
+    most = max(float(ranked["rate"].max()), 1e-12)
+    for name, line in ranked.head(_SHOWN).iterrows():
+        bar = "█" * round(20 * max(line["rate"], 0.0) / most) if line["active"] else "·"
+        mark = "~" if line["kind"] == "marginal" else ""
+        yield f"  {name!s:<{widest}} {line['rate']:8.3f}  {line['variance_of_mean']:16.4f}  {mark}{bar}"
+    rest = ranked.iloc[_SHOWN:]
+    if len(rest):
+        yield f"  and {len(rest)} more, {int(rest['active'].sum())} of them active, rate {rest['rate'].sum():.3f} in all"
+    if (frame["kind"] == "marginal").any():
+        yield "  ~ of the dimension's marginals, by their moments: these do not sum to the rate"
+
+
+def _wrapped(findings: tuple[Finding, ...]) -> Iterator[str]:
+    for finding in findings:
+        yield "\n  ".join(textwrap.wrap(str(finding), width=76))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Numbers
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Of one latent of some rows, (rows, dimensions): the posterior's mean and variance, and the rate.
+
+    ``error`` is the squared Monte-Carlo error of the mean, zero where that is known in closed form.
+    """
+
+    mean: Tensor
+    error: Tensor
+    rate: Tensor
+    kind: str
+
+
+def _dimensions(evaluation: Evaluation) -> pd.DataFrame:
+    import pandas as pd
+
+    blocks: list[dict[str, _Moments]] = []
+    for number, rows in enumerate(evaluation.blocks()):
+        batch = _part(evaluation.batch, rows)
+        seed = noise.derive(evaluation.seed, Stream.DIAGNOSE, number)
+        with evaluation.pair.evaluating(), noise.seeded(seed, batch["x"].device):
+            blocks.append(_moments(evaluation, batch))
+    frames = []
+    for name in evaluation.structure.latents:
+        found = [block[name] for block in blocks]
+        mean, error, rate = (
+            torch.cat([getattr(f, field) for f in found]) for field in ("mean", "error", "rate")
+        )
+        # The variance of means that are themselves estimates is too large by their errors.
+        variance = mean.var(dim=0) if len(mean) > 1 else torch.zeros_like(mean[0])
+        variance = (variance - error.mean(dim=0)).clamp(min=0)
+        width = mean.shape[1]
+        scalar = width == 1 and not evaluation.structure.event_dims[name]
+        frames.append(
+            pd.DataFrame(
+                {
+                    "rate": rate.mean(dim=0).cpu().numpy(),
+                    "kind": found[0].kind,
+                    "variance_of_mean": variance.cpu().numpy(),
+                    "active": (variance > ACTIVE).cpu().numpy(),
+                },
+                index=[name] if scalar else [f"{name}[{i}]" for i in range(width)],
+            )
+        )
+    return pd.concat(frames).rename_axis("dimension")
+
+
+def _moments(evaluation: Evaluation, batch: Batch) -> dict[str, _Moments]:
+    """Every latent's posterior moments and rate, of some rows, from distributions given the latents before it."""
+    pair, structure = evaluation.pair, evaluation.structure
+    count = min(_DRAWS, evaluation.num_samples)
+    latents, _ = propose(pair, structure, batch, count)
+    repeated = {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in batch.items()}
+    held = fold(structure, latents)
+    guide, model = (run(pair, part, repeated, held) for part in ("guide", "model"))
+    found = {}
+    for name in structure.latents:
+        q, p = guide[name]["fn"], model[name]["fn"]
+        if p.support.is_discrete:
+            raise checks.bad_value(
+                "model",
+                "continuous latents, whose posterior mean can vary",
+                f"the discrete latent {name!r}",
+                "Sum it out in the model, or look at log_evidence and elbo alone.",
+            )
+
+        def entries(value: Tensor, name: str = name) -> Tensor:
+            """The plain layout → (draws, rows, dimensions)."""
+            axis = value.dim() - structure.event_dims[name] + structure.data_dim[name]
+            return value.movedim(axis, 0).reshape(count, len(batch["x"]), -1).double()
+
+        mean, within = _conditional_moments(q, entries, entries(held[name]))
+        spread = mean.var(dim=0)
+        variance = within.mean(dim=0) + spread
+        terms = _factors(q, p)
+        if terms is None:
+            prior, _ = draw_prior(pair, structure, batch, count)
+            prior = fold(structure, prior)
+            p = run(pair, "model", repeated, prior)[name]["fn"]
+            at, between = _conditional_moments(p, entries, entries(prior[name]))
+            prior_mean, prior_variance = at.mean(dim=0), between.mean(dim=0) + at.var(dim=0)
+            ratio = (variance + (mean.mean(dim=0) - prior_mean) ** 2) / prior_variance
+            each, kind = 0.5 * (ratio - 1 - torch.log(variance / prior_variance)), "marginal"
+        else:
+            each, kind = _rate_of(*terms, held[name], entries)
+        found[name] = _Moments(mean.mean(dim=0), spread / count, each, kind)
+    return found
+
+
+def _conditional_moments(
+    fn: dist.TorchDistribution, entries: Callable[[Tensor], Tensor], draws: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance given the latents before, (draws, rows, dimensions); of a draw, itself and 0, where unknown.
+
+    The law of total variance then holds for both: variance = mean of the variances + variance of the means.
+    """
+    try:
+        return entries(fn.mean), entries(fn.variance)
+    except NotImplementedError:
+        return draws, torch.zeros_like(draws)
+
+
+def _factors(
+    q: dist.TorchDistribution, p: dist.TorchDistribution
+) -> tuple[dist.TorchDistribution, dist.TorchDistribution] | None:
+    """The distributions of the entries, where both factorise over them."""
+    while isinstance(q, dist.Independent) and isinstance(p, dist.Independent):
+        q, p = q.base_dist, p.base_dist
+    return None if q.event_shape or p.event_shape else (q, p)
+
+
+def _rate_of(
+    q: dist.TorchDistribution,
+    p: dist.TorchDistribution,
+    value: Tensor,
+    entries: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, str]:
+    """The rate of every entry, (rows, dimensions), in closed form or from the draws, and which of the two."""
+    try:
+        exact = entries(kl_divergence(q, p))
+    except NotImplementedError:
+        exact = None
+    # Where it is not the same for all draws, q or P depends on other latents, and averaging it over these is
+    # right only if the guide draws them first.
+    if exact is not None and torch.allclose(exact[:1].expand_as(exact), exact, rtol=1e-4, atol=1e-6):
+        return exact[0], "exact"
+    return entries(q.log_prob(value) - p.log_prob(value)).mean(dim=0), "sampled"
+
+
+def _inference_gap(
+    evaluation: Evaluation, bound: ELBOEstimate, evidence: LogEvidence
+) -> tuple[np.ndarray, str]:
+    """log P(x_n) − ELBO(x_n), and by which method; of some rows, where importance weights can't be believed."""
+    if (evidence.verdict != "trust").mean() <= _DOUBTFUL:
+        return evidence.estimate - bound.estimate, "importance"
+    chosen = _some_rows(evaluation, _REFINED_ROWS)
+    try:
+        better = refined(evaluation.pair, _part(evaluation.batch, chosen), seed=evaluation.seed)
+    except checks.Refused:  # a latent on a space that no method can move in
+        return evidence.estimate - bound.estimate, "importance"
+    return better.estimate - bound.estimate[chosen.cpu().numpy()], "refined"
+
+
+def _information(evaluation: Evaluation) -> dict[str, Any]:
+    """Mutual information and KL(q(z) ‖ P(z)), with q(z) the mean of Q(z | x_m) over rows m."""
+    pair, structure = evaluation.pair, evaluation.structure
+    rows = _some_rows(evaluation, _MOST_ROWS)
+    part = evaluation.of_rows(rows, noise.derive(evaluation.seed, Stream.DIAGNOSE), 1)
+    per_row = max(1, _FEWEST_DRAWS // len(part))
+    latents: dict[str, list[Tensor]] = {name: [] for name in structure.latents}
+    own, prior = [], []
+    for number, block in enumerate(part.blocks()):
+        batch = _part(part.batch, block)
+        seed = noise.derive(part.seed, Stream.TILE, number)
+        with pair.evaluating(), noise.seeded(seed, batch["x"].device):
+            z, log_q = propose(pair, structure, batch, per_row)
+            log_prior = log_joint(pair, structure, batch, z).prior
+        own.append(log_q.flatten())
+        prior.append(log_prior.flatten())
+        for name, value in z.items():
+            latents[name].append(_rows_second(structure, name, value).flatten(0, 1))
+    draws = {name: torch.cat(values) for name, values in latents.items()}
+    log_aggregate = _log_aggregate(part, draws)
+    log_q, log_prior = torch.cat(own), torch.cat(prior)
+    information, gap = log_q - log_aggregate, log_aggregate - log_prior
+    error = len(log_q) ** -0.5
+    return {
+        "mutual_information": float(information.mean()),
+        "mutual_information_mcse": float(information.std()) * error,
+        "prior_gap": float(gap.mean()),
+        "prior_gap_mcse": float(gap.std()) * error,
+        "information_rows": len(part),
+    }
+
+
+def _log_aggregate(evaluation: Evaluation, draws: Latents) -> Tensor:
+    """log q(z_k) = log mean_m Q(z_k | x_m) over all rows m, (draws,), for ``draws`` of shape (draws, rest...)."""
+    pair, structure = evaluation.pair, evaluation.structure
+    num_draws = len(draws[structure.latents[0]])
+    dim = sum(value[0].numel() for value in draws.values())
+    width = evaluation.tile[1] if not structure.vectorised["guide"] else 128
+    # A guide that is called once for all samples encodes a row once; another encodes it for every sample.
+    widest = max(structure.widest, width * dim) if structure.vectorised["guide"] else width * structure.widest
+    height = max(1, _NUMBERS_AT_ONCE // widest)
+    total = torch.full((num_draws,), -math.inf, dtype=torch.float64, device=evaluation.batch["x"].device)
+    with pair.evaluating():
+        for row in range(0, len(evaluation), height):
+            batch = _part(evaluation.batch, slice(row, row + height))
+            for draw in range(0, num_draws, width):
+                here = slice(draw, draw + width)
+                z = {name: _each_row(structure, name, v[here], len(batch["x"])) for name, v in draws.items()}
+                log_q = log_proposal(pair, structure, batch, z)  # (draws, rows)
+                total[here] = torch.logaddexp(total[here], torch.logsumexp(log_q, dim=1))
+    return total - math.log(len(evaluation))
+
+
+def _some_rows(evaluation: Evaluation, most: int) -> Tensor:
+    """Places of all rows, or of ``most`` of them at random, in order."""
+    device = evaluation.batch["x"].device
+    if len(evaluation) <= most:
+        return torch.arange(len(evaluation), device=device)
+    generator = torch.Generator().manual_seed(noise.derive(evaluation.seed, Stream.ROW_ORDER))
+    return torch.randperm(len(evaluation), generator=generator)[:most].sort().values.to(device)
+
+
+def _part(batch: Batch, rows: slice | Tensor) -> Batch:
+    return {name: value[rows] for name, value in batch.items()}
+
+
+def _rows_second(structure: Structure, name: str, value: Tensor) -> Tensor:
+    """(samples, plates..., event...) → (samples, rows, rest...)."""
+    return value.movedim(1 + structure.nesting + structure.data_dim[name], 1)
+
+
+def _each_row(structure: Structure, name: str, value: Tensor, num_rows: int) -> Tensor:
+    """(samples, rest...) → (samples, plates..., event...), the same for each of ``num_rows`` rows."""
+    value = value[:, None].expand(-1, num_rows, *value.shape[1:])
+    return value.movedim(1, 1 + structure.nesting + structure.data_dim[name])

@@ -1,0 +1,82 @@
+"""compare_evidence(): Bayes factors between models of one training set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrovae import checks
+from pyrovae.comparison.refusals import check_comparable, check_models, check_target
+from pyrovae.evidence import LogEvidence
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def compare_evidence(models: Mapping[str, Any]) -> pd.DataFrame:
+    """Rank models by the evidence of the training set they were all fitted to, log P(x_1, …, x_N), in nats.
+
+    The log Bayes factor of two models is the difference of their log evidences. It weighs priors as much as
+    likelihoods, and says nothing of new rows: those are ``compare``'s.
+
+    Args:
+        models: name → a fitted baseline with ``marginal_likelihood``, or what that returned.
+
+    Returns:
+        A frame, best first: ``log_evidence``; ``mcse``, its Monte-Carlo error; ``log_bayes_factor`` to the
+        best, with ``mcse_diff``; ``probability`` of each model if all are as probable before; ``kind``;
+        ``verdict``. In nats.
+
+    Raises:
+        ValueError: models fitted to different rows; predictive scores, which rank elsewhere; a mass
+            against a density; a model whose evidence is not known.
+
+    Kass and Raftery (1995).
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> from pyrovae import baselines
+        >>> x = (torch.rand(60, 5, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+        >>> few, many = (baselines.IndependentBernoulli(a, a).fit(x) for a in (1.0, 100.0))
+        >>> pv.compare_evidence({"few": few, "many": many}).index[0]
+        'few'
+    """
+    import pandas as pd
+
+    check_models(models)
+    found: dict[str, LogEvidence] = {}
+    for name, model in models.items():
+        if isinstance(model, LogEvidence):
+            found[name] = model
+        elif hasattr(model, "marginal_likelihood"):
+            found[name] = model.marginal_likelihood()
+        else:
+            raise checks.bad_value(
+                "models",
+                "models with the evidence of their training set",
+                f"{name!r}, a {type(model).__name__}",
+                "Its parameters are fitted, not averaged: compare predictive scores of held-out rows instead.",
+            )
+    check_target(found, "evidence")
+    check_comparable(found)
+    ranked = sorted(found, key=lambda name: found[name].total, reverse=True)
+    best = found[ranked[0]]
+    factors = np.array([found[name].total - best.total for name in ranked])
+    odds = np.exp(factors)
+    return pd.DataFrame(
+        {
+            "log_evidence": [found[name].total for name in ranked],
+            "mcse": [float(found[name].mcse[0]) for name in ranked],
+            "log_bayes_factor": factors,
+            "mcse_diff": [
+                0.0 if name == ranked[0] else float(np.hypot(found[name].mcse[0], best.mcse[0]))
+                for name in ranked
+            ],
+            "probability": odds / odds.sum(),
+            "kind": [str(found[name].kind[0]) for name in ranked],
+            "verdict": [str(found[name].verdict[0]) for name in ranked],
+        },
+        index=pd.Index(ranked, name="model"),
+    )

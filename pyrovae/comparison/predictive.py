@@ -1,0 +1,188 @@
+"""compare(): who explains held-out rows better, by how much, and whether that is more than the error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from pyrovae import checks
+from pyrovae.comparison.refusals import check_comparable, check_held_out, check_models, check_target
+from pyrovae.convert import stacking_weights
+from pyrovae.evidence import VERDICTS, LogEvidence, log_evidence
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Draws a row of "importance" where no number is given: enough for a verdict.
+_DRAWS = 1000
+
+
+def compare(
+    models: Mapping[str, Any],
+    x: Any = None,
+    *,
+    method: str = "importance",
+    seed: int = 0,
+    by: Any = None,
+    training_rows: bool = False,
+    progress: bool = False,
+    **options: Any,
+) -> pd.DataFrame:
+    """Score the same held-out rows under every model and rank them by log P(x), in nats a row.
+
+    Args:
+        models: name → a ``VAE``, a ``LatentVariableModel``, a fitted baseline, or a ``LogEvidence``
+            computed before.
+        x: held-out rows on dim 0; may be left out where every model is a ``LogEvidence``.
+        method, seed, progress, options: of ``log_evidence``, for the pairs among the models; "auto" where
+            verdicts of "importance" say "another method". "importance" takes 1000 draws where
+            ``num_samples`` is not given.
+        by: a label for every row, shape (rows,): a table for each label, one below the other, and the
+            differences within it.
+        training_rows: compare on rows that models were fitted to, which is refused otherwise.
+
+    Returns:
+        A frame, best first, indexed by name: ``elpd``, the mean log P(x_n), an estimate of the expected
+        log predictive density of a new row; ``se``, its standard error over rows; ``elpd_diff`` to the
+        best, and ``dse``, the standard error of that paired difference; ``weight``, by stacking: the mixture
+        of the models that explains the rows best; ``mcse`` and ``bias``, the Monte-Carlo error and
+        first-order bias of ``elpd``, apart from both; ``mcse_diff``, the Monte-Carlo error of ``elpd_diff``,
+        as if the two were independent; ``kind``; ``parameters`` (plug-in or posterior-averaged) and
+        ``num_parameters``, the numbers that were fitted; the rows by verdict; ``seen``, rows that the model
+        was fitted to; ``seconds``, NaN for what was computed before. All in nats a row. It prints in a
+        few columns; ``to_latex`` gives the same ones.
+
+    Raises:
+        ValueError: a mass against a density, column by column; different rows or units, as far as it can be
+            told in which way; models that saw the rows they are scored on; a number that is no predictive
+            score of x in its own units.
+
+    Vehtari, Gelman and Gabry (2017) for elpd; Yao, Vehtari, Simpson and Gelman (2018) for stacking.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> from pyrovae import baselines
+        >>> x = (torch.rand(60, 5, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+        >>> independent = baselines.IndependentBernoulli().fit(x[:40])
+        >>> table = pv.compare({"VAE": pv.VAE.mlp(5, latent_dim=1), "independent": independent}, x[40:])
+        >>> table.index[0]
+        'independent'
+    """
+    check_models(models)
+    checks.boolean("training_rows", training_rows)
+    scores: dict[str, LogEvidence] = {}
+    seconds: dict[str, float] = {}
+    if method == "importance":
+        options.setdefault("num_samples", _DRAWS)
+    if method != "exact":  # which has no noise, and nothing to wait for
+        options |= {"seed": seed, "progress": progress}
+    for name, model in models.items():
+        started = time.perf_counter()
+        if isinstance(model, LogEvidence):
+            scores[name] = model
+            started = float("nan")
+        elif x is None:
+            raise checks.bad_value(
+                "x", f"rows to score {name!r} on", "None", "Pass held-out rows as the second argument."
+            )
+        elif hasattr(model, "log_evidence"):
+            scores[name] = log_evidence(model, x)
+        else:
+            scores[name] = log_evidence(model, x, method=method, **options)
+        seconds[name] = time.perf_counter() - started
+    check_target(scores, "predictive")
+    check_comparable(scores)
+    if not training_rows:
+        check_held_out(scores)
+    about = {
+        name: {"num_parameters": _num_parameters(model), "seconds": seconds[name]}
+        for name, model in models.items()
+    }
+    if by is None:
+        return _table(scores, about)
+    import pandas as pd
+
+    labels = _labels(by, len(next(iter(scores.values()))))
+    parts = {
+        label: _table({name: _rows(score, labels == label) for name, score in scores.items()}, about)
+        for label in pd.unique(labels)
+    }
+    name = getattr(by, "name", None) or "by"
+    return pd.concat(parts, names=[name, "model"])
+
+
+def _table(scores: Mapping[str, LogEvidence], about: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    import pandas as pd
+
+    from pyrovae.comparison.table import ComparisonTable
+
+    ranked = sorted(scores, key=lambda name: scores[name].mean, reverse=True)
+    best = scores[ranked[0]]
+    weights = stacking_weights(scores)
+    lines = []
+    for name in ranked:
+        score = scores[name]
+        difference = score.estimate - best.estimate
+        same = score is best
+        lines.append(
+            {
+                "elpd": score.mean,
+                "se": _standard_error(score.estimate),
+                "elpd_diff": float(difference.mean()),
+                "dse": 0.0 if same else _standard_error(difference),
+                "weight": weights[name],
+                "mcse": score.mean_mcse,
+                "bias": score.mean_bias,
+                "mcse_diff": 0.0 if same else float(np.hypot(score.mean_mcse, best.mean_mcse)),
+                "kind": ", ".join(sorted(set(score.kind.tolist()))),
+                "parameters": score.parameters,
+                "num_parameters": about[name]["num_parameters"],
+                **score.counts(),
+                "seen": score.seen,
+                "seconds": about[name]["seconds"],
+            }
+        )
+    table = ComparisonTable(lines, index=pd.Index(ranked, name="model"))
+    measure = sorted(set(best.measure))
+    table.attrs.update(unit="nats a row", rows=len(best), measure=", ".join(measure), verdicts=list(VERDICTS))
+    return table
+
+
+def _num_parameters(model: Any) -> float:
+    """How many numbers were fitted; NaN where it can't be told."""
+    if isinstance(model, nn.Module):
+        return sum(p.numel() for p in model.parameters())
+    return getattr(model, "num_parameters", float("nan"))
+
+
+def _labels(by: Any, num_rows: int) -> np.ndarray:
+    """A label for every row, shape (rows,)."""
+    labels = np.asarray(by)
+    if labels.shape != (num_rows,):
+        raise checks.bad_value(
+            "by", f"a label for each of the {num_rows} rows", f"shape {labels.shape}", "Pass one column."
+        )
+    return labels
+
+
+def _rows(score: LogEvidence, chosen: np.ndarray) -> LogEvidence:
+    """The score of some of the rows."""
+    per_row = [
+        f.name
+        for f in fields(score)
+        if isinstance(getattr(score, f.name), np.ndarray) and len(getattr(score, f.name)) == len(score)
+    ]
+    shared = score.shared_mcse
+    if shared is not None:  # of fewer rows it is not known; no larger than the rows' own, all of one sign
+        shared = float(score.mcse[chosen].mean())
+    return replace(score, **{name: getattr(score, name)[chosen] for name in per_row}, shared_mcse=shared)
+
+
+def _standard_error(values: np.ndarray) -> float:
+    """Standard error of the mean over rows; NaN for a single row, which has none."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")

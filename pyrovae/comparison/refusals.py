@@ -1,0 +1,100 @@
+"""What may not stand in one table, and why: the refusals of ``compare`` and ``compare_evidence``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pyrovae import checks
+from pyrovae.evidence import LogEvidence
+
+_MENDS = {
+    "transformed": "Observe x itself; put a scaling into the likelihood, or transform x before and pass that.",
+    "unscored": "Score every column under every model, or pass only the columns that all of them score.",
+    "pseudo-likelihood": "An offset computed from the scored columns tells the model what it is to predict: "
+    "measure it apart, or let the model find it.",
+}
+
+
+def check_models(models: object) -> None:
+    """Refuse what is no dict from names to models."""
+    if not isinstance(models, Mapping) or not models:
+        raise checks.bad_type(
+            "models",
+            "a dict from names to models",
+            f"a {type(models).__name__}" if models else "none",
+            'Pass {"VAE": vae, "PPCA": ppca}.',
+        )
+    for name, model in models.items():
+        if isinstance(model, type):
+            raise checks.bad_type(
+                "models", "fitted models", f"the class {model.__name__} as {name!r}", "Fit an instance first."
+            )
+
+
+def check_target(scores: Mapping[str, LogEvidence], target: str) -> None:
+    """Predictive scores of rows rank among themselves, and so do evidences of a training set."""
+    for name, score in scores.items():
+        if score.target != target and target == "predictive":
+            raise checks.bad_value(
+                "models",
+                "predictive scores of held-out rows",
+                f"{name!r}, the {score.target} of a training set",
+                "Compare evidences of one training set with each other, by compare_evidence.",
+            )
+        if score.target != target:
+            raise checks.bad_value(
+                "models",
+                "evidences of one training set",
+                f"{name!r}, predictive scores of rows",
+                "Rank those with compare; an evidence is fitted_model.marginal_likelihood().",
+            )
+
+
+def check_comparable(scores: Mapping[str, LogEvidence]) -> None:
+    """Refuse to put numbers side by side that measure different things: columns, kinds, rows, units."""
+    (first, reference), *others = scores.items()
+    for name, score in scores.items():
+        odd = [column for column, kind in enumerate(score.measure) if kind not in ("mass", "density")]
+        if odd:
+            kind = score.measure[odd[0]]
+            raise checks.bad_value(
+                "models",
+                "a log P of every column of x, in x's own units",
+                f"{name!r}, in which {len(odd)} column(s) are {kind}, first column {odd[0]}",
+                _MENDS[kind],
+            )
+    for name, score in others:
+        if score.fingerprint != reference.fingerprint:
+            raise checks.bad_value(
+                "models",
+                f"all scored on the same rows in the same units, as {first!r} was",
+                f"{name!r} on others: {reference.fingerprint.unlike(score.fingerprint)}",
+                "Score them on one x.",
+            )
+        if score.measure != reference.measure:
+            column = next(
+                i
+                for i, pair in enumerate(zip(score.measure, reference.measure, strict=True))
+                if pair[0] != pair[1]
+            )
+            raise checks.bad_value(
+                "models",
+                "all masses or all densities, column by column",
+                f"a {reference.measure[column]} under {first!r} and a {score.measure[column]} under {name!r} "
+                f"in column {column}",
+                "A probability and a density have different units and no common scale: compare each with its "
+                "own kind, in two tables, or give both the same kind of likelihood.",
+            )
+
+
+def check_held_out(scores: Mapping[str, LogEvidence]) -> None:
+    """Refuse a model that was fitted to most of the rows it is scored on."""
+    for name, score in scores.items():
+        if score.seen > len(score) / 2:
+            raise checks.bad_value(
+                "x",
+                "rows that the models were not fitted to",
+                f"{score.seen} of {len(score)} that {name!r} was",
+                "Score rows that were kept back; to compare on the training rows all the same, pass "
+                "training_rows=True.",
+            )

@@ -1,0 +1,150 @@
+"""swap(): the same VAE under one likelihood after another, compared on held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyrovae import checks, noise
+from pyrovae.comparison.predictive import compare
+from pyrovae.evidence import log_evidence
+from pyrovae.likelihoods import Likelihood
+from pyrovae.model import VAE
+from pyrovae.networks import standardizing
+from pyrovae.pair import Batch, check_supports, inspect
+from pyrovae.training import fit
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """One VAE a family, fitted to the same rows and scored on the same others.
+
+    Attributes:
+        models: the fitted VAEs by the family's name with its options.
+        masses: ``compare`` of those whose P(x) is a mass, with ``bits_per_dim`` beside; None where none is.
+        densities: the same for densities. The two have different units and no common scale.
+        x_test: the rows they are scored on.
+    """
+
+    models: dict[str, VAE]
+    masses: pd.DataFrame | None
+    densities: pd.DataFrame | None
+    x_test: Tensor
+
+    def __str__(self) -> str:
+        columns = ["elpd", "se", "elpd_diff", "dse", "mcse", "bits_per_dim", "kind"]
+        parts = [
+            f"{title}, nats a row over {len(self.x_test)} rows\n{table[columns].round(3).to_string()}"
+            for title, table in (("masses", self.masses), ("densities", self.densities))
+            if table is not None
+        ]
+        return "\n\n".join(parts)
+
+
+def swap(
+    x: Any,
+    latent_dim: int,
+    families: Sequence[str | tuple[str, Mapping[str, Any]]],
+    *,
+    x_test: Any = None,
+    hidden_dims: Sequence[int] = (64, 64),
+    method: str = "auto",
+    seed: int = 0,
+    progress: bool = False,
+    **fitting: Any,
+) -> Swapped:
+    """Swap the likelihood: fit one VAE a family to the same rows, and compare their held-out log P(x).
+
+    All have the same networks but for the number of outputs, ``standardize=True``, and start from the columns'
+    marginals.
+
+    Args:
+        x: rows on dim 0; tensor, numpy array or DataFrame; with offsets a dict, as in ``fit``, of which
+            families without ``offset=True`` get the rows alone.
+        latent_dim: entries of z.
+        families: names in ``likelihoods.REGISTRY``, or pairs of a name and its options, such as
+            ``("binomial", {"total_count": 16})``; ``likelihoods.suggest(x)`` names candidates.
+        x_test: rows to score on; where None a fifth of ``x``, drawn by ``seed``, is kept back.
+        hidden_dims: of every VAE.
+        method: of ``log_evidence``.
+        seed: of weights, the split, and all noise.
+        progress: show bars.
+        fitting: of ``fit``: ``epochs``, ``lr``, ``validation``, ``patience``, …
+
+    Raises:
+        TypeError, ValueError: an unknown family or option; rows off a family's support, before any is fitted.
+
+    Example:
+        >>> import torch
+        >>> x = torch.poisson(torch.full((60, 3), 4.0), generator=torch.Generator().manual_seed(0))
+        >>> found = swap(x, 1, ["poisson", "negative_binomial"], epochs=2, hidden_dims=(4,))
+        >>> found.densities is None, len(found.masses)
+        (True, 2)
+    """
+    batch = _single(x, "x")
+    if x_test is None:
+        with noise.seeded(noise.derive(seed, noise.Stream.DATA)):
+            order = torch.randperm(len(batch["x"]))
+        held_out = max(1, len(order) // 5)
+        test = {name: value[order[:held_out]] for name, value in batch.items()}
+        batch = {name: value[order[held_out:]] for name, value in batch.items()}
+    else:
+        test = _single(x_test, "x_test")
+    if isinstance(families, str) or not len(families):
+        raise checks.bad_type(
+            "families", "a list of families", repr(families), 'Pass ["gaussian", "laplace"].'
+        )
+    checks.options("swap and of fit", fit, fitting, taken=("pair", "x", "seed", "progress"))
+    validation = fitting.pop("validation", None)
+    if validation is not None:
+        validation = _single(validation, "validation")
+    columns = batch["x"][0].numel()
+    models: dict[str, VAE] = {}
+    kinds: dict[str, str] = {}
+    for family in families:
+        name, options = (family, {}) if isinstance(family, str) else family
+        with noise.seeded(noise.derive(seed, noise.Stream.WEIGHTS)):
+            vae = VAE.mlp(columns, latent_dim, name, hidden_dims, standardize=True, **options)
+        with standardizing(vae.modules(), batch["x"]):
+            structure = inspect(vae, _taken(vae, batch), seed)
+        check_supports(structure, test["x"], "x_test" if x_test is not None else "x")
+        label = ", ".join(f"{key}={value}" for key, value in options.items())
+        label = f"{name}({label})" if label else name
+        models[label], kinds[label] = vae, structure.measure[0]
+    for vae in models.values():
+        rows = _taken(vae, batch)
+        if isinstance(vae.likelihood, Likelihood):
+            vae.likelihood.start_from(rows)
+        if validation is not None:
+            fitting["validation"] = _taken(vae, validation)
+        fit(vae, rows, seed=seed, progress=progress, **fitting)
+    tables: dict[str, pd.DataFrame | None] = {}
+    for kind in dict.fromkeys(kinds.values()):
+        scores = {
+            name: log_evidence(vae, _taken(vae, test), method=method, seed=seed, progress=progress)
+            for name, vae in models.items()
+            if kinds[name] == kind
+        }
+        table = compare(scores)
+        table.insert(1, "bits_per_dim", [scores[name].bits_per_dim for name in table.index])
+        tables[kind] = table
+    return Swapped(models, tables.get("mass"), tables.get("density"), test["x"])
+
+
+def _single(x: Any, argument: str) -> Batch:
+    """Checked rows in float32, which the VAEs have; labels and masks beside them as they are."""
+    batch = checks.batch(x, dtype=None, argument=argument)
+    return {name: value.float() if value.is_floating_point() else value for name, value in batch.items()}
+
+
+def _taken(vae: VAE, batch: Batch) -> Batch:
+    """The rows, and the offset where the VAE's likelihood takes one."""
+    offset = bool(getattr(vae.likelihood, "offset", False))
+    return {name: value for name, value in batch.items() if name == "x" or offset}

@@ -1,0 +1,51 @@
+"""The frame that ``compare`` returns: all columns in it, the telling ones in print. Imported where one is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+
+class ComparisonTable(pd.DataFrame):
+    """A DataFrame that prints what is read first: in a terminal, in a notebook, and as LaTeX.
+
+    What is computed from it, a slice or a copy, is a plain DataFrame with every column.
+    """
+
+    @property
+    def _constructor(self) -> type[pd.DataFrame]:
+        return pd.DataFrame
+
+    def short(self) -> pd.DataFrame:
+        """The columns that are read first, errors beside their numbers, rows by verdict in one."""
+        signs = {"lower bound": "≥ ", "upper bound": "≤ "}
+        shown = pd.DataFrame(index=self.index)
+        shown["elpd"] = [
+            f"{signs.get(kind, '')}{value:.2f} ± {error:.2f}"
+            for kind, value, error in zip(self["kind"], self["elpd"], self["se"], strict=True)
+        ]
+        shown["to the best"] = [
+            "best" if difference == 0 and error == 0 else f"{difference:.2f} ± {error:.2f}"
+            for difference, error in zip(self["elpd_diff"], self["dse"], strict=True)
+        ]
+        shown["weight"] = [f"{weight:.2f}" for weight in self["weight"]]
+        shown["MC error"] = ["exact" if error == 0 else f"{error:.3f}" for error in self["mcse"]]
+        verdicts = self[["trust", "more samples", "another method"]].to_numpy()
+        shown["trust / more / other"] = [" / ".join(map(str, counts)) for counts in verdicts]
+        return shown
+
+    def __repr__(self) -> str:
+        about = f"{self.attrs.get('measure', '')}, nats a row over {self.attrs.get('rows', '?')} rows"
+        return f"{about}\n{self.short().to_string()}"
+
+    def _repr_html_(self) -> str:
+        return self.short().to_html()
+
+    def to_latex(self, *args: Any, **kwargs: Any) -> str:
+        """The same columns as in print; ``DataFrame(table).to_latex()`` has all."""
+        shown = self.short().rename(columns=str)
+        body = shown.to_latex(*args, **kwargs)
+        for sign, command in (("≥", r"$\geq$"), ("≤", r"$\leq$"), ("±", r"$\pm$")):
+            body = body.replace(sign, command)
+        return body

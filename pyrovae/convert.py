@@ -1,0 +1,487 @@
+"""To ArviZ: draws, predictions and log P(x) as what ``az.plot_ppc``, ``az.loo`` and ``az.compare`` take.
+
+The only room that imports arviz, and only where it is asked to. Reads and writes arviz 0.22+ and 1.x; what
+differs between them is in the last section.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovae import checks, noise
+from pyrovae.diagnostics import Accumulator, k_threshold
+from pyrovae.evidence import LogEvidence
+from pyrovae.evidence.result import Columns, verdicts
+from pyrovae.log_weights import Evaluation, Terms
+from pyrovae.model import LatentVariableModel
+from pyrovae.noise import Stream
+from pyrovae.pair import Batch, Latents, Structure, draw_prior, log_joint, propose
+from pyrovae.pair.running import fold, run
+
+# 4 GiB of float64: draws × rows × columns beyond this are a slip, or should be asked for in parts.
+_MOST_NUMBERS = 1 << 29
+
+#: A variable of a group: its dims and its values.
+Variable = tuple[tuple[str, ...], np.ndarray]
+Group = dict[str, Variable]
+
+
+def to_arviz(
+    model: Any,
+    x: Any,
+    *,
+    num_draws: int = 200,
+    num_samples: int = 1000,
+    predictive: bool = True,
+    seed: int = 0,
+    tile: tuple[int, int] | None = None,
+) -> Any:
+    """Draws of z and of replicated rows beside the observed ones, as an ``InferenceData`` (a ``DataTree`` in 1.x).
+
+    Of a pair, for every row: z from P(z | x_n), importance-resampled: z_k ~ Q(z | x_n), k = 1 … ``num_samples``,
+    then ``num_draws`` of them with replacement and probabilities ∝ P(x_n, z_k) / Q(z_k | x_n) (Rubin 1987).
+    The groups:
+
+    * ``posterior``: every latent, dims (chain, draw, row, …);
+    * ``prior``: as many draws of P(z), in the same dims;
+    * ``posterior_predictive``, ``prior_predictive``: ``x``, new rows from P(x | z) of those draws;
+    * ``log_likelihood_given_z``: log P(x_n | z) of the posterior draws, dims (chain, draw, row), in nats.
+      It is not called ``log_likelihood``, because ``az.loo`` of it is no estimate of log P(x): every row has
+      z of its own, and leaving it out leaves no data about that z;
+    * ``observed_data``: ``x``;
+    * ``constant_data``: by row the importance-weighted ``log_evidence``, with its ``mcse``, ``ess``,
+      ``pareto_k`` and ``verdict``, and whatever ``x`` brought beside the rows. Where the verdict is not
+      "trust", the draws are not to be believed either.
+
+    Of an MCMC baseline, which has ``posterior`` and ``log_likelihood(x)``: ``posterior`` by site with its
+    chains, ``log_likelihood`` of ``x``, dims (chain, draw, row), and ``observed_data``. ``az.loo`` leaves out
+    rows that the posterior has seen: ``x`` is what the baseline was fitted to.
+
+    Args:
+        model: a ``VAE``, a ``LatentVariableModel``, or a fitted MCMC baseline.
+        x: rows on dim 0, or a dict of them, as in ``log_weights``. A DataFrame's index and columns become
+            the coordinates of ``row`` and ``column``.
+        num_draws: draws of every row that are kept.
+        num_samples: draws of every row that they are chosen from.
+        predictive: False leaves the replicated rows out.
+        seed: the same seed and tile give the same bits.
+        tile: (rows, samples) computed at once; chosen from the shapes where None.
+
+    Options but ``model`` and ``x`` are a pair's; the draws of a baseline are made. Holds
+    2 · draws × rows × (columns + latent dims) numbers.
+
+    Raises:
+        TypeError: a model of another kind.
+        ValueError: see ``log_weights``; more than 2²⁹ numbers; a model whose rows can't be replicated.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> data = to_arviz(pv.VAE.mlp(6, latent_dim=2), torch.ones(4, 6), num_draws=50, num_samples=100)
+        >>> dict(data.posterior["z"].sizes)
+        {'chain': 1, 'draw': 50, 'row': 4, 'z_dim_0': 2}
+    """
+    rows = x["x"] if isinstance(x, Mapping) and "x" in x else x
+    if isinstance(model, LatentVariableModel):
+        checks.integer("num_draws", num_draws)
+        evaluation = Evaluation.prepare(model, x, num_samples, seed, tile)
+        groups, attrs = _of_pair(evaluation, num_draws, checks.boolean("predictive", predictive))
+        observed = evaluation.batch["x"]
+    elif hasattr(model, "posterior") and hasattr(model, "log_likelihood"):
+        groups, attrs, observed = _of_chains(model, x)
+    else:
+        raise checks.bad_type(
+            "model",
+            "a VAE, a LatentVariableModel or an MCMC baseline with posterior and log_likelihood",
+            f"a {type(model).__name__}",
+            "Fit an MCMC baseline first; one that is exact has no draws: convert.to_elpd(model.log_evidence(x)) "
+            "makes it comparable.",
+        )
+    groups["observed_data"] = {"x": (_dims_of_rows(observed), _numpy(observed))}
+    return _container(groups, _coords(rows, observed), {"inference_library": "pyrovae", **attrs})
+
+
+def to_elpd(evidence: LogEvidence) -> Any:
+    """Pointwise log P(x_n) of held-out rows as the ``ELPDData`` that ``az.compare`` and ``az.plot_khat`` take.
+
+    elpd = Σ_n log P(x_n), with a standard error over rows of sqrt(N · var_n log P(x_n)); in nats, for all rows
+    together, as arviz has it. The rows were held out: nothing is left out or refitted, and no effective
+    number of parameters is estimated (``p`` is NaN). In 1.x its ``kind`` is "held_out", which ``az.compare``
+    does not mix with results of ``az.loo``; 0.x takes no other kind than ``loo``, so the entries are named
+    ``elpd_loo`` and ``loo_i`` there, and ``quantity`` says what they are. ``warning`` is True where a row's
+    verdict is not "trust". k-hat is of the importance weights over z.
+
+    ``az.compare`` does not see rows, units or kinds of number: ``pyrovae.compare`` refuses what can't be
+    compared. Its default weights exponentiate log P(x_n): below −700 nats a row pass
+    ``method="BB-pseudo-BMA"``.
+
+    Args:
+        evidence: what ``log_evidence`` returns, of a pair or a baseline.
+
+    Raises:
+        TypeError: no ``LogEvidence``.
+        ValueError: the evidence of a training set, which is one number and no score of rows.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> ev = pv.log_evidence(pv.VAE.mlp(6, latent_dim=2), torch.ones(4, 6), num_samples=100)
+        >>> elpd = to_elpd(ev)
+        >>> elpd.n_data_points
+        4
+    """
+    if not isinstance(evidence, LogEvidence):
+        raise checks.bad_type(
+            "evidence",
+            "a LogEvidence",
+            f"a {type(evidence).__name__}",
+            "Pass what pyrovae.log_evidence(model, x) returns.",
+        )
+    if evidence.target != "predictive":
+        raise checks.bad_value(
+            "evidence",
+            "predictive scores of held-out rows",
+            f"the {evidence.target} of a training set",
+            "Score held-out rows: model.log_evidence(x_test).",
+        )
+    return _elpd_data(evidence)
+
+
+def stacking_weights(scores: Mapping[str, LogEvidence]) -> dict[str, float]:
+    """The weights of the mixture Σ_m w_m P_m(x) that explains the rows best, by name; by ``az.compare``.
+
+    Maximises Σ_n log Σ_m w_m P_m(x_n) over weights that sum to 1. Yao, Vehtari, Simpson and Gelman (2018).
+
+    Args:
+        scores: name → predictive scores, all of the same rows.
+    """
+    if len(scores) == 1:
+        return dict.fromkeys(scores, 1.0)
+    with warnings.catch_warnings():
+        # 0.x announces 1.x when it is imported, and calls pandas 3 in ways that this one warns of.
+        warnings.simplefilter("ignore")
+        return _stacking_weights(scores)
+
+
+def _stacking_weights(scores: Mapping[str, LogEvidence]) -> dict[str, float]:
+    import arviz
+
+    # A row's own constant cancels in the maximum; without it exp(log P(x_n)) would be 0 below −745.
+    best = np.max([score.estimate for score in scores.values()], axis=0)
+    elpds = {name: to_elpd(replace(score, estimate=score.estimate - best)) for name, score in scores.items()}
+    weights = arviz.compare(elpds, method="stacking")["weight"]
+    return {name: float(weights[name]) for name in scores}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Pairs
+
+
+def _of_pair(
+    evaluation: Evaluation, num_draws: int, predictive: bool
+) -> tuple[dict[str, Group], dict[str, Any]]:
+    batch = evaluation.batch
+    _refuse_too_many(evaluation, num_draws, predictive)
+    if predictive:
+        _check_replicable(evaluation)
+    groups: dict[str, Group] = {}
+    columns = []
+    for tiles in evaluation.tiles():
+        block, found = _of_block(evaluation, tiles, num_draws, predictive)
+        for group, variables in block.items():
+            for name, (dims, values) in variables.items():
+                if tiles[0].rows.start == 0:
+                    # All of it at once: blocks kept and put together would take twice the memory.
+                    whole = np.empty((1, num_draws, len(evaluation), *values.shape[3:]), values.dtype)
+                    groups.setdefault(group, {})[name] = (dims, whole)
+                groups[group][name][1][:, :, tiles[0].rows] = values
+        columns.append(found)
+    rows = Columns.cat(columns)
+    constants: Group = {
+        name: (_dims_of_rows(value, name), _numpy(value)) for name, value in batch.items() if name != "x"
+    }
+    for name, column in (
+        ("log_evidence", rows.estimate),
+        ("mcse", rows.mcse),
+        ("ess", rows.ess),
+        ("pareto_k", rows.pareto_k),
+    ):
+        constants[name] = (("row",), _numpy(column))
+    constants["verdict"] = (("row",), verdicts(_numpy(rows.pareto_k), evaluation.num_samples))
+    groups["constant_data"] = constants
+    tile = f"{evaluation.tile[0]} rows x {evaluation.tile[1]} samples"
+    attrs = {
+        "sampling": f"{num_draws} draws a row, importance-resampled from {evaluation.num_samples} of the guide",
+        "seed": evaluation.seed,
+        "tile": tile,
+    }
+    return groups, attrs
+
+
+def _of_block(
+    evaluation: Evaluation, tiles: list[noise.Tile], num_draws: int, predictive: bool
+) -> tuple[dict[str, Group], Columns]:
+    """All groups of some rows, and what their weights say of log P(x)."""
+    pair, structure = evaluation.pair, evaluation.structure
+    rows = tiles[0].rows
+    batch = {name: value[rows] for name, value in evaluation.batch.items()}
+    height, device = rows.stop - rows.start, batch["x"].device
+    weights = Accumulator(evaluation.num_samples, height, len(tiles), device)
+    proposed: dict[str, list[Tensor]] = {name: [] for name in structure.latents}
+    terms = []
+    for number, tile in enumerate(tiles):
+        latents, found = _weigh(evaluation, tile, batch)
+        weights.add(number, found.log_weights)
+        terms.append((found.log_weights, found.likelihood))
+        for name, value in latents.items():
+            proposed[name].append(_rows_second(structure, name, value))
+    log_weights, likelihood = (torch.cat(parts) for parts in zip(*terms, strict=True))
+    seed = noise.derive(evaluation.seed, Stream.CONVERT, tiles[0].index[0])
+    with pair.evaluating(), noise.seeded(seed, device):
+        chosen = _resample(log_weights, num_draws)  # (draws, rows)
+        every = torch.arange(height, device=device)
+        kept = {
+            name: _rows_back(structure, name, torch.cat(values)[chosen, every])
+            for name, values in proposed.items()
+        }
+        prior, _ = draw_prior(pair, structure, batch, num_draws)
+        groups: dict[str, Group] = {}
+        for group, latents in (("posterior", kept), ("prior", prior)):
+            groups[group] = {name: _variable(structure, name, value) for name, value in latents.items()}
+            if predictive:
+                replicated = _replicate(evaluation, batch, latents)
+                groups[f"{group}_predictive"] = {
+                    "x": (("chain", "draw", *_dims_of_rows(batch["x"])), _numpy(replicated)[None])
+                }
+    given_z = likelihood.gather(0, chosen)
+    groups["log_likelihood_given_z"] = {"x": (("chain", "draw", "row"), _numpy(given_z)[None])}
+    return groups, Columns.of_weights(weights, batch["x"].dtype, evaluation.num_samples)
+
+
+def _weigh(evaluation: Evaluation, tile: noise.Tile, batch: Batch) -> tuple[Latents, Terms]:
+    """``evaluation.terms(tile)``, with the latents that they are of."""
+    seed = noise.derive(evaluation.seed, Stream.TILE, *tile.index)
+    with evaluation.pair.evaluating(), noise.seeded(seed, batch["x"].device):
+        latents, log_q = propose(evaluation.pair, evaluation.structure, batch, tile.num_samples)
+        joint = log_joint(evaluation.pair, evaluation.structure, batch, latents)
+    return latents, Terms(joint.likelihood, joint.prior, log_q).checked(evaluation.numbers[tile.rows])
+
+
+def _resample(log_weights: Tensor, num_draws: int) -> Tensor:
+    """Places of draws chosen with probability ∝ their weights, (num_draws, rows), from (samples, rows)."""
+    impossible = torch.isneginf(log_weights).all(dim=0)  # P(x_n) = 0 as far as was seen: any z is as good
+    weights = torch.softmax(torch.where(impossible, 0.0, log_weights), dim=0)
+    return torch.multinomial(weights.T, num_draws, replacement=True).T
+
+
+def _replicate(evaluation: Evaluation, batch: Batch, latents: Latents) -> Tensor:
+    """New rows x ~ P(x | z), shape (samples, rows, *row)."""
+    structure = evaluation.structure
+    num_samples = len(latents[structure.latents[0]])
+    made = []
+    for start in range(0, num_samples, evaluation.tile[1]):
+        part = {name: value[start : start + evaluation.tile[1]] for name, value in latents.items()}
+        count = len(part[structure.latents[0]])
+        repeated = {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in batch.items()}
+        sites = run(evaluation.pair, "model", repeated, fold(structure, part))
+        x = repeated["x"]
+        flat = x.flatten(1).clone() if x.dim() > 1 else x[:, None].clone()
+        for name, columns in structure.columns.items():
+            fn = sites[name]["fn"]
+            value = fn.sample()
+            axis = value.dim() - fn.event_dim + structure.data_dim[name]
+            flat[:, list(columns)] = value.movedim(axis, 0).reshape(len(flat), -1).to(flat.dtype)
+        made.append(flat.view(count, *batch["x"].shape))
+    return torch.cat(made)
+
+
+def _check_replicable(evaluation: Evaluation) -> None:
+    """Every column of x is sampled by an observed site given z, and no site follows x otherwise."""
+    pair, structure = evaluation.pair, evaluation.structure
+    expected = "every column of x sampled by an observed site, and read nowhere else, to replicate rows"
+    mend = "Pass predictive=False."
+    odd = sorted(set(structure.measure) - {"mass", "density", "pseudo-likelihood"})
+    held = {column for columns in structure.columns.values() for column in columns}
+    if odd or len(held) < len(structure.measure):
+        raise checks.bad_value("model", expected, f"columns that are {', '.join(odd) or 'unscored'}", mend)
+    batch = {name: value[:4] for name, value in evaluation.batch.items()}
+    seed = noise.derive(evaluation.seed, Stream.CONVERT)
+    with pair.evaluating(), noise.seeded(seed, batch["x"].device):
+        latents, _ = draw_prior(pair, structure, batch, 1)
+        other = {**batch, "x": _replicate(evaluation, batch, latents)[0]}
+        here, there = (run(pair, "model", rows, fold(structure, latents)) for rows in (batch, other))
+        for name in structure.columns:
+            value = there[name]["value"]
+            if not torch.allclose(
+                here[name]["fn"].log_prob(value), there[name]["fn"].log_prob(value), rtol=1e-4, atol=1e-4
+            ):
+                raise checks.bad_value("model", expected, f"site {name!r}, which follows x otherwise", mend)
+
+
+def _refuse_too_many(evaluation: Evaluation, num_draws: int, predictive: bool) -> None:
+    """Say how large the result would be before anything is computed."""
+    batch = {name: value[:1] for name, value in evaluation.batch.items()}
+    seed = noise.derive(evaluation.seed, Stream.CONVERT)
+    with evaluation.pair.evaluating(), noise.seeded(seed, batch["x"].device):
+        latents, _ = draw_prior(evaluation.pair, evaluation.structure, batch, 1)
+    columns = batch["x"].numel() if predictive else 0
+    width = columns + sum(value.numel() for value in latents.values())
+    numbers = 2 * num_draws * len(evaluation) * width
+    if numbers > _MOST_NUMBERS:
+        raise checks.bad_value(
+            "num_draws",
+            f"at most {_MOST_NUMBERS} numbers, 2 · draws × rows × (columns + latent dims)",
+            f"{numbers} = 2 · {num_draws} × {len(evaluation)} × {width}",
+            "Take fewer draws or rows, or predictive=False.",
+        )
+
+
+def _rows_second(structure: Structure, name: str, value: Tensor) -> Tensor:
+    """(samples, plates..., event...) → (samples, rows, rest...)."""
+    return value.movedim(1 + structure.nesting + structure.data_dim[name], 1)
+
+
+def _rows_back(structure: Structure, name: str, value: Tensor) -> Tensor:
+    """(samples, rows, rest...) → (samples, plates..., event...)."""
+    return value.movedim(1, 1 + structure.nesting + structure.data_dim[name])
+
+
+def _variable(structure: Structure, name: str, value: Tensor) -> Variable:
+    """A latent in (chain, draw, row, …): the dims of inner plates, unless they are of size 1, and of the event."""
+    value = _rows_second(structure, name, value)
+    plates = [size for size in value.shape[2 : 1 + structure.nesting] if size > 1]
+    value = value.reshape(*value.shape[:2], *plates, *value.shape[1 + structure.nesting :])
+    inner = (f"{name}_dim_{i}" for i in range(value.dim() - 2))
+    return ("chain", "draw", "row", *inner), _numpy(value)[None]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Chains
+
+
+def _of_chains(model: Any, x: Any) -> tuple[dict[str, Group], dict[str, Any], Tensor]:
+    """Of anything with ``posterior``, site → (chains, draws, …), and ``log_likelihood(x)``, (chains, draws, rows)."""
+    observed = checks.batch(x, dtype=None)["x"]
+    seen = getattr(model, "seen", None)
+    if seen is not None and not np.array_equal(seen, checks.row_hashes(observed)):
+        raise checks.bad_value(
+            "x",
+            "the rows that the baseline was fitted to: az.loo leaves each of them out in turn",
+            f"{len(observed)} rows, not all of them the same in the same order",
+            "Pass the rows given to fit; score new ones by model.log_evidence(x) and convert.to_elpd.",
+        )
+    log_likelihood = model.log_likelihood(x)
+    posterior: Group = {}
+    for name, value in model.posterior.items():
+        dims = ("chain", "draw", *(f"{name}_dim_{i}" for i in range(value.dim() - 2)))
+        posterior[name] = (dims, _numpy(value))
+    groups: dict[str, Group] = {
+        "posterior": posterior,
+        "log_likelihood": {"x": (("chain", "draw", "row"), _numpy(log_likelihood))},
+    }
+    return groups, {"sampling": type(model).__name__}, observed
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Names
+
+
+def _numpy(value: Tensor) -> np.ndarray:
+    return value.detach().cpu().numpy()
+
+
+def _dims_of_rows(x: Tensor, name: str = "x") -> tuple[str, ...]:
+    """("row", "column") for a table, ("row", "x_dim_0", …) for rows of another shape."""
+    if x.dim() == 2 and name == "x":
+        return ("row", "column")
+    return ("row", *(f"{name}_dim_{i}" for i in range(x.dim() - 1)))
+
+
+def _coords(x: Any, observed: Tensor) -> dict[str, np.ndarray]:
+    """A DataFrame's own names for rows and columns; numbers otherwise."""
+    coords: dict[str, np.ndarray] = {"row": np.arange(len(observed))}
+    index = getattr(x, "index", None)
+    if hasattr(x, "to_numpy") and index is not None and index.nlevels == 1 and index.is_unique:
+        coords["row"] = _labels(index)
+    if observed.dim() == 2:
+        coords["column"] = _labels(x.columns) if hasattr(x, "columns") else np.arange(observed.shape[1])
+    return coords
+
+
+def _labels(index: Any) -> np.ndarray:
+    """Numbers and dates as they are, everything else as strings, which every format can write."""
+    values = index.to_numpy()
+    return values if values.dtype.kind in "iufM" else np.array([_label(value) for value in values])
+
+
+def _label(value: Hashable) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# arviz: what differs between 0.x and 1.x
+
+
+def _is_modern(arviz: Any) -> bool:
+    """Whether this is arviz 1.x, whose container is xarray's ``DataTree``."""
+    return int(arviz.__version__.split(".")[0]) >= 1
+
+
+def _container(groups: Mapping[str, Group], coords: Mapping[str, np.ndarray], attrs: dict[str, Any]) -> Any:
+    """Groups → an ``InferenceData``, or a ``DataTree``. Datasets are made here: 0.x's from_dict knows no other groups."""
+    import arviz
+    import xarray
+
+    datasets = {}
+    for group, variables in groups.items():
+        used = {dim: size for dims, v in variables.values() for dim, size in zip(dims, v.shape, strict=True)}
+        here = {dim: coords.get(dim, np.arange(size)) for dim, size in used.items()}
+        datasets[group] = xarray.Dataset(variables, coords=here, attrs=attrs)
+    if _is_modern(arviz):
+        return xarray.DataTree.from_dict(datasets)
+    return arviz.InferenceData(None, False, **datasets)
+
+
+def _elpd_data(evidence: LogEvidence) -> Any:
+    """A ``LogEvidence`` → a Series with entries by name (0.x), or an object with fields (1.x)."""
+    import arviz
+    import xarray
+
+    kinds = ", ".join(sorted(set(evidence.kind.tolist())))
+    quantity = f"log P(x_n) of held-out rows, {evidence.parameters}, by {evidence.method}: {kinds}"
+    common = {
+        "se": float(np.sqrt(len(evidence) * evidence.estimate.var())),
+        "n_samples": evidence.num_samples,
+        "n_data_points": len(evidence),
+        "scale": "log",
+        "warning": bool((evidence.verdict != "trust").any()),
+        "good_k": k_threshold(evidence.num_samples) if evidence.num_samples > 1 else 0.7,
+    }
+    row = {"row": np.arange(len(evidence))}
+    pointwise = xarray.DataArray(evidence.estimate, row, "row", name="elpd_i", attrs={"quantity": quantity})
+    pareto_k = xarray.DataArray(evidence.pareto_k, row, "row", name="pareto_k")
+    if _is_modern(arviz):
+        return arviz.ELPDData(
+            kind="held_out",
+            elpd=evidence.total,
+            p=float("nan"),
+            elpd_i=pointwise,
+            pareto_k=pareto_k,
+            **common,
+        )
+    entries = {
+        # by place: arviz prints the first three
+        "elpd_loo": evidence.total,
+        "se": common.pop("se"),
+        "p_loo": float("nan"),
+        **common,
+        "loo_i": pointwise.rename("loo_i"),
+        "pareto_k": pareto_k.rename("pareto_shape"),
+        "quantity": quantity,
+    }
+    return arviz.stats.ELPDData(list(entries.values()), index=list(entries))

@@ -1,0 +1,154 @@
+"""Images, a row each: digits, MNIST grey and binarized, and Frey faces."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyrovae import checks
+from pyrovae.datasets.sources import contents
+from pyrovae.datasets.splits import Split, dequantised, generator_of, split
+
+
+class LabelledImages(NamedTuple):
+    """Rows to fit on and rows to score, each of shape (rows, pixels), and their classes, (rows,), int64."""
+
+    train: Tensor
+    test: Tensor
+    train_labels: Tensor
+    test_labels: Tensor
+
+
+def digits(kind: str = "binary", seed: int = 0) -> Split:
+    """scikit-learn's 1797 digits of 8 × 8 pixels with levels 0 to 16; 1197, 200 and 400 rows, float32.
+
+    Args:
+        kind: "binary", level ≥ 8 as 0 or 1, a mass; "levels", the whole numbers 0 to 16, a mass; or
+            "continuous", level + u with u uniform on [0, 1), a density: dequantised, so that no column
+            is a set of points.
+        seed: of the split into rows and of the dequantisation; fixed, because both change the numbers.
+
+    Example:
+        >>> digits("binary").train.shape
+        torch.Size([1197, 64])
+    """
+    from sklearn.datasets import load_digits
+
+    checks.choice("kind", kind, ("binary", "levels", "continuous"))
+    levels = torch.tensor(load_digits().data, dtype=torch.float32)  # (1797, 64)
+    generator = generator_of(seed)
+    order = torch.randperm(len(levels), generator=generator)
+    if kind == "binary":
+        levels = (levels >= 8).float()
+    elif kind == "continuous":
+        levels = dequantised(levels, generator)
+    return split(levels[order], validation=200, test=400)
+
+
+def mnist(download: bool = True) -> LabelledImages:
+    """MNIST as it was published: 60 000 and 10 000 rows of 784 grey levels 0 to 255, float32, with labels.
+
+    The levels are whole numbers, a mass. ``binarize`` makes zeros and ones of them; ``binarized_mnist`` has
+    those that Larochelle drew.
+
+    Args:
+        download: fetch what is not here; without, that is an error.
+
+    Raises:
+        FileNotFoundError: a file is neither here nor to be had.
+        ValueError: a file has other contents.
+
+    LeCun, Bottou, Bengio and Haffner (1998).
+    """
+    read = functools.partial(contents, download=download)
+    levels = (torch.tensor(read(f"mnist {part}"), dtype=torch.float32) for part in ("train", "test"))
+    labels = (torch.tensor(read(f"mnist {part} labels")).long().flatten() for part in ("train", "test"))
+    return LabelledImages(*levels, *labels)
+
+
+def binarized_mnist(download: bool = True) -> Split:
+    """Larochelle's fixed binarization of MNIST: 50 000, 10 000 and 10 000 rows of 784 zeros and ones, a mass.
+
+    Fixed and random binarization differ by about 2 nats: never put them into one table.
+
+    The published test rows are sorted by digit: the first thousand are nearly all zeros, and log P(x) of a few
+    of them says little about the rest. Here they come in a fixed random order.
+
+    Args:
+        download: fetch what is not here; without, that is an error.
+
+    Raises:
+        FileNotFoundError: a file is neither here nor to be had.
+        ValueError: a file has other contents.
+
+    Larochelle and Murray (2011).
+    """
+    parts = (contents(f"binarized_mnist {part}", download) for part in ("train", "valid", "test"))
+    train, validation, test = (torch.tensor(part, dtype=torch.float32) for part in parts)
+    return Split(train, validation, test[torch.randperm(len(test), generator=generator_of(0))])
+
+
+def binarize(levels: Any, highest: float = 255.0, seed: int = 0) -> Tensor:
+    """Grey levels as zeros and ones: each entry is 1 with probability level / ``highest``.
+
+    One fixed draw, for a test set of a recorded seed. In training, the custom is a fresh seed an epoch.
+
+    Args:
+        levels: rows of grey levels in [0, highest], shape (rows, columns).
+        highest: the level that is always 1.
+        seed: of the draw; the same seed gives the same zeros and ones.
+
+    Returns:
+        Zeros and ones of the levels' shape, a mass.
+
+    Raises:
+        TypeError, ValueError: rows that are no numbers, or levels outside [0, highest].
+
+    Salakhutdinov and Murray (2008).
+
+    Example:
+        >>> binarize(torch.tensor([[0.0, 255.0, 0.0]]))
+        tensor([[0., 1., 0.]])
+    """
+    checks.positive("highest", highest)
+    x = checks.rows(levels, dtype=None, argument="levels")
+    outside = (x < 0) | (x > highest)
+    if outside.any():
+        raise checks.bad_value(
+            "levels",
+            f"grey levels from 0 to {highest:g}",
+            f"{int(outside.sum())} outside, from {x.min():g} to {x.max():g}",
+            "Pass the highest level that can occur as highest=.",
+        )
+    uniform = torch.rand(x.shape, generator=generator_of(seed), dtype=x.dtype)
+    return (uniform.to(x.device) < x / highest).to(x.dtype)
+
+
+def frey_faces(kind: str = "levels", seed: int = 0, download: bool = True) -> Split:
+    """1965 pictures of Brendan Frey's face, 28 × 20 pixels; 1565, 200 and 200 rows of 560, float32.
+
+    They are frames of one video. Neighbours look alike and the split is at random, so that a test row has
+    near relatives in training: log P(x) tells how well these frames are known, not faces in general.
+
+    Args:
+        kind: "levels", the whole numbers 0 to 255, a mass; or "continuous", level + u with u uniform on
+            [0, 1), a density, in the same units, 0 to 256.
+        seed: of the split into rows and of the dequantisation; fixed, because both change the numbers.
+        download: fetch what is not here; without, that is an error.
+
+    Raises:
+        FileNotFoundError: the file is neither here nor to be had.
+        ValueError: the file has other contents, or kind is none of the two.
+
+    Frey, Colmenarez and Huang (1998); Roweis published them.
+    """
+    checks.choice("kind", kind, ("levels", "continuous"))
+    levels = torch.tensor(contents("frey_faces", download), dtype=torch.float32)  # (1965, 560)
+    generator = generator_of(seed)
+    order = torch.randperm(len(levels), generator=generator)
+    if kind == "continuous":
+        levels = dequantised(levels, generator)
+    return split(levels[order], validation=200, test=200)

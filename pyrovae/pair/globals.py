@@ -1,0 +1,562 @@
+"""A Bayesian model of rows: every latent as one real vector u, its log joint with the rows, and each row's share.
+
+For ``baselines.PyroMCMC``. A pair's latents belong to the rows; here they belong to all rows together, the
+globals, and a row is scored given them. ``BayesianModel`` is asked for both, for many u at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch import Size, Tensor
+from torch.distributions import biject_to
+
+from pyrovae import checks
+from pyrovae.pair.contract import check_scale, holds_data, no_answer
+from pyrovae.pair.inspection import _measure, computed_from_rows
+from pyrovae.pair.running import Batch, Latents, Sites, Support, _log_prob, arguments, sample_sites
+
+# Numbers that a block of log-likelihoods, draws × rows, may hold.
+_BLOCK = 1 << 21
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a latent lies in u, and the shapes it has there and in the model."""
+
+    entries: slice
+    unconstrained: Size
+    shape: Size
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is known of a model whose rows are independent given the globals.
+
+    Attributes:
+        data_dim: for each observed site of the rows, the dim of its log-probability that they lie on, negative.
+        columns: for each site that holds data, the columns of x flattened that its values are.
+        measure: as ``Structure.measure``.
+        supports: as ``Structure.supports``.
+    """
+
+    data_dim: dict[str, int]
+    columns: dict[str, tuple[int, ...]]
+    measure: tuple[str, ...]
+    supports: tuple[Support, ...]
+
+
+class _Placed(poutine.messenger.Messenger):
+    """Sets latents to where u puts them, through the bijections onto their supports, and adds up log |det|.
+
+    The support is asked at every call: one that depends on other latents is followed. With ``simulated``, a
+    set of observed sites, these are drawn instead, and so is every latent that has no place.
+    """
+
+    def __init__(self, places: dict[str, _Place], u: Tensor, simulated: frozenset[str] | None = None) -> None:
+        super().__init__()
+        self.places, self.u, self.simulated = places, u, simulated
+        self.left = dict(places)
+        self.log_det = u.new_zeros(())
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return
+        if msg["is_observed"]:
+            if self.simulated is not None and msg["name"] in self.simulated:
+                msg["is_observed"], msg["value"], msg["done"] = False, None, False
+            return
+        place = self.left.pop(msg["name"], None)
+        if place is None:
+            if self.simulated is None:
+                raise _restless(f"latent {msg['name']!r}, which the first call did not have")
+            return
+        transform = biject_to(msg["fn"].support)
+        if transform.inverse_shape(msg["fn"].shape()) != place.unconstrained:
+            raise _restless(f"latent {msg['name']!r}, whose shape changes")
+        value = self.u[place.entries].reshape(place.unconstrained)
+        msg["value"] = transform(value)
+        msg["done"] = True
+        self.log_det = self.log_det + transform.log_abs_det_jacobian(value, msg["value"]).sum()
+
+
+class _Known(torch.autograd.Function):
+    """A number whose gradient was computed with it."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, both: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        gradient, value = both(u)
+        ctx.save_for_backward(gradient)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *above: Any) -> Any:
+        return above[0] * ctx.saved_tensors[0], None
+
+
+class BayesianModel:
+    """The log joint of a Bayesian model and its rows as a function of real vectors u, shape (draws, ``dim``).
+
+    Each latent goes through torch's ``biject_to`` of its support, and densities of u carry
+    log |det ∂latents/∂u|. All in float64, whatever torch's default is; neither Pyro's parameter store nor its
+    switch for validation are changed.
+
+    Args:
+        model: called as ``model(x)``, with what goes with the rows by name; samples its latents, observes x.
+        batch: the rows, under "x", and what goes with them.
+
+    Raises:
+        ValueError: no latent, or a discrete one; nothing observed, or not x; ``pyro.param`` statements; scaled
+            sites; randomness outside sample sites; values off the likelihood's support.
+    """
+
+    def __init__(self, model: Callable[..., Any], batch: Batch) -> None:
+        self.model, self.batch = model, batch
+        with self.undisturbed():
+            sites = self._first_run()
+            self._places = _places(sites)
+            self.dim = max(place.entries.stop for place in self._places.values())
+            self._check_it_repeats(sites)
+            try:
+                self._rows: _Rows | checks.Refused = self._rows_apart(sites)
+            except checks.Refused as refusal:  # raised where rows are to be scored: the rest works
+                self._rows = refusal
+        self._vectorised: bool | None = None
+
+    # -----------------------------------------------------------------------------------------------------
+    # The questions
+
+    @staticmethod
+    @contextmanager
+    def undisturbed() -> Iterator[None]:
+        """Run the model in float64, in a parameter store of its own, unvalidated; then put everything back.
+
+        Divergent steps and far proposals make NaN where validation would raise; what it would say of the rows is
+        checked once instead.
+        """
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            with pyro.get_param_store().scope(), pyro.validation_enabled(False):
+                yield
+        finally:
+            torch.set_default_dtype(before)
+
+    def log_joint(self, u: Tensor) -> Tensor:
+        """log P(x, latents) + log |det| of one u, shape (dim,): a number with a graph, in nats.
+
+        To be called within ``undisturbed()``.
+        """
+        sites, log_det = self._run(self.batch, u)
+        return sum((_log_prob(site).sum() for site in sites.values()), start=log_det)
+
+    def traced(self) -> Callable[[Tensor], Tensor]:
+        """``log_joint``, run once and from then on as torch's operations alone, its gradient beside it.
+
+        Two to three times as fast as calling Pyro at every step. ``log_joint`` itself where the model can't be
+        traced, because it reads values back, or where the two differ at random u.
+        """
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        def both(u: Tensor) -> Any:
+            return torch.func.grad_and_value(self.log_joint)(u)
+
+        generator = torch.Generator().manual_seed(0)
+        points = torch.randn(5, self.dim, generator=generator, dtype=torch.float64)
+        try:
+            graph = make_fx(both)(points[0])
+        except Exception:  # whatever a model makes of being traced: it is then called
+            return self.log_joint
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+
+        def log_joint(u: Tensor) -> Tensor:
+            return _Known.apply(u, graph)
+
+        for u in points:
+            if not torch.allclose(log_joint(u), self.log_joint(u), rtol=1e-9, atol=1e-9, equal_nan=True):
+                return self.log_joint
+        return log_joint
+
+    def check_traced(self, log_joint: Callable[[Tensor], Tensor], u: Tensor) -> None:
+        """Refuse a model that has become another since it was traced, at some u of shape (draws, dim)."""
+        for vector in u:
+            if not torch.allclose(log_joint(vector), self.log_joint(vector), rtol=1e-6, atol=1e-6):
+                raise _restless(
+                    "another log joint where its latents are elsewhere, by Python's own if or numpy"
+                )
+
+    def log_joints(self, u: Tensor) -> Tensor:
+        """``log_joint`` of many u, shape (draws, dim) → (draws,), without graphs."""
+        return self._each(self.log_joint, u)
+
+    def latents(self, u: Tensor) -> Latents:
+        """The latents by name, in the model's own space, each of shape (draws, ...)."""
+
+        def one(vector: Tensor) -> Latents:
+            sites = self._run(self.batch, vector)[0]
+            return {name: sites[name]["value"] for name in self._places}
+
+        return self._each(one, u)
+
+    def log_likelihood(self, batch: Batch, u: Tensor) -> Iterator[Tensor]:
+        """log P(x_n | latents) of rows that need not be the fitted ones, in blocks of shape (draws, some rows).
+
+        Raises:
+            ValueError: rows that can't be scored apart: a latent that belongs to a row, rows that feel each
+                other, a model that takes no other rows; values off the likelihood's support.
+        """
+        rows = self.rows
+        flat = batch["x"].flatten(1) if batch["x"].dim() > 1 else batch["x"][:, None]
+        for support in rows.supports:
+            checks.on_support("x", flat, *support)
+        height = max(1, _BLOCK // len(u))
+        for start in range(0, len(flat), height):
+            block = {name: value[start : start + height] for name, value in batch.items()}
+            yield self._each(partial(self._row_scores, block, rows), u, block)
+
+    def simulate(self, u: Tensor) -> Tensor:
+        """A row from P(x | latents) for each u, shape (rows, dim): shape (rows, ...), as x.
+
+        Columns of x that the model does not observe are those of fitted rows, drawn at random; so is what
+        goes with the rows. Draws from torch's global generator.
+
+        Raises:
+            ValueError: as ``log_likelihood``; a model that observes something else than x's columns, or one
+                column given another.
+        """
+        rows = self.rows
+        if "transformed" in rows.measure:
+            raise checks.bad_value(
+                "model",
+                "a model that observes columns of x as they are, so that rows can be drawn from it",
+                "sites that hold something made of them",
+                'Observe the columns themselves: pyro.sample("x", …, obs=x).',
+            )
+        chosen = torch.randint(len(self.batch["x"]), (len(u),))
+        with self.undisturbed(), torch.no_grad():
+            return torch.cat([self._simulated(vector, n, rows) for vector, n in zip(u, chosen, strict=True)])
+
+    def _simulated(self, u: Tensor, like: Tensor, rows: _Rows) -> Tensor:
+        """One row from P(x | latents), in the shape of the fitted row numbered ``like``."""
+        row = {name: value[like][None].clone() for name, value in self.batch.items()}
+        with _Placed(self._places, u, frozenset(rows.columns)):
+            sites = sample_sites(poutine.trace(self.model), row)
+        flat = row["x"].reshape(1, -1).clone()  # the sites may hold views of the row as it was
+        for name, columns in rows.columns.items():
+            flat[:, list(columns)] = sites[name]["value"].reshape(1, -1).to(flat.dtype)
+        row["x"] = flat.reshape(row["x"].shape)
+        again = self._run(row, u)[0]
+        for name in rows.columns:
+            if not torch.allclose(_log_prob(again[name]), _log_prob(sites[name]), rtol=1e-8, atol=1e-8):
+                raise checks.bad_value(
+                    "model",
+                    "columns of x that do not depend on others but through latents, so that rows can be drawn from it",
+                    f"site {name!r}, which does",
+                    "Simulate it by hand from the draws in .posterior.",
+                )
+        return row["x"]
+
+    @property
+    def rows(self) -> _Rows:
+        """What the rows are made of; raises where they can't be scored apart."""
+        if isinstance(self._rows, checks.Refused):
+            raise checks.Refused(str(self._rows))
+        return self._rows
+
+    @property
+    def measure(self) -> tuple[str, ...]:
+        """For every column of x flattened, what the number measures."""
+        if isinstance(self._rows, checks.Refused):
+            return ("transformed",) * self.batch["x"][0].numel()
+        return self._rows.measure
+
+    def site_of(self, coordinate: int) -> str:
+        """The name of the latent that a coordinate of u belongs to."""
+        return next(name for name, place in self._places.items() if coordinate < place.entries.stop)
+
+    @property
+    def labels(self) -> list[str]:
+        """A name for every number of the latents: "mu", "W[0, 1]", in the order of ``latents``."""
+        found = []
+        for name, place in self._places.items():
+            indices = torch.ones(place.shape).nonzero().tolist() if place.shape else [[]]
+            found += [f"{name}{index or ''}" for index in indices]
+        return found
+
+    # -----------------------------------------------------------------------------------------------------
+    # Running the model
+
+    def _run(self, batch: Batch, u: Tensor) -> tuple[Sites, Tensor]:
+        """The model's sites with the latents where u puts them, and log |det|."""
+        placed = _Placed(self._places, u)
+        with placed:
+            sites = sample_sites(poutine.trace(self.model), batch)
+        if placed.left:
+            raise _restless(f"no latent {next(iter(placed.left))!r}, which the first call had")
+        return sites, placed.log_det
+
+    def _row_scores(self, batch: Batch, rows: _Rows, u: Tensor) -> Tensor:
+        return self._by_row(batch, u, rows.data_dim)[0]
+
+    def _by_row(self, batch: Batch, u: Tensor, data_dim: dict[str, int]) -> tuple[Tensor, Tensor]:
+        """Each row's log-likelihood, shape (rows,), and the rest of the log joint: what all rows share."""
+        sites, _ = self._run(batch, u)
+        by_row, rest = u.new_zeros(len(batch["x"])), u.new_zeros(())
+        for name, site in sites.items():
+            log_prob = _log_prob(site)
+            if name in data_dim:
+                by_row = by_row + log_prob.movedim(data_dim[name], 0).reshape(len(by_row), -1).sum(1)
+            else:
+                rest = rest + log_prob.sum()
+        return by_row, rest
+
+    def _each(self, one: Callable[[Tensor], Any], u: Tensor, batch: Batch | None = None) -> Any:
+        """What ``one`` says of each u about a batch, stacked: many at once where the model can be vectorised, else in turn."""
+        with self.undisturbed(), torch.no_grad():
+            if self._vectorised is None:
+                self._vectorised = self._vectorises(u)
+            if self._vectorised:
+                width = (batch or self.batch)["x"].numel() + self.dim
+                return torch.vmap(one, chunk_size=max(1, _BLOCK // width))(u)
+            answers = [one(vector) for vector in u]
+        if isinstance(answers[0], dict):
+            return {name: torch.stack([answer[name] for answer in answers]) for name in answers[0]}
+        return torch.stack(answers)
+
+    def _vectorises(self, u: Tensor) -> bool:
+        """Whether torch.vmap over the model says of two u what the model says of each."""
+        pair = u[[0, -1]]
+        each = torch.stack([self.log_joint(vector) for vector in pair])
+        try:
+            together = torch.vmap(self.log_joint)(pair)
+        except Exception:  # whatever a model makes of vmap: it is then asked in turn
+            return False
+        return bool(torch.isclose(each, together, rtol=1e-9, atol=1e-9, equal_nan=True).all())
+
+    # -----------------------------------------------------------------------------------------------------
+    # What it takes
+
+    def _first_run(self) -> Sites:
+        """Draw the latents from the prior, once, and check what every method needs."""
+        args, kwargs = arguments(self.batch)
+        trace = poutine.trace(self.model).get_trace(*args, **kwargs)
+        declared = [name for name, site in trace.nodes.items() if site["type"] == "param"]
+        if declared:
+            raise checks.bad_value(
+                "model",
+                "sample sites for all that is unknown: nothing is fitted but the posterior",
+                f"{len(declared)} parameter(s), first {declared[0]!r}",
+                "Give it a prior, pyro.sample or PyroSample, or make it a constant.",
+            )
+        sites = sample_sites(poutine.trace(self.model), self.batch)
+        for name, site in sites.items():
+            check_scale("model", name, site)
+        held = [site for site in sites.values() if site["is_observed"] and holds_data(site)]
+        if all(site["is_observed"] for site in sites.values()):
+            raise checks.bad_value(
+                "model",
+                "a latent sample site",
+                "none",
+                "Sample what is unknown; nothing else has a posterior.",
+            )
+        if not held:
+            raise checks.bad_value(
+                "model", "a site observed with x", "none", 'Write pyro.sample("x", …, obs=x).'
+            )
+        for site in held:
+            _check_support(site)
+        return sites
+
+    def _check_it_repeats(self, sites: Sites) -> None:
+        """The same u has to have the same log joint; and another order of the rows other observed values."""
+        u = torch.zeros(self.dim, dtype=torch.float64)
+        first, again = self._run(self.batch, u)[0], self._run(self.batch, u)[0]
+        for name, site in first.items():
+            a, b = _log_prob(site), _log_prob(again[name])
+            if a.shape != b.shape or not torch.equal(a.nan_to_num(), b.nan_to_num()):
+                raise checks.bad_value(
+                    "model",
+                    "the same log-probability from the same rows and latents",
+                    f"another at site {name!r}",
+                    "Draw randomness at sample sites only, and put networks with dropout into eval() mode.",
+                )
+        backwards = {name: value.flip(0) for name, value in self.batch.items()}
+        if torch.equal(backwards["x"], self.batch["x"]):
+            return
+        held = [name for name, site in first.items() if site["is_observed"] and holds_data(site)]
+        turned = self._run(backwards, u)[0]
+        if all(torch.equal(first[name]["value"], turned[name]["value"]) for name in held):
+            raise no_answer(held[0])
+
+    def _rows_apart(self, sites: Sites) -> _Rows:
+        """Find the dims that rows lie on, and hold the model to it that each row is independent given the globals."""
+        whole = self.batch
+        if len(whole["x"]) == 1:
+            whole = {name: torch.cat([value, value]) for name, value in whole.items()}
+            sites = _on(self.model, whole)
+        # The same rows backwards, without the first: other neighbours, other places, another number.
+        order = list(range(len(whole["x"]) - 1, 0, -1))
+        fewer = {name: value[order] for name, value in whole.items()}
+        again = _on(self.model, fewer)
+        local = [
+            name
+            for name in self._places
+            if name not in again or again[name]["fn"].shape() != sites[name]["fn"].shape()
+        ]
+        if local:
+            raise checks.bad_value(
+                "model",
+                "latents that all rows share: a new row is scored given them",
+                f"latent {local[0]!r}, which follows the number of rows",
+                "Integrate it out in the model (a marginal or a mixture for x), or take the evidence of the "
+                "training rows, marginal_likelihood().",
+            )
+        data_dim = {}
+        for name, site in sites.items():
+            if site["is_observed"]:
+                if name not in again:
+                    raise _joint(name)
+                dim = _row_dim(name, site, again[name], len(whole["x"]))
+                if dim is not None:
+                    data_dim[name] = dim
+        self._check_rows_stand_alone(whole, fewer, order, data_dim)
+        columns, measure, supports = _measure(sites, tuple(data_dim), data_dim, whole["x"])
+        if computed_from_rows(whole):
+            measure = ("pseudo-likelihood",) * len(measure)
+        return _Rows(data_dim, columns, measure, supports)
+
+    def _check_rows_stand_alone(
+        self, whole: Batch, fewer: Batch, order: list[int], data_dim: dict[str, int]
+    ) -> None:
+        """Each row's log-likelihood stays the same among other neighbours, and so does what they share."""
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(2):
+            u = torch.randn(self.dim, generator=generator, dtype=torch.float64)
+            rows, rest = self._by_row(whole, u, data_dim)
+            rows_again, rest_again = self._by_row(fewer, u, data_dim)
+            apart = torch.cat([rows[order] - rows_again, (rest - rest_again)[None]])
+            scale = torch.cat([rows[order], rest[None]]).abs().clamp(min=1)
+            if bool((apart.abs() > 1e-8 * scale).any()):
+                raise _feels(
+                    f"a log-probability that moves by {float(apart.abs().max()):.3g} nats when its neighbours change"
+                )
+
+
+def _on(model: Callable[..., Any], batch: Batch) -> Sites:
+    """The model's sites on some rows; where it can't be called on them, that is the refusal."""
+    try:
+        sites = sample_sites(poutine.trace(model), batch)
+        for site in sites.values():
+            _log_prob(site)
+        return sites
+    except Exception as error:
+        raise checks.bad_value(
+            "model",
+            "a model that can be called on any number of rows",
+            f"{type(error).__name__} from it on {len(batch['x'])} rows: {error}",
+            'Use len(x) where it needs their number, and pass what goes with the rows beside them: {"x": rows, '
+            '"sigma": …}. The evidence of the training rows, marginal_likelihood(), needs neither.',
+        ) from error
+
+
+def _row_dim(name: str, site: Any, again: Any, num_rows: int) -> int | None:
+    """The dim of an observed site's log-probability that the rows lie on; None where all rows share the term."""
+    first, second = _log_prob(site).shape, _log_prob(again).shape
+    if first == second:
+        if holds_data(site) and site["value"].shape != again["value"].shape:
+            raise _joint(name)
+        return None
+    if len(first) != len(second):
+        raise _joint(name)
+    moved = [dim for dim in range(-len(first), 0) if first[dim] != second[dim]]
+    if [(first[dim], second[dim]) for dim in moved] != [(num_rows, num_rows - 1)]:
+        raise _feels(f"site {name!r}, of shape {tuple(first)} for {num_rows} rows")
+    return moved[0]
+
+
+def _joint(name: str) -> checks.Refused:
+    """The refusal of a site whose log-probability is one number for all rows."""
+    return checks.bad_value(
+        "model",
+        "a log-probability for every row",
+        f"site {name!r}, with one for all of them together",
+        'Put it under "with pyro.plate("data", len(x)):", and declare as event, .to_event(n), only a row\'s own dims.',
+    )
+
+
+def _feels(came: str) -> checks.Refused:
+    """The refusal of rows that are not independent given the globals."""
+    return checks.bad_value(
+        "model",
+        "rows that are independent given the latents that they share",
+        came,
+        "A time series has no log P of a row by itself: take the evidence of the training rows, "
+        "marginal_likelihood(). A constant of the data set belongs into a tensor, not into a mean over the batch.",
+    )
+
+
+def _restless(came: str) -> checks.Refused:
+    """The refusal of a model that is not one density."""
+    return checks.bad_value(
+        "model",
+        "the same latents in the same shapes at every call",
+        came,
+        "Make the sites independent of the values that are drawn; a mixture over structures is no density of u.",
+    )
+
+
+def _places(sites: Sites) -> dict[str, _Place]:
+    """Where each latent of a first run lies in u."""
+    places: dict[str, _Place] = {}
+    start = 0
+    for name, site in sites.items():
+        if site["is_observed"]:
+            continue
+        support = site["fn"].support
+        if support.is_discrete:
+            raise checks.bad_value(
+                "model",
+                "continuous latents: NUTS follows a gradient",
+                f"the discrete latent {name!r}",
+                "Sum it out in the model: dist.MixtureSameFamily, or log-probabilities added by logsumexp.",
+            )
+        try:
+            transform = biject_to(support)
+        except NotImplementedError as error:
+            raise checks.bad_value(
+                "model",
+                "latents whose space has a bijection with the real numbers",
+                f"latent {name!r} on {support}",
+                "Write it as a function of latents that have one.",
+            ) from error
+        shape = site["fn"].shape()
+        unconstrained = transform.inverse_shape(shape)
+        places[name] = _Place(slice(start, start + unconstrained.numel()), unconstrained, shape)
+        start += unconstrained.numel()
+    return places
+
+
+def _check_support(site: Any) -> None:
+    """Refuse observed values off the support of their site."""
+    try:
+        inside = site["fn"].support.check(site["value"])
+    except NotImplementedError:
+        return
+    if not bool(inside.all()):
+        raise checks.bad_value(
+            "x",
+            f"values that site {site['name']!r} can score, on {site['fn'].support}",
+            f"{int((~inside).sum())} off it, the first {float(site['value'][~inside].flatten()[0]):g}"
+            if inside.shape == site["value"].shape
+            else f"{int((~inside).sum())} events off it",
+            "Choose a likelihood whose support holds these values.",
+        )

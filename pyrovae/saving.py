@@ -1,0 +1,633 @@
+"""save() and load(): a fitted model as one file, and back, bit for bit.
+
+A VAE is rebuilt from the names of its parts, which lead to classes through the registries and a short list of
+torch's layers and nowhere else: loading runs no code from the file. What is made of the user's own code (a
+Pyro pair, a likelihood of one's own) keeps its numbers in the file, and is loaded into an instance of itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import platform
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import constraints
+from torch import Tensor, nn
+
+from pyrovae import baselines, checks, encoders, likelihoods, networks, priors, storage
+from pyrovae.baselines.base import Baseline
+from pyrovae.model import VAE, LatentVariableModel
+
+# Where names of classes lead: the registries, and torch's layers without a state of their own but their parameters.
+_REGISTRIES: dict[str, Mapping[str, type]] = {
+    "priors": priors.REGISTRY,
+    "likelihoods": likelihoods.REGISTRY,
+    "encoders": encoders.REGISTRY,
+    "networks": networks.REGISTRY,
+    "torch": {
+        name: getattr(nn, name)
+        for name in (
+            *(
+                "Linear",
+                "Conv1d",
+                "Conv2d",
+                "Conv3d",
+                "ConvTranspose1d",
+                "ConvTranspose2d",
+                "ConvTranspose3d",
+            ),
+            *("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "GroupNorm", "Dropout", "Dropout2d"),
+            *("Flatten", "Unflatten", "Identity", "MaxPool2d", "AvgPool2d", "Upsample", "PixelShuffle"),
+            *("ReLU", "LeakyReLU", "ELU", "SELU", "GELU", "SiLU", "Mish", "Softplus", "Sigmoid", "Tanh"),
+            *("Softmax", "LogSigmoid", "Sequential"),
+        )
+    },
+}
+
+
+def save(model: LatentVariableModel | Baseline, path: str | os.PathLike[str]) -> None:
+    """Save a fitted model to one file, atomically; ``load`` gives it back bit for bit.
+
+    In the file: every parameter and buffer with its dtype, which of them are frozen, the parts' train or eval
+    mode, the architecture by the names of the registries, the versions of pyrovae, torch, pyro and python, and
+    what ``fit`` left on the pair: the fingerprint of the training rows and the history. No pickle, no code.
+
+    Args:
+        model: a ``VAE``, anybody's Pyro pair in a ``LatentVariableModel``, or a baseline.
+        path: the file to write; what was there is replaced whole, or stays where saving fails.
+
+    Raises:
+        TypeError: no model, or a baseline that holds what is no number, string, tensor or array.
+        OSError: no such folder, a full disk, a read-only one; the earlier file is as it was.
+
+    Example:
+        >>> import tempfile, pyrovae as pv
+        >>> vae = pv.VAE.mlp(6, latent_dim=2, hidden_dims=(8,))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(vae, f"{folder}/vae")
+        ...     again = load(f"{folder}/vae")
+        >>> torch.equal(again.sample(5, seed=0), vae.sample(5, seed=0))
+        True
+    """
+    arrays: dict[str, Tensor] = {}
+    if isinstance(model, LatentVariableModel):
+        meta = _pair_record(model, arrays)
+    elif isinstance(model, Baseline):
+        meta = _baseline_record(model, arrays)
+    else:
+        raise checks.bad_type(
+            "model",
+            "a VAE, a LatentVariableModel or a baseline",
+            f"a {type(model).__name__}",
+            "Wrap a Pyro model and guide: LatentVariableModel(model, guide).",
+        )
+    storage.write(path, arrays, meta | {"versions": _versions()})
+
+
+def load(path: str | os.PathLike[str], into: Any = None) -> Any:
+    """The model that ``save`` wrote to a file, on the CPU; or ``into``, with what was saved in it.
+
+    Args:
+        path: the file.
+        into: an instance of the saved thing, built by the same code: needed where a part of it is in no
+            registry, as a Pyro pair of one's own. Everything is compared before anything is changed, and
+            its tensors are written in place. A pair in plain functions that has not run yet is filled with
+            the saved parameters, which its first run finds.
+
+    Returns:
+        A ``VAE`` or a baseline; or ``into``.
+
+    Raises:
+        FileNotFoundError, OSError: no such file, or one that can't be read.
+        ValueError: no file of pyrovae's, a damaged one, one of a newer version; names, shapes or dtypes that
+            are not those of ``into``; a part that no registry knows, without ``into``. Nothing was changed.
+    """
+    arrays, meta = storage.read(path)
+    kind = {"pair": LatentVariableModel, "baseline": Baseline}.get(meta.get("kind", ""))
+    if kind is None:
+        raise checks.bad_value(
+            "path", "a file that save() wrote", f"one of kind {meta.get('kind')!r}", "Pass a saved model."
+        )
+    if into is not None and not isinstance(into, kind):
+        raise checks.bad_type(
+            "into",
+            f"a {kind.__name__}, as was saved",
+            f"a {type(into).__name__}",
+            f"Pass an instance of {meta['class']}.",
+        )
+    try:
+        loader: Any = _load_pair if kind is LatentVariableModel else _load_baseline
+        return loader(arrays, meta, into)
+    except (KeyError, IndexError, AttributeError, TypeError) as error:
+        # The file is whole, but was not written by this version's save.
+        raise checks.bad_value(
+            "path",
+            "a model as this version saves it",
+            f"one saved by {_by(meta)} ({type(error).__name__}: {error})",
+            "Nothing was changed. Load it with that version.",
+        ) from error
+
+
+def _versions() -> dict[str, str]:
+    from pyrovae import __version__
+
+    return {
+        "pyrovae": __version__,
+        "torch": str(torch.__version__),
+        "pyro": pyro.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def _by(meta: Mapping[str, Any]) -> str:
+    versions = meta.get("versions", {})
+    return ", ".join(f"{name} {versions.get(name)}" for name in ("pyrovae", "torch", "pyro"))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Pairs
+
+
+def _pair_record(pair: LatentVariableModel, arrays: dict[str, Tensor]) -> dict[str, Any]:
+    """Everything about a pair: its tensors into ``arrays``, the rest as JSON."""
+    tensors = tensors_of(pair)
+    arrays |= {name: tensor.detach() for name, tensor in tensors.items()}
+    return {
+        "kind": "pair",
+        "class": type(pair).__name__,
+        "architecture": _architecture(pair, arrays),
+        "tensors": list(tensors),
+        "frozen": [name for name, tensor in tensors.items() if _frozen(tensor)],
+        "modules": _modules(pair),
+        "constraints": {
+            name: _packed_constraint(pair._store["constraints"][name]) for name in _declared(pair)
+        },
+        "fitted": storage.pack(pair.fitted, arrays, "fitted"),
+    }
+
+
+def _load_pair(
+    arrays: Mapping[str, Tensor], meta: Mapping[str, Any], into: LatentVariableModel | None
+) -> LatentVariableModel:
+    """A pair as it was saved, or ``into``, filled."""
+    fitted, frozen = storage.unpack(meta["fitted"], arrays), set(meta["frozen"])
+    saved = {name: arrays[name] for name in meta["tensors"]}
+    modes = {name: bool(module["training"]) for name, module in meta["modules"].items()}
+    pair = _built(meta["architecture"], arrays) if into is None else into
+    declared = _fill_for(pair, meta, saved) if into is not None else {}
+    _check_same(pair, meta, saved, declared, dtypes=into is not None)
+    if into is None:
+        for name, tensor in tensors_of(pair).items():
+            tensor.data = saved[name]  # of another dtype, where the model was cast
+    else:
+        _copy(tensors_of(pair), saved)
+        _declare(pair, declared)
+    for name, tensor in tensors_of(pair).items():
+        if isinstance(tensor, nn.Parameter):
+            tensor.requires_grad_(name not in frozen)
+    for name, module in _named_modules(pair).items():
+        module.training = modes[name]
+    pair.fitted = fitted
+    return pair
+
+
+def _roots(pair: LatentVariableModel) -> dict[str, nn.Module]:
+    """The modules that hold a pair's tensors: itself, and those its plain functions refer to, by their names there."""
+    roots: dict[str, nn.Module] = {"pair": pair}
+    own = {id(module) for module in pair.modules()}
+    for part in ("model", "guide"):
+        function = getattr(pair, part)
+        while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
+            function = function.func if isinstance(function, functools.partial) else function.__wrapped__
+        if inspect.isfunction(function):
+            variables = inspect.getclosurevars(function)
+            for name, value in {**variables.globals, **variables.nonlocals}.items():
+                if isinstance(value, nn.Module) and id(value) not in own:
+                    roots[f"{part}.{name}"] = value
+    return roots
+
+
+def _named_modules(pair: LatentVariableModel) -> dict[str, nn.Module]:
+    """Every module of a pair under every name it has, without what plain functions declared."""
+    return {
+        f"{root}:{name}": module
+        for root, holder in _roots(pair).items()
+        for name, module in holder.named_modules(remove_duplicate=False)
+        if module is not pair.declared
+    }
+
+
+def tensors_of(pair: LatentVariableModel) -> dict[str, Tensor]:
+    """Every parameter and buffer of a pair, under every name it has."""
+    return _held(pair) | {f"store:{name}": pair._store["params"][name] for name in _declared(pair)}
+
+
+def _held(pair: LatentVariableModel) -> dict[str, Tensor]:
+    """The parameters and buffers of a pair's modules, those that torch would not save too."""
+    return {
+        f"{name}.{attribute}": tensor
+        for name, module in _named_modules(pair).items()
+        for attribute, tensor in [*module._parameters.items(), *module._buffers.items()]
+        if tensor is not None
+    }
+
+
+def _declared(pair: LatentVariableModel) -> list[str]:
+    """Names in the pair's parameter store whose values no module holds: of pyro.param in plain functions."""
+    held = {id(tensor) for tensor in _held(pair).values()}
+    found = [name for name, value in pair._store["params"].items() if id(value) not in held]
+    # A VAE declares what its modules hold: the rest was a module's that has been replaced.
+    return [name for name in found if not (isinstance(pair, VAE) and name.startswith("vae-"))]
+
+
+def _modules(pair: LatentVariableModel) -> dict[str, dict[str, Any]]:
+    """Of every module its mode, and what it is where a registry knows it: class and arguments."""
+    return {
+        name: {"training": module.training, "is": _identity(module)}
+        for name, module in _named_modules(pair).items()
+    }
+
+
+def _frozen(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+
+
+def _check_same(
+    pair: LatentVariableModel,
+    meta: Mapping[str, Any],
+    saved: Mapping[str, Tensor],
+    declared: Mapping[str, Any],
+    dtypes: bool,
+) -> None:
+    """Refuse a pair that is not what was saved, before anything in it is changed."""
+    tensors = tensors_of(pair)
+    here = [*tensors, *(f"store:{name}" for name in declared)]
+    _check_names("parameters and buffers", saved, here)
+    modules = _modules(pair)
+    _check_names("modules", meta["modules"], modules)
+    for name, module in modules.items():
+        if module["is"] != meta["modules"][name]["is"]:
+            raise _other(f"{meta['modules'][name]['is']} at {name}", f"{module['is']}")
+    for name, tensor in tensors.items():
+        if tensor.shape != saved[name].shape or (dtypes and tensor.dtype != saved[name].dtype):
+            raise _other(
+                f"{name} of shape {tuple(saved[name].shape)}, {saved[name].dtype}",
+                f"{tuple(tensor.shape)}, {tensor.dtype}",
+            )
+    for name in _declared(pair):
+        constraint = _packed_constraint(pair._store["constraints"][name])
+        if constraint != meta["constraints"][name]:
+            raise _other(
+                f"{name!r} with the constraint {meta['constraints'][name]}", f"the constraint {constraint}"
+            )
+    first: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        other = first.setdefault(id(tensor), name)
+        if saved[name] is not saved[other]:  # one tensor is read as one tensor again
+            raise _other(f"{other} and {name} as two tensors", "one")
+
+
+def _check_names(what: str, saved: Mapping[str, Any], here: Any) -> None:
+    missing, more = [name for name in saved if name not in here], [name for name in here if name not in saved]
+    if missing or more:
+        came = [f"{len(missing)} missing, first {missing[0]!r}"] if missing else []
+        came += [f"{len(more)} more, first {more[0]!r}"] if more else []
+        raise _other(f"the {len(saved)} {what} that were saved", "; ".join(came))
+
+
+def _other(expected: str, came: str) -> checks.Refused:
+    return checks.bad_value(
+        "into", expected, came, "Build it by the same code as what was saved. Nothing was changed."
+    )
+
+
+def _copy(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Write in place, all or nothing."""
+    before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    with torch.no_grad():
+        try:
+            for name, tensor in tensors.items():
+                tensor.copy_(saved[name])
+        except BaseException:
+            for name, tensor in tensors.items():
+                if not torch.equal(tensor, before[name]):
+                    tensor.copy_(before[name])
+            raise
+
+
+def _fill_for(
+    pair: LatentVariableModel, meta: Mapping[str, Any], saved: Mapping[str, Tensor]
+) -> dict[str, tuple[Tensor, Any]]:
+    """What to put into the empty parameter store of a pair that has not run yet: values and constraints by name."""
+    if pair._store["params"] or not meta["constraints"]:
+        return {}
+    found = {}
+    for name, packed in meta["constraints"].items():
+        constraint = None if packed is None else _constraint(packed)
+        # pyro.module does not write what the store holds into a module that is nowhere to be found.
+        if constraint is None or "$$$" in name:
+            raise checks.bad_value(
+                "into",
+                f"a pair that has declared {name!r}",
+                "one that has not run yet",
+                "Run it once: pv.log_weights(pair, x, num_samples=1). Nothing was changed.",
+            )
+        found[name] = (saved[f"store:{name}"].to(pair.device or "cpu"), constraint)
+    return found
+
+
+def _declare(pair: LatentVariableModel, declared: Mapping[str, tuple[Tensor, Any]]) -> None:
+    for name, (value, constraint) in declared.items():
+        pair._store["params"][name] = value
+        pair._store["constraints"][name] = constraint
+    pair._filled = pair._filled or bool(declared)
+    pair._register_declared()
+
+
+# Constraints that pyro.param takes, by their names: first those with bounds, then those of one kind.
+_BOUNDED = {
+    getattr(constraints, name): name
+    for name in (
+        "greater_than",
+        "greater_than_eq",
+        "less_than",
+        "interval",
+        "half_open_interval",
+        "independent",
+    )
+}
+_SINGLE = {
+    type(value): name
+    for name, value in vars(constraints).items()
+    if isinstance(value, constraints.Constraint) and not inspect.signature(type(value)).parameters
+}
+
+
+def _packed_constraint(constraint: Any) -> Any:
+    """A constraint as JSON; None where it has no name."""
+    if type(constraint) in _SINGLE:
+        return _SINGLE[type(constraint)]
+    if type(constraint) not in _BOUNDED:
+        return None
+    arguments = [getattr(constraint, name) for name in inspect.signature(type(constraint)).parameters]
+    packed = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            argument = argument.item() if argument.numel() == 1 else None
+        if isinstance(argument, constraints.Constraint):
+            argument = _packed_constraint(argument)
+        if argument is None:
+            return None
+        packed.append(argument)
+    return [_BOUNDED[type(constraint)], *packed]
+
+
+def _constraint(packed: Any) -> Any:
+    if isinstance(packed, str):
+        return next(getattr(constraints, name) for name in _SINGLE.values() if name == packed)
+    family = next(family for family, name in _BOUNDED.items() if name == packed[0])
+    return family(*(x if isinstance(x, int | float) else _constraint(x) for x in packed[1:]))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Architecture: modules by the names of the registries, and built from them
+
+
+class _NotInARegistry(Exception):
+    """Why a model can't be rebuilt from names."""
+
+
+def _name(cls: type) -> str | None:
+    """The registry and name under which a class is found, and nothing else is."""
+    return next(
+        (f"{room}/{name}" for room, known in _REGISTRIES.items() for name, c in known.items() if c is cls),
+        None,
+    )
+
+
+def _arguments(module: nn.Module) -> dict[str, Any] | None:
+    """What a module was built from, but for defaults of torch's; None where that is not known."""
+    if type(module) is nn.Sequential:
+        return dict(module._modules)
+    if _name(type(module)) is None:
+        return None
+    if type(module).__module__.partition(".")[0] != "torch":
+        return vars(module).get("arguments")
+    found = {}
+    for name, parameter in inspect.signature(type(module)).parameters.items():
+        if hasattr(module, name):
+            value = getattr(module, name)
+            value = value is not None if name == "bias" else value  # a flag there, a parameter here
+            if value != parameter.default:
+                found[name] = value
+    return found
+
+
+def _identity(module: nn.Module) -> Any:
+    """Class and arguments as JSON, for comparison; None for what no registry knows."""
+    arguments = _arguments(module)
+    if arguments is None:
+        return None
+    plain = {name: value for name, value in arguments.items() if not isinstance(value, nn.Module)}
+    try:
+        return {"class": _name(type(module)), "arguments": storage.pack(plain, {}, "arguments")}
+    except TypeError:
+        return {"class": _name(type(module)), "arguments": None}
+
+
+def _architecture(pair: LatentVariableModel, arrays: dict[str, Tensor]) -> dict[str, Any]:
+    """The modules of a VAE in the order to build them in, or the reason why names do not suffice."""
+    try:
+        if type(pair) is not VAE:
+            raise _NotInARegistry(f"a {type(pair).__name__}, which is made of code")
+        modules: list[dict[str, Any]] = []
+        more: dict[str, Tensor] = {}
+        numbers: dict[int, int] = {}
+        parts = {
+            part: _describe(getattr(pair, part), part, modules, more, numbers)
+            for part in ("prior", "likelihood", "encoder")
+        }
+        described = {"parts": parts, "modules": modules}
+        # What was changed after its construction is not among its arguments.
+        with torch.random.fork_rng(devices=[]):  # zuko draws to print
+            difference = _difference(pair, _built(described, more))
+        if difference:
+            raise _NotInARegistry(f"{difference}, which was changed after it was built")
+    except _NotInARegistry as reason:
+        return {"unknown": str(reason)}
+    arrays |= more
+    return described
+
+
+def _describe(
+    module: nn.Module,
+    where: str,
+    modules: list[dict[str, Any]],
+    arrays: dict[str, Tensor],
+    numbers: dict[int, int],
+) -> int:
+    """Append a module, after those it is built from, and return its number; a shared one is described once."""
+    if id(module) in numbers:
+        return numbers[id(module)]
+    arguments = _arguments(module)
+    if arguments is None:
+        raise _NotInARegistry(f"{where}, a {type(module).__name__}, which is in no registry")
+    packed: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if isinstance(value, nn.Module):
+            packed[name] = {"module": _describe(value, f"{where}.{name}", modules, arrays, numbers)}
+        else:
+            try:
+                packed[name] = {"value": storage.pack(value, arrays, f"argument:{where}.{name}")}
+            except TypeError as error:
+                raise _NotInARegistry(f"{where}.{name}, a {type(value).__name__}, which is code") from error
+    modules.append({"class": _name(type(module)), "arguments": packed})
+    numbers[id(module)] = len(modules) - 1
+    return numbers[id(module)]
+
+
+def _built(architecture: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> VAE:
+    """A VAE from the names of its parts, on the CPU; torch's generator is left as it was."""
+    if "unknown" in architecture:
+        raise checks.bad_value(
+            "path",
+            "a model whose every part a registry knows",
+            architecture["unknown"],
+            "Build the model by its own code and load into it: pv.load(path, into=model).",
+        )
+    built: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]):
+        for described in architecture["modules"]:
+            room, _, name = described["class"].partition("/")
+            if name not in _REGISTRIES.get(room, {}):
+                raise checks.bad_value(
+                    "path",
+                    "a model whose every part a registry knows",
+                    f"a part of the class {described['class']!r}",
+                    "Import the code that registers it, then load again; or pv.load(path, into=model).",
+                )
+            arguments = {
+                argument: built[content["module"]]
+                if "module" in content
+                else storage.unpack(content["value"], arrays)
+                for argument, content in described["arguments"].items()
+            }
+            if described["class"] == "torch/Sequential":
+                built.append(nn.Sequential(OrderedDict(arguments)))
+            else:
+                built.append(_REGISTRIES[room][name](**arguments))
+        return VAE(**{part: built[number] for part, number in architecture["parts"].items()}).cpu()
+
+
+def _difference(pair: VAE, rebuilt: VAE) -> str | None:
+    """The name of the first part in which a VAE differs from itself as rebuilt; None where there is none."""
+    ours, theirs = _named_modules(pair), _named_modules(rebuilt)
+    if ours.keys() != theirs.keys():
+        return sorted(ours.keys() ^ theirs.keys())[0]
+    for name, module in ours.items():
+        other = theirs[name]
+        if module is not pair and (
+            type(module) is not type(other)
+            or module.extra_repr() != other.extra_repr()
+            or _plain(module) != _plain(other)
+        ):
+            return name
+    mine, others = tensors_of(pair), tensors_of(rebuilt)
+    for name in mine.keys() | others.keys():
+        if name not in mine or name not in others or mine[name].shape != others[name].shape:
+            return name
+    names = list(mine)
+    for tied, untied in ((mine, others), (others, mine)):
+        first: dict[int, str] = {}
+        for name in names:
+            if untied[first.setdefault(id(tied[name]), name)] is not untied[name]:
+                return name
+    return None
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """A module's attributes, hooks included: numbers and strings by value, everything else by being there."""
+
+    def plain(name: str, value: Any) -> Any:
+        if isinstance(value, bool | int | float | str):
+            return value
+        return len(value) if name.endswith("hooks") or isinstance(value, tuple | list) else None
+
+    return {name: plain(name, value) for name, value in vars(module).items() if name != "training"}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Baselines
+
+
+def _baseline_record(baseline: Baseline, arrays: dict[str, Tensor]) -> dict[str, Any]:
+    """A baseline's constructor arguments, which it keeps under their own names, and what else it holds."""
+    attributes, cls = vars(baseline), type(baseline)
+    derived = baseline.derived
+    arguments = {name: attributes[name] for name in _argument_names(cls) if name not in derived}
+    state = {name: value for name, value in attributes.items() if name not in (*arguments, *derived)}
+    return {
+        "kind": "baseline",
+        "class": next((name for name, known in baselines.REGISTRY.items() if known is cls), cls.__name__),
+        "arguments": {name: _packed_or_none(name, value, arrays) for name, value in arguments.items()},
+        "state": storage.pack(state, arrays, "state"),
+    }
+
+
+def _argument_names(cls: type) -> list[str]:
+    """The arguments of a constructor; those that it passes on, as **options, by the names they have there."""
+    parameters = inspect.signature(cls).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    return names if len(names) == len(parameters) else names + _argument_names(cls.__mro__[1])
+
+
+def _packed_or_none(name: str, value: Any, arrays: dict[str, Tensor]) -> Any:
+    """An argument in a list of its own; None where it is code."""
+    try:
+        return [storage.pack(value, arrays, f"argument:{name}")]
+    except TypeError:
+        return None
+
+
+def _load_baseline(arrays: Mapping[str, Tensor], meta: Mapping[str, Any], into: Baseline | None) -> Baseline:
+    """A baseline as it was saved, or ``into``, filled."""
+    state = storage.unpack(meta["state"], arrays)
+    if into is None:
+        code = [name for name, packed in meta["arguments"].items() if packed is None]
+        if code or meta["class"] not in baselines.REGISTRY:
+            raise checks.bad_value(
+                "path",
+                "a baseline that the registry knows, built from numbers and names",
+                f"a {meta['class']}" + (f", whose {code[0]} is code" if code else ""),
+                "Build it by its own code and load into it: pv.load(path, into=baseline).",
+            )
+        arguments = {name: storage.unpack(packed, arrays)[0] for name, packed in meta["arguments"].items()}
+        into = baselines.REGISTRY[meta["class"]](**arguments)
+    else:
+        here = _baseline_record(into, {})
+        for key in ("class", "arguments"):
+            if here[key] != meta[key]:
+                raise _other(f"{meta[key]}", f"{here[key]}")
+    before = dict(vars(into))
+    kept = {name: value for name, value in before.items() if name in (*meta["arguments"], *into.derived)}
+    try:
+        vars(into).clear()
+        vars(into).update(kept | state)
+        into._derive()
+    except BaseException:
+        vars(into).clear()
+        vars(into).update(before)
+        raise
+    return into
+
+
+# Both are declared in rooms below this one, which do not know what a saved model is made of.
+LatentVariableModel.save = save
+Baseline.save = save

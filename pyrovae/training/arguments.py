@@ -1,0 +1,187 @@
+"""What ``fit`` accepts: objectives that stay bounds when they are scaled, optimizers, schedules."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.infer import (
+    ELBO,
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceGraph_ELBO,
+    JitTraceMeanField_ELBO,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    TraceTailAdaptive_ELBO,
+)
+from pyro.optim import PyroOptim
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from pyrovae import checks
+from pyrovae.pair import Structure
+
+# Objectives that are sums over rows and sites: there, scaling a minibatch by N/B gives an unbiased
+# estimate for the whole data set, and a KL weight below one gives the annealed bound.
+_SUMS = (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO)
+# They trace the first call with torch.jit: N/B of the last, smaller batch and the KL weight would freeze.
+_FROZEN = (JitTrace_ELBO, JitTraceMeanField_ELBO, JitTraceGraph_ELBO, JitTraceEnum_ELBO)
+
+
+def make_objective(loss: ELBO | None, num_particles: int, minibatches: bool, annealed: bool) -> ELBO:
+    """The loss to minimise; refused where rescaling it would not give a bound."""
+    if loss is None:
+        return Trace_ELBO(num_particles=num_particles)
+    if not isinstance(loss, ELBO):
+        raise checks.bad_type(
+            "loss",
+            "a pyro.infer.ELBO",
+            repr(loss),
+            "Pass an instance, such as pyro.infer.TraceMeanField_ELBO().",
+        )
+    name = type(loss).__name__
+    if num_particles != 1:
+        raise checks.bad_value(
+            "num_particles",
+            "1 where loss is given",
+            str(num_particles),
+            f"Say it to the loss: {name}(num_particles={num_particles}).",
+        )
+    if isinstance(loss, _FROZEN):
+        raise checks.bad_value(
+            "loss",
+            "an objective that reads its scale at every step",
+            f"{name}, which freezes N/B and the KL weight of its first call",
+            f"Pass {name.removeprefix('Jit')}.",
+        )
+    if isinstance(loss, _SUMS) and not isinstance(loss, TraceTailAdaptive_ELBO):
+        return loss
+    if not isinstance(loss, RenyiELBO):
+        raise checks.bad_value(
+            "loss",
+            "Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO or TraceEnum_ELBO, or RenyiELBO on all rows at once",
+            f"{name}, which is no bound on log P(x) in nats once it is scaled",
+            "Pass one of those.",
+        )
+    for wanted, what, mend in (
+        (minibatches, "minibatches (N/B)", "batch_size=len(x)"),
+        (annealed, "a KL weight", "kl_warmup=0"),
+    ):
+        if wanted:
+            raise checks.bad_value(
+                "loss",
+                f"a sum over rows, because {what} scale its terms",
+                f"{name}, which puts the scale inside a logarithm and is no bound then",
+                f"Use Trace_ELBO or TraceMeanField_ELBO, or fit with {mend}.",
+            )
+    return loss
+
+
+def check_objective_fits(objective: ELBO, structure: Structure) -> None:
+    """What can only be said of an objective once the pair is known."""
+    name = type(objective).__name__
+    if isinstance(objective, RenyiELBO) and len(structure.plates) > 1:
+        raise checks.bad_value(
+            "loss",
+            f"one plate over the rows, because {name} takes its logarithm plate by plate",
+            f"{len(structure.plates)}: {sorted(structure.plates)}",
+            "Put z and x into one plate, or use Trace_ELBO.",
+        )
+    vectorised = objective.vectorize_particles and objective.num_particles > 1
+    refusing = [part for part, able in structure.vectorised.items() if not able]
+    if vectorised and refusing:
+        raise checks.bad_value(
+            "loss",
+            "vectorize_particles=False for a pair that can't be called with left dims",
+            f"vectorize_particles=True and a {refusing[0]} that can't",
+            f"Pass {name}(num_particles={objective.num_particles}).",
+        )
+
+
+def make_optimizer(
+    factory: Callable[..., torch.optim.Optimizer], parameters: list[nn.Parameter], lr: float
+) -> torch.optim.Optimizer:
+    """The optimizer that a class or a partial of it makes; refused where it is none of torch's."""
+    if not parameters:
+        raise checks.bad_value(
+            "pair",
+            "parameters to fit",
+            "none",
+            "Declare them with pyro.param or pyro.module, or write the pair as modules.",
+        )
+    example = "torch.optim.Adam or functools.partial(torch.optim.Adam, eps=1e-4)"
+    if isinstance(factory, functools.partial) and "lr" in factory.keywords:
+        raise checks.bad_value(
+            "optimizer",
+            "lr to be said once, to fit",
+            f"lr={factory.keywords['lr']} in the partial",
+            "Pass fit(lr=…).",
+        )
+    # Pyro's optimizers are callable, too, but are made of parameters' names and step when called.
+    made: Any = None
+    if callable(factory) and not isinstance(factory, PyroOptim):
+        try:
+            made = factory(parameters, lr=lr)
+        except TypeError as error:
+            raise checks.bad_type(
+                "optimizer",
+                "a callable of (parameters, lr=…)",
+                f"TypeError from it: {error}",
+                f"Pass {example}.",
+            ) from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise checks.bad_type(
+            "optimizer", "a torch optimizer's class or a partial of it", repr(factory), f"Pass {example}."
+        )
+    if isinstance(made, torch.optim.LBFGS):
+        raise checks.bad_type(
+            "optimizer",
+            "one that takes a step from one gradient",
+            "LBFGS, which evaluates the loss many times a step on noise that must not change",
+            f"Pass {example}.",
+        )
+    return made
+
+
+def make_scheduler(
+    factory: Callable[[torch.optim.Optimizer], LRScheduler | ReduceLROnPlateau] | None,
+    optimiser: torch.optim.Optimizer,
+) -> LRScheduler | ReduceLROnPlateau | None:
+    """The scheduler that a factory makes, where there is one."""
+    if factory is None:
+        return None
+    made = factory(optimiser) if callable(factory) else None
+    if not isinstance(made, LRScheduler | ReduceLROnPlateau):
+        raise checks.bad_type(
+            "scheduler",
+            "a callable that takes the optimizer and returns a torch scheduler",
+            repr(factory),
+            "Pass functools.partial(torch.optim.lr_scheduler.StepLR, step_size=10), say.",
+        )
+    return made
+
+
+def check_schedule(epochs: int, kl_warmup: int, patience: int | None, validation: Any) -> None:
+    """Refuse a warm-up that the fit does not outlast, and patience without rows to judge by."""
+    if kl_warmup >= epochs and kl_warmup:
+        raise checks.bad_value(
+            "kl_warmup",
+            f"fewer epochs than the fit has ({epochs}), so that it ends on the bound itself",
+            str(kl_warmup),
+            "Shorten the warm-up or train longer.",
+        )
+    if patience is not None:
+        checks.integer("patience", patience)
+        if validation is None:
+            raise checks.bad_value(
+                "validation",
+                "rows to judge by, because patience is given",
+                "None",
+                "Pass rows held out from x.",
+            )

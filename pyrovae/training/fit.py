@@ -1,0 +1,199 @@
+"""fit(): model and guide together, by Pyro's stochastic variational inference."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from pyrovae import checks, saving
+from pyrovae.checkpoints import Checkpoint, running
+from pyrovae.log_weights import Evaluation, prepare_rows
+from pyrovae.model import LatentVariableModel
+from pyrovae.networks import standardizing
+from pyrovae.pair import Batch, check_every_leaf, inspect
+from pyrovae.progress import Progress
+from pyrovae.training.arguments import (
+    check_objective_fits,
+    check_schedule,
+    make_objective,
+    make_optimizer,
+    make_scheduler,
+)
+from pyrovae.training.history import History
+from pyrovae.training.loop import Loop, Plan
+from pyrovae.training.scales import Scales, check_columns_vary
+from pyrovae.training.step import State
+
+# One draw a row is enough for an epoch's curve: over the rows it averages out.
+_EPOCH_SAMPLES = 1
+
+
+def fit(
+    pair: LatentVariableModel,
+    x: Any,
+    *,
+    epochs: int = 50,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    seed: int = 0,
+    loss: ELBO | None = None,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    scheduler: Callable[[torch.optim.Optimizer], LRScheduler | ReduceLROnPlateau] | None = None,
+    num_particles: int = 1,
+    kl_warmup: int = 0,
+    validation: Any = None,
+    patience: int | None = None,
+    clip_norm: float | None = None,
+    progress: bool = False,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
+) -> History:
+    """Fit model and guide together by stochastic variational inference.
+
+    Minimises Pyro's ``loss`` over minibatches, each scaled by N/B so that it estimates the whole data
+    set's without bias. Optimised and reported in nats a row (the data set's loss over N), so that
+    ``lr`` and ``clip_norm`` mean the same whatever the number of rows.
+
+    Args:
+        pair: a ``VAE`` or any ``LatentVariableModel``; changed in place.
+        x: training rows on dim 0; tensor, numpy array or DataFrame. Or a dict with the rows under "x" and
+            what is aligned with them under other names, which model and guide are called with as keywords:
+            ``{"x": counts, "offset": log_exposure}``. The same goes for every function that takes x.
+        epochs: passes over the rows.
+        batch_size: rows a step; the last batch of a pass may be smaller and is scaled by its own N/B.
+        lr: the optimizer's learning rate.
+        seed: of the order of rows and of the steps' noise; the same seed gives the same fit.
+        loss: a Pyro ELBO; ``Trace_ELBO(num_particles)`` where None.
+        optimizer: a torch optimizer's class, or a ``functools.partial`` of it with more options.
+        scheduler: called with the optimizer, returns a torch scheduler, stepped once an epoch
+            (``ReduceLROnPlateau`` on the negative validation ELBO, or the training one).
+        num_particles: draws a row and step.
+        kl_warmup: epochs over which the weight of the latent sites rises linearly to 1.
+        validation: rows evaluated after every epoch.
+        patience: epochs without a better validation ELBO after which to stop, not counted before the
+            warm-up is over; the best weights are then restored.
+        clip_norm: bound on the norm of the gradient, in nats a row.
+        progress: show a bar, or plain lines where there is no terminal.
+        checkpoint: a folder of this fit's own, or a ``Checkpoint`` with a folder and how often to write. The
+            state is written there every minute, atomically, and at the end. The same call on the same folder
+            goes on where the last one stopped, however it did, to the same bits that one call would have
+            reached; on a folder that holds a finished fit it returns at once with its result. With ``patience``,
+            ``best.safetensors`` there is the best model so far, for ``pyrovae.load``.
+
+    Returns:
+        The ``History``. Ctrl-C ends the fit early, keeps what was learned and returns it, too. With a
+        checkpoint, Ctrl-C and SIGTERM wait for the step and write the state first.
+
+    Raises:
+        TypeError, ValueError: bad arguments, rows or pair; before anything is touched.
+        OSError: a checkpoint folder that can't be written, or that another process holds; what was written
+            there before stays good.
+        FloatingPointError: a loss or gradient that is not finite, naming epoch, step and rows; the
+            parameters are as before that step.
+
+    Kingma and Welling (2014); Bowman et al. (2016) for the warm-up.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> vae = pv.VAE.mlp(6, latent_dim=2, hidden_dims=(8,))
+        >>> history = pv.fit(vae, torch.ones(20, 6), epochs=3)
+        >>> len(history.frame)
+        3
+    """
+    folder = Checkpoint.of(checkpoint)
+    checks.integer("epochs", epochs)
+    checks.integer("batch_size", batch_size)
+    checks.integer("num_particles", num_particles)
+    checks.integer("seed", seed, minimum=0)
+    lr = checks.positive("lr", lr)
+    if clip_norm is not None:
+        checks.positive("clip_norm", clip_norm)
+    check_schedule(epochs, checks.integer("kl_warmup", kl_warmup, minimum=0), patience, validation)
+    batch = prepare_rows(pair, x)
+    num_rows = len(batch["x"])
+    objective = make_objective(loss, num_particles, minibatches=batch_size < num_rows, annealed=kl_warmup > 0)
+    with standardizing(pair.modules(), batch["x"]):
+        structure = inspect(pair, batch, seed)
+        check_objective_fits(objective, structure)
+        check_columns_vary(pair, batch["x"])
+        scales = Scales(pair, batch["x"], seed)
+        held_out = None
+        if validation is not None:
+            held_out = Evaluation.prepare(
+                pair, validation, _EPOCH_SAMPLES, seed, structure=structure, argument="validation"
+            )
+            if held_out.batch["x"].shape[1:] != batch["x"].shape[1:]:
+                raise checks.bad_value(
+                    "validation",
+                    f"rows of shape {tuple(batch['x'].shape[1:])}, as in x",
+                    f"shape {tuple(held_out.batch['x'].shape[1:])}",
+                    "Pass the same columns.",
+                )
+        training = Evaluation.prepare(pair, batch, _EPOCH_SAMPLES, seed, structure=structure)
+        parameters = [p for p in pair.parameters() if p.requires_grad]
+        optimiser = make_optimizer(optimizer, parameters, lr)
+        state = State(pair, optimiser, objective, num_rows, clip_norm)
+        schedule = make_scheduler(scheduler, optimiser)
+        check_every_leaf(pair, objective, batch, seed)
+    plan = Plan(epochs, batch_size, seed, kl_warmup, patience)
+    loop = Loop(plan, state, batch, training, held_out, schedule, scales)
+    _remember(pair, batch["x"], loop.history)
+    with Progress("fit", epochs * loop.steps_an_epoch, "steps", progress) as bar:
+        if folder is None:
+            loop.run(bar)
+        else:
+            pins = {
+                **{f.name: getattr(plan, f.name) for f in fields(plan)},
+                **{"lr": lr, "clip_norm": clip_norm, "x": _fingerprints(batch)},
+                "validation": None if held_out is None else _fingerprints(held_out.batch),
+                "loss": _described(objective),
+                "optimizer": [type(optimiser).__qualname__, repr(optimiser.defaults)],
+                "scheduler": None if schedule is None else _described(schedule),
+                "model": repr(pair),
+                "parameters": {
+                    name: [list(tensor.shape), str(tensor.dtype)]
+                    for name, tensor in saving.tensors_of(pair).items()
+                },
+            }
+            with running(folder, pins) as run:
+                if run.state is not None:
+                    loop.restore(run.state)
+                    bar.advance(loop.steps_taken)
+                loop.run(bar, run)
+    return loop.history
+
+
+def _remember(pair: LatentVariableModel, x: Tensor, history: History) -> None:
+    """Leave on the pair which rows it has been fitted to, and the history of the last fit, as it grows."""
+    seen, before = checks.row_hashes(x), pair.seen
+    if before is not None:
+        seen = np.concatenate([before, seen[~np.isin(seen, before)]])
+    pair.fitted = {
+        "fingerprint": checks.fingerprint(x).sha256,
+        "rows": len(x),
+        "seen": seen,
+        "history": vars(history),
+    }
+
+
+def _fingerprints(batch: Batch) -> dict[str, str]:
+    """Of the rows and of everything beside them."""
+    return {name: checks.fingerprint(value.double()).sha256 for name, value in batch.items()}
+
+
+def _described(thing: Any) -> list[str]:
+    """A loss or a scheduler by its class and its numbers, as far as they do not change while it is used."""
+    numbers = {
+        name: value
+        for name, value in vars(thing).items()
+        if isinstance(value, bool | int | float | str)
+        and not name.startswith(("_", "last_", "num_bad", "best"))
+    }
+    return [type(thing).__qualname__, repr(numbers)]

@@ -1,0 +1,49 @@
+"""What a fit did, epoch by epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(repr=False)
+class History:
+    """What a fit did, epoch by epoch.
+
+    Attributes:
+        records: one dict an epoch; see ``frame``.
+        stopped: "epochs" (all done), "patience" (no better on the validation rows) or "interrupted".
+        best_epoch: the epoch whose weights the model now has, where ``patience`` restored them.
+    """
+
+    records: list[dict[str, float]] = field(default_factory=list)
+    stopped: str = "epochs"
+    best_epoch: int | None = None
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """A line an epoch: epoch, loss, elbo, rate, reconstruction, kl_weight, lr, seconds; in nats a row.
+
+        ``loss`` is the objective averaged over the epoch's steps, while the parameters moved; ``elbo`` =
+        ``reconstruction`` − ``rate`` is evaluated after it, without KL weight, whatever the objective.
+        With validation rows, the same three again as ``validation_…``.
+        """
+        import pandas as pd
+
+        columns = ["epoch", "loss", "elbo", "rate", "reconstruction", "kl_weight", "lr", "seconds"]
+        return pd.DataFrame(self.records, columns=None if self.records else columns)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __repr__(self) -> str:
+        if not self.records:
+            return f"History(0 epochs, {self.stopped})"
+        last = self.records[-1]
+        best = f", best epoch {self.best_epoch}" if self.best_epoch else ""
+        return (
+            f"History({len(self)} epochs, ELBO {last['elbo']:.2f} nats a row, stopped: {self.stopped}{best})"
+        )

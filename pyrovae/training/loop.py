@@ -1,0 +1,238 @@
+"""Minibatch after minibatch, epoch after epoch; what can be written down between any two steps, and taken up again."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from pyrovae import checks, noise, saving
+from pyrovae.checkpoints import Run
+from pyrovae.log_weights import ELBOEstimate, Evaluation, elbo_of
+from pyrovae.model import LatentVariableModel
+from pyrovae.pair import Batch
+from pyrovae.progress import Progress
+from pyrovae.training.history import History
+from pyrovae.training.scales import Scales
+from pyrovae.training.step import State, step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How far and how fast: the arguments of ``fit`` that steer its loop."""
+
+    epochs: int
+    batch_size: int
+    seed: int
+    kl_warmup: int
+    patience: int | None
+
+
+class Loop:
+    """A fit in the middle of its work.
+
+    Everything random follows from (seed, epoch, step), so that a place in the fit is two numbers: the epoch,
+    and the minibatch that comes next in it.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        state: State,
+        batch: Batch,
+        training: Evaluation,
+        held_out: Evaluation | None,
+        schedule: LRScheduler | ReduceLROnPlateau | None,
+        scales: Scales,
+    ) -> None:
+        self._plan, self._state, self._batch = plan, state, batch
+        self._training, self._held_out = training, held_out
+        self._schedule, self._scales = schedule, scales
+        self.history = History()
+        self.steps_an_epoch = math.ceil(len(batch["x"]) / plan.batch_size)
+        self._epoch = 0
+        self._number = 0  # of the minibatch that comes next
+        self._losses = 0.0  # of the epoch's minibatches so far
+        self._seconds = 0.0  # spent on the epoch so far
+        self._best: _Best | None = None
+        self._finished = False
+
+    @property
+    def steps_taken(self) -> int:
+        """Steps since the beginning."""
+        return self._epoch * self.steps_an_epoch + self._number
+
+    def run(self, bar: Progress, run: Run | None = None) -> None:
+        """Go on to the end, or until ``run`` is asked to stop; its folder is written whenever that is due."""
+        if self._finished:
+            return
+        try:
+            while self._epoch < self._plan.epochs and self.history.stopped == "epochs":
+                started = time.monotonic() - self._seconds
+                rates = [float(group["lr"]) for group in self._state.optimizer.param_groups]
+                for rows in self._minibatches()[self._number :]:
+                    self._seconds = time.monotonic() - started
+                    if run is not None and run.due:
+                        self._write(run)
+                        if run.stopped_by is not None:
+                            self.history.stopped = "interrupted"
+                            break
+                    self._take(rows, rates, bar)
+                else:
+                    self._end_epoch(rates[0], started)
+        except KeyboardInterrupt:
+            self.history.stopped = "interrupted"
+        finally:
+            self._state.pair.zero_grad(set_to_none=True)
+        if self._best is not None:
+            self._best.restore(self._state.pair)
+            self.history.best_epoch = self._best.epoch
+        self._finished = self.history.stopped != "interrupted"
+        if run is not None and self._finished:
+            self._write(run)
+
+    def _minibatches(self) -> tuple[Tensor, ...]:
+        """Indices of the rows of every minibatch of the epoch, in an order of the epoch's own."""
+        seed = noise.derive(self._plan.seed, noise.Stream.ROW_ORDER, self._epoch)
+        order = torch.randperm(len(self._batch["x"]), generator=torch.Generator().manual_seed(seed))
+        return order.split(self._plan.batch_size)
+
+    def _kl_weight(self, taken: int) -> float:
+        """The weight of the latent sites in the step after so many."""
+        warmup = self._plan.kl_warmup * self.steps_an_epoch
+        return min(1.0, (taken + 1) / warmup) if warmup else 1.0
+
+    def _take(self, rows: Tensor, rates: list[float], bar: Progress) -> None:
+        """One step on one minibatch."""
+        taken = self.steps_taken
+        minibatch = {name: value[rows] for name, value in self._batch.items()}
+        seed = noise.derive(self._plan.seed, noise.Stream.STEP, taken)
+        try:
+            value = step(self._state, minibatch, seed, rates, self._kl_weight(taken))
+        except (FloatingPointError, ValueError) as error:
+            # Parameters of a distribution that ran off are refused by torch before the loss is.
+            if isinstance(error, ValueError) and "satisfy the constraint" not in str(error):
+                raise
+            raise FloatingPointError(_broken(error, self._epoch, self._number, rows)) from error
+        self._losses += value * len(rows) / self._state.num_rows
+        self._number += 1
+        bar.advance(note=f"epoch {self._epoch + 1}/{self._plan.epochs}, loss {value:.2f}")
+
+    def _end_epoch(self, rate: float, started: float) -> None:
+        """Evaluate, write the epoch down, move the learning rate, and decide whether to go on."""
+        record: dict[str, float] = {"epoch": self._epoch + 1, "loss": self._losses}
+        record |= _columns(elbo_of(self._training))
+        if self._held_out is not None:
+            record |= _columns(elbo_of(self._held_out), "validation_")
+        record |= {
+            "kl_weight": self._kl_weight(self.steps_taken - 1),
+            "lr": rate,
+            "seconds": time.monotonic() - started,
+        }
+        self.history.records.append(record)
+        self._epoch, self._number, self._losses, self._seconds = self._epoch + 1, 0, 0.0, 0.0
+        self._scales.check()
+        score = record.get("validation_elbo", record["elbo"])
+        if isinstance(self._schedule, ReduceLROnPlateau):
+            self._schedule.step(-score)
+        elif self._schedule is not None:
+            self._schedule.step()
+        if self._plan.patience is not None and self._epoch >= self._plan.kl_warmup:
+            if self._best is None or score > self._best.score:
+                self._best = _Best.of(self._state.pair, self._epoch, score)
+            elif self._epoch - self._best.epoch >= self._plan.patience:
+                self.history.stopped = "patience"
+
+    def _write(self, run: Run) -> None:
+        run.save(self.snapshot())
+        if self._best is not None and run.new_best(self._best.epoch):
+            with self._best.in_place(self._state.pair):
+                saving.save(self._state.pair, run.folder / "best.safetensors")
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that the rest of the fit depends on, for ``restore`` in another process."""
+        return {
+            "tensors": saving.tensors_of(self._state.pair),
+            "optimizer": self._state.optimizer.state_dict(),
+            "scheduler": None if self._schedule is None else self._schedule.state_dict(),
+            "place": [self._epoch, self._number, self._losses, self._seconds],
+            "history": vars(self.history),
+            "best": None if self._best is None else vars(self._best),
+            "scales": self._scales.start,
+            "finished": self._finished,
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Go on from what ``snapshot`` wrote down."""
+        _copy(saving.tensors_of(self._state.pair), snapshot["tensors"])
+        self._state.optimizer.load_state_dict(snapshot["optimizer"])
+        if self._schedule is not None:
+            self._schedule.load_state_dict(snapshot["scheduler"])
+        self._epoch, self._number, self._losses, self._seconds = snapshot["place"]
+        vars(self.history).update(snapshot["history"])
+        self._best = None if snapshot["best"] is None else _Best(**snapshot["best"])
+        self._scales.start = snapshot["scales"]
+        self._finished = snapshot["finished"]
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The weights of the best epoch so far, copied."""
+
+    epoch: int
+    score: float
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, pair: LatentVariableModel, epoch: int, score: float) -> _Best:
+        return cls(epoch, score, _copies(pair))
+
+    def restore(self, pair: LatentVariableModel) -> None:
+        _copy(saving.tensors_of(pair), self.tensors)
+
+    @contextmanager
+    def in_place(self, pair: LatentVariableModel) -> Iterator[None]:
+        """Run a block in which the pair has these weights."""
+        now = _copies(pair)
+        self.restore(pair)
+        try:
+            yield
+        finally:
+            _copy(saving.tensors_of(pair), now)
+
+
+def _copies(pair: LatentVariableModel) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in saving.tensors_of(pair).items()}
+
+
+def _copy(into: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in into.items():
+            tensor.copy_(tensors[name])
+
+
+def _columns(bound: ELBOEstimate, prefix: str = "") -> dict[str, float]:
+    return {
+        f"{prefix}elbo": bound.mean,
+        f"{prefix}rate": float(bound.rate.mean()),
+        f"{prefix}reconstruction": float(bound.reconstruction.mean()),
+    }
+
+
+def _broken(error: Exception, epoch: int, number: int, rows: Tensor) -> str:
+    shown = ", ".join(str(int(row)) for row in rows[:8]) + (", …" if len(rows) > 8 else "")
+    # Pyro's own error, where parameters ran off before the loss did, goes on for a page.
+    reason = str(error).splitlines()[0]
+    return checks.refusal(
+        "x",
+        "a finite loss and gradient",
+        f"{reason} at epoch {epoch + 1}, step {number + 1}, rows {shown}",
+        "The parameters are as before that step. Lower lr, set clip_norm, or look at those rows and at the scale.",
+    )

@@ -1,0 +1,68 @@
+"""Scales that a likelihood learns: one that runs to zero takes the density, and log P(x) with it, to +∞."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from pyrovae import checks, noise
+from pyrovae.model import VAE, LatentVariableModel
+
+
+def _learns_scale(pair: LatentVariableModel) -> bool:
+    return isinstance(pair, VAE) and isinstance(getattr(pair.likelihood, "scale", None), str)
+
+
+def check_columns_vary(pair: LatentVariableModel, x: Tensor) -> None:
+    """Refuse columns on which a scale that the likelihood learns would shrink to zero."""
+    if _learns_scale(pair):
+        likelihood: Any = pair.likelihood
+        checks.varying_columns("x", x, every=likelihood.learns_scale_per_column)
+
+
+class Scales:
+    """Watches the scales that a likelihood learns: one that runs to zero takes the density to +∞."""
+
+    def __init__(self, pair: LatentVariableModel, x: Tensor, seed: int) -> None:
+        #: The smallest scale of every column before training, shape (columns,); None where none is learned.
+        self.start: Tensor | None = None
+        if _learns_scale(pair):
+            self._pair: Any = pair
+            self._x, self._seed = x[:128], seed
+            self._spread = x.flatten(1).std(dim=0, correction=0)
+            self.start = self._smallest()
+
+    def check(self) -> None:
+        """Refuse to go on where a scale fell below 1e-5 of its column's own spread."""
+        if self.start is None:
+            return
+        scale = self._smallest()
+        vanished = (scale < 1e-5 * self._spread) & (scale < self.start)
+        if bool(vanished.any()):
+            column = int(vanished.int().argmax())
+            raise checks.bad_value(
+                "x",
+                "a density that stays bounded",
+                f"a learned scale of {float(scale[column]):.2g} in column {column}, whose spread is "
+                f"{float(self._spread[column]):.2g}: log P(x) runs off to +∞",
+                "Dequantise whole numbers, drop columns that repeat a value or another column, or fix the scale.",
+            )
+
+    def _smallest(self) -> Tensor:
+        """The smallest scale of every column over some rows, shape (columns,)."""
+        pair = self._pair
+        seeded = noise.seeded(noise.derive(self._seed, noise.Stream.INSPECT), self._x.device)
+        try:
+            with pair.evaluating(), seeded:
+                scale = pair.likelihood(pair.encoder(self._x).sample()).base_dist.scale
+        except ValueError as error:  # torch's check of the encoder's or the likelihood's parameters
+            if "satisfy the constraint" not in str(error):
+                raise
+            raise checks.bad_value(
+                "x",
+                "rows of a size that the networks can take",
+                str(error).splitlines()[0].removesuffix(", but found invalid values:"),
+                "Bring the columns to numbers of size one, or let the model do it: standardize=True.",
+            ) from error
+        return scale.flatten(1).amin(dim=0)

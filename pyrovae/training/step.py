@@ -1,0 +1,64 @@
+"""The whole of training: one step, which reads and changes nothing but its state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+
+from pyrovae import noise
+from pyrovae.model import LatentVariableModel
+from pyrovae.pair import Batch, loss
+
+
+@dataclass
+class State:
+    """What a step reads and changes: a pair with its parameters and buffers, and their optimizer's moments."""
+
+    pair: LatentVariableModel
+    optimizer: torch.optim.Optimizer
+    objective: ELBO
+    num_rows: int
+    clip_norm: float | None
+
+
+def step(state: State, batch: Batch, seed: int, learning_rates: Sequence[float], kl_weight: float) -> float:
+    """One gradient step on a minibatch; returns its loss, an estimate of the data set's, in nats a row.
+
+    Args:
+        state: changed in place: parameters, their buffers, and the optimizer's moments.
+        batch: the minibatch.
+        seed: the noise of the step.
+        learning_rates: one for each of the optimizer's parameter groups.
+        kl_weight: what the latent sites' log-probabilities are multiplied by.
+
+    Raises:
+        FloatingPointError: a loss or gradient that is not finite; the parameters are as before the step.
+    """
+    state.pair.zero_grad(set_to_none=True)
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    with noise.seeded(seed, batch["x"].device), state.pair.fitting():
+        total = loss(state.pair, state.objective, batch, state.num_rows, kl_weight)
+        if isinstance(total, Tensor):
+            # A row's worth of the loss: the learning rate and clip_norm mean the same for any N.
+            (total / state.num_rows).backward()
+        else:  # an objective that ran backward() itself, on the whole data set's loss
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad /= state.num_rows
+    value = float(total.detach() if isinstance(total, Tensor) else total) / state.num_rows
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if not (math.isfinite(value) and math.isfinite(norm)):
+        state.pair.zero_grad(set_to_none=True)
+        what = f"loss is {value}" if not math.isfinite(value) else f"gradient norm is {float(norm)}"
+        raise FloatingPointError(what)
+    if state.clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, state.clip_norm, norm)
+    for group, rate in zip(state.optimizer.param_groups, learning_rates, strict=True):
+        group["lr"] = rate
+    state.optimizer.step()
+    return value

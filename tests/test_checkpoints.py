@@ -1,0 +1,291 @@
+"""A fit that is stopped and goes on is the fit that was never stopped, bit for bit; and its folder is its own."""
+
+import errno
+import functools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+
+import pyrovae as pv
+from pyrovae import encoders, likelihoods, priors, storage
+from pyrovae.training import loop
+
+X = (torch.rand(90, 6, generator=torch.Generator().manual_seed(0)) < 0.4).float()
+TRAIN, VALIDATION = X[:60], X[60:]
+
+
+def vae(**options):
+    torch.manual_seed(0)
+    return pv.VAE.mlp(6, 2, hidden_dims=(4,), **options)
+
+
+def regularised():
+    torch.manual_seed(0)
+    return pv.VAE(
+        priors.GaussianMixture(2, 3),
+        likelihoods.Bernoulli(pv.MLP(2, (4,), 6, normalization="batch", dropout=0.3)),
+        encoders.FullRankNormal(pv.MLP(6, (4,), 5, dropout=0.3)),
+    )
+
+
+def functional():
+    network = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 6))
+
+    def model(x):
+        scale = pyro.param("scale", torch.ones(2), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), scale).to_event(1))
+            logits = pyro.module("decoder", network)(z.reshape(-1, 2)).reshape(*z.shape[:-1], 6)
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def guide(x):
+        weight = pyro.param("weight", lambda: torch.full((6, 2), 0.1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x @ weight, 0.5).to_event(1))
+
+    torch.manual_seed(0)
+    for layer in network:
+        layer.reset_parameters()
+    return pv.LatentVariableModel(model, guide)
+
+
+CASES = {
+    "Adam": (vae, {}),
+    "float64": (lambda: vae().double(), {}),
+    "SGD with momentum, a schedule of steps": (
+        vae,
+        {
+            "optimizer": functools.partial(torch.optim.SGD, momentum=0.9),
+            "scheduler": functools.partial(StepLR, step_size=2, gamma=0.5),
+        },
+    ),
+    "a schedule on plateaus, clipping, several particles": (
+        vae,
+        {
+            "scheduler": functools.partial(ReduceLROnPlateau, patience=0),
+            "clip_norm": 0.1,
+            "num_particles": 2,
+        },
+    ),
+    "dropout, batch normalisation, a learned prior": (regularised, {}),
+    "early stopping after a warm-up": (
+        vae,
+        {"validation": VALIDATION, "patience": 1, "kl_warmup": 2, "lr": 0.3},
+    ),
+    "standardised": (functools.partial(vae, likelihood="gaussian", standardize=True), {}),
+    "plain functions": (functional, {}),
+}
+
+
+def fit(case, folder=None, **options):
+    make, more = CASES[case]
+    pair = make()
+    arguments = {"epochs": 5, "batch_size": 16, "lr": 1e-2, **more, **options}
+    checkpoint = None if folder is None else pv.Checkpoint(folder, seconds=0)
+    rows = TRAIN.double() if case == "float64" else TRAIN
+    return pair, pv.fit(pair, rows, checkpoint=checkpoint, **arguments)
+
+
+class Stopped(Exception):
+    """A process that ends between two steps."""
+
+
+def stop_at(monkeypatch, steps):
+    """Let training end with an exception before steps of these numbers, counted over all attempts."""
+    taken = 0
+
+    def step(*args):
+        nonlocal taken
+        taken += 1
+        if taken in steps:
+            raise Stopped
+        return take(*args)
+
+    take = loop.step
+    monkeypatch.setattr(loop, "step", step)
+
+
+def assert_same(one, two):
+    (pair, history), (other, history_of_other) = one, two
+    tensors, others = pv.saving.tensors_of(pair), pv.saving.tensors_of(other)
+    assert tensors.keys() == others.keys()
+    assert all(torch.equal(tensor, others[name]) for name, tensor in tensors.items())
+    records, more = (
+        [{name: value for name, value in record.items() if name != "seconds"} for record in h.records]
+        for h in (history, history_of_other)
+    )
+    assert records == more
+    assert (history.stopped, history.best_epoch) == (history_of_other.stopped, history_of_other.best_epoch)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stopped_and_resumed_it_is_the_same_fit(case, tmp_path, monkeypatch):
+    """Stopped inside an epoch, right before one, and twice in a row."""
+    whole = fit(case)
+    with monkeypatch.context() as patch:
+        stop_at(patch, {3, 4, 9, 15})
+        for _ in range(4):
+            with pytest.raises(Stopped):
+                fit(case, tmp_path)
+        parts = fit(case, tmp_path)
+    assert_same(whole, parts)
+    # and a finished fit is taken as it is
+    with monkeypatch.context() as patch:
+        stop_at(patch, {1})
+        assert_same(whole, fit(case, tmp_path))
+
+
+def test_another_initialisation_does_not_matter_to_a_resumed_fit(tmp_path, monkeypatch):
+    whole = fit("Adam")
+    with monkeypatch.context() as patch:
+        stop_at(patch, {7})
+        with pytest.raises(Stopped):
+            fit("Adam", tmp_path)
+    torch.manual_seed(99)
+    other = pv.VAE.mlp(6, 2, hidden_dims=(4,))
+    history = pv.fit(other, TRAIN, epochs=5, batch_size=16, lr=1e-2, checkpoint=pv.Checkpoint(tmp_path))
+    assert_same(whole, (other, history))
+
+
+OTHER = {
+    "lr": {"lr": 0.5},
+    "epochs": {"epochs": 6},
+    "batch_size": {"batch_size": 8},
+    "seed": {"seed": 1},
+    "clip_norm": {"clip_norm": 1.0},
+    "validation": {"validation": VALIDATION},
+    "optimizer": {"optimizer": torch.optim.AdamW},
+    "scheduler": {"scheduler": functools.partial(StepLR, step_size=1)},
+    "loss": {"num_particles": 3},
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_a_different_run_in_the_same_folder_is_refused_saying_what_differs(name, tmp_path):
+    fit("Adam", tmp_path)
+    before = (tmp_path / "last.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=rf"checkpoint: expected the run that .* got another: .*\b{name}\b"):
+        fit("Adam", tmp_path, **OTHER[name])
+    assert (tmp_path / "last.safetensors").read_bytes() == before
+
+
+def test_other_rows_another_model_and_another_number_of_threads_are_refused(tmp_path):
+    fit("Adam", tmp_path)
+    arguments = {"epochs": 5, "batch_size": 16, "lr": 1e-2, "checkpoint": tmp_path}
+    with pytest.raises(ValueError, match="another: x is"):
+        pv.fit(vae(), 1 - TRAIN, **arguments)
+    with pytest.raises(ValueError, match="another: model is"):
+        pv.fit(vae(activation="tanh"), TRAIN, **arguments)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(ValueError, match=f"another: threads is {threads + 1}, was {threads}"):
+            pv.fit(vae(), TRAIN, **arguments)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_full_disk_says_so_and_the_earlier_checkpoint_stays_good(tmp_path, monkeypatch):
+    whole, flush, written = fit("Adam"), os.fsync, 0
+
+    def full(descriptor):
+        nonlocal written
+        written += 1
+        if written > 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flush(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="The disk is full: make room"):
+            fit("Adam", tmp_path)
+    arrays, _ = storage.read(tmp_path / "last.safetensors")
+    assert arrays
+    assert not list(tmp_path.glob("*.tmp"))
+    assert_same(whole, fit("Adam", tmp_path))
+
+
+def test_a_damaged_checkpoint_is_refused_before_anything_is_touched(tmp_path):
+    fit("Adam", tmp_path)
+    path = tmp_path / "last.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    pair = vae()
+    before = [p.clone() for p in pair.parameters()]
+    with pytest.raises(ValueError, match="sha256"):
+        pv.fit(pair, TRAIN, epochs=5, batch_size=16, lr=1e-2, checkpoint=tmp_path)
+    assert all(torch.equal(p, q) for p, q in zip(pair.parameters(), before, strict=True))
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path):
+    with storage.lock(tmp_path), pytest.raises(OSError, match="folder: expected one that no other process"):
+        fit("Adam", tmp_path)
+
+
+def test_the_best_model_so_far_is_there_to_be_loaded(tmp_path):
+    case = "early stopping after a warm-up"
+    pair, history = fit(case, tmp_path)
+    best = pv.load(tmp_path / "best.safetensors")
+    assert history.stopped == "patience"
+    assert history.best_epoch < len(history)
+    assert all(torch.equal(p, q) for p, q in zip(best.parameters(), pair.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"), [(3, "checkpoint: expected a folder"), ((), "checkpoint: expected a folder")]
+)
+def test_checkpoints_that_are_none(checkpoint, message):
+    with pytest.raises(TypeError, match=message):
+        pv.fit(vae(), TRAIN, checkpoint=checkpoint)
+    with pytest.raises(ValueError, match="seconds"):
+        pv.Checkpoint("a", seconds=-1)
+
+
+SCRIPT = """
+import os, signal, sys, torch, pyrovae as pv
+from pyrovae.training import loop
+take, taken = loop.step, 0
+def step(*args):
+    global taken
+    taken += 1
+    if taken == 7:
+        os.kill(os.getpid(), int(sys.argv[2]))
+    return take(*args)
+loop.step = step
+torch.manual_seed(0)
+x = (torch.rand(90, 6, generator=torch.Generator().manual_seed(0)) < 0.4).float()
+vae = pv.VAE.mlp(6, 2, hidden_dims=(4,))
+history = pv.fit(vae, x[:60], epochs=5, batch_size=16, lr=1e-2, checkpoint=sys.argv[1])
+print(history.stopped)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_a_last_checkpoint(number, tmp_path):
+    """At step 7 of 20, long before the minute is over. SIGTERM then ends the process, Ctrl-C ends the fit."""
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path), str(int(number))],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    if number == signal.SIGTERM:
+        assert run.returncode == -signal.SIGTERM, run.stderr
+    else:
+        assert run.stdout.strip() == "interrupted", run.stderr
+    _, meta = storage.read(tmp_path / "last.safetensors")
+    assert storage.unpack(meta["state"], storage.read(tmp_path / "last.safetensors")[0])["place"][:2] == [
+        1,
+        3,
+    ]
+    assert_same(fit("Adam"), fit("Adam", tmp_path))

@@ -1,0 +1,368 @@
+"""diagnose(): numbers against closed forms, and the right words on three seeds each."""
+
+import copy
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from oracles import LinearGaussian
+from pairs import PAIRS
+from rates import SEED, Z, close
+
+import pyrovae as pv
+from pyrovae import encoders, likelihoods, priors
+from pyrovae.collapse import diagnose
+from pyrovae.demo import Overconfident
+
+ORACLE = LinearGaussian.random(3, 6)
+X = ORACLE.sample(150, seed=SEED)
+
+
+def rates(mean, variance):
+    """KL(N(mean, variance) ‖ N(0, 1)) of every dimension, averaged over rows."""
+    return 0.5 * (mean**2 + variance - 1 - variance.log()).mean(dim=0)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Closed forms
+
+
+@pytest.fixture(scope="module")
+def mean_field():
+    return diagnose(ORACLE.mean_field_pair(), X, num_samples=1000, seed=SEED)
+
+
+def test_a_factorised_posterior_is_exact_by_dimension(mean_field):
+    mean, variance = ORACLE.posterior(X).mean, 1 / ORACLE.precision().diagonal()
+    frame = mean_field.dimensions
+    assert list(frame.index) == ["z[0]", "z[1]", "z[2]"]
+    assert set(frame["kind"]) == {"exact"}
+    np.testing.assert_allclose(frame["rate"], rates(mean, variance), rtol=1e-5)
+    np.testing.assert_allclose(frame["variance_of_mean"], mean.var(dim=0), rtol=1e-5)
+    assert mean_field.active_units == 3
+
+
+def test_the_halves_of_the_elbo_and_of_the_rate_add_up(mean_field):
+    bound = pv.elbo(
+        ORACLE.mean_field_pair(), X, num_samples=100, seed=SEED, tile=mean_field.log_evidence.tile
+    )
+    assert mean_field.elbo == bound.mean
+    assert mean_field.reconstruction - mean_field.rate == pytest.approx(mean_field.elbo)
+    error = mean_field.mutual_information_mcse + mean_field.prior_gap_mcse
+    total = mean_field.mutual_information + mean_field.prior_gap
+    assert abs(total - mean_field.dimensions["rate"].sum()) < Z * error
+
+
+def test_the_inference_gap_is_what_the_family_misses(mean_field):
+    precision = ORACLE.precision()
+    exact = 0.5 * float(precision.diagonal().log().sum() - torch.logdet(precision))
+    slack = 2 * abs(mean_field.log_evidence.mean_bias)  # of a lower bound
+    assert abs(mean_field.inference_gap - exact) < Z * mean_field.inference_gap_se + slack
+    assert exact > 3 * (Z * mean_field.inference_gap_se + slack)  # or the line above said nothing
+
+
+def test_a_full_posterior_has_no_gap_and_marginal_rates():
+    found = diagnose(ORACLE.pair(), X, num_samples=100, seed=SEED)
+    exact = ORACLE.posterior(X)
+    assert set(found.dimensions["kind"]) == {"marginal"}
+    np.testing.assert_allclose(found.dimensions["rate"], rates(exact.mean, exact.variance), rtol=1e-5)
+    np.testing.assert_allclose(found.dimensions["variance_of_mean"], exact.mean.var(dim=0), rtol=1e-5)
+    assert abs(found.inference_gap) < 1e-4
+    assert found.verdict == "healthy"
+    assert "do not sum to the rate" in str(found)
+
+
+def test_information_of_few_rows_is_that_of_the_mixture_on_a_grid():
+    """q(z) is a mixture of five Gaussians: its entropy and its KL from the prior, by a dense grid."""
+    oracle = LinearGaussian(torch.tensor([[1.5]], dtype=torch.float64), torch.zeros(1).double(), 0.8)
+    x = torch.tensor([[-2.0], [-0.5], [0.1], [0.3], [4.0]], dtype=torch.float64)
+    found = diagnose(oracle.pair(), x, num_samples=100, seed=SEED)
+    posterior = oracle.posterior(x)
+    rows = dist.Normal(posterior.mean[:, 0], posterior.variance[:, 0].sqrt())
+    z = torch.linspace(-8, 8, 40_001, dtype=torch.float64)
+    log_q = rows.log_prob(z[:, None]).logsumexp(dim=1) - math.log(5)
+    q, step = log_q.exp(), float(z[1] - z[0])
+    information = float(-(q * log_q).sum() * step - rows.entropy().mean())
+    gap = float((q * (log_q - dist.Normal(0.0, 1.0).log_prob(z))).sum() * step)
+    assert found.information_rows == 5
+    assert close(found.mutual_information, information, found.mutual_information_mcse)
+    assert close(found.prior_gap, gap, found.prior_gap_mcse)
+    assert found.mutual_information_mcse < 0.05 * information
+    assert found.prior_gap_mcse < 0.2 * gap
+
+
+def test_information_of_many_rows_is_the_channels():
+    """Rows from the model under its exact posterior: I(x; z) = ½ log |I + WᵀW/σ²|, and q(z) is the prior."""
+    oracle = replace(ORACLE, loadings=0.4 * ORACLE.loadings[:, :1])
+    found = diagnose(oracle.pair(), oracle.sample(1500, seed=SEED), num_samples=100, seed=SEED)
+    exact = 0.5 * float(torch.logdet(oracle.precision()))
+    # With N rows q(z) is off by 1/N of its variance over them; to first order that many nats too little.
+    bias = math.exp(2 * exact) / 1500
+    assert abs(found.mutual_information - exact) < Z * found.mutual_information_mcse + bias
+    assert abs(found.prior_gap) < Z * found.prior_gap_mcse + bias
+    assert exact > 0.4
+
+
+def test_more_rows_than_are_held_against_each_other_are_sampled(monkeypatch):
+    monkeypatch.setattr("pyrovae.collapse._MOST_ROWS", 40)
+    found = diagnose(ORACLE.pair(), X, num_samples=100, seed=SEED)
+    assert found.information_rows == 40
+    assert found.mutual_information < math.log(40)
+
+
+def test_what_few_rows_cannot_show_is_said():
+    found = diagnose(ORACLE.pair(), X[:12], num_samples=100, seed=SEED)
+    assert found.mutual_information <= math.log(12)
+    assert any("how the rest of the rate splits can't be told" in str(f) for f in found.findings)
+    assert found.verdict == "healthy"
+
+
+def test_means_that_are_estimates_do_not_make_a_dimension_active():
+    """A latent without closed-form moments that ignores x: its estimated means vary, its true ones do not."""
+
+    class Hidden(dist.Normal):
+        """A Normal that does not tell its moments."""
+
+        @property
+        def mean(self):
+            raise NotImplementedError
+
+        @property
+        def variance(self):
+            raise NotImplementedError
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(4), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(x.new_zeros(6), 2.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", Hidden(x.new_zeros(len(x), 4), x.new_ones(4)).to_event(1))
+
+    found = diagnose(pv.LatentVariableModel(model, guide), X.float(), num_samples=100, seed=SEED)
+    assert found.active_units == 0
+    assert found.verdict == "collapsed"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Any pair
+
+
+@pytest.mark.parametrize("name", [name for name in PAIRS if name != "mixture"])  # whose latent is discrete
+def test_every_pair_is_diagnosed(name):
+    case = PAIRS[name]()
+    found = diagnose(case.pair, case.x, num_samples=100, seed=SEED)
+    error = found.mutual_information_mcse + found.prior_gap_mcse
+    bound = pv.elbo(case.pair, case.x, num_samples=400, seed=SEED + 1)
+    spread = float(bound.mcse.max()) * 2
+    assert abs(found.mutual_information + found.prior_gap - bound.rate.mean()) < Z * (error + spread)
+    assert found.mutual_information <= math.log(len(case.x)) + Z * found.mutual_information_mcse
+    assert str(found)
+
+
+def test_conditional_rates_of_a_hierarchy_sum_to_the_rate():
+    case = PAIRS["hierarchical"]()
+    found = diagnose(case.pair, case.x.repeat(60, 1), num_samples=200, seed=SEED)
+    assert list(found.dimensions.index) == ["z2", "z1"]
+    assert set(found.dimensions["kind"]) == {"sampled"}
+    # 64 and 100 draws of log Q − log P for each of 420 rows
+    spread = pv.log_weights(case.pair, case.x, num_samples=400).std().item()
+    error = spread * (1 / 64 + 1 / 100) ** 0.5 / 420**0.5
+    assert close(found.dimensions["rate"].sum(), found.rate, error)
+    assert error < 0.05 * found.rate
+
+
+def test_every_latent_is_flattened_under_its_name():
+    case = PAIRS["independent_sites"]()
+    frame = diagnose(case.pair, case.x, num_samples=100).dimensions
+    assert list(frame.index) == ["level", "slopes[0]", "slopes[1]"]
+    assert list(frame["kind"]) == ["exact", "marginal", "marginal"]
+    case = PAIRS["columns_inside"]()
+    assert list(diagnose(case.pair, case.x, num_samples=100).dimensions.index) == [
+        "z",
+        "u[0]",
+        "u[1]",
+        "u[2]",
+    ]
+
+
+def test_a_discrete_latent_is_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.5 * x.new_ones(())))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(torch.sigmoid(x - 0.5)))
+
+    with pytest.raises(ValueError, match="the discrete latent 'z'"):
+        diagnose(pv.LatentVariableModel(model, guide), X[:, 0].float(), num_samples=100)
+
+
+@pytest.mark.parametrize("num_samples", [10, 99])
+def test_too_few_draws_are_refused(num_samples):
+    with pytest.raises(ValueError, match="num_samples: expected a whole number ≥ 100"):
+        diagnose(ORACLE.pair(), X, num_samples=num_samples)
+
+
+def test_flows_are_diagnosed_by_their_moments():
+    torch.manual_seed(0)
+    vae = pv.VAE(
+        priors.Flow(2, num_transforms=1, hidden_dims=(4,)),
+        likelihoods.Bernoulli(pv.MLP(2, (4,), 5)),
+        encoders.Flow(pv.MLP(5, (4,), encoders.Flow.outputs(2)), num_transforms=1, hidden_dims=(4,)),
+    )
+    found = diagnose(vae, torch.bernoulli(torch.full((30, 5), 0.5)), num_samples=100)
+    assert set(found.dimensions["kind"]) == {"marginal"}
+    assert np.isfinite(found.dimensions["rate"]).all()
+
+
+def test_same_seed_same_numbers_and_the_global_generator_stays():
+    before = torch.random.get_rng_state()
+    first, again, other = (str(diagnose(ORACLE.mean_field_pair(), X, 100, seed=s)) for s in (1, 1, 2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert first == again != other
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Words, on three seeds each
+
+
+def rows_with_structure(seed):
+    """A curved sheet in eight columns, with a little noise."""
+    generator = torch.Generator().manual_seed(seed)
+    z, w = torch.randn(300, 2, generator=generator), torch.randn(2, 8, generator=generator)
+    return 2 * torch.tanh(z @ w) + 0.5 * torch.randn(300, 8, generator=generator)
+
+
+def trained(x, seed, scale, epochs):
+    torch.manual_seed(seed)
+    vae = pv.VAE.mlp(8, latent_dim=2, likelihood="gaussian", hidden_dims=(16,), scale=scale)
+    pv.fit(vae, x, epochs=epochs, batch_size=50, lr=1e-2, seed=seed)
+    return vae
+
+
+SEEDS = [SEED, SEED + 1, SEED + 2]
+
+
+@pytest.fixture(scope="module", params=SEEDS)
+def healthy(request):
+    x = rows_with_structure(request.param)
+    return trained(x, request.param, 0.5, epochs=60), x
+
+
+def words(found):
+    return " ".join(str(finding) for finding in found.findings)
+
+
+def test_a_healthy_vae_is_called_healthy(healthy):
+    vae, x = healthy
+    found = diagnose(vae, x, num_samples=200)
+    assert (found.verdict, found.active_units) == ("healthy", 2)
+    assert found.findings[0].mend == ""
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_vae_trained_into_collapse_is_called_collapsed(seed):
+    """The rows have structure, but the noise that the decoder has to put on them drowns it."""
+    x = rows_with_structure(seed)
+    found = diagnose(trained(x, seed, 10.0, epochs=15), x, num_samples=200)
+    assert found.verdict == "collapsed"
+    assert "The code says nothing about x" in words(found)
+    assert "kl_warmup" in words(found)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_nothing_to_tell_is_named_as_a_reason_for_collapse(seed):
+    x = torch.randn(300, 8, generator=torch.Generator().manual_seed(seed))
+    found = diagnose(trained(x, seed, 1.0, epochs=20), x, num_samples=200)
+    assert found.verdict == "collapsed"
+    assert "Either x has nothing to tell" in words(found)
+
+
+def test_an_overconfident_encoder_is_called_poor(healthy):
+    vae, x = healthy
+    spoiled = copy.deepcopy(vae)
+    spoiled.encoder = Overconfident(spoiled.encoder, factor=0.25)
+    found = diagnose(spoiled, x, num_samples=200)
+    assert found.verdict == "poor encoder"
+    assert found.gap_method == "refined on 64 rows"
+    assert 'method="auto"' in words(found)
+
+
+def test_an_encoder_with_perturbed_weights_is_called_poor(healthy):
+    vae, x = healthy
+    spoiled = copy.deepcopy(vae)
+    with torch.no_grad():
+        for parameter in spoiled.encoder.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    found = diagnose(spoiled, x, num_samples=200)
+    assert found.verdict == "poor encoder"
+    assert "Learn the prior" not in words(found)  # that q(z) is off is the encoder's doing
+
+
+def test_an_encoder_that_ignores_x_is_poor_and_not_a_collapse(healthy):
+    """No rate and no active dimension, as in a collapse; but the decoder uses z."""
+    vae, x = healthy
+    spoiled = copy.deepcopy(vae)
+    last = [m for m in spoiled.encoder.modules() if isinstance(m, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.zero_()
+    found = diagnose(spoiled, x, num_samples=200)
+    assert (found.verdict, found.active_units) == ("poor encoder", 0)
+    assert "ignores x, though the decoder uses z" in words(found)
+    assert "The code says nothing about x" not in words(found)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_codes_away_from_the_prior_are_called_a_mismatch(seed):
+    """The exact posterior, of rows that are not from the model: nothing is wrong but the prior."""
+    weak = LinearGaussian(0.5 * ORACLE.loadings[:, :1], ORACLE.loc, 0.7)
+    found = diagnose(weak.pair(), weak.sample(200, seed=seed) + 6 * weak.loadings[:, 0], num_samples=100)
+    assert found.verdict == "mismatched prior"
+    assert "priors.VampPrior" in words(found)
+
+
+def test_unused_dimensions_beside_used_ones_are_pruning():
+    wide = replace(ORACLE, loadings=torch.cat([ORACLE.loadings[:, :1], torch.zeros(6, 2).double()], dim=1))
+    found = diagnose(wide.mean_field_pair(), wide.sample(100, seed=SEED), num_samples=100)
+    assert (found.verdict, found.active_units) == ("healthy", 1)
+    assert "2 of 3 latent dimensions are unused" in words(found)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The panel
+
+
+def test_the_panel_fits_a_terminal_and_says_what_the_numbers_say(mean_field):
+    panel = str(mean_field)
+    assert repr(mean_field) == panel
+    assert all(len(line) <= 88 for line in panel.splitlines())
+    assert panel.startswith(f"{mean_field.verdict}: 3 of 3 latent dimensions active")
+    for value in (mean_field.elbo, mean_field.rate, mean_field.mutual_information, mean_field.inference_gap):
+        assert f"{value:.3f}" in panel
+    assert "~" not in panel
+
+
+def test_the_panel_of_many_dimensions_shows_the_largest():
+    torch.manual_seed(0)
+    vae = pv.VAE.mlp(6, latent_dim=20, hidden_dims=(8,))
+    panel = str(diagnose(vae, torch.bernoulli(torch.full((9, 6), 0.5)), num_samples=100))
+    assert re.search(r"and 8 more, \d of them active, rate [\d.]+ in all", panel)
+    assert len(panel.splitlines()) < 40
+
+
+def test_quantiles_of_k_hat_bear_infinities_and_unknowns():
+    found = diagnose(ORACLE.pair(), X[:5], num_samples=100)
+    found.log_evidence.pareto_k[:] = [-np.inf, 0.1, 0.2, np.inf, np.nan]
+    assert found.pareto_k() == {"5%": -np.inf, "50%": 0.1, "95%": np.inf, "max": np.inf}
+    found.log_evidence.pareto_k[:] = np.nan
+    assert all(np.isnan(value) for value in found.pareto_k().values())

@@ -1,0 +1,415 @@
+"""to_arviz(), to_elpd(): the draws are the posterior's, the names the data's, and arviz takes them."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import arviz as az
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import xarray
+from matplotlib import pyplot
+from oracles import LinearGaussian
+from pairs import PAIRS
+from rates import SEED, close
+
+import pyrovae as pv
+from pyrovae import baselines, checks
+from pyrovae.convert import _resample, to_arviz, to_elpd
+
+ORACLE = LinearGaussian.random(2, 3)
+X = ORACLE.sample(60, seed=SEED)
+
+
+def arrays(data, *path):
+    group, name = path
+    return torch.from_numpy(np.asarray(data[group][name].values)).double()
+
+
+@pytest.fixture(scope="module")
+def converted():
+    return to_arviz(ORACLE.pair(widen=1.4), X, num_draws=500, num_samples=2000, seed=SEED)
+
+
+def agree(found, exact):
+    """Numbers of rows, (rows, …), with errors of their own and no other: their mean difference is none."""
+    difference = (found - exact).mean(dim=tuple(range(1, found.dim()))) if found.dim() > 1 else found - exact
+    return close(float(difference.mean()), 0.0, float(difference.std()) / len(difference) ** 0.5)
+
+
+def test_posterior_draws_are_the_posteriors_and_not_the_encoders(converted):
+    z = arrays(converted, "posterior", "z")[0]
+    exact = ORACLE.posterior(X)
+    assert converted.posterior["z"].dims == ("chain", "draw", "row", "z_dim_0")
+    assert z.shape == (500, 60, 2)
+    assert agree(z.mean(dim=0), exact.mean)
+    assert agree(z.var(dim=0), exact.variance)  # the encoder's is 1.96 times that
+
+
+def test_prior_draws_are_the_priors(converted):
+    z = arrays(converted, "prior", "z")[0]
+    assert z.shape == (500, 60, 2)
+    assert agree(z.mean(dim=0), torch.zeros(60, 2))
+    assert agree(z.var(dim=0), torch.ones(60, 2))
+
+
+def test_replicated_rows_are_from_the_predictive_distributions(converted):
+    w, variance = ORACLE.loadings, ORACLE.sigma**2
+    exact = ORACLE.posterior(X)
+    for group, mean, covariance in (
+        ("posterior_predictive", exact.mean @ w.T + ORACLE.loc, w @ exact.covariance_matrix[0] @ w.T),
+        ("prior_predictive", ORACLE.loc.expand(60, 3), w @ w.T),
+    ):
+        x = arrays(converted, group, "x")[0]
+        assert converted[group]["x"].dims == ("chain", "draw", "row", "column")
+        assert agree(x.mean(dim=0), mean)
+        assert agree(x.var(dim=0), (covariance.diagonal() + variance).expand(60, 3))
+
+
+def test_conditional_terms_are_of_these_draws_and_these_rows(converted):
+    z = arrays(converted, "posterior", "z")[0]
+    expected = dist.Normal(z @ ORACLE.loadings.T + ORACLE.loc, ORACLE.sigma).log_prob(X).sum(dim=-1)
+    torch.testing.assert_close(arrays(converted, "log_likelihood_given_z", "x")[0], expected)
+    np.testing.assert_array_equal(converted.observed_data["x"].values, X.numpy())
+
+
+def test_loo_does_not_find_the_conditional_terms(converted):
+    with pytest.raises(TypeError, match="log likelihood not found"):
+        az.loo(converted)
+
+
+def test_constants_say_how_far_to_believe_the_draws(converted):
+    evidence = pv.log_evidence(ORACLE.pair(widen=1.4), X, num_samples=2000, seed=SEED)
+    constants = converted.constant_data
+    for name, values in (("log_evidence", evidence.estimate), ("mcse", evidence.mcse), ("ess", evidence.ess)):
+        np.testing.assert_array_equal(constants[name].values, values)
+    np.testing.assert_array_equal(constants["pareto_k"].values, evidence.pareto_k)
+    np.testing.assert_array_equal(constants["verdict"].values, evidence.verdict)
+
+
+def test_same_seed_same_bits_and_the_global_generator_stays():
+    pair, before = ORACLE.pair(widen=1.2), torch.random.get_rng_state()
+    first, again, other = (to_arviz(pair, X[:9], num_draws=20, num_samples=60, seed=s) for s in (1, 1, 2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    for group in ("posterior", "prior", "posterior_predictive", "prior_predictive"):
+        for name in first[group].data_vars:
+            np.testing.assert_array_equal(first[group][name], again[group][name])
+            assert not np.array_equal(first[group][name], other[group][name])
+
+
+def test_blocks_of_rows_keep_their_order():
+    """Tiles of few rows and few samples: every row's draws are its own, and so are the replicates."""
+    x = X[:20]
+    data = to_arviz(ORACLE.pair(1.1), x, num_draws=300, num_samples=300, seed=SEED, tile=(7, 128))
+    assert agree(arrays(data, "posterior", "z")[0].mean(dim=0), ORACLE.posterior(x).mean)
+    mean = ORACLE.posterior(x).mean @ ORACLE.loadings.T + ORACLE.loc
+    replicated = arrays(data, "posterior_predictive", "x")[0].mean(dim=0)
+    assert agree(replicated, mean)
+    # row by row, too: rows out of order would be far off
+    assert float((replicated - mean).abs().max()) < 0.5 < float((replicated - mean.flip(0)).abs().max())
+
+
+def test_a_frame_names_rows_and_columns():
+    frame = pd.DataFrame(X[:5].numpy(), columns=["height", "weight", "age"], index=list("abcde"))
+    data = to_arviz(ORACLE.pair(), frame, num_draws=4, num_samples=30)
+    for group in ("posterior_predictive", "prior_predictive", "observed_data"):
+        assert list(data[group]["column"].values) == ["height", "weight", "age"]
+        assert list(data[group]["row"].values) == list("abcde")
+    assert list(data.posterior["row"].values) == list("abcde")
+    assert list(data.constant_data["pareto_k"]["row"].values) == list("abcde")
+    np.testing.assert_array_equal(data.observed_data["x"].sel(column="age"), X[:5, 2].float())
+
+
+def test_an_index_that_names_no_row_gives_way_to_numbers():
+    frame = pd.DataFrame(X[:3].numpy(), index=[7, 7, 8])
+    data = to_arviz(ORACLE.pair(), frame, num_draws=4, num_samples=30, predictive=False)
+    assert list(data.posterior["row"].values) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_every_pair_converts(name):
+    case = PAIRS[name]()
+    data = to_arviz(case.pair, case.x, num_draws=12, num_samples=40, seed=SEED, predictive=False)
+    evidence = pv.log_evidence(case.pair, case.x, num_samples=40, seed=SEED)
+    np.testing.assert_array_equal(data.constant_data["log_evidence"], evidence.estimate)
+    for variable in data.posterior.data_vars.values():
+        assert variable.dims[:3] == ("chain", "draw", "row")
+        assert variable.sizes["row"] == len(case.x)
+    assert set(data.posterior.data_vars) == set(data.prior.data_vars)
+    assert data.log_likelihood_given_z["x"].shape == (1, 12, len(case.x))
+
+
+def test_latents_in_inner_plates():
+    case = PAIRS["columns_inside"]()
+    data = to_arviz(case.pair, case.x, num_draws=9, num_samples=100)
+    assert data.posterior["z"].dims == ("chain", "draw", "row")
+    assert data.posterior["u"].dims == ("chain", "draw", "row", "u_dim_0")
+    u = arrays(data, "posterior", "u")[0]
+    expected = dist.Normal(u, 0.8).log_prob(case.x.double()).sum(-1)
+    torch.testing.assert_close(arrays(data, "log_likelihood_given_z", "x")[0], expected, atol=1e-5, rtol=1e-5)
+    x = arrays(data, "posterior_predictive", "x")[0]
+    residual = (x - u) / 0.8
+    assert close(float(residual.mean()), 0.0, residual.numel() ** -0.5)
+    assert close(float((residual**2).mean()), 1.0, (2 / residual.numel()) ** 0.5)
+
+
+def test_images_keep_their_shape():
+    case = PAIRS["convolutional"]()
+    data = to_arviz(case.pair, case.x, num_draws=5, num_samples=30)
+    assert data.posterior_predictive["x"].dims == ("chain", "draw", "row", "x_dim_0", "x_dim_1", "x_dim_2")
+    assert data.posterior_predictive["x"].shape == (1, 5, 7, 1, 4, 4)
+
+
+def test_columns_of_several_sites_are_put_back_in_their_places():
+    case = PAIRS["column_slices"]()
+    x = to_arviz(case.pair, case.x, num_draws=5, num_samples=30).posterior_predictive["x"].values
+    assert set(np.unique(x[..., 1:])) == {0, 1}
+    assert len(np.unique(x[..., 0])) == x[..., 0].size
+
+
+def offset_pair():
+    def model(x, offset):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Poisson((0.1 * z + offset).exp()), obs=x)
+
+    def guide(x, offset):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros_like(offset), 1.0))
+
+    return pv.LatentVariableModel(model, guide)
+
+
+def test_what_goes_with_the_rows_comes_along():
+    offset = torch.tensor([0.0, 5.0, 0.0, 5.0, 3.0])
+    batch = {"x": torch.tensor([1.0, 150.0, 0.0, 140.0, 21.0]), "offset": offset}
+    data = to_arviz(offset_pair(), batch, num_draws=40, num_samples=60)
+    np.testing.assert_array_equal(data.constant_data["offset"], offset)
+    assert data.observed_data["x"].dims == ("row",)
+    means = data.prior_predictive["x"].mean(("chain", "draw")).values
+    assert np.all(means[[1, 3]] > 20 * means[[0, 2]])
+
+
+def test_rows_that_cannot_be_replicated_are_refused_with_the_mend():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("a", dist.Normal(z, 1.0), obs=x[:, 0])
+            pyro.sample("b", dist.Normal(z + x[:, 0], 1.0), obs=x[:, 1])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.5 * x[:, 0], 0.8))
+
+    pair = pv.LatentVariableModel(model, guide)
+    with pytest.raises(ValueError, match=r"site 'b', which follows x otherwise\. Pass predictive=False"):
+        to_arviz(pair, X[:, :2], num_draws=3, num_samples=30)
+    case = PAIRS["masked_cells"]()
+    with pytest.raises(ValueError, match=r"columns that are unscored\. Pass predictive=False"):
+        to_arviz(case.pair, case.x, num_draws=3, num_samples=30)
+    assert "posterior_predictive" not in to_arviz(
+        pair, X[:, :2], num_draws=3, num_samples=30, predictive=False
+    )
+
+
+def test_draws_are_chosen_by_their_weights_alone():
+    log_weights = torch.tensor([[0.0, -torch.inf, -1e4], [-torch.inf, -torch.inf, -1e4 - 1]]).double()
+    chosen = _resample(log_weights, 10_000)
+    assert not chosen[:, 0].any()
+    share = 1 / (1 + np.e)
+    assert close(float(chosen[:, 2].double().mean()), share, (share * (1 - share) / 1e4) ** 0.5)
+    assert set(chosen[:, 1].tolist()) == {0, 1}  # where P(x) = 0 as far as was seen, any is as good
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_draws": 10**8}, "num_draws: expected at most 536870912 numbers.*predictive=False"),
+        ({"num_draws": 0}, "num_draws: expected a whole number"),
+        ({"predictive": 1}, "predictive: expected True or False"),
+    ],
+)
+def test_options_are_checked_before_anything_runs(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        to_arviz(ORACLE.pair(), X, **options)
+
+
+def test_what_has_no_draws_is_refused():
+    with pytest.raises(TypeError, match=r"model: expected a VAE.*a PPCA.*to_elpd"):
+        to_arviz(baselines.PPCA(1).fit(X), X)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Chains
+
+
+@dataclass
+class Chains:
+    """What an MCMC baseline has, for μ of x_n ~ N(μ, 1) with a flat prior: draws of N(x̄, 1/N)."""
+
+    x: torch.Tensor
+
+    def __post_init__(self):
+        generator = torch.Generator().manual_seed(SEED)
+        noise = torch.randn(4, 1000, generator=generator, dtype=torch.float64)
+        self.posterior = {
+            "mu": self.x.mean() + noise / len(self.x) ** 0.5,
+            "pair": torch.stack([noise, -noise], dim=-1),
+        }
+
+    def log_likelihood(self, x):
+        return dist.Normal(self.posterior["mu"][..., None], 1.0).log_prob(x)
+
+
+def test_loo_of_chains_is_the_exact_one():
+    x = torch.randn(40, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
+    data = to_arviz(Chains(x), x)
+    assert data.posterior["mu"].dims == ("chain", "draw")
+    assert data.posterior["pair"].dims == ("chain", "draw", "pair_dim_0")
+    assert data.log_likelihood["x"].shape == (4, 1000, 40)
+    others = (x.sum() - x) / 39
+    exact = dist.Normal(others, (1 + 1 / 39) ** 0.5).log_prob(x).numpy()
+    loo = az.loo(data, pointwise=True)
+    # of 4000 draws, importance weights and densities that vary by a few per cent
+    np.testing.assert_allclose(loo.loo_i.values, exact, atol=0.02)
+    assert float(az.rhat(data)["mu"]) < 1.02
+    assert "mu" in az.summary(data, var_names=["mu"]).index
+
+
+def test_loo_is_of_the_rows_that_were_fitted():
+    chains = Chains(X[:, 0])
+    chains.seen = checks.row_hashes(X[:, 0])
+    to_arviz(chains, X[:, 0])
+    with pytest.raises(ValueError, match="x: expected the rows that the baseline was fitted to"):
+        to_arviz(chains, X[:, 0].flip(0))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# arviz takes them; arviz 0.23 calls matplotlib and pandas in ways that their newest versions warn of
+
+calls_arviz = pytest.mark.filterwarnings(
+    "ignore:Passing a dict or None as alias_mapping", "ignore:The inplace keyword in DataFrame.sort_values"
+)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    return pv.VAE.mlp(4, latent_dim=2, hidden_dims=(8,))
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return (torch.rand(50, 4, generator=torch.Generator().manual_seed(1)) < 0.4).float()
+
+
+@calls_arviz
+def test_arviz_plots_a_converted_vae(vae, rows):
+    data = to_arviz(vae, rows, num_draws=30, num_samples=100)
+    assert az.plot_ppc(data, num_pp_samples=5) is not None
+    assert az.plot_ppc(data, group="prior", num_pp_samples=5) is not None
+    assert az.plot_posterior(data, var_names=["z"], coords={"row": [0]}) is not None
+    pyplot.close("all")
+
+
+def test_a_converted_vae_survives_the_disk(vae, rows, tmp_path):
+    pytest.importorskip("h5netcdf")
+    data = to_arviz(vae, rows, num_draws=5, num_samples=50)
+    data.to_netcdf(str(tmp_path / "vae.nc"), engine="h5netcdf")
+    loaded = az.from_netcdf(str(tmp_path / "vae.nc"), engine="h5netcdf")
+    np.testing.assert_array_equal(loaded.posterior["z"], data.posterior["z"])
+    np.testing.assert_array_equal(loaded.constant_data["verdict"], data.constant_data["verdict"])
+    assert loaded.posterior.attrs["seed"] == 0
+
+
+@calls_arviz
+def test_elpd_compares_as_compare_does(vae, rows):
+    independent = baselines.IndependentBernoulli().fit(rows[:25])
+    scores = {
+        "VAE": pv.log_evidence(vae, rows, num_samples=500),
+        "independent": independent.log_evidence(rows),
+    }
+    ours = pv.compare(scores)
+    theirs = az.compare({name: to_elpd(score) for name, score in scores.items()}, ic="loo")
+    assert list(ours.index) == list(theirs.index)
+    last = ours.index[-1]
+    np.testing.assert_allclose(theirs["elpd_loo"], 50 * ours["elpd"])
+    np.testing.assert_allclose(theirs.loc[last, "elpd_diff"], -50 * ours.loc[last, "elpd_diff"])
+    # arviz divides by N where we divide by N − 1
+    np.testing.assert_allclose(theirs.loc[last, "dse"], (50 * 49) ** 0.5 * ours.loc[last, "dse"])
+    np.testing.assert_allclose(theirs["se"], (50 * 49) ** 0.5 * ours["se"])
+    assert not theirs.loc["independent", "warning"]
+    assert az.plot_compare(theirs) is not None
+    pyplot.close("all")
+
+
+@calls_arviz
+def test_elpd_says_what_it_is(vae, rows):
+    evidence = pv.log_evidence(vae, rows, num_samples=200)
+    elpd = to_elpd(evidence)
+    assert elpd.elpd_loo == evidence.total
+    np.testing.assert_array_equal(elpd.loo_i.values, evidence.estimate)
+    np.testing.assert_array_equal(elpd.pareto_k.values, evidence.pareto_k)
+    assert elpd["quantity"] == "log P(x_n) of held-out rows, plug-in, by importance: lower bound"
+    assert np.isnan(elpd.p_loo)
+    assert elpd.warning == bool((evidence.verdict != "trust").any())
+    assert f"{evidence.total:.2f}" in str(elpd)
+    assert az.plot_khat(elpd, show_bins=True, show_hlines=True) is not None
+    pyplot.close("all")
+
+
+def test_a_doubtful_row_raises_the_warning(vae, rows):
+    evidence = pv.log_evidence(vae, rows, num_samples=200)
+    evidence.verdict[:] = "trust"
+    assert not to_elpd(evidence).warning
+    evidence.verdict[3] = "another method"
+    assert to_elpd(evidence).warning
+
+
+def test_only_predictive_scores_become_an_elpd(vae, rows):
+    evidence = pv.log_evidence(vae, rows, num_samples=50)
+    with pytest.raises(TypeError, match="evidence: expected a LogEvidence, got a VAE"):
+        to_elpd(vae)
+    object.__setattr__(evidence, "target", "evidence")
+    with pytest.raises(
+        ValueError, match=r"evidence: expected predictive scores.*the evidence of a training set"
+    ):
+        to_elpd(evidence)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# arviz 1.x, of which only xarray's part is here
+
+
+@pytest.fixture
+def modern(monkeypatch):
+    """The names that 1.x has: the version, and an ELPDData with these fields."""
+    monkeypatch.setattr(az, "__version__", "1.2.0")
+    fields = {"kind", "elpd", "se", "p", "n_samples", "n_data_points", "scale", "warning", "good_k"}
+
+    def elpd_data(**given):
+        assert given.keys() == fields | {"elpd_i", "pareto_k"}
+        return SimpleNamespace(**given)
+
+    monkeypatch.setattr(az, "ELPDData", elpd_data, raising=False)
+
+
+def test_in_1x_the_container_is_a_tree_with_the_same_contents(vae, rows, modern, monkeypatch):
+    tree = to_arviz(vae, rows, num_draws=6, num_samples=40)
+    monkeypatch.undo()
+    data = to_arviz(vae, rows, num_draws=6, num_samples=40)
+    assert isinstance(tree, xarray.DataTree)
+    assert set(tree.children) == set(data.groups())
+    for group in data.groups():
+        xarray.testing.assert_identical(tree[group].to_dataset(), data[group])
+
+
+def test_in_1x_the_elpd_is_held_out_and_not_loo(vae, rows, modern):
+    evidence = pv.log_evidence(vae, rows, num_samples=200)
+    elpd = to_elpd(evidence)
+    assert (elpd.kind, elpd.elpd, elpd.scale) == ("held_out", evidence.total, "log")
+    np.testing.assert_array_equal(elpd.elpd_i.values, evidence.estimate)
+    assert elpd.elpd_i.dims == elpd.pareto_k.dims == ("row",)

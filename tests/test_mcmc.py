@@ -1,0 +1,590 @@
+"""PyroMCMC, its bridge and BayesianPCA against closed forms and reference draws; and what they refuse."""
+
+import functools
+import math
+
+import arviz
+import numpy as np
+import posteriordb
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from conjugate import CASES, coins
+from oracles import LinearGaussian
+from rates import SEED, Z, close
+
+import pyrovae as pv
+from pyrovae import baselines
+from pyrovae.baselines.bridge import bridge
+from pyrovae.pair.globals import BayesianModel
+
+QUICK = {"num_samples": 250, "warmup_steps": 120, "num_chains": 2, "seed": SEED}
+
+
+@functools.cache
+def fitted(name):
+    return baselines.PyroMCMC(CASES[name].model, **QUICK).fit(CASES[name].x)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The bridge by itself, on independent draws
+
+
+def gaussian(dim, seed):
+    """A normal density on ``dim`` dimensions, unnormalised; 1000 draws of it in 4 chains; its log evidence."""
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(dim, dim, generator=generator, dtype=torch.float64) / dim**0.5
+    tril = torch.linalg.cholesky(root @ root.T + torch.eye(dim, dtype=torch.float64))
+    draws = torch.randn(1000, dim, generator=generator, dtype=torch.float64) @ tril.T
+
+    def log_target(u):
+        return -0.5 * torch.linalg.solve_triangular(tril, u.mT, upper=False).square().sum(0)
+
+    truth = dim / 2 * math.log(2 * math.pi) + float(tril.diagonal().log().sum())
+    return log_target, draws.unflatten(0, (4, 250)), truth
+
+
+@pytest.mark.parametrize("warp", [False, True])
+def test_bridge_at_50_dimensions(warp):
+    """RMSE below 0.05 nats from 1000 draws; unbiased; and the error it reports is the error it has.
+
+    The standard error of a variance over R replications is sqrt(2/R) of it.
+    """
+    replications = 40
+    errors, reported = [], []
+    for replication in range(replications):
+        log_target, draws, truth = gaussian(50, 1000 * SEED + replication)
+        found = bridge(log_target, draws, warp=warp, seed=10**6 + 1000 * SEED + replication)
+        errors.append(found.log_evidence - truth)
+        reported.append(found.error)
+    errors, reported = np.array(errors), np.array(reported)
+    assert (errors**2).mean() ** 0.5 < 0.05
+    assert close(errors.mean(), 0.0, errors.std(ddof=1) / replications**0.5)
+    spread = (2 / replications) ** 0.5
+    assert abs(((errors / reported) ** 2).mean() - 1) < Z * spread
+
+
+def test_bridge_sees_autocorrelation():
+    """AR(1) draws of N(0, I_20), ρ = 0.8: nine are worth one, and the errors reported are those made."""
+    replications = 40
+    squares = []
+    for replication in range(replications):
+        generator = torch.Generator().manual_seed(1000 * SEED + replication)
+        chain = torch.randn(4, 600, 20, generator=generator, dtype=torch.float64)
+        for step in range(1, 600):
+            chain[:, step] = 0.8 * chain[:, step - 1] + 0.6 * chain[:, step]
+        found = bridge(lambda u: -(u**2).sum(-1) / 2, chain, seed=10**6 + 1000 * SEED + replication)
+        squares.append(((found.log_evidence - 10 * math.log(2 * math.pi)) / found.error) ** 2)
+    assert abs(np.mean(squares) - 1) < Z * (2 / replications) ** 0.5
+
+
+def test_warp_helps_with_skew():
+    """Gamma(2) on the log scale, five independent ones: exactly 0, the logarithm of Γ(2)⁵."""
+    generator = torch.Generator().manual_seed(SEED)
+    # a Gamma(2) is the sum of two exponentials
+    u = -torch.rand(4, 500, 5, 2, generator=generator, dtype=torch.float64).log().sum(-1)
+    u = u.log()
+
+    def log_target(u):
+        return (2 * u - u.exp()).sum(-1)
+
+    plain, warped = bridge(log_target, u), bridge(log_target, u, warp=True)
+    for found in (plain, warped):
+        assert close(found.log_evidence, 0.0, found.error)
+    assert warped.error < plain.error
+
+
+def test_bridge_says_when_nothing_overlaps():
+    """Two modes at ±12 in each of 30 dimensions: the normal proposal falls between them all, the error says so."""
+    generator = torch.Generator().manual_seed(SEED)
+    shape = (4, 500, 30)
+    side = torch.randint(0, 2, shape, generator=generator).double() * 2 - 1
+    draws = 12 * side + torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def log_target(u):
+        return torch.logaddexp(-((u - 12) ** 2) / 2, -((u + 12) ** 2) / 2).sum(-1)
+
+    assert bridge(log_target, draws).error > 1
+
+
+def test_bridge_refuses():
+    with pytest.raises(ValueError, match=r"draws: expected shape \(chains, draws, dim\)"):
+        bridge(lambda u: u.sum(-1), torch.randn(100, 2))
+    with pytest.raises(ValueError, match="at least 24 to fit 10 dimensions, got 20"):
+        bridge(lambda u: u.sum(-1), torch.randn(2, 10, 10))
+    with pytest.raises(ValueError, match="draws that fill their space"):
+        bridge(lambda u: u.sum(-1), torch.randn(2, 100, 1).expand(2, 100, 3))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Closed forms
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("warp", [False, True])
+def test_evidence_of_conjugate_models(name, warp):
+    ev = fitted(name).marginal_likelihood(warp=warp)
+    assert len(ev) == 1
+    assert ev.target == "evidence"
+    assert ev.kind[0] == "estimate"
+    assert ev.mcse[0] < 0.05
+    assert close(ev.total, CASES[name].log_evidence, float(ev.mcse[0]))
+
+
+@pytest.mark.parametrize("name", ["Beta-Bernoulli", "normal-inverse-gamma"])
+def test_predictive_of_conjugate_models(name):
+    """Each row's log P(x_n | training) is a ratio of exact evidences."""
+    case = CASES[name]
+    rows = case.x[:7]
+    ev = fitted(name).log_evidence(rows)
+    exact = np.array([case.predictive(row[None]) for row in rows])
+    assert (np.abs(ev.estimate - ev.bias - exact) < Z * ev.mcse + 1e-12).all()
+    assert close(ev.mean - ev.mean_bias, exact.mean(), ev.mean_mcse)
+    assert ev.target == "predictive"
+    assert ev.parameters == "posterior-averaged"
+    assert set(ev.measure) == {"mass" if name == "Beta-Bernoulli" else "density"}
+
+
+def test_error_of_the_mean_is_joint():
+    """The rows share their draws: 200 copies of a row have the row's own error, not 1/√200 of it."""
+    mcmc, row = fitted("normal-inverse-gamma"), torch.full((200,), 2.5)
+    ev = mcmc.log_evidence(row)
+    assert ev.mean_mcse == pytest.approx(float(ev.mcse[0]), rel=0.2)
+    assert ev.mean_mcse == ev.shared_mcse
+
+
+def test_rows_of_no_probability_have_no_verdict_to_trust():
+    def narrow(x):
+        width = pyro.sample("width", dist.Uniform(1.0, 2.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, width), obs=x)
+
+    mcmc = baselines.PyroMCMC(narrow, **QUICK).fit(torch.randn(10))
+    ev = mcmc.log_evidence(torch.tensor([0.0, 1e200], dtype=torch.float64))
+    assert ev.verdict[1] != "trust"
+    assert ev.mean == -math.inf
+    assert math.isinf(ev.mean_mcse)
+    assert np.isfinite(ev.estimate[0])
+
+
+def test_row_errors_are_arvizs():
+    """mcse of a row, by hand from the log-likelihoods and arviz's own effective number."""
+    mcmc = fitted("normal-inverse-gamma")
+    ev = mcmc.log_evidence(torch.tensor([1.7, 3.0]))
+    sigma = mcmc.posterior["precision"] ** -0.5
+    for n, value in enumerate((1.7, 3.0)):
+        density = torch.distributions.Normal(mcmc.posterior["mu"], sigma).log_prob(torch.tensor(value)).exp()
+        assert ev.estimate[n] == pytest.approx(float(density.mean().log()), abs=1e-10)
+        ess = float(arviz.ess(density.numpy(), method="mean"))
+        assert ev.mcse[n] == pytest.approx(float(density.std() / density.mean()) / ess**0.5, rel=0.15)
+
+
+def test_sample_is_the_posterior_predictive():
+    """Means of 600 rows of coins; P(x_d = 1) is the exact predictive."""
+    x = CASES["Beta-Bernoulli"].x
+    mcmc = fitted("Beta-Bernoulli")
+    rows = mcmc.sample(600, seed=SEED)
+    p = (1 + x.sum(0)) / (3 + len(x))
+    assert rows.shape == (600, 3)
+    assert torch.equal(rows[:5], mcmc.sample(600, seed=SEED)[:5])
+    for column in range(3):
+        assert close(
+            float(rows[:, column].mean()), float(p[column]), float((p * (1 - p))[column] / 600) ** 0.5
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# posteriordb
+
+
+def check_means(draws, reference):
+    """BayesianModel means against the reference's, within the Monte-Carlo error of both."""
+    for name, values in reference.items():
+        se = math.hypot(*(float(arviz.mcse(v, method="mean")) for v in (draws[name], values)))
+        assert close(draws[name].mean(), values.mean(), se), name
+
+
+def test_eight_schools():
+    """Latents of single rows: fitted, with an evidence; new schools are refused."""
+    reference = posteriordb.reference("eight_schools-eight_schools_noncentered")
+    options = QUICK | {"num_samples": 400, "target_accept_prob": 0.9}
+    mcmc = baselines.PyroMCMC(posteriordb.eight_schools, **options).fit(reference.x)
+    mu, tau = mcmc.posterior["mu"], mcmc.posterior["tau"]
+    theta = mu[..., None] + tau[..., None] * mcmc.posterior["theta_trans"]
+    draws = {"mu": mu.numpy(), "tau": tau.numpy()}
+    draws |= {f"theta[{j + 1}]": theta[..., j].numpy() for j in range(8)}
+    check_means(draws, reference.draws)
+    ev = mcmc.marginal_likelihood()
+    assert abs(ev.total - reference.log_evidence["normalised"]) < 0.05
+    assert ev.given == ("sigma",)
+    with pytest.raises(ValueError, match="latent 'theta_trans', which follows the number of rows"):
+        mcmc.log_evidence(reference.x)
+    # The same draws serve the Stan program's density, which is half of the normalised one everywhere.
+    mcmc._joint = BayesianModel(posteriordb.as_written(posteriordb.eight_schools), mcmc._joint.batch)
+    assert abs(mcmc.marginal_likelihood().total - reference.log_evidence["as_written"]) < 0.05
+
+
+def test_autoregression():
+    """Rows that feel each other: fitted, with an evidence; a row by itself has no log P."""
+    reference = posteriordb.reference("arK-arK")
+    mcmc = baselines.PyroMCMC(posteriordb.autoregression, full_mass=True, **QUICK).fit(reference.x)
+    draws = {"alpha": mcmc.posterior["alpha"].numpy(), "sigma": mcmc.posterior["sigma"].numpy()}
+    draws |= {f"beta[{k + 1}]": mcmc.posterior["beta"][..., k].numpy() for k in range(5)}
+    check_means(draws, reference.draws)
+    assert abs(mcmc.marginal_likelihood().total - reference.log_evidence["normalised"]) < 0.05
+    with pytest.raises(ValueError, match="rows that are independent given the latents that they share"):
+        mcmc.log_evidence(reference.x)
+    mcmc._joint = BayesianModel(posteriordb.as_written(posteriordb.autoregression), mcmc._joint.batch)
+    assert abs(mcmc.marginal_likelihood().total - reference.log_evidence["as_written"]) < 0.05
+
+
+# ---------------------------------------------------------------------------------------------------------
+# BayesianPCA
+
+
+@functools.cache
+def bayesian_pca():
+    oracle = LinearGaussian.random(1, 3)
+    options = QUICK | {"num_samples": 150, "warmup_steps": 100}
+    return oracle, baselines.BayesianPCA(1, loadings_scale=1.5, **options).fit(
+        oracle.sample(60, seed=SEED + 1)
+    )
+
+
+def test_bayesian_pca_scores_near_ppca():
+    """On rows of its own kind: the two differ by what averaging over 7 parameters is worth, about 7 / 2·60 nats."""
+    oracle, mcmc = bayesian_pca()
+    test = oracle.sample(400, seed=SEED + 2)
+    ppca = baselines.PPCA(1).fit(oracle.sample(60, seed=SEED + 1)).log_evidence(test)
+    ev = mcmc.log_evidence(test)
+    assert abs(ev.mean - ppca.mean) < 0.1
+    assert ev.mean < float(oracle.log_prob(test).mean())  # the truth is best
+    table = pv.compare({"Bayesian": ev, "PPCA": ppca})
+    assert table.loc["Bayesian", "parameters"] == "posterior-averaged"
+    assert mcmc.sample(3).shape == (3, 3)
+
+
+def test_bayesian_pca_is_identified():
+    """Lower triangular in its own order with a positive diagonal; nearly the true W Wᵀ; chains that agree."""
+    oracle, mcmc = bayesian_pca()
+    w = mcmc.loadings
+    assert (w[:, :, mcmc._order[0]] > 0).all()
+    assert mcmc._r_hat < 1.1
+    common = (w @ w.mT).flatten(0, 1)
+    truth = oracle.loadings @ oracle.loadings.T
+    # posterior means of the diagonal within six posterior standard deviations of the truth
+    assert ((common.mean(0) - truth).abs() < Z * common.std(0)).all()
+
+
+def test_triangular_loadings_have_the_prior_of_full_ones():
+    """L = 2, 3 columns: W Wᵀ from the model's prior against W of independent normal entries, means and variances."""
+    pca, n = baselines.BayesianPCA(2, loadings_scale=1.5, **QUICK), 4000
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        squares = dist.Gamma(torch.tensor([1.0, 0.5]), 0.5 / 1.5**2).sample((n,))
+        below = 1.5 * torch.randn(n, 3)
+        full = 1.5 * torch.randn(n, 3, 2)
+    w = pca._loadings(squares.sqrt(), below, 3)
+    assert (w[:, 0, 1] == 0).all()
+    for power in (1, 2):
+        ours, theirs = (w @ w.mT) ** power, (full @ full.mT) ** power
+        se = ((ours.var(0) + theirs.var(0)) / n).sqrt()
+        assert ((ours.mean(0) - theirs.mean(0)).abs() < Z * se).all()
+
+
+def test_order_of_columns_does_not_change_the_density():
+    """P(x | W) with columns permuted, and W with them."""
+    pca = baselines.BayesianPCA(2, **QUICK)
+    x = torch.randn(20, 4, dtype=torch.float64) * torch.tensor([0.1, 1.0, 3.0, 0.2])
+    pca._order = torch.tensor([2, 1, 0, 3])
+    values = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.arange(5.0, dtype=torch.float64)
+    w = pca._loadings(*values, 4)
+    assert w[2, 1] == 0  # the first in order
+    assert w[2, 0] == 1
+    assert w[1, 1] == 2
+    assert BayesianModel(pca._model, {"x": x}).dim == 4 + 2 + 5 + 1
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The chains
+
+
+def test_seeds_decide_and_nothing_is_disturbed():
+    x = CASES["Beta-Bernoulli"].x
+    state = torch.random.get_rng_state()
+    pyro.param("mine", torch.tensor(3.0))
+    options = QUICK | {"num_samples": 60, "warmup_steps": 30}
+    first, again = (baselines.PyroMCMC(coins, **options).fit(x) for _ in range(2))
+    assert torch.equal(first.posterior["p"], again.posterior["p"])
+    other = baselines.PyroMCMC(coins, **options | {"seed": SEED + 1}).fit(x)
+    assert not torch.equal(first.posterior["p"], other.posterior["p"])
+    assert not torch.equal(first.posterior["p"][0], first.posterior["p"][1])
+    assert first.marginal_likelihood().total == again.marginal_likelihood().total
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert list(pyro.get_param_store().keys()) == ["mine"]
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.distributions.Distribution._validate_args
+    # 120 draws are too few to be believed, and every number says so
+    assert not first.converged
+    assert "effective draws, below 400" in first.summary()
+    assert first.marginal_likelihood().verdict[0] == "more samples"
+    assert "trust" not in first.log_evidence(x).verdict
+
+
+def test_diagnostics_are_arvizs():
+    mcmc = fitted("normal-inverse-gamma")
+    mu = mcmc.posterior["mu"].numpy()
+    line = mcmc.diagnostics.loc["mu"]
+    assert line["r_hat"] == pytest.approx(float(arviz.rhat(mu)))
+    assert line["ess_bulk"] == pytest.approx(float(arviz.ess(mu)))
+    assert line["mean"] == pytest.approx(mu.mean())
+    assert list(fitted("Beta-Bernoulli").diagnostics.index) == ["p[0]", "p[1]", "p[2]"]
+
+
+def test_modes_that_chains_disagree_about_are_not_trusted():
+    """Two far modes: chains stay where they start, R-hat sees it."""
+
+    def modes(x):
+        place = pyro.sample("place", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(place.abs(), 0.05), obs=x)
+
+    mcmc = baselines.PyroMCMC(modes, **QUICK | {"num_chains": 6, "num_samples": 50}).fit(
+        torch.full((20,), 1.5)
+    )
+    assert "R-hat" in mcmc.problems[0]
+    assert mcmc.marginal_likelihood().verdict[0] != "trust"
+    assert set(mcmc.log_evidence(torch.full((2,), 1.5)).verdict) == {"more samples"}
+
+
+def test_divergences_are_reported():
+    """A wall of 10⁶ nats at 1, which no gradient announces: steps run into it."""
+
+    def wall(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.factor("wall", -1e6 * (mu > 1).double())
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    mcmc = baselines.PyroMCMC(wall, **QUICK | {"num_samples": 100}).fit(torch.zeros(1))
+    assert mcmc.divergences > 0
+    assert any("steps diverged" in problem for problem in mcmc.problems)
+    assert mcmc.marginal_likelihood().verdict[0] != "trust"
+
+
+def test_traced_and_called_agree():
+    """The graph that NUTS follows is the model's log joint and gradient; the model that can't be traced is called."""
+    joint = BayesianModel(CASES["normal-inverse-gamma"].model, {"x": CASES["normal-inverse-gamma"].x})
+    u = torch.tensor([0.3, -0.7], dtype=torch.float64, requires_grad=True)
+    with joint.undisturbed():
+        traced = joint.traced()
+        assert traced.__name__ != joint.log_joint.__name__ or traced != joint.log_joint
+        (a,), (b,) = (torch.autograd.grad(f(u), u) for f in (traced, joint.log_joint))
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    precision, mu = torch.tensor(0.3).double().exp(), torch.tensor(-0.7).double()
+    by_hand = (
+        dist.Gamma(2.0, 3.0).log_prob(precision)
+        + 0.3
+        + dist.Normal(0.5, (0.4 * precision) ** -0.5).log_prob(mu)
+    )
+    by_hand = by_hand + dist.Normal(mu, precision**-0.5).log_prob(CASES["normal-inverse-gamma"].x).sum()
+    assert float(joint.log_joints(u.detach()[None])[0]) == pytest.approx(float(by_hand), abs=1e-6)
+
+    def branching(x):
+        p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        p = p if p > 0.5 else p * 1.0
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Bernoulli(p), obs=x)
+
+    joint = BayesianModel(branching, {"x": torch.ones(3, dtype=torch.float64)})
+    assert joint.traced() == joint.log_joint
+    u = torch.tensor([[0.3], [-0.4]], dtype=torch.float64)
+    p = torch.sigmoid(u[:, 0])
+    torch.testing.assert_close(joint.log_joints(u), 3 * p.log() + (p * (1 - p)).log())
+    assert joint.latents(u)["p"].shape == (2,)
+
+
+def test_supports_that_depend_on_latents_are_followed():
+    """b ~ U(0, a), a ~ U(1, 2): the density of (a, b) is 1/a on its triangle, Jacobians and all."""
+
+    def nested(x):
+        a = pyro.sample("a", dist.Uniform(1.0, 2.0))
+        pyro.sample("b", dist.Uniform(0.0, a))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    joint = BayesianModel(nested, {"x": torch.zeros(1, dtype=torch.float64)})
+    grid = torch.linspace(-12, 12, 161, dtype=torch.float64)
+    u = torch.cartesian_prod(grid, grid)
+    total = joint.log_joints(u).exp().sum() * (grid[1] - grid[0]) ** 2
+    assert float(total) == pytest.approx((2 * math.pi) ** -0.5, rel=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Refusals
+
+
+def observe(x, **options):
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), **options)
+
+
+ROWS = torch.linspace(-1, 1, 6)
+
+
+def no_latent(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+
+def not_observed(x):
+    pyro.sample("mu", dist.Normal(0.0, 1.0))
+
+
+def from_outside(x):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=torch.arange(6.0))
+
+
+def discrete(x):
+    side = pyro.sample("side", dist.Bernoulli(0.5))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(side, 1.0), obs=x)
+
+
+def with_parameter(x):
+    mu = pyro.sample("mu", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+
+def scaled(x):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.poutine.scale(scale=2.0), pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+
+def restless(x):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mu + torch.randn(()), 1.0), obs=x)
+
+
+def off_support(x):
+    rate = pyro.sample("rate", dist.Exponential(1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Exponential(rate), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (no_latent, "model: expected a latent sample site, got none"),
+        (not_observed, "model: expected a site observed with x, got none"),
+        (from_outside, "observed site 'x' to hold the rows"),
+        (discrete, "continuous latents.*the discrete latent 'side'.*MixtureSameFamily"),
+        (with_parameter, "1 parameter.*'m'.*Give it a prior"),
+        (scaled, "scale 2.0 at site 'x'"),
+        (restless, "the same log-probability.*another at site 'x'"),
+        (off_support, "x: expected values that site 'x' can score.*3 off it, the first -1"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_refused_at_fit(model, message):
+    mcmc = baselines.PyroMCMC(model, **QUICK)
+    with pytest.raises(ValueError, match=message):
+        mcmc.fit(ROWS)
+    with pytest.raises(ValueError, match="PyroMCMC: expected a fitted baseline"):
+        mcmc.marginal_likelihood()
+
+
+def of_the_mean(x):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mu + x.mean(), 1.0), obs=x)
+
+
+def prior_from_rows(x):
+    mu = pyro.sample("mu", dist.Normal(x.mean(), 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+
+def jointly(x):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal(mu, 1.0).expand(x.shape).to_event(1), obs=x)
+
+
+def of_fixed_size(x):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", 6):
+        pyro.sample("x", dist.Normal(mu, torch.ones(6)), obs=x)
+
+
+def row_latents(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (of_the_mean, "rows that are independent given.*moves by .* nats when its neighbours change"),
+        (prior_from_rows, "rows that are independent given.*moves by .* nats"),
+        (jointly, "a log-probability for every row, got site 'x', with one for all"),
+        (of_fixed_size, "any number of rows.*from it on 5 rows"),
+        (row_latents, "latent 'z', which follows the number of rows.*Integrate it out"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_scoring_is_refused_with_the_reason(model, message):
+    """Found out by running the model on the rows it is fitted to; the evidence needs none of it."""
+    posterior = BayesianModel(model, {"x": ROWS.double()})
+    assert torch.isfinite(posterior.log_joints(torch.zeros(2, posterior.dim, dtype=torch.float64))).all()
+    u = torch.zeros(2, posterior.dim, dtype=torch.float64)
+    for question in (
+        lambda: next(posterior.log_likelihood({"x": ROWS.double()}, u)),
+        lambda: posterior.simulate(u),
+    ):
+        with pytest.raises(ValueError, match=message):
+            question()
+    assert set(posterior.measure) == {"transformed"}
+
+
+def test_columns_that_follow_others_can_be_scored_and_not_sampled():
+    def chained(x):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("first", dist.Normal(a, 1.0), obs=x[:, 0])
+            pyro.sample("second", dist.Normal(x[:, 0], 1.0), obs=x[:, 1])
+
+    x = torch.randn(5, 2, dtype=torch.float64)
+    joint = BayesianModel(chained, {"x": x})
+    u = torch.zeros(3, 1, dtype=torch.float64)
+    (scores,) = joint.log_likelihood({"x": x}, u)
+    expected = dist.Normal(0.0, 1.0).log_prob(x[:, 0]) + dist.Normal(x[:, 0], 1.0).log_prob(x[:, 1])
+    torch.testing.assert_close(scores, expected.expand(3, 5))
+    assert joint.measure == ("density", "density")
+    with pytest.raises(ValueError, match="columns of x that do not depend on others"):
+        joint.simulate(u)
+
+
+def test_other_refusals():
+    with pytest.raises(ValueError, match=r"at least 100 draws in all.*got 80.*num_samples=50"):
+        baselines.PyroMCMC(coins, num_samples=40, num_chains=2)
+    with pytest.raises(TypeError, match="model: expected a callable"):
+        baselines.PyroMCMC(3)
+    with pytest.raises(ValueError, match="target_accept_prob: expected a probability below 1"):
+        baselines.PyroMCMC(coins, target_accept_prob=1.0)
+    with pytest.raises(ValueError, match="at least latent_dim=3 columns"):
+        baselines.BayesianPCA(3, **QUICK).fit(torch.randn(9, 2))
+    mcmc = fitted("Beta-Bernoulli")
+    with pytest.raises(ValueError, match="x: expected rows of the shape that was fitted"):
+        mcmc.log_evidence(torch.ones(2, 4))
+    with pytest.raises(ValueError, match="support of Bernoulli"):
+        mcmc.log_evidence(torch.full((2, 3), 0.5))
+    assert "not fitted" in repr(baselines.PyroMCMC(coins))
+    assert "3 parameters, 20 rows" in repr(mcmc)
