@@ -72,7 +72,7 @@ def draw_latents(found: pv.comparison.Swapped, data: pv.datasets.CellCounts, pat
                 z = vae.encoder(getattr(data.counts, part)[chosen]).mean
             shown = f"{label}{', held out' if part == 'test' else ''}"
             axes.scatter(*z.T, marker=marker, s=60 if part == "test" else 25, c=f"C{line}", label=shown)
-    axes.set(xlabel="$z_1$", ylabel="$z_2$", title=f"Posterior means under {name}")
+    axes.set(xlabel="$z_1$", ylabel="$z_2$", title=f"Posterior means, {name.partition('(')[0]}")
     axes.legend(fontsize="x-small")
     figure.savefig(path, dpi=110)
 

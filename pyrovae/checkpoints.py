@@ -12,17 +12,19 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from pyrovae import checks, storage
+
+T = TypeVar("T")
 
 _LAST = "last.safetensors"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -42,10 +44,8 @@ class Checkpoint:
     seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.folder, str | os.PathLike):
-            raise checks.bad_type("checkpoint", "a folder", repr(self.folder), 'Pass "runs/a".')
-        if self.seconds != 0:
-            checks.positive("seconds", self.seconds)
+        checks.path("checkpoint", self.folder)
+        checks.positive("seconds", self.seconds, or_zero=True)
 
     @classmethod
     def of(cls, value: Any) -> Checkpoint | None:
@@ -73,7 +73,7 @@ class Run:
         self.state: Any = None
         if self._path.exists():
             arrays, meta = storage.read(self._path)
-            self._check_pins(storage.unpack(meta["pins"], arrays))
+            _check_pins(self.folder, storage.unpack(meta["pins"], arrays), self._pins)
             self.state = storage.unpack(meta["state"], arrays)
 
     @property
@@ -96,17 +96,62 @@ class Run:
         new, self._best = epoch != self._best, epoch
         return new
 
-    def _check_pins(self, pins: Mapping[str, Any]) -> None:
-        different = [name for name in {**pins, **self._pins} if pins.get(name) != self._pins.get(name)]
-        if different:
-            name = different[0]
-            more = f", and {len(different) - 1} more ({', '.join(different[1:4])})" if different[1:] else ""
-            raise checks.bad_value(
-                "checkpoint",
-                f"the run that {self._path.parent} holds",
-                f"another: {name} is {_short(self._pins.get(name))}, was {_short(pins.get(name))}{more}",
-                "Repeat the call as it was, to resume it, or name another folder.",
-            )
+
+def _check_pins(folder: Path, pins: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on in a folder of another run, saying what differs."""
+    different = [name for name in {**pins, **now} if pins.get(name) != now.get(name)]
+    if different:
+        name = different[0]
+        more = f", and {len(different) - 1} more ({', '.join(different[1:4])})" if different[1:] else ""
+        raise checks.bad_value(
+            "checkpoint",
+            f"the run that {folder} holds",
+            f"another: {name} is {_short(now.get(name))}, was {_short(pins.get(name))}{more}",
+            "Repeat the call as it was, to resume it, or name another folder.",
+        )
+
+
+class Parts:
+    """Finished parts of a long evaluation, each in a file of its own as soon as it is done.
+
+    Args:
+        folder: of this evaluation alone; made where it is missing.
+        pins: what all parts depend on.
+
+    Raises:
+        OSError: the folder can't be written to.
+        ValueError: the folder holds parts of another evaluation, saying what differs; or a damaged file.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], pins: Mapping[str, Any]) -> None:
+        self._folder = Path(Checkpoint(folder).folder)
+        self._pins = dict(pins) | _machine()
+        with storage.lock(self._folder):
+            known = self._folder / "evaluation.safetensors"
+            if known.exists():
+                arrays, meta = storage.read(known)
+                _check_pins(self._folder, storage.unpack(meta["pins"], arrays), self._pins)
+            else:
+                self._write(known, None)
+
+    def keep(self, number: int, compute: Callable[[], T]) -> T:
+        """Part ``number``: what an earlier call has kept of it, else what ``compute`` returns; as ``storage.pack`` takes it."""
+        path = self._folder / f"part-{number}.safetensors"
+        if path.exists():
+            arrays, meta = storage.read(path)
+            _check_pins(self._folder, storage.unpack(meta["pins"], arrays), self._pins)
+            return storage.unpack(meta["value"], arrays)
+        value = compute()
+        self._write(path, value)
+        return value
+
+    def _write(self, path: Path, value: Any) -> None:
+        arrays: dict[str, Tensor] = {}
+        meta = {
+            "pins": storage.pack(self._pins, arrays, "pins"),
+            "value": storage.pack(value, arrays, "value"),
+        }
+        storage.write(path, arrays, meta)
 
 
 @contextmanager

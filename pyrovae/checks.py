@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,39 +55,115 @@ def bad_type(argument: str, expected: str, came: str, mend: str) -> TypeError:
     return TypeError(refusal(argument, expected, came, mend))
 
 
+def shown(value: Any) -> str:
+    """A value of any kind in a message: its repr, cut short, and its type."""
+    text = " ".join(repr(value).split())
+    return f"{text if len(text) <= 60 else text[:57] + '…'} ({type(value).__name__})"
+
+
+# The most that counts and widths may be, and seeds: torch and numpy count in 64 bits and overflow with words of
+# their own, and what has more rows or columns than this fits no memory.
+_MOST_COUNT, _MOST_SEED = 2**31 - 1, 2**64 - 1
+
+
 def integer(argument: str, value: Any, minimum: int = 1) -> int:
-    """``value`` as an int of at least ``minimum``; raises ``TypeError`` or ``ValueError``."""
+    """``value`` as an int of at least ``minimum``; raises ``TypeError`` or ``ValueError``.
+
+    Python's and numpy's integers are taken; not bools, floats of a whole value, nor tensors and arrays of one
+    number, which hide where a number came from: ``.item()`` says it.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise bad_type(
-            argument, f"a whole number ≥ {minimum}", f"{value!r} ({type(value).__name__})", "Pass an int."
-        )
+        raise bad_type(argument, f"a whole number ≥ {minimum}", shown(value), "Pass an int.")
     if value < minimum:
         raise bad_value(argument, f"a whole number ≥ {minimum}", str(value), f"Pass at least {minimum}.")
+    most = _MOST_COUNT if minimum else _MOST_SEED
+    if value > most:
+        raise bad_value(
+            argument, f"a whole number ≥ {minimum} and ≤ {most}", shown(value), "Pass a smaller one."
+        )
     return int(value)
 
 
 def boolean(argument: str, value: Any) -> bool:
     """``value`` if it is True or False; raises ``TypeError``."""
     if not isinstance(value, (bool, np.bool_)):
-        raise bad_type(argument, "True or False", f"{value!r} ({type(value).__name__})", "Pass a bool.")
+        raise bad_type(argument, "True or False", shown(value), "Pass a bool.")
     return bool(value)
 
 
-def positive(argument: str, value: Any) -> float:
-    """``value`` as a finite positive float; raises ``TypeError`` or ``ValueError``."""
+def number(argument: str, value: Any, expected: str = "a finite number") -> float:
+    """``value`` as a finite float; raises ``TypeError`` or ``ValueError``. Taken are numbers as in ``integer``."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise bad_type(argument, "a positive number", f"{value!r} ({type(value).__name__})", "Pass a float.")
-    if not (value > 0 and math.isfinite(value)):
-        raise bad_value(argument, "a finite number > 0", str(value), "Pass a positive float.")
-    return float(value)
+        raise bad_type(argument, expected, shown(value), "Pass a float.")
+    try:
+        found = float(value)
+    except OverflowError:  # a Python int beyond every float
+        found = math.inf
+    if not math.isfinite(found):
+        raise bad_value(argument, expected, shown(value), "Pass one that is neither NaN nor infinite.")
+    return found
+
+
+def positive(argument: str, value: Any, or_zero: bool = False) -> float:
+    """``value`` as a finite positive float, or 0 where that will do; raises ``TypeError`` or ``ValueError``."""
+    sign = "≥ 0" if or_zero else "> 0"
+    found = number(argument, value, f"a finite number {sign}")
+    if found < 0 or (found == 0 and not or_zero):
+        raise bad_value(argument, f"a finite number {sign}", shown(value), "Pass a positive float.")
+    return found
+
+
+def per_column(argument: str, value: Any, check: Callable[[str, Any], float]) -> None:
+    """Refuse what is neither a number nor a sequence of numbers, one a column, each of which ``check`` takes."""
+    if isinstance(value, np.ndarray | Tensor) and value.ndim == 1:
+        value = value.tolist()
+    each = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+    if not len(each):
+        raise bad_value(argument, "a number, or one a column", "none", "Pass a single number.")
+    for entry in each:
+        check(argument, entry)
+
+
+@contextmanager
+def parameters_hold(argument: str = "x") -> Iterator[None]:
+    """Run a block in which networks see ``argument``; where a distribution refuses their outputs, that is refused."""
+    try:
+        yield
+    except ValueError as error:
+        if "satisfy the constraint" not in str(error):
+            raise
+        raise bad_value(
+            argument,
+            "rows of a size that the networks can take",
+            str(error).splitlines()[0].removesuffix(", but found invalid values:"),
+            "Bring the columns to numbers of size one, or let the model do it: standardize=True.",
+        ) from error
 
 
 def choice(argument: str, value: Any, options: tuple[str, ...]) -> str:
-    """``value`` if it is one of ``options``; raises ``ValueError`` naming them all."""
-    if value not in options:
+    """``value`` if it is one of ``options``; raises ``TypeError`` or ``ValueError`` naming them all."""
+    if not isinstance(value, str) or value not in options:
+        error = bad_value if isinstance(value, str) else bad_type
         listed = ", ".join(repr(option) for option in options)
-        raise bad_value(argument, f"one of {listed}", repr(value), "Pass one of these names.")
+        raise error(argument, f"one of {listed}", shown(value), "Pass one of these names.")
     return str(value)
+
+
+def path(argument: str, value: Any) -> Path:
+    """``value`` as a path; raises ``TypeError`` or ``ValueError``. Whether anything is there is another question."""
+    if not isinstance(value, str | os.PathLike):
+        raise bad_type(argument, "a path", shown(value), 'Pass a string such as "runs/a", or a Path.')
+    text = os.fspath(value)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise bad_value(argument, "the name of a file or folder", shown(value), 'Pass one such as "runs/a".')
+    return Path(text)
+
+
+def tile(value: Any) -> tuple[int, int]:
+    """``value`` as (rows, samples), both whole numbers ≥ 1; raises ``TypeError`` or ``ValueError``."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise bad_type("tile", "a pair (rows, samples)", shown(value), "Pass two whole numbers.")
+    return integer("tile", value[0]), integer("tile", value[1])
 
 
 def options(
@@ -109,7 +188,7 @@ def options(
 def module(argument: str, value: Any) -> torch.nn.Module:
     """``value`` if it is a torch module; raises ``TypeError``."""
     if not isinstance(value, torch.nn.Module):
-        raise bad_type(argument, "a torch module", repr(value), "Pass a network such as pyrovae.MLP.")
+        raise bad_type(argument, "a torch module", shown(value), "Pass a network such as pyrovae.MLP.")
     return value
 
 
@@ -204,6 +283,11 @@ def _from_tensor(x: Tensor, dtype: torch.dtype | None, device: torch.device | No
             f"a tensor on {device}",
             f"one on {x.device}",
             f"Move it: {argument}.to({str(device)!r}).",
+        )
+    if x.is_quantized or x.is_nested or x.device.type == "meta":
+        kind = "quantized" if x.is_quantized else "nested" if x.is_nested else "meta"
+        raise bad_type(
+            argument, "a tensor with its numbers in it", f"a {kind} one", "Pass a plain tensor or array."
         )
     if not x.is_floating_point():
         return x.to(dtype or torch.get_default_dtype())

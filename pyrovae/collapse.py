@@ -183,6 +183,7 @@ def diagnose(
         ('collapsed', 0)
     """
     checks.integer("num_samples", num_samples, minimum=100)
+    checks.boolean("progress", progress)
     evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
     frame = _dimensions(evaluation)
     bound = elbo_of(replace(evaluation, num_samples=_BOUND_DRAWS))

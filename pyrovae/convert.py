@@ -160,6 +160,18 @@ def stacking_weights(scores: Mapping[str, LogEvidence]) -> dict[str, float]:
     Args:
         scores: name → predictive scores, all of the same rows.
     """
+    if not isinstance(scores, Mapping) or not scores:
+        raise checks.bad_type(
+            "scores", "a dict from names to LogEvidences", checks.shown(scores), 'Pass {"VAE": evidence}.'
+        )
+    for name, score in scores.items():
+        if not isinstance(score, LogEvidence):
+            raise checks.bad_type(
+                "scores",
+                "LogEvidences",
+                f"{name!r}, a {type(score).__name__}",
+                "Pass what pyrovae.log_evidence(model, x) returns.",
+            )
     if len(scores) == 1:
         return dict.fromkeys(scores, 1.0)
     with warnings.catch_warnings():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae import checks, flows
-from pyrovae.networks import Standardize, output_width, widths
+from pyrovae.networks import Standardize, output_width, standardization, widths
 from pyrovae.registry import Registry
 
 #: Every encoder by its name: the class name in snake case.
@@ -34,7 +34,7 @@ class Encoder(nn.Module, ABC):
     def __init__(self, network: nn.Module, standardize: Standardize | None = None) -> None:
         super().__init__()
         self.network = checks.module("network", network)
-        self.standardize = standardize
+        self.standardize = standardization(standardize)
 
     def encode(self, x: Tensor) -> Tensor:
         """What the network makes of rows, standardised where there is a ``Standardize``: (batch, outputs)."""

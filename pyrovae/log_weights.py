@@ -75,6 +75,7 @@ class Evaluation:
         """Check the arguments and the pair; nothing runs before they hold."""
         checks.integer("num_samples", num_samples)
         checks.integer("seed", seed, minimum=0)
+        tile = None if tile is None else checks.tile(tile)
         batch = prepare_rows(pair, x, argument)
         if structure is None:
             structure = inspect(pair, batch, seed)
@@ -83,14 +84,6 @@ class Evaluation:
             check_supports(structure, batch["x"], argument)
         if tile is None:
             tile = noise.tile_shape(structure.widest, num_samples)
-        else:
-            try:
-                rows, samples = tile
-            except (TypeError, ValueError):
-                raise checks.bad_type(
-                    "tile", "a pair (rows, samples)", repr(tile), "Pass two whole numbers."
-                ) from None
-            tile = checks.integer("tile", rows), checks.integer("tile", samples)
         numbers = torch.arange(len(batch["x"]), device=batch["x"].device)
         return cls(pair, structure, batch, numbers, num_samples, seed, tile)
 

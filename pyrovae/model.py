@@ -78,6 +78,8 @@ class LatentVariableModel(nn.Module):
                     name, "a callable with Pyro statements", repr(function), "Pass a function or module."
                 )
         _refuse_autoguide(guide)
+        if plate is not None and not (isinstance(plate, str) and plate):
+            raise checks.bad_type("plate", "the name of a plate", checks.shown(plate), "Pass a string.")
         # In __dict__, so that torch does not register them a second time beside their owners.
         self.__dict__["model"] = model
         self.__dict__["guide"] = guide
@@ -362,6 +364,16 @@ class VAE(LatentVariableModel):
         What the likelihood takes beside z, such as offsets of shape (num_rows,), is passed by its name.
         """
         checks.integer("num_rows", num_rows)
+        self._refuse_untaken(context)
+        for name, value in context.items():
+            context[name] = checks.rows(value, dtype=self.dtype, device=self.device, argument=name)
+            if len(context[name]) != num_rows:
+                raise checks.bad_value(
+                    name,
+                    f"one for each of the {num_rows} rows",
+                    f"{len(context[name])} of them",
+                    "Pass as many.",
+                )
         with self.evaluating(), noise.seeded(noise.derive(seed, noise.Stream.SAMPLE), self.device):
             return self.likelihood(self.prior().sample((num_rows,)), **context).sample()
 
@@ -369,8 +381,23 @@ class VAE(LatentVariableModel):
         """The mean of P(x | z) for one z ~ Q(z | x) a row; as the likelihood shapes its rows."""
         context = checks.batch(x, dtype=self.dtype, device=self.device)
         rows = context.pop("x")
-        with self.evaluating(), noise.seeded(noise.derive(seed, noise.Stream.RECONSTRUCT), self.device):
+        self._refuse_untaken(context)
+        seeded = noise.seeded(noise.derive(seed, noise.Stream.RECONSTRUCT), self.device)
+        with self.evaluating(), seeded, checks.parameters_hold():
             return self.likelihood(self.encoder(rows).sample(), **context).mean
+
+    def _refuse_untaken(self, context: Mapping[str, Tensor]) -> None:
+        """Refuse what goes with the rows under a name that the likelihood's forward does not have."""
+        parameters = inspect.signature(self.likelihood.forward).parameters
+        taken = list(parameters)[1:]  # without z
+        for name in context:
+            if name not in taken and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                raise checks.bad_value(
+                    name,
+                    f"what {type(self.likelihood).__name__} takes beside z: {', '.join(taken) or 'nothing'}",
+                    f"{name}=…",
+                    "Leave it out.",
+                )
 
     def owners_parameters(self) -> Iterator[nn.Parameter]:
         for part in (self.prior, self.likelihood, self.encoder):

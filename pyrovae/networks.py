@@ -70,7 +70,7 @@ class MLP(nn.Module):
         super().__init__()
         checks.choice("activation", activation, tuple(ACTIVATIONS))
         checks.choice("normalization", normalization, tuple(NORMALIZATIONS))
-        if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
+        if checks.positive("dropout", dropout, or_zero=True) >= 1:
             raise checks.bad_value(
                 "dropout", "a share of the units, from 0 to below 1", repr(dropout), "Pass 0.1, say."
             )
@@ -174,7 +174,7 @@ class ConvDecoder(nn.Module):
         self.in_features = checks.integer("in_features", in_features)
         self.out_shape = _image("out_shape", out_shape)
         self.outputs_per_dimension = checks.integer("outputs_per_dimension", outputs_per_dimension)
-        self.flat = flat
+        self.flat = checks.boolean("flat", flat)
         #: Numbers that come out for a row.
         self.out_features = self.outputs_per_dimension * math.prod(self.out_shape)
         depths = [*widths("channels", channels), self.outputs_per_dimension * self.out_shape[0]]
@@ -273,9 +273,21 @@ def standardizing(modules: Iterable[nn.Module], x: Tensor) -> Iterator[None]:
 
 def widths(argument: str, values: Any) -> tuple[int, ...]:
     """``values`` as the widths of layers, each a whole number ≥ 1; raises ``TypeError`` or ``ValueError``."""
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise checks.bad_type(argument, "a sequence of widths", repr(values), "Pass a tuple.")
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+        raise checks.bad_type(argument, "a sequence of widths", checks.shown(values), "Pass a tuple.")
     return tuple(checks.integer(argument, value) for value in values)
+
+
+def standardization(value: Standardize | None) -> Standardize | None:
+    """``value`` if it is a ``Standardize`` or None; raises ``TypeError``."""
+    if value is not None and not isinstance(value, Standardize):
+        raise checks.bad_type(
+            "standardize",
+            "a networks.Standardize, or None",
+            checks.shown(value),
+            "Pass Standardize(columns).",
+        )
+    return value
 
 
 def output_width(network: nn.Module) -> int | None:
@@ -288,7 +300,7 @@ def output_width(network: nn.Module) -> int | None:
 
 def _rows_of(width: int, x: Tensor, argument: str = "x") -> Tensor:
     """Rows flattened to (batch, width); refused where they are of another width."""
-    x = x.flatten(1)
+    x = x.flatten(1) if x.dim() > 1 else x[:, None]
     if x.shape[-1] != width:
         raise checks.bad_value(
             argument,

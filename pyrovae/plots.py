@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyrovae import checks
 from pyrovae.diagnostics import k_threshold
+from pyrovae.evidence.result import LogEvidence
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from pyrovae.evidence.result import LogEvidence
-
 
 def training_curves(axes: Axes, frame: pd.DataFrame, title: str = "") -> None:
     """The ELBO of every epoch, split into rate and reconstruction, in nats a row."""
+    _check(axes, title)
+    _check_frame("frame", frame, ("epoch", "elbo", "rate", "reconstruction"), "fit's history.frame")
     for column, style in (("reconstruction", "C0"), ("elbo", "C1"), ("rate", "C2")):
         axes.plot(frame["epoch"], frame[column], style, label=column)
         if f"validation_{column}" in frame:
@@ -40,8 +42,23 @@ def image_grid(
 
     ``rows`` of shape (rows, height · width); ``limits`` are drawn white and black, the extremes where None.
     """
-    images = np.asarray(rows, dtype=float).reshape(-1, *shape)
-    height, width = shape
+    _check(axes, title)
+    checks.integer("columns", columns)
+    if not isinstance(shape, tuple | list) or len(shape) != 2:
+        raise checks.bad_type("shape", "(height, width)", checks.shown(shape), "Pass two whole numbers.")
+    height, width = (checks.integer("shape", side) for side in shape)
+    flat = checks.rows(rows, dtype=None, argument="rows").flatten(1)
+    pixels = flat.shape[1:].numel()
+    if flat.dim() != 2 or pixels % (height * width):
+        raise checks.bad_value(
+            "rows",
+            f"rows of {height} × {width} pixels, or of several such images",
+            f"rows of {pixels} numbers",
+            "Pass the shape of one image as shape.",
+        )
+    if limits is not None:
+        _check_limits(limits)
+    images = flat.cpu().double().numpy().reshape(-1, height, width)
     lines = -(-len(images) // columns)
     # one pixel of white between images
     canvas = np.full((lines * (height + 1) - 1, columns * (width + 1) - 1), np.nan)
@@ -56,6 +73,15 @@ def image_grid(
 
 def pareto_k(axes: Axes, evidences: Sequence[tuple[str, LogEvidence]], title: str = "") -> None:
     """k-hat of every row, sorted, one curve a model; the rows above the line are not to be believed."""
+    _check(axes, title)
+    for entry in evidences if isinstance(evidences, Sequence) and len(evidences) else [evidences]:
+        if not (isinstance(entry, tuple | list) and len(entry) == 2 and isinstance(entry[1], LogEvidence)):
+            raise checks.bad_type(
+                "evidences",
+                "pairs of a name and a LogEvidence",
+                checks.shown(entry),
+                'Pass [("VAE", log_evidence(vae, x))].',
+            )
     for label, evidence in evidences:
         ordered = np.sort(evidence.pareto_k)
         axes.plot(np.arange(1, len(ordered) + 1), ordered, ".", markersize=3, label=label)
@@ -77,6 +103,8 @@ def plot_compare(axes: Axes, table: pd.DataFrame, title: str = "") -> None:
     Best at the top. The hollow mark is the best model's elpd plus the difference to it, its bar the error of
     that difference: models whose bar reaches the dotted line can't be told from the best.
     """
+    _check(axes, title)
+    _check_frame("table", table, ("elpd", "se", "dse"), "what compare returns")
     places = np.arange(len(table))[::-1]
     axes.errorbar(table["elpd"], places, xerr=table["se"], fmt="ko", capsize=3, label="elpd ± se")
     others = table["dse"].to_numpy() > 0
@@ -97,6 +125,13 @@ def plot_compare(axes: Axes, table: pd.DataFrame, title: str = "") -> None:
 
 def convergence(axes: Axes, frame: pd.DataFrame, title: str = "") -> None:
     """What ``evidence.convergence`` found: the lower bound climbing with K, and estimates beside it."""
+    _check(axes, title)
+    _check_frame(
+        "frame",
+        frame,
+        ("num_samples", "elbo", "lower_bound", "mcse", "bias", "jackknife", "pareto_smoothed"),
+        "what evidence.convergence returns",
+    )
     draws, bound = frame["num_samples"], frame["lower_bound"]
     low, high = bound - 1.96 * frame["mcse"], bound - frame["bias"] + 1.96 * frame["mcse"]
     axes.fill_between(draws, low, high, color="C0", alpha=0.2, label="95 %, with the bias")
@@ -106,3 +141,33 @@ def convergence(axes: Axes, frame: pd.DataFrame, title: str = "") -> None:
     axes.axhline(frame["elbo"].iloc[-1], color="k", linestyle=":", linewidth=1, label="ELBO")
     axes.set(xlabel="draws a row, K", ylabel="log P(x), nats a row", xscale="log", title=title)
     axes.legend(fontsize="small")
+
+
+def _check(axes: Axes, title: str) -> None:
+    from matplotlib.axes import Axes
+
+    if not isinstance(axes, Axes):
+        raise checks.bad_type(
+            "axes", "matplotlib axes", checks.shown(axes), "Pass matplotlib.figure.Figure().subplots()."
+        )
+    if not isinstance(title, str):
+        raise checks.bad_type("title", "a string", checks.shown(title), "Pass one, or leave it out.")
+
+
+def _check_frame(argument: str, frame: pd.DataFrame, columns: Sequence[str], source: str) -> None:
+    import pandas as pd
+
+    if not isinstance(frame, pd.DataFrame):
+        raise checks.bad_type(argument, f"a DataFrame, {source}", checks.shown(frame), "Pass that.")
+    missing = [column for column in columns if column not in frame]
+    if missing or not len(frame):
+        came = f"one without {', '.join(missing)}" if missing else "one without lines"
+        raise checks.bad_value(argument, f"a DataFrame with {', '.join(columns)}", came, f"Pass {source}.")
+
+
+def _check_limits(limits: tuple[float, float]) -> None:
+    if not isinstance(limits, tuple | list) or len(limits) != 2:
+        raise checks.bad_type("limits", "a pair (white, black)", checks.shown(limits), "Pass two numbers.")
+    white, black = (checks.number("limits", limit) for limit in limits)
+    if white >= black:
+        raise checks.bad_value("limits", "white below black", f"{white:g} and {black:g}", "Swap them.")

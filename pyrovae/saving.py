@@ -21,7 +21,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyrovae import baselines, checks, encoders, likelihoods, networks, priors, storage
-from pyrovae.baselines.base import Baseline
+from pyrovae.baselines.base import Fitted
 from pyrovae.model import VAE, LatentVariableModel
 
 # Where names of classes lead: the registries, and torch's layers without a state of their own but their parameters.
@@ -51,7 +51,7 @@ _REGISTRIES: dict[str, Mapping[str, type]] = {
 }
 
 
-def save(model: LatentVariableModel | Baseline, path: str | os.PathLike[str]) -> None:
+def save(model: LatentVariableModel | Fitted, path: str | os.PathLike[str]) -> None:
     """Save a fitted model to one file, atomically; ``load`` gives it back bit for bit.
 
     In the file: every parameter and buffer with its dtype, which of them are frozen, the parts' train or eval
@@ -75,10 +75,11 @@ def save(model: LatentVariableModel | Baseline, path: str | os.PathLike[str]) ->
         >>> torch.equal(again.sample(5, seed=0), vae.sample(5, seed=0))
         True
     """
+    checks.path("path", path)
     arrays: dict[str, Tensor] = {}
     if isinstance(model, LatentVariableModel):
         meta = _pair_record(model, arrays)
-    elif isinstance(model, Baseline):
+    elif isinstance(model, Fitted):
         meta = _baseline_record(model, arrays)
     else:
         raise checks.bad_type(
@@ -108,8 +109,8 @@ def load(path: str | os.PathLike[str], into: Any = None) -> Any:
         ValueError: no file of pyrovae's, a damaged one, one of a newer version; names, shapes or dtypes that
             are not those of ``into``; a part that no registry knows, without ``into``. Nothing was changed.
     """
-    arrays, meta = storage.read(path)
-    kind = {"pair": LatentVariableModel, "baseline": Baseline}.get(meta.get("kind", ""))
+    arrays, meta = storage.read(checks.path("path", path))
+    kind = {"pair": LatentVariableModel, "baseline": Fitted}.get(str(meta.get("kind")))
     if kind is None:
         raise checks.bad_value(
             "path", "a file that save() wrote", f"one of kind {meta.get('kind')!r}", "Pass a saved model."
@@ -117,14 +118,14 @@ def load(path: str | os.PathLike[str], into: Any = None) -> Any:
     if into is not None and not isinstance(into, kind):
         raise checks.bad_type(
             "into",
-            f"a {kind.__name__}, as was saved",
+            f"a {meta['kind']}, as was saved",
             f"a {type(into).__name__}",
             f"Pass an instance of {meta['class']}.",
         )
     try:
         loader: Any = _load_pair if kind is LatentVariableModel else _load_baseline
         return loader(arrays, meta, into)
-    except (KeyError, IndexError, AttributeError, TypeError) as error:
+    except (LookupError, AttributeError, TypeError, StopIteration, RecursionError) as error:
         # The file is whole, but was not written by this version's save.
         raise checks.bad_value(
             "path",
@@ -567,7 +568,7 @@ def _plain(module: nn.Module) -> dict[str, Any]:
 # Baselines
 
 
-def _baseline_record(baseline: Baseline, arrays: dict[str, Tensor]) -> dict[str, Any]:
+def _baseline_record(baseline: Fitted, arrays: dict[str, Tensor]) -> dict[str, Any]:
     """A baseline's constructor arguments, which it keeps under their own names, and what else it holds."""
     attributes, cls = vars(baseline), type(baseline)
     derived = baseline.derived
@@ -596,7 +597,7 @@ def _packed_or_none(name: str, value: Any, arrays: dict[str, Tensor]) -> Any:
         return None
 
 
-def _load_baseline(arrays: Mapping[str, Tensor], meta: Mapping[str, Any], into: Baseline | None) -> Baseline:
+def _load_baseline(arrays: Mapping[str, Tensor], meta: Mapping[str, Any], into: Fitted | None) -> Fitted:
     """A baseline as it was saved, or ``into``, filled."""
     state = storage.unpack(meta["state"], arrays)
     if into is None:
@@ -630,4 +631,4 @@ def _load_baseline(arrays: Mapping[str, Tensor], meta: Mapping[str, Any], into: 
 
 # Both are declared in rooms below this one, which do not know what a saved model is made of.
 LatentVariableModel.save = save
-Baseline.save = save
+Fitted.save = save

@@ -725,7 +725,7 @@ def test_convergence_climbs_from_the_elbo():
         ("refined", {"num_steps": 0}, "num_steps: expected a whole number ≥ 1"),
         ("refined", {"seed": -1}, "seed: expected a whole number ≥ 0"),
         ("quadrature", {"tolerance": -1}, "tolerance: expected a finite number > 0"),
-        ("quadrature", {"tolerance": "x"}, "tolerance: expected a positive number"),
+        ("quadrature", {"tolerance": "x"}, "tolerance: expected a finite number > 0"),
         ("quadrature", {"num_samples": 5}, "num_samples: expected an option of method 'quadrature'"),
         ("exact", {"seed": 0}, "seed: expected an option of method 'exact': none"),
         ("auto", {"target_mcse": 0}, "target_mcse: expected a finite number > 0"),

@@ -25,7 +25,7 @@ def test_the_python_blocks_run_from_top_to_bottom(capsys):
 
 
 @pytest.mark.parametrize(
-    ("marker", "command"), [("demo", ".venv/bin/pyrovae demo"), ("test", ".venv/bin/pytest -q")]
+    ("marker", "command"), [("demo", ".venv/bin/pyrovae demo"), ("test", ".venv/bin/pytest -q -n 2")]
 )
 def test_each_line_is_complete_in_itself(marker, command):
     """.ci/run takes these very lines out of the README and runs them."""

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import numpy as np
 import pyro
@@ -21,8 +22,9 @@ from pyro.infer import (
 )
 
 import pyrovae as pv
-from pyrovae import baselines
+from pyrovae import baselines, training
 from pyrovae import pair as pair_room
+from pyrovae.training import loop
 
 
 def small_vae(seed=0, **options):
@@ -507,3 +509,135 @@ def test_nothing_to_fit_is_refused():
 
     with pytest.raises(ValueError, match="pair: expected parameters to fit, got none"):
         pv.fit(pv.LatentVariableModel(model, guide), torch.randn(5), epochs=1)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A loss or gradient that is not finite
+
+
+def normalised():
+    """A VAE with batch normalisation, whose running moments a step changes before its loss is known."""
+    torch.manual_seed(0)
+    return pv.VAE(
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Gaussian(pv.MLP(2, (4,), 6)),
+        pv.encoders.DiagonalNormal(pv.MLP(6, (4,), 4, normalization="batch")),
+    )
+
+
+def rows_with_an_extreme(row=7):
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    x[row, 2] = 1e30
+    return x
+
+
+def test_what_is_not_finite_is_named_with_its_row_and_everything_stays_as_before():
+    vae, x = normalised(), rows_with_an_extreme()
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    with pytest.raises(FloatingPointError) as raised:
+        pv.fit(vae, x, epochs=1, batch_size=40)
+    assert re.fullmatch(
+        r"x: expected a finite loss and gradient, got .+ at epoch 1, step 1, rows [\d, ]+, …; likely cause: "
+        r".+ in 1 of these rows, first row 7, whose largest entry is 1e\+30\. The parameters are as before .+",
+        str(raised.value),
+        re.S,
+    )
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+
+
+def test_a_parameter_that_was_nan_before_is_the_cause():
+    vae, x = small_vae(), binary_rows()
+    weight = vae.likelihood.network.layers[0].weight
+    poisoned = iter(range(2))
+
+    class Poisoned(torch.optim.SGD):
+        """Its second step leaves a NaN, as an optimizer's own overflow does."""
+
+        def step(self, closure=None):
+            super().step(closure)
+            if next(poisoned, 2) == 1:
+                with torch.no_grad():
+                    weight[0, 0] = math.nan
+
+    with pytest.raises(FloatingPointError) as raised:
+        pv.fit(vae, x, epochs=2, batch_size=10, optimizer=Poisoned)
+    assert "epoch 1, step 3" in str(raised.value)
+    assert "likely cause: parameter likelihood.network.layers.0.weight has 1 entries that were NaN" in str(
+        raised.value
+    )
+
+
+def test_a_skipped_step_is_as_if_it_had_not_been(monkeypatch):
+    """Counted; parameters, moments and buffers untouched; order and noise of the other steps unchanged."""
+    x, seen = rows_with_an_extreme(), []
+    monkeypatch.setattr(
+        loop, "step", lambda state, batch, seed, *rest: take(state, batch, seed, *rest, seen=seen)
+    )
+
+    def take(state, batch, seed, *rest, seen, drop=False):
+        extreme = bool((batch["x"] > 1e20).any())
+        seen.append((seed, batch["x"].sum().item()))
+        if drop and extreme:
+            raise FloatingPointError("left out before anything runs")
+        return whole(state, batch, seed, *rest)
+
+    whole = training.step
+    vae = normalised()
+    history = pv.fit(vae, x, epochs=3, batch_size=8, on_nonfinite="skip")
+    order, seen = seen, []
+    monkeypatch.setattr(
+        loop, "step", lambda state, batch, seed, *rest: take(state, batch, seed, *rest, seen=seen, drop=True)
+    )
+    left_out = normalised()
+    same_history = pv.fit(left_out, x, epochs=3, batch_size=8, on_nonfinite="skip")
+    assert seen == order
+    assert len(seen) == 15
+    assert history.frame["skipped"].tolist() == [1, 1, 1]
+    assert history.frame["loss"].tolist() == same_history.frame["loss"].tolist()
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(vae.state_dict().values(), left_out.state_dict().values(), strict=True)
+    )
+    assert repr(history).endswith("3 steps skipped)")
+
+
+def test_the_loss_of_an_epoch_is_the_mean_of_the_steps_taken():
+    vae, x = normalised(), rows_with_an_extreme()
+    losses = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "step", lambda *arguments: losses.append(training.step(*arguments)) or losses[-1])
+        history = pv.fit(vae, x, epochs=1, batch_size=8, on_nonfinite="skip")
+    assert len(losses) == 4
+    assert history.frame["loss"][0] == pytest.approx(sum(losses) / 4, rel=1e-12)
+
+
+def test_nothing_skipped_is_the_fit_it_was():
+    vae, other, x = small_vae(), small_vae(), binary_rows()
+    history = pv.fit(vae, x, epochs=2)
+    again = pv.fit(other, x, epochs=2, on_nonfinite="skip")
+    assert same(parameters(vae), parameters(other))
+    assert history.frame["skipped"].tolist() == [0, 0]
+    assert history.frame["loss"].tolist() == again.frame["loss"].tolist()
+
+
+def test_a_fit_that_can_only_skip_stops():
+    x = rows_with_an_extreme()
+    x[6:, 0] = 1e30  # in every minibatch, and not in the first rows, which are tried before anything
+    with pytest.raises(
+        FloatingPointError, match="epoch 2, step 5, the last of 10 such steps one after another"
+    ):
+        pv.fit(normalised(), x, epochs=50, batch_size=8, on_nonfinite="skip")
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")  # Pyro says so, too
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_skipping_under_python_o_is_the_same(likelihood):
+    """Without torch's validation the loss itself comes out NaN."""
+    x = rows_with_an_extreme() if likelihood == "gaussian" else binary_rows(40)
+    fits = []
+    for validate in (True, False):
+        vae = small_vae(likelihood=likelihood)
+        with pyro.validation_enabled(validate):
+            fits.append((pv.fit(vae, x, epochs=2, batch_size=8, on_nonfinite="skip"), parameters(vae)))
+    assert same(fits[0][1], fits[1][1])
+    assert fits[0][0].frame["skipped"].tolist() == fits[1][0].frame["skipped"].tolist()

@@ -17,9 +17,9 @@ from pyrovae import checks, noise
 from pyrovae.evidence.result import LogEvidence
 
 #: Baselines by their class name in snake case; the contract tests cover every ``ClosedForm`` among them.
-REGISTRY: dict[str, type[Baseline]] = {}
+REGISTRY: dict[str, type[Fitted]] = {}
 
-B = TypeVar("B", bound="Baseline")
+B = TypeVar("B", bound="Fitted")
 
 
 def register(name: str) -> Callable[[type[B]], type[B]]:
@@ -32,7 +32,22 @@ def register(name: str) -> Callable[[type[B]], type[B]]:
     return add
 
 
-class Baseline(ABC):
+class Fitted:
+    """What has a fit to save: its constructor's arguments, under their own names, and what else it holds.
+
+    The rest of what is saved are numbers, strings, tensors, arrays, and tuples, lists and dicts of them.
+    """
+
+    #: ``baseline.save(path)``: see ``pyrovae.saving``, which puts it here.
+    save: Callable[..., None]
+    #: Attributes that are made of the others, or of code: not saved, but made again by ``_derive``.
+    derived: ClassVar[tuple[str, ...]] = ()
+
+    def _derive(self) -> None:
+        """Make what ``derived`` names of the rest of a fit, after it was loaded."""
+
+
+class Baseline(Fitted, ABC):
     """A model of rows that is fitted, and then has log P(x) of other rows.
 
     ``x`` has rows on dim 0: a tensor, an array, a DataFrame, or a mapping with such rows under "x", of which a
@@ -46,10 +61,6 @@ class Baseline(ABC):
     support: ClassVar[constraints.Constraint] = constraints.real
     family: ClassVar[str] = "Gaussian"
 
-    #: ``baseline.save(path)``: see ``pyrovae.saving``, which puts it here.
-    save: Callable[..., None]
-    #: Attributes that are made of the others, or of code: not saved, but made again by ``_derive``.
-    derived: ClassVar[tuple[str, ...]] = ()
     #: Hashes of the rows it was fitted to, shape (rows,), by ``checks.row_hashes``.
     seen: np.ndarray
 
@@ -115,9 +126,6 @@ class Baseline(ABC):
     @abstractmethod
     def _sample(self, num_rows: int) -> Tensor:
         """Rows from torch's global generator, seeded by the caller; shape (num_rows, columns), float64."""
-
-    def _derive(self) -> None:  # noqa: B027 (most have nothing to make)
-        """Make what ``derived`` names of the rest of a fit, after it was loaded."""
 
     def __repr__(self) -> str:
         return f"<{self.summary()}>" if self._width is not None else f"<{type(self).__name__}, not fitted>"

@@ -57,7 +57,7 @@ class BayesianLinearRegression(Conjugate):
         self.precision = checks.positive("precision", precision)
         self.alpha = checks.positive("alpha", alpha)
         self.beta = checks.positive("beta", beta)
-        self.intercept = bool(intercept)
+        self.intercept = checks.boolean("intercept", intercept)
 
     def _measures(self, columns: int) -> tuple[str, ...]:
         return ("unscored",) * (columns - 1) + (self.measure,)

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from pyrovae import checks
+from pyrovae.baselines.base import register
 from pyrovae.baselines.pyro_mcmc import PyroMCMC, as_batch
 
 
+@register("bayesian_pca")
 class BayesianPCA(PyroMCMC):
     """z ~ N(0, I_L), x | z ~ N(W z + μ, σ² I) with μ, W and σ averaged over their posterior.
 
@@ -51,6 +53,8 @@ class BayesianPCA(PyroMCMC):
         >>> bayesian.loadings.shape
         torch.Size([2, 50, 3, 1])
     """
+
+    derived = ("model", *PyroMCMC.derived)
 
     def __init__(
         self,

@@ -92,7 +92,7 @@ class LatentClass(ClosedForm):
     ) -> None:
         self.num_classes = checks.integer("num_classes", num_classes)
         self.num_categories = num_categories
-        self.pseudo_count = 0.0 if pseudo_count == 0 else checks.positive("pseudo_count", pseudo_count)
+        self.pseudo_count = checks.positive("pseudo_count", pseudo_count, or_zero=True)
         self.num_starts = checks.integer("num_starts", num_starts)
         self.max_iter = checks.integer("max_iter", max_iter)
         self.seed = checks.integer("seed", seed, minimum=0)

@@ -62,11 +62,11 @@ class NormalInverseGamma(Conjugate):
         alpha: float = 1.0,
         beta: float | Sequence[float] = 1.0,
     ) -> None:
+        checks.per_column("loc", loc, checks.number)
         self.loc = loc
         self.kappa = checks.positive("kappa", kappa)
         self.alpha = checks.positive("alpha", alpha)
-        for value in beta if isinstance(beta, Sequence) else (beta,):
-            checks.positive("beta", value)
+        checks.per_column("beta", beta, checks.positive)
         self.beta = beta
 
     def _fit(self, rows: Tensor) -> None:
@@ -104,8 +104,7 @@ class NormalInverseGamma(Conjugate):
 
 def _per_column(argument: str, value: float | Sequence[float], width: int) -> Tensor:
     """A number, or one a column, as shape (columns,), float64."""
-    values = torch.tensor(value, dtype=torch.float64)
-    checks.finite(argument, values.reshape(-1))
+    values = torch.as_tensor(value, dtype=torch.float64)
     if values.dim() and values.shape != (width,):
         raise checks.bad_value(
             argument,

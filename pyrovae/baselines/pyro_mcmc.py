@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
 from pyrovae import checks, noise
+from pyrovae.baselines.base import Fitted
 from pyrovae.baselines.bridge import bridge, series_ess
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evidence.result import Columns, LogEvidence, verdicts
@@ -37,7 +38,7 @@ _STARTS = 100
 _BRIDGE_ERROR = 0.25
 
 
-class PyroMCMC:
+class PyroMCMC(Fitted):
     """θ ~ P(θ | rows) of any Pyro model by NUTS: P(rows) by bridge sampling, P(x_n | rows) by averaging over θ.
 
     The model is called as ``model(x)``, or ``model(x, offset=…)`` where it is fitted to
@@ -97,6 +98,9 @@ class PyroMCMC:
     #: Hashes of the rows it was fitted to, shape (rows,), by ``checks.row_hashes``.
     seen: np.ndarray
 
+    derived: ClassVar[tuple[str, ...]] = ("_joint", "diagnostics")
+
+    _batch: Batch
     _joint: BayesianModel | None = None
     _draws: Tensor  # (chains, draws, dim), unconstrained
 
@@ -127,7 +131,7 @@ class PyroMCMC:
         self.full_mass = checks.boolean("full_mass", full_mass)
         self.max_tree_depth = checks.integer("max_tree_depth", max_tree_depth)
         self.seed = checks.integer("seed", seed, minimum=0)
-        self.progress = progress
+        self.progress = checks.boolean("progress", progress)
         total = self.num_samples * self.num_chains
         if total < _FEWEST:
             raise checks.bad_value(
@@ -145,8 +149,7 @@ class PyroMCMC:
                 statements; values off the likelihood's support; no start of finite density.
         """
         batch = as_batch(x)
-        with noise.seeded(noise.derive(self.seed, noise.Stream.INSPECT)):
-            joint = BayesianModel(self.model, batch)
+        joint = self._joint_of(batch)
         total = self.num_chains * (self.warmup_steps + self.num_samples)
         chains, divergences = [], 0
         with Progress("NUTS", total, "steps", self.progress) as progress, joint.undisturbed():
@@ -160,11 +163,30 @@ class PyroMCMC:
         draws = torch.stack(chains)
         latents = joint.latents(draws.flatten(0, 1))
         self.__dict__.pop("diagnostics", None)
-        self._joint, self._draws, self.divergences = joint, draws, divergences
+        self._batch, self._joint, self._draws, self.divergences = batch, joint, draws, divergences
         self.posterior = {name: value.unflatten(0, draws.shape[:2]) for name, value in latents.items()}
         self.seen = checks.row_hashes(batch["x"])
         self._r_hat, self._ess, self.problems = self._look()
         return self
+
+    def _joint_of(self, batch: Batch) -> BayesianModel:
+        """The model of rows, as a function of one vector."""
+        with noise.seeded(noise.derive(self.seed, noise.Stream.INSPECT)):
+            return BayesianModel(self.model, batch)
+
+    def _derive(self) -> None:
+        if "_batch" in vars(self):
+            self._joint = self._joint_of(self._batch)
+
+    def log_likelihood(self, x: Any) -> Tensor:
+        """log P(x_n | θ_s) of rows under every draw, shape (chains, draws, rows), float64, in nats.
+
+        Raises:
+            ValueError: as ``log_evidence``.
+        """
+        joint, batch = self._require_fit(), self._like_fitted(as_batch(x))
+        parts = list(joint.log_likelihood(batch, self._draws.flatten(0, 1)))
+        return torch.cat(parts, dim=1).unflatten(0, self._draws.shape[:2])
 
     def marginal_likelihood(self, *, warp: bool = False) -> LogEvidence:
         """log P(training rows), all together, by bridge sampling: one number in nats, with its error.

@@ -13,7 +13,7 @@ from torch import nn
 from pyrovae import checks
 from pyrovae.comparison.refusals import check_comparable, check_held_out, check_models, check_target
 from pyrovae.convert import stacking_weights
-from pyrovae.evidence import VERDICTS, LogEvidence, log_evidence
+from pyrovae.evidence import METHODS, VERDICTS, LogEvidence, log_evidence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,6 +75,10 @@ def compare(
     """
     check_models(models)
     checks.boolean("training_rows", training_rows)
+    checks.boolean("progress", progress)
+    checks.integer("seed", seed, minimum=0)
+    checks.choice("method", method, tuple(METHODS))
+    checks.options(f"method {method!r}", METHODS[method], options, taken=("pair", "x"))
     scores: dict[str, LogEvidence] = {}
     seconds: dict[str, float] = {}
     if method == "importance":

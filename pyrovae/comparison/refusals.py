@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from pyrovae import checks
 from pyrovae.evidence import LogEvidence
+from pyrovae.model import LatentVariableModel
 
 _MENDS = {
     "transformed": "Observe x itself; put a scaling into the likelihood, or transform x before and pass that.",
@@ -28,6 +29,16 @@ def check_models(models: object) -> None:
         if isinstance(model, type):
             raise checks.bad_type(
                 "models", "fitted models", f"the class {model.__name__} as {name!r}", "Fit an instance first."
+            )
+        known = isinstance(model, LogEvidence | LatentVariableModel) or callable(
+            getattr(model, "log_evidence", getattr(model, "marginal_likelihood", None))
+        )
+        if not known:
+            raise checks.bad_type(
+                "models",
+                "VAEs, LatentVariableModels, fitted baselines or LogEvidences",
+                f"{name!r}, a {type(model).__name__}",
+                "Wrap a Pyro model and guide: LatentVariableModel(model, guide).",
             )
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pyrovae import checks, noise
 from pyrovae.comparison.predictive import compare
-from pyrovae.evidence import log_evidence
-from pyrovae.likelihoods import Likelihood
+from pyrovae.evidence import METHODS, log_evidence
+from pyrovae.likelihoods import REGISTRY, Likelihood
 from pyrovae.model import VAE
 from pyrovae.networks import standardizing
 from pyrovae.pair import Batch, check_supports, inspect
@@ -97,19 +97,24 @@ def swap(
         batch = {name: value[order[held_out:]] for name, value in batch.items()}
     else:
         test = _single(x_test, "x_test")
-    if isinstance(families, str) or not len(families):
-        raise checks.bad_type(
-            "families", "a list of families", repr(families), 'Pass ["gaussian", "laplace"].'
-        )
+    named = _named(families)
+    checks.choice("method", method, tuple(METHODS))
+    checks.boolean("progress", progress)
     checks.options("swap and of fit", fit, fitting, taken=("pair", "x", "seed", "progress"))
     validation = fitting.pop("validation", None)
     if validation is not None:
         validation = _single(validation, "validation")
     columns = batch["x"][0].numel()
+    if test["x"].shape[1:] != batch["x"].shape[1:]:
+        raise checks.bad_value(
+            "x_test",
+            f"rows of shape {tuple(batch['x'].shape[1:])}, as in x",
+            f"shape {tuple(test['x'].shape[1:])}",
+            "Pass the same columns.",
+        )
     models: dict[str, VAE] = {}
     kinds: dict[str, str] = {}
-    for family in families:
-        name, options = (family, {}) if isinstance(family, str) else family
+    for name, options in named:
         with noise.seeded(noise.derive(seed, noise.Stream.WEIGHTS)):
             vae = VAE.mlp(columns, latent_dim, name, hidden_dims, standardize=True, **options)
         with standardizing(vae.modules(), batch["x"]):
@@ -136,6 +141,26 @@ def swap(
         table.insert(1, "bits_per_dim", [scores[name].bits_per_dim for name in table.index])
         tables[kind] = table
     return Swapped(models, tables.get("mass"), tables.get("density"), test["x"])
+
+
+def _named(families: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    """Every family as its name and options."""
+    if isinstance(families, str | bytes) or not isinstance(families, Sequence) or not families:
+        raise checks.bad_type(
+            "families", "a list of families", checks.shown(families), 'Pass ["gaussian", "laplace"].'
+        )
+    found: list[tuple[str, Mapping[str, Any]]] = []
+    for family in families:
+        name, options = family if isinstance(family, tuple | list) and len(family) == 2 else (family, {})
+        if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
+            raise checks.bad_type(
+                "families",
+                "a family's options by their names",
+                checks.shown(options),
+                'Pass ("gaussian", {"scale": "shared"}).',
+            )
+        found.append((checks.choice("families", name, tuple(REGISTRY)), options))
+    return found
 
 
 def _single(x: Any, argument: str) -> Batch:

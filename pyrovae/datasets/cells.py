@@ -52,6 +52,8 @@ def cell_counts(num_genes: int = 500, seed: int = 0, download: bool = True) -> C
     """
     import pandas as pd
 
+    checks.boolean("download", download)
+    checks.integer("seed", seed, minimum=0)
     checks.integer("num_genes", num_genes)
     # The header is one name short of a line: its first field, too, is a column of counts.
     table, cells = (

@@ -38,6 +38,7 @@ def digits(kind: str = "binary", seed: int = 0) -> Split:
     from sklearn.datasets import load_digits
 
     checks.choice("kind", kind, ("binary", "levels", "continuous"))
+    checks.integer("seed", seed, minimum=0)
     levels = torch.tensor(load_digits().data, dtype=torch.float32)  # (1797, 64)
     generator = generator_of(seed)
     order = torch.randperm(len(levels), generator=generator)
@@ -63,6 +64,7 @@ def mnist(download: bool = True) -> LabelledImages:
 
     LeCun, Bottou, Bengio and Haffner (1998).
     """
+    checks.boolean("download", download)
     read = functools.partial(contents, download=download)
     levels = (torch.tensor(read(f"mnist {part}"), dtype=torch.float32) for part in ("train", "test"))
     labels = (torch.tensor(read(f"mnist {part} labels")).long().flatten() for part in ("train", "test"))
@@ -86,6 +88,7 @@ def binarized_mnist(download: bool = True) -> Split:
 
     Larochelle and Murray (2011).
     """
+    checks.boolean("download", download)
     parts = (contents(f"binarized_mnist {part}", download) for part in ("train", "valid", "test"))
     train, validation, test = (torch.tensor(part, dtype=torch.float32) for part in parts)
     return Split(train, validation, test[torch.randperm(len(test), generator=generator_of(0))])
@@ -120,7 +123,7 @@ def binarize(levels: Any, highest: float = 255.0, seed: int = 0) -> Tensor:
         raise checks.bad_value(
             "levels",
             f"grey levels from 0 to {highest:g}",
-            f"{int(outside.sum())} outside, from {x.min():g} to {x.max():g}",
+            f"{int(outside.sum())} outside, from {x.min():g} to {x.max():g}, first at row {int(torch.nonzero(outside)[0, 0])}",
             "Pass the highest level that can occur as highest=.",
         )
     uniform = torch.rand(x.shape, generator=generator_of(seed), dtype=x.dtype)
@@ -145,6 +148,8 @@ def frey_faces(kind: str = "levels", seed: int = 0, download: bool = True) -> Sp
 
     Frey, Colmenarez and Huang (1998); Roweis published them.
     """
+    checks.boolean("download", download)
+    checks.integer("seed", seed, minimum=0)
     checks.choice("kind", kind, ("levels", "continuous"))
     levels = torch.tensor(contents("frey_faces", download), dtype=torch.float32)  # (1965, 560)
     generator = generator_of(seed)

@@ -56,7 +56,7 @@ def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: An
     """
     own = getattr(model, "log_evidence", None)
     if own is None:
-        name = checks.choice("method", method or "importance", tuple(METHODS))
+        name = checks.choice("method", "importance" if method is None else method, tuple(METHODS))
         checks.options(f"method {name!r}", METHODS[name], options, taken=("pair", "x"))
         return _with_seen(METHODS[name](model, x, **options), model, x)
     if method is not None or options:

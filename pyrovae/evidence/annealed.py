@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyrovae import checks
 from pyrovae.diagnostics import Accumulator
+from pyrovae.evidence.blocks import Folder, each_block, parts_of
 from pyrovae.evidence.posterior import Encoder, Posterior, Prior, Proposal, gradients, total, undisturbed
 from pyrovae.evidence.result import Columns, LogEvidence, verdicts
 from pyrovae.log_weights import Evaluation, Terms
@@ -38,6 +39,7 @@ def annealed(
     start: str = "encoder",
     tile: tuple[int, int] | None = None,
     progress: bool = False,
+    checkpoint: Folder = None,
 ) -> LogEvidence:
     """log P(x_n) ≈ log (1/K) Σ_k Π_t f_t(u_{k,t−1}) / f_{t−1}(u_{k,t−1}), f_t = Q^(1−β_t) P(x_n, u)^β_t.
 
@@ -59,6 +61,8 @@ def annealed(
         start: "encoder", or "prior" where the guide is not to be relied on.
         tile: (rows, chains) computed at once; chosen from the shapes where None.
         progress: show a bar, or plain lines where there is no terminal.
+        checkpoint: a folder of this evaluation's own that keeps finished blocks of rows: the same call goes on
+            after the last of them.
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds.
@@ -77,17 +81,21 @@ def annealed(
     """
     checks.choice("start", start, STARTS)
     checks.integer("num_temperatures", num_temperatures, minimum=2)
+    checks.boolean("progress", progress)
     evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
-    blocks = []
+    parts = parts_of(
+        checkpoint, evaluation, method="annealed", num_temperatures=num_temperatures, start=start
+    )
+
+    def anneal(number: int, rows: slice) -> Columns:
+        with undisturbed(evaluation, Stream.PILOT, number):
+            posterior = Posterior(evaluation, rows)
+            path = Path(posterior, Encoder(posterior) if start == "encoder" else Prior(posterior))
+            moves = path.tune(num_temperatures)
+        return weigh_chains(evaluation, path, moves, number)
+
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
-        for number, rows in enumerate(evaluation.blocks()):
-            with undisturbed(evaluation, Stream.PILOT, number):
-                posterior = Posterior(evaluation, rows)
-                path = Path(posterior, Encoder(posterior) if start == "encoder" else Prior(posterior))
-                moves = path.tune(num_temperatures)
-            blocks.append(weigh_chains(evaluation, path, moves, number))
-            bar.advance(posterior.num_rows)
-    columns = Columns.cat(blocks)
+        columns = each_block(evaluation, anneal, bar, parts)
     return LogEvidence.of(
         columns,
         evaluation,

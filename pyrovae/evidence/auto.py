@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from pyrovae import checks, diagnostics, noise
 from pyrovae.evidence.annealed import Path, path_cost, weigh_chains
+from pyrovae.evidence.blocks import Folder, parts_of
 from pyrovae.evidence.exact import linear_gaussian
 from pyrovae.evidence.gaussians import (
     PRIOR_DRAWS,
@@ -61,6 +63,7 @@ def auto(
     seed: int = 0,
     tile: tuple[int, int] | None = None,
     progress: bool = False,
+    checkpoint: Folder = None,
 ) -> LogEvidence:
     """log P(x_n) to a target error, by the cheapest method that reaches it, chosen row by row.
 
@@ -85,6 +88,8 @@ def auto(
         seed: the same seed and tile give the same bits.
         tile: (rows, samples) computed at once; chosen from the shapes where None.
         progress: show a bar, or plain lines where there is no terminal.
+        checkpoint: a folder of this evaluation's own that keeps finished blocks of rows: the same call goes on
+            after the last of them.
 
     Returns:
         A ``LogEvidence`` with, for every row, ``answered_by``, ``cost`` and ``settled``.
@@ -101,22 +106,25 @@ def auto(
     """
     checks.positive("target_mcse", target_mcse)
     checks.integer("max_cost", max_cost, minimum=1000)
+    checks.boolean("progress", progress)
     evaluation = Evaluation.prepare(pair, x, _PILOT, seed, tile)
     closed = _closed_form(evaluation)
     if closed is not None:
         return dataclasses.replace(closed, method="auto", target_mcse=float(target_mcse))
     dim = _dimensions(evaluation)
     height = max(1, _ROWS_AT_ONCE // (dim or 1) ** 2)
-    ladders = []
+    parts = parts_of(checkpoint, evaluation, method="auto", target_mcse=target_mcse, max_cost=max_cost)
+    answers = []
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
         everything = torch.arange(len(evaluation), device=evaluation.batch["x"].device)
         for number, rows in enumerate(everything.split(height)):
             part = evaluation.of_rows(rows, noise.derive(seed, Stream.LADDER, number), _PILOT)
-            ladders.append(_Ladder(part, float(target_mcse), max_cost, bar))
-            ladders[-1].climb(dim)
-    columns = Columns.cat([ladder.columns for ladder in ladders])
+            ladder = _Ladder(part, float(target_mcse), max_cost, bar)
+            climb = functools.partial(ladder.climb, dim)
+            answers.append(climb() if parts is None else parts.keep(number, climb))
+    columns = Columns.cat([Columns(**answer["columns"]) for answer in answers])
     answered_by, draws, doubtful = (
-        np.concatenate([getattr(ladder, name) for ladder in ladders])
+        np.concatenate([np.asarray(answer[name]) for answer in answers])
         for name in ("answered_by", "draws", "doubtful")
     )
     grid = answered_by == "quadrature"
@@ -209,8 +217,17 @@ class _Ladder:
         self.draws = np.zeros(count, dtype=np.int64)
         self.doubtful = np.zeros(count, dtype=bool)
 
-    def climb(self, dim: int) -> None:
-        """Every row to the rung that its pilots choose, and an answer there; ``dim`` is 0 where z can't be moved."""
+    def climb(self, dim: int) -> dict[str, Any]:
+        """Every row's answer, at the rung that its pilots choose; ``dim`` is 0 where z can't be moved."""
+        self._climb(dim)
+        return {
+            "columns": vars(self.columns),
+            "answered_by": self.answered_by.tolist(),
+            "draws": self.draws,
+            "doubtful": self.doubtful,
+        }
+
+    def _climb(self, dim: int) -> None:
         rows = torch.arange(len(self._cost), device=self._cost.device)
         pilot = self._pilot(rows, dim)
         if not dim:

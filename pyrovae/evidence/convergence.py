@@ -66,6 +66,7 @@ def convergence(
             "Pass a tuple such as (10, 100, 1000).",
         )
     sizes = sorted({checks.integer("num_samples", size, minimum=2) for size in num_samples})
+    checks.boolean("progress", progress)
     evaluation = Evaluation.prepare(pair, x, sizes[-1], seed, tile)
     dtype = evaluation.batch["x"].dtype
     found: dict[int, list[tuple[Columns, torch.Tensor]]] = {size: [] for size in sizes}

@@ -69,6 +69,7 @@ def gaps(
 
     checks.integer("num_samples", num_samples, minimum=100)
     checks.choice("family", family, FAMILIES)
+    checks.boolean("progress", progress)
     evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
     evidence, optimised = [], []
     with Progress("gaps", len(evaluation), "rows", progress) as bar:

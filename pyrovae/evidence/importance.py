@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from pyrovae import checks
+from pyrovae.checkpoints import Parts
 from pyrovae.diagnostics import Accumulator
+from pyrovae.evidence.blocks import Folder, each_block, parts_of
 from pyrovae.evidence.result import Columns, LogEvidence, verdicts
 from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
@@ -20,6 +23,7 @@ def importance(
     pareto_smoothed: bool = False,
     tile: tuple[int, int] | None = None,
     progress: bool = False,
+    checkpoint: Folder = None,
 ) -> LogEvidence:
     """log P(x_n) ≈ log (1/K) Σ_k P(x_n, z_k) / Q(z_k | x_n), z_k ~ Q(z | x_n).
 
@@ -35,6 +39,8 @@ def importance(
             al. 2024). Less noise where weights are heavy, and an estimate instead of a bound.
         tile: (rows, samples) computed at once; chosen from the shapes where None.
         progress: show a bar, or plain lines where there is no terminal.
+        checkpoint: a folder of this evaluation's own that keeps finished blocks of rows: the same call goes on
+            after the last of them.
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds, or estimates where smoothed.
@@ -48,9 +54,12 @@ def importance(
         >>> importance(VAE.mlp(6, latent_dim=2), torch.ones(4, 6), num_samples=100).estimate.shape
         (4,)
     """
+    checks.boolean("progress", progress)
+    checks.boolean("pareto_smoothed", pareto_smoothed)
     evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
-        columns = weigh_encoder(evaluation, bar, pareto_smoothed)
+        parts = parts_of(checkpoint, evaluation, method="importance", pareto_smoothed=pareto_smoothed)
+        columns = weigh_encoder(evaluation, bar, pareto_smoothed, parts)
     return LogEvidence.of(
         columns,
         evaluation,
@@ -61,16 +70,17 @@ def importance(
     )
 
 
-def weigh_encoder(evaluation: Evaluation, bar: Progress, pareto_smoothed: bool = False) -> Columns:
+def weigh_encoder(
+    evaluation: Evaluation, bar: Progress, pareto_smoothed: bool = False, parts: Parts | None = None
+) -> Columns:
     """The log-mean-exp of every row's weights, tile by tile."""
-    rows = evaluation.batch["x"]
-    blocks = []
-    for block in evaluation.tiles():
-        height = block[0].rows.stop - block[0].rows.start
-        weights = Accumulator(evaluation.num_samples, height, len(block), rows.device)
-        for number, tile in enumerate(block):
+    x, tiles = evaluation.batch["x"], list(evaluation.tiles())
+
+    def weigh(block: int, rows: slice) -> Columns:
+        weights = Accumulator(evaluation.num_samples, rows.stop - rows.start, len(tiles[block]), x.device)
+        for number, tile in enumerate(tiles[block]):
             weights.add(number, evaluation.terms(tile).log_weights)
-        columns = Columns.of_weights(weights, rows.dtype, evaluation.num_samples)
-        blocks.append(replace(columns, estimate=weights.smoothed()) if pareto_smoothed else columns)
-        bar.advance(height)
-    return Columns.cat(blocks)
+        columns = Columns.of_weights(weights, x.dtype, evaluation.num_samples)
+        return replace(columns, estimate=weights.smoothed()) if pareto_smoothed else columns
+
+    return each_block(evaluation, weigh, bar, parts)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyrovae import checks
 from pyrovae.diagnostics import Accumulator
+from pyrovae.evidence.blocks import Folder, each_block, parts_of
 from pyrovae.evidence.result import Columns, LogEvidence, verdicts
 from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
@@ -24,6 +25,7 @@ def jackknife(
     seed: int = 0,
     tile: tuple[int, int] | None = None,
     progress: bool = False,
+    checkpoint: Folder = None,
 ) -> LogEvidence:
     """log P(x_n) ≈ K L_K − (K − 1) mean_i L_{K−1}^(−i), L the importance-weighted log-mean-exp.
 
@@ -31,7 +33,7 @@ def jackknife(
     bias falls from O(1/K) to O(1/K²) on the same draws. Not a lower bound any more.
 
     Args:
-        pair, x, seed, tile, progress: as in ``importance``.
+        pair, x, seed, tile, progress, checkpoint: as in ``importance``.
         num_samples: draws a row, K, at least 2. A block of rows holds all its log weights in memory.
 
     Returns:
@@ -48,17 +50,18 @@ def jackknife(
         'estimate'
     """
     checks.integer("num_samples", num_samples, minimum=2)
+    checks.boolean("progress", progress)
     evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
-    rows = evaluation.batch["x"]
-    blocks = []
+    dtype, tiles = evaluation.batch["x"].dtype, list(evaluation.tiles())
+
+    def weigh(block: int, rows: slice) -> Columns:
+        log_weights = torch.cat([evaluation.terms(tile).log_weights for tile in tiles[block]])
+        columns = Columns.of_weights(Accumulator.of(log_weights), dtype, num_samples)
+        estimate, mcse = leave_one_out(log_weights)
+        return replace(columns, estimate=estimate, mcse=mcse, bias=torch.zeros_like(estimate))
+
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
-        for block in evaluation.tiles():
-            log_weights = torch.cat([evaluation.terms(part).log_weights for part in block])
-            columns = Columns.of_weights(Accumulator.of(log_weights), rows.dtype, num_samples)
-            estimate, mcse = leave_one_out(log_weights)
-            blocks.append(replace(columns, estimate=estimate, mcse=mcse, bias=torch.zeros_like(estimate)))
-            bar.advance(log_weights.shape[1])
-    columns = Columns.cat(blocks)
+        columns = each_block(evaluation, weigh, bar, parts_of(checkpoint, evaluation, method="jackknife"))
     return LogEvidence.of(
         columns,
         evaluation,

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from pyrovae import checks
+from pyrovae.checkpoints import Parts
+from pyrovae.evidence.blocks import Folder, each_block, parts_of
 from pyrovae.evidence.gaussians import fit_gaussians
 from pyrovae.evidence.posterior import Gaussian, Posterior, total, undisturbed
 from pyrovae.evidence.refined import all_starts
@@ -43,6 +45,7 @@ def quadrature(
     seed: int = 0,
     tile: tuple[int, int] | None = None,
     progress: bool = False,
+    checkpoint: Folder = None,
 ) -> LogEvidence:
     """log P(x_n) = log ∫ P(x_n, u) du over up to three latent dimensions, by the trapezoidal rule.
 
@@ -59,6 +62,8 @@ def quadrature(
         seed: of the search for modes; the grids themselves are not random.
         tile: (rows, points) computed at once; chosen from the shapes where None.
         progress: show a bar, or plain lines where there is no terminal.
+        checkpoint: a folder of this evaluation's own that keeps finished blocks of rows: the same call goes on
+            after the last of them.
 
     Returns:
         A ``LogEvidence`` whose rows are estimates. ``mcse`` holds the error: twice how far the last
@@ -77,10 +82,12 @@ def quadrature(
         'trust'
     """
     checks.positive("tolerance", tolerance)
+    checks.boolean("progress", progress)
     evaluation = Evaluation.prepare(pair, x, 128, seed, tile)
     check_dimensions(evaluation)
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
-        columns = integrate(evaluation, tolerance, bar)
+        parts = parts_of(checkpoint, evaluation, method="quadrature", tolerance=tolerance)
+        columns = integrate(evaluation, tolerance, bar, parts=parts)
     settled = (columns.mcse <= tolerance).cpu().numpy()
     return LogEvidence.of(
         columns,
@@ -110,10 +117,11 @@ def integrate(
     bar: Progress,
     fits: list[Gaussian] | None = None,
     most_cost: float = math.inf,
+    parts: Parts | None = None,
 ) -> Columns:
     """Every row's integral: ``mcse`` is its error, as far as ``most_cost`` allows; fits are made where none are given."""
-    blocks = []
-    for number, rows in enumerate(evaluation.blocks()):
+
+    def sum_up(number: int, rows: slice) -> Columns:
         with undisturbed(evaluation, Stream.PILOT, number):
             posterior = Posterior(evaluation, rows)
             if fits is None:
@@ -125,9 +133,9 @@ def integrate(
             estimate, error = grids.until(tolerance, most_cost - posterior.cost)
         unknown = torch.full_like(estimate, math.nan)
         cost = grids.cost + posterior.cost
-        blocks.append(Columns(estimate, error, torch.zeros_like(estimate), unknown, unknown, cost))
-        bar.advance(posterior.num_rows)
-    return Columns.cat(blocks)
+        return Columns(estimate, error, torch.zeros_like(estimate), unknown, unknown, cost)
+
+    return each_block(evaluation, sum_up, bar, parts)
 
 
 def _pieces(posterior: Posterior, fits: list[Gaussian]) -> tuple[list[Gaussian], Tensor]:

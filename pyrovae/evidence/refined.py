@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyrovae import checks
 from pyrovae.diagnostics import Accumulator
+from pyrovae.evidence.blocks import Folder, each_block, parts_of
 from pyrovae.evidence.gaussians import (
     FAMILIES,
     PRIOR_DRAWS,
@@ -53,6 +54,7 @@ def refined(
     num_steps: int = 10,
     tile: tuple[int, int] | None = None,
     progress: bool = False,
+    checkpoint: Folder = None,
 ) -> LogEvidence:
     """log P(x_n) by importance sampling from posteriors that are optimised for each row.
 
@@ -72,6 +74,8 @@ def refined(
         num_steps: steps of a fit, each of 2 · dim gradients for every start.
         tile: (rows, samples) computed at once; chosen from the shapes where None.
         progress: show a bar, or plain lines where there is no terminal.
+        checkpoint: a folder of this evaluation's own that keeps finished blocks of rows: the same call goes on
+            after the last of them.
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds; its ``mcse`` is the one of stratified draws.
@@ -93,17 +97,21 @@ def refined(
     checks.integer("num_starts", num_starts)
     checks.integer("num_steps", num_steps)
     split(num_samples, shares(num_starts))
+    checks.boolean("progress", progress)
     evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
-    blocks = []
+    parts = parts_of(
+        checkpoint, evaluation, method="refined", family=family, num_starts=num_starts, num_steps=num_steps
+    )
+
+    def refine(number: int, rows: slice) -> Columns:
+        with undisturbed(evaluation, Stream.PILOT, number):
+            posterior = Posterior(evaluation, rows)
+            fits, _ = fit_gaussians(posterior, all_starts(posterior, num_starts), num_steps, family)
+        columns = weigh_mixture(evaluation, number, rows, fits)
+        return replace(columns, cost=columns.cost + posterior.cost)
+
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
-        for number, rows in enumerate(evaluation.blocks()):
-            with undisturbed(evaluation, Stream.PILOT, number):
-                posterior = Posterior(evaluation, rows)
-                fits, _ = fit_gaussians(posterior, all_starts(posterior, num_starts), num_steps, family)
-            columns = weigh_mixture(evaluation, number, rows, fits)
-            blocks.append(replace(columns, cost=columns.cost + posterior.cost))
-            bar.advance(posterior.num_rows)
-    columns = Columns.cat(blocks)
+        columns = each_block(evaluation, refine, bar, parts)
     return LogEvidence.of(
         columns,
         evaluation,

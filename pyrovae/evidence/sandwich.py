@@ -131,6 +131,7 @@ def sandwich(
     checks.choice("start", start, STARTS)
     checks.choice("rows", rows, ROWS)
     checks.positive("tolerance", tolerance)
+    checks.boolean("progress", progress)
     evaluation = Evaluation.prepare(pair, x, num_samples, seed)
     if rows == "real":
         z, evaluation = _known_posterior(evaluation, num_rows)

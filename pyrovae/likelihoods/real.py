@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pyrovae import checks
 from pyrovae.likelihoods.base import REGISTRY, Spread, as_row
-from pyrovae.networks import Standardize
+from pyrovae.networks import Standardize, standardization
 
 
 class LocationScale(Spread):
@@ -21,6 +21,7 @@ class LocationScale(Spread):
         self, network: nn.Module, scale: float | str = 1.0, standardize: Standardize | None = None
     ) -> None:
         super().__init__(network, scale)
+        standardize = standardization(standardize)
         if standardize is not None and standardize.log != (self.standardizes == "log x"):
             raise checks.bad_value(
                 "standardize",

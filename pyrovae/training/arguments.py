@@ -156,13 +156,19 @@ def make_scheduler(
     """The scheduler that a factory makes, where there is one."""
     if factory is None:
         return None
-    made = factory(optimiser) if callable(factory) else None
+    example = "Pass functools.partial(torch.optim.lr_scheduler.StepLR, step_size=10), say."
+    try:
+        made: Any = factory(optimiser) if callable(factory) else None
+    except TypeError as error:
+        raise checks.bad_type(
+            "scheduler", "a callable of the optimizer alone", f"TypeError from it: {error}", example
+        ) from error
     if not isinstance(made, LRScheduler | ReduceLROnPlateau):
         raise checks.bad_type(
             "scheduler",
             "a callable that takes the optimizer and returns a torch scheduler",
             repr(factory),
-            "Pass functools.partial(torch.optim.lr_scheduler.StepLR, step_size=10), say.",
+            example,
         )
     return made
 

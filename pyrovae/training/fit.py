@@ -54,6 +54,7 @@ def fit(
     clip_norm: float | None = None,
     progress: bool = False,
     checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
+    on_nonfinite: str = "raise",
 ) -> History:
     """Fit model and guide together by stochastic variational inference.
 
@@ -86,6 +87,10 @@ def fit(
             goes on where the last one stopped, however it did, to the same bits that one call would have
             reached; on a folder that holds a finished fit it returns at once with its result. With ``patience``,
             ``best.safetensors`` there is the best model so far, for ``pyrovae.load``.
+        on_nonfinite: what to do where a loss or gradient is NaN or infinite: "raise"; or "skip", which leaves
+            the step out, with parameters, buffers and moments as before it, and counts it in the History. Rows
+            and noise of the other steps stay the same. Ten such steps one after another, or an epoch's where
+            that is more, stop the fit all the same.
 
     Returns:
         The ``History``. Ctrl-C ends the fit early, keeps what was learned and returns it, too. With a
@@ -95,8 +100,8 @@ def fit(
         TypeError, ValueError: bad arguments, rows or pair; before anything is touched.
         OSError: a checkpoint folder that can't be written, or that another process holds; what was written
             there before stays good.
-        FloatingPointError: a loss or gradient that is not finite, naming epoch, step and rows; the
-            parameters are as before that step.
+        FloatingPointError: a loss or gradient that is not finite, naming epoch, step, rows and the likely cause;
+            the parameters are as before that step.
 
     Kingma and Welling (2014); Bowman et al. (2016) for the warm-up.
 
@@ -116,6 +121,8 @@ def fit(
     if clip_norm is not None:
         checks.positive("clip_norm", clip_norm)
     check_schedule(epochs, checks.integer("kl_warmup", kl_warmup, minimum=0), patience, validation)
+    checks.boolean("progress", progress)
+    checks.choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
     batch = prepare_rows(pair, x)
     num_rows = len(batch["x"])
     objective = make_objective(loss, num_particles, minibatches=batch_size < num_rows, annealed=kl_warmup > 0)
@@ -142,7 +149,7 @@ def fit(
         state = State(pair, optimiser, objective, num_rows, clip_norm)
         schedule = make_scheduler(scheduler, optimiser)
         check_every_leaf(pair, objective, batch, seed)
-    plan = Plan(epochs, batch_size, seed, kl_warmup, patience)
+    plan = Plan(epochs, batch_size, seed, kl_warmup, patience, on_nonfinite)
     loop = Loop(plan, state, batch, training, held_out, schedule, scales)
     _remember(pair, batch["x"], loop.history)
     with Progress("fit", epochs * loop.steps_an_epoch, "steps", progress) as bar:

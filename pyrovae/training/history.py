@@ -25,15 +25,17 @@ class History:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A line an epoch: epoch, loss, elbo, rate, reconstruction, kl_weight, lr, seconds; in nats a row.
+        """A line an epoch: epoch, loss, elbo, rate, reconstruction, kl_weight, lr, skipped, seconds; in nats a row.
 
         ``loss`` is the objective averaged over the epoch's steps, while the parameters moved; ``elbo`` =
         ``reconstruction`` − ``rate`` is evaluated after it, without KL weight, whatever the objective.
-        With validation rows, the same three again as ``validation_…``.
+        With validation rows, the same three again as ``validation_…``. ``skipped`` counts the epoch's steps that
+        were not finite and, under ``on_nonfinite="skip"``, not taken; ``loss`` leaves them out,
+        and ``elbo`` is NaN where rows have none.
         """
         import pandas as pd
 
-        columns = ["epoch", "loss", "elbo", "rate", "reconstruction", "kl_weight", "lr", "seconds"]
+        columns = ["epoch", "loss", "elbo", "rate", "reconstruction", "kl_weight", "lr", "skipped", "seconds"]
         return pd.DataFrame(self.records, columns=None if self.records else columns)
 
     def __len__(self) -> int:
@@ -44,6 +46,8 @@ class History:
             return f"History(0 epochs, {self.stopped})"
         last = self.records[-1]
         best = f", best epoch {self.best_epoch}" if self.best_epoch else ""
+        skipped = sum(int(record["skipped"]) for record in self.records)
+        best += f", {skipped} steps skipped" if skipped else ""
         return (
             f"History({len(self)} epochs, ELBO {last['elbo']:.2f} nats a row, stopped: {self.stopped}{best})"
         )

@@ -19,6 +19,7 @@ from pyrovae.log_weights import ELBOEstimate, Evaluation, elbo_of
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import Batch
 from pyrovae.progress import Progress
+from pyrovae.training import nonfinite
 from pyrovae.training.history import History
 from pyrovae.training.scales import Scales
 from pyrovae.training.step import State, step
@@ -33,6 +34,11 @@ class Plan:
     seed: int
     kl_warmup: int
     patience: int | None
+    on_nonfinite: str
+
+
+# So many steps skipped one after another, or an epoch's where that is more, are no bad luck any more.
+_MOST_SKIPPED = 10
 
 
 class Loop:
@@ -61,6 +67,8 @@ class Loop:
         self._number = 0  # of the minibatch that comes next
         self._losses = 0.0  # of the epoch's minibatches so far
         self._seconds = 0.0  # spent on the epoch so far
+        self._skipped = [0, 0]  # steps of the epoch so far, and rows, that were not finite
+        self._skipped_last = 0  # how many of the last steps, one after another
         self._best: _Best | None = None
         self._finished = False
 
@@ -117,27 +125,51 @@ class Loop:
         try:
             value = step(self._state, minibatch, seed, rates, self._kl_weight(taken))
         except (FloatingPointError, ValueError) as error:
-            # Parameters of a distribution that ran off are refused by torch before the loss is.
-            if isinstance(error, ValueError) and "satisfy the constraint" not in str(error):
+            if not nonfinite.is_nonfinite(error):
                 raise
-            raise FloatingPointError(_broken(error, self._epoch, self._number, rows)) from error
-        self._losses += value * len(rows) / self._state.num_rows
+            self._skip(error, minibatch, rows, seed)
+            note = "skipped: not finite"
+        else:
+            self._losses += value * len(rows) / self._state.num_rows
+            self._skipped_last = 0
+            note = f"loss {value:.2f}"
         self._number += 1
-        bar.advance(note=f"epoch {self._epoch + 1}/{self._plan.epochs}, loss {value:.2f}")
+        bar.advance(note=f"epoch {self._epoch + 1}/{self._plan.epochs}, {note}")
+
+    def _skip(self, error: Exception, minibatch: Batch, rows: Tensor, seed: int) -> None:
+        """Count a step that was not finite, or stop there."""
+        self._skipped_last += 1
+        hopeless = self._skipped_last >= max(_MOST_SKIPPED, self.steps_an_epoch)
+        if self._plan.on_nonfinite == "raise" or hopeless:
+            place = f"epoch {self._epoch + 1}, step {self._number + 1}"
+            if self._plan.on_nonfinite == "skip":
+                place += f", the last of {self._skipped_last} such steps one after another"
+            structure = self._training.structure
+            raise FloatingPointError(
+                nonfinite.refusal(error, place, self._state.pair, structure, minibatch, rows, seed)
+            ) from error
+        self._skipped = [self._skipped[0] + 1, self._skipped[1] + len(rows)]
 
     def _end_epoch(self, rate: float, started: float) -> None:
         """Evaluate, write the epoch down, move the learning rate, and decide whether to go on."""
-        record: dict[str, float] = {"epoch": self._epoch + 1, "loss": self._losses}
-        record |= _columns(elbo_of(self._training))
+        skipped, skipped_rows = self._skipped
+        taken = 1 - skipped_rows / self._state.num_rows  # of the epoch's rows
+        record: dict[str, float] = {
+            "epoch": self._epoch + 1,
+            "loss": self._losses / taken if taken else math.nan,
+        }
+        record |= self._evaluate(self._training, "x")
         if self._held_out is not None:
-            record |= _columns(elbo_of(self._held_out), "validation_")
+            record |= self._evaluate(self._held_out, "validation")
         record |= {
             "kl_weight": self._kl_weight(self.steps_taken - 1),
             "lr": rate,
+            "skipped": skipped,
             "seconds": time.monotonic() - started,
         }
         self.history.records.append(record)
         self._epoch, self._number, self._losses, self._seconds = self._epoch + 1, 0, 0.0, 0.0
+        self._skipped = [0, 0]
         self._scales.check()
         score = record.get("validation_elbo", record["elbo"])
         if isinstance(self._schedule, ReduceLROnPlateau):
@@ -145,10 +177,21 @@ class Loop:
         elif self._schedule is not None:
             self._schedule.step()
         if self._plan.patience is not None and self._epoch >= self._plan.kl_warmup:
-            if self._best is None or score > self._best.score:
+            if self._best is None or score > self._best.score or math.isnan(self._best.score):
                 self._best = _Best.of(self._state.pair, self._epoch, score)
             elif self._epoch - self._best.epoch >= self._plan.patience:
                 self.history.stopped = "patience"
+
+    def _evaluate(self, evaluation: Evaluation, argument: str) -> dict[str, float]:
+        """The ELBO and its halves for the record; NaN where rows have none and steps that fail on them are skipped."""
+        prefix = "" if argument == "x" else f"{argument}_"
+        try:
+            with checks.parameters_hold(argument):
+                return _columns(elbo_of(evaluation), prefix)
+        except checks.Refused:
+            if self._plan.on_nonfinite == "raise":
+                raise
+        return dict.fromkeys((f"{prefix}{name}" for name in ("elbo", "rate", "reconstruction")), math.nan)
 
     def _write(self, run: Run) -> None:
         run.save(self.snapshot())
@@ -163,6 +206,7 @@ class Loop:
             "optimizer": self._state.optimizer.state_dict(),
             "scheduler": None if self._schedule is None else self._schedule.state_dict(),
             "place": [self._epoch, self._number, self._losses, self._seconds],
+            "skipped": [*self._skipped, self._skipped_last],
             "history": vars(self.history),
             "best": None if self._best is None else vars(self._best),
             "scales": self._scales.start,
@@ -176,6 +220,7 @@ class Loop:
         if self._schedule is not None:
             self._schedule.load_state_dict(snapshot["scheduler"])
         self._epoch, self._number, self._losses, self._seconds = snapshot["place"]
+        *self._skipped, self._skipped_last = snapshot["skipped"]
         vars(self.history).update(snapshot["history"])
         self._best = None if snapshot["best"] is None else _Best(**snapshot["best"])
         self._scales.start = snapshot["scales"]
@@ -224,15 +269,3 @@ def _columns(bound: ELBOEstimate, prefix: str = "") -> dict[str, float]:
         f"{prefix}rate": float(bound.rate.mean()),
         f"{prefix}reconstruction": float(bound.reconstruction.mean()),
     }
-
-
-def _broken(error: Exception, epoch: int, number: int, rows: Tensor) -> str:
-    shown = ", ".join(str(int(row)) for row in rows[:8]) + (", …" if len(rows) > 8 else "")
-    # Pyro's own error, where parameters ran off before the loss did, goes on for a page.
-    reason = str(error).splitlines()[0]
-    return checks.refusal(
-        "x",
-        "a finite loss and gradient",
-        f"{reason} at epoch {epoch + 1}, step {number + 1}, rows {shown}",
-        "The parameters are as before that step. Lower lr, set clip_norm, or look at those rows and at the scale.",
-    )

@@ -53,16 +53,6 @@ class Scales:
         """The smallest scale of every column over some rows, shape (columns,)."""
         pair = self._pair
         seeded = noise.seeded(noise.derive(self._seed, noise.Stream.INSPECT), self._x.device)
-        try:
-            with pair.evaluating(), seeded:
-                scale = pair.likelihood(pair.encoder(self._x).sample()).base_dist.scale
-        except ValueError as error:  # torch's check of the encoder's or the likelihood's parameters
-            if "satisfy the constraint" not in str(error):
-                raise
-            raise checks.bad_value(
-                "x",
-                "rows of a size that the networks can take",
-                str(error).splitlines()[0].removesuffix(", but found invalid values:"),
-                "Bring the columns to numbers of size one, or let the model do it: standardize=True.",
-            ) from error
+        with pair.evaluating(), seeded, checks.parameters_hold():
+            scale = pair.likelihood(pair.encoder(self._x).sample()).base_dist.scale
         return scale.flatten(1).amin(dim=0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -37,8 +38,19 @@ def step(state: State, batch: Batch, seed: int, learning_rates: Sequence[float],
         kl_weight: what the latent sites' log-probabilities are multiplied by.
 
     Raises:
-        FloatingPointError: a loss or gradient that is not finite; the parameters are as before the step.
+        FloatingPointError: a loss or gradient that is not finite. Whatever a step raises, parameters, buffers
+            and moments are as before it.
     """
+    with _buffers_as_before_on_error(state.pair):
+        value = _differentiate(state, batch, seed, kl_weight)
+    for group, rate in zip(state.optimizer.param_groups, learning_rates, strict=True):
+        group["lr"] = rate
+    state.optimizer.step()
+    return value
+
+
+def _differentiate(state: State, batch: Batch, seed: int, kl_weight: float) -> float:
+    """Leave the gradient, clipped, in the parameters' ``.grad``; returns the loss, in nats a row."""
     state.pair.zero_grad(set_to_none=True)
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     with noise.seeded(seed, batch["x"].device), state.pair.fitting():
@@ -58,7 +70,21 @@ def step(state: State, batch: Batch, seed: int, learning_rates: Sequence[float],
         raise FloatingPointError(what)
     if state.clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, state.clip_norm, norm)
-    for group, rate in zip(state.optimizer.param_groups, learning_rates, strict=True):
-        group["lr"] = rate
-    state.optimizer.step()
     return value
+
+
+@contextmanager
+def _buffers_as_before_on_error(pair: LatentVariableModel) -> Iterator[None]:
+    """Run a block; if it raises, put back the modules' buffers, such as batch normalisation's running moments."""
+    before = [
+        (module._buffers, name, buffer, buffer.clone())
+        for module in pair.every_module()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    except BaseException:
+        for buffers, name, buffer, value in before:
+            buffers[name] = buffer.copy_(value)
+        raise

@@ -1,0 +1,1250 @@
+"""Malformed input to every public function, class, method and command is refused before anything is touched.
+
+``CASES`` says for every public callable how it is called well, and of what kind each argument is; ``KINDS`` says
+for every kind what is malformed. Each refusal has all its parts, names the argument, and comes from pyrovae.
+"""
+
+import contextlib
+import functools
+import inspect
+import io
+import math
+import re
+import subprocess
+import sys
+import textwrap
+import traceback
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from pyro.infer import JitTrace_ELBO, ReweightedWakeSleep
+from typer.testing import CliRunner
+
+import pyrovae as pv
+from pyrovae import baselines, checks, convert, datasets, encoders, evidence, likelihoods, plots, priors
+from pyrovae.cli import app
+from pyrovae.networks import REGISTRY as NETWORKS
+
+PACKAGE = Path(pv.__file__).parent
+ROWS, COLUMNS = 24, 6
+
+#: "argument: expected …, got …. Mend."
+PARTS = re.compile(
+    r"(?P<argument>[^\s:]+): expected (?P<expected>.+?), got (?P<came>.+?)\. (?P<mend>\S.+[.)])", re.S
+)
+
+# ---------------------------------------------------------------------------------------------------------
+# Things to call with
+
+
+@functools.cache
+def world():
+    """What good calls need, made once: refusals change none of it, which every test here checks."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        x = (torch.rand(ROWS, COLUMNS) < 0.5).float()
+        real = torch.randn(ROWS, COLUMNS)
+        vae = pv.VAE.mlp(COLUMNS, 2, hidden_dims=(4,))
+        gaussian = pv.VAE.mlp(COLUMNS, 2, "gaussian", hidden_dims=(), standardize=True)
+        binary = baselines.IndependentBernoulli().fit(x)
+        ppca = baselines.PPCA(2).fit(real)
+        score = pv.log_evidence(vae, x, num_samples=20)
+    return {
+        "x": x,
+        "real": real,
+        "counts": x.double(),
+        "vae": vae,
+        "gaussian": gaussian,
+        "binary": binary,
+        "ppca": ppca,
+        "score": score,
+        "total": binary.marginal_likelihood(),
+        "axes": Figure().subplots(),
+        "history": pd.DataFrame({"epoch": [1], "elbo": [-1.0], "rate": [0.1], "reconstruction": [-0.9]}),
+        "table": pv.compare({"a": score, "b": binary}, x, training_rows=True),
+        "convergence": evidence.convergence(vae, x, num_samples=(5, 10)),
+    }
+
+
+def a(name):
+    """The argument of that name out of ``world``, made when it is needed."""
+    return lambda: world()[name]
+
+
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z[:, None], 1.0).expand([len(x), COLUMNS]).to_event(1), obs=x)
+
+
+def guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x.mean(1), 1.0))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What is malformed, by kind
+
+
+def spoilt(change, name="x"):
+    """Good rows with something done to them."""
+
+    def make():
+        x = world()[name].clone()
+        return change(x)
+
+    return make
+
+
+def put(values):
+    def change(x):
+        for place, value in values.items():
+            x[place] = value
+        return x
+
+    return spoilt(change)
+
+
+def masked(x):
+    return np.ma.MaskedArray(x.numpy(), mask=np.eye(ROWS, COLUMNS, dtype=bool))
+
+
+def frame(x, **columns):
+    return pd.DataFrame(x.numpy()).assign(**columns)
+
+
+NAN_AT = {(4, 2): math.nan, (5, 0): math.nan, (23, 5): math.inf}
+
+ANY_ROWS = {
+    "NaN": put(NAN_AT),
+    "+inf": put({(3, 1): math.inf}),
+    "-inf": put({(3, 1): -math.inf}),
+    "NaN in an array": spoilt(lambda x: np.where(np.eye(ROWS, COLUMNS) > 0, np.nan, x.numpy())),
+    "NaN in a frame": spoilt(lambda x: frame(x, extra=math.nan)),
+    "no rows": spoilt(lambda x: x[:0]),
+    "no columns": spoilt(lambda x: x[:, :0]),
+    "one number": spoilt(lambda x: x[0, 0]),
+    "a Python number": lambda: 1.0,
+    "complex": spoilt(lambda x: x * (1 + 1j)),
+    "complex array": spoilt(lambda x: x.numpy() * 1j),
+    "sparse": spoilt(lambda x: x.to_sparse()),
+    "meta": spoilt(lambda x: x.to("meta")),
+    "text": lambda: "rows",
+    "bytes": lambda: b"rows",
+    "None": lambda: None,
+    "list": spoilt(lambda x: x.tolist()),
+    "ragged": lambda: [[1.0, 0.0], [1.0]],
+    "objects": spoilt(lambda x: x.numpy().astype(object)),
+    "strings": spoilt(lambda x: x.numpy().astype(str)),
+    "dates": spoilt(lambda x: x.numpy().astype("datetime64[s]")),
+    "masked": spoilt(masked),
+    "a frame with text": spoilt(lambda x: frame(x, name="a")),
+    "a frame with dates": spoilt(lambda x: frame(x, when=pd.Timestamp(2020, 1, 1))),
+    "a set": lambda: {1.0, 2.0},
+    "a function": lambda: len,
+    "a generator": lambda: (row for row in ()),
+    "a dict without x": spoilt(lambda x: {"rows": x}),
+    "an empty dict": dict,
+    "a class": lambda: torch.Tensor,
+    "an object": object,
+}
+OTHER_WIDTHS = {
+    "too narrow": spoilt(lambda x: x[:, :-1]),
+    "too wide": spoilt(lambda x: torch.cat([x, x[:, :1]], 1)),
+    "wide images": spoilt(lambda x: x[:, :4].reshape(ROWS, 2, 2)),
+    "a vector": spoilt(lambda x: x[:, 0]),
+}
+NOT_BINARY = {
+    "grey": put({(2, 3): 0.5}),
+    "two": put({(2, 3): 2.0}),
+    "minus one": put({(2, 3): -1.0}),
+    "huge whole numbers": spoilt(lambda x: x.long() * 2**62),
+}
+NOT_FLOAT32 = {
+    "float64": spoilt(lambda x: x.double()),
+    "float16": spoilt(lambda x: x.half()),
+    "bfloat16": spoilt(lambda x: x.bfloat16()),
+}
+NOT_ALIGNED = {
+    "an offset nobody takes": spoilt(lambda x: {"x": x, "offset": x[:, 0]}),
+    "a short offset": spoilt(lambda x: {"x": x, "offset": x[1:, 0]}),
+    "a NaN offset": spoilt(lambda x: {"x": x, "offset": x[:, 0] * math.nan}),
+    "a single offset": spoilt(lambda x: {"x": x, "offset": torch.tensor(1)}),
+    "a text offset": spoilt(lambda x: {"x": x, "offset": "none"}),
+    "a name that is no string": spoilt(lambda x: {"x": x, 3: x}),
+    "a name that is no word": spoilt(lambda x: {"x": x, "off set": x}),
+    "bad rows in a dict": spoilt(lambda x: {"x": x / 0}),
+}
+
+
+def values(*found):
+    return {f"{value!r:.30}": functools.partial(lambda value: value, value) for value in found}
+
+
+NO_NUMBER = values("10", "", [3], (1,), {1}, {}, 1j, b"1", len, torch.nn.Linear) | {
+    "a 0-d tensor": lambda: torch.tensor(3),
+    "an array": lambda: np.array([3, 4]),
+    "an object": object,
+}
+NOT_INTEGER = NO_NUMBER | values(True, 1.5, 2.0, math.nan, math.inf, np.float64(3.0), np.bool_(True))
+NOT_COUNT = NOT_INTEGER | values(None, 0, -1, -(10**30), 10**30, np.int64(-3))
+NOT_POSITIVE = NO_NUMBER | values(
+    None, True, 0, 0.0, -1.0, -1, math.nan, math.inf, -math.inf, 10**400, np.float32(-1.0), "shared "
+)
+NOT_NAME = values(
+    "no such", "", " ", None, True, 3, 0, 1.5, b"mlp", [], ["importance"], ("importance",), {}, len
+) | {
+    "an array of names": lambda: np.array(["importance", "exact"]),
+    "an object": object,
+}
+NOT_MODULE = values(None, "relu", 3, 0.5, [], {}, len, torch.nn.Linear, True) | {
+    "a tensor": lambda: torch.ones(3)
+}
+NOT_PAIR = (
+    NOT_MODULE
+    | values(model, (model, guide))
+    | {
+        "a class": lambda: pv.VAE,
+        "a network": lambda: pv.MLP(COLUMNS, (), 4),
+        "rows": a("x"),
+    }
+)
+NOT_WIDTHS = values(
+    None, 5, 2.5, "64", b"64", True, (0,), (-1,), (8.5,), (8.0,), (True,), ("8",), [None], {8}, len
+) | {
+    "(10**30,)": lambda: (10**30,),
+    "a generator": lambda: (width for width in (8,)),
+}
+NOT_IMAGE = NOT_WIDTHS | values((), (28,), (28, 28), (1, 28, 28, 1), (0, 28, 28), (1, 28, -28))
+NOT_SPREAD = NOT_POSITIVE | values("wide", "Shared")
+NOT_PATH = values(None, 3, 1.5, True, [], {}, len, b"folder", "", "a\0b") | {"a class": lambda: Path}
+NOT_MODELS = values(None, [], {}, (), "vae", 3, len) | {
+    "a model": a("vae"),
+    "a list of models": lambda: [world()["vae"]],
+    "a class": lambda: {"a": baselines.PPCA},
+    "no model": lambda: {"a": None},
+    "text": lambda: {"a": "vae"},
+    "a number": lambda: {"a": 3.0},
+    "a network": lambda: {"a": pv.MLP(COLUMNS, (), 4)},
+    "an unfitted baseline": lambda: {"a": baselines.PPCA(2)},
+}
+NOT_EVIDENCE = values(None, "score", 3.0, [], {}) | {
+    "rows": a("x"),
+    "a model": a("vae"),
+    "an array": lambda: np.ones(3),
+}
+
+KINDS = {
+    "count": NOT_COUNT,
+    "count or None": {k: v for k, v in NOT_COUNT.items() if k != "None"},
+    "two or more": NOT_COUNT | values(1),
+    "hundred or more": NOT_COUNT | values(99),
+    "thousand or more": NOT_COUNT | values(999),
+    "seed": {k: v for k, v in NOT_COUNT.items() if k not in ("0", f"{10**30!r:.30}")} | values(2**70),
+    "positive": NOT_POSITIVE,
+    "positive or None": {k: v for k, v in NOT_POSITIVE.items() if k != "None"},
+    "zero or positive": {k: v for k, v in NOT_POSITIVE.items() if k not in ("0", "0.0")},
+    "share": {k: v for k, v in NOT_POSITIVE.items() if k not in ("0", "0.0")} | values(1, 1.0, 1.5),
+    "below one": NOT_POSITIVE | values(1, 1.0, 1.5),
+    "flag": values(None, 0, 1, 1.0, "yes", "False", [], [True], math.nan, len)
+    | {"a tensor": lambda: torch.tensor(True)},
+    "name": NOT_NAME,
+    "name or None": {k: v for k, v in NOT_NAME.items() if k != "None"},
+    "rule or positive": NOT_POSITIVE | values("wide", None),
+    "tile": values(
+        5, 1.5, "ab", (1,), (1, 2, 3), (0, 4), (4, -1), ("a", "b"), (1.5, 2), {3, 4}, {1: 1, 2: 2}, (True, 1)
+    )
+    | {"a tensor": lambda: torch.tensor([2, 2])},
+    "module": NOT_MODULE,
+    "pair": NOT_PAIR,
+    "widths": NOT_WIDTHS,
+    "image": NOT_IMAGE,
+    "spread": NOT_SPREAD,
+    "standardize": values("x", 3, True, 1.5, [], len) | {"a network": lambda: pv.MLP(6, (), 6)},
+    "path": NOT_PATH,
+    "checkpoint": {k: v for k, v in NOT_PATH.items() if k != "None"},
+    "rows": ANY_ROWS,
+    "rows of a pair": ANY_ROWS | OTHER_WIDTHS | NOT_BINARY | NOT_FLOAT32 | NOT_ALIGNED,
+    "rows of an encoder": ANY_ROWS | OTHER_WIDTHS | NOT_FLOAT32,
+    "validation": {
+        k: v for k, v in (ANY_ROWS | OTHER_WIDTHS | NOT_BINARY | NOT_FLOAT32).items() if k != "None"
+    },
+    "rows or None": {k: v for k, v in (ANY_ROWS | NOT_BINARY).items() if k != "None"},
+    "test rows": {k: v for k, v in (ANY_ROWS | OTHER_WIDTHS | NOT_BINARY).items() if k != "None"},
+    "rows of a baseline": ANY_ROWS | OTHER_WIDTHS,
+    "binary rows": ANY_ROWS | OTHER_WIDTHS | NOT_BINARY,
+    "rows to fit": ANY_ROWS,
+    "callable": values(None, 3, "model", [], {}, True) | {"a tensor": lambda: torch.ones(2)},
+    "models": NOT_MODELS,
+    "evidence": NOT_EVIDENCE,
+    "sizes": values(None, 5, "10", (), [], (1,), (0,), (2.5,), ("10",), (True,), (None,), {10}, len),
+    "families": values(
+        None,
+        (),
+        [],
+        "poisson",
+        3,
+        ["no such"],
+        [3],
+        [None],
+        [("poisson",)],
+        [("gaussian", 3)],
+        ["gaussian", 3],
+        {},
+        len,
+    )
+    | values(
+        [("gaussian", {"scale": -1.0})],
+        [("gaussian", {"levels": 3})],
+        [("binomial", {})],
+        [("gaussian", {3: 4})],
+    ),
+    "loss": values(3, "elbo", True, [], pyro.infer.Trace_ELBO, len)
+    | {"another": lambda: ReweightedWakeSleep(), "a frozen one": lambda: JitTrace_ELBO()},
+    "optimizer": values(None, 3, "adam", [], len, torch.nn.Linear, torch.optim.LBFGS)
+    | {
+        "Pyro's": lambda: pyro.optim.Adam({"lr": 1e-3}),
+        "an instance": lambda: torch.optim.Adam([torch.ones(1)]),
+    },
+    "scheduler": values(3, "cosine", True, [], len, torch.optim.lr_scheduler.StepLR, lambda optimizer: None),
+    "labels": values("a", 3, len, ["a"], [])
+    | {"a table": lambda: np.zeros((ROWS, 2)), "too few": lambda: range(ROWS - 1)},
+    "axes": values(None, 3, "axes", [], len) | {"a figure": Figure},
+    "frame": values(None, 3, "frame", [], {}, len)
+    | {"without columns": pd.DataFrame, "others": lambda: pd.DataFrame({"a": [1]})},
+    "images": ANY_ROWS | {"another size": spoilt(lambda x: x[:, :-1])},
+    "height and width": values(
+        None, 3, "ab", (), (3,), (2, 0), (2, -3), (2.0, 3), (1, 2, 3), ("2", "3"), (5, 5)
+    ),
+    "limits": values(3, "ab", (), (1,), (1, 0), (0, 0), (0, math.nan), (0, math.inf), ("0", "1"), (0, 1, 2)),
+    "text": values(None, 3, 1.5, [], True, len, b"title"),
+    "evidences": values(None, 3, "ab", [], (), [3], [("a",)], [("a", 3)], {}, len),
+    "name of a plate": values(3, "", [], True, len, b"data"),
+    "params": values(3, "store", [], True, len, {"a": 1}) | {"tensors": lambda: {"a": torch.ones(1)}},
+    "categories": {k: v for k, v in NOT_COUNT.items() if k not in ("None", "[3]", "(1,)")}
+    | values((2, 2), [2] * 5 + [0], [2] * 5 + [2.0], [2] * 5 + ["2"], [2] * 7, ()),
+    "numbers": {
+        k: v
+        for k, v in NOT_POSITIVE.items()
+        if k not in ("0", "0.0", "-1.0", "-1", "np.float32(-1.0)", "(1,)", "[3]")
+    }
+    | values([0.0] * 5, [math.nan] * 6, ["0"] * 6, [True] * 6, ()),
+    "positives": {k: v for k, v in NOT_POSITIVE.items() if k not in ("(1,)", "[3]")}
+    | values([1.0] * 5, [0.0] * 6, [math.nan] * 6, ["1"] * 6, ()),
+    "offset": values(None, "offset", 3, []),
+    "levels": ANY_ROWS | {"negative": put({(1, 1): -1.0}), "too high": put({(1, 1): 256.0})},
+}
+
+# ---------------------------------------------------------------------------------------------------------
+# Every public callable
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a public callable is called well, and of what kind its arguments are."""
+
+    call: Any
+    good: dict[str, Any] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
+    #: Names under which refusals speak of an argument, where the callable hands it on.
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    #: Malformed elsewhere, taken here on purpose: (argument, value) with the reason beside it.
+    taken: frozenset[tuple[str, str]] = frozenset()
+
+    def arguments(self, **changed):
+        made = {name: value() if callable(value) else value for name, value in self.good.items()}
+        return made | changed
+
+
+PAIR = {"pair": a("vae"), "x": a("x")}
+OF_A_PAIR = {"pair": "pair", "x": "rows of a pair", "seed": "seed"}
+TILED = {**OF_A_PAIR, "tile": "tile"}
+SLOW = {**TILED, "progress": "flag"}
+
+
+def network(out, inputs=2):
+    return lambda: pv.MLP(inputs, (4,), out)
+
+
+def estimator(function, **kinds):
+    if "checkpoint" in inspect.signature(function).parameters:
+        kinds["checkpoint"] = "checkpoint"
+    return Case(function, PAIR, kinds)
+
+
+def likelihood(cls, outputs=COLUMNS, good=None, **kinds):
+    return Case(cls, {"network": network(outputs), **(good or {})}, {"network": "module", **kinds})
+
+
+def fitted(cls, good=None, rows="real", kind="rows of a baseline"):
+    """The methods of a fitted baseline."""
+
+    @functools.cache
+    def baseline():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return cls(**(good or {})).fit(world()[rows])
+
+    def log_evidence(x):
+        return baseline().log_evidence(x)
+
+    def sample(**arguments):
+        return baseline().sample(**arguments)
+
+    def fit(x):
+        return cls(**(good or {})).fit(x)
+
+    name = cls.__name__
+    return {
+        f"baselines.{name}.fit": Case(fit, {"x": a(rows)}, {"x": "rows to fit"}),
+        f"baselines.{name}.log_evidence": Case(log_evidence, {"x": a(rows)}, {"x": kind}),
+        f"baselines.{name}.sample": Case(sample, {"num_rows": 3}, {"num_rows": "count", "seed": "seed"}),
+    }
+
+
+CASES = {
+    # networks
+    "MLP": Case(
+        pv.MLP,
+        {"in_features": 3, "hidden_dims": (4,), "out_features": 2},
+        {
+            "in_features": "count",
+            "hidden_dims": "widths",
+            "out_features": "count",
+            "activation": "name",
+            "normalization": "name",
+            "dropout": "share",
+        },
+    ),
+    "ConvEncoder": Case(
+        pv.ConvEncoder,
+        {"in_shape": (1, 4, 4), "out_features": 4},
+        {"in_shape": "image", "out_features": "count", "channels": "widths", "activation": "name"},
+    ),
+    "ConvDecoder": Case(
+        pv.ConvDecoder,
+        {"in_features": 2, "out_shape": (1, 4, 4)},
+        {
+            "in_features": "count",
+            "out_shape": "image",
+            "outputs_per_dimension": "count",
+            "channels": "widths",
+            "activation": "name",
+            "flat": "flag",
+        },
+    ),
+    # models
+    "VAE": Case(
+        pv.VAE,
+        {
+            "prior": lambda: priors.StandardNormal(2),
+            "likelihood": lambda: likelihoods.Bernoulli(pv.MLP(2, (), 6)),
+            "encoder": lambda: encoders.DiagonalNormal(pv.MLP(6, (), 4)),
+        },
+        {"prior": "module", "likelihood": "module", "encoder": "module"},
+    ),
+    "VAE.mlp": Case(
+        pv.VAE.mlp,
+        {"data_dim": 6, "latent_dim": 2},
+        {
+            "data_dim": "count",
+            "latent_dim": "count",
+            "likelihood": "name",
+            "hidden_dims": "widths",
+            "activation": "name",
+            "prior": "name",
+            "encoder": "name",
+            "standardize": "flag",
+        },
+    ),
+    "VAE.sample": Case(
+        lambda **arguments: world()["vae"].sample(**arguments),
+        {"num_rows": 3},
+        {"num_rows": "count", "seed": "seed", "offset": "offset"},
+    ),
+    "VAE.reconstruct": Case(
+        lambda **arguments: world()["vae"].reconstruct(**arguments),
+        {"x": a("x")},
+        {"x": "rows of a pair", "seed": "seed"},
+        # What is reconstructed need not be possible: any row that the encoder takes has a nearest one.
+        taken=frozenset(("x", what) for what in ("grey", "two", "minus one")),
+    ),
+    "LatentVariableModel": Case(
+        pv.LatentVariableModel,
+        {"model": lambda: model, "guide": lambda: guide},
+        {"model": "callable", "guide": "callable", "plate": "name of a plate", "params": "params"},
+    ),
+    # training
+    "fit": Case(
+        pv.fit,
+        PAIR | {"epochs": 1},
+        {
+            "pair": "pair",
+            "x": "rows of a pair",
+            "epochs": "count",
+            "batch_size": "count",
+            "lr": "positive",
+            "seed": "seed",
+            "loss": "loss",
+            "optimizer": "optimizer",
+            "scheduler": "scheduler",
+            "num_particles": "count",
+            "kl_warmup": "seed",
+            "validation": "validation",
+            "patience": "count or None",
+            "clip_norm": "positive or None",
+            "progress": "flag",
+            "checkpoint": "checkpoint",
+            "on_nonfinite": "name",
+        },
+    ),
+    "Checkpoint": Case(
+        pv.Checkpoint,
+        {"folder": "runs/a"},
+        {"folder": "path", "seconds": "zero or positive"},
+        aliases={"folder": ("checkpoint",)},
+    ),
+    # evaluation
+    "log_weights": estimator(pv.log_weights, **TILED, num_samples="count"),
+    "elbo": estimator(pv.elbo, **TILED, num_samples="count"),
+    "log_evidence": Case(
+        pv.log_evidence,
+        {"model": a("vae"), "x": a("x")},
+        {"model": "pair", "x": "rows of a pair", "method": "name or None", **SLOW, "num_samples": "count"}
+        | {"pareto_smoothed": "flag"},
+        aliases={"model": ("pair",)},
+    ),
+    "evidence.importance": estimator(
+        evidence.importance, **SLOW, num_samples="count", pareto_smoothed="flag"
+    ),
+    "evidence.jackknife": estimator(evidence.jackknife, **SLOW, num_samples="two or more"),
+    "evidence.annealed": estimator(
+        evidence.annealed, **SLOW, num_samples="count", num_temperatures="two or more", start="name"
+    ),
+    "evidence.refined": estimator(
+        evidence.refined,
+        **SLOW,
+        num_samples="hundred or more",
+        family="name",
+        num_starts="count",
+        num_steps="count",
+    ),
+    "evidence.quadrature": estimator(evidence.quadrature, **SLOW, tolerance="positive"),
+    "evidence.exact": Case(
+        evidence.exact, {"pair": a("gaussian"), "x": a("x")}, {"pair": "pair", "x": "rows of an encoder"}
+    ),
+    "evidence.auto": estimator(evidence.auto, **SLOW, target_mcse="positive", max_cost="thousand or more"),
+    "evidence.convergence": estimator(evidence.convergence, **SLOW, num_samples="sizes"),
+    "evidence.gaps": estimator(evidence.gaps, **SLOW, num_samples="hundred or more", family="name"),
+    "evidence.sandwich": estimator(
+        evidence.sandwich,
+        **OF_A_PAIR,
+        num_rows="count",
+        num_samples="two or more",
+        num_temperatures="two or more",
+        start="name",
+        rows="name",
+        tolerance="positive",
+        progress="flag",
+    ),
+    "diagnose": estimator(pv.diagnose, **SLOW, num_samples="hundred or more"),
+    # comparison
+    "compare": Case(
+        pv.compare,
+        {"models": lambda: {"a": world()["vae"], "b": world()["binary"]}, "x": a("x"), "training_rows": True},
+        {
+            "models": "models",
+            "x": "binary rows",
+            "method": "name",
+            "seed": "seed",
+            "by": "labels",
+            "training_rows": "flag",
+            "progress": "flag",
+            "num_samples": "count",
+            "tile": "tile",
+        },
+        aliases={"models": ("PPCA",)},
+    ),
+    "compare_evidence": Case(
+        pv.compare_evidence,
+        {"models": lambda: {"a": world()["binary"]}},
+        {"models": "models"},
+        aliases={"models": ("PPCA",)},
+    ),
+    "swap": Case(
+        pv.swap,
+        {"x": a("x"), "latent_dim": 1, "families": ["bernoulli"], "epochs": 1, "hidden_dims": (2,)},
+        {
+            "x": "rows",
+            "latent_dim": "count",
+            "families": "families",
+            "x_test": "test rows",
+            "hidden_dims": "widths",
+            "method": "name",
+            "seed": "seed",
+            "progress": "flag",
+            "epochs": "count",
+            "lr": "positive",
+            "batch_size": "count",
+        },
+        aliases={"families": ("scale", "levels", "total_count")},
+    ),
+    # keeping and converting
+    "save": Case(pv.save, {"model": a("vae"), "path": "no such folder/m"}, {"model": "pair", "path": "path"}),
+    "load": Case(pv.load, {"path": "no such file"}, {"path": "path"}),
+    "LatentVariableModel.save": Case(
+        lambda path: world()["vae"].save(path), {"path": "no such folder/m"}, {"path": "path"}
+    ),
+    "baselines.Baseline.save": Case(
+        lambda path: world()["ppca"].save(path), {"path": "no such folder/m"}, {"path": "path"}
+    ),
+    "convert.to_arviz": Case(
+        convert.to_arviz,
+        {"model": a("vae"), "x": a("x")},
+        {
+            "model": "pair",
+            "x": "rows of a pair",
+            "num_draws": "count",
+            "num_samples": "count",
+            "predictive": "flag",
+            "seed": "seed",
+            "tile": "tile",
+        },
+    ),
+    "convert.to_elpd": Case(convert.to_elpd, {"evidence": a("score")}, {"evidence": "evidence"}),
+    "convert.stacking_weights": Case(
+        convert.stacking_weights, {"scores": lambda: {"a": world()["score"]}}, {"scores": "models"}
+    ),
+    # priors
+    "priors.StandardNormal": Case(priors.StandardNormal, {"latent_dim": 2}, {"latent_dim": "count"}),
+    "priors.Gaussian": Case(priors.Gaussian, {"latent_dim": 2}, {"latent_dim": "count"}),
+    "priors.GaussianMixture": Case(
+        priors.GaussianMixture, {"latent_dim": 2}, {"latent_dim": "count", "num_components": "count"}
+    ),
+    "priors.VampPrior": Case(
+        priors.VampPrior,
+        {"encoder": lambda: world()["vae"].encoder, "pseudo_inputs": a("x")},
+        {"encoder": "module", "pseudo_inputs": "rows"},
+    ),
+    "priors.Flow": Case(
+        priors.Flow,
+        {"latent_dim": 2, "hidden_dims": (4,)},
+        {"latent_dim": "count", "num_transforms": "count", "hidden_dims": "widths"},
+    ),
+    # encoders
+    **{
+        f"encoders.{cls.__name__}": Case(
+            cls,
+            {"network": network(cls.outputs(2), COLUMNS)},
+            {"network": "module", "standardize": "standardize"}
+            | ({"num_transforms": "count", "hidden_dims": "widths"} if cls is encoders.Flow else {}),
+        )
+        for cls in encoders.REGISTRY.values()
+    },
+    # likelihoods
+    **{
+        f"likelihoods.{cls.__name__}": likelihood(cls, scale="spread", standardize="standardize")
+        for cls in (likelihoods.Gaussian, likelihoods.Laplace, likelihoods.StudentT, likelihoods.LogNormal)
+    },
+    "likelihoods.Bernoulli": likelihood(likelihoods.Bernoulli),
+    "likelihoods.ContinuousBernoulli": likelihood(likelihoods.ContinuousBernoulli),
+    "likelihoods.Categorical": likelihood(
+        likelihoods.Categorical, 4 * COLUMNS, {"num_categories": 4}, num_categories="two or more"
+    ),
+    "likelihoods.Ordinal": likelihood(likelihoods.Ordinal, good={"num_levels": 4}, num_levels="two or more"),
+    "likelihoods.DiscretizedLogistic": likelihood(
+        likelihoods.DiscretizedLogistic, good={"levels": 4}, levels="two or more", scale="spread"
+    ),
+    "likelihoods.Poisson": likelihood(likelihoods.Poisson, offset="flag"),
+    "likelihoods.NegativeBinomial": likelihood(
+        likelihoods.NegativeBinomial, concentration="spread", offset="flag"
+    ),
+    "likelihoods.ZeroInflatedNegativeBinomial": likelihood(
+        likelihoods.ZeroInflatedNegativeBinomial, 2 * COLUMNS, concentration="spread", offset="flag"
+    ),
+    "likelihoods.Binomial": likelihood(likelihoods.Binomial, good={"total_count": 3}, total_count="count"),
+    "likelihoods.Gamma": likelihood(likelihoods.Gamma, concentration="spread"),
+    "likelihoods.Beta": likelihood(likelihoods.Beta, concentration="spread"),
+    "likelihoods.suggest": Case(likelihoods.suggest, {"x": a("x")}, {"x": "rows"}),
+    "likelihoods.Likelihood.start_from": Case(
+        lambda x: world()["vae"].likelihood.start_from(x),
+        {"x": a("x")},
+        {"x": "rows of a baseline"},
+        aliases={"x": ("network",)},
+    ),
+    # baselines
+    "baselines.PPCA": Case(baselines.PPCA, {"latent_dim": 2}, {"latent_dim": "count"}),
+    "baselines.FullGaussian": Case(baselines.FullGaussian),
+    "baselines.IndependentGaussian": Case(baselines.IndependentGaussian),
+    "baselines.IndependentPoisson": Case(baselines.IndependentPoisson),
+    "baselines.IndependentNegativeBinomial": Case(baselines.IndependentNegativeBinomial),
+    "baselines.IndependentBernoulli": Case(
+        baselines.IndependentBernoulli, {}, {"a": "positive", "b": "positive"}
+    ),
+    "baselines.FactorAnalysis": Case(
+        baselines.FactorAnalysis, {"latent_dim": 1}, {"latent_dim": "count", "max_iter": "count"}
+    ),
+    "baselines.GaussianMixture": Case(
+        baselines.GaussianMixture,
+        {"num_components": 2},
+        {
+            "num_components": "count",
+            "covariance": "name",
+            "num_starts": "count",
+            "max_iter": "count",
+            "seed": "seed",
+        },
+    ),
+    "baselines.BernoulliMixture": Case(
+        baselines.BernoulliMixture,
+        {"num_components": 2},
+        {
+            "num_components": "count",
+            "pseudo_count": "zero or positive",
+            "num_starts": "count",
+            "max_iter": "count",
+            "seed": "seed",
+        },
+    ),
+    "baselines.LatentClass": Case(
+        lambda **arguments: baselines.LatentClass(**arguments).fit(world()["x"]),
+        {"num_classes": 2},
+        {
+            "num_classes": "count",
+            "num_categories": "categories",
+            "pseudo_count": "zero or positive",
+            "num_starts": "count",
+            "max_iter": "count",
+            "seed": "seed",
+        },
+    ),
+    "baselines.DirichletCategorical": Case(
+        lambda **arguments: baselines.DirichletCategorical(**arguments).fit(world()["x"]),
+        {},
+        {"concentration": "positive", "num_categories": "categories"},
+    ),
+    "baselines.NormalInverseGamma": Case(
+        lambda **arguments: baselines.NormalInverseGamma(**arguments).fit(world()["real"]),
+        {},
+        {"loc": "numbers", "kappa": "positive", "alpha": "positive", "beta": "positives"},
+    ),
+    "baselines.KernelDensity": Case(baselines.KernelDensity, {}, {"bandwidth": "rule or positive"}),
+    "baselines.BayesianLinearRegression": Case(
+        baselines.BayesianLinearRegression,
+        {},
+        {"precision": "positive", "alpha": "positive", "beta": "positive", "intercept": "flag"},
+    ),
+    "baselines.BayesianPCA": Case(
+        baselines.BayesianPCA,
+        {"latent_dim": 1},
+        {
+            "latent_dim": "count",
+            "loadings_scale": "positive",
+            "loc_scale": "positive",
+            "noise_scale": "positive",
+            "num_samples": "count",
+            "seed": "seed",
+        },
+    ),
+    "baselines.PyroMCMC": Case(
+        baselines.PyroMCMC,
+        {"model": lambda: model},
+        {
+            "model": "callable",
+            "num_samples": "count",
+            "warmup_steps": "count",
+            "num_chains": "count",
+            "target_accept_prob": "below one",
+            "full_mass": "flag",
+            "max_tree_depth": "count",
+            "seed": "seed",
+            "progress": "flag",
+        },
+    ),
+    "baselines.PyroMCMC.fit": Case(
+        lambda x: baselines.PyroMCMC(model, num_samples=50).fit(x), {"x": a("real")}, {"x": "rows to fit"}
+    ),
+    "baselines.BayesianPCA.fit": Case(
+        lambda x: baselines.BayesianPCA(1, num_samples=50).fit(x), {"x": a("real")}, {"x": "rows to fit"}
+    ),
+    **fitted(baselines.PPCA, {"latent_dim": 2}),
+    **fitted(baselines.FullGaussian),
+    **fitted(baselines.IndependentGaussian),
+    **fitted(baselines.FactorAnalysis, {"latent_dim": 1}),
+    **fitted(baselines.GaussianMixture, {"num_components": 1, "num_starts": 1}),
+    **fitted(baselines.KernelDensity, {"bandwidth": 1.0}),
+    **fitted(baselines.NormalInverseGamma),
+    **fitted(baselines.BayesianLinearRegression),
+    **fitted(baselines.IndependentBernoulli, rows="x", kind="binary rows"),
+    **fitted(baselines.BernoulliMixture, {"num_components": 1, "num_starts": 1}, "x", "binary rows"),
+    **fitted(baselines.LatentClass, {"num_classes": 1, "num_starts": 1}, "x", "binary rows"),
+    **fitted(baselines.DirichletCategorical, rows="x", kind="binary rows"),
+    **fitted(baselines.IndependentPoisson, rows="x"),
+    **fitted(baselines.IndependentNegativeBinomial, rows="x"),
+    # data
+    "datasets.digits": Case(datasets.digits, {}, {"kind": "name", "seed": "seed"}),
+    "datasets.frey_faces": Case(
+        datasets.frey_faces, {"download": False}, {"kind": "name", "seed": "seed", "download": "flag"}
+    ),
+    "datasets.mnist": Case(datasets.mnist, {"download": False}, {"download": "flag"}),
+    "datasets.binarized_mnist": Case(datasets.binarized_mnist, {"download": False}, {"download": "flag"}),
+    "datasets.cell_counts": Case(
+        datasets.cell_counts,
+        {"download": False},
+        {"num_genes": "count", "seed": "seed", "download": "flag"},
+    ),
+    "datasets.binarize": Case(
+        datasets.binarize, {"levels": a("x")}, {"levels": "levels", "highest": "positive", "seed": "seed"}
+    ),
+    # figures
+    "plots.training_curves": Case(
+        plots.training_curves,
+        {"axes": a("axes"), "frame": a("history")},
+        {"axes": "axes", "frame": "frame", "title": "text"},
+    ),
+    "plots.image_grid": Case(
+        plots.image_grid,
+        {"axes": a("axes"), "rows": a("x"), "shape": (2, 3), "columns": 4},
+        {
+            "axes": "axes",
+            "rows": "images",
+            "shape": "height and width",
+            "columns": "count",
+            "title": "text",
+            "limits": "limits",
+        },
+        aliases={"rows": ("shape",), "shape": ("rows",)},
+    ),
+    "plots.pareto_k": Case(
+        plots.pareto_k,
+        {"axes": a("axes"), "evidences": lambda: [("a", world()["score"])]},
+        {"axes": "axes", "evidences": "evidences", "title": "text"},
+    ),
+    "plots.plot_compare": Case(
+        plots.plot_compare,
+        {"axes": a("axes"), "table": a("table")},
+        {"axes": "axes", "table": "frame", "title": "text"},
+    ),
+    "plots.convergence": Case(
+        plots.convergence,
+        {"axes": a("axes"), "frame": a("convergence")},
+        {"axes": "axes", "frame": "frame", "title": "text"},
+    ),
+}
+
+# ---------------------------------------------------------------------------------------------------------
+# What a refusal is
+
+
+def touched():
+    """Whatever a refusal must leave alone, as bytes: parameters, generators, Pyro's store, switches, warnings."""
+    pairs = [world()[name] for name in ("vae", "gaussian")]
+    return (
+        [value.numpy().tobytes() for pair in pairs for value in pair.state_dict().values()],
+        [(module.training, len(module._parameters)) for pair in pairs for module in pair.modules()],
+        [pair.fitted is None for pair in pairs],
+        [p.grad is None for pair in pairs for p in pair.parameters()],
+        [world()[name].numpy().tobytes() for name in ("x", "real")],
+        torch.random.get_rng_state().numpy().tobytes(),
+        np.random.get_state()[1].tobytes(),  # noqa: NPY002 (what others left there is what is watched)
+        sorted(pyro.get_param_store().keys()),
+        torch.is_grad_enabled(),
+        torch.distributions.Distribution._validate_args,
+        len(world()["axes"].get_children()),
+    )
+
+
+def why_not_a_refusal(case, argument, value):
+    """None where the call is refused with all parts and nothing is touched; else in words what happened."""
+    arguments = case.arguments(**{argument: value})
+    before = touched()
+    try:
+        case.call(**arguments)
+    except (TypeError, ValueError, OSError) as error:
+        text = str(error.args[1] if isinstance(error, OSError) and len(error.args) > 1 else error)
+        last = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if PACKAGE not in last.parents:
+            return f"raised in {last}: {type(error).__name__}: {text}"
+        if isinstance(error, ValueError) and not isinstance(error, checks.Refused):
+            return f"a bare ValueError: {text}"
+        parts = PARTS.fullmatch(text)
+        if parts is None:
+            return f"without its parts: {text}"
+        names = (argument, *case.aliases.get(argument, ()))
+        if parts["argument"] not in names and not (
+            isinstance(value, dict) and parts["argument"] in map(str, value)
+        ):
+            return f"names {parts['argument']}, not {argument}: {text}"
+        if touched() != before:
+            return f"touched something before it refused: {text}"
+        return None
+    except Exception as error:
+        return f"raised {type(error).__name__}: {error}"
+    return "accepted in silence"
+
+
+TABLE = [
+    (name, argument, what)
+    for name, case in CASES.items()
+    for argument, kind in case.kinds.items()
+    for what in KINDS[kind]
+    if (argument, what) not in case.taken
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [(name, argument) for name, case in CASES.items() for argument in case.kinds],
+    ids=lambda value: value,
+)
+def test_every_malformed_value_is_refused(name, argument):
+    case = CASES[name]
+    wrong = {}
+    for what, make in KINDS[case.kinds[argument]].items():
+        if (argument, what) not in case.taken and (why := why_not_a_refusal(case, argument, make())):
+            wrong[what] = why
+    assert not wrong, "\n".join(f"{name}({argument}={what}): {why}" for what, why in wrong.items())
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Nothing public is left out
+
+#: What users get and do not build, and what they derive from: no arguments of theirs to check.
+RESULTS = {
+    "History",
+    "LogEvidence",
+    "evidence.LogEvidence",
+    "evidence.Sandwich",
+    "datasets.CellCounts",
+    "datasets.LabelledImages",
+    "datasets.Split",
+    "encoders.Encoder",
+    "likelihoods.Likelihood",
+    "baselines.Baseline",
+}
+#: The same function under two names.
+AGAIN = {"evidence.log_evidence": "log_evidence"}
+#: Arguments that take anything: a model of any class, a path that only has to be a path.
+SPARED = {("load", "into")}
+
+
+def public():
+    """Every public callable by its name below pyrovae."""
+    found = {}
+    for name in pv.__all__:
+        thing = getattr(pv, name)
+        if not isinstance(thing, ModuleType):
+            found[name] = thing
+            continue
+        for inner in getattr(thing, "__all__", vars(thing)):
+            value = vars(thing)[inner]
+            own = getattr(value, "__module__", "").startswith(thing.__name__)
+            if (inspect.isfunction(value) or inspect.isclass(value)) and own and not inner.startswith("_"):
+                found[f"{name}.{inner}"] = value
+    return found
+
+
+def test_every_public_callable_is_in_the_table():
+    missing = {name for name in public() if name not in RESULTS and AGAIN.get(name, name) not in CASES}
+    assert not missing
+    assert set(evidence.METHODS) <= {name.removeprefix("evidence.") for name in CASES}
+    for registry, room in (
+        (priors, "priors"),
+        (likelihoods, "likelihoods"),
+        (encoders, "encoders"),
+        (baselines, "baselines"),
+    ):
+        for cls in registry.REGISTRY.values():
+            assert f"{room}.{cls.__name__}" in CASES
+    assert {cls.__name__ for cls in NETWORKS.values()} - {"Standardize"} <= set(CASES)
+    for cls in baselines.REGISTRY.values():
+        assert f"baselines.{cls.__name__}.fit" in CASES
+
+
+def test_every_argument_is_in_the_table():
+    missing = []
+    for name, thing in public().items():
+        if name in RESULTS or name in AGAIN:
+            continue
+        for argument, parameter in inspect.signature(thing).parameters.items():
+            named = parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+            if named and argument not in CASES[name].kinds and (name, argument) not in SPARED:
+                missing.append(f"{name}({argument})")
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in CASES if not n.startswith(("datasets.", "swap", "fit", "evidence.gaps"))]
+)
+def test_the_table_calls_everything_well(name, tmp_path, monkeypatch):
+    """A table whose good calls were refused for another reason would show nothing."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "no such folder").mkdir()
+    if name == "load":
+        pv.save(world()["vae"], "no such file")
+    quick = (
+        {"num_samples": 100, "num_temperatures": 10}
+        if name.startswith(("evidence", "diag", "log_ev"))
+        else {}
+    )
+    if name == "evidence.convergence":
+        quick = {"num_samples": (5, 10)}
+    case = CASES[name]
+    parameters = inspect.signature(case.call).parameters
+    quick = {key: value for key, value in quick.items() if key in parameters}
+    if name not in ("baselines.PyroMCMC.fit", "baselines.BayesianPCA.fit"):  # minutes
+        case.call(**case.arguments(**quick))
+
+
+def test_the_table_is_as_long_as_it_has_to_be():
+    assert len(TABLE) >= 300
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Malformed values that nobody thought of
+
+OBJECTS = st.one_of(
+    st.none(),
+    st.text(max_size=5),
+    st.binary(max_size=3),
+    st.complex_numbers(),
+    st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+    st.sets(st.integers(), max_size=2),
+    st.dates(),
+    st.sampled_from(
+        [object(), len, torch.nn.Linear, Ellipsis, NotImplemented, torch.float32, slice(3), range(3)]
+    ),
+)
+NUMBERS = st.one_of(st.integers(), st.floats(), st.booleans())
+BAD_SEED = st.one_of(
+    st.integers(max_value=-1), st.integers(min_value=2**64), st.floats(), st.booleans(), OBJECTS
+)
+BAD_COUNT = st.one_of(
+    st.integers(max_value=0), st.integers(min_value=2**31), st.floats(), st.booleans(), OBJECTS
+)
+BAD_POSITIVE = st.one_of(
+    st.integers(max_value=0),
+    st.floats(max_value=0.0),
+    st.sampled_from([math.nan, math.inf, -math.inf, 10**309]),
+    st.booleans(),
+    OBJECTS,
+)
+BAD_WIDTHS = st.one_of(
+    st.lists(st.integers(1, 8), max_size=3).flatmap(
+        lambda good: st.tuples(BAD_COUNT, st.integers(0, len(good))).map(
+            lambda at: [*good[: at[1]], at[0], *good[at[1] :]]
+        )
+    ),
+    NUMBERS,
+    OBJECTS.filter(lambda value: not isinstance(value, list | range)),
+)
+
+
+@st.composite
+def bad_rows(draw):
+    """Rows with NaN or ±inf somewhere, of any shape and kind, or no rows at all."""
+    if draw(st.booleans()):
+        return draw(
+            st.one_of(NUMBERS, OBJECTS.filter(lambda value: not isinstance(value, dict) or "x" not in value))
+        )
+    shape = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
+    values = torch.zeros(shape)
+    places = draw(st.lists(st.integers(0, values.numel() - 1), min_size=1, max_size=4))
+    values.view(-1)[places] = draw(st.sampled_from([math.nan, math.inf, -math.inf]))
+    if draw(st.booleans()):
+        return values.numpy()
+    if len(shape) == 2 and draw(st.booleans()):
+        return pd.DataFrame(values.numpy())
+    return {"x": values} if draw(st.booleans()) else values
+
+
+ANYTHING = st.one_of(NUMBERS, OBJECTS)
+DRAWN = {
+    "count": BAD_COUNT,
+    "two or more": BAD_COUNT | st.just(1),
+    "hundred or more": BAD_COUNT | st.integers(1, 99),
+    "thousand or more": BAD_COUNT | st.integers(1, 999),
+    "seed": BAD_SEED,
+    "positive": BAD_POSITIVE,
+    "spread": BAD_POSITIVE,
+    "flag": st.one_of(st.integers(), st.floats(), OBJECTS),
+    "name": ANYTHING,
+    "widths": BAD_WIDTHS,
+    "module": ANYTHING,
+    "pair": ANYTHING,
+    "rows": bad_rows(),
+    "rows of a pair": bad_rows(),
+    "rows of a baseline": bad_rows(),
+    "binary rows": bad_rows(),
+    "rows to fit": bad_rows(),
+    "evidence": ANYTHING,
+    "models": ANYTHING,
+    "axes": ANYTHING,
+    "frame": ANYTHING,
+    "loss": NUMBERS | OBJECTS.filter(lambda value: value is not None),
+    "tile": st.one_of(
+        NUMBERS,
+        OBJECTS.filter(lambda value: value is not None and not isinstance(value, list)),
+        st.tuples(BAD_COUNT, st.integers(1, 9)),
+        st.tuples(st.integers(1, 9), BAD_COUNT),
+        st.lists(st.integers(1, 9), min_size=3, max_size=4).map(tuple),
+    ),
+}
+DRAWN_ARGUMENTS = [
+    (name, argument) for name, case in CASES.items() for argument, kind in case.kinds.items() if kind in DRAWN
+]
+
+
+@settings(
+    max_examples=2000,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(st.data())
+def test_whatever_is_malformed_is_refused(data):
+    name, argument = data.draw(st.sampled_from(DRAWN_ARGUMENTS))
+    value = data.draw(DRAWN[CASES[name].kinds[argument]])
+    why = why_not_a_refusal(CASES[name], argument, value)
+    assert why is None, f"{name}({argument}={value!r}): {why}"
+
+
+@settings(
+    max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+@given(
+    st.sets(st.tuples(st.integers(0, ROWS - 1), st.integers(0, COLUMNS - 1)), min_size=1, max_size=20),
+    st.sampled_from([math.nan, math.inf, -math.inf]),
+    st.sampled_from([pv.elbo, pv.log_weights, evidence.importance, evidence.exact]),
+)
+def test_count_and_first_position_are_the_right_ones(places, value, function):
+    x = world()["x"].clone()
+    for place in places:
+        x[place] = value
+    row, column = min(places)
+    with pytest.raises(checks.Refused) as raised:
+        function(world()["vae"], x)
+    assert f"got {len(places)} that are NaN or infinite, first {value} at row {row}, column {column}." in str(
+        raised.value
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What is taken on purpose
+
+
+def test_numbers_of_numpy_are_taken_like_pythons():
+    vae, x = world()["vae"], world()["x"]
+    plain = pv.elbo(vae, x, num_samples=5, seed=3).estimate
+    assert np.array_equal(pv.elbo(vae, x, num_samples=np.int64(5), seed=np.uint8(3)).estimate, plain)
+    assert likelihoods.Gaussian(pv.MLP(2, (), 3), scale=np.float32(0.5)).scale == 0.5
+    assert (
+        evidence.importance(vae, x, num_samples=5, pareto_smoothed=np.bool_(False)).kind[0] == "lower bound"
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.clone().requires_grad_(),
+        lambda x: x.bool(),
+        lambda x: x.to(torch.uint8),
+        lambda x: x.numpy().astype(np.uint16),
+        lambda x: x.numpy().astype(np.float64),
+        lambda x: x.numpy()[::-1][::-1],
+        lambda x: pd.DataFrame(x.numpy()),
+        lambda x: {"x": x},
+    ],
+)
+def test_rows_of_these_kinds_are_the_same_rows(change):
+    vae, x = world()["vae"], world()["x"]
+    assert np.array_equal(
+        pv.elbo(vae, change(x), num_samples=5).estimate, pv.elbo(vae, x, num_samples=5).estimate
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Commands, and python -O
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--epochs", "-3"], "--epochs"),
+        (["demo", "--epochs", "0"], "--epochs"),
+        (["demo", "--epochs", "many"], "--epochs"),
+        (["demo", "--epochs", "1.5"], "--epochs"),
+        (["demo", "--epochs"], "--epochs"),
+        (["demo", "--seed", "-1"], "--seed"),
+        (["demo", "--seed", "nan"], "--seed"),
+        (["demo", "--out", __file__], "expected a folder"),
+        (["demo", "--out", "/proc/no/such"], "expected a folder"),
+        (["demo", "extra"], "extra"),
+        (["demo", "--such"], "--such"),
+        (["train"], "train"),
+    ],
+)
+def test_commands_refuse_in_words(arguments, message):
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_python_o_changes_nothing():
+    """The same refusals, word for word, where asserts and Pyro's validation are switched off."""
+    code = """
+    import math, torch, pyrovae as pv
+    from pyrovae import baselines, evidence, likelihoods
+    vae, x = pv.VAE.mlp(3, 1), torch.ones(4, 3)
+    bad = x.clone(); bad[2, 1] = math.nan
+    calls = [
+        lambda: pv.fit(vae, bad), lambda: pv.fit(vae, x, epochs=0), lambda: pv.fit(vae, x, lr=math.nan),
+        lambda: pv.fit(vae, x, on_nonfinite="ignore"), lambda: pv.elbo(vae, bad), lambda: pv.elbo(vae, x[:, :2]),
+        lambda: pv.elbo(vae, x / 2), lambda: pv.log_evidence(vae, x, num_samples=2.5),
+        lambda: evidence.refined(vae, x, family="no such"), lambda: pv.diagnose(vae, x, num_samples=9),
+        lambda: likelihoods.Gaussian(pv.MLP(2, (), 3), scale=-1.0), lambda: pv.MLP(0, (), 1),
+        lambda: baselines.PPCA(True), lambda: baselines.PPCA(1).fit(bad), lambda: pv.compare({}),
+        lambda: pv.save(3, "m"), lambda: pv.load(""), lambda: vae.sample(-1), lambda: vae.reconstruct(bad),
+    ]
+    for call in calls:
+        try:
+            call()
+            print("accepted")
+        except (TypeError, ValueError) as error:
+            print(error)
+    big = torch.randn(8, 3); big[5] = 1e30
+    gaussian = pv.VAE.mlp(3, 1, "gaussian")
+    try:
+        pv.fit(gaussian, big, epochs=1)
+        print("accepted")
+    except FloatingPointError as error:
+        print("first row 5" in str(error), len(pv.fit(gaussian, big[:5], epochs=1)))
+    """
+    code = textwrap.dedent(code)
+    with contextlib.redirect_stdout(io.StringIO()) as here:
+        exec(code, {})
+    plain = here.getvalue()
+    optimised = subprocess.run(
+        [sys.executable, "-O", "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    *refusals, last = plain.splitlines()
+    assert optimised == plain
+    assert last == "True 1"
+    assert len(refusals) == 19
+    assert all(PARTS.fullmatch(line) for line in refusals)
