@@ -149,4 +149,7 @@ def draw(table: Any, title: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FileNotFoundError as missing:  # of a data set: a sentence says what to put where
+        raise SystemExit(str(missing)) from None

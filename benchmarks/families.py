@@ -174,4 +174,7 @@ def _plain(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FileNotFoundError as missing:  # of a data set: a sentence says what to put where
+        raise SystemExit(str(missing)) from None

@@ -399,7 +399,7 @@ def varying_columns(argument: str, x: Tensor, every: bool) -> None:
             argument,
             "columns that vary, because this likelihood learns a scale for each",
             f"{len(stuck)} column(s) with one value in over 99 % of the rows, first column {column} (value {value:g})",
-            'Drop those columns, dequantise whole numbers, or use scale="shared" or a fixed scale.',
+            'Drop those columns, dequantise whole numbers, or use scale="shared" or a fixed scale without standardize.',
         )
 
 
@@ -447,12 +447,21 @@ def fingerprint(x: Tensor) -> Fingerprint:
     digest, floors = (hashlib.sha256(repr((len(x), columns)).encode()) for _ in range(2))
     totals, binary = [], True
     for block in x.split(4096):
-        values = block.detach().cpu().float().reshape(len(block), -1).contiguous().numpy()
+        # + 0: of two zeros that are equal the bytes differ by their sign
+        values = block.detach().cpu().float().reshape(len(block), -1).contiguous().numpy() + np.float32(0)
         digest.update(values.data)
         floors.update(np.floor(values).data)
         totals.append(values.sum(axis=1, dtype=np.float64))
         binary = binary and bool(((values == 0) | (values == 1)).all())
     return Fingerprint(digest.hexdigest(), floors.hexdigest(), binary, np.concatenate(totals), columns)
+
+
+def digest(x: Tensor) -> str:
+    """sha256 of a tensor's dtype, shape and every bit: for resuming, where close is not the same."""
+    found = hashlib.sha256(f"{x.dtype} {tuple(x.shape)}".encode())
+    for block in x.detach().split(4096):
+        found.update(block.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def row_hashes(x: Tensor) -> np.ndarray:
@@ -461,7 +470,7 @@ def row_hashes(x: Tensor) -> np.ndarray:
     hashes = [
         int.from_bytes(hashlib.blake2b(row.data, digest_size=8).digest(), "little")
         for block in rows.split(4096)
-        for row in block.float().contiguous().numpy()
+        for row in block.float().contiguous().numpy() + np.float32(0)
     ]
     return np.array(hashes, dtype=np.uint64)
 
@@ -471,13 +480,16 @@ def num_seen(hashes: np.ndarray, fitted: np.ndarray) -> int:
 
     Rows of few values repeat by chance, and a row that was kept back may equal one that was not. How often is
     seen among the fitted rows themselves: a share d of them has a double. M matches of N rows then speak for
-    (M − d N) / (1 − d) that were fitted; where d is above one half, matches say nothing.
+    (M − d N) / (1 − d) that were fitted. Where d is above one half, matches say nothing; unless every row
+    matches and the doubles are copies of a set of many different rows, as after oversampling.
     """
-    _, place, count = np.unique(fitted, return_inverse=True, return_counts=True)
+    different, place, count = np.unique(fitted, return_inverse=True, return_counts=True)
     chance = float((count[place] > 1).mean())
-    if chance > 0.5:
-        return 0
     matches = float(np.isin(hashes, fitted).sum())
+    if chance > 0.5:
+        # Independent rows of which every one has a double take far fewer different values than this.
+        copies = len(different) > 0.1 * len(fitted) and len(np.unique(count)) <= 2 and count.min() > 1
+        return len(hashes) if copies and matches == len(hashes) else 0
     return max(0, round((matches - chance * len(hashes)) / (1 - chance)))
 
 

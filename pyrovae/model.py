@@ -87,6 +87,26 @@ class LatentVariableModel(nn.Module):
         _refuse_homonyms(self.owners)
         self._open(plate, params)
 
+    def described(self) -> list[str]:
+        """What the pair is beside its numbers: every module's class and plain attributes, and functions' code.
+
+        Two pairs of the same parameters that compute different things are described differently.
+        """
+        found = [repr(self)]
+        for module in self.every_module():
+            plain = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str)}
+            for passing in ("training", "name"):  # of the moment, and of one VAE
+                plain.pop(passing, None)
+            found.append(f"{type(module).__qualname__} {sorted(plain.items())}")
+        for function in (self.model, self.guide):
+            code = getattr(_unwrapped(function), "__code__", None)
+            if code is not None:
+                constants = [c for c in code.co_consts if isinstance(c, bool | int | float | str | tuple)]
+                cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+                plain_cells = [c for c in cells if isinstance(c, bool | int | float | str)]
+                found.append(f"{code.co_code.hex()} {code.co_names} {constants} {plain_cells}")
+        return found
+
     @property
     def seen(self) -> np.ndarray | None:
         """Hashes of the rows that ``fit`` has fitted the pair to, by ``checks.row_hashes``; None before."""

@@ -367,3 +367,34 @@ def test_an_evaluation_s_folder_is_its_own(tmp_path):
             pv.log_evidence(pair, x, **(arguments | more))
     with pytest.raises(TypeError, match="checkpoint: expected a"):
         pv.log_evidence(vae(), X, checkpoint=3)
+
+
+def test_the_same_weights_in_another_model_are_another_evaluation(tmp_path):
+    """Scale, activation, code: what no parameter says."""
+    torch.manual_seed(0)
+    one = pv.VAE.mlp(6, 1, "gaussian", hidden_dims=(4,), scale=0.1)
+    for name, other in (
+        ("scale", pv.VAE.mlp(6, 1, "gaussian", hidden_dims=(4,), scale=1.0)),
+        ("tanh", pv.VAE.mlp(6, 1, "gaussian", hidden_dims=(4,), scale=0.1, activation="tanh")),
+    ):
+        other.load_state_dict(one.state_dict())
+        pv.log_evidence(one, X, num_samples=10, checkpoint=tmp_path / name)
+        with pytest.raises(ValueError, match="got another: model is"):
+            pv.log_evidence(other, X, num_samples=10, checkpoint=tmp_path / name)
+
+    def pair(width):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, width), obs=x)
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+        return pv.LatentVariableModel(model, guide)
+
+    rows = torch.randn(5)
+    pv.log_evidence(pair(1.0), rows, num_samples=10, checkpoint=tmp_path / "plain")
+    with pytest.raises(ValueError, match="got another: model is"):
+        pv.log_evidence(pair(2.0), rows, num_samples=10, checkpoint=tmp_path / "plain")

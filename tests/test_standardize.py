@@ -143,3 +143,14 @@ def test_images_and_rebuilding():
     assert likelihood.standardize is encoder.standardize
     likelihood.load_state_dict(vae.likelihood.state_dict())
     assert torch.equal(encoder.standardize.loc, scaling.loc)
+
+
+@pytest.mark.parametrize("scale", [1.0, "shared", "per_dimension"])
+def test_a_column_that_hardly_varies_is_refused(scale):
+    """Its own standard deviation is a scale that shrinks to nothing, and the density runs off."""
+    x = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    x[:, 2] = 0.1
+    x[:3, 2] += 1e-6
+    vae = pv.VAE.mlp(3, 1, "gaussian", hidden_dims=(4,), scale=scale, standardize=True)
+    with pytest.raises(ValueError, match="columns that vary"):
+        pv.fit(vae, x, epochs=1)

@@ -110,6 +110,12 @@ class FactorAnalysis(ClosedForm):
     def _sample(self, num_rows: int) -> Tensor:
         return self._distribution().sample((num_rows,))
 
+    @property
+    def num_parameters(self) -> float:
+        width = self._require_fit()
+        rotations = self.latent_dim * (self.latent_dim - 1) // 2
+        return width + width * self.latent_dim - rotations + width
+
     def summary(self) -> str:
         self._require_fit()
         state = "" if self.converged else ", not converged"

@@ -63,6 +63,11 @@ class FullGaussian(ClosedForm):
     def _sample(self, num_rows: int) -> Tensor:
         return MultivariateNormal(self.loc, scale_tril=self._factor).sample((num_rows,))
 
+    @property
+    def num_parameters(self) -> float:
+        width = self._require_fit()
+        return width + width * (width + 1) // 2
+
     def summary(self) -> str:
         width = self._require_fit()
         return f"FullGaussian, {width} columns, {len(self.seen)} rows, plug-in, exact"

@@ -142,6 +142,13 @@ class GaussianMixture(ClosedForm):
     def _sample(self, num_rows: int) -> Tensor:
         return self._distribution().sample((num_rows,))
 
+    @property
+    def num_parameters(self) -> float:
+        width = self._require_fit()
+        triangle, k = width * (width + 1) // 2, self.num_components
+        spread = {"full": k * triangle, "tied": triangle, "diag": k * width, "spherical": k}
+        return k - 1 + k * width + spread[self.covariance]
+
     def summary(self) -> str:
         self._require_fit()
         state = "" if self.converged else ", not converged"

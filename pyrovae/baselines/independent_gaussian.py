@@ -38,6 +38,11 @@ class IndependentGaussian(ClosedForm):
     def _sample(self, num_rows: int) -> Tensor:
         return Normal(self.loc, self.scale).sample((num_rows,))
 
+    @property
+    def num_parameters(self) -> float:
+        width = self._require_fit()
+        return 2 * width
+
     def summary(self) -> str:
         width = self._require_fit()
         return f"IndependentGaussian, {width} columns, {len(self.seen)} rows, plug-in, exact"

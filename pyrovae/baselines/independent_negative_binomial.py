@@ -61,6 +61,11 @@ class IndependentNegativeBinomial(ClosedForm):
         rate = torch.where(finite, Gamma(r, r / mean).sample((num_rows,)), self.loc)
         return torch.poisson(rate)
 
+    @property
+    def num_parameters(self) -> float:
+        width = self._require_fit()
+        return 2 * width
+
     def summary(self) -> str:
         width = self._require_fit()
         limits = int(self.concentration.isinf().sum())

@@ -40,6 +40,11 @@ class IndependentPoisson(ClosedForm):
     def _sample(self, num_rows: int) -> Tensor:
         return Poisson(self.rate).sample((num_rows,))
 
+    @property
+    def num_parameters(self) -> float:
+        width = self._require_fit()
+        return width
+
     def summary(self) -> str:
         width = self._require_fit()
         return f"IndependentPoisson, {width} columns, {len(self.seen)} rows, plug-in, exact"

@@ -167,6 +167,11 @@ class LatentClass(ClosedForm):
         tables = self._one_hot.split(self._classes.mass[drawn])
         return torch.cat([torch.multinomial(table, 1) for table in tables], dim=1).double()
 
+    @property
+    def num_parameters(self) -> float:
+        self._require_fit()
+        return self.num_classes - 1 + self.num_classes * sum(size - 1 for size in self._sizes)
+
     def summary(self) -> str:
         width = self._require_fit()
         state = "" if self.converged else ", not converged"

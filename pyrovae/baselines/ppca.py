@@ -84,6 +84,12 @@ class PPCA(ClosedForm):
     def _sample(self, num_rows: int) -> Tensor:
         return self._distribution().sample((num_rows,))
 
+    @property
+    def num_parameters(self) -> float:
+        width = self._require_fit()
+        rotations = self.latent_dim * (self.latent_dim - 1) // 2
+        return width + width * self.latent_dim - rotations + 1
+
     def summary(self) -> str:
         self._require_fit()
         return f"PPCA, {self.latent_dim} latent dimensions, noise variance {self.noise_variance:.4g}, plug-in, exact"

@@ -17,7 +17,7 @@ from pyrovae import checks, noise
 from pyrovae.baselines.base import Fitted
 from pyrovae.baselines.bridge import bridge, series_ess
 from pyrovae.diagnostics import Accumulator
-from pyrovae.evidence.result import Columns, LogEvidence, verdicts
+from pyrovae.evidence.result import Columns, LogEvidence, given_of, verdicts
 from pyrovae.pair import Batch, Latents
 from pyrovae.pair.globals import BayesianModel
 from pyrovae.progress import Progress
@@ -403,7 +403,7 @@ class PyroMCMC(Fitted):
             tile=None,
             fingerprint=checks.fingerprint(batch["x"]),
             parameters="posterior-averaged",
-            given=tuple(name for name in batch if name != "x"),
+            given=given_of(batch),
         )
 
     def _like_fitted(self, batch: Batch) -> Batch:

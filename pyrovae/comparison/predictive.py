@@ -52,8 +52,9 @@ def compare(
         best, and ``dse``, the standard error of that paired difference; ``weight``, by stacking: the mixture
         of the models that explains the rows best; ``mcse`` and ``bias``, the Monte-Carlo error and
         first-order bias of ``elpd``, apart from both; ``mcse_diff``, the Monte-Carlo error of ``elpd_diff``,
-        as if the two were independent; ``kind``; ``parameters`` (plug-in or posterior-averaged) and
-        ``num_parameters``, the numbers that were fitted; the rows by verdict; ``seen``, rows that the model
+        as if the two were independent; ``kind``; ``given``, what the rows were scored with beside
+        themselves; ``parameters`` (plug-in or posterior-averaged) and ``num_parameters``, the free numbers that
+        were fitted, a VAE's encoder included, NaN where they were averaged out; the rows by verdict; ``seen``, rows that the model
         was fitted to; ``seconds``, NaN for what was computed before. All in nats a row. It prints in a
         few columns; ``to_latex`` gives the same ones.
 
@@ -111,13 +112,18 @@ def compare(
         return _table(scores, about)
     import pandas as pd
 
+    from pyrovae.comparison.table import ComparisonTable
+
     labels = _labels(by, len(next(iter(scores.values()))))
     parts = {
         label: _table({name: _rows(score, labels == label) for name, score in scores.items()}, about)
         for label in pd.unique(labels)
     }
     name = getattr(by, "name", None) or "by"
-    return pd.concat(parts, names=[name, "model"])
+    # Which rows a model was fitted to is known of all together.
+    table = ComparisonTable(pd.concat(parts, names=[name, "model"]).drop(columns="seen"))
+    table.attrs.update(parts[labels[0]].attrs, rows=len(labels))
+    return table
 
 
 def _table(scores: Mapping[str, LogEvidence], about: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
@@ -144,6 +150,7 @@ def _table(scores: Mapping[str, LogEvidence], about: Mapping[str, Mapping[str, f
                 "bias": score.mean_bias,
                 "mcse_diff": 0.0 if same else float(np.hypot(score.mean_mcse, best.mean_mcse)),
                 "kind": ", ".join(sorted(set(score.kind.tolist()))),
+                "given": ", ".join(score.given),
                 "parameters": score.parameters,
                 "num_parameters": about[name]["num_parameters"],
                 **score.counts(),
@@ -167,6 +174,14 @@ def _num_parameters(model: Any) -> float:
 def _labels(by: Any, num_rows: int) -> np.ndarray:
     """A label for every row, shape (rows,)."""
     labels = np.asarray(by)
+    missing = labels != labels
+    if labels.shape == (num_rows,) and np.any(missing):
+        raise checks.bad_value(
+            "by",
+            "a label for every row",
+            f"{int(np.sum(missing))} that are NaN, first at row {int(np.argmax(missing))}",
+            "Give them a label, or drop those rows.",
+        )
     if labels.shape != (num_rows,):
         raise checks.bad_value(
             "by", f"a label for each of the {num_rows} rows", f"shape {labels.shape}", "Pass one column."

@@ -120,6 +120,13 @@ def swap(
         with standardizing(vae.modules(), batch["x"]):
             structure = inspect(vae, _taken(vae, batch), seed)
         check_supports(structure, test["x"], "x_test" if x_test is not None else "x")
+        if structure.measure[0] not in ("mass", "density"):
+            raise checks.bad_value(
+                "x",
+                "offsets from elsewhere than the scored columns",
+                f"a {structure.measure[0]} under {name}",
+                "An offset computed from the rows tells the model what it is to predict, and never ranks: leave it out.",
+            )
         label = ", ".join(f"{key}={value}" for key, value in options.items())
         label = f"{name}({label})" if label else name
         models[label], kinds[label] = vae, structure.measure[0]

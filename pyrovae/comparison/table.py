@@ -19,10 +19,9 @@ class ComparisonTable(pd.DataFrame):
 
     def short(self) -> pd.DataFrame:
         """The columns that are read first, errors beside their numbers, rows by verdict in one."""
-        signs = {"lower bound": "≥ ", "upper bound": "≤ "}
         shown = pd.DataFrame(index=self.index)
         shown["elpd"] = [
-            f"{signs.get(kind, '')}{value:.2f} ± {error:.2f}"
+            f"{'≥ ' if 'lower bound' in kind else ''}{value:.2f} ± {error:.2f}"
             for kind, value, error in zip(self["kind"], self["elpd"], self["se"], strict=True)
         ]
         shown["to the best"] = [
@@ -32,6 +31,10 @@ class ComparisonTable(pd.DataFrame):
         shown["weight"] = [f"{weight:.2f}" for weight in self["weight"]]
         shown["MC error"] = ["exact" if error == 0 else f"{error:.3f}" for error in self["mcse"]]
         verdicts = self[["trust", "more samples", "another method"]].to_numpy()
+        if "seen" in self and (self["seen"] > 0).any():
+            shown["fitted to"] = [f"{seen} rows" if seen else "" for seen in self["seen"]]
+        if (self["given"] != "").any():
+            shown["given"] = self["given"]
         shown["trust / more / other"] = [" / ".join(map(str, counts)) for counts in verdicts]
         return shown
 

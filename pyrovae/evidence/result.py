@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from pyrovae import checks
 from pyrovae.diagnostics import Accumulator, k_threshold
 from pyrovae.log_weights import Evaluation
+from pyrovae.pair import Batch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +38,11 @@ def verdicts(pareto_k: np.ndarray, num_samples: int | np.ndarray) -> np.ndarray:
         believed = pareto_k <= np.vectorize(k_threshold, otypes=[float])(num_samples)
         hopeless = pareto_k > 0.7
     return np.where(hopeless, "another method", np.where(believed, "trust", "more samples"))
+
+
+def given_of(batch: Batch) -> dict[str, str]:
+    """What goes with the rows, by name: a sha256 of each."""
+    return {name: checks.digest(value.double()) for name, value in batch.items() if name != "x"}
 
 
 def _interval(estimate: Any, mcse: Any, bias: Any) -> tuple[Any, Any]:
@@ -107,7 +113,7 @@ class LogEvidence:
         target: "predictive" (rows given what was fitted) or "evidence" (one number a training set).
         parameters: "plug-in" (fitted values) or "posterior-averaged".
         target_mcse: the error that was asked for, in nats; None where none was.
-        given: the names of what the rows were scored with beside themselves, such as an offset.
+        given: what the rows were scored with beside themselves, such as an offset: its sha256 by its name.
         seen: how many of the rows the model was fitted to, as far as it is known.
         shared_mcse: the Monte-Carlo standard error of the mean where the rows share their noise, as they do
             where all are scored by the same posterior draws; None where every row has noise of its own.
@@ -131,7 +137,7 @@ class LogEvidence:
     target: str = "predictive"
     parameters: str = "plug-in"
     target_mcse: float | None = None
-    given: tuple[str, ...] = ()
+    given: Mapping[str, str] = field(default_factory=dict)
     seen: int = 0
     shared_mcse: float | None = None
 
@@ -162,7 +168,7 @@ class LogEvidence:
             tile=evaluation.tile,
             fingerprint=checks.fingerprint(evaluation.batch["x"]),
             target_mcse=target_mcse,
-            given=tuple(name for name in evaluation.batch if name != "x"),
+            given=given_of(evaluation.batch),
         )
 
     @classmethod

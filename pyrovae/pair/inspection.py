@@ -92,33 +92,53 @@ def check_supports(structure: Structure, x: Tensor, argument: str = "x") -> None
 
 
 def computed_from_rows(batch: Batch) -> list[str]:
-    """The names of what goes with the rows and is a function of them: a column, or of their totals.
+    """The names of what goes with the rows and is a function of them: of their columns, or of their totals.
 
-    log P(x | c) with c = c(x) is no log-likelihood: over all x it does not sum to 1. Found are columns, and
-    what a straight line makes of the rows' totals, their logarithms or their square roots; what else may have
-    been computed from x can't be known.
+    log P(x | c) with c = c(x) is no log-likelihood: over all x it does not sum to 1. Found is what a straight
+    line makes of the rows' totals, their logarithms or their square roots; with more rows than columns, also
+    what a linear function of the columns, or of their log(1 + x), makes of c or of its exponential. What else
+    may have been computed from x can't be known, nor can anything on a few rows.
     """
     x = _columns(batch["x"]).double()
-    total = x.sum(dim=1)
-    functions = [total]
-    if bool((total >= 0).all()):  # −∞ of the logarithm of a row without counts is on no line
-        functions += [total.log(), total.log1p(), total.sqrt()]
     return [
         name
         for name, value in batch.items()
-        if name != "x" and value.numel() == len(x) and _follows(value.reshape(-1).double(), x, functions)
+        if name != "x"
+        and value.numel() == len(x)
+        and value.is_floating_point()
+        and _follows(value.reshape(-1).double(), x)
     ]
 
 
-def _follows(value: Tensor, x: Tensor, functions: list[Tensor]) -> bool:
-    """Whether numbers of the rows, shape (rows,), are a column of x, or on a straight line with one of ``functions``."""
-    if bool((value == value[0]).all()) and len(value) > 1:
-        return False
-    if bool((value[:, None] == x).all(dim=0).any()):
-        return True
+def _follows(value: Tensor, x: Tensor) -> bool:
+    """Whether numbers of the rows, shape (rows,), follow from x, (rows, columns)."""
+    total, counts = x.sum(dim=1), bool((x >= 0).all())
+    functions = [total]
+    if counts:  # −∞ of the logarithm of a row without counts is on no line
+        functions += [total.log(), total.log1p(), total.sqrt()]
     if len(value) < 4:  # any three points are nearly on a line
-        return any(torch.allclose(value, f, rtol=1e-5, atol=1e-5) for f in functions)
-    return any(float(torch.corrcoef(torch.stack([value, f]))[0, 1] ** 2) > 1 - 1e-6 for f in functions)
+        return bool((value != 0).all()) and any(
+            torch.allclose(value, f, rtol=1e-5, atol=1e-5) for f in functions
+        )
+    if bool((value == value[0]).all()):
+        return False
+    if any(float(torch.corrcoef(torch.stack([value, f]))[0, 1] ** 2) > 1 - 1e-6 for f in functions):
+        return True
+    if len(value) < x.shape[1] + 20:
+        return False
+    rows = slice(0, x.shape[1] + 200)
+    targets = torch.stack([value[rows], value[rows].clamp(max=700).exp()], dim=1)
+    return any(_is_linear(targets, features[rows]) for features in ([x, x.log1p()] if counts else [x]))
+
+
+def _is_linear(targets: Tensor, features: Tensor) -> bool:
+    """Whether a column of targets, (rows, targets), is a linear function of features, (rows, columns), but for rounding."""
+    centred = features - features.mean(dim=0)
+    wanted = targets - targets.mean(dim=0)
+    basis, singular, _ = torch.linalg.svd(centred, full_matrices=False)
+    basis = basis[:, singular > 1e-9 * singular.max()]
+    left = wanted - basis @ (basis.T @ wanted)
+    return bool(((left**2).sum(dim=0) < 1e-6 * (wanted**2).sum(dim=0)).any())
 
 
 def _distinct_rows(x: Tensor, num_rows: int) -> list[int]:

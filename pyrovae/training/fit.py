@@ -151,7 +151,10 @@ def fit(
         check_every_leaf(pair, objective, batch, seed)
     plan = Plan(epochs, batch_size, seed, kl_warmup, patience, on_nonfinite)
     loop = Loop(plan, state, batch, training, held_out, schedule, scales)
-    _remember(pair, batch["x"], loop.history)
+    rows = [batch["x"]]
+    if held_out is not None and patience is not None:  # they choose the epoch
+        rows.append(held_out.batch["x"])
+    _remember(pair, torch.cat(rows), batch["x"], loop.history)
     with Progress("fit", epochs * loop.steps_an_epoch, "steps", progress) as bar:
         if folder is None:
             loop.run(bar)
@@ -163,7 +166,7 @@ def fit(
                 "loss": _described(objective),
                 "optimizer": [type(optimiser).__qualname__, repr(optimiser.defaults)],
                 "scheduler": None if schedule is None else _described(schedule),
-                "model": repr(pair),
+                "model": pair.described(),
                 "parameters": {
                     name: [list(tensor.shape), str(tensor.dtype)]
                     for name, tensor in saving.tensors_of(pair).items()
@@ -177,9 +180,9 @@ def fit(
     return loop.history
 
 
-def _remember(pair: LatentVariableModel, x: Tensor, history: History) -> None:
+def _remember(pair: LatentVariableModel, used: Tensor, x: Tensor, history: History) -> None:
     """Leave on the pair which rows it has been fitted to, and the history of the last fit, as it grows."""
-    seen, before = checks.row_hashes(x), pair.seen
+    seen, before = checks.row_hashes(used), pair.seen
     if before is not None:
         seen = np.concatenate([before, seen[~np.isin(seen, before)]])
     pair.fitted = {
@@ -192,7 +195,7 @@ def _remember(pair: LatentVariableModel, x: Tensor, history: History) -> None:
 
 def _fingerprints(batch: Batch) -> dict[str, str]:
     """Of the rows and of everything beside them."""
-    return {name: checks.fingerprint(value.double()).sha256 for name, value in batch.items()}
+    return {name: checks.digest(value) for name, value in batch.items()}
 
 
 def _described(thing: Any) -> list[str]:

@@ -15,10 +15,11 @@ def _learns_scale(pair: LatentVariableModel) -> bool:
 
 
 def check_columns_vary(pair: LatentVariableModel, x: Tensor) -> None:
-    """Refuse columns on which a scale that the likelihood learns would shrink to zero."""
-    if _learns_scale(pair):
-        likelihood: Any = pair.likelihood
-        checks.varying_columns("x", x, every=likelihood.learns_scale_per_column)
+    """Refuse columns on which a scale would shrink to zero: one that is learned, or the column's own."""
+    likelihood: Any = pair.likelihood if isinstance(pair, VAE) else None
+    standardizes = getattr(likelihood, "standardize", None) is not None
+    if standardizes or _learns_scale(pair):
+        checks.varying_columns("x", x, every=standardizes or likelihood.learns_scale_per_column)
 
 
 class Scales:
