@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
 from pyrovae import checks, noise
 from pyrovae.evidence.result import LogEvidence
@@ -188,6 +188,20 @@ class ClosedForm(Baseline):
             fingerprint=checks.fingerprint(rows),
             parameters=self.parameters,
         )
+
+
+class Distributed(ClosedForm):
+    """A closed form that is one of torch's distributions. To add one: ``_distribution`` in place of what it is asked."""
+
+    @abstractmethod
+    def _distribution(self) -> Distribution:
+        """The fitted distribution of a row, batch shape () and event shape (columns,)."""
+
+    def _log_prob(self, rows: Tensor) -> Tensor:
+        return self._distribution().log_prob(rows)
+
+    def _sample(self, num_rows: int) -> Tensor:
+        return self._distribution().sample((num_rows,))
 
 
 class Conjugate(ClosedForm):

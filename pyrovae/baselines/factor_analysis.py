@@ -11,13 +11,13 @@ from torch.distributions import MultivariateNormal
 
 from pyrovae import checks
 from pyrovae.baselines import columns
-from pyrovae.baselines.base import ClosedForm, register, warn_unconverged
+from pyrovae.baselines.base import Distributed, register, warn_unconverged
 
 _LEAST = 1e-8  # of a column's variance: the least noise variance
 
 
 @register("factor_analysis")
-class FactorAnalysis(ClosedForm):
+class FactorAnalysis(Distributed):
     """z ~ N(0, I_L), x | z ~ N(W z + μ, diag(ψ)), hence x ~ N(μ, W Wᵀ + diag(ψ)): exact.
 
     Fitted by maximum likelihood. scikit-learn comes near the maximum by EM, which crawls from there on where a
@@ -103,12 +103,6 @@ class FactorAnalysis(ClosedForm):
     def _distribution(self) -> MultivariateNormal:
         # By the whole covariance: its low-rank form divides by ψ, and loses digits where that is small.
         return MultivariateNormal(self.loc, self.loadings @ self.loadings.T + self.noise_variance.diag())
-
-    def _log_prob(self, rows: Tensor) -> Tensor:
-        return self._distribution().log_prob(rows)
-
-    def _sample(self, num_rows: int) -> Tensor:
-        return self._distribution().sample((num_rows,))
 
     @property
     def num_parameters(self) -> float:

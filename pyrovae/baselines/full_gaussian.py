@@ -8,11 +8,11 @@ from torch.distributions import MultivariateNormal
 
 from pyrovae import checks
 from pyrovae.baselines import columns
-from pyrovae.baselines.base import ClosedForm, register
+from pyrovae.baselines.base import Distributed, register
 
 
 @register("full_gaussian")
-class FullGaussian(ClosedForm):
+class FullGaussian(Distributed):
     """x ~ N(μ, Σ), fitted by maximum likelihood: the rows' mean, and their covariance divided by N; exact.
 
     After ``fit``: ``loc`` μ, shape (columns,); ``covariance`` Σ, shape (columns, columns).
@@ -57,11 +57,8 @@ class FullGaussian(ClosedForm):
         self.covariance = correlation * torch.outer(scale, scale)
         self._factor = torch.linalg.cholesky(self.covariance)
 
-    def _log_prob(self, rows: Tensor) -> Tensor:
-        return MultivariateNormal(self.loc, scale_tril=self._factor).log_prob(rows)
-
-    def _sample(self, num_rows: int) -> Tensor:
-        return MultivariateNormal(self.loc, scale_tril=self._factor).sample((num_rows,))
+    def _distribution(self) -> MultivariateNormal:
+        return MultivariateNormal(self.loc, scale_tril=self._factor)
 
     @property
     def num_parameters(self) -> float:

@@ -11,13 +11,13 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 from pyrovae import checks, noise
 from pyrovae.baselines import columns
-from pyrovae.baselines.base import ClosedForm, register, warn_unconverged
+from pyrovae.baselines.base import Distributed, register, warn_unconverged
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
 
 
 @register("gaussian_mixture")
-class GaussianMixture(ClosedForm):
+class GaussianMixture(Distributed):
     """x ~ Σ_k π_k N(μ_k, Σ_k): exact.
 
     Fitted by EM from several starts (scikit-learn's, each from a k-means), of which the best is kept. Nothing
@@ -135,12 +135,6 @@ class GaussianMixture(ClosedForm):
         return MixtureSameFamily(
             Categorical(probs=self.weights), MultivariateNormal(self.loc, scale_tril=self._factors)
         )
-
-    def _log_prob(self, rows: Tensor) -> Tensor:
-        return self._distribution().log_prob(rows)
-
-    def _sample(self, num_rows: int) -> Tensor:
-        return self._distribution().sample((num_rows,))
 
     @property
     def num_parameters(self) -> float:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Independent, Normal
 
 from pyrovae.baselines import columns
-from pyrovae.baselines.base import ClosedForm, register
+from pyrovae.baselines.base import Distributed, register
 
 
 @register("independent_gaussian")
-class IndependentGaussian(ClosedForm):
+class IndependentGaussian(Distributed):
     """x_d ~ N(μ_d, σ_d²), each column by itself, fitted by maximum likelihood; exact.
 
     After ``fit``: ``loc`` μ and ``scale`` σ (divided by N), each of shape (columns,).
@@ -32,11 +32,8 @@ class IndependentGaussian(ClosedForm):
     def _fit(self, rows: Tensor) -> None:
         _, self.loc, self.scale = columns.standardized(rows)
 
-    def _log_prob(self, rows: Tensor) -> Tensor:
-        return Normal(self.loc, self.scale).log_prob(rows).sum(dim=1)
-
-    def _sample(self, num_rows: int) -> Tensor:
-        return Normal(self.loc, self.scale).sample((num_rows,))
+    def _distribution(self) -> Independent:
+        return Independent(Normal(self.loc, self.scale), 1)
 
     @property
     def num_parameters(self) -> float:

@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal
 
 from pyrovae import checks
-from pyrovae.baselines.base import ClosedForm, register
+from pyrovae.baselines.base import Distributed, register
 
 
 @register("ppca")
-class PPCA(ClosedForm):
+class PPCA(Distributed):
     """z ~ N(0, I_L), x | z ~ N(W z + μ, σ² I), hence x ~ N(μ, W Wᵀ + σ² I): exact.
 
     Fitted by maximum likelihood, in closed form: W = U (Λ − σ² I)^½ from the L largest eigenvalues of
@@ -77,12 +77,6 @@ class PPCA(ClosedForm):
     def _distribution(self) -> LowRankMultivariateNormal:
         diagonal = torch.full_like(self.loc, self.noise_variance)
         return LowRankMultivariateNormal(self.loc, self.loadings, diagonal)
-
-    def _log_prob(self, rows: Tensor) -> Tensor:
-        return self._distribution().log_prob(rows)
-
-    def _sample(self, num_rows: int) -> Tensor:
-        return self._distribution().sample((num_rows,))
 
     @property
     def num_parameters(self) -> float:

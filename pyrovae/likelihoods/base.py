@@ -219,3 +219,13 @@ class Spread(Likelihood):
 
     def extra_repr(self) -> str:
         return f"{self.spread_name}={getattr(self, self.spread_name)!r}"
+
+
+class Concentrated(Spread):
+    """Base of families with a mean and a concentration: the larger, the nearer to the mean. Computed in float64."""
+
+    spread_name = "concentration"
+    in_double = True
+
+    def __init__(self, network: nn.Module, concentration: float | str = "shared") -> None:
+        super().__init__(network, concentration)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pyrovae import distributions
-from pyrovae.likelihoods.base import REGISTRY, Likelihood, Spread
+from pyrovae.likelihoods.base import REGISTRY, Concentrated, Likelihood
 from pyrovae.likelihoods.real import LocationScale
 
 _INSIDE = 1e-3  # marginal means of [0, 1] are started from at least this far inside
@@ -37,7 +37,7 @@ class LogNormal(LocationScale):
 
 
 @REGISTRY.register("gamma")
-class Gamma(Spread):
+class Gamma(Concentrated):
     """P(x | z) = Π_d Gamma(x_d; a_d, a_d / m_d(z)) for positive x, with mean m_d and concentration a_d.
 
     Args:
@@ -51,12 +51,6 @@ class Gamma(Spread):
         torch.Size([5])
     """
 
-    spread_name = "concentration"
-    in_double = True
-
-    def __init__(self, network: nn.Module, concentration: float | str = "shared") -> None:
-        super().__init__(network, concentration)
-
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         log_mean, log_concentration = self.parts(outputs)
         return dist.Gamma(log_concentration.exp(), (log_concentration - log_mean).exp())
@@ -67,7 +61,7 @@ class Gamma(Spread):
 
 
 @REGISTRY.register("beta")
-class Beta(Spread):
+class Beta(Concentrated):
     """P(x | z) = Π_d Beta(x_d; c_d m_d, c_d (1 − m_d)) for x inside (0, 1), m_d(z) the mean, c_d the concentration.
 
     Args:
@@ -80,12 +74,6 @@ class Beta(Spread):
         >>> Beta(MLP(2, (8,), 5))(torch.zeros(3, 2)).event_shape
         torch.Size([5])
     """
-
-    spread_name = "concentration"
-    in_double = True
-
-    def __init__(self, network: nn.Module, concentration: float | str = "shared") -> None:
-        super().__init__(network, concentration)
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         logit, log_concentration = self.parts(outputs)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae import checks, distributions
-from pyrovae.likelihoods.base import REGISTRY, Likelihood, Spread
+from pyrovae.likelihoods.base import REGISTRY, Concentrated, Likelihood
 
 _LEAST_MEAN = 1e-3  # a column of zeros is started from this mean
 
@@ -47,7 +47,7 @@ class Poisson(Likelihood):
 
 
 @REGISTRY.register("negative_binomial")
-class NegativeBinomial(Spread):
+class NegativeBinomial(Concentrated):
     """P(x | z) = Π_d NB(x_d; mean m_d(z), concentration r_d) for counts of variance m + m²/r: a mass.
 
     Args:
@@ -61,9 +61,6 @@ class NegativeBinomial(Spread):
         >>> NegativeBinomial(MLP(2, (8,), 5))(torch.zeros(3, 2)).event_shape
         torch.Size([5])
     """
-
-    spread_name = "concentration"
-    in_double = True
 
     def __init__(
         self, network: nn.Module, concentration: float | str = "per_dimension", offset: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from pyro.infer import ELBO
@@ -25,6 +25,14 @@ class State:
     objective: ELBO
     num_rows: int
     clip_norm: float | None
+    #: Where the modules' buffers are, found once: a walk through closures has no place in every step.
+    buffers: list[tuple[dict[str, Tensor | None], str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        modules = {id(module): module for module in self.pair.every_module()}.values()
+        self.buffers = [
+            (m._buffers, name) for m in modules for name, b in m._buffers.items() if b is not None
+        ]
 
 
 def step(state: State, batch: Batch, seed: int, learning_rates: Sequence[float], kl_weight: float) -> float:
@@ -41,7 +49,7 @@ def step(state: State, batch: Batch, seed: int, learning_rates: Sequence[float],
         FloatingPointError: a loss or gradient that is not finite. Whatever a step raises, parameters, buffers
             and moments are as before it.
     """
-    with _buffers_as_before_on_error(state.pair):
+    with _buffers_as_before_on_error(state):
         value = _differentiate(state, batch, seed, kl_weight)
     for group, rate in zip(state.optimizer.param_groups, learning_rates, strict=True):
         group["lr"] = rate
@@ -74,13 +82,12 @@ def _differentiate(state: State, batch: Batch, seed: int, kl_weight: float) -> f
 
 
 @contextmanager
-def _buffers_as_before_on_error(pair: LatentVariableModel) -> Iterator[None]:
+def _buffers_as_before_on_error(state: State) -> Iterator[None]:
     """Run a block; if it raises, put back the modules' buffers, such as batch normalisation's running moments."""
     before = [
-        (module._buffers, name, buffer, buffer.clone())
-        for module in pair.every_module()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
+        (buffers, name, buffer, buffer.clone())
+        for buffers, name in state.buffers
+        if (buffer := buffers[name]) is not None
     ]
     try:
         yield
