@@ -4,7 +4,8 @@ Microseconds a (row, sample) for K = 5000 draws a row, on the same networks and 
 guide and the model under a plate of all K particles, for a few rows at a time. The hand-written loop goes
 over blocks of rows and draws whose temporaries stay near the cache, and sums the log weights up. Both give
 log P(x) alone; pyrovae checks the pair and gives error, bias, ESS and k-hat besides. The ratio is to plain
-Pyro. With ``--tiles`` the question is which tile (rows × samples at once) pyrovae should choose; the
+Pyro. The floor is the decoder's matrix products alone, with nothing before, between or after them, in
+blocks of the size that is quickest for them. Compiling is done before, and its time given by itself. With ``--tiles`` the question is which tile (rows × samples at once) pyrovae should choose; the
 constants in ``pyrovae/noise.py`` come from there.
 
     python benchmarks/evaluation.py --json benchmarks/results/evaluation.json
@@ -14,11 +15,13 @@ constants in ``pyrovae/noise.py`` come from there.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyro
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 from harness import Options, Peer, Table, arguments, compare, report
 from peers import TutorialVAE, binary_rows, mlp_vae, networks
@@ -81,13 +84,33 @@ SIZES = (
 BLOCK_ELEMENTS = 1 << 20
 BLOCK_SAMPLES = 128
 
+# Rows of a bare product, for the floor.
+AT_ONCE = (512, 1280, 2500, 5000)
+FLOOR = "floor: the products, {} at once"
+
 TILE_ELEMENTS = tuple(1 << power for power in range(17, 24))
 TILE_SAMPLES = (32, 128, 512)
 
 
-def by_pyrovae(size: Size, x: Tensor) -> Callable[[], float]:
+def by_pyrovae(size: Size, x: Tensor, compiled: bool) -> Callable[[], float]:
     vae = size.vae()
-    return lambda: pv.log_evidence(vae, x, num_samples=size.samples).mean
+    return lambda: pv.log_evidence(vae, x, num_samples=size.samples, compile=compiled).mean
+
+
+def products(size: Size, at_once: int) -> Callable[[], float]:
+    """The decoder's matrix products for all rows and draws, so many of them at once."""
+    weights = [layer.weight.detach().T for layer in networks(size.vae())[1] if hasattr(layer, "weight")]
+    z = torch.randn(at_once, size.latent_dim)
+    held = [torch.empty(at_once, weight.shape[1]) for weight in weights]
+
+    def run() -> float:
+        for _ in range(size.rows * size.samples // at_once):
+            layer = z
+            for weight, product in zip(weights, held, strict=True):
+                layer = torch.mm(layer, weight, out=product)
+        return math.nan
+
+    return run
 
 
 def by_pyro(size: Size, x: Tensor, validation: bool) -> Callable[[], float]:
@@ -148,7 +171,9 @@ def measure(size: Size, options: Options) -> Table:
         reference: by_pyro(size, x, validation=True),
         "Pyro, validation off": by_pyro(size, x, validation=False),
         "torch by hand, in blocks": by_hand(size, x),
-        "pyrovae log_evidence": by_pyrovae(size, x),
+        "pyrovae, compile=False": by_pyrovae(size, x, compiled=False),
+        "pyrovae, compile=True": by_pyrovae(size, x, compiled=True),
+        **{FLOOR.format(at_once): products(size, at_once) for at_once in AT_ONCE},
     }
     return compare(
         f"{size.title}, K = {size.samples}",
@@ -160,6 +185,25 @@ def measure(size: Size, options: Options) -> Table:
     )
 
 
+def shares(table: Table) -> str:
+    """What compiled tiles have of the best bare product of the same run."""
+    floor = min(table.median(FLOOR.format(at_once)) for at_once in AT_ONCE)
+    compiled = table.median("pyrovae, compile=True")
+    return f"products: {floor:.3g} {table.unit}, {floor / compiled:.0%} of what compiled tiles take"
+
+
+def compiling(size: Size) -> str:
+    """The seconds that a first compiled evaluation of one tile takes, with nothing kept on the disk."""
+    x = binary_rows(size.rows, size.data_dim)
+    seconds = []
+    for compiled in (False, True):
+        started = time.perf_counter()
+        with torch._inductor.config.patch(force_disable_caches=True):
+            pv.log_weights(size.vae(), x, num_samples=128, compile=compiled)
+        seconds.append(time.perf_counter() - started)
+    return f"compiling takes {seconds[1] - seconds[0]:.1f} s"
+
+
 def sweep(size: Size, options: Options) -> Table:
     """Every tile size for one VAE, through ``log_evidence``; the ratio is to the tile pyrovae chooses."""
     vae = size.vae()
@@ -167,7 +211,7 @@ def sweep(size: Size, options: Options) -> Table:
 
     def peer(name: str, tile: tuple[int, int] | None) -> Peer:
         def run() -> float:
-            return pv.log_evidence(vae, x, num_samples=size.tile_samples, tile=tile).mean
+            return pv.log_evidence(vae, x, num_samples=size.tile_samples, tile=tile, compile=True).mean
 
         return Peer(name, run, size.tile_rows * size.tile_samples)
 
@@ -212,7 +256,10 @@ def main() -> None:
     tables = []
     for size in SIZES:
         tables.append((sweep if parsed.tiles else measure)(size, options))
-        print(grid(tables[-1]) if parsed.tiles else tables[-1], end="\n\n")
+        print(grid(tables[-1]) if parsed.tiles else tables[-1])
+        if not parsed.tiles:
+            print(f"{shares(tables[-1])}; {compiling(size)}")
+        print()
     report(tables, options.json)
 
 

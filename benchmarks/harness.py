@@ -9,16 +9,22 @@ other on a busy machine can take ten times as long, and which peer it hits is ch
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy
@@ -32,13 +38,22 @@ class Peer:
 
     Attributes:
         name: what the table calls it.
-        run: does the job once and returns its answer, one number on which the peers should agree.
+        run: does the job once and returns its answer, one number on which the peers should agree, where there
+            is one; None of a peer that is not installed.
         units: how many units of work (steps, rows × samples) a run is.
     """
 
     name: str
-    run: Callable[[], float]
+    run: Callable[[], float | Clocked | None] | None
     units: int
+
+
+@dataclass(frozen=True)
+class Clocked:
+    """What a run returns that has taken its own time, because not all it did is to be counted."""
+
+    answer: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -52,7 +67,7 @@ class Timing:
         median: of ``seconds`` by unit, in the table's own unit of time.
         others: share of the cores that other processes took, of every run.
         ratio: median, smallest and largest over the rounds of its time a unit to the reference's.
-        answer: of the last run.
+        answer: of the last run, where it has one.
     """
 
     name: str
@@ -61,7 +76,7 @@ class Timing:
     others: list[float]
     median: float
     ratio: tuple[float, float, float]
-    answer: float
+    answer: float | None
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,7 @@ class Table:
         reference: name of the peer that ratios are taken to.
         answer: what the peers' answers are.
         timings: one a peer.
+        missing: names of peers that are not installed.
     """
 
     title: str
@@ -81,6 +97,7 @@ class Table:
     reference: str
     answer: str
     timings: list[Timing]
+    missing: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         """At most 80 columns wide for names of up to 30 characters."""
@@ -94,14 +111,68 @@ class Table:
             middle, low, high = timing.ratio
             ratio = f"{middle:.2f} ({low:.2f}-{high:.2f})"
             lines.append(f"| {timing.name:30} | {timing.median:14.4g} | {ratio:>22} |")
-        answers = ", ".join(f"{timing.answer:.2f}" for timing in self.timings)
+        lines += [f"| {name:30} | {'not installed':>14} | {'':22} |" for name in self.missing]
+        answers = ", ".join(f"{t.answer:.2f}" for t in self.timings if t.answer is not None)
         others = max(max(timing.others) for timing in self.timings)
-        lines += ["", f"{self.answer}: {answers}", f"other processes: at most {others:.0%} of the cores"]
+        lines += [
+            "",
+            textwrap.fill(f"{self.answer}: {answers}", 80),
+            f"other processes: at most {others:.0%} of the cores",
+        ]
         return "\n".join(lines)
 
     def median(self, name: str) -> float:
         """The median of the peer called ``name``."""
-        return next(timing.median for timing in self.timings if timing.name == name)
+        return self._of(name).median
+
+    def times(self, name: str, as_long_as: str) -> float | None:
+        """Median over the rounds of one peer's time a unit to another's; None where one is not installed."""
+        if {name, as_long_as} & set(self.missing):
+            return None
+        one, other = self._of(name), self._of(as_long_as)
+        rounds = zip(one.seconds, other.seconds, strict=True)
+        return statistics.median(a / b for a, b in rounds) * other.units / one.units
+
+    def _of(self, name: str) -> Timing:
+        return next(timing for timing in self.timings if timing.name == name)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """One line of what has to be shown.
+
+    Attributes:
+        measure: what is measured.
+        value: what came out; None where it could not be measured.
+        relation: "≤" or "≥".
+        target: what ``value`` has to be at most or at least, if anything.
+        unit: of both.
+    """
+
+    measure: str
+    value: float | None
+    relation: str = "≤"
+    target: float | None = 1.0
+    unit: str = "×"
+
+    @property
+    def met(self) -> bool | None:
+        """None where nothing was measured."""
+        if self.value is None or self.target is None:
+            return None
+        return self.value <= self.target if self.relation == "≤" else self.value >= self.target
+
+    def __str__(self) -> str:
+        value = "not measured" if self.value is None else f"{self.value:.3g} {self.unit}"
+        met = {None: "", True: "yes", False: "NO"}[self.met]
+        target = "" if self.target is None else f"{self.relation} {self.target:.3g} {self.unit}"
+        return f"| {self.measure:44} | {value:>12} | {target:>10} | {met:3} |"
+
+
+def aims_table(aims: Sequence[Aim]) -> str:
+    """Every aim, 80 columns wide for measures of up to 44 characters."""
+    head = f"| {'':44} | {'measured':>12} | {'target':>10} | met |"
+    return "\n".join([head, f"|{'-' * 46}|{'-' * 13}:|{'-' * 11}:|-----|", *map(str, aims)])
 
 
 #: Units of time a second, by the first word of a table's unit.
@@ -122,22 +193,31 @@ class Options:
 
 
 def compare(
-    title: str, peers: Sequence[Peer], *, options: Options, reference: str, unit: str, answer: str
+    title: str,
+    peers: Sequence[Peer],
+    *,
+    options: Options,
+    reference: str,
+    unit: str,
+    answer: str,
+    warm_up: bool = True,
 ) -> Table:
     """Run every peer once to warm up, then ``options.rounds`` times in turn; see ``Table`` for the rest."""
     _settle_allocator()
-    for peer in peers:
-        peer.run()
+    missing = [peer.name for peer in peers if peer.run is None]
+    peers = [peer for peer in peers if peer.run is not None]
+    for peer in peers if warm_up else []:
+        _timed(peer)
     seconds: dict[str, list[float]] = {peer.name: [] for peer in peers}
     others: dict[str, list[float]] = {peer.name: [] for peer in peers}
-    answers: dict[str, float] = {}
+    answers: dict[str, float | None] = {}
     deadline = time.monotonic() + options.wait
     for _ in range(options.rounds):
         for peer in peers:
-            taken, share, answers[peer.name] = _timed(peer.run)
+            taken, share, answers[peer.name] = _timed(peer)
             while share > _DISTURBED and time.monotonic() < deadline:
                 _wait_for_quiet(deadline)
-                taken, share, answers[peer.name] = _timed(peer.run)
+                taken, share, answers[peer.name] = _timed(peer)
             seconds[peer.name].append(taken)
             others[peer.name].append(share)
     a_unit = {peer.name: [s / peer.units for s in seconds[peer.name]] for peer in peers}
@@ -155,7 +235,35 @@ def compare(
                 answer=answers[peer.name],
             )
         )
-    return Table(title, unit, reference, answer, timings)
+    return Table(title, unit, reference, answer, timings, missing)
+
+
+def quickest(candidates: Mapping[Any, Callable[[], Any]]) -> Any:
+    """The key of the candidate whose second run was the quickest; the first warms it up."""
+    seconds = {}
+    for name, run in candidates.items():
+        run()
+        started = time.perf_counter()
+        run()
+        seconds[name] = time.perf_counter() - started
+    return min(seconds, key=seconds.__getitem__)
+
+
+@functools.cache
+def optional(module: str) -> ModuleType | None:
+    """A module, or None where it needs something that is not installed, which is said."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        print(f"{module}: {error}", file=sys.stderr)
+        return None
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of a module returns in a process of its own, which nothing has warmed up."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def _settle_allocator() -> None:
@@ -175,7 +283,7 @@ _DISTURBED = 0.1
 
 def _wait_for_quiet(deadline: float) -> None:
     """Sleep until the others have left the cores alone for two seconds, or the deadline is there."""
-    while time.monotonic() < deadline and _timed(_pause)[1] > _DISTURBED:
+    while time.monotonic() < deadline and _timed(_PAUSE)[1] > _DISTURBED:
         pass
 
 
@@ -184,19 +292,30 @@ def _pause() -> float:
     return 0.0
 
 
-def _timed(run: Callable[[], float]) -> tuple[float, float, float]:
-    """Wall time of a run in seconds, the share of the cores other processes took meanwhile, its answer."""
-    own, machine, started = time.process_time(), _machine_time(), time.perf_counter()
-    answer = run()
+_PAUSE = Peer("pause", _pause, 1)
+
+
+def _timed(peer: Peer) -> tuple[float, float, float | None]:
+    """Seconds a run took, the share of the cores that other processes took meanwhile, and its answer."""
+    own, machine, started = _own_time(), _machine_time(), time.perf_counter()
+    answer = None if peer.run is None else peer.run()
     taken = time.perf_counter() - started
-    others = _machine_time() - machine - (time.process_time() - own)
-    return taken, max(0.0, others / (taken * (os.cpu_count() or 1))), answer
+    others = _machine_time() - machine - (_own_time() - own)
+    share = max(0.0, others / (taken * (os.cpu_count() or 1)))
+    if isinstance(answer, Clocked):
+        return answer.seconds, share, answer.answer
+    return taken, share, answer
+
+
+def _own_time() -> float:
+    """Seconds of all cores in which this process computed, or one that it started and that has ended."""
+    return sum(os.times()[:4])
 
 
 def _machine_time() -> float:
     """Seconds of all cores in which anybody computed; without /proc, only this process is known of."""
     if not _STAT.exists():
-        return time.process_time()
+        return _own_time()
     user, nice, system, _, _, irq, softirq, steal = map(int, _STAT.read_text().split("\n")[0].split()[1:9])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 

@@ -6,6 +6,7 @@ position where there is one), and the mend.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import math
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 if TYPE_CHECKING:
     from torch.distributions.constraints import Constraint
@@ -195,15 +197,15 @@ def module(argument: str, value: Any) -> torch.nn.Module:
 def rows(
     x: Any, *, dtype: torch.dtype | None, device: torch.device | None = None, argument: str = "x"
 ) -> Tensor:
-    """``x`` as a float tensor with rows on dim 0, every entry finite.
+    """``x`` as a float tensor with rows on dim 0, every entry finite, on ``device``.
 
-    Arrays, frames and whole-number tensors are cast to ``dtype``; a float tensor has to have it already,
-    and every tensor has to be on ``device``. ``dtype=None`` takes a float tensor's own dtype, and
-    torch's default for everything else.
+    Arrays, frames and whole-number tensors are cast to ``dtype``; a float tensor has to have it already.
+    ``dtype=None`` takes a float tensor's own dtype, and torch's default for everything else. An array of that dtype is not copied, a read-only one neither: a
+    ``numpy.memmap`` stays on the disk. One of another dtype is cast whole, and then is in memory.
 
     Raises:
         TypeError: strings, objects, complex numbers, lists, a float tensor of another dtype.
-        ValueError: no rows, no columns, NaN or ±inf (with count and first position), another device.
+        ValueError: no rows, no columns, NaN or ±inf (with count and first position).
     """
     if isinstance(x, Tensor):
         tensor = _from_tensor(x, dtype, device, argument)
@@ -277,20 +279,13 @@ def _from_tensor(x: Tensor, dtype: torch.dtype | None, device: torch.device | No
         raise bad_type(argument, "real numbers", f"a {x.dtype} tensor", "Pass x.real or x.abs().")
     if x.layout != torch.strided:
         raise bad_type(argument, "a dense tensor", f"a {x.layout} one", f"Pass {argument}.to_dense().")
-    if device is not None and x.device != device:
-        raise bad_value(
-            argument,
-            f"a tensor on {device}",
-            f"one on {x.device}",
-            f"Move it: {argument}.to({str(device)!r}).",
-        )
     if x.is_quantized or x.is_nested or x.device.type == "meta":
         kind = "quantized" if x.is_quantized else "nested" if x.is_nested else "meta"
         raise bad_type(
             argument, "a tensor with its numbers in it", f"a {kind} one", "Pass a plain tensor or array."
         )
     if not x.is_floating_point():
-        return x.to(dtype or torch.get_default_dtype())
+        return x.to(device or x.device, dtype or torch.get_default_dtype())
     if dtype is not None and x.dtype != dtype:
         raise bad_type(
             argument,
@@ -298,7 +293,7 @@ def _from_tensor(x: Tensor, dtype: torch.dtype | None, device: torch.device | No
             f"a {x.dtype} tensor",
             f"Cast one of the two: {argument}.to({dtype}), or model.to({x.dtype}).",
         )
-    return x.detach()
+    return x.detach().to(device or x.device)
 
 
 def _array(x: Any, argument: str) -> np.ndarray:
@@ -341,10 +336,33 @@ def _array(x: Any, argument: str) -> np.ndarray:
         )
     if x.dtype.itemsize > 8:  # long doubles, which torch has not
         x = x.astype(np.float64)
-    # torch takes neither negative strides, foreign byte orders nor read-only memory without a warning.
-    if not x.flags.writeable or not x.dtype.isnative or any(stride < 0 for stride in x.strides):
+    # torch takes neither negative strides nor foreign byte orders.
+    if not x.dtype.isnative or any(stride < 0 for stride in x.strides):
         x = x.astype(x.dtype.newbyteorder("="))
-    return x
+    return x if x.flags.writeable else np.asarray(_ReadOnly(x))
+
+
+class _ReadOnly:
+    """The memory of a read-only array, for numpy to look at as if it could be written to.
+
+    torch knows no read-only memory and warns of it. Nothing in this package writes into rows, and inspection
+    refuses a pair that does.
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array  # which keeps the memory
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = array.__array_interface__ | {"data": (address, False)}
+
+
+#: Numbers in a block of rows: few enough that what is computed from them takes no memory to speak of.
+_BLOCK = 2**20
+
+
+def blocks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Rows a block at a time, each block with the number of its first row: what is mapped is never in memory whole."""
+    height = max(1, _BLOCK * len(rows) // max(1, rows.numel()))
+    return ((start, rows[start : start + height]) for start in range(0, len(rows), height))
 
 
 def finite(argument: str, x: Tensor) -> None:
@@ -352,10 +370,9 @@ def finite(argument: str, x: Tensor) -> None:
     # The sum is finite only if every entry is, and takes no second array; only its failure looks closer.
     if torch.isfinite(x.sum()):
         return
-    bad = ~torch.isfinite(x)
-    if not bad.any():
+    count, position = _found(x, lambda block: ~torch.isfinite(block))
+    if not count:
         return
-    count, position = _first(bad)
     value = float(x[tuple(position)])
     raise bad_value(
         argument,
@@ -365,16 +382,33 @@ def finite(argument: str, x: Tensor) -> None:
     )
 
 
+def elementwise(support: Any) -> Constraint | None:
+    """A support as a constraint on single numbers, its bounds numbers too, for ``on_support``.
+
+    None where there is no such: it is one on several numbers at once, or its bounds vary, by row (a total count) or by
+    column. That is left to the distribution's own check.
+    """
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    fixed = copy.copy(support)
+    for name, bound in vars(support).items():
+        if isinstance(bound, Tensor):
+            if not bool((bound == bound.flatten()[0]).all()):
+                return None
+            setattr(fixed, name, bound.flatten()[0].item())
+    return fixed if fixed.event_dim == 0 else None
+
+
 def on_support(argument: str, rows: Tensor, columns: list[int], support: Constraint, family: str) -> None:
     """Refuse values off ``support`` in some columns of ``rows``, shape (rows, columns); the support is elementwise.
 
     Names the family, how many values, the first row and column, and which families would fit.
     """
-    outside = ~support.check(rows[:, columns] if len(columns) < rows.shape[1] else rows)
-    if not bool(outside.any()):
+    held = columns if len(columns) < rows.shape[1] else slice(None)
+    count, position = _found(rows, lambda block: ~support.check(block[:, held]))
+    if not count:
         return
-    count, (row, position) = _first(outside)
-    column = columns[position]
+    row, column = position[0], columns[position[1]]
     raise bad_value(
         argument,
         f"values on the support of {family} ({support})",
@@ -383,24 +417,55 @@ def on_support(argument: str, rows: Tensor, columns: list[int], support: Constra
     )
 
 
+def within(argument: str, rows: Tensor, low: float, high: float, mend: str) -> None:
+    """Refuse values outside [low, high], with count and first position; rows are of any shape."""
+    count, position = _found(rows, lambda block: (block < low) | (block > high))
+    if count:
+        raise bad_value(
+            argument,
+            f"values from {low:g} to {high:g}",
+            f"{count} outside, first {float(rows[tuple(position)]):g} at {_place(position)}",
+            mend,
+        )
+
+
 def varying_columns(argument: str, x: Tensor, every: bool) -> None:
     """Refuse columns in which one value fills more than 99 % of the rows: any, or if not ``every``, all at once.
 
     A scale that is learned for each column would shrink towards zero on such a column and take the
     density, and with it log P(x), to +∞; one that the columns share, where they are all so.
     """
-    flat = x.flatten(1)
-    share = (flat == flat.mode(dim=0).values).double().mean(dim=0)
+    value_of, share = _commonest(x)
     stuck = torch.nonzero(share > 0.99).flatten()
-    if len(stuck) == flat.shape[1] or (every and len(stuck)):
+    if len(stuck) == len(share) or (every and len(stuck)):
         column = int(stuck[0])
-        value = float(flat[:, column].mode().values)
+        value = float(value_of[column])
         raise bad_value(
             argument,
             "columns that vary, because this likelihood learns a scale for each",
             f"{len(stuck)} column(s) with one value in over 99 % of the rows, first column {column} (value {value:g})",
             'Drop those columns, dequantise whole numbers, or use scale="shared" or a fixed scale without standardize.',
         )
+
+
+def _commonest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """For every column, the value that fills more than half of its rows, and its share; elsewhere some value and its.
+
+    A vote (Boyer and Moore 1991), block by block: what fills more than half of a block is its median, and counts
+    there by as many rows as it has more than all others together. On the CPU: a GPU's medians are not deterministic.
+    """
+    candidate = x[0].flatten().cpu()
+    lead, count = (torch.zeros_like(candidate, dtype=torch.int64) for _ in range(2))
+    for _, block in blocks(x):
+        values = block.cpu().reshape(len(block), -1)
+        median = values.median(dim=0).values
+        more = (2 * (values == median).sum(dim=0) - len(values)).clamp(min=0)
+        lead = torch.where(median == candidate, lead + more, lead - more)
+        candidate = torch.where(lead < 0, median, candidate)
+        lead = lead.abs()
+    for _, block in blocks(x):
+        count += (block.cpu().reshape(len(block), -1) == candidate).sum(dim=0)
+    return candidate, count.double() / len(x)
 
 
 @dataclass(frozen=True)
@@ -446,7 +511,7 @@ def fingerprint(x: Tensor) -> Fingerprint:
     columns = x.numel() // len(x)
     digest, floors = (hashlib.sha256(repr((len(x), columns)).encode()) for _ in range(2))
     totals, binary = [], True
-    for block in x.split(4096):
+    for _, block in blocks(x):
         # + 0: of two zeros that are equal the bytes differ by their sign
         values = block.detach().cpu().float().reshape(len(block), -1).contiguous().numpy() + np.float32(0)
         digest.update(values.data)
@@ -459,20 +524,19 @@ def fingerprint(x: Tensor) -> Fingerprint:
 def digest(x: Tensor) -> str:
     """sha256 of a tensor's dtype, shape and every bit: for resuming, where close is not the same."""
     found = hashlib.sha256(f"{x.dtype} {tuple(x.shape)}".encode())
-    for block in x.detach().split(4096):
+    for _, block in blocks(x.detach()):
         found.update(block.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
 def row_hashes(x: Tensor) -> np.ndarray:
     """A 64-bit hash of every row as float32 numbers, shape (rows,): equal rows, equal hashes."""
-    rows = x.detach().cpu().flatten(1) if x.dim() > 1 else x.detach().cpu()[:, None]
-    hashes = [
+    hashes = (
         int.from_bytes(hashlib.blake2b(row.data, digest_size=8).digest(), "little")
-        for block in rows.split(4096)
-        for row in block.float().contiguous().numpy() + np.float32(0)
-    ]
-    return np.array(hashes, dtype=np.uint64)
+        for _, block in blocks(x.detach())
+        for row in block.cpu().float().reshape(len(block), -1).contiguous().numpy() + np.float32(0)
+    )
+    return np.fromiter(hashes, dtype=np.uint64, count=len(x))
 
 
 def num_seen(hashes: np.ndarray, fitted: np.ndarray) -> int:
@@ -485,7 +549,8 @@ def num_seen(hashes: np.ndarray, fitted: np.ndarray) -> int:
     """
     different, place, count = np.unique(fitted, return_inverse=True, return_counts=True)
     chance = float((count[place] > 1).mean())
-    matches = float(np.isin(hashes, fitted).sum())
+    nearest = different[np.searchsorted(different, hashes).clip(max=len(different) - 1)]
+    matches = float((nearest == hashes).sum())
     if chance > 0.5:
         # Independent rows of which every one has a double take far fewer different values than this.
         copies = len(different) > 0.1 * len(fitted) and len(np.unique(count)) <= 2 and count.min() > 1
@@ -493,10 +558,19 @@ def num_seen(hashes: np.ndarray, fitted: np.ndarray) -> int:
     return max(0, round((matches - chance * len(hashes)) / (1 - chance)))
 
 
-def _first(bad: Tensor) -> tuple[int, list[int]]:
-    """How many entries are bad, and the index of the first."""
-    index = int(bad.flatten().int().argmax())
-    return int(bad.sum()), [int(i) for i in np.unravel_index(index, tuple(bad.shape))]
+def _found(rows: Tensor, bad: Callable[[Tensor], Tensor]) -> tuple[int, list[int]]:
+    """How many entries of rows are bad, and the index of the first; looked at block by block."""
+    count, first = 0, []
+    for start, block in blocks(rows):
+        entries = bad(block)
+        if not bool(entries.any()):
+            continue
+        if not count:
+            index = int(entries.flatten().int().argmax())
+            row, *place = (int(i) for i in np.unravel_index(index, tuple(entries.shape)))
+            first = [start + row, *place]
+        count += int(entries.sum())
+    return count, first
 
 
 def _place(position: list[int]) -> str:

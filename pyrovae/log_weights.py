@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pyrovae import checks, noise
 from pyrovae.model import LatentVariableModel
-from pyrovae.pair import Batch, Structure, check_supports, inspect, log_joint, propose
+from pyrovae.pair import Batch, Structure, check_supports, inspect
+from pyrovae.tracing import Runner, tile_terms, why_not_compiled
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Evaluation:
         num_samples: draws a row, K.
         seed: where the noise comes from.
         tile: (rows, samples) of a tile.
+        runner: where tiles may be run as graphs, what runs them.
+        times: how often its tiles will be computed, by which graphs pay or not.
     """
 
     pair: LatentVariableModel
@@ -60,6 +63,8 @@ class Evaluation:
     num_samples: int
     seed: int
     tile: tuple[int, int]
+    runner: Runner | None = None
+    times: int = 1
 
     @classmethod
     def prepare(
@@ -71,21 +76,28 @@ class Evaluation:
         tile: tuple[int, int] | None = None,
         structure: Structure | None = None,
         argument: str = "x",
+        compile: str | bool = False,
+        times: int = 1,
     ) -> Evaluation:
         """Check the arguments and the pair; nothing runs before they hold."""
+        if not isinstance(compile, bool):
+            checks.choice("compile", compile, ("auto",))
         checks.integer("num_samples", num_samples)
         checks.integer("seed", seed, minimum=0)
         tile = None if tile is None else checks.tile(tile)
-        batch = prepare_rows(pair, x, argument)
+        batch, known = prepare_rows(pair, x, argument), pair.dtype
         if structure is None:
             structure = inspect(pair, batch, seed)
-            batch = prepare_rows(pair, x, argument)  # a functional pair's dtype is known only now
+            if pair.dtype != known:  # a functional pair's is known only now
+                batch = prepare_rows(pair, x, argument)
         else:
             check_supports(structure, batch["x"], argument)
         if tile is None:
             tile = noise.tile_shape(structure.widest, num_samples)
         numbers = torch.arange(len(batch["x"]), device=batch["x"].device)
-        return cls(pair, structure, batch, numbers, num_samples, seed, tile)
+        main = (min(tile[0], len(numbers)), min(tile[1], num_samples))
+        runner = Runner(pair, structure, compile, main) if compile else None
+        return cls(pair, structure, batch, numbers, num_samples, seed, tile, runner, times)
 
     def __len__(self) -> int:
         return len(self.batch["x"])
@@ -93,6 +105,13 @@ class Evaluation:
     def tiles(self) -> Iterator[list[noise.Tile]]:
         """For every block of rows, its tiles."""
         return noise.tiles(len(self), self.num_samples, self.tile)
+
+    @property
+    def compiles(self) -> str | bool:
+        """What was asked for, where this machine can: whether tiles are compiled shows in their last digits."""
+        if self.runner is None or why_not_compiled(self.batch["x"].device) is not None:
+            return False
+        return self.runner.compile
 
     def blocks(self) -> Iterator[slice]:
         """The blocks of rows that tiles stand on."""
@@ -109,12 +128,34 @@ class Evaluation:
         Raises:
             ValueError: a log weight that is NaN or +∞, naming the term, the row and how many.
         """
-        batch = {name: value[tile.rows] for name, value in self.batch.items()}
+        columns = [value[tile.rows] for value in self.batch.values()]
         seed = noise.derive(self.seed, noise.Stream.TILE, *tile.index)
-        with self.pair.evaluating(), noise.seeded(seed, batch["x"].device):
-            latents, log_q = propose(self.pair, self.structure, batch, tile.num_samples)
-            joint = log_joint(self.pair, self.structure, batch, latents)
-        return Terms(joint.likelihood, joint.prior, log_q).checked(self.numbers[tile.rows])
+        function = tile_terms(self.pair, self.structure, list(self.batch), tile.num_samples)
+        if self.runner is None:
+            with self.pair.evaluating(), noise.seeded(seed, columns[0].device):
+                terms = function(*columns)
+        else:
+            shape = (tile.rows.stop - tile.rows.start, tile.num_samples)
+            terms = self.runner.run(
+                ("tile", tile.num_samples, *self.batch),
+                function,
+                columns,
+                numbers=self._numbers_ahead(*shape),
+                required=shape == self.runner.main,
+                seed=seed,
+            )
+        return Terms(*terms).checked(self.numbers[tile.rows])
+
+    def rows_alike(self, num_rows: int) -> int:
+        """How many rows stand in blocks of so many."""
+        blocks, last = divmod(len(self), self.tile[0])
+        return blocks * num_rows if num_rows == self.tile[0] else num_rows * (num_rows == last)
+
+    def _numbers_ahead(self, num_rows: int, num_samples: int) -> int:
+        """How many numbers the tiles of a shape hold, over the whole evaluation, each time that it is done."""
+        tiles, last = divmod(self.num_samples, self.tile[1])
+        samples = tiles * num_samples if num_samples == self.tile[1] else num_samples * (num_samples == last)
+        return self.times * noise.numbers(self.structure.widest, self.rows_alike(num_rows), samples)
 
 
 def log_weights(
@@ -123,6 +164,7 @@ def log_weights(
     num_samples: int = 100,
     seed: int = 0,
     tile: tuple[int, int] | None = None,
+    compile: str | bool = "auto",
 ) -> Tensor:
     """Log importance weights of every row: log P(x_n, z_sn) − log Q(z_sn | x_n), z_sn ~ Q(z | x_n).
 
@@ -131,16 +173,22 @@ def log_weights(
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``.
         x: rows on dim 0; tensor, numpy array or DataFrame. Or a dict with the rows under "x" and what is
-            aligned with them under other names, which model and guide are called with as keywords.
+            aligned with them under other names, which model and guide are called with as keywords. Rows in a
+            ``numpy.memmap`` of the pair's dtype stay on the disk; of another dtype they are cast whole.
         num_samples: draws a row, S.
         seed: the same seed and tile give the same bits.
         tile: (rows, samples) computed at once; chosen from the shapes where None.
+        compile: whether guide and model are run by Pyro for every tile (False), or once, under torch's tracer,
+            and what they compute is compiled (True): several times as fast after 5 to 20 seconds, the same up to
+            rounding. "auto" compiles where more is ahead than that takes, and can be; it goes by the shapes alone.
+            Needs a C++ compiler. Compiled graphs are kept with the pair.
 
     Returns:
         Tensor of shape (samples, rows), float64, in nats.
 
     Raises:
-        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``.
+        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``; a matrix that the memory does not
+            hold; ``compile=True`` and a pair that can't be traced.
 
     Burda, Grosse and Salakhutdinov (2016).
 
@@ -150,10 +198,17 @@ def log_weights(
         >>> log_weights(VAE.mlp(6, latent_dim=2), torch.ones(4, 6), num_samples=10).shape
         torch.Size([10, 4])
     """
-    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
-    matrix = torch.empty(
-        num_samples, len(evaluation), dtype=torch.float64, device=evaluation.batch["x"].device
-    )
+    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile)
+    shape = num_samples, len(evaluation)
+    try:
+        matrix = torch.empty(shape, dtype=torch.float64, device=evaluation.batch["x"].device)
+    except (RuntimeError, MemoryError) as error:
+        raise checks.bad_value(
+            "num_samples",
+            "a matrix of shape (samples, rows) that the memory holds",
+            f"{shape[0]} × {shape[1]} numbers, {math.prod(shape) * 8 / 1e9:.3g} GB",
+            "Use log_evidence, which keeps no matrix, or pass fewer.",
+        ) from error
     for block in evaluation.tiles():
         for part in block:
             matrix[part.samples, part.rows] = evaluation.terms(part).log_weights
@@ -189,6 +244,7 @@ def elbo(
     num_samples: int = 100,
     seed: int = 0,
     tile: tuple[int, int] | None = None,
+    compile: str | bool = "auto",
 ) -> ELBOEstimate:
     """The evidence lower bound of every row and its two halves, by Monte Carlo.
 
@@ -203,7 +259,7 @@ def elbo(
         >>> bound.estimate.shape
         (4,)
     """
-    return elbo_of(Evaluation.prepare(pair, x, num_samples, seed, tile))
+    return elbo_of(Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile))
 
 
 def elbo_of(evaluation: Evaluation) -> ELBOEstimate:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pyrovae import checks, encoders, likelihoods, noise, priors
 from pyrovae.networks import MLP, Standardize, output_width, widths
+from pyrovae.precision import products
 
 
 class LatentVariableModel(nn.Module):
@@ -208,8 +209,8 @@ class LatentVariableModel(nn.Module):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Run a block in ``eval()`` mode without gradients, then restore every module's own mode."""
-        with self._mode(training=False), torch.no_grad():
+        """Run a block in ``eval()`` mode, without gradients and with float32 products; then restore every module's mode."""
+        with self._mode(training=False), torch.no_grad(), products("highest"):
             yield
 
     @contextmanager

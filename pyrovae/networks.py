@@ -236,10 +236,16 @@ class Standardize(nn.Module):
 
     def learn(self, x: Tensor) -> None:
         """Take loc and scale from the columns' means and standard deviations; a column of one value keeps scale 1."""
-        rows = _rows_of(self.num_features, x).double()
-        rows = rows.log() if self.log else rows
-        scale = rows.std(dim=0, correction=0)
-        self.loc.copy_(rows.mean(dim=0))
+        mean, squares = torch.zeros(2, self.num_features, dtype=torch.float64, device=x.device)
+        for start, block in checks.blocks(_rows_of(self.num_features, x)):
+            rows = block.double().log() if self.log else block.double()
+            variance, centre = torch.var_mean(rows, dim=0, correction=0)
+            # means and squared deviations, merged block by block (Chan, Golub and LeVeque 1983)
+            weight = len(rows) / (start + len(rows))
+            squares = squares + len(rows) * (variance + (1 - weight) * (centre - mean) ** 2)
+            mean = mean + weight * (centre - mean)
+        scale = (squares / len(x)).sqrt()
+        self.loc.copy_(mean)
         self.scale.copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
         self.learned.fill_(True)
 

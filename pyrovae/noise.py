@@ -44,8 +44,17 @@ def tile_shape(widest: int, num_samples: int) -> tuple[int, int]:
     Few samples make tall tiles, many samples make short ones: either way a tile holds about the same
     amount of work, and a row is encoded once for up to 128 samples.
     """
-    samples = min(num_samples, _SAMPLES_PER_TILE)
-    return max(1, _ELEMENTS_PER_TILE // (max(widest, _NARROWEST) * samples)), samples
+    samples = _SAMPLES_PER_TILE
+    if num_samples < samples:
+        samples = num_samples
+    elif num_samples % samples:  # one that leaves no narrow tile over, where there is one
+        samples = next((n for n in range(samples, samples // 2, -1) if num_samples % n == 0), samples)
+    return max(1, _ELEMENTS_PER_TILE // numbers(widest, 1, samples)), samples
+
+
+def numbers(widest: int, num_rows: int, num_samples: int) -> int:
+    """Numbers in the widest layer of a tile."""
+    return max(widest, _NARROWEST) * num_rows * num_samples
 
 
 def tiles(num_rows: int, num_samples: int, shape: tuple[int, int]) -> Iterator[list[Tile]]:

@@ -179,6 +179,8 @@ def _load_pair(
 ) -> LatentVariableModel:
     """A pair as it was saved, or ``into``, filled."""
     fitted, frozen = storage.unpack(meta["fitted"], arrays), set(meta["frozen"])
+    if not isinstance(fitted, dict | None):
+        raise TypeError(f"what fit left on it is a {type(fitted).__name__}")
     saved = {name: arrays[name] for name in meta["tensors"]}
     modes = {name: bool(module["training"]) for name, module in meta["modules"].items()}
     pair = _built(meta["architecture"], arrays) if into is None else into
@@ -391,10 +393,22 @@ def _packed_constraint(constraint: Any) -> Any:
 
 
 def _constraint(packed: Any) -> Any:
-    if isinstance(packed, str):
-        return next(getattr(constraints, name) for name in _SINGLE.values() if name == packed)
-    family = next(family for family, name in _BOUNDED.items() if name == packed[0])
-    return family(*(x if isinstance(x, int | float) else _constraint(x) for x in packed[1:]))
+    """The constraint that ``_packed_constraint`` packed; what it could not have packed is refused."""
+    match packed:
+        case str() if packed in _SINGLE.values():
+            return getattr(constraints, packed)
+        case ["independent", base, int(count)]:
+            return constraints.independent(_constraint(base), count)
+        case [str(name), *bounds] if name in _BOUNDED.values() and all(
+            isinstance(bound, int | float) for bound in bounds
+        ):
+            return getattr(constraints, name)(*bounds)
+    raise checks.bad_value(
+        "path",
+        "constraints that pyro.param takes, by their names",
+        checks.shown(packed),
+        "Nothing was changed. Load the file with the version that wrote it.",
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -258,6 +258,7 @@ KINDS = {
     "zero or positive": {k: v for k, v in NOT_POSITIVE.items() if k not in ("0", "0.0")},
     "share": {k: v for k, v in NOT_POSITIVE.items() if k not in ("0", "0.0")} | values(1, 1.0, 1.5),
     "below one": NOT_POSITIVE | values(1, 1.0, 1.5),
+    "auto or flag": values(None, 0, 1, 1.0, "yes", "False", [], [True], math.nan, len),
     "flag": values(None, 0, 1, 1.0, "yes", "False", [], [True], math.nan, len)
     | {"a tensor": lambda: torch.tensor(True)},
     "name": NOT_NAME,
@@ -379,8 +380,11 @@ def network(out, inputs=2):
 
 
 def estimator(function, **kinds):
-    if "checkpoint" in inspect.signature(function).parameters:
-        kinds["checkpoint"] = "checkpoint"
+    kinds |= {
+        name: kind
+        for name, kind in {"checkpoint": "checkpoint", "compile": "auto or flag"}.items()
+        if name in inspect.signature(function).parameters
+    }
     return Case(function, PAIR, kinds)
 
 
@@ -508,6 +512,9 @@ CASES = {
             "progress": "flag",
             "checkpoint": "checkpoint",
             "on_nonfinite": "name",
+            "compile": "auto or flag",
+            "precision": "name",
+            "binarize": "flag",
         },
     ),
     "Checkpoint": Case(

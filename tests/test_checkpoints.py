@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 import pyrovae as pv
 from pyrovae import encoders, likelihoods, priors, storage
-from pyrovae.training import loop
+from pyrovae.training import loop, traced
 
 X = (torch.rand(90, 6, generator=torch.Generator().manual_seed(0)) < 0.4).float()
 TRAIN, VALIDATION = X[:60], X[60:]
@@ -86,6 +86,7 @@ CASES = {
     ),
     "standardised": (functools.partial(vae, likelihood="gaussian", standardize=True), {}),
     "plain functions": (functional, {}),
+    "in chunks": (vae, {}),
 }
 
 
@@ -98,6 +99,8 @@ def fit(case, folder=None, **options):
     if case == "steps that are skipped":
         rows = rows.clone()
         rows[7] = 1e30
+    if case == "in chunks":
+        rows = rows.split((32, 28))
     return pair, pv.fit(pair, rows, checkpoint=checkpoint, **arguments)
 
 
@@ -106,18 +109,18 @@ class Stopped(Exception):
 
 
 def stop_at(monkeypatch, steps):
-    """Let training end with an exception before steps of these numbers, counted over all attempts."""
+    """Let training end with an exception before steps, or calls of several, of these numbers, counted over all attempts."""
     taken = 0
 
-    def step(*args):
+    def advance(*args):
         nonlocal taken
         taken += 1
         if taken in steps:
             raise Stopped
         return take(*args)
 
-    take = loop.step
-    monkeypatch.setattr(loop, "step", step)
+    take = loop.Loop._advance
+    monkeypatch.setattr(loop.Loop, "_advance", advance)
 
 
 def assert_same(one, two):
@@ -133,21 +136,29 @@ def assert_same(one, two):
     assert (history.stopped, history.best_epoch) == (history_of_other.stopped, history_of_other.best_epoch)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_stopped_and_resumed_it_is_the_same_fit(case, tmp_path, monkeypatch):
-    """Stopped inside an epoch, right before one, and twice in a row."""
-    whole = fit(case)
+@pytest.mark.parametrize(
+    ("case", "steps"),
+    [(case, steps) for case in CASES for steps in ("eager", "traced")]
+    + [(case, "compiled") for case in ("Adam", "steps that are skipped")],  # each takes seconds to compile
+)
+def test_stopped_and_resumed_it_is_the_same_fit(case, steps, tmp_path, monkeypatch):
+    """Stopped inside an epoch, right before one, and twice in a row; however steps are taken."""
+    how = {} if steps == "traced" else {"compile": steps == "compiled"}
+    if steps == "traced":
+        monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
+    whole = fit(case, **how)
+    assert whole[1].steps == steps
     with monkeypatch.context() as patch:
-        stop_at(patch, {3, 4, 9, 15})
+        stop_at(patch, {3, 4, 9, 15} if steps != "compiled" else {2, 4, 5, 8})
         for _ in range(4):
             with pytest.raises(Stopped):
-                fit(case, tmp_path)
-        parts = fit(case, tmp_path)
+                fit(case, tmp_path, **how)
+        parts = fit(case, tmp_path, **how)
     assert_same(whole, parts)
     # and a finished fit is taken as it is
     with monkeypatch.context() as patch:
         stop_at(patch, {1})
-        assert_same(whole, fit(case, tmp_path))
+        assert_same(whole, fit(case, tmp_path, **how))
 
 
 def test_another_initialisation_does_not_matter_to_a_resumed_fit(tmp_path, monkeypatch):
@@ -172,6 +183,7 @@ OTHER = {
     "optimizer": {"optimizer": torch.optim.AdamW},
     "scheduler": {"scheduler": functools.partial(StepLR, step_size=1)},
     "loss": {"num_particles": 3},
+    "steps": {"compile": True},
 }
 
 

@@ -73,7 +73,7 @@ def test_binarize_draws_each_level_at_its_rate():
 
 
 def test_binarize_refuses_other_levels():
-    with pytest.raises(ValueError, match="from 0 to 16, got 2 outside, from -1 to 17"):
+    with pytest.raises(ValueError, match="levels: expected values from 0 to 16, got 2 outside, first 17"):
         datasets.binarize(np.array([[17, -1, 16, 0]]), highest=16)
 
 

@@ -61,10 +61,11 @@ def test_elbo_is_reconstruction_minus_rate_in_closed_form():
     np.testing.assert_allclose(bound.rate, rate, rtol=0, atol=0.09)
     np.testing.assert_allclose(bound.reconstruction, reconstruction, rtol=0, atol=0.09)
     np.testing.assert_allclose(bound.estimate, bound.reconstruction - bound.rate, rtol=0, atol=1e-12)
-    lw = pv.log_weights(oracle.pair(1.2), x, num_samples=500, seed=1)
-    small = pv.elbo(oracle.pair(1.2), x, num_samples=500, seed=1)
+    # a prime number of draws: the last tile is narrower
+    lw = pv.log_weights(oracle.pair(1.2), x, num_samples=499, seed=1)
+    small = pv.elbo(oracle.pair(1.2), x, num_samples=499, seed=1)
     np.testing.assert_allclose(small.estimate, lw.mean(0), rtol=0, atol=1e-10)
-    np.testing.assert_allclose(small.mcse, lw.std(0) / 500**0.5, rtol=1e-9)
+    np.testing.assert_allclose(small.mcse, lw.std(0) / 499**0.5, rtol=1e-9)
 
 
 def test_streaming_is_the_matrix():

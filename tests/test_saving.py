@@ -1,6 +1,7 @@
 """save() and load(): every family and baseline bit for bit, the user's own pairs, and refusals that touch nothing."""
 
 import itertools
+import json
 import pickle
 import warnings
 from pathlib import Path
@@ -674,6 +675,65 @@ def test_whole_files_of_other_content_are_refused(tmp_path, change):
     change(meta)
     storage.write(tmp_path / "vae", arrays, meta)
     with pytest.raises(ValueError, match=r"^(path|into|latent_dim): expected"):
+        load(tmp_path / "vae")
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        "nowhere",
+        "dependent",  # a constraint of torch's that pyro.param does not take
+        "__doc__",
+        ["nowhere", 1.0],
+        ["greater_than", "nowhere"],
+        ["greater_than", [["real"]]],
+        ["interval", 0.0],
+        ["independent", "nowhere", 1],
+        ["independent", "real", 0.5],
+        [],
+        3,
+    ],
+    ids=str,
+)
+def test_a_forged_constraint_is_refused_and_nothing_changed(tmp_path, packed):
+    save(run(declaring(constraints.positive, 0.3)), tmp_path / "pair")
+    arrays, meta = storage.read(tmp_path / "pair")
+    assert meta["constraints"] == {"theta": ["greater_than", 0.0]}
+    meta["constraints"]["theta"] = packed
+    storage.write(tmp_path / "pair", arrays, meta)
+    fresh = declaring(constraints.positive, 0.3)
+    message = "missing 1 required" if packed == ["interval", 0.0] else "constraints that pyro.param takes"
+    with pytest.raises(checks.Refused, match=rf"^path: expected .*{message}.*Nothing was changed"):
+        load(tmp_path / "pair", into=fresh)
+    assert not fresh._store["params"]
+    assert not list(fresh.parameters())
+
+
+def nested(path, place, depth):
+    """Put lists in lists into the JSON of a saved file, deeper than ``storage.write`` would, under a digest that fits."""
+    arrays, meta = storage.read(path)
+    storage.write(path, arrays, meta | {place: "HERE"})
+    content = path.read_bytes()
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")].rstrip(b" ")
+    about = json.loads(json.loads(header)["__metadata__"]["pyrovae"])
+    header = header.replace(b'\\"HERE\\"', b"[" * depth + b"]" * depth)
+    header = header.replace(about["sha256"].encode(), b"0" * 64)
+    header += b" " * (-len(header) % 8)
+    body = content[8 + int.from_bytes(content[:8], "little") :]
+    content = len(header).to_bytes(8, "little") + header + body
+    path.write_bytes(
+        content.replace(b"0" * 64, storage._digest(content, content.index(b"0" * 64)).encode(), 1)
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 3, 900, 100_000])
+@pytest.mark.parametrize("place", ["kind", "architecture", "tensors", "modules", "fitted"])
+def test_deeply_nested_json_is_refused(tmp_path, place, depth):
+    save(vae(), tmp_path / "vae")
+    nested(tmp_path / "vae", place, depth)
+    if depth < 900:  # the forgery is one that the digest does not tell
+        assert storage.read(tmp_path / "vae")[1][place] == json.loads("[" * depth + "]" * depth)
+    with pytest.raises(checks.Refused, match=r"^(path|into): expected"):
         load(tmp_path / "vae")
 
 

@@ -22,9 +22,11 @@ from pyro.infer import (
 )
 
 import pyrovae as pv
-from pyrovae import baselines, training
+from pyrovae import baselines, checks, noise, tracing, training
 from pyrovae import pair as pair_room
-from pyrovae.training import loop
+from pyrovae.training import loop, traced
+from pyrovae.training.rows import Rows
+from pyrovae.training.step import State
 
 
 def small_vae(seed=0, **options):
@@ -137,9 +139,9 @@ def test_rate_and_reconstruction_do_not_depend_on_the_objective():
 def test_same_seed_same_fit_whatever_ran_before():
     x = binary_rows()
     fits = []
-    for noise in (1, 77):
+    for before in (1, 77):
         vae = small_vae()
-        torch.randn(noise)
+        torch.randn(before)
         state = torch.random.get_rng_state()
         pv.fit(vae, x, epochs=3, batch_size=16, seed=5)
         assert torch.equal(torch.random.get_rng_state(), state)
@@ -641,3 +643,263 @@ def test_skipping_under_python_o_is_the_same(likelihood):
             fits.append((pv.fit(vae, x, epochs=2, batch_size=8, on_nonfinite="skip"), parameters(vae)))
     assert same(fits[0][1], fits[1][1])
     assert fits[0][0].frame["skipped"].tolist() == fits[1][0].frame["skipped"].tolist()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# How steps are taken
+
+X = binary_rows(90)
+
+
+def long_and_short():
+    """A pair, rows, and two numbers of epochs: so few steps that nothing is traced, and so many that it is."""
+    torch.manual_seed(0)
+    return pv.VAE.mlp(6, 2, hidden_dims=(4,)), X[:8], (1, 130)
+
+
+def rows_of(x):
+    return Rows([{"x": x}], lambda batch, _: batch, digests=False)
+
+
+def test_how_steps_are_taken_follows_from_the_arguments():
+    pair, x, (few, many) = long_and_short()
+    assert pv.fit(pair, x, epochs=few, batch_size=1).steps == "eager"
+    assert pv.fit(pair, x, epochs=many, batch_size=1, compile=False).steps == "eager"
+    assert pv.fit(pair, x, epochs=many, batch_size=1).steps == "traced"
+    state = State(pair, torch.optim.Adam(pair.parameters()), Trace_ELBO(), 8, None)
+    rows = rows_of(x)
+    ways = {epochs: traced.choose("auto", epochs, state, rows, 1, False)[1] for epochs in (125, 12_500)}
+    assert ways == {125: "traced", 12_500: "compiled"}
+
+
+def test_a_compiled_fit_is_the_eager_one_but_for_rounding():
+    """With all that a fit can have: warm-up, clipping, a schedule, early stopping, a smaller last batch."""
+    options = {
+        "epochs": 6,
+        "batch_size": 7,
+        "kl_warmup": 2,
+        "clip_norm": 0.5,
+        "lr": 1e-2,
+        "validation": X[60:].double(),
+        "patience": 2,
+        "scheduler": functools.partial(torch.optim.lr_scheduler.StepLR, step_size=2),
+    }
+    fits = {}
+    for how in (False, True):
+        torch.manual_seed(0)
+        pair = pv.VAE.mlp(6, 2, hidden_dims=(4,)).double()
+        fits[how] = (pair, pv.fit(pair, X[:60].double(), compile=how, **options))
+    (eager, one), (compiled, two) = fits.values()
+    assert (one.steps, two.steps) == ("eager", "compiled")
+    frames = [history.frame.drop(columns="seconds") for history in (one, two)]
+    assert np.allclose(*frames, rtol=1e-9)
+    for a, b in zip(eager.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_what_cannot_be_traced_runs_eagerly_and_says_why():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1).to_event(1))
+            logits = pyro.param("w", torch.ones(6)) * z.sum(-1, keepdim=True)
+            if float(logits.detach().abs().max()) > 1e6:
+                logits = logits.clamp(-1e6, 1e6)
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, :2], 1).to_event(1))
+
+    pair = pv.LatentVariableModel(model, guide)
+    assert re.match(
+        r"eager: model \(.*\) reads a tensor's value", pv.fit(pair, X[:8], epochs=130, batch_size=1).steps
+    )
+    before = parameters(pair)
+    with pytest.raises(
+        ValueError, match=r"compile: expected steps that can be traced and compiled, got model .* reads"
+    ):
+        pv.fit(pair, X[:8], epochs=1, compile=True)
+    assert same(before, parameters(pair))
+
+
+def test_what_the_compiler_does_not_take_runs_eagerly_and_says_why(monkeypatch):
+    def broken(*arguments, **options):
+        raise tracing.Untraceable("can't be compiled: for a reason")
+
+    monkeypatch.setattr(tracing.steps, "compile_graph", broken)
+    fits = [(small_vae(), how) for how in (False, True)]
+    histories = [pv.fit(vae, X, epochs=2, compile=how) for vae, how in fits]
+    assert [history.steps for history in histories] == ["eager", "eager: can't be compiled: for a reason"]
+    assert same(*(parameters(vae) for vae, _ in fits))
+
+
+def test_traced_steps_that_are_not_finite_are_named_and_skipped():
+    torch.manual_seed(0)
+    x = torch.randn(40, 3)
+    x[7] = 1e30
+    skipped = {}
+    for how in (False, "auto"):
+        torch.manual_seed(0)
+        pair = pv.VAE.mlp(3, 1, hidden_dims=(4,), likelihood="gaussian")
+        with pytest.raises(FloatingPointError, match=r"at epoch 1, step \d+, rows 7"):
+            pv.fit(pair, x, epochs=30, batch_size=1, compile=how)
+        history = pv.fit(pair, x, epochs=30, batch_size=1, compile=how, on_nonfinite="skip")
+        skipped[history.steps] = list(history.frame["skipped"])
+    assert skipped == {"eager": [1] * 30, "traced": [1] * 30}
+
+
+def test_medium_precision_is_for_steps_alone(monkeypatch):
+    """Products of steps are rounded to bfloat16, where the processor has them; those of evaluations never are."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    seen = {True: set(), False: set()}
+
+    class Watched(torch.nn.Linear):
+        def forward(self, x):
+            seen[torch.is_grad_enabled()].add(torch.get_float32_matmul_precision())
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    pair = pv.VAE(
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Bernoulli(Watched(2, 6)),
+        pv.encoders.DiagonalNormal(Watched(6, 4)),
+    )
+    pv.fit(pair, X[:20], epochs=2, precision="medium", compile=False)
+    assert "medium" in seen[True]
+    torch.set_float32_matmul_precision("medium")
+    try:
+        pv.log_evidence(pair, X[:4], num_samples=10)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen[False] == {"highest"}
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.raises(ValueError, match="precision: expected 'highest' on a processor without"):
+        pv.fit(pair, X[:20], precision="medium")
+    with pytest.raises(ValueError, match="precision: expected 'highest' for a pair that is not in float32"):
+        pv.fit(pair.double(), X[:20].double(), precision="medium")
+
+
+def test_rows_to_binarize_are_probabilities():
+    with pytest.raises(
+        ValueError, match="x: expected values from 0 to 1, got 8 outside, first 255 at row 0, column 1"
+    ):
+        pv.fit(small_vae(), torch.tensor([[0.0, 255.0, 1, 1, 1, 1]] * 8), binarize=True)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_binarized_steps_draw_pixels_before_latents(compile):
+    """What a step of a binarized fit is: the step on the zeros and ones that its seed draws first."""
+    grey, seed = torch.rand(5, 6, dtype=torch.float64), 4
+
+    def state(binarize):
+        pair = small_vae().double()
+        return State(pair, torch.optim.SGD(pair.parameters(), lr=0.1), Trace_ELBO(), 5, None, binarize)
+
+    with noise.seeded(seed):
+        drawn = (torch.rand_like(grey) < grey).double()
+        latent_seed = torch.random.get_rng_state()
+    assert set(drawn.unique().tolist()) == {0.0, 1.0}
+    if compile:
+        one = state(True)
+        steps = traced.Traced(one, rows_of(grey), 5, False, compiled=False).at(0)[0]
+        value = steps.run(torch.arange(5), [seed], [0.1], [1.0])[0]
+    else:
+        value = training.step(state(True), {"x": grey}, seed, [0.1], 1.0)
+    plain = state(False)
+    with torch.random.fork_rng():
+        torch.random.set_rng_state(latent_seed)
+        expected = float(plain.loss({"x": drawn}, 1.0).detach()) / 5
+    assert value == pytest.approx(expected, rel=1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Rows in chunks
+
+
+def chunked(x, *lengths, **options):
+    vae = small_vae().to(x.dtype)
+    return vae, pv.fit(vae, x.split(lengths), batch_size=16, lr=1e-2, **{"epochs": 3} | options)
+
+
+def test_one_chunk_is_the_array():
+    vae = small_vae()
+    whole = pv.fit(vae, X, batch_size=16, lr=1e-2, epochs=3)
+    one, history = chunked(X, 90)
+    assert same(parameters(vae), parameters(one))
+    assert history.frame["elbo"].tolist() == whole.frame["elbo"].tolist()
+
+
+def test_chunks_are_taken_in_turn_and_all_rows_count_alike():
+    """Each chunk's rows once an epoch, in an order of the epoch's own; steps are those on the array, N apart."""
+    seen = []
+
+    def model(x):
+        if torch.is_grad_enabled():
+            seen.append(x[:, 0].long().tolist())
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1).to_event(1))
+            pyro.sample("x", dist.Normal(z * pyro.param("w", torch.ones(2)), 1).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, :1] * 0.0 + pyro.param("m", torch.zeros(1)), 1).to_event(1))
+
+    rows = torch.arange(50.0)[:, None].repeat(1, 2)
+    pv.fit(
+        pv.LatentVariableModel(model, guide), rows.split((20, 25, 5)), batch_size=10, epochs=2, compile=False
+    )
+    first, second = seen[-12:-6], seen[-6:]  # before them, the checks of the pair
+    for epoch in (first, second):
+        assert sorted(epoch[0] + epoch[1]) == list(range(20))
+        assert sorted(epoch[2] + epoch[3] + epoch[4]) == list(range(20, 45))
+        assert sorted(epoch[5]) == list(range(45, 50))
+    assert first[0] != second[0]
+
+
+def test_chunks_traced_are_chunks_eager(monkeypatch):
+    monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
+    (eager, one), (other, two) = (chunked(X.double(), 40, 35, 15, compile=how) for how in (False, "auto"))
+    assert (one.steps, two.steps) == ("eager", "traced")
+    np.testing.assert_allclose(one.frame["loss"], two.frame["loss"], rtol=1e-10)
+    for a, b in zip(parameters(eager), parameters(other), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_a_data_loader_is_chunks():
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X), batch_size=30)
+    vae = small_vae()
+    pv.fit(vae, loader, batch_size=16, lr=1e-2, epochs=3)
+    assert same(parameters(vae), parameters(chunked(X, 30, 30, 30)[0]))
+    assert vae.fitted["rows"] == 90
+    assert vae.fitted["seen"].tolist() == checks.row_hashes(X).tolist()
+
+
+class Shrinking:
+    """Chunks of which the last is missing from the second pass on."""
+
+    def __init__(self):
+        self.passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return iter([X[:40], X[40:]][: 2 if self.passes < 4 else 1])
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (
+            (rows for rows in [X]),
+            "x: expected chunks that can be gone through in every epoch anew, got a generator",
+        ),
+        ([X[:40], X[40:, :3]], r"x: expected chunks that differ only in their rows: .*\(6,\).* in chunk 1"),
+        ([X[:40], 2 * X[40:]], r"x\[1\]: expected values on the support of Bernoulli"),
+        ([X[:40], X[40:] / 0], r"x\[1\]: expected .*finite"),
+        (torch.utils.data.DataLoader([]), "x: expected at least one chunk of rows, got none"),
+        (Shrinking(), r"x: expected 50 rows in chunk 1, as in the first pass, got 0"),
+    ],
+)
+def test_chunks_that_are_none(x, message):
+    with pytest.raises(ValueError, match=message):
+        pv.fit(small_vae(), x)

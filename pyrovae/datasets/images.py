@@ -97,7 +97,7 @@ def binarized_mnist(download: bool = True) -> Split:
 def binarize(levels: Any, highest: float = 255.0, seed: int = 0) -> Tensor:
     """Grey levels as zeros and ones: each entry is 1 with probability level / ``highest``.
 
-    One fixed draw, for a test set of a recorded seed. In training, the custom is a fresh seed an epoch.
+    One fixed draw, for a test set of a recorded seed. ``fit(binarize=True)`` draws anew at every presentation.
 
     Args:
         levels: rows of grey levels in [0, highest], shape (rows, columns).
@@ -118,14 +118,7 @@ def binarize(levels: Any, highest: float = 255.0, seed: int = 0) -> Tensor:
     """
     checks.positive("highest", highest)
     x = checks.rows(levels, dtype=None, argument="levels")
-    outside = (x < 0) | (x > highest)
-    if outside.any():
-        raise checks.bad_value(
-            "levels",
-            f"grey levels from 0 to {highest:g}",
-            f"{int(outside.sum())} outside, from {x.min():g} to {x.max():g}, first at row {int(torch.nonzero(outside)[0, 0])}",
-            "Pass the highest level that can occur as highest=.",
-        )
+    checks.within("levels", x, 0, highest, "Pass the highest level that can occur as highest=.")
     uniform = torch.rand(x.shape, generator=generator_of(seed), dtype=x.dtype)
     return (uniform.to(x.device) < x / highest).to(x.dtype)
 

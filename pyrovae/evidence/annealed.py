@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrovae import checks
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evidence.blocks import Folder, each_block, parts_of
-from pyrovae.evidence.posterior import Encoder, Posterior, Prior, Proposal, gradients, total, undisturbed
+from pyrovae.evidence.posterior import Encoder, Posterior, Prior, Proposal, undisturbed
 from pyrovae.evidence.result import Columns, LogEvidence, verdicts
 from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
@@ -40,6 +40,7 @@ def annealed(
     tile: tuple[int, int] | None = None,
     progress: bool = False,
     checkpoint: Folder = None,
+    compile: str | bool = "auto",
 ) -> LogEvidence:
     """log P(x_n) ≈ log (1/K) Σ_k Π_t f_t(u_{k,t−1}) / f_{t−1}(u_{k,t−1}), f_t = Q^(1−β_t) P(x_n, u)^β_t.
 
@@ -63,6 +64,8 @@ def annealed(
         progress: show a bar, or plain lines where there is no terminal.
         checkpoint: a folder of this evaluation's own that keeps finished blocks of rows: the same call goes on
             after the last of them.
+        compile: whether what a move computes is traced and compiled: True, False, or "auto", by the work ahead; see
+            ``log_weights``. Compiling takes 10 to 30 seconds.
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds.
@@ -82,7 +85,7 @@ def annealed(
     checks.choice("start", start, STARTS)
     checks.integer("num_temperatures", num_temperatures, minimum=2)
     checks.boolean("progress", progress)
-    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
+    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile)
     parts = parts_of(
         checkpoint, evaluation, method="annealed", num_temperatures=num_temperatures, start=start
     )
@@ -90,7 +93,9 @@ def annealed(
     def anneal(number: int, rows: slice) -> Columns:
         with undisturbed(evaluation, Stream.PILOT, number):
             posterior = Posterior(evaluation, rows)
-            path = Path(posterior, Encoder(posterior) if start == "encoder" else Prior(posterior))
+            posterior.expect(3 * num_temperatures * num_samples)
+            begin = Encoder(posterior) if start == "encoder" else Prior(posterior)
+            path = Path(posterior, begin, chains=min(evaluation.tile[1], num_samples))
             moves = path.tune(num_temperatures)
         return weigh_chains(evaluation, path, moves, number)
 
@@ -155,10 +160,12 @@ class _State(NamedTuple):
 
 
 class Path:
-    """The geometric path from a proposal to the posterior of a block of rows, and the moves along it."""
+    """The geometric path from a proposal to the posterior of a block of rows, and the moves along it; ``chains`` of them at a time."""
 
-    def __init__(self, posterior: Posterior, start: Proposal, scale: Tensor | None = None) -> None:
-        self.posterior, self._start = posterior, start
+    def __init__(
+        self, posterior: Posterior, start: Proposal, scale: Tensor | None = None, chains: int = 0
+    ) -> None:
+        self.posterior, self._start, self._chains = posterior, start, chains
         # Each coordinate in units of the start's spread: a mass matrix, diagonal, for every row.
         spread = start.draw(_SPREAD_DRAWS).std(dim=0) if scale is None else scale
         self._scale = spread.clamp(min=1e-6)
@@ -229,13 +236,7 @@ class Path:
         return proposed.where(accepted, state), momentum, acceptance.mean(dim=0)
 
     def _state(self, u: Tensor) -> _State:
-        def ends(v: Tensor) -> tuple[Tensor, Tensor]:
-            joint = self.posterior.log_joint(v)
-            return self._start.log_density(v, joint.prior), total(joint)
-
-        self.posterior.cost += 2 * len(u)  # the gradient
-        values, grads = gradients(ends, u)
-        return _State(u, *values, *grads)
+        return _State(u, *self.posterior.ends(self._start, u, self._chains))
 
 
 def path_cost(num_chains: int, num_temperatures: int) -> int:

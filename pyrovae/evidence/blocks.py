@@ -31,6 +31,7 @@ def parts_of(folder: Folder, evaluation: Evaluation, **options: Any) -> Parts | 
         "num_samples": evaluation.num_samples,
         "seed": evaluation.seed,
         "tile": list(evaluation.tile),
+        "compile": evaluation.compiles,
         "x": batch,
         "model": evaluation.pair.described(),
         "parameters": _digest(evaluation.pair),
@@ -45,11 +46,16 @@ def each_block(
     parts: Parts | None = None,
 ) -> Columns:
     """The columns of every block of rows, from its number and rows; those that ``parts`` holds are not computed again."""
-    found = []
+    whole: dict[str, torch.Tensor] = {}
     for number, rows in enumerate(evaluation.blocks()):
-        found.append(kept(parts, number, functools.partial(compute, number, rows)))
+        block = vars(kept(parts, number, functools.partial(compute, number, rows)))
+        # Into one piece of memory each: small pieces kept from every block would end up between the large ones
+        # that are freed, and hold on to their memory.
+        whole = whole or {name: part.new_empty(len(evaluation)) for name, part in block.items()}
+        for name, part in block.items():
+            whole[name][rows] = part
         bar.advance(rows.stop - rows.start)
-    return Columns.cat(found)
+    return Columns(**whole)
 
 
 def kept(parts: Parts | None, number: int, compute: Callable[[], Columns]) -> Columns:

@@ -87,7 +87,7 @@ def gaps(
             for index, done in enumerate(range(0, num_samples, evaluation.tile[1])):
                 with undisturbed(evaluation, Stream.WEIGHTS, number, index):
                     u = fit.draw(min(evaluation.tile[1], num_samples - done))
-                    weights.append(weigh(posterior, fit, u))
+                    weights.append(weigh(posterior, fit, u, evaluation.tile[1]))
             log_weights = torch.cat(weights)
             found = torch.stack([log_weights.mean(dim=0), log_weights.std(dim=0) / num_samples**0.5])
             optimised.append(found)

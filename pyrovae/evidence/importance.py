@@ -24,6 +24,7 @@ def importance(
     tile: tuple[int, int] | None = None,
     progress: bool = False,
     checkpoint: Folder = None,
+    compile: str | bool = "auto",
 ) -> LogEvidence:
     """log P(x_n) ≈ log (1/K) Σ_k P(x_n, z_k) / Q(z_k | x_n), z_k ~ Q(z | x_n).
 
@@ -41,6 +42,9 @@ def importance(
         progress: show a bar, or plain lines where there is no terminal.
         checkpoint: a folder of this evaluation's own that keeps finished blocks of rows: the same call goes on
             after the last of them.
+        compile: whether Pyro runs guide and model for every tile (False), or what they compute is traced once and
+            compiled (True): several times as fast after 5 to 20 seconds, the same up to rounding. "auto" goes by
+            the work ahead; see ``log_weights``.
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds, or estimates where smoothed.
@@ -56,7 +60,7 @@ def importance(
     """
     checks.boolean("progress", progress)
     checks.boolean("pareto_smoothed", pareto_smoothed)
-    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
+    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile)
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
         parts = parts_of(checkpoint, evaluation, method="importance", pareto_smoothed=pareto_smoothed)
         columns = weigh_encoder(evaluation, bar, pareto_smoothed, parts)

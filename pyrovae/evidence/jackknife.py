@@ -26,6 +26,7 @@ def jackknife(
     tile: tuple[int, int] | None = None,
     progress: bool = False,
     checkpoint: Folder = None,
+    compile: str | bool = "auto",
 ) -> LogEvidence:
     """log P(x_n) ≈ K L_K − (K − 1) mean_i L_{K−1}^(−i), L the importance-weighted log-mean-exp.
 
@@ -33,7 +34,7 @@ def jackknife(
     bias falls from O(1/K) to O(1/K²) on the same draws. Not a lower bound any more.
 
     Args:
-        pair, x, seed, tile, progress, checkpoint: as in ``importance``.
+        pair, x, seed, tile, progress, checkpoint, compile: as in ``importance``.
         num_samples: draws a row, K, at least 2. A block of rows holds all its log weights in memory.
 
     Returns:
@@ -51,7 +52,7 @@ def jackknife(
     """
     checks.integer("num_samples", num_samples, minimum=2)
     checks.boolean("progress", progress)
-    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
+    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile)
     dtype, tiles = evaluation.batch["x"].dtype, list(evaluation.tiles())
 
     def weigh(block: int, rows: slice) -> Columns:

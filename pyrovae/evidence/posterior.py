@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pyro
@@ -36,6 +37,16 @@ class Posterior:
         self.dim, self.dtype = self._coordinates.dim, self._coordinates.dtype
         self.device = self._batch["x"].device
         self.cost = 2  # to find the coordinates
+        self._runner = evaluation.runner
+        self._alike = evaluation.rows_alike(self.num_rows)
+        self._numbers = 0
+
+    def expect(self, cost: int) -> None:
+        """Announce how many decoder evaluations a row ``score``, ``ends`` and ``weigh`` will come to.
+
+        Where it pays for so many, over all blocks, they are run as graphs; nowhere before.
+        """
+        self._numbers = noise.numbers(self._structure.widest, self._alike, cost)
 
     def draw_encoder(self, num_samples: int) -> Tensor:
         """u ~ Q(u | x_n)."""
@@ -70,10 +81,79 @@ class Posterior:
 
     def score(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """log P(x_n, u), (samples, rows), and its gradient, (samples, rows, dim); zero where it is not finite."""
-        self.cost += 2 * len(u)
-        parts = [gradients(lambda v: (total(self.log_joint(v)),), part) for part in u.split(self._width)]
-        values, grads = (torch.cat([part[which][0] for part in parts]) for which in (0, 1))
+        self.cost += 3 * len(u)
+
+        def function(v: Tensor, *columns: Tensor) -> Sequence[Tensor]:
+            posterior = self._of(columns)
+            values, grads = gradients(lambda w: (total(posterior.log_joint(w)),), v)
+            return values[0], grads[0]
+
+        width = min(self._width, len(u))
+        parts = [self._run("score", function, part, width) for part in u.split(width)]
+        values, grads = (torch.cat(each) for each in zip(*parts, strict=True))
         return values, torch.nan_to_num(grads, nan=0.0, posinf=0.0, neginf=0.0)
+
+    def ends(self, start: Proposal, u: Tensor, width: int) -> Sequence[Tensor]:
+        """log q(u) of a proposal and log P(x_n, u), (samples, rows) each, and both gradients, (samples, rows, dim).
+
+        ``width`` is how many samples most calls have.
+        """
+        self.cost += 3 * len(u)
+
+        def function(v: Tensor, *tensors: Tensor) -> Sequence[Tensor]:
+            posterior, begin = self._with(start, tensors)
+
+            def both(w: Tensor) -> tuple[Tensor, ...]:
+                joint = posterior.log_joint(w)
+                return begin.log_density(w, joint.prior), total(joint)
+
+            values, grads = gradients(both, v)
+            return *values, *grads
+
+        return self._run(("ends", start.kind), function, u, width, start.tensors)
+
+    def weigh(self, proposal: Proposal, u: Tensor, width: int) -> Sequence[Tensor]:
+        """log P(x_n | u), log P(u) and log q(u) of a proposal, (samples, rows) each."""
+        self.cost += len(u)
+
+        def function(v: Tensor, *tensors: Tensor) -> Sequence[Tensor]:
+            posterior, drawn_from = self._with(proposal, tensors)
+            joint = posterior.log_joint(v)
+            return joint.likelihood, joint.prior, drawn_from.log_density(v, joint.prior)
+
+        return self._run(("weigh", proposal.kind), function, u, width, proposal.tensors)
+
+    def _of(self, columns: Sequence[Tensor]) -> Posterior:
+        """The posterior of other rows, as many."""
+        other = copy.copy(self)
+        other._batch = dict(zip(self._batch, columns, strict=True))
+        return other
+
+    def _with(self, proposal: Proposal, tensors: Sequence[Tensor]) -> tuple[Posterior, Proposal]:
+        """The posterior and a proposal of other rows, from columns and the proposal's tensors."""
+        posterior = self._of(tensors[: len(self._batch)])
+        return posterior, proposal.of(posterior, iter(tensors[len(self._batch) :]))
+
+    def _run(
+        self,
+        name: Hashable,
+        function: Callable[..., Sequence[Tensor]],
+        u: Tensor,
+        width: int,
+        tensors: Sequence[Tensor] = (),
+    ) -> Sequence[Tensor]:
+        """A function of u, of this block's columns and of further tensors."""
+        inputs = [u, *self._batch.values(), *tensors]
+        if self._runner is None or not self._numbers or len(u) != width:
+            return function(*inputs)
+        return self._runner.run(
+            (name, *self._batch),
+            function,
+            inputs,
+            numbers=self._numbers,
+            required=self.num_rows == self._runner.main[0],
+            again=self._coordinates,  # whose bounds, where they are tensors, are those of this block
+        )
 
 
 def total(joint: LogJoint) -> Tensor:
@@ -118,6 +198,20 @@ class Proposal(ABC):
     def log_density(self, u: Tensor, log_prior: Tensor) -> Tensor:
         """Its log density at u, (samples, rows), float64, where the prior's is known already."""
 
+    @property
+    def kind(self) -> Hashable:
+        """What it is beside its tensors."""
+        return type(self).__name__
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What it is made of, with rows on dim 0."""
+        return []
+
+    @abstractmethod
+    def of(self, posterior: Posterior, tensors: Iterator[Tensor]) -> Proposal:
+        """The same kind for other rows, made of the next of the tensors."""
+
 
 class Encoder(Proposal):
     """The guide, Q(u | x_n)."""
@@ -130,6 +224,9 @@ class Encoder(Proposal):
 
     def log_density(self, u: Tensor, log_prior: Tensor) -> Tensor:
         return self._posterior.log_encoder(u)
+
+    def of(self, posterior: Posterior, tensors: Iterator[Tensor]) -> Encoder:
+        return Encoder(posterior)
 
 
 class Prior(Proposal):
@@ -144,6 +241,9 @@ class Prior(Proposal):
     def log_density(self, u: Tensor, log_prior: Tensor) -> Tensor:
         return log_prior
 
+    def of(self, posterior: Posterior, tensors: Iterator[Tensor]) -> Prior:
+        return Prior(posterior)
+
 
 class Gaussian(Proposal):
     """N(loc, tril trilᵀ) for every row: loc of shape (rows, dim), tril (rows, dim, dim), float64."""
@@ -157,6 +257,13 @@ class Gaussian(Proposal):
 
     def log_density(self, u: Tensor, log_prior: Tensor) -> Tensor:
         return self._distribution.log_prob(u.double())
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.loc, self.tril]
+
+    def of(self, posterior: Posterior, tensors: Iterator[Tensor]) -> Gaussian:
+        return Gaussian(next(tensors), next(tensors), self.dtype)
 
     def widened(self, factor: float) -> Gaussian:
         """The same with its standard deviations multiplied."""
@@ -190,6 +297,17 @@ class Mixture(Proposal):
             for count, component in zip(self.counts, self.components, strict=True)
         ]
         return torch.logsumexp(torch.stack(terms), dim=0)
+
+    @property
+    def kind(self) -> Hashable:
+        return *self.counts, *(component.kind for component in self.components)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [tensor for component in self.components for tensor in component.tensors]
+
+    def of(self, posterior: Posterior, tensors: Iterator[Tensor]) -> Mixture:
+        return Mixture([component.of(posterior, tensors) for component in self.components], self.counts)
 
 
 def split(num_samples: int, shares: Sequence[float]) -> list[int]:

@@ -16,6 +16,7 @@ from pyrovae.evidence.gaussians import (
     PRIOR_DRAWS,
     Starts,
     encoder_start,
+    fit_cost,
     fit_gaussians,
     independent_starts,
 )
@@ -55,6 +56,7 @@ def refined(
     tile: tuple[int, int] | None = None,
     progress: bool = False,
     checkpoint: Folder = None,
+    compile: str | bool = "auto",
 ) -> LogEvidence:
     """log P(x_n) by importance sampling from posteriors that are optimised for each row.
 
@@ -76,6 +78,8 @@ def refined(
         progress: show a bar, or plain lines where there is no terminal.
         checkpoint: a folder of this evaluation's own that keeps finished blocks of rows: the same call goes on
             after the last of them.
+        compile: whether what fits and draws compute is traced and compiled: True, False, or "auto", by the work
+            ahead; see ``log_weights``. Compiling takes 10 to 30 seconds.
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds; its ``mcse`` is the one of stratified draws.
@@ -98,7 +102,7 @@ def refined(
     checks.integer("num_steps", num_steps)
     split(num_samples, shares(num_starts))
     checks.boolean("progress", progress)
-    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
+    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile)
     parts = parts_of(
         checkpoint, evaluation, method="refined", family=family, num_starts=num_starts, num_steps=num_steps
     )
@@ -106,7 +110,9 @@ def refined(
     def refine(number: int, rows: slice) -> Columns:
         with undisturbed(evaluation, Stream.PILOT, number):
             posterior = Posterior(evaluation, rows)
-            fits, _ = fit_gaussians(posterior, all_starts(posterior, num_starts), num_steps, family)
+            starts = all_starts(posterior, num_starts)
+            posterior.expect(fit_cost(posterior.dim, num_starts, num_steps))
+            fits, _ = fit_gaussians(posterior, starts, num_steps, family)
         columns = weigh_mixture(evaluation, number, rows, fits)
         return replace(columns, cost=columns.cost + posterior.cost)
 
@@ -151,6 +157,7 @@ def weigh_mixture(evaluation: Evaluation, number: int, rows: slice, fits: list[G
     """The stratified estimate of block ``number``, on fresh noise, in tiles that hold one stratum each."""
     with undisturbed(evaluation, Stream.TILE, number):
         posterior = Posterior(evaluation, rows)
+        posterior.expect(evaluation.num_samples)
     mixture = defended(posterior, fits, evaluation.num_samples)
     width = evaluation.tile[1]
     strata = [
@@ -168,12 +175,13 @@ def weigh_mixture(evaluation: Evaluation, number: int, rows: slice, fits: list[G
     for index, (stratum, count) in enumerate(strata):
         with undisturbed(evaluation, Stream.TILE, number, index):
             u = mixture.components[stratum].draw(count)
-            weights.add(index, weigh(posterior, mixture, u))
+            weights.add(index, weigh(posterior, mixture, u, width))
     return Columns.of_weights(weights, posterior.dtype, posterior.cost)
 
 
-def weigh(posterior: Posterior, proposal: Proposal, u: Tensor) -> Tensor:
-    """log P(x_n, u) − log q(u), shape (samples, rows), in nats; refused where it is NaN or +∞."""
-    joint = posterior.log_joint(u)
-    log_q = proposal.log_density(u, joint.prior)
-    return Terms(joint.likelihood, joint.prior, log_q).checked(posterior.numbers).log_weights
+def weigh(posterior: Posterior, proposal: Proposal, u: Tensor, width: int) -> Tensor:
+    """log P(x_n, u) − log q(u), shape (samples, rows), in nats; refused where it is NaN or +∞.
+
+    ``width`` is how many samples most calls have.
+    """
+    return Terms(*posterior.weigh(proposal, u, width)).checked(posterior.numbers).log_weights

@@ -37,7 +37,12 @@ def verdicts(pareto_k: np.ndarray, num_samples: int | np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         believed = pareto_k <= np.vectorize(k_threshold, otypes=[float])(num_samples)
         hopeless = pareto_k > 0.7
-    return np.where(hopeless, "another method", np.where(believed, "trust", "more samples"))
+    return np.array(VERDICTS)[np.where(hopeless, 2, np.where(believed, 0, 1))]
+
+
+def _same(word: str, num_rows: int) -> np.ndarray:
+    """One word for every row, shape (rows,), read-only and in the memory of one."""
+    return np.broadcast_to(np.array(word), (num_rows,))
 
 
 def given_of(batch: Batch) -> dict[str, str]:
@@ -155,10 +160,10 @@ class LogEvidence:
         target_mcse: float | None = None,
     ) -> LogEvidence:
         """What an estimator found out about every row of an evaluation."""
-        names = np.full(len(evaluation), method) if answered_by is None else answered_by
+        names = _same(method, len(evaluation)) if answered_by is None else answered_by
         return cls(
             **columns.numpy(),
-            kind=np.full(len(evaluation), kind) if isinstance(kind, str) else kind,
+            kind=_same(kind, len(evaluation)) if isinstance(kind, str) else kind,
             verdict=verdict,
             measure=evaluation.structure.measure,
             method=method,

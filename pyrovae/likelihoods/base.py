@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -82,10 +83,11 @@ class Likelihood(nn.Module, ABC):
             x: rows on dim 0; with an offset a dict, {"x": rows, "offset": offsets}.
 
         Raises:
-            ValueError: a network whose last layer has no bias of the width of its outputs; no offset where
-                the family takes one.
+            ValueError: values off the family's support; a network whose last layer has no bias of the width of
+                its outputs; no offset where the family takes one.
         """
-        batch = checks.batch(x, dtype=None)
+        batch, bias = checks.batch(x, dtype=None), _last_bias(self.network)
+        self._check_support(batch["x"], bias)
         rows = batch["x"].double()
         if not self.offset:
             kinds = self.marginal_outputs(rows)
@@ -96,7 +98,6 @@ class Likelihood(nn.Module, ABC):
             kinds = self.marginal_outputs(rows * (exposure.mean() / exposure))
             kinds[0] = kinds[0] - exposure.mean().log()
         outputs = torch.cat([kind.flatten() for kind in kinds])
-        bias = _last_bias(self.network)
         if bias is None or len(bias) != len(outputs):
             raise checks.bad_value(
                 "network",
@@ -106,6 +107,22 @@ class Likelihood(nn.Module, ABC):
             )
         with torch.no_grad():
             bias.copy_(outputs)
+
+    def _check_support(self, x: Tensor, bias: Tensor | None) -> None:
+        """Refuse rows off the support that ``distribution`` has, where outputs of the bias's width are what it takes."""
+        *sides, width = x.shape[1:] or (1,)
+        kinds = self.outputs_per_dimension(**vars(self).get("arguments", {}))
+        if bias is None or len(bias) != math.prod(sides) * kinds * width:
+            return
+        with torch.no_grad():
+            fn = self.distribution(bias.new_zeros(1, *sides, kinds * width))
+        try:
+            support = checks.elementwise(fn.support)
+        except NotImplementedError:  # a family of one's own that does not say
+            return
+        if support is not None:
+            flat = x.reshape(len(x), -1)
+            checks.on_support("x", flat, list(range(flat.shape[1])), support, type(fn).__name__)
 
 
 def _wrong_offset(likelihood: Likelihood, offset: Tensor | None) -> checks.Refused:

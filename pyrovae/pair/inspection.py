@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions import constraints
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -99,7 +97,7 @@ def computed_from_rows(batch: Batch) -> list[str]:
     what a linear function of the columns, or of their log(1 + x), makes of c or of its exponential. What else
     may have been computed from x can't be known, nor can anything on a few rows.
     """
-    x = _columns(batch["x"]).double()
+    x = _columns(batch["x"])
     return [
         name
         for name, value in batch.items()
@@ -111,8 +109,9 @@ def computed_from_rows(batch: Batch) -> list[str]:
 
 
 def _follows(value: Tensor, x: Tensor) -> bool:
-    """Whether numbers of the rows, shape (rows,), follow from x, (rows, columns)."""
-    total, counts = x.sum(dim=1), bool((x >= 0).all())
+    """Whether numbers of the rows, shape (rows,), float64, follow from x, (rows, columns)."""
+    total = torch.cat([block.double().sum(dim=1) for _, block in checks.blocks(x)])
+    counts = bool(x.min() >= 0)
     functions = [total]
     if counts:  # −∞ of the logarithm of a row without counts is on no line
         functions += [total.log(), total.log1p(), total.sqrt()]
@@ -126,9 +125,9 @@ def _follows(value: Tensor, x: Tensor) -> bool:
         return True
     if len(value) < x.shape[1] + 20:
         return False
-    rows = slice(0, x.shape[1] + 200)
-    targets = torch.stack([value[rows], value[rows].clamp(max=700).exp()], dim=1)
-    return any(_is_linear(targets, features[rows]) for features in ([x, x.log1p()] if counts else [x]))
+    value, x = value[: x.shape[1] + 200], x[: x.shape[1] + 200].double()
+    targets = torch.stack([value, value.clamp(max=700).exp()], dim=1)
+    return any(_is_linear(targets, features) for features in ([x, x.log1p()] if counts else [x]))
 
 
 def _is_linear(targets: Tensor, features: Tensor) -> bool:
@@ -161,7 +160,7 @@ def _first_runs(pair: LatentVariableModel, batch: Batch) -> dict[str, Sites]:
 
 def _first_run(pair: LatentVariableModel, part: str, batch: Batch, drawn: Sites | None = None) -> Sites:
     """Run a part as it stands, and say so clearly if it can't be called on these rows."""
-    function = getattr(pair, part)
+    function, before = getattr(pair, part), {name: value._version for name, value in batch.items()}
     if drawn is not None:
         trace = poutine.Trace()
         for name, site in drawn.items():
@@ -210,6 +209,14 @@ def _first_run(pair: LatentVariableModel, part: str, batch: Batch, drawn: Sites 
                 (one_dim if batch["x"].dim() == 1 else "")
                 + f"Pass rows of the shape the {part} is written for, and use len(x) where it needs their number.",
             ) from reason
+    for name, value in batch.items():
+        if value._version != before[name]:  # the user's own numbers, or a file's that can't be written to
+            raise checks.bad_value(
+                part,
+                "a callable that leaves its rows as they are",
+                f"{name} changed in place",
+                f"Work on a copy: {name} = {name}.clone().",
+            )
     for name, site in sites.items():
         check_scale(part, name, site)
         if part == "model" and site["is_observed"]:
@@ -335,13 +342,11 @@ def _measure(
         except NotImplementedError:
             normalised = False
             continue
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
         for index in matched if not _masked(site) else []:
             measure[index] = "mass" if support.is_discrete else "density"
-        support = _fixed(support)
-        if matched and support is not None and support.event_dim == 0:
-            supports.append(Support(sorted(matched), support, _family(fn)))
+        each = checks.elementwise(support)
+        if matched and each is not None:
+            supports.append(Support(sorted(matched), each, _family(fn)))
     if not normalised:
         measure = ["transformed"] * len(measure)
     return held, tuple(measure), tuple(supports)
@@ -359,20 +364,6 @@ def _masked(site: Site) -> bool:
 def _columns(x: Tensor) -> Tensor:
     """Rows flattened: (rows, columns)."""
     return x.flatten(1) if x.dim() > 1 else x[:, None]
-
-
-def _fixed(support: constraints.Constraint) -> constraints.Constraint | None:
-    """The constraint with its bounds as numbers; None where they vary, by row (a total count) or by column.
-
-    What varies is left to the distribution's own check.
-    """
-    fixed = copy.copy(support)
-    for name, bound in vars(support).items():
-        if isinstance(bound, Tensor):
-            if not bool((bound == bound.flatten()[0]).all()):
-                return None
-            setattr(fixed, name, bound.flatten()[0].item())
-    return fixed
 
 
 def _family(fn: dist.TorchDistribution) -> str:

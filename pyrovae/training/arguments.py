@@ -33,6 +33,10 @@ _SUMS = (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO)
 # They trace the first call with torch.jit: N/B of the last, smaller batch and the KL weight would freeze.
 _FROZEN = (JitTrace_ELBO, JitTraceMeanField_ELBO, JitTraceGraph_ELBO, JitTraceEnum_ELBO)
 
+# They can take a step in one pass; torch does not do so unless asked, and then takes one of these as well.
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+_FUSED_OR = {"fused", "foreach", "differentiable", "capturable"}
+
 
 def make_objective(loss: ELBO | None, num_particles: int, minibatches: bool, annealed: bool) -> ELBO:
     """The loss to minimise; refused where rescaling it would not give a bound."""
@@ -127,7 +131,7 @@ def make_optimizer(
     made: Any = None
     if callable(factory) and not isinstance(factory, PyroOptim):
         try:
-            made = factory(parameters, lr=lr)
+            made = factory(parameters, lr=lr, **_fused(factory, parameters))
         except TypeError as error:
             raise checks.bad_type(
                 "optimizer",
@@ -147,6 +151,14 @@ def make_optimizer(
             f"Pass {example}.",
         )
     return made
+
+
+def _fused(factory: Callable[..., torch.optim.Optimizer], parameters: list[nn.Parameter]) -> dict[str, bool]:
+    """The option that makes torch's own optimizers take their step in one pass, where nobody chose another."""
+    chosen = factory.keywords if isinstance(factory, functools.partial) else {}
+    made = factory.func if isinstance(factory, functools.partial) else factory
+    able = made in _FUSED and all(p.is_floating_point() for p in parameters)
+    return {"fused": True} if able and not _FUSED_OR & chosen.keys() else {}
 
 
 def make_scheduler(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import fields
@@ -10,15 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from pyro.infer import ELBO
-from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyrovae import checks, saving
+from pyrovae import checks, noise, saving
 from pyrovae.checkpoints import Checkpoint, running
 from pyrovae.log_weights import Evaluation, prepare_rows
 from pyrovae.model import LatentVariableModel
 from pyrovae.networks import standardizing
-from pyrovae.pair import Batch, check_every_leaf, inspect
+from pyrovae.pair import Batch, check_every_leaf, check_supports, inspect
+from pyrovae.precision import check_precision
 from pyrovae.progress import Progress
 from pyrovae.training.arguments import (
     check_objective_fits,
@@ -29,8 +31,10 @@ from pyrovae.training.arguments import (
 )
 from pyrovae.training.history import History
 from pyrovae.training.loop import Loop, Plan
+from pyrovae.training.rows import Chunks, Rows
 from pyrovae.training.scales import Scales, check_columns_vary
-from pyrovae.training.step import State
+from pyrovae.training.step import State, binarized
+from pyrovae.training.traced import choose
 
 # One draw a row is enough for an epoch's curve: over the rows it averages out.
 _EPOCH_SAMPLES = 1
@@ -55,6 +59,9 @@ def fit(
     progress: bool = False,
     checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     on_nonfinite: str = "raise",
+    compile: str | bool = "auto",
+    precision: str = "highest",
+    binarize: bool = False,
 ) -> History:
     """Fit model and guide together by stochastic variational inference.
 
@@ -66,7 +73,10 @@ def fit(
         pair: a ``VAE`` or any ``LatentVariableModel``; changed in place.
         x: training rows on dim 0; tensor, numpy array or DataFrame. Or a dict with the rows under "x" and
             what is aligned with them under other names, which model and guide are called with as keywords:
-            ``{"x": counts, "offset": log_exposure}``. The same goes for every function that takes x.
+            ``{"x": counts, "offset": log_exposure}``. The same goes for every function that takes x. Rows that
+            memory does not hold come in a ``numpy.memmap`` of the pair's dtype; or in chunks, as an iterable of arrays or dicts that can be
+            gone through again, such as a list or a ``DataLoader``. Rows are then shuffled within a chunk, chunks
+            are scaled alike whatever their sizes, and the history's ``elbo`` is that of the first chunk.
         epochs: passes over the rows.
         batch_size: rows a step; the last batch of a pass may be smaller and is scaled by its own N/B.
         lr: the optimizer's learning rate.
@@ -91,6 +101,18 @@ def fit(
             the step out, with parameters, buffers and moments as before it, and counts it in the History. Rows
             and noise of the other steps stay the same. Ten such steps one after another, or an epoch's where
             that is more, stop the fit all the same.
+        compile: how steps are taken. Pyro runs guide and model anew at each (False); or they are run once, under
+            torch's tracer, and what they compute with its gradients and the optimizer's update is compiled
+            (True), which takes 10 to 30 seconds and needs a C++ compiler. "auto" compiles long fits, traces
+            shorter ones without compiling, and leaves the shortest, and what can't be traced, to Pyro; it goes by
+            the other arguments and ``History.steps`` says what it did. A model has to do the same at every
+            call, but for its noise: what Python alone knows and changes between calls is not seen by a trace.
+        precision: "highest" multiplies float32 matrices in float32; "medium" rounds the factors of every product of
+            a step to bfloat16's 8 bits, which some processors do several times as fast. Evaluations, the
+            history's among them, are always in full precision.
+        binarize: whether x holds probabilities, such as grey levels over 255, of which every step draws zeros and
+            ones anew (Salakhutdinov and Murray 2008). The history's ELBO is that of one draw, the same after every
+            epoch; validation rows are taken as they are. A score of such rows compares with no fixed binarization's.
 
     Returns:
         The ``History``. Ctrl-C ends the fit early, keeps what was learned and returns it, too. With a
@@ -123,19 +145,58 @@ def fit(
     check_schedule(epochs, checks.integer("kl_warmup", kl_warmup, minimum=0), patience, validation)
     checks.boolean("progress", progress)
     checks.choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
-    batch = prepare_rows(pair, x)
-    num_rows = len(batch["x"])
-    objective = make_objective(loss, num_particles, minibatches=batch_size < num_rows, annealed=kl_warmup > 0)
+    if not isinstance(compile, bool):
+        checks.choice("compile", compile, ("auto",))
+    checks.boolean("binarize", binarize)
+
+    def checked(chunk: Any, argument: str) -> Batch:
+        """Rows as they were given."""
+        batch = prepare_rows(pair, chunk, argument)
+        if binarize:
+            checks.within(argument, batch["x"], 0, 1, "Divide grey levels by the highest: x / 255.")
+        return batch
+
+    def presented(batch: Batch) -> Batch:
+        """Rows as model and guide see them, with a draw of zeros and ones that is always the same."""
+        if not binarize:
+            return batch
+        with noise.seeded(noise.derive(seed, noise.Stream.DATA), batch["x"].device):
+            return batch | {"x": binarized(batch["x"])}
+
+    chunks = Chunks(x)
+    first = checked(chunks.first(), "x[0]" if chunks.several else "x")
+    check_precision(precision, first["x"].dtype, first["x"].device)
+    batch = presented(first)
     with standardizing(pair.modules(), batch["x"]):
         structure = inspect(pair, batch, seed)
+
+        def supported(chunk: Any, argument: str) -> Batch:
+            batch = checked(chunk, argument)
+            check_supports(structure, presented(batch)["x"], argument)
+            return batch
+
+        kept = folder is not None
+        rows = (
+            Rows(chunks, supported, kept) if chunks.several else Rows([first], lambda batch, _: batch, kept)
+        )
+        rows.load(0)
+        minibatches, annealed = batch_size < len(rows), kl_warmup > 0
+        objective = make_objective(loss, num_particles, minibatches=minibatches, annealed=annealed)
         check_objective_fits(objective, structure)
         check_columns_vary(pair, batch["x"])
         scales = Scales(pair, batch["x"], seed)
-        held_out = None
+        evaluated = functools.partial(
+            Evaluation.prepare,
+            pair,
+            num_samples=_EPOCH_SAMPLES,
+            seed=seed,
+            structure=structure,
+            compile="auto" if compile else False,
+            times=epochs,
+        )
+        training, held_out = evaluated(batch), None
         if validation is not None:
-            held_out = Evaluation.prepare(
-                pair, validation, _EPOCH_SAMPLES, seed, structure=structure, argument="validation"
-            )
+            held_out = evaluated(validation, argument="validation")
             if held_out.batch["x"].shape[1:] != batch["x"].shape[1:]:
                 raise checks.bad_value(
                     "validation",
@@ -143,26 +204,29 @@ def fit(
                     f"shape {tuple(held_out.batch['x'].shape[1:])}",
                     "Pass the same columns.",
                 )
-        training = Evaluation.prepare(pair, batch, _EPOCH_SAMPLES, seed, structure=structure)
         parameters = [p for p in pair.parameters() if p.requires_grad]
         optimiser = make_optimizer(optimizer, parameters, lr)
-        state = State(pair, optimiser, objective, num_rows, clip_norm)
+        state = State(pair, optimiser, objective, len(rows), clip_norm, binarize)
         schedule = make_scheduler(scheduler, optimiser)
         check_every_leaf(pair, objective, batch, seed)
-    plan = Plan(epochs, batch_size, seed, kl_warmup, patience, on_nonfinite)
-    loop = Loop(plan, state, batch, training, held_out, schedule, scales)
-    rows = [batch["x"]]
+        traced, how = choose(compile, epochs, state, rows, batch_size, annealed)
+    plan = Plan(epochs, batch_size, seed, kl_warmup, patience, on_nonfinite, precision)
+    loop = Loop(plan, state, rows, training, held_out, schedule, scales, traced)
+    loop.history.steps = how
+    seen = [rows.hashes]
     if held_out is not None and patience is not None:  # they choose the epoch
-        rows.append(held_out.batch["x"])
-    _remember(pair, torch.cat(rows), batch["x"], loop.history)
+        seen.append(checks.row_hashes(held_out.batch["x"]))
+    _remember(pair, rows, np.concatenate(seen), loop.history)
     with Progress("fit", epochs * loop.steps_an_epoch, "steps", progress) as bar:
         if folder is None:
             loop.run(bar)
         else:
             pins = {
                 **{f.name: getattr(plan, f.name) for f in fields(plan)},
-                **{"lr": lr, "clip_norm": clip_norm, "x": _fingerprints(batch)},
+                **{"lr": lr, "clip_norm": clip_norm, "x": rows.digests},
+                "binarize": binarize,
                 "validation": None if held_out is None else _fingerprints(held_out.batch),
+                "steps": how,
                 "loss": _described(objective),
                 "optimizer": [type(optimiser).__qualname__, repr(optimiser.defaults)],
                 "scheduler": None if schedule is None else _described(schedule),
@@ -180,14 +244,14 @@ def fit(
     return loop.history
 
 
-def _remember(pair: LatentVariableModel, used: Tensor, x: Tensor, history: History) -> None:
+def _remember(pair: LatentVariableModel, rows: Rows, seen: np.ndarray, history: History) -> None:
     """Leave on the pair which rows it has been fitted to, and the history of the last fit, as it grows."""
-    seen, before = checks.row_hashes(used), pair.seen
+    before = pair.seen
     if before is not None:
         seen = np.concatenate([before, seen[~np.isin(seen, before)]])
     pair.fitted = {
-        "fingerprint": checks.fingerprint(x).sha256,
-        "rows": len(x),
+        "fingerprint": hashlib.sha256(rows.hashes.tobytes()).hexdigest(),
+        "rows": len(rows),
         "seen": seen,
         "history": vars(history),
     }

@@ -17,11 +17,13 @@ class History:
         records: one dict an epoch; see ``frame``.
         stopped: "epochs" (all done), "patience" (no better on the validation rows) or "interrupted".
         best_epoch: the epoch whose weights the model now has, where ``patience`` restored them.
+        steps: how they were taken: "eager", "traced" or "compiled"; where not as they would have been, with why.
     """
 
     records: list[dict[str, float]] = field(default_factory=list)
     stopped: str = "epochs"
     best_epoch: int | None = None
+    steps: str = "eager"
 
     @property
     def frame(self) -> pd.DataFrame:

@@ -13,16 +13,19 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyrovae import checks, noise, saving
+from pyrovae import checks, noise, saving, tracing
 from pyrovae.checkpoints import Run
 from pyrovae.log_weights import ELBOEstimate, Evaluation, elbo_of
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import Batch
+from pyrovae.precision import products
 from pyrovae.progress import Progress
 from pyrovae.training import nonfinite
 from pyrovae.training.history import History
+from pyrovae.training.rows import Rows
 from pyrovae.training.scales import Scales
 from pyrovae.training.step import State, step
+from pyrovae.training.traced import Traced
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Plan:
     kl_warmup: int
     patience: int | None
     on_nonfinite: str
+    precision: str
 
 
 # So many steps skipped one after another, or an epoch's where that is more, are no bad luck any more.
@@ -52,17 +56,19 @@ class Loop:
         self,
         plan: Plan,
         state: State,
-        batch: Batch,
+        rows: Rows,
         training: Evaluation,
         held_out: Evaluation | None,
         schedule: LRScheduler | ReduceLROnPlateau | None,
         scales: Scales,
+        traced: Traced | None,
     ) -> None:
-        self._plan, self._state, self._batch = plan, state, batch
+        self._plan, self._state, self._rows = plan, state, rows
         self._training, self._held_out = training, held_out
         self._schedule, self._scales = schedule, scales
+        self._traced = traced
         self.history = History()
-        self.steps_an_epoch = math.ceil(len(batch["x"]) / plan.batch_size)
+        self.steps_an_epoch = sum(math.ceil(length / plan.batch_size) for length in rows.lengths)
         self._epoch = 0
         self._number = 0  # of the minibatch that comes next
         self._losses = 0.0  # of the epoch's minibatches so far
@@ -85,14 +91,16 @@ class Loop:
             while self._epoch < self._plan.epochs and self.history.stopped == "epochs":
                 started = time.monotonic() - self._seconds
                 rates = [float(group["lr"]) for group in self._state.optimizer.param_groups]
-                for rows in self._minibatches()[self._number :]:
+                minibatches = self._rows.minibatches(self._plan.batch_size, self._plan.seed, self._epoch)
+                while self._number < self.steps_an_epoch:
                     self._seconds = time.monotonic() - started
                     if run is not None and run.due:
                         self._write(run)
                         if run.stopped_by is not None:
                             self.history.stopped = "interrupted"
                             break
-                    self._take(rows, rates, bar)
+                    with products(self._plan.precision):
+                        self._advance(minibatches, rates, bar)
                 else:
                     self._end_epoch(rates[0], started)
         except KeyboardInterrupt:
@@ -106,35 +114,58 @@ class Loop:
         if run is not None and self._finished:
             self._write(run)
 
-    def _minibatches(self) -> tuple[Tensor, ...]:
-        """Indices of the rows of every minibatch of the epoch, in an order of the epoch's own."""
-        seed = noise.derive(self._plan.seed, noise.Stream.ROW_ORDER, self._epoch)
-        order = torch.randperm(len(self._batch["x"]), generator=torch.Generator().manual_seed(seed))
-        return order.split(self._plan.batch_size)
-
     def _kl_weight(self, taken: int) -> float:
         """The weight of the latent sites in the step after so many."""
         warmup = self._plan.kl_warmup * self.steps_an_epoch
         return min(1.0, (taken + 1) / warmup) if warmup else 1.0
 
-    def _take(self, rows: Tensor, rates: list[float], bar: Progress) -> None:
-        """One step on one minibatch."""
-        taken = self.steps_taken
-        minibatch = {name: value[rows] for name, value in self._batch.items()}
-        seed = noise.derive(self._plan.seed, noise.Stream.STEP, taken)
+    def _advance(self, minibatches: list[tuple[int, Tensor]], rates: list[float], bar: Progress) -> None:
+        """The steps of a traced call, where one begins here; else one step."""
+        self._rows.load(minibatches[self._number][0])
+        call = None
         try:
-            value = step(self._state, minibatch, seed, rates, self._kl_weight(taken))
+            call = None if self._traced is None else self._traced.at(self._number)
+        except tracing.Untraceable as why:  # what could be traced, the compiler would not take
+            self._traced, self.history.steps = None, f"eager: {why}"
+        if call is None:
+            return self._take(*minibatches[self._number], rates, bar)
+        steps, count = call
+        mine = minibatches[self._number : self._number + count]
+        ahead = range(self.steps_taken, self.steps_taken + count)
+        seeds = [noise.derive(self._plan.seed, noise.Stream.STEP, taken) for taken in ahead]
+        try:
+            losses = steps.run(
+                torch.cat([rows for _, rows in mine]), seeds, rates, [*map(self._kl_weight, ahead)]
+            )
+        except tracing.NotFinite as error:
+            losses = error.losses
+        for (_, rows), value in zip(mine, losses, strict=False):
+            self._count(rows, value, bar)
+        # The step that went wrong is tried again by itself, which says what it was; so are those after it.
+        for chunk, rows in mine[len(losses) :]:
+            self._take(chunk, rows, rates, bar)
+
+    def _take(self, chunk: int, rows: Tensor, rates: list[float], bar: Progress) -> None:
+        """One step on one minibatch: rows of a chunk."""
+        minibatch = {name: value[rows] for name, value in self._rows.data.items()}
+        seed = noise.derive(self._plan.seed, noise.Stream.STEP, self.steps_taken)
+        try:
+            value = step(self._state, minibatch, seed, rates, self._kl_weight(self.steps_taken))
         except (FloatingPointError, ValueError) as error:
             if not nonfinite.is_nonfinite(error):
                 raise
-            self._skip(error, minibatch, rows, seed)
-            note = "skipped: not finite"
+            self._skip(error, minibatch, rows + self._rows.start(chunk), seed)
+            self._number += 1
+            bar.advance(note=f"epoch {self._epoch + 1}/{self._plan.epochs}, skipped: not finite")
         else:
-            self._losses += value * len(rows) / self._state.num_rows
-            self._skipped_last = 0
-            note = f"loss {value:.2f}"
+            self._count(rows, value, bar)
+
+    def _count(self, rows: Tensor, value: float, bar: Progress) -> None:
+        """A step has been taken."""
+        self._losses += value * len(rows) / self._state.num_rows
+        self._skipped_last = 0
         self._number += 1
-        bar.advance(note=f"epoch {self._epoch + 1}/{self._plan.epochs}, {note}")
+        bar.advance(note=f"epoch {self._epoch + 1}/{self._plan.epochs}, loss {value:.2f}")
 
     def _skip(self, error: Exception, minibatch: Batch, rows: Tensor, seed: int) -> None:
         """Count a step that was not finite, or stop there."""
@@ -145,6 +176,8 @@ class Loop:
             if self._plan.on_nonfinite == "skip":
                 place += f", the last of {self._skipped_last} such steps one after another"
             structure = self._training.structure
+            with noise.seeded(seed, rows.device):
+                minibatch = self._state.presented(minibatch)
             raise FloatingPointError(
                 nonfinite.refusal(error, place, self._state.pair, structure, minibatch, rows, seed)
             ) from error

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from pyro.infer import ELBO
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrovae import noise
 from pyrovae.model import LatentVariableModel
@@ -25,14 +25,32 @@ class State:
     objective: ELBO
     num_rows: int
     clip_norm: float | None
+    #: Whether rows are probabilities, of which every presentation draws zeros and ones.
+    binarize: bool = False
+    #: What the optimizer moves.
+    parameters: list[nn.Parameter] = field(init=False)
     #: Where the modules' buffers are, found once: a walk through closures has no place in every step.
     buffers: list[tuple[dict[str, Tensor | None], str]] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         modules = {id(module): module for module in self.pair.every_module()}.values()
         self.buffers = [
             (m._buffers, name) for m in modules for name, b in m._buffers.items() if b is not None
         ]
+
+    def loss(self, batch: Batch, kl_weight: float) -> Tensor | float:
+        """The objective on a minibatch, an estimate of the data set's, in nats."""
+        return loss(self.pair, self.objective, self.presented(batch), self.num_rows, kl_weight)
+
+    def presented(self, batch: Batch) -> Batch:
+        """The minibatch as model and guide see it."""
+        return batch | {"x": binarized(batch["x"])} if self.binarize else batch
+
+
+def binarized(x: Tensor) -> Tensor:
+    """Zeros and ones, drawn with the probabilities of x."""
+    return (torch.rand_like(x) < x).to(x.dtype)
 
 
 def step(state: State, batch: Batch, seed: int, learning_rates: Sequence[float], kl_weight: float) -> float:
@@ -60,9 +78,9 @@ def step(state: State, batch: Batch, seed: int, learning_rates: Sequence[float],
 def _differentiate(state: State, batch: Batch, seed: int, kl_weight: float) -> float:
     """Leave the gradient, clipped, in the parameters' ``.grad``; returns the loss, in nats a row."""
     state.pair.zero_grad(set_to_none=True)
-    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    parameters = state.parameters
     with noise.seeded(seed, batch["x"].device), state.pair.fitting():
-        total = loss(state.pair, state.objective, batch, state.num_rows, kl_weight)
+        total = state.loss(batch, kl_weight)
         if isinstance(total, Tensor):
             # A row's worth of the loss: the learning rate and clip_norm mean the same for any N.
             (total / state.num_rows).backward()

@@ -1,0 +1,52 @@
+"""How exactly float32 matrices are multiplied: torch's setting is the process's, and borrowed here for a block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from pyrovae import checks
+
+PRECISIONS = ("highest", "medium")
+
+
+def check_precision(precision: object, dtype: torch.dtype, device: torch.device) -> str:
+    """``precision`` where it is one of ``PRECISIONS`` and there is a difference on this processor.
+
+    Raises:
+        TypeError, ValueError: another value; or "medium" where products would be as with "highest".
+    """
+    name = checks.choice("precision", precision, PRECISIONS)
+    if name == "medium":
+        mend = 'Pass precision="highest".'
+        if dtype != torch.float32:
+            raise checks.bad_value(
+                "precision", "'highest' for a pair that is not in float32", f"'medium' for {dtype}", mend
+            )
+        if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            raise checks.bad_value(
+                "precision", "'highest' on a processor without products in bfloat16", "'medium'", mend
+            )
+    return name
+
+
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Run a block in which float32 matrices are multiplied in float32 ("highest") or bfloat16 ("medium")."""
+    torch_backends: Any = torch.backends  # its members are made at run time, and types don't know them
+    backends = [torch_backends.mkldnn.matmul, torch_backends.cuda.matmul]
+    each = [backend.fp32_precision for backend in backends]
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set for one backend and not for another
+        before = precision
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        for backend, own in zip(backends, each, strict=True):
+            backend.fp32_precision = own

@@ -1,0 +1,111 @@
+"""The noise of traced steps: found in a graph, made an input of it, and drawn as Pyro would have drawn it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+
+class Untraceable(Exception):
+    """Why a pair, an objective or an optimizer can't be traced, in one line."""
+
+
+# Operations that fill a tensor with noise whose distribution no tensor decides.
+_FILLS = {
+    aten.normal_.default,
+    aten.uniform_.default,
+    aten.bernoulli_.float,
+    aten.exponential_.default,
+    aten.cauchy_.default,
+    aten.log_normal_.default,
+    aten.geometric_.default,
+}
+# Operations that make such a tensor, and the fill that they are.
+_MADE = {
+    aten.randn.default: aten.normal_.default,
+    aten.randn_like.default: aten.normal_.default,
+    aten.rand.default: aten.uniform_.default,
+    aten.rand_like.default: aten.uniform_.default,
+}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One fill of a tensor with noise: ``fill(tensor, *arguments)``."""
+
+    fill: Any
+    arguments: tuple[Any, ...]
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def lift_noise(module: fx.GraphModule) -> list[Draw]:
+    """Make the graph's noise further inputs; returns how each is drawn, in order."""
+    graph, draws = module.graph, []
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    for node in list(graph.nodes):
+        tags = node.target.tags if isinstance(node.target, torch._ops.OpOverload) else ()
+        if torch.Tag.nondeterministic_seeded not in tags:
+            continue
+        if node.target not in _FILLS and node.target not in _MADE:
+            raise Untraceable(f"noise that depends on other tensors, by torch's {node.target}")
+        fill = _MADE.get(node.target, node.target)
+        meta = node.meta["tensor_meta"]
+        arguments = tuple(node.args[1:]) if node.target in _FILLS else ()
+        draws.append(Draw(fill, arguments, meta.shape, meta.stride, meta.dtype))
+        with graph.inserting_after(last):
+            last = graph.placeholder(f"noise_{len(draws)}")
+        with graph.inserting_before(node):
+            if node.target in _FILLS:
+                drawn = graph.call_function(aten.copy_.default, (node.args[0], last))
+            else:
+                drawn = graph.call_function(aten.clone.default, (last,))
+        node.replace_all_uses_with(drawn)
+        graph.erase_node(node)
+    module.recompile()
+    return draws
+
+
+class Noise:
+    """The noise of a call's steps, drawn as the generator that ``noise.seeded`` seeds would draw it."""
+
+    def __init__(self, steps: list[list[Draw]], device: torch.device) -> None:
+        self._steps, self._generator = steps, torch.Generator(device)
+        self._places: list[list[tuple[int, int]]] = []  # of each step's draws: which flat tensor, from where
+        dtypes, ends = [], []
+        for draws in steps:
+            places = []
+            for draw in draws:
+                if draw.dtype not in dtypes:
+                    dtypes.append(draw.dtype)
+                    ends.append(0)
+                flat = dtypes.index(draw.dtype)
+                places.append((flat, ends[flat]))
+                ends[flat] += draw.shape.numel()
+            self._places.append(places)
+        #: All noise, one tensor a dtype.
+        self.flat = [torch.zeros(n, dtype=t, device=device) for t, n in zip(dtypes, ends, strict=True)]
+        self._targets = [self.views(self.flat, step) for step in range(len(steps))]
+
+    def views(self, flat: Sequence[Any], step: int) -> list[Any]:
+        """The draws of a step, as parts of all noise: of tensors, or of proxies."""
+        views = []
+        for draw, (number, start) in zip(self._steps[step], self._places[step], strict=True):
+            part = flat[number][start : start + draw.shape.numel()]
+            contiguous = torch.empty(draw.shape, device="meta").stride() == draw.stride
+            views.append(part.view(draw.shape) if contiguous else part.as_strided(draw.shape, draw.stride))
+        return views
+
+    def draw(self, seeds: Sequence[int]) -> None:
+        """Draw the noise of every step from its seed."""
+        for draws, targets, seed in zip(self._steps, self._targets, seeds, strict=True):
+            self._generator.manual_seed(seed)
+            for draw, target in zip(draws, targets, strict=True):
+                draw.fill(target, *draw.arguments, generator=self._generator)

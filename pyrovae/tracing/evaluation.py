@@ -1,0 +1,260 @@
+"""What evaluations ask of a pair, as graphs: traced once for each shape of tiles, and compiled where that pays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrovae import checks, noise
+from pyrovae.model import LatentVariableModel
+from pyrovae.pair import Structure, log_joint, propose
+from pyrovae.precision import products
+from pyrovae.tracing.compiling import compile_graph, why_not_compiled
+from pyrovae.tracing.drawing import Noise, Untraceable
+from pyrovae.tracing.graphs import Graph, one_line, trace
+from pyrovae.tracing.rewriting import rewrite
+
+_KEPT = 8  # graphs of a pair
+# Tracing takes up to a second and saves 5 ns a number of the widest layer; compiling takes 5 to 15 and saves 2 to 5 more
+# (benchmarks/evaluation.py). The rule reads shapes and no clock: a compiled graph shows in the last digits.
+_TRACING_PAYS = 1 << 28
+_COMPILING_PAYS = 1 << 31
+
+
+Function = Callable[..., Sequence[Tensor]]
+
+
+def tile_terms(
+    pair: LatentVariableModel, structure: Structure, names: Sequence[str], num_samples: int
+) -> Function:
+    """log P(x | z), log P(z) and log Q(z | x) of draws z ~ Q(z | x), (samples, rows) each, as a function of columns."""
+
+    def terms(*columns: Tensor) -> Sequence[Tensor]:
+        batch = dict(zip(names, columns, strict=True))
+        latents, log_q = propose(pair, structure, batch, num_samples)
+        joint = log_joint(pair, structure, batch, latents)
+        return joint.likelihood, joint.prior, log_q
+
+    return terms
+
+
+class Graphs(dict[Hashable, "_Traced"]):
+    """The last graphs of a pair. A copy of the pair has its own, and files have none."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Graphs:
+        return Graphs()
+
+    def __reduce__(self) -> tuple[type[Graphs], tuple[()]]:
+        return Graphs, ()
+
+    def keep(self, key: Hashable, make: Callable[[], _Traced]) -> _Traced:
+        """What was kept under a key, or what ``make`` makes."""
+        graph = self.pop(key, None) or make()
+        while len(self) >= _KEPT:
+            del self[next(iter(self))]
+        self[key] = graph
+        return graph
+
+
+class Runner:
+    """Runs functions of a pair for one evaluation, as graphs where that pays.
+
+    A graph is kept with the pair, for later evaluations with tensors of the same shapes. Parameters and buffers
+    are its inputs, so that it follows their values; where others have taken their place, or modules have changed,
+    it is made anew. What Python alone knows can't be seen so: the first time that an evaluation uses a graph, the
+    function is therefore run both ways.
+
+    Args:
+        pair: the model and guide.
+        structure: what inspection found out about them.
+        compile: True or "auto".
+        main: (rows, samples) of the evaluation's largest tiles: those that are compiled even where it does not pay,
+            where ``compile`` is True.
+    """
+
+    def __init__(
+        self, pair: LatentVariableModel, structure: Structure, compile: str | bool, main: tuple[int, int]
+    ) -> None:
+        self.compile, self.main = compile, main
+        self._pair, self._structure = pair, structure
+        self._ready: dict[Hashable, _Traced | None] = {}
+        self._tried: dict[Hashable, object] = {}
+        self._made: set[Hashable] = set()
+        #: Why functions are not run as graphs; None where they are.
+        self.reason: str | None = None
+
+    def run(
+        self,
+        name: Hashable,
+        function: Function,
+        inputs: Sequence[Tensor],
+        *,
+        numbers: int,
+        required: bool = False,
+        seed: int | None = None,
+        again: object = None,
+    ) -> Sequence[Tensor]:
+        """``function(*inputs)``; from a compiled graph up to rounding, from one that is not compiled bit by bit.
+
+        Args:
+            name: of the function; it stands for everything that it depends on beside the pair and its inputs.
+            function: of tensors, whose noise, where it has any, is drawn from ``seed``.
+            inputs: tensors with rows on dim 0 of the first.
+            numbers: how many it computes in the widest layer, over all calls with such inputs.
+            required: whether to compile, however few they are, where ``compile`` is True.
+            seed: of the noise; None where there is none.
+            again: where it is another than before, the graph is tried out anew.
+
+        Raises:
+            ValueError: required, and impossible.
+        """
+        required = required and self.compile is True
+        compiled = required or numbers >= _COMPILING_PAYS
+        graph = None
+        if compiled or numbers >= _TRACING_PAYS:
+            inputs = [tensor.contiguous() for tensor in inputs]
+            shapes = [_like(tensor) for tensor in inputs]
+            key = (name, *shapes, torch.get_num_threads(), compiled)
+            known = key in self._ready and (self._ready[key] is None or self._tried[key] is again)
+            if not known:
+                self._ready[key] = self._prepared(key, function, inputs, seed, compiled, required)
+                self._tried[key] = again
+            graph = self._ready[key]
+        return self._eager(function, inputs, seed) if graph is None else graph(inputs, seed)
+
+    def _eager(self, function: Function, inputs: Sequence[Tensor], seed: int | None) -> Sequence[Tensor]:
+        drawing = nullcontext() if seed is None else noise.seeded(seed, inputs[0].device)
+        with self._pair.evaluating(), drawing:
+            return function(*inputs)
+
+    def _prepared(
+        self,
+        key: tuple[Hashable, ...],
+        function: Function,
+        inputs: Sequence[Tensor],
+        seed: int | None,
+        compiled: bool,
+        required: bool,
+    ) -> _Traced | None:
+        """The graph, once it was seen to do what the function does; None, and the reason, where there is none."""
+        unable = why_not_compiled(inputs[0].device) if compiled else None
+        try:
+            if required and unable is not None:
+                raise Untraceable(unable)
+            return self._checked(key, function, inputs, seed, compiled and unable is None)
+        except Untraceable as why:
+            self.reason = str(why)
+            if required:
+                raise checks.bad_value(
+                    "compile",
+                    "a pair that can be traced, and compiled on this machine",
+                    self.reason,
+                    'Pass compile="auto", which does without then.',
+                ) from why
+            return None
+
+    def _checked(
+        self,
+        key: tuple[Hashable, ...],
+        function: Function,
+        inputs: Sequence[Tensor],
+        seed: int | None,
+        compiled: bool,
+    ) -> _Traced:
+        graphs = vars(self._pair).get("graphs")
+        if not isinstance(graphs, Graphs):
+            graphs = vars(self._pair)["graphs"] = Graphs()
+        key = (*key, compiled, _surroundings(self._pair, self._structure))
+
+        def make() -> _Traced:
+            self._made.add(key)
+            return _Traced(self._pair, function, inputs, seed is not None, compiled)
+
+        expected = self._eager(function, inputs, seed)
+        while True:
+            graph = graphs.keep(key, make)
+            if _alike(graph(inputs, seed), expected, 0.99 if compiled else 1.0):
+                return graph
+            del graphs[key]
+            if key in self._made:
+                raise Untraceable("with other rows and noise it does other things than the trace says")
+            # It is of an earlier call, when Python knew other things.
+
+
+class _Traced:
+    """A function of tensors as a graph, for tensors of one shape."""
+
+    def __init__(
+        self,
+        pair: LatentVariableModel,
+        function: Function,
+        inputs: Sequence[Tensor],
+        noisy: bool,
+        compiled: bool,
+    ) -> None:
+        device = inputs[0].device
+        try:
+            # Traced with other rows, where there are others, than those it is tried with afterwards.
+            with pair.evaluating(), noise.seeded(0, device):
+                self._graph: Graph = trace(function, [tensor.roll(1, 0) for tensor in inputs])
+        except Untraceable:
+            raise
+        except Exception as error:
+            raise Untraceable(one_line(error)) from error
+        if self._graph.changed:
+            raise Untraceable("it changes a tensor while it is evaluated")
+        if self._graph.draws and not noisy:
+            raise Untraceable("it draws noise where latents are given")
+        self._noise = Noise([self._graph.draws], device)
+        self._drawn = self._noise.views(self._noise.flat, 0)
+        self._call: Function = self._graph.module
+        if compiled:
+            rewrite(self._graph.module)
+            # A tile takes milliseconds, beside which the microseconds that a C++ wrapper saves are nothing.
+            self._call = compile_graph(self._graph.module, self._everything(inputs), cpp_wrapper=False)
+
+    def __call__(self, inputs: Sequence[Tensor], seed: int | None) -> Sequence[Tensor]:
+        if seed is not None:
+            self._noise.draw([seed])
+        with torch.no_grad(), products("highest"):
+            return self._call(*self._everything(inputs))
+
+    def _everything(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        return [*inputs, *(tensor.detach() for tensor in self._graph.tensors), *self._drawn]
+
+
+def _alike(came: Sequence[Tensor], expected: Sequence[Tensor], share: float) -> bool:
+    """Whether numbers are the same up to rounding, or such a share of each tensor's.
+
+    At the kink of a layer two roundings may fall on either side; what a trace does not know moves all numbers.
+    """
+    tolerance = math.sqrt(torch.finfo(torch.float32).eps)
+    return all(
+        float(torch.isclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True).double().mean()) >= share
+        for a, b in zip(came, expected, strict=True)
+    )
+
+
+def _like(tensor: Tensor) -> tuple[Hashable, ...]:
+    return tensor.dtype, tensor.device, tuple(tensor.shape), tensor.stride()
+
+
+def _surroundings(pair: LatentVariableModel, structure: Structure) -> Hashable:
+    """What a graph of the pair depends on beside its inputs: which tensors it reads, and what is done with them."""
+    tensors = [
+        (id(tensor), *_like(tensor))
+        for module in pair.every_module()
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    ]
+    structured = (
+        structure.latents,
+        structure.observed,
+        structure.nesting,
+        *(tuple(sorted(d.items())) for d in (structure.data_dim, structure.batch_dims, structure.vectorised)),
+    )
+    return tuple(tensors), structured, tuple(pair.described())

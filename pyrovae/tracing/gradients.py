@@ -1,0 +1,124 @@
+"""The loss of a minibatch and its gradients as a graph of tensor operations, traced from Pyro once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrovae import noise
+from pyrovae.model import LatentVariableModel
+from pyrovae.pair import Batch
+from pyrovae.tracing.drawing import Noise, Untraceable
+from pyrovae.tracing.graphs import Graph, agree, one_line, trace, unchanged
+
+
+@dataclass(frozen=True)
+class Gradients(Graph):
+    """The loss and the gradients of one minibatch as a graph.
+
+    Its inputs are the batch, and the KL weight where annealed; it returns the loss, in nats a row, and the
+    gradients of ``moving``, the parameters that have one.
+    """
+
+    moving: list[nn.Parameter]
+
+
+def trace_gradients(
+    pair: LatentVariableModel,
+    loss: Callable[[Batch, float], Any],
+    data: Batch,
+    size: int,
+    num_rows: int,
+    parameters: list[nn.Parameter],
+    annealed: bool,
+) -> Gradients:
+    """The graph of a minibatch's loss.
+
+    Args:
+        pair: model and guide.
+        loss: of a minibatch and a KL weight, the estimate of the data set's loss, as Pyro's objectives give it: a
+            tensor, or a number where they ran ``backward()`` themselves.
+        data: rows to try it on.
+        size: of the minibatch.
+        num_rows: of the data set.
+        parameters: that may have gradients.
+        annealed: whether the KL weight is an input; it is 1 where not.
+
+    Raises:
+        Untraceable: what can't be traced.
+    """
+    names = list(data)
+    moving: list[nn.Parameter] = []
+    buffers = [b for module in pair.every_module() for b in module.buffers(recurse=False)]
+
+    def gradients(batch: Batch, weight: float) -> list[Tensor]:
+        total = loss(batch, weight) / num_rows
+        if isinstance(total, Tensor) and total.requires_grad:
+            found: list[Tensor | None] = [*torch.autograd.grad(total, parameters, allow_unused=True)]
+        else:  # an objective that ran backward() itself
+            found = [None if p.grad is None else p.grad / num_rows for p in parameters]
+        reached = [
+            (p, gradient) for p, gradient in zip(parameters, found, strict=True) if gradient is not None
+        ]
+        moving[:] = [p for p, _ in reached]
+        return [
+            torch.as_tensor(total, dtype=data["x"].dtype).detach(),
+            *(gradient for _, gradient in reached),
+        ]
+
+    def traced(*inputs: Tensor) -> list[Tensor]:
+        batch = dict(zip(names, inputs, strict=False))
+        return gradients(batch, _Weight(inputs[-1]) if annealed else 1.0)
+
+    @contextmanager
+    def fitting(seed: int) -> Iterator[None]:
+        pair.zero_grad(set_to_none=True)
+        with unchanged(buffers), noise.seeded(seed, data["x"].device), pair.fitting():
+            yield
+        pair.zero_grad(set_to_none=True)
+
+    first = {name: column[:size] for name, column in data.items()}
+    weights = [torch.ones((), dtype=data["x"].dtype, device=data["x"].device)] if annealed else []
+    try:
+        with fitting(0):
+            graph = trace(traced, [*first.values(), *weights])
+        if {*map(id, graph.changed)} - {*map(id, buffers)}:
+            raise Untraceable("it changes a tensor that is no buffer of a module")
+        found = Gradients(graph.module, graph.tensors, graph.changed, graph.draws, [*moving])
+        # Once more with other rows and noise: what Python alone knew would be a number in the graph.
+        last = {name: column[-size:] for name, column in data.items()}
+        with fitting(1):
+            expected = gradients(last, 0.5 if annealed else 1.0)
+        drawn = Noise([graph.draws], data["x"].device)
+        drawn.draw([1])
+        with fitting(1), torch.no_grad():
+            halves = [weight / 2 for weight in weights]
+            came = graph.module(*last.values(), *halves, *graph.tensors, *drawn.views(drawn.flat, 0))
+    except Untraceable:
+        raise
+    except Exception as error:
+        raise Untraceable(one_line(error)) from error
+    tolerance = math.sqrt(torch.finfo(data["x"].dtype).eps)
+    if not agree(came, expected, tolerance):
+        raise Untraceable("with other rows and noise it does other things than the trace says")
+    return found
+
+
+class _Weight(float):
+    """A KL weight that is a tensor."""
+
+    tensor: Tensor
+
+    def __new__(cls, tensor: Tensor) -> _Weight:
+        self = super().__new__(cls, math.nan)
+        self.tensor = tensor
+        return self
+
+    def __rmul__(self, scale: Any) -> Any:
+        return scale * self.tensor

@@ -1,0 +1,194 @@
+"""A function of tensors as a graph of tensor operations, in which whatever it reads is an input."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import pyro.util
+import torch
+from torch import Tensor, fx
+from torch.distributions import Distribution
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+
+from pyrovae.tracing.drawing import Draw, Untraceable, lift_noise
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A traced function.
+
+    Attributes:
+        module: called with the function's inputs, ``tensors``, and noise.
+        tensors: what the function reads besides: parameters, buffers, constants.
+        changed: those among them that it changes.
+        draws: its noise, in the order in which it draws it.
+    """
+
+    module: fx.GraphModule
+    tensors: list[Tensor]
+    changed: list[Tensor]
+    draws: list[Draw]
+
+
+def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Graph:
+    """The operations of ``function(*inputs)``, which it is run for once.
+
+    Raises:
+        Untraceable: noise that depends on tensors, sizes that depend on values, values that are read.
+    """
+
+    def watched(*given: Tensor) -> Sequence[Tensor]:
+        with NothingRead():
+            return function(*given)
+
+    module = make_fx(watched)(*inputs)
+    tensors = _lift_tensors(module)
+    _refuse_sizes_by_value(module)
+    return Graph(module, tensors, _changed(module, tensors), lift_noise(module))
+
+
+def agree(came: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> bool:
+    """Whether numbers are the same, up to rounding."""
+    return len(came) == len(expected) and all(
+        torch.allclose(a, b, rtol=tolerance, atol=tolerance * _size(b), equal_nan=True)
+        for a, b in zip(came, expected, strict=True)
+    )
+
+
+def _size(tensor: Tensor) -> float:
+    """The largest of the finite numbers."""
+    return float(tensor.nan_to_num(0.0, 0.0, 0.0).abs().max())
+
+
+# Whether the values they look at are in order is asked of every loss afterwards, and of the rows beforehand.
+_ANSWERS = {
+    Distribution.__init__.__code__: True,
+    Distribution._validate_sample.__code__: True,
+    pyro.util.warn_if_nan.__code__: False,
+    pyro.util.warn_if_inf.__code__: False,
+}
+_READS = {
+    getattr(torch.Tensor, name)
+    for name in ("__bool__", "__float__", "__int__", "__index__", "__array__", "numpy", "tolist")
+}
+
+
+class NothingRead(TorchFunctionMode):
+    """No tensor becomes a number of Python's: the numbers of the first call would be those of every call."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.item:  # by which Pyro makes losses numbers, only to add them up
+            return args[0].detach()
+        if func in _READS or func is torch.Tensor.register_hook:
+            frame = _caller()
+            if frame.f_globals.get("__name__") == "torch.distributions.constraints":
+                return True
+            if frame.f_code in _ANSWERS:
+                return _ANSWERS[frame.f_code] if func in _READS else None
+            if func in _READS:
+                raise Untraceable(
+                    f"{frame.f_code.co_name} ({frame.f_code.co_filename}, line {frame.f_lineno}) reads a tensor's value"
+                )
+        return func(*args, **(kwargs or {}))
+
+
+def _caller() -> FrameType:
+    """Who called the function that a mode sees, outside of torch's own wrappers."""
+    frame: Any = sys._getframe(2)
+    while frame.f_globals.get("__name__") in ("torch.overrides", "torch._tensor"):
+        frame = frame.f_back
+    return frame
+
+
+def _lift_tensors(module: fx.GraphModule) -> list[Tensor]:
+    """Make what the graph reads besides its inputs further inputs; returns these tensors, each once."""
+    graph = module.graph
+    graph.set_codegen(fx.graph.CodeGen())
+    for node in graph.nodes:  # it changes its running statistics, and says so only by another name
+        if node.target is aten.native_batch_norm.default and node.args[3] is not None and node.args[5]:
+            node.target = aten._native_batch_norm_legit.default
+    graph.eliminate_dead_code()
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    inputs: dict[int, fx.Node] = {}
+    tensors: list[Tensor] = []
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            tensor = getattr(module, node.target)
+            if id(tensor) not in inputs:
+                with graph.inserting_after(last):
+                    last = inputs[id(tensor)] = graph.placeholder(f"tensor_{len(tensors)}")
+                last.meta = dict(node.meta)
+                tensors.append(tensor)
+            node.replace_all_uses_with(inputs[id(tensor)])
+            graph.erase_node(node)
+    module.recompile()
+    return tensors
+
+
+def _refuse_sizes_by_value(module: fx.GraphModule) -> None:
+    """Refuse results as long as the values say, such as the rows that a mask selects."""
+    for node in module.graph.nodes:
+        if (
+            isinstance(node.target, torch._ops.OpOverload)
+            and torch.Tag.dynamic_output_shape in node.target.tags
+        ):
+            # Indexing carries the tag for the sake of masks.
+            indices = (
+                [i for i in node.args[1] if i is not None] if node.target is aten.index.Tensor else [None]
+            )
+            if any(i is None or i.meta["tensor_meta"].dtype == torch.bool for i in indices):
+                raise Untraceable(f"the size of a tensor depends on values, by torch's {node.target}")
+
+
+def _changed(module: fx.GraphModule, tensors: list[Tensor]) -> list[Tensor]:
+    """Those among the lifted tensors that an operation of the graph changes in place."""
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    tensor_of = dict(zip(inputs[len(inputs) - len(tensors) :], tensors, strict=True))
+    changed = {}
+    for node in module.graph.nodes:
+        for argument, value in _arguments(node):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                while value not in tensor_of and _is_view(value):
+                    value = value.args[0]
+                if value in tensor_of:
+                    changed[id(tensor_of[value])] = tensor_of[value]
+    return list(changed.values())
+
+
+def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
+    """What an operation declares of its positional arguments, each with what it is given."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        yield from zip(node.target._schema.arguments, node.args, strict=False)
+
+
+def _is_view(value: Any) -> bool:
+    """Whether a value shares the memory of the first argument of the operation that made it."""
+    return isinstance(value, fx.Node) and any(
+        a.alias_info is not None for a, v in list(_arguments(value))[:1]
+    )
+
+
+@contextmanager
+def unchanged(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Run a block, then put the tensors' values back."""
+    before = [tensor.detach().clone() for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's class and the first line of what it says."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -1,0 +1,226 @@
+"""Several steps as one graph, compiled, and called."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from pyrovae.pair import Batch
+from pyrovae.tracing.compiling import compile_graph
+from pyrovae.tracing.drawing import Noise, Untraceable
+from pyrovae.tracing.gradients import Gradients
+from pyrovae.tracing.updates import UPDATES, Outside
+
+
+class NotFinite(FloatingPointError):
+    """A loss or gradient that is not finite.
+
+    Attributes:
+        losses: of the steps before it in the same call, which have been taken; those after it have not.
+    """
+
+    def __init__(self, what: str, losses: list[float]) -> None:
+        super().__init__(what)
+        self.losses = losses
+
+
+class TracedSteps:
+    """As many steps of training as ``sizes`` has entries, in one call.
+
+    Args:
+        graphs: the loss and gradients of a minibatch, by its number of rows.
+        optimizer: of the parameters that a call changes. Where its update is ``inside``, it needs the moments that
+            its first step makes, and a call changes these, so that ``state_dict()`` and schedulers find what
+            eager steps would have left.
+        data: all rows, under "x", and what goes with them.
+        sizes: the number of rows of each step.
+        clip_norm: bound on the norm of the gradient, in nats a row.
+        annealed: whether the KL weight is an input; it is 1 where not.
+        inside: whether the optimizer's update is part of the graph, as ``updates_inside`` says it can be; where
+            not, the optimizer takes its step after the call, which is of one step only.
+        compiled: whether inductor compiles the graph; where not, it runs operation by operation.
+
+    Raises:
+        Untraceable: what can't be traced, or not compiled on this machine.
+    """
+
+    def __init__(
+        self,
+        graphs: Mapping[int, Gradients],
+        optimizer: torch.optim.Optimizer,
+        data: Batch,
+        sizes: Sequence[int],
+        *,
+        clip_norm: float | None = None,
+        annealed: bool = False,
+        inside: bool = True,
+        compiled: bool = True,
+    ) -> None:
+        self._optimizer, self._inside = optimizer, inside
+        if len({tuple(map(id, graph.moving)) for graph in graphs.values()}) > 1:
+            raise Untraceable("which parameters have a gradient depends on the number of rows")
+        self._moving = graphs[sizes[0]].moving
+        kind = UPDATES[type(optimizer)] if inside else Outside
+        self._updates = [kind(optimizer, group, self._moving) for group in optimizer.param_groups]
+        self._noise = Noise([graphs[size].draws for size in sizes], data["x"].device)
+        tensors = {id(t): t for graph in graphs.values() for t in [*graph.tensors, *graph.moving]}
+        held = [*tensors.values(), *(m for update in self._updates for m in update.moments)]
+        place = {id(tensor): number for number, tensor in enumerate(held)}
+
+        self._dtype = data["x"].dtype
+        width = 1 + sum(update.width for update in self._updates)
+        rows = torch.zeros(sum(sizes), dtype=torch.long, device=data["x"].device)
+        numbers = torch.ones(len(sizes), width, dtype=self._dtype, device=data["x"].device)
+        self._inputs = [*(t.detach() for t in held), *data.values(), *self._noise.flat]
+
+        graph = fx.Graph()
+        tracer = fx.proxy.GraphAppendingTracer(graph)
+        inputs = [fx.Proxy(graph.placeholder(f"input_{i}"), tracer) for i in range(len(self._inputs) + 2)]
+        outputs = self._steps(graphs, sizes, inputs, place, len(data), clip_norm, annealed)
+        graph.output(tuple(output.node for output in outputs))
+        module = fx.GraphModule({}, graph)
+        self._call: Callable[..., Sequence[Tensor]] = module
+        if compiled:
+            self._call = compile_graph(module, [*self._inputs, rows, numbers], cpp_wrapper=True)
+
+    def _steps(
+        self,
+        graphs: Mapping[int, Gradients],
+        sizes: Sequence[int],
+        inputs: list[Any],
+        place: dict[int, int],
+        num_columns: int,
+        clip_norm: float | None,
+        annealed: bool,
+    ) -> list[Any]:
+        """Write the steps down, with proxies for tensors.
+
+        Returns losses and gradient norms, (steps, 2), and the gradients where the optimizer is outside.
+        """
+        columns = inputs[len(place) :][:num_columns]
+        drawn = inputs[len(place) + num_columns : -2]
+        rows, numbers = inputs[-2:]
+
+        def of(tensor: Tensor) -> Any:
+            return inputs[place[id(tensor)]]
+
+        reports: list[Any] = []
+        gradients: list[Any] = []
+        fine, start = None, 0
+        for step, size in enumerate(sizes):
+            graph = graphs[size]
+            batch = rows[start : start + size]
+            start += size
+            old = {id(t): of(t).clone() for t in graph.changed}
+            total, *gradients = _insert(
+                graph.module,
+                [
+                    *(column[batch] for column in columns),
+                    *([numbers[step, 0]] if annealed else []),
+                    *map(of, graph.tensors),
+                    *self._noise.views(drawn, step),
+                ],
+            )
+            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+            # What goes wrong leaves everything as it was before, in this step and in those after it.
+            finite = torch.isfinite(total) & torch.isfinite(norm)
+            fine = finite if fine is None else fine & finite
+            for tensor in graph.changed:
+                of(tensor).copy_(torch.where(fine, of(tensor), old[id(tensor)]))
+            if clip_norm is not None:
+                factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+                gradients = [gradient * factor for gradient in gradients]
+            gradient_of = dict(zip(map(id, graph.moving), gradients, strict=True))
+            first = 1
+            for update in self._updates:
+                mine = [numbers[step, first + i] for i in range(update.width)]
+                first += update.width
+                for parameter, moments in update.places:
+                    now = [of(parameter), *map(of, moments)]
+                    then = update.apply(gradient_of[id(parameter)], now, mine)
+                    for before, after in zip(now, then, strict=True):
+                        before.copy_(torch.where(fine, after, before))
+            reports.append(torch.stack([total, norm]))
+        return [torch.stack(reports), *([] if self._inside else gradients)]
+
+    def run(
+        self, rows: Tensor, seeds: Sequence[int], learning_rates: Sequence[float], kl_weights: Sequence[float]
+    ) -> list[float]:
+        """Take the steps; returns their losses, each an estimate of the data set's, in nats a row.
+
+        Args:
+            rows: indices of the rows, those of the first step first, shape (sum of sizes,).
+            seeds: of each step's noise.
+            learning_rates: one for each of the optimizer's parameter groups.
+            kl_weights: of each step.
+
+        Raises:
+            NotFinite: a loss or gradient that is not finite; parameters, buffers and moments are as before that
+                step.
+        """
+        self._noise.draw(seeds)
+        numbers = [
+            [
+                weight,
+                *(n for u, lr in zip(self._updates, learning_rates, strict=True) for n in u.numbers(lr, i)),
+            ]
+            for i, weight in enumerate(kl_weights, start=1)
+        ]
+        with torch.no_grad():
+            outputs = self._call(
+                *self._inputs, rows, torch.tensor(numbers, dtype=self._dtype, device=rows.device)
+            )
+        reports = outputs[0].tolist()
+        for step, (value, norm) in enumerate(reports):
+            if not (math.isfinite(value) and math.isfinite(norm)):
+                self._count(step)
+                what = f"loss is {value}" if not math.isfinite(value) else f"gradient norm is {norm}"
+                raise NotFinite(what, [loss for loss, _ in reports[:step]])
+        self._count(len(reports))
+        if not self._inside:
+            for parameter, gradient in zip(self._moving, outputs[1:], strict=True):
+                parameter.grad = gradient
+            for group, lr in zip(self._optimizer.param_groups, learning_rates, strict=True):
+                group["lr"] = lr
+            self._optimizer.step()
+        return [value for value, _ in reports]
+
+    def _count(self, steps: int) -> None:
+        for update in self._updates:
+            update.count(steps)
+
+
+def _insert(module: fx.GraphModule, arguments: list[Any]) -> list[Any]:
+    """Copy a graph to where proxies of another stand; returns what it puts out."""
+    tracer = arguments[0].tracer
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    values = dict(zip(inputs, (argument.node for argument in arguments), strict=True))
+    return [fx.Proxy(node, tracer) for node in tracer.graph.graph_copy(module.graph, values)]
+
+
+def calls(num_rows: int, batch_size: int, several: bool = True) -> list[tuple[int, ...]]:
+    """The steps of an epoch in calls: for each call the sizes of its batches; two kinds of calls at most.
+
+    Args:
+        num_rows: rows of the data set.
+        batch_size: rows of every step but the last.
+        several: whether a call may take several steps.
+
+    Example:
+        >>> calls(100, 10)
+        [(10, 10, 10, 10, 10), (10, 10, 10, 10, 10)]
+        >>> calls(95, 20)
+        [(20, 20, 20, 20), (15,)]
+    """
+    whole, last = divmod(num_rows, batch_size)
+    rest = (last,) if last else ()
+    if not several:
+        return [(batch_size,)] * whole + [rest] * bool(last)
+    # Four steps a call hide what a call costs by itself; another number where that leaves none over.
+    number = next((k for k in (4, 5, 6, 3) if whole % k == 0), 4)
+    over = (batch_size,) * (whole % number) + rest
+    return [(batch_size,) * number] * (whole // number) + [over] * bool(over)

@@ -1,0 +1,160 @@
+"""The update of an optimizer as tensor operations, on the moments that the optimizer itself keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrovae.tracing.drawing import Untraceable
+
+
+class Update:
+    """The update of one parameter group.
+
+    Attributes:
+        places: the parameters that move, each with its moments.
+        width: how many numbers a step takes.
+    """
+
+    width: int
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, group: dict[str, Any], moving: Sequence[nn.Parameter]
+    ) -> None:
+        self.group = group
+        names = self.names(group)
+        self.states = []
+        self.places = []
+        known = {id(p) for p in moving}
+        for parameter in group["params"]:
+            if id(parameter) in known:
+                state = optimizer.state[parameter]
+                if any(state.get(name) is None for name in names):
+                    raise Untraceable("an optimizer that has not taken its first step")
+                self.states.append(state)
+                self.places.append((parameter, [state[name] for name in names]))
+        if len({float(state["step"]) for state in self.states if "step" in state}) > 1:
+            raise Untraceable("an optimizer that has taken more steps with some parameters than with others")
+
+    @staticmethod
+    def names(group: dict[str, Any]) -> tuple[str, ...]:
+        """What the optimizer calls the moments that it keeps of a parameter of the group."""
+        raise NotImplementedError
+
+    @property
+    def moments(self) -> Iterator[Tensor]:
+        """The moments of all parameters."""
+        for _, moments in self.places:
+            yield from moments
+
+    def numbers(self, lr: float, ahead: int) -> list[float]:
+        """What the update multiplies with at the step that is so many ahead."""
+        raise NotImplementedError
+
+    def apply(self, gradient: Tensor, now: list[Tensor], numbers: list[Tensor]) -> list[Tensor]:
+        """A parameter and its moments after the step."""
+        raise NotImplementedError
+
+    def count(self, steps: int) -> None:
+        """Steps have been taken."""
+        for state in self.states:
+            if "step" in state:
+                state["step"] += steps
+
+
+class Adam(Update):
+    """Adam and AdamW, as torch computes them. Kingma and Ba (2015); Loshchilov and Hutter (2019)."""
+
+    width = 3
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, group: dict[str, Any], moving: Sequence[nn.Parameter]
+    ) -> None:
+        super().__init__(optimizer, group, moving)
+        self.decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
+
+    @staticmethod
+    def names(group: dict[str, Any]) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
+
+    def numbers(self, lr: float, ahead: int) -> list[float]:
+        step = (float(self.states[0]["step"]) if self.states else 0.0) + ahead
+        beta1, beta2 = self.group["betas"]
+        decay = 1 - lr * self.group["weight_decay"]
+        return [lr / (1 - beta1**step), math.sqrt(1 - beta2**step), decay]
+
+    def apply(self, gradient: Tensor, now: list[Tensor], numbers: list[Tensor]) -> list[Tensor]:
+        parameter, mean, square, *largest = now
+        step_size, correction, decay = numbers
+        beta1, beta2 = self.group["betas"]
+        gradient = -gradient if self.group["maximize"] else gradient
+        if self.group["weight_decay"]:
+            if self.decoupled:
+                parameter = parameter * decay
+            else:
+                gradient = gradient + self.group["weight_decay"] * parameter
+        mean = torch.lerp(mean, gradient, 1 - beta1)
+        square = square * beta2 + (1 - beta2) * gradient * gradient
+        largest = [torch.maximum(old, square) for old in largest]
+        root = (largest[0] if largest else square).sqrt() / correction + self.group["eps"]
+        return [parameter - step_size * (mean / root), mean, square, *largest]
+
+
+class SGD(Update):
+    """Stochastic gradient descent, with momentum or without, as torch computes it."""
+
+    width = 1
+
+    @staticmethod
+    def names(group: dict[str, Any]) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["momentum"] else ()
+
+    def numbers(self, lr: float, ahead: int) -> list[float]:
+        return [lr]
+
+    def apply(self, gradient: Tensor, now: list[Tensor], numbers: list[Tensor]) -> list[Tensor]:
+        parameter, *moments = now
+        group = self.group
+        gradient = -gradient if group["maximize"] else gradient
+        if group["weight_decay"]:
+            gradient = gradient + group["weight_decay"] * parameter
+        if moments:
+            moments = [group["momentum"] * moments[0] + (1 - group["dampening"]) * gradient]
+            gradient = gradient + group["momentum"] * moments[0] if group["nesterov"] else moments[0]
+        return [parameter - numbers[0] * gradient, *moments]
+
+
+class Outside(Update):
+    """An optimizer that takes its steps outside the graph."""
+
+    width = 0
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, group: dict[str, Any], moving: Sequence[nn.Parameter]
+    ) -> None:
+        self.states, self.places = [], []
+
+    def numbers(self, lr: float, ahead: int) -> list[float]:
+        return []
+
+
+UPDATES: dict[type, type[Update]] = {
+    torch.optim.Adam: Adam,
+    torch.optim.AdamW: Adam,
+    torch.optim.SGD: SGD,
+}
+
+
+def updates_inside(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer's update can be part of the graph: torch's own Adam, AdamW and SGD."""
+    return type(optimizer) in UPDATES
+
+
+def has_moments(optimizer: torch.optim.Optimizer, moving: Sequence[nn.Parameter]) -> bool:
+    """Whether an optimizer has the moments that updates inside a graph go on from: its first step makes them."""
+    names = UPDATES[type(optimizer)].names(optimizer.param_groups[0])
+    return all(optimizer.state.get(p, {}).get(name) is not None for p in moving for name in names)

@@ -1,0 +1,152 @@
+"""The rows that a fit goes over: all at hand, or a chunk at a time of something that holds more than memory does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovae import checks, noise
+from pyrovae.pair import Batch
+
+
+class Chunks:
+    """What ``fit`` was given, as chunks of rows that can be gone through again and again; an array is one of them.
+
+    Raises:
+        ValueError: an iterator, which can be gone through only once.
+    """
+
+    def __init__(self, x: Any) -> None:
+        #: Whether x is an iterable of arrays: a list of tensors, a DataLoader.
+        self.several = _holds_chunks(x)
+        self._x = x if self.several else [x]
+        if iter(self._x) is self._x:
+            raise checks.bad_value(
+                "x",
+                "chunks that can be gone through in every epoch anew",
+                f"a {type(x).__name__}, which is used up after the first",
+                "Pass a list, a DataLoader, or an object whose __iter__ starts from the beginning.",
+            )
+
+    def __iter__(self) -> Iterator[Any]:
+        for chunk in self._x:
+            # A DataLoader makes a list of one of everything.
+            yield chunk[0] if self.several and isinstance(chunk, list | tuple) and len(chunk) == 1 else chunk
+
+    def first(self) -> Any:
+        """The first chunk.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for chunk in self:
+            return chunk
+        raise checks.bad_value("x", "at least one chunk of rows", "none", "Pass some rows.")
+
+
+def _holds_chunks(x: Any) -> bool:
+    one = isinstance(x, Tensor | np.ndarray | Mapping | Set | str | bytes) or hasattr(x, "to_numpy")
+    if one or not isinstance(x, Iterable):
+        return False
+    # Numbers in lists are rows that have to be made an array first.
+    return not (isinstance(x, list | tuple) and (not x or isinstance(x[0], int | float | str | list | tuple)))
+
+
+class Rows:
+    """The rows of a fit.
+
+    Args:
+        chunks: of the rows, in turn, every time they are iterated; each an array or a dict of arrays.
+        prepare: checks a chunk, which errors call by the name given, and makes a batch of it.
+        digests: whether to take these, which only checkpoints need.
+
+    Attributes:
+        data: the rows at hand. Its memory stays where it is, and holds another chunk after ``load``.
+        lengths: the number of rows of every chunk.
+        hashes: of all rows, as ``checks.row_hashes`` has them.
+        digests: of every chunk, by the names in it.
+
+    Raises:
+        TypeError, ValueError: what ``prepare`` raises; chunks that differ in more than their rows.
+    """
+
+    def __init__(self, chunks: Iterable[Any], prepare: Callable[[Any, str], Batch], digests: bool) -> None:
+        self._chunks, self._prepare = chunks, prepare
+        self.lengths: list[int] = []
+        self.digests: list[dict[str, str]] = []
+        hashes: list[np.ndarray] = []
+        first: Batch = {}
+        for batch in self._each():
+            first = first or batch
+            self._check_alike(batch, first)
+            self.lengths.append(len(batch["x"]))
+            if digests:
+                self.digests.append({name: checks.digest(value) for name, value in batch.items()})
+            hashes.append(checks.row_hashes(batch["x"]))
+        self.hashes = np.concatenate(hashes)
+        self.data, self._at_hand = first, 0
+        if len(self.lengths) > 1:  # memory of its own, into which chunks are copied
+            longest = max(self.lengths)
+            self.data = {name: value.new_zeros(longest, *value.shape[1:]) for name, value in first.items()}
+            self._at_hand = -1
+        self._coming: Iterator[Batch] = iter(())
+        self._next = len(self.lengths)  # the number of the chunk that comes next
+
+    def __len__(self) -> int:
+        return sum(self.lengths)
+
+    def start(self, chunk: int) -> int:
+        """The number of a chunk's first row among all."""
+        return sum(self.lengths[:chunk])
+
+    def minibatches(self, size: int, seed: int, epoch: int) -> list[tuple[int, Tensor]]:
+        """The minibatches of an epoch: chunk, and indices of rows in it, in an order of the epoch's own."""
+        found = []
+        for chunk, length in enumerate(self.lengths):
+            keys = (epoch, chunk) if chunk else (epoch,)
+            generator = torch.Generator().manual_seed(noise.derive(seed, noise.Stream.ROW_ORDER, *keys))
+            found += [(chunk, rows) for rows in torch.randperm(length, generator=generator).split(size)]
+        return found
+
+    def load(self, chunk: int) -> None:
+        """Bring a chunk to ``data``."""
+        if chunk == self._at_hand:
+            return
+        if self._next > chunk:
+            self._coming, self._next = self._each(), 0
+        batch: Batch = {}
+        while self._next <= chunk:
+            batch = next(self._coming, {})
+            came, expected = len(batch.get("x", ())), self.lengths[self._next]
+            if came != expected:
+                raise checks.bad_value(
+                    "x",
+                    f"{expected} rows in chunk {self._next}, as in the first pass",
+                    str(came),
+                    "Pass an iterable that gives chunks of the same sizes every time.",
+                )
+            self._next += 1
+        self._check_alike(batch, self.data)
+        for name, value in batch.items():
+            self.data[name][: len(value)] = value
+        self._at_hand = chunk
+
+    def _each(self) -> Iterator[Batch]:
+        for number, chunk in enumerate(self._chunks):
+            yield self._prepare(chunk, f"x[{number}]")
+
+    def _check_alike(self, batch: Batch, first: Batch) -> None:
+        described, expected = (
+            {name: (tuple(v.shape[1:]), v.dtype) for name, v in b.items()} for b in (batch, first)
+        )
+        if described != expected:
+            raise checks.bad_value(
+                "x",
+                f"chunks that differ only in their rows: {expected}",
+                f"{described} in chunk {len(self.lengths)}",
+                "Bring the chunks to the same columns, names and types.",
+            )
