@@ -412,11 +412,11 @@ BUGS = {
         "path.backward(moves",
         "test_statistical.py::sandwich",
     ),
-    "cell volume missing": Bug(
+    "cells a tenth too large": Bug(
         "evidence/quadrature.py",
         "dim=0) + volume",
-        "dim=0)",
-        "test_evidence_methods.py::quadrature_is_within_its_own",
+        "dim=0) + volume + 0.1",
+        "test_evidence_methods.py::quadrature_on_every_pair_is and independent_sites",
     ),
     "pilot's draws answer": Bug(
         "evidence/auto.py",
