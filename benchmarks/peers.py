@@ -72,7 +72,7 @@ def binary_rows(num_rows: int, width: int) -> Tensor:
 
 
 class TutorialVAE(nn.Module):
-    """Model and guide after Pyro's VAE tutorial: a Bernoulli decoder, a diagonal normal encoder.
+    """Model and guide after Pyro's VAE tutorial, with copies of a VAE's networks: Bernoulli and diagonal normal.
 
     Unlike there, the decoder puts out logits, the encoder log-scales, and pixels are zeros and ones. And it
     has a ``name``, because Pyro's store would make two in a process share their parameters.
@@ -80,18 +80,11 @@ class TutorialVAE(nn.Module):
 
     _numbers = itertools.count()
 
-    def __init__(self, name: str, encoder: nn.Module, decoder: nn.Module, latent_dim: int) -> None:
+    def __init__(self, vae: pv.VAE) -> None:
         super().__init__()
-        self.name = name
-        self.encoder = encoder
-        self.decoder = decoder
-        self.latent_dim = latent_dim
-
-    @classmethod
-    def of(cls, vae: pv.VAE) -> TutorialVAE:
-        """With copies of a VAE's networks and a name of its own."""
-        encoder, decoder = networks(vae)
-        return cls(f"vae-{next(cls._numbers)}", encoder, decoder, decoder[0].in_features)
+        self.name = f"vae-{next(self._numbers)}"
+        self.encoder, self.decoder = networks(vae)
+        self.latent_dim = self.decoder[0].in_features
 
     def model(self, x: Tensor) -> None:
         pyro.module(f"{self.name}-decoder", self.decoder)
@@ -130,7 +123,7 @@ class PyroTraining(Training):
     def __init__(self, vae: pv.VAE, rows: Tensor, batch_size: int, validation: bool = True) -> None:
         super().__init__(rows, batch_size)
         self._validation = validation
-        pair = TutorialVAE.of(vae)
+        pair = TutorialVAE(vae)
         adam = pyro.optim.Adam({"lr": LEARNING_RATE})  # type: ignore[attr-defined]
         self._svi = pyro.infer.SVI(pair.model, pair.guide, adam, pyro.infer.Trace_ELBO())
 
@@ -171,7 +164,7 @@ def evidence_by_pyro(
     vae: pv.VAE, x: Tensor, num_samples: int, rows_at_once: int, validation: bool = True
 ) -> Callable[[], float]:
     """Guide and model traced under a plate of K particles, some rows at a time."""
-    pair = TutorialVAE.of(vae)
+    pair = TutorialVAE(vae)
 
     def log_evidence(rows: Tensor) -> Tensor:
         with pyro.plate("particles", num_samples, dim=-2):

@@ -17,7 +17,7 @@ import torch
 
 from pyrovae import checks
 
-# Measured (benchmarks/evaluation.py --tiles): tiles of about this many numbers keep a Pyro call's overhead small
+# Measured (benchmarks/tiles.py): tiles of about this many numbers keep a Pyro call's overhead small
 # and its temporaries near the cache.
 _ELEMENTS_PER_TILE = 1 << 20
 _SAMPLES_PER_TILE = 128

@@ -21,7 +21,7 @@ from pyrovae.tracing.rewriting import rewrite
 
 _KEPT = 8  # graphs of a pair
 # Tracing takes up to a second and saves 5 ns a number of the widest layer; compiling takes 5 to 15 and saves 2 to 5 more
-# (benchmarks/evaluation.py). The rule reads shapes and no clock: a compiled graph shows in the last digits.
+# (benchmarks/speed.py evaluate). The rule reads shapes and no clock: a compiled graph shows in the last digits.
 _TRACING_PAYS = 1 << 28
 _COMPILING_PAYS = 1 << 31
 

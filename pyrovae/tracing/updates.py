@@ -61,9 +61,9 @@ class Update:
 
     def count(self, steps: int) -> None:
         """Steps have been taken."""
-        for state in self.states:
-            if "step" in state:
-                state["step"] += steps
+        counters = [state["step"] for state in self.states if "step" in state]
+        if counters and steps:
+            torch._foreach_add_(counters, steps)
 
 
 class Adam(Update):

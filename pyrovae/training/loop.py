@@ -92,17 +92,17 @@ class Loop:
                 started = time.monotonic() - self._seconds
                 rates = [float(group["lr"]) for group in self._state.optimizer.param_groups]
                 minibatches = self._rows.minibatches(self._plan.batch_size, self._plan.seed, self._epoch)
-                while self._number < self.steps_an_epoch:
-                    self._seconds = time.monotonic() - started
-                    if run is not None and run.due:
-                        self._write(run)
-                        if run.stopped_by is not None:
-                            self.history.stopped = "interrupted"
-                            break
-                    with products(self._plan.precision):
+                with products(self._plan.precision):
+                    while self._number < self.steps_an_epoch:
+                        self._seconds = time.monotonic() - started
+                        if run is not None and run.due:
+                            self._write(run)
+                            if run.stopped_by is not None:
+                                self.history.stopped = "interrupted"
+                                break
                         self._advance(minibatches, rates, bar)
-                else:
-                    self._end_epoch(rates[0], started)
+                    else:
+                        self._end_epoch(rates[0], started)
         except KeyboardInterrupt:
             self.history.stopped = "interrupted"
         finally:
