@@ -722,6 +722,34 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_why():
     assert same(before, parameters(pair))
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "scheduler", "steps"),
+    [
+        (
+            torch.optim.Adam,
+            functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=9),
+            "eager: a scheduler that moves more than the learning rate",
+        ),
+        (  # which begins with the optimizer's own momentum, and moves it afterwards
+            functools.partial(torch.optim.SGD, momentum=0.9),
+            functools.partial(torch.optim.lr_scheduler.CyclicLR, base_lr=1e-3, max_lr=0.1, step_size_up=2),
+            "compiled",
+        ),
+    ],
+)
+def test_a_scheduler_may_move_the_momentum(optimizer, scheduler, steps, monkeypatch):
+    monkeypatch.setattr(tracing.steps, "compile_graph", lambda module, *_, **__: module)
+    monkeypatch.setattr(tracing, "why_not_compiled", lambda device: None)
+    monkeypatch.setattr(traced, "_COMPILING_PAYS", 0)
+    options = {"epochs": 5, "batch_size": 16, "optimizer": optimizer, "scheduler": scheduler}
+    fits = [(small_vae().double(), how) for how in (False, "auto")]
+    histories = [pv.fit(vae, X.double(), compile=how, **options) for vae, how in fits]
+    assert [history.steps for history in histories] == ["eager", steps]
+    np.testing.assert_allclose(histories[0].frame["loss"], histories[1].frame["loss"], rtol=1e-10)
+    for a, b in zip(*(parameters(vae) for vae, _ in fits), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
 def test_what_the_compiler_does_not_take_runs_eagerly_and_says_why(monkeypatch):
     def broken(*arguments, **options):
         raise tracing.Untraceable("can't be compiled: for a reason")

@@ -158,3 +158,12 @@ def has_moments(optimizer: torch.optim.Optimizer, moving: Sequence[nn.Parameter]
     """Whether an optimizer has the moments that updates inside a graph go on from: its first step makes them."""
     names = UPDATES[type(optimizer)].names(optimizer.param_groups[0])
     return all(optimizer.state.get(p, {}).get(name) is not None for p in moving for name in names)
+
+
+def as_built(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the options of every parameter group, numbers in a graph but for the learning rate, are the optimizer's own.
+
+    Some schedulers move the momentum as well.
+    """
+    fixed = {name: value for name, value in optimizer.defaults.items() if name != "lr"}
+    return all(group[name] == value for group in optimizer.param_groups for name, value in fixed.items())

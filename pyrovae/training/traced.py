@@ -72,6 +72,8 @@ class Traced:
         self._state, self._data, self._annealed = state, rows.data, annealed
         # Torch's own fused update is quicker than one operation by operation.
         self._inside = compiled and tracing.updates_inside(state.optimizer)
+        if self._inside and not tracing.as_built(state.optimizer):
+            raise tracing.Untraceable("a scheduler that moves more than the learning rate")
         several = self._inside and sum(p.numel() for p in state.parameters) <= _STEPS_TOGETHER
         sizes = [call for length in rows.lengths for call in tracing.calls(length, batch_size, several)]
         starts = accumulate(map(len, sizes), initial=0)
@@ -105,6 +107,6 @@ class Traced:
         return self._calls[sizes], len(sizes)
 
     def _ready(self) -> bool:
-        """Whether the first steps have made the moments that updates inside a graph go on from."""
-        moving = next(iter(self._graphs.values())).moving
-        return not self._inside or tracing.has_moments(self._state.optimizer, moving)
+        """Whether updates inside a graph are what the optimizer would do now; its first step makes their moments."""
+        optimizer, moving = self._state.optimizer, next(iter(self._graphs.values())).moving
+        return not self._inside or (tracing.has_moments(optimizer, moving) and tracing.as_built(optimizer))
