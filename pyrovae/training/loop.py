@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -208,7 +209,10 @@ class Loop:
         if isinstance(self._schedule, ReduceLROnPlateau):
             self._schedule.step(-score)
         elif self._schedule is not None:
-            self._schedule.step()
+            with warnings.catch_warnings():
+                # Of steps inside a graph, torch's schedulers see none.
+                warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before")
+                self._schedule.step()
         if self._plan.patience is not None and self._epoch >= self._plan.kl_warmup:
             if self._best is None or score > self._best.score or math.isnan(self._best.score):
                 self._best = _Best.of(self._state.pair, self._epoch, score)
