@@ -728,9 +728,9 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_why():
         (
             torch.optim.Adam,
             functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=9),
-            "eager: a scheduler that moves more than the learning rate",
+            "compiled",
         ),
-        (  # which begins with the optimizer's own momentum, and moves it afterwards
+        (
             functools.partial(torch.optim.SGD, momentum=0.9),
             functools.partial(torch.optim.lr_scheduler.CyclicLR, base_lr=1e-3, max_lr=0.1, step_size_up=2),
             "compiled",
@@ -755,9 +755,14 @@ def test_what_the_compiler_does_not_take_runs_eagerly_and_says_why(monkeypatch):
         raise tracing.Untraceable("can't be compiled: for a reason")
 
     monkeypatch.setattr(tracing.steps, "compile_graph", broken)
-    fits = [(small_vae(), how) for how in (False, True)]
+    monkeypatch.setattr(traced, "_COMPILING_PAYS", 0)
+    fits = [(small_vae(), how) for how in (False, "auto")]
     histories = [pv.fit(vae, X, epochs=2, compile=how) for vae, how in fits]
     assert [history.steps for history in histories] == ["eager", "eager: can't be compiled: for a reason"]
+    with pytest.raises(
+        ValueError, match="compile: expected steps that can be traced and compiled, got can't be"
+    ):
+        pv.fit(small_vae(), X, epochs=2, compile=True)
     assert same(*(parameters(vae) for vae, _ in fits))
 
 
@@ -931,3 +936,139 @@ class Shrinking:
 def test_chunks_that_are_none(x, message):
     with pytest.raises(ValueError, match=message):
         pv.fit(small_vae(), x)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What a trace can't see
+
+
+class Decoder(torch.nn.Module):
+    """Logits, with something that each call does beside them."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what, self.calls = what, 0
+        self.layer = torch.nn.Linear(2, 6, dtype=torch.float64)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("order", torch.arange(5, -1, -1))
+
+    def forward(self, z):
+        logits = self.layer(z)
+        if self.what == "counts":
+            self.calls += self.training
+            logits = logits * max(0.5, 1 - 1e-4 * self.calls)
+        if self.what == "replaces a buffer":
+            self.seen = 0.9 * self.seen + 0.1 * z.detach().mean()
+        return logits[..., self.order] if self.what == "indexes with a buffer" else logits
+
+
+def zero_gradient(parameter):
+    parameter.grad.zero_()
+
+
+@pytest.mark.parametrize(
+    ("what", "steps"),
+    [
+        ("counts", "eager: attributes of modules that change from call to call"),
+        ("replaces a buffer", "eager: buffer seen is replaced at every call, and not changed in place"),
+        ("hooks on gradients", "eager: hooks on the gradients of parameters"),
+        ("indexes with a buffer", "traced"),
+        ("nothing", "traced"),
+    ],
+)
+def test_what_a_trace_would_not_see_runs_eagerly(what, steps, monkeypatch):
+    monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
+    fits = {}
+    for how in (False, "auto"):
+        torch.manual_seed(0)
+        decoder = Decoder(what)
+        encoder = pv.encoders.DiagonalNormal(torch.nn.Linear(6, 4, dtype=torch.float64))
+        pair = pv.VAE(pv.priors.StandardNormal(2), pv.likelihoods.Bernoulli(decoder), encoder).double()
+        if what == "hooks on gradients":
+            decoder.layer.bias.register_post_accumulate_grad_hook(zero_gradient)
+        fits[how] = pair, pv.fit(pair, X.double(), epochs=3, compile=how)
+    (one, _), (two, history) = fits.values()
+    assert history.steps == steps
+    for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def inside(monkeypatch):
+    """Updates inside the graph, without the seconds that compiling takes."""
+    monkeypatch.setattr(tracing.steps, "compile_graph", lambda graph, *_, **__: graph)
+
+
+def test_hooks_of_an_optimizer_are_called(monkeypatch):
+    inside(monkeypatch)
+
+    def factory(parameters, lr):
+        optimizer = torch.optim.Adam(parameters, lr=lr)
+
+        def clamp(*_):
+            with torch.no_grad():
+                torch._foreach_clamp_min_(parameters, -0.1)
+                torch._foreach_clamp_max_(parameters, 0.1)
+
+        optimizer.register_step_post_hook(clamp)
+        return optimizer
+
+    vae = small_vae()
+    assert pv.fit(vae, X, epochs=2, optimizer=factory, compile=True).steps == "compiled"
+    assert max(float(p.abs().max()) for p in parameters(vae)) <= 0.1 + 1e-8
+
+
+def test_groups_of_parameters_have_options_of_their_own(monkeypatch):
+    inside(monkeypatch)
+
+    def factory(parameters, lr):
+        half = len(parameters) // 2
+        return torch.optim.AdamW(
+            [{"params": parameters[:half], "weight_decay": 0.5}, {"params": parameters[half:]}], lr=lr
+        )
+
+    fits = [small_vae().double() for _ in range(2)]
+    for vae, how in zip(fits, (False, True), strict=True):
+        pv.fit(vae, X.double(), epochs=4, batch_size=16, lr=1e-2, optimizer=factory, compile=how)
+    for a, b in zip(*map(parameters, fits), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("how", [False, True])
+def test_parameters_that_leave_their_support_are_named_before_the_step(how, monkeypatch):
+    """A concentration below zero, where the gamma function is finite: the loss alone would not tell."""
+    inside(monkeypatch)
+
+    class Raw(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.raw = torch.nn.Parameter(torch.tensor([0.3, 0.3]))
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(1), 1).to_event(1))
+                pyro.sample("x", dist.Gamma(self.raw + 0 * z, torch.ones(2)).to_event(1), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x[:, :1] * 0, 1).to_event(1))
+
+    parts = Raw()
+    pair = pv.LatentVariableModel(parts.model, parts.guide)
+    x = torch.full((20, 2), 1e-3) * (1 + torch.rand(20, 2))
+    with pytest.raises(FloatingPointError, match=r"parameter concentration .* at epoch \d+, step"):
+        pv.fit(pair, x, epochs=30, batch_size=5, lr=1.0, optimizer=torch.optim.SGD, compile=how)
+    assert bool((parts.raw < 0).any())
+
+
+def test_renyi_bounds_take_no_chunks():
+    with pytest.raises(ValueError, match="loss: expected a sum over rows"):
+        pv.fit(small_vae(), [X[:50], X[50:]], batch_size=90, loss=RenyiELBO(alpha=0.5, num_particles=2))
+
+
+def test_a_resumable_fit_takes_chunks_that_stay_the_same(tmp_path):
+    class Shuffling:
+        def __iter__(self):
+            return iter(X[torch.randperm(90)].split(45))
+
+    with pytest.raises(ValueError, match="x: expected chunks that are the same at every pass"):
+        pv.fit(small_vae(), Shuffling(), epochs=2, checkpoint=tmp_path)

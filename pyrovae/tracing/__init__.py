@@ -15,7 +15,7 @@ from pyrovae.tracing.drawing import Untraceable
 from pyrovae.tracing.evaluation import Graphs, Runner, tile_terms
 from pyrovae.tracing.gradients import trace_gradients
 from pyrovae.tracing.steps import NotFinite, TracedSteps, calls
-from pyrovae.tracing.updates import as_built, has_moments, updates_inside
+from pyrovae.tracing.updates import has_moments, options, updates_inside
 
 __all__ = [
     "Graphs",
@@ -23,9 +23,9 @@ __all__ = [
     "Runner",
     "TracedSteps",
     "Untraceable",
-    "as_built",
     "calls",
     "has_moments",
+    "options",
     "tile_terms",
     "trace_gradients",
     "updates_inside",

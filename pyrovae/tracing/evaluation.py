@@ -85,6 +85,7 @@ class Runner:
         self._ready: dict[Hashable, _Traced | None] = {}
         self._tried: dict[Hashable, object] = {}
         self._made: set[Hashable] = set()
+        self._seen = _surroundings(pair, structure)
         #: Why functions are not run as graphs; None where they are.
         self.reason: str | None = None
 
@@ -126,6 +127,13 @@ class Runner:
                 self._tried[key] = again
             graph = self._ready[key]
         return self._eager(function, inputs, seed) if graph is None else graph(inputs, seed)
+
+    def renew(self) -> None:
+        """Look anew at graphs that were seen to be right, where the pair has got other tensors or modules since."""
+        now = _surroundings(self._pair, self._structure)
+        if now != self._seen:
+            self._ready.clear()
+            self._seen = now
 
     def _eager(self, function: Function, inputs: Sequence[Tensor], seed: int | None) -> Sequence[Tensor]:
         drawing = nullcontext() if seed is None else noise.seeded(seed, inputs[0].device)
@@ -178,7 +186,7 @@ class Runner:
         expected = self._eager(function, inputs, seed)
         while True:
             graph = graphs.keep(key, make)
-            if _alike(graph(inputs, seed), expected, 0.99 if compiled else 1.0):
+            if _alike(graph(inputs, seed), expected, inputs[0].dtype if compiled else None):
                 return graph
             del graphs[key]
             if key in self._made:
@@ -228,12 +236,12 @@ class _Traced:
         return [*inputs, *(tensor.detach() for tensor in self._graph.tensors), *self._drawn]
 
 
-def _alike(came: Sequence[Tensor], expected: Sequence[Tensor], share: float) -> bool:
-    """Whether numbers are the same up to rounding, or such a share of each tensor's.
+def _alike(came: Sequence[Tensor], expected: Sequence[Tensor], rounded: torch.dtype | None) -> bool:
+    """Whether numbers are the same; where they are rounded in a dtype, 99 % of them up to that.
 
     At the kink of a layer two roundings may fall on either side; what a trace does not know moves all numbers.
     """
-    tolerance = math.sqrt(torch.finfo(torch.float32).eps)
+    tolerance, share = (0.0, 1.0) if rounded is None else (math.sqrt(torch.finfo(rounded).eps), 0.99)
     return all(
         float(torch.isclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True).double().mean()) >= share
         for a, b in zip(came, expected, strict=True)

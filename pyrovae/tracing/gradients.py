@@ -55,7 +55,16 @@ def trace_gradients(
     """
     names = list(data)
     moving: list[nn.Parameter] = []
-    buffers = [b for module in pair.every_module() for b in module.buffers(recurse=False)]
+    for parameter in parameters:
+        if parameter._post_accumulate_grad_hooks:
+            raise Untraceable("hooks on the gradients of parameters")
+    places = [
+        (module._buffers, name, buffer)
+        for module in pair.every_module()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    buffers = [buffer for *_, buffer in places]
 
     def gradients(batch: Batch, weight: float) -> list[Tensor]:
         total = loss(batch, weight) / num_rows
@@ -79,9 +88,21 @@ def trace_gradients(
     @contextmanager
     def fitting(seed: int) -> Iterator[None]:
         pair.zero_grad(set_to_none=True)
-        with unchanged(buffers), noise.seeded(seed, data["x"].device), pair.fitting():
-            yield
-        pair.zero_grad(set_to_none=True)
+        known, attributes = pair.described(), [(module, _plain(module)) for module in pair.every_module()]
+        try:
+            with unchanged(buffers), noise.seeded(seed, data["x"].device), pair.fitting():
+                yield
+        finally:
+            pair.zero_grad(set_to_none=True)
+            replaced = [place for place in places if place[0][place[1]] is not place[2]]
+            for held, name, buffer in replaced:
+                held[name] = buffer
+        if replaced:
+            raise Untraceable(f"buffer {replaced[0][1]} is replaced at every call, and not changed in place")
+        if pair.described() != known:
+            for module, plain in attributes:
+                vars(module).update(plain)
+            raise Untraceable("attributes of modules that change from call to call")
 
     first = {name: column[:size] for name, column in data.items()}
     weights = [torch.ones((), dtype=data["x"].dtype, device=data["x"].device)] if annealed else []
@@ -108,6 +129,13 @@ def trace_gradients(
     if not agree(came, expected, tolerance):
         raise Untraceable("with other rows and noise it does other things than the trace says")
     return found
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module that Python knows by value."""
+    return {
+        name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str)
+    }
 
 
 class _Weight(float):

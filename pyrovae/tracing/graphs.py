@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 import pyro.util
 import torch
 from torch import Tensor, fx
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
@@ -41,13 +42,18 @@ class Graph:
 def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Graph:
     """The operations of ``function(*inputs)``, which it is run for once.
 
+    Where Pyro would refuse the parameters of a distribution, the first result is NaN.
+
     Raises:
         Untraceable: noise that depends on tensors, sizes that depend on values, values that are read.
     """
 
     def watched(*given: Tensor) -> Sequence[Tensor]:
-        with NothingRead():
-            return function(*given)
+        with NothingRead() as mode:
+            first, *others = function(*given)
+            if mode.valid:
+                first = torch.where(torch.stack(mode.valid).all(), first, math.nan)
+            return [first, *others]
 
     module = make_fx(watched)(*inputs)
     tensors = _lift_tensors(module)
@@ -68,7 +74,7 @@ def _size(tensor: Tensor) -> float:
     return float(tensor.nan_to_num(0.0, 0.0, 0.0).abs().max())
 
 
-# Whether the values they look at are in order is asked of every loss afterwards, and of the rows beforehand.
+# Whether parameters are in order becomes part of the graph; rows were checked beforehand, and losses are afterwards.
 _ANSWERS = {
     Distribution.__init__.__code__: True,
     Distribution._validate_sample.__code__: True,
@@ -82,14 +88,29 @@ _READS = {
 
 
 class NothingRead(TorchFunctionMode):
-    """No tensor becomes a number of Python's: the numbers of the first call would be those of every call."""
+    """No tensor becomes a number of Python's: the numbers of the first call would be those of every call.
+
+    Attributes:
+        valid: whether the parameters of distributions were on their supports, a tensor for each.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.valid: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.item:  # by which Pyro makes losses numbers, only to add them up
             return args[0].detach()
+        if func is torch._is_all_true:  # which inductor has no kernel for
+            return args[0].all()
         if func in _READS or func is torch.Tensor.register_hook:
             frame = _caller()
             if frame.f_globals.get("__name__") == "torch.distributions.constraints":
+                return True
+            if func in _READS and frame.f_code is Distribution.__init__.__code__:
+                # That a number is real says nothing that the loss does not say.
+                if not _is_real(frame.f_locals["constraint"]):
+                    self.valid.append(args[0])
                 return True
             if frame.f_code in _ANSWERS:
                 return _ANSWERS[frame.f_code] if func in _READS else None
@@ -98,6 +119,10 @@ class NothingRead(TorchFunctionMode):
                     f"{frame.f_code.co_name} ({frame.f_code.co_filename}, line {frame.f_lineno}) reads a tensor's value"
                 )
         return func(*args, **(kwargs or {}))
+
+
+def _is_real(constraint: Any) -> bool:
+    return constraint is constraints.real or getattr(constraint, "base_constraint", None) is constraints.real
 
 
 def _caller() -> FrameType:
@@ -125,7 +150,7 @@ def _lift_tensors(module: fx.GraphModule) -> list[Tensor]:
             if id(tensor) not in inputs:
                 with graph.inserting_after(last):
                     last = inputs[id(tensor)] = graph.placeholder(f"tensor_{len(tensors)}")
-                last.meta = dict(node.meta)
+                last.meta = {"tensor_meta": tensor} | node.meta
                 tensors.append(tensor)
             node.replace_all_uses_with(inputs[id(tensor)])
             graph.erase_node(node)
@@ -164,9 +189,13 @@ def _changed(module: fx.GraphModule, tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
-    """What an operation declares of its positional arguments, each with what it is given."""
+    """What an operation declares of its arguments, each with what it is given, the positional ones first."""
     if isinstance(node.target, torch._ops.OpOverload):
-        yield from zip(node.target._schema.arguments, node.args, strict=False)
+        declared = node.target._schema.arguments
+        yield from zip(declared, node.args, strict=False)
+        yield from (
+            (argument, node.kwargs[argument.name]) for argument in declared if argument.name in node.kwargs
+        )
 
 
 def _is_view(value: Any) -> bool:

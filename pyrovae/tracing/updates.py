@@ -150,20 +150,29 @@ UPDATES: dict[type, type[Update]] = {
 
 
 def updates_inside(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether an optimizer's update can be part of the graph: torch's own Adam, AdamW and SGD."""
-    return type(optimizer) in UPDATES
+    """Whether an optimizer's update can be part of the graph: torch's own Adam, AdamW and SGD.
+
+    Not where hooks go with it, nor where a scheduler moves the momentum, a number in the graph.
+    """
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    moved = any("max_momentum" in group for group in optimizer.param_groups)
+    return type(optimizer) in UPDATES and not hooks and not moved
 
 
 def has_moments(optimizer: torch.optim.Optimizer, moving: Sequence[nn.Parameter]) -> bool:
     """Whether an optimizer has the moments that updates inside a graph go on from: its first step makes them."""
-    names = UPDATES[type(optimizer)].names(optimizer.param_groups[0])
-    return all(optimizer.state.get(p, {}).get(name) is not None for p in moving for name in names)
+    known = {id(p) for p in moving}
+    return all(
+        optimizer.state.get(parameter, {}).get(name) is not None
+        for group in optimizer.param_groups
+        for name in UPDATES[type(optimizer)].names(group)
+        for parameter in group["params"]
+        if id(parameter) in known
+    )
 
 
-def as_built(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the options of every parameter group, numbers in a graph but for the learning rate, are the optimizer's own.
-
-    Some schedulers move the momentum as well.
-    """
-    fixed = {name: value for name, value in optimizer.defaults.items() if name != "lr"}
-    return all(group[name] == value for group in optimizer.param_groups for name, value in fixed.items())
+def options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The options of every parameter group that are numbers in a graph: all but the learning rate."""
+    return [
+        {name: group[name] for name in optimizer.defaults if name != "lr"} for group in optimizer.param_groups
+    ]

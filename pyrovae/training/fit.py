@@ -75,8 +75,10 @@ def fit(
             what is aligned with them under other names, which model and guide are called with as keywords:
             ``{"x": counts, "offset": log_exposure}``. The same goes for every function that takes x. Rows that
             memory does not hold come in a ``numpy.memmap`` of the pair's dtype; or in chunks, as an iterable of arrays or dicts that can be
-            gone through again, such as a list or a ``DataLoader``. Rows are then shuffled within a chunk, chunks
-            are scaled alike whatever their sizes, and the history's ``elbo`` is that of the first chunk.
+            gone through again, such as a list or a ``DataLoader``. Rows are then shuffled within a chunk, and chunks
+            are scaled alike whatever their sizes; what is learned or checked before training, as by
+            ``standardize``, and the history's ``elbo`` go by the first chunk. Chunks that differ from pass to pass,
+            as a shuffling DataLoader's do, make a fit that its seed does not decide, and that can't be resumed.
         epochs: passes over the rows.
         batch_size: rows a step; the last batch of a pass may be smaller and is scaled by its own N/B.
         lr: the optimizer's learning rate.
@@ -112,7 +114,7 @@ def fit(
             history's among them, are always in full precision.
         binarize: whether x holds probabilities, such as grey levels over 255, of which every step draws zeros and
             ones anew (Salakhutdinov and Murray 2008). The history's ELBO is that of one draw, the same after every
-            epoch; validation rows are taken as they are. A score of such rows compares with no fixed binarization's.
+            epoch; validation rows are taken as they are. That draw is in memory, as large as x or its first chunk. A score of such rows compares with no fixed binarization's.
 
     Returns:
         The ``History``. Ctrl-C ends the fit early, keeps what was learned and returns it, too. With a
@@ -180,7 +182,7 @@ def fit(
             Rows(chunks, supported, kept) if chunks.several else Rows([first], lambda batch, _: batch, kept)
         )
         rows.load(0)
-        minibatches, annealed = batch_size < len(rows), kl_warmup > 0
+        minibatches, annealed = min(batch_size, max(rows.lengths)) < len(rows), kl_warmup > 0
         objective = make_objective(loss, num_particles, minibatches=minibatches, annealed=annealed)
         check_objective_fits(objective, structure)
         check_columns_vary(pair, batch["x"])
@@ -210,7 +212,7 @@ def fit(
         schedule = make_scheduler(scheduler, optimiser)
         check_every_leaf(pair, objective, batch, seed)
         traced, how = choose(compile, epochs, state, rows, batch_size, annealed)
-    plan = Plan(epochs, batch_size, seed, kl_warmup, patience, on_nonfinite, precision)
+    plan = Plan(epochs, batch_size, seed, kl_warmup, patience, on_nonfinite, precision, compile)
     loop = Loop(plan, state, rows, training, held_out, schedule, scales, traced)
     loop.history.steps = how
     seen = [rows.hashes]
@@ -226,7 +228,8 @@ def fit(
                 **{"lr": lr, "clip_norm": clip_norm, "x": rows.digests},
                 "binarize": binarize,
                 "validation": None if held_out is None else _fingerprints(held_out.batch),
-                "steps": how,
+                "steps": how.split(":")[0],
+                "evaluations": training.compiles,
                 "loss": _described(objective),
                 "optimizer": [type(optimiser).__qualname__, repr(optimiser.defaults)],
                 "scheduler": None if schedule is None else _described(schedule),

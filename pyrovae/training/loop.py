@@ -26,7 +26,7 @@ from pyrovae.training.history import History
 from pyrovae.training.rows import Rows
 from pyrovae.training.scales import Scales
 from pyrovae.training.step import State, step
-from pyrovae.training.traced import Traced
+from pyrovae.training.traced import Traced, refused
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Plan:
     patience: int | None
     on_nonfinite: str
     precision: str
+    compile: str | bool
 
 
 # So many steps skipped one after another, or an epoch's where that is more, are no bad luck any more.
@@ -127,6 +128,8 @@ class Loop:
         try:
             call = None if self._traced is None else self._traced.at(self._number)
         except tracing.Untraceable as why:  # what could be traced, the compiler would not take
+            if self._plan.compile is True:
+                raise refused(why) from why
             self._traced, self.history.steps = None, f"eager: {why}"
         if call is None:
             return self._take(*minibatches[self._number], rates, bar)
@@ -222,6 +225,8 @@ class Loop:
     def _evaluate(self, evaluation: Evaluation, argument: str) -> dict[str, float]:
         """The ELBO and its halves for the record; NaN where rows have none and steps that fail on them are skipped."""
         prefix = "" if argument == "x" else f"{argument}_"
+        if evaluation.runner is not None:
+            evaluation.runner.renew()
         try:
             with checks.parameters_hold(argument):
                 return _columns(elbo_of(evaluation), prefix)
@@ -259,6 +264,8 @@ class Loop:
         self._epoch, self._number, self._losses, self._seconds = snapshot["place"]
         *self._skipped, self._skipped_last = snapshot["skipped"]
         vars(self.history).update(snapshot["history"])
+        if self.history.steps.startswith("eager"):  # the compiler would not take them
+            self._traced = None
         self._best = None if snapshot["best"] is None else _Best(**snapshot["best"])
         self._scales.start = snapshot["scales"]
         self._finished = snapshot["finished"]

@@ -82,10 +82,10 @@ class Rows:
         first: Batch = {}
         for batch in self._each():
             first = first or batch
-            self._check_alike(batch, first)
+            self._check_alike(batch, first, len(self.lengths))
             self.lengths.append(len(batch["x"]))
             if digests:
-                self.digests.append({name: checks.digest(value) for name, value in batch.items()})
+                self.digests.append(_digests(batch))
             hashes.append(checks.row_hashes(batch["x"]))
         self.hashes = np.concatenate(hashes)
         self.data, self._at_hand = first, 0
@@ -130,7 +130,14 @@ class Rows:
                     "Pass an iterable that gives chunks of the same sizes every time.",
                 )
             self._next += 1
-        self._check_alike(batch, self.data)
+        self._check_alike(batch, self.data, chunk)
+        if self.digests and self.digests[chunk] != _digests(batch):
+            raise checks.bad_value(
+                "x",
+                "chunks that are the same at every pass, because the fit has a checkpoint",
+                f"other rows in chunk {chunk}",
+                "Pass chunks in one order, fit shuffles within each; or leave the checkpoint out.",
+            )
         for name, value in batch.items():
             self.data[name][: len(value)] = value
         self._at_hand = chunk
@@ -139,7 +146,7 @@ class Rows:
         for number, chunk in enumerate(self._chunks):
             yield self._prepare(chunk, f"x[{number}]")
 
-    def _check_alike(self, batch: Batch, first: Batch) -> None:
+    def _check_alike(self, batch: Batch, first: Batch, chunk: int) -> None:
         described, expected = (
             {name: (tuple(v.shape[1:]), v.dtype) for name, v in b.items()} for b in (batch, first)
         )
@@ -147,6 +154,10 @@ class Rows:
             raise checks.bad_value(
                 "x",
                 f"chunks that differ only in their rows: {expected}",
-                f"{described} in chunk {len(self.lengths)}",
+                f"{described} in chunk {chunk}",
                 "Bring the chunks to the same columns, names and types.",
             )
+
+
+def _digests(batch: Batch) -> dict[str, str]:
+    return {name: checks.digest(value) for name, value in batch.items()}

@@ -43,14 +43,19 @@ def choose(
         traced = Traced(state, rows, batch_size, annealed, compiled and reason is None)
     except tracing.Untraceable as why:
         if compile is True:
-            raise checks.bad_value(
-                "compile",
-                "steps that can be traced and compiled",
-                str(why),
-                'Pass compile="auto", which takes them eagerly then.',
-            ) from why
+            raise refused(why) from why
         return None, f"eager: {why}"
     return traced, "compiled" if traced.compiled else f"traced: {reason}" if reason else "traced"
+
+
+def refused(why: tracing.Untraceable) -> checks.Refused:
+    """What to raise where steps have to be compiled and can't be."""
+    return checks.bad_value(
+        "compile",
+        "steps that can be traced and compiled",
+        str(why),
+        'Pass compile="auto", which takes them eagerly then.',
+    )
 
 
 class Traced:
@@ -72,17 +77,24 @@ class Traced:
         self._state, self._data, self._annealed = state, rows.data, annealed
         # Torch's own fused update is quicker than one operation by operation.
         self._inside = compiled and tracing.updates_inside(state.optimizer)
-        if self._inside and not tracing.as_built(state.optimizer):
-            raise tracing.Untraceable("a scheduler that moves more than the learning rate")
+        self._options = tracing.options(state.optimizer)
         several = self._inside and sum(p.numel() for p in state.parameters) <= _STEPS_TOGETHER
         sizes = [call for length in rows.lengths for call in tracing.calls(length, batch_size, several)]
         starts = accumulate(map(len, sizes), initial=0)
         self._sizes = dict(
             zip(starts, sizes, strict=False)
         )  # of the call that begins with a step of the epoch
+        # What a first chunk leaves of the memory of longer ones holds no rows.
+        shown = {name: column[: rows.lengths[0]] for name, column in self._data.items()}
         self._graphs = {
             size: tracing.trace_gradients(
-                state.pair, state.loss, self._data, size, state.num_rows, state.parameters, annealed
+                state.pair,
+                state.loss,
+                shown if size <= rows.lengths[0] else self._data,
+                size,
+                state.num_rows,
+                state.parameters,
+                annealed,
             )
             for size in sorted({size for call in sizes for size in call})
         }
@@ -109,4 +121,6 @@ class Traced:
     def _ready(self) -> bool:
         """Whether updates inside a graph are what the optimizer would do now; its first step makes their moments."""
         optimizer, moving = self._state.optimizer, next(iter(self._graphs.values())).moving
-        return not self._inside or (tracing.has_moments(optimizer, moving) and tracing.as_built(optimizer))
+        return not self._inside or (
+            tracing.has_moments(optimizer, moving) and tracing.options(optimizer) == self._options
+        )
