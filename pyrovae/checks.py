@@ -151,6 +151,12 @@ def choice(argument: str, value: Any, options: tuple[str, ...]) -> str:
     return str(value)
 
 
+def compile(value: Any) -> None:
+    """Raises ``TypeError`` or ``ValueError`` where the argument of that name is neither a bool nor "auto"."""
+    if not isinstance(value, bool):
+        choice("compile", value, ("auto",))
+
+
 def path(argument: str, value: Any) -> Path:
     """``value`` as a path; raises ``TypeError`` or ``ValueError``. Whether anything is there is another question."""
     if not isinstance(value, str | os.PathLike):
@@ -527,6 +533,11 @@ def digest(x: Tensor) -> str:
     for _, block in blocks(x.detach()):
         found.update(block.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def digests(batch: Mapping[str, Tensor]) -> dict[str, str]:
+    """Of the rows and of everything beside them."""
+    return {name: digest(value) for name, value in batch.items()}
 
 
 def row_hashes(x: Tensor) -> np.ndarray:

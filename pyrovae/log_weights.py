@@ -14,7 +14,7 @@ from torch import Tensor
 from pyrovae import checks, noise
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import Batch, Structure, check_supports, inspect
-from pyrovae.tracing import Runner, tile_terms, why_not_compiled
+from pyrovae.tracing import Call, Runner, tile_terms, why_not_compiled
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,7 @@ class Evaluation:
         times: int = 1,
     ) -> Evaluation:
         """Check the arguments and the pair; nothing runs before they hold."""
-        if not isinstance(compile, bool):
-            checks.choice("compile", compile, ("auto",))
+        checks.compile(compile)
         checks.integer("num_samples", num_samples)
         checks.integer("seed", seed, minimum=0)
         tile = None if tile is None else checks.tile(tile)
@@ -129,21 +128,16 @@ class Evaluation:
             ValueError: a log weight that is NaN or +∞, naming the term, the row and how many.
         """
         columns = [value[tile.rows] for value in self.batch.values()]
-        seed = noise.derive(self.seed, noise.Stream.TILE, *tile.index)
-        function = tile_terms(self.pair, self.structure, list(self.batch), tile.num_samples)
-        if self.runner is None:
-            with self.pair.evaluating(), noise.seeded(seed, columns[0].device):
-                terms = function(*columns)
-        else:
-            shape = (tile.rows.stop - tile.rows.start, tile.num_samples)
-            terms = self.runner.run(
-                ("tile", tile.num_samples, *self.batch),
-                function,
-                columns,
-                numbers=self._numbers_ahead(*shape),
-                required=shape == self.runner.main,
-                seed=seed,
-            )
+        shape = (tile.rows.stop - tile.rows.start, tile.num_samples)
+        call = Call(
+            ("tile", tile.num_samples, *self.batch),
+            tile_terms(self.pair, self.structure, list(self.batch), tile.num_samples),
+            columns,
+            self._numbers_ahead(*shape),
+            required=self.runner is not None and shape == self.runner.main,
+            seed=noise.derive(self.seed, noise.Stream.TILE, *tile.index),
+        )
+        terms = call.by_pyro(self.pair) if self.runner is None else self.runner.run(call)
         return Terms(*terms).checked(self.numbers[tile.rows])
 
     def rows_alike(self, num_rows: int) -> int:
@@ -179,7 +173,7 @@ def log_weights(
         seed: the same seed and tile give the same bits.
         tile: (rows, samples) computed at once; chosen from the shapes where None.
         compile: whether guide and model are run by Pyro for every tile (False), or once, under torch's tracer,
-            and what they compute is compiled (True): several times as fast after 5 to 20 seconds, the same up to
+            and what they compute is compiled (True): several times as fast after some 10 seconds, the same up to
             rounding. "auto" compiles where more is ahead than that takes, and can be; it goes by the shapes alone.
             Needs a C++ compiler. Compiled graphs are kept with the pair.
 

@@ -95,7 +95,7 @@ class LatentVariableModel(nn.Module):
         """
         found = [repr(self)]
         for module in self.every_module():
-            plain = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str)}
+            plain = plain_attributes(module)
             for passing in ("training", "name"):  # of the moment, and of one VAE
                 plain.pop(passing, None)
             found.append(f"{type(module).__qualname__} {sorted(plain.items())}")
@@ -474,6 +474,11 @@ def _owners(*functions: Callable[..., Any]) -> list[nn.Module]:
     plain = (_unwrapped(function) for function in functions)
     found = (getattr(function, "__self__", function) for function in plain)
     return list({id(owner): owner for owner in found if isinstance(owner, nn.Module)}.values())
+
+
+def plain_attributes(module: nn.Module) -> dict[str, bool | int | float | str]:
+    """What Python knows of a module by value."""
+    return {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str)}
 
 
 def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:

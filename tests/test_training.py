@@ -750,6 +750,40 @@ def test_a_scheduler_may_move_the_momentum(optimizer, scheduler, steps, monkeypa
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
+class _Unlike(torch.optim.lr_scheduler.ConstantLR):
+    """After an epoch the optimizer is another one: it decays weights, or starts anew."""
+
+    change: object = None
+
+    def step(self, epoch=None):
+        super().step(epoch)
+        if self.last_epoch == 2:
+            type(self).change(self.optimizer)
+
+
+def _decay(optimizer):
+    optimizer.param_groups[0]["weight_decay"] = 0.3
+
+
+def _forget(optimizer):
+    optimizer.state.clear()
+
+
+@pytest.mark.parametrize("change", [_decay, _forget])
+def test_a_scheduler_may_change_the_optimizer_after_an_epoch(change, monkeypatch):
+    monkeypatch.setattr(tracing.steps, "compile_graph", lambda module, *_: module)
+    monkeypatch.setattr(tracing, "why_not_compiled", lambda device: None)
+    monkeypatch.setattr(traced, "_COMPILING_PAYS", 0)
+    scheduler = type("Changing", (_Unlike,), {"change": staticmethod(change)})
+    options = {"epochs": 5, "batch_size": 16, "scheduler": functools.partial(scheduler, factor=1.0)}
+    fits = [(small_vae().double(), how) for how in (False, "auto")]
+    histories = [pv.fit(vae, X.double(), compile=how, **options) for vae, how in fits]
+    assert [history.steps for history in histories] == ["eager", "compiled"]
+    np.testing.assert_allclose(histories[0].frame["loss"], histories[1].frame["loss"], rtol=1e-10)
+    for a, b in zip(*(parameters(vae) for vae, _ in fits), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
 def test_what_the_compiler_does_not_take_runs_eagerly_and_says_why(monkeypatch):
     def broken(*arguments, **options):
         raise tracing.Untraceable("can't be compiled: for a reason")

@@ -65,7 +65,7 @@ def annealed(
         checkpoint: a folder of this evaluation's own that keeps finished blocks of rows: the same call goes on
             after the last of them.
         compile: whether what a move computes is traced and compiled: True, False, or "auto", by the work ahead; see
-            ``log_weights``. Compiling takes 10 to 30 seconds.
+            ``log_weights``. Every kind of move is compiled by itself.
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds.

@@ -92,7 +92,7 @@ def auto(
         checkpoint: a folder of this evaluation's own that keeps finished blocks of rows: the same call goes on
             after the last of them.
         compile: whether Pyro runs guide and model for every tile (False), or what they compute is traced once and
-            compiled (True): several times as fast after 5 to 20 seconds, the same up to rounding. "auto" goes by
+            compiled (True): several times as fast after some 10 seconds, the same up to rounding. "auto" goes by
             the work ahead; see ``log_weights``.
 
     Returns:

@@ -25,14 +25,13 @@ def parts_of(folder: Folder, evaluation: Evaluation, **options: Any) -> Parts | 
     """Where finished blocks of an evaluation are kept; its method and options are among what they depend on."""
     if folder is None:
         return None
-    batch = {name: checks.digest(value) for name, value in evaluation.batch.items()}
     pins = {
         **options,
         "num_samples": evaluation.num_samples,
         "seed": evaluation.seed,
         "tile": list(evaluation.tile),
         "compile": evaluation.compiles,
-        "x": batch,
+        "x": checks.digests(evaluation.batch),
         "model": evaluation.pair.described(),
         "parameters": _digest(evaluation.pair),
     }

@@ -41,7 +41,7 @@ def convergence(
         tile: (rows, samples) computed at once; chosen from the shapes where None.
         progress: show a bar, or plain lines where there is no terminal.
         compile: whether Pyro runs guide and model for every tile (False), or what they compute is traced once and
-            compiled (True): several times as fast after 5 to 20 seconds, the same up to rounding. "auto" goes by
+            compiled (True): several times as fast after some 10 seconds, the same up to rounding. "auto" goes by
             the work ahead; see ``log_weights``.
 
     Returns:

@@ -16,6 +16,7 @@ from torch.distributions import MultivariateNormal
 from pyrovae import checks, noise
 from pyrovae.log_weights import Evaluation
 from pyrovae.pair import Coordinates, Latents, LogJoint, draw_prior, log_joint, log_proposal, propose
+from pyrovae.tracing import Call
 
 
 class Posterior:
@@ -146,14 +147,15 @@ class Posterior:
         inputs = [u, *self._batch.values(), *tensors]
         if self._runner is None or not self._numbers or len(u) != width:
             return function(*inputs)
-        return self._runner.run(
+        call = Call(
             (name, *self._batch),
             function,
             inputs,
-            numbers=self._numbers,
+            self._numbers,
             required=self.num_rows == self._runner.main[0],
             again=self._coordinates,  # whose bounds, where they are tensors, are those of this block
         )
+        return self._runner.run(call)
 
 
 def total(joint: LogJoint) -> Tensor:

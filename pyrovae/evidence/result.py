@@ -122,6 +122,8 @@ class LogEvidence:
         seen: how many of the rows the model was fitted to, as far as it is known.
         shared_mcse: the Monte-Carlo standard error of the mean where the rows share their noise, as they do
             where all are scored by the same posterior draws; None where every row has noise of its own.
+        uncompiled: why a part of the work was not traced or not compiled, where ``compile`` asks for it or it
+            would have paid; None where none was. Blocks that a checkpoint held are not asked again.
     """
 
     estimate: np.ndarray
@@ -145,6 +147,7 @@ class LogEvidence:
     given: Mapping[str, str] = field(default_factory=dict)
     seen: int = 0
     shared_mcse: float | None = None
+    uncompiled: str | None = None
 
     @classmethod
     def of(
@@ -174,6 +177,7 @@ class LogEvidence:
             fingerprint=checks.fingerprint(evaluation.batch["x"]),
             target_mcse=target_mcse,
             given=given_of(evaluation.batch),
+            uncompiled=None if evaluation.runner is None else evaluation.runner.reason,
         )
 
     @classmethod
@@ -303,6 +307,8 @@ class LogEvidence:
         ]
         if self.given:
             lines.append(f"given {', '.join(self.given)}")
+        if self.uncompiled is not None:
+            lines.append(f"not compiled, or not all of it: {self.uncompiled}")
         if "pseudo-likelihood" in self.measure:
             lines.append(
                 "a pseudo-likelihood: given what was computed from x, it does not sum to 1, and never ranks"

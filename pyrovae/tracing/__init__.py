@@ -12,19 +12,19 @@ would have drawn it; the learning rate and the KL weight. A traced step is ``tra
 
 from pyrovae.tracing.compiling import why_not_compiled
 from pyrovae.tracing.drawing import Untraceable
-from pyrovae.tracing.evaluation import Graphs, Runner, tile_terms
+from pyrovae.tracing.evaluation import Call, Runner, tile_terms
 from pyrovae.tracing.gradients import trace_gradients
 from pyrovae.tracing.steps import NotFinite, TracedSteps, calls
-from pyrovae.tracing.updates import has_moments, options, updates_inside
+from pyrovae.tracing.updates import moments, options, updates_inside
 
 __all__ = [
-    "Graphs",
+    "Call",
     "NotFinite",
     "Runner",
     "TracedSteps",
     "Untraceable",
     "calls",
-    "has_moments",
+    "moments",
     "options",
     "tile_terms",
     "trace_gradients",

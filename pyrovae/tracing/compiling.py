@@ -13,12 +13,8 @@ from pyrovae.tracing.drawing import Untraceable
 from pyrovae.tracing.graphs import one_line
 
 
-def compile_graph(
-    module: fx.GraphModule, example: list[Tensor], cpp_wrapper: bool
-) -> Callable[..., Sequence[Tensor]]:
-    """What inductor makes of a graph, for tensors like the examples.
-
-    With a C++ wrapper, which takes seconds more to compile, a call costs some microseconds an operation less.
+def compile_graph(module: fx.GraphModule, example: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """What inductor makes of a graph, for tensors like the examples: one call of C++.
 
     Raises:
         Untraceable: what can't be compiled, or not on this machine.
@@ -35,7 +31,7 @@ def compile_graph(
         context = torch._guards.tracing(torch._guards.TracingContext(mode))
         with torch.no_grad(), context, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the compiler's own code
-            return inductor(module, fakes, options={"cpp_wrapper": cpp_wrapper})
+            return inductor(module, fakes, options={"cpp_wrapper": True})
     except Exception as error:
         raise Untraceable(f"can't be compiled: {one_line(error)}") from error
 

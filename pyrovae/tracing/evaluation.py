@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from pyrovae.tracing.graphs import Graph, one_line, trace
 from pyrovae.tracing.rewriting import rewrite
 
 _KEPT = 8  # graphs of a pair
-# Tracing takes up to a second and saves 5 ns a number of the widest layer; compiling takes 5 to 15 and saves 2 to 5 more
+# Tracing takes up to a second and saves 5 ns a number of the widest layer; compiling takes some 10 and saves 2 to 5 more
 # (benchmarks/speed.py evaluate). The rule reads shapes and no clock: a compiled graph shows in the last digits.
 _TRACING_PAYS = 1 << 28
 _COMPILING_PAYS = 1 << 31
@@ -61,8 +62,37 @@ class Graphs(dict[Hashable, "_Traced"]):
         return graph
 
 
+@dataclass(frozen=True)
+class Call:
+    """A function of a pair, to be computed.
+
+    Attributes:
+        name: of the function; it stands for everything that it depends on beside the pair and its inputs.
+        function: of tensors, whose noise, where it has any, is drawn from ``seed``.
+        inputs: tensors with rows on dim 0 of the first.
+        numbers: how many it computes in the widest layer, over all calls with such inputs.
+        required: whether to compile, however few they are, where the evaluation is asked to.
+        seed: of the noise; None where there is none.
+        again: where it is another than before, the graph is tried out anew.
+    """
+
+    name: Hashable
+    function: Function
+    inputs: Sequence[Tensor]
+    numbers: int
+    required: bool = False
+    seed: int | None = None
+    again: object = None
+
+    def by_pyro(self, pair: LatentVariableModel) -> Sequence[Tensor]:
+        """What the function returns, computed as it stands."""
+        drawing = nullcontext() if self.seed is None else noise.seeded(self.seed, self.inputs[0].device)
+        with pair.evaluating(), drawing:
+            return self.function(*self.inputs)
+
+
 class Runner:
-    """Runs functions of a pair for one evaluation, as graphs where that pays.
+    """Computes functions of a pair for one evaluation, by graphs where that pays.
 
     A graph is kept with the pair, for later evaluations with tensors of the same shapes. Parameters and buffers
     are its inputs, so that it follows their values; where others have taken their place, or modules have changed,
@@ -86,47 +116,37 @@ class Runner:
         self._tried: dict[Hashable, object] = {}
         self._made: set[Hashable] = set()
         self._seen = _surroundings(pair, structure)
-        #: Why functions are not run as graphs; None where they are.
+        #: Why a graph that would have paid was not traced or not compiled; None where none was missed.
         self.reason: str | None = None
 
-    def run(
-        self,
-        name: Hashable,
-        function: Function,
-        inputs: Sequence[Tensor],
-        *,
-        numbers: int,
-        required: bool = False,
-        seed: int | None = None,
-        again: object = None,
-    ) -> Sequence[Tensor]:
-        """``function(*inputs)``; from a compiled graph up to rounding, from one that is not compiled bit by bit.
-
-        Args:
-            name: of the function; it stands for everything that it depends on beside the pair and its inputs.
-            function: of tensors, whose noise, where it has any, is drawn from ``seed``.
-            inputs: tensors with rows on dim 0 of the first.
-            numbers: how many it computes in the widest layer, over all calls with such inputs.
-            required: whether to compile, however few they are, where ``compile`` is True.
-            seed: of the noise; None where there is none.
-            again: where it is another than before, the graph is tried out anew.
+    def run(self, call: Call) -> Sequence[Tensor]:
+        """What a function returns; from a compiled graph up to rounding, from one that is not compiled bit by bit.
 
         Raises:
-            ValueError: required, and impossible.
+            ValueError: required to be compiled, and impossible.
         """
-        required = required and self.compile is True
-        compiled = required or numbers >= _COMPILING_PAYS
-        graph = None
-        if compiled or numbers >= _TRACING_PAYS:
-            inputs = [tensor.contiguous() for tensor in inputs]
-            shapes = [_like(tensor) for tensor in inputs]
-            key = (name, *shapes, torch.get_num_threads(), compiled)
-            known = key in self._ready and (self._ready[key] is None or self._tried[key] is again)
-            if not known:
-                self._ready[key] = self._prepared(key, function, inputs, seed, compiled, required)
-                self._tried[key] = again
-            graph = self._ready[key]
-        return self._eager(function, inputs, seed) if graph is None else graph(inputs, seed)
+        required = call.required and self.compile is True
+        compiled = required or call.numbers >= _COMPILING_PAYS
+        if not compiled and call.numbers < _TRACING_PAYS:
+            return call.by_pyro(self._pair)
+        call = replace(call, inputs=[tensor.contiguous() for tensor in call.inputs])
+        key = (call.name, *map(_like, call.inputs), torch.get_num_threads(), compiled)
+        if key not in self._ready or (self._ready[key] is not None and self._tried[key] is not call.again):
+            try:
+                self._ready[key] = self._prepared(key, call, compiled, required)
+            except Untraceable as why:
+                self.reason = str(why)
+                if required:
+                    raise checks.bad_value(
+                        "compile",
+                        "a pair that can be traced, and compiled on this machine",
+                        self.reason,
+                        'Pass compile="auto", which does without then.',
+                    ) from why
+                self._ready[key] = None
+            self._tried[key] = call.again
+        graph = self._ready[key]
+        return call.by_pyro(self._pair) if graph is None else graph(call)
 
     def renew(self) -> None:
         """Look anew at graphs that were seen to be right, where the pair has got other tensors or modules since."""
@@ -135,45 +155,13 @@ class Runner:
             self._ready.clear()
             self._seen = now
 
-    def _eager(self, function: Function, inputs: Sequence[Tensor], seed: int | None) -> Sequence[Tensor]:
-        drawing = nullcontext() if seed is None else noise.seeded(seed, inputs[0].device)
-        with self._pair.evaluating(), drawing:
-            return function(*inputs)
-
-    def _prepared(
-        self,
-        key: tuple[Hashable, ...],
-        function: Function,
-        inputs: Sequence[Tensor],
-        seed: int | None,
-        compiled: bool,
-        required: bool,
-    ) -> _Traced | None:
-        """The graph, once it was seen to do what the function does; None, and the reason, where there is none."""
-        unable = why_not_compiled(inputs[0].device) if compiled else None
-        try:
-            if required and unable is not None:
-                raise Untraceable(unable)
-            return self._checked(key, function, inputs, seed, compiled and unable is None)
-        except Untraceable as why:
-            self.reason = str(why)
+    def _prepared(self, key: tuple[Hashable, ...], call: Call, compiled: bool, required: bool) -> _Traced:
+        """The graph, once it was seen to do what the function does."""
+        unable = why_not_compiled(call.inputs[0].device) if compiled else None
+        if unable is not None:
             if required:
-                raise checks.bad_value(
-                    "compile",
-                    "a pair that can be traced, and compiled on this machine",
-                    self.reason,
-                    'Pass compile="auto", which does without then.',
-                ) from why
-            return None
-
-    def _checked(
-        self,
-        key: tuple[Hashable, ...],
-        function: Function,
-        inputs: Sequence[Tensor],
-        seed: int | None,
-        compiled: bool,
-    ) -> _Traced:
+                raise Untraceable(unable)
+            self.reason, compiled = unable, False
         graphs = vars(self._pair).get("graphs")
         if not isinstance(graphs, Graphs):
             graphs = vars(self._pair)["graphs"] = Graphs()
@@ -181,12 +169,12 @@ class Runner:
 
         def make() -> _Traced:
             self._made.add(key)
-            return _Traced(self._pair, function, inputs, seed is not None, compiled)
+            return _Traced(self._pair, call, compiled)
 
-        expected = self._eager(function, inputs, seed)
+        expected = call.by_pyro(self._pair)
         while True:
             graph = graphs.keep(key, make)
-            if _alike(graph(inputs, seed), expected, inputs[0].dtype if compiled else None):
+            if _alike(graph(call), expected, call.inputs[0].dtype if compiled else None):
                 return graph
             del graphs[key]
             if key in self._made:
@@ -197,43 +185,36 @@ class Runner:
 class _Traced:
     """A function of tensors as a graph, for tensors of one shape."""
 
-    def __init__(
-        self,
-        pair: LatentVariableModel,
-        function: Function,
-        inputs: Sequence[Tensor],
-        noisy: bool,
-        compiled: bool,
-    ) -> None:
-        device = inputs[0].device
+    def __init__(self, pair: LatentVariableModel, call: Call, compiled: bool) -> None:
+        self.compiled = compiled
+        device = call.inputs[0].device
         try:
             # Traced with other rows, where there are others, than those it is tried with afterwards.
             with pair.evaluating(), noise.seeded(0, device):
-                self._graph: Graph = trace(function, [tensor.roll(1, 0) for tensor in inputs])
+                self._graph: Graph = trace(call.function, [tensor.roll(1, 0) for tensor in call.inputs])
         except Untraceable:
             raise
         except Exception as error:
             raise Untraceable(one_line(error)) from error
         if self._graph.changed:
             raise Untraceable("it changes a tensor while it is evaluated")
-        if self._graph.draws and not noisy:
+        if self._graph.draws and call.seed is None:
             raise Untraceable("it draws noise where latents are given")
         self._noise = Noise([self._graph.draws], device)
         self._drawn = self._noise.views(self._noise.flat, 0)
         self._call: Function = self._graph.module
         if compiled:
             rewrite(self._graph.module)
-            # A tile takes milliseconds, beside which the microseconds that a C++ wrapper saves are nothing.
-            self._call = compile_graph(self._graph.module, self._everything(inputs), cpp_wrapper=False)
+            self._call = compile_graph(self._graph.module, self._everything(call))
 
-    def __call__(self, inputs: Sequence[Tensor], seed: int | None) -> Sequence[Tensor]:
-        if seed is not None:
-            self._noise.draw([seed])
+    def __call__(self, call: Call) -> Sequence[Tensor]:
+        if call.seed is not None:
+            self._noise.draw([call.seed])
         with torch.no_grad(), products("highest"):
-            return self._call(*self._everything(inputs))
+            return self._call(*self._everything(call))
 
-    def _everything(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        return [*inputs, *(tensor.detach() for tensor in self._graph.tensors), *self._drawn]
+    def _everything(self, call: Call) -> list[Tensor]:
+        return [*call.inputs, *(tensor.detach() for tensor in self._graph.tensors), *self._drawn]
 
 
 def _alike(came: Sequence[Tensor], expected: Sequence[Tensor], rounded: torch.dtype | None) -> bool:

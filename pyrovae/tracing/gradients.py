@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae import noise
-from pyrovae.model import LatentVariableModel
+from pyrovae.model import LatentVariableModel, plain_attributes
 from pyrovae.pair import Batch
 from pyrovae.tracing.drawing import Noise, Untraceable
 from pyrovae.tracing.graphs import Graph, agree, one_line, trace, unchanged
@@ -88,7 +88,8 @@ def trace_gradients(
     @contextmanager
     def fitting(seed: int) -> Iterator[None]:
         pair.zero_grad(set_to_none=True)
-        known, attributes = pair.described(), [(module, _plain(module)) for module in pair.every_module()]
+        known = pair.described()
+        attributes = [(module, plain_attributes(module)) for module in pair.every_module()]
         try:
             with unchanged(buffers), noise.seeded(seed, data["x"].device), pair.fitting():
                 yield
@@ -129,13 +130,6 @@ def trace_gradients(
     if not agree(came, expected, tolerance):
         raise Untraceable("with other rows and noise it does other things than the trace says")
     return found
-
-
-def _plain(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a module that Python knows by value."""
-    return {
-        name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str)
-    }
 
 
 class _Weight(float):

@@ -15,7 +15,10 @@ _LANES = 16  # numbers that a processor works on at once
 
 
 def rewrite(module: fx.GraphModule) -> None:
-    """Both of what follows."""
+    """Put quicker operations in the place of some: the same values up to rounding.
+
+    Where a graph holds gradients, these are from before, and stay as they are.
+    """
     _sum_bernoulli_masses(module)
     _add_biases_afterwards(module)
     module.recompile()

@@ -13,6 +13,7 @@ from pyrovae.pair import Batch
 from pyrovae.tracing.compiling import compile_graph
 from pyrovae.tracing.drawing import Noise, Untraceable
 from pyrovae.tracing.gradients import Gradients
+from pyrovae.tracing.rewriting import rewrite
 from pyrovae.tracing.updates import UPDATES, Outside
 
 
@@ -85,7 +86,8 @@ class TracedSteps:
         module = fx.GraphModule({}, graph)
         self._call: Callable[..., Sequence[Tensor]] = module
         if compiled:
-            self._call = compile_graph(module, [*self._inputs, rows, numbers], cpp_wrapper=True)
+            rewrite(module)
+            self._call = compile_graph(module, [*self._inputs, rows, numbers])
 
     def _steps(
         self,
@@ -177,10 +179,8 @@ class TracedSteps:
         reports = outputs[0].tolist()
         for step, (value, norm) in enumerate(reports):
             if not (math.isfinite(value) and math.isfinite(norm)):
-                self._count(step)
                 what = f"loss is {value}" if not math.isfinite(value) else f"gradient norm is {norm}"
                 raise NotFinite(what, [loss for loss, _ in reports[:step]])
-        self._count(len(reports))
         if not self._inside:
             for parameter, gradient in zip(self._moving, outputs[1:], strict=True):
                 parameter.grad = gradient
@@ -188,10 +188,6 @@ class TracedSteps:
                 group["lr"] = lr
             self._optimizer.step()
         return [value for value, _ in reports]
-
-    def _count(self, steps: int) -> None:
-        for update in self._updates:
-            update.count(steps)
 
 
 def _insert(module: fx.GraphModule, arguments: list[Any]) -> list[Any]:

@@ -27,22 +27,18 @@ class Update:
     ) -> None:
         self.group = group
         names = self.names(group)
-        self.states = []
-        self.places = []
+        self.places: list[tuple[nn.Parameter, list[Tensor]]] = []
         known = {id(p) for p in moving}
         for parameter in group["params"]:
             if id(parameter) in known:
                 state = optimizer.state[parameter]
                 if any(state.get(name) is None for name in names):
                     raise Untraceable("an optimizer that has not taken its first step")
-                self.states.append(state)
                 self.places.append((parameter, [state[name] for name in names]))
-        if len({float(state["step"]) for state in self.states if "step" in state}) > 1:
-            raise Untraceable("an optimizer that has taken more steps with some parameters than with others")
 
     @staticmethod
     def names(group: dict[str, Any]) -> tuple[str, ...]:
-        """What the optimizer calls the moments that it keeps of a parameter of the group."""
+        """What the optimizer calls the moments that it keeps of a parameter of the group, its counter among them."""
         raise NotImplementedError
 
     @property
@@ -59,12 +55,6 @@ class Update:
         """A parameter and its moments after the step."""
         raise NotImplementedError
 
-    def count(self, steps: int) -> None:
-        """Steps have been taken."""
-        counters = [state["step"] for state in self.states if "step" in state]
-        if counters and steps:
-            torch._foreach_add_(counters, steps)
-
 
 class Adam(Update):
     """Adam and AdamW, as torch computes them. Kingma and Ba (2015); Loshchilov and Hutter (2019)."""
@@ -75,20 +65,22 @@ class Adam(Update):
         self, optimizer: torch.optim.Optimizer, group: dict[str, Any], moving: Sequence[nn.Parameter]
     ) -> None:
         super().__init__(optimizer, group, moving)
+        if len({float(moments[0]) for _, moments in self.places}) > 1:
+            raise Untraceable("an optimizer that has taken more steps with some parameters than with others")
         self.decoupled = group.get("decoupled_weight_decay", isinstance(optimizer, torch.optim.AdamW))
 
     @staticmethod
     def names(group: dict[str, Any]) -> tuple[str, ...]:
-        return ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
+        return ("step", "exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
 
     def numbers(self, lr: float, ahead: int) -> list[float]:
-        step = (float(self.states[0]["step"]) if self.states else 0.0) + ahead
+        step = (float(self.places[0][1][0]) if self.places else 0.0) + ahead
         beta1, beta2 = self.group["betas"]
         decay = 1 - lr * self.group["weight_decay"]
         return [lr / (1 - beta1**step), math.sqrt(1 - beta2**step), decay]
 
     def apply(self, gradient: Tensor, now: list[Tensor], numbers: list[Tensor]) -> list[Tensor]:
-        parameter, mean, square, *largest = now
+        parameter, step, mean, square, *largest = now
         step_size, correction, decay = numbers
         beta1, beta2 = self.group["betas"]
         gradient = -gradient if self.group["maximize"] else gradient
@@ -101,7 +93,7 @@ class Adam(Update):
         square = square * beta2 + (1 - beta2) * gradient * gradient
         largest = [torch.maximum(old, square) for old in largest]
         root = (largest[0] if largest else square).sqrt() / correction + self.group["eps"]
-        return [parameter - step_size * (mean / root), mean, square, *largest]
+        return [parameter - step_size * (mean / root), step + 1, mean, square, *largest]
 
 
 class SGD(Update):
@@ -136,7 +128,7 @@ class Outside(Update):
     def __init__(
         self, optimizer: torch.optim.Optimizer, group: dict[str, Any], moving: Sequence[nn.Parameter]
     ) -> None:
-        self.states, self.places = [], []
+        self.places = []
 
     def numbers(self, lr: float, ahead: int) -> list[float]:
         return []
@@ -159,16 +151,17 @@ def updates_inside(optimizer: torch.optim.Optimizer) -> bool:
     return type(optimizer) in UPDATES and not hooks and not moved
 
 
-def has_moments(optimizer: torch.optim.Optimizer, moving: Sequence[nn.Parameter]) -> bool:
-    """Whether an optimizer has the moments that updates inside a graph go on from: its first step makes them."""
+def moments(optimizer: torch.optim.Optimizer, moving: Sequence[nn.Parameter]) -> list[Tensor] | None:
+    """The moments that updates inside a graph go on from; None before the optimizer's first step, which makes them."""
     known = {id(p) for p in moving}
-    return all(
-        optimizer.state.get(parameter, {}).get(name) is not None
+    found = [
+        optimizer.state.get(parameter, {}).get(name)
         for group in optimizer.param_groups
         for name in UPDATES[type(optimizer)].names(group)
         for parameter in group["params"]
         if id(parameter) in known
-    )
+    ]
+    return None if any(moment is None for moment in found) else found
 
 
 def options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

@@ -105,7 +105,7 @@ def fit(
             that is more, stop the fit all the same.
         compile: how steps are taken. Pyro runs guide and model anew at each (False); or they are run once, under
             torch's tracer, and what they compute with its gradients and the optimizer's update is compiled
-            (True), which takes 10 to 30 seconds and needs a C++ compiler. "auto" compiles long fits, traces
+            (True), which takes some 10 seconds, the first time on a machine 30, and needs a C++ compiler. "auto" compiles long fits, traces
             shorter ones without compiling, and leaves the shortest, and what can't be traced, to Pyro; it goes by
             the other arguments and ``History.steps`` says what it did. A model has to do the same at every
             call, but for its noise: what Python alone knows and changes between calls is not seen by a trace.
@@ -147,8 +147,7 @@ def fit(
     check_schedule(epochs, checks.integer("kl_warmup", kl_warmup, minimum=0), patience, validation)
     checks.boolean("progress", progress)
     checks.choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
-    if not isinstance(compile, bool):
-        checks.choice("compile", compile, ("auto",))
+    checks.compile(compile)
     checks.boolean("binarize", binarize)
 
     def checked(chunk: Any, argument: str) -> Batch:
@@ -227,7 +226,7 @@ def fit(
                 **{f.name: getattr(plan, f.name) for f in fields(plan)},
                 **{"lr": lr, "clip_norm": clip_norm, "x": rows.digests},
                 "binarize": binarize,
-                "validation": None if held_out is None else _fingerprints(held_out.batch),
+                "validation": None if held_out is None else checks.digests(held_out.batch),
                 "steps": how.split(":")[0],
                 "evaluations": training.compiles,
                 "loss": _described(objective),
@@ -258,11 +257,6 @@ def _remember(pair: LatentVariableModel, rows: Rows, seen: np.ndarray, history: 
         "seen": seen,
         "history": vars(history),
     }
-
-
-def _fingerprints(batch: Batch) -> dict[str, str]:
-    """Of the rows and of everything beside them."""
-    return {name: checks.digest(value) for name, value in batch.items()}
 
 
 def _described(thing: Any) -> list[str]:

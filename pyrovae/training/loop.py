@@ -70,7 +70,7 @@ class Loop:
         self._schedule, self._scales = schedule, scales
         self._traced = traced
         self.history = History()
-        self.steps_an_epoch = sum(math.ceil(length / plan.batch_size) for length in rows.lengths)
+        self.steps_an_epoch = rows.steps(plan.batch_size)
         self._epoch = 0
         self._number = 0  # of the minibatch that comes next
         self._losses = 0.0  # of the epoch's minibatches so far
@@ -124,13 +124,12 @@ class Loop:
     def _advance(self, minibatches: list[tuple[int, Tensor]], rates: list[float], bar: Progress) -> None:
         """The steps of a traced call, where one begins here; else one step."""
         self._rows.load(minibatches[self._number][0])
-        call = None
         try:
             call = None if self._traced is None else self._traced.at(self._number)
         except tracing.Untraceable as why:  # what could be traced, the compiler would not take
             if self._plan.compile is True:
                 raise refused(why) from why
-            self._traced, self.history.steps = None, f"eager: {why}"
+            call, self._traced, self.history.steps = None, None, f"eager: {why}"
         if call is None:
             return self._take(*minibatches[self._number], rates, bar)
         steps, count = call

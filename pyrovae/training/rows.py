@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Any
 
@@ -85,7 +86,7 @@ class Rows:
             self._check_alike(batch, first, len(self.lengths))
             self.lengths.append(len(batch["x"]))
             if digests:
-                self.digests.append(_digests(batch))
+                self.digests.append(checks.digests(batch))
             hashes.append(checks.row_hashes(batch["x"]))
         self.hashes = np.concatenate(hashes)
         self.data, self._at_hand = first, 0
@@ -98,6 +99,10 @@ class Rows:
 
     def __len__(self) -> int:
         return sum(self.lengths)
+
+    def steps(self, batch_size: int) -> int:
+        """How many an epoch takes."""
+        return sum(math.ceil(length / batch_size) for length in self.lengths)
 
     def start(self, chunk: int) -> int:
         """The number of a chunk's first row among all."""
@@ -131,7 +136,7 @@ class Rows:
                 )
             self._next += 1
         self._check_alike(batch, self.data, chunk)
-        if self.digests and self.digests[chunk] != _digests(batch):
+        if self.digests and self.digests[chunk] != checks.digests(batch):
             raise checks.bad_value(
                 "x",
                 "chunks that are the same at every pass, because the fit has a checkpoint",
@@ -157,7 +162,3 @@ class Rows:
                 f"{described} in chunk {chunk}",
                 "Bring the chunks to the same columns, names and types.",
             )
-
-
-def _digests(batch: Batch) -> dict[str, str]:
-    return {name: checks.digest(value) for name, value in batch.items()}

@@ -39,6 +39,11 @@ class State:
             (m._buffers, name) for m in modules for name, b in m._buffers.items() if b is not None
         ]
 
+    @property
+    def moved(self) -> int:
+        """How many numbers the optimizer moves."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
     def loss(self, batch: Batch, kl_weight: float) -> Tensor | float:
         """The objective on a minibatch, an estimate of the data set's, in nats."""
         return loss(self.pair, self.objective, self.presented(batch), self.num_rows, kl_weight)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from itertools import accumulate
 
 from pyrovae import checks, tracing
 from pyrovae.training.rows import Rows
 from pyrovae.training.step import State
 
-# What tracing and compiling save, measured on two cores (benchmarks/speed.py): a traced step loses none of Pyro's
+# What tracing and compiling save, measured on two cores (benchmarks/speed.py): a traced step is without Pyro's
 # messages; a compiled one runs fused besides, which saves the more the more numbers it touches. Tracing takes half
-# a second, compiling 10 to 30. These rules read the arguments and no clock: which way steps are taken shows in
-# their last digits, and the same call gives the same bits.
+# a second, compiling some 10, the first time on a machine 30. These rules read the arguments and no clock: which
+# way steps are taken shows in their last digits, and the same call gives the same bits.
 _TRACING_PAYS = 1_000  # steps
-_COMPILING_SAVES = (1.1e-3, 1.5e-9)  # seconds a step, and a step and parameter
+_COMPILING_SAVES = (0.8e-3, 0.7e-9)  # seconds a step, and as many more for each number it moves
 _COMPILING_PAYS = 20.0  # seconds
 # Above so many parameters a step takes milliseconds, beside which a call costs nothing; one step compiles sooner.
 _STEPS_TOGETHER = 200_000
@@ -30,10 +29,9 @@ def choose(
     """
     if compile is False:
         return None, "eager"
-    steps = epochs * sum(math.ceil(length / batch_size) for length in rows.lengths)
+    steps = epochs * rows.steps(batch_size)
     each, by_parameter = _COMPILING_SAVES
-    moved = sum(p.numel() for p in state.parameters)
-    compiled = compile is True or steps * (each + by_parameter * moved) >= _COMPILING_PAYS
+    compiled = compile is True or steps * (each + by_parameter * state.moved) >= _COMPILING_PAYS
     if not compiled and steps < _TRACING_PAYS:
         return None, "eager"
     try:
@@ -78,12 +76,11 @@ class Traced:
         # Torch's own fused update is quicker than one operation by operation.
         self._inside = compiled and tracing.updates_inside(state.optimizer)
         self._options = tracing.options(state.optimizer)
-        several = self._inside and sum(p.numel() for p in state.parameters) <= _STEPS_TOGETHER
+        several = self._inside and state.moved <= _STEPS_TOGETHER
         sizes = [call for length in rows.lengths for call in tracing.calls(length, batch_size, several)]
         starts = accumulate(map(len, sizes), initial=0)
-        self._sizes = dict(
-            zip(starts, sizes, strict=False)
-        )  # of the call that begins with a step of the epoch
+        #: Of the call that begins with a step of the epoch.
+        self._sizes = dict(zip(starts, sizes, strict=False))
         # What a first chunk leaves of the memory of longer ones holds no rows.
         shown = {name: column[: rows.lengths[0]] for name, column in self._data.items()}
         self._graphs = {
@@ -99,11 +96,17 @@ class Traced:
             for size in sorted({size for call in sizes for size in call})
         }
         self._calls: dict[tuple[int, ...], tracing.TracedSteps] = {}
+        self._ready = False
+        self._held: list[int] = []
 
     def at(self, number: int) -> tuple[tracing.TracedSteps, int] | None:
         """The call that begins with a step of the epoch, and how many it takes; None where that step is eager's."""
         sizes = self._sizes.get(number)
-        if sizes is None or not self._ready():
+        if sizes is None:
+            return None
+        if number == 0 or not self._ready:  # schedulers change optimizers between epochs, nobody within one
+            self._ready = self._look()
+        if not self._ready:
             return None
         if sizes not in self._calls:
             self._calls[sizes] = tracing.TracedSteps(
@@ -118,9 +121,14 @@ class Traced:
             )
         return self._calls[sizes], len(sizes)
 
-    def _ready(self) -> bool:
+    def _look(self) -> bool:
         """Whether updates inside a graph are what the optimizer would do now; its first step makes their moments."""
+        if not self._inside:
+            return True
         optimizer, moving = self._state.optimizer, next(iter(self._graphs.values())).moving
-        return not self._inside or (
-            tracing.has_moments(optimizer, moving) and tracing.options(optimizer) == self._options
-        )
+        moments = tracing.moments(optimizer, moving)
+        held = [id(moment) for moment in moments or ()]
+        if held != self._held:  # others have taken their place, and calls would go on with those
+            self._calls.clear()
+            self._held = held
+        return moments is not None and tracing.options(optimizer) == self._options
