@@ -3,7 +3,7 @@
 A step of ``training`` runs guide, model and every Pyro message anew, though they do the same each time.
 ``TracedSteps`` runs them once under torch's tracer, which writes down the tensor operations of the loss and of
 its gradients; adds clipping and the optimizer's update; repeats that for a few minibatches; and has torch's
-inductor compile the whole.
+inductor compile the whole, large products by the quicker of two libraries.
 
 Whatever a step reads is an input of the graph and no number in it: the parameters, buffers and moments, which it
 changes in place; the rows, gathered from the data; the noise, drawn before the call in the order in which Pyro

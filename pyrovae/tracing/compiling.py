@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from pyrovae.tracing.drawing import Untraceable
 from pyrovae.tracing.graphs import one_line
+from pyrovae.tracing.products import choose_products
 
 
 def compile_graph(module: fx.GraphModule, example: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
@@ -25,12 +26,15 @@ def compile_graph(module: fx.GraphModule, example: list[Tensor]) -> Callable[...
         from torch._inductor import compile as inductor
         from torch._subclasses import FakeTensorMode
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
+        from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
         mode = FakeTensorMode(shape_env=ShapeEnv())
         fakes: list[Any] = [mode.from_tensor(tensor, static_shapes=True) for tensor in example]
         context = torch._guards.tracing(torch._guards.TracingContext(mode))
         with torch.no_grad(), context, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the compiler's own code
+            FakeTensorProp(module, mode).propagate_dont_convert_inputs(*fakes)
+            choose_products(module)
             return inductor(module, fakes, options={"cpp_wrapper": True})
     except Exception as error:
         raise Untraceable(f"can't be compiled: {one_line(error)}") from error

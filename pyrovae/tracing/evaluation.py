@@ -205,7 +205,8 @@ class _Traced:
         self._call: Function = self._graph.module
         if compiled:
             rewrite(self._graph.module)
-            self._call = compile_graph(self._graph.module, self._everything(call))
+            with products("highest"):
+                self._call = compile_graph(self._graph.module, self._everything(call))
 
     def __call__(self, call: Call) -> Sequence[Tensor]:
         if call.seed is not None:

@@ -1,0 +1,103 @@
+"""Matrix products by the quicker of torch's libraries: which one that is depends on the processor and the shape."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx
+
+from pyrovae.precision import products
+
+aten = torch.ops.aten
+
+# oneDNN has to be this much quicker than torch's default, MKL. Measured, the two are level on Intel's processors and
+# one takes half the other's time on AMD's, so that noise decides nothing.
+_QUICKER = 0.7
+_FEWEST = 1 << 22  # multiplications; below, the call costs what the product saves
+_ROUNDS = 30
+
+
+@torch.library.custom_op("pyrovae::onednn_product", mutates_args=())
+def onednn_product(a: Tensor, b: Tensor) -> Tensor:
+    """a · b, of shapes (n, k) and (k, m), by oneDNN: in float32 as exact as MKL's."""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+    return found
+
+
+@onednn_product.register_fake
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[1])
+
+
+def choose_products(module: fx.GraphModule) -> None:
+    """Hand every product of a graph, whose nodes know their shapes, to the library that is quicker for it here.
+
+    Where products are to be in bfloat16, nothing changes.
+    """
+    if torch.get_float32_matmul_precision() != "highest":
+        return
+    for node in module.graph.nodes:
+        if node.target is aten.mm.default:
+            a, b = (argument.meta["val"] for argument in node.args)
+            if onednn_is_quicker(_kind(a), _kind(b), torch.get_num_threads()):
+                node.target = torch.ops.pyrovae.onednn_product.default
+    module.recompile()
+
+
+Kind = tuple[str, tuple[int, ...], tuple[int, ...]]
+
+
+def _kind(tensor: Tensor) -> Kind:
+    return f"{tensor.dtype} {tensor.device}", tuple(tensor.shape), tuple(tensor.stride())
+
+
+@functools.cache
+def onednn_is_quicker(left: Kind, right: Kind, threads: int) -> bool:
+    """Whether oneDNN multiplies such matrices in less than 0.7 of MKL's time: measured once on a machine."""
+    (rows, inner), columns = left[1], right[1][1]
+    usual = left[0] == right[0] == "torch.float32 cpu" and torch.backends.mkldnn.is_available()
+    if not usual or rows * inner * columns < _FEWEST:
+        return False
+    path, key = memory(), f"{torch.__version__}, {threads} threads: {left[1:]} · {right[1:]}"
+    if key not in (known := _read(path)):
+        # Read again, for another process may have written meanwhile; what is known stays as it is.
+        known = {key: _measure(left, right)} | _read(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+            json.dump(known, file, indent=0)
+        os.replace(file.name, path)
+    return known[key]
+
+
+def memory() -> Path:
+    """The file that remembers, among those that torch's compiler keeps of a machine."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return Path(cache_dir()) / "pyrovae_products.json"
+
+
+def _read(path: Path) -> dict[str, bool]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _measure(left: Kind, right: Kind) -> bool:
+    a, b = (torch.empty_strided(shape, stride).fill_(0.5) for _, shape, stride in (left, right))
+    by_mkl: list[float] = []
+    by_onednn: list[float] = []
+    with torch.no_grad(), products("highest"):
+        for _ in range(_ROUNDS):  # by turns, and the quickest counts: what else the machine does, both feel
+            for way, found in ((torch.mm, by_mkl), (onednn_product, by_onednn)):
+                started = time.perf_counter()
+                way(a, b)
+                found.append(time.perf_counter() - started)
+    return min(by_onednn) < _QUICKER * min(by_mkl)
