@@ -8,10 +8,10 @@ import pytest
 import torch
 
 matplotlib.use("Agg")
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # the workers share the cores: two threads each would wait for one another
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the cores: two threads each, and in each process they start, would wait for one another.
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items):
