@@ -492,10 +492,10 @@ class TestProducts:
             matrices.choose_products(module)
         assert [node.target for node in module.graph.nodes].count(torch.ops.aten.mm.default) == left
 
-    def test_small_or_double_ones_stay(self, monkeypatch):
+    def test_small_or_double_or_expanded_ones_stay(self, monkeypatch):
         monkeypatch.setattr(matrices, "_measure", lambda *kinds: pytest.fail("measured"))
         small, double = torch.empty(100, 100), torch.empty(500, 500, dtype=torch.float64)
-        for tensor in (small, double):
+        for tensor in (small, double, torch.empty(1, 1).expand(500, 500)):
             assert not matrices.onednn_is_quicker(matrices._kind(tensor), matrices._kind(tensor), 1)
 
 

@@ -62,7 +62,11 @@ def onednn_is_quicker(left: Kind, right: Kind, threads: int) -> bool:
     """Whether oneDNN multiplies such matrices in less than 0.7 of MKL's time: measured once on a machine."""
     (rows, inner), columns = left[1], right[1][1]
     usual = left[0] == right[0] == "torch.float32 cpu" and torch.backends.mkldnn.is_available()
-    if not usual or rows * inner * columns < _FEWEST:
+    expanded = 0 in (
+        *left[2],
+        *right[2],
+    )  # one number in the place of many, which can't be filled for measuring
+    if not usual or expanded or rows * inner * columns < _FEWEST:
         return False
     path, key = memory(), f"{torch.__version__}, {threads} threads: {left[1:]} · {right[1:]}"
     if key not in (known := _read(path)):
