@@ -205,7 +205,7 @@ def kill(
 
     def work() -> None:
         if not atomic:
-            storage._replace = in_place
+            storage.replace = in_place
         train(folder, result)
 
     while kills.training < count:

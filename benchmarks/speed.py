@@ -4,8 +4,9 @@
     python benchmarks/speed.py step evaluate --rounds 5
 
 step: a training step, data ready, an epoch at a time. evaluate: log P(x) by 5000 draws a row. wall: seconds of a
-whole fit to a given validation ELBO, compiling included, each in a fresh process; "a machine's first" is where
-nothing has been compiled before, and inductor tries out the machine and its compiler. growth: time and memory of log P(x)
+whole fit to a given validation ELBO, compiling included, each in a fresh process; "exact KL" is
+``TraceMeanField_ELBO``, as pythae has it; "first compile" is on a machine where nothing has been compiled before, and
+inductor tries out the machine and its compiler. growth: time and memory of log P(x)
 in rows and draws, each in a fresh process. settle: seconds to an error of 0.05 nats a row. import: before anything
 is computed. Peers start from the same weights, and a table shows the answers on which they should agree.
 A peer that is not installed (``requirements.txt``) is listed so. What each part has to show stands in its last table:
@@ -221,7 +222,7 @@ def wall(options: Options, quick: bool) -> Part:
             task = dataclasses.replace(task, epochs=2) if quick else task
             target = apart(curve, "Pyro SVI", task, 0, math.inf, task.epochs)[1][-1]
             runs = {tool: None if tool in missing else fits(tool, task, target, machine) for tool in TOOLS}
-            runs["pyrovae, a machine's first"] = fits("pyrovae", task, target, None)
+            runs["pyrovae, first compile"] = fits("pyrovae", task, target, None)
             table = compare(
                 f"a fit to a validation ELBO of {target:.2f}, {task.title}, {task.nets.title}",
                 [Peer(tool, run, 1) for tool, run in runs.items()],
@@ -233,13 +234,12 @@ def wall(options: Options, quick: bool) -> Part:
             )
             tables.append(table)
             notes[f"target, {task.title}: Pyro's validation ELBO after {task.epochs} epochs"] = target
+            ours = [tool for tool in (*TOOLS, "pyrovae, first compile") if tool.startswith("pyrovae")]
             aims += [
-                Aim(
-                    f"fit {task.title}{when}: of {tool}'s time", table.times(f"pyrovae{when}", tool), "≤", 1.0
-                )
-                for when in ("", ", a machine's first")
+                Aim(f"fit {task.title}{own[7:]}: of {tool}'s time", table.times(own, tool), "≤", 1.0)
+                for own in ours
                 for tool in TOOLS
-                if tool != "pyrovae"
+                if tool not in ours
             ]
     return Part(tables, aims, notes)
 
@@ -328,7 +328,11 @@ def slope(sizes: list[int], seconds: list[float]) -> float:
 
 
 def settle(options: Options, quick: bool) -> Part:
-    """auto against one fixed K that suffices, on a VAE fitted to binarized MNIST; the truth by long annealing."""
+    """auto against one fixed K, on a VAE fitted to binarized MNIST; the truth by long annealing.
+
+    K is the smallest that suffices, of 25 · 2^j, as far as that is affordable: at most ``most``. Where that is not
+    enough, its error says so, and the share of its time is more than the share at an equal error.
+    """
     from evidence import MOST_DRAWS, draws_needed
 
     data = pv.datasets.binarized_mnist()
@@ -338,7 +342,8 @@ def settle(options: Options, quick: bool) -> Part:
     temperatures = 100 if quick else 2000
     annealed = pv.log_evidence(vae, x, method="annealed", num_temperatures=temperatures, seed=1)
     truth = annealed.estimate
-    needed = np.minimum(draws_needed(vae, x, truth, seed=2), 2 * MOST_DRAWS)
+    most = 4 * MOST_DRAWS
+    needed = np.minimum(draws_needed(vae, x, truth, seed=2), most)
     hard = needed > 5000
     groups = {"all rows": np.full(len(x), True), "hard rows": hard, "other rows": ~hard}
     runs: dict[str, Run] = {}

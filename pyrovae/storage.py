@@ -62,7 +62,7 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Tensor], meta: Mapp
     try:
         if target.exists():
             _require_file(target)  # a rename would replace a device or a pipe
-        _replace(target, content)
+        replace(target, content)
     except OSError as error:
         raise _trouble(error, target, f"a file to write {len(content)} bytes to") from error
 
@@ -73,8 +73,8 @@ def _require_file(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, "no file, but a folder, device or pipe")
 
 
-def _replace(target: Path, content: bytearray) -> None:
-    """Write beside the target, flush, rename over it, flush the folder."""
+def replace(target: Path, content: bytes | bytearray) -> None:
+    """Write beside the target, flush, rename over it, flush the folder, which has to exist."""
     temporary = target.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}.tmp")
     folder = _open_folder(target.parent)
     try:

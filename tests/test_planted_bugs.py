@@ -12,4 +12,4 @@ def test_every_planted_bug_is_caught():
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     print(run.stdout, run.stderr)
     assert run.returncode == 0
-    assert run.stdout.count("caught") == len(BUGS) >= 12
+    assert run.stdout.count(" caught\n") == len(BUGS) >= 12

@@ -738,7 +738,7 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_why():
     ],
 )
 def test_a_scheduler_may_move_the_momentum(optimizer, scheduler, steps, monkeypatch):
-    monkeypatch.setattr(tracing.steps, "compile_graph", lambda module, *_, **__: module)
+    inside(monkeypatch)
     monkeypatch.setattr(tracing, "why_not_compiled", lambda device: None)
     monkeypatch.setattr(traced, "_COMPILING_PAYS", 0)
     options = {"epochs": 5, "batch_size": 16, "optimizer": optimizer, "scheduler": scheduler}

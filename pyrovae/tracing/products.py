@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import tempfile
 import time
 from pathlib import Path
 
 import torch
 from torch import Tensor, fx
 
+from pyrovae import storage
 from pyrovae.precision import products
 
 aten = torch.ops.aten
@@ -62,10 +61,7 @@ def onednn_is_quicker(left: Kind, right: Kind, threads: int) -> bool:
     """Whether oneDNN multiplies such matrices in less than 0.7 of MKL's time: measured once on a machine."""
     (rows, inner), columns = left[1], right[1][1]
     usual = left[0] == right[0] == "torch.float32 cpu" and torch.backends.mkldnn.is_available()
-    expanded = 0 in (
-        *left[2],
-        *right[2],
-    )  # one number in the place of many, which can't be filled for measuring
+    expanded = 0 in left[2] + right[2]  # one number in the place of many, which can't be filled for measuring
     if not usual or expanded or rows * inner * columns < _FEWEST:
         return False
     path, key = memory(), f"{torch.__version__}, {threads} threads: {left[1:]} · {right[1:]}"
@@ -73,9 +69,7 @@ def onednn_is_quicker(left: Kind, right: Kind, threads: int) -> bool:
         # Read again, for another process may have written meanwhile; what is known stays as it is.
         known = {key: _measure(left, right)} | _read(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump(known, file, indent=0)
-        os.replace(file.name, path)
+        storage.replace(path, json.dumps(known, indent=0).encode())
     return known[key]
 
 
