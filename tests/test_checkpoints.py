@@ -150,6 +150,7 @@ def test_stopped_and_resumed_it_is_the_same_fit(case, steps, tmp_path, monkeypat
     monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
     if steps == "inside":
         monkeypatch.setattr(tracing.steps, "compile_graph", lambda graph, *_, **__: graph)
+        monkeypatch.setattr(traced, "_COMPILING_PAYS", 0)
     whole = fit(case, **how)
     assert whole[1].steps == ("compiled" if steps == "inside" else steps)
     with monkeypatch.context() as patch:

@@ -490,7 +490,7 @@ def test_without_a_compiler():
     code = """
     import torch, pyrovae as pv
     from pyrovae.training import traced
-    traced._COMPILING_PAYS = 0
+    traced._COMPILING_PAYS = traced._TRACING_PAYS = 0
     x = torch.bernoulli(torch.ones(9, 3) / 2)
     try:
         pv.fit(pv.VAE.mlp(3, 1, hidden_dims=()), x, compile=True)

@@ -672,6 +672,35 @@ def test_how_steps_are_taken_follows_from_the_arguments():
     assert ways == {125: "traced", 12_500: "compiled"}
 
 
+@pytest.mark.parametrize(
+    ("compile", "epochs", "taken"),
+    [
+        ("auto", 150, ["eager", "eager", "eager"]),
+        ("auto", 550, ["traced", "traced", "eager"]),  # two batches of three rows each epoch, one of two
+        ("auto", 1_100, ["traced", "traced", "traced"]),
+        (True, 150, ["compiled", "compiled", "eager"]),
+        (True, 1_100, ["compiled", "compiled", "traced"]),
+        ("auto", 14_000, ["compiled", "compiled", "traced"]),
+        ("auto", 30_000, ["compiled", "compiled", "compiled"]),
+    ],
+)
+def test_each_size_of_batches_is_traced_and_compiled_where_that_pays(compile, epochs, taken, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(tracing.steps, "compile_graph", lambda graph, *_: compiled.append(graph) or graph)
+    monkeypatch.setattr(tracing, "why_not_compiled", lambda device: None)
+    pair = pv.VAE.mlp(6, 2, hidden_dims=(4,))
+    adagrad = torch.optim.Adagrad(pair.parameters())  # outside the graph, so that every call is one step
+    state = State(pair, adagrad, Trace_ELBO(), 8, None)
+    steps, _ = traced.choose(compile, epochs, state, rows_of(X[:8]), 3, False)
+    ways = {None: "eager"}
+    found = []
+    for number in range(3):
+        before = len(compiled)
+        call, _ = (steps and steps.at(number)) or (None, 1)
+        found.append(ways.setdefault(call, "compiled" if len(compiled) > before else "traced"))
+    assert found == taken
+
+
 def test_a_compiled_fit_is_the_eager_one_but_for_rounding():
     """With all that a fit can have: warm-up, clipping, a schedule, early stopping, a smaller last batch."""
     options = {
@@ -739,8 +768,6 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_why():
 )
 def test_a_scheduler_may_move_the_momentum(optimizer, scheduler, steps, monkeypatch):
     inside(monkeypatch)
-    monkeypatch.setattr(tracing, "why_not_compiled", lambda device: None)
-    monkeypatch.setattr(traced, "_COMPILING_PAYS", 0)
     options = {"epochs": 5, "batch_size": 16, "optimizer": optimizer, "scheduler": scheduler}
     fits = [(small_vae().double(), how) for how in (False, "auto")]
     histories = [pv.fit(vae, X.double(), compile=how, **options) for vae, how in fits]
@@ -867,7 +894,7 @@ def test_binarized_steps_draw_pixels_before_latents(compile):
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
     if compile:
         one = state(True)
-        steps = traced.Traced(one, rows_of(grey), 5, False, compiled=False).at(0)[0]
+        steps = traced.Traced(one, rows_of(grey), [(5,)], {(5,): False}, False).at(0)[0]
         value = steps.run(torch.arange(5), [seed], [0.1], [1.0])[0]
     else:
         value = training.step(state(True), {"x": grey}, seed, [0.1], 1.0)
@@ -1026,8 +1053,10 @@ def test_what_a_trace_would_not_see_runs_eagerly(what, steps, monkeypatch):
 
 
 def inside(monkeypatch):
-    """Updates inside the graph, without the seconds that compiling takes."""
+    """Updates inside the graph in every call, without the seconds that compiling takes, nor a compiler."""
     monkeypatch.setattr(tracing.steps, "compile_graph", lambda graph, *_, **__: graph)
+    monkeypatch.setattr(tracing, "why_not_compiled", lambda device: None)
+    monkeypatch.setattr(traced, "_COMPILING_PAYS", 0)
 
 
 def test_hooks_of_an_optimizer_are_called(monkeypatch):

@@ -105,10 +105,12 @@ def fit(
             that is more, stop the fit all the same.
         compile: how steps are taken. Pyro runs guide and model anew at each (False); or they are run once, under
             torch's tracer, and what they compute with its gradients and the optimizer's update is compiled
-            (True), which takes some 10 seconds, the first time on a machine 30, and needs a C++ compiler. "auto" compiles long fits, traces
-            shorter ones without compiling, and leaves the shortest, and what can't be traced, to Pyro; it goes by
-            the other arguments and ``History.steps`` says what it did. A model has to do the same at every
-            call, but for its noise: what Python alone knows and changes between calls is not seen by a trace.
+            (True), which takes some 10 seconds, the first time on a machine 30, and needs a C++ compiler. "auto"
+            compiles long fits, traces shorter ones without compiling, and leaves the shortest, and what can't be
+            traced, to Pyro; it goes by the other arguments and ``History.steps`` says what it did. An epoch's last
+            batch, where it is smaller, is compiled or traced only where that pays by itself. A model has to do the
+            same at every call, but for its noise: what Python alone knows and changes between calls is not seen by
+            a trace.
         precision: "highest" multiplies float32 matrices in float32; "medium" rounds the factors of every product of
             a step to bfloat16's 8 bits, which some processors do several times as fast. Evaluations, the
             history's among them, are always in full precision.
