@@ -19,7 +19,6 @@ from harness import optional
 from peers import LARGE, LEARNING_RATE, SMALL, Nets, PyroTraining
 from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import pyrovae as pv
 import pyrovae.training.loop
@@ -76,24 +75,25 @@ Done = Callable[[float], bool]
 def fit_by_pyrovae(
     task: Task, rows: Tensor, validation: Tensor, seed: int, done: Done, loss: ELBO | None = None
 ) -> None:
-    """The public way. A scheduler is shown the validation ELBO after every epoch; Ctrl-C from there ends the fit."""
+    """The public way, stopped as by Ctrl-C after the epoch that reaches the target."""
+    end_epoch = pyrovae.training.loop.Loop._end_epoch
 
-    class Stop(ReduceLROnPlateau):
-        def step(self, metrics: Any, epoch: int | None = None) -> None:
-            if done(-float(metrics)):
-                raise KeyboardInterrupt
+    def stopping(loop: Any, *arguments: Any) -> None:
+        end_epoch(loop, *arguments)
+        if done(loop.history.records[-1]["validation_elbo"]):
+            raise KeyboardInterrupt
 
-    pv.fit(
-        task.nets.vae(),
-        rows,
-        epochs=2 * task.epochs,
-        batch_size=task.batch_size,
-        lr=LEARNING_RATE,
-        seed=seed,
-        validation=validation,
-        scheduler=Stop,
-        loss=loss,
-    )
+    with mock.patch.object(pyrovae.training.loop.Loop, "_end_epoch", stopping):
+        pv.fit(
+            task.nets.vae(),
+            rows,
+            epochs=2 * task.epochs,
+            batch_size=task.batch_size,
+            lr=LEARNING_RATE,
+            seed=seed,
+            validation=validation,
+            loss=loss,
+        )
 
 
 def fit_by_pyro(task: Task, rows: Tensor, validation: Tensor, seed: int, done: Done) -> None:

@@ -153,8 +153,9 @@ def choice(argument: str, value: Any, options: tuple[str, ...]) -> str:
 
 def compile(value: Any) -> None:
     """Raises ``TypeError`` or ``ValueError`` where the argument of that name is neither a bool nor "auto"."""
-    if not isinstance(value, bool):
-        choice("compile", value, ("auto",))
+    if not isinstance(value, bool) and not (isinstance(value, str) and value == "auto"):
+        error = bad_value if isinstance(value, str) else bad_type
+        raise error("compile", "True, False or 'auto'", shown(value), "Pass one of these.")
 
 
 def path(argument: str, value: Any) -> Path:

@@ -167,11 +167,11 @@ def draw(parts: list[Part]) -> Figure:
 
     figure = Figure(figsize=(15, 3.8 * len(parts)), layout="constrained")
     for axes, part in zip(figure.subplots(len(parts), 4, squeeze=False), parts, strict=True):
-        plots.training_curves(axes[0], part.history.frame, part.title)
+        plots.training_curves(axes[0], part.history.frame, part.title.replace(", P", "\nP"))
         limits = (float(part.data.train.min()), float(part.data.train.max()))
         plots.image_grid(axes[1], part.vae.sample(80), (8, 8), 10, "samples from P(x)", limits)
         pairs = torch.stack([part.data.test[:40], part.vae.reconstruct(part.data.test[:40])], dim=1)
-        plots.image_grid(axes[2], pairs, (8, 8), 10, "held-out digits, reconstructed", limits)
+        plots.image_grid(axes[2], pairs, (8, 8), 10, "held-out digits and reconstructions", limits)
         sampled = [
             (name, score) for name, score in part.scores.items() if score.method in ("importance", "auto")
         ]

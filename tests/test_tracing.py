@@ -1,10 +1,12 @@
 """Traced steps are ``training.step``: on the same noise the same losses, parameters, buffers and moments."""
 
 import functools
+import logging
 import math
 import subprocess
 import sys
 import textwrap
+import warnings
 from dataclasses import dataclass
 
 import pyro
@@ -507,3 +509,22 @@ def test_without_a_compiler():
         "compile: expected steps that can be traced and compiled, got there is no C++ compiler"
     )
     assert steps == "traced: there is no C++ compiler"
+
+
+def test_the_compiler_is_quiet_about_its_own_work(monkeypatch, capfd):
+    """Warnings and log lines of torch's compiler, on kernels that it lacks, are nothing that a user could mend."""
+
+    def inductor(module, *_, **__):
+        warnings.warn("of its own code", stacklevel=1)
+        logging.getLogger("torch._inductor.ir").warning("is missing a c-shim implementation")
+        return module
+
+    monkeypatch.setattr(torch._inductor, "compile", inductor)
+    graph = torch.fx.symbolic_trace(lambda a: (a + 1,))
+    logger = logging.getLogger("torch._inductor")
+    before = logger.level
+    assert torch.equal(
+        tracing.compiling.compile_graph(graph, [torch.zeros(2)])(torch.zeros(2))[0], torch.ones(2)
+    )
+    assert capfd.readouterr().err == ""
+    assert logger.level == before

@@ -25,6 +25,7 @@ import pyrovae as pv
 from pyrovae import baselines, checks, noise, tracing, training
 from pyrovae import pair as pair_room
 from pyrovae.training import loop, traced
+from pyrovae.training.arguments import runs_code_of_others
 from pyrovae.training.rows import Rows
 from pyrovae.training.step import State
 
@@ -794,6 +795,100 @@ def _decay(optimizer):
 
 def _forget(optimizer):
     optimizer.state.clear()
+
+
+KNOWN_TO_PYTHON = {"temperature": 1.0}
+
+
+class Tempered(torch.nn.Module):
+    """Logits over a temperature that no module and no tensor holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 6, dtype=torch.float64)
+
+    def forward(self, z):
+        return self.layer(z) / KNOWN_TO_PYTHON["temperature"]
+
+
+def cooling(epoch):
+    KNOWN_TO_PYTHON["temperature"] = 0.8 ** max(0, epoch - 2)
+    return 1.0
+
+
+class Cooling(torch.optim.lr_scheduler.ReduceLROnPlateau):
+    def step(self, metrics, epoch=None):
+        super().step(metrics)
+        cooling(self.last_epoch)
+
+
+SCHEDULERS = torch.optim.lr_scheduler
+OF_OTHERS = [
+    functools.partial(SCHEDULERS.LambdaLR, lr_lambda=cooling),
+    functools.partial(SCHEDULERS.MultiplicativeLR, lr_lambda=cooling),
+    functools.partial(
+        SCHEDULERS.CyclicLR,
+        base_lr=1e-3,
+        max_lr=1e-2,
+        cycle_momentum=False,
+        scale_fn=cooling,
+        scale_mode="iterations",
+    ),
+    lambda o: SCHEDULERS.SequentialLR(
+        o, [SCHEDULERS.ConstantLR(o), SCHEDULERS.LambdaLR(o, cooling)], milestones=[1]
+    ),
+    Cooling,
+]
+OF_TORCH = [
+    functools.partial(SCHEDULERS.StepLR, step_size=2),
+    functools.partial(SCHEDULERS.CosineAnnealingLR, T_max=5),
+    functools.partial(SCHEDULERS.CyclicLR, base_lr=1e-3, max_lr=1e-2, cycle_momentum=False),
+    lambda o: SCHEDULERS.SequentialLR(o, [SCHEDULERS.ConstantLR(o), SCHEDULERS.StepLR(o, 3)], milestones=[1]),
+    SCHEDULERS.ReduceLROnPlateau,
+]
+
+
+def tempered(how, scheduler=OF_OTHERS[0]):
+    """A fit of seven epochs, in which the scheduler may lower the temperature from the third on."""
+    torch.manual_seed(0)
+    KNOWN_TO_PYTHON["temperature"] = 1.0
+    encoder = pv.encoders.DiagonalNormal(torch.nn.Linear(6, 4, dtype=torch.float64))
+    pair = pv.VAE(pv.priors.StandardNormal(2), pv.likelihoods.Bernoulli(Tempered()), encoder).double()
+    try:
+        return pair, pv.fit(pair, X.double(), epochs=7, batch_size=16, compile=how, scheduler=scheduler)
+    finally:
+        KNOWN_TO_PYTHON["temperature"] = 1.0
+
+
+@pytest.mark.parametrize("scheduler", OF_OTHERS)
+@pytest.mark.parametrize("evaluations", [10**9, 0])
+def test_what_schedulers_change_in_python_is_seen(scheduler, evaluations, monkeypatch):
+    """Steps and evaluations that were traced are given up where code of others changed what a trace can't know."""
+    monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
+    monkeypatch.setattr(tracing.evaluation, "_TRACING_PAYS", evaluations)
+    (eager, one), (other, two) = (tempered(how, scheduler) for how in (False, "auto"))
+    assert re.match(r"eager: in epoch \d, with other rows and noise it does other things", two.steps)
+    for column in ("loss", "elbo", "rate"):
+        np.testing.assert_allclose(one.frame[column], two.frame[column], rtol=1e-10)
+    for a, b in zip(parameters(eager), parameters(other), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_compiled_steps_are_refused_where_schedulers_change_what_python_knows(monkeypatch):
+    inside(monkeypatch)
+    with pytest.raises(
+        ValueError, match=r"compile: expected steps that can be traced.*got in epoch 4, with other"
+    ):
+        tempered(True)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "others"), [(s, True) for s in OF_OTHERS] + [(s, False) for s in OF_TORCH]
+)
+def test_schedulers_that_run_code_of_others_are_known(scheduler, others):
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
+    assert runs_code_of_others(scheduler(optimizer)) == others
+    KNOWN_TO_PYTHON["temperature"] = 1.0
 
 
 @pytest.mark.parametrize("change", [_decay, _forget])

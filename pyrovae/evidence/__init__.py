@@ -43,7 +43,8 @@ def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: An
         method: one of ``evidence.METHODS``; "importance" where None. "auto" chooses row by row.
         options: the estimator's own; of "importance": ``num_samples=5000``, ``seed=0``,
             ``pareto_smoothed=False``, ``tile=None``, ``progress=False``; of "auto": ``target_mcse=0.05``,
-            ``max_cost=50_000``. See ``help(pyrovae.evidence.auto)`` and the others.
+            ``max_cost=50_000``; of all but "exact" and "quadrature": ``compile="auto"``, whether guide and model are
+            traced and compiled. See ``help(pyrovae.evidence.auto)`` and the others.
 
     Raises:
         TypeError, ValueError: see the estimator; or a method or options where the model answers itself.

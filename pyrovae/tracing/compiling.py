@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from pyrovae.tracing.drawing import Untraceable
-from pyrovae.tracing.graphs import one_line
+from pyrovae.tracing.graphs import untraceable
 from pyrovae.tracing.products import choose_products
 
 
@@ -22,7 +23,7 @@ def compile_graph(module: fx.GraphModule, example: list[Tensor]) -> Callable[...
     """
     for node in module.graph.nodes:
         node.meta.clear()
-    try:
+    with untraceable("can't be compiled: "), _quiet(), torch.no_grad():
         from torch._inductor import compile as inductor
         from torch._subclasses import FakeTensorMode
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -30,14 +31,24 @@ def compile_graph(module: fx.GraphModule, example: list[Tensor]) -> Callable[...
 
         mode = FakeTensorMode(shape_env=ShapeEnv())
         fakes: list[Any] = [mode.from_tensor(tensor, static_shapes=True) for tensor in example]
-        context = torch._guards.tracing(torch._guards.TracingContext(mode))
-        with torch.no_grad(), context, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the compiler's own code
+        with torch._guards.tracing(torch._guards.TracingContext(mode)):
             FakeTensorProp(module, mode).propagate_dont_convert_inputs(*fakes)
             choose_products(module)
             return inductor(module, fakes, options={"cpp_wrapper": True})
-    except Exception as error:
-        raise Untraceable(f"can't be compiled: {one_line(error)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the compiler's warnings, which are of its own code and of kernels that it lacks."""
+    logger = logging.getLogger("torch._inductor")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def why_not_compiled(device: torch.device) -> str | None:

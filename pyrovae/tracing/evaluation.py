@@ -17,7 +17,7 @@ from pyrovae.pair import Structure, log_joint, propose
 from pyrovae.precision import products
 from pyrovae.tracing.compiling import compile_graph, why_not_compiled
 from pyrovae.tracing.drawing import Noise, Untraceable
-from pyrovae.tracing.graphs import Graph, one_line, trace
+from pyrovae.tracing.graphs import Graph, trace, untraceable
 from pyrovae.tracing.rewriting import rewrite
 
 _KEPT = 8  # graphs of a pair
@@ -148,10 +148,13 @@ class Runner:
         graph = self._ready[key]
         return call.by_pyro(self._pair) if graph is None else graph(call)
 
-    def renew(self) -> None:
-        """Look anew at graphs that were seen to be right, where the pair has got other tensors or modules since."""
+    def renew(self, others: bool = False) -> None:
+        """Try graphs anew that were seen to be right, where the pair has got other tensors or modules since.
+
+        Also where code of ``others`` has run, which may have changed what Python alone knows.
+        """
         now = _surroundings(self._pair, self._structure)
-        if now != self._seen:
+        if others or now != self._seen:
             self._ready.clear()
             self._seen = now
 
@@ -188,14 +191,9 @@ class _Traced:
     def __init__(self, pair: LatentVariableModel, call: Call, compiled: bool) -> None:
         self.compiled = compiled
         device = call.inputs[0].device
-        try:
-            # Traced with other rows, where there are others, than those it is tried with afterwards.
-            with pair.evaluating(), noise.seeded(0, device):
-                self._graph: Graph = trace(call.function, [tensor.roll(1, 0) for tensor in call.inputs])
-        except Untraceable:
-            raise
-        except Exception as error:
-            raise Untraceable(one_line(error)) from error
+        # Traced with other rows, where there are others, than those it is tried with afterwards.
+        with untraceable(), pair.evaluating(), noise.seeded(0, device):
+            self._graph: Graph = trace(call.function, [tensor.roll(1, 0) for tensor in call.inputs])
         if self._graph.changed:
             raise Untraceable("it changes a tensor while it is evaluated")
         if self._graph.draws and call.seed is None:

@@ -15,7 +15,7 @@ from pyrovae import noise
 from pyrovae.model import LatentVariableModel, plain_attributes
 from pyrovae.pair import Batch
 from pyrovae.tracing.drawing import Noise, Untraceable
-from pyrovae.tracing.graphs import Graph, agree, one_line, trace, unchanged
+from pyrovae.tracing.graphs import Graph, agree, trace, unchanged, untraceable
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,14 @@ class Gradients(Graph):
 
     Its inputs are the batch, and the KL weight where annealed; it returns the loss, in nats a row, and the
     gradients of ``moving``, the parameters that have one.
+
+    Attributes:
+        check: raises ``Untraceable`` where Pyro's loss and gradients, now, with other rows and noise than those of
+            the trace, are not the graph's: what Python alone knew is a number in it.
     """
 
     moving: list[nn.Parameter]
+    check: Callable[[], None]
 
 
 def trace_gradients(
@@ -105,30 +110,28 @@ def trace_gradients(
                 vars(module).update(plain)
             raise Untraceable("attributes of modules that change from call to call")
 
-    first = {name: column[:size] for name, column in data.items()}
+    first, last = (
+        {name: column[part] for name, column in data.items()} for part in (slice(size), slice(-size, None))
+    )
     weights = [torch.ones((), dtype=data["x"].dtype, device=data["x"].device)] if annealed else []
-    try:
-        with fitting(0):
-            graph = trace(traced, [*first.values(), *weights])
-        if {*map(id, graph.changed)} - {*map(id, buffers)}:
-            raise Untraceable("it changes a tensor that is no buffer of a module")
-        found = Gradients(graph.module, graph.tensors, graph.changed, graph.draws, [*moving])
-        # Once more with other rows and noise: what Python alone knew would be a number in the graph.
-        last = {name: column[-size:] for name, column in data.items()}
-        with fitting(1):
+
+    def check() -> None:
+        with untraceable(), fitting(1):
             expected = gradients(last, 0.5 if annealed else 1.0)
-        drawn = Noise([graph.draws], data["x"].device)
         drawn.draw([1])
-        with fitting(1), torch.no_grad():
+        with untraceable(), fitting(1), torch.no_grad():
             halves = [weight / 2 for weight in weights]
             came = graph.module(*last.values(), *halves, *graph.tensors, *drawn.views(drawn.flat, 0))
-    except Untraceable:
-        raise
-    except Exception as error:
-        raise Untraceable(one_line(error)) from error
-    tolerance = math.sqrt(torch.finfo(data["x"].dtype).eps)
-    if not agree(came, expected, tolerance):
-        raise Untraceable("with other rows and noise it does other things than the trace says")
+        if not agree(came, expected, math.sqrt(torch.finfo(data["x"].dtype).eps)):
+            raise Untraceable("with other rows and noise it does other things than the trace says")
+
+    with untraceable(), fitting(0):
+        graph = trace(traced, [*first.values(), *weights])
+    if {*map(id, graph.changed)} - {*map(id, buffers)}:
+        raise Untraceable("it changes a tensor that is no buffer of a module")
+    drawn = Noise([graph.draws], data["x"].device)
+    found = Gradients(graph.module, graph.tensors, graph.changed, graph.draws, [*moving], check)
+    check()
     return found
 
 

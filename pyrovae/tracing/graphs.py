@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,9 +116,7 @@ class NothingRead(TorchFunctionMode):
             if frame.f_code in _ANSWERS:
                 return _ANSWERS[frame.f_code] if func in _READS else None
             if func in _READS:
-                raise Untraceable(
-                    f"{frame.f_code.co_name} ({frame.f_code.co_filename}, line {frame.f_lineno}) reads a tensor's value"
-                )
+                raise Untraceable(_reads(frame, frame.f_lineno))
         return func(*args, **(kwargs or {}))
 
 
@@ -217,7 +216,26 @@ def unchanged(tensors: Sequence[Tensor]) -> Iterator[None]:
                 tensor.copy_(value)
 
 
-def one_line(error: BaseException) -> str:
-    """An error's class and the first line of what it says."""
+@contextmanager
+def untraceable(what: str = "") -> Iterator[None]:
+    """Whatever goes wrong in a block is why a function can't be traced, or what else is said before that."""
+    try:
+        yield
+    except Untraceable:
+        raise
+    except Exception as error:
+        raise Untraceable(f"{what}{_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in a line: an error's class and what it says first, or which code reads a tensor's value."""
     text = str(error).strip().splitlines()
+    if text and "_local_scalar_dense" in text[0]:  # in torch's own code, where no mode sees it
+        for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
+            if not frame.f_globals.get("__name__", "").startswith(("torch", "pyro.", "pyrovae.")):
+                return _reads(frame, line)
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _reads(frame: FrameType, line: int) -> str:
+    return f"{frame.f_code.co_name} ({frame.f_code.co_filename}, line {line}) reads a tensor's value"

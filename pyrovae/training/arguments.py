@@ -22,7 +22,7 @@ from pyro.infer import (
 )
 from pyro.optim import PyroOptim
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiplicativeLR, ReduceLROnPlateau
 
 from pyrovae import checks
 from pyrovae.pair import Structure
@@ -183,6 +183,17 @@ def make_scheduler(
             example,
         )
     return made
+
+
+def runs_code_of_others(schedule: LRScheduler | ReduceLROnPlateau | None) -> bool:
+    """Whether a scheduler is not torch's own, or is one of those that are given functions."""
+    parts = getattr(schedule, "_schedulers", [schedule])
+    return schedule is not None and any(
+        type(part).__module__ != LRScheduler.__module__
+        or isinstance(part, LambdaLR | MultiplicativeLR)
+        or getattr(part, "_scale_fn_custom", None) is not None
+        for part in parts
+    )
 
 
 def check_schedule(epochs: int, kl_warmup: int, patience: int | None, validation: Any) -> None:

@@ -17,7 +17,8 @@ class History:
         records: one dict an epoch; see ``frame``.
         stopped: "epochs" (all done), "patience" (no better on the validation rows) or "interrupted".
         best_epoch: the epoch whose weights the model now has, where ``patience`` restored them.
-        steps: how they were taken: "eager", "traced" or "compiled"; where not as they would have been, with why.
+        steps: how most of them were taken: "eager", "traced" or "compiled"; with why, where that is for another
+            reason than that the fit is too short for more to pay.
     """
 
     records: list[dict[str, float]] = field(default_factory=list)
@@ -51,5 +52,6 @@ class History:
         skipped = sum(int(record["skipped"]) for record in self.records)
         best += f", {skipped} steps skipped" if skipped else ""
         return (
-            f"History({len(self)} epochs, ELBO {last['elbo']:.2f} nats a row, stopped: {self.stopped}{best})"
+            f"History({len(self)} epochs, {self.steps.split(':')[0]} steps, ELBO {last['elbo']:.2f} nats a row, "
+            f"stopped: {self.stopped}{best})"
         )

@@ -22,6 +22,7 @@ from pyrovae.pair import Batch
 from pyrovae.precision import products
 from pyrovae.progress import Progress
 from pyrovae.training import nonfinite
+from pyrovae.training.arguments import runs_code_of_others
 from pyrovae.training.history import History
 from pyrovae.training.rows import Rows
 from pyrovae.training.scales import Scales
@@ -69,6 +70,8 @@ class Loop:
         self._training, self._held_out = training, held_out
         self._schedule, self._scales = schedule, scales
         self._traced = traced
+        # Between epochs nothing runs that could change what the model's Python knows, but for these.
+        self._others = runs_code_of_others(schedule) or len(rows.lengths) > 1
         self.history = History()
         self.steps_an_epoch = rows.steps(plan.batch_size)
         self._epoch = 0
@@ -93,6 +96,11 @@ class Loop:
             while self._epoch < self._plan.epochs and self.history.stopped == "epochs":
                 started = time.monotonic() - self._seconds
                 rates = [float(group["lr"]) for group in self._state.optimizer.param_groups]
+                if self._others and self._traced is not None and self._epoch and not self._number:
+                    try:
+                        self._traced.check()
+                    except tracing.Untraceable as why:
+                        self._go_on_eagerly(tracing.Untraceable(f"in epoch {self._epoch + 1}, {why}"))
                 minibatches = self._rows.minibatches(self._plan.batch_size, self._plan.seed, self._epoch)
                 with products(self._plan.precision):
                     while self._number < self.steps_an_epoch:
@@ -127,9 +135,8 @@ class Loop:
         try:
             call = None if self._traced is None else self._traced.at(self._number)
         except tracing.Untraceable as why:  # what could be traced, the compiler would not take
-            if self._plan.compile is True:
-                raise refused(why) from why
-            call, self._traced, self.history.steps = None, None, f"eager: {why}"
+            self._go_on_eagerly(why)
+            call = None
         if call is None:
             return self._take(*minibatches[self._number], rates, bar)
         steps, count = call
@@ -147,6 +154,12 @@ class Loop:
         # The step that went wrong is tried again by itself, which says what it was; so are those after it.
         for chunk, rows in mine[len(losses) :]:
             self._take(chunk, rows, rates, bar)
+
+    def _go_on_eagerly(self, why: tracing.Untraceable) -> None:
+        """Without traced calls from here on."""
+        if self._plan.compile is True:
+            raise refused(why) from why
+        self._traced, self.history.steps = None, f"eager: {why}"
 
     def _take(self, chunk: int, rows: Tensor, rates: list[float], bar: Progress) -> None:
         """One step on one minibatch: rows of a chunk."""
@@ -225,7 +238,7 @@ class Loop:
         """The ELBO and its halves for the record; NaN where rows have none and steps that fail on them are skipped."""
         prefix = "" if argument == "x" else f"{argument}_"
         if evaluation.runner is not None:
-            evaluation.runner.renew()
+            evaluation.runner.renew(self._others)
         try:
             with checks.parameters_hold(argument):
                 return _columns(elbo_of(evaluation), prefix)
@@ -263,7 +276,7 @@ class Loop:
         self._epoch, self._number, self._losses, self._seconds = snapshot["place"]
         *self._skipped, self._skipped_last = snapshot["skipped"]
         vars(self.history).update(snapshot["history"])
-        if self.history.steps.startswith("eager"):  # the compiler would not take them
+        if self.history.steps.startswith("eager"):  # what was traced was given up
             self._traced = None
         self._best = None if snapshot["best"] is None else _Best(**snapshot["best"])
         self._scales.start = snapshot["scales"]

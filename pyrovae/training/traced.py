@@ -142,6 +142,10 @@ class Traced:
             )
         return self._calls[sizes], len(sizes)
 
+    def check(self) -> None:
+        """Raises ``Untraceable`` where model and guide do other things by now than they did when they were traced."""
+        next(iter(self._graphs.values())).check()
+
     def _look(self) -> bool:
         """Whether updates inside a graph are what the optimizer would do now; its first step makes their moments."""
         optimizer, moving = self._state.optimizer, next(iter(self._graphs.values())).moving
