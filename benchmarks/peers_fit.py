@@ -68,7 +68,7 @@ class Task:
         return split.train, split.validation
 
 
-TASKS = (Task("digits", SMALL, 64, epochs=60, rounds=3), Task("MNIST", LARGE, 128, epochs=20, rounds=1))
+TASKS = (Task("digits", SMALL, 64, epochs=60, rounds=3), Task("MNIST", LARGE, 128, epochs=20, rounds=3))
 Done = Callable[[float], bool]
 
 

@@ -349,7 +349,10 @@ def settle(options: Options, quick: bool) -> Part:
     runs: dict[str, Run] = {}
     pairs: dict[str, tuple[str, str]] = {}
     for group, rows in groups.items():
-        if rows.any():
+        same = next((other for other in pairs if (groups[other] == rows).all()), None)
+        if same is not None:
+            pairs[group] = pairs[same]
+        elif rows.any():
             part, draws = (x[torch.from_numpy(rows)], truth[rows]), int(needed[rows].max())
             pairs[group] = f"auto, {group}", f"K = {draws}, {group}"
             runs[pairs[group][0]] = _rms(vae, *part, method="auto", target_mcse=0.05)

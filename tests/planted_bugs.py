@@ -446,7 +446,7 @@ def _import_libraries() -> None:
 
 
 def _plant(bug: Bug, folder: str) -> None:
-    shutil.copytree(PACKAGE, Path(folder) / "pyrovae", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PACKAGE, Path(folder) / "pyrovae")
     path = Path(folder) / "pyrovae" / bug.file
     source = path.read_text()
     if source.count(bug.line) != 1:
@@ -496,6 +496,8 @@ def _tests(folder: str, selection: str) -> int:
         "no:cacheprovider",
         "-p",
         "no:doctest",
+        "-p",
+        "no:hypothesispytest",  # which costs every child a second
         "-o",
         "addopts=",
         "--rootdir",
