@@ -84,6 +84,7 @@ class Stream(IntEnum):
     LADDER = 10
     CONVERT = 11
     DIAGNOSE = 12
+    EPOCH = 13
 
 
 def derive(seed: int, stream: Stream, *keys: int) -> int:

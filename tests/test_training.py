@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+import sys
 
 import numpy as np
 import pyro
@@ -656,6 +657,27 @@ def long_and_short():
     """A pair, rows, and two numbers of epochs: so few steps that nothing is traced, and so many that it is."""
     torch.manual_seed(0)
     return pv.VAE.mlp(6, 2, hidden_dims=(4,)), X[:8], (1, 130)
+
+
+def test_epochs_are_evaluated_on_some_of_many_rows(monkeypatch):
+    """Always the same ones, whose numbers errors go by; validation rows are all taken."""
+    seen = []
+    elbo_of = loop.elbo_of
+    monkeypatch.setattr(loop, "elbo_of", lambda evaluation: seen.append(evaluation) or elbo_of(evaluation))
+    monkeypatch.setattr(sys.modules["pyrovae.training.fit"], "_EPOCH_ROWS", 20)
+    numbers = []
+    for seed in (0, 1):
+        seen.clear()
+        history = pv.fit(small_vae(), X, epochs=2, seed=seed, validation=X[:30], compile=False)
+        training, held_out, again, _ = seen
+        numbers.append(training.numbers.tolist())
+        assert sorted({*numbers[-1]}) == numbers[-1] == again.numbers.tolist()
+        assert len(training) == 20
+        assert torch.equal(training.batch["x"], X[training.numbers])
+        assert len(held_out) == 30
+        assert history.frame["elbo"].iloc[-1] == elbo_of(again).mean
+    assert numbers[0] != numbers[1]
+    assert max(numbers[0]) >= 20
 
 
 def rows_of(x):
