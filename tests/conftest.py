@@ -7,6 +7,9 @@ import pyro
 import pytest
 import torch
 
+from pyrovae import tracing
+from pyrovae.training import traced
+
 matplotlib.use("Agg")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers share the cores: two threads each, and in each process they start, would wait for one another.
@@ -27,3 +30,18 @@ def untouched_globals():
         torch.manual_seed(0)
         yield
     pyro.clear_param_store()
+
+
+@pytest.fixture
+def as_if_compiled(monkeypatch):
+    """Steps count as compiled, though their graphs run operation by operation; those graphs, in order."""
+    graphs = []
+    monkeypatch.setattr(tracing.steps, "compile_graph", lambda graph, *_: graphs.append(graph) or graph)
+    monkeypatch.setattr(tracing, "why_not_compiled", lambda device: None)
+    return graphs
+
+
+@pytest.fixture
+def inside(monkeypatch, as_if_compiled):
+    """Every step in such a graph, with its update, several a call."""
+    monkeypatch.setattr(traced, "_COMPILING_PAYS", 0)

@@ -15,7 +15,7 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 import pyrovae as pv
-from pyrovae import encoders, likelihoods, priors, storage, tracing
+from pyrovae import encoders, likelihoods, priors, storage
 from pyrovae.training import loop, traced
 
 X = (torch.rand(90, 6, generator=torch.Generator().manual_seed(0)) < 0.4).float()
@@ -141,16 +141,12 @@ def assert_same(one, two):
     [(case, steps) for case in CASES for steps in ("eager", "inside")]
     + [("dropout, batch normalisation, a learned prior", "traced"), ("Adam", "compiled")],
 )
-def test_stopped_and_resumed_it_is_the_same_fit(case, steps, tmp_path, monkeypatch):
-    """Stopped inside an epoch, right before one, and twice in a row; however steps are taken.
-
-    "inside" is compiled but for the compiler, which takes seconds: updates inside the graph, several steps a call.
-    """
+def test_stopped_and_resumed_it_is_the_same_fit(case, steps, tmp_path, monkeypatch, request):
+    """Stopped inside an epoch, right before one, and twice in a row; however steps are taken."""
     how = {"compile": {"eager": False, "traced": "auto"}.get(steps, True)}
     monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
     if steps == "inside":
-        monkeypatch.setattr(tracing.steps, "compile_graph", lambda graph, *_, **__: graph)
-        monkeypatch.setattr(traced, "_COMPILING_PAYS", 0)
+        request.getfixturevalue("inside")
     whole = fit(case, **how)
     assert whole[1].steps == ("compiled" if steps == "inside" else steps)
     with monkeypatch.context() as patch:

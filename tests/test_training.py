@@ -707,10 +707,7 @@ def test_how_steps_are_taken_follows_from_the_arguments():
         ("auto", 30_000, ["compiled", "compiled", "compiled"]),
     ],
 )
-def test_each_size_of_batches_is_traced_and_compiled_where_that_pays(compile, epochs, taken, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(tracing.steps, "compile_graph", lambda graph, *_: compiled.append(graph) or graph)
-    monkeypatch.setattr(tracing, "why_not_compiled", lambda device: None)
+def test_each_size_of_batches_is_traced_and_compiled_where_that_pays(compile, epochs, taken, as_if_compiled):
     pair = pv.VAE.mlp(6, 2, hidden_dims=(4,))
     adagrad = torch.optim.Adagrad(pair.parameters())  # outside the graph, so that every call is one step
     state = State(pair, adagrad, Trace_ELBO(), 8, None)
@@ -718,9 +715,9 @@ def test_each_size_of_batches_is_traced_and_compiled_where_that_pays(compile, ep
     ways = {None: "eager"}
     found = []
     for number in range(3):
-        before = len(compiled)
+        before = len(as_if_compiled)
         call, _ = (steps and steps.at(number)) or (None, 1)
-        found.append(ways.setdefault(call, "compiled" if len(compiled) > before else "traced"))
+        found.append(ways.setdefault(call, "compiled" if len(as_if_compiled) > before else "traced"))
     assert found == taken
 
 
@@ -789,8 +786,7 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_why():
         ),
     ],
 )
-def test_a_scheduler_may_move_the_momentum(optimizer, scheduler, steps, monkeypatch):
-    inside(monkeypatch)
+def test_a_scheduler_may_move_the_momentum(optimizer, scheduler, steps, inside):
     options = {"epochs": 5, "batch_size": 16, "optimizer": optimizer, "scheduler": scheduler}
     fits = [(small_vae().double(), how) for how in (False, "auto")]
     histories = [pv.fit(vae, X.double(), compile=how, **options) for vae, how in fits]
@@ -823,14 +819,16 @@ KNOWN_TO_PYTHON = {"temperature": 1.0}
 
 
 class Tempered(torch.nn.Module):
-    """Logits over a temperature that no module and no tensor holds."""
+    """Logits over a temperature that no module and no tensor holds; in training perhaps without it."""
 
-    def __init__(self):
+    def __init__(self, in_training):
         super().__init__()
         self.layer = torch.nn.Linear(2, 6, dtype=torch.float64)
+        self.in_training = in_training
 
     def forward(self, z):
-        return self.layer(z) / KNOWN_TO_PYTHON["temperature"]
+        tempered = self.in_training or not self.training
+        return self.layer(z) / (KNOWN_TO_PYTHON["temperature"] if tempered else 1.0)
 
 
 def cooling(epoch):
@@ -870,12 +868,14 @@ OF_TORCH = [
 ]
 
 
-def tempered(how, scheduler=OF_OTHERS[0]):
+def tempered(how, scheduler=OF_OTHERS[0], in_training=True):
     """A fit of seven epochs, in which the scheduler may lower the temperature from the third on."""
     torch.manual_seed(0)
     KNOWN_TO_PYTHON["temperature"] = 1.0
     encoder = pv.encoders.DiagonalNormal(torch.nn.Linear(6, 4, dtype=torch.float64))
-    pair = pv.VAE(pv.priors.StandardNormal(2), pv.likelihoods.Bernoulli(Tempered()), encoder).double()
+    pair = pv.VAE(
+        pv.priors.StandardNormal(2), pv.likelihoods.Bernoulli(Tempered(in_training)), encoder
+    ).double()
     try:
         return pair, pv.fit(pair, X.double(), epochs=7, batch_size=16, compile=how, scheduler=scheduler)
     finally:
@@ -896,8 +896,15 @@ def test_what_schedulers_change_in_python_is_seen(scheduler, evaluations, monkey
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
-def test_compiled_steps_are_refused_where_schedulers_change_what_python_knows(monkeypatch):
-    inside(monkeypatch)
+def test_what_schedulers_change_in_evaluations_alone_is_seen(monkeypatch):
+    monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
+    monkeypatch.setattr(tracing.evaluation, "_TRACING_PAYS", 0)
+    (_, one), (_, two) = (tempered(how, in_training=False) for how in (False, "auto"))
+    assert two.steps == "traced"
+    np.testing.assert_allclose(one.frame["elbo"], two.frame["elbo"], rtol=1e-10)
+
+
+def test_compiled_steps_are_refused_where_schedulers_change_what_python_knows(inside):
     with pytest.raises(
         ValueError, match=r"compile: expected steps that can be traced.*got in epoch 4, with other"
     ):
@@ -914,8 +921,7 @@ def test_schedulers_that_run_code_of_others_are_known(scheduler, others):
 
 
 @pytest.mark.parametrize("change", [_decay, _forget])
-def test_a_scheduler_may_change_the_optimizer_after_an_epoch(change, monkeypatch):
-    inside(monkeypatch)
+def test_a_scheduler_may_change_the_optimizer_after_an_epoch(change, inside):
     scheduler = type("Changing", (_Unlike,), {"change": staticmethod(change)})
     options = {"epochs": 5, "batch_size": 16, "scheduler": functools.partial(scheduler, factor=1.0)}
     fits = [(small_vae().double(), how) for how in (False, True)]
@@ -934,9 +940,12 @@ def test_what_the_compiler_does_not_take_runs_eagerly_and_says_why(monkeypatch):
     monkeypatch.setattr(traced, "_COMPILING_PAYS", 0)
     fits = [(small_vae(), how) for how in (False, "auto")]
     histories = [pv.fit(vae, X, epochs=2, compile=how) for vae, how in fits]
-    assert [history.steps for history in histories] == ["eager", "eager: can't be compiled: for a reason"]
+    assert [history.steps for history in histories] == [
+        "eager",
+        "eager: in epoch 2, can't be compiled: for a reason",
+    ]
     with pytest.raises(
-        ValueError, match="compile: expected steps that can be traced and compiled, got can't be"
+        ValueError, match="compile: expected steps that can be traced and compiled, got in epoch 2, can't be"
     ):
         pv.fit(small_vae(), X, epochs=2, compile=True)
     assert same(*(parameters(vae) for vae, _ in fits))
@@ -1169,15 +1178,7 @@ def test_what_a_trace_would_not_see_runs_eagerly(what, steps, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
-def inside(monkeypatch):
-    """Updates inside the graph in every call, without the seconds that compiling takes, nor a compiler."""
-    monkeypatch.setattr(tracing.steps, "compile_graph", lambda graph, *_, **__: graph)
-    monkeypatch.setattr(tracing, "why_not_compiled", lambda device: None)
-    monkeypatch.setattr(traced, "_COMPILING_PAYS", 0)
-
-
-def test_hooks_of_an_optimizer_are_called(monkeypatch):
-    inside(monkeypatch)
+def test_hooks_of_an_optimizer_are_called(inside):
 
     def factory(parameters, lr):
         optimizer = torch.optim.Adam(parameters, lr=lr)
@@ -1195,8 +1196,7 @@ def test_hooks_of_an_optimizer_are_called(monkeypatch):
     assert max(float(p.abs().max()) for p in parameters(vae)) <= 0.1 + 1e-8
 
 
-def test_groups_of_parameters_have_options_of_their_own(monkeypatch):
-    inside(monkeypatch)
+def test_groups_of_parameters_have_options_of_their_own(inside):
 
     def factory(parameters, lr):
         half = len(parameters) // 2
@@ -1212,9 +1212,8 @@ def test_groups_of_parameters_have_options_of_their_own(monkeypatch):
 
 
 @pytest.mark.parametrize("how", [False, True])
-def test_parameters_that_leave_their_support_are_named_before_the_step(how, monkeypatch):
+def test_parameters_that_leave_their_support_are_named_before_the_step(how, inside):
     """A concentration below zero, where the gamma function is finite: the loss alone would not tell."""
-    inside(monkeypatch)
 
     class Raw(torch.nn.Module):
         def __init__(self):

@@ -235,7 +235,7 @@ def fit(
                 **{"lr": lr, "clip_norm": clip_norm, "x": rows.digests},
                 "binarize": binarize,
                 "validation": None if held_out is None else checks.digests(held_out.batch),
-                "steps": how.split(":")[0],
+                "steps": loop.history.way,
                 "evaluations": training.compiles,
                 "loss": _described(objective),
                 "optimizer": [type(optimiser).__qualname__, repr(optimiser.defaults)],

@@ -27,6 +27,11 @@ class History:
     steps: str = "eager"
 
     @property
+    def way(self) -> str:
+        """The first word of ``steps``."""
+        return self.steps.partition(":")[0]
+
+    @property
     def frame(self) -> pd.DataFrame:
         """A line an epoch: epoch, loss, elbo, rate, reconstruction, kl_weight, lr, skipped, seconds; in nats a row.
 
@@ -53,6 +58,6 @@ class History:
         skipped = sum(int(record["skipped"]) for record in self.records)
         best += f", {skipped} steps skipped" if skipped else ""
         return (
-            f"History({len(self)} epochs, {self.steps.split(':')[0]} steps, ELBO {last['elbo']:.2f} nats a row, "
+            f"History({len(self)} epochs, {self.way} steps, ELBO {last['elbo']:.2f} nats a row, "
             f"stopped: {self.stopped}{best})"
         )

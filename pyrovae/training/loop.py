@@ -96,11 +96,6 @@ class Loop:
             while self._epoch < self._plan.epochs and self.history.stopped == "epochs":
                 started = time.monotonic() - self._seconds
                 rates = [float(group["lr"]) for group in self._state.optimizer.param_groups]
-                if self._others and self._traced is not None and self._epoch and not self._number:
-                    try:
-                        self._traced.check()
-                    except tracing.Untraceable as why:
-                        self._go_on_eagerly(tracing.Untraceable(f"in epoch {self._epoch + 1}, {why}"))
                 minibatches = self._rows.minibatches(self._plan.batch_size, self._plan.seed, self._epoch)
                 with products(self._plan.precision):
                     while self._number < self.steps_an_epoch:
@@ -132,11 +127,7 @@ class Loop:
     def _advance(self, minibatches: list[tuple[int, Tensor]], rates: list[float], bar: Progress) -> None:
         """The steps of a traced call, where one begins here; else one step."""
         self._rows.load(minibatches[self._number][0])
-        try:
-            call = None if self._traced is None else self._traced.at(self._number)
-        except tracing.Untraceable as why:  # what could be traced, the compiler would not take
-            self._go_on_eagerly(why)
-            call = None
+        call = self._call()
         if call is None:
             return self._take(*minibatches[self._number], rates, bar)
         steps, count = call
@@ -155,11 +146,23 @@ class Loop:
         for chunk, rows in mine[len(losses) :]:
             self._take(chunk, rows, rates, bar)
 
-    def _go_on_eagerly(self, why: tracing.Untraceable) -> None:
-        """Without traced calls from here on."""
-        if self._plan.compile is True:
-            raise refused(why) from why
-        self._traced, self.history.steps = None, f"eager: {why}"
+    def _call(self) -> tuple[tracing.TracedSteps, int] | None:
+        """The traced call that begins here, and how many steps it takes.
+
+        None where the step is eager's, as all are once a trace has stopped holding or was not compiled.
+        """
+        if self._traced is None:
+            return None
+        try:
+            if self._others and not self._number:
+                self._traced.check()
+            return self._traced.at(self._number)
+        except tracing.Untraceable as why:
+            why = tracing.Untraceable(f"in epoch {self._epoch + 1}, {why}")
+            if self._plan.compile is True:
+                raise refused(why) from why
+            self._traced, self.history.steps = None, f"eager: {why}"
+            return None
 
     def _take(self, chunk: int, rows: Tensor, rates: list[float], bar: Progress) -> None:
         """One step on one minibatch: rows of a chunk."""
@@ -276,7 +279,7 @@ class Loop:
         self._epoch, self._number, self._losses, self._seconds = snapshot["place"]
         *self._skipped, self._skipped_last = snapshot["skipped"]
         vars(self.history).update(snapshot["history"])
-        if self.history.steps.startswith("eager"):  # what was traced was given up
+        if self.history.way == "eager":  # what was traced was given up
             self._traced = None
         self._best = None if snapshot["best"] is None else _Best(**snapshot["best"])
         self._scales.start = snapshot["scales"]

@@ -36,17 +36,13 @@ def choose(
         return None, "eager"
     several = tracing.updates_inside(state.optimizer) and state.moved <= _STEPS_TOGETHER
     epoch = [call for length in rows.lengths for call in tracing.calls(length, batch_size, several)]
-    each, by_parameter = _COMPILING_SAVES
-    seconds = epochs * (each + by_parameter * state.moved)
-    saved = {call: seconds * len(call) * count for call, count in Counter(epoch).items()}
-    compiled = {call for call in saved if saved[call] >= _COMPILING_PAYS}
-    if compile is True:
-        compiled.add(max(saved, key=saved.__getitem__))
+    compiled = _worth_compiling(compile, Counter(epoch), epochs, state.moved)
     reason = tracing.why_not_compiled(rows.data["x"].device) if compiled else None
     if reason is not None:
         if compile is True:
             raise refused(tracing.Untraceable(reason))
         compiled = set()
+    # Steps of a call that is not compiled are no quicker together.
     epoch = [part for call in epoch for part in ([call] if call in compiled else [(size,) for size in call])]
     ways = {
         call: call in compiled
@@ -63,6 +59,14 @@ def choose(
             raise refused(why) from why
         return None, f"eager: {why}"
     return traced, "compiled" if compiled else f"traced{because}"
+
+
+def _worth_compiling(compile: str | bool, epoch: Counter[Sizes], epochs: int, moved: int) -> set[Sizes]:
+    """Which calls save the seconds that compiling them takes; where it is asked for, the one that saves most as well."""
+    each, by_number = _COMPILING_SAVES
+    saved = {call: epochs * count * len(call) * (each + by_number * moved) for call, count in epoch.items()}
+    worth = {call for call in saved if saved[call] >= _COMPILING_PAYS}
+    return worth | {max(saved, key=saved.__getitem__)} if compile is True else worth
 
 
 def refused(why: tracing.Untraceable) -> checks.Refused:
