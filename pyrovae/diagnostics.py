@@ -112,6 +112,7 @@ class Accumulator:
         # One more than the tail: the cut-off is the largest weight outside it.
         length = min(num_samples, tail_length(num_samples) + 1)
         self._top = torch.full((length, num_rows), -math.inf, dtype=torch.float64, device=device)
+        self._waiting: list[Tensor] = []  # log weights that may be among the largest
 
     @classmethod
     def of(cls, log_weights: Tensor) -> Accumulator:
@@ -134,8 +135,18 @@ class Accumulator:
         w = torch.exp(lw - offset)
         self._tiles[tile] = torch.stack([offset, w.sum(dim=0), (w * w).sum(dim=0)])
         self._counts[tile] = len(lw)
-        pool = torch.cat([self._top, lw])
-        self._top[:] = pool.topk(len(self._top), dim=0, sorted=True).values
+        self._waiting.append(lw)
+        # A search costs as much as it goes through, the largest so far among that: one a tile would not be linear.
+        if sum(map(len, self._waiting)) >= 2 * len(self._top):
+            self._largest()
+
+    def _largest(self) -> Tensor:
+        """The logs of the largest weights so far, one more than the tail has, the largest first, (length, rows)."""
+        if self._waiting:
+            pool = torch.cat([self._top, *self._waiting])
+            self._top = pool.topk(len(self._top), dim=0, sorted=True).values
+            self._waiting.clear()
+        return self._top
 
     def _by_tile(self) -> tuple[Tensor, Tensor, Tensor]:
         """An offset, (rows,), and Σ w, Σ w² of every tile's weights divided by its exponential, (tiles, rows)."""
@@ -184,7 +195,8 @@ class Accumulator:
 
     def pareto_k(self, resolution: float | Tensor = 0.0) -> Tensor:
         """See :func:`pareto_k`."""
-        peak = self._top[0]
+        largest = self._largest()
+        peak = largest[0]
         if self.num_samples < FEWEST_DRAWS_FOR_K:
             return torch.full_like(peak, math.nan)
         top, cutoff, lengths = self._tail()
@@ -196,7 +208,7 @@ class Accumulator:
             shape[rows] = _fit_pareto(excess)[0]
         k = shape.to(peak.device)
         # The largest weights are all one: nothing lies beyond them, as with constant weights.
-        k = torch.where(peak - self._top[-1] <= resolution, -math.inf, k)
+        k = torch.where(peak - largest[-1] <= resolution, -math.inf, k)
         return torch.where(torch.isfinite(peak), k, math.nan)  # no weight above zero: nothing to fit
 
     def smoothed(self) -> Tensor:
@@ -204,7 +216,7 @@ class Accumulator:
         offset, first, _ = self._sums()
         if self.num_samples < FEWEST_DRAWS_FOR_K:
             return self.log_mean_exp()
-        peak = self._top[0]
+        peak = self._largest()[0]
         total = (first * torch.exp(offset - peak)).cpu()  # in units of the largest weight
         for rows, excess in self._excesses(*self._tail()):
             k, scale = _fit_pareto(excess)
@@ -219,7 +231,8 @@ class Accumulator:
 
     def _tail(self) -> tuple[Tensor, Tensor, Tensor]:
         """The largest weights' logs, the largest (zero) first; the cut-off; how many lie above it, (rows,)."""
-        top = (self._top - self._top[0]).cpu()
+        top = self._largest()
+        top = (top - top[0]).cpu()
         cutoff = top[-1].clamp(min=math.log(torch.finfo(torch.float64).tiny))
         return top, cutoff, (top > cutoff).sum(dim=0)  # ties with the cut-off are not in the tail
 

@@ -168,8 +168,8 @@ BUGS = {
     ),
     "k-hat of the smallest weights": Bug(
         "diagnostics.py",
-        "self._top[:] = pool.topk(len(self._top), dim=0, sorted=True).values",
-        "self._top[:] = pool.topk(len(self._top), dim=0, largest=False).values",
+        "self._top = pool.topk(len(self._top), dim=0, sorted=True).values",
+        "self._top = pool.topk(len(self._top), dim=0, largest=False).values",
         "test_diagnostics.py::narrow_normal",
     ),
     "k-hat of a tail one too long": Bug(

@@ -61,14 +61,15 @@ def test_float32_weights_are_summed_in_float64():
     assert diagnostics.log_mean_exp(lw).dtype == torch.float64
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2]])
-def test_tiles_in_any_order_give_the_same_bits(order):
+@pytest.mark.parametrize("height", [300, 7])
+def test_tiles_in_any_order_give_the_same_bits(height):
     lw = weights(1000, spread=3.0)
-    tiles = lw.split(300)
-    reference, shuffled = (Accumulator(1000, 5, 4), Accumulator(1000, 5, 4))
-    for index in range(4):
-        reference.add(index, tiles[index])
+    tiles = lw.split(height)
+    reference, shuffled = (Accumulator(1000, 5, len(tiles)) for _ in range(2))
+    order = list(range(len(tiles)))
     for index in order:
+        reference.add(index, tiles[index])
+    for index in order[1::2] + order[::2]:
         shuffled.add(index, tiles[index])
     for quantity in ("log_mean_exp", "ess", "mcse", "bias", "pareto_k"):
         assert torch.equal(getattr(reference, quantity)(), getattr(shuffled, quantity)())
