@@ -1179,7 +1179,6 @@ def test_what_a_trace_would_not_see_runs_eagerly(what, steps, monkeypatch):
 
 
 def test_hooks_of_an_optimizer_are_called(inside):
-
     def factory(parameters, lr):
         optimizer = torch.optim.Adam(parameters, lr=lr)
 
@@ -1197,7 +1196,6 @@ def test_hooks_of_an_optimizer_are_called(inside):
 
 
 def test_groups_of_parameters_have_options_of_their_own(inside):
-
     def factory(parameters, lr):
         half = len(parameters) // 2
         return torch.optim.AdamW(

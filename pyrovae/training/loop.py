@@ -154,7 +154,7 @@ class Loop:
         if self._traced is None:
             return None
         try:
-            if self._others and not self._number:
+            if self._others and self._epoch and not self._number:  # in the first, it was checked when traced
                 self._traced.check()
             return self._traced.at(self._number)
         except tracing.Untraceable as why:
