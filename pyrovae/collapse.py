@@ -20,6 +20,7 @@ from pyrovae.log_weights import ELBOEstimate, Evaluation, elbo_of
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import Batch, Latents, Structure, draw_prior, log_joint, log_proposal, propose
+from pyrovae.pair.masks import entries as mask_of
 from pyrovae.pair.running import fold, run
 
 if TYPE_CHECKING:
@@ -319,7 +320,7 @@ def _wrapped(findings: tuple[Finding, ...]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Moments:
-    """Of one latent of some rows, (rows, dimensions): the posterior's mean and variance, and the rate.
+    """Of one latent of some rows, (rows, dimensions): the posterior's mean, NaN where a row lacks it, and the rate.
 
     ``error`` is the squared Monte-Carlo error of the mean, zero where that is known in closed form.
     """
@@ -345,9 +346,11 @@ def _dimensions(evaluation: Evaluation) -> pd.DataFrame:
         mean, error, rate = (
             torch.cat([getattr(f, field) for f in found]) for field in ("mean", "error", "rate")
         )
+        held = ~mean.isnan()  # of the rows that have the entry
+        squares = torch.where(held, (mean - mean.nanmean(dim=0)) ** 2, 0.0).sum(dim=0)
         # The variance of means that are themselves estimates is too large by their errors.
-        variance = mean.var(dim=0) if len(mean) > 1 else torch.zeros_like(mean[0])
-        variance = (variance - error.mean(dim=0)).clamp(min=0)
+        variance = squares / (held.sum(dim=0) - 1).clamp(min=1)
+        variance = (variance - torch.where(held, error, math.nan).nanmean(dim=0).nan_to_num()).clamp(min=0)
         width = mean.shape[1]
         scalar = width == 1 and not evaluation.structure.event_dims[name]
         frames.append(
@@ -402,7 +405,11 @@ def _moments(evaluation: Evaluation, batch: Batch) -> dict[str, _Moments]:
             each, kind = 0.5 * (ratio - 1 - torch.log(variance / prior_variance)), "marginal"
         else:
             each, kind = _rate_of(*terms, held[name], entries)
-        found[name] = _Moments(mean.mean(dim=0), spread / count, each, kind)
+        average, counted = mean.mean(dim=0), mask_of(guide[name])
+        if counted is not None:
+            lacks = ~entries(counted)[0].bool()
+            average, each = average.masked_fill(lacks, math.nan), each.masked_fill(lacks, 0.0)
+        found[name] = _Moments(average, spread / count, each, kind)
     return found
 
 

@@ -22,7 +22,7 @@ from pyrovae.evidence.result import Columns, verdicts
 from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
-from pyrovae.pair import Batch, Latents, Structure, draw_prior, log_joint, propose
+from pyrovae.pair import Batch, Latents, Structure, draw_prior, weigh
 from pyrovae.pair.running import fold, run
 
 # 4 GiB of float64: draws × rows × columns beyond this are a slip, or should be asked for in parts.
@@ -279,8 +279,7 @@ def _weigh(evaluation: Evaluation, tile: noise.Tile, batch: Batch) -> tuple[Late
     """``evaluation.terms(tile)``, with the latents that they are of."""
     seed = noise.derive(evaluation.seed, Stream.TILE, *tile.index)
     with evaluation.pair.evaluating(), noise.seeded(seed, batch["x"].device):
-        latents, log_q = propose(evaluation.pair, evaluation.structure, batch, tile.num_samples)
-        joint = log_joint(evaluation.pair, evaluation.structure, batch, latents)
+        latents, joint, log_q = weigh(evaluation.pair, evaluation.structure, batch, tile.num_samples)
     return latents, Terms(joint.likelihood, joint.prior, log_q).checked(evaluation.numbers[tile.rows])
 
 

@@ -19,7 +19,10 @@ from pyrovae.tracing import Call, Runner, tile_terms, why_not_compiled
 
 @dataclass(frozen=True)
 class Terms:
-    """The three terms of a block of log weights, each of shape (samples, rows), float64, in nats."""
+    """The three terms of a block of log weights, each of shape (samples, rows), float64, in nats.
+
+    A draw that rounding put onto a bound of its support has log Q(z | x) = +∞ and weighs nothing.
+    """
 
     likelihood: Tensor
     prior: Tensor
@@ -27,7 +30,17 @@ class Terms:
 
     @property
     def log_weights(self) -> Tensor:
-        return self.likelihood + self.prior - self.proposal
+        weights = self.likelihood + self.prior - self.proposal
+        return torch.where(self.lost, -math.inf, weights)
+
+    @property
+    def lost(self) -> Tensor:
+        """Draws that rounding put onto a bound of their support, (samples, rows)."""
+        return self.proposal == math.inf
+
+    def without(self, draws: Tensor) -> Terms:
+        """The same, where some draws, (samples, rows), weigh nothing."""
+        return replace(self, proposal=torch.where(draws, math.inf, self.proposal)) if bool(draws.any()) else self
 
     def checked(self, numbers: Tensor) -> Terms:
         """Itself, where every log weight is below +∞; ``numbers`` are its rows' in x, shape (rows,).
@@ -86,7 +99,7 @@ class Evaluation:
         tile = None if tile is None else checks.tile(tile)
         batch, known = prepare_rows(pair, x, argument), pair.dtype
         if structure is None:
-            structure = inspect(pair, batch, seed)
+            structure = inspect(pair, batch, seed, argument, most_rows=len(batch["x"]))
             if pair.dtype != known:  # a functional pair's is known only now
                 batch = prepare_rows(pair, x, argument)
         else:
@@ -261,25 +274,27 @@ def elbo_of(evaluation: Evaluation) -> ELBOEstimate:
     reconstruction, rate, mcse = (torch.empty(len(evaluation), dtype=torch.float64) for _ in range(3))
     for block in evaluation.tiles():
         rows = block[0].rows
-        count = 0
-        sum_r, sum_k, mean_w, deviations = torch.zeros(
-            4, rows.stop - rows.start, dtype=torch.float64, device=evaluation.batch["x"].device
+        count, sum_r, sum_k, mean_w, deviations = torch.zeros(
+            5, rows.stop - rows.start, dtype=torch.float64, device=evaluation.batch["x"].device
         )
         for tile in block:
             terms = evaluation.terms(tile)
-            n = tile.num_samples
-            sum_r = sum_r + terms.likelihood.sum(dim=0)
-            sum_k = sum_k + (terms.proposal - terms.prior).sum(dim=0)
-            # squared deviations, merged tile by tile (Chan, Golub and LeVeque 1983)
-            w = terms.log_weights
-            shift = w.mean(dim=0) - mean_w
-            deviations = (
-                deviations + ((w - w.mean(dim=0)) ** 2).sum(dim=0) + shift**2 * count * n / (count + n)
+            kept = ~terms.lost
+            r, k, w = (
+                torch.where(kept, term, 0.0)
+                for term in (terms.likelihood, terms.proposal - terms.prior, terms.log_weights)
             )
-            mean_w = mean_w + shift * n / (count + n)
-            count += n
+            n = kept.sum(dim=0)
+            sum_r, sum_k = sum_r + r.sum(dim=0), sum_k + k.sum(dim=0)
+            # squared deviations, merged tile by tile (Chan, Golub and LeVeque 1983)
+            mean = w.sum(dim=0) / n.clamp(min=1)
+            shift = torch.where(n > 0, mean - mean_w, 0.0)
+            within = torch.where(kept, (w - mean) ** 2, 0.0).sum(dim=0)
+            deviations = deviations + within + shift**2 * count * n / (count + n).clamp(min=1)
+            mean_w = mean_w + shift * n / (count + n).clamp(min=1)
+            count = count + n
         reconstruction[rows], rate[rows] = sum_r / count, sum_k / count
-        mcse[rows] = (deviations / (count * (count - 1))).sqrt() if count > 1 else math.nan
+        mcse[rows] = (deviations / (count * (count - 1))).sqrt()
     return ELBOEstimate((reconstruction - rate).numpy(), rate.numpy(), reconstruction.numpy(), mcse.numpy())
 
 

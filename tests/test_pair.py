@@ -315,7 +315,7 @@ def test_a_delta_in_the_guide_is_refused(event):
             z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2] * event).to_event(event))
             pyro.sample("x", dist.Normal(z.reshape(len(x), -1)[:, :1] * W, 1.0).to_event(1), obs=x)
 
-    with refused("guide", "a Delta at site 'z'", "a distribution with a scale"):
+    with refused("guide", "a density at latent 'z'", "a distribution with a scale"):
         weigh(its_model, point)
 
 
@@ -441,7 +441,7 @@ def test_observing_centred_rows_is_refused():
 
 def test_batch_norm_in_train_mode_out_of_sight_is_refused():
     hidden = [nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1), nn.Flatten(0))]
-    with refused("guide", *ON_ITS_NEIGHBOURS):
+    with refused("guide", "rest of the batch", "the row is scored alone", "BatchNorm in train mode"):
         weigh(guide=encoding(lambda x: hidden[0](x)))
     hidden[0].eval()
     assert weigh(guide=encoding(lambda x: hidden[0](x))).shape == (2, 7)

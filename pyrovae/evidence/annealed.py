@@ -14,7 +14,8 @@ from pyrovae import checks
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evidence.blocks import Folder, each_block, parts_of
 from pyrovae.evidence.posterior import Encoder, Posterior, Prior, Proposal, undisturbed
-from pyrovae.evidence.result import Columns, LogEvidence, verdicts
+from pyrovae.evidence.reach import unreached
+from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence, judge, verdicts
 from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
@@ -101,12 +102,16 @@ def annealed(
 
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
         columns = each_block(evaluation, anneal, bar, parts)
+    verdict, reasons = judge(
+        verdicts(columns.pareto_k.cpu().numpy(), num_samples), columns, {CUT_OFF: unreached(evaluation)} if start == "encoder" else {}
+    )
     return LogEvidence.of(
         columns,
         evaluation,
         method="annealed",
         kind="lower bound",
-        verdict=verdicts(columns.pareto_k.cpu().numpy(), num_samples),
+        verdict=verdict,
+        reasons=reasons,
         num_samples=num_samples,
     )
 
@@ -167,13 +172,19 @@ class Path:
     ) -> None:
         self.posterior, self._start, self._chains = posterior, start, chains
         # Each coordinate in units of the start's spread: a mass matrix, diagonal, for every row.
-        spread = start.draw(_SPREAD_DRAWS).std(dim=0) if scale is None else scale
+        spread = self._begin(_SPREAD_DRAWS)[0].std(dim=0) if scale is None else scale
         self._scale = spread.clamp(min=1e-6)
+
+    def _begin(self, num_chains: int) -> tuple[Tensor, Tensor]:
+        """Draws of the start, (chains, rows, dim), and which of them lie off the prior's support: those stand at 0."""
+        u = self._start.draw(num_chains)
+        off = u.isnan().any(dim=-1)
+        return torch.where(off[..., None], 0.0, u), off
 
     def tune(self, num_temperatures: int) -> Moves:
         """A pilot run over a quarter of the temperatures, which finds the step sizes; its noise is its own."""
         betas = _ladder(max(10, num_temperatures // 4))
-        u = self._start.draw(_PILOT_CHAINS)
+        u, _ = self._begin(_PILOT_CHAINS)
         size = torch.full(
             (self.posterior.num_rows,), self.posterior.dim**-0.25, dtype=torch.float64, device=u.device
         )
@@ -190,7 +201,8 @@ class Path:
 
     def forward(self, moves: Moves, num_chains: int) -> Tensor:
         """Log weights of chains from the start to the posterior, (chains, rows): E[exp] = P(x_n)."""
-        return self._sweep(self._start.draw(num_chains), moves, +1)
+        u, off = self._begin(num_chains)
+        return torch.where(off, -math.inf, self._sweep(u, moves, +1))
 
     def backward(self, moves: Moves, u: Tensor) -> Tensor:
         """Log weights of chains from exact posterior draws u back to the start: E[exp(−weight)] = 1/P(x_n)."""

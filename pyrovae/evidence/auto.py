@@ -27,16 +27,19 @@ from pyrovae.evidence.gaussians import (
 from pyrovae.evidence.importance import weigh_encoder
 from pyrovae.evidence.posterior import Encoder, Gaussian, Posterior, Proposal, total, undisturbed
 from pyrovae.evidence.quadrature import MOST_DIMENSIONS, first_price, integrate
+from pyrovae.evidence.reach import unreached
 from pyrovae.evidence.refined import defended, shares, weigh_mixture
-from pyrovae.evidence.result import Columns, LogEvidence, verdicts
+from pyrovae.evidence.result import Columns, LogEvidence, judge, verdicts
 from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
-from pyrovae.pair import draw_prior, log_joint, log_proposal, propose
+from pyrovae.pair import draw_prior, log_proposal
+from pyrovae.pair import weigh as draw_and_weigh
 from pyrovae.progress import Progress
 
-RUNGS = ("importance", "refined", "quadrature", "annealed")
+RUNGS = ("importance", "defensive", "refined", "quadrature", "annealed")
 
+_MISSED = "a part of the posterior is known that the draws do not cover"
 _PILOT, _SECOND_PILOT = 64, 128  # draws of the encoder, and of what was fitted
 _FEWEST = 128  # draws of an answer
 _RESERVE = 150  # decoder evaluations that an answer of as many draws takes, kept back to the end
@@ -81,7 +84,8 @@ def auto(
     settled, nor trusted.
 
     Args:
-        pair: a ``VAE`` or any ``LatentVariableModel``. One with discrete latents stays on the first rung.
+        pair: a ``VAE`` or any ``LatentVariableModel``. One with discrete latents stays on the first rung; where its
+            guide can't reach all of the prior, half of the draws come from the prior ("defensive").
         x: rows on dim 0; tensor, numpy array or DataFrame.
         target_mcse: the Monte-Carlo error asked for, in nats a row.
         max_cost: decoder evaluations to spend on a row at most; a gradient counts three. A row that
@@ -135,12 +139,14 @@ def auto(
     within = (columns.mcse <= target_mcse).cpu().numpy()
     verdict = verdicts(columns.pareto_k.cpu().numpy(), draws)
     verdict = np.where(grid, np.where(within, "trust", "another method"), verdict)
+    verdict, reasons = judge(verdict, columns, {_MISSED: torch.from_numpy(doubtful)})
     return LogEvidence.of(
         columns,
         evaluation,
         method="auto",
         kind=np.where(grid, "estimate", "lower bound"),
-        verdict=np.where(doubtful, "another method", verdict),
+        verdict=verdict,
+        reasons=reasons,
         answered_by=answered_by,
         target_mcse=float(target_mcse),
     )
@@ -176,6 +182,7 @@ class _Pilot(NamedTuple):
     tail: Tensor  # their k-hat
     level: Tensor  # a first log P(x)
     missed: Tensor  # whether the prior's draws show a mass beside the encoder
+    cut_off: Tensor  # whether z are known that the guide never draws
     unseen: Tensor  # whether they are too far from the row to tell
     prior: Tensor  # its draws, (rows, draws, dim)
     values: Tensor  # log P(x, u) there, (rows, draws)
@@ -235,7 +242,9 @@ class _Ladder:
         rows = torch.arange(len(self._cost), device=self._cost.device)
         pilot = self._pilot(rows, dim)
         if not dim:
-            self._answer_by_importance(rows, pilot.needed, pilot.missed)
+            reached = ~pilot.cut_off
+            self._answer_by_importance(rows[reached], pilot.needed[reached], pilot.missed[reached])
+            self._answer_defensively(rows[~reached], pilot.needed[~reached])
             return
         modes = self._look_for_modes(rows, pilot, dim)
         enough = ~modes.missed & (pilot.tail <= _ENCODER_TAIL) & (pilot.needed <= self._fit_price(dim, 1, 0))
@@ -284,12 +293,12 @@ class _Ladder:
         found = []
         part = self._part(rows, _PILOT)
         pair, structure, total_draws = part.pair, part.structure, _PILOT + _PRIOR_PILOT
+        cut_off = unreached(part)
         for number, block in enumerate(part.blocks()):
             batch = {name: value[block] for name, value in part.batch.items()}
             with undisturbed(part, Stream.PILOT, number):
                 # In the latents' own space: Jacobians cancel in a weight, and a discrete latent has none.
-                z, log_q = propose(pair, structure, batch, _PILOT)
-                joint = log_joint(pair, structure, batch, z)
+                _, joint, log_q = draw_and_weigh(pair, structure, batch, _PILOT)
                 prior, prior_joint = draw_prior(pair, structure, batch, _PRIOR_PILOT)
                 prior_log_q = log_proposal(pair, structure, batch, prior)
                 if dim:
@@ -298,13 +307,12 @@ class _Ladder:
                     values = total(prior_joint) + posterior.log_det(u)
                 else:
                     u, values = prior_log_q[..., None], prior_log_q  # nothing is made of them
-            weights = Terms(joint.likelihood, joint.prior, log_q).checked(part.numbers[block]).log_weights
+            terms = Terms(joint.likelihood, joint.prior, log_q).checked(part.numbers[block])
+            weights = terms.log_weights
             both = diagnostics.Accumulator(total_draws, weights.shape[1], 2, weights.device, strata=[0, 1])
-            for index, (terms, q) in enumerate(((joint, log_q), (prior_joint, prior_log_q))):
-                mixed = torch.logaddexp(
-                    q + math.log(_PILOT / total_draws), terms.prior + math.log(_PRIOR_PILOT / total_draws)
-                )
-                both.add(index, total(terms) - mixed)
+            sides = ((terms, log_q), (Terms(prior_joint.likelihood, prior_joint.prior, prior_log_q), prior_log_q))
+            for index, (drawn, q) in enumerate(sides):
+                both.add(index, _against_both(drawn, q, _PILOT / total_draws, _PRIOR_PILOT / total_draws))
             level = diagnostics.log_mean_exp(weights)
             error = torch.hypot(diagnostics.mcse(weights), both.mcse())
             found.append(
@@ -312,7 +320,8 @@ class _Ladder:
                     needed=self._needed(diagnostics.mcse(weights), _PILOT),
                     tail=diagnostics.pareto_k(weights),
                     level=level,
-                    missed=both.log_mean_exp() - level > self._target + 2 * error,
+                    missed=cut_off[block] | (both.log_mean_exp() - level > self._target + 2 * error),
+                    cut_off=cut_off[block],
                     unseen=diagnostics.ess(prior_joint.likelihood) < _FEWEST_SEEN,
                     prior=u.movedim(0, 1),
                     values=values.T,
@@ -421,6 +430,12 @@ class _Ladder:
             columns = weigh_encoder(self._part(rows[chosen], count), _silent())
             self._keep(rows[chosen], columns, "importance", count, doubtful[chosen])
 
+    def _answer_defensively(self, rows: Tensor, needed: Tensor) -> None:
+        """Half of the draws from the guide and half from the prior, where z can't be moved and the guide is cut off."""
+        for chosen, count in self._by_draws(rows, 2 * needed):
+            columns = _weigh_both(self._part(rows[chosen], count))
+            self._keep(rows[chosen], columns, "defensive", count)
+
     def _answer_by_mixture(self, found: _Fitted, needed: Tensor, doubtful: bool = False) -> None:
         for chosen, count in self._by_draws(found.rows, needed):
             columns = self._weigh_mixture(found.only(chosen), count)
@@ -480,6 +495,41 @@ class _Ladder:
         self.answered_by[index], self.draws[index] = name, draws
         self.doubtful[index] = doubtful.cpu().numpy() if isinstance(doubtful, Tensor) else doubtful
         self._bar.advance(len(rows))
+
+
+def _against_both(drawn: Terms, log_q: Tensor, of_guide: float, of_prior: float) -> Tensor:
+    """Log weights of draws from the guide or the prior against the mixture of the two, (samples, rows)."""
+    mixed = torch.logaddexp(log_q + math.log(of_guide), drawn.prior + math.log(of_prior))
+    log_joint = drawn.likelihood + drawn.prior
+    # A draw that rounding put onto a bound of its support has an infinite density, and weighs nothing.
+    lost = (mixed == math.inf) | (log_joint == math.inf)
+    return torch.where(lost, -math.inf, log_joint - mixed)
+
+
+def _weigh_both(evaluation: Evaluation) -> Columns:
+    """Importance sampling from guide and prior, half of the draws each, in the latents' own space."""
+    pair, structure, count = evaluation.pair, evaluation.structure, evaluation.num_samples
+    shares = (count - count // 2, count // 2)
+    blocks = []
+    for number, rows in enumerate(evaluation.blocks()):
+        batch = {name: value[rows] for name, value in evaluation.batch.items()}
+        num_rows, width = len(batch["x"]), evaluation.tile[1]
+        strata = [(i, min(width, n - done)) for i, n in enumerate(shares) for done in range(0, n, width)]
+        weights = diagnostics.Accumulator(
+            count, num_rows, len(strata), batch["x"].device, [stratum for stratum, _ in strata]
+        )
+        for index, (stratum, draws) in enumerate(strata):
+            with undisturbed(evaluation, Stream.TILE, number, index):
+                if stratum == 0:
+                    _, joint, log_q = draw_and_weigh(pair, structure, batch, draws)
+                else:
+                    z, joint = draw_prior(pair, structure, batch, draws)
+                    log_q = log_proposal(pair, structure, batch, z)
+            terms = Terms(joint.likelihood, joint.prior, log_q)
+            log_weights = _against_both(terms, log_q, shares[0] / count, shares[1] / count)
+            weights.add(index, log_weights)
+        blocks.append(Columns.of_weights(weights, batch["x"].dtype, count))
+    return Columns.cat(blocks)
 
 
 def _mixture_cost(draws: Any) -> Any:

@@ -10,7 +10,8 @@ import torch
 
 from pyrovae import checks, diagnostics
 from pyrovae.evidence.jackknife import leave_one_out
-from pyrovae.evidence.result import Columns, verdicts
+from pyrovae.evidence.reach import unreached
+from pyrovae.evidence.result import CUT_OFF, Columns, judge, verdicts
 from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.progress import Progress
@@ -84,7 +85,7 @@ def convergence(
                 estimates = torch.stack([leave_one_out(log_weights[:size])[0], weights.smoothed()])
                 found[size].append((Columns.of_weights(weights, dtype, size), estimates))
             bar.advance(log_weights.shape[1])
-    lines = []
+    lines, beyond = [], unreached(evaluation)
     for size, blocks in found.items():
         columns = Columns.cat([block for block, _ in blocks])
         estimates = torch.cat([block for _, block in blocks], dim=1).mean(dim=1)
@@ -98,7 +99,7 @@ def convergence(
                 "bias": numbers["bias"].mean(),
                 "jackknife": float(estimates[0]),
                 "pareto_smoothed": float(estimates[1]),
-                "trusted": (verdicts(numbers["pareto_k"], size) == "trust").mean(),
+                "trusted": (judge(verdicts(numbers["pareto_k"], size), columns, {CUT_OFF: beyond})[0] == "trust").mean(),
             }
         )
     return pd.DataFrame(lines)

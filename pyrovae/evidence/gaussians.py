@@ -53,6 +53,8 @@ def encoder_start(posterior: Posterior, prior: Tensor) -> Starts:
     its own: a fit has to be able to move.
     """
     u = posterior.draw_encoder(_ENCODER_DRAWS).double()
+    centre = u.nanmean(dim=0)  # without draws off the prior's support
+    u = torch.where(u.isnan(), torch.where(centre.isnan(), prior.double().mean(dim=0), centre), u)
     loc = u.mean(dim=0)
     spread = torch.maximum(u.std(dim=0), _LEAST_SPREAD * _scale(prior))
     return Starts(loc[None], total(posterior.log_joint(loc[None].to(posterior.dtype))), spread)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from pyrovae import checks
 from pyrovae.checkpoints import Parts
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evidence.blocks import Folder, each_block, parts_of
-from pyrovae.evidence.result import Columns, LogEvidence, verdicts
+from pyrovae.evidence.reach import unreached
+from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence, judge, verdicts
 from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.progress import Progress
@@ -64,12 +67,16 @@ def importance(
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
         parts = parts_of(checkpoint, evaluation, method="importance", pareto_smoothed=pareto_smoothed)
         columns = weigh_encoder(evaluation, bar, pareto_smoothed, parts)
+    verdict, reasons = judge(
+        verdicts(columns.pareto_k.cpu().numpy(), num_samples), columns, {CUT_OFF: unreached(evaluation)}
+    )
     return LogEvidence.of(
         columns,
         evaluation,
         method="importance",
         kind="estimate" if pareto_smoothed else "lower bound",
-        verdict=verdicts(columns.pareto_k.cpu().numpy(), num_samples),
+        verdict=verdict,
+        reasons=reasons,
         num_samples=num_samples,
     )
 
@@ -82,9 +89,14 @@ def weigh_encoder(
 
     def weigh(block: int, rows: slice) -> Columns:
         weights = Accumulator(evaluation.num_samples, rows.stop - rows.start, len(tiles[block]), x.device)
+        lost = torch.zeros(rows.stop - rows.start, dtype=torch.float64, device=x.device)
         for number, tile in enumerate(tiles[block]):
-            weights.add(number, evaluation.terms(tile).log_weights)
-        columns = Columns.of_weights(weights, x.dtype, evaluation.num_samples)
+            terms = evaluation.terms(tile)
+            weights.add(number, terms.log_weights)
+            lost += terms.lost.sum(dim=0)
+        columns = Columns.of_weights(
+            weights, x.dtype, evaluation.num_samples, lost / evaluation.num_samples
+        )
         return replace(columns, estimate=weights.smoothed()) if pareto_smoothed else columns
 
     return each_block(evaluation, weigh, bar, parts)

@@ -12,7 +12,8 @@ from torch import Tensor
 from pyrovae import checks
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evidence.blocks import Folder, each_block, parts_of
-from pyrovae.evidence.result import Columns, LogEvidence, verdicts
+from pyrovae.evidence.reach import unreached
+from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence, judge, verdicts
 from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.progress import Progress
@@ -56,19 +57,25 @@ def jackknife(
     dtype, tiles = evaluation.batch["x"].dtype, list(evaluation.tiles())
 
     def weigh(block: int, rows: slice) -> Columns:
-        log_weights = torch.cat([evaluation.terms(tile).log_weights for tile in tiles[block]])
-        columns = Columns.of_weights(Accumulator.of(log_weights), dtype, num_samples)
+        terms = [evaluation.terms(tile) for tile in tiles[block]]
+        log_weights = torch.cat([each.log_weights for each in terms])
+        lost = torch.cat([each.lost for each in terms]).double().mean(dim=0)
+        columns = Columns.of_weights(Accumulator.of(log_weights), dtype, num_samples, lost)
         estimate, mcse = leave_one_out(log_weights)
         return replace(columns, estimate=estimate, mcse=mcse, bias=torch.zeros_like(estimate))
 
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
         columns = each_block(evaluation, weigh, bar, parts_of(checkpoint, evaluation, method="jackknife"))
+    verdict, reasons = judge(
+        verdicts(columns.pareto_k.cpu().numpy(), num_samples), columns, {CUT_OFF: unreached(evaluation)}
+    )
     return LogEvidence.of(
         columns,
         evaluation,
         method="jackknife",
         kind="estimate",
-        verdict=verdicts(columns.pareto_k.cpu().numpy(), num_samples),
+        verdict=verdict,
+        reasons=reasons,
         num_samples=num_samples,
     )
 

@@ -133,7 +133,8 @@ def integrate(
             estimate, error = grids.until(tolerance, most_cost - posterior.cost)
         unknown = torch.full_like(estimate, math.nan)
         cost = grids.cost + posterior.cost
-        return Columns(estimate, error, torch.zeros_like(estimate), unknown, unknown, cost)
+        zero = torch.zeros_like(estimate)
+        return Columns(estimate, error, zero, unknown, unknown, cost, zero)
 
     return each_block(evaluation, sum_up, bar, parts)
 
@@ -180,7 +181,7 @@ class _Grids:
         """log of the integral and its error, each of shape (rows,), once the error is small or the grid full."""
         waiting = torch.arange(self._active.shape[1], device=self._active.device)
         order = _FIRST_ORDER
-        estimate, rim = self._sum(waiting, order)
+        estimate, rim, broken = self._sum(waiting, order)
         moved = torch.full_like(estimate, math.inf)
         error = moved.clone()
         while (2 * order) ** self._dim <= _MOST_POINTS:
@@ -194,11 +195,12 @@ class _Grids:
             waiting = waiting[(error[waiting] > tolerance) & (self.cost[waiting] + price <= most_cost)]
             if not len(waiting):
                 break
-            finer, rim[waiting] = self._sum(waiting, order)
+            finer, rim[waiting], broken[waiting] = self._sum(waiting, order)
             last, moved[waiting] = moved[waiting], (finer - estimate[waiting]).abs()
             # A second-order rule moves a quarter as far at the next doubling: agreement by chance does not count.
             # Twice that, because at the kinks of a ReLU decoder the rule does not converge in step.
-            doubling = 2 * (moved[waiting] + last / 4)
+            # Across a jump, as at the edge of a likelihood's support, it is of first order.
+            doubling = 2 * (moved[waiting] + torch.where(broken[waiting], last, last / 4))
             rounding = torch.finfo(self._components[0].dtype).eps * finer.abs()
             known = torch.isfinite(finer)
             error[waiting] = torch.where(known, doubling + _BEYOND * rim[waiting] + rounding, math.inf)
@@ -209,9 +211,10 @@ class _Grids:
         """Points a dimension of every piece's grid."""
         return [order] * (len(self._components) - 1) + [order * _BROAD_FINER[self._dim]]
 
-    def _sum(self, waiting: Tensor, order: int) -> tuple[Tensor, Tensor]:
-        """log Σ over all pieces of some rows with grids of ``order`` points a dimension, and the share of it in
-        their outermost standard deviation; each of shape (rows,)."""
+    def _sum(self, waiting: Tensor, order: int) -> tuple[Tensor, Tensor, Tensor]:
+        """log Σ over all pieces of some rows with grids of ``order`` points a dimension, the share of it in their
+        outermost standard deviation, and whether P(x, z) is 0 at a point; each of shape (rows,)."""
+        broken = torch.zeros(len(waiting), dtype=torch.bool, device=self._active.device)
         sums = torch.full((2, len(waiting)), -math.inf, dtype=torch.float64, device=self._active.device)
         for j, (component, points) in enumerate(zip(self._components, self._orders(order), strict=True)):
             nodes = _ball(self._dim, points, self._active.device)  # (points, dim)
@@ -234,12 +237,13 @@ class _Grids:
                 densities = densities.masked_fill(~self._active[:, rows][:, None], -math.inf)
                 terms = total(joint) + densities[j] - torch.logsumexp(densities, dim=0) + volume
                 terms = torch.where(torch.isnan(terms), -math.inf, terms)
+                broken[chosen] |= torch.isneginf(total(joint)).any(dim=0)
                 for index, selected in enumerate((terms, terms[rim])):
                     if len(selected):
                         piece = torch.logsumexp(selected, dim=0)
                         sums[index, chosen] = torch.logaddexp(sums[index, chosen], piece)
             self.cost[rows] += posterior.cost
-        return sums[0], torch.exp(sums[1] - sums[0]).nan_to_num(nan=math.inf)
+        return sums[0], torch.exp(sums[1] - sums[0]).nan_to_num(nan=math.inf), broken
 
 
 def _ball(dim: int, order: int, device: torch.device) -> Tensor:

@@ -31,7 +31,7 @@ from pyrovae.evidence.posterior import (
     total,
     undisturbed,
 )
-from pyrovae.evidence.result import Columns, LogEvidence, verdicts
+from pyrovae.evidence.result import Columns, LogEvidence, judge, verdicts
 from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
@@ -118,12 +118,16 @@ def refined(
 
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
         columns = each_block(evaluation, refine, bar, parts)
+    verdict, reasons = judge(
+        verdicts(columns.pareto_k.cpu().numpy(), num_samples), columns
+    )
     return LogEvidence.of(
         columns,
         evaluation,
         method="refined",
         kind="lower bound",
-        verdict=verdicts(columns.pareto_k.cpu().numpy(), num_samples),
+        verdict=verdict,
+        reasons=reasons,
         num_samples=num_samples,
     )
 
@@ -182,6 +186,7 @@ def weigh_mixture(evaluation: Evaluation, number: int, rows: slice, fits: list[G
 def weigh(posterior: Posterior, proposal: Proposal, u: Tensor, width: int) -> Tensor:
     """log P(x_n, u) − log q(u), shape (samples, rows), in nats; refused where it is NaN or +∞.
 
-    ``width`` is how many samples most calls have.
+    A draw off the prior's support, NaN, weighs nothing. ``width`` is how many samples most calls have.
     """
-    return Terms(*posterior.weigh(proposal, u, width)).checked(posterior.numbers).log_weights
+    terms = Terms(*posterior.weigh(proposal, u, width)).without(u.isnan().any(dim=-1))
+    return terms.checked(posterior.numbers).log_weights

@@ -24,6 +24,8 @@ VERDICTS = ("trust", "more samples", "another method")
 
 # Two-sided 95 % of a normal distribution.
 _Z95 = 1.959963984540054
+# Share of draws that may round onto a bound of their support: they weigh nothing, and what they stood for is missed.
+_MOST_LOST = 0.01
 
 
 def verdicts(pareto_k: np.ndarray, num_samples: int | np.ndarray) -> np.ndarray:
@@ -38,6 +40,31 @@ def verdicts(pareto_k: np.ndarray, num_samples: int | np.ndarray) -> np.ndarray:
         believed = pareto_k <= np.vectorize(k_threshold, otypes=[float])(num_samples)
         hopeless = pareto_k > 0.7
     return np.array(VERDICTS)[np.where(hopeless, 2, np.where(believed, 0, 1))]
+
+
+#: Findings about rows that more than one method makes.
+CUT_OFF = "the guide has density 0 at z where P(x, z) is above 0: its draws miss a part"
+
+
+def judge(
+    verdict: np.ndarray, columns: Columns, findings: Mapping[str, Tensor] | None = None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Verdicts without trust for rows of which something is known that k-hat does not show; and each such reason.
+
+    ``findings`` has for each reason the rows that it holds for, shape (rows,).
+    """
+    known = {
+        "P(x, z) is 0 at every draw": torch.isneginf(columns.estimate),
+        f"more than {_MOST_LOST:.0%} of the draws round onto a bound of their support": columns.lost > _MOST_LOST,
+        **(findings or {}),
+    }
+    reasons = []
+    for words, rows in known.items():
+        if bool(rows.any()):
+            count, first = int(rows.sum()), int(rows.int().argmax())
+            reasons.append(f"{words}: {count} row{'s' * (count > 1)}, first row {first}")
+            verdict = np.where(rows.cpu().numpy(), "another method", verdict)
+    return verdict, tuple(reasons)
 
 
 def _same(word: str, num_rows: int) -> np.ndarray:
@@ -58,7 +85,10 @@ def _interval(estimate: Any, mcse: Any, bias: Any) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class Columns:
-    """What is known about some rows, each of shape (rows,), float64: the numbers of a ``LogEvidence``."""
+    """What is known about some rows, each of shape (rows,), float64: the numbers of a ``LogEvidence``.
+
+    ``lost`` is the share of draws that rounding put onto a bound of their support.
+    """
 
     estimate: Tensor
     mcse: Tensor
@@ -66,9 +96,12 @@ class Columns:
     ess: Tensor
     pareto_k: Tensor
     cost: Tensor
+    lost: Tensor
 
     @classmethod
-    def of_weights(cls, weights: Accumulator, dtype: torch.dtype, cost: int) -> Columns:
+    def of_weights(
+        cls, weights: Accumulator, dtype: torch.dtype, cost: int, lost: Tensor | float = 0.0
+    ) -> Columns:
         """The log-mean-exp of a block's weights, computed in ``dtype``, with all that says how good it is."""
         estimate = weights.log_mean_exp()
         # Weights that differ by no more than rounding are constant, not a tail to be fitted.
@@ -80,6 +113,7 @@ class Columns:
             weights.ess(),
             weights.pareto_k(resolution),
             torch.full_like(estimate, cost),
+            torch.zeros_like(estimate) + lost,
         )
 
     @classmethod
@@ -88,8 +122,8 @@ class Columns:
         return cls(*(torch.cat([getattr(block, f.name) for block in blocks]) for f in fields(cls)))
 
     def numpy(self) -> dict[str, Any]:
-        """By name, as numpy arrays."""
-        return {f.name: getattr(self, f.name).cpu().numpy() for f in fields(self)}
+        """By name, as numpy arrays: what a ``LogEvidence`` shows."""
+        return {f.name: getattr(self, f.name).cpu().numpy() for f in fields(self) if f.name != "lost"}
 
 
 @dataclass(frozen=True)
@@ -124,6 +158,7 @@ class LogEvidence:
             where all are scored by the same posterior draws; None where every row has noise of its own.
         uncompiled: why a part of the work was not traced or not compiled, where ``compile`` asks for it or it
             would have paid; None where none was. Blocks that a checkpoint held are not asked again.
+        reasons: why rows are not trusted though their k-hat is good, each with how many rows and the first.
     """
 
     estimate: np.ndarray
@@ -148,6 +183,7 @@ class LogEvidence:
     seen: int = 0
     shared_mcse: float | None = None
     uncompiled: str | None = None
+    reasons: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -161,6 +197,7 @@ class LogEvidence:
         answered_by: np.ndarray | None = None,
         num_samples: int = 0,
         target_mcse: float | None = None,
+        reasons: tuple[str, ...] = (),
     ) -> LogEvidence:
         """What an estimator found out about every row of an evaluation."""
         names = _same(method, len(evaluation)) if answered_by is None else answered_by
@@ -178,6 +215,7 @@ class LogEvidence:
             target_mcse=target_mcse,
             given=given_of(evaluation.batch),
             uncompiled=None if evaluation.runner is None else evaluation.runner.reason,
+            reasons=reasons,
         )
 
     @classmethod
@@ -305,6 +343,7 @@ class LogEvidence:
             f"{self.method}{draws}: {kinds}, {self.parameters}",
             f"rows by verdict: {rows}",
         ]
+        lines += [f"not trusted: {reason}" for reason in self.reasons]
         if self.given:
             lines.append(f"given {', '.join(self.given)}")
         if self.uncompiled is not None:

@@ -26,6 +26,8 @@ from pyrovae.pair.running import (
     loss,
     propose,
     simulate,
+    values_of,
+    weigh,
 )
 
 __all__ = [
@@ -43,4 +45,6 @@ __all__ = [
     "loss",
     "propose",
     "simulate",
+    "values_of",
+    "weigh",
 ]

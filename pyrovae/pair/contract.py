@@ -76,16 +76,6 @@ def check_sites(model: Sites, guide: Sites) -> tuple[tuple[str, ...], tuple[str,
                 f"the observed site {name!r}",
                 "Leave observations to the model.",
             )
-        base = site["fn"]
-        while hasattr(base, "base_dist"):
-            base = base.base_dist
-        if isinstance(base, dist.Delta):
-            raise checks.bad_value(
-                "guide",
-                "a distribution at every latent",
-                f"a Delta at site {name!r}, a point without a density",
-                "Sample it from a distribution with a scale.",
-            )
     for part, missing in (("guide", set(latents) - guide.keys()), ("model", guide.keys() - set(latents))):
         if missing:
             raise checks.bad_value(
@@ -164,7 +154,7 @@ def check_log_prob_dims(sites: dict[str, Sites], structure: Structure) -> None:
                 )
 
 
-def check_rows_stand_alone(
+def check_repeats(
     pair: LatentVariableModel,
     structure: Structure,
     sites: dict[str, Sites],
@@ -172,38 +162,37 @@ def check_rows_stand_alone(
     fewer: Batch,
     order: list[int],
 ) -> None:
-    """Run the pair again on the same z, then with other neighbours: each row's terms must stay the same."""
+    """Run the pair again on the same z: the terms must stay the same, and observed values follow the rows."""
     values = {name: sites["guide"][name]["value"] for name in structure.latents}
-    moved = {}
-    for name, value in values.items():
-        axis = value.dim() - structure.event_dims[name] + structure.data_dim[name]
-        moved[name] = value.index_select(axis, torch.tensor(order, device=value.device))
     names = {"guide": structure.latents, "model": structure.latents + structure.observed}
     for part in ("guide", "model"):
         first = run(pair, part, probe, values)
         terms = by_row(first, names[part], structure, len(probe["x"]))
-        repeated = by_row(run(pair, part, probe, values), names[part], structure, len(probe["x"]))
-        if not _agree(terms, repeated, probe["x"].dtype):
-            raise checks.bad_value(
-                part,
-                "the same log-probability from the same rows and latents",
-                f"two, {_apart(terms, repeated)} nats apart",
-                "Draw randomness at sample sites only, and put networks with dropout into modules that "
-                "the pair owns, or into eval() mode.",
-            )
-        second = run(pair, part, fewer, moved)
+        again = [by_row(run(pair, part, probe, values), names[part], structure, len(probe["x"]))]
+        if part == "guide":  # at its own draws, as it drew them
+            again.append(by_row(sites["guide"], names[part], structure, len(probe["x"])))
+        for repeated in again:
+            if not _agree(terms, repeated, probe["x"].dtype):
+                raise checks.bad_value(
+                    part,
+                    "the same log-probability from the same rows and latents",
+                    f"two, {_apart(terms, repeated)} nats apart",
+                    "Draw randomness at sample sites only, and put networks with dropout into modules that "
+                    "the pair owns, or into eval() mode.",
+                )
         if part == "model":
+            second = run(pair, part, fewer, _moved(structure, values, order))
             for name in structure.observed:
                 _check_answers(name, first[name], second[name], structure.data_dim[name], order)
-        elsewhere = by_row(second, names[part], structure, len(order))
-        if not _agree(terms[order], elsewhere, probe["x"].dtype):
-            raise checks.bad_value(
-                part,
-                "rows whose log-probability does not depend on the rest of the batch",
-                f"one that moves by {_apart(terms[order], elsewhere)} nats when its neighbours or its place change",
-                "Use nothing computed over the batch (a mean over rows, BatchNorm in train mode), and no "
-                "data from outside the function; constants of the data set belong into buffers.",
-            )
+
+
+def _moved(structure: Structure, values: Latents, order: list[int]) -> Latents:
+    """Latents of the rows in another order, in the plain layout."""
+    moved = {}
+    for name, value in values.items():
+        axis = value.dim() - structure.event_dims[name] + structure.data_dim[name]
+        moved[name] = value.index_select(axis, torch.tensor(order, device=value.device))
+    return moved
 
 
 def _check_answers(name: str, first: Site, second: Site, dim: int, order: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Transform, biject_to, constraints
 
-from pyrovae import checks
+from pyrovae import checks, supports
 from pyrovae.model import LatentVariableModel
-from pyrovae.pair.running import Batch, Latents, Sites, Structure, run
+from pyrovae.pair import masks
+from pyrovae.pair.running import Batch, Latents, Site, Sites, Structure, run
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,10 @@ class _Place:
     rest: Size
     rows: int  # the axis of the rows in (samples, plates..., event...)
     transform: Transform
-    least: float | None  # what a positive latent is kept above: its logarithm reaches farther than it does
+    bounds: tuple[float, float] | None  # of its support, where they are fixed
+    inside: tuple[float, float]  # the numbers next to them: u reaches farther than they do
     dtype: torch.dtype
+    absent: Tensor | None  # entries that a row lacks, (rows, rest...): its masks leave them out
 
 
 class Coordinates:
@@ -31,6 +35,9 @@ class Coordinates:
 
     Each latent goes through torch's ``biject_to`` of its support: a positive one by its logarithm, a
     simplex by stick-breaking, and so on. Densities of u carry log |det ∂z/∂u|.
+
+    An entry that model and guide mask for a row is no part of that row's posterior. Its u is standard normal
+    instead, in every density alike, and integrates to one: log P(x) is what it was without it.
 
     Raises:
         ValueError: a discrete latent, a support that depends on other latents, or one without a bijection.
@@ -50,26 +57,42 @@ class Coordinates:
             axis = structure.nesting + structure.data_dim[name]
             rest = transform.inv(value).movedim(axis, 0).shape[1:]
             entries = slice(start, start + rest.numel())
-            support = drawn[name]["fn"].support
-            while isinstance(support, constraints.independent):
-                support = support.base_constraint
-            least = torch.finfo(value.dtype).tiny if support is constraints.positive else None
-            self._places[name] = _Place(entries, rest, axis + 1, transform, least, value.dtype)
+            self._places[name] = _Place(
+                entries,
+                rest,
+                axis + 1,
+                transform,
+                *_bounds(drawn[name], value.dtype),
+                value.dtype,
+                _absent(name, drawn, again, structure.nesting, axis, rest, transform.domain.event_dim),
+            )
             start = entries.stop
         self.dim = start
         #: that of the latents; the widest where they differ
         self.dtype = max((place.dtype for place in self._places.values()), key=lambda d: torch.finfo(d).bits)
 
+    @property
+    def lacks(self) -> bool:
+        """Whether a row lacks any entry."""
+        return any(place.absent is not None for place in self._places.values())
+
     def flatten(self, latents: Latents) -> Tensor:
-        """Latents → u, shape (samples, rows, dim)."""
+        """Latents → u, shape (samples, rows, dim); entries that a row lacks are drawn. NaN where z is off its support."""
         parts = []
         for name, place in self._places.items():
             part = place.transform.inv(_inside(place, latents[name])).movedim(place.rows, 1)
+            if place.bounds is not None:
+                low, high = place.bounds
+                z = latents[name].movedim(place.rows, 1)
+                part = torch.where((z < low) | (z > high), math.nan, part)
+            if place.absent is not None:
+                part = torch.where(place.absent, torch.randn_like(part), part)
             parts.append(part.reshape(*part.shape[:2], -1).to(self.dtype))
         return torch.cat(parts, dim=-1)
 
     def unflatten(self, u: Tensor) -> tuple[Latents, Tensor]:
-        """u, (samples, rows, dim) → latents and log |det ∂z/∂u|, (samples, rows), float64."""
+        """u, (samples, rows, dim) → latents and log |det ∂z/∂u|, (samples, rows), float64; entries that a row lacks
+        add their standard normal density to it."""
         latents, log_det = {}, torch.zeros(u.shape[:2], dtype=torch.float64, device=u.device)
         for name, place in self._places.items():
             part = u[..., place.entries].to(place.dtype)
@@ -80,23 +103,72 @@ class Coordinates:
 
 
 def _inside(place: _Place, z: Tensor) -> Tensor:
-    """A positive latent that underflowed to zero, at the smallest number: its density there is less than it was."""
-    return z if place.least is None else z.clamp(min=place.least)
+    """z that was rounded onto a bound, at the number next to it: its density there is less than it was."""
+    return z if place.bounds is None else z.clamp(*place.inside)
+
+
+def _bounds(
+    site: Site, dtype: torch.dtype
+) -> tuple[tuple[float, float], tuple[float, float]] | tuple[None, tuple[float, float]]:
+    """The fixed bounds of a latent's support and the numbers next to them, on the inside; None where it has none."""
+    found = supports.support(site["fn"])
+    bounds = None if found is constraints.simplex else supports.bounds(found)
+    everywhere = (-math.inf, math.inf)
+    if bounds is None or bounds == everywhere:
+        return None, everywhere
+    low, high = (torch.tensor(bound, dtype=dtype) for bound in bounds)
+    inner = torch.tensor(torch.finfo(dtype).tiny, dtype=dtype) if low == 0 else torch.nextafter(low, high)
+    return bounds, (float(inner), float(torch.nextafter(high, low)))
+
+
+def _absent(
+    name: str, drawn: Sites, again: Sites, nesting: int, axis: int, rest: Size, event_dims: int
+) -> Tensor | None:
+    """Which entries of u the rows lack, (rows, rest...); None where they lack none.
+
+    ``event_dims`` are those of the bijection: all numbers of such an event have one mask.
+    """
+    first, second = (masks.entries(sites[name]) for sites in (drawn, again))
+    if first is None and second is None:
+        return None
+    if not masks.same(first, second):
+        raise checks.bad_value(
+            "model",
+            "masks that follow from the rows (this method moves z)",
+            f"a mask of latent {name!r} that changes with z",
+            "Use method='importance', or mask by the rows' own lengths.",
+        )
+    if first is None or bool(first.all()):
+        return None
+    absent = ~first
+    if event_dims:
+        absent = absent.flatten(-event_dims).all(-1)[(..., *(None,) * event_dims)]
+    batch_dims = drawn[name]["value"].dim() - drawn[name]["fn"].event_dim
+    absent = absent.reshape((1,) * (nesting - batch_dims) + absent.shape).movedim(axis, 0)
+    return absent.expand(absent.shape[0], *rest)
 
 
 def _log_det(place: _Place, u: Tensor, z: Tensor) -> Tensor:
-    terms = place.transform.log_abs_det_jacobian(u, z).movedim(place.rows, 1)
-    return terms.double().reshape(*terms.shape[:2], -1).sum(-1)
+    terms = place.transform.log_abs_det_jacobian(u, z).movedim(place.rows, 1).double()
+    if place.absent is not None:
+        normal = -0.5 * (u.movedim(place.rows, 1).double() ** 2 + math.log(2 * math.pi))
+        normal = torch.where(place.absent, normal, 0.0).reshape(*terms.shape[:2], -1).sum(-1)
+        dims = place.absent.dim() + 1 - terms.dim()  # of events with one Jacobian
+        lacking = place.absent.flatten(-dims).all(-1) if dims > 0 else place.absent
+        return torch.where(lacking, 0.0, terms).reshape(*terms.shape[:2], -1).sum(-1) + normal
+    return terms.reshape(*terms.shape[:2], -1).sum(-1)
 
 
 def _to_support(name: str, drawn: Sites, again: Sites) -> Transform:
     """The bijection onto a latent's support, which two draws of all latents have to agree about."""
-    support = drawn[name]["fn"].support
+    support, second = (supports.support(sites[name]["fn"]) for sites in (drawn, again))
     expected = "latents in a fixed, continuous space (this method moves them)"
     mend = "Use method='importance', which only weighs what the guide draws."
+    if support is None:
+        raise checks.bad_value("model", expected, f"latent {name!r}, which does not say its support", mend)
     if support.is_discrete:
         raise checks.bad_value("model", expected, f"the discrete latent {name!r}", mend)
-    if not _same(support, again[name]["fn"].support):
+    if not _same(support, second):
         raise checks.bad_value(
             "model", expected, f"latent {name!r}, whose support depends on other latents", mend
         )

@@ -20,12 +20,16 @@ from torch import Size, Tensor
 from torch.distributions import biject_to
 
 from pyrovae import checks
+from pyrovae.pair import masks
 from pyrovae.pair.contract import check_scale, holds_data, no_answer
+from pyrovae.pair.dependence import check_order, check_whole
 from pyrovae.pair.inspection import _measure, computed_from_rows
 from pyrovae.pair.running import Batch, Latents, Sites, Support, _log_prob, arguments, sample_sites
 
 # Numbers that a block of log-likelihoods, draws × rows, may hold.
 _BLOCK = 1 << 21
+# Entries of x that are changed to see what reads them: of rows that are looked at one by one besides, and of others.
+_ENTRIES_OF_ROWS, _ENTRIES = 16, 256
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ class BayesianModel:
                 self._rows: _Rows | checks.Refused = self._rows_apart(sites)
             except checks.Refused as refusal:  # raised where rows are to be scored: the rest works
                 self._rows = refusal
+            self._check_order()
         self._vectorised: bool | None = None
 
     # -----------------------------------------------------------------------------------------------------
@@ -156,7 +161,7 @@ class BayesianModel:
         To be called within ``undisturbed()``.
         """
         sites, log_det = self._run(self.batch, u)
-        return sum((_log_prob(site).sum() for site in sites.values()), start=log_det)
+        return sum((_log_prob(site, site["is_observed"]).sum() for site in sites.values()), start=log_det)
 
     def traced(self) -> Callable[[Tensor], Tensor]:
         """``log_joint``, run once and from then on as torch's operations alone, its gradient beside it.
@@ -348,7 +353,15 @@ class BayesianModel:
     def _first_run(self) -> Sites:
         """Draw the latents from the prior, once, and check what every method needs."""
         args, kwargs = arguments(self.batch)
-        trace = poutine.trace(self.model).get_trace(*args, **kwargs)
+        try:
+            trace = poutine.trace(self.model).get_trace(*args, **kwargs)
+        except NotImplementedError as error:
+            raise checks.bad_value(
+                "model",
+                "latents with a density to draw from",
+                str(error).splitlines()[0],
+                "Give every latent a proper prior, such as a wide Normal.",
+            ) from error
         declared = [name for name, site in trace.nodes.items() if site["type"] == "param"]
         if declared:
             raise checks.bad_value(
@@ -374,6 +387,17 @@ class BayesianModel:
             )
         for site in held:
             _check_support(site)
+        for name, site in sites.items():
+            if not site["is_observed"]:
+                masks.check_density("model", name, site["fn"])
+                counted = masks.entries(site)
+                if counted is not None and not bool(counted.all()):
+                    raise checks.bad_value(
+                        "model",
+                        f"a density at every entry of latent {name!r}",
+                        f"{int((~counted).sum())} entries that are masked",
+                        "A masked latent has no posterior: sample only the entries that exist.",
+                    )
         return sites
 
     def _check_it_repeats(self, sites: Sites) -> None:
@@ -396,6 +420,21 @@ class BayesianModel:
         turned = self._run(backwards, u)[0]
         if all(torch.equal(first[name]["value"], turned[name]["value"]) for name in held):
             raise no_answer(held[0])
+
+    def _check_order(self) -> None:
+        """Refuse a model whose sites depend on the columns they hold; see ``dependence``."""
+        # at random: where a slope is zero nothing shows what it multiplies
+        u = torch.randn(self.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+        def of_rows(batch: Batch, *_: Any) -> Sites:
+            return self._run(batch, u)[0]
+
+        if isinstance(self._rows, _Rows):
+            check_order(of_rows, self.batch, (), tuple(self._rows.columns), self._rows.data_dim)
+            most = _ENTRIES_OF_ROWS
+        else:
+            most = _ENTRIES
+        check_whole(lambda x: of_rows({**self.batch, "x": x}), self.batch["x"], tuple(self._places), most)
 
     def _rows_apart(self, sites: Sites) -> _Rows:
         """Find the dims that rows lie on, and hold the model to it that each row is independent given the globals."""
@@ -429,7 +468,10 @@ class BayesianModel:
                 if dim is not None:
                     data_dim[name] = dim
         self._check_rows_stand_alone(whole, fewer, order, data_dim)
-        columns, measure, supports = _measure(sites, tuple(data_dim), data_dim, whole["x"])
+        u = torch.zeros(self.dim, dtype=torch.float64)
+        columns, measure, supports = _measure(
+            sites, tuple(data_dim), data_dim, whole, lambda rows: self._run(rows, u)[0]
+        )
         if computed_from_rows(whole):
             measure = ("pseudo-likelihood",) * len(measure)
         return _Rows(data_dim, columns, measure, supports)

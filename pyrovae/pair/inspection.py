@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyrovae import checks, noise
+from pyrovae import checks, noise, supports
 from pyrovae.distributions import InDouble
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair.contract import (
     check_log_prob_dims,
     check_modules,
-    check_rows_stand_alone,
+    check_repeats,
     check_scale,
     check_shape,
     check_sites,
@@ -27,16 +28,23 @@ from pyrovae.pair.contract import (
     holds_data,
     no_answer,
 )
-from pyrovae.pair.running import Batch, Site, Sites, Structure, Support, sample_sites
+from pyrovae.pair import masks
+from pyrovae.pair.dependence import check_order, columns_held
+from pyrovae.pair.dependence import flat as _columns
+from pyrovae.pair.on_data import check_rows
+from pyrovae.pair.running import Batch, Latents, Site, Sites, Structure, Support, run, sample_sites
 
 _PROBE_ROWS = 4
 
 
-def inspect(pair: LatentVariableModel, batch: Batch, seed: int = 0) -> Structure:
+def inspect(
+    pair: LatentVariableModel, batch: Batch, seed: int = 0, argument: str = "x", most_rows: int = 4096
+) -> Structure:
     """Find out what the pair is made of, and refuse it where a row's log P(x) would not mean what it says.
 
     Runs the pair on up to four of the rows, in ``eval()`` mode and without gradients; the first call
-    fills the parameter store of a pair written in plain functions, from ``seed``.
+    fills the parameter store of a pair written in plain functions, from ``seed``. Then runs it once on each of the
+    first ``most_rows`` rows; see ``on_data``.
 
     Raises:
         ValueError: naming what was found, for every sentence of the contract: no plate over the rows or
@@ -57,7 +65,10 @@ def inspect(pair: LatentVariableModel, batch: Batch, seed: int = 0) -> Structure
         again = _first_runs(pair, fewer)
         check_modules(pair, probe, {name: sites["guide"][name]["value"] for name in latents})
         data_dim, plates = _data_dims(pair, sites, again, len(chosen))
-        columns, measure, supports = _measure(sites["model"], observed, data_dim, probe["x"])
+        masks.check_latents(sites["model"], sites["guide"], latents)
+        columns, measure, held_supports = _measure(
+            sites["model"], observed, data_dim, batch, lambda rows: _replayed(pair, latents, rows)
+        )
         if len(set(chosen)) > 1 and not {"mass", "density"} & set(measure):
             check_varies(sites["model"], observed, data_dim)
         structure = Structure(
@@ -71,14 +82,21 @@ def inspect(pair: LatentVariableModel, batch: Batch, seed: int = 0) -> Structure
             event_dims={name: sites["model"][name]["fn"].event_dim for name in latents},
             columns=columns,
             measure=measure,
-            supports=supports,
+            supports=held_supports,
             vectorised={"model": True, "guide": True},
+            edges=_edges(sites, latents),
+            masked=any(masks.entries(part[name]) is not None for part in sites.values() for name in latents),
+            reaches=all(
+                supports.same_reach(sites["guide"][name]["fn"], sites["model"][name]["fn"]) for name in latents
+            ),
         )
         check_supports(structure, batch["x"])
         if computed_from_rows(batch):
             structure = replace(structure, measure=("pseudo-likelihood",) * len(measure))
         check_log_prob_dims(sites, structure)
-        check_rows_stand_alone(pair, structure, sites, probe, fewer, order)
+        check_repeats(pair, structure, sites, probe, fewer, order)
+        structure = check_rows(pair, structure, {n: v[:most_rows] for n, v in batch.items()}, seed, argument)
+        _check_order(pair, structure, batch)
         return replace(structure, vectorised=check_vectorised(pair, structure, probe))
 
 
@@ -307,36 +325,72 @@ def _plates(sites: Sites) -> Iterator[tuple[str, Any]]:
                 yield name, frame
 
 
+def _edges(sites: dict[str, Sites], latents: tuple[str, ...]) -> dict[str, tuple[tuple[float, float], ...]]:
+    """For each latent with fixed bounds, in the model or the guide, those bounds."""
+    found = {}
+    for name in latents:
+        both = {supports.bounds(supports.support(part[name]["fn"])) for part in sites.values()}
+        ranges = tuple(sorted(r for r in both if r is not None and r != (-float("inf"), float("inf"))))
+        if ranges:
+            found[name] = ranges
+    return found
+
+
+def _replayed(pair: LatentVariableModel, latents: tuple[str, ...], rows: Batch) -> Sites:
+    """The model's sites on what the guide draws; columns may be off their support."""
+    with pyro.validation_enabled(False):
+        guide = run(pair, "guide", rows)
+        return run(pair, "model", rows, {name: guide[name]["value"] for name in latents})
+
+
+def _check_order(pair: LatentVariableModel, structure: Structure, batch: Batch) -> None:
+    """Refuse a model whose sites depend on what they hold; see ``dependence``."""
+    drawn: Latents = {}
+
+    def of_rows(rows: Batch, numbers: Tensor, changed: Latents) -> Sites:
+        if not drawn:
+            guide = run(pair, "guide", rows)
+            drawn.update({name: guide[name]["value"] for name in structure.latents})
+        held = {}
+        for name, value in drawn.items():
+            axis = value.dim() - structure.event_dims[name] + structure.data_dim[name]
+            held[name] = value.index_select(axis, numbers)
+        return run(pair, "model", rows, {**held, **changed})
+
+    data = tuple(name for name in structure.observed if name in structure.columns)
+    with pyro.validation_enabled(False):
+        check_order(of_rows, batch, structure.latents, data, structure.data_dim)
+
+
 def _measure(
-    model: Sites, observed: tuple[str, ...], data_dim: dict[str, int], probe: Tensor
+    model: Sites,
+    observed: tuple[str, ...],
+    data_dim: dict[str, int],
+    batch: Batch,
+    again: Callable[[Batch], Sites],
 ) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...], tuple[Support, ...]]:
-    """Which columns of x each observed site holds, what each contributes and where it must lie, by the supports."""
-    columns = _columns(probe)
-    supports = []
+    """Which columns of x each observed site holds, what each contributes and where it must lie, by the supports.
+
+    ``again`` runs the model on other rows.
+    """
+    num_columns = _columns(batch["x"][:1]).shape[1]
+    found: list[Support] = []
     held: dict[str, tuple[int, ...]] = {}
-    free: dict[bytes, list[int]] = {}
-    for index, column in enumerate(columns.T.contiguous().cpu().numpy()):
-        free.setdefault(column.tobytes(), []).append(index)
-    measure = ["unscored"] * columns.shape[1]
-    normalised = True
-    for name in observed:
+    measure = ["unscored"] * num_columns
+    data = tuple(name for name in observed if holds_data(model[name]))
+    for name in data:
         site = model[name]
-        if not holds_data(site):  # pyro.factor: the rest is no distribution any more
-            normalised = False
-            continue
-        fn, value = site["fn"], site["value"]
-        axis = value.dim() - fn.event_dim + data_dim[name]
-        if axis < 0 or value.shape[axis] != len(probe):
+        axis = site["value"].dim() - site["fn"].event_dim + data_dim[name]
+        if axis < 0:
             raise no_answer(name)
-        values = value.movedim(axis, 0).reshape(len(probe), -1)
-        matched = []
-        for column in values.T.to(columns.dtype).contiguous().cpu().numpy():
-            indices = free.get(column.tobytes())
-            if indices:
-                matched.append(indices.pop(0))
-            else:
-                normalised = False
-        held[name] = tuple(matched)
+    tagged = columns_held(again, batch, data, data_dim)
+    once = [column for name in data for column in tagged[name]]
+    # pyro.factor makes the rest no distribution; so does an entry that is no column, or a column that counts twice.
+    normalised = len(data) == len(observed) and -1 not in once and len(set(once)) == len(once)
+    for name in data:
+        site = model[name]
+        fn = site["fn"]
+        held[name] = matched = tuple(column for column in tagged[name] if column >= 0)
         try:
             support = fn.support
         except NotImplementedError:
@@ -344,12 +398,12 @@ def _measure(
             continue
         for index in matched if not _masked(site) else []:
             measure[index] = "mass" if support.is_discrete else "density"
-        each = checks.elementwise(support)
+        each = checks.elementwise(support) if supports.is_fixed(support) else None
         if matched and each is not None:
-            supports.append(Support(sorted(matched), each, _family(fn)))
+            found.append(Support(sorted(matched), each, _family(fn)))
     if not normalised:
         measure = ["transformed"] * len(measure)
-    return held, tuple(measure), tuple(supports)
+    return held, tuple(measure), tuple(found)
 
 
 def _masked(site: Site) -> bool:
@@ -359,11 +413,6 @@ def _masked(site: Site) -> bool:
         masks.append(getattr(fn, "_mask", None))
         fn = fn.base_dist
     return any(mask is not None and mask is not True for mask in masks)
-
-
-def _columns(x: Tensor) -> Tensor:
-    """Rows flattened: (rows, columns)."""
-    return x.flatten(1) if x.dim() > 1 else x[:, None]
 
 
 def _family(fn: dist.TorchDistribution) -> str:

@@ -6,6 +6,7 @@ plate of particles: (samples, plates..., event...).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyrovae import checks
+from pyrovae import checks, supports
 from pyrovae.model import LatentVariableModel
 
 Batch = dict[str, Tensor]
@@ -28,6 +29,7 @@ Site = dict[str, Any]
 Sites = dict[str, Site]
 
 _PARTICLES = "pyrovae_particles"
+_MOST_VALUES = 64  # of a discrete latent, for each to be looked at
 
 
 class LogJoint(NamedTuple):
@@ -65,6 +67,9 @@ class Structure:
             observed); "transformed" throughout where something else enters than x's columns, each once;
             "pseudo-likelihood" throughout where what the rows are scored with was computed from them.
         supports: where the columns must lie; see ``check_supports``.
+        edges: for each latent with fixed bounds in model or guide, those bounds: a draw may be rounded onto one.
+        masked: whether a latent has a mask in the model or the guide: rows may lack some of its entries.
+        reaches: whether the guide is known to have density wherever the prior has it, by their supports.
     """
 
     latents: tuple[str, ...]
@@ -79,6 +84,9 @@ class Structure:
     measure: tuple[str, ...]
     supports: tuple[Support, ...]
     vectorised: dict[str, bool]
+    edges: dict[str, tuple[tuple[float, float], ...]]
+    masked: bool
+    reaches: bool
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -94,6 +102,22 @@ def propose(
     return latents, _terms("guide", structure, sites, structure.latents, (num_samples, len(batch["x"])))
 
 
+def weigh(
+    pair: LatentVariableModel, structure: Structure, batch: Batch, num_samples: int
+) -> tuple[Latents, LogJoint, Tensor]:
+    """Draw z ~ Q(z | x) for every row; returns z, its log joint and log Q(z | x), (samples, rows), in nats.
+
+    log Q is +∞ at a draw that rounding put onto a bound of its support, where a density is not what it is beside it:
+    such a draw weighs nothing.
+    """
+    latents, log_q = propose(pair, structure, batch, num_samples)
+    joint = log_joint(pair, structure, batch, latents)
+    if structure.edges:
+        finite = torch.isfinite(joint.prior) & torch.isfinite(log_q) & (joint.likelihood < math.inf)
+        log_q = torch.where(_at_edge(structure, latents) & ~finite, math.inf, log_q)
+    return latents, joint, log_q
+
+
 def draw_prior(
     pair: LatentVariableModel, structure: Structure, batch: Batch, num_samples: int
 ) -> tuple[Latents, LogJoint]:
@@ -101,6 +125,27 @@ def draw_prior(
     sites = _ask(pair, "model", structure, batch, num_samples)
     shape = (num_samples, len(batch["x"]))
     return _values("model", structure, sites, num_samples), _joint(structure, sites, shape)
+
+
+def values_of(pair: LatentVariableModel, structure: Structure, batch: Batch) -> Latents | None:
+    """Draws of the prior in which each discrete latent takes every value it can in turn, as ``draw_prior`` lays them
+    out; None where there is none of up to 64 values."""
+    sites = run(pair, "model", batch)
+    each = {}
+    for name in structure.latents:
+        fn = sites[name]["fn"]
+        if fn.has_enumerate_support:
+            values = fn.enumerate_support(expand=False).flatten(1 if not fn.event_dim else -1 - fn.event_dim)
+            if values.dim() == 2 and len(values) <= _MOST_VALUES:
+                each[name] = values[:, 0]
+    if not each:
+        return None
+    count = max(map(len, each.values()))
+    latents, _ = draw_prior(pair, structure, batch, count)
+    for name, values in each.items():
+        turn = values[torch.arange(count, device=values.device) % len(values)].to(latents[name].dtype)
+        latents[name] = turn.reshape(-1, *[1] * (latents[name].dim() - 1)).expand_as(latents[name]).clone()
+    return latents
 
 
 def log_proposal(pair: LatentVariableModel, structure: Structure, batch: Batch, latents: Latents) -> Tensor:
@@ -260,18 +305,23 @@ def _joint(structure: Structure, sites: Sites, shape: tuple[int, int]) -> LogJoi
     )
 
 
-def _log_prob(site: Site) -> Tensor:
-    """A site's log-probability, masks applied; its scale is 1, as ``inspect`` saw to."""
-    try:
-        log_prob = site["fn"].log_prob(site["value"])
-    except ValueError as error:
-        raise checks.bad_value(
-            "x",
-            f"values that site {site['name']!r} can score",
-            str(error).splitlines()[0].removesuffix(", but found invalid values:"),
-            "Choose a likelihood whose support holds these values, or look at the parameters of that site.",
-        ) from error
-    return scale_and_mask(log_prob, mask=site["mask"])
+def _log_prob(site: Site, checked: bool = False) -> Tensor:
+    """A site's log-probability, masks applied, −∞ off its support; its scale is 1, as ``inspect`` saw to.
+
+    ``checked`` says that the value was held against fixed bounds before, as observed values are.
+    """
+    found = supports.log_prob(site["fn"], site["value"], checked)
+    return scale_and_mask(found, mask=site["mask"])
+
+
+def _at_edge(structure: Structure, latents: Latents) -> Tensor:
+    """Whether a latent lies on a bound of its support, or beyond, (samples, rows): where rounding can put a draw."""
+    found = []
+    for name, ranges in structure.edges.items():
+        z = latents[name].movedim(1 + structure.nesting + structure.data_dim[name], 1)
+        z = z.reshape(*z.shape[:2], -1)
+        found += [((z <= low) | (z >= high)).any(-1) for low, high in ranges]
+    return torch.stack(found).any(0)
 
 
 def by_row(sites: Sites, names: tuple[str, ...], structure: Structure, num_rows: int) -> Tensor:
@@ -283,7 +333,7 @@ def sum_sites(sites: Sites, names: tuple[str, ...], structure: Structure, lead: 
     """Sum log-probabilities over sites and over every dim but the ``lead`` leftmost and the rows."""
     total = None
     for name in names:
-        log_prob = _log_prob(sites[name])
+        log_prob = _log_prob(sites[name], checked=name in structure.observed)
         log_prob = _pad(log_prob, lead + structure.nesting)
         keep = {*range(lead), log_prob.dim() + structure.data_dim[name]}
         others = [dim for dim in range(log_prob.dim()) if dim not in keep]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyrovae import checks, noise
 from pyrovae.model import LatentVariableModel
-from pyrovae.pair import Structure, log_joint, propose
+from pyrovae.pair import Structure, weigh
 from pyrovae.precision import products
 from pyrovae.tracing.compiling import compile_graph, why_not_compiled
 from pyrovae.tracing.drawing import Noise, Untraceable
@@ -36,9 +36,7 @@ def tile_terms(
     """log P(x | z), log P(z) and log Q(z | x) of draws z ~ Q(z | x), (samples, rows) each, as a function of columns."""
 
     def terms(*columns: Tensor) -> Sequence[Tensor]:
-        batch = dict(zip(names, columns, strict=True))
-        latents, log_q = propose(pair, structure, batch, num_samples)
-        joint = log_joint(pair, structure, batch, latents)
+        _, joint, log_q = weigh(pair, structure, dict(zip(names, columns, strict=True)), num_samples)
         return joint.likelihood, joint.prior, log_q
 
     return terms

@@ -1,0 +1,70 @@
+"""Whether a row's posterior reaches beyond the guide: z that the guide never draws, though P(x, z) is above zero."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyrovae import checks
+from pyrovae.evidence.posterior import Posterior, total, undisturbed
+from pyrovae.log_weights import Evaluation
+from pyrovae.noise import Stream
+from pyrovae.pair import Latents, draw_prior, log_joint, log_proposal, propose, values_of
+
+_DRAWS, _MORE = 8, 128  # of the prior for every row, and where other rows were found to be cut off
+_STRETCHES = (2.0, 5.0)  # how far draws of the guide are moved from their centre: a bounded guide lies within
+
+
+def unreached(evaluation: Evaluation) -> Tensor:
+    """Whether z were found with P(x_n, z) > 0 and Q(z | x_n) = 0, shape (rows,).
+
+    A method that draws from the guide alone then misses a part of log P(x_n): still a lower bound, but no number to
+    trust. Looked at are draws of the prior, every value of discrete latents, and draws of the guide moved away from
+    their centre. Supports alone do not decide: where P(x, z) = 0 the guide may be zero, too. Nothing is run where the
+    guide is known to have density wherever the prior has it.
+    """
+    found = torch.zeros(len(evaluation), dtype=torch.bool, device=evaluation.batch["x"].device)
+    if evaluation.structure.reaches:
+        return found
+    blocks = list(enumerate(evaluation.blocks()))
+    for number, rows in blocks:
+        found[rows] = _seen(evaluation, number, rows, _DRAWS)
+    if bool(found.any()):
+        for number, rows in blocks:
+            if not bool(found[rows].all()):
+                found[rows] |= _seen(evaluation, number, rows, _MORE)
+    return found
+
+
+def _seen(evaluation: Evaluation, number: int, rows: slice, num_draws: int) -> Tensor:
+    """``unreached`` of a block, as far as so many draws show it."""
+    pair, structure = evaluation.pair, evaluation.structure
+    batch = {name: value[rows] for name, value in evaluation.batch.items()}
+    with undisturbed(evaluation, Stream.REACH, number, num_draws):
+        prior, joint = draw_prior(pair, structure, batch, num_draws)
+        found = _cut_off(log_proposal(pair, structure, batch, prior), total(joint))
+        every = values_of(pair, structure, batch)
+        if every is not None:
+            found |= _at(evaluation, batch, every)
+        try:
+            posterior = Posterior(evaluation, rows)
+        except checks.Refused:  # discrete latents, or a space that can't be moved in
+            return found
+        u = posterior.flatten(propose(pair, structure, batch, num_draws)[0])
+        centre = u.nanmean(dim=0)
+        for stretch in _STRETCHES:
+            moved = torch.where(u.isnan(), centre, centre + stretch * (u - centre))
+            log_q = posterior.log_encoder(moved)
+            if bool(torch.isneginf(log_q).any()):
+                found |= _cut_off(log_q, total(posterior.log_joint(moved)))
+    return found
+
+
+def _at(evaluation: Evaluation, batch: dict[str, Tensor], latents: Latents) -> Tensor:
+    log_q = log_proposal(evaluation.pair, evaluation.structure, batch, latents)
+    return _cut_off(log_q, total(log_joint(evaluation.pair, evaluation.structure, batch, latents)))
+
+
+def _cut_off(log_q: Tensor, log_joint: Tensor) -> Tensor:
+    """Whether a row has a z of which the guide has none and the model some, (rows,)."""
+    return (torch.isneginf(log_q) & (log_joint > -torch.inf)).any(dim=0)

@@ -1,0 +1,293 @@
+"""Which columns of x a site holds, and which sites' distributions depend on x: found by changing x and looking.
+
+A product of factors P(unit | what it depends on) is a probability only if the units have an order: one that depends on
+a column it holds, or on a unit that depends on it, sums to anything. A *unit* is what one factor scores: an entry of a
+site under ``.to_event``, or a whole event such as a multivariate normal's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import MaskedDistribution
+from torch import Tensor
+
+from pyrovae import checks, supports
+from pyrovae.pair.contract import no_answer
+from pyrovae.pair.running import Batch, Latents, Site, Sites
+
+# Rows on which dependence on x is looked for; rows on which the order of units is; columns changed at most.
+_ROWS, _ORDERED_ROWS, _MOST_COLUMNS = 64, 3, 2048
+_AT_ONCE = 512  # changed copies of a row in one call
+# Of a unit's log-probability: below it, rounding.
+_TOLERANCE = 1e-5
+
+#: Runs a model on copies of rows, with latents held that were drawn for the rows of these numbers; some of them changed.
+Run = Callable[[Batch, Tensor, Latents], Sites]
+
+
+def flat(x: Tensor) -> Tensor:
+    """Rows flattened: (rows, columns)."""
+    return x.flatten(1) if x.dim() > 1 else x[:, None]
+
+
+def by_rows(site: Site, dim: int) -> Tensor:
+    """A site's value as (rows, entries); ``dim`` is the plate dim over rows, negative."""
+    value = site["value"]
+    rows = value.movedim(value.dim() - site["fn"].event_dim + dim, 0)
+    return rows.reshape(len(rows), -1)
+
+
+def columns_held(
+    run: Callable[[Batch], Sites], batch: Batch, names: tuple[str, ...], data_dim: dict[str, int]
+) -> dict[str, list[int]]:
+    """For every entry of the sites' values, the column of x flattened that it is; −1 where it is none as it stands.
+
+    Copies of one row are run in which columns are changed by the bits of their number: what changes in an entry
+    spells the number of its column, however alike the columns are in the data.
+    """
+    x = flat(batch["x"])
+    other = _other_values(x)
+    numbers = torch.arange(1, x.shape[1] + 1, device=x.device)
+    bits = torch.stack([(numbers >> bit) & 1 == 1 for bit in range(int(x.shape[1]).bit_length())])
+    tagged = torch.cat([x[:1], torch.where(bits, other, x[0])])
+    copies = _copies(batch, torch.zeros(len(tagged), dtype=torch.long, device=x.device), tagged)
+    sites = run(copies)
+    held = {}
+    for name in names:
+        values = by_rows(sites[name], data_dim[name]).to(x.dtype)
+        if len(values) != len(tagged):
+            raise no_answer(name)
+        weights = 2 ** torch.arange(len(bits), device=x.device)
+        found = ((values[1:] != values[0]).long() * weights[:, None]).sum(0) - 1
+        found = torch.where(found < x.shape[1], found, -1)
+        same = (tagged[:, found.clamp(min=0)] == values).all(0)
+        held[name] = torch.where(same, found, -1).tolist()
+    return held
+
+
+def _other_values(x: Tensor) -> Tensor:
+    """For every column a value that row 0 does not have: another row's, else one more, or the other of 0 and 1."""
+    found = torch.where(x[0] == 1, torch.zeros_like(x[0]), x[0] + 1)
+    some = x[torch.linspace(0, len(x) - 1, 256, device=x.device).long()]
+    differs = some != some[:1] if len(x) else some.bool()
+    first = differs.int().argmax(0)
+    return torch.where(differs.any(0), some.gather(0, first[None])[0], found)
+
+
+def _copies(batch: Batch, rows: Tensor, x: Tensor) -> Batch:
+    """The batch's rows of these numbers, with other values of x, (copies, columns)."""
+    return {name: x.reshape(len(x), *value.shape[1:]) if name == "x" else value[rows] for name, value in batch.items()}
+
+
+def unit_log_probs(site: Site, value: Tensor, dim: int) -> Tensor:
+    """log-probabilities of a value under a site's distribution, (rows, units), before any sum over events and masks."""
+    fn = site["fn"]
+    while isinstance(fn, dist.Independent | MaskedDistribution):
+        if isinstance(fn, dist.Independent):
+            dim -= fn.reinterpreted_batch_ndims
+        fn = fn.base_dist
+    found = supports.log_prob(fn, value).movedim(dim, 0)
+    return found.reshape(len(found), -1)
+
+
+def check_order(run: Run, batch: Batch, latents: tuple[str, ...], observed: tuple[str, ...], data_dim: dict[str, int]) -> None:
+    """Refuse a model whose sites depend on the columns they hold, or on each other in a circle.
+
+    Raises:
+        ValueError: naming the site and the column.
+    """
+    names = latents + observed
+    some = _spread(len(batch["x"]), batch["x"].device)
+    probe = {name: value[some] for name, value in batch.items()}
+    every = torch.arange(len(some), device=some.device)
+    base = run(probe, every, {})
+    x = flat(probe["x"])
+    shifts = torch.arange(x.shape[1], device=x.device) % max(1, len(some) - 1) + 1
+    each = (every[:, None] + shifts) % len(some)  # every column from another row than its neighbours
+    reading = torch.zeros(len(some), dtype=torch.float64, device=x.device)
+    for changed in (x.roll(1, 0), x.gather(0, each)):
+        sites = run(_copies(probe, every, changed), every, {})
+        for name in names:
+            value = base[name]["value"]
+            before, after = (unit_log_probs(s[name], value, data_dim[name]) for s in (base, sites))
+            reading += _moved(before, after).sum(1)
+    if not bool(reading.any()):
+        return
+    for row in reading.topk(min(_ORDERED_ROWS, len(some))).indices.tolist():
+        if reading[row] > 0:
+            _check_row(run, probe, row, latents, observed, data_dim)
+
+
+def _check_row(
+    run: Run, probe: Batch, row: int, latents: tuple[str, ...], observed: tuple[str, ...], data_dim: dict[str, int]
+) -> None:
+    """``check_order`` on one row, every column of which is changed by itself, and then every latent."""
+    x = flat(probe["x"])
+    others = torch.cat([x[row:], x[:row]])
+    columns = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0))[:_MOST_COLUMNS].sort().values
+    base = run({name: value[[row]] for name, value in probe.items()}, torch.tensor([row]), {})
+    values = {name: base[name]["value"] for name in latents + observed}
+    owner = [name for name in latents + observed for _ in range(unit_log_probs(base[name], values[name], data_dim[name]).shape[1])]
+    moves, holds = [], []
+    for part in columns.to(x.device).split(_AT_ONCE):
+        changed = x[row].repeat(len(part) + 1, 1)  # the last copy is the row as it was
+        changed[torch.arange(len(part), device=x.device), part] = _other_values(others)[part]
+        rows = torch.full((len(changed),), row, device=x.device)
+        sites = run(_copies(probe, rows, changed), rows, {})
+        found_moves, found_holds = [], []
+        for name in latents + observed:
+            dim = data_dim[name]
+            site = sites[name]
+            held = by_rows(site, dim)
+            before = held[-1:].expand_as(held)
+            like = _like(site, before, dim)
+            scores = unit_log_probs(site, like, dim)
+            found_moves.append(_moved(scores[-1:].expand_as(scores), scores)[:-1])
+            differs = (held != before)[:-1] if name in observed else torch.zeros_like(held[:-1], dtype=torch.bool)
+            found_holds.append(differs.reshape(len(part), scores.shape[1], -1).any(-1))
+        moves.append(torch.cat(found_moves, 1))
+        holds.append(torch.cat(found_holds, 1))
+    moved, held = torch.cat(moves).cpu().numpy(), torch.cat(holds).cpu().numpy()
+    numbers = columns.tolist()
+    own = np.argwhere(moved & held)
+    if len(own):
+        column, unit = own[0]
+        raise _refusal(
+            f"site {owner[unit]!r}, whose distribution of column {numbers[column]} depends on column {numbers[column]} itself"
+        )
+    edges = held.T.astype(np.uint8) @ moved.astype(np.uint8) > 0  # unit → unit, by way of columns
+    reads = [owner[unit] in latents for unit in np.flatnonzero(moved.any(0))]
+    if any(reads):
+        edges |= _latent_edges(run, probe, row, latents, observed, data_dim, len(owner))
+    circle = _circle(edges)
+    if circle is not None:
+        a, b = circle
+        raise _refusal(f"sites {owner[a]!r} and {owner[b]!r}, each of which depends on the other, by way of columns of x")
+
+
+def _latent_edges(
+    run: Run,
+    probe: Batch,
+    row: int,
+    latents: tuple[str, ...],
+    observed: tuple[str, ...],
+    data_dim: dict[str, int],
+    num_units: int,
+) -> np.ndarray:
+    """Which units depend on which units of latents: (units, units), found by taking another row's z for one unit."""
+    edges = np.zeros((num_units, num_units), dtype=bool)
+    start = 0
+    names = latents + observed
+    count = len(probe["x"])
+    every = torch.arange(count, device=probe["x"].device)
+    rows = torch.full((count,), row, device=probe["x"].device)
+    same = {name: value[rows] for name, value in probe.items()}
+    drawn = run(probe, every, {})
+    base = run(same, rows, {})
+    for name in latents:
+        width = unit_log_probs(base[name], base[name]["value"], data_dim[name]).shape[1]
+        own, other = (by_rows(sites[name], data_dim[name]).reshape(count, width, -1) for sites in (base, drawn))
+        for unit in range(width):
+            mixed = own.clone()
+            mixed[:, unit] = other[:, unit]
+            z = _like(base[name], mixed.flatten(1), data_dim[name])
+            sites = run(same, rows, {name: z})
+            moved = [
+                _moved(*(unit_log_probs(s[n], base[n]["value"], data_dim[n]) for s in (base, sites))).any(0)
+                for n in names
+            ]
+            edges[start + unit] = torch.cat(moved).cpu().numpy()
+            edges[start + unit, start + unit] = False
+        start += width
+    return edges
+
+
+def _like(site: Site, values: Tensor, dim: int) -> Tensor:
+    """(rows, entries) in the layout of a site's value."""
+    value = site["value"]
+    axis = value.dim() - site["fn"].event_dim + dim
+    moved = value.movedim(axis, 0)
+    return values.to(value.dtype).reshape(len(values), *moved.shape[1:]).movedim(0, axis)
+
+
+def _moved(before: Tensor, after: Tensor) -> Tensor:
+    """Whether log-probabilities differ by more than rounding."""
+    return ~torch.isclose(before.double(), after.double(), rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
+
+
+def _spread(num_rows: int, device: torch.device) -> Tensor:
+    """Numbers of up to 64 rows at random, in no order that data may be sorted in."""
+    return torch.randperm(num_rows, generator=torch.Generator().manual_seed(0))[:_ROWS].to(device)
+
+
+def _circle(edges: np.ndarray) -> tuple[int, int] | None:
+    """Two units that depend on each other, however indirectly; None where the units have an order."""
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    count, label = connected_components(csr_matrix(edges), directed=True, connection="strong")
+    if count == len(edges):
+        return None
+    members = np.flatnonzero(label == np.bincount(label).argmax())
+    return int(members[0]), int(members[1])
+
+
+def _refusal(came: str) -> checks.Refused:
+    return checks.bad_value(
+        "model",
+        "sites that depend on earlier columns of x only, so that the model is a probability of x",
+        came,
+        "Shift the inputs of an autoregressive network by one, and let the prior read only columns that do not "
+        "depend on z. What x is conditioned on belongs beside it: {'x': rows, 'offset': …}.",
+    )
+
+
+def check_whole(run: Callable[[Tensor], Sites], x: Tensor, latents: tuple[str, ...], most: int) -> None:
+    """``check_order`` for a model of all rows together, such as a time series: entries of x are changed one by one.
+
+    ``run`` runs the model with its latents held; at most ``most`` entries are changed.
+
+    Raises:
+        ValueError: a prior that reads observed entries, an entry whose distribution depends on itself, or on an entry
+            that depends on it.
+    """
+    base = run(x)
+    data = [name for name, site in base.items() if site["is_observed"] and not isinstance(site["fn"], dist.Unit)]
+    if _scored(base, base, data).shape != (sum(base[name]["value"].numel() for name in data),):
+        return  # events of several numbers: which of them moves can't be told apart
+    generator = torch.Generator().manual_seed(0)
+    entries = torch.randperm(x.numel(), generator=generator)[:most].sort().values
+    moved, held = [], []
+    for entry in entries.tolist():
+        changed = x.flatten().clone()
+        others = changed[changed != changed[entry]]
+        changed[entry] = others[entry % len(others)] if len(others) else changed[entry] + 1
+        sites = run(changed.view_as(x))
+        differs = torch.cat([(sites[name]["value"] != base[name]["value"]).flatten() for name in data])
+        if bool(differs.any()):
+            reading = _moved(_scored(base, base, latents), _scored(sites, base, latents))
+            if bool(reading.any()):
+                raise _refusal("a prior of latents that depends on entries of x that the model observes")
+        held.append(differs)
+        moved.append(_moved(_scored(base, base, data), _scored(sites, base, data)))
+    moves, holds = torch.stack(moved).numpy(), torch.stack(held).numpy()
+    if (moves & holds).any():
+        entry = int(entries[np.argwhere(moves & holds)[0][0]])
+        raise _refusal(f"an entry of x whose distribution depends on itself: {tuple(np.unravel_index(entry, x.shape))}")
+    if _circle(holds.T.astype(np.uint8) @ moves.astype(np.uint8) > 0) is not None:
+        raise _refusal("entries of x each of which depends on the other")
+
+
+def _scored(sites: Sites, values: Sites, names: Sequence[str]) -> Tensor:
+    """log-probabilities of values under the sites' distributions, before any sum over events, one after the other."""
+    found = []
+    for name in names:
+        fn = sites[name]["fn"]
+        while isinstance(fn, dist.Independent | MaskedDistribution):
+            fn = fn.base_dist
+        found.append(supports.log_prob(fn, values[name]["value"]).flatten())
+    return torch.cat(found)

@@ -1,0 +1,162 @@
+"""Which entries of a latent a row has: masks of sample sites, and latents that have no density at all."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyrovae import checks, supports
+from pyrovae.pair.running import Site, Sites
+
+_WRAPPERS = (dist.Independent, MaskedDistribution, ExpandedDistribution)
+
+
+def entries(site: Site) -> Tensor | None:
+    """Which entries of a site's value its log-probability counts, shape of the value; None where no mask is set.
+
+    A mask on a distribution below ``.to_event`` leaves out single entries of the event, one above it whole events.
+    """
+    fn, found = site["fn"], None
+    masks = [(site["mask"], len(fn.event_shape))]
+    while isinstance(fn, _WRAPPERS):
+        if isinstance(fn, MaskedDistribution):
+            masks.append((fn._mask, len(fn.event_shape)))
+        fn = fn.base_dist
+    for mask, event_dims in masks:
+        if mask is None or mask is True:
+            continue
+        mask = torch.as_tensor(mask, device=site["value"].device)
+        mask = mask[(...,) + (None,) * event_dims]
+        found = mask if found is None else found & mask
+    return None if found is None else found.expand(site["value"].shape)
+
+
+def same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two results of ``entries`` count the same entries."""
+    if a is None or b is None:
+        return a is b or bool((a if b is None else b).all())
+    return torch.equal(a, b)
+
+
+def check_density(part: str, name: str, fn: Distribution) -> None:
+    """Refuse a latent without a density: improper, a point, or masked where masks can't be told by entries."""
+    wrapped = fn
+    while isinstance(wrapped, _WRAPPERS):
+        wrapped = wrapped.base_dist
+    for inner in supports.parts(wrapped):
+        if isinstance(inner, MaskedDistribution):
+            came, fix = "a mask inside it", "Put .mask on the outermost distribution, or use poutine.mask."
+        elif isinstance(inner, dist.ImproperUniform):
+            came, fix = "an ImproperUniform", "Give it a proper prior, such as a wide Normal."
+        elif isinstance(inner, dist.Delta):
+            came, fix = "a Delta: a point has no density", "Sample it from a distribution with a scale."
+        elif isinstance(inner, dist.Empirical):
+            came, fix = "an Empirical: points have no density", "Use a continuous distribution."
+        elif isinstance(inner, dist.Unit):
+            came, fix = "a Unit, which has no value", "Use pyro.factor in the model only."
+        else:
+            continue
+        raise checks.bad_value(part, f"a density at latent {name!r}", came, fix)
+
+
+def check_latents(model: Sites, guide: Sites, latents: tuple[str, ...]) -> None:
+    """Refuse latents that have no density in model or guide, or not the same kind and shape in both."""
+    for name in latents:
+        sides = {"model": model[name], "guide": guide[name]}
+        for part, site in sides.items():
+            check_density(part, name, site["fn"])
+        kinds = [
+            "discrete" if found is not None and found.is_discrete else "continuous"
+            for found in (supports.support(site["fn"]) for site in sides.values())
+        ]
+        if kinds[0] != kinds[1]:
+            raise checks.bad_value(
+                "guide",
+                f"a {kinds[0]} distribution at latent {name!r}, as in the model",
+                f"a {kinds[1]} one",
+                "A probability and a density have no common scale: use distributions of one kind.",
+            )
+        shapes = [tuple(site["fn"].shape()) for site in sides.values()]
+        events = [site["fn"].event_dim for site in sides.values()]
+        if shapes[0] != shapes[1] or events[0] != events[1]:
+            raise checks.bad_value(
+                "guide",
+                f"latent {name!r} of shape {shapes[0]} with {events[0]} event dims, as in the model",
+                f"shape {shapes[1]} with {events[1]}",
+                "Give both distributions the same shape; .expand and .to_event(n) set it.",
+            )
+
+
+def check_masks(model: Sites, guide: Sites, latents: tuple[str, ...], data_dim: dict[str, int], first: int) -> None:
+    """Refuse masks of latents that model and guide do not share; ``first`` is the number of the first row.
+
+    A factor P(z) or Q(z | x) alone in a weight makes it no importance weight.
+    """
+    for name in latents:
+        both = [entries(part[name]) for part in (model, guide)]
+        if same(*both):
+            continue
+        shape = model[name]["value"].shape
+        ours, theirs = (torch.ones(shape, dtype=torch.bool) if m is None else m.cpu().expand(shape) for m in both)
+        axis = len(shape) - model[name]["fn"].event_dim + data_dim[name]
+        rows = any_by_row(ours != theirs, axis).nonzero()[:, 0]
+        where = "model" if bool((theirs & ~ours).any()) else "guide"
+        other = "guide" if where == "model" else "model"
+        fix = f"Mask it in the {other} alike: with poutine.mask(mask=…): around the sample statement."
+        if name.endswith("_unobserved"):
+            fix = (
+                f"Where obs_mask is set, the model masks {name!r}: write with poutine.mask(mask=~obs_mask): around "
+                "its sample statement in the guide."
+            )
+        raise checks.bad_value(
+            where,
+            f"latent {name!r} masked in model and guide alike",
+            f"a mask in the {where} alone in {len(rows)} of {shape[axis]} rows, first row {first + int(rows[0])}",
+            fix,
+        )
+
+
+
+
+def any_by_row(found: Tensor, axis: int) -> Tensor:
+    """Whether anything is true in a row, (rows,); rows lie on ``axis``."""
+    rows = found.movedim(axis, 0)
+    return rows.reshape(len(rows), -1).any(1)
+
+
+def check_observed(
+    model: Sites, observed: tuple[str, ...], data_dim: dict[str, int], first: int, argument: str
+) -> None:
+    """Refuse observed values off a support that is the same for all rows; ``first`` is the number of the first row.
+
+    Bounds that vary by row or with z are part of the likelihood: beyond them a row has probability zero.
+    """
+    for name in observed:
+        site = model[name]
+        fn, value = site["fn"], site["value"]
+        if isinstance(fn, dist.Unit) or not fn._validate_args:
+            continue
+        found = supports.support(fn)
+        if found is None or not supports.is_fixed(found):
+            continue
+        inside = found.check(value)
+        if bool(inside.all()):
+            continue
+        counted = entries(site)
+        if counted is not None:  # what a mask leaves out is not scored
+            dims = counted.dim() - inside.dim()
+            inside = inside | ~(counted.flatten(-dims).any(-1) if dims > 0 else counted)
+            if bool(inside.all()):
+                continue
+        axis = len(fn.batch_shape) + data_dim[name]
+        rows = any_by_row(~inside, axis)
+        raise checks.bad_value(
+            argument,
+            f"values that site {name!r} can score, on {fn.support}",
+            f"{int(rows.sum())} rows with others, first row {first + int(rows.int().argmax())}",
+            "Choose a likelihood whose support holds these values.",
+        )

@@ -1,0 +1,192 @@
+"""What is checked on the rows of an evaluation themselves: four rows that a pair is inspected on are not the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pyrovae import checks, noise
+from pyrovae.model import LatentVariableModel
+from pyrovae.pair import masks
+from pyrovae.pair.dependence import by_rows, flat
+from pyrovae.pair.running import Batch, Latents, Sites, Structure, by_row, run
+
+# Numbers of the widest layer in a block of rows, and rows at most.
+_NUMBERS, _MOST_ROWS = 1 << 21, 4096
+# Blocks of which some rows are scored alone, and how many rows at random are scored as a batch of their own.
+_BLOCKS_COMPARED, _SOME = 8, 8
+# Products of other shapes round differently: 1e-8 of a log-probability in float64, 1e-5 of it in float32, or 50 times
+# what rounding x and z moves it by.
+_TOLERANCE, _TOLERANCE_FLOAT32, _ROUNDINGS = {torch.float64: 1e-8}, 1e-5, 50
+
+
+def check_rows(
+    pair: LatentVariableModel, structure: Structure, batch: Batch, seed: int, argument: str = "x"
+) -> Structure:
+    """Run the pair once on every row, and refuse rows or a pair for which a row's log P(x) would not mean what it says.
+
+    Costs one decoder evaluation a row. Some rows of up to eight blocks are scored again alone, at the same z.
+
+    Returns:
+        The structure; its measure is "transformed" where a site does not hold the columns it held in inspection.
+
+    Raises:
+        ValueError: a row that the networks overflow on; a value off the support of its site; a latent masked in model
+            and guide differently; a row whose log-probability moves by more than rounding when it is scored alone.
+    """
+    height = max(2, min(_MOST_ROWS, _NUMBERS // max(1, structure.widest)))
+    starts = list(range(0, len(batch["x"]), height))
+    compared = {starts[i] for i in torch.linspace(0, len(starts) - 1, _BLOCKS_COMPARED).long().tolist()}
+    seeded = noise.seeded(noise.derive(seed, noise.Stream.INSPECT, 1), batch["x"].device)
+    with pair.evaluating(), seeded:
+        for start in starts:
+            block = {name: value[start : start + height] for name, value in batch.items()}
+            guide, model = _run_block(pair, structure, block, start, argument)
+            if structure.masked:
+                masks.check_masks(model, guide, structure.latents, structure.data_dim, start)
+                _check_masked_unused(pair, structure, block, guide, model, start)
+            if not _as_inspected(structure, model, block["x"]):
+                structure = replace(structure, measure=("transformed",) * len(structure.measure))
+            if start in compared and len(block["x"]) > 1:
+                _check_alone(pair, structure, block, guide, model)
+    return structure
+
+
+def _run_block(
+    pair: LatentVariableModel, structure: Structure, block: Batch, start: int, argument: str
+) -> tuple[Sites, Sites]:
+    """Guide and model on a block of rows; where they fail, the first row that they fail on by itself is named."""
+    try:
+        guide = run(pair, "guide", block)
+        latents = {name: guide[name]["value"] for name in structure.latents}
+        model = run(pair, "model", block, latents)
+        masks.check_observed(model, structure.observed, structure.data_dim, start, argument)
+        return guide, model
+    except checks.Refused:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        count = len(block["x"])
+        if count > 1:
+            half = count // 2
+            for rows, first in ((slice(0, half), start), (slice(half, count), start + half)):
+                _run_block(pair, structure, {n: v[rows] for n, v in block.items()}, first, argument)
+            raise  # each half works: the pair can't take so many rows
+        row = flat(block["x"])[0]
+        column = int(row.abs().argmax())
+        reason = str(error).splitlines()[0].removesuffix(", but found invalid values:")
+        raise checks.bad_value(
+            argument,
+            "rows that model and guide can take",
+            f"row {start}, where they fail: {reason}. Its largest entry is {float(row[column]):g}, in column {column}",
+            "Columns of very different size: standardize=True, or scale them. Or drop the row.",
+        ) from error
+
+
+def _as_inspected(structure: Structure, model: Sites, x: Tensor) -> bool:
+    """Whether every site holds the columns of x, as they stand, that inspection found in it."""
+    columns = flat(x)
+    for name, held in structure.columns.items():
+        values = by_rows(model[name], structure.data_dim[name])
+        if values.shape[1] == len(held) and not torch.equal(values.to(columns.dtype), columns[:, list(held)]):
+            return False
+    return True
+
+
+def _check_alone(
+    pair: LatentVariableModel, structure: Structure, block: Batch, guide: Sites, model: Sites
+) -> None:
+    """Score some rows of a block alone, and a few together, at the z that they had in it."""
+    count = len(block["x"])
+    latents = {name: guide[name]["value"] for name in structure.latents}
+    names = {"guide": structure.latents, "model": structure.latents + structure.observed}
+    whole = {part: by_row(sites, names[part], structure, count) for part, sites in (("guide", guide), ("model", model))}
+    for rows in _groups(block["x"]):
+        fewer = {name: value[rows] for name, value in block.items()}
+        moved = _of_rows(structure, latents, rows)
+        for part in ("guide", "model"):
+            within = whole[part][rows]
+            try:
+                alone = by_row(run(pair, part, fewer, moved), names[part], structure, len(rows))
+            except (RuntimeError, ValueError, IndexError) as error:
+                raise _depends(part, f"{type(error).__name__} when {_those(rows)}: {str(error).splitlines()[0]}") from error
+            apart = _distance(alone, within)
+            tolerance = _TOLERANCE.get(fewer["x"].dtype, _TOLERANCE_FLOAT32) * (1 + within.abs().nan_to_num(posinf=0.0))
+            if not bool((apart > tolerance).any()):
+                continue
+            nudged = by_row(run(pair, part, _nudged(fewer), _nudged(moved)), names[part], structure, len(rows))
+            if bool((apart > torch.maximum(tolerance, _ROUNDINGS * _distance(alone, nudged))).any()):
+                raise _depends(part, f"one that moves by {float(apart.max()):.3g} nats when {_those(rows)}")
+
+
+def _nudged(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Numbers moved by two roundings, by which the terms show how much rounding moves them."""
+    return {
+        name: value * (1 + 2 * torch.finfo(value.dtype).eps) if value.is_floating_point() else value
+        for name, value in values.items()
+    }
+
+
+def _those(rows: Tensor) -> str:
+    return "the row is scored alone" if len(rows) == 1 else f"{len(rows)} rows are scored without the others"
+
+
+def _depends(part: str, came: str) -> checks.Refused:
+    return checks.bad_value(
+        part,
+        "rows whose log-probability does not depend on the rest of the batch",
+        came,
+        "Compute nothing over the batch, such as a mean, a maximum or a rank, and put BatchNorm in train mode into "
+        "eval() mode. Constants of the data set belong into buffers.",
+    )
+
+
+def _check_masked_unused(
+    pair: LatentVariableModel, structure: Structure, block: Batch, guide: Sites, model: Sites, start: int
+) -> None:
+    """Draw the entries of latents that rows lack anew: what is not masked must not depend on them."""
+    again, other = run(pair, "guide", block), {}
+    for name in structure.latents:
+        held, value = masks.entries(model[name]), guide[name]["value"]
+        other[name] = value if held is None else torch.where(held, value, again[name]["value"])
+    for part, sites in (("guide", guide), ("model", model)):
+        names = structure.latents if part == "guide" else structure.latents + structure.observed
+        terms = [
+            by_row(found, names, structure, len(block["x"])) for found in (sites, run(pair, part, block, other))
+        ]
+        apart = _distance(*terms)
+        moved = apart > _TOLERANCE_FLOAT32 * (1 + terms[0].abs().nan_to_num(posinf=0.0))
+        if bool(moved.any()):
+            raise checks.bad_value(
+                part,
+                "unmasked terms that do not depend on masked latents",
+                f"{int(moved.sum())} rows whose log-probability moves with them, first row "
+                f"{start + int(moved.int().argmax())}, by {float(apart[moved][0]):.3g} nats",
+                "Mask every site that depends on a masked latent, or do not mask that latent.",
+            )
+
+
+def _groups(x: Tensor) -> Iterator[Tensor]:
+    """Rows to be scored alone: the smallest, the largest, one at random; and a few together."""
+    totals = flat(x).double().sum(1)
+    some = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: _SOME + 1].to(x.device)
+    alone = {int(totals.argmin()), int(totals.argmax()), int(some[0])}
+    yield from (torch.tensor([row], device=x.device) for row in alone)
+    if len(some) > 2:
+        yield some[1:]
+
+
+def _of_rows(structure: Structure, latents: Latents, rows: Tensor) -> Latents:
+    """Latents of some rows, in the plain layout."""
+    found = {}
+    for name, value in latents.items():
+        axis = value.dim() - structure.event_dims[name] + structure.data_dim[name]
+        found[name] = value.index_select(axis, rows)
+    return found
+
+
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    """|a − b|; 0 where both are the same infinity or NaN, as no difference shows there."""
+    return torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs().nan_to_num(nan=torch.inf))

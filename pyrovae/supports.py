@@ -1,0 +1,159 @@
+"""Where a distribution has density, and log densities that are −∞ elsewhere.
+
+Pyro raises an error for a value off the support, or with its checks off computes some number. An importance weight
+needs the third answer: a value off the support has probability zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.distributions.util import scale_and_mask, sum_rightmost
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions.constraints import Constraint
+
+# torch calls their support real, but their density repeats itself with every turn: a turn is all there is.
+_CIRCULAR = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
+
+# Supports of single numbers, whose check needs nothing but the bounds.
+_INTERVALS = (
+    constraints.interval,
+    constraints.half_open_interval,
+    constraints.greater_than,
+    constraints.greater_than_eq,
+    constraints.less_than,
+    constraints.integer_interval,
+    type(constraints.nonnegative_integer),
+    type(constraints.boolean),
+)
+
+
+def parts(fn: Distribution) -> Iterator[Distribution]:
+    """A distribution and every distribution that it is made of."""
+    yield fn
+    for value in vars(fn).values():
+        if isinstance(value, Distribution):
+            yield from parts(value)
+
+
+def log_prob(fn: Distribution, value: Tensor, checked: bool = False) -> Tensor:
+    """log density of ``value``, shape as ``fn.log_prob`` gives it, in nats; −∞ off the support, where Pyro raises.
+
+    Parts of a mixture and the base of a transformed distribution are treated alike: each has a support of its own.
+    Only supports of single numbers are looked at; for others, such as matrices, the distribution's own formula holds.
+    Where values are ``checked``, they are known to lie within bounds that are the same for all of them.
+    """
+    if isinstance(fn, dist.Independent):
+        return sum_rightmost(log_prob(fn.base_dist, value, checked), fn.reinterpreted_batch_ndims)
+    if isinstance(fn, MaskedDistribution) and not isinstance(fn._mask, bool):
+        return scale_and_mask(log_prob(fn.base_dist, value, checked), mask=fn._mask)
+    if isinstance(fn, dist.MixtureSameFamily) and not _everywhere(fn):
+        each = log_prob(fn._component_distribution, value.unsqueeze(-1 - fn._event_ndims))
+        return torch.logsumexp(each + torch.log_softmax(fn._mixture_distribution.logits, dim=-1), dim=-1)
+    for part in parts(fn):  # made for one call: nobody else sees the switch
+        part._validate_args = False
+    inside = _inside(fn, value, checked)
+    if inside is not None and isinstance(fn, dist.Categorical):  # looks its values up
+        value = value.clamp(0, fn._num_events - 1)
+    found = fn.log_prob(value)
+    return found if inside is None else torch.where(inside, found, -math.inf)
+
+
+def support(fn: Distribution) -> Constraint | None:
+    """A distribution's support without the dims of its event; None where it does not say."""
+    try:
+        found = fn.support
+    except NotImplementedError:
+        return None
+    while isinstance(found, constraints.independent):
+        found = found.base_constraint
+    return circle(fn) or found
+
+
+def circle(fn: Distribution) -> Constraint | None:
+    """One turn, for a distribution over angles; None for every other."""
+    return constraints.interval(-math.pi, math.pi) if isinstance(_innermost(fn), _CIRCULAR) else None
+
+
+def _inside(fn: Distribution, value: Tensor, checked: bool) -> Tensor | None:
+    """Whether a value lies in the support, in the shape of its log density; None where every value does."""
+    if isinstance(fn, MaskedDistribution | ExpandedDistribution):
+        return _inside(fn.base_dist, value, checked)
+    if isinstance(fn, dist.Independent):
+        inside = _inside(fn.base_dist, value, checked)
+        return None if inside is None else _all(inside, fn.reinterpreted_batch_ndims)
+    if isinstance(fn, dist.TransformedDistribution) and not _everywhere(fn.base_dist):
+        at = value
+        for transform in reversed(fn.transforms):
+            at = transform.inv(at)
+        inside = _inside(fn.base_dist, at, checked)
+        return None if inside is None else _all(inside, fn.event_dim - fn.base_dist.event_dim)
+    found = support(fn)
+    if not isinstance(found, _INTERVALS) or (checked and is_fixed(found)):
+        return None
+    return _all(found.check(value), fn.event_dim)
+
+
+def _all(inside: Tensor, dims: int) -> Tensor:
+    """Whether all of the last dims are inside."""
+    return inside if dims <= 0 else inside.flatten(-dims).all(-1)
+
+
+def _innermost(fn: Distribution) -> Distribution:
+    """What wrappers of shapes and masks hold."""
+    while isinstance(fn, dist.Independent | MaskedDistribution | ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def _everywhere(fn: Distribution) -> bool:
+    """Whether a distribution is known to have density at all real values, or wherever its transforms go."""
+    fn = _innermost(fn)
+    if isinstance(fn, dist.MixtureSameFamily):
+        return _everywhere(fn._component_distribution)
+    if isinstance(fn, dist.TransformedDistribution):
+        return _everywhere(fn.base_dist)
+    found = support(fn)
+    return (found is constraints.real or found is constraints.real_vector) and not isinstance(fn, dist.Delta)
+
+
+def same_reach(proposal: Distribution, target: Distribution) -> bool:
+    """Whether a proposal is known to have density wherever a target has it, by their supports alone.
+
+    Known where both have the same fixed bounds. A discrete proposal may give a value probability zero whatever its
+    support is, and so may a mixture or a transformed distribution whose parts are bounded.
+    """
+    inner = _innermost(proposal)
+    if isinstance(inner, dist.MixtureSameFamily | dist.TransformedDistribution) and not _everywhere(inner):
+        return False
+    proposed = bounds(support(proposal))
+    return proposed is not None and proposed == bounds(support(target))
+
+
+def bounds(found: Constraint | None) -> tuple[float, float] | None:
+    """The fixed bounds of a continuous support of single numbers, or of the entries of a simplex; None elsewhere."""
+    if found is None or found.is_discrete:
+        return None
+    if found is constraints.real or found is constraints.real_vector:
+        return -math.inf, math.inf
+    if found is constraints.simplex:
+        return 0.0, 1.0
+    if not isinstance(found, _INTERVALS) or not is_fixed(found):
+        return None
+    low, high = getattr(found, "lower_bound", -math.inf), getattr(found, "upper_bound", math.inf)
+    return tuple(float(b.flatten()[0] if isinstance(b, Tensor) else b) for b in (low, high))  # type: ignore[return-value]
+
+
+def is_fixed(found: Constraint) -> bool:
+    """Whether the bounds of a support are the same for all rows and columns: numbers, or one number expanded."""
+    return all(
+        all(stride == 0 for stride, size in zip(bound.stride(), bound.shape, strict=True) if size > 1)
+        for bound in vars(found).values()
+        if isinstance(bound, Tensor)
+    )

@@ -1,0 +1,307 @@
+"""Latents that some rows lack: every method gives log P(x) of what is there, wherever the mask is written.
+
+Every comparison with an exact value allows ``rates.Z`` standard errors and the first-order bias, and 1e-3 nats for
+float32: a bias of 0.1 in any row is sure to be seen, since no tolerance exceeds it.
+"""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from rates import SEED, Z
+
+import pyrovae as pv
+
+ROWS = 8
+METHODS = {
+    "importance": {"num_samples": 4000},
+    "jackknife": {"num_samples": 2000},
+    "annealed": {"num_samples": 64, "num_temperatures": 60},
+    "refined": {"num_samples": 2000, "num_starts": 2},
+    "auto": {"target_mcse": 0.02},
+    "quadrature": {},
+}
+LENGTHS = torch.tensor([0, 1, 2, 1, 2, 0, 2, 1])
+HELD = torch.arange(2) < LENGTHS[:, None]  # (rows, entries)
+
+
+def normal(value):
+    """log N(value; 0, 2), of x = z + noise."""
+    return dist.Normal(0.0, 2**0.5).log_prob(value).double()
+
+
+def steps():
+    """A loop over steps of a sequence, each masked by the rows' lengths."""
+
+    def model(x, held):
+        with pyro.plate("data", len(x)):
+            for t in range(2):
+                with poutine.mask(mask=held[:, t]):
+                    z = pyro.sample(f"z{t}", dist.Normal(torch.zeros(len(x)), 1.0))
+                    pyro.sample(f"x{t}", dist.Normal(z, 1.0), obs=x[:, t])
+
+    def guide(x, held):
+        with pyro.plate("data", len(x)):
+            for t in range(2):
+                with poutine.mask(mask=held[:, t]):
+                    pyro.sample(f"z{t}", dist.Normal(x[:, t] / 2, 0.8))
+
+    return model, guide, lambda x: torch.where(HELD, normal(x), 0.0).sum(1)
+
+
+def entries():
+    """Single entries of one latent vector, by ``.mask`` below ``.to_event``."""
+
+    def model(x, held):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).mask(held).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).mask(held).to_event(1), obs=x)
+
+    def guide(x, held):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.8).mask(held).to_event(1))
+
+    return model, guide, lambda x: torch.where(HELD, normal(x), 0.0).sum(1)
+
+
+def events():
+    """A whole latent vector, by ``.mask`` above ``.to_event``; one column stays."""
+
+    def model(x, held):
+        has = held.all(1)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1).mask(has))
+            u = pyro.sample("u", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1).mask(has), obs=x[:, :2])
+            pyro.sample("y", dist.Normal(u, 1.0), obs=x[:, 2])
+
+    def guide(x, held):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, :2] / 2, 0.8).to_event(1).mask(held.all(1)))
+            pyro.sample("u", dist.Normal(x[:, 2] / 2, 0.8))
+
+    def exact(x):
+        return torch.where(HELD.all(1), normal(x[:, :2]).sum(1), 0.0) + normal(x[:, 2])
+
+    return model, guide, exact
+
+
+def plates():
+    """Rows and columns as plates, masked cell by cell."""
+
+    def model(x, held):
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("columns", 2, dim=-1), poutine.mask(mask=held):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x, held):
+        with pyro.plate("data", len(x), dim=-2), pyro.plate("columns", 2, dim=-1), poutine.mask(mask=held):
+            pyro.sample("z", dist.Normal(x / 2, 0.8))
+
+    return model, guide, lambda x: torch.where(HELD, normal(x), 0.0).sum(1)
+
+
+def positive():
+    """Positive latents: Gamma and Exponential, conjugate; P(x) = 2 / (1 + x)³."""
+
+    def model(x, held):
+        with pyro.plate("data", len(x)), poutine.mask(mask=held[:, 0]):
+            z = pyro.sample("z", dist.Gamma(torch.full((len(x),), 2.0), 1.0))
+            pyro.sample("x", dist.Exponential(z), obs=x.abs()[:, 0])
+
+    def guide(x, held):
+        with pyro.plate("data", len(x)), poutine.mask(mask=held[:, 0]):
+            pyro.sample("z", dist.Gamma(torch.full((len(x),), 2.5), 0.8 + x.abs()[:, 0]))
+
+    def exact(x):
+        return torch.where(HELD[:, 0], math.log(2) - 3 * torch.log1p(x.double().abs()[:, 0]), 0.0)
+
+    return model, guide, exact
+
+
+def simplex():
+    """A simplex, whose bijection has one entry less: x is the second of three categories with probability 2/6."""
+
+    def model(x, held):
+        with pyro.plate("data", len(x)), poutine.mask(mask=held[:, 0]):
+            z = pyro.sample("z", dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0]).expand(len(x), 3)))
+            pyro.sample("x", dist.Categorical(z), obs=(x[:, 0] > 0).long())
+
+    def guide(x, held):
+        with pyro.plate("data", len(x)), poutine.mask(mask=held[:, 0]):
+            pyro.sample("z", dist.Dirichlet(torch.tensor([1.2, 2.2, 3.0]).expand(len(x), 3)))
+
+    def exact(x):
+        return torch.where(HELD[:, 0], torch.where(x[:, 0] > 0, 2 / 6, 1 / 6).log().double(), 0.0)
+
+    return model, guide, exact
+
+
+PLACES = {f.__name__: f for f in (steps, entries, events, plates, positive, simplex)}
+
+
+def rows(place):
+    return torch.randn(ROWS, 3 if place == "events" else 2, generator=torch.Generator().manual_seed(SEED))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("place", PLACES)
+def test_every_method_gives_what_the_rows_have(place, method):
+    model, guide, exact = PLACES[place]()
+    x = rows(place)
+    pair = pv.LatentVariableModel(model, guide)
+    options = METHODS[method] if method == "quadrature" else {**METHODS[method], "compile": False}
+    ev = pv.log_evidence(pair, {"x": x, "held": HELD}, method=method, seed=SEED, **options)
+    tolerance = Z * ev.mcse + np.abs(ev.bias) + 1e-3
+    assert tolerance.max() < 0.6 and np.median(tolerance) < 0.2
+    np.testing.assert_array_less(np.abs(ev.estimate - exact(x).numpy()), tolerance)
+
+
+def test_a_diagnosis_counts_no_masked_entries():
+    model, guide, _ = entries()
+    x = rows("entries")
+    pair = pv.LatentVariableModel(model, guide)
+    found = pv.diagnose(pair, {"x": x, "held": HELD}, num_samples=200, seed=SEED)
+    half = 0.5 * (0.8**2 + (x.double() / 2) ** 2 - 1 - 2 * math.log(0.8))
+    rate = torch.where(HELD, half, 0.0).mean(0)
+    np.testing.assert_allclose(found.dimensions["rate"], rate.numpy(), atol=1e-5)
+    mean = [(x[HELD[:, d], d] / 2).double().var() for d in range(2)]
+    np.testing.assert_allclose(found.dimensions["variance_of_mean"], mean, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Refusals
+
+
+def one_sided(part):
+    """``steps`` with the masks of one part only."""
+    both = dict(zip(("model", "guide"), steps()[:2], strict=True))
+
+    def unmasked(x, held):
+        both[part](x, torch.ones_like(held))
+
+    both["guide" if part == "model" else "model"], both[part] = both["guide" if part == "model" else "model"], unmasked
+    return pv.LatentVariableModel(both["model"], both["guide"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("part", ["model", "guide"])
+def test_a_mask_in_one_part_alone_is_refused(part, method):
+    other = "guide" if part == "model" else "model"
+    with pytest.raises(ValueError, match=rf"^{other}: expected latent 'z0' masked .* in 2 of 8 rows, first row 0"):
+        pv.log_evidence(one_sided(part), {"x": rows("steps"), "held": HELD}, method=method)
+
+
+def test_a_mask_in_one_part_alone_is_found_in_a_late_row():
+    held = torch.ones(300, 2, dtype=torch.bool)
+    held[299] = False
+    x = torch.randn(300, 2)
+    with pytest.raises(ValueError, match="in 1 of 300 rows, first row 299"):
+        pv.elbo(one_sided("guide"), {"x": x, "held": held}, num_samples=2)
+
+
+def test_a_masked_latent_that_matters_is_refused():
+    def model(x, held):
+        with pyro.plate("data", len(x)):
+            with poutine.mask(mask=held[:, 0]):
+                z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+    def guide(x, held):
+        with pyro.plate("data", len(x)), poutine.mask(mask=held[:, 0]):
+            pyro.sample("z", dist.Normal(x[:, 0] / 2, 0.8))
+
+    with pytest.raises(ValueError, match=r"^model: expected unmasked terms .* 2 rows .* first row 0"):
+        pv.log_evidence(pv.LatentVariableModel(model, guide), {"x": rows("steps"), "held": HELD})
+
+
+def cells(mask_guide):
+    """A missing cell by ``obs_mask``: z and the cell are latent, x = z + noise."""
+
+    def model(x, observed):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x, obs_mask=observed)
+
+    def guide(x, observed):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x / 2, 0.8))
+            with poutine.mask(mask=~observed if mask_guide else True):
+                pyro.sample("x_unobserved", dist.Normal(z, 1.2))
+
+    return pv.LatentVariableModel(model, guide)
+
+
+@pytest.mark.parametrize("method", ["importance", "annealed", "refined", "auto", "quadrature"])
+def test_cells_that_obs_mask_leaves_out_cost_nothing(method):
+    x, observed = rows("steps")[:, 0], HELD[:, 0]
+    options = {} if method == "quadrature" else {"compile": False}
+    ev = pv.log_evidence(cells(True), {"x": x, "observed": observed}, method=method, seed=SEED, **options)
+    exact = torch.where(observed, normal(x), 0.0).numpy()
+    np.testing.assert_array_less(np.abs(ev.estimate - exact), Z * ev.mcse + np.abs(ev.bias) + 1e-3)
+
+
+def test_obs_mask_says_what_the_guide_has_to_mask():
+    with pytest.raises(ValueError, match=r"'x_unobserved' .* poutine.mask\(mask=~obs_mask\)"):
+        pv.log_evidence(cells(False), {"x": rows("steps")[:, 0], "observed": HELD[:, 0]})
+
+
+def priors_without_density():
+    n = 8
+    zeros = torch.zeros(n)
+    return {
+        "masked by False": dist.Normal(zeros, 1.0).mask(False),
+        "improper": dist.ImproperUniform(dist.constraints.real, (n,), ()),
+        "a point": dist.Delta(zeros),
+        "points": dist.Empirical(torch.randn(n, 5), torch.zeros(n, 5)),
+        "masked inside a transform": dist.TransformedDistribution(
+            dist.Normal(zeros, 1.0).mask(False), [dist.transforms.AffineTransform(0.0, 1.0)]
+        ),
+    }
+
+
+@pytest.mark.parametrize("method", ["importance", "auto", "refined"])
+@pytest.mark.parametrize("part", ["model", "guide"])
+@pytest.mark.parametrize("name", priors_without_density())
+def test_a_latent_without_a_density_is_refused(name, part, method):
+    x = rows("steps")[:, 0]
+    fn = {"model": dist.Normal(torch.zeros(8), 1.0), "guide": dist.Normal(x / 2, 0.8)}
+    fn[part] = priors_without_density()[name]
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", fn["model"])
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", fn["guide"])
+
+    with pytest.raises(ValueError, match=r"^(model|guide|x): expected"):
+        pv.log_evidence(pv.LatentVariableModel(model, guide), x, method=method)
+
+
+@pytest.mark.parametrize(
+    ("prior", "proposal"),
+    [
+        (dist.Normal(torch.zeros(8), 1.0), dist.Poisson(torch.ones(8))),
+        (dist.Poisson(torch.ones(8)), dist.Gamma(torch.ones(8), 1.0)),
+        (dist.Normal(torch.zeros(8, 3), 1.0).to_event(1), dist.Normal(torch.zeros(8, 1), 1.0).to_event(1)),
+    ],
+)
+def test_latents_of_two_kinds_or_shapes_are_refused(prior, proposal):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior)
+            pyro.sample("x", dist.Normal(z.reshape(len(x), -1)[:, 0], 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", proposal)
+
+    with pytest.raises(ValueError, match=r"^(guide|x): expected"):
+        pv.log_evidence(pv.LatentVariableModel(model, guide), rows("steps")[:, 0])
