@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from pyrovae import checks, noise
-from pyrovae.model import LatentVariableModel
+from pyrovae.model import VAE, LatentVariableModel
+from pyrovae.networks import check_width
 from pyrovae.pair import Batch, Structure, check_supports, inspect
 from pyrovae.tracing import Call, Runner, tile_terms, why_not_compiled
+from pyrovae.turns import takes_turns
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ class Evaluation:
         return self.times * noise.numbers(self.structure.widest, self.rows_alike(num_rows), samples)
 
 
+@takes_turns
 def log_weights(
     pair: LatentVariableModel,
     x: Any,
@@ -232,6 +235,7 @@ class ELBOEstimate:
         return float(self.estimate.mean())
 
 
+@takes_turns
 def elbo(
     pair: LatentVariableModel,
     x: Any,
@@ -292,7 +296,37 @@ def prepare_rows(pair: LatentVariableModel, x: Any, argument: str = "x") -> Batc
             f"a {type(pair).__name__}",
             "Wrap your Pyro model and guide: LatentVariableModel(model, guide).",
         )
-    return checks.batch(x, dtype=pair.dtype, device=pair.device, argument=argument)
+    _check_numbers(pair)
+    batch = checks.batch(x, dtype=pair.dtype, device=pair.device, argument=argument)
+    if isinstance(pair, VAE):
+        check_width(getattr(pair.encoder, "network", pair.encoder), batch["x"], argument)
+    return batch
+
+
+def _check_numbers(pair: LatentVariableModel) -> None:
+    """Refuse parameters and buffers that can't be computed with: of 16 bits, without memory, made in inference mode."""
+    if pair.dtype is not None and pair.dtype not in checks.FLOATS:
+        raise checks.bad_type(
+            "pair",
+            "parameters in float32 or float64",
+            f"parameters in {pair.dtype}",
+            'Cast them: model.float(). For faster training pass fit(..., precision="medium").',
+        )
+    for name, tensor in [*pair.named_parameters(), *pair.named_buffers()]:
+        if tensor.device.type == "meta":
+            raise checks.bad_type(
+                "pair",
+                "parameters with numbers in them",
+                f"{name} on the meta device",
+                "Build the model on a real device.",
+            )
+        if tensor.is_inference():
+            raise checks.bad_value(
+                "pair",
+                "parameters that were made outside torch.inference_mode()",
+                f"{name}, made inside",
+                "Build or load the model outside.",
+            )
 
 
 def _not_a_number(terms: Terms, numbers: Tensor) -> checks.Refused:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pyrovae import checks, encoders, likelihoods, noise, priors
 from pyrovae.networks import MLP, Standardize, output_width, widths
 from pyrovae.precision import products
+from pyrovae.turns import takes_turns
 
 
 class LatentVariableModel(nn.Module):
@@ -325,6 +326,7 @@ class VAE(LatentVariableModel):
                 pyro.param(f"{self.name}$$${name}", parameter)
 
     @classmethod
+    @takes_turns
     def mlp(
         cls,
         data_dim: int,
@@ -379,6 +381,7 @@ class VAE(LatentVariableModel):
             ),
         )
 
+    @takes_turns
     def sample(self, num_rows: int, seed: int = 0, **context: Tensor) -> Tensor:
         """Rows from P(x): z from the prior, x from the likelihood; shape (num_rows, ...).
 
@@ -398,6 +401,7 @@ class VAE(LatentVariableModel):
         with self.evaluating(), noise.seeded(noise.derive(seed, noise.Stream.SAMPLE), self.device):
             return self.likelihood(self.prior().sample((num_rows,)), **context).sample()
 
+    @takes_turns
     def reconstruct(self, x: Any, seed: int = 0) -> Tensor:
         """The mean of P(x | z) for one z ~ Q(z | x) a row; as the likelihood shapes its rows."""
         context = checks.batch(x, dtype=self.dtype, device=self.device)

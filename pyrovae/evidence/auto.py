@@ -34,6 +34,7 @@ from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import draw_prior, log_joint, log_proposal, propose
 from pyrovae.progress import Progress
+from pyrovae.turns import takes_turns
 
 RUNGS = ("importance", "refined", "quadrature", "annealed")
 
@@ -55,6 +56,7 @@ _CHAINS, _FEWEST_TEMPERATURES, _MOST_TEMPERATURES = 64, 30, 1000
 _ROWS_AT_ONCE = 1 << 22  # numbers in the fitted Gaussians that are kept
 
 
+@takes_turns
 def auto(
     pair: LatentVariableModel,
     x: Any,

@@ -14,11 +14,13 @@ from pyrovae.evidence.result import Columns, verdicts
 from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.progress import Progress
+from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+@takes_turns
 def convergence(
     pair: LatentVariableModel,
     x: Any,

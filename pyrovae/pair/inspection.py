@@ -26,6 +26,7 @@ from pyrovae.pair.contract import (
     check_vectorised,
     holds_data,
     no_answer,
+    unfilled,
 )
 from pyrovae.pair.running import Batch, Site, Sites, Structure, Support, sample_sites
 
@@ -207,7 +208,7 @@ def _first_run(pair: LatentVariableModel, part: str, batch: Batch, drawn: Sites 
                 f"{type(reason).__name__} from it on {len(batch['x'])} rows of shape "
                 f"{tuple(batch['x'].shape[1:])}: {reason}",
                 (one_dim if batch["x"].dim() == 1 else "")
-                + f"Pass rows of the shape the {part} is written for, and use len(x) where it needs their number.",
+                + f"Pass rows of the shape the {part} is written for, on dim 0, and use len(x) where it needs their number.",
             ) from reason
     for name, value in batch.items():
         if value._version != before[name]:  # the user's own numbers, or a file's that can't be written to
@@ -327,7 +328,7 @@ def _measure(
         fn, value = site["fn"], site["value"]
         axis = value.dim() - fn.event_dim + data_dim[name]
         if axis < 0 or value.shape[axis] != len(probe):
-            raise no_answer(name)
+            raise unfilled(name, site, len(probe)) if value.shape == probe.shape else no_answer(name)
         values = value.movedim(axis, 0).reshape(len(probe), -1)
         matched = []
         for column in values.T.to(columns.dtype).contiguous().cpu().numpy():
