@@ -130,8 +130,11 @@ def per_column(argument: str, value: Any, check: Callable[[str, Any], float]) ->
 
 
 @contextmanager
-def parameters_hold(argument: str = "x") -> Iterator[None]:
-    """Run a block in which networks see ``argument``; where a distribution refuses their outputs, that is refused."""
+def parameters_hold(argument: str = "x", fix: Callable[[], str] | None = None) -> Iterator[None]:
+    """Run a block in which networks see ``argument``; where a distribution refuses their outputs, that is refused.
+
+    ``fix`` says what to do, such as ``LatentVariableModel.fix_of_scales``.
+    """
     try:
         yield
     except ValueError as error:
@@ -141,8 +144,15 @@ def parameters_hold(argument: str = "x") -> Iterator[None]:
             argument,
             "rows of a size that the networks can take",
             str(error).splitlines()[0].removesuffix(", but found invalid values:"),
-            "Bring the columns to numbers of size one, or let the model do it: standardize=True.",
+            (fix and fix()) or "Look at the parameters, and for rows far from the rest.",
         ) from error
+
+
+def sizes(x: Tensor) -> tuple[float, float]:
+    """The root mean square of the smallest and of the largest column of rows; columns of zeros do not count."""
+    size = x.detach().double().reshape(len(x), -1).square().mean(dim=0).sqrt()
+    size = size[size > 0]
+    return (float(size.min()), float(size.max())) if len(size) else (1.0, 1.0)
 
 
 def choice(argument: str, value: Any, options: tuple[str, ...]) -> str:

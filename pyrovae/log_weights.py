@@ -139,7 +139,8 @@ class Evaluation:
             required=self.runner is not None and shape == self.runner.main,
             seed=noise.derive(self.seed, noise.Stream.TILE, *tile.index),
         )
-        terms = call.by_pyro(self.pair) if self.runner is None else self.runner.run(call)
+        with checks.parameters_hold(fix=lambda: self.pair.fix_of_scales(self.batch["x"])):
+            terms = call.by_pyro(self.pair) if self.runner is None else self.runner.run(call)
         return Terms(*terms).checked(self.numbers[tile.rows])
 
     def rows_alike(self, num_rows: int) -> int:
@@ -296,37 +297,11 @@ def prepare_rows(pair: LatentVariableModel, x: Any, argument: str = "x") -> Batc
             f"a {type(pair).__name__}",
             "Wrap your Pyro model and guide: LatentVariableModel(model, guide).",
         )
-    _check_numbers(pair)
+    pair.check_numbers()
     batch = checks.batch(x, dtype=pair.dtype, device=pair.device, argument=argument)
     if isinstance(pair, VAE):
         check_width(getattr(pair.encoder, "network", pair.encoder), batch["x"], argument)
     return batch
-
-
-def _check_numbers(pair: LatentVariableModel) -> None:
-    """Refuse parameters and buffers that can't be computed with: of 16 bits, without memory, made in inference mode."""
-    if pair.dtype is not None and pair.dtype not in checks.FLOATS:
-        raise checks.bad_type(
-            "pair",
-            "parameters in float32 or float64",
-            f"parameters in {pair.dtype}",
-            'Cast them: model.float(). For faster training pass fit(..., precision="medium").',
-        )
-    for name, tensor in [*pair.named_parameters(), *pair.named_buffers()]:
-        if tensor.device.type == "meta":
-            raise checks.bad_type(
-                "pair",
-                "parameters with numbers in them",
-                f"{name} on the meta device",
-                "Build the model on a real device.",
-            )
-        if tensor.is_inference():
-            raise checks.bad_value(
-                "pair",
-                "parameters that were made outside torch.inference_mode()",
-                f"{name}, made inside",
-                "Build or load the model outside.",
-            )
 
 
 def _not_a_number(terms: Terms, numbers: Tensor) -> checks.Refused:

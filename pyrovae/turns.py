@@ -56,8 +56,8 @@ def _plain_torch() -> Iterator[None]:
             raise checks.bad_value(
                 "model",
                 "tensors that were made outside torch.inference_mode()",
-                f"one made inside: {str(error).splitlines()[0]}",
-                "Make the model's tensors outside, or clone them there.",
+                f"one made inside: {str(error).partition('. ')[0]}",
+                "Make the tensors of the model outside, or clone them there.",
             ) from error
 
 

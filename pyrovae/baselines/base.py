@@ -137,7 +137,7 @@ class Baseline(Fitted, ABC):
                     "x", 'a mapping with rows under "x"', f"the keys {list(x)}", 'Pass {"x": rows}.'
                 )
             x = x["x"]
-        if isinstance(x, Tensor) and x.is_floating_point():
+        if isinstance(x, Tensor) and x.dtype in checks.FLOATS:
             x = x.double()
         rows = checks.rows(x, dtype=torch.float64)
         # Contiguous, so that the same numbers give the same bits however they lay in memory.

@@ -439,7 +439,7 @@ def as_batch(x: Any) -> Batch:
     """Rows, and what goes with them, in float64."""
 
     def double(value: Any) -> Any:
-        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        return value.double() if isinstance(value, Tensor) and value.dtype in checks.FLOATS else value
 
     given = {name: double(value) for name, value in x.items()} if isinstance(x, Mapping) else double(x)
     return checks.batch(given, dtype=torch.float64)

@@ -199,7 +199,8 @@ def _first_run(pair: LatentVariableModel, part: str, batch: Batch, drawn: Sites 
                     "x",
                     f"rows of a size that the {part}'s networks can take",
                     str(reason).splitlines()[0].removesuffix(", but found invalid values:"),
-                    "Bring the columns to numbers of size one, or let the model do it: standardize=True.",
+                    pair.fix_of_scales(batch["x"])
+                    or "Look at the parameters, and for rows far from the rest.",
                 ) from reason
             one_dim = "x has one dim, so every number is a row: for one row of many columns pass x[None]. "
             raise checks.bad_value(

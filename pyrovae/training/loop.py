@@ -243,7 +243,8 @@ class Loop:
         if evaluation.runner is not None:
             evaluation.runner.renew(self._others)
         try:
-            with checks.parameters_hold(argument):
+            pair, x = self._state.pair, evaluation.batch["x"]
+            with checks.parameters_hold(argument, lambda: pair.fix_of_scales(x)):
                 return _columns(elbo_of(evaluation), prefix)
         except checks.Refused:
             if self._plan.on_nonfinite == "raise":
