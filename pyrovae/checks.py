@@ -138,13 +138,13 @@ def parameters_hold(argument: str = "x", fix: Callable[[], str] | None = None) -
     try:
         yield
     except ValueError as error:
-        if "satisfy the constraint" not in str(error):
+        if isinstance(error, Refused) or "satisfy the constraint" not in str(error):
             raise
         raise bad_value(
             argument,
             "rows of a size that the networks can take",
             str(error).splitlines()[0].removesuffix(", but found invalid values:"),
-            (fix and fix()) or "Look at the parameters, and for rows far from the rest.",
+            (fix and fix()) or "Look for rows far from the rest; in training lower lr or set clip_norm.",
         ) from error
 
 

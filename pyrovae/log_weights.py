@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,14 +31,16 @@ class Terms:
     def log_weights(self) -> Tensor:
         return self.likelihood + self.prior - self.proposal
 
-    def checked(self, numbers: Tensor) -> Terms:
+    def checked(self, numbers: Tensor, fix: Callable[[], str] | None = None) -> Terms:
         """Itself, where every log weight is below +∞; ``numbers`` are its rows' in x, shape (rows,).
+
+        ``fix`` says what to do about the columns, as ``LatentVariableModel.fix_of_scales``.
 
         Raises:
             ValueError: a log weight that is NaN or +∞, naming the term, the row and how many.
         """
         if not bool((self.log_weights < math.inf).all()):  # NaN compares false
-            raise _not_a_number(self, numbers)
+            raise _not_a_number(self, numbers, fix() if fix else "")
         return self
 
 
@@ -56,6 +58,7 @@ class Evaluation:
         tile: (rows, samples) of a tile.
         runner: where tiles may be run as graphs, what runs them.
         times: how often its tiles will be computed, by which graphs pay or not.
+        argument: what its rows are called in errors.
     """
 
     pair: LatentVariableModel
@@ -67,6 +70,7 @@ class Evaluation:
     tile: tuple[int, int]
     runner: Runner | None = None
     times: int = 1
+    argument: str = "x"
 
     @classmethod
     def prepare(
@@ -98,7 +102,7 @@ class Evaluation:
         numbers = torch.arange(len(batch["x"]), device=batch["x"].device)
         main = (min(tile[0], len(numbers)), min(tile[1], num_samples))
         runner = Runner(pair, structure, compile, main) if compile else None
-        return cls(pair, structure, batch, numbers, num_samples, seed, tile, runner, times)
+        return cls(pair, structure, batch, numbers, num_samples, seed, tile, runner, times, argument)
 
     def __len__(self) -> int:
         return len(self.batch["x"])
@@ -139,9 +143,13 @@ class Evaluation:
             required=self.runner is not None and shape == self.runner.main,
             seed=noise.derive(self.seed, noise.Stream.TILE, *tile.index),
         )
-        with checks.parameters_hold(fix=lambda: self.pair.fix_of_scales(self.batch["x"])):
+
+        def fix() -> str:
+            return self.pair.fix_of_scales(self.batch["x"])
+
+        with checks.parameters_hold(self.argument, fix):
             terms = call.by_pyro(self.pair) if self.runner is None else self.runner.run(call)
-        return Terms(*terms).checked(self.numbers[tile.rows])
+        return Terms(*terms).checked(self.numbers[tile.rows], fix)
 
     def rows_alike(self, num_rows: int) -> int:
         """How many rows stand in blocks of so many."""
@@ -304,7 +312,7 @@ def prepare_rows(pair: LatentVariableModel, x: Any, argument: str = "x") -> Batc
     return batch
 
 
-def _not_a_number(terms: Terms, numbers: Tensor) -> checks.Refused:
+def _not_a_number(terms: Terms, numbers: Tensor, fix: str) -> checks.Refused:
     log_weights = terms.log_weights
     bad = ~(log_weights < math.inf)
     row = int(numbers[bad.any(dim=0).int().argmax()])
@@ -314,6 +322,7 @@ def _not_a_number(terms: Terms, numbers: Tensor) -> checks.Refused:
         "x",
         "log weights below +∞",
         f"{int(bad.sum())} that are NaN or +∞ in {' and '.join(guilty) or 'their difference'}, first at row {row}",
-        "The model or the guide puts out NaN, or a density that runs off to +∞ (a vanishing scale): look at "
+        f"{fix} ".lstrip()
+        + "The model or the guide puts out NaN, or a density that runs off to +∞ (a vanishing scale): look at "
         "its parameters, lower the learning rate, or fix the scale.",
     )

@@ -200,7 +200,7 @@ def _first_run(pair: LatentVariableModel, part: str, batch: Batch, drawn: Sites 
                     f"rows of a size that the {part}'s networks can take",
                     str(reason).splitlines()[0].removesuffix(", but found invalid values:"),
                     pair.fix_of_scales(batch["x"])
-                    or "Look at the parameters, and for rows far from the rest.",
+                    or "Look for rows far from the rest; in training lower lr or set clip_norm.",
                 ) from reason
             one_dim = "x has one dim, so every number is a row: for one row of many columns pass x[None]. "
             raise checks.bad_value(

@@ -82,7 +82,8 @@ def fit(
             gone through again, such as a list or a ``DataLoader``. Rows are then shuffled within a chunk, and chunks
             are scaled alike whatever their sizes; what is learned or checked before training, as by
             ``standardize``, and the history's ``elbo`` go by the first chunk. Chunks that differ from pass to pass,
-            as a shuffling DataLoader's do, make a fit that its seed does not decide, and that can't be resumed.
+            as a shuffling DataLoader's do, make a fit that its seed does not decide, and that can't be resumed. They must
+            not wait for another thread that calls pyrovae: calls from several threads take turns.
         epochs: passes over the rows.
         batch_size: rows a step; the last batch of a pass may be smaller and is scaled by its own N/B. A last batch of
             a single row is joined to the one before it.

@@ -63,8 +63,13 @@ def _holds_chunks(x: Any) -> bool:
     )
     if one or not isinstance(x, Iterable):
         return False
-    # Numbers in lists are rows that have to be made an array first.
-    return not (isinstance(x, list | tuple) and (not x or isinstance(x[0], int | float | str | list | tuple)))
+    if not isinstance(x, list | tuple):
+        return True
+    # Numbers in lists are rows that have to be made an array first; a list of arrays is a batch.
+    first = x[0] if x else 0.0
+    if isinstance(first, list | tuple) and first:
+        first = first[0]
+    return not isinstance(first, int | float | str | list | tuple)
 
 
 class Rows:
