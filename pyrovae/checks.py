@@ -377,7 +377,7 @@ def _described(x: Any) -> tuple[str, str]:
     name, bases = type(x).__name__, {base.__name__ for base in type(x).__mro__}
     came = f"a {name}"
     if x is None:
-        return "None", "Pass rows."
+        return came, "Pass rows."
     if isinstance(x, str | bytes | os.PathLike) or hasattr(x, "read"):
         return came, "Read the file first: pandas.read_csv(…), numpy.load(…) or torch.load(…)."
     if isinstance(x, torch.nn.Module):

@@ -479,10 +479,10 @@ BUGS = {
         "if False:",
         "test_bad_input.py::sixteen and elbo",
     ),
-    "rows broadcast over a site": Bug(
-        "pair/contract.py",
-        "if any(size != 1 for size in further) or ",
-        "if ",
+    "a shape taken for data from elsewhere": Bug(
+        "pair/inspection.py",
+        "raise unfilled(name, site, len(probe)) if value.shape == probe.shape else no_answer(name)",
+        "raise no_answer(name)",
         "test_bad_input.py::another_shape and elbo and mlp",
     ),
     "a sparse matrix as chunks of rows": Bug(

@@ -1328,7 +1328,7 @@ OTHER_KINDS = {
     "a Path": (lambda x: Path("rows.npy"), "a PosixPath", None),
     "a file": (lambda x: io.StringIO("1,2"), "a StringIO", None),
     "a model": (lambda x: torch.nn.Linear(2, 2), "a Linear", None),
-    "nothing": (lambda x: None, "None", None),
+    "nothing": (lambda x: None, "a NoneType", None),
     "a structured array": (
         lambda x: np.rec.fromarrays(x.numpy().T.astype(float)),
         "dtype (numpy.record",

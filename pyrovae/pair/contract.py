@@ -49,8 +49,7 @@ def check_shape(name: str, site: Site, num_rows: int) -> None:
     frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
     over_rows = {frame.dim - fn.event_dim for frame in frames if frame.size == num_rows}
     dims = set(range(-min(len(expected), value.dim()), 0)) - over_rows
-    further = value.shape[: max(0, value.dim() - len(expected))]
-    if any(size != 1 for size in further) or any(value.shape[dim] != expected[dim] != 1 for dim in dims):
+    if any(value.shape[dim] != expected[dim] != 1 for dim in dims):
         raise unfilled(name, site, num_rows)
 
 
