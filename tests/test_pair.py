@@ -598,7 +598,7 @@ BAD_ROWS = {
     "no_columns": (X[:, :0], "shape (7, 0)", "Pass some rows", ValueError),
     "a_number": (torch.tensor(1.0), "a single number", "shape (rows, columns)", ValueError),
     "list": (X.tolist(), "a list", "numpy.asarray", TypeError),
-    "none": (None, "a NoneType", "numpy.asarray", TypeError),
+    "none": (None, "a NoneType", "Pass rows", TypeError),
 }
 
 
