@@ -63,6 +63,9 @@ def shown(value: Any) -> str:
     return f"{text if len(text) <= 60 else text[:57] + '…'} ({type(value).__name__})"
 
 
+#: The dtypes of numbers that log P(x) is computed in: sums over columns of 16-bit ones are wrong by nats.
+FLOATS = (torch.float32, torch.float64)
+
 # The most that counts and widths may be, and seeds: torch and numpy count in 64 bits and overflow with words of
 # their own, and what has more rows or columns than this fits no memory.
 _MOST_COUNT, _MOST_SEED = 2**31 - 1, 2**64 - 1
@@ -127,19 +130,29 @@ def per_column(argument: str, value: Any, check: Callable[[str, Any], float]) ->
 
 
 @contextmanager
-def parameters_hold(argument: str = "x") -> Iterator[None]:
-    """Run a block in which networks see ``argument``; where a distribution refuses their outputs, that is refused."""
+def parameters_hold(argument: str = "x", fix: Callable[[], str] | None = None) -> Iterator[None]:
+    """Run a block in which networks see ``argument``; where a distribution refuses their outputs, that is refused.
+
+    ``fix`` says what to do, such as ``LatentVariableModel.fix_of_scales``.
+    """
     try:
         yield
     except ValueError as error:
-        if "satisfy the constraint" not in str(error):
+        if isinstance(error, Refused) or "satisfy the constraint" not in str(error):
             raise
         raise bad_value(
             argument,
             "rows of a size that the networks can take",
             str(error).splitlines()[0].removesuffix(", but found invalid values:"),
-            "Bring the columns to numbers of size one, or let the model do it: standardize=True.",
+            (fix and fix()) or "Look for rows far from the rest; in training lower lr or set clip_norm.",
         ) from error
+
+
+def sizes(x: Tensor) -> tuple[float, float]:
+    """The root mean square of the smallest and of the largest column of rows; columns of zeros do not count."""
+    size = x.detach().double().reshape(len(x), -1).square().mean(dim=0).sqrt()
+    size = size[size > 0]
+    return (float(size.min()), float(size.max())) if len(size) else (1.0, 1.0)
 
 
 def choice(argument: str, value: Any, options: tuple[str, ...]) -> str:
@@ -214,6 +227,16 @@ def rows(
         TypeError: strings, objects, complex numbers, lists, a float tensor of another dtype.
         ValueError: no rows, no columns, NaN or ±inf (with count and first position).
     """
+    if (
+        not (isinstance(x, Tensor) and x.is_floating_point())
+        and (dtype or torch.get_default_dtype()) not in FLOATS
+    ):
+        raise bad_type(
+            argument,
+            "a dtype of float32 or float64 to cast it to",
+            f"torch's default, {torch.get_default_dtype()}",
+            "Call torch.set_default_dtype(torch.float32).",
+        )
     if isinstance(x, Tensor):
         tensor = _from_tensor(x, dtype, device, argument)
     else:
@@ -277,7 +300,7 @@ def _aligned(name: str, value: Any, dtype: torch.dtype | None, device: torch.dev
     if isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex():
         if value.dim() == 0:
             raise bad_value(name, "an entry for every row", "a single number", "Pass an array.")
-        return value.to(device)
+        return (value.clone() if value.is_inference() else value).to(device)
     return rows(value, dtype=dtype, device=device, argument=name)
 
 
@@ -291,8 +314,14 @@ def _from_tensor(x: Tensor, dtype: torch.dtype | None, device: torch.device | No
         raise bad_type(
             argument, "a tensor with its numbers in it", f"a {kind} one", "Pass a plain tensor or array."
         )
+    if x.is_inference():  # what is made in inference mode can't be part of a gradient; its copy can
+        x = x.clone()
     if not x.is_floating_point():
         return x.to(device or x.device, dtype or torch.get_default_dtype())
+    if x.dtype not in FLOATS:
+        raise bad_type(
+            argument, "a float32 or float64 tensor", f"a {x.dtype} one", f"Cast it: {argument}.float()."
+        )
     if dtype is not None and x.dtype != dtype:
         raise bad_type(
             argument,
@@ -331,22 +360,92 @@ def _array(x: Any, argument: str) -> np.ndarray:
             "Fill them, x.filled(value), or drop their rows.",
         )
     if not isinstance(x, np.ndarray):
-        raise bad_type(
-            argument,
-            "a tensor, a numpy array or a DataFrame",
-            f"a {type(x).__name__}",
-            "Convert it, for example with numpy.asarray.",
-        )
+        came, fix = _described(x)
+        raise bad_type(argument, "a tensor, a numpy array or a DataFrame", came, fix)
     if x.dtype.kind not in "biuf":
-        raise bad_type(
-            argument, "real numbers", f"an array of dtype {x.dtype}", "Pass numbers: x.astype(float)."
-        )
+        raise bad_type(argument, "real numbers", *_odd_array(x))
     if x.dtype.itemsize > 8:  # long doubles, which torch has not
         x = x.astype(np.float64)
     # torch takes neither negative strides nor foreign byte orders.
     if not x.dtype.isnative or any(stride < 0 for stride in x.strides):
         x = x.astype(x.dtype.newbyteorder("="))
     return x if x.flags.writeable else np.asarray(_ReadOnly(x))
+
+
+def _described(x: Any) -> tuple[str, str]:
+    """What something that holds no rows is, in words, and how to make rows of it."""
+    name, bases = type(x).__name__, {base.__name__ for base in type(x).__mro__}
+    came = f"a {name}"
+    if x is None:
+        return came, "Pass rows."
+    if isinstance(x, str | bytes | os.PathLike) or hasattr(x, "read"):
+        return came, "Read the file first: pandas.read_csv(…), numpy.load(…) or torch.load(…)."
+    if isinstance(x, torch.nn.Module):
+        return came, "Pass the model first, then the rows."
+    if isinstance(x, bool | int | float):
+        return "a single number", "Pass an array of shape (rows, columns)."
+    if "DataLoader" in bases:
+        return came, "Pass the rows themselves, such as torch.cat(batches). fit alone takes a DataLoader."
+    if "TensorDataset" in bases:
+        return came, "Pass its rows: x.tensors[0]."
+    if "IterableDataset" in bases:
+        return came, "Pass its rows: torch.stack(list(x)). Of (row, label) pairs take the rows alone."
+    if "Dataset" in bases and hasattr(x, "__getitem__") and not hasattr(x, "__array__"):
+        return (
+            came,
+            "Pass its rows: torch.stack([x[i] for i in range(len(x))]). Of (row, label) pairs take x[i][0].",
+        )
+    if isinstance(x, list | tuple):
+        return _listed(x)
+    for method in ("toarray", "to_pandas", "compute"):  # scipy.sparse; pyarrow; dask
+        if hasattr(x, method):
+            return came, f"Pass x.{method}()."
+    if hasattr(x, "__array__"):
+        return came, "Pass numpy.asarray(x)."
+    if hasattr(x, "__next__"):
+        return (
+            came,
+            "Pass an array of all that it yields: torch.cat(list(x)) of chunks, torch.stack(list(x)) of rows.",
+        )
+    return came, "Pass its numbers as an array of shape (rows, columns)."
+
+
+def _listed(x: Sequence[Any]) -> tuple[str, str]:
+    """``_described`` of a list or tuple, by what is in it."""
+    came = f"a {type(x).__name__}"
+    if not x:
+        return f"an empty {type(x).__name__}", "Pass some rows."
+    first = x[0]
+    if not isinstance(first, Tensor | np.ndarray):
+        return came, "Pass numpy.asarray(x), of rows of one length."
+    package, join = ("torch", "cat") if isinstance(first, Tensor) else ("numpy", "concatenate")
+    came = f"{came} of {len(x)} {'tensors' if package == 'torch' else 'arrays'}"
+    if len({len(part) if getattr(part, "ndim", 0) else None for part in x}) == 1 and len(x) == 2:
+        return came, "Of a pair (rows, labels) pass x[0]. Join chunks of rows: " + f"{package}.{join}(x)."
+    return came, f"Join chunks of rows, {package}.{join}(x), or rows, {package}.stack(x)."
+
+
+def _odd_array(x: np.ndarray) -> tuple[str, str]:
+    """What an array is that holds no real numbers, in words, and how to make numbers of it."""
+    came = f"an array of dtype {x.dtype}"
+    if x.dtype.kind == "c":
+        return came, "Pass x.real or numpy.abs(x)."
+    if x.dtype.names is not None:
+        return came, "Pass numpy.lib.recfunctions.structured_to_unstructured(x)."
+    if x.dtype.kind in "mM":
+        return came, "Count times from a date near the data: (x - x.min()) / numpy.timedelta64(1, 's')."
+    if x.dtype.kind in "US":
+        return came, "Encode strings as numbers; numbers that are written as strings by x.astype(float)."
+    if x.dtype == object and x.ndim == 0:
+        inside, fix = _described(x.item())
+        return f"an array around {inside}", fix.replace("x.", "x.item().").replace("(x)", "(x.item())")
+    parts = [entry for entry in x.flat[:1] if isinstance(entry, Sequence | np.ndarray | Tensor)]
+    if parts and not isinstance(parts[0], str | bytes):
+        return (
+            f"{came}, whose entries are {type(parts[0]).__name__}s",
+            "Pass rows of one length: numpy.stack(x).",
+        )
+    return came, "Pass numbers: x.astype(float)."
 
 
 class _ReadOnly:

@@ -22,6 +22,7 @@ from pyrovae.noise import Stream
 from pyrovae.pair import Batch, Latents, Structure, draw_prior, log_joint, log_proposal, propose
 from pyrovae.pair.masks import entries as mask_of
 from pyrovae.pair.running import fold, run
+from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -147,6 +148,7 @@ class Diagnosis:
         return str(self)
 
 
+@takes_turns
 def diagnose(
     pair: LatentVariableModel,
     x: Any,

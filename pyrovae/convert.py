@@ -24,6 +24,7 @@ from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import Batch, Latents, Structure, draw_prior, weigh
 from pyrovae.pair.running import fold, run
+from pyrovae.turns import takes_turns
 
 # 4 GiB of float64: draws × rows × columns beyond this are a slip, or should be asked for in parts.
 _MOST_NUMBERS = 1 << 29
@@ -33,6 +34,7 @@ Variable = tuple[tuple[str, ...], np.ndarray]
 Group = dict[str, Variable]
 
 
+@takes_turns
 def to_arviz(
     model: Any,
     x: Any,
@@ -107,6 +109,7 @@ def to_arviz(
     return _container(groups, _coords(rows, observed), {"inference_library": "pyrovae", **attrs})
 
 
+@takes_turns
 def to_elpd(evidence: LogEvidence) -> Any:
     """Pointwise log P(x_n) of held-out rows as the ``ELPDData`` that ``az.compare`` and ``az.plot_khat`` take.
 
@@ -152,6 +155,7 @@ def to_elpd(evidence: LogEvidence) -> Any:
     return _elpd_data(evidence)
 
 
+@takes_turns
 def stacking_weights(scores: Mapping[str, LogEvidence]) -> dict[str, float]:
     """The weights of the mixture Σ_m w_m P_m(x) that explains the rows best, by name; by ``az.compare``.
 

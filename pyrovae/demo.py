@@ -20,6 +20,7 @@ from pyrovae.comparison import compare
 from pyrovae.evidence import LogEvidence, log_evidence
 from pyrovae.model import VAE
 from pyrovae.training import History, fit
+from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,6 +67,7 @@ class Part:
     data: datasets.Split
 
 
+@takes_turns
 def discrete(seed: int, epochs: int, progress: bool) -> Part:
     """Binarized digits: a Bernoulli VAE against independent Bernoulli pixels."""
     data = datasets.digits("binary")
@@ -81,6 +83,7 @@ def discrete(seed: int, epochs: int, progress: bool) -> Part:
     )
 
 
+@takes_turns
 def continuous(seed: int, epochs: int, progress: bool) -> Part:
     """Dequantised digits: a Gaussian VAE against probabilistic PCA, its size chosen on the validation rows."""
     data = datasets.digits("continuous")

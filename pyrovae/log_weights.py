@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from pyrovae import checks, noise
-from pyrovae.model import LatentVariableModel
+from pyrovae.model import VAE, LatentVariableModel
+from pyrovae.networks import check_width
 from pyrovae.pair import Batch, Structure, check_supports, inspect
 from pyrovae.tracing import Call, Runner, tile_terms, why_not_compiled
+from pyrovae.turns import takes_turns
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,16 @@ class Terms:
         """The same, where some draws, (samples, rows), weigh nothing."""
         return replace(self, proposal=torch.where(draws, math.inf, self.proposal)) if bool(draws.any()) else self
 
-    def checked(self, numbers: Tensor) -> Terms:
+    def checked(self, numbers: Tensor, fix: Callable[[], str] | None = None) -> Terms:
         """Itself, where every log weight is below +∞; ``numbers`` are its rows' in x, shape (rows,).
+
+        ``fix`` says what to do about the columns, as ``LatentVariableModel.fix_of_scales``.
 
         Raises:
             ValueError: a log weight that is NaN or +∞, naming the term, the row and how many.
         """
         if not bool((self.log_weights < math.inf).all()):  # NaN compares false
-            raise _not_a_number(self, numbers)
+            raise _not_a_number(self, numbers, fix() if fix else "")
         return self
 
 
@@ -67,6 +71,7 @@ class Evaluation:
         tile: (rows, samples) of a tile.
         runner: where tiles may be run as graphs, what runs them.
         times: how often its tiles will be computed, by which graphs pay or not.
+        argument: what its rows are called in errors.
     """
 
     pair: LatentVariableModel
@@ -78,6 +83,7 @@ class Evaluation:
     tile: tuple[int, int]
     runner: Runner | None = None
     times: int = 1
+    argument: str = "x"
 
     @classmethod
     def prepare(
@@ -109,7 +115,7 @@ class Evaluation:
         numbers = torch.arange(len(batch["x"]), device=batch["x"].device)
         main = (min(tile[0], len(numbers)), min(tile[1], num_samples))
         runner = Runner(pair, structure, compile, main) if compile else None
-        return cls(pair, structure, batch, numbers, num_samples, seed, tile, runner, times)
+        return cls(pair, structure, batch, numbers, num_samples, seed, tile, runner, times, argument)
 
     def __len__(self) -> int:
         return len(self.batch["x"])
@@ -150,8 +156,13 @@ class Evaluation:
             required=self.runner is not None and shape == self.runner.main,
             seed=noise.derive(self.seed, noise.Stream.TILE, *tile.index),
         )
-        terms = call.by_pyro(self.pair) if self.runner is None else self.runner.run(call)
-        return Terms(*terms).checked(self.numbers[tile.rows])
+
+        def fix() -> str:
+            return self.pair.fix_of_scales(self.batch["x"])
+
+        with checks.parameters_hold(self.argument, fix):
+            terms = call.by_pyro(self.pair) if self.runner is None else self.runner.run(call)
+        return Terms(*terms).checked(self.numbers[tile.rows], fix)
 
     def rows_alike(self, num_rows: int) -> int:
         """How many rows stand in blocks of so many."""
@@ -165,6 +176,7 @@ class Evaluation:
         return self.times * noise.numbers(self.structure.widest, self.rows_alike(num_rows), samples)
 
 
+@takes_turns
 def log_weights(
     pair: LatentVariableModel,
     x: Any,
@@ -245,6 +257,7 @@ class ELBOEstimate:
         return float(self.estimate.mean())
 
 
+@takes_turns
 def elbo(
     pair: LatentVariableModel,
     x: Any,
@@ -307,10 +320,14 @@ def prepare_rows(pair: LatentVariableModel, x: Any, argument: str = "x") -> Batc
             f"a {type(pair).__name__}",
             "Wrap your Pyro model and guide: LatentVariableModel(model, guide).",
         )
-    return checks.batch(x, dtype=pair.dtype, device=pair.device, argument=argument)
+    pair.check_numbers()
+    batch = checks.batch(x, dtype=pair.dtype, device=pair.device, argument=argument)
+    if isinstance(pair, VAE):
+        check_width(getattr(pair.encoder, "network", pair.encoder), batch["x"], argument)
+    return batch
 
 
-def _not_a_number(terms: Terms, numbers: Tensor) -> checks.Refused:
+def _not_a_number(terms: Terms, numbers: Tensor, fix: str) -> checks.Refused:
     log_weights = terms.log_weights
     bad = ~(log_weights < math.inf)
     row = int(numbers[bad.any(dim=0).int().argmax()])
@@ -320,6 +337,7 @@ def _not_a_number(terms: Terms, numbers: Tensor) -> checks.Refused:
         "x",
         "log weights below +∞",
         f"{int(bad.sum())} that are NaN or +∞ in {' and '.join(guilty) or 'their difference'}, first at row {row}",
-        "The model or the guide puts out NaN, or a density that runs off to +∞ (a vanishing scale): look at "
+        f"{fix} ".lstrip()
+        + "The model or the guide puts out NaN, or a density that runs off to +∞ (a vanishing scale): look at "
         "its parameters, lower the learning rate, or fix the scale.",
     )

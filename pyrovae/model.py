@@ -11,7 +11,7 @@ import inspect
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyro
@@ -23,6 +23,19 @@ from torch import Tensor, nn
 from pyrovae import checks, encoders, likelihoods, noise, priors
 from pyrovae.networks import MLP, Standardize, output_width, widths
 from pyrovae.precision import products
+from pyrovae.turns import takes_turns
+
+# Columns that differ in size by so much drown the small ones; networks start out for numbers of size one.
+_UNEVEN, _LARGE = 100.0, 10.0
+# How torch says that there is no such device.
+_NO_DEVICE = (
+    "not compiled",
+    "not linked",
+    "NVIDIA driver",
+    "No CUDA GPUs",
+    "invalid device ordinal",
+    "No HIP GPUs",
+)
 
 
 class LatentVariableModel(nn.Module):
@@ -196,6 +209,46 @@ class LatentVariableModel(nn.Module):
                     del self.declared._parameters[attribute]
             raise
 
+    def check_numbers(self) -> None:
+        """Refuse parameters and buffers that can't be computed with: of 16 bits, without memory, made in inference mode."""
+        if self.dtype is not None and self.dtype not in checks.FLOATS:
+            raise checks.bad_type(
+                "pair",
+                "parameters in float32 or float64",
+                f"parameters in {self.dtype}",
+                'Cast them: model.float(). For faster training pass fit(..., precision="medium").',
+            )
+        for name, tensor in [*self.named_parameters(), *self.named_buffers()]:
+            if tensor.device.type == "meta":
+                raise checks.bad_type(
+                    "pair",
+                    "parameters with numbers in them",
+                    f"{name} on the meta device",
+                    "Build the model on a real device.",
+                )
+            if tensor.is_inference():
+                raise checks.bad_value(
+                    "pair",
+                    "parameters that were made outside torch.inference_mode()",
+                    f"{name}, made inside",
+                    "Build, copy or load the model outside.",
+                )
+
+    def fix_of_scales(self, x: Tensor) -> str:
+        """What to do where networks overflow on rows of x; empty where their columns are near size one, or brought there."""
+        smallest, largest = checks.sizes(x)
+        how = self._standardising
+        if how and largest > _UNEVEN * smallest:
+            return f"Columns have very different scales, of size {smallest:.2g} to {largest:.2g}: {how}."
+        if how and not 1 / _UNEVEN < largest < _LARGE:
+            return f"Columns are of size {largest:.2g}, and networks start out for size one: {how}."
+        return ""
+
+    @property
+    def _standardising(self) -> str:
+        """How columns can be brought to size one; empty where the pair does so itself."""
+        return "standardise them first, by numbers taken from the training rows"
+
     def every_module(self) -> Iterator[nn.Module]:
         """The pair's modules, and those that its plain functions refer to, which they may hand to pyro.module."""
         yield from self.modules()
@@ -236,6 +289,19 @@ class LatentVariableModel(nn.Module):
         finally:
             for module, mode in modes:
                 module.training = mode
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        try:
+            return super()._apply(fn, recurse)
+        except (AssertionError, RuntimeError) as error:
+            if not any(words in str(error) for words in _NO_DEVICE):
+                raise
+            raise checks.bad_value(
+                "device",
+                "one that this machine and its torch have",
+                str(error).splitlines()[0].rstrip("."),
+                "Stay on the CPU, or install a torch that is built for the device.",
+            ) from error
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -325,6 +391,7 @@ class VAE(LatentVariableModel):
                 pyro.param(f"{self.name}$$${name}", parameter)
 
     @classmethod
+    @takes_turns
     def mlp(
         cls,
         data_dim: int,
@@ -379,12 +446,14 @@ class VAE(LatentVariableModel):
             ),
         )
 
+    @takes_turns
     def sample(self, num_rows: int, seed: int = 0, **context: Tensor) -> Tensor:
         """Rows from P(x): z from the prior, x from the likelihood; shape (num_rows, ...).
 
         What the likelihood takes beside z, such as offsets of shape (num_rows,), is passed by its name.
         """
         checks.integer("num_rows", num_rows)
+        self.check_numbers()
         self._refuse_untaken(context)
         for name, value in context.items():
             context[name] = checks.rows(value, dtype=self.dtype, device=self.device, argument=name)
@@ -398,13 +467,15 @@ class VAE(LatentVariableModel):
         with self.evaluating(), noise.seeded(noise.derive(seed, noise.Stream.SAMPLE), self.device):
             return self.likelihood(self.prior().sample((num_rows,)), **context).sample()
 
+    @takes_turns
     def reconstruct(self, x: Any, seed: int = 0) -> Tensor:
         """The mean of P(x | z) for one z ~ Q(z | x) a row; as the likelihood shapes its rows."""
+        self.check_numbers()
         context = checks.batch(x, dtype=self.dtype, device=self.device)
         rows = context.pop("x")
         self._refuse_untaken(context)
         seeded = noise.seeded(noise.derive(seed, noise.Stream.RECONSTRUCT), self.device)
-        with self.evaluating(), seeded, checks.parameters_hold():
+        with self.evaluating(), seeded, checks.parameters_hold(fix=lambda: self.fix_of_scales(rows)):
             return self.likelihood(self.encoder(rows).sample(), **context).mean
 
     def _refuse_untaken(self, context: Mapping[str, Tensor]) -> None:
@@ -419,6 +490,12 @@ class VAE(LatentVariableModel):
                     f"{name}=…",
                     "Leave it out.",
                 )
+
+    @property
+    def _standardising(self) -> str:
+        if any(isinstance(module, Standardize) for module in self.modules()):
+            return ""
+        return "build the model with standardize=True"
 
     def owners_parameters(self) -> Iterator[nn.Parameter]:
         for part in (self.prior, self.likelihood, self.encoder):

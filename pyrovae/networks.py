@@ -306,15 +306,32 @@ def output_width(network: nn.Module) -> int | None:
 
 def _rows_of(width: int, x: Tensor, argument: str = "x") -> Tensor:
     """Rows flattened to (batch, width); refused where they are of another width."""
-    x = x.flatten(1) if x.dim() > 1 else x[:, None]
-    if x.shape[-1] != width:
+    rows = x.flatten(1) if x.dim() > 1 else x[:, None]
+    if rows.shape[-1] != width:
         raise checks.bad_value(
             argument,
             f"rows of width {width}",
-            f"rows of width {x.shape[-1]}",
-            "Pass rows of that width, or build the network for these.",
+            f"rows of width {rows.shape[-1]}, x of shape {tuple(x.shape)}",
+            f"{_as_rows(width, x)} Or build the network for these.",
         )
-    return x
+    return rows
+
+
+def _as_rows(width: int, x: Tensor) -> str:
+    """What to pass in place of x, for rows of ``width`` columns."""
+    if x.dim() == 2 and len(x) == width:
+        return "Pass x.T: rows lie on dim 0."
+    if x.dim() == 1 and len(x) == width:
+        return "Pass one row as x[None]."
+    if x.dim() == 3 and len(x) == 1 and x.shape[2] == width:
+        return "Pass x[0]: rows lie on dim 0."
+    return "Pass rows of that width, on dim 0."
+
+
+def check_width(network: nn.Module, x: Tensor, argument: str = "x") -> None:
+    """Refuse rows that an MLP is not as wide as; other networks are asked by running them."""
+    if isinstance(network, MLP):
+        _rows_of(network.in_features, x, argument)
 
 
 def _image(argument: str, shape: Sequence[int]) -> tuple[int, ...]:

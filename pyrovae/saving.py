@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pyrovae import baselines, checks, encoders, likelihoods, networks, priors, storage
 from pyrovae.baselines.base import Fitted
 from pyrovae.model import VAE, LatentVariableModel
+from pyrovae.turns import takes_turns
 
 # Where names of classes lead: the registries, and torch's layers without a state of their own but their parameters.
 _REGISTRIES: dict[str, Mapping[str, type]] = {
@@ -51,6 +52,7 @@ _REGISTRIES: dict[str, Mapping[str, type]] = {
 }
 
 
+@takes_turns
 def save(model: LatentVariableModel | Fitted, path: str | os.PathLike[str]) -> None:
     """Save a fitted model to one file, atomically; ``load`` gives it back bit for bit.
 
@@ -91,6 +93,7 @@ def save(model: LatentVariableModel | Fitted, path: str | os.PathLike[str]) -> N
     storage.write(path, arrays, meta | {"versions": _versions()})
 
 
+@takes_turns
 def load(path: str | os.PathLike[str], into: Any = None) -> Any:
     """The model that ``save`` wrote to a file, on the CPU; or ``into``, with what was saved in it.
 

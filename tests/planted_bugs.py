@@ -431,6 +431,72 @@ BUGS = {
         "self._stage = 1",
         "test_evidence_methods.py::fresh_noise",
     ),
+    "threads that do not wait for one another": Bug(
+        "turns.py",
+        "with _lock, _plain_torch():",
+        "with _plain_torch():",
+        "test_turns.py::several_threads or half_trained",
+    ),
+    "inference mode inside a call": Bug(
+        "turns.py",
+        "if torch.is_inference_mode_enabled():",
+        "if False:",
+        "test_turns.py::autocast and (annealed or fit)",
+    ),
+    "autocast inside a call": Bug(
+        "turns.py",
+        "if torch.is_autocast_enabled(device):",
+        "if False:",
+        "test_turns.py::autocast and elbo",
+    ),
+    "a last row by itself": Bug(
+        "tracing/steps.py",
+        "if whole and last == 1:",
+        "if whole and last == -1:",
+        "test_training.py::last_row and traced",
+    ),
+    "a joined batch weighed as if it were whole": Bug(
+        "pair/running.py",
+        'scale = num_rows / len(batch["x"])',
+        'scale = num_rows / (len(batch["x"]) - len(batch["x"]) % 2)',
+        "test_training.py::joined",
+    ),
+    "a flat density that slopes": Bug(
+        "evidence/posterior.py",
+        "return torch.zeros_like(u) if found is None else found",
+        "return torch.ones_like(u) if found is None else found",
+        "test_evidence_methods.py::does_not_depend",
+    ),
+    "rows of 16 bits": Bug(
+        "checks.py",
+        "if x.dtype not in FLOATS:",
+        "if False:",
+        "test_bad_input.py::sixteen",
+    ),
+    "a pair of 16 bits": Bug(
+        "model.py",
+        "if self.dtype is not None and self.dtype not in checks.FLOATS:",
+        "if False:",
+        "test_bad_input.py::sixteen and elbo",
+    ),
+    "a shape taken for data from elsewhere": Bug(
+        "pair/inspection.py",
+        "raise unfilled(name, site, len(probe)) if value.shape == probe.shape else no_answer(name)",
+        "raise no_answer(name)",
+        "test_bad_input.py::another_shape and elbo and mlp",
+    ),
+    "a sparse matrix as chunks of rows": Bug(
+        "training/rows.py",
+        'hasattr(x, name) for name in ("to_numpy", "toarray", ',
+        'hasattr(x, name) for name in ("to_numpy", ',
+        "test_bad_input.py::another_kind and scipy",
+    ),
+    "columns of any size": Bug(
+        "model.py",
+        "if how and largest > _UNEVEN * smallest:",
+        "if how and largest > 1e30 * smallest:",
+        "test_bad_input.py::very_different",
+    ),
 }
 
 

@@ -15,6 +15,7 @@ PACKAGE = Path(pyrovae.__file__).parent
 #: From the ground up: a file imports only from lines above its own.
 ROOMS = [
     "checks",
+    "turns",
     "registry",
     "networks",
     "diagnostics",

@@ -25,6 +25,7 @@ import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.sparse
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -1255,3 +1256,243 @@ def test_python_o_changes_nothing():
     assert last == "True 1"
     assert len(refusals) == 19
     assert all(PARTS.fullmatch(line) for line in refusals)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Rows of another kind, shape or precision: one sentence names what came, and the right fix
+
+
+class Table:
+    """Something like pyarrow's table, dask's frame or an h5py data set: what has one method that makes rows."""
+
+    def __init__(self, method, rows):
+        setattr(self, method, lambda: rows)
+
+
+class ArrayLike:
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __array__(self, dtype=None, copy=None):
+        return self.rows
+
+
+class Samples(torch.utils.data.Dataset):
+    def __init__(self, x):
+        self.x = x
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return self.x[index]
+
+
+def object_array(thing):
+    array = np.empty((), dtype=object)
+    array[()] = thing
+    return array
+
+
+#: What is no rows, made of good rows, x, shape (24, 6): its name in the message, and the fix. Where the fix is an
+#: expression of x, it gives the good rows.
+OTHER_KINDS = {
+    "scipy sparse": (lambda x: scipy.sparse.csr_matrix(x.numpy()), "a csr_matrix", "x.toarray()"),
+    "scipy sparse array": (lambda x: scipy.sparse.coo_array(x.numpy()), "a coo_array", "x.toarray()"),
+    "numpy.asarray of scipy sparse": (
+        lambda x: np.asarray(scipy.sparse.csc_matrix(x.numpy())),
+        "an array around a csc_matrix",
+        "x.item().toarray()",
+    ),
+    "an array around a tensor-like": (
+        lambda x: object_array(ArrayLike(x.numpy())),
+        "an array around a ArrayLike",
+        "numpy.asarray(x.item())",
+    ),
+    "torch sparse": (lambda x: x.to_sparse(), "a torch.sparse_coo one", "x.to_dense()"),
+    "a table": (lambda x: Table("to_pandas", pd.DataFrame(x.numpy())), "a Table", "x.to_pandas()"),
+    "a lazy frame": (lambda x: Table("compute", x.numpy()), "a Table", "x.compute()"),
+    "an array of another library": (lambda x: ArrayLike(x.numpy()), "a ArrayLike", "numpy.asarray(x)"),
+    "nested lists": (lambda x: x.tolist(), "a list", "numpy.asarray(x)"),
+    "nested tuples": (lambda x: tuple(map(tuple, x.tolist())), "a tuple", "numpy.asarray(x)"),
+    "an array of arrays": (
+        lambda x: np.array([None, *x.numpy()], dtype=object)[1:],
+        "whose entries are ndarrays",
+        "numpy.stack(x)",
+    ),
+    "numbers as strings": (lambda x: x.numpy().astype(str), "dtype <U32", "x.astype(float)"),
+    "an object array": (lambda x: x.numpy().astype(object), "dtype object", "x.astype(float)"),
+    "a TensorDataset": (lambda x: torch.utils.data.TensorDataset(x), "a TensorDataset", "x.tensors[0]"),
+    "a Dataset": (Samples, "a Samples", "torch.stack([x[i] for i in range(len(x))])"),
+    "a path": (lambda x: "rows.csv", "a str", None),
+    "a Path": (lambda x: Path("rows.npy"), "a PosixPath", None),
+    "a file": (lambda x: io.StringIO("1,2"), "a StringIO", None),
+    "a model": (lambda x: torch.nn.Linear(2, 2), "a Linear", None),
+    "nothing": (lambda x: None, "a NoneType", None),
+    "a structured array": (
+        lambda x: np.rec.fromarrays(x.numpy().T.astype(float)),
+        "dtype (numpy.record",
+        "numpy.lib.recfunctions.structured_to_unstructured(x)",
+    ),
+}
+#: What ``fit`` takes as chunks, and others don't.
+CHUNKS = {
+    "a DataLoader": (
+        lambda x: torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=8),
+        "a DataLoader",
+    ),
+    "a list of tensors": (lambda x: list(x.split(8)), "a list of 3 tensors"),
+    "a tuple of arrays": (lambda x: tuple(np.split(x.numpy(), 3)), "a tuple of 3 arrays"),
+    "a generator": (lambda x: (part for part in x.split(8)), "a generator"),
+}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(lambda x: pv.log_evidence(world()["vae"], x), id="log_evidence"),
+        pytest.param(lambda x: pv.fit(world()["vae"], x), id="fit"),
+        pytest.param(lambda x: baselines.IndependentBernoulli().fit(x), id="baseline"),
+    ],
+)
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_rows_of_another_kind_are_named_with_the_fix_that_works(kind, call):
+    import numpy.lib.recfunctions
+
+    make, came, fix = OTHER_KINDS[kind]
+    good = world()["x"]
+    x = make(good)
+    with pytest.raises((TypeError, ValueError)) as refusal:
+        call(x)
+    parts = PARTS.fullmatch(str(refusal.value))
+    assert parts
+    assert parts["argument"] == "x"
+    assert came in parts["came"]
+    if fix is not None:
+        assert fix in parts["mend"]
+        rows = checks.rows(eval(fix, {"x": x, "numpy": numpy, "torch": torch}), dtype=torch.float32)
+        assert torch.equal(rows, good)
+
+
+@pytest.mark.parametrize("kind", CHUNKS)
+def test_what_only_fit_takes_is_named(kind):
+    make, came = CHUNKS[kind]
+    with pytest.raises(TypeError, match=f"x: expected .*, got {came}"):
+        pv.elbo(world()["vae"], make(world()["x"]))
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        lambda x: torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(x, torch.arange(len(x))), batch_size=8
+        ),
+        lambda x: [(x, torch.arange(len(x)))],
+        lambda x: [x, [x, x]],
+    ],
+)
+def test_batches_of_rows_and_labels_are_named(batches):
+    with pytest.raises(
+        TypeError, match=r"x\[\d\]: expected an array of rows.*of 2, such as \(rows, labels\).*Leave the"
+    ):
+        pv.fit(world()["vae"], batches(world()["x"]))
+
+
+def test_frames_of_sparse_columns_are_rows():
+    vae, x = world()["vae"], world()["x"]
+    sparse = pd.DataFrame(x.numpy()).astype(pd.SparseDtype("float32", 0))
+    assert np.allclose(pv.elbo(vae, sparse, num_samples=5).estimate, pv.elbo(vae, x, num_samples=5).estimate)
+
+
+def linear():
+    return pv.VAE(
+        priors.StandardNormal(1),
+        likelihoods.Gaussian(torch.nn.Linear(1, COLUMNS)),
+        encoders.DiagonalNormal(torch.nn.Linear(COLUMNS, 2)),
+    )
+
+
+#: Rows of another shape than (24, 6): the shape that the message names, and the fix for an MLP.
+SHAPES = {
+    "(n, 1, 6)": (lambda x: x[:, None], r"\(\d+, 1, 6\)|\(1, 6\)", "x.flatten(1)"),
+    "(n, 6, 1)": (lambda x: x[..., None], r"\(\d+, 6, 1\)|\(6, 1\)", "x.flatten(1)"),
+    "(n, 2, 3)": (lambda x: x.view(-1, 2, 3), r"\(\d+, 2, 3\)|\(2, 3\)", "x.flatten(1)"),
+    "(n, 1, 2, 3)": (lambda x: x.view(-1, 1, 2, 3), r"\(\d+, 1, 2, 3\)|\(1, 2, 3\)", "x.flatten(1)"),
+    "(1, n, 6)": (lambda x: x[None], r"\(1, 24, 6\)|\(24, 6\)", "x[0]"),
+    "transposed": (lambda x: x.T, r"\(\d, 24\)|\(24,\)", "x.T"),
+    "one row": (lambda x: x[0], r"\(6,\)|\(\)", "x[None]"),
+    "one column": (lambda x: x[:, 0], r"\(24,\)|\(\d,\)|\(\)", "rows of that width"),
+    "too wide": (lambda x: torch.cat([x, x], 1), r"\(24, 12\)|\(12,\)|\(\d, 12\)", "rows of that width"),
+}
+
+
+@pytest.mark.parametrize("pair", ["mlp", "linear", "functions"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("call", [pv.elbo, pv.fit], ids=lambda f: f.__name__)
+def test_rows_of_another_shape_are_named_as_such(shape, pair, call):
+    change, came, fix = SHAPES[shape]
+    make = {"mlp": a("gaussian"), "linear": linear, "functions": lambda: pv.LatentVariableModel(model, guide)}
+    with pytest.raises(ValueError) as refusal:
+        call(make[pair](), change(world()["real"]))
+    parts = PARTS.fullmatch(str(refusal.value))
+    assert parts
+    assert parts["argument"] == "x"
+    assert re.search(came, parts["came"])
+    if pair == "mlp":
+        assert fix in parts["mend"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("call", [pv.log_evidence, pv.elbo, pv.fit, pv.diagnose], ids=lambda f: f.__name__)
+def test_sixteen_bits_are_refused(dtype, call):
+    vae, x = pv.VAE.mlp(COLUMNS, 2, hidden_dims=(4,)), world()["x"]
+    with pytest.raises(
+        TypeError, match=rf"x: expected a float32 or float64 tensor, got a {dtype} one.*x\.float\(\)"
+    ):
+        call(vae, x.to(dtype))
+    with pytest.raises(TypeError, match=rf"pair: expected parameters in float32 or float64, .*{dtype}"):
+        call(vae.to(dtype), x.to(dtype))
+    for made in (lambda: vae.sample(3), lambda: vae.reconstruct(x)):
+        with pytest.raises(TypeError, match="pair: expected parameters in float32"):
+            made()
+    with pytest.raises(TypeError, match="x: expected a float32 or float64 tensor"):
+        baselines.PPCA(1).fit(x.to(dtype))
+    assert np.isfinite(pv.elbo(vae.float(), x.numpy().astype(np.float16)).mean)  # arrays are cast
+
+
+def test_no_gpu_and_no_numbers_are_said():
+    if not torch.cuda.is_available():
+        for move in (lambda vae: vae.to("cuda"), lambda vae: vae.cuda()):
+            with pytest.raises(ValueError, match="device: expected one that this machine"):
+                move(world()["vae"])
+    with torch.device("meta"):
+        vae = pv.VAE.mlp(COLUMNS, 2, hidden_dims=(4,))
+    for call in (pv.elbo, pv.fit):
+        with pytest.raises(TypeError, match="pair: expected parameters with numbers in them"):
+            call(vae, world()["x"])
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("call", [pv.log_evidence, pv.fit, lambda vae, x: vae.reconstruct(x)])
+def test_columns_of_very_different_size_are_named_before_anything_else(call, standardize):
+    """Where the encoder overflows; a pair that standardises takes them."""
+    x = world()["real"] * torch.logspace(0, 8, COLUMNS)
+    vae = pv.VAE.mlp(COLUMNS, 1, "gaussian", hidden_dims=(4,), standardize=standardize, scale="per_dimension")
+    if standardize:
+        pv.fit(vae, x, epochs=1, lr=1e-9)
+        call(vae, x)
+        return
+    with pytest.raises(
+        ValueError, match=r"\. Columns have very different scales, of size .*standardize=True"
+    ):
+        call(vae, x)
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+@pytest.mark.parametrize("standardize", [False, True])
+def test_a_loss_of_counts_that_overflows_names_standardize_where_it_would_help(standardize):
+    x = torch.poisson(torch.tensor([0.1, 5.0, 300.0, 300.0]).expand(100, 4))
+    vae = pv.VAE.mlp(4, 1, "negative_binomial", hidden_dims=(4,), standardize=standardize)
+    with pytest.raises((FloatingPointError, ValueError), match=r"[Ll]ower (the learning rate|lr)") as error:
+        pv.fit(vae, x, epochs=50, lr=1e3)
+    assert ("standardize=True" in str(error.value)) != standardize

@@ -87,6 +87,7 @@ CASES = {
     "standardised": (functools.partial(vae, likelihood="gaussian", standardize=True), {}),
     "plain functions": (functional, {}),
     "in chunks": (vae, {}),
+    "a last row by itself": (functional, {}),
 }
 
 
@@ -99,6 +100,8 @@ def fit(case, folder=None, **options):
     if case == "steps that are skipped":
         rows = rows.clone()
         rows[7] = 1e30
+    if case == "a last row by itself":
+        rows = rows[:49]
     if case == "in chunks":
         rows = rows.split((32, 28))
     return pair, pv.fit(pair, rows, checkpoint=checkpoint, **arguments)

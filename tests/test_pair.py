@@ -593,12 +593,12 @@ BAD_ROWS = {
     "minus_inf": (spoilt(-np.inf), "first -inf at row 5, column 1", "impute", ValueError),
     "strings": (np.array([["a", "b", "c"]]), "dtype <U1", "x.astype(float)", TypeError),
     "complex": (X.to(torch.complex64), "torch.complex64", "x.real", TypeError),
-    "complex_array": (X.numpy().astype(complex), "dtype complex128", "x.astype(float)", TypeError),
+    "complex_array": (X.numpy().astype(complex), "dtype complex128", "x.real", TypeError),
     "no_rows": (X[:0], "shape (0, 3)", "Pass some rows", ValueError),
     "no_columns": (X[:, :0], "shape (7, 0)", "Pass some rows", ValueError),
     "a_number": (torch.tensor(1.0), "a single number", "shape (rows, columns)", ValueError),
     "list": (X.tolist(), "a list", "numpy.asarray", TypeError),
-    "none": (None, "a NoneType", "numpy.asarray", TypeError),
+    "none": (None, "a NoneType", "Pass rows", TypeError),
 }
 
 

@@ -482,7 +482,10 @@ def test_compiled_fits_repeat_themselves():
 def test_calls_cover_an_epoch(num_rows, several):
     sizes = tracing.calls(num_rows, 5, several)
     flat = [size for call in sizes for size in call]
-    assert flat == [len(rows) for rows in torch.arange(num_rows).split(5)]
+    expected = [len(rows) for rows in torch.arange(num_rows).split(5)]
+    if len(expected) > 1 and expected[-1] == 1:  # a single row is joined to the batch before
+        expected[-2:] = [6]
+    assert flat == expected
     assert len({*sizes}) <= 2
     assert all(len(call) == 1 for call in sizes) or several
 

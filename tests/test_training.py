@@ -339,7 +339,7 @@ def test_dropout_is_on_in_training_and_off_in_evaluation():
         ),
         ({"validation": torch.full((3, 6), math.nan)}, ValueError, "validation: expected finite numbers"),
         ({"validation": torch.full((3, 6), 0.5)}, ValueError, "ContinuousBernoulli"),
-        ({"validation": torch.ones(3, 7)}, ValueError, r"validation: expected rows of shape \(6,\), as in x"),
+        ({"validation": torch.ones(3, 7)}, ValueError, r"validation: expected rows of width 6"),
         ({"validation": torch.ones(3)}, ValueError, "validation: expected"),
         (
             {"optimizer": functools.partial(torch.optim.SGD, lr=0.5)},
@@ -1111,7 +1111,8 @@ class Shrinking:
             (rows for rows in [X]),
             "x: expected chunks that can be gone through in every epoch anew, got a generator",
         ),
-        ([X[:40], X[40:, :3]], r"x: expected chunks that differ only in their rows: .*\(6,\).* in chunk 1"),
+        ([X[:40], X[40:, None]], r"x: expected chunks that differ only in their rows: .*\(6,\).* in chunk 1"),
+        ([X[:40], X[40:, :3]], r"x\[1\]: expected rows of width 6, got rows of width 3"),
         ([X[:40], 2 * X[40:]], r"x\[1\]: expected values on the support of Bernoulli"),
         ([X[:40], X[40:] / 0], r"x\[1\]: expected .*finite"),
         (torch.utils.data.DataLoader([]), "x: expected at least one chunk of rows, got none"),
@@ -1247,3 +1248,119 @@ def test_a_resumable_fit_takes_chunks_that_stay_the_same(tmp_path):
 
     with pytest.raises(ValueError, match="x: expected chunks that are the same at every pass"):
         pv.fit(small_vae(), Shuffling(), epochs=2, checkpoint=tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A last batch of one row
+
+
+def normalised_vae():
+    """BatchNorm in encoder and decoder: a batch of one row has no spread to divide by."""
+    torch.manual_seed(0)
+    return pv.VAE(
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Bernoulli(pv.MLP(2, (4,), 6, normalization="batch")),
+        pv.encoders.DiagonalNormal(pv.MLP(6, (4,), 4, normalization="batch")),
+    )
+
+
+@pytest.mark.parametrize("how", ["traced", "inside"])
+@pytest.mark.parametrize("lengths", [(9,), (17, 8, 25)])
+def test_a_last_row_by_itself_is_joined_to_the_batch_before(lengths, how, monkeypatch, request):
+    """Any N = k·B + 1, in arrays and chunks, whatever way steps are taken: the ways agree up to rounding."""
+    if how == "traced":
+        monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
+    if how == "inside":
+        request.getfixturevalue("inside")
+    x = binary_rows(sum(lengths)).double()
+    rows = x if len(lengths) == 1 else list(x.split(lengths))
+    options = {"batch_size": 8, "epochs": 2, "lr": 1e-2}
+    eager = normalised_vae().double()
+    expected = pv.fit(eager, rows, compile=False, **options)
+    vae = normalised_vae().double()
+    history = pv.fit(vae, rows, compile=True if how == "inside" else "auto", **options)
+    assert history.steps == ("compiled" if how == "inside" else how)
+    assert np.allclose(history.frame["loss"], expected.frame["loss"], rtol=1e-9)
+    assert all(
+        torch.allclose(a, b, atol=1e-9) for a, b in zip(vae.parameters(), eager.parameters(), strict=True)
+    )
+
+
+class Exact(torch.nn.Module):
+    """z ~ N(0, 1), x ~ N(z, 1), and the exact posterior: one draw's ELBO is log N(x; 0, 2), without noise."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+        self.sizes = []
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        if self.training:
+            self.sizes.append(len(x))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.weight * x, 0.5**0.5))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "batch_size", "sizes"),
+    [
+        ((9,), 4, [4, 5]),
+        ((5,), 4, [5]),
+        ((9,), 8, [9]),
+        ((10,), 4, [4, 4, 2]),
+        ((3,), 1, [1, 1, 1]),
+        ((1,), 4, [1]),
+        ((9, 1, 8), 4, [4, 5, 1, 4, 4]),
+    ],
+)
+def test_the_joined_batch_counts_by_its_own_size(lengths, batch_size, sizes):
+    """An epoch's loss is −mean log P(x), exactly: every row counts once, each batch with its own N/B."""
+    parts = Exact()
+    pair = pv.LatentVariableModel(parts.model, parts.guide)
+    x = torch.randn(sum(lengths), dtype=torch.float64)
+    rows = x if len(lengths) == 1 else list(x.split(lengths))
+    history = pv.fit(pair, rows, batch_size=batch_size, epochs=1, lr=1e-15, compile=False)
+    assert parts.sizes == sizes
+    exact = dist.Normal(0.0, 2**0.5).log_prob(x).mean()
+    assert history.frame["loss"][0] == pytest.approx(-float(exact), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "argument"),
+    [
+        (lambda: binary_rows(1), 8, "x"),
+        (lambda: binary_rows(5), 1, "batch_size"),
+        (lambda: [binary_rows(9), binary_rows(1)], 8, "x"),
+    ],
+)
+def test_batches_of_one_row_are_refused_before_batch_normalisation_fails(rows, batch_size, argument):
+    vae = normalised_vae()
+    tensors = [*vae.parameters(), *vae.buffers()]
+    before = [tensor.detach().clone() for tensor in tensors]
+    with pytest.raises(ValueError, match=f"^{argument}: expected two rows or more in every batch"):
+        pv.fit(vae, rows(), batch_size=batch_size)
+    assert same(before, tensors)
+    assert vae.fitted is None
+
+
+def test_batches_of_one_row_are_taken_where_batch_normalisation_takes_them():
+    """One that is frozen, and one over the pixels of a single image."""
+    vae = normalised_vae()
+    for module in vae.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.eval()
+    pv.fit(vae, binary_rows(3), batch_size=1, epochs=1)
+    images = torch.nn.Sequential(
+        torch.nn.Unflatten(1, (1, 2, 3)), torch.nn.BatchNorm2d(1), torch.nn.Flatten(), torch.nn.Linear(6, 4)
+    )
+    vae = pv.VAE(
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Bernoulli(torch.nn.Linear(2, 6)),
+        pv.encoders.DiagonalNormal(images),
+    )
+    pv.fit(vae, binary_rows(3), batch_size=1, epochs=1)

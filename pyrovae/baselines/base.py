@@ -14,6 +14,7 @@ from torch.distributions import Distribution, constraints
 
 from pyrovae import checks, noise
 from pyrovae.evidence.result import LogEvidence
+from pyrovae.turns import takes_turns
 
 #: Baselines by their class name in snake case; the contract tests cover every ``ClosedForm`` among them.
 REGISTRY: dict[str, type[Fitted]] = {}
@@ -66,6 +67,7 @@ class Baseline(Fitted, ABC):
     _width: int | None = None
     _fingerprint: checks.Fingerprint
 
+    @takes_turns
     def fit(self, x: Any) -> Self:
         """Fit to rows, shape (rows, columns); returns self. Where it raises, nothing has changed."""
         rows = self._rows(x)
@@ -81,6 +83,7 @@ class Baseline(Fitted, ABC):
             raise
         return self
 
+    @takes_turns
     def log_evidence(self, x: Any) -> LogEvidence:
         """log P(x_n) of rows, shape (rows, columns), each by itself, in nats a row."""
         rows = self._rows(x)
@@ -94,6 +97,7 @@ class Baseline(Fitted, ABC):
             )
         return self._score(rows)
 
+    @takes_turns
     def sample(self, num_rows: int, seed: int = 0) -> Tensor:
         """Rows from the fitted model, each by itself, shape (num_rows, columns), float64."""
         checks.integer("num_rows", num_rows)
@@ -133,7 +137,7 @@ class Baseline(Fitted, ABC):
                     "x", 'a mapping with rows under "x"', f"the keys {list(x)}", 'Pass {"x": rows}.'
                 )
             x = x["x"]
-        if isinstance(x, Tensor) and x.is_floating_point():
+        if isinstance(x, Tensor) and x.dtype in checks.FLOATS:
             x = x.double()
         rows = checks.rows(x, dtype=torch.float64)
         # Contiguous, so that the same numbers give the same bits however they lay in memory.
@@ -214,6 +218,7 @@ class Conjugate(ClosedForm):
 
     parameters = "posterior-averaged"
 
+    @takes_turns
     def marginal_likelihood(self) -> LogEvidence:
         """log P(training rows | prior), the evidence of the whole training set: one number, in nats, exact.
 
@@ -243,5 +248,5 @@ def warn_unconverged(baseline: Baseline, max_iter: int) -> None:
     warnings.warn(
         f"{type(baseline).__name__} has not converged in {max_iter} steps: its log P(x) is exact for the parameters "
         "reached, which are not yet the best. Raise max_iter.",
-        stacklevel=4,
+        stacklevel=5,
     )

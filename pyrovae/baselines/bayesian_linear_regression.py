@@ -10,6 +10,7 @@ from torch.distributions import StudentT
 
 from pyrovae import checks
 from pyrovae.baselines.base import Conjugate, register
+from pyrovae.turns import takes_turns
 
 
 @register("bayesian_linear_regression")
@@ -101,6 +102,7 @@ class BayesianLinearRegression(Conjugate):
         features, response = self._split(rows)
         return self._predictive(features).log_prob(response)
 
+    @takes_turns
     def sample(self, num_rows: int, seed: int = 0) -> Tensor:
         """Rows of covariates drawn from the training rows, with responses from the predictive, each by itself.
 

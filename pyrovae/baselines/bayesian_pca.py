@@ -12,6 +12,7 @@ from torch import Tensor
 from pyrovae import checks
 from pyrovae.baselines.base import register
 from pyrovae.baselines.pyro_mcmc import PyroMCMC, as_batch
+from pyrovae.turns import takes_turns
 
 
 @register("bayesian_pca")
@@ -72,6 +73,7 @@ class BayesianPCA(PyroMCMC):
         self.noise_scale = checks.positive("noise_scale", noise_scale)
         self._order: Tensor | None = None
 
+    @takes_turns
     def fit(self, x: Any) -> Self:
         """Run the chains on rows, shape (rows, columns); returns self. See ``PyroMCMC.fit``."""
         rows = as_batch(x)["x"]

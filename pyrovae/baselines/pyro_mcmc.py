@@ -21,6 +21,7 @@ from pyrovae.evidence.result import Columns, LogEvidence, given_of, verdicts
 from pyrovae.pair import Batch, Latents
 from pyrovae.pair.globals import BayesianModel
 from pyrovae.progress import Progress
+from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,6 +142,7 @@ class PyroMCMC(Fitted):
                 f"Pass num_samples={-(-_FEWEST // self.num_chains)} or more.",
             )
 
+    @takes_turns
     def fit(self, x: Any) -> Self:
         """Run the chains on rows, or on a mapping with rows under "x"; returns self. Where it raises, nothing has changed.
 
@@ -178,6 +180,7 @@ class PyroMCMC(Fitted):
         if "_batch" in vars(self):
             self._joint = self._joint_of(self._batch)
 
+    @takes_turns
     def log_likelihood(self, x: Any) -> Tensor:
         """log P(x_n | θ_s) of rows under every draw, shape (chains, draws, rows), float64, in nats.
 
@@ -188,6 +191,7 @@ class PyroMCMC(Fitted):
         parts = list(joint.log_likelihood(batch, self._draws.flatten(0, 1)))
         return torch.cat(parts, dim=1).unflatten(0, self._draws.shape[:2])
 
+    @takes_turns
     def marginal_likelihood(self, *, warp: bool = False) -> LogEvidence:
         """log P(training rows), all together, by bridge sampling: one number in nats, with its error.
 
@@ -221,6 +225,7 @@ class PyroMCMC(Fitted):
             target="evidence",
         )
 
+    @takes_turns
     def log_evidence(self, x: Any) -> LogEvidence:
         """log P(x_n | training rows) of rows that may be new, each by itself, in nats: averaged over the posterior.
 
@@ -254,6 +259,7 @@ class PyroMCMC(Fitted):
             shared_mcse=error if np.isfinite(found["estimate"]).all() else math.inf,
         )
 
+    @takes_turns
     def sample(self, num_rows: int, seed: int = 0) -> Tensor:
         """Rows from the posterior predictive, each with a draw of θ of its own, shape (num_rows, ...), float64.
 
@@ -433,7 +439,7 @@ def as_batch(x: Any) -> Batch:
     """Rows, and what goes with them, in float64."""
 
     def double(value: Any) -> Any:
-        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        return value.double() if isinstance(value, Tensor) and value.dtype in checks.FLOATS else value
 
     given = {name: double(value) for name, value in x.items()} if isinstance(x, Mapping) else double(x)
     return checks.batch(given, dtype=torch.float64)

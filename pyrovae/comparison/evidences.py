@@ -10,11 +10,13 @@ import numpy as np
 from pyrovae import checks
 from pyrovae.comparison.refusals import check_comparable, check_models, check_target
 from pyrovae.evidence import LogEvidence
+from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+@takes_turns
 def compare_evidence(models: Mapping[str, Any]) -> pd.DataFrame:
     """Rank models by the evidence of the training set they were all fitted to, log P(x_1, …, x_N), in nats.
 

@@ -14,6 +14,7 @@ from pyrovae import checks
 from pyrovae.comparison.refusals import check_comparable, check_held_out, check_models, check_target
 from pyrovae.convert import stacking_weights
 from pyrovae.evidence import METHODS, VERDICTS, LogEvidence, log_evidence
+from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _DRAWS = 1000
 
 
+@takes_turns
 def compare(
     models: Mapping[str, Any],
     x: Any = None,

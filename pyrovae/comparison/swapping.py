@@ -17,6 +17,7 @@ from pyrovae.model import VAE
 from pyrovae.networks import standardizing
 from pyrovae.pair import Batch, check_supports, inspect
 from pyrovae.training import fit
+from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +49,7 @@ class Swapped:
         return "\n\n".join(parts)
 
 
+@takes_turns
 def swap(
     x: Any,
     latent_dim: int,

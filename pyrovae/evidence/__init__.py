@@ -18,6 +18,7 @@ from pyrovae.evidence.quadrature import quadrature
 from pyrovae.evidence.refined import refined
 from pyrovae.evidence.result import KINDS, VERDICTS, LogEvidence
 from pyrovae.evidence.sandwich import Sandwich, sandwich
+from pyrovae.turns import takes_turns
 
 #: Every estimator by the name that ``log_evidence(..., method=…)`` takes.
 METHODS: dict[str, Callable[..., LogEvidence]] = {
@@ -31,6 +32,7 @@ METHODS: dict[str, Callable[..., LogEvidence]] = {
 }
 
 
+@takes_turns
 def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: Any) -> LogEvidence:
     """log P(x_n) of every row under anything that has one, in nats.
 

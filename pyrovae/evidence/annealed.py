@@ -20,6 +20,7 @@ from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.progress import Progress
+from pyrovae.turns import takes_turns
 
 STARTS = ("encoder", "prior")
 
@@ -31,6 +32,7 @@ _WARM_UP = 10
 _SPREAD_DRAWS = 128
 
 
+@takes_turns
 def annealed(
     pair: LatentVariableModel,
     x: Any,

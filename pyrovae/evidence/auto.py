@@ -36,6 +36,7 @@ from pyrovae.noise import Stream
 from pyrovae.pair import draw_prior, log_proposal
 from pyrovae.pair import weigh as draw_and_weigh
 from pyrovae.progress import Progress
+from pyrovae.turns import takes_turns
 
 RUNGS = ("importance", "defensive", "refined", "quadrature", "annealed")
 
@@ -58,6 +59,7 @@ _CHAINS, _FEWEST_TEMPERATURES, _MOST_TEMPERATURES = 64, 30, 1000
 _ROWS_AT_ONCE = 1 << 22  # numbers in the fitted Gaussians that are kept
 
 
+@takes_turns
 def auto(
     pair: LatentVariableModel,
     x: Any,

@@ -15,11 +15,13 @@ from pyrovae.evidence.result import CUT_OFF, Columns, judge, verdicts
 from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.progress import Progress
+from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+@takes_turns
 def convergence(
     pair: LatentVariableModel,
     x: Any,

@@ -21,6 +21,7 @@ from pyrovae.likelihoods import Gaussian
 from pyrovae.log_weights import Evaluation
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.networks import MLP
+from pyrovae.turns import takes_turns
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def _refused(expected: str, came: str) -> checks.Refused:
     )
 
 
+@takes_turns
 def exact(pair: LatentVariableModel, x: Any) -> LogEvidence:
     """log P(x_n) = log N(x_n; W m + b, W S Wᵀ + diag σ²), for a VAE whose decoder is linear.
 

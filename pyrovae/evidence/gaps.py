@@ -17,6 +17,7 @@ from pyrovae.log_weights import Evaluation, elbo_of
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.progress import Progress
+from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _STARTS, _STEPS = 4, 10
 
 
+@takes_turns
 def gaps(
     pair: LatentVariableModel,
     x: Any,

@@ -16,8 +16,10 @@ from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence, judge, verdic
 from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.progress import Progress
+from pyrovae.turns import takes_turns
 
 
+@takes_turns
 def importance(
     pair: LatentVariableModel,
     x: Any,

@@ -169,12 +169,20 @@ def gradients(
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Values of several functions of u, each (samples, rows), and their gradients, each (samples, rows, dim).
 
-    Rows and samples do not feel each other, so that the gradient of the sum holds every one's own.
+    Rows and samples do not feel each other, so that the gradient of the sum holds every one's own. A density that
+    does not depend on u, such as a uniform one, has no graph: its gradient is zero.
     """
+
+    def gradient(value: Tensor, u: Tensor) -> Tensor:
+        found = None
+        if value.requires_grad:
+            (found,) = torch.autograd.grad(value.sum(), u, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(u) if found is None else found
+
     with torch.enable_grad():
         u = u.detach().requires_grad_()
         values = function(u)
-        grads = [torch.autograd.grad(value.sum(), u, retain_graph=True)[0] for value in values]
+        grads = [gradient(value, u) for value in values]
     return tuple(value.detach() for value in values), tuple(grads)
 
 

@@ -20,6 +20,7 @@ from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.progress import Progress
+from pyrovae.turns import takes_turns
 
 MOST_DIMENSIONS = 3
 
@@ -38,6 +39,7 @@ _BROAD_FINER = {1: 8, 2: 3, 3: 2}
 _BEYOND = 3.0
 
 
+@takes_turns
 def quadrature(
     pair: LatentVariableModel,
     x: Any,

@@ -36,6 +36,7 @@ from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.progress import Progress
+from pyrovae.turns import takes_turns
 
 # Shares of the draws. Without the widened fits 125 of 1200 rows of three VAEs of the digits had a k-hat above
 # 0.7, with them 11 (benchmarks/fits.py).
@@ -45,6 +46,7 @@ _ENCODER_SHARE, _PRIOR_SHARE = 0.1, 0.1
 _WIDER = 1.5
 
 
+@takes_turns
 def refined(
     pair: LatentVariableModel,
     x: Any,

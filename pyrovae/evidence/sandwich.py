@@ -21,6 +21,7 @@ from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import simulate
 from pyrovae.progress import Progress
+from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,6 +83,7 @@ class Sandwich:
         return self.summary()
 
 
+@takes_turns
 def sandwich(
     pair: LatentVariableModel,
     x: Any,

@@ -50,12 +50,19 @@ def check_shape(name: str, site: Site, num_rows: int) -> None:
     over_rows = {frame.dim - fn.event_dim for frame in frames if frame.size == num_rows}
     dims = set(range(-min(len(expected), value.dim()), 0)) - over_rows
     if any(value.shape[dim] != expected[dim] != 1 for dim in dims):
-        raise checks.bad_value(
-            "x",
-            f"rows that fill the observed site {name!r}, shape {tuple(expected)} for {num_rows} rows",
-            f"shape {tuple(value.shape)}",
-            "Pass rows of the width that the model is written for.",
-        )
+        raise unfilled(name, site, num_rows)
+
+
+def unfilled(name: str, site: Site, num_rows: int) -> checks.Refused:
+    """The refusal of rows whose shape is not that of the site that observes them."""
+    fn, value = site["fn"], site["value"]
+    flat = fn.event_dim == 1 and value.dim() > 1 and value[0].numel() == fn.event_shape[0]
+    return checks.bad_value(
+        "x",
+        f"rows that fill the observed site {name!r}, shape {(*fn.batch_shape, *fn.event_shape)} for {num_rows} rows",
+        f"shape {tuple(value.shape)}",
+        "Pass x.flatten(1)." if flat else "Pass rows of the shape that the model is written for, on dim 0.",
+    )
 
 
 def check_sites(model: Sites, guide: Sites) -> tuple[tuple[str, ...], tuple[str, ...]]:

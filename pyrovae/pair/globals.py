@@ -470,7 +470,7 @@ class BayesianModel:
         self._check_rows_stand_alone(whole, fewer, order, data_dim)
         u = torch.zeros(self.dim, dtype=torch.float64)
         columns, measure, supports = _measure(
-            sites, tuple(data_dim), data_dim, whole, lambda rows: self._run(rows, u)[0]
+            sites, tuple(data_dim), data_dim, whole, len(whole["x"]), lambda rows: self._run(rows, u)[0]
         )
         if computed_from_rows(whole):
             measure = ("pseudo-likelihood",) * len(measure)

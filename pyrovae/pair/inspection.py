@@ -27,6 +27,7 @@ from pyrovae.pair.contract import (
     check_vectorised,
     holds_data,
     no_answer,
+    unfilled,
 )
 from pyrovae.pair import masks
 from pyrovae.pair.dependence import check_order, columns_held
@@ -67,7 +68,7 @@ def inspect(
         data_dim, plates = _data_dims(pair, sites, again, len(chosen))
         masks.check_latents(sites["model"], sites["guide"], latents)
         columns, measure, held_supports = _measure(
-            sites["model"], observed, data_dim, batch, lambda rows: _replayed(pair, latents, rows)
+            sites["model"], observed, data_dim, batch, len(chosen), lambda rows: _replayed(pair, latents, rows)
         )
         if len(set(chosen)) > 1 and not {"mass", "density"} & set(measure):
             check_varies(sites["model"], observed, data_dim)
@@ -216,7 +217,8 @@ def _first_run(pair: LatentVariableModel, part: str, batch: Batch, drawn: Sites 
                     "x",
                     f"rows of a size that the {part}'s networks can take",
                     str(reason).splitlines()[0].removesuffix(", but found invalid values:"),
-                    "Bring the columns to numbers of size one, or let the model do it: standardize=True.",
+                    pair.fix_of_scales(batch["x"])
+                    or "Look for rows far from the rest; in training lower lr or set clip_norm.",
                 ) from reason
             one_dim = "x has one dim, so every number is a row: for one row of many columns pass x[None]. "
             raise checks.bad_value(
@@ -225,7 +227,7 @@ def _first_run(pair: LatentVariableModel, part: str, batch: Batch, drawn: Sites 
                 f"{type(reason).__name__} from it on {len(batch['x'])} rows of shape "
                 f"{tuple(batch['x'].shape[1:])}: {reason}",
                 (one_dim if batch["x"].dim() == 1 else "")
-                + f"Pass rows of the shape the {part} is written for, and use len(x) where it needs their number.",
+                + f"Pass rows of the shape the {part} is written for, on dim 0, and use len(x) where it needs their number.",
             ) from reason
     for name, value in batch.items():
         if value._version != before[name]:  # the user's own numbers, or a file's that can't be written to
@@ -367,11 +369,12 @@ def _measure(
     observed: tuple[str, ...],
     data_dim: dict[str, int],
     batch: Batch,
+    probe_rows: int,
     again: Callable[[Batch], Sites],
 ) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...], tuple[Support, ...]]:
     """Which columns of x each observed site holds, what each contributes and where it must lie, by the supports.
 
-    ``again`` runs the model on other rows.
+    ``model`` was run on ``probe_rows`` rows; ``again`` runs it on others.
     """
     num_columns = _columns(batch["x"][:1]).shape[1]
     found: list[Support] = []
@@ -380,9 +383,11 @@ def _measure(
     data = tuple(name for name in observed if holds_data(model[name]))
     for name in data:
         site = model[name]
-        axis = site["value"].dim() - site["fn"].event_dim + data_dim[name]
-        if axis < 0:
-            raise no_answer(name)
+        value = site["value"]
+        axis = value.dim() - site["fn"].event_dim + data_dim[name]
+        if axis < 0 or value.shape[axis] != probe_rows:
+            shape = (probe_rows, *batch["x"].shape[1:])
+            raise unfilled(name, site, probe_rows) if value.shape == shape else no_answer(name)
     tagged = columns_held(again, batch, data, data_dim)
     once = [column for name in data for column in tagged[name]]
     # pyro.factor makes the rest no distribution; so does an entry that is no column, or a column that counts twice.

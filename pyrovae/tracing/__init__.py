@@ -14,7 +14,8 @@ from pyrovae.tracing.compiling import why_not_compiled
 from pyrovae.tracing.drawing import Untraceable
 from pyrovae.tracing.evaluation import Call, Runner, tile_terms
 from pyrovae.tracing.gradients import trace_gradients
-from pyrovae.tracing.steps import NotFinite, TracedSteps, calls
+from pyrovae.tracing.graphs import unchanged
+from pyrovae.tracing.steps import NotFinite, TracedSteps, batch_sizes, calls
 from pyrovae.tracing.updates import moments, options, updates_inside
 
 __all__ = [
@@ -23,11 +24,13 @@ __all__ = [
     "Runner",
     "TracedSteps",
     "Untraceable",
+    "batch_sizes",
     "calls",
     "moments",
     "options",
     "tile_terms",
     "trace_gradients",
+    "unchanged",
     "updates_inside",
     "why_not_compiled",
 ]

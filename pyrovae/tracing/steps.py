@@ -198,6 +198,21 @@ def _insert(module: fx.GraphModule, arguments: list[Any]) -> list[Any]:
     return [fx.Proxy(node, tracer) for node in tracer.graph.graph_copy(module.graph, values)]
 
 
+def batch_sizes(num_rows: int, batch_size: int) -> list[int]:
+    """The number of rows of every batch of an epoch: a last one of a single row is joined to the one before it.
+
+    A single row has no spread, which BatchNorm divides by.
+
+    Example:
+        >>> batch_sizes(22, 10), batch_sizes(21, 10), batch_sizes(2, 1)
+        ([10, 10, 2], [10, 11], [1, 1])
+    """
+    whole, last = divmod(num_rows, batch_size)
+    if whole and last == 1:
+        return [batch_size] * (whole - 1) + [batch_size + 1]
+    return [batch_size] * whole + [last] * bool(last)
+
+
 def calls(num_rows: int, batch_size: int, several: bool = True) -> list[tuple[int, ...]]:
     """The steps of an epoch in calls: for each call the sizes of its batches; two kinds of calls at most.
 
@@ -212,10 +227,11 @@ def calls(num_rows: int, batch_size: int, several: bool = True) -> list[tuple[in
         >>> calls(95, 20)
         [(20, 20, 20, 20), (15,)]
     """
-    whole, last = divmod(num_rows, batch_size)
-    rest = (last,) if last else ()
+    sizes = batch_sizes(num_rows, batch_size)
+    whole = sizes.count(batch_size)
+    rest = tuple(sizes[whole:])
     if not several:
-        return [(batch_size,)] * whole + [rest] * bool(last)
+        return [(size,) for size in sizes]
     # Four steps a call hide what a call costs by itself; another number where that leaves none over.
     number = next((k for k in (4, 5, 6, 3) if whole % k == 0), 4)
     over = (batch_size,) * (whole % number) + rest

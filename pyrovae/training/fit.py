@@ -33,8 +33,9 @@ from pyrovae.training.history import History
 from pyrovae.training.loop import Loop, Plan
 from pyrovae.training.rows import Chunks, Rows
 from pyrovae.training.scales import Scales, check_columns_vary
-from pyrovae.training.step import State, binarized
+from pyrovae.training.step import State, binarized, check_one_row
 from pyrovae.training.traced import choose
+from pyrovae.turns import takes_turns
 
 # One draw a row is enough for an epoch's curve: over the rows it averages out.
 _EPOCH_SAMPLES = 1
@@ -42,6 +43,7 @@ _EPOCH_SAMPLES = 1
 _EPOCH_ROWS = 10_000
 
 
+@takes_turns
 def fit(
     pair: LatentVariableModel,
     x: Any,
@@ -80,9 +82,11 @@ def fit(
             gone through again, such as a list or a ``DataLoader``. Rows are then shuffled within a chunk, and chunks
             are scaled alike whatever their sizes; what is learned or checked before training, as by
             ``standardize``, and the history's ``elbo`` go by the first chunk. Chunks that differ from pass to pass,
-            as a shuffling DataLoader's do, make a fit that its seed does not decide, and that can't be resumed.
+            as a shuffling DataLoader's do, make a fit that its seed does not decide, and that can't be resumed. They must
+            not wait for another thread that calls pyrovae: calls from several threads take turns.
         epochs: passes over the rows.
-        batch_size: rows a step; the last batch of a pass may be smaller and is scaled by its own N/B.
+        batch_size: rows a step; the last batch of a pass may be smaller and is scaled by its own N/B. A last batch of
+            a single row is joined to the one before it.
         lr: the optimizer's learning rate.
         seed: of the order of rows and of the steps' noise; the same seed gives the same fit.
         loss: a Pyro ELBO; ``Trace_ELBO(num_particles)`` where None.
@@ -185,7 +189,7 @@ def fit(
             Rows(chunks, supported, kept) if chunks.several else Rows([first], lambda batch, _: batch, kept)
         )
         rows.load(0)
-        minibatches, annealed = min(batch_size, max(rows.lengths)) < len(rows), kl_warmup > 0
+        minibatches, annealed = rows.steps(batch_size) > 1, kl_warmup > 0
         objective = make_objective(loss, num_particles, minibatches=minibatches, annealed=annealed)
         check_objective_fits(objective, structure)
         check_columns_vary(pair, batch["x"])
@@ -218,6 +222,8 @@ def fit(
         state = State(pair, optimiser, objective, len(rows), clip_norm, binarize)
         schedule = make_scheduler(scheduler, optimiser)
         check_every_leaf(pair, objective, batch, seed)
+        if 1 in rows.sizes(batch_size):
+            check_one_row(state, structure, batch, batch_size, seed)
         traced, how = choose(compile, epochs, state, rows, batch_size, annealed)
     plan = Plan(epochs, batch_size, seed, kl_warmup, patience, on_nonfinite, precision, compile)
     loop = Loop(plan, state, rows, training, held_out, schedule, scales, traced)
@@ -246,6 +252,8 @@ def fit(
                     for name, tensor in saving.tensors_of(pair).items()
                 },
             }
+            if rows.sizes(batch_size)[-1] == batch_size + 1:
+                pins["last batch"] = batch_size + 1  # earlier versions took a last row by itself
             with running(folder, pins) as run:
                 if run.state is not None:
                     loop.restore(run.state)

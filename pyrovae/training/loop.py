@@ -210,9 +210,9 @@ class Loop:
             "epoch": self._epoch + 1,
             "loss": self._losses / taken if taken else math.nan,
         }
-        record |= self._evaluate(self._training, "x")
+        record |= self._evaluate(self._training)
         if self._held_out is not None:
-            record |= self._evaluate(self._held_out, "validation")
+            record |= self._evaluate(self._held_out)
         record |= {
             "kl_weight": self._kl_weight(self.steps_taken - 1),
             "lr": rate,
@@ -237,14 +237,13 @@ class Loop:
             elif self._epoch - self._best.epoch >= self._plan.patience:
                 self.history.stopped = "patience"
 
-    def _evaluate(self, evaluation: Evaluation, argument: str) -> dict[str, float]:
+    def _evaluate(self, evaluation: Evaluation) -> dict[str, float]:
         """The ELBO and its halves for the record; NaN where rows have none and steps that fail on them are skipped."""
-        prefix = "" if argument == "x" else f"{argument}_"
+        prefix = "" if evaluation.argument == "x" else f"{evaluation.argument}_"
         if evaluation.runner is not None:
             evaluation.runner.renew(self._others)
         try:
-            with checks.parameters_hold(argument):
-                return _columns(elbo_of(evaluation), prefix)
+            return _columns(elbo_of(evaluation), prefix)
         except checks.Refused:
             if self._plan.on_nonfinite == "raise":
                 raise

@@ -56,17 +56,18 @@ def _likely_cause(
                 f"parameter {name} has {count} entries that were NaN or infinite before it",
                 "Start from finite parameters: build the model anew or load one that was saved earlier.",
             )
+    scales = f"{pair.fix_of_scales(batch['x'])} ".lstrip()
     bad, term = _bad_rows(pair, structure, batch, seed)
     if not len(bad):
         return (
             "an extreme draw of z, or a gradient that overflows where the loss itself does not",
-            "Lower lr or set clip_norm.",
+            f"{scales}Else lower lr or set clip_norm." if scales else "Lower lr or set clip_norm.",
         )
     first = int(bad[0])
     size = float(batch["x"][first].abs().max())
     return (
         f"{term} in {len(bad)} of these rows, first row {int(rows[first])}, whose largest entry is {size:.3g}",
-        "Look at that row and at the columns' scale (standardize=True); else lower lr or set clip_norm.",
+        f"{scales}{'Look at that row; else l' if 2 * len(bad) < len(rows) else 'L'}ower lr or set clip_norm.",
     )
 
 

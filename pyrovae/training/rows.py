@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import checks, noise
+from pyrovae import checks, noise, tracing
 from pyrovae.pair import Batch
 
 
@@ -34,9 +33,18 @@ class Chunks:
             )
 
     def __iter__(self) -> Iterator[Any]:
-        for chunk in self._x:
-            # A DataLoader makes a list of one of everything.
-            yield chunk[0] if self.several and isinstance(chunk, list | tuple) and len(chunk) == 1 else chunk
+        for number, chunk in enumerate(self._x):
+            if not (self.several and isinstance(chunk, list | tuple) and chunk):
+                yield chunk
+            elif len(chunk) == 1:  # a DataLoader makes a list of one of everything
+                yield chunk[0]
+            else:
+                raise checks.bad_type(
+                    f"x[{number}]",
+                    "an array of rows, or a dict with them",
+                    f"a {type(chunk).__name__} of {len(chunk)}, such as (rows, labels)",
+                    'Leave the labels out, TensorDataset(rows), or let the collate_fn return {"x": rows}.',
+                )
 
     def first(self) -> Any:
         """The first chunk.
@@ -50,11 +58,18 @@ class Chunks:
 
 
 def _holds_chunks(x: Any) -> bool:
-    one = isinstance(x, Tensor | np.ndarray | Mapping | Set | str | bytes) or hasattr(x, "to_numpy")
+    one = isinstance(x, Tensor | np.ndarray | Mapping | Set | str | bytes) or any(
+        hasattr(x, name) for name in ("to_numpy", "toarray", "to_pandas", "compute", "__array__", "read")
+    )
     if one or not isinstance(x, Iterable):
         return False
-    # Numbers in lists are rows that have to be made an array first.
-    return not (isinstance(x, list | tuple) and (not x or isinstance(x[0], int | float | str | list | tuple)))
+    if not isinstance(x, list | tuple):
+        return True
+    # Numbers in lists are rows that have to be made an array first; a list of arrays is a batch.
+    first = x[0] if x else 0.0
+    if isinstance(first, list | tuple) and first:
+        first = first[0]
+    return not isinstance(first, int | float | str | list | tuple)
 
 
 class Rows:
@@ -102,7 +117,11 @@ class Rows:
 
     def steps(self, batch_size: int) -> int:
         """How many an epoch takes."""
-        return sum(math.ceil(length / batch_size) for length in self.lengths)
+        return len(self.sizes(batch_size))
+
+    def sizes(self, batch_size: int) -> list[int]:
+        """Of the batches of an epoch."""
+        return [size for length in self.lengths for size in tracing.batch_sizes(length, batch_size)]
 
     def start(self, chunk: int) -> int:
         """The number of a chunk's first row among all."""
@@ -114,7 +133,8 @@ class Rows:
         for chunk, length in enumerate(self.lengths):
             keys = (epoch, chunk) if chunk else (epoch,)
             generator = torch.Generator().manual_seed(noise.derive(seed, noise.Stream.ROW_ORDER, *keys))
-            found += [(chunk, rows) for rows in torch.randperm(length, generator=generator).split(size)]
+            sizes = tracing.batch_sizes(length, size)
+            found += [(chunk, rows) for rows in torch.randperm(length, generator=generator).split(sizes)]
         return found
 
     def load(self, chunk: int) -> None:

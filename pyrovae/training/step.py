@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from pyrovae import noise
+from pyrovae import checks, noise
 from pyrovae.model import LatentVariableModel
-from pyrovae.pair import Batch, loss
+from pyrovae.pair import Batch, Structure, log_joint, loss, propose
+from pyrovae.tracing import unchanged
 
 
 @dataclass
@@ -78,6 +80,29 @@ def step(state: State, batch: Batch, seed: int, learning_rates: Sequence[float],
         group["lr"] = rate
     state.optimizer.step()
     return value
+
+
+def check_one_row(state: State, structure: Structure, batch: Batch, batch_size: int, seed: int) -> None:
+    """Refuse a pair that can't learn from batches of one row: one with BatchNorm. Nothing is changed by trying."""
+    if not any(isinstance(module, _BatchNorm) for module in state.pair.every_module()):
+        return
+    row = {name: value[:1] for name, value in batch.items()}
+    buffers = [buffer for held, name in state.buffers if (buffer := held[name]) is not None]
+    try:
+        with unchanged(buffers), noise.seeded(seed, row["x"].device), state.pair.fitting(), torch.no_grad():
+            latents, _ = propose(state.pair, structure, row, 1)
+            log_joint(state.pair, structure, row, latents)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise checks.bad_value(
+            "batch_size" if batch_size == 1 else "x",
+            "two rows or more in every batch, because the pair has BatchNorm",
+            "a batch of one row",
+            "Pass batch_size=2 or more."
+            if batch_size == 1
+            else "Pass more rows, or chunks of two rows or more; or put BatchNorm into eval() mode.",
+        ) from error
 
 
 def _differentiate(state: State, batch: Batch, seed: int, kl_weight: float) -> float:
