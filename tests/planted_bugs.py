@@ -336,9 +336,27 @@ BUGS = {
     ),
     "a pseudo-likelihood let through": Bug(
         "pair/inspection.py",
-        "if computed_from_rows(batch):",
+        "if computed:",
         "if False:",
         "test_context.py::scored_columns",
+    ),
+    "whole numbers taken for no totals": Bug(
+        "pair/context.py",
+        'given = {name: value.reshape(len(x), -1) for name, value in batch.items() if name != "x"}',
+        'given = {name: value.reshape(len(x), -1) for name, value in batch.items() if name != "x" and value.is_floating_point()}',
+        "test_computed_context.py::passes_silently",
+    ),
+    "chance held to be impossible": Bug(
+        "pair/context.py",
+        "return self.order + values.clamp(max=0)",
+        "return self.order - 1e9",
+        "test_computed_context.py::other_context",
+    ),
+    "a number given a total ranked with one that is not": Bug(
+        "comparison/refusals.py",
+        "if _totals(score) != _totals(reference):",
+        "if False:",
+        "test_computed_context.py::rank_together",
     ),
     "training rows let through": Bug(
         "comparison/refusals.py",

@@ -16,7 +16,7 @@ import pyrovae as pv
 from pyrovae import checks
 from pyrovae.log_weights import Evaluation
 from pyrovae.networks import Standardize
-from pyrovae.pair.inspection import computed_from_rows
+from pyrovae.pair.context import computed_from_rows
 
 
 def rows(x, dtype=torch.float32):

@@ -20,8 +20,9 @@ from torch import Size, Tensor
 from torch.distributions import biject_to
 
 from pyrovae import checks
+from pyrovae.pair.context import judge
 from pyrovae.pair.contract import check_scale, holds_data, no_answer
-from pyrovae.pair.inspection import _measure, computed_from_rows
+from pyrovae.pair.inspection import _measure
 from pyrovae.pair.running import Batch, Latents, Sites, Support, _log_prob, arguments, sample_sites
 
 # Numbers that a block of log-likelihoods, draws × rows, may hold.
@@ -46,12 +47,14 @@ class _Rows:
         columns: for each site that holds data, the columns of x flattened that its values are.
         measure: as ``Structure.measure``.
         supports: as ``Structure.supports``.
+        own_totals: as ``Structure.own_totals``.
     """
 
     data_dim: dict[str, int]
     columns: dict[str, tuple[int, ...]]
     measure: tuple[str, ...]
     supports: tuple[Support, ...]
+    own_totals: tuple[str, ...]
 
 
 class _Placed(poutine.messenger.Messenger):
@@ -279,6 +282,11 @@ class BayesianModel:
             return ("transformed",) * self.batch["x"][0].numel()
         return self._rows.measure
 
+    @property
+    def own_totals(self) -> tuple[str, ...]:
+        """What the rows are scored given that is a total of theirs: see ``Structure.own_totals``."""
+        return () if isinstance(self._rows, checks.Refused) else self._rows.own_totals
+
     def site_of(self, coordinate: int) -> str:
         """The name of the latent that a coordinate of u belongs to."""
         return next(name for name, place in self._places.items() if coordinate < place.entries.stop)
@@ -430,9 +438,10 @@ class BayesianModel:
                     data_dim[name] = dim
         self._check_rows_stand_alone(whole, fewer, order, data_dim)
         columns, measure, supports = _measure(sites, tuple(data_dim), data_dim, whole["x"])
-        if computed_from_rows(whole):
+        computed, own_totals = judge(self.batch, whole, sites, columns, measure)
+        if computed:
             measure = ("pseudo-likelihood",) * len(measure)
-        return _Rows(data_dim, columns, measure, supports)
+        return _Rows(data_dim, columns, measure, supports, own_totals)
 
     def _check_rows_stand_alone(
         self, whole: Batch, fewer: Batch, order: list[int], data_dim: dict[str, int]

@@ -65,6 +65,8 @@ class Structure:
             observed); "transformed" throughout where something else enters than x's columns, each once;
             "pseudo-likelihood" throughout where what the rows are scored with was computed from them.
         supports: where the columns must lie; see ``check_supports``.
+        own_totals: the names of what goes with the rows and is a total of theirs that the likelihood is
+            conditional on, as a multinomial is: see ``context.judge``.
     """
 
     latents: tuple[str, ...]
@@ -79,6 +81,7 @@ class Structure:
     measure: tuple[str, ...]
     supports: tuple[Support, ...]
     vectorised: dict[str, bool]
+    own_totals: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------------------------------------------------
