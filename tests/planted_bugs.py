@@ -352,6 +352,18 @@ BUGS = {
         "return self.order - 1e9",
         "test_computed_context.py::other_context",
     ),
+    "families suggested without a price on their parameters": Bug(
+        "likelihoods/suggestion.py",
+        "each.family: each.fitted * np.log(len(some)) / 2 - np.nan_to_num(each.log_likelihood, nan=-np.inf)",
+        "each.family: -np.nan_to_num(each.log_likelihood, nan=-np.inf)",
+        "test_suggestion.py::drawn_from or best_fit",
+    ),
+    "a family that can't take the data let through": Bug(
+        "likelihoods/base.py",
+        "if self.inside is not None:",
+        "if False:",
+        "test_likelihoods.py::take_the_data",
+    ),
     "a number given a total ranked with one that is not": Bug(
         "comparison/refusals.py",
         "if _totals(score) != _totals(reference):",

@@ -20,6 +20,7 @@ from torch import Size, Tensor
 from torch.distributions import biject_to
 
 from pyrovae import checks
+from pyrovae.likelihoods import off_support
 from pyrovae.pair.context import judge
 from pyrovae.pair.contract import check_scale, holds_data, no_answer
 from pyrovae.pair.inspection import _measure
@@ -220,7 +221,7 @@ class BayesianModel:
         rows = self.rows
         flat = batch["x"].flatten(1) if batch["x"].dim() > 1 else batch["x"][:, None]
         for support in rows.supports:
-            checks.on_support("x", flat, *support)
+            checks.on_support("x", flat, *support, off_support(support.family))
         height = max(1, _BLOCK // len(u))
         for start in range(0, len(flat), height):
             block = {name: value[start : start + height] for name, value in batch.items()}

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pyrovae import checks, noise
 from pyrovae.distributions import InDouble
-from pyrovae.model import LatentVariableModel
+from pyrovae.likelihoods import Likelihood, off_support
+from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.pair.context import judge
 from pyrovae.pair.contract import (
     check_log_prob_dims,
@@ -52,6 +53,8 @@ def inspect(pair: LatentVariableModel, batch: Batch, seed: int = 0) -> Structure
     probe = {name: value[chosen] for name, value in batch.items()}
     fewer = {name: value[order] for name, value in probe.items()}
     seeded = noise.seeded(noise.derive(seed, noise.Stream.INSPECT), batch["x"].device)
+    if isinstance(pair, VAE) and isinstance(pair.likelihood, Likelihood):
+        pair.likelihood.check_rows(batch["x"])
     with pair.nothing_declared_on_error(), pair.evaluating(), seeded:
         sites = _first_runs(pair, probe)
         latents, observed = check_sites(sites["model"], sites["guide"])
@@ -89,7 +92,7 @@ def check_supports(structure: Structure, x: Tensor, argument: str = "x") -> None
     """Refuse rows with values off the likelihood's support, naming the first and what would fit."""
     rows = _columns(x)
     for support in structure.supports:
-        checks.on_support(argument, rows, *support)
+        checks.on_support(argument, rows, *support, off_support(support.family))
 
 
 def _distinct_rows(x: Tensor, num_rows: int) -> list[int]:
