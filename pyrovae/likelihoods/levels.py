@@ -29,7 +29,10 @@ class Bernoulli(Likelihood):
         (torch.Size([3, 7]), torch.Size([5]))
     """
 
-    off_support = 'Binarize grey levels, x > 0.5, or score them as a density: "continuous_bernoulli", or "beta" without exact 0 and 1.'
+    off_support = (
+        "Binarize grey levels, x > 0.5, or score them as a density: ContinuousBernoulli, "
+        'likelihood="continuous_bernoulli"; or "beta" without exact 0 and 1.'
+    )
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         return dist.Bernoulli(logits=outputs)
