@@ -25,18 +25,6 @@ from torch.distributions import constraints
 if TYPE_CHECKING:
     from torch.distributions.constraints import Constraint
 
-# What to try when values fall off a family's support, by the family's class name.
-_ALTERNATIVES = {
-    "Bernoulli": 'Binarize grey levels, x > 0.5, or score them as a density: likelihood="gaussian", or '
-    "ContinuousBernoulli or Beta in a Pyro model of your own.",
-    "Beta": "Use ContinuousBernoulli where exact 0 or 1 occur, Gaussian where values leave [0, 1].",
-    "Poisson": "Poisson takes counts 0, 1, 2, …; use Gaussian for real values.",
-    "NegativeBinomial": "It takes counts 0, 1, 2, …; use Gaussian for real values.",
-    "Categorical": "Number the categories 0, 1, 2, …; use Gaussian for real values.",
-    "Gamma": "Gamma takes positive numbers; use LogNormal or Gaussian where zeros or negatives occur.",
-    "LogNormal": "LogNormal takes positive numbers; use Gaussian where zeros or negatives occur.",
-}
-
 
 def refusal(argument: str, expected: str, came: str, mend: str) -> str:
     """The one wording of a refusal: argument, expected, what came, mend."""
@@ -505,10 +493,12 @@ def elementwise(support: Any) -> Constraint | None:
     return fixed if fixed.event_dim == 0 else None
 
 
-def on_support(argument: str, rows: Tensor, columns: list[int], support: Constraint, family: str) -> None:
+def on_support(
+    argument: str, rows: Tensor, columns: list[int], support: Constraint, family: str, fix: str
+) -> None:
     """Refuse values off ``support`` in some columns of ``rows``, shape (rows, columns); the support is elementwise.
 
-    Names the family, how many values, the first row and column, and which families would fit.
+    Names the family, how many values, the first row and column, and the fix.
     """
     held = columns if len(columns) < rows.shape[1] else slice(None)
     count, position = _found(rows, lambda block: ~support.check(block[:, held]))
@@ -519,7 +509,7 @@ def on_support(argument: str, rows: Tensor, columns: list[int], support: Constra
         argument,
         f"values on the support of {family} ({support})",
         f"{count} off it, first {float(rows[row, column]):g} at {_place([row, column])}",
-        _ALTERNATIVES.get(family, "Choose a likelihood whose support holds these values."),
+        fix,
     )
 
 

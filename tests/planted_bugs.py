@@ -336,9 +336,39 @@ BUGS = {
     ),
     "a pseudo-likelihood let through": Bug(
         "pair/inspection.py",
-        "if computed_from_rows(batch):",
+        "if computed:",
         "if False:",
         "test_context.py::scored_columns",
+    ),
+    "whole numbers taken for no totals": Bug(
+        "pair/context.py",
+        'given = {name: value.reshape(len(x), -1) for name, value in batch.items() if name != "x"}',
+        'given = {name: value.reshape(len(x), -1) for name, value in batch.items() if name != "x" and value.is_floating_point()}',
+        "test_computed_context.py::passes_silently",
+    ),
+    "chance held to be impossible": Bug(
+        "pair/context.py",
+        "return self.order + values.clamp(max=0)",
+        "return self.order - 1e9",
+        "test_computed_context.py::other_context",
+    ),
+    "families suggested without a price on their parameters": Bug(
+        "likelihoods/suggestion.py",
+        "each.family: each.fitted * np.log(len(some)) / 2 - np.nan_to_num(each.log_likelihood, nan=-np.inf)",
+        "each.family: -np.nan_to_num(each.log_likelihood, nan=-np.inf)",
+        "test_suggestion.py::drawn_from or best_fit",
+    ),
+    "a family that can't take the data let through": Bug(
+        "likelihoods/base.py",
+        "if self.inside is not None:",
+        "if False:",
+        "test_likelihoods.py::take_the_data",
+    ),
+    "a number given a total ranked with one that is not": Bug(
+        "comparison/refusals.py",
+        "if _totals(score) != _totals(reference):",
+        "if False:",
+        "test_computed_context.py::rank_together",
     ),
     "training rows let through": Bug(
         "comparison/refusals.py",

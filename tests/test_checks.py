@@ -16,7 +16,7 @@ import pyrovae as pv
 from pyrovae import checks
 from pyrovae.log_weights import Evaluation
 from pyrovae.networks import Standardize
-from pyrovae.pair.inspection import computed_from_rows
+from pyrovae.pair.context import computed_from_rows
 
 
 def rows(x, dtype=torch.float32):
@@ -217,10 +217,10 @@ def test_what_is_not_finite_is_counted_over_all_blocks(in_blocks, shape, where):
 @pytest.mark.parametrize("bad_rows", [[0], [5], [9], [1, 2, 3], range(10)])
 def test_what_is_off_the_support_is_counted_over_all_blocks(in_blocks, columns, bad_rows):
     x = torch.ones(10, 3)
-    checks.on_support("x", x, columns, constraints.positive, "Gamma")
+    checks.on_support("x", x, columns, constraints.positive, "Gamma", "Drop them.")
     x[list(bad_rows)] = -2.5
     with pytest.raises(ValueError, match="support of Gamma") as refusal:
-        checks.on_support("x", x, columns, constraints.positive, "Gamma")
+        checks.on_support("x", x, columns, constraints.positive, "Gamma", "Drop them.")
     count = len(bad_rows) * len(columns)
     assert f"got {count} off it, first -2.5 at row {bad_rows[0]}, column {columns[0]}." in str(refusal.value)
 

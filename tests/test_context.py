@@ -122,7 +122,7 @@ TOTALS = {
 
 
 @pytest.mark.parametrize("form", TOTALS)
-@pytest.mark.parametrize("num_rows", [40, 4])
+@pytest.mark.parametrize("num_rows", [40, 6])
 def test_an_offset_computed_from_the_scored_columns_makes_a_pseudo_likelihood(form, num_rows):
     """A library size taken from the scored row sums to 16, not 1 (PITFALLS)."""
     x = torch.from_numpy(counts(num_rows)["x"]) + 1
@@ -161,7 +161,7 @@ def test_so_does_a_function_of_the_columns(form):
     ],
 )
 def test_few_rows_labels_and_masks_accuse_nobody(batch):
-    assert not pv.pair.inspection.computed_from_rows(batch)
+    assert not pv.pair.context.computed_from_rows(batch)
 
 
 @pytest.mark.parametrize(

@@ -343,3 +343,48 @@ def test_start_needs_a_bias_to_set():
     family = likelihoods.Bernoulli(nn.Linear(2, 3, bias=False))
     with pytest.raises(ValueError, match="bias of 3 outputs"):
         family.start_from(torch.ones(4, 3))
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize(
+    ("name", "edge", "other"),
+    [
+        ("log_normal", 0.0, "gaussian"),
+        ("gamma", 0.0, "gaussian"),
+        ("beta", 0.0, "continuous_bernoulli"),
+        ("beta", 1.0, "continuous_bernoulli"),
+    ],
+)
+def test_a_family_that_can_t_take_the_data_is_named_before_its_scale(name, edge, other, standardize):
+    """At the edge the density is 0 or +∞: no scale of the columns is to blame."""
+    vae = pv.VAE.mlp(3, 1, name, hidden_dims=(4,), standardize=standardize)
+    before = {key: value.clone() for key, value in vae.state_dict().items()}
+    x = torch.rand(20, 3).clamp(0.01, 0.99)
+    x[7, 1] = edge
+    family = likelihoods.REGISTRY[name].__name__
+    for call in (pv.fit, pv.log_evidence, lambda _, x: pv.swap(x, 1, [name], epochs=1)):
+        with pytest.raises(
+            ValueError,
+            match=rf"^x: expected values on the support of {family} .*got 1 off it, first {edge:g} at row .*\"{other}\"",
+        ):
+            call(vae, x)
+    assert all(torch.equal(value, before[key]) for key, value in vae.state_dict().items())
+
+
+def test_an_exponential_takes_zeros():
+    vae = pv.VAE.mlp(1, 1, "gamma", hidden_dims=(4,), concentration=1.0)
+    assert np.isfinite(pv.log_evidence(vae, torch.zeros(5, 1), num_samples=10).estimate).all()
+
+
+def test_hints_name_families_that_are_here():
+    """By the likelihood's name and by its distribution's, as it stands in a Pyro model of one's own."""
+    assert likelihoods.off_support("Levels") == likelihoods.Ordinal.off_support
+    assert likelihoods.off_support("Cauchy") == likelihoods.Likelihood.off_support
+    for name, family in likelihoods.REGISTRY.items():
+        text = likelihoods.off_support(family.__name__)
+        assert text == family.off_support
+        assert "model of your own" not in text
+        named = text.split('"')[1::2]
+        assert set(named) <= likelihoods.REGISTRY.keys() - {name}
+    for name in ("bernoulli", "beta", "log_normal", "poisson", "binomial", "categorical"):
+        assert likelihoods.REGISTRY[name].off_support != likelihoods.Likelihood.off_support

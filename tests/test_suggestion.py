@@ -73,3 +73,54 @@ def test_bad_tables_are_refused():
         likelihoods.suggest(torch.tensor([[1.0], [torch.nan]]))
     with pytest.raises(TypeError, match="x: expected"):
         likelihoods.suggest("table")
+
+
+GRADES = [0.05, 0.1, 0.2, 0.4, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("best", "draw"),
+    [
+        ({"ordinal", "categorical"}, lambda r: 1 + (r.random(ROWS) < 0.4)),  # coded 1 and 2
+        ({"ordinal", "categorical"}, lambda r: 3 * (r.random(ROWS) < 0.4)),
+        ({"ordinal", "categorical"}, lambda r: 1 + r.choice(5, ROWS, p=GRADES)),
+        ({"ordinal", "categorical"}, lambda r: r.choice(5, ROWS, p=GRADES[::-1])),
+        ({"binomial"}, lambda r: r.binomial(10, 0.4, ROWS)),
+        ({"gamma"}, lambda r: r.gamma(3.0, 2.0, ROWS)),
+        ({"laplace"}, lambda r: r.laplace(1.0, 2.0, ROWS)),
+        ({"gaussian"}, lambda r: 1e6 + r.normal(size=ROWS)),
+    ],
+)
+def test_the_best_fit_comes_first(best, draw):
+    for seed in range(5):
+        assert first(np.asarray(draw(np.random.default_rng(seed)), dtype=np.float64)) in best
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.8])
+def test_columns_full_of_exact_zeros_are_no_student_s_t(share):
+    generator = np.random.default_rng(0)
+    column = generator.gamma(2.0, 1.5, 1000) * (generator.random(1000) > share)
+    frame = likelihoods.suggest(column[:, None])
+    assert frame["family"].tolist() == ["gaussian"]
+    assert "are exactly 0" in frame["why"].iloc[0]
+
+
+def test_two_values_are_told_to_be_zeros_and_ones():
+    frame = likelihoods.suggest(torch.tensor([[1.0], [2.0], [2.0]] * 30))
+    assert "two values, 1 and 2: as 0 and 1 they are bernoulli's" in frame["why"].iloc[0]
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-3, 1e30])
+def test_units_do_not_matter(size):
+    column = np.random.default_rng(0).normal(size=300)
+    assert first(size * column) == first(column) == "gaussian"
+
+
+def test_student_s_t_is_fitted_as_scipy_does():
+    from scipy import stats
+
+    from pyrovae.likelihoods.suggestion import _student_t
+
+    column = stats.t.rvs(3, 1.0, 2.0, size=500, random_state=0)
+    best = stats.t.logpdf(column, *stats.t.fit(column, fix_df=3)).sum()
+    assert _student_t(column) >= best - 0.1

@@ -14,6 +14,7 @@ from torch.distributions import Distribution, constraints
 
 from pyrovae import checks, noise
 from pyrovae.evidence.result import LogEvidence
+from pyrovae.likelihoods import off_support
 from pyrovae.turns import takes_turns
 
 #: Baselines by their class name in snake case; the contract tests cover every ``ClosedForm`` among them.
@@ -142,7 +143,9 @@ class Baseline(Fitted, ABC):
         rows = checks.rows(x, dtype=torch.float64)
         # Contiguous, so that the same numbers give the same bits however they lay in memory.
         rows = (rows.flatten(1) if rows.dim() > 1 else rows[:, None]).contiguous()
-        checks.on_support("x", rows, list(range(rows.shape[1])), self.support, self.family)
+        checks.on_support(
+            "x", rows, list(range(rows.shape[1])), self.support, self.family, off_support(self.family)
+        )
         return rows
 
     def _require_fit(self) -> int:

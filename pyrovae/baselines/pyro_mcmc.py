@@ -410,6 +410,7 @@ class PyroMCMC(Fitted):
             fingerprint=checks.fingerprint(batch["x"]),
             parameters="posterior-averaged",
             given=given_of(batch),
+            own_totals=self._require_fit().own_totals,
         )
 
     def _like_fitted(self, batch: Batch) -> Batch:

@@ -11,7 +11,7 @@ from pyrovae.model import LatentVariableModel
 _MENDS = {
     "transformed": "Observe x itself; put a scaling into the likelihood, or transform x before and pass that.",
     "unscored": "Score every column under every model, or pass only the columns that all of them score.",
-    "pseudo-likelihood": "An offset computed from the scored columns tells the model what it is to predict: "
+    "pseudo-likelihood": "Context computed from the scored columns tells the model what it is to predict: "
     "measure it apart, or let the model find it.",
 }
 
@@ -96,6 +96,17 @@ def check_comparable(scores: Mapping[str, LogEvidence]) -> None:
                     f"{name!r} given another",
                     "Pass the same to each, or leave it out of all.",
                 )
+        if _totals(score) != _totals(reference):
+            (other, _), (narrower, by) = sorted(
+                [(first, reference), (name, score)], key=lambda entry: len(entry[1].own_totals)
+            )
+            raise checks.bad_value(
+                "models",
+                "all log P(x), or all log P(x | total) given the same totals of x",
+                f"{narrower!r}, which is conditional on {', '.join(by.own_totals)}, beside {other!r}, which is not",
+                "They are different quantities: add a model of the total to the first, or compare models given the "
+                "same total.",
+            )
         if score.measure != reference.measure:
             column = next(
                 i
@@ -110,6 +121,11 @@ def check_comparable(scores: Mapping[str, LogEvidence]) -> None:
                 "A probability and a density have different units and no common scale: compare each with its "
                 "own kind, in two tables, or give both the same kind of likelihood.",
             )
+
+
+def _totals(score: LogEvidence) -> set[str]:
+    """The totals of x that a score is conditional on, by their hashes."""
+    return {score.given.get(name, name) for name in score.own_totals}
 
 
 def check_held_out(scores: Mapping[str, LogEvidence]) -> None:

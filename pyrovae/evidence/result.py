@@ -153,6 +153,9 @@ class LogEvidence:
         parameters: "plug-in" (fitted values) or "posterior-averaged".
         target_mcse: the error that was asked for, in nats; None where none was.
         given: what the rows were scored with beside themselves, such as an offset: its sha256 by its name.
+        own_totals: the names of what was given that is a total of the row itself. The likelihood is conditional
+            on it, as a multinomial is, and the number is log P(x | total); "the row's own total" where a model
+            takes it from x. It ranks among numbers given the same alone.
         seen: how many of the rows the model was fitted to, as far as it is known.
         shared_mcse: the Monte-Carlo standard error of the mean where the rows share their noise, as they do
             where all are scored by the same posterior draws; None where every row has noise of its own.
@@ -180,6 +183,7 @@ class LogEvidence:
     parameters: str = "plug-in"
     target_mcse: float | None = None
     given: Mapping[str, str] = field(default_factory=dict)
+    own_totals: tuple[str, ...] = ()
     seen: int = 0
     shared_mcse: float | None = None
     uncompiled: str | None = None
@@ -214,6 +218,7 @@ class LogEvidence:
             fingerprint=checks.fingerprint(evaluation.batch["x"]),
             target_mcse=target_mcse,
             given=given_of(evaluation.batch),
+            own_totals=evaluation.structure.own_totals,
             uncompiled=None if evaluation.runner is None else evaluation.runner.reason,
             reasons=reasons,
         )
@@ -346,6 +351,10 @@ class LogEvidence:
         lines += [f"not trusted: {reason}" for reason in self.reasons]
         if self.given:
             lines.append(f"given {', '.join(self.given)}")
+        if self.own_totals:
+            lines.append(
+                f"conditional on {', '.join(self.own_totals)}, a total of x: ranks only among numbers given the same"
+            )
         if self.uncompiled is not None:
             lines.append(f"not compiled, or not all of it: {self.uncompiled}")
         if "pseudo-likelihood" in self.measure:

@@ -38,6 +38,12 @@ class Likelihood(nn.Module, ABC):
     num_kinds = 1
     #: Whether log-probabilities are computed in float64 whatever the decoder's dtype: see ``InDouble``.
     in_double: ClassVar[bool] = False
+    #: The class name of the distribution, where it is not the family's own.
+    family: ClassVar[str] = ""
+    #: What to do where values are off the support.
+    off_support: ClassVar[str] = "Choose a likelihood whose support holds these values."
+    #: Where values have to lie, where the distribution's own support takes in its edge: the density is 0 or +∞ there.
+    inside: ClassVar[Any] = None
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -108,6 +114,13 @@ class Likelihood(nn.Module, ABC):
         with torch.no_grad():
             bias.copy_(outputs)
 
+    def check_rows(self, x: Tensor) -> None:
+        """Refuse values on which the density is 0 or +∞ whatever its parameters are, in rows of any shape."""
+        if self.inside is not None:
+            flat = x.reshape(len(x), -1)
+            columns = list(range(flat.shape[1]))
+            checks.on_support("x", flat, columns, self.inside, type(self).__name__, self.off_support)
+
     def _check_support(self, x: Tensor, bias: Tensor | None) -> None:
         """Refuse rows off the support that ``distribution`` has, where outputs of the bias's width are what it takes."""
         *sides, width = x.shape[1:] or (1,)
@@ -122,7 +135,20 @@ class Likelihood(nn.Module, ABC):
             return
         if support is not None:
             flat = x.reshape(len(x), -1)
-            checks.on_support("x", flat, list(range(flat.shape[1])), support, type(fn).__name__)
+            checks.on_support(
+                "x", flat, list(range(flat.shape[1])), support, type(self).__name__, self.off_support
+            )
+
+
+def off_support(family: str) -> str:
+    """What to do where values are off the support of a distribution, by its class name or the likelihood's.
+
+    Example:
+        >>> off_support("Poisson")
+        'Poisson takes counts 0, 1, 2, …; use "gaussian" for real values.'
+    """
+    named = (cls.off_support for cls in REGISTRY.values() if family in (cls.__name__, cls.family))
+    return next(named, Likelihood.off_support)
 
 
 def _wrong_offset(likelihood: Likelihood, offset: Tensor | None) -> checks.Refused:

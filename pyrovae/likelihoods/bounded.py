@@ -5,11 +5,23 @@ from __future__ import annotations
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 from pyrovae import distributions
 from pyrovae.likelihoods.base import REGISTRY, Concentrated, Likelihood
 from pyrovae.likelihoods.real import LocationScale
+
+
+class _Inside(constraints.Constraint):
+    """Numbers strictly between 0 and 1."""
+
+    def check(self, value: Tensor) -> Tensor:
+        return (value > 0) & (value < 1)
+
+    def __repr__(self) -> str:
+        return "0 < x < 1"
+
 
 _INSIDE = 1e-3  # marginal means of [0, 1] are started from at least this far inside
 
@@ -27,6 +39,8 @@ class LogNormal(LocationScale):
         torch.Size([5])
     """
 
+    off_support = 'LogNormal takes positive numbers; use "gaussian" where zeros or negatives occur.'
+    inside = constraints.positive
     standardizes = "log x"
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
@@ -50,6 +64,13 @@ class Gamma(Concentrated):
         >>> Gamma(MLP(2, (8,), 5))(torch.zeros(3, 2)).event_shape
         torch.Size([5])
     """
+
+    off_support = 'Gamma takes positive numbers; use "gaussian" where zeros or negatives occur.'
+    inside = constraints.positive
+
+    def check_rows(self, x: Tensor) -> None:
+        if self.concentration != 1:  # an exponential has a density at 0
+            super().check_rows(x)
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         log_mean, log_concentration = self.parts(outputs)
@@ -75,6 +96,9 @@ class Beta(Concentrated):
         torch.Size([5])
     """
 
+    off_support = 'Use "continuous_bernoulli" where exact 0 or 1 occur, "gaussian" where values leave [0, 1].'
+    inside = _Inside()
+
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         logit, log_concentration = self.parts(outputs)
         return dist.Beta(
@@ -99,6 +123,8 @@ class ContinuousBernoulli(Likelihood):
         >>> ContinuousBernoulli(MLP(2, (8,), 5))(torch.zeros(3, 2)).event_shape
         torch.Size([5])
     """
+
+    off_support = 'It takes numbers in [0, 1]: divide by the largest, or use "gaussian".'
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         return distributions.ContinuousBernoulli(outputs)

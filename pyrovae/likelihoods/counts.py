@@ -33,6 +33,7 @@ class Poisson(Likelihood):
         torch.Size([5])
     """
 
+    off_support = 'Poisson takes counts 0, 1, 2, …; use "gaussian" for real values.'
     in_double = True
 
     def __init__(self, network: nn.Module, offset: bool = False) -> None:
@@ -61,6 +62,8 @@ class NegativeBinomial(Concentrated):
         >>> NegativeBinomial(MLP(2, (8,), 5))(torch.zeros(3, 2)).event_shape
         torch.Size([5])
     """
+
+    off_support = 'It takes counts 0, 1, 2, …; use "gaussian" for real values.'
 
     def __init__(
         self, network: nn.Module, concentration: float | str = "per_dimension", offset: bool = False
@@ -95,6 +98,8 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
         torch.Size([5])
     """
 
+    off_support = NegativeBinomial.off_support
+    family = "ZeroInflated"
     more_outputs = 1
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
@@ -122,6 +127,7 @@ class Binomial(Likelihood):
         torch.Size([5])
     """
 
+    off_support = 'It takes counts from 0 to total_count: raise total_count, or use "negative_binomial", which has no largest count.'
     in_double = True
 
     def __init__(self, network: nn.Module, total_count: int) -> None:

@@ -29,6 +29,11 @@ class Bernoulli(Likelihood):
         (torch.Size([3, 7]), torch.Size([5]))
     """
 
+    off_support = (
+        "Binarize grey levels, x > 0.5, or score them as a density: ContinuousBernoulli, "
+        'likelihood="continuous_bernoulli"; or "beta" without exact 0 and 1.'
+    )
+
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         return dist.Bernoulli(logits=outputs)
 
@@ -50,6 +55,9 @@ class Categorical(Likelihood):
         >>> Categorical(MLP(2, (8,), 4 * 5), num_categories=4)(torch.zeros(3, 2)).event_shape
         torch.Size([5])
     """
+
+    off_support = 'Number the levels 0, 1, 2, … and say how many there are; use "gaussian" for real values.'
+    family = "Levels"
 
     def __init__(self, network: nn.Module, num_categories: int) -> None:
         super().__init__(network)
@@ -86,6 +94,9 @@ class Ordinal(Likelihood):
         >>> Ordinal(MLP(2, (8,), 5), num_levels=4)(torch.zeros(3, 2)).event_shape
         torch.Size([5])
     """
+
+    off_support = Categorical.off_support
+    family = "Levels"
 
     def __init__(self, network: nn.Module, num_levels: int) -> None:
         super().__init__(network)
@@ -146,6 +157,7 @@ class DiscretizedLogistic(Spread):
         torch.Size([5])
     """
 
+    off_support = "It takes whole numbers from 0 to levels − 1: multiply shares by 255, or raise levels."
     spread_name = "scale"
 
     def __init__(self, network: nn.Module, levels: int, scale: float | str = "shared") -> None:

@@ -20,10 +20,12 @@ from torch import Size, Tensor
 from torch.distributions import biject_to
 
 from pyrovae import checks
+from pyrovae.likelihoods import off_support
 from pyrovae.pair import masks
+from pyrovae.pair.context import judge
 from pyrovae.pair.contract import check_scale, holds_data, no_answer
 from pyrovae.pair.dependence import check_order, check_whole
-from pyrovae.pair.inspection import _measure, computed_from_rows
+from pyrovae.pair.inspection import _measure
 from pyrovae.pair.running import Batch, Latents, Sites, Support, _log_prob, arguments, sample_sites
 
 # Numbers that a block of log-likelihoods, draws × rows, may hold.
@@ -50,12 +52,14 @@ class _Rows:
         columns: for each site that holds data, the columns of x flattened that its values are.
         measure: as ``Structure.measure``.
         supports: as ``Structure.supports``.
+        own_totals: as ``Structure.own_totals``.
     """
 
     data_dim: dict[str, int]
     columns: dict[str, tuple[int, ...]]
     measure: tuple[str, ...]
     supports: tuple[Support, ...]
+    own_totals: tuple[str, ...]
 
 
 class _Placed(poutine.messenger.Messenger):
@@ -222,7 +226,7 @@ class BayesianModel:
         rows = self.rows
         flat = batch["x"].flatten(1) if batch["x"].dim() > 1 else batch["x"][:, None]
         for support in rows.supports:
-            checks.on_support("x", flat, *support)
+            checks.on_support("x", flat, *support, off_support(support.family))
         height = max(1, _BLOCK // len(u))
         for start in range(0, len(flat), height):
             block = {name: value[start : start + height] for name, value in batch.items()}
@@ -283,6 +287,11 @@ class BayesianModel:
         if isinstance(self._rows, checks.Refused):
             return ("transformed",) * self.batch["x"][0].numel()
         return self._rows.measure
+
+    @property
+    def own_totals(self) -> tuple[str, ...]:
+        """What the rows are scored given that is a total of theirs: see ``Structure.own_totals``."""
+        return () if isinstance(self._rows, checks.Refused) else self._rows.own_totals
 
     def site_of(self, coordinate: int) -> str:
         """The name of the latent that a coordinate of u belongs to."""
@@ -472,9 +481,10 @@ class BayesianModel:
         columns, measure, supports = _measure(
             sites, tuple(data_dim), data_dim, whole, len(whole["x"]), lambda rows: self._run(rows, u)[0]
         )
-        if computed_from_rows(whole):
+        computed, own_totals = judge(self.batch, whole, sites, columns, measure)
+        if computed:
             measure = ("pseudo-likelihood",) * len(measure)
-        return _Rows(data_dim, columns, measure, supports)
+        return _Rows(data_dim, columns, measure, supports, own_totals)
 
     def _check_rows_stand_alone(
         self, whole: Batch, fewer: Batch, order: list[int], data_dim: dict[str, int]

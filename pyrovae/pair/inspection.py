@@ -15,7 +15,9 @@ from torch import Tensor
 
 from pyrovae import checks, noise, supports
 from pyrovae.distributions import InDouble
-from pyrovae.model import LatentVariableModel
+from pyrovae.likelihoods import Likelihood, off_support
+from pyrovae.model import VAE, LatentVariableModel
+from pyrovae.pair.context import judge
 from pyrovae.pair.contract import (
     check_log_prob_dims,
     check_modules,
@@ -60,6 +62,8 @@ def inspect(
     probe = {name: value[chosen] for name, value in batch.items()}
     fewer = {name: value[order] for name, value in probe.items()}
     seeded = noise.seeded(noise.derive(seed, noise.Stream.INSPECT), batch["x"].device)
+    if isinstance(pair, VAE) and isinstance(pair.likelihood, Likelihood):
+        pair.likelihood.check_rows(batch["x"])
     with pair.nothing_declared_on_error(), pair.evaluating(), seeded:
         sites = _first_runs(pair, probe)
         latents, observed = check_sites(sites["model"], sites["guide"])
@@ -92,7 +96,9 @@ def inspect(
             ),
         )
         check_supports(structure, batch["x"])
-        if computed_from_rows(batch):
+        computed, own_totals = judge(batch, probe, sites["model"], columns, measure)
+        structure = replace(structure, own_totals=own_totals)
+        if computed:
             structure = replace(structure, measure=("pseudo-likelihood",) * len(measure))
         check_log_prob_dims(sites, structure)
         check_repeats(pair, structure, sites, probe, fewer, order)
@@ -105,58 +111,7 @@ def check_supports(structure: Structure, x: Tensor, argument: str = "x") -> None
     """Refuse rows with values off the likelihood's support, naming the first and what would fit."""
     rows = _columns(x)
     for support in structure.supports:
-        checks.on_support(argument, rows, *support)
-
-
-def computed_from_rows(batch: Batch) -> list[str]:
-    """The names of what goes with the rows and is a function of them: of their columns, or of their totals.
-
-    log P(x | c) with c = c(x) is no log-likelihood: over all x it does not sum to 1. Found is what a straight
-    line makes of the rows' totals, their logarithms or their square roots; with more rows than columns, also
-    what a linear function of the columns, or of their log(1 + x), makes of c or of its exponential. What else
-    may have been computed from x can't be known, nor can anything on a few rows.
-    """
-    x = _columns(batch["x"])
-    return [
-        name
-        for name, value in batch.items()
-        if name != "x"
-        and value.numel() == len(x)
-        and value.is_floating_point()
-        and _follows(value.reshape(-1).double(), x)
-    ]
-
-
-def _follows(value: Tensor, x: Tensor) -> bool:
-    """Whether numbers of the rows, shape (rows,), float64, follow from x, (rows, columns)."""
-    total = torch.cat([block.double().sum(dim=1) for _, block in checks.blocks(x)])
-    counts = bool(x.min() >= 0)
-    functions = [total]
-    if counts:  # −∞ of the logarithm of a row without counts is on no line
-        functions += [total.log(), total.log1p(), total.sqrt()]
-    if len(value) < 4:  # any three points are nearly on a line
-        return bool((value != 0).all()) and any(
-            torch.allclose(value, f, rtol=1e-5, atol=1e-5) for f in functions
-        )
-    if bool((value == value[0]).all()):
-        return False
-    if any(float(torch.corrcoef(torch.stack([value, f]))[0, 1] ** 2) > 1 - 1e-6 for f in functions):
-        return True
-    if len(value) < x.shape[1] + 20:
-        return False
-    value, x = value[: x.shape[1] + 200], x[: x.shape[1] + 200].double()
-    targets = torch.stack([value, value.clamp(max=700).exp()], dim=1)
-    return any(_is_linear(targets, features) for features in ([x, x.log1p()] if counts else [x]))
-
-
-def _is_linear(targets: Tensor, features: Tensor) -> bool:
-    """Whether a column of targets, (rows, targets), is a linear function of features, (rows, columns), but for rounding."""
-    centred = features - features.mean(dim=0)
-    wanted = targets - targets.mean(dim=0)
-    basis, singular, _ = torch.linalg.svd(centred, full_matrices=False)
-    basis = basis[:, singular > 1e-9 * singular.max()]
-    left = wanted - basis @ (basis.T @ wanted)
-    return bool(((left**2).sum(dim=0) < 1e-6 * (wanted**2).sum(dim=0)).any())
+        checks.on_support(argument, rows, *support, off_support(support.family))
 
 
 def _distinct_rows(x: Tensor, num_rows: int) -> list[int]:

@@ -70,6 +70,8 @@ class Structure:
         edges: for each latent with fixed bounds in model or guide, those bounds: a draw may be rounded onto one.
         masked: whether a latent has a mask in the model or the guide: rows may lack some of its entries.
         reaches: whether the guide is known to have density wherever the prior has it, by their supports.
+        own_totals: the names of what goes with the rows and is a total of theirs that the likelihood is
+            conditional on, as a multinomial is: see ``context.judge``.
     """
 
     latents: tuple[str, ...]
@@ -87,6 +89,7 @@ class Structure:
     edges: dict[str, tuple[tuple[float, float], ...]]
     masked: bool
     reaches: bool
+    own_totals: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------------------------------------------------
