@@ -28,7 +28,7 @@ from pyrovae.evidence.importance import weigh_encoder
 from pyrovae.evidence.posterior import Encoder, Gaussian, Posterior, Proposal, total, undisturbed
 from pyrovae.evidence.quadrature import MOST_DIMENSIONS, first_price, integrate
 from pyrovae.evidence.refined import defended, shares, weigh_mixture
-from pyrovae.evidence.result import Columns, LogEvidence, verdicts
+from pyrovae.evidence.result import Columns, LogEvidence, about, verdicts
 from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
@@ -156,7 +156,7 @@ def _closed_form(evaluation: Evaluation) -> LogEvidence | None:
         known.log_prob(rows.flatten(1).double()).cpu().numpy(),
         measure=evaluation.structure.measure,
         method="exact",
-        fingerprint=checks.fingerprint(rows),
+        **about(evaluation.source, evaluation.pair),
     )
 
 

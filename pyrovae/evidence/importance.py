@@ -84,7 +84,7 @@ def weigh_encoder(
         weights = Accumulator(evaluation.num_samples, rows.stop - rows.start, len(tiles[block]), x.device)
         for number, tile in enumerate(tiles[block]):
             weights.add(number, evaluation.terms(tile).log_weights)
-        columns = Columns.of_weights(weights, x.dtype, evaluation.num_samples)
+        columns = Columns.of_weights(weights, evaluation.dtype, evaluation.num_samples)
         return replace(columns, estimate=weights.smoothed()) if pareto_smoothed else columns
 
     return each_block(evaluation, weigh, bar, parts)

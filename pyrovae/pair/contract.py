@@ -183,7 +183,7 @@ def check_rows_stand_alone(
         first = run(pair, part, probe, values)
         terms = by_row(first, names[part], structure, len(probe["x"]))
         repeated = by_row(run(pair, part, probe, values), names[part], structure, len(probe["x"]))
-        if not _agree(terms, repeated, probe["x"].dtype):
+        if not _agree(terms, repeated, pair.dtype or probe["x"].dtype):
             raise checks.bad_value(
                 part,
                 "the same log-probability from the same rows and latents",
@@ -196,7 +196,7 @@ def check_rows_stand_alone(
             for name in structure.observed:
                 _check_answers(name, first[name], second[name], structure.data_dim[name], order)
         elsewhere = by_row(second, names[part], structure, len(order))
-        if not _agree(terms[order], elsewhere, probe["x"].dtype):
+        if not _agree(terms[order], elsewhere, pair.dtype or probe["x"].dtype):
             raise checks.bad_value(
                 part,
                 "rows whose log-probability does not depend on the rest of the batch",
@@ -241,7 +241,8 @@ def _vectorises(pair: LatentVariableModel, structure: Structure, probe: Batch) -
                 if part == "guide":  # a guide has to draw with left dims, too
                     run(pair, part, probe)
                 together = sum_sites(run(pair, part, probe, latents), names, structure, lead=1)
-            return _agree(torch.stack(each), together.expand(num_samples, num_rows), probe["x"].dtype)
+            expected, dtype = torch.stack(each), pair.dtype or probe["x"].dtype
+            return _agree(expected, together.expand(num_samples, num_rows), dtype)
         except Exception:  # whatever a pair makes of dims it does not know: its rows get repeated instead
             return False
 
