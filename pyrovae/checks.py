@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyrovae import frames, rounding
+
 if TYPE_CHECKING:
     from torch.distributions.constraints import Constraint
 
@@ -213,7 +215,8 @@ def rows(
 
     Raises:
         TypeError: strings, objects, complex numbers, lists, a float tensor of another dtype.
-        ValueError: no rows, no columns, NaN or ±inf (with count and first position).
+        ValueError: no rows, no columns, NaN or ±inf (with count and first position); a cast that loses more than
+            rounding (see ``rounding.cast``).
     """
     if (
         not (isinstance(x, Tensor) and x.is_floating_point())
@@ -225,11 +228,32 @@ def rows(
             f"torch's default, {torch.get_default_dtype()}",
             "Call torch.set_default_dtype(torch.float32).",
         )
+    return _rows(x, dtype, device, argument)[0]
+
+
+def in_double(x: Any) -> Any:
+    """``x`` with its float tensors in float64, for what computes in float64: a tensor, or a mapping of them."""
+    if isinstance(x, Mapping):
+        return {name: in_double(value) for name, value in x.items()}
+    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def _rows(
+    x: Any,
+    dtype: torch.dtype | None,
+    device: torch.device | None,
+    argument: str,
+    double: str = "never",
+    spread: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``rows``, and the same rows before they were cast; ``double`` and ``spread`` as in ``read``."""
     if isinstance(x, Tensor):
-        tensor = _from_tensor(x, dtype, device, argument)
+        tensor = exact = _from_tensor(x, dtype, device, argument, double, spread)
+        if not x.is_floating_point() and x.dim():
+            exact = x
     else:
-        array = _array(x, argument)
-        tensor = torch.from_numpy(array).to(dtype or torch.get_default_dtype())
+        exact = torch.from_numpy(_array(x, argument))
+        tensor = cast(exact, dtype or torch.get_default_dtype(), argument, frames.names(x), double, spread)
         if device is not None:
             tensor = tensor.to(device)
     if tensor.dim() == 0:
@@ -241,7 +265,156 @@ def rows(
             argument, "at least one row and one column", f"shape {tuple(tensor.shape)}", "Pass some rows."
         )
     finite(argument, tensor)
-    return tensor
+    return tensor, exact
+
+
+def cast(
+    x: Tensor,
+    dtype: torch.dtype,
+    argument: str,
+    names: Sequence[str] | None = None,
+    double: str = "never",
+    spread: Tensor | None = None,
+) -> Tensor:
+    """``x`` in ``dtype``; refused where that loses more than rounding, or left in float64 where ``double`` says so."""
+    if double == "always":
+        dtype = torch.float64
+    tensor, loss = rounding.cast(x, dtype, spread)
+    if loss is not None and double == "lossy":
+        tensor, loss = rounding.cast(x, torch.float64)
+    if loss is None or math.isinf(loss.cast):  # what overflows is refused as infinite
+        return tensor
+    column = ""
+    if names is not None and len(loss.position) == 2:
+        column = f" ({names[loss.position[1]]!r})"
+    if loss.spread is None:
+        expected = f"whole numbers that {tensor.dtype} holds"
+        against = ""
+    else:
+        expected = (
+            f"numbers that {tensor.dtype} holds to {rounding.TOLERANCE:g} of a column's standard deviation"
+        )
+        against = (
+            f", where the column's is {loss.spread:.3g}" if loss.spread else ", in a column of one value"
+        )
+    mend = "Subtract a constant from the column first."
+    if tensor.dtype != torch.float64:
+        mend = (
+            "Use the model in float64: model.double(). For real x, VAE.mlp(..., standardize=True) subtracts the mean "
+            "before it rounds. Or subtract a constant from the column first."
+        )
+    raise bad_value(
+        argument,
+        expected,
+        f"{loss.count} that it changes, first {loss.value!r} to {loss.cast!r} at {_place(loss.position)}{column}{against}",
+        mend,
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows of a batch as they came.
+
+    Attributes:
+        exact: in the dtype that they came in, before any cast.
+        names: of the columns of each frame in the batch, or that a model was fitted to, by its name in the batch.
+        index: of the rows, where they are a frame or a series; else None.
+    """
+
+    exact: Tensor
+    names: Mapping[str, tuple[str, ...]]
+    index: Any
+
+
+def read(
+    x: Any,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device | None = None,
+    argument: str = "x",
+    names: Mapping[str, tuple[str, ...]] | None = None,
+    double: str = "never",
+    spread: Tensor | None = None,
+) -> tuple[dict[str, Tensor], Source]:
+    """``batch``, and what else is known of the rows.
+
+    Frames and series beside the rows are brought into the order of the index that the rows have; where the rows have
+    none, everything stands by position. Columns that share one name can't be told apart.
+
+    Args:
+        names: of the columns, by name in the batch, that the model was fitted to: a frame has to have the same.
+        double: whether rows may stay in float64: "never"; where a cast to ``dtype`` is "lossy"; or "always".
+        spread: the columns' standard deviations, where they are known from other rows.
+
+    Raises:
+        TypeError, ValueError: as ``batch``; columns of other names or in another order than ``names``; an index
+            that does not match the index of the rows.
+    """
+    found = dict(names or {})
+    rows_of = _the_rows(x, argument)
+    _same_names(argument, rows_of, "x", found)
+    tensor, exact = _rows(rows_of, dtype, device, argument, double, spread)
+    source, batch = Source(exact, found, frames.index(rows_of)), {"x": tensor}
+    if not isinstance(x, Mapping):
+        return batch, source
+    for name, value in x.items():
+        if name == "x":
+            continue
+        if not isinstance(name, str) or not name.isidentifier():
+            raise bad_value(argument, "names that model and guide can take", repr(name), "Rename it.")
+        if hasattr(value, "columns"):
+            _same_names(name, value, name, found)
+        batch[name] = _aligned(name, align(name, value, source.index), dtype, device or tensor.device)
+        if len(batch[name]) != len(tensor):
+            raise bad_value(
+                name,
+                f"as many rows as x has, {len(tensor)}",
+                f"{len(batch[name])}",
+                "Pass one entry for every row.",
+            )
+    return batch, source
+
+
+def align(argument: str, value: Any, index: Any) -> Any:
+    """A frame or series in the order of an index, where there is one; raises ``ValueError`` where they don't match."""
+    try:
+        return frames.aligned(value, index)
+    except frames.Misaligned as reason:
+        raise bad_value(
+            argument,
+            "the index of x, in any order",
+            str(reason),
+            f"Pass {argument}.loc[x.index], or {argument}.to_numpy() where the rows are in the order of x.",
+        ) from None
+
+
+def _the_rows(x: Any, argument: str) -> Any:
+    """The rows in a mapping, or ``x`` itself."""
+    if not isinstance(x, Mapping):
+        return x
+    if "x" not in x:
+        raise bad_value(
+            argument,
+            'a dict with the rows under "x"',
+            f"one with {', '.join(map(repr, x)) or 'nothing'}",
+            'Pass {"x": rows, "offset": …}.',
+        )
+    return x["x"]
+
+
+def _same_names(argument: str, value: Any, name: str, known: dict[str, tuple[str, ...]]) -> None:
+    """Refuse a frame whose columns have other names than ``known`` has under ``name``; note them where it has none."""
+    came = frames.names(value)
+    if came is None:
+        return
+    expected = known.setdefault(name, came)
+    if came != expected:
+        raise bad_value(
+            argument,
+            "the columns that were fitted, by name and in order",
+            frames.difference(came, expected),
+            f"Select them in that order; where the names alone differ, pass {argument}.to_numpy().",
+        )
 
 
 def batch(
@@ -255,30 +428,7 @@ def batch(
     Raises:
         TypeError, ValueError: as ``rows``; a dict without "x", or with another number of rows under a name.
     """
-    if not isinstance(x, Mapping):
-        return {"x": rows(x, dtype=dtype, device=device, argument=argument)}
-    if "x" not in x:
-        raise bad_value(
-            argument,
-            'a dict with the rows under "x"',
-            f"one with {', '.join(map(repr, x)) or 'nothing'}",
-            'Pass {"x": rows, "offset": …}.',
-        )
-    found = {"x": rows(x["x"], dtype=dtype, device=device, argument=argument)}
-    for name, value in x.items():
-        if name == "x":
-            continue
-        if not isinstance(name, str) or not name.isidentifier():
-            raise bad_value(argument, "names that model and guide can take", repr(name), "Rename it.")
-        found[name] = _aligned(name, value, dtype, device or found["x"].device)
-        if len(found[name]) != len(found["x"]):
-            raise bad_value(
-                name,
-                f"as many rows as x has, {len(found['x'])}",
-                f"{len(found[name])}",
-                "Pass one entry for every row.",
-            )
-    return found
+    return read(x, dtype=dtype, device=device, argument=argument)[0]
 
 
 def _aligned(name: str, value: Any, dtype: torch.dtype | None, device: torch.device) -> Tensor:
@@ -292,7 +442,14 @@ def _aligned(name: str, value: Any, dtype: torch.dtype | None, device: torch.dev
     return rows(value, dtype=dtype, device=device, argument=name)
 
 
-def _from_tensor(x: Tensor, dtype: torch.dtype | None, device: torch.device | None, argument: str) -> Tensor:
+def _from_tensor(
+    x: Tensor,
+    dtype: torch.dtype | None,
+    device: torch.device | None,
+    argument: str,
+    double: str = "never",
+    spread: Tensor | None = None,
+) -> Tensor:
     if x.is_complex():
         raise bad_type(argument, "real numbers", f"a {x.dtype} tensor", "Pass x.real or x.abs().")
     if x.layout != torch.strided:
@@ -305,19 +462,27 @@ def _from_tensor(x: Tensor, dtype: torch.dtype | None, device: torch.device | No
     if x.is_inference():  # what is made in inference mode can't be part of a gradient; its copy can
         x = x.clone()
     if not x.is_floating_point():
-        return x.to(device or x.device, dtype or torch.get_default_dtype())
+        return cast(x, dtype or torch.get_default_dtype(), argument, None, double, spread).to(
+            device or x.device
+        )
     if x.dtype not in FLOATS:
         raise bad_type(
             argument, "a float32 or float64 tensor", f"a {x.dtype} one", f"Cast it: {argument}.float()."
         )
+    x = x.detach()
     if dtype is not None and x.dtype != dtype:
+        lossy = x.dim() > 0 and rounding.cast(x, dtype, spread)[1] is not None
+        if double == "always" or (double == "lossy" and lossy):
+            return x.to(device or x.device, torch.float64)
         raise bad_type(
             argument,
             f"a {dtype} tensor, the dtype of the model's parameters",
             f"a {x.dtype} tensor",
-            f"Cast one of the two: {argument}.to({dtype}), or model.to({x.dtype}).",
+            f"Use the model in the rows' dtype: model.to({x.dtype})."
+            if lossy
+            else f"Cast one of the two: {argument}.to({dtype}), or model.to({x.dtype}).",
         )
-    return x.detach().to(device or x.device)
+    return x.to(device or x.device, torch.float64 if double == "always" else x.dtype)
 
 
 def _array(x: Any, argument: str) -> np.ndarray:
@@ -337,6 +502,7 @@ def _array(x: Any, argument: str) -> np.ndarray:
                     f"{len(odd)} other column(s), first {odd[0]}",
                     "Encode them as numbers or drop them.",
                 )
+            _held(x, argument)
             x = x.to_numpy(dtype=np.float64, na_value=np.nan)  # nullable columns, too
         else:
             x = x.to_numpy()
@@ -353,7 +519,13 @@ def _array(x: Any, argument: str) -> np.ndarray:
     if x.dtype.kind not in "biuf":
         raise bad_type(argument, "real numbers", *_odd_array(x))
     if x.dtype.itemsize > 8:  # long doubles, which torch has not
-        x = x.astype(np.float64)
+        x = _from_long_double(x, argument)
+    if x.dtype.kind == "u" and x.dtype.itemsize > 1:  # of which torch has no arithmetic
+        if x.dtype.itemsize == 8 and x.size and x.max() >= 2**63:
+            raise bad_value(
+                argument, "whole numbers below 2^63", f"up to {x.max()}", "Subtract a constant first."
+            )
+        x = x.astype(np.int32 if x.dtype.itemsize == 2 else np.int64)
     # torch takes neither negative strides nor foreign byte orders.
     if not x.dtype.isnative or any(stride < 0 for stride in x.strides):
         x = x.astype(x.dtype.newbyteorder("="))
@@ -434,6 +606,39 @@ def _odd_array(x: np.ndarray) -> tuple[str, str]:
             "Pass rows of one length: numpy.stack(x).",
         )
     return came, "Pass numbers: x.astype(float)."
+
+
+def _held(frame: Any, argument: str) -> None:
+    """Refuse whole numbers in a frame that float64, in which its columns meet, does not hold."""
+    for place, (name, kind) in enumerate(frame.dtypes.items()):
+        if getattr(kind, "kind", "") in "iu" and getattr(kind, "itemsize", 0) > 4:
+            column = frame.iloc[:, place]
+            column = column.dropna() if column.hasnans else column
+            if len(column) and max(abs(int(column.min())), abs(int(column.max()))) > 2**53:
+                cast(
+                    torch.from_numpy(_array(column, f"{argument}[{name!r}]")),
+                    torch.float64,
+                    f"{argument}[{name!r}]",
+                )
+
+
+def _from_long_double(x: np.ndarray, argument: str) -> np.ndarray:
+    """Long doubles in float64; refused where that loses more than rounding."""
+    found = x.astype(np.float64)
+    if not np.isfinite(x).all() or not x.size:
+        return found
+    # What is left of a long double is the deviation that float64 can't hold beside the column's own.
+    moved = np.abs(x - found).reshape(len(x), -1).astype(np.float64).max(axis=0)
+    spread = (x - x.mean(axis=0)).reshape(len(x), -1).astype(np.float64).std(axis=0)
+    bad = np.flatnonzero(moved > rounding.TOLERANCE * np.where(spread > 0, spread, 1.0))
+    if len(bad):
+        raise bad_value(
+            argument,
+            "numbers that float64 holds",
+            f"long doubles that it rounds by {moved[bad[0]]:.3g} in {len(bad)} column(s), first column {bad[0]}",
+            "Subtract a constant from the column first.",
+        )
+    return found
 
 
 class _ReadOnly:
@@ -564,12 +769,17 @@ def _commonest(x: Tensor) -> tuple[Tensor, Tensor]:
     return candidate, count.double() / len(x)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """Which rows a number is of; equal for equal rows, flattened, as float32 numbers, whatever their dtype.
+    """Which rows a number is of: equal for equal rows, flattened, whatever dtype they came in.
+
+    Rows in float64 also equal their own copy in float32, unless rounding them loses what ``rounding.cast`` calls a
+    loss. Two sets of rows in float64 that differ are never equal, even where they agree in float32.
 
     Attributes:
-        sha256: of the rows.
+        sha256: of the rows' exact values.
+        rounded: of the rows in float32; the same as ``sha256`` where float32 holds them.
+        lossy: whether float32 loses more of them than rounding.
         floors: of the rows rounded down: what different dequantisations of the same whole numbers share.
         binary: whether every entry is 0 or 1.
         totals: the sum of every row, shape (rows,), by which rows that differ may be told to be akin.
@@ -577,18 +787,33 @@ class Fingerprint:
     """
 
     sha256: str
-    floors: str = field(compare=False)
-    binary: bool = field(compare=False)
-    totals: np.ndarray = field(compare=False, repr=False)
-    columns: int = field(compare=False)
+    rounded: str
+    lossy: bool
+    floors: str
+    binary: bool
+    totals: np.ndarray = field(repr=False)
+    columns: int
 
     def __len__(self) -> int:
         return len(self.totals)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Fingerprint):
+            return NotImplemented
+        if self.sha256 == other.sha256:
+            return True
+        one_in_float32 = self.sha256 == self.rounded or other.sha256 == other.rounded
+        return self.rounded == other.rounded and one_in_float32 and not (self.lossy or other.lossy)
+
+    def __hash__(self) -> int:
+        return hash(self.rounded)
 
     def unlike(self, other: Fingerprint) -> str:
         """In words, how other rows differ from these, as far as the two fingerprints tell."""
         if (len(self), self.columns) != (len(other), other.columns):
             return f"{len(other)} rows of {other.columns} columns against {len(self)} of {self.columns}"
+        if self.rounded == other.rounded:
+            return "numbers that agree in float32 alone"
         if self.floors == other.floors:
             return "the same whole numbers, dequantised by other noise"
         if np.array_equal(np.sort(self.totals), np.sort(other.totals)):
@@ -603,18 +828,30 @@ class Fingerprint:
 
 
 def fingerprint(x: Tensor) -> Fingerprint:
-    """The fingerprint of rows, shape (rows, ...)."""
+    """The fingerprint of rows as they came, shape (rows, ...), of any dtype."""
     columns = x.numel() // len(x)
-    digest, floors = (hashlib.sha256(repr((len(x), columns)).encode()) for _ in range(2))
-    totals, binary = [], True
+    exact, rounded, floors = (hashlib.sha256(repr((len(x), columns)).encode()) for _ in range(3))
+    totals, binary, held = [], True, True
+    watch = None if rounding.holds(x.dtype, torch.float32) else rounding.Watch(torch.float32)
     for _, block in blocks(x):
+        flat = block.detach().cpu().reshape(len(block), -1)
         # + 0: of two zeros that are equal the bytes differ by their sign
-        values = block.detach().cpu().float().reshape(len(block), -1).contiguous().numpy() + np.float32(0)
-        digest.update(values.data)
-        floors.update(np.floor(values).data)
+        narrow = flat.float().contiguous().numpy() + np.float32(0)
+        rounded.update(narrow.data)
+        values: np.ndarray = narrow
+        if watch is not None:
+            watch.add(flat, torch.from_numpy(narrow))
+            values = flat.double().contiguous().numpy() + 0.0
+            exact.update(values.data)
+            held = held and np.array_equal(values, narrow)
+        floors.update(np.floor(narrow).data)
         totals.append(values.sum(axis=1, dtype=np.float64))
         binary = binary and bool(((values == 0) | (values == 1)).all())
-    return Fingerprint(digest.hexdigest(), floors.hexdigest(), binary, np.concatenate(totals), columns)
+    lossy = watch is not None and not held and watch.loss(x.detach()) is not None
+    sha256 = rounded.hexdigest() if held else exact.hexdigest()
+    return Fingerprint(
+        sha256, rounded.hexdigest(), lossy, floors.hexdigest(), binary, np.concatenate(totals), columns
+    )
 
 
 def digest(x: Tensor) -> str:
@@ -631,17 +868,37 @@ def digests(batch: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def row_hashes(x: Tensor) -> np.ndarray:
-    """A 64-bit hash of every row as float32 numbers, shape (rows,): equal rows, equal hashes."""
-    hashes = (
-        int.from_bytes(hashlib.blake2b(row.data, digest_size=8).digest(), "little")
-        for _, block in blocks(x.detach())
-        for row in block.cpu().float().reshape(len(block), -1).contiguous().numpy() + np.float32(0)
-    )
-    return np.fromiter(hashes, dtype=np.uint64, count=len(x))
+    """Two 64-bit hashes of every row, shape (rows, 2): of its exact values, and of them in float32.
+
+    Equal rows have equal hashes, whatever dtype they came in; of a row that float32 holds the two are the same.
+    """
+
+    def of(row: np.ndarray) -> int:
+        return int.from_bytes(hashlib.blake2b(row.data, digest_size=8).digest(), "little")
+
+    found = np.empty((len(x), 2), dtype=np.uint64)
+    for start, block in blocks(x.detach()):
+        flat = block.cpu().reshape(len(block), -1)
+        narrow = flat.float().contiguous().numpy() + np.float32(0)
+        rows_here = found[start : start + len(block)]
+        rows_here[:, 1] = rows_here[:, 0] = [of(row) for row in narrow]
+        if not rounding.holds(x.dtype, torch.float32):
+            wide = flat.double().contiguous().numpy() + 0.0
+            odd = np.flatnonzero((wide != narrow).any(axis=1))
+            rows_here[odd, 0] = [of(row) for row in wide[odd]]
+    return found
 
 
 def num_seen(hashes: np.ndarray, fitted: np.ndarray) -> int:
-    """How many rows are likely among those that a model was fitted to, by the hashes of both.
+    """How many rows are likely among those that a model was fitted to, by the ``row_hashes`` of both.
+
+    Either hash counts: rows may have been fitted in one dtype and come in another.
+    """
+    return max(_num_seen(hashes[:, i], fitted[:, i]) for i in range(2))
+
+
+def _num_seen(hashes: np.ndarray, fitted: np.ndarray) -> int:
+    """How many rows are likely among fitted ones, by one hash of each.
 
     Rows of few values repeat by chance, and a row that was kept back may equal one that was not. How often is
     seen among the fitted rows themselves: a share d of them has a double. M matches of N rows then speak for

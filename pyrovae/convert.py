@@ -276,7 +276,7 @@ def _of_block(
                 }
     given_z = likelihood.gather(0, chosen)
     groups["log_likelihood_given_z"] = {"x": (("chain", "draw", "row"), _numpy(given_z)[None])}
-    return groups, Columns.of_weights(weights, batch["x"].dtype, evaluation.num_samples)
+    return groups, Columns.of_weights(weights, evaluation.dtype, evaluation.num_samples)
 
 
 def _weigh(evaluation: Evaluation, tile: noise.Tile, batch: Batch) -> tuple[Latents, Terms]:
@@ -381,9 +381,10 @@ def _variable(structure: Structure, name: str, value: Tensor) -> Variable:
 
 def _of_chains(model: Any, x: Any) -> tuple[dict[str, Group], dict[str, Any], Tensor]:
     """Of anything with ``posterior``, site → (chains, draws, …), and ``log_likelihood(x)``, (chains, draws, rows)."""
-    observed = checks.batch(x, dtype=None)["x"]
-    seen = getattr(model, "seen", None)
-    if seen is not None and not np.array_equal(seen, checks.row_hashes(observed)):
+    names = getattr(model, "names", None)
+    batch, source = checks.read(checks.in_double(x), dtype=torch.float64, names=names)
+    observed, seen = batch["x"], getattr(model, "seen", None)
+    if seen is not None and not np.array_equal(seen, checks.row_hashes(source.exact)):
         raise checks.bad_value(
             "x",
             "the rows that the baseline was fitted to: az.loo leaves each of them out in turn",

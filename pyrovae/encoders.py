@@ -38,7 +38,12 @@ class Encoder(nn.Module, ABC):
 
     def encode(self, x: Tensor) -> Tensor:
         """What the network makes of rows, standardised where there is a ``Standardize``: (batch, outputs)."""
-        return self.network(x if self.standardize is None else self.standardize(x))
+        if self.standardize is None:
+            return self.network(x)
+        own = next((p.dtype for p in self.network.parameters()), x.dtype)
+        return self.network(
+            self.standardize(x).to(own)
+        )  # rows in float64 are rounded once they are standardised
 
     @classmethod
     @abstractmethod

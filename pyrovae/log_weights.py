@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,9 @@ from pyrovae.networks import check_width
 from pyrovae.pair import Batch, Structure, check_supports, inspect
 from pyrovae.tracing import Call, Runner, tile_terms, why_not_compiled
 from pyrovae.turns import takes_turns
+
+#: Names of columns, by the name that a frame has in a batch.
+Names = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ class Terms:
 
     def without(self, draws: Tensor) -> Terms:
         """The same, where some draws, (samples, rows), weigh nothing."""
-        return replace(self, proposal=torch.where(draws, math.inf, self.proposal)) if bool(draws.any()) else self
+        return (
+            replace(self, proposal=torch.where(draws, math.inf, self.proposal)) if bool(draws.any()) else self
+        )
 
     def checked(self, numbers: Tensor, fix: Callable[[], str] | None = None) -> Terms:
         """Itself, where every log weight is below +∞; ``numbers`` are its rows' in x, shape (rows,).
@@ -70,6 +75,7 @@ class Evaluation:
         seed: where the noise comes from.
         tile: (rows, samples) of a tile.
         runner: where tiles may be run as graphs, what runs them.
+        source: the rows as they came; None of some of the rows of another evaluation.
         times: how often its tiles will be computed, by which graphs pay or not.
         argument: what its rows are called in errors.
     """
@@ -84,6 +90,7 @@ class Evaluation:
     runner: Runner | None = None
     times: int = 1
     argument: str = "x"
+    source: checks.Source | None = None
 
     @classmethod
     def prepare(
@@ -97,17 +104,23 @@ class Evaluation:
         argument: str = "x",
         compile: str | bool = False,
         times: int = 1,
+        names: Names | None = None,
     ) -> Evaluation:
-        """Check the arguments and the pair; nothing runs before they hold."""
+        """Check the arguments and the pair; nothing runs before they hold. ``names`` as in ``read_rows``."""
         checks.compile(compile)
         checks.integer("num_samples", num_samples)
         checks.integer("seed", seed, minimum=0)
         tile = None if tile is None else checks.tile(tile)
-        batch, known = prepare_rows(pair, x, argument), pair.dtype
+        batch, source = read_rows(pair, x, argument, names)
         if structure is None:
-            structure = inspect(pair, batch, seed, argument, most_rows=len(batch["x"]))
-            if pair.dtype != known:  # a functional pair's is known only now
-                batch = prepare_rows(pair, x, argument)
+            (batch, source), structure = inspect_rows(
+                pair,
+                (batch, source),
+                lambda: read_rows(pair, x, argument, names),
+                seed,
+                argument,
+                len(batch["x"]),
+            )
         else:
             check_supports(structure, batch["x"], argument)
         if tile is None:
@@ -115,7 +128,7 @@ class Evaluation:
         numbers = torch.arange(len(batch["x"]), device=batch["x"].device)
         main = (min(tile[0], len(numbers)), min(tile[1], num_samples))
         runner = Runner(pair, structure, compile, main) if compile else None
-        return cls(pair, structure, batch, numbers, num_samples, seed, tile, runner, times, argument)
+        return cls(pair, structure, batch, numbers, num_samples, seed, tile, runner, times, argument, source)
 
     def __len__(self) -> int:
         return len(self.batch["x"])
@@ -138,7 +151,13 @@ class Evaluation:
     def of_rows(self, rows: Tensor, seed: int, num_samples: int) -> Evaluation:
         """The evaluation of some of the rows, with noise of its own; its tiles are as tall."""
         batch = {name: value[rows] for name, value in self.batch.items()}
-        return replace(self, batch=batch, numbers=self.numbers[rows], seed=seed, num_samples=num_samples)
+        numbers = self.numbers[rows]
+        return replace(self, batch=batch, numbers=numbers, seed=seed, num_samples=num_samples, source=None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that log-probabilities are computed in: the parameters', or where there are none the rows'."""
+        return self.pair.dtype or self.batch["x"].dtype
 
     def terms(self, tile: noise.Tile) -> Terms:
         """One tile: draw z for its rows and weigh it. Depends on (seed, rows, tile) and nothing else.
@@ -313,6 +332,16 @@ def elbo_of(evaluation: Evaluation) -> ELBOEstimate:
 
 def prepare_rows(pair: LatentVariableModel, x: Any, argument: str = "x") -> Batch:
     """``x`` as a checked batch in the pair's dtype and on its device."""
+    return read_rows(pair, x, argument)[0]
+
+
+def read_rows(
+    pair: LatentVariableModel, x: Any, argument: str = "x", names: Names | None = None
+) -> tuple[Batch, checks.Source]:
+    """``prepare_rows``, and the rows as they came.
+
+    Columns have the names that the pair was fitted to; before a fit those in ``names``, where they are given.
+    """
     if not isinstance(pair, LatentVariableModel):
         raise checks.bad_type(
             "pair",
@@ -321,10 +350,30 @@ def prepare_rows(pair: LatentVariableModel, x: Any, argument: str = "x") -> Batc
             "Wrap your Pyro model and guide: LatentVariableModel(model, guide).",
         )
     pair.check_numbers()
-    batch = checks.batch(x, dtype=pair.dtype, device=pair.device, argument=argument)
+    batch, source = pair.checked(x, argument, names)
     if isinstance(pair, VAE):
         check_width(getattr(pair.encoder, "network", pair.encoder), batch["x"], argument)
-    return batch
+    return batch, source
+
+
+def inspect_rows(
+    pair: LatentVariableModel,
+    rows: tuple[Batch, checks.Source],
+    again: Callable[[], tuple[Batch, checks.Source]],
+    seed: int,
+    argument: str = "x",
+    most_rows: int = 4096,
+) -> tuple[tuple[Batch, checks.Source], Structure]:
+    """``pair.inspect`` on rows, each of the first ``most_rows``; they are read ``again`` where the pair's dtype is known only after it has run."""
+    known, (batch, source) = pair.dtype, rows
+    with pair.nothing_declared_on_error():
+        try:
+            structure = inspect(pair, batch, seed, argument, most_rows)
+        except checks.Refused as error:
+            if known is None and "Double" in str(error):  # float64 rows in a pair that is in float32
+                checks.cast(source.exact, torch.get_default_dtype(), argument, source.names.get("x"))
+            raise
+        return (rows if pair.dtype == known else again()), structure
 
 
 def _not_a_number(terms: Terms, numbers: Tensor, fix: str) -> checks.Refused:

@@ -123,8 +123,36 @@ class LatentVariableModel(nn.Module):
 
     @property
     def seen(self) -> np.ndarray | None:
-        """Hashes of the rows that ``fit`` has fitted the pair to, by ``checks.row_hashes``; None before."""
+        """Hashes of the rows that ``fit`` has fitted the pair to, (rows, 2), by ``checks.row_hashes``; None before."""
         return None if self.fitted is None else self.fitted["seen"]
+
+    @property
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Names of the columns that ``fit`` has fitted the pair to, by the name of each frame among the rows."""
+        return {} if self.fitted is None else dict(self.fitted.get("names", {}))
+
+    def checked(
+        self, x: Any, argument: str = "x", names: Mapping[str, tuple[str, ...]] | None = None
+    ) -> tuple[dict[str, Tensor], checks.Source]:
+        """Rows as a checked batch in the pair's dtype and on its device, and the rows as they came.
+
+        Columns have the names that the pair was fitted to; before a fit those in ``names``, where they are given.
+        """
+        double, spread = self._rounding()
+        return checks.read(
+            x,
+            dtype=self.dtype,
+            device=self.device,
+            argument=argument,
+            names={**(names or {}), **self.names},
+            double=double,
+            spread=spread,
+        )
+
+    def _rounding(self) -> tuple[str, Tensor | None]:
+        """Whether rows may stay in float64, and the columns' standard deviations, as ``checks.read`` takes them."""
+        spread = None if self.fitted is None else self.fitted.get("spread")
+        return "lossy" if self.dtype is None else "never", spread  # a dtype that is not known may be float64
 
     def _open(self, plate: str | None = None, params: ParamStoreDict | dict[str, Any] | None = None) -> None:
         """Set up the pair's own parameter store."""
@@ -416,7 +444,8 @@ class VAE(LatentVariableModel):
             encoder: a family's name in ``encoders.REGISTRY``.
             standardize: whether networks see standardised rows, learned from those of the first fit: the encoder
                 of every family, and the decoder of a family with a location and a scale, which then are of
-                standardised x and are taken back. log P(x) stays in x's own units.
+                standardised x and are taken back. log P(x) stays in x's own units. Such a family takes rows in
+                float64 whatever the dtype of the networks: the mean is subtracted before anything is rounded.
             likelihood_options: passed to the family; ``scale`` of a Gaussian is a number, ``"shared"``,
                 ``"per_dimension"`` or ``"decoder"``.
 
@@ -471,7 +500,7 @@ class VAE(LatentVariableModel):
     def reconstruct(self, x: Any, seed: int = 0) -> Tensor:
         """The mean of P(x | z) for one z ~ Q(z | x) a row; as the likelihood shapes its rows."""
         self.check_numbers()
-        context = checks.batch(x, dtype=self.dtype, device=self.device)
+        context, _ = self.checked(x)
         rows = context.pop("x")
         self._refuse_untaken(context)
         seeded = noise.seeded(noise.derive(seed, noise.Stream.RECONSTRUCT), self.device)
@@ -496,6 +525,19 @@ class VAE(LatentVariableModel):
         if any(isinstance(module, Standardize) for module in self.modules()):
             return ""
         return "build the model with standardize=True"
+
+    def _rounding(self) -> tuple[str, Tensor | None]:
+        double, spread = super()._rounding()
+        # Where encoder and likelihood standardise in float64 before anything else, rows need not be rounded.
+        scaling = getattr(self.encoder, "standardize", None)
+        both = isinstance(self.encoder, encoders.Encoder) and scaling is getattr(
+            self.likelihood, "standardize", None
+        )
+        if not isinstance(scaling, Standardize) or not both:
+            return double, spread
+        if not bool(scaling.learned):
+            return "lossy", spread
+        return "always" if scaling.loc.dtype == torch.float64 else double, spread
 
     def owners_parameters(self) -> Iterator[nn.Parameter]:
         for part in (self.prior, self.likelihood, self.encoder):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae import checks
+from pyrovae import checks, rounding
 from pyrovae.registry import Registry
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -206,7 +206,9 @@ class Standardize(nn.Module):
 
     Put one into an encoder, whose inputs it standardises, and the same one into a likelihood of real values,
     whose location and scale it takes back to x's own units: the networks work on numbers of size one, and
-    log P(x) stays a density of x. Until rows have been seen it changes nothing.
+    log P(x) stays a density of x. Until rows have been seen it changes nothing. Learned from rows in float64,
+    ``loc`` and ``scale`` are in float64 too, whatever the dtype of the networks: the difference is taken before it is
+    rounded.
 
     Args:
         num_features: entries in a row.
@@ -245,15 +247,37 @@ class Standardize(nn.Module):
             squares = squares + len(rows) * (variance + (1 - weight) * (centre - mean) ** 2)
             mean = mean + weight * (centre - mean)
         scale = (squares / len(x)).sqrt()
-        self.loc.copy_(mean)
-        self.scale.copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        if x.dtype == torch.float64:
+            self.loc, self.scale = mean, scale
+        else:
+            self.loc.copy_(mean)
+            self.scale.copy_(scale)
         self.learned.fill_(True)
 
-    def forget(self) -> None:
-        """Back to changing nothing."""
-        self.loc.zero_()
-        self.scale.fill_(1.0)
+    def forget(self, dtype: torch.dtype | None = None) -> None:
+        """Back to changing nothing, in a dtype."""
+        self.loc = torch.zeros_like(self.loc, dtype=dtype)
+        self.scale = torch.ones_like(self.scale, dtype=dtype)
         self.learned.fill_(False)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Standardize:
+        """Keep float64 where a cast of the module would move ``loc`` by more than rounding of what is standardised."""
+        loc, scale = self.loc, self.scale
+        super()._apply(fn, recurse)
+        if loc.device.type != "meta" != self.loc.device.type:
+            moved = (self.loc.to(loc) - loc).abs()
+            if bool((moved > rounding.TOLERANCE * scale).any()):
+                self.loc, self.scale = (value.to(self.loc.device) for value in (loc, scale))
+        return self
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        """Take the dtype of ``loc`` and ``scale`` over with their values."""
+        for name in ("loc", "scale"):
+            value = state_dict.get(prefix + name)
+            if isinstance(value, Tensor) and value.dtype == torch.float64:
+                setattr(self, name, getattr(self, name).double())
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, x: Tensor) -> Tensor:
         flat = _rows_of(self.num_features, x)
@@ -267,13 +291,14 @@ class Standardize(nn.Module):
 def standardizing(modules: Iterable[nn.Module], x: Tensor) -> Iterator[None]:
     """Let every ``Standardize`` among modules that has seen no rows yet learn from x; forgotten if the block raises."""
     new = [module for module in modules if isinstance(module, Standardize) and not module.learned]
+    before = [module.loc.dtype for module in new]
     try:
         for module in new:
             module.learn(x)
         yield
     except BaseException:
-        for module in new:
-            module.forget()
+        for module, dtype in zip(new, before, strict=True):
+            module.forget(dtype)
         raise
 
 

@@ -281,8 +281,16 @@ def _check_same(
     for name, module in modules.items():
         if module["is"] != meta["modules"][name]["is"]:
             raise _other(f"{meta['modules'][name]['is']} at {name}", f"{module['is']}")
+    # Their dtype follows from the rows that they were learned from.
+    scalings = {
+        id(buffer)
+        for module in pair.every_module()
+        if isinstance(module, networks.Standardize)
+        for buffer in module.buffers(recurse=False)
+    }
     for name, tensor in tensors.items():
-        if tensor.shape != saved[name].shape or (dtypes and tensor.dtype != saved[name].dtype):
+        recast = dtypes and tensor.dtype != saved[name].dtype and id(tensor) not in scalings
+        if tensor.shape != saved[name].shape or recast:
             raise _other(
                 f"{name} of shape {tuple(saved[name].shape)}, {saved[name].dtype}",
                 f"{tuple(tensor.shape)}, {tensor.dtype}",
@@ -320,12 +328,20 @@ def _copy(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         try:
             for name, tensor in tensors.items():
-                tensor.copy_(saved[name])
+                _put(tensor, saved[name])
         except BaseException:
             for name, tensor in tensors.items():
-                if not torch.equal(tensor, before[name]):
-                    tensor.copy_(before[name])
+                if tensor.dtype != before[name].dtype or not torch.equal(tensor, before[name]):
+                    _put(tensor, before[name])
             raise
+
+
+def _put(tensor: Tensor, value: Tensor) -> None:
+    """Write a value into a tensor, with its dtype where that is another."""
+    if tensor.dtype == value.dtype:
+        tensor.copy_(value)
+    else:
+        tensor.data = value.to(tensor.device)
 
 
 def _fill_for(

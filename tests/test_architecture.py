@@ -14,6 +14,8 @@ PACKAGE = Path(pyrovae.__file__).parent
 
 #: From the ground up: a file imports only from lines above its own.
 ROOMS = [
+    "rounding",
+    "frames",
     "checks",
     "turns",
     "registry",

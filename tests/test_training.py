@@ -681,7 +681,7 @@ def test_epochs_are_evaluated_on_some_of_many_rows(monkeypatch):
 
 
 def rows_of(x):
-    return Rows([{"x": x}], lambda batch, _: batch, digests=False)
+    return Rows([{"x": x}], lambda batch, _: (batch, checks.Source(x, {}, None)), digests=False)
 
 
 def test_how_steps_are_taken_follows_from_the_arguments():

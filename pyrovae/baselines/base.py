@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from pyrovae import checks, noise
-from pyrovae.evidence.result import LogEvidence
+from pyrovae.evidence.result import LogEvidence, about
 from pyrovae.likelihoods import off_support
 from pyrovae.turns import takes_turns
 
@@ -62,8 +63,10 @@ class Baseline(Fitted, ABC):
     support: ClassVar[constraints.Constraint] = constraints.real
     family: ClassVar[str] = "Gaussian"
 
-    #: Hashes of the rows it was fitted to, shape (rows,), by ``checks.row_hashes``.
+    #: Hashes of the rows it was fitted to, shape (rows, 2), by ``checks.row_hashes``.
     seen: np.ndarray
+    #: Names of the columns it was fitted to, where they were a frame's.
+    names: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     _width: int | None = None
     _fingerprint: checks.Fingerprint
@@ -71,13 +74,13 @@ class Baseline(Fitted, ABC):
     @takes_turns
     def fit(self, x: Any) -> Self:
         """Fit to rows, shape (rows, columns); returns self. Where it raises, nothing has changed."""
-        rows = self._rows(x)
+        rows, source = self._rows(x, {})
         before = dict(vars(self))
         try:
             self._fit(rows)
-            self._width = rows.shape[1]
-            self._fingerprint = checks.fingerprint(rows)
-            self.seen = checks.row_hashes(rows)
+            self._width, self.names = rows.shape[1], dict(source.names)
+            self._fingerprint = checks.fingerprint(source.exact)
+            self.seen = checks.row_hashes(source.exact)
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
@@ -87,8 +90,8 @@ class Baseline(Fitted, ABC):
     @takes_turns
     def log_evidence(self, x: Any) -> LogEvidence:
         """log P(x_n) of rows, shape (rows, columns), each by itself, in nats a row."""
-        rows = self._rows(x)
         width = self._require_fit()
+        rows, source = self._rows(x, self.names)
         if rows.shape[1] != width:
             raise checks.bad_value(
                 "x",
@@ -96,7 +99,7 @@ class Baseline(Fitted, ABC):
                 f"width {rows.shape[1]}",
                 "Pass the same columns.",
             )
-        return self._score(rows)
+        return self._score(rows, about(source, self))
 
     @takes_turns
     def sample(self, num_rows: int, seed: int = 0) -> Tensor:
@@ -120,8 +123,8 @@ class Baseline(Fitted, ABC):
         """Fit to checked rows, shape (rows, columns), float64."""
 
     @abstractmethod
-    def _score(self, rows: Tensor) -> LogEvidence:
-        """log P of checked rows, shape (rows, columns), float64."""
+    def _score(self, rows: Tensor, source: dict[str, Any]) -> LogEvidence:
+        """log P of checked rows, shape (rows, columns), float64; ``source`` is what a ``LogEvidence`` says of them."""
 
     @abstractmethod
     def _sample(self, num_rows: int) -> Tensor:
@@ -130,23 +133,22 @@ class Baseline(Fitted, ABC):
     def __repr__(self) -> str:
         return f"<{self.summary()}>" if self._width is not None else f"<{type(self).__name__}, not fitted>"
 
-    def _rows(self, x: Any) -> Tensor:
-        """Rows of any kind as float64, shape (rows, columns), on the support."""
+    def _rows(self, x: Any, names: Mapping[str, tuple[str, ...]]) -> tuple[Tensor, checks.Source]:
+        """Rows of any kind as float64, shape (rows, columns), on the support; and as they came."""
         if isinstance(x, Mapping):
             if "x" not in x:
                 raise checks.bad_value(
                     "x", 'a mapping with rows under "x"', f"the keys {list(x)}", 'Pass {"x": rows}.'
                 )
             x = x["x"]
-        if isinstance(x, Tensor) and x.dtype in checks.FLOATS:
-            x = x.double()
-        rows = checks.rows(x, dtype=torch.float64)
+        batch, source = checks.read(checks.in_double(x), dtype=torch.float64, names=names)
+        rows = batch["x"]
         # Contiguous, so that the same numbers give the same bits however they lay in memory.
         rows = (rows.flatten(1) if rows.dim() > 1 else rows[:, None]).contiguous()
         checks.on_support(
             "x", rows, list(range(rows.shape[1])), self.support, self.family, off_support(self.family)
         )
-        return rows
+        return rows, source
 
     def _require_fit(self) -> int:
         """The width of the rows it was fitted to; raises where there were none."""
@@ -177,7 +179,7 @@ class ClosedForm(Baseline):
         """For every column, what the number measures."""
         return (self.measure,) * columns
 
-    def _score(self, rows: Tensor) -> LogEvidence:
+    def _score(self, rows: Tensor, source: dict[str, Any]) -> LogEvidence:
         log_prob = self._log_prob(rows)
         impossible = torch.nonzero(log_prob == -torch.inf).flatten()
         if len(impossible):
@@ -192,8 +194,8 @@ class ClosedForm(Baseline):
             log_prob.numpy(),
             measure=self._measures(rows.shape[1]),
             method=type(self).__name__,
-            fingerprint=checks.fingerprint(rows),
             parameters=self.parameters,
+            **source,
         )
 
 

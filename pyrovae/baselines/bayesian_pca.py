@@ -76,7 +76,7 @@ class BayesianPCA(PyroMCMC):
     @takes_turns
     def fit(self, x: Any) -> Self:
         """Run the chains on rows, shape (rows, columns); returns self. See ``PyroMCMC.fit``."""
-        rows = as_batch(x)["x"]
+        rows = as_batch(x)[0]["x"]
         before, self._order = self._order, _pivots(rows, self.latent_dim) if rows.dim() == 2 else None
         try:
             return super().fit(x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -17,7 +18,7 @@ from pyrovae import checks, noise
 from pyrovae.baselines.base import Fitted
 from pyrovae.baselines.bridge import bridge, series_ess
 from pyrovae.diagnostics import Accumulator
-from pyrovae.evidence.result import Columns, LogEvidence, given_of, verdicts
+from pyrovae.evidence.result import Columns, LogEvidence, about, given_of, verdicts
 from pyrovae.pair import Batch, Latents
 from pyrovae.pair.globals import BayesianModel
 from pyrovae.progress import Progress
@@ -96,8 +97,10 @@ class PyroMCMC(Fitted):
     divergences: int
     #: What speaks against the chains, in words; empty where nothing does.
     problems: tuple[str, ...]
-    #: Hashes of the rows it was fitted to, shape (rows,), by ``checks.row_hashes``.
+    #: Hashes of the rows it was fitted to, shape (rows, 2), by ``checks.row_hashes``.
     seen: np.ndarray
+    #: Names of the columns it was fitted to, by the name of each frame among the rows.
+    names: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     derived: ClassVar[tuple[str, ...]] = ("_joint", "diagnostics")
 
@@ -150,7 +153,7 @@ class PyroMCMC(Fitted):
             ValueError: a model without latents, with discrete ones, or that does not observe x; ``pyro.param``
                 statements; values off the likelihood's support; no start of finite density.
         """
-        batch = as_batch(x)
+        batch, source = as_batch(x)
         joint = self._joint_of(batch)
         total = self.num_chains * (self.warmup_steps + self.num_samples)
         chains, divergences = [], 0
@@ -167,7 +170,8 @@ class PyroMCMC(Fitted):
         self.__dict__.pop("diagnostics", None)
         self._batch, self._joint, self._draws, self.divergences = batch, joint, draws, divergences
         self.posterior = {name: value.unflatten(0, draws.shape[:2]) for name, value in latents.items()}
-        self.seen = checks.row_hashes(batch["x"])
+        self.seen, self.names = checks.row_hashes(source.exact), dict(source.names)
+        self._fingerprint = checks.fingerprint(source.exact)
         self._r_hat, self._ess, self.problems = self._look()
         return self
 
@@ -187,7 +191,7 @@ class PyroMCMC(Fitted):
         Raises:
             ValueError: as ``log_evidence``.
         """
-        joint, batch = self._require_fit(), self._like_fitted(as_batch(x))
+        joint, (batch, _) = self._require_fit(), self._like_fitted(x)
         parts = list(joint.log_likelihood(batch, self._draws.flatten(0, 1)))
         return torch.cat(parts, dim=1).unflatten(0, self._draws.shape[:2])
 
@@ -222,6 +226,7 @@ class PyroMCMC(Fitted):
             verdict=np.array([verdict]),
             method="warp-3 bridge" if warp else "bridge",
             batch=joint.batch,
+            fingerprint=self._fingerprint,
             target="evidence",
         )
 
@@ -238,7 +243,7 @@ class PyroMCMC(Fitted):
             ValueError: rows that can't be scored apart, with the reason; other columns than were fitted.
         """
         joint = self._require_fit()
-        batch = self._like_fitted(as_batch(x))
+        batch, source = self._like_fitted(x)
         flat = self._draws.flatten(0, 1)
         blocks = []
         shared = torch.zeros(len(flat), dtype=torch.float64)
@@ -256,6 +261,7 @@ class PyroMCMC(Fitted):
             verdict=verdict,
             method=type(self).__name__,
             batch=batch,
+            **about(source, self),
             shared_mcse=error if np.isfinite(found["estimate"]).all() else math.inf,
         )
 
@@ -407,15 +413,15 @@ class PyroMCMC(Fitted):
             num_samples=draws,
             seed=self.seed,
             tile=None,
-            fingerprint=checks.fingerprint(batch["x"]),
             parameters="posterior-averaged",
             given=given_of(batch),
             own_totals=self._require_fit().own_totals,
         )
 
-    def _like_fitted(self, batch: Batch) -> Batch:
-        """``batch`` if it has the columns and the names that were fitted."""
+    def _like_fitted(self, x: Any) -> tuple[Batch, checks.Source]:
+        """Rows as a batch if they have the columns and the names that were fitted; and as they came."""
         fitted = self._require_fit().batch
+        batch, source = as_batch(x, self.names)
         for name in fitted.keys() | batch.keys():
             if name not in batch or name not in fitted or batch[name].shape[1:] != fitted[name].shape[1:]:
                 shapes = [str({n: tuple(v.shape[1:]) for n, v in sorted(b.items())}) for b in (fitted, batch)]
@@ -425,7 +431,7 @@ class PyroMCMC(Fitted):
                     shapes[1],
                     "Pass the same columns.",
                 )
-        return batch
+        return batch, source
 
     def _require_fit(self) -> BayesianModel:
         if self._joint is None:
@@ -436,14 +442,9 @@ class PyroMCMC(Fitted):
         return self._joint
 
 
-def as_batch(x: Any) -> Batch:
-    """Rows, and what goes with them, in float64."""
-
-    def double(value: Any) -> Any:
-        return value.double() if isinstance(value, Tensor) and value.dtype in checks.FLOATS else value
-
-    given = {name: double(value) for name, value in x.items()} if isinstance(x, Mapping) else double(x)
-    return checks.batch(given, dtype=torch.float64)
+def as_batch(x: Any, names: Mapping[str, tuple[str, ...]] | None = None) -> tuple[Batch, checks.Source]:
+    """Rows, and what goes with them, in float64; and the rows as they came."""
+    return checks.read(checks.in_double(x), dtype=torch.float64, names=names)
 
 
 def _start(log_joint: LogJoint, dim: int) -> Tensor:

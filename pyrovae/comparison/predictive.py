@@ -45,7 +45,7 @@ def compare(
             verdicts of "importance" say "another method". "importance" takes 1000 draws where
             ``num_samples`` is not given.
         by: a label for every row, shape (rows,): a table for each label, one below the other, and the
-            differences within it.
+            differences within it. A series is brought into the order of the index that x has.
         training_rows: compare on rows that models were fitted to, which is refused otherwise.
 
     Returns:
@@ -116,7 +116,8 @@ def compare(
 
     from pyrovae.comparison.table import ComparisonTable
 
-    labels = _labels(by, len(next(iter(scores.values()))))
+    index = next((score.index for score in scores.values() if score.index is not None), None)
+    labels = _labels(checks.align("by", by, index), len(next(iter(scores.values()))))
     parts = {
         label: _table({name: _rows(score, labels == label) for name, score in scores.items()}, about)
         for label in pd.unique(labels)
@@ -201,7 +202,9 @@ def _rows(score: LogEvidence, chosen: np.ndarray) -> LogEvidence:
     shared = score.shared_mcse
     if shared is not None:  # of fewer rows it is not known; no larger than the rows' own, all of one sign
         shared = float(score.mcse[chosen].mean())
-    return replace(score, **{name: getattr(score, name)[chosen] for name in per_row}, shared_mcse=shared)
+    index = None if score.index is None else score.index[chosen]
+    parts = {name: getattr(score, name)[chosen] for name in per_row}
+    return replace(score, **parts, shared_mcse=shared, index=index)
 
 
 def _standard_error(values: np.ndarray) -> float:

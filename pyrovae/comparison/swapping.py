@@ -13,6 +13,7 @@ from pyrovae import checks, noise
 from pyrovae.comparison.predictive import compare
 from pyrovae.evidence import METHODS, log_evidence
 from pyrovae.likelihoods import REGISTRY, Likelihood
+from pyrovae.log_weights import Names
 from pyrovae.model import VAE
 from pyrovae.networks import standardizing
 from pyrovae.pair import Batch, check_supports, inspect
@@ -90,7 +91,7 @@ def swap(
         >>> found.densities is None, len(found.masses)
         (True, 2)
     """
-    batch = _single(x, "x")
+    batch, names = _read(x, "x")
     if x_test is None:
         with noise.seeded(noise.derive(seed, noise.Stream.DATA)):
             order = torch.randperm(len(batch["x"]))
@@ -98,14 +99,14 @@ def swap(
         test = {name: value[order[:held_out]] for name, value in batch.items()}
         batch = {name: value[order[held_out:]] for name, value in batch.items()}
     else:
-        test = _single(x_test, "x_test")
+        test, _ = _read(x_test, "x_test", names)
     named = _named(families)
     checks.choice("method", method, tuple(METHODS))
     checks.boolean("progress", progress)
     checks.options("swap and of fit", fit, fitting, taken=("pair", "x", "seed", "progress"))
     validation = fitting.pop("validation", None)
     if validation is not None:
-        validation = _single(validation, "validation")
+        validation, _ = _read(validation, "validation", names)
     columns = batch["x"][0].numel()
     if test["x"].shape[1:] != batch["x"].shape[1:]:
         raise checks.bad_value(
@@ -119,8 +120,9 @@ def swap(
     for name, options in named:
         with noise.seeded(noise.derive(seed, noise.Stream.WEIGHTS)):
             vae = VAE.mlp(columns, latent_dim, name, hidden_dims, standardize=True, **options)
-        with standardizing(vae.modules(), batch["x"]):
-            structure = inspect(vae, _taken(vae, batch), seed)
+        rows, _ = vae.checked(_taken(vae, batch, names))
+        with standardizing(vae.modules(), rows["x"]):
+            structure = inspect(vae, rows, seed)
         check_supports(structure, test["x"], "x_test" if x_test is not None else "x")
         if structure.measure[0] not in ("mass", "density"):
             raise checks.bad_value(
@@ -133,16 +135,16 @@ def swap(
         label = f"{name}({label})" if label else name
         models[label], kinds[label] = vae, structure.measure[0]
     for vae in models.values():
-        rows = _taken(vae, batch)
+        given = _taken(vae, batch, names)
         if isinstance(vae.likelihood, Likelihood):
-            vae.likelihood.start_from(rows)
+            vae.likelihood.start_from(given)
         if validation is not None:
-            fitting["validation"] = _taken(vae, validation)
-        fit(vae, rows, seed=seed, progress=progress, **fitting)
+            fitting["validation"] = _taken(vae, validation, names)
+        fit(vae, given, seed=seed, progress=progress, **fitting)
     tables: dict[str, pd.DataFrame | None] = {}
     for kind in dict.fromkeys(kinds.values()):
         scores = {
-            name: log_evidence(vae, _taken(vae, test), method=method, seed=seed, progress=progress)
+            name: log_evidence(vae, _taken(vae, test, names), method=method, seed=seed, progress=progress)
             for name, vae in models.items()
             if kinds[name] == kind
         }
@@ -172,13 +174,22 @@ def _named(families: Any) -> list[tuple[str, Mapping[str, Any]]]:
     return found
 
 
-def _single(x: Any, argument: str) -> Batch:
-    """Checked rows in float32, which the VAEs have; labels and masks beside them as they are."""
-    batch = checks.batch(x, dtype=None, argument=argument)
-    return {name: value.float() if value.is_floating_point() else value for name, value in batch.items()}
+def _read(x: Any, argument: str, names: Names | None = None) -> tuple[Batch, Names]:
+    """Checked rows in float32, or in float64 where rounding them loses something; and the names of their columns."""
+    batch, source = checks.read(x, dtype=None, argument=argument, names=names, double="lossy")
+    return batch, source.names
 
 
-def _taken(vae: VAE, batch: Batch) -> Batch:
-    """The rows, and the offset where the VAE's likelihood takes one."""
+def _taken(vae: VAE, batch: Batch, names: Names) -> dict[str, Any]:
+    """The rows, and the offset where the VAE's likelihood takes one, to be cast to the VAE's dtype."""
+    import pandas as pd
+
     offset = bool(getattr(vae.likelihood, "offset", False))
-    return {name: value for name, value in batch.items() if name == "x" or offset}
+    taken: dict[str, Any] = {
+        name: value.cpu().numpy() if value.is_floating_point() else value
+        for name, value in batch.items()
+        if name == "x" or offset
+    }
+    if "x" in names:
+        taken["x"] = pd.DataFrame(taken["x"], columns=list(names["x"]))
+    return taken

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from pyrovae import checks
@@ -61,7 +60,7 @@ def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: An
     if own is None:
         name = checks.choice("method", "importance" if method is None else method, tuple(METHODS))
         checks.options(f"method {name!r}", METHODS[name], options, taken=("pair", "x"))
-        return _with_seen(METHODS[name](model, x, **options), model, x)
+        return METHODS[name](model, x, **options)
     if method is not None or options:
         given = [*(["method"] if method is not None else []), *options]
         raise checks.bad_value(
@@ -70,16 +69,8 @@ def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: An
             ", ".join(given),
             "Leave them out.",
         )
-    return _with_seen(own(x), model, x)
-
-
-def _with_seen(evidence: LogEvidence, model: Any, x: Any) -> LogEvidence:
-    """The same, with the number of rows that the model was fitted to: a score on those says little of others."""
-    fitted = getattr(model, "seen", None)
-    if fitted is None:
-        return evidence
-    rows = checks.batch(x, dtype=None)["x"]
-    return replace(evidence, seen=checks.num_seen(checks.row_hashes(rows), fitted))
+    found: LogEvidence = own(x)
+    return found
 
 
 __all__ = [

@@ -105,7 +105,9 @@ def annealed(
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
         columns = each_block(evaluation, anneal, bar, parts)
     verdict, reasons = judge(
-        verdicts(columns.pareto_k.cpu().numpy(), num_samples), columns, {CUT_OFF: unreached(evaluation)} if start == "encoder" else {}
+        verdicts(columns.pareto_k.cpu().numpy(), num_samples),
+        columns,
+        {CUT_OFF: unreached(evaluation)} if start == "encoder" else {},
     )
     return LogEvidence.of(
         columns,

@@ -29,7 +29,7 @@ from pyrovae.evidence.posterior import Encoder, Gaussian, Posterior, Proposal, t
 from pyrovae.evidence.quadrature import MOST_DIMENSIONS, first_price, integrate
 from pyrovae.evidence.reach import unreached
 from pyrovae.evidence.refined import defended, shares, weigh_mixture
-from pyrovae.evidence.result import Columns, LogEvidence, judge, verdicts
+from pyrovae.evidence.result import Columns, LogEvidence, about, judge, verdicts
 from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
@@ -164,7 +164,7 @@ def _closed_form(evaluation: Evaluation) -> LogEvidence | None:
         known.log_prob(rows.flatten(1).double()).cpu().numpy(),
         measure=evaluation.structure.measure,
         method="exact",
-        fingerprint=checks.fingerprint(rows),
+        **about(evaluation.source, evaluation.pair),
     )
 
 
@@ -312,7 +312,10 @@ class _Ladder:
             terms = Terms(joint.likelihood, joint.prior, log_q).checked(part.numbers[block])
             weights = terms.log_weights
             both = diagnostics.Accumulator(total_draws, weights.shape[1], 2, weights.device, strata=[0, 1])
-            sides = ((terms, log_q), (Terms(prior_joint.likelihood, prior_joint.prior, prior_log_q), prior_log_q))
+            sides = (
+                (terms, log_q),
+                (Terms(prior_joint.likelihood, prior_joint.prior, prior_log_q), prior_log_q),
+            )
             for index, (drawn, q) in enumerate(sides):
                 both.add(index, _against_both(drawn, q, _PILOT / total_draws, _PRIOR_PILOT / total_draws))
             level = diagnostics.log_mean_exp(weights)

@@ -75,7 +75,7 @@ def convergence(
     sizes = sorted({checks.integer("num_samples", size, minimum=2) for size in num_samples})
     checks.boolean("progress", progress)
     evaluation = Evaluation.prepare(pair, x, sizes[-1], seed, tile, compile=compile)
-    dtype = evaluation.batch["x"].dtype
+    dtype = evaluation.dtype
     found: dict[int, list[tuple[Columns, torch.Tensor]]] = {size: [] for size in sizes}
     elbo = 0.0
     with Progress("convergence", len(evaluation), "rows", progress) as bar:
@@ -101,7 +101,9 @@ def convergence(
                 "bias": numbers["bias"].mean(),
                 "jackknife": float(estimates[0]),
                 "pareto_smoothed": float(estimates[1]),
-                "trusted": (judge(verdicts(numbers["pareto_k"], size), columns, {CUT_OFF: beyond})[0] == "trust").mean(),
+                "trusted": (
+                    judge(verdicts(numbers["pareto_k"], size), columns, {CUT_OFF: beyond})[0] == "trust"
+                ).mean(),
             }
         )
     return pd.DataFrame(lines)

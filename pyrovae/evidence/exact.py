@@ -16,7 +16,7 @@ from pyro.distributions import (
 from torch import Tensor, nn
 
 from pyrovae import checks
-from pyrovae.evidence.result import LogEvidence
+from pyrovae.evidence.result import LogEvidence, about
 from pyrovae.likelihoods import Gaussian
 from pyrovae.log_weights import Evaluation
 from pyrovae.model import VAE, LatentVariableModel
@@ -70,9 +70,8 @@ def linear_gaussian(pair: LatentVariableModel, x: Tensor) -> LinearGaussian:
         prior = _normal(pair.prior())
         latent_dim = len(prior.mean)
         # An affine map is known from what it makes of zero and of the unit vectors.
-        probes = torch.cat(
-            [x.new_zeros(1, latent_dim), torch.eye(latent_dim, dtype=x.dtype, device=x.device)]
-        )
+        own = pair.dtype or x.dtype
+        probes = torch.cat([torch.zeros(1, latent_dim), torch.eye(latent_dim)]).to(x.device, own)
         likelihood = pair.likelihood(probes)
     means = likelihood.mean.flatten(1).double()  # (1 + latent_dim, columns)
     return LinearGaussian(
@@ -145,5 +144,5 @@ def exact(pair: LatentVariableModel, x: Any) -> LogEvidence:
         linear_gaussian(pair, rows).log_prob(rows.flatten(1).double()).cpu().numpy(),
         measure=evaluation.structure.measure,
         method="exact",
-        fingerprint=checks.fingerprint(rows),
+        **about(evaluation.source, pair),
     )

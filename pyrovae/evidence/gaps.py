@@ -12,7 +12,7 @@ from pyrovae import checks, noise
 from pyrovae.evidence.gaussians import FAMILIES, fit_gaussians
 from pyrovae.evidence.posterior import Gaussian, Posterior, undisturbed
 from pyrovae.evidence.refined import all_starts, weigh, weigh_mixture
-from pyrovae.evidence.result import Columns, verdicts
+from pyrovae.evidence.result import Columns, frame_of, verdicts
 from pyrovae.log_weights import Evaluation, elbo_of
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
@@ -51,7 +51,7 @@ def gaps(
         progress: show a bar, or plain lines where there is no terminal.
 
     Returns:
-        A frame with one line a row, in nats: ``log_evidence`` (as by ``refined``, full-rank),
+        A frame with one line a row and the index of x, in nats: ``log_evidence`` (as by ``refined``, full-rank),
         ``elbo_optimised``, ``elbo_encoder``, ``approximation``, ``amortization``, ``inference``, their sum,
         their errors ``approximation_mcse``, ``amortization_mcse`` and ``inference_mcse``, and the ``verdict`` on
         log P(x_n). A negative
@@ -67,8 +67,6 @@ def gaps(
         >>> frame[["approximation", "amortization"]].shape
         (4, 2)
     """
-    import pandas as pd
-
     checks.integer("num_samples", num_samples, minimum=100)
     checks.choice("family", family, FAMILIES)
     checks.boolean("progress", progress)
@@ -99,7 +97,7 @@ def gaps(
     best_elbo, best_error = torch.cat(optimised, dim=1).cpu().numpy()
     # Noise of its own: that of the tiles is log P(x)'s.
     encoder = elbo_of(dataclasses.replace(evaluation, seed=noise.derive(seed, Stream.WEIGHTS)))
-    return pd.DataFrame(
+    return frame_of(
         {
             "log_evidence": log_evidence,
             "elbo_optimised": best_elbo,
@@ -111,5 +109,6 @@ def gaps(
             "amortization_mcse": np.hypot(best_error, encoder.mcse),
             "inference_mcse": np.hypot(error, encoder.mcse),
             "verdict": verdicts(columns.pareto_k.cpu().numpy(), num_samples),
-        }
-    ).rename_axis("row")
+        },
+        evaluation.source.index if evaluation.source is not None else None,
+    )

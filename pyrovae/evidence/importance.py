@@ -97,7 +97,7 @@ def weigh_encoder(
             weights.add(number, terms.log_weights)
             lost += terms.lost.sum(dim=0)
         columns = Columns.of_weights(
-            weights, x.dtype, evaluation.num_samples, lost / evaluation.num_samples
+            weights, evaluation.dtype, evaluation.num_samples, lost / evaluation.num_samples
         )
         return replace(columns, estimate=weights.smoothed()) if pareto_smoothed else columns
 

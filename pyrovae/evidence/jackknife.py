@@ -56,7 +56,7 @@ def jackknife(
     checks.integer("num_samples", num_samples, minimum=2)
     checks.boolean("progress", progress)
     evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile)
-    dtype, tiles = evaluation.batch["x"].dtype, list(evaluation.tiles())
+    dtype, tiles = evaluation.dtype, list(evaluation.tiles())
 
     def weigh(block: int, rows: slice) -> Columns:
         terms = [evaluation.terms(tile) for tile in tiles[block]]

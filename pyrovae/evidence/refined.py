@@ -120,9 +120,7 @@ def refined(
 
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
         columns = each_block(evaluation, refine, bar, parts)
-    verdict, reasons = judge(
-        verdicts(columns.pareto_k.cpu().numpy(), num_samples), columns
-    )
+    verdict, reasons = judge(verdicts(columns.pareto_k.cpu().numpy(), num_samples), columns)
     return LogEvidence.of(
         columns,
         evaluation,

@@ -55,7 +55,8 @@ def judge(
     """
     known = {
         "P(x, z) is 0 at every draw": torch.isneginf(columns.estimate),
-        f"more than {_MOST_LOST:.0%} of the draws round onto a bound of their support": columns.lost > _MOST_LOST,
+        f"more than {_MOST_LOST:.0%} of the draws round onto a bound of their support": columns.lost
+        > _MOST_LOST,
         **(findings or {}),
     }
     reasons = []
@@ -75,6 +76,26 @@ def _same(word: str, num_rows: int) -> np.ndarray:
 def given_of(batch: Batch) -> dict[str, str]:
     """What goes with the rows, by name: a sha256 of each."""
     return {name: checks.digest(value.double()) for name, value in batch.items() if name != "x"}
+
+
+def about(source: checks.Source | None, model: Any) -> dict[str, Any]:
+    """What a ``LogEvidence`` says of its rows: their fingerprint, their index, how many the model was fitted to."""
+    if source is None:
+        raise RuntimeError("some of the rows of another evaluation have no fingerprint")
+    fitted = getattr(model, "seen", None)
+    return {
+        "fingerprint": checks.fingerprint(source.exact),
+        "seen": 0 if fitted is None else checks.num_seen(checks.row_hashes(source.exact), fitted),
+        "index": source.index,
+    }
+
+
+def frame_of(columns: Mapping[str, Any], index: Any) -> pd.DataFrame:
+    """A frame with one line a row of x, and the index of x where it has one."""
+    import pandas as pd
+
+    found = pd.DataFrame(columns, index=index)
+    return found.rename_axis("row") if index is None else found
 
 
 def _interval(estimate: Any, mcse: Any, bias: Any) -> tuple[Any, Any]:
@@ -157,6 +178,7 @@ class LogEvidence:
             on it, as a multinomial is, and the number is log P(x | total); "the row's own total" where a model
             takes it from x. It ranks among numbers given the same alone.
         seen: how many of the rows the model was fitted to, as far as it is known.
+        index: of the rows, where x was a frame or a series; else None.
         shared_mcse: the Monte-Carlo standard error of the mean where the rows share their noise, as they do
             where all are scored by the same posterior draws; None where every row has noise of its own.
         uncompiled: why a part of the work was not traced or not compiled, where ``compile`` asks for it or it
@@ -185,6 +207,7 @@ class LogEvidence:
     given: Mapping[str, str] = field(default_factory=dict)
     own_totals: tuple[str, ...] = ()
     seen: int = 0
+    index: Any = None
     shared_mcse: float | None = None
     uncompiled: str | None = None
     reasons: tuple[str, ...] = ()
@@ -215,7 +238,7 @@ class LogEvidence:
             num_samples=num_samples,
             seed=evaluation.seed,
             tile=evaluation.tile,
-            fingerprint=checks.fingerprint(evaluation.batch["x"]),
+            **about(evaluation.source, evaluation.pair),
             target_mcse=target_mcse,
             given=given_of(evaluation.batch),
             own_totals=evaluation.structure.own_totals,
@@ -231,6 +254,8 @@ class LogEvidence:
         measure: tuple[str, ...],
         method: str,
         fingerprint: checks.Fingerprint,
+        seen: int = 0,
+        index: Any = None,
         target: str = "predictive",
         parameters: str = "plug-in",
     ) -> LogEvidence:
@@ -253,6 +278,8 @@ class LogEvidence:
             seed=None,
             tile=None,
             fingerprint=fingerprint,
+            seen=seen,
+            index=index,
             target=target,
             parameters=parameters,
         )
@@ -321,12 +348,13 @@ class LogEvidence:
         return -self.mean / (len(self.measure) * math.log(2))
 
     def to_frame(self) -> pd.DataFrame:
-        """One line a row of x: estimate, mcse, bias, ess, pareto_k, kind, verdict, settled, answered_by, cost."""
-        import pandas as pd
+        """One line a row of x: estimate, mcse, bias, ess, pareto_k, kind, verdict, settled, answered_by, cost.
 
+        It has the index that x had.
+        """
         numbers = ("estimate", "mcse", "bias", "ess", "pareto_k")
         columns = (*numbers, "kind", "verdict", "settled", "answered_by", "cost")
-        return pd.DataFrame({name: getattr(self, name) for name in columns}).rename_axis("row")
+        return frame_of({name: getattr(self, name) for name in columns}, self.index)
 
     def counts(self) -> dict[str, int]:
         """How many rows got each verdict."""

@@ -16,6 +16,7 @@ from pyrovae import checks, noise
 from pyrovae.evidence.annealed import STARTS, Moves, Path, accumulate
 from pyrovae.evidence.exact import linear_gaussian
 from pyrovae.evidence.posterior import Encoder, Posterior, Prior, undisturbed
+from pyrovae.evidence.result import frame_of
 from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
@@ -44,6 +45,7 @@ class Sandwich:
         x: the rows.
         tolerance: the gap, in nats, up to which a row is trusted.
         seed: with the pair and x's shape, it gives the same bits again.
+        index: of real rows that are a frame or a series; else None.
     """
 
     lower: np.ndarray
@@ -55,6 +57,7 @@ class Sandwich:
     x: Tensor
     tolerance: float
     seed: int
+    index: Any = None
 
     @property
     def gap(self) -> np.ndarray:
@@ -63,10 +66,8 @@ class Sandwich:
 
     def to_frame(self) -> pd.DataFrame:
         """One line a row: lower, upper, gap, lower_mcse, upper_mcse, verdict."""
-        import pandas as pd
-
         names = ("lower", "upper", "gap", "lower_mcse", "upper_mcse", "verdict")
-        return pd.DataFrame({name: getattr(self, name) for name in names}).rename_axis("row")
+        return frame_of({name: getattr(self, name) for name in names}, self.index)
 
     def summary(self) -> str:
         """The mean bounds and their gap with its error, and on whose rows."""
@@ -134,8 +135,9 @@ def sandwich(
     checks.choice("rows", rows, ROWS)
     checks.positive("tolerance", tolerance)
     checks.boolean("progress", progress)
-    evaluation = Evaluation.prepare(pair, x, num_samples, seed)
+    evaluation, index = Evaluation.prepare(pair, x, num_samples, seed), None
     if rows == "real":
+        index = None if evaluation.source is None else evaluation.source.index
         z, evaluation = _known_posterior(evaluation, num_rows)
     else:
         z, evaluation = _simulated(evaluation, num_rows)
@@ -172,6 +174,7 @@ def sandwich(
         x=evaluation.batch["x"],
         tolerance=tolerance,
         seed=seed,
+        index=None if index is None else index[: len(evaluation)],
     )
 
 
@@ -201,4 +204,4 @@ def _known_posterior(evaluation: Evaluation, num_rows: int) -> tuple[Tensor, Eva
     index = torch.arange(len(x), device=x.device)
     with noise.seeded(noise.derive(evaluation.seed, Stream.SIMULATE), x.device):
         z = known.posterior(x.flatten(1).double()).sample()[None]
-    return z.to(x.dtype), evaluation.of_rows(index, evaluation.seed, evaluation.num_samples)
+    return z.to(evaluation.dtype), evaluation.of_rows(index, evaluation.seed, evaluation.num_samples)

@@ -92,9 +92,9 @@ class Likelihood(nn.Module, ABC):
             ValueError: values off the family's support; a network whose last layer has no bias of the width of
                 its outputs; no offset where the family takes one.
         """
-        batch, bias = checks.batch(x, dtype=None), _last_bias(self.network)
+        batch, bias = checks.batch(checks.in_double(x), dtype=torch.float64), _last_bias(self.network)
         self._check_support(batch["x"], bias)
-        rows = batch["x"].double()
+        rows = batch["x"]
         if not self.offset:
             kinds = self.marginal_outputs(rows)
         elif "offset" not in batch:

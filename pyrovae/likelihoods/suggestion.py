@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 
 from pyrovae import checks
 
@@ -60,7 +61,7 @@ def suggest(x: Any) -> pd.DataFrame:
     import pandas as pd
 
     names = list(x.columns) if hasattr(x, "columns") else None
-    rows = checks.rows(x, dtype=None).double().flatten(1).cpu().numpy()
+    rows = checks.rows(checks.in_double(x), dtype=torch.float64).flatten(1).cpu().numpy()
     lines = [
         {"column": index if names is None else names[index], "family": family, "options": options, "why": why}
         for index, column in enumerate(rows.T)

@@ -179,7 +179,7 @@ def check_repeats(
         if part == "guide":  # at its own draws, as it drew them
             again.append(by_row(sites["guide"], names[part], structure, len(probe["x"])))
         for repeated in again:
-            if not _agree(terms, repeated, probe["x"].dtype):
+            if not _agree(terms, repeated, pair.dtype or probe["x"].dtype):
                 raise checks.bad_value(
                     part,
                     "the same log-probability from the same rows and latents",
@@ -237,7 +237,8 @@ def _vectorises(pair: LatentVariableModel, structure: Structure, probe: Batch) -
                 if part == "guide":  # a guide has to draw with left dims, too
                     run(pair, part, probe)
                 together = sum_sites(run(pair, part, probe, latents), names, structure, lead=1)
-            return _agree(torch.stack(each), together.expand(num_samples, num_rows), probe["x"].dtype)
+            expected, dtype = torch.stack(each), pair.dtype or probe["x"].dtype
+            return _agree(expected, together.expand(num_samples, num_rows), dtype)
         except Exception:  # whatever a pair makes of dims it does not know: its rows get repeated instead
             return False
 

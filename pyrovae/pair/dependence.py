@@ -80,7 +80,10 @@ def _other_values(x: Tensor) -> Tensor:
 
 def _copies(batch: Batch, rows: Tensor, x: Tensor) -> Batch:
     """The batch's rows of these numbers, with other values of x, (copies, columns)."""
-    return {name: x.reshape(len(x), *value.shape[1:]) if name == "x" else value[rows] for name, value in batch.items()}
+    return {
+        name: x.reshape(len(x), *value.shape[1:]) if name == "x" else value[rows]
+        for name, value in batch.items()
+    }
 
 
 def unit_log_probs(site: Site, value: Tensor, dim: int) -> Tensor:
@@ -94,7 +97,9 @@ def unit_log_probs(site: Site, value: Tensor, dim: int) -> Tensor:
     return found.reshape(len(found), -1)
 
 
-def check_order(run: Run, batch: Batch, latents: tuple[str, ...], observed: tuple[str, ...], data_dim: dict[str, int]) -> None:
+def check_order(
+    run: Run, batch: Batch, latents: tuple[str, ...], observed: tuple[str, ...], data_dim: dict[str, int]
+) -> None:
     """Refuse a model whose sites depend on the columns they hold, or on each other in a circle.
 
     Raises:
@@ -123,15 +128,26 @@ def check_order(run: Run, batch: Batch, latents: tuple[str, ...], observed: tupl
 
 
 def _check_row(
-    run: Run, probe: Batch, row: int, latents: tuple[str, ...], observed: tuple[str, ...], data_dim: dict[str, int]
+    run: Run,
+    probe: Batch,
+    row: int,
+    latents: tuple[str, ...],
+    observed: tuple[str, ...],
+    data_dim: dict[str, int],
 ) -> None:
     """``check_order`` on one row, every column of which is changed by itself, and then every latent."""
     x = flat(probe["x"])
     others = torch.cat([x[row:], x[:row]])
-    columns = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0))[:_MOST_COLUMNS].sort().values
+    columns = (
+        torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0))[:_MOST_COLUMNS].sort().values
+    )
     base = run({name: value[[row]] for name, value in probe.items()}, torch.tensor([row]), {})
     values = {name: base[name]["value"] for name in latents + observed}
-    owner = [name for name in latents + observed for _ in range(unit_log_probs(base[name], values[name], data_dim[name]).shape[1])]
+    owner = [
+        name
+        for name in latents + observed
+        for _ in range(unit_log_probs(base[name], values[name], data_dim[name]).shape[1])
+    ]
     moves, holds = [], []
     for part in columns.to(x.device).split(_AT_ONCE):
         changed = x[row].repeat(len(part) + 1, 1)  # the last copy is the row as it was
@@ -147,7 +163,9 @@ def _check_row(
             like = _like(site, before, dim)
             scores = unit_log_probs(site, like, dim)
             found_moves.append(_moved(scores[-1:].expand_as(scores), scores)[:-1])
-            differs = (held != before)[:-1] if name in observed else torch.zeros_like(held[:-1], dtype=torch.bool)
+            differs = (
+                (held != before)[:-1] if name in observed else torch.zeros_like(held[:-1], dtype=torch.bool)
+            )
             found_holds.append(differs.reshape(len(part), scores.shape[1], -1).any(-1))
         moves.append(torch.cat(found_moves, 1))
         holds.append(torch.cat(found_holds, 1))
@@ -166,7 +184,9 @@ def _check_row(
     circle = _circle(edges)
     if circle is not None:
         a, b = circle
-        raise _refusal(f"sites {owner[a]!r} and {owner[b]!r}, each of which depends on the other, by way of columns of x")
+        raise _refusal(
+            f"sites {owner[a]!r} and {owner[b]!r}, each of which depends on the other, by way of columns of x"
+        )
 
 
 def _latent_edges(
@@ -190,7 +210,9 @@ def _latent_edges(
     base = run(same, rows, {})
     for name in latents:
         width = unit_log_probs(base[name], base[name]["value"], data_dim[name]).shape[1]
-        own, other = (by_rows(sites[name], data_dim[name]).reshape(count, width, -1) for sites in (base, drawn))
+        own, other = (
+            by_rows(sites[name], data_dim[name]).reshape(count, width, -1) for sites in (base, drawn)
+        )
         for unit in range(width):
             mixed = own.clone()
             mixed[:, unit] = other[:, unit]
@@ -256,7 +278,9 @@ def check_whole(run: Callable[[Tensor], Sites], x: Tensor, latents: tuple[str, .
             that depends on it.
     """
     base = run(x)
-    data = [name for name, site in base.items() if site["is_observed"] and not isinstance(site["fn"], dist.Unit)]
+    data = [
+        name for name, site in base.items() if site["is_observed"] and not isinstance(site["fn"], dist.Unit)
+    ]
     if _scored(base, base, data).shape != (sum(base[name]["value"].numel() for name in data),):
         return  # events of several numbers: which of them moves can't be told apart
     generator = torch.Generator().manual_seed(0)
@@ -277,7 +301,9 @@ def check_whole(run: Callable[[Tensor], Sites], x: Tensor, latents: tuple[str, .
     moves, holds = torch.stack(moved).numpy(), torch.stack(held).numpy()
     if (moves & holds).any():
         entry = int(entries[np.argwhere(moves & holds)[0][0]])
-        raise _refusal(f"an entry of x whose distribution depends on itself: {tuple(np.unravel_index(entry, x.shape))}")
+        raise _refusal(
+            f"an entry of x whose distribution depends on itself: {tuple(np.unravel_index(entry, x.shape))}"
+        )
     if _circle(holds.T.astype(np.uint8) @ moves.astype(np.uint8) > 0) is not None:
         raise _refusal("entries of x each of which depends on the other")
 

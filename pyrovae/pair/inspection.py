@@ -17,6 +17,7 @@ from pyrovae import checks, noise, supports
 from pyrovae.distributions import InDouble
 from pyrovae.likelihoods import Likelihood, off_support
 from pyrovae.model import VAE, LatentVariableModel
+from pyrovae.pair import masks
 from pyrovae.pair.context import judge
 from pyrovae.pair.contract import (
     check_log_prob_dims,
@@ -31,7 +32,6 @@ from pyrovae.pair.contract import (
     no_answer,
     unfilled,
 )
-from pyrovae.pair import masks
 from pyrovae.pair.dependence import check_order, columns_held
 from pyrovae.pair.dependence import flat as _columns
 from pyrovae.pair.on_data import check_rows
@@ -72,7 +72,12 @@ def inspect(
         data_dim, plates = _data_dims(pair, sites, again, len(chosen))
         masks.check_latents(sites["model"], sites["guide"], latents)
         columns, measure, held_supports = _measure(
-            sites["model"], observed, data_dim, batch, len(chosen), lambda rows: _replayed(pair, latents, rows)
+            sites["model"],
+            observed,
+            data_dim,
+            batch,
+            len(chosen),
+            lambda rows: _replayed(pair, latents, rows),
         )
         if len(set(chosen)) > 1 and not {"mass", "density"} & set(measure):
             check_varies(sites["model"], observed, data_dim)
@@ -92,7 +97,8 @@ def inspect(
             edges=_edges(sites, latents),
             masked=any(masks.entries(part[name]) is not None for part in sites.values() for name in latents),
             reaches=all(
-                supports.same_reach(sites["guide"][name]["fn"], sites["model"][name]["fn"]) for name in latents
+                supports.same_reach(sites["guide"][name]["fn"], sites["model"][name]["fn"])
+                for name in latents
             ),
         )
         check_supports(structure, batch["x"])

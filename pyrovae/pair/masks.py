@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 from torch.distributions import Distribution
@@ -91,7 +90,9 @@ def check_latents(model: Sites, guide: Sites, latents: tuple[str, ...]) -> None:
             )
 
 
-def check_masks(model: Sites, guide: Sites, latents: tuple[str, ...], data_dim: dict[str, int], first: int) -> None:
+def check_masks(
+    model: Sites, guide: Sites, latents: tuple[str, ...], data_dim: dict[str, int], first: int
+) -> None:
     """Refuse masks of latents that model and guide do not share; ``first`` is the number of the first row.
 
     A factor P(z) or Q(z | x) alone in a weight makes it no importance weight.
@@ -101,7 +102,9 @@ def check_masks(model: Sites, guide: Sites, latents: tuple[str, ...], data_dim: 
         if same(*both):
             continue
         shape = model[name]["value"].shape
-        ours, theirs = (torch.ones(shape, dtype=torch.bool) if m is None else m.cpu().expand(shape) for m in both)
+        ours, theirs = (
+            torch.ones(shape, dtype=torch.bool) if m is None else m.cpu().expand(shape) for m in both
+        )
         axis = len(shape) - model[name]["fn"].event_dim + data_dim[name]
         rows = any_by_row(ours != theirs, axis).nonzero()[:, 0]
         where = "model" if bool((theirs & ~ours).any()) else "guide"
@@ -118,8 +121,6 @@ def check_masks(model: Sites, guide: Sites, latents: tuple[str, ...], data_dim: 
             f"a mask in the {where} alone in {len(rows)} of {shape[axis]} rows, first row {first + int(rows[0])}",
             fix,
         )
-
-
 
 
 def any_by_row(found: Tensor, axis: int) -> Tensor:

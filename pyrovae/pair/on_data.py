@@ -102,7 +102,10 @@ def _check_alone(
     count = len(block["x"])
     latents = {name: guide[name]["value"] for name in structure.latents}
     names = {"guide": structure.latents, "model": structure.latents + structure.observed}
-    whole = {part: by_row(sites, names[part], structure, count) for part, sites in (("guide", guide), ("model", model))}
+    whole = {
+        part: by_row(sites, names[part], structure, count)
+        for part, sites in (("guide", guide), ("model", model))
+    }
     for rows in _groups(block["x"]):
         fewer = {name: value[rows] for name, value in block.items()}
         moved = _of_rows(structure, latents, rows)
@@ -111,12 +114,18 @@ def _check_alone(
             try:
                 alone = by_row(run(pair, part, fewer, moved), names[part], structure, len(rows))
             except (RuntimeError, ValueError, IndexError) as error:
-                raise _depends(part, f"{type(error).__name__} when {_those(rows)}: {str(error).splitlines()[0]}") from error
+                raise _depends(
+                    part, f"{type(error).__name__} when {_those(rows)}: {str(error).splitlines()[0]}"
+                ) from error
             apart = _distance(alone, within)
-            tolerance = _TOLERANCE.get(fewer["x"].dtype, _TOLERANCE_FLOAT32) * (1 + within.abs().nan_to_num(posinf=0.0))
+            tolerance = _TOLERANCE.get(pair.dtype or fewer["x"].dtype, _TOLERANCE_FLOAT32) * (
+                1 + within.abs().nan_to_num(posinf=0.0)
+            )
             if not bool((apart > tolerance).any()):
                 continue
-            nudged = by_row(run(pair, part, _nudged(fewer), _nudged(moved)), names[part], structure, len(rows))
+            nudged = by_row(
+                run(pair, part, _nudged(fewer), _nudged(moved)), names[part], structure, len(rows)
+            )
             if bool((apart > torch.maximum(tolerance, _ROUNDINGS * _distance(alone, nudged))).any()):
                 raise _depends(part, f"one that moves by {float(apart.max()):.3g} nats when {_those(rows)}")
 
@@ -154,7 +163,8 @@ def _check_masked_unused(
     for part, sites in (("guide", guide), ("model", model)):
         names = structure.latents if part == "guide" else structure.latents + structure.observed
         terms = [
-            by_row(found, names, structure, len(block["x"])) for found in (sites, run(pair, part, block, other))
+            by_row(found, names, structure, len(block["x"]))
+            for found in (sites, run(pair, part, block, other))
         ]
         apart = _distance(*terms)
         moved = apart > _TOLERANCE_FLOAT32 * (1 + terms[0].abs().nan_to_num(posinf=0.0))

@@ -175,7 +175,9 @@ class Runner:
         expected = call.by_pyro(self._pair)
         while True:
             graph = graphs.keep(key, make)
-            if _alike(graph(call), expected, call.inputs[0].dtype if compiled else None):
+            if _alike(
+                graph(call), expected, (self._pair.dtype or call.inputs[0].dtype) if compiled else None
+            ):
                 return graph
             del graphs[key]
             if key in self._made:

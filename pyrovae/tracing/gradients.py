@@ -122,7 +122,7 @@ def trace_gradients(
         with untraceable(), fitting(1), torch.no_grad():
             halves = [weight / 2 for weight in weights]
             came = graph.module(*last.values(), *halves, *graph.tensors, *drawn.views(drawn.flat, 0))
-        if not agree(came, expected, math.sqrt(torch.finfo(data["x"].dtype).eps)):
+        if not agree(came, expected, math.sqrt(torch.finfo(pair.dtype or data["x"].dtype).eps)):
             raise Untraceable("with other rows and noise it does other things than the trace says")
 
     with untraceable(), fitting(0):

@@ -14,12 +14,12 @@ import torch
 from pyro.infer import ELBO
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyrovae import checks, noise, saving
+from pyrovae import checks, noise, rounding, saving
 from pyrovae.checkpoints import Checkpoint, running
-from pyrovae.log_weights import Evaluation, prepare_rows
+from pyrovae.log_weights import Evaluation, Names, inspect_rows, read_rows
 from pyrovae.model import LatentVariableModel
 from pyrovae.networks import standardizing
-from pyrovae.pair import Batch, check_every_leaf, check_supports, inspect
+from pyrovae.pair import Batch, check_every_leaf, check_supports
 from pyrovae.precision import check_precision
 from pyrovae.progress import Progress
 from pyrovae.training.arguments import (
@@ -84,6 +84,8 @@ def fit(
             ``standardize``, and the history's ``elbo`` go by the first chunk. Chunks that differ from pass to pass,
             as a shuffling DataLoader's do, make a fit that its seed does not decide, and that can't be resumed. They must
             not wait for another thread that calls pyrovae: calls from several threads take turns.
+            The names of a DataFrame's columns are remembered, and every later frame has to have them in this order;
+            integers are no names. Frames and series beside the rows are brought into the order of their index.
         epochs: passes over the rows.
         batch_size: rows a step; the last batch of a pass may be smaller and is scaled by its own N/B. A last batch of
             a single row is joined to the one before it.
@@ -158,12 +160,12 @@ def fit(
     checks.compile(compile)
     checks.boolean("binarize", binarize)
 
-    def checked(chunk: Any, argument: str) -> Batch:
-        """Rows as they were given."""
-        batch = prepare_rows(pair, chunk, argument)
+    def checked(chunk: Any, argument: str, names: Names | None = None) -> tuple[Batch, checks.Source]:
+        """Rows as they were given, checked; and as they came."""
+        batch, source = read_rows(pair, chunk, argument, names)
         if binarize:
             checks.within(argument, batch["x"], 0, 1, "Divide grey levels by the highest: x / 255.")
-        return batch
+        return batch, source
 
     def presented(batch: Batch) -> Batch:
         """Rows as model and guide see them, with a draw of zeros and ones that is always the same."""
@@ -173,20 +175,30 @@ def fit(
             return batch | {"x": binarized(batch["x"])}
 
     chunks = Chunks(x)
-    first = checked(chunks.first(), "x[0]" if chunks.several else "x")
-    check_precision(precision, first["x"].dtype, first["x"].device)
+    first_name = "x[0]" if chunks.several else "x"
+    first, source = checked(chunks.first(), first_name)
+    names = source.names
+    check_precision(precision, pair.dtype or first["x"].dtype, first["x"].device)
     batch = presented(first)
     with standardizing(pair.modules(), batch["x"]):
-        structure = inspect(pair, batch, seed)
+        known = pair.dtype
+        found, structure = inspect_rows(
+            pair, (batch, source), lambda: checked(chunks.first(), first_name), seed, first_name
+        )
+        if pair.dtype != known:  # a functional pair's is known only now
+            first, source = found
+            batch = presented(first)
 
-        def supported(chunk: Any, argument: str) -> Batch:
-            batch = checked(chunk, argument)
+        def supported(chunk: Any, argument: str) -> tuple[Batch, checks.Source]:
+            batch, source = checked(chunk, argument, names)
             check_supports(structure, presented(batch)["x"], argument)
-            return batch
+            return batch, source
 
         kept = folder is not None
         rows = (
-            Rows(chunks, supported, kept) if chunks.several else Rows([first], lambda batch, _: batch, kept)
+            Rows(chunks, supported, kept)
+            if chunks.several
+            else Rows([first], lambda batch, _: (batch, source), kept)
         )
         rows.load(0)
         minibatches, annealed = rows.steps(batch_size) > 1, kl_warmup > 0
@@ -202,6 +214,7 @@ def fit(
             structure=structure,
             compile="auto" if compile else False,
             times=epochs,
+            names=names,
         )
         training, held_out = evaluated(batch), None
         if len(training) > _EPOCH_ROWS:
@@ -229,9 +242,9 @@ def fit(
     loop = Loop(plan, state, rows, training, held_out, schedule, scales, traced)
     loop.history.steps = how
     seen = [rows.hashes]
-    if held_out is not None and patience is not None:  # they choose the epoch
-        seen.append(checks.row_hashes(held_out.batch["x"]))
-    _remember(pair, rows, np.concatenate(seen), loop.history)
+    if held_out is not None and held_out.source is not None and patience is not None:  # they choose the epoch
+        seen.append(checks.row_hashes(held_out.source.exact))
+    _remember(pair, rows, np.concatenate(seen), source, loop.history)
     with Progress("fit", epochs * loop.steps_an_epoch, "steps", progress) as bar:
         if folder is None:
             loop.run(bar)
@@ -262,15 +275,20 @@ def fit(
     return loop.history
 
 
-def _remember(pair: LatentVariableModel, rows: Rows, seen: np.ndarray, history: History) -> None:
+def _remember(
+    pair: LatentVariableModel, rows: Rows, seen: np.ndarray, source: checks.Source, history: History
+) -> None:
     """Leave on the pair which rows it has been fitted to, and the history of the last fit, as it grows."""
     before = pair.seen
     if before is not None:
-        seen = np.concatenate([before, seen[~np.isin(seen, before)]])
+        new = ~(np.isin(seen[:, 0], before[:, 0]) & np.isin(seen[:, 1], before[:, 1]))
+        seen = np.concatenate([before, seen[new]])
     pair.fitted = {
         "fingerprint": hashlib.sha256(rows.hashes.tobytes()).hexdigest(),
         "rows": len(rows),
         "seen": seen,
+        "names": dict(source.names),
+        "spread": rounding.spread(source.exact).cpu(),
         "history": vars(history),
     }
 

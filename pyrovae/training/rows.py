@@ -77,39 +77,44 @@ class Rows:
 
     Args:
         chunks: of the rows, in turn, every time they are iterated; each an array or a dict of arrays.
-        prepare: checks a chunk, which errors call by the name given, and makes a batch of it.
+        prepare: checks a chunk, which errors call by the name given, and makes a batch of it; and its rows as they came.
         digests: whether to take these, which only checkpoints need.
 
     Attributes:
         data: the rows at hand. Its memory stays where it is, and holds another chunk after ``load``.
         lengths: the number of rows of every chunk.
-        hashes: of all rows, as ``checks.row_hashes`` has them.
+        hashes: of all rows, shape (rows, 2), as ``checks.row_hashes`` has them.
         digests: of every chunk, by the names in it.
 
     Raises:
         TypeError, ValueError: what ``prepare`` raises; chunks that differ in more than their rows.
     """
 
-    def __init__(self, chunks: Iterable[Any], prepare: Callable[[Any, str], Batch], digests: bool) -> None:
+    def __init__(
+        self,
+        chunks: Iterable[Any],
+        prepare: Callable[[Any, str], tuple[Batch, checks.Source]],
+        digests: bool,
+    ) -> None:
         self._chunks, self._prepare = chunks, prepare
         self.lengths: list[int] = []
         self.digests: list[dict[str, str]] = []
         hashes: list[np.ndarray] = []
         first: Batch = {}
-        for batch in self._each():
+        for batch, source in self._each():
             first = first or batch
             self._check_alike(batch, first, len(self.lengths))
             self.lengths.append(len(batch["x"]))
             if digests:
                 self.digests.append(checks.digests(batch))
-            hashes.append(checks.row_hashes(batch["x"]))
+            hashes.append(checks.row_hashes(source.exact))
         self.hashes = np.concatenate(hashes)
         self.data, self._at_hand = first, 0
         if len(self.lengths) > 1:  # memory of its own, into which chunks are copied
             longest = max(self.lengths)
             self.data = {name: value.new_zeros(longest, *value.shape[1:]) for name, value in first.items()}
             self._at_hand = -1
-        self._coming: Iterator[Batch] = iter(())
+        self._coming: Iterator[tuple[Batch, checks.Source]] = iter(())
         self._next = len(self.lengths)  # the number of the chunk that comes next
 
     def __len__(self) -> int:
@@ -145,7 +150,7 @@ class Rows:
             self._coming, self._next = self._each(), 0
         batch: Batch = {}
         while self._next <= chunk:
-            batch = next(self._coming, {})
+            batch = next(self._coming, ({}, None))[0]
             came, expected = len(batch.get("x", ())), self.lengths[self._next]
             if came != expected:
                 raise checks.bad_value(
@@ -167,7 +172,7 @@ class Rows:
             self.data[name][: len(value)] = value
         self._at_hand = chunk
 
-    def _each(self) -> Iterator[Batch]:
+    def _each(self) -> Iterator[tuple[Batch, checks.Source]]:
         for number, chunk in enumerate(self._chunks):
             yield self._prepare(chunk, f"x[{number}]")
 

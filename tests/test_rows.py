@@ -1,0 +1,606 @@
+"""Rows keep their values, their names and their order: what a cast may change, and what a frame knows."""
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from rates import close
+from scipy import stats
+
+import pyrovae as pv
+from pyrovae import baselines, checks, evidence, rounding
+
+RNG = np.random.default_rng(0)
+NORMAL = RNG.normal(size=(200, 2))
+SQRT2 = 2**0.5
+
+
+def at(centre):
+    """Rows of sd √2 around a number."""
+    return centre + SQRT2 * NORMAL[:, :1]
+
+
+def pair_at(centre, dtype=torch.float32, learns=True):
+    """x ~ N(z + centre, 1), z ~ N(0, 1), with the exact posterior as guide."""
+
+    def model(x):
+        one = pyro.param("one", torch.ones((), dtype=dtype)) if learns else 1.0
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1, dtype=x.dtype), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + centre * one, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x - centre) / 2, 0.5**0.5).to_event(1))
+
+    return pv.LatentVariableModel(model, guide)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Rounding
+
+KINDS = {
+    "array": lambda x: x,
+    "frame": lambda x: pd.DataFrame(x, columns=["seconds"]),
+    "dict": lambda x: {"x": x},
+    "long double": lambda x: x.astype(np.longdouble),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("centre", [1e6, -1e8, 1.7e9])
+def test_a_cast_that_moves_rows_is_refused_everywhere(kind, centre):
+    x, pair = KINDS[kind](at(centre)), pair_at(centre)
+    calls = [
+        lambda: pv.log_weights(pair, x, num_samples=2),
+        lambda: pv.elbo(pair, x, num_samples=2),
+        lambda: evidence.importance(pair, x, num_samples=2),
+        lambda: pv.log_evidence(pair, x, method="auto"),
+        lambda: pv.fit(pair, x, epochs=1),
+        lambda: pv.fit(pv.VAE.mlp(1, 1, "gaussian", hidden_dims=(2,)), x, epochs=1),
+        lambda: pv.fit(pv.VAE.mlp(1, 1, "gaussian", hidden_dims=(2,)), NORMAL[:, :1], validation=x, epochs=1),
+        lambda: pv.compare({"pair": pair}, x, num_samples=2),
+        lambda: pv.diagnose(pair, x, num_samples=100),
+    ]
+    for call in calls:
+        with pytest.raises(
+            ValueError, match=r"(x|validation): .*float32 holds.* got \d+ that it changes"
+        ) as refused:
+            call()
+        assert "at row 0, column 0" in str(refused.value)
+        assert "model.double()" in str(refused.value)
+        assert "standardize=True" in str(refused.value)
+    if kind == "frame":
+        assert "('seconds')" in str(refused.value)
+    assert not pair._store["params"]
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("centre", [0.0, 1e7, 1.7e9])
+def test_a_pair_that_computes_in_float64_is_right(centre, learns):
+    """Its dtype is known only after it has run, or never."""
+    x = at(centre)
+    exact = stats.norm(centre, SQRT2).logpdf(x[:, 0])
+    ev = pv.log_evidence(pair_at(centre, torch.float64, learns), x, num_samples=20)
+    tolerance = 1e-5 if centre == 0 else 1e-6
+    np.testing.assert_allclose(ev.estimate, exact, atol=tolerance)
+
+
+def test_a_cast_of_what_goes_with_the_rows_is_refused():
+    def model(x, seconds=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + (seconds - 1.7e9), 1.0), obs=x)
+
+    def guide(x, seconds=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    pair = pv.LatentVariableModel(model, guide)
+    x = {"x": NORMAL[:, 0].astype(np.float32), "seconds": 1.7e9 + NORMAL[:, 1]}
+    for seconds in (x["seconds"], pd.Series(x["seconds"])):
+        with pytest.raises(ValueError, match=r"^seconds: .*float32 holds.*row 0"):
+            pv.log_weights(pair, x | {"seconds": seconds}, num_samples=2)
+    pv.log_weights(pair, x | {"seconds": torch.full((200,), 1.7e9)}, num_samples=2)
+
+
+WHOLE = [
+    (np.array([[1], [2**24 + 1]]), torch.float32, 2**24 + 1),
+    (np.array([[1], [2**24 + 1]], dtype=np.uint32), torch.float32, 2**24 + 1),
+    (np.array([[1.0], [2**24 + 1]]), torch.float32, 2**24 + 1),
+    (torch.tensor([[1], [2**24 + 1]]), torch.float32, 2**24 + 1),
+    (pd.DataFrame({"id": [1, 2**24 + 1]}), torch.float32, 2**24 + 1),
+    (np.array([[1], [2**53 + 1]]), torch.float64, 2**53 + 1),
+    (torch.tensor([[1], [2**53 + 1]]), torch.float64, 2**53 + 1),
+    (np.array([[1], [2**63 - 1]]), torch.float64, 2**63 - 1),
+    (pd.DataFrame({"id": [1, 2**53 + 1], "b": [0.5, 1.5]}), torch.float64, 2**53 + 1),
+    (pd.DataFrame({"id": pd.array([None, 2**53 + 1], "Int64"), "b": [0.5, 1.5]}), torch.float64, 2**53 + 1),
+]
+
+
+@pytest.mark.parametrize(("x", "dtype", "value"), WHOLE, ids=lambda v: str(getattr(v, "dtype", v)))
+def test_whole_numbers_that_change_are_refused(x, dtype, value):
+    with pytest.raises(
+        ValueError, match=rf"whole numbers that {dtype} holds, got 1 that it changes, first {value}"
+    ):
+        checks.rows(x, dtype=dtype)
+    if dtype == torch.float64:
+        with pytest.raises(ValueError, match="whole numbers"):
+            baselines.IndependentGaussian().fit(x)
+
+
+def accepted():
+    g = np.random.default_rng(1)
+    x = g.normal(size=(300, 3))
+    spiky = np.where(g.random((300, 1)) < 0.8, 0.1, x[:, :1])
+    return {
+        "normal": x,
+        "grey levels": np.round(255 * g.random((300, 3)) * (x > 0.5)) / 255,
+        "log-normal": np.exp(10 * x),
+        "inverse": 1 / x,
+        "an outlier": np.concatenate([x, [[1e12 + 0.5, 0, 0]]]),
+        "far but wide": 1000.0 + x,
+        "kelvin": 310.15 + 0.5 * x,
+        "constant": np.full((300, 3), 0.1),
+        "mostly one value": spiky,
+        "rounding noise": (x > 0) * 0.3 + 1e-16 * x,
+        "one row": x[:1] * 1000,
+        "two rows": x[:2],
+        "years": np.round(2000 + 10 * x),
+        "whole": np.arange(2**24 - 300, 2**24)[:, None],
+        "even whole": np.array([[2**24 + 2], [2**30]]),
+        "bytes": (x > 0).astype(np.uint8),
+        "uint16": np.full((3, 2), 2**16 - 1, np.uint16),
+        "bool": x > 0,
+        "half": x.astype(np.float16),
+        "single": x.astype(np.float32) + 1e7,
+        "long double": x.astype(np.longdouble),
+        "mixed frame": pd.DataFrame({"a": x[:, 0], "b": [1] * 300, "c": x[:, 1].astype(np.float32)}),
+        "tiny": 1e-30 * x,
+        "huge": 1e30 * x,
+    }
+
+
+ACCEPTED = accepted()
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_ordinary_rows_are_accepted_and_cast_as_ever(name):
+    x = ACCEPTED[name]
+    found = checks.rows(x, dtype=torch.float32)
+    raw = x.to_numpy(dtype=np.float64) if hasattr(x, "to_numpy") else x
+    np.testing.assert_array_equal(found.numpy(), raw.astype(np.float32))
+
+
+def test_what_outliers_and_clusters_hide_in_a_standard_deviation_is_refused():
+    x = at(1e7)
+    outlier = x.copy()
+    outlier[7] = 1e12
+    clusters = np.concatenate([at(1e8), at(2e8)])
+    for rows in (outlier, clusters):
+        assert rounding.TOLERANCE * rows.std() > 1
+        with pytest.raises(ValueError, match="that it changes"):
+            checks.rows(rows, dtype=torch.float32)
+
+
+def test_a_few_rows_alike_are_judged_by_the_rows_that_were_fitted():
+    x = 3e5 + 1e5 * NORMAL
+    vae = pv.VAE.mlp(2, 1, "gaussian", hidden_dims=(3,), standardize=True)
+    pv.fit(vae, x, epochs=1, compile=False)
+    alike = x[:1] + np.array([[0.0], [0.01], [0.02]])
+    for rows in (x[:1], alike):
+        assert len(pv.log_evidence(vae, rows, num_samples=5)) == len(rows)
+        with pytest.raises(ValueError, match="that it changes"):
+            checks.rows(rows, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_dtypes_take_what_is_around_zero(dtype):
+    checks.rows(NORMAL, dtype=dtype)
+    with pytest.raises(ValueError, match="that it changes"):
+        checks.rows(NORMAL + 100, dtype=dtype)
+
+
+def test_rows_are_read_once(monkeypatch):
+    """A file of float64 rows is gone through once by the cast."""
+    x = torch.from_numpy(NORMAL)
+    read = []
+    blocks = rounding._blocks
+    monkeypatch.setattr(rounding, "_blocks", lambda rows: read.append(len(rows)) or blocks(rows))
+    rounding.cast(x, torch.float32)
+    assert read == [200]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# standardize=True scales before it casts
+
+
+@pytest.fixture(scope="module", params=["gaussian", "student_t"])
+def standardized(request):
+    """One VAE fitted around 0 and the same around others, by the centre."""
+    models = {}
+    for centre in (0.0, 1e7, 1.7e9):
+        torch.manual_seed(0)
+        vae = pv.VAE.mlp(1, 1, request.param, hidden_dims=(3,), scale="shared", standardize=True)
+        pv.fit(vae, at(centre), epochs=2, compile=False)
+        models[centre] = vae
+    return models
+
+
+@pytest.mark.parametrize(
+    ("centre", "method"),
+    [(1.7e9, "importance"), (1.7e9, "jackknife"), (1.7e9, "refined"), (1e7, "quadrature"), (1e7, "auto")],
+)
+def test_a_shift_of_x_changes_no_density(standardized, centre, method):
+    """The rounding of 1.7e9 + x in float64 is 2e-7, and log P moves by as much."""
+    options = {} if method in ("quadrature", "auto") else {"num_samples": 100}
+    found, expected = (
+        pv.log_evidence(standardized[c], at(c)[:8], method=method, **options).estimate for c in (centre, 0.0)
+    )
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    assert standardized[centre].dtype == torch.float32
+
+
+@pytest.mark.parametrize("centre", [0.0, 1e7, 1.7e9])
+def test_a_standardizing_linear_model_is_exact_far_from_zero(centre):
+    x = at(centre)
+    vae = pv.VAE.mlp(1, 1, "gaussian", hidden_dims=(), scale=0.6, standardize=True)
+    pv.fit(vae, x, epochs=1, compile=False)
+    weight, bias = (p.double().item() for p in vae.likelihood.network.parameters())
+    loc, scale = x.mean(), x.std()
+    exact = stats.norm(loc + scale * bias, scale * (weight**2 + 0.36) ** 0.5).logpdf(x[:, 0])
+    for rows in (x, pd.DataFrame(x), torch.tensor(x) if centre else torch.tensor(x).float()):
+        np.testing.assert_allclose(pv.log_evidence(vae, rows, method="exact").estimate, exact, atol=1e-5)
+    one = pv.log_evidence(vae, x[:1], method="exact").estimate  # a single row has no spread of its own
+    np.testing.assert_allclose(one, exact[:1], atol=1e-5)
+
+
+def test_standardized_rows_are_simulated_and_scored_in_their_own_units(standardized):
+    near = standardized[0.0].sample(400, seed=1).double()
+    for centre, vae in standardized.items():
+        drawn = vae.sample(400, seed=2)
+        assert drawn.dtype == (torch.float64 if centre else torch.float32)
+        here = drawn.double() - centre
+        assert close(float(here.mean() - near.mean()), 0.0, float((here.var() + near.var()).sqrt()) / 20)
+        assert 0.2 < float(here.std() / near.std()) < 5
+        assert pv.log_evidence(vae, drawn, num_samples=5).mean < 0
+        assert vae.reconstruct(at(centre)).dtype == drawn.dtype
+        assert evidence.sandwich(vae, at(centre), num_rows=3, num_temperatures=5).x.dtype == drawn.dtype
+
+
+def test_standardized_models_keep_their_float64_in_files_and_casts(standardized, tmp_path):
+    vae, x = standardized[1.7e9], at(1.7e9)
+
+    def like():
+        name = {"Gaussian": "gaussian", "StudentT": "student_t"}[type(vae.likelihood).__name__]
+        return pv.VAE.mlp(1, 1, name, hidden_dims=(3,), scale="shared", standardize=True)
+
+    expected = pv.log_evidence(vae, x, num_samples=5).estimate
+    vae.save(tmp_path / "vae")
+    by_state = like()
+    by_state.load_state_dict(vae.state_dict())
+    by_state.fitted = vae.fitted
+    for again in (
+        pv.load(tmp_path / "vae"),
+        pv.load(tmp_path / "vae", into=like()),
+        by_state,
+        by_state.float(),
+    ):
+        assert np.array_equal(pv.log_evidence(again, x, num_samples=5).estimate, expected)
+
+
+def test_log_normal_rows_of_a_narrow_range_are_scored_in_float64():
+    x = 1e7 * np.exp(1e-6 * NORMAL[:, :1])
+    torch.manual_seed(0)
+    vae = pv.VAE.mlp(1, 1, "log_normal", hidden_dims=(3,), standardize=True)
+    pv.fit(vae, x, epochs=1, compile=False)
+    double = pv.VAE.mlp(1, 1, "log_normal", hidden_dims=(3,), standardize=True).double()
+    double.load_state_dict(vae.state_dict())
+    found, exact = (pv.log_evidence(v, x, method="quadrature").estimate for v in (vae, double))
+    np.testing.assert_allclose(found, exact, atol=2e-3)
+
+
+def test_a_fit_that_fails_leaves_standardize_as_it_was():
+    vae = pv.VAE.mlp(1, 1, "gaussian", hidden_dims=(3,), standardize=True)
+    with pytest.raises(ValueError, match="validation"):
+        pv.fit(vae, at(1e7), validation=NORMAL, epochs=1)
+    scaling = vae.encoder.standardize
+    assert (scaling.loc.dtype, scaling.loc.item(), scaling.scale.item()) == (torch.float32, 0.0, 1.0)
+
+
+def test_swap_and_suggest_take_rows_far_from_zero():
+    near, far = (
+        pv.swap(
+            at(c), 1, ["gaussian"], epochs=1, hidden_dims=(3,), method="quadrature", compile=False
+        ).densities
+        for c in (0.0, 1e7)
+    )
+    np.testing.assert_allclose(near["elpd"], far["elpd"], atol=2e-3)
+    assert pv.likelihoods.suggest(at(1e7))["family"][0] == "gaussian"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Two hashes a row
+
+
+def test_rows_that_agree_in_float32_alone_do_not_pair():
+    exact = NORMAL.astype(np.float32).astype(np.float64)
+    x, other = exact * (1 + 1e-10), exact * (1 - 1e-10)
+    assert np.array_equal(x.astype(np.float32), other.astype(np.float32))
+    ppca = baselines.PPCA(1).fit(RNG.normal(size=(50, 2)))
+    scores = {name: pv.log_evidence(ppca, rows) for name, rows in (("a", x), ("b", other))}
+    with pytest.raises(ValueError, match="numbers that agree in float32 alone"):
+        pv.compare(scores)
+
+
+def test_the_same_rows_pair_whatever_dtype_they_come_in():
+    x = NORMAL
+    vae = pv.VAE.mlp(2, 1, "gaussian", hidden_dims=(3,))
+    ppca = baselines.PPCA(1).fit(RNG.normal(size=(50, 2)))
+    pv.compare({"VAE": vae, "PPCA": ppca}, x, num_samples=5)
+    kinds = (x, pd.DataFrame(x), torch.tensor(x).float(), x.astype(np.float32))
+    for rows in kinds:  # in float32, or as they are
+        pv.compare({"VAE": pv.log_evidence(vae, rows, num_samples=5), "PPCA": pv.log_evidence(ppca, x)})
+    whole = np.round(10 * x).astype(np.int64)
+    prints = {
+        checks.fingerprint(torch.as_tensor(rows)).sha256
+        for rows in (whole, whole.astype(np.int8), whole.astype(np.float32), whole.astype(np.float64))
+    }
+    assert len(prints) == 1
+
+
+def test_a_float32_copy_that_lost_something_does_not_pair():
+    x = at(1e7)
+    ppca = baselines.IndependentGaussian().fit(at(1e7)[:100] + 1)
+    with pytest.raises(ValueError, match="numbers that agree in float32 alone"):
+        pv.compare({"a": pv.log_evidence(ppca, x), "b": pv.log_evidence(ppca, x.astype(np.float32))})
+
+
+@pytest.mark.parametrize("fitted", [np.float32, np.float64])
+@pytest.mark.parametrize("scored", [np.float32, np.float64])
+def test_training_rows_are_known_in_either_dtype(fitted, scored):
+    vae, ppca = pv.VAE.mlp(2, 1, "gaussian", hidden_dims=(3,)), baselines.PPCA(1).fit(NORMAL.astype(fitted))
+    pv.fit(vae, NORMAL.astype(fitted), epochs=1, compile=False)
+    for model in (vae, ppca):
+        with pytest.raises(ValueError, match="200 of 200"):
+            pv.compare(
+                {"model": model}, NORMAL.astype(scored), **({"num_samples": 5} if model is vae else {})
+            )
+        assert pv.compare({"model": model}, RNG.normal(size=(50, 2)).astype(scored))["seen"].tolist() == [0]
+
+
+@pytest.mark.parametrize("method", sorted(evidence.METHODS))
+def test_every_estimator_knows_the_rows_that_were_fitted(method):
+    hidden = () if method in ("exact", "auto") else (3,)
+    vae = pv.VAE.mlp(2, 1, "gaussian", hidden_dims=hidden)
+    pv.fit(vae, NORMAL, epochs=1, compile=False)
+    estimate = evidence.METHODS[method]
+    few = {} if method in ("exact", "auto", "quadrature") else {"num_samples": 100}
+    if method == "annealed":
+        few = {"num_samples": 2, "num_temperatures": 3}
+    assert estimate(vae, NORMAL[:30], **few).seen == 30
+    assert estimate(vae, RNG.normal(size=(30, 2)), **few).seen == 0
+    with pytest.raises(ValueError, match="30 of 30"):
+        pv.compare({"VAE": estimate(vae, NORMAL[:30], **few)})
+
+
+def test_baselines_and_diagnoses_know_the_rows_that_were_fitted():
+    for baseline in (baselines.PPCA(1), baselines.KernelDensity(), baselines.NormalInverseGamma()):
+        assert baseline.fit(NORMAL).log_evidence(NORMAL[:30]).seen == 30
+    vae = pv.VAE.mlp(2, 1, "gaussian", hidden_dims=(3,))
+    pv.fit(vae, NORMAL, epochs=1, compile=False)
+    assert pv.diagnose(vae, NORMAL[:30], num_samples=100).log_evidence.seen == 30
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Names and the index
+
+NAMES = ["age", "height", "weight"]
+FRAME = pd.DataFrame(np.random.default_rng(2).normal(size=(60, 3)), columns=NAMES)
+TRAIN, TEST = FRAME[:40], FRAME[40:]
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """Models by their name, all fitted to the same frame."""
+    torch.manual_seed(0)
+    vae = pv.VAE.mlp(3, 1, "gaussian", hidden_dims=(3,), standardize=True)
+    pv.fit(vae, TRAIN, epochs=1, compile=False)
+
+    def regression(x):
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(3, dtype=x.dtype), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    mcmc = baselines.PyroMCMC(regression, num_samples=100, warmup_steps=20, num_chains=1).fit(TRAIN)
+    return {"VAE": vae, "PPCA": baselines.PPCA(1).fit(TRAIN), "MCMC": mcmc}
+
+
+OTHERS = {
+    "another order": (TEST[["weight", "age", "height"]], "'weight' instead of 'age' in column 0"),
+    "another name": (TEST.rename(columns={"height": "size"}), "'size' instead of 'height' in column 1"),
+    "one more": (TEST.assign(income=1.0), "4 columns instead of 3, first 'income' more"),
+    "one less": (TEST[["age", "height"]], "2 columns instead of 3, 'weight' missing"),
+    "twice": (TEST[["age", "height", "height"]], "'height' instead of 'weight' in column 2"),
+    "levels": (
+        TEST.set_axis(pd.MultiIndex.from_tuples([("a", n) for n in NAMES]), axis=1),
+        "\"('a', 'age')\" instead of 'age' in column 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_names_are_refused_by_everything_that_takes_rows(fitted, case):
+    other, words = OTHERS[case]
+    vae, calls = fitted["VAE"], []
+    for model in fitted.values():
+        calls += [lambda m=model: pv.log_evidence(m, other), lambda m=model: pv.log_evidence(m, {"x": other})]
+        calls += [lambda m=model: pv.compare({"m": m}, other)]
+    calls += [
+        lambda: pv.log_weights(vae, other),
+        lambda: pv.elbo(vae, other),
+        lambda: vae.reconstruct(other),
+        lambda: pv.diagnose(vae, other),
+        lambda: evidence.sandwich(vae, other),
+        lambda: evidence.gaps(vae, other),
+        lambda: evidence.convergence(vae, other),
+        lambda: pv.fit(vae, other, epochs=1),
+        lambda: pv.convert.to_arviz(vae, other),
+        lambda: fitted["MCMC"].log_likelihood(other),
+        lambda: pv.swap(TRAIN, 1, ["gaussian"], x_test=other, epochs=1),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="by name and in order, got ") as refused:
+            call()
+        assert words in str(refused.value)
+    with pytest.raises(ValueError, match=r"^validation: .*by name"):
+        pv.fit(pv.VAE.mlp(3, 1, "gaussian"), TRAIN, validation=other, epochs=1)
+    with pytest.raises(ValueError, match=r"^x\[1\]: .*by name"):
+        pv.fit(pv.VAE.mlp(3, 1, "gaussian"), [TRAIN, other], epochs=1)
+
+
+def test_arrays_and_frames_without_names_are_taken_as_they_lie(fitted):
+    """As in scikit-learn, only a fit to names asks for names, and only of what has names."""
+    for model in fitted.values():
+        expected = pv.log_evidence(model, TEST).estimate
+        for rows in (TEST.to_numpy(), TEST.set_axis(range(3), axis=1), TEST.set_axis([5, 1, 2], axis=1)):
+            np.testing.assert_array_equal(pv.log_evidence(model, rows).estimate, expected)
+    unnamed = baselines.PPCA(1).fit(TRAIN.to_numpy())
+    unnamed.log_evidence(TEST)
+    unnamed.log_evidence(TEST[["weight", "age", "height"]])
+    assert unnamed.fit(TRAIN[["weight", "age", "height"]]).names == {"x": ("weight", "age", "height")}
+
+
+def test_names_of_what_goes_with_the_rows_are_remembered():
+    def model(x, covariates):
+        weight = pyro.param("weight", torch.tensor([1.0, -1.0]))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + covariates @ weight, 1.0), obs=x)
+
+    def guide(x, covariates):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    pair = pv.LatentVariableModel(model, guide)
+    x, covariates = TRAIN["age"], TRAIN[["height", "weight"]]
+    pv.fit(pair, {"x": x, "covariates": covariates}, epochs=1, compile=False)
+    assert pair.names == {"x": ("age",), "covariates": ("height", "weight")}
+    pv.log_weights(pair, {"x": x, "covariates": covariates}, num_samples=2)
+    with pytest.raises(ValueError, match=r"^covariates: .*'weight' instead of 'height' in column 0"):
+        pv.log_weights(pair, {"x": x, "covariates": TRAIN[["weight", "height"]]}, num_samples=2)
+    with pytest.raises(ValueError, match=r"^x: .*'height' instead of 'age' in column 0"):
+        pv.log_weights(pair, {"x": TRAIN["height"], "covariates": covariates}, num_samples=2)
+
+
+def test_names_are_saved_and_loaded(fitted, tmp_path):
+    for name, model in fitted.items():
+        model.save(tmp_path / name)
+        again = pv.load(tmp_path / name, into=model if name == "MCMC" else None)
+        assert again.names == {"x": tuple(NAMES)}
+        with pytest.raises(ValueError, match="by name"):
+            pv.log_evidence(again, OTHERS["another order"][0])
+    found = pv.swap(TRAIN, 1, ["gaussian"], epochs=1, hidden_dims=(3,), method="importance")
+    assert found.models["gaussian"].names == {"x": tuple(NAMES)}
+
+
+INDEXES = {
+    "slice": TEST,
+    "shuffled": TEST.sample(frac=1, random_state=1),
+    "strings": TEST.set_index(pd.Index([f"row {i}" for i in range(20)], name="id")),
+    "repeated": TEST.set_axis([7] * 20),
+    "levels": TEST.set_axis(pd.MultiIndex.from_product([list("ab"), range(10)])),
+}
+
+
+@pytest.mark.parametrize("case", INDEXES)
+def test_results_carry_the_index(fitted, case):
+    rows = INDEXES[case]
+    for model in fitted.values():
+        few = {"num_samples": 5} if model is fitted["VAE"] else {}
+        ev = pv.log_evidence(model, rows, **few)
+        assert ev.to_frame().index.equals(rows.index)
+        assert ev.to_frame().index.names == rows.index.names
+        np.testing.assert_array_equal(
+            ev.to_frame()["estimate"], pv.log_evidence(model, rows.to_numpy(), **few).estimate
+        )
+    linear = pv.VAE.mlp(3, 1, "gaussian", hidden_dims=())
+    for method in ("exact", "auto"):
+        assert pv.log_evidence(linear, rows, method=method).index.equals(rows.index)
+    bounds = evidence.sandwich(linear, rows, num_rows=5, num_temperatures=5, rows="real")
+    assert bounds.to_frame().index.equals(rows.index[:5])
+
+
+def test_frames_of_other_methods_carry_the_index(fitted):
+    rows = INDEXES["shuffled"][:3]
+    assert evidence.gaps(fitted["VAE"], rows, num_samples=100).index.equals(rows.index)
+    for method in ("quadrature", "jackknife"):
+        assert pv.log_evidence(fitted["VAE"], rows, method=method).to_frame().index.equals(rows.index)
+
+
+def test_rows_without_an_index_are_numbered():
+    frame = pv.log_evidence(baselines.PPCA(1).fit(NORMAL), NORMAL).to_frame()
+    assert frame.index.equals(pd.RangeIndex(200))
+    assert frame.index.name == "row"
+
+
+# An offset of counts: exact scores in the order of the index.
+COUNTS = pd.DataFrame(RNG.poisson(3.0, (30, 2)).astype(float), index=[f"r{i}" for i in range(30)])
+OFFSET = pd.Series(RNG.normal(size=30), index=COUNTS.index)
+
+
+@pytest.fixture(scope="module")
+def counting():
+    torch.manual_seed(0)
+    return pv.VAE.mlp(2, 1, "poisson", hidden_dims=(3,), offset=True)
+
+
+@pytest.mark.parametrize("kind", ["series", "frame"])
+def test_what_goes_with_the_rows_is_brought_into_their_order(counting, kind):
+    offset = OFFSET if kind == "series" else OFFSET.to_frame("log exposure")
+
+    def scores(x, given):
+        return pv.log_evidence(counting, {"x": x, "offset": given}, num_samples=5).estimate
+
+    order = np.random.default_rng(3).permutation(30)
+    for rows in (np.arange(30), order):
+        x, here = COUNTS.iloc[rows], OFFSET.iloc[rows].to_numpy()
+        expected = scores(x.to_numpy(), here)
+        for given in (offset, offset.iloc[order], offset[::-1], here):
+            np.testing.assert_array_equal(scores(x, given), expected)
+        # by position, where the rows have no index
+        np.testing.assert_array_equal(scores(x.to_numpy(), offset.iloc[rows]), expected)
+    x, plain = COUNTS.reset_index(drop=True), offset.reset_index(drop=True)
+    np.testing.assert_array_equal(scores(x, plain.iloc[order]), scores(COUNTS, offset))
+
+
+@pytest.mark.parametrize(
+    ("offset", "words"),
+    [
+        (OFFSET.reset_index(drop=True), "without 30 of the labels, first 'r0'"),
+        (OFFSET.rename({"r3": "r99"}), "without 1 of the labels, first 'r3'"),
+        (pd.concat([OFFSET, OFFSET.rename("{}x".format)]), "with 30 more labels"),
+        (OFFSET[::-1].rename({"r3": "r4"}), "labels repeat"),
+    ],
+    ids=["positions", "another label", "more rows", "repeated"],
+)
+def test_an_index_that_does_not_match_is_refused(counting, offset, words):
+    for call in (pv.log_weights, pv.elbo, pv.log_evidence, lambda m, x: pv.fit(m, x, epochs=1)):
+        with pytest.raises(ValueError, match=r"^offset: expected the index of x") as refused:
+            call(counting, {"x": COUNTS, "offset": offset})
+        assert words in str(refused.value)
+
+
+def test_labels_of_a_comparison_are_aligned():
+    vae, ppca = pv.VAE.mlp(3, 1, "gaussian", hidden_dims=(3,)), baselines.PPCA(1).fit(TRAIN)
+    labels = pd.Series(np.where(TEST["age"] > 0, "old", "young"), index=TEST.index, name="group")
+    models = {"VAE": vae, "PPCA": ppca}
+    expected = pv.compare(models, TEST, by=labels.to_numpy(), num_samples=5)
+    found = pv.compare(models, TEST, by=labels.sample(frac=1, random_state=5), num_samples=5)
+    for label in ("old", "young"):
+        for name in models:
+            assert found.loc[(label, name), "elpd"] == expected.loc[(label, name), "elpd"]
+    with pytest.raises(ValueError, match=r"^by: expected the index of x"):
+        pv.compare(models, TEST, by=labels.reset_index(drop=True), num_samples=5)
