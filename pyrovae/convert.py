@@ -1,4 +1,4 @@
-"""To ArviZ: draws, predictions and log P(x) as what ``az.plot_ppc``, ``az.loo`` and ``az.compare`` take.
+"""To ArviZ: draws, predictions and log P(x) as what ``az.summary``, ``az.loo`` and ``az.compare`` take.
 
 The only module that imports arviz, and only where it is asked to. Works with arviz 0.23 and 1.x; what differs
 between them is in the last section.
