@@ -504,6 +504,7 @@ def _array(x: Any, argument: str) -> np.ndarray:
                 )
             _held(x, argument)
             x = x.to_numpy(dtype=np.float64, na_value=np.nan)  # nullable columns, too
+            x = np.ascontiguousarray(x)  # products of frames' columns round otherwise than those of rows
         else:
             x = x.to_numpy()
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):

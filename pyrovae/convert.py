@@ -1,7 +1,7 @@
-"""To ArviZ: draws, predictions and log P(x) as what ``az.plot_ppc``, ``az.loo`` and ``az.compare`` take.
+"""To ArviZ: draws, predictions and log P(x) as what ``az.summary``, ``az.loo`` and ``az.compare`` take.
 
-The only room that imports arviz, and only where it is asked to. Reads and writes arviz 0.22+ and 1.x; what
-differs between them is in the last section.
+The only module that imports arviz, and only where it is asked to. Works with arviz 0.23 and 1.x; what differs
+between them is in the last section.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from pyrovae.turns import takes_turns
 
 # 4 GiB of float64: draws × rows × columns beyond this are a slip, or should be asked for in parts.
 _MOST_NUMBERS = 1 << 29
+
+__all__ = ["stacking_weights", "to_arviz", "to_elpd"]
 
 #: A variable of a group: its dims and its values.
 Variable = tuple[tuple[str, ...], np.ndarray]
@@ -115,9 +117,9 @@ def to_elpd(evidence: LogEvidence) -> Any:
 
     elpd = Σ_n log P(x_n), with a standard error over rows of sqrt(N · var_n log P(x_n)); in nats, for all rows
     together, as arviz has it. The rows were held out: nothing is left out or refitted, and no effective
-    number of parameters is estimated (``p`` is NaN). In 1.x its ``kind`` is "held_out", which ``az.compare``
-    does not mix with results of ``az.loo``; 0.x takes no other kind than ``loo``, so the entries are named
-    ``elpd_loo`` and ``loo_i`` there, and ``quantity`` says what they are. ``warning`` is True where a row's
+    number of parameters is estimated (``p`` is NaN). In 1.x its ``kind`` is "held_out", or None since 1.3:
+    ``az.compare`` mixes neither with results of ``az.loo``. 0.x takes no other kind than ``loo``, so the entries
+    are named ``elpd_loo`` and ``loo_i`` there, and ``quantity`` says what they are. ``warning`` is True where a row's
     verdict is not "trust". k-hat is of the importance weights over z.
 
     ``az.compare`` does not see rows, units or kinds of number: ``pyrovae.compare`` refuses what can't be
@@ -178,20 +180,10 @@ def stacking_weights(scores: Mapping[str, LogEvidence]) -> dict[str, float]:
             )
     if len(scores) == 1:
         return dict.fromkeys(scores, 1.0)
-    with warnings.catch_warnings():
-        # 0.x announces 1.x when it is imported, and calls pandas 3 in ways that this one warns of.
-        warnings.simplefilter("ignore")
-        return _stacking_weights(scores)
-
-
-def _stacking_weights(scores: Mapping[str, LogEvidence]) -> dict[str, float]:
-    import arviz
-
     # A row's own constant cancels in the maximum; without it exp(log P(x_n)) would be 0 below −745.
     best = np.max([score.estimate for score in scores.values()], axis=0)
     elpds = {name: to_elpd(replace(score, estimate=score.estimate - best)) for name, score in scores.items()}
-    weights = arviz.compare(elpds, method="stacking")["weight"]
-    return {name: float(weights[name]) for name in scores}
+    return _stacking_weights(elpds)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -443,31 +435,63 @@ def _label(value: Hashable) -> str:
 # arviz: what differs between 0.x and 1.x
 
 
-def _is_modern(arviz: Any) -> bool:
-    """Whether this is arviz 1.x, whose container is xarray's ``DataTree``."""
-    return int(arviz.__version__.split(".")[0]) >= 1
+def _arviz() -> tuple[Any, bool]:
+    """arviz, and whether it is 1.x, whose container is xarray's ``DataTree``."""
+    with warnings.catch_warnings():
+        # 0.x announces 1.x when it is imported.
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz
+    return arviz, int(arviz.__version__.split(".")[0]) >= 1
+
+
+def chain_ess(series: np.ndarray, method: str) -> float:
+    """Effective number of draws of a series, shape (chains, draws), for its "mean", "bulk" or "tail"."""
+    # 1.x has no default for the quantiles of the tail where it is given an array.
+    options = {"prob": (0.05, 0.95)} if method == "tail" else {}
+    return float(_arviz()[0].ess(series, method=method, **options))
+
+
+def chain_rhat(series: np.ndarray) -> float:
+    """Rank-normalised split R-hat of a series, shape (chains, draws)."""
+    return float(_arviz()[0].rhat(series))
+
+
+def chain_mcse(series: np.ndarray) -> float:
+    """Monte-Carlo standard error of the mean of a series, shape (chains, draws)."""
+    return float(_arviz()[0].mcse(series, method="mean"))
+
+
+def _stacking_weights(elpds: dict[str, Any]) -> dict[str, float]:
+    arviz, modern = _arviz()
+    # 1.x rounds weights to two digits unless told otherwise.
+    options = {"round_to": "none"} if modern else {}
+    with warnings.catch_warnings():
+        # 0.x calls pandas 3 in ways that it warns of; 1.x warns of selection among many models.
+        warnings.simplefilter("ignore")
+        weights = arviz.compare(elpds, method="stacking", **options)["weight"]
+    return {name: float(weights[name]) for name in elpds}
 
 
 def _container(groups: Mapping[str, Group], coords: Mapping[str, np.ndarray], attrs: dict[str, Any]) -> Any:
     """Groups → an ``InferenceData``, or a ``DataTree``. Datasets are made here: 0.x's from_dict knows no other groups."""
-    import arviz
     import xarray
 
+    arviz, modern = _arviz()
     datasets = {}
     for group, variables in groups.items():
         used = {dim: size for dims, v in variables.values() for dim, size in zip(dims, v.shape, strict=True)}
         here = {dim: coords.get(dim, np.arange(size)) for dim, size in used.items()}
         datasets[group] = xarray.Dataset(variables, coords=here, attrs=attrs)
-    if _is_modern(arviz):
+    if modern:
         return xarray.DataTree.from_dict(datasets)
     return arviz.InferenceData(None, False, **datasets)
 
 
 def _elpd_data(evidence: LogEvidence) -> Any:
     """A ``LogEvidence`` → a Series with entries by name (0.x), or an object with fields (1.x)."""
-    import arviz
     import xarray
 
+    arviz, modern = _arviz()
     kinds = ", ".join(sorted(set(evidence.kind.tolist())))
     quantity = f"log P(x_n) of held-out rows, {evidence.parameters}, by {evidence.method}: {kinds}"
     common = {
@@ -481,14 +505,16 @@ def _elpd_data(evidence: LogEvidence) -> Any:
     row = {"row": np.arange(len(evidence))}
     pointwise = xarray.DataArray(evidence.estimate, row, "row", name="elpd_i", attrs={"quantity": quantity})
     pareto_k = xarray.DataArray(evidence.pareto_k, row, "row", name="pareto_k")
-    if _is_modern(arviz):
+    if modern:
+        # Since 1.3 a kind is that of a class of arviz's own, and the base class has None.
+        kind = {"kind": "held_out"} if "kind" in arviz.ELPDData.__dataclass_fields__ else {}
         return arviz.ELPDData(
-            kind="held_out",
             elpd=evidence.total,
             p=float("nan"),
             elpd_i=pointwise,
             pareto_k=pareto_k,
             **common,
+            **kind,
         )
     entries = {
         # by place: arviz prints the first three

@@ -503,6 +503,18 @@ BUGS = {
         "dim=0) + volume + 0.1",
         "test_evidence_methods.py::quadrature_on_every_pair_is and independent_sites",
     ),
+    "tail of one quantile": Bug(
+        "convert.py",
+        'options = {"prob": (0.05, 0.95)} if method == "tail" else {}',
+        'options = {"prob": (0.05, 0.05)} if method == "tail" else {}',
+        "test_convert.py::slower_of_both",
+    ),
+    "stacking weights of two digits": Bug(
+        "convert.py",
+        "return {name: float(weights[name]) for name in elpds}",
+        "return {name: round(float(weights[name]), 2) for name in elpds}",
+        "test_convert.py::not_rounded",
+    ),
     "pilot's draws answer": Bug(
         "evidence/auto.py",
         "self._stage += 1",

@@ -36,10 +36,10 @@ ROOMS = [
     "tracing",
     "log_weights",
     "evidence",
+    "convert",
     "baselines",
     "saving",
     "training",
-    "convert",
     "collapse",
     "comparison",
     "datasets",
@@ -94,6 +94,11 @@ def test_only_the_pair_touches_poutine(path):
         for alias in node.names
     }
     assert not touches or room(path) == "pair"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_convert_imports_arviz(path):
+    assert room(path) == "convert" or not any(name.startswith("arviz") for name in imports(path))
 
 
 @pytest.mark.parametrize(

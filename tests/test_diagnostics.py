@@ -2,10 +2,10 @@
 
 import math
 
-import arviz
 import numpy as np
 import pytest
 import torch
+from arvizs import MODERN, psislw
 from scipy.special import logsumexp
 
 from pyrovae import diagnostics
@@ -90,13 +90,14 @@ def test_a_tile_of_zero_weights_changes_nothing_but_the_count():
 @pytest.mark.parametrize("spread", [0.1, 1.0, 3.0, 10.0])
 def test_pareto_k_is_arvizs_on_the_same_weights(num_samples, spread):
     lw = weights(num_samples, 4, spread=spread)
-    _, expected = arviz.psislw(lw.numpy().T.copy())
+    _, expected = psislw(lw.numpy().T)
     np.testing.assert_allclose(diagnostics.pareto_k(lw), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.skipif(MODERN, reason="arviz 1.x fits ties with the cutoff as exceedances of 0")
 def test_pareto_k_with_ties_at_the_cutoff_is_arvizs():
     lw = weights(400, 6, spread=2.0).mul(2).round().div(2)
-    _, expected = arviz.psislw(lw.numpy().T.copy())
+    _, expected = psislw(lw.numpy().T)
     np.testing.assert_allclose(diagnostics.pareto_k(lw), expected, rtol=0, atol=1e-6)
 
 

@@ -2,17 +2,16 @@
 
 import math
 
-import arviz
 import matplotlib.pyplot as plt
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from arvizs import psislw
 from oracles import CONJUGATE, LinearGaussian, TwoModes
 from pairs import PAIRS
 from rates import SEED, Z, close
-from scipy.special import logsumexp
 
 import pyrovae as pv
 from pyrovae import diagnostics, evidence, plots
@@ -479,8 +478,8 @@ def test_leave_one_out_of_constant_weights_changes_nothing():
 def test_pareto_smoothing_is_arvizs_on_the_same_weights(num_samples, spread):
     generator = torch.Generator().manual_seed(num_samples)
     lw = spread * torch.randn(num_samples, 4, generator=generator, dtype=torch.float64) - 80
-    smoothed, _ = arviz.psislw(lw.numpy().T.copy(), normalize=False)
-    expected = logsumexp(smoothed, axis=-1) - math.log(num_samples)
+    smoothed, _ = psislw(lw.numpy().T)  # normalised; the smallest weight is not smoothed
+    expected = (lw.numpy().T.min(axis=-1) - smoothed.min(axis=-1)) - math.log(num_samples)
     np.testing.assert_allclose(diagnostics.smoothed_log_mean_exp(lw), expected, rtol=0, atol=1e-6)
 
 

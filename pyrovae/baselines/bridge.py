@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrovae import checks
+from pyrovae.convert import chain_ess
 
 #: The iteration contracts; where 10 000 steps are not enough, target and proposal hardly overlap.
 _STEPS = 10_000
@@ -153,7 +154,5 @@ def _median_ess(draws: Tensor) -> float:
 
 def series_ess(series: Tensor) -> float:
     """Effective number of draws for the mean of a series, shape (chains, draws); all of them where it is constant."""
-    import arviz
-
-    found = float(arviz.ess(series.numpy(), method="mean"))
+    found = chain_ess(series.numpy(), "mean")
     return found if math.isfinite(found) else float(series.numel())

@@ -17,6 +17,7 @@ from torch import Tensor
 from pyrovae import checks, noise
 from pyrovae.baselines.base import Fitted
 from pyrovae.baselines.bridge import bridge, series_ess
+from pyrovae.convert import chain_ess, chain_mcse, chain_rhat
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evidence.result import Columns, LogEvidence, about, given_of, verdicts
 from pyrovae.pair import Batch, Latents
@@ -292,7 +293,6 @@ class PyroMCMC(Fitted):
 
         NaN where a parameter is constant by construction, such as the zeros of a triangular matrix.
         """
-        import arviz
         import pandas as pd
 
         joint = self._require_fit()
@@ -308,10 +308,10 @@ class PyroMCMC(Fitted):
                 {
                     "mean": series.mean(),
                     "sd": series.std(ddof=1),
-                    "mcse_mean": float(arviz.mcse(series, method="mean")) if moves else 0.0,
-                    "ess_bulk": float(arviz.ess(series, method="bulk")) if moves else math.nan,
-                    "ess_tail": float(arviz.ess(series, method="tail")) if moves else math.nan,
-                    "r_hat": float(arviz.rhat(series)) if moves else math.nan,
+                    "mcse_mean": chain_mcse(series) if moves else 0.0,
+                    "ess_bulk": chain_ess(series, "bulk") if moves else math.nan,
+                    "ess_tail": chain_ess(series, "tail") if moves else math.nan,
+                    "r_hat": chain_rhat(series) if moves else math.nan,
                 }
             )
         return pd.DataFrame(lines, index=pd.Index(joint.labels, name="parameter"))
@@ -367,8 +367,6 @@ class PyroMCMC(Fitted):
 
     def _look(self) -> tuple[float, float, tuple[str, ...]]:
         """Of all coordinates the largest R-hat and the smallest effective number, and what speaks against the chains."""
-        import arviz
-
         joint = self._require_fit()
         columns = self._draws.movedim(2, 0).numpy()
         if len(self._draws) == 1:  # which arviz has no R-hat of: its halves
@@ -376,10 +374,8 @@ class PyroMCMC(Fitted):
             pairs = [np.concatenate([c[:, :half], c[:, -half:]]) for c in columns]
         else:
             pairs = list(columns)
-        r_hats = np.array([float(arviz.rhat(pair)) for pair in pairs])
-        effective = np.array(
-            [min(float(arviz.ess(c, method="bulk")), float(arviz.ess(c, method="tail"))) for c in columns]
-        )
+        r_hats = np.array([chain_rhat(pair) for pair in pairs])
+        effective = np.array([min(chain_ess(c, "bulk"), chain_ess(c, "tail")) for c in columns])
         # A chain that stands still has no R-hat: that is worse than any.
         r_hats, effective = np.nan_to_num(r_hats, nan=np.inf), np.nan_to_num(effective, nan=0.0)
         found = []
