@@ -85,6 +85,7 @@ class Stream(IntEnum):
     CONVERT = 11
     DIAGNOSE = 12
     EPOCH = 13
+    IDENTITY = 14
 
 
 def derive(seed: int, stream: Stream, *keys: int) -> int:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any
 
@@ -30,6 +31,7 @@ from pyrovae.training.arguments import (
     make_scheduler,
 )
 from pyrovae.training.history import History
+from pyrovae.training.identity import Identity, described, described_optimizer
 from pyrovae.training.loop import Loop, Plan
 from pyrovae.training.rows import Chunks, Rows
 from pyrovae.training.scales import Scales, check_columns_vary
@@ -172,85 +174,87 @@ def fit(
     first = checked(chunks.first(), "x[0]" if chunks.several else "x")
     check_precision(precision, first["x"].dtype, first["x"].device)
     batch = presented(first)
-    with standardizing(pair.modules(), batch["x"]):
-        structure = inspect(pair, batch, seed)
+    with ExitStack() as held:  # the checkpoint's folder, to the end
+        with standardizing(pair.modules(), batch["x"]), pair.nothing_declared_on_error():
+            structure = inspect(pair, batch, seed)
 
-        def supported(chunk: Any, argument: str) -> Batch:
-            batch = checked(chunk, argument)
-            check_supports(structure, presented(batch)["x"], argument)
-            return batch
+            def supported(chunk: Any, argument: str) -> Batch:
+                batch = checked(chunk, argument)
+                check_supports(structure, presented(batch)["x"], argument)
+                return batch
 
-        kept = folder is not None
-        rows = (
-            Rows(chunks, supported, kept) if chunks.several else Rows([first], lambda batch, _: batch, kept)
-        )
-        rows.load(0)
-        minibatches, annealed = min(batch_size, max(rows.lengths)) < len(rows), kl_warmup > 0
-        objective = make_objective(loss, num_particles, minibatches=minibatches, annealed=annealed)
-        check_objective_fits(objective, structure)
-        check_columns_vary(pair, batch["x"])
-        scales = Scales(pair, batch["x"], seed)
-        evaluated = functools.partial(
-            Evaluation.prepare,
-            pair,
-            num_samples=_EPOCH_SAMPLES,
-            seed=seed,
-            structure=structure,
-            compile="auto" if compile else False,
-            times=epochs,
-        )
-        training, held_out = evaluated(batch), None
-        if len(training) > _EPOCH_ROWS:
-            draw = torch.Generator().manual_seed(noise.derive(seed, noise.Stream.EPOCH))
-            some = torch.randperm(len(training), generator=draw)[:_EPOCH_ROWS].sort().values
-            training = training.of_rows(some.to(batch["x"].device), seed, _EPOCH_SAMPLES)
-        if validation is not None:
-            held_out = evaluated(validation, argument="validation")
-            if held_out.batch["x"].shape[1:] != batch["x"].shape[1:]:
-                raise checks.bad_value(
-                    "validation",
-                    f"rows of shape {tuple(batch['x'].shape[1:])}, as in x",
-                    f"shape {tuple(held_out.batch['x'].shape[1:])}",
-                    "Pass the same columns.",
-                )
-        parameters = [p for p in pair.parameters() if p.requires_grad]
-        optimiser = make_optimizer(optimizer, parameters, lr)
-        state = State(pair, optimiser, objective, len(rows), clip_norm, binarize)
-        schedule = make_scheduler(scheduler, optimiser)
-        check_every_leaf(pair, objective, batch, seed)
-        traced, how = choose(compile, epochs, state, rows, batch_size, annealed)
-    plan = Plan(epochs, batch_size, seed, kl_warmup, patience, on_nonfinite, precision, compile)
-    loop = Loop(plan, state, rows, training, held_out, schedule, scales, traced)
-    loop.history.steps = how
-    seen = [rows.hashes]
-    if held_out is not None and patience is not None:  # they choose the epoch
-        seen.append(checks.row_hashes(held_out.batch["x"]))
-    _remember(pair, rows, np.concatenate(seen), loop.history)
-    with Progress("fit", epochs * loop.steps_an_epoch, "steps", progress) as bar:
-        if folder is None:
-            loop.run(bar)
-        else:
-            pins = {
-                **{f.name: getattr(plan, f.name) for f in fields(plan)},
-                **{"lr": lr, "clip_norm": clip_norm, "x": rows.digests},
-                "binarize": binarize,
-                "validation": None if held_out is None else checks.digests(held_out.batch),
-                "steps": loop.history.way,
-                "evaluations": training.compiles,
-                "loss": _described(objective),
-                "optimizer": [type(optimiser).__qualname__, repr(optimiser.defaults)],
-                "scheduler": None if schedule is None else _described(schedule),
-                "model": pair.described(),
-                "parameters": {
-                    name: [list(tensor.shape), str(tensor.dtype)]
-                    for name, tensor in saving.tensors_of(pair).items()
-                },
-            }
-            with running(folder, pins) as run:
+            kept = folder is not None
+            rows = (
+                Rows(chunks, supported, kept)
+                if chunks.several
+                else Rows([first], lambda batch, _: batch, kept)
+            )
+            rows.load(0)
+            minibatches, annealed = min(batch_size, max(rows.lengths)) < len(rows), kl_warmup > 0
+            objective = make_objective(loss, num_particles, minibatches=minibatches, annealed=annealed)
+            check_objective_fits(objective, structure)
+            check_columns_vary(pair, batch["x"])
+            scales = Scales(pair, batch["x"], seed)
+            evaluated = functools.partial(
+                Evaluation.prepare,
+                pair,
+                num_samples=_EPOCH_SAMPLES,
+                seed=seed,
+                structure=structure,
+                compile="auto" if compile else False,
+                times=epochs,
+            )
+            training, held_out = evaluated(batch), None
+            if len(training) > _EPOCH_ROWS:
+                draw = torch.Generator().manual_seed(noise.derive(seed, noise.Stream.EPOCH))
+                some = torch.randperm(len(training), generator=draw)[:_EPOCH_ROWS].sort().values
+                training = training.of_rows(some.to(batch["x"].device), seed, _EPOCH_SAMPLES)
+            if validation is not None:
+                held_out = evaluated(validation, argument="validation")
+                if held_out.batch["x"].shape[1:] != batch["x"].shape[1:]:
+                    raise checks.bad_value(
+                        "validation",
+                        f"rows of shape {tuple(batch['x'].shape[1:])}, as in x",
+                        f"shape {tuple(held_out.batch['x'].shape[1:])}",
+                        "Pass the same columns.",
+                    )
+            parameters = [p for p in pair.parameters() if p.requires_grad]
+            optimiser = make_optimizer(optimizer, parameters, lr)
+            state = State(pair, optimiser, objective, len(rows), clip_norm, binarize)
+            schedule = make_scheduler(scheduler, optimiser)
+            check_every_leaf(pair, objective, batch, seed)
+            traced, how = choose(compile, epochs, state, rows, batch_size, annealed)
+            plan = Plan(epochs, batch_size, seed, kl_warmup, patience, on_nonfinite, precision, compile)
+            identity = Identity.of(state, structure, batch, first, batch_size, seed)
+            loop = Loop(plan, state, rows, training, held_out, schedule, scales, traced, identity)
+            loop.history.steps = how
+            run = None
+            if folder is not None:
+                pins = {
+                    **{f.name: getattr(plan, f.name) for f in fields(plan)},
+                    **{"lr": lr, "clip_norm": clip_norm, "x": rows.digests},
+                    "binarize": binarize,
+                    "validation": None if held_out is None else checks.digests(held_out.batch),
+                    "steps": loop.history.way,
+                    "evaluations": training.compiles,
+                    "loss": described(objective, epochs),
+                    "optimizer": described_optimizer(optimiser),
+                    "scheduler": None if schedule is None else described(schedule, epochs),
+                    "parameters": {
+                        name: [list(tensor.shape), str(tensor.dtype)]
+                        for name, tensor in saving.tensors_of(pair).items()
+                    },
+                }
+                run = held.enter_context(running(folder, pins))
                 if run.state is not None:
-                    loop.restore(run.state)
-                    bar.advance(loop.steps_taken)
-                loop.run(bar, run)
+                    loop.restore(run)
+        seen = [rows.hashes]
+        if held_out is not None and patience is not None:  # they choose the epoch
+            seen.append(checks.row_hashes(held_out.batch["x"]))
+        _remember(pair, rows, np.concatenate(seen), loop.history)
+        with Progress("fit", epochs * loop.steps_an_epoch, "steps", progress) as bar:
+            bar.advance(loop.steps_taken)
+            loop.run(bar, run)
     return loop.history
 
 
@@ -265,14 +269,3 @@ def _remember(pair: LatentVariableModel, rows: Rows, seen: np.ndarray, history: 
         "seen": seen,
         "history": vars(history),
     }
-
-
-def _described(thing: Any) -> list[str]:
-    """A loss or a scheduler by its class and its numbers, as far as they do not change while it is used."""
-    numbers = {
-        name: value
-        for name, value in vars(thing).items()
-        if isinstance(value, bool | int | float | str)
-        and not name.startswith(("_", "last_", "num_bad", "best"))
-    }
-    return [type(thing).__qualname__, repr(numbers)]
