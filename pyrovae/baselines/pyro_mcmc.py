@@ -45,7 +45,8 @@ class PyroMCMC(Fitted):
     ``{"x": rows, "offset": …}``: it samples its latents and observes x. Everything is computed in float64.
     What can be asked depends on the model:
 
-    * ``fit`` and ``marginal_likelihood`` work for any with continuous latents;
+    * ``fit`` and ``marginal_likelihood`` work for any with continuous latents, ``compare_evidence`` where the
+      observed sites hold columns of x;
     * ``log_evidence`` and ``sample`` need rows that are independent given the latents that they share, so
       that a new row is scored by log (1/S) Σ_s P(x_n | θ_s): the observed sites stand in a plate of size
       ``len(x)``, and latents outside it. Latents of single rows (the schools of eight schools) and rows
@@ -218,6 +219,8 @@ class PyroMCMC(Fitted):
             verdict=np.array([verdict]),
             method="warp-3 bridge" if warp else "bridge",
             batch=joint.batch,
+            measure=joint.measure,
+            given=_given_together(joint),
             target="evidence",
         )
 
@@ -251,6 +254,8 @@ class PyroMCMC(Fitted):
             verdict=verdict,
             method=type(self).__name__,
             batch=batch,
+            measure=joint.rows.measure,
+            given=given_of(batch),
             shared_mcse=error if np.isfinite(found["estimate"]).all() else math.inf,
         )
 
@@ -395,7 +400,6 @@ class PyroMCMC(Fitted):
         return LogEvidence(
             **found,
             kind=np.full(num, "estimate"),
-            measure=self._require_fit().measure,
             method=method,
             answered_by=np.full(num, method),
             num_samples=draws,
@@ -403,7 +407,6 @@ class PyroMCMC(Fitted):
             tile=None,
             fingerprint=checks.fingerprint(batch["x"]),
             parameters="posterior-averaged",
-            given=given_of(batch),
         )
 
     def _like_fitted(self, batch: Batch) -> Batch:
@@ -427,6 +430,14 @@ class PyroMCMC(Fitted):
                 name, "a fitted baseline", "one that was not", f"Call {name}(…).fit(x_train) first."
             )
         return self._joint
+
+
+def _given_together(joint: BayesianModel) -> dict[str, str]:
+    """What all rows together were scored with: beside themselves, and which of their own cells are conditions only."""
+    given = given_of(joint.batch)
+    if "unscored in part" in joint.measure:
+        given["left-out cells of x"] = checks.digest(joint.together.left_out.double())
+    return given
 
 
 def as_batch(x: Any) -> Batch:

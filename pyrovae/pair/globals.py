@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import pyro
@@ -23,6 +23,7 @@ from pyrovae import checks
 from pyrovae.pair.contract import check_scale, holds_data, no_answer
 from pyrovae.pair.inspection import _measure, computed_from_rows
 from pyrovae.pair.running import Batch, Latents, Sites, Support, _log_prob, arguments, sample_sites
+from pyrovae.pair.together import Together
 
 # Numbers that a block of log-likelihoods, draws × rows, may hold.
 _BLOCK = 1 << 21
@@ -274,10 +275,23 @@ class BayesianModel:
 
     @property
     def measure(self) -> tuple[str, ...]:
-        """For every column of x flattened, what the number measures."""
-        if isinstance(self._rows, checks.Refused):
-            return ("transformed",) * self.batch["x"][0].numel()
-        return self._rows.measure
+        """For every column of x flattened, what log P of all rows together measures: see ``Together``."""
+        return self.together.measure
+
+    @cached_property
+    def together(self) -> Together:
+        """What log P of all rows together measures, whether or not rows can be scored apart."""
+        generator = torch.Generator().manual_seed(1)
+        u = torch.randn(2, self.dim, generator=generator, dtype=torch.float64)
+        with self.undisturbed(), torch.no_grad():
+            first, second = (
+                {name: sites[name]["value"] for name in self._places}
+                for sites in (self._run(self.batch, vector)[0] for vector in u)
+            )
+            found = Together.of(self.model, self.batch, (first, second))
+        if computed_from_rows(self.batch):
+            found = replace(found, measure=("pseudo-likelihood",) * len(found.measure))
+        return found
 
     def site_of(self, coordinate: int) -> str:
         """The name of the latent that a coordinate of u belongs to."""
