@@ -203,13 +203,20 @@ def sandwich(
 
 
 def _refuse_crossing(found: Sandwich) -> None:
-    """Refuse bounds that cross by more than 4 standard errors, or somewhat more of few rows."""
+    """Refuse bounds that cross by more than 4 standard errors, or of few rows somewhat more; or by more nats than can be.
+
+    Either bound of a row is beyond the truth by more than t nats with a probability of at most exp(−t), by Markov's
+    inequality: the sum over 2N of them is at most a Gamma(2N) variable, whatever the tails of the weights.
+    """
+    from scipy.stats import gamma, norm
+
     lower, upper, count = found.lower, found.upper, len(found.lower)
     most = _CROSSING if count >= _MANY else _CROSSING * (1 + 4 / count)
-    if found.gap.mean() < -most * found.gap_error:
+    by_chance = float(gamma.isf(norm.sf(_CROSSING), 2 * count)) / count
+    if found.gap.mean() < -min(most * found.gap_error, by_chance):
         raise checks.bad_value(
             "pair",
-            f"a lower bound that is above the upper bound by at most {most:.2g} standard errors",
+            f"a lower bound that is above the upper bound by at most {most:.2g} standard errors, and {by_chance:.2g} nats",
             f"a lower bound of {lower.mean():.3f} and an upper bound of {upper.mean():.3f}, a gap of {found.gap.mean():.3g} "
             f"± {found.gap_error:.2g} over {len(lower)} rows",
             "Raise num_samples (chains) and num_temperatures. Where that does not help, the model's log P(x, z) is not "
