@@ -2,7 +2,8 @@
 
 A run that ends early, by a signal, a power cut or ``kill -9``, leaves ``last.safetensors`` as it was last
 written; the same call on the same folder goes on from there. The folder pins what the rest of the run depends
-on, so that going on is the same as never having stopped, bit for bit.
+on, so that going on is the same as never having stopped, bit for bit. Model, guide and loss are pinned by what they
+compute, their ``Answers``, whatever code they are written in.
 """
 
 from __future__ import annotations
@@ -26,8 +27,14 @@ from pyrovae import checks, storage
 
 T = TypeVar("T")
 
+#: What models and losses compute on a few rows: by name, the numbers, float64, and the difference up to which two are
+#: the same, as a share of 1 + their size.
+Answers = Mapping[str, tuple[Tensor, float]]
+
 _LAST = "last.safetensors"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_FORMAT = 2  # of the folders; those of 1 held the model's code
+_LOOSEST = 100  # units in the last place, up to which other processors round otherwise
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,13 @@ class Run:
 
 def _check_pins(folder: Path, pins: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to go on in a folder of another run, saying what differs."""
+    if pins.get("format") != now["format"]:
+        raise checks.bad_value(
+            "checkpoint",
+            f"a folder of format {now['format']}, which holds what the model computes",
+            f"{folder} of format {pins.get('format', 1)}",
+            "Finish that run with the version of pyrovae that began it, or name another folder.",
+        )
     different = [name for name in {**pins, **now} if pins.get(name) != now.get(name)]
     if different:
         name = different[0]
@@ -111,19 +125,55 @@ def _check_pins(folder: Path, pins: Mapping[str, Any], now: Mapping[str, Any]) -
         )
 
 
+def rounding(dtype: torch.dtype) -> float:
+    """Up to which difference, as a share of 1 + its size, a number computed in a dtype is the same."""
+    return max(_LOOSEST * torch.finfo(dtype).eps, 1e-9)
+
+
+def check_answers(folder: Path, kept: Answers, now: Answers) -> None:
+    """Refuse a model, guide or loss that computes other numbers than the one that wrote the folder.
+
+    Raises:
+        ValueError: naming what differs, with the first number that does.
+    """
+    for name, (value, tolerance) in now.items():
+        before = kept[name][0] if name in kept else None
+        if before is None or before.shape != value.shape:
+            raise _other(folder, f"{name} is of shape {tuple(value.shape)}, was of another")
+        same = torch.isclose(value, before, rtol=tolerance, atol=tolerance, equal_nan=True)
+        if not bool(same.all()):
+            a, b = float(value[~same][0]), float(before[~same][0])
+            digits = next((d for d in range(4, 17) if f"{a:.{d}g}" != f"{b:.{d}g}"), 17)
+            raise _other(
+                folder,
+                f"{name} is {a:.{digits}g}, was {b:.{digits}g}, for the same weights, rows and noise "
+                f"({int((~same).sum())} of {same.numel()} numbers differ)",
+            )
+
+
+def _other(folder: Path, came: str) -> checks.Refused:
+    return checks.bad_value(
+        "checkpoint",
+        f"the run that {folder} holds",
+        f"another: {came}",
+        "Build model, guide and loss as they were, to resume it, or name another folder.",
+    )
+
+
 class Parts:
     """Finished parts of a long evaluation, each in a file of its own as soon as it is done.
 
     Args:
         folder: of this evaluation alone; made where it is missing.
         pins: what all parts depend on.
+        answers: what the model that is evaluated computes.
 
     Raises:
         OSError: the folder can't be written to.
         ValueError: the folder holds parts of another evaluation, saying what differs; or a damaged file.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], pins: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], pins: Mapping[str, Any], answers: Answers) -> None:
         self._folder = Path(Checkpoint(folder).folder)
         self._pins = dict(pins) | _machine()
         with storage.lock(self._folder):
@@ -131,8 +181,9 @@ class Parts:
             if known.exists():
                 arrays, meta = storage.read(known)
                 _check_pins(self._folder, storage.unpack(meta["pins"], arrays), self._pins)
+                check_answers(self._folder, storage.unpack(meta["value"], arrays), answers)
             else:
-                self._write(known, None)
+                self._write(known, dict(answers))
 
     def keep(self, number: int, compute: Callable[[], T]) -> T:
         """Part ``number``: what an earlier call has kept of it, else what ``compute`` returns; as ``storage.pack`` takes it."""
@@ -188,6 +239,7 @@ def running(checkpoint: Checkpoint, pins: Mapping[str, Any]) -> Iterator[Run]:
 def _machine() -> dict[str, Any]:
     """What the bits of a computation depend on beside its arguments."""
     return {
+        "format": _FORMAT,
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),

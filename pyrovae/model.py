@@ -102,9 +102,10 @@ class LatentVariableModel(nn.Module):
         self._open(plate, params)
 
     def described(self) -> list[str]:
-        """What the pair is beside its numbers: every module's class and plain attributes, and functions' code.
+        """What is quickly known of the pair beside its numbers: modules' classes and plain attributes, and functions' code.
 
-        Two pairs of the same parameters that compute different things are described differently.
+        Pairs that compute different things may be described alike, where closures, globals or partials differ: it says
+        when a graph has to be made anew, and no more. ``pair.behaviour`` knows a pair by what it computes.
         """
         found = [repr(self)]
         for module in self.every_module():

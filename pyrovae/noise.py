@@ -85,7 +85,8 @@ class Stream(IntEnum):
     CONVERT = 11
     DIAGNOSE = 12
     EPOCH = 13
-    REACH = 14
+    IDENTITY = 14
+    REACH = 15
 
 
 def derive(seed: int, stream: Stream, *keys: int) -> int:

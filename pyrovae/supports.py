@@ -93,11 +93,11 @@ def _inside(fn: Distribution, value: Tensor, checked: bool) -> Tensor | None:
         for transform in reversed(fn.transforms):
             at = transform.inv(at)
         inside = _inside(fn.base_dist, at, checked)
-        return None if inside is None else _all(inside, fn.event_dim - fn.base_dist.event_dim)
+        return None if inside is None else _all(inside, len(fn.event_shape) - len(fn.base_dist.event_shape))
     found = support(fn)
     if not isinstance(found, _INTERVALS) or (checked and is_fixed(found)):
         return None
-    return _all(found.check(value), fn.event_dim)
+    return _all(found.check(value), len(fn.event_shape))
 
 
 def _all(inside: Tensor, dims: int) -> Tensor:

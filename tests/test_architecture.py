@@ -27,6 +27,7 @@ ROOMS = [
     "checkpoints",
     "progress",
     "distributions",
+    "supports",
     "flows",
     "priors",
     "likelihoods",

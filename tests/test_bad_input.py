@@ -559,7 +559,7 @@ CASES = {
     "evidence.sandwich": estimator(
         evidence.sandwich,
         **OF_A_PAIR,
-        num_rows="count",
+        num_rows="count or None",
         num_samples="two or more",
         num_temperatures="two or more",
         start="name",

@@ -206,7 +206,7 @@ def test_other_rows_another_model_and_another_number_of_threads_are_refused(tmp_
     arguments = {"epochs": 5, "batch_size": 16, "lr": 1e-2, "checkpoint": tmp_path}
     with pytest.raises(ValueError, match="another: x is"):
         pv.fit(vae(), 1 - TRAIN, **arguments)
-    with pytest.raises(ValueError, match="another: model is"):
+    with pytest.raises(ValueError, match="another: the guide's log Q"):
         pv.fit(vae(activation="tanh"), TRAIN, **arguments)
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
@@ -396,7 +396,7 @@ def test_the_same_weights_in_another_model_are_another_evaluation(tmp_path):
     ):
         other.load_state_dict(one.state_dict())
         pv.log_evidence(one, X, num_samples=10, checkpoint=tmp_path / name)
-        with pytest.raises(ValueError, match="got another: model is"):
+        with pytest.raises(ValueError, match="got another: the "):
             pv.log_evidence(other, X, num_samples=10, checkpoint=tmp_path / name)
 
     def pair(width):
@@ -413,5 +413,264 @@ def test_the_same_weights_in_another_model_are_another_evaluation(tmp_path):
 
     rows = torch.randn(5)
     pv.log_evidence(pair(1.0), rows, num_samples=10, checkpoint=tmp_path / "plain")
-    with pytest.raises(ValueError, match="got another: model is"):
+    with pytest.raises(ValueError, match="got another: the "):
         pv.log_evidence(pair(2.0), rows, num_samples=10, checkpoint=tmp_path / "plain")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Models are known by what they compute
+
+
+SCALE = 1.0
+ROWS = torch.linspace(-2, 2, 40)[:, None]
+
+
+def observed(x, s, weight=None):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z if weight is None else z * weight, s).to_event(1), obs=x)
+
+
+def encoded(x):
+    loc = pyro.param("loc", torch.zeros(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc + x / 2, 1.0).to_event(1))
+
+
+class Holder:
+    """A callable whose attribute is the scale."""
+
+    def __init__(self, s):
+        self.s = s
+
+    def __call__(self, x):
+        observed(x, self.s)
+
+
+class Module(torch.nn.Module):
+    """A module whose plain attribute is the scale, of a kind that is no number."""
+
+    def __init__(self, s):
+        super().__init__()
+        self.options = {"s": s}
+
+    def forward(self, x):
+        observed(x, self.options["s"])
+
+
+class Noisy(torch.nn.Module):
+    """A module that is the same in eval() mode, whatever s is."""
+
+    def __init__(self, s):
+        super().__init__()
+        self.s = (s,)
+
+    def forward(self, x):
+        observed(x, 1.0 + (torch.rand(()) * self.s[0] if self.training else 0.0))
+
+
+def of_default(s):
+    def model(x, *, s=s):
+        observed(x, s)
+
+    return model
+
+
+def of_function(s):
+    def scale():
+        return s
+
+    return lambda x: observed(x, scale())
+
+
+def of_global(s):
+    globals()["SCALE"] = s
+    return lambda x: observed(x, SCALE)
+
+
+def of_tensor(s):
+    kernel = torch.full((1,), s)
+    return lambda x: observed(x, 1.0, kernel)
+
+
+def of_partial_of_object(s):
+    return functools.partial(Holder(1.0).__class__.__call__, Holder(s))
+
+
+def on_some_rows(s):
+    """Another scale where x is at its largest."""
+    return lambda x: observed(x, torch.where(x > 1.99, s, 1.0))
+
+
+def off_the_guide(s):
+    """Another scale at z that the guide, here the prior's, seldom draws."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, torch.where(z < -1.5, s, 1.0)).to_event(1), obs=x)
+
+    return model
+
+
+def slightly(s):
+    return functools.partial(observed, s=1.0 + s / 1000)
+
+
+#: How a model may hold a number that no parameter and no code of its own shows.
+HELD = {
+    "partial": lambda s: functools.partial(observed, s=s),
+    "default": of_default,
+    "function of a closure": of_function,
+    "global": of_global,
+    "attribute of an object": Holder,
+    "partial of an object": of_partial_of_object,
+    "attribute of a module": Module,
+    "tensor of a closure": of_tensor,
+    "on some rows": on_some_rows,
+    "off the guide": off_the_guide,
+    "small": slightly,
+}
+
+
+def pair_of(how, s):
+    return pv.LatentVariableModel(({"in training": Noisy} | HELD)[how](s), encoded)
+
+
+def short_fit(pair, folder, **options):
+    return pv.fit(
+        pair, ROWS, checkpoint=folder, **({"epochs": 2, "batch_size": 20, "compile": False} | options)
+    )
+
+
+def assert_unchanged(pair, folder, act):
+    """A refused call leaves the file, the generator, and the pair's weights, store, mode and history as they were."""
+    files = {path: path.read_bytes() for path in folder.glob("*.safetensors")}
+    before, state, fitted = dict(pair._store["params"]), torch.random.get_rng_state(), pair.fitted
+    values = {name: value.clone() for name, value in before.items()}
+    with pytest.raises(
+        ValueError, match=r"checkpoint: expected the run that .* got another: the .* was .* differ"
+    ):
+        act()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert pair._store["params"].keys() == before.keys()
+    assert all(torch.equal(pair._store["params"][name], value) for name, value in values.items())
+    assert (pair.training, pair.fitted) == (True, fitted)
+    assert {path: path.read_bytes() for path in folder.glob("*.safetensors")} == files
+
+
+@pytest.mark.parametrize("how", HELD)
+def test_an_evaluation_goes_on_with_the_same_model_only(how, tmp_path):
+    arguments = {"method": "importance", "num_samples": 20, "seed": 1}
+    whole = pv.log_evidence(pair_of(how, 2.0), ROWS, **arguments, checkpoint=tmp_path)
+    again = pv.log_evidence(pair_of(how, 2.0), ROWS, **arguments, checkpoint=tmp_path)
+    assert again.estimate.tobytes() == whole.estimate.tobytes()
+    other = pair_of(how, 3.0)
+    pv.elbo(other, ROWS, num_samples=1)
+    assert_unchanged(other, tmp_path, lambda: pv.log_evidence(other, ROWS, **arguments, checkpoint=tmp_path))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("how", [*HELD, "in training"])
+def test_a_fit_is_resumed_with_the_same_model_only(how, trained, tmp_path):
+    short_fit(pair_of(how, 2.0), tmp_path)
+    assert len(short_fit(pair_of(how, 2.0), tmp_path)) == 2
+    other = pair_of(how, 3.0)
+    if trained:
+        pv.fit(other, ROWS, epochs=1, compile=False)
+    assert_unchanged(other, tmp_path, lambda: short_fit(other, tmp_path))
+
+
+class Weighted(pyro.infer.Trace_ELBO):
+    """An objective with an argument of its own."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self._weight = weight
+
+    def differentiable_loss(self, model, guide, *args, **kwargs):
+        return self._weight * super().differentiable_loss(model, guide, *args, **kwargs)
+
+
+class Detached(pyro.infer.Trace_ELBO):
+    """An objective of the same value with another gradient."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self._weight = weight
+
+    def differentiable_loss(self, model, guide, *args, **kwargs):
+        total = super().differentiable_loss(model, guide, *args, **kwargs)
+        return total * self._weight - (total * (self._weight - 1)).detach()
+
+
+def schedule(decay):
+    return functools.partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda epoch: decay**epoch)
+
+
+def in_sequence(step):
+    schedules = torch.optim.lr_scheduler
+    return lambda o: schedules.SequentialLR(o, [schedules.ConstantLR(o), StepLR(o, step)], milestones=[1])
+
+
+def in_groups(share):
+    return lambda parameters, lr: torch.optim.SGD([{"params": parameters, "lr": lr * share}], lr=lr)
+
+
+@pytest.mark.parametrize(
+    ("argument", "make"),
+    [
+        ("loss", lambda v: pyro.infer.RenyiELBO(alpha=v / 4, num_particles=2)),
+        ("loss", Weighted),
+        ("gradient", Detached),
+        ("scheduler", schedule),
+        ("scheduler", in_sequence),
+        ("scheduler", lambda v: functools.partial(torch.optim.lr_scheduler.MultiStepLR, milestones=[v])),
+        ("optimizer", in_groups),
+        ("optimizer", lambda v: functools.partial(torch.optim.Adam, betas=(0.9, 1 - 10.0**-v))),
+    ],
+)
+def test_a_fit_is_resumed_with_the_same_arguments_only(argument, make, tmp_path):
+    name = {"gradient": "loss"}.get(argument, argument)
+    options = {"batch_size": len(ROWS)}
+    short_fit(pair_of("partial", 2.0), tmp_path, **options, **{name: make(2)})
+    assert len(short_fit(pair_of("partial", 2.0), tmp_path, **options, **{name: make(2)})) == 2
+    with pytest.raises(ValueError, match=rf"checkpoint: .* got another: .*\b{argument}\b"):
+        short_fit(pair_of("partial", 2.0), tmp_path, **options, **{name: make(3)})
+
+
+def test_folders_of_an_earlier_format_are_refused_by_name(tmp_path, monkeypatch):
+    machine = pv.checkpoints._machine
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            pv.checkpoints, "_machine", lambda: {k: v for k, v in machine().items() if k != "format"}
+        )
+        patch.setattr(pv.checkpoints, "_check_pins", lambda *_: None)
+        short_fit(pair_of("partial", 2.0), tmp_path)
+    with pytest.raises(
+        ValueError, match=r"checkpoint: expected a folder of format 2, .* of format 1\. Finish"
+    ):
+        short_fit(pair_of("partial", 2.0), tmp_path)
+
+
+def test_what_checkpoints_ask_changes_nothing_in_a_fit(tmp_path):
+    """Attributes that count calls in training, and buffers that others take the place of."""
+
+    class Counting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calls = 0
+            self.register_buffer("mean", torch.zeros(1))
+
+        def forward(self, x):
+            if self.training:
+                self.calls += 1
+                self.mean = 0.9 * self.mean + 0.1 * x.mean()
+            observed(x, 1.0 + 0.01 * self.calls, 1.0 + self.mean)
+
+    fits = []
+    for folder in (None, pv.Checkpoint(tmp_path, seconds=0)):
+        pair = pv.LatentVariableModel(Counting(), encoded)
+        fits.append((pair, short_fit(pair, folder)))
+    assert_same(*fits)
+    assert fits[0][0].model.calls == fits[1][0].model.calls

@@ -322,6 +322,49 @@ def test_an_encoder_that_ignores_x_is_poor_and_not_a_collapse(healthy):
     assert "The code says nothing about x" not in words(found)
 
 
+def linear(latent_dim, columns, seed):
+    oracle = LinearGaussian.random(latent_dim, columns, seed=seed)
+    precision = oracle.precision()
+    gap = 0.5 * float(precision.diagonal().log().sum() - torch.logdet(precision))
+    return oracle, oracle.sample(8, seed=seed + 1), gap
+
+
+@pytest.mark.parametrize("seed", SEEDS[:2])
+def test_a_gap_of_many_nats_is_poor_over_any_number_of_dimensions(seed):
+    """The best mean-field encoder of 50 correlated dimensions: 7 nats off, 0.15 a dimension, and no row believed."""
+    oracle, x, exact = linear(50, 100, seed)
+    found = diagnose(oracle.mean_field_pair(), x, num_samples=100, seed=seed)
+    assert exact > 5
+    assert close(found.inference_gap, exact, found.inference_gap_se + 0.05)
+    assert found.active_units == 50
+    assert found.verdict == "poor encoder"
+    assert "healthy" not in str(found)
+
+
+@pytest.mark.parametrize(("latent_dim", "columns"), [(3, 12), (10, 60), (30, 800)])
+def test_a_good_encoder_is_healthy_over_any_number_of_dimensions(latent_dim, columns):
+    """Posteriors that nearly factorise, under the best mean-field encoder; and the exact one."""
+    oracle, x, exact = linear(latent_dim, columns, SEED)
+    assert exact < 0.5
+    for pair in (oracle.mean_field_pair(), oracle.pair()):
+        assert diagnose(pair, x, num_samples=100, seed=SEED).verdict == "healthy"
+
+
+def test_a_gap_that_no_method_knows_is_not_healthy(monkeypatch, healthy):
+    """Where nothing can be refined, importance weights alone say how large the gap is, and too small a number."""
+    vae, x = healthy
+    spoiled = copy.deepcopy(vae)
+    spoiled.encoder = Overconfident(spoiled.encoder, factor=0.25)
+
+    def refuse(*_, **__):
+        raise pv.checks.Refused("no method can move in this space")
+
+    monkeypatch.setattr("pyrovae.collapse.refined", refuse)
+    found = diagnose(spoiled, x, num_samples=200)
+    assert (found.verdict, found.gap_method) == ("poor encoder", "importance")
+    assert "by at least" in words(found)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_codes_away_from_the_prior_are_called_a_mismatch(seed):
     """The exact posterior, of rows that are not from the model: nothing is wrong but the prior."""

@@ -305,6 +305,108 @@ def test_sandwich_same_seed_same_bits_and_a_frame():
     assert "5 simulated rows" in str(first)
 
 
+def linear_gaussian_sandwich(num_rows, rows=5, seed=0, **options):
+    oracle = LinearGaussian.random(3, 6)
+    options = {"num_samples": 4, "num_temperatures": 10} | options
+    return evidence.sandwich(oracle.mean_field_pair(), oracle.sample(rows), num_rows, seed, **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "simulated"), [(5, None, 5), (70, None, 64), (5, 8, 8), (70, 3, 3), (1, None, 1)]
+)
+def test_sandwich_simulates_as_many_rows_as_asked(given, asked, simulated):
+    """By default as many as were passed, and at most 64."""
+    sw = linear_gaussian_sandwich(asked, given)
+    assert len(sw.x) == len(sw.gap) == simulated
+    assert f"on {simulated} simulated row" in str(sw)
+
+
+def between(lower, upper, mcse=0.0, rows=40):
+    """A sandwich of rows with bounds around some numbers."""
+    spread = np.linspace(-1, 1, rows)
+    return evidence.Sandwich(
+        lower=lower + spread,
+        upper=upper + spread,
+        lower_mcse=np.full(rows, mcse),
+        upper_mcse=np.full(rows, mcse),
+        verdict=np.full(rows, "trust"),
+        rows="simulated",
+        x=torch.zeros(rows, 2),
+        tolerance=0.5,
+        seed=0,
+    )
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(-9.1, -9.0), (-9.0, -9.1)])
+def test_sandwich_names_its_bounds_and_says_where_they_cross(lower, upper):
+    """A gap of 0.1 whose error is that of the chains: √2 · 0.3 / √40."""
+    sw = between(lower, upper, mcse=0.3)
+    error = 0.3 * (2 / 40) ** 0.5
+    assert sw.gap_error == pytest.approx(error)
+    lines = str(sw).splitlines()
+    assert lines[0] == f"log P(x): lower bound {lower:.3f}, upper bound {upper:.3f} nats a row"
+    assert lines[1].startswith(f"gap {upper - lower:.4f} ± {error:.4f} on 40 simulated rows")
+    assert ("The bounds cross by 1.5 standard errors: noise" in str(sw)) == (upper < lower)
+
+
+def test_the_error_of_the_gap_is_that_of_its_spread_where_that_is_larger():
+    sw = between(0.0, 0.0)
+    sw.upper[:] += np.tile([-1.0, 1.0], 20)
+    assert sw.gap_error == pytest.approx((1 / 39) ** 0.5)
+
+
+@pytest.mark.parametrize(("rows", "chains"), [(40, 4), (40, 64), (6, 8), (1, 8)])
+def test_bounds_of_a_right_pair_do_not_cross_beyond_noise(rows, chains):
+    """A guide that is nearly right, so that the true gap is nearly 0 and half of the gaps are negative."""
+    crossed = 0
+    for seed in range(4):
+        sw = linear_gaussian_sandwich(rows, seed=1000 * SEED + seed, num_samples=chains, num_temperatures=15)
+        crossed += sw.gap.mean() < 0
+    assert crossed < 4
+
+
+def test_an_exact_guide_leaves_no_gap_but_rounding():
+    oracle = LinearGaussian.random(3, 6, dtype=torch.float32)
+    sw = evidence.sandwich(oracle.pair(), oracle.sample(9), num_samples=4, num_temperatures=10)
+    assert abs(float(sw.gap.mean())) < 4 * sw.gap_error < 1e-3
+
+
+class Larger(dist.Normal):
+    """A normal whose draws have another scale than its density."""
+
+    def __init__(self, loc, scale, factor=1.0):
+        self.factor = factor
+        super().__init__(loc, scale)
+
+    def expand(self, batch_shape, _instance=None):
+        return Larger(self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.factor)
+
+    def rsample(self, sample_shape=torch.Size()):  # noqa: B008
+        return self.loc + self.factor * (super().rsample(sample_shape) - self.loc)
+
+
+@pytest.mark.parametrize("rows", [8, 64])
+def test_sandwich_refuses_bounds_that_cross(rows):
+    """z is drawn from a prior that is wider than the one that is scored: z_n is no draw of the posterior."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", Larger(x.new_zeros(12), x.new_ones(12), 3.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.5).to_event(1))
+
+    with pytest.raises(
+        ValueError,
+        match=r"pair: expected a lower bound that is above.*a gap of -.* ± .*num_temperatures.*log_prob",
+    ):
+        evidence.sandwich(
+            pv.LatentVariableModel(model, guide), torch.zeros(rows, 12), num_samples=32, num_temperatures=3
+        )
+
+
 def test_sandwich_refuses_real_rows_of_an_unknown_posterior():
     oracle = LinearGaussian.random(2, 4)
     with pytest.raises(ValueError, match="pair: expected a linear-Gaussian VAE"):

@@ -240,6 +240,232 @@ def test_autoregression():
 
 
 # ---------------------------------------------------------------------------------------------------------
+# Evidences of one training set
+
+SCHOOLS = {
+    "x": torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12], dtype=torch.float64),
+    "sigma": torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18], dtype=torch.float64),
+}
+
+
+def pooled(x, sigma):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("schools", len(x)):
+        pyro.sample("y", dist.Normal(mu, sigma), obs=x)
+
+
+def schools_evidence(tau):
+    """log P(y | τ) with μ ~ N(0, 5) integrated out, in closed form."""
+    covariance = 25.0 + torch.diag_embed(SCHOOLS["sigma"] ** 2 + tau[..., None] ** 2)
+    return dist.MultivariateNormal(torch.zeros(8).double(), covariance).log_prob(SCHOOLS["x"])
+
+
+def test_pooled_and_hierarchical_schools_are_compared():
+    """τ ~ half-Cauchy(5) by quadrature: substituted by its quantiles, 5 tan(π q / 2), the prior is uniform."""
+    q = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    hierarchical = float(torch.logsumexp(schools_evidence(5 * torch.tan(math.pi / 2 * q)), 0)) - math.log(
+        len(q)
+    )
+    one = float(schools_evidence(torch.zeros(1).double()))
+    table = pv.compare_evidence(
+        {
+            "hierarchical": baselines.PyroMCMC(
+                posteriordb.eight_schools, **QUICK | {"target_accept_prob": 0.9}
+            ).fit(SCHOOLS),
+            "pooled": baselines.PyroMCMC(pooled, **QUICK).fit(SCHOOLS),
+        }
+    )
+    factor = table["log_bayes_factor"]
+    assert close(factor["pooled"] - factor["hierarchical"], one - hierarchical, table["mcse_diff"].max())
+    assert table["mcse_diff"].max() < 0.05
+
+
+def test_the_evidence_of_a_training_set_is_no_row_s():
+    ev = fitted("Beta-Bernoulli").marginal_likelihood()
+    first, second, third = str(ev).splitlines()
+    assert first.startswith(f"log P(x) = {ev.total:.3f} nats for all 20 rows together (95 % interval")
+    assert second == "bridge, 500 draws: estimate, posterior-averaged"
+    assert third == f"verdict: {ev.verdict[0]}"
+    assert "row" not in ev.to_frame().index.name
+    assert ev.bits_per_dim == pytest.approx(-ev.total / (20 * 3 * math.log(2)))
+
+
+def _mu():
+    return pyro.sample("mu", dist.Normal(0.0, 1.0))
+
+
+def hierarchy(x):
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z[:, None], 1.0).expand([len(x), 3]).to_event(1), obs=x)
+
+
+def process(x):
+    """A Gaussian process: one event of all rows."""
+    length, time = pyro.sample("length", dist.LogNormal(0.0, 1.0)), torch.arange(float(len(x)))
+    kernel = torch.exp(-(((time[:, None] - time) / length) ** 2) / 2) + 0.1 * torch.eye(len(x))
+    pyro.sample("x", dist.MultivariateNormal(torch.zeros(len(x)), kernel), obs=x[:, 0])
+
+
+def regressed(x):
+    pyro.sample("x", dist.Normal(x[:, :2].sum(1) * _mu(), 1.0).to_event(1), obs=x[:, 2])
+
+
+def bits_and_numbers(x):
+    """Of both kinds, the bits cast to bool and back."""
+    z = pyro.sample("z", dist.Normal(_mu(), 1.0).expand([len(x)]).to_event(1))
+    pyro.sample("bits", dist.Bernoulli(logits=z).to_event(1), obs=(x[:, 0] > 0).bool().double())
+    pyro.sample("rest", dist.Normal(z[:, None], 1.0).expand([len(x), 2]).to_event(2), obs=x[:, 1:])
+
+
+def after(x, lag=1):
+    """An autoregression, given the first rows."""
+    pyro.sample("x", dist.Normal(_mu() * x[:-lag, 0], 1.0).to_event(1), obs=x[lag:, 0])
+
+
+def chain_of_bits(x):
+    """A column chooses the probability of its next one: rows that index."""
+    p = pyro.sample("p", dist.Beta(1.0, 1.0).expand([2]).to_event(1))
+    pyro.sample("first", dist.Bernoulli(0.5), obs=x[0, 0])
+    with pyro.plate("times", len(x) - 1):
+        pyro.sample("x", dist.Bernoulli(p[x[:-1, 0].long()]), obs=x[1:, 0])
+
+
+def from_the_last(x):
+    with pyro.plate("times", len(x)):
+        pyro.sample("x", dist.Normal(_mu() * torch.cat([x[1:, 0], torch.zeros(1)]), 1.0), obs=x[:, 0])
+
+
+def states(x):
+    """Latents one by one that read the row before."""
+    state = pyro.sample("start", dist.Normal(0.0, 1.0))
+    for time in range(len(x)):
+        state = pyro.sample(f"z{time}", dist.Normal(state + (x[time - 1, 0] if time else 0.0), 1.0))
+        pyro.sample(f"x{time}", dist.Normal(state, 1.0), obs=x[time, 0])
+
+
+def each_other_s_past(x):
+    """Two columns, each on the other's last row; the second on the first."""
+    mu, last = _mu(), torch.cat([torch.zeros(1, 3), x[:-1]])
+    with pyro.plate("times", len(x)):
+        pyro.sample("a", dist.Normal(mu * last[:, 1], 1.0), obs=x[:, 0])
+        pyro.sample("b", dist.Normal(mu * last[:, 0] + x[:, 0], 1.0), obs=x[:, 1])
+
+
+def last_column_first(x):
+    mu = _mu()
+    with pyro.plate("rows", len(x)):
+        pyro.sample("b", dist.Normal(mu * x[:, 0], 1.0), obs=x[:, 1])
+        pyro.sample("a", dist.Normal(mu, 1.0), obs=x[:, 0])
+
+
+def masked(x):
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(_mu(), 1.0).mask(torch.arange(len(x)) > 2), obs=x[:, 0])
+
+
+def of_itself(x):
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(_mu() * x[:, 0], 1.0), obs=x[:, 0])
+
+
+def of_both_sides(x):
+    """Each row on those before and after: a product of conditionals is no density."""
+    padded = torch.cat([torch.zeros(1), x[:, 0], torch.zeros(1)])
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(_mu() * (padded[2:] + padded[:-2]), 1.0), obs=x[:, 0])
+
+
+def of_each_other(x):
+    mu = _mu()
+    with pyro.plate("rows", len(x)):
+        pyro.sample("a", dist.Normal(mu * x[:, 1], 1.0), obs=x[:, 0])
+        pyro.sample("b", dist.Normal(mu * x[:, 0], 1.0), obs=x[:, 1])
+
+
+def prior_from_the_largest(x):
+    top = pyro.sample("top", dist.Uniform(0.0, x[:, 0].max() + 1))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(top, 1.0), obs=x[:, 0])
+
+
+def squares(x):
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Gamma(_mu().exp(), 1.0), obs=x[:, 0] ** 2 + 1)
+
+
+def twice(x):
+    mu = _mu()
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x[:, 0])
+        pyro.sample("again", dist.Normal(mu, 1.0), obs=x[:, 0])
+
+
+def with_a_factor(x):
+    pyro.factor("half", torch.tensor(-0.7))
+    hierarchy(x)
+
+
+UNSCORED, PART = ("unscored",), ("unscored in part",)
+
+
+@pytest.mark.parametrize(
+    ("model", "measure", "left_out"),
+    [
+        (hierarchy, ("density",) * 3, 0),
+        (process, ("density", *UNSCORED * 2), 36),
+        (regressed, (*UNSCORED * 2, "density"), 36),
+        (bits_and_numbers, ("mass", "density", "density"), 0),
+        (after, (*PART, *UNSCORED * 2), 37),
+        (functools.partial(after, lag=4), (*PART, *UNSCORED * 2), 40),
+        (chain_of_bits, ("mass", *UNSCORED * 2), 36),
+        (from_the_last, ("density", *UNSCORED * 2), 36),
+        (states, ("density", *UNSCORED * 2), 36),
+        (each_other_s_past, ("density", "density", *UNSCORED), 18),
+        (last_column_first, ("density", "density", *UNSCORED), 18),
+        (masked, (*PART, *UNSCORED * 2), 39),
+        *((wrong, ("pseudo-likelihood",) * 3, None) for wrong in (of_itself, of_both_sides, of_each_other)),
+        (prior_from_the_largest, ("pseudo-likelihood",) * 3, None),
+        *((wrong, ("transformed",) * 3, None) for wrong in (squares, twice, with_a_factor)),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+@pytest.mark.parametrize("bits", [False, True])
+def test_what_all_rows_together_measure(model, measure, left_out, bits):
+    """By the cells that sites hold; of bits, where most cells look alike."""
+    x = torch.randn(18, 3, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
+    if bits or model in (chain_of_bits, bits_and_numbers):
+        x[:, 0] = (x[:, 0] > 0).double()
+    together = BayesianModel(model, {"x": x}).together
+    assert together.measure == measure
+    assert left_out is None or int(together.left_out.sum()) == left_out
+
+
+def quick(model, x):
+    return baselines.PyroMCMC(model, num_samples=100, warmup_steps=5, num_chains=1, max_tree_depth=2).fit(x)
+
+
+def test_evidences_of_other_cells_are_not_compared():
+    """Autoregressions given one and given four rows; a mass and a density; a model that reads what it scores."""
+    x = torch.randn(18, 1, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
+    one, four, back = (quick(m, x) for m in (after, functools.partial(after, lag=4), from_the_last))
+    assert len(pv.compare_evidence({"one": one, "same": one})) == 2
+    with pytest.raises(
+        ValueError, match="the same left-out cells of x, as 'one' was, got 'four' given another"
+    ):
+        pv.compare_evidence({"one": one, "four": four})
+    with pytest.raises(
+        ValueError, match=r"'one', in which 1 column\(s\) are unscored in part.*the same cells"
+    ):
+        pv.compare_evidence({"back": back, "one": one})
+    with pytest.raises(ValueError, match=r"1 column\(s\) are pseudo-likelihood.*reads what it scores"):
+        pv.compare_evidence({"back": back, "itself": quick(of_itself, x)})
+    x = (x > 0).double()
+    with pytest.raises(ValueError, match="a density under 'back' and a mass under 'bits'"):
+        pv.compare_evidence({"back": quick(from_the_last, x), "bits": quick(chain_of_bits, x)})
+
+
+# ---------------------------------------------------------------------------------------------------------
 # BayesianPCA
 
 
@@ -530,17 +756,21 @@ def row_latents(x):
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
+    ("model", "message", "measure"),
     [
-        (of_the_mean, "rows that are independent given.*moves by .* nats when its neighbours change"),
-        (prior_from_rows, "rows that are independent given.*moves by .* nats"),
-        (jointly, "a log-probability for every row, got site 'x', with one for all"),
-        (of_fixed_size, "any number of rows.*from it on 5 rows"),
-        (row_latents, "latent 'z', which follows the number of rows.*Integrate it out"),
+        (
+            of_the_mean,
+            "rows that are independent given.*moves by .* nats when its neighbours change",
+            "pseudo-likelihood",
+        ),
+        (prior_from_rows, "rows that are independent given.*moves by .* nats", "pseudo-likelihood"),
+        (jointly, "a log-probability for every row, got site 'x', with one for all", "density"),
+        (of_fixed_size, "any number of rows.*from it on 5 rows", "density"),
+        (row_latents, "latent 'z', which follows the number of rows.*Integrate it out", "density"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_scoring_is_refused_with_the_reason(model, message):
+def test_scoring_is_refused_with_the_reason(model, message, measure):
     """Found out by running the model on the rows it is fitted to; the evidence needs none of it."""
     posterior = BayesianModel(model, {"x": ROWS.double()})
     assert torch.isfinite(posterior.log_joints(torch.zeros(2, posterior.dim, dtype=torch.float64))).all()
@@ -551,7 +781,7 @@ def test_scoring_is_refused_with_the_reason(model, message):
     ):
         with pytest.raises(ValueError, match=message):
             question()
-    assert set(posterior.measure) == {"transformed"}
+    assert posterior.measure == (measure,)
 
 
 def test_columns_that_follow_others_can_be_scored_and_not_sampled():

@@ -48,7 +48,8 @@ class PyroMCMC(Fitted):
     ``{"x": rows, "offset": …}``: it samples its latents and observes x. Everything is computed in float64.
     What can be asked depends on the model:
 
-    * ``fit`` and ``marginal_likelihood`` work for any with continuous latents;
+    * ``fit`` and ``marginal_likelihood`` work for any with continuous latents, ``compare_evidence`` where the
+      observed sites hold columns of x;
     * ``log_evidence`` and ``sample`` need rows that are independent given the latents that they share, so
       that a new row is scored by log (1/S) Σ_s P(x_n | θ_s): the observed sites stand in a plate of size
       ``len(x)``, and latents outside it. Latents of single rows (the schools of eight schools) and rows
@@ -227,6 +228,8 @@ class PyroMCMC(Fitted):
             verdict=np.array([verdict]),
             method="warp-3 bridge" if warp else "bridge",
             batch=joint.batch,
+            measure=joint.measure,
+            given=_given_together(joint),
             fingerprint=self._fingerprint,
             target="evidence",
         )
@@ -262,6 +265,8 @@ class PyroMCMC(Fitted):
             verdict=verdict,
             method=type(self).__name__,
             batch=batch,
+            measure=joint.rows.measure,
+            given=given_of(batch),
             **about(source, self),
             shared_mcse=error if np.isfinite(found["estimate"]).all() else math.inf,
         )
@@ -363,7 +368,9 @@ class PyroMCMC(Fitted):
         squared = torch.where(possible, ratio.var(dim=0), math.inf) / ess
         k = weights.pareto_k(16 * torch.finfo(torch.float64).eps * estimate.abs().clamp(min=1))
         cost = torch.full_like(estimate, len(ratio))
-        return Columns(estimate, squared.sqrt(), -0.5 * squared, ess, k, cost), ratio
+        return Columns(
+            estimate, squared.sqrt(), -0.5 * squared, ess, k, cost, torch.zeros_like(estimate)
+        ), ratio
 
     def _look(self) -> tuple[float, float, tuple[str, ...]]:
         """Of all coordinates the largest R-hat and the smallest effective number, and what speaks against the chains."""
@@ -403,15 +410,12 @@ class PyroMCMC(Fitted):
         return LogEvidence(
             **found,
             kind=np.full(num, "estimate"),
-            measure=self._require_fit().measure,
             method=method,
             answered_by=np.full(num, method),
             num_samples=draws,
             seed=self.seed,
             tile=None,
             parameters="posterior-averaged",
-            given=given_of(batch),
-            own_totals=self._require_fit().own_totals,
         )
 
     def _like_fitted(self, x: Any) -> tuple[Batch, checks.Source]:
@@ -436,6 +440,14 @@ class PyroMCMC(Fitted):
                 name, "a fitted baseline", "one that was not", f"Call {name}(…).fit(x_train) first."
             )
         return self._joint
+
+
+def _given_together(joint: BayesianModel) -> dict[str, str]:
+    """What all rows together were scored with: beside themselves, and which of their own cells are conditions only."""
+    given = given_of(joint.batch)
+    if "unscored in part" in joint.measure:
+        given["left-out cells of x"] = checks.digest(joint.together.left_out.double())
+    return given
 
 
 def as_batch(x: Any, names: Mapping[str, tuple[str, ...]] | None = None) -> tuple[Batch, checks.Source]:

@@ -10,10 +10,13 @@ from pyrovae.model import LatentVariableModel
 
 _MENDS = {
     "transformed": "Observe x itself; put a scaling into the likelihood, or transform x before and pass that.",
+    "unscored in part": "Score every cell under every model, or leave the same cells out of all.",
     "unscored": "Score every column under every model, or pass only the columns that all of them score.",
-    "pseudo-likelihood": "Context computed from the scored columns tells the model what it is to predict: "
-    "measure it apart, or let the model find it.",
+    "pseudo-likelihood": "The model reads what it scores, or what was computed from that, such as an offset: measure it "
+    "apart, let the model find it, or let each cell depend on earlier ones alone.",
 }
+
+_LEFT_OUT = ("unscored", "unscored in part")
 
 
 def check_models(models: object) -> None:
@@ -69,9 +72,8 @@ def check_comparable(scores: Mapping[str, LogEvidence]) -> None:
         (score.kind == "exact").all() or score.target == "evidence" for score in scores.values()
     )
     for name, score in scores.items():
-        if conditional and "unscored" in score.measure:
-            continue
-        odd = [column for column, kind in enumerate(score.measure) if kind not in ("mass", "density")]
+        known = ("mass", "density", *_LEFT_OUT) if conditional else ("mass", "density")
+        odd = [column for column, kind in enumerate(score.measure) if kind not in known]
         if odd:
             kind = score.measure[odd[0]]
             raise checks.bad_value(

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from pyrovae import checks
-from pyrovae.checkpoints import Parts
+from pyrovae.checkpoints import Answers, Parts, rounding
 from pyrovae.evidence.result import Columns
 from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
+from pyrovae.pair import behaviour, probe
 from pyrovae.progress import Progress
 
 #: A folder for finished blocks, or None.
@@ -32,10 +33,9 @@ def parts_of(folder: Folder, evaluation: Evaluation, **options: Any) -> Parts | 
         "tile": list(evaluation.tile),
         "compile": evaluation.compiles,
         "x": checks.digests(evaluation.batch),
-        "model": evaluation.pair.described(),
         "parameters": _digest(evaluation.pair),
     }
-    return Parts(folder, pins)
+    return Parts(folder, pins, _answers(evaluation))
 
 
 def each_block(
@@ -62,6 +62,13 @@ def kept(parts: Parts | None, number: int, compute: Callable[[], Columns]) -> Co
     if parts is None:
         return compute()
     return Columns(**parts.keep(number, lambda: vars(compute())))
+
+
+def _answers(evaluation: Evaluation) -> Answers:
+    """What the pair computes on some of the rows, by name."""
+    rows = probe(evaluation.structure, evaluation.batch)
+    terms = behaviour(evaluation.pair, evaluation.structure, rows, evaluation.seed)
+    return {name: (term, rounding(rows["x"].dtype)) for name, term in terms.items()}
 
 
 def _digest(pair: LatentVariableModel) -> str:

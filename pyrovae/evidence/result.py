@@ -162,7 +162,7 @@ class LogEvidence:
         verdict: shape (rows,), each "trust", "more samples" or "another method"; of the weights seen, which
             say nothing about a mode that the guide never visits.
         measure: for every column of x, "mass" or "density" ("transformed": of something else than the
-            column; "unscored": not part of the number; "pseudo-likelihood": given what was computed from
+            column; "unscored": not part of the number; "unscored in part": for some rows; "pseudo-likelihood": given what was computed from
             the columns themselves, so that it does not sum to 1). A mass and a density can't be compared.
         method: the estimator's name.
         answered_by: shape (rows,), the method that answered each row; "auto" chooses it by row.
@@ -345,7 +345,8 @@ class LogEvidence:
     @property
     def bits_per_dim(self) -> float:
         """−mean / (columns · log 2): bits a dimension of x; of a density, relative to its columns' units."""
-        return -self.mean / (len(self.measure) * math.log(2))
+        rows = len(self.fingerprint) if self.target == "evidence" else 1
+        return -self.mean / (rows * len(self.measure) * math.log(2))
 
     def to_frame(self) -> pd.DataFrame:
         """One line a row of x: estimate, mcse, bias, ess, pareto_k, kind, verdict, settled, answered_by, cost.
@@ -354,7 +355,8 @@ class LogEvidence:
         """
         numbers = ("estimate", "mcse", "bias", "ess", "pareto_k")
         columns = (*numbers, "kind", "verdict", "settled", "answered_by", "cost")
-        return frame_of({name: getattr(self, name) for name in columns}, self.index)
+        frame = frame_of({name: getattr(self, name) for name in columns}, self.index)
+        return frame if self.target == "predictive" else frame.rename_axis("training set")
 
     def counts(self) -> dict[str, int]:
         """How many rows got each verdict."""
@@ -367,14 +369,17 @@ class LogEvidence:
             "no error bar from one draw" if math.isnan(low) else f"95 % interval {low:.3f} to {high:.3f}"
         )
         kinds = ", ".join(kind for kind in KINDS if (self.kind == kind).any())
-        draws = f", {self.num_samples} draws a row" if self.num_samples else ""
+        together = self.target == "evidence"
+        draws = f", {self.num_samples} draws{'' if together else ' a row'}" if self.num_samples else ""
         rows = ", ".join(f"{verdict} {count}" for verdict, count in self.counts().items() if count)
         by, counts = np.unique(self.answered_by, return_counts=True)
         rungs = ", ".join(f"{name} {count}" for name, count in zip(by, counts, strict=True))
         lines = [
-            f"log P(x) = {self.mean:.3f} nats a row over {len(self)} rows ({interval})",
+            f"log P(x) = {self.total:.3f} nats for all {len(self.fingerprint)} rows together ({interval})"
+            if together
+            else f"log P(x) = {self.mean:.3f} nats a row over {len(self)} rows ({interval})",
             f"{self.method}{draws}: {kinds}, {self.parameters}",
-            f"rows by verdict: {rows}",
+            f"verdict: {self.verdict[0]}" if together else f"rows by verdict: {rows}",
         ]
         lines += [f"not trusted: {reason}" for reason in self.reasons]
         if self.given:

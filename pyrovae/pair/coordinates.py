@@ -57,12 +57,14 @@ class Coordinates:
             axis = structure.nesting + structure.data_dim[name]
             rest = transform.inv(value).movedim(axis, 0).shape[1:]
             entries = slice(start, start + rest.numel())
+            bounds, inside = _bounds(drawn[name], value.dtype)
             self._places[name] = _Place(
                 entries,
                 rest,
                 axis + 1,
                 transform,
-                *_bounds(drawn[name], value.dtype),
+                bounds,
+                inside,
                 value.dtype,
                 _absent(name, drawn, again, structure.nesting, axis, rest, transform.domain.event_dim),
             )

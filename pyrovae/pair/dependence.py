@@ -7,7 +7,7 @@ site under ``.to_event``, or a whole event such as a multivariate normal's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pyro.distributions as dist
@@ -169,15 +169,15 @@ def _check_row(
             found_holds.append(differs.reshape(len(part), scores.shape[1], -1).any(-1))
         moves.append(torch.cat(found_moves, 1))
         holds.append(torch.cat(found_holds, 1))
-    moved, held = torch.cat(moves).cpu().numpy(), torch.cat(holds).cpu().numpy()
+    moved, own_columns = torch.cat(moves).cpu().numpy(), torch.cat(holds).cpu().numpy()
     numbers = columns.tolist()
-    own = np.argwhere(moved & held)
+    own = np.argwhere(moved & own_columns)
     if len(own):
         column, unit = own[0]
         raise _refusal(
             f"site {owner[unit]!r}, whose distribution of column {numbers[column]} depends on column {numbers[column]} itself"
         )
-    edges = held.T.astype(np.uint8) @ moved.astype(np.uint8) > 0  # unit → unit, by way of columns
+    edges = own_columns.T.astype(np.uint8) @ moved.astype(np.uint8) > 0  # unit → unit, by way of columns
     reads = [owner[unit] in latents for unit in np.flatnonzero(moved.any(0))]
     if any(reads):
         edges |= _latent_edges(run, probe, row, latents, observed, data_dim, len(owner))
@@ -266,54 +266,3 @@ def _refusal(came: str) -> checks.Refused:
         "Shift the inputs of an autoregressive network by one, and let the prior read only columns that do not "
         "depend on z. What x is conditioned on belongs beside it: {'x': rows, 'offset': …}.",
     )
-
-
-def check_whole(run: Callable[[Tensor], Sites], x: Tensor, latents: tuple[str, ...], most: int) -> None:
-    """``check_order`` for a model of all rows together, such as a time series: entries of x are changed one by one.
-
-    ``run`` runs the model with its latents held; at most ``most`` entries are changed.
-
-    Raises:
-        ValueError: a prior that reads observed entries, an entry whose distribution depends on itself, or on an entry
-            that depends on it.
-    """
-    base = run(x)
-    data = [
-        name for name, site in base.items() if site["is_observed"] and not isinstance(site["fn"], dist.Unit)
-    ]
-    if _scored(base, base, data).shape != (sum(base[name]["value"].numel() for name in data),):
-        return  # events of several numbers: which of them moves can't be told apart
-    generator = torch.Generator().manual_seed(0)
-    entries = torch.randperm(x.numel(), generator=generator)[:most].sort().values
-    moved, held = [], []
-    for entry in entries.tolist():
-        changed = x.flatten().clone()
-        others = changed[changed != changed[entry]]
-        changed[entry] = others[entry % len(others)] if len(others) else changed[entry] + 1
-        sites = run(changed.view_as(x))
-        differs = torch.cat([(sites[name]["value"] != base[name]["value"]).flatten() for name in data])
-        if bool(differs.any()):
-            reading = _moved(_scored(base, base, latents), _scored(sites, base, latents))
-            if bool(reading.any()):
-                raise _refusal("a prior of latents that depends on entries of x that the model observes")
-        held.append(differs)
-        moved.append(_moved(_scored(base, base, data), _scored(sites, base, data)))
-    moves, holds = torch.stack(moved).numpy(), torch.stack(held).numpy()
-    if (moves & holds).any():
-        entry = int(entries[np.argwhere(moves & holds)[0][0]])
-        raise _refusal(
-            f"an entry of x whose distribution depends on itself: {tuple(np.unravel_index(entry, x.shape))}"
-        )
-    if _circle(holds.T.astype(np.uint8) @ moves.astype(np.uint8) > 0) is not None:
-        raise _refusal("entries of x each of which depends on the other")
-
-
-def _scored(sites: Sites, values: Sites, names: Sequence[str]) -> Tensor:
-    """log-probabilities of values under the sites' distributions, before any sum over events, one after the other."""
-    found = []
-    for name in names:
-        fn = sites[name]["fn"]
-        while isinstance(fn, dist.Independent | MaskedDistribution):
-            fn = fn.base_dist
-        found.append(supports.log_prob(fn, values[name]["value"]).flatten())
-    return torch.cat(found)

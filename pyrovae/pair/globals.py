@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import pyro
@@ -22,16 +22,15 @@ from torch.distributions import biject_to
 from pyrovae import checks
 from pyrovae.likelihoods import off_support
 from pyrovae.pair import masks
-from pyrovae.pair.context import judge
+from pyrovae.pair.context import computed_from_rows, judge
 from pyrovae.pair.contract import check_scale, holds_data, no_answer
-from pyrovae.pair.dependence import check_order, check_whole
+from pyrovae.pair.dependence import check_order
 from pyrovae.pair.inspection import _measure
 from pyrovae.pair.running import Batch, Latents, Sites, Support, _log_prob, arguments, sample_sites
+from pyrovae.pair.together import Together
 
 # Numbers that a block of log-likelihoods, draws × rows, may hold.
 _BLOCK = 1 << 21
-# Entries of x that are changed to see what reads them: of rows that are looked at one by one besides, and of others.
-_ENTRIES_OF_ROWS, _ENTRIES = 16, 256
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,6 @@ class BayesianModel:
                 self._rows: _Rows | checks.Refused = self._rows_apart(sites)
             except checks.Refused as refusal:  # raised where rows are to be scored: the rest works
                 self._rows = refusal
-            self._check_order()
         self._vectorised: bool | None = None
 
     # -----------------------------------------------------------------------------------------------------
@@ -283,10 +281,23 @@ class BayesianModel:
 
     @property
     def measure(self) -> tuple[str, ...]:
-        """For every column of x flattened, what the number measures."""
-        if isinstance(self._rows, checks.Refused):
-            return ("transformed",) * self.batch["x"][0].numel()
-        return self._rows.measure
+        """For every column of x flattened, what log P of all rows together measures: see ``Together``."""
+        return self.together.measure
+
+    @cached_property
+    def together(self) -> Together:
+        """What log P of all rows together measures, whether or not rows can be scored apart."""
+        generator = torch.Generator().manual_seed(1)
+        u = torch.randn(2, self.dim, generator=generator, dtype=torch.float64)
+        with self.undisturbed(), torch.no_grad():
+            first, second = (
+                {name: sites[name]["value"] for name in self._places}
+                for sites in (self._run(self.batch, vector)[0] for vector in u)
+            )
+            found = Together.of(self.model, self.batch, (first, second))
+        if computed_from_rows(self.batch):
+            found = replace(found, measure=("pseudo-likelihood",) * len(found.measure))
+        return found
 
     @property
     def own_totals(self) -> tuple[str, ...]:
@@ -430,21 +441,6 @@ class BayesianModel:
         if all(torch.equal(first[name]["value"], turned[name]["value"]) for name in held):
             raise no_answer(held[0])
 
-    def _check_order(self) -> None:
-        """Refuse a model whose sites depend on the columns they hold; see ``dependence``."""
-        # at random: where a slope is zero nothing shows what it multiplies
-        u = torch.randn(self.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-        def of_rows(batch: Batch, *_: Any) -> Sites:
-            return self._run(batch, u)[0]
-
-        if isinstance(self._rows, _Rows):
-            check_order(of_rows, self.batch, (), tuple(self._rows.columns), self._rows.data_dim)
-            most = _ENTRIES_OF_ROWS
-        else:
-            most = _ENTRIES
-        check_whole(lambda x: of_rows({**self.batch, "x": x}), self.batch["x"], tuple(self._places), most)
-
     def _rows_apart(self, sites: Sites) -> _Rows:
         """Find the dims that rows lie on, and hold the model to it that each row is independent given the globals."""
         whole = self.batch
@@ -477,10 +473,16 @@ class BayesianModel:
                 if dim is not None:
                     data_dim[name] = dim
         self._check_rows_stand_alone(whole, fewer, order, data_dim)
-        u = torch.zeros(self.dim, dtype=torch.float64)
+        # at random: where a slope is zero nothing shows what it multiplies
+        u = torch.randn(self.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+        def of_rows(batch: Batch, *_: Any) -> Sites:
+            return self._run(batch, u)[0]
+
         columns, measure, supports = _measure(
-            sites, tuple(data_dim), data_dim, whole, len(whole["x"]), lambda rows: self._run(rows, u)[0]
+            sites, tuple(data_dim), data_dim, whole, len(whole["x"]), of_rows
         )
+        check_order(of_rows, whole, (), tuple(columns), data_dim)
         computed, own_totals = judge(self.batch, whole, sites, columns, measure)
         if computed:
             measure = ("pseudo-likelihood",) * len(measure)

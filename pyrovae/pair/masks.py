@@ -36,9 +36,9 @@ def entries(site: Site) -> Tensor | None:
 
 def same(a: Tensor | None, b: Tensor | None) -> bool:
     """Whether two results of ``entries`` count the same entries."""
-    if a is None or b is None:
-        return a is b or bool((a if b is None else b).all())
-    return torch.equal(a, b)
+    if a is None:
+        return b is None or bool(b.all())
+    return bool(a.all()) if b is None else torch.equal(a, b)
 
 
 def check_density(part: str, name: str, fn: Distribution) -> None:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any
 
@@ -30,6 +31,7 @@ from pyrovae.training.arguments import (
     make_scheduler,
 )
 from pyrovae.training.history import History
+from pyrovae.training.identity import Identity, described, described_optimizer
 from pyrovae.training.loop import Loop, Plan
 from pyrovae.training.rows import Chunks, Rows
 from pyrovae.training.scales import Scales, check_columns_vary
@@ -180,98 +182,100 @@ def fit(
     names = source.names
     check_precision(precision, pair.dtype or first["x"].dtype, first["x"].device)
     batch = presented(first)
-    with standardizing(pair.modules(), batch["x"]):
-        known = pair.dtype
-        found, structure = inspect_rows(
-            pair, (batch, source), lambda: checked(chunks.first(), first_name), seed, first_name
-        )
-        if pair.dtype != known:  # a functional pair's is known only now
-            first, source = found
-            batch = presented(first)
+    with ExitStack() as held:  # the checkpoint's folder, to the end
+        with standardizing(pair.modules(), batch["x"]), pair.nothing_declared_on_error():
+            known = pair.dtype
+            found, structure = inspect_rows(
+                pair, (batch, source), lambda: checked(chunks.first(), first_name), seed, first_name
+            )
+            if pair.dtype != known:  # a functional pair's is known only now
+                first, source = found
+                batch = presented(first)
 
-        def supported(chunk: Any, argument: str) -> tuple[Batch, checks.Source]:
-            batch, source = checked(chunk, argument, names)
-            check_supports(structure, presented(batch)["x"], argument)
-            return batch, source
+            def supported(chunk: Any, argument: str) -> tuple[Batch, checks.Source]:
+                batch, source = checked(chunk, argument, names)
+                check_supports(structure, presented(batch)["x"], argument)
+                return batch, source
 
-        kept = folder is not None
-        rows = (
-            Rows(chunks, supported, kept)
-            if chunks.several
-            else Rows([first], lambda batch, _: (batch, source), kept)
-        )
-        rows.load(0)
-        minibatches, annealed = rows.steps(batch_size) > 1, kl_warmup > 0
-        objective = make_objective(loss, num_particles, minibatches=minibatches, annealed=annealed)
-        check_objective_fits(objective, structure)
-        check_columns_vary(pair, batch["x"])
-        scales = Scales(pair, batch["x"], seed)
-        evaluated = functools.partial(
-            Evaluation.prepare,
-            pair,
-            num_samples=_EPOCH_SAMPLES,
-            seed=seed,
-            structure=structure,
-            compile="auto" if compile else False,
-            times=epochs,
-            names=names,
-        )
-        training, held_out = evaluated(batch), None
-        if len(training) > _EPOCH_ROWS:
-            draw = torch.Generator().manual_seed(noise.derive(seed, noise.Stream.EPOCH))
-            some = torch.randperm(len(training), generator=draw)[:_EPOCH_ROWS].sort().values
-            training = training.of_rows(some.to(batch["x"].device), seed, _EPOCH_SAMPLES)
-        if validation is not None:
-            held_out = evaluated(validation, argument="validation")
-            if held_out.batch["x"].shape[1:] != batch["x"].shape[1:]:
-                raise checks.bad_value(
-                    "validation",
-                    f"rows of shape {tuple(batch['x'].shape[1:])}, as in x",
-                    f"shape {tuple(held_out.batch['x'].shape[1:])}",
-                    "Pass the same columns.",
-                )
-        parameters = [p for p in pair.parameters() if p.requires_grad]
-        optimiser = make_optimizer(optimizer, parameters, lr)
-        state = State(pair, optimiser, objective, len(rows), clip_norm, binarize)
-        schedule = make_scheduler(scheduler, optimiser)
-        check_every_leaf(pair, objective, batch, seed)
-        if 1 in rows.sizes(batch_size):
-            check_one_row(state, structure, batch, batch_size, seed)
-        traced, how = choose(compile, epochs, state, rows, batch_size, annealed)
-    plan = Plan(epochs, batch_size, seed, kl_warmup, patience, on_nonfinite, precision, compile)
-    loop = Loop(plan, state, rows, training, held_out, schedule, scales, traced)
-    loop.history.steps = how
-    seen = [rows.hashes]
-    if held_out is not None and held_out.source is not None and patience is not None:  # they choose the epoch
-        seen.append(checks.row_hashes(held_out.source.exact))
-    _remember(pair, rows, np.concatenate(seen), source, loop.history)
-    with Progress("fit", epochs * loop.steps_an_epoch, "steps", progress) as bar:
-        if folder is None:
-            loop.run(bar)
-        else:
-            pins = {
-                **{f.name: getattr(plan, f.name) for f in fields(plan)},
-                **{"lr": lr, "clip_norm": clip_norm, "x": rows.digests},
-                "binarize": binarize,
-                "validation": None if held_out is None else checks.digests(held_out.batch),
-                "steps": loop.history.way,
-                "evaluations": training.compiles,
-                "loss": _described(objective),
-                "optimizer": [type(optimiser).__qualname__, repr(optimiser.defaults)],
-                "scheduler": None if schedule is None else _described(schedule),
-                "model": pair.described(),
-                "parameters": {
-                    name: [list(tensor.shape), str(tensor.dtype)]
-                    for name, tensor in saving.tensors_of(pair).items()
-                },
-            }
-            if rows.sizes(batch_size)[-1] == batch_size + 1:
-                pins["last batch"] = batch_size + 1  # earlier versions took a last row by itself
-            with running(folder, pins) as run:
+            kept = folder is not None
+            rows = (
+                Rows(chunks, supported, kept)
+                if chunks.several
+                else Rows([first], lambda batch, _: (batch, source), kept)
+            )
+            rows.load(0)
+            minibatches, annealed = rows.steps(batch_size) > 1, kl_warmup > 0
+            objective = make_objective(loss, num_particles, minibatches=minibatches, annealed=annealed)
+            check_objective_fits(objective, structure)
+            check_columns_vary(pair, batch["x"])
+            scales = Scales(pair, batch["x"], seed)
+            evaluated = functools.partial(
+                Evaluation.prepare,
+                pair,
+                num_samples=_EPOCH_SAMPLES,
+                seed=seed,
+                structure=structure,
+                compile="auto" if compile else False,
+                times=epochs,
+                names=names,
+            )
+            training, held_out = evaluated(batch), None
+            if len(training) > _EPOCH_ROWS:
+                draw = torch.Generator().manual_seed(noise.derive(seed, noise.Stream.EPOCH))
+                some = torch.randperm(len(training), generator=draw)[:_EPOCH_ROWS].sort().values
+                training = training.of_rows(some.to(batch["x"].device), seed, _EPOCH_SAMPLES)
+            if validation is not None:
+                held_out = evaluated(validation, argument="validation")
+                if held_out.batch["x"].shape[1:] != batch["x"].shape[1:]:
+                    raise checks.bad_value(
+                        "validation",
+                        f"rows of shape {tuple(batch['x'].shape[1:])}, as in x",
+                        f"shape {tuple(held_out.batch['x'].shape[1:])}",
+                        "Pass the same columns.",
+                    )
+            parameters = [p for p in pair.parameters() if p.requires_grad]
+            optimiser = make_optimizer(optimizer, parameters, lr)
+            state = State(pair, optimiser, objective, len(rows), clip_norm, binarize)
+            schedule = make_scheduler(scheduler, optimiser)
+            check_every_leaf(pair, objective, batch, seed)
+            if 1 in rows.sizes(batch_size):
+                check_one_row(state, structure, batch, batch_size, seed)
+            traced, how = choose(compile, epochs, state, rows, batch_size, annealed)
+            plan = Plan(epochs, batch_size, seed, kl_warmup, patience, on_nonfinite, precision, compile)
+            identity = Identity.of(state, structure, batch, first, batch_size, seed)
+            loop = Loop(plan, state, rows, training, held_out, schedule, scales, traced, identity)
+            loop.history.steps = how
+            run = None
+            if folder is not None:
+                pins = {
+                    **{f.name: getattr(plan, f.name) for f in fields(plan)},
+                    **{"lr": lr, "clip_norm": clip_norm, "x": rows.digests},
+                    "binarize": binarize,
+                    "validation": None if held_out is None else checks.digests(held_out.batch),
+                    "steps": loop.history.way,
+                    "evaluations": training.compiles,
+                    "loss": described(objective, epochs),
+                    "optimizer": described_optimizer(optimiser),
+                    "scheduler": None if schedule is None else described(schedule, epochs),
+                    "parameters": {
+                        name: [list(tensor.shape), str(tensor.dtype)]
+                        for name, tensor in saving.tensors_of(pair).items()
+                    },
+                }
+                if rows.sizes(batch_size)[-1] == batch_size + 1:
+                    pins["last batch"] = batch_size + 1  # earlier versions took a last row by itself
+                run = held.enter_context(running(folder, pins))
                 if run.state is not None:
-                    loop.restore(run.state)
-                    bar.advance(loop.steps_taken)
-                loop.run(bar, run)
+                    loop.restore(run)
+        seen = [rows.hashes]
+        if (
+            held_out is not None and held_out.source is not None and patience is not None
+        ):  # they choose the epoch
+            seen.append(checks.row_hashes(held_out.source.exact))
+        _remember(pair, rows, np.concatenate(seen), source, loop.history)
+        with Progress("fit", epochs * loop.steps_an_epoch, "steps", progress) as bar:
+            bar.advance(loop.steps_taken)
+            loop.run(bar, run)
     return loop.history
 
 
@@ -291,14 +295,3 @@ def _remember(
         "spread": rounding.spread(source.exact).cpu(),
         "history": vars(history),
     }
-
-
-def _described(thing: Any) -> list[str]:
-    """A loss or a scheduler by its class and its numbers, as far as they do not change while it is used."""
-    numbers = {
-        name: value
-        for name, value in vars(thing).items()
-        if isinstance(value, bool | int | float | str)
-        and not name.startswith(("_", "last_", "num_bad", "best"))
-    }
-    return [type(thing).__qualname__, repr(numbers)]

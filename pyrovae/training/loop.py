@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyrovae import checks, noise, saving, tracing
-from pyrovae.checkpoints import Run
+from pyrovae.checkpoints import Run, check_answers
 from pyrovae.log_weights import ELBOEstimate, Evaluation, elbo_of
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import Batch
@@ -24,6 +24,7 @@ from pyrovae.progress import Progress
 from pyrovae.training import nonfinite
 from pyrovae.training.arguments import runs_code_of_others
 from pyrovae.training.history import History
+from pyrovae.training.identity import Identity
 from pyrovae.training.rows import Rows
 from pyrovae.training.scales import Scales
 from pyrovae.training.step import State, step
@@ -65,11 +66,13 @@ class Loop:
         schedule: LRScheduler | ReduceLROnPlateau | None,
         scales: Scales,
         traced: Traced | None,
+        identity: Identity,
     ) -> None:
         self._plan, self._state, self._rows = plan, state, rows
         self._training, self._held_out = training, held_out
         self._schedule, self._scales = schedule, scales
         self._traced = traced
+        self._identity = identity
         # Between epochs nothing runs that could change what the model's Python knows, but for these.
         self._others = runs_code_of_others(schedule) or len(rows.lengths) > 1
         self.history = History()
@@ -259,6 +262,7 @@ class Loop:
         """All that the rest of the fit depends on, for ``restore`` in another process."""
         return {
             "tensors": saving.tensors_of(self._state.pair),
+            "answers": self._identity.answers(),
             "optimizer": self._state.optimizer.state_dict(),
             "scheduler": None if self._schedule is None else self._schedule.state_dict(),
             "place": [self._epoch, self._number, self._losses, self._seconds],
@@ -269,9 +273,20 @@ class Loop:
             "finished": self._finished,
         }
 
-    def restore(self, snapshot: dict[str, Any]) -> None:
-        """Go on from what ``snapshot`` wrote down."""
+    def restore(self, run: Run) -> None:
+        """Go on from what ``snapshot`` wrote down, and ``run`` found.
+
+        Raises:
+            ValueError: the pair or the loss compute other numbers than those that wrote it; the pair's are then as
+                they were.
+        """
+        snapshot, before = run.state, _copies(self._state.pair)
         _copy(saving.tensors_of(self._state.pair), snapshot["tensors"])
+        try:
+            check_answers(run.folder, snapshot["answers"], self._identity.answers())
+        except checks.Refused:
+            _copy(saving.tensors_of(self._state.pair), before)
+            raise
         self._state.optimizer.load_state_dict(snapshot["optimizer"])
         if self._schedule is not None:
             self._schedule.load_state_dict(snapshot["scheduler"])

@@ -75,7 +75,7 @@ def step(state: State, batch: Batch, seed: int, learning_rates: Sequence[float],
             and moments are as before it.
     """
     with _buffers_as_before_on_error(state):
-        value = _differentiate(state, batch, seed, kl_weight)
+        value = differentiate(state, batch, seed, kl_weight)
     for group, rate in zip(state.optimizer.param_groups, learning_rates, strict=True):
         group["lr"] = rate
     state.optimizer.step()
@@ -105,7 +105,7 @@ def check_one_row(state: State, structure: Structure, batch: Batch, batch_size: 
         ) from error
 
 
-def _differentiate(state: State, batch: Batch, seed: int, kl_weight: float) -> float:
+def differentiate(state: State, batch: Batch, seed: int, kl_weight: float) -> float:
     """Leave the gradient, clipped, in the parameters' ``.grad``; returns the loss, in nats a row."""
     state.pair.zero_grad(set_to_none=True)
     parameters = state.parameters

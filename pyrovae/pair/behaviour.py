@@ -1,0 +1,107 @@
+"""What a pair computes on a few rows, with noise from a seed: checkpoints know a model and a guide by it.
+
+Code says little about what a pair computes: closures, globals, ``functools.partial`` and attributes change it, and
+the code stays the same. The numbers that the pair returns change with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+from pyrovae import noise
+from pyrovae.model import LatentVariableModel, plain_attributes
+from pyrovae.pair.running import Batch, LogJoint, Structure, draw_prior, log_joint, log_proposal, propose
+
+# Which part of the pair they belong to.
+_TERMS = ("the guide's log Q(z | x)", "the model's log P(z)", "the model's log P(x | z)")
+_DRAWS = 2  # of z for each row, from each source
+# Rows: as many as keep the work near that of one tile, and at most so many.
+_NUMBERS, _FEWEST_ROWS, _MOST_ROWS = 1 << 20, 8, 1024
+# Rows and columns in which the extremes are looked for.
+_POOL_ROWS, _POOL_COLUMNS = 1 << 16, 32
+
+
+def behaviour(pair: LatentVariableModel, structure: Structure, batch: Batch, seed: int) -> dict[str, Tensor]:
+    """log Q(z | x), log P(z) and log P(x | z) by name, each of shape (draws, rows), float64, in nats.
+
+    z is drawn from the guide, then from the prior: a model may differ where its guide never goes. Runs in ``eval()``
+    mode and without validation. Numbers are NaN where the pair raises an error. The pair, its parameter store and
+    torch's generators are left as they were.
+    """
+    found = {}
+    key, device = noise.derive(seed, noise.Stream.IDENTITY), batch["x"].device
+    with left_as_found(pair), pair.evaluating(), pyro.validation_enabled(False):
+        for source, ask in (("the guide", _of_guide), ("the prior", _of_prior)):
+            terms = torch.full((3, _DRAWS, len(batch["x"])), torch.nan, dtype=torch.float64)
+            try:
+                with noise.seeded(key, device):
+                    log_q, joint = ask(pair, structure, batch)
+                terms = torch.stack([log_q, joint.prior, joint.likelihood]).cpu()
+            except Exception:  # a pair that can't be run has no numbers, then or now
+                pass
+            for name, term in zip(_TERMS, terms, strict=True):
+                found[f"{name}, z from {source},"] = term
+    return found
+
+
+def probe(structure: Structure, batch: Batch) -> Batch:
+    """Rows to know a pair by: all, where there are few; else rows from all over x, and those with extreme entries."""
+    x = batch["x"]
+    most = _NUMBERS // (2 * _DRAWS * max(structure.widest, 32))
+    most = min(_MOST_ROWS, max(_FEWEST_ROWS, most))
+    if len(x) <= most:
+        return batch
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.arange(len(x))
+    if len(x) > _POOL_ROWS:
+        pool = torch.randint(len(x), (_POOL_ROWS,), generator=generator)
+    flat = x.flatten(1) if x.dim() > 1 else x[:, None]
+    columns = torch.linspace(0, flat.shape[1] - 1, min(_POOL_COLUMNS, most // 4 + 1)).long()
+    values = flat[pool[:, None].to(x.device), columns.to(x.device)].cpu().numpy()
+    # numpy takes the first of equal ones on every machine
+    extremes = torch.from_numpy(np.concatenate([values.argmin(axis=0), values.argmax(axis=0)]))
+    spread = torch.randint(len(pool), (most,), generator=generator)
+    chosen = pool[torch.cat([extremes, spread])][:most].unique().to(x.device)
+    return {name: value[chosen] for name, value in batch.items()}
+
+
+@contextmanager
+def left_as_found(pair: LatentVariableModel) -> Iterator[None]:
+    """Run a block, then put back the buffers of the pair's modules, their plain attributes and its parameter store."""
+    modules = list({id(module): module for module in pair.every_module()}.values())
+    attributes = [(module, plain_attributes(module)) for module in modules]
+    buffers = [
+        (module._buffers, name, buffer, buffer.clone())
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    stored: dict[str, Any] = dict(pair._store["params"])
+    try:
+        yield
+    finally:
+        for module, plain in attributes:
+            vars(module).update(plain)
+        with torch.no_grad():
+            for held, name, buffer, value in buffers:
+                held[name] = buffer
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+        pair._store["params"].update(stored)
+
+
+def _of_guide(pair: LatentVariableModel, structure: Structure, batch: Batch) -> tuple[Tensor, LogJoint]:
+    latents, log_q = propose(pair, structure, batch, _DRAWS)
+    return log_q, log_joint(pair, structure, batch, latents)
+
+
+def _of_prior(pair: LatentVariableModel, structure: Structure, batch: Batch) -> tuple[Tensor, LogJoint]:
+    latents, joint = draw_prior(pair, structure, batch, _DRAWS)
+    return log_proposal(pair, structure, batch, latents), joint

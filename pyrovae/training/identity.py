@@ -1,0 +1,124 @@
+"""What a fit's checkpoint has to be resumed with: pair and loss by what they compute, schedules by their numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from pyrovae import checks, noise
+from pyrovae.checkpoints import Answers, rounding
+from pyrovae.pair import Batch, Structure, behaviour, left_as_found, probe
+from pyrovae.precision import products
+from pyrovae.training.step import State, differentiate
+
+# Units of a layer that round to either side of a kink move gradients by more than rounding.
+_GRADIENT = 1e-3
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The pair and the loss of a fit, by what they compute with the weights of the moment.
+
+    Attributes:
+        state: the pair and its objective.
+        structure: what inspection found out about the pair.
+        rows: some of the training rows, as model and guide see them.
+        minibatch: some of the training rows, as a step gets them.
+        seed: of the noise.
+    """
+
+    state: State
+    structure: Structure
+    rows: Batch
+    minibatch: Batch
+    seed: int
+
+    @classmethod
+    def of(
+        cls, state: State, structure: Structure, batch: Batch, given: Batch, batch_size: int, seed: int
+    ) -> Identity:
+        """From the rows as model and guide see them, and as they were given."""
+        some = probe(structure, given)
+        each = math.ceil(len(some["x"]) / batch_size)
+        minibatch = {name: value[::each] for name, value in some.items()}
+        return cls(state, structure, probe(structure, batch), minibatch, seed)
+
+    def answers(self) -> Answers:
+        """The pair's terms in ``eval()`` mode, and the loss of a step with its gradient; everything is left as it was."""
+        tolerance = rounding(self.rows["x"].dtype)
+        with products("highest"):
+            terms = behaviour(self.state.pair, self.structure, self.rows, self.seed)
+            loss, gradient = self._step()
+        return {
+            **{name: (term, tolerance) for name, term in terms.items()},
+            "the loss of a step": (loss, tolerance),
+            "the gradient of a step": (gradient, _GRADIENT),
+        }
+
+    def _step(self) -> tuple[Tensor, Tensor]:
+        """The loss of a step in nats a row; the gradient's log norm, and each parameter's norm and sum as shares of it."""
+        state, key = self.state, noise.derive(self.seed, noise.Stream.IDENTITY, 0)
+        found = torch.full((len(state.parameters), 2), torch.nan, dtype=torch.float64)
+        loss = torch.tensor(torch.nan, dtype=torch.float64)
+        with left_as_found(state.pair):
+            try:
+                loss = torch.tensor(differentiate(state, self.minibatch, key, 1.0), dtype=torch.float64)
+                for shares, parameter in zip(found, state.parameters, strict=True):
+                    gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+                    shares[0] = float(gradient.norm())
+                    shares[1] = float(gradient.sum()) / gradient.numel() ** 0.5
+            except Exception:  # a step that can't be taken has no numbers, then or now
+                pass
+            finally:
+                state.pair.zero_grad(set_to_none=True)
+        norm = found[:, 0].norm().clamp(min=1e-30)
+        return loss, torch.cat([norm.log()[None], (found / norm).flatten()])
+
+
+def described(thing: Any, epochs: int) -> list[str]:
+    """A loss or a scheduler, before it is used: its class, its numbers, and what a schedule's functions return."""
+    return [type(thing).__qualname__, repr(_plain(thing, epochs))]
+
+
+def described_optimizer(optimizer: torch.optim.Optimizer) -> list[str]:
+    """An optimizer, before it is used: its class, its defaults, and the options and sizes of its groups."""
+    groups = [
+        {name: len(value) if name == "params" else value for name, value in group.items()}
+        for group in optimizer.param_groups
+    ]
+    return [type(optimizer).__qualname__, repr(optimizer.defaults), repr(groups)]
+
+
+def _plain(value: Any, epochs: int) -> Any:
+    """The numbers and strings in a value: in sequences, mappings, schedulers, and what functions return each epoch."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        return checks.digest(value.detach().cpu().double())
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item, epochs) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, epochs) for item in value]
+    if isinstance(value, ELBO):
+        return {name: _plain(item, epochs) for name, item in vars(value).items() if not name.startswith("_")}
+    if isinstance(value, LRScheduler | ReduceLROnPlateau):
+        return {name: _plain(item, epochs) for name, item in vars(value).items() if name != "optimizer"}
+    return _returned(value, epochs) if callable(value) else type(value).__qualname__
+
+
+def _returned(function: Callable[[int], Any], epochs: int) -> str:
+    """A sha256 of what a function of the epoch returns, over all epochs."""
+    try:
+        # 0 comes last: a function that changes the model for an epoch has then set the first one.
+        values = [float(function(epoch)) for epoch in (*range(1, epochs + 1), 0)]
+    except Exception:  # of something else than the epoch
+        return "a function"
+    return hashlib.sha256(repr(values).encode()).hexdigest()
