@@ -218,16 +218,6 @@ def rows(
         ValueError: no rows, no columns, NaN or ±inf (with count and first position); a cast that loses more than
             rounding (see ``rounding.cast``).
     """
-    if (
-        not (isinstance(x, Tensor) and x.is_floating_point())
-        and (dtype or torch.get_default_dtype()) not in FLOATS
-    ):
-        raise bad_type(
-            argument,
-            "a dtype of float32 or float64 to cast it to",
-            f"torch's default, {torch.get_default_dtype()}",
-            "Call torch.set_default_dtype(torch.float32).",
-        )
     return _rows(x, dtype, device, argument)[0]
 
 
@@ -235,7 +225,7 @@ def in_double(x: Any) -> Any:
     """``x`` with its float tensors in float64, for what computes in float64: a tensor, or a mapping of them."""
     if isinstance(x, Mapping):
         return {name: in_double(value) for name, value in x.items()}
-    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+    return x.double() if isinstance(x, Tensor) and x.dtype in FLOATS else x
 
 
 def _rows(
@@ -247,6 +237,16 @@ def _rows(
     spread: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``rows``, and the same rows before they were cast; ``double`` and ``spread`` as in ``read``."""
+    if (
+        not (isinstance(x, Tensor) and x.is_floating_point())
+        and (dtype or torch.get_default_dtype()) not in FLOATS
+    ):
+        raise bad_type(
+            argument,
+            "a dtype of float32 or float64 to cast it to",
+            f"torch's default, {torch.get_default_dtype()}",
+            "Call torch.set_default_dtype(torch.float32).",
+        )
     if isinstance(x, Tensor):
         tensor = exact = _from_tensor(x, dtype, device, argument, double, spread)
         if not x.is_floating_point() and x.dim():

@@ -119,7 +119,7 @@ class Evaluation:
                 lambda: read_rows(pair, x, argument, names),
                 seed,
                 argument,
-                len(batch["x"]),
+                every_row=True,
             )
         else:
             check_supports(structure, batch["x"], argument)
@@ -362,13 +362,13 @@ def inspect_rows(
     again: Callable[[], tuple[Batch, checks.Source]],
     seed: int,
     argument: str = "x",
-    most_rows: int = 4096,
+    every_row: bool = False,
 ) -> tuple[tuple[Batch, checks.Source], Structure]:
-    """``pair.inspect`` on rows, each of the first ``most_rows``; they are read ``again`` where the pair's dtype is known only after it has run."""
+    """``pair.inspect`` on rows, on some or ``every_row``; they are read ``again`` where the pair's dtype is known only after it has run."""
     known, (batch, source) = pair.dtype, rows
     with pair.nothing_declared_on_error():
         try:
-            structure = inspect(pair, batch, seed, argument, most_rows)
+            structure = inspect(pair, batch, seed, argument, every_row)
         except checks.Refused as error:
             if known is None and "Double" in str(error):  # float64 rows in a pair that is in float32
                 checks.cast(source.exact, torch.get_default_dtype(), argument, source.names.get("x"))

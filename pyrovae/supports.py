@@ -62,7 +62,25 @@ def log_prob(fn: Distribution, value: Tensor, checked: bool = False) -> Tensor:
     if inside is not None and isinstance(fn, dist.Categorical):  # looks its values up
         value = value.clamp(0, fn._num_events - 1)
     found = fn.log_prob(value)
+    if not checked and "probs" in vars(fn):
+        never = _never(fn, value)
+        inside = inside if never is None else ~never if inside is None else inside & ~never
     return found if inside is None else torch.where(inside, found, -math.inf)
+
+
+def _never(fn: Distribution, value: Tensor) -> Tensor | None:
+    """Whether a value has probability zero, in the shape of its log probability; None where that is not known.
+
+    torch scores it with the resolution of its dtype instead, 1e-7, though it is never drawn.
+    """
+    if isinstance(fn, dist.Categorical):
+        index, probs = torch.broadcast_tensors(value.long()[..., None], fn.probs)
+        return probs.gather(-1, index[..., :1])[..., 0] == 0
+    if isinstance(fn, dist.OneHotCategorical):
+        return (fn.probs * value).sum(-1) == 0
+    if isinstance(fn, dist.Bernoulli):
+        return torch.where(value == 1, fn.probs, 1 - fn.probs) == 0
+    return None
 
 
 def support(fn: Distribution) -> Constraint | None:
@@ -120,7 +138,7 @@ def _everywhere(fn: Distribution) -> bool:
     if isinstance(fn, dist.TransformedDistribution):
         return _everywhere(fn.base_dist)
     found = support(fn)
-    return (found is constraints.real or found is constraints.real_vector) and not isinstance(fn, dist.Delta)
+    return found is constraints.real or found is constraints.real_vector
 
 
 def same_reach(proposal: Distribution, target: Distribution) -> bool:
@@ -157,3 +175,10 @@ def is_fixed(found: Constraint) -> bool:
         for bound in vars(found).values()
         if isinstance(bound, Tensor)
     )
+
+
+def inner_bounds(outer: tuple[float, float], dtype: torch.dtype) -> tuple[float, float]:
+    """The numbers of a dtype next to bounds, on the inside; of zero the smallest normal number."""
+    low, high = (torch.tensor(bound, dtype=dtype) for bound in outer)
+    above = torch.tensor(torch.finfo(dtype).tiny, dtype=dtype) if low == 0 else torch.nextafter(low, high)
+    return float(above), float(torch.nextafter(high, low))

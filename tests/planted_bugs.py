@@ -31,10 +31,76 @@ class Bug(NamedTuple):
 
 
 BUGS = {
+    "entries that rows lack without a density": Bug(
+        "pair/coordinates.py",
+        "normal = torch.where(place.absent, normal, 0.0)",
+        "normal = torch.where(place.absent, 0.0, 0.0)",
+        "test_masks.py::what_the_rows_have and steps and refined",
+    ),
+    "masks of one part let through": Bug(
+        "pair/masks.py",
+        "if same(*both):",
+        "if True:",
+        "test_masks.py::one_part_alone",
+    ),
+    "guides that are cut off trusted": Bug(
+        "evidence/reach.py",
+        "if evaluation.structure.reaches:",
+        "if True:",
+        "test_reach.py::no_row_is_trusted and importance",
+    ),
+    "rows that depend on others let through": Bug(
+        "pair/on_data.py",
+        "if not bool((apart > tolerance).any()):",
+        "if True:",
+        "test_on_data.py::depend_on_others and maximum",
+    ),
+    "models that read their own columns let through": Bug(
+        "pair/dependence.py",
+        "if len(own):",
+        "if False:",
+        "test_dependence.py::read_what_they_score and its",
+    ),
+    "circles of sites let through": Bug(
+        "pair/dependence.py",
+        "if circle is not None:",
+        "if False:",
+        "test_dependence.py::read_what_they_score and ring",
+    ),
+    "columns numbered from zero": Bug(
+        "pair/dependence.py",
+        "numbers = torch.arange(1, x.shape[1] + 1, device=x.device)",
+        "numbers = torch.arange(0, x.shape[1], device=x.device)",
+        "test_dependence.py::columns_of_every_site",
+    ),
+    "draws on a bound weighed": Bug(
+        "pair/running.py",
+        "log_q = torch.where(_at_edge(structure, latents), math.inf, log_q)",
+        "pass",
+        "test_reach.py::on_a_bound_is_not_trusted",
+    ),
+    "rows without probability unsaid": Bug(
+        "evidence/result.py",
+        '"P(x, z) is 0 at every draw": torch.isneginf(columns.estimate),',
+        "",
+        "test_reach.py::without_probability_says_so and importance",
+    ),
+    "densities off their support": Bug(
+        "supports.py",
+        "return found if inside is None else torch.where(inside, found, -math.inf)",
+        "return found",
+        "test_supports.py::everywhere and exponential",
+    ),
+    "jumps of the integrand forgotten": Bug(
+        "evidence/quadrature.py",
+        "known, doubling + jump[waiting] + _BEYOND * rim[waiting] + rounding, math.inf",
+        "known, doubling + _BEYOND * rim[waiting] + rounding, math.inf",
+        "test_reach.py::across_a_jump",
+    ),
     "mean of logs": Bug(
         "evidence/importance.py",
-        "weights.add(number, evaluation.terms(tile).log_weights)",
-        "weights.add(number, (w := evaluation.terms(tile).log_weights).mean(0).expand_as(w))",
+        "weights.add(number, terms.log_weights)",
+        "weights.add(number, (w := terms.log_weights).mean(0).expand_as(w))",
         "test_evidence.py::streaming",
     ),
     "divided by K − 1": Bug(
@@ -45,14 +111,14 @@ BUGS = {
     ),
     "sign of log Q": Bug(
         "log_weights.py",
-        "return self.likelihood + self.prior - self.proposal",
-        "return self.likelihood + self.prior + self.proposal",
+        "weights = self.likelihood + self.prior - self.proposal",
+        "weights = self.likelihood + self.prior + self.proposal",
         "test_evidence.py::exact_posterior",
     ),
     "prior forgotten": Bug(
         "log_weights.py",
-        "return self.likelihood + self.prior - self.proposal",
-        "return self.likelihood - self.proposal",
+        "weights = self.likelihood + self.prior - self.proposal",
+        "weights = self.likelihood - self.proposal",
         "test_evidence.py::exact_posterior",
     ),
     "scale of the prior": Bug(
@@ -150,14 +216,14 @@ BUGS = {
     ),
     "rate with the wrong sign": Bug(
         "log_weights.py",
-        "(terms.proposal - terms.prior).sum(dim=0)",
-        "(terms.prior - terms.proposal).sum(dim=0)",
+        "for term in (terms.likelihood, terms.proposal - terms.prior, terms.log_weights)",
+        "for term in (terms.likelihood, terms.prior - terms.proposal, terms.log_weights)",
         "test_evidence.py::closed_form",
     ),
     "half the KL": Bug(
         "log_weights.py",
-        "(terms.proposal - terms.prior).sum(dim=0)",
-        "0.5 * (terms.proposal - terms.prior).sum(dim=0)",
+        "for term in (terms.likelihood, terms.proposal - terms.prior, terms.log_weights)",
+        "for term in (terms.likelihood, 0.5 * (terms.proposal - terms.prior), terms.log_weights)",
         "test_evidence.py::closed_form",
     ),
     "KL weight on the likelihood too": Bug(
@@ -179,7 +245,10 @@ BUGS = {
         "test_diagnostics.py::arvizs",
     ),
     "padding of the last tile counted": Bug(
-        "log_weights.py", "n = tile.num_samples", "n = evaluation.tile[1]", "test_evidence.py::closed_form"
+        "log_weights.py",
+        "n = kept.sum(dim=0)",
+        "n = 0 * kept.sum(dim=0) + evaluation.tile[1]",
+        "test_evidence.py::closed_form",
     ),
     "error without 1/K": Bug(
         "diagnostics.py",
@@ -207,8 +276,8 @@ BUGS = {
     ),
     "mask forgotten": Bug(
         "pair/running.py",
-        'return scale_and_mask(log_prob, mask=site["mask"])',
-        "return log_prob",
+        'return scale_and_mask(found, mask=site["mask"])',
+        "return found",
         "test_pair.py::by_hand or is_the_exact_one",
     ),
     "the same noise in every tile": Bug(
@@ -607,7 +676,7 @@ BUGS = {
     ),
     "a shape taken for data from elsewhere": Bug(
         "pair/inspection.py",
-        "raise unfilled(name, site, len(probe)) if value.shape == probe.shape else no_answer(name)",
+        "raise unfilled(name, site, probe_rows) if value.shape == shape else no_answer(name)",
         "raise no_answer(name)",
         "test_bad_input.py::another_shape and elbo and mlp",
     ),

@@ -497,11 +497,6 @@ def of_partial_of_object(s):
     return functools.partial(Holder(1.0).__class__.__call__, Holder(s))
 
 
-def on_some_rows(s):
-    """Another scale where x is at its largest."""
-    return lambda x: observed(x, torch.where(x > 1.99, s, 1.0))
-
-
 def off_the_guide(s):
     """Another scale at z that the guide, here the prior's, seldom draws."""
 
@@ -527,7 +522,6 @@ HELD = {
     "partial of an object": of_partial_of_object,
     "attribute of a module": Module,
     "tensor of a closure": of_tensor,
-    "on some rows": on_some_rows,
     "off the guide": off_the_guide,
     "small": slightly,
 }

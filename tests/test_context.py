@@ -130,9 +130,7 @@ def test_an_offset_computed_from_the_scored_columns_makes_a_pseudo_likelihood(fo
     ev = pv.log_evidence(vae, {"x": x, "offset": TOTALS[form](x.sum(1))}, num_samples=20)
     assert set(ev.measure) == {"pseudo-likelihood"}
     assert "pseudo-likelihood" in ev.summary()
-    with pytest.raises(
-        ValueError, match=r"columns? that are pseudo-likelihood|are pseudo-likelihood.*predict"
-    ):
+    with pytest.raises(ValueError, match=r"are pseudo-likelihood.*computed from"):
         pv.compare({"a": ev})
 
 

@@ -435,9 +435,7 @@ def test_sandwich_refuses_a_model_that_reads_x_elsewhere():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
 
-    with pytest.raises(
-        ValueError, match=r"model: expected every column of x sampled.*site 'x', which follows x"
-    ):
+    with pytest.raises(ValueError, match="model: expected sites that depend on earlier columns of x only"):
         evidence.sandwich(pv.LatentVariableModel(model, guide), torch.randn(4, 3))
 
 

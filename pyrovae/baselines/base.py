@@ -15,7 +15,7 @@ from torch.distributions import Distribution, constraints
 
 from pyrovae import checks, noise
 from pyrovae.evidence.result import LogEvidence, about
-from pyrovae.likelihoods import off_support
+from pyrovae.likelihoods.base import off_support
 from pyrovae.turns import takes_turns
 
 #: Baselines by their class name in snake case; the contract tests cover every ``ClosedForm`` among them.

@@ -11,7 +11,13 @@ import numpy as np
 from torch import nn
 
 from pyrovae import checks
-from pyrovae.comparison.refusals import check_comparable, check_held_out, check_models, check_target
+from pyrovae.comparison.refusals import (
+    check_comparable,
+    check_held_out,
+    check_models,
+    check_possible,
+    check_target,
+)
 from pyrovae.convert import stacking_weights
 from pyrovae.evidence import METHODS, VERDICTS, LogEvidence, log_evidence
 from pyrovae.turns import takes_turns
@@ -104,6 +110,7 @@ def compare(
         seconds[name] = time.perf_counter() - started
     check_target(scores, "predictive")
     check_comparable(scores)
+    check_possible(scores)
     if not training_rows:
         check_held_out(scores)
     about = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from pyrovae import checks
 from pyrovae.evidence import LogEvidence
 from pyrovae.model import LatentVariableModel
@@ -128,6 +130,20 @@ def check_comparable(scores: Mapping[str, LogEvidence]) -> None:
 def _totals(score: LogEvidence) -> set[str]:
     """The totals of x that a score is conditional on, by their hashes."""
     return {score.given.get(name, name) for name in score.own_totals}
+
+
+def check_possible(scores: Mapping[str, LogEvidence]) -> None:
+    """Refuse rows without probability: −∞ has no mean, and no difference to another −∞."""
+    for name, score in scores.items():
+        bad = ~np.isfinite(score.estimate)
+        if bad.any():
+            raise checks.bad_value(
+                "x",
+                "rows with a finite log P(x) under every model",
+                f"{int(bad.sum())} with {score.estimate[bad][0]} under {name!r}, first row {int(bad.argmax())}",
+                "Such a row is impossible under that model, or its draws all missed it: try method='auto', or leave "
+                "the row out under every model.",
+            )
 
 
 def check_held_out(scores: Mapping[str, LogEvidence]) -> None:

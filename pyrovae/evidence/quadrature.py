@@ -183,7 +183,7 @@ class _Grids:
         """log of the integral and its error, each of shape (rows,), once the error is small or the grid full."""
         waiting = torch.arange(self._active.shape[1], device=self._active.device)
         order = _FIRST_ORDER
-        estimate, rim, broken = self._sum(waiting, order)
+        estimate, rim, jump = self._sum(waiting, order)
         moved = torch.full_like(estimate, math.inf)
         error = moved.clone()
         while (2 * order) ** self._dim <= _MOST_POINTS:
@@ -197,15 +197,16 @@ class _Grids:
             waiting = waiting[(error[waiting] > tolerance) & (self.cost[waiting] + price <= most_cost)]
             if not len(waiting):
                 break
-            finer, rim[waiting], broken[waiting] = self._sum(waiting, order)
+            finer, rim[waiting], jump[waiting] = self._sum(waiting, order)
             last, moved[waiting] = moved[waiting], (finer - estimate[waiting]).abs()
             # A second-order rule moves a quarter as far at the next doubling: agreement by chance does not count.
             # Twice that, because at the kinks of a ReLU decoder the rule does not converge in step.
-            # Across a jump, as at the edge of a likelihood's support, it is of first order.
-            doubling = 2 * (moved[waiting] + torch.where(broken[waiting], last, last / 4))
+            doubling = 2 * (moved[waiting] + last / 4)
             rounding = torch.finfo(self._components[0].dtype).eps * finer.abs()
             known = torch.isfinite(finer)
-            error[waiting] = torch.where(known, doubling + _BEYOND * rim[waiting] + rounding, math.inf)
+            error[waiting] = torch.where(
+                known, doubling + jump[waiting] + _BEYOND * rim[waiting] + rounding, math.inf
+            )
             estimate[waiting] = finer
         return estimate, error
 
@@ -214,13 +215,13 @@ class _Grids:
         return [order] * (len(self._components) - 1) + [order * _BROAD_FINER[self._dim]]
 
     def _sum(self, waiting: Tensor, order: int) -> tuple[Tensor, Tensor, Tensor]:
-        """log Σ over all pieces of some rows with grids of ``order`` points a dimension, the share of it in their
-        outermost standard deviation, and whether P(x, z) is 0 at a point; each of shape (rows,)."""
-        broken = torch.zeros(len(waiting), dtype=torch.bool, device=self._active.device)
-        sums = torch.full((2, len(waiting)), -math.inf, dtype=torch.float64, device=self._active.device)
+        """log Σ over all pieces of some rows with grids of ``order`` points a dimension, and two shares of it: in their
+        outermost standard deviation, and in cells beside one where P(x, z) = 0; each of shape (rows,)."""
+        sums = torch.full((3, len(waiting)), -math.inf, dtype=torch.float64, device=self._active.device)
         for j, (component, points) in enumerate(zip(self._components, self._orders(order), strict=True)):
             nodes = _ball(self._dim, points, self._active.device)  # (points, dim)
             outside = nodes.norm(dim=-1) > _RADIUS - 1
+            turned = nodes @ _turn(self._dim, nodes.device)
             spacing = self._dim * math.log(2 * _RADIUS / points)
             chosen = self._active[j, waiting].nonzero()[:, 0]
             if not len(chosen):
@@ -230,8 +231,10 @@ class _Grids:
             here = [c[rows] for c in self._components]
             volume = component.tril[rows].diagonal(dim1=-2, dim2=-1).log().sum(-1) + spacing
             width = self._evaluation.tile[1]
-            for part, rim in zip(nodes.split(width), outside.split(width), strict=True):
-                u = here[j].loc + (here[j].tril @ part[:, None, :, None])[..., 0]  # (points, rows, dim)
+            before: tuple[Tensor, Tensor, Tensor] | None = None  # the last point of the tile before
+            tiles = zip(*(each.split(width) for each in (nodes, turned, outside)), strict=True)
+            for part, at, rim in tiles:
+                u = here[j].loc + (here[j].tril @ at[:, None, :, None])[..., 0]  # (points, rows, dim)
                 u = u.to(posterior.dtype)
                 joint = posterior.log_joint(u)
                 densities = torch.stack([c.log_density(u, joint.prior) for c in here])
@@ -239,13 +242,31 @@ class _Grids:
                 densities = densities.masked_fill(~self._active[:, rows][:, None], -math.inf)
                 terms = total(joint) + densities[j] - torch.logsumexp(densities, dim=0) + volume
                 terms = torch.where(torch.isnan(terms), -math.inf, terms)
-                broken[chosen] |= torch.isneginf(total(joint)).any(dim=0)
-                for index, selected in enumerate((terms, terms[rim])):
+                line = (part, torch.isneginf(total(joint)), terms)
+                if before is not None:
+                    points_, zeros, values = (torch.cat(each) for each in zip(before, line, strict=True))
+                    line = points_, zeros, values
+                before = (line[0][-1:], line[1][-1:], line[2][-1:])
+                for index, selected in enumerate((terms, terms[rim], _beside_a_jump(*line))):
                     if len(selected):
                         piece = torch.logsumexp(selected, dim=0)
                         sums[index, chosen] = torch.logaddexp(sums[index, chosen], piece)
             self.cost[rows] += posterior.cost
-        return sums[0], torch.exp(sums[1] - sums[0]).nan_to_num(nan=math.inf), broken
+        rim, jump = torch.exp(sums[1:] - sums[0]).nan_to_num(nan=math.inf)
+        return sums[0], rim, jump
+
+
+def _beside_a_jump(nodes: Tensor, zero: Tensor, terms: Tensor) -> Tensor:
+    """The terms of points next to one where P(x, z) = 0 on the last axis, else −∞: across a jump the rule is off by
+    a share of them."""
+    same = (nodes[1:, :-1] == nodes[:-1, :-1]).all(dim=1)[:, None]
+    return torch.where(same & (zero[1:] != zero[:-1]), torch.maximum(terms[1:], terms[:-1]), -math.inf)
+
+
+def _turn(dim: int, device: torch.device) -> Tensor:
+    """A rotation, always the same, (dim, dim): no boundary of interest runs along an axis of a turned grid."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64, generator=generator)).Q.to(device)
 
 
 def _ball(dim: int, order: int, device: torch.device) -> Tensor:

@@ -12,7 +12,9 @@ from pyrovae.noise import Stream
 from pyrovae.pair import Latents, draw_prior, log_joint, log_proposal, propose, values_of
 
 _DRAWS, _MORE = 8, 128  # of the prior for every row, and where other rows were found to be cut off
-_STRETCHES = (2.0, 5.0)  # how far draws of the guide are moved from their centre: a bounded guide lies within
+_STRETCHES = (1.5, 3.0)  # how far draws of the guide are moved from their centre: a bounded guide lies within
+# Moved draws count where log P(x, z) is not this far below the draws', in nats, and so far for each dimension.
+_NEGLIGIBLE, _BY_DIMENSION = 10.0, 2.0
 
 
 def unreached(evaluation: Evaluation) -> Tensor:
@@ -20,7 +22,7 @@ def unreached(evaluation: Evaluation) -> Tensor:
 
     A method that draws from the guide alone then misses a part of log P(x_n): still a lower bound, but no number to
     trust. Looked at are draws of the prior, every value of discrete latents, and draws of the guide moved away from
-    their centre. Supports alone do not decide: where P(x, z) = 0 the guide may be zero, too. Nothing is run where the
+    their centre, to where P(x_n, z) is not negligible. Supports alone do not decide: where P(x, z) = 0 the guide may be zero, too. Nothing is run where the
     guide is known to have density wherever the prior has it.
     """
     found = torch.zeros(len(evaluation), dtype=torch.bool, device=evaluation.batch["x"].device)
@@ -51,12 +53,15 @@ def _seen(evaluation: Evaluation, number: int, rows: slice, num_draws: int) -> T
         except checks.Refused:  # discrete latents, or a space that can't be moved in
             return found
         u = posterior.flatten(propose(pair, structure, batch, num_draws)[0])
-        centre = u.nanmean(dim=0)
+        u = torch.where(u.isnan(), u.nanmean(dim=0), u)
+        centre, level = u.mean(dim=0), total(posterior.log_joint(u)).median(dim=0).values
+        least = level - _NEGLIGIBLE - _BY_DIMENSION * posterior.dim
         for stretch in _STRETCHES:
-            moved = torch.where(u.isnan(), centre, centre + stretch * (u - centre))
+            moved = centre + stretch * (u - centre)
             log_q = posterior.log_encoder(moved)
             if bool(torch.isneginf(log_q).any()):
-                found |= _cut_off(log_q, total(posterior.log_joint(moved)))
+                values = total(posterior.log_joint(moved))
+                found |= _cut_off(log_q, torch.where(values > least, values, -torch.inf))
     return found
 
 

@@ -118,9 +118,7 @@ def _bounds(
     everywhere = (-math.inf, math.inf)
     if bounds is None or bounds == everywhere:
         return None, everywhere
-    low, high = (torch.tensor(bound, dtype=dtype) for bound in bounds)
-    inner = torch.tensor(torch.finfo(dtype).tiny, dtype=dtype) if low == 0 else torch.nextafter(low, high)
-    return bounds, (float(inner), float(torch.nextafter(high, low)))
+    return bounds, supports.inner_bounds(bounds, dtype)
 
 
 def _absent(

@@ -20,7 +20,7 @@ from torch import Size, Tensor
 from torch.distributions import biject_to
 
 from pyrovae import checks
-from pyrovae.likelihoods import off_support
+from pyrovae.likelihoods.base import off_support
 from pyrovae.pair import masks
 from pyrovae.pair.context import computed_from_rows, judge
 from pyrovae.pair.contract import check_scale, holds_data, no_answer
@@ -295,7 +295,9 @@ class BayesianModel:
                 for sites in (self._run(self.batch, vector)[0] for vector in u)
             )
             found = Together.of(self.model, self.batch, (first, second))
-        if computed_from_rows(self.batch):
+        apart = isinstance(self._rows, _Rows)
+        computed = "pseudo-likelihood" in self._rows.measure if apart else computed_from_rows(self.batch)
+        if computed:
             found = replace(found, measure=("pseudo-likelihood",) * len(found.measure))
         return found
 

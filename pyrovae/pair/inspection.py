@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pyrovae import checks, noise, supports
 from pyrovae.distributions import InDouble
-from pyrovae.likelihoods import Likelihood, off_support
+from pyrovae.likelihoods import Likelihood
+from pyrovae.likelihoods.base import off_support
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.pair import masks
 from pyrovae.pair.context import judge
@@ -37,23 +38,23 @@ from pyrovae.pair.dependence import flat as _columns
 from pyrovae.pair.on_data import check_rows
 from pyrovae.pair.running import Batch, Latents, Site, Sites, Structure, Support, run, sample_sites
 
-_PROBE_ROWS = 4
+_PROBE_ROWS, _MOST_ROWS = 4, 4096
 
 
 def inspect(
-    pair: LatentVariableModel, batch: Batch, seed: int = 0, argument: str = "x", most_rows: int = 4096
+    pair: LatentVariableModel, batch: Batch, seed: int = 0, argument: str = "x", every_row: bool = False
 ) -> Structure:
     """Find out what the pair is made of, and refuse it where a row's log P(x) would not mean what it says.
 
     Runs the pair on up to four of the rows, in ``eval()`` mode and without gradients; the first call
     fills the parameter store of a pair written in plain functions, from ``seed``. Then runs it once on each of the
-    first ``most_rows`` rows; see ``on_data``.
+    first 4096 rows, or on ``every_row``; see ``on_data``.
 
     Raises:
         ValueError: naming what was found, for every sentence of the contract: no plate over the rows or
             several, a site outside it, a latent missing from the guide or known to it alone, a guide
             that is a point, observations that do not answer to x, subsampling or scaled sites, randomness
-            outside sample sites, rows that feel their neighbours, values off the likelihood's support.
+            outside sample sites, rows that depend on other rows, values off the likelihood's support.
     """
     num_rows = min(len(batch["x"]), _PROBE_ROWS)
     chosen = _distinct_rows(batch["x"], num_rows)
@@ -70,7 +71,6 @@ def inspect(
         again = _first_runs(pair, fewer)
         check_modules(pair, probe, {name: sites["guide"][name]["value"] for name in latents})
         data_dim, plates = _data_dims(pair, sites, again, len(chosen))
-        masks.check_latents(sites["model"], sites["guide"], latents)
         columns, measure, held_supports = _measure(
             sites["model"],
             observed,
@@ -79,6 +79,7 @@ def inspect(
             len(chosen),
             lambda rows: _replayed(pair, latents, rows),
         )
+        masks.check_latents(sites["model"], sites["guide"], latents)
         if len(set(chosen)) > 1 and not {"mass", "density"} & set(measure):
             check_varies(sites["model"], observed, data_dim)
         structure = Structure(
@@ -108,7 +109,8 @@ def inspect(
             structure = replace(structure, measure=("pseudo-likelihood",) * len(measure))
         check_log_prob_dims(sites, structure)
         check_repeats(pair, structure, sites, probe, fewer, order)
-        structure = check_rows(pair, structure, {n: v[:most_rows] for n, v in batch.items()}, seed, argument)
+        first = batch if every_row else {name: value[:_MOST_ROWS] for name, value in batch.items()}
+        structure = check_rows(pair, structure, first, seed, argument, every_row)
         _check_order(pair, structure, batch)
         return replace(structure, vectorised=check_vectorised(pair, structure, probe))
 

@@ -24,11 +24,17 @@ _TOLERANCE, _TOLERANCE_FLOAT32, _ROUNDINGS = {torch.float64: 1e-8}, 1e-5, 50
 
 
 def check_rows(
-    pair: LatentVariableModel, structure: Structure, batch: Batch, seed: int, argument: str = "x"
+    pair: LatentVariableModel,
+    structure: Structure,
+    batch: Batch,
+    seed: int,
+    argument: str = "x",
+    every_row: bool = True,
 ) -> Structure:
     """Run the pair once on every row, and refuse rows or a pair for which a row's log P(x) would not mean what it says.
 
-    Costs one decoder evaluation a row. Some rows of up to eight blocks are scored again alone, at the same z.
+    Costs one decoder evaluation a row. Some rows of up to eight blocks are scored again alone, at the same z. Without
+    ``every_row``, blocks on which the pair fails are passed over: training deals with such rows by itself.
 
     Returns:
         The structure; its measure is "transformed" where a site does not hold the columns it held in inspection.
@@ -44,7 +50,12 @@ def check_rows(
     with pair.evaluating(), seeded:
         for start in starts:
             block = {name: value[start : start + height] for name, value in batch.items()}
-            guide, model = _run_block(pair, structure, block, start, argument)
+            try:
+                guide, model = _run_block(pair, structure, block, start, argument)
+            except _Overflow:
+                if every_row:
+                    raise
+                continue
             if structure.masked:
                 masks.check_masks(model, guide, structure.latents, structure.data_dim, start)
                 _check_masked_unused(pair, structure, block, guide, model, start)
@@ -53,6 +64,10 @@ def check_rows(
             if start in compared and len(block["x"]) > 1:
                 _check_alone(pair, structure, block, guide, model)
     return structure
+
+
+class _Overflow(checks.Refused):
+    """A row that model and guide fail on."""
 
 
 def _run_block(
@@ -77,11 +92,13 @@ def _run_block(
         row = flat(block["x"])[0]
         column = int(row.abs().argmax())
         reason = str(error).splitlines()[0].removesuffix(", but found invalid values:")
-        raise checks.bad_value(
-            argument,
-            "rows that model and guide can take",
-            f"row {start}, where they fail: {reason}. Its largest entry is {float(row[column]):g}, in column {column}",
-            "Columns of very different size: standardize=True, or scale them. Or drop the row.",
+        raise _Overflow(
+            checks.refusal(
+                argument,
+                "rows that model and guide can take",
+                f"row {start}, where they fail: {reason}. Its largest entry is {float(row[column]):g}, in column {column}",
+                f"{pair.fix_of_scales(block['x']) or 'Bring its columns to size one.'} Or drop the row.",
+            )
         ) from error
 
 

@@ -110,14 +110,13 @@ def weigh(
 ) -> tuple[Latents, LogJoint, Tensor]:
     """Draw z ~ Q(z | x) for every row; returns z, its log joint and log Q(z | x), (samples, rows), in nats.
 
-    log Q is +∞ at a draw that rounding put onto a bound of its support, where a density is not what it is beside it:
-    such a draw weighs nothing.
+    log Q is +∞ at a draw that rounding put onto a bound of its support, or onto the number next to it: its density is
+    not what it was. Such a draw weighs nothing.
     """
     latents, log_q = propose(pair, structure, batch, num_samples)
     joint = log_joint(pair, structure, batch, latents)
     if structure.edges:
-        finite = torch.isfinite(joint.prior) & torch.isfinite(log_q) & (joint.likelihood < math.inf)
-        log_q = torch.where(_at_edge(structure, latents) & ~finite, math.inf, log_q)
+        log_q = torch.where(_at_edge(structure, latents), math.inf, log_q)
     return latents, joint, log_q
 
 
@@ -318,12 +317,14 @@ def _log_prob(site: Site, checked: bool = False) -> Tensor:
 
 
 def _at_edge(structure: Structure, latents: Latents) -> Tensor:
-    """Whether a latent lies on a bound of its support, or beyond, (samples, rows): where rounding can put a draw."""
+    """Whether a latent lies on a bound of its support or on the number next to it, (samples, rows)."""
     found = []
     for name, ranges in structure.edges.items():
         z = latents[name].movedim(1 + structure.nesting + structure.data_dim[name], 1)
         z = z.reshape(*z.shape[:2], -1)
-        found += [((z <= low) | (z >= high)).any(-1) for low, high in ranges]
+        for low, high in ranges:
+            above, below = supports.inner_bounds((low, high), z.dtype)
+            found.append((((z >= low) & (z <= above)) | ((z >= below) & (z <= high))).any(-1))
     return torch.stack(found).any(0)
 
 

@@ -1,0 +1,121 @@
+"""What is found on the rows of an evaluation themselves, however few of them show it."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyrovae as pv
+
+
+def guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+
+def moved_by(statistic):
+    """A model whose location moves with something of the batch, a number or one for each row."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            loc = z[..., None] + 0.3 * statistic(x)[..., None]
+            pyro.sample("x", dist.Normal(loc.expand(*z.shape, 3), 1.0).to_event(1), obs=x)
+
+    return model
+
+
+def guided_by(statistic):
+    def its_guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.3 * statistic(x) + torch.zeros(len(x)), 1.0))
+
+    return its_guide
+
+
+OF_THE_BATCH = {
+    "mean": lambda x: x.mean(),
+    "maximum": lambda x: x.max(),
+    "minimum": lambda x: x.min(),
+    "median": lambda x: x.median(),
+    "standard deviation": lambda x: x.std(unbiased=False),
+    "count": lambda x: torch.tensor(float(len(x))),
+    "place": lambda x: torch.arange(len(x)) / 10,
+    "rank": lambda x: x[:, 0].argsort().argsort() / 10,
+    "the first row": lambda x: x[0, 0] + 0 * x[:, 0],
+    "the row before": lambda x: x[:, 0].roll(1),
+    "how many are above 5": lambda x: (x > 5).sum().float(),
+    "how many equal it": lambda x: (x[:, :1].round() == x[:, 0].round()).float().sum(1),
+    "quantile": lambda x: x.flatten().kthvalue(max(1, int(0.9 * x.numel()))).values,
+}
+TILES = [(300, 50), (10, 50), None]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("part", ["model", "guide"])
+@pytest.mark.parametrize("name", OF_THE_BATCH)
+def test_rows_that_depend_on_others_are_refused(name, part, seed):
+    x = 1 + 5 * torch.rand(300, 3, generator=torch.Generator().manual_seed(seed))
+    statistic = OF_THE_BATCH[name]
+    pair = pv.LatentVariableModel(
+        moved_by(statistic) if part == "model" else moved_by(lambda x: x.new_zeros(())),
+        guided_by(statistic) if part == "guide" else guide,
+    )
+    for tile in TILES:
+        with pytest.raises(
+            ValueError, match=rf"^{part}: expected rows whose log-probability does not depend on the rest"
+        ):
+            pv.log_evidence(pair, x, num_samples=100, tile=tile, compile=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+@pytest.mark.parametrize("size", [1.0, 100.0])
+def test_rounding_is_no_dependence(size, scale, dtype):
+    """Wide products round differently in batches of one and of many; a small scale makes that many nats."""
+    torch.manual_seed(0)
+    vae = pv.VAE.mlp(300, 20, "gaussian", hidden_dims=(400, 400), scale=scale).to(dtype)
+    x = size * torch.rand(400, 300, dtype=dtype)
+    pv.elbo(vae, x, num_samples=1)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("method", ["importance", "auto"])
+@pytest.mark.parametrize("row", [0, 100, 299])
+def test_a_row_that_networks_overflow_on_is_named(row, method, sign):
+    """The logarithm of the encoder's scale is ±1e22."""
+    network = torch.nn.Linear(3, 2)
+    torch.nn.init.constant_(network.weight, sign)
+    likelihood = pv.likelihoods.Gaussian(pv.MLP(1, (4,), 3))
+    vae = pv.VAE(pv.priors.StandardNormal(1), likelihood, pv.encoders.DiagonalNormal(network))
+    x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
+    x[row, 1] = 1e22
+    with pytest.raises(ValueError, match=rf"^x: expected .*row {row}\b"):
+        pv.log_evidence(vae, x, method=method)
+
+
+def test_a_far_row_that_networks_take_costs_the_others_nothing():
+    torch.manual_seed(0)
+    vae = pv.VAE.mlp(3, 1, "gaussian", hidden_dims=(4,))
+    x = torch.randn(30, 3)
+    before = pv.log_evidence(vae, x, num_samples=100).estimate
+    x[4, 1] = 1e3
+    after = pv.log_evidence(vae, x, num_samples=100)
+    assert after.estimate[4] < -1e4
+    others = np.arange(30) != 4
+    np.testing.assert_allclose(after.estimate[others], before[others], rtol=1e-5)
+
+
+def test_a_value_off_a_site_that_holds_no_column_is_named():
+    """Observed logarithms of x: the support is of them, and row 250 is below."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Exponential(z.exp()), obs=x.log())
+
+    x = 1 + torch.rand(300, generator=torch.Generator().manual_seed(0))
+    x[250] = 0.5
+    with pytest.raises(ValueError, match=r"site 'x' can score.*1 rows with others, first row 250"):
+        pv.log_evidence(pv.LatentVariableModel(model, guide), x, num_samples=10)

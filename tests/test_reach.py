@@ -1,0 +1,326 @@
+"""Guides that can't reach all of the prior, draws on the bounds of a support, and rows without probability.
+
+Comparisons with an exact value allow ``rates.Z`` standard errors, the first-order bias and 1e-3 nats for float32.
+"""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from rates import SEED, Z
+from scipy import integrate, stats
+
+import pyrovae as pv
+
+N = 12
+T = dist.transforms
+
+
+def rows(seed=SEED):
+    return torch.randn(N, generator=torch.Generator().manual_seed(seed)) * 2**0.5
+
+
+def gaussian(x):
+    """z ~ N(0, 1), x ~ N(z, 1)."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def categorical(x):
+    """Three categories, x ~ N(its place, 1)."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(torch.tensor([0.5, 0.3, 0.2])))
+        pyro.sample("x", dist.Normal(torch.tensor([-1.0, 0.0, 2.0])[z], 1.0), obs=x)
+
+
+def of_categories(x):
+    joint = torch.tensor([0.5, 0.3, 0.2]).log() + dist.Normal(torch.tensor([-1.0, 0.0, 2.0]), 1.0).log_prob(
+        x[:, None]
+    )
+    return torch.logsumexp(joint.double(), dim=1).numpy()
+
+
+def proposing(q):
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", q(x))
+
+    return guide
+
+
+def exact_gaussian(x):
+    return dist.Normal(0.0, 2**0.5).log_prob(x).double().numpy()
+
+
+def sides(x):
+    return torch.stack([x / 2 - 1.5, x / 2 + 0.5], dim=1), torch.stack([x / 2 - 0.5, x / 2 + 1.5], dim=1)
+
+
+CUT_OFF = {
+    "an interval": (gaussian, lambda x: dist.Uniform(x / 2 - 0.7, x / 2 + 0.7), exact_gaussian),
+    "a wide fixed interval": (
+        gaussian,
+        lambda x: dist.Uniform(torch.full_like(x, -2.0), 2.0),
+        exact_gaussian,
+    ),
+    "a half-line": (gaussian, lambda x: dist.Gamma(torch.full_like(x, 2.0), 1.0), exact_gaussian),
+    "a shifted half-line": (
+        gaussian,
+        lambda x: dist.TransformedDistribution(
+            dist.Exponential(torch.ones_like(x)), [T.AffineTransform(x / 2 - 1, 1.0)]
+        ),
+        exact_gaussian,
+    ),
+    "a scaled Beta": (
+        gaussian,
+        lambda x: dist.TransformedDistribution(
+            dist.Beta(2 * torch.ones_like(x), 2.0), [T.AffineTransform(x / 2 - 1, 2.0)]
+        ),
+        exact_gaussian,
+    ),
+    "two intervals with a gap": (
+        gaussian,
+        lambda x: dist.MixtureSameFamily(dist.Categorical(torch.ones(len(x), 2)), dist.Uniform(*sides(x))),
+        exact_gaussian,
+    ),
+    "categories": (
+        categorical,
+        lambda x: dist.Categorical(torch.tensor([0.6, 0.4, 0.0]).expand(len(x), 3)),
+        of_categories,
+    ),
+}
+BY_GUIDE = {"importance": {}, "jackknife": {}, "annealed": {"num_samples": 16, "num_temperatures": 30}}
+
+
+@pytest.mark.parametrize("method", BY_GUIDE)
+@pytest.mark.parametrize("name", CUT_OFF)
+def test_no_row_is_trusted_by_draws_of_a_guide_that_is_cut_off(name, method):
+    model, q, exact = CUT_OFF[name]
+    if name == "categories" and method == "annealed":
+        pytest.skip("discrete latents can't be moved")
+    x = rows()
+    pair = pv.LatentVariableModel(model, proposing(q))
+    ev = pv.log_evidence(pair, x, method=method, seed=SEED, compile=False, **BY_GUIDE[method])
+    assert (ev.verdict == "another method").all()
+    assert "the guide has density 0" in ev.summary()
+    if method == "importance":  # still a bound
+        assert (ev.estimate < exact(x) + Z * ev.mcse + 1e-3).all()
+
+
+@pytest.mark.parametrize("name", CUT_OFF)
+def test_auto_goes_another_way_and_is_right(name):
+    model, q, exact = CUT_OFF[name]
+    x = rows()
+    ev = pv.log_evidence(
+        pv.LatentVariableModel(model, proposing(q)), x, method="auto", seed=SEED, compile=False
+    )
+    tolerance = Z * ev.mcse + np.abs(ev.bias) + 1e-3
+    np.testing.assert_array_less(np.abs(ev.estimate - exact(x)), tolerance)
+    assert (ev.verdict == "trust").mean() > 0.5
+    assert not (ev.answered_by == "importance").any()
+
+
+REACHING = {
+    "a wide normal": lambda x: dist.Normal(x / 2, 0.9),
+    "Student's t": lambda x: dist.StudentT(4.0, x / 2, 0.8),
+    "a mixture of normals": lambda x: dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(len(x), 2)), dist.Normal(torch.stack([x / 2, 0 * x], dim=1), 0.9)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REACHING)
+def test_guides_that_reach_everything_are_trusted(name):
+    x = rows()
+    ev = pv.log_evidence(
+        pv.LatentVariableModel(gaussian, proposing(REACHING[name])), x, seed=SEED, compile=False
+    )
+    assert (ev.verdict == "trust").all()
+    assert ev.reasons == ()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# P(x, z) = 0: x ~ Uniform(0, z) with z ~ Gamma(2, 1) has P(x) = e^(−x)
+
+
+def below(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Gamma(torch.tensor(2.0), 1.0))
+        pyro.sample("x", dist.Uniform(torch.zeros_like(z), z), obs=x)
+
+
+BELOW = {
+    "above x": lambda x: dist.TransformedDistribution(
+        dist.Exponential(torch.ones_like(x)), [T.AffineTransform(x, 1.0)]
+    ),
+    "anywhere": lambda x: dist.Gamma(torch.full_like(x, 2.0), 0.8),
+}
+
+
+@pytest.mark.parametrize("method", ["importance", "jackknife", "refined", "auto"])
+@pytest.mark.parametrize("name", BELOW)
+def test_draws_without_probability_weigh_nothing(name, method):
+    x = -torch.rand(N, generator=torch.Generator().manual_seed(SEED)).log()
+    pair = pv.LatentVariableModel(below, proposing(BELOW[name]))
+    ev = pv.log_evidence(pair, x, method=method, seed=SEED, compile=False)
+    trusted = ev.verdict == "trust"
+    assert trusted.mean() > 0.5
+    tolerance = Z * ev.mcse + np.abs(ev.bias) + 1e-3
+    np.testing.assert_array_less(np.abs(ev.estimate + x.numpy())[trusted], tolerance[trusted])
+    if method == "importance":  # supports alone do not decide
+        assert trusted.all()
+
+
+def test_a_grid_across_a_jump_states_its_error():
+    x = -torch.rand(4, generator=torch.Generator().manual_seed(SEED)).log()
+    pair = pv.LatentVariableModel(below, proposing(BELOW["anywhere"]))
+    ev = pv.log_evidence(pair, x, method="quadrature", tolerance=0.02)
+    assert (ev.verdict == "trust").all()
+    np.testing.assert_array_less(np.abs(ev.estimate + x.numpy()), ev.mcse + 1e-6)
+
+
+@pytest.mark.parametrize("method", ["importance", "jackknife", "annealed", "refined", "auto"])
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_draws_beyond_the_prior_weigh_nothing(scale, method):
+    """z ~ HalfNormal(1), x ~ N(z, 1), a normal guide: P(x) = 2 N(x; 0, √2) Φ(x/√2)."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.HalfNormal(torch.tensor(1.0)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = rows()
+    pair = pv.LatentVariableModel(model, proposing(lambda x: dist.Normal(x / 2, scale)))
+    ev = pv.log_evidence(pair, x, method=method, seed=SEED, compile=False)
+    exact = math.log(2) + exact_gaussian(x) + stats.norm.logcdf(x.double().numpy() / 2**0.5)
+    trusted = ev.verdict == "trust"
+    tolerance = Z * ev.mcse + np.abs(ev.bias) + 1e-3
+    np.testing.assert_array_less(np.abs(ev.estimate - exact)[trusted], tolerance[trusted])
+    assert trusted.mean() > (0.3 if method == "annealed" else 0.6)
+
+
+@pytest.mark.parametrize("method", ["importance", "jackknife", "annealed", "refined", "auto"])
+def test_a_row_without_probability_says_so(method):
+    """x ~ Uniform(0, 1 + z), z in (0, 1): a row of 5 can't be."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Beta(torch.tensor(2.0), 2.0))
+            pyro.sample("x", dist.Uniform(torch.zeros_like(z), 1 + z), obs=x)
+
+    x = torch.rand(N, generator=torch.Generator().manual_seed(SEED))
+    x[7] = 5.0
+    pair = pv.LatentVariableModel(model, proposing(lambda x: dist.Beta(torch.full_like(x, 2.0), 2.0)))
+    ev = pv.log_evidence(pair, x, method=method, seed=SEED, compile=False)
+    assert np.isneginf(ev.estimate).tolist() == [row == 7 for row in range(N)]
+    assert ev.verdict[7] == "another method"
+    assert "P(x, z) is 0 at every draw: 1 row, first row 7" in ev.summary()
+    with pytest.raises(ValueError, match=r"first row 7"):
+        pv.compare({"it": ev, "again": ev})
+
+
+def test_values_off_a_bound_of_their_own_are_impossible_rows():
+    """A Binomial with a row's own number of trials: known bounds vary, though four rows may have the same."""
+
+    def model(x, trials):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Binomial(trials, logits=z), obs=x)
+
+    def guide(x, trials):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    trials = torch.full((300,), 3.0)
+    trials[255:] = 9.0
+    trials[299] = 2.0
+    x = torch.ones(300)
+    x[260], x[299] = 8.0, 3.0
+    ev = pv.log_evidence(pv.LatentVariableModel(model, guide), {"x": x, "trials": trials}, num_samples=200)
+    assert np.flatnonzero(np.isneginf(ev.estimate)).tolist() == [299]
+    z = np.linspace(-9, 9, 4001)
+    expected = np.log(np.trapezoid(stats.binom.pmf(8, 9, 1 / (1 + np.exp(-z))) * stats.norm.pdf(z), z))
+    assert abs(ev.estimate[260] - expected) < Z * ev.mcse[260]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Draws that round onto a bound
+
+
+def bounded(prior):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior())
+            pyro.sample("x", dist.Normal(4 * z, 0.5), obs=x)
+
+    return model
+
+
+def exact_bounded(x, a):
+    """log ∫ N(x; 4z, ½) Beta(z; a, a) dz, by z = sin² t."""
+
+    def integrand(t, value):
+        weight = (
+            2
+            * np.sin(t) ** (2 * a - 1)
+            * np.cos(t) ** (2 * a - 1)
+            / np.exp(2 * math.lgamma(a) - math.lgamma(2 * a))
+        )
+        return weight * stats.norm.pdf(value, 4 * np.sin(t) ** 2, 0.5)
+
+    return np.array([math.log(integrate.quad(integrand, 0, np.pi / 2, args=(v,))[0]) for v in x.tolist()])
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("method", ["importance", "auto", "refined"])
+def test_draws_that_round_onto_a_bound_blame_nobody(method, seed):
+    x = 4 * torch.rand(N, generator=torch.Generator().manual_seed(seed)) + 0.3
+
+    def q(x):
+        centre = (x / 4).clamp(0.02, 0.999)
+        return dist.Beta(20 * centre, 20 * (1 - centre))
+
+    pair = pv.LatentVariableModel(bounded(lambda: dist.Uniform(torch.tensor(0.0), 1.0)), proposing(q))
+    ev = pv.log_evidence(pair, x, method=method, seed=seed, compile=False)
+    trusted = ev.verdict == "trust"
+    assert trusted.mean() > 0.4
+    tolerance = Z * ev.mcse + np.abs(ev.bias) + 1e-3
+    np.testing.assert_array_less(np.abs(ev.estimate - exact_bounded(x, 1.0))[trusted], tolerance[trusted])
+
+
+def test_more_than_one_draw_in_a_hundred_on_a_bound_is_not_trusted():
+    """A spiky guide: near 1, float32 has few numbers, and draws become 1 itself."""
+    x = torch.full((N,), 3.9)
+    q = proposing(lambda x: dist.Beta(torch.full_like(x, 0.5), 0.02))
+    pair = pv.LatentVariableModel(bounded(lambda: dist.Beta(torch.tensor(0.5), 0.5)), q)
+    ev = pv.log_evidence(pair, x, seed=SEED, compile=False)
+    assert (ev.verdict == "another method").all()
+    assert "of the draws round onto a bound" in ev.summary()
+    assert np.isfinite(pv.elbo(pair, x, seed=SEED).estimate).all()
+
+
+def test_angles_have_one_turn():
+    """z ~ VonMises, x ~ N(cos z, ½): a grid over one turn, and no second turn by methods that move z."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.VonMises(torch.tensor(0.5), 2.0))
+            pyro.sample("x", dist.Normal(z.cos(), 0.5), obs=x)
+
+    x = rows().clamp(-1.5, 1.5)
+    z = np.linspace(-np.pi, np.pi, 20001)
+    density = stats.vonmises(2.0, 0.5).pdf(z) * stats.norm.pdf(x.numpy()[:, None], np.cos(z), 0.5)
+    exact = np.log(np.trapezoid(density, z, axis=1))
+    for q in (
+        lambda x: dist.VonMises(torch.full_like(x, 0.3), 1.5),
+        lambda x: dist.Normal(0.5 * torch.ones_like(x), 2.0),
+    ):
+        for method in ("importance", "refined", "auto"):
+            ev = pv.log_evidence(
+                pv.LatentVariableModel(model, proposing(q)), x, method=method, seed=SEED, compile=False
+            )
+            np.testing.assert_array_less(np.abs(ev.estimate - exact), Z * ev.mcse + np.abs(ev.bias) + 1e-3)
