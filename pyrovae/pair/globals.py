@@ -295,8 +295,10 @@ class BayesianModel:
                 for sites in (self._run(self.batch, vector)[0] for vector in u)
             )
             found = Together.of(self.model, self.batch, (first, second))
-        apart = isinstance(self._rows, _Rows)
-        computed = "pseudo-likelihood" in self._rows.measure if apart else computed_from_rows(self.batch)
+        if isinstance(self._rows, _Rows):
+            computed = "pseudo-likelihood" in self._rows.measure
+        else:
+            computed = bool(computed_from_rows(self.batch))
         if computed:
             found = replace(found, measure=("pseudo-likelihood",) * len(found.measure))
         return found
