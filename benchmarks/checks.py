@@ -46,13 +46,13 @@ def main() -> None:
         def prepare(vae: pv.VAE = vae, x: torch.Tensor = x) -> object:
             return Evaluation.prepare(vae, x, DRAWS, 0)
 
-        def without(prepare: Callable[[], object] = prepare) -> object:
+        held = {"x": list(range(width))}
+
+        def without(prepare: Callable[[], object] = prepare, held: dict[str, list[int]] = held) -> object:
             with (
                 mock.patch.object(inspection, "check_rows", lambda pair, structure, *rest: structure),
-                mock.patch.object(inspection, "_check_order", lambda *rest: None),
-                mock.patch.object(
-                    inspection, "columns_held", lambda again, batch, names, dims: {"x": list(range(width))}
-                ),
+                mock.patch.object(inspection, "_check_order"),
+                mock.patch.object(inspection, "columns_held", return_value=held),
             ):
                 return prepare()
 

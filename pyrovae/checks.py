@@ -145,6 +145,14 @@ def sizes(x: Tensor) -> tuple[float, float]:
     return (float(size.min()), float(size.max())) if len(size) else (1.0, 1.0)
 
 
+def largest(x: Tensor) -> tuple[int, int, float]:
+    """The row, column and value of the entry of largest size."""
+    rows = x.detach().reshape(len(x), -1)
+    place = int(rows.abs().argmax())
+    row, column = divmod(place, rows.shape[1])
+    return row, column, float(rows[row, column])
+
+
 def choice(argument: str, value: Any, options: tuple[str, ...]) -> str:
     """``value`` if it is one of ``options``; raises ``TypeError`` or ``ValueError`` naming them all."""
     if not isinstance(value, str) or value not in options:
@@ -848,7 +856,7 @@ def fingerprint(x: Tensor) -> Fingerprint:
         floors.update(np.floor(narrow).data)
         totals.append(values.sum(axis=1, dtype=np.float64))
         binary = binary and bool(((values == 0) | (values == 1)).all())
-    lossy = watch is not None and not held and watch.loss(x.detach()) is not None
+    lossy = watch is not None and not held and watch.loss(x.detach().cpu()) is not None
     sha256 = rounded.hexdigest() if held else exact.hexdigest()
     return Fingerprint(
         sha256, rounded.hexdigest(), lossy, floors.hexdigest(), binary, np.concatenate(totals), columns

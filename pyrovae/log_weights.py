@@ -177,7 +177,7 @@ class Evaluation:
         )
 
         def fix() -> str:
-            return self.pair.fix_of_scales(self.batch["x"])
+            return self.pair.fix_of_rows(self.batch["x"], self.numbers)
 
         with checks.parameters_hold(self.argument, fix):
             terms = call.by_pyro(self.pair) if self.runner is None else self.runner.run(call)
@@ -256,6 +256,8 @@ def log_weights(
 @dataclass(frozen=True)
 class ELBOEstimate:
     """The evidence lower bound of every row, split in two: estimate = reconstruction − rate.
+
+    Draws that rounding put onto a bound of their support are left out; NaN where all are.
 
     Attributes:
         estimate: E_Q[log P(x, z) − log Q(z | x)], shape (rows,), in nats.

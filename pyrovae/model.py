@@ -263,8 +263,15 @@ class LatentVariableModel(nn.Module):
                     "Build, copy or load the model outside.",
                 )
 
+    def fix_of_rows(self, x: Tensor, numbers: Tensor | None = None) -> str:
+        """What to do where networks overflow on rows of x, and where its largest entry is; ``numbers`` are the rows'."""
+        row, column, value = checks.largest(x)
+        row = row if numbers is None else int(numbers[row])
+        largest = f"The largest entry is {value:g}, in row {row}, column {column}."
+        return f"{self.fix_of_scales(x)} {largest}".lstrip()
+
     def fix_of_scales(self, x: Tensor) -> str:
-        """What to do where networks overflow on rows of x; empty where their columns are near size one, or brought there."""
+        """What to do about the sizes of columns; empty where they are near one, or brought there."""
         smallest, largest = checks.sizes(x)
         how = self._standardising
         if how and largest > _UNEVEN * smallest:
@@ -505,7 +512,7 @@ class VAE(LatentVariableModel):
         rows = context.pop("x")
         self._refuse_untaken(context)
         seeded = noise.seeded(noise.derive(seed, noise.Stream.RECONSTRUCT), self.device)
-        with self.evaluating(), seeded, checks.parameters_hold(fix=lambda: self.fix_of_scales(rows)):
+        with self.evaluating(), seeded, checks.parameters_hold(fix=lambda: self.fix_of_rows(rows)):
             return self.likelihood(self.encoder(rows).sample(), **context).mean
 
     def _refuse_untaken(self, context: Mapping[str, Tensor]) -> None:

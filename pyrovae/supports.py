@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -106,12 +107,19 @@ def _inside(fn: Distribution, value: Tensor, checked: bool) -> Tensor | None:
     if isinstance(fn, dist.Independent):
         inside = _inside(fn.base_dist, value, checked)
         return None if inside is None else _all(inside, fn.reinterpreted_batch_ndims)
-    if isinstance(fn, dist.TransformedDistribution) and not _everywhere(fn.base_dist):
-        at = value
+    if isinstance(fn, dist.TransformedDistribution) and not _everywhere(fn):
+        at, within, dims = value, None, len(fn.event_shape)
         for transform in reversed(fn.transforms):
+            reached = transform.codomain
+            while isinstance(reached, constraints.independent):
+                reached = reached.base_constraint
+            if isinstance(reached, _INTERVALS):
+                here = _all(reached.check(at), dims)
+                within = here if within is None else within & here
             at = transform.inv(at)
         inside = _inside(fn.base_dist, at, checked)
-        return None if inside is None else _all(inside, len(fn.event_shape) - len(fn.base_dist.event_shape))
+        inside = None if inside is None else _all(inside, dims - len(fn.base_dist.event_shape))
+        return inside if within is None else within if inside is None else within & inside
     found = support(fn)
     if not isinstance(found, _INTERVALS) or (checked and is_fixed(found)):
         return None
@@ -136,9 +144,19 @@ def _everywhere(fn: Distribution) -> bool:
     if isinstance(fn, dist.MixtureSameFamily):
         return _everywhere(fn._component_distribution)
     if isinstance(fn, dist.TransformedDistribution):
-        return _everywhere(fn.base_dist)
-    found = support(fn)
+        return _everywhere(fn.base_dist) and all(map(_onto_reals, fn.transforms))
+    return _is_real(support(fn))
+
+
+def _is_real(found: Constraint | None) -> bool:
+    while isinstance(found, constraints.independent):
+        found = found.base_constraint
     return found is constraints.real or found is constraints.real_vector
+
+
+def _onto_reals(transform: Any) -> bool:
+    """Whether a transform takes the real numbers onto all of them."""
+    return _is_real(transform.domain) and _is_real(transform.codomain)
 
 
 def same_reach(proposal: Distribution, target: Distribution) -> bool:
@@ -148,8 +166,14 @@ def same_reach(proposal: Distribution, target: Distribution) -> bool:
     support is, and so may a mixture or a transformed distribution whose parts are bounded.
     """
     inner = _innermost(proposal)
-    if isinstance(inner, dist.MixtureSameFamily | dist.TransformedDistribution) and not _everywhere(inner):
+    if isinstance(inner, dist.MixtureSameFamily) and not _everywhere(inner):
         return False
+    if isinstance(inner, dist.TransformedDistribution) and not _everywhere(inner):
+        # Known where the last transform alone has bounds, and takes all real numbers to where they are.
+        *before, last = inner.transforms
+        reals = _everywhere(inner.base_dist) and all(map(_onto_reals, before)) and _is_real(last.domain)
+        if not reals or isinstance(last, dist.transforms.ComposeTransform):
+            return False
     proposed = bounds(support(proposal))
     return proposed is not None and proposed == bounds(support(target))
 

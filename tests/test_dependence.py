@@ -189,6 +189,45 @@ def test_rows_of_a_bayesian_model_that_reads_them_are_refused():
         faulty.fit(x).log_evidence(x)
 
 
+def test_a_wide_sequential_model_is_looked_at_in_time():
+    """300 latents in a single site, whose prior reads the columns before: batched, and accepted."""
+    model, its_guide = vector_of(300)
+    x = torch.bernoulli(torch.full((40, 300), 0.5), generator=torch.Generator().manual_seed(0))
+    assert np.isfinite(pv.elbo(pv.LatentVariableModel(model, its_guide), x, num_samples=2).estimate).all()
+
+
+def vector_of(width):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(shift(x), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=z).to_event(1), obs=x)
+
+    def its_guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x), width), 1.0).to_event(1))
+
+    return model, its_guide
+
+
+@pytest.mark.parametrize("rows", [1, 2, 40])
+@pytest.mark.parametrize("code", [0.0, 2.0])
+def test_codes_of_a_table_are_not_left(rows, code):
+    """An autoregressive model that looks the first column up in a table of three: no other code is tried."""
+    table = torch.tensor([-1.0, 0.0, 1.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("code", dist.Categorical(torch.ones(3)), obs=x[:, 0])
+            pyro.sample("x", dist.Normal(z + table[x[:, 0].long()], 1.0), obs=x[:, 1])
+
+    x = torch.stack([torch.full((rows,), code), torch.linspace(-1, 1, rows)], dim=1)
+    ev = pv.log_evidence(pv.LatentVariableModel(model, guide), x, num_samples=500, compile=False)
+    exact = dist.Normal(table[int(code)], 2**0.5).log_prob(x[:, 1]).numpy() - np.log(3)
+    np.testing.assert_array_less(np.abs(ev.estimate - exact), 6.1 * ev.mcse + np.abs(ev.bias) + 1e-4)
+    assert ev.measure == ("mass", "density")
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Which columns a site holds
 

@@ -163,6 +163,7 @@ def test_every_method_gives_what_the_rows_have(place, method):
     assert tolerance.max() < 0.6
     assert np.median(tolerance) < 0.2
     np.testing.assert_array_less(np.abs(ev.estimate - exact(x).numpy()), tolerance)
+    assert abs(ev.mean - float(exact(x).mean())) < Z * ev.mean_mcse + abs(ev.mean_bias) + 1e-3
 
 
 def test_a_diagnosis_counts_no_masked_entries():
@@ -197,7 +198,7 @@ def one_sided(part):
 def test_a_mask_in_one_part_alone_is_refused(part, method):
     other = "guide" if part == "model" else "model"
     with pytest.raises(
-        ValueError, match=rf"^{other}: expected latent 'z0' masked .* in 2 of 8 rows, first row 0"
+        ValueError, match=rf"^{other}: expected latent 'z0' masked .* in 2 rows or more, first row 0"
     ):
         pv.log_evidence(one_sided(part), {"x": rows("steps"), "held": HELD}, method=method)
 
@@ -206,7 +207,7 @@ def test_a_mask_in_one_part_alone_is_found_in_a_late_row():
     held = torch.ones(300, 2, dtype=torch.bool)
     held[299] = False
     x = torch.randn(300, 2)
-    with pytest.raises(ValueError, match="in 1 of 300 rows, first row 299"):
+    with pytest.raises(ValueError, match="in 1 rows or more, first row 299"):
         pv.elbo(one_sided("guide"), {"x": x, "held": held}, num_samples=2)
 
 

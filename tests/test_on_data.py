@@ -69,6 +69,28 @@ def test_rows_that_depend_on_others_are_refused(name, part, seed):
             pv.log_evidence(pair, x, num_samples=100, tile=tile, compile=False)
 
 
+@pytest.mark.parametrize(
+    "prior", [dist.Bernoulli(0.5), dist.Poisson(2.0), dist.Geometric(0.5), dist.Beta(2.0, 2.0)]
+)
+@pytest.mark.parametrize("name", ["maximum", "mean", "place", "how many equal it"])
+def test_rows_that_depend_on_others_are_refused_whatever_the_latents(name, prior):
+    statistic = OF_THE_BATCH[name]
+
+    def sampled(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", prior.expand([len(x)]))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior.expand([len(x)]))
+            loc = z[..., None] + 0.3 * statistic(x)[..., None]
+            pyro.sample("x", dist.Poisson(loc.abs().expand(*z.shape, 3) + 1).to_event(1), obs=x)
+
+    x = torch.randint(0, 9, (200, 3), generator=torch.Generator().manual_seed(0)).float()
+    with pytest.raises(ValueError, match="does not depend on the rest of the batch"):
+        pv.log_evidence(pv.LatentVariableModel(model, sampled), x, num_samples=50, compile=False)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [1.0, 1e-3])
 @pytest.mark.parametrize("size", [1.0, 100.0])
@@ -117,5 +139,5 @@ def test_a_value_off_a_site_that_holds_no_column_is_named():
 
     x = 1 + torch.rand(300, generator=torch.Generator().manual_seed(0))
     x[250] = 0.5
-    with pytest.raises(ValueError, match=r"site 'x' can score.*1 rows with others, first row 250"):
+    with pytest.raises(ValueError, match=r"site 'x' can score.*1 rows or more with others, first row 250"):
         pv.log_evidence(pv.LatentVariableModel(model, guide), x, num_samples=10)

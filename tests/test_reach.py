@@ -82,6 +82,20 @@ CUT_OFF = {
         ),
         exact_gaussian,
     ),
+    "a scaled logistic": (
+        gaussian,
+        lambda x: dist.TransformedDistribution(
+            dist.Normal(torch.zeros_like(x), 1.0), [T.SigmoidTransform(), T.AffineTransform(x / 2 - 1, 2.0)]
+        ),
+        exact_gaussian,
+    ),
+    "a shifted exponential of a normal": (
+        gaussian,
+        lambda x: dist.TransformedDistribution(
+            dist.Normal(torch.zeros_like(x), 0.7), [T.ExpTransform(), T.AffineTransform(x / 2 - 1, 1.0)]
+        ),
+        exact_gaussian,
+    ),
     "two intervals with a gap": (
         gaussian,
         lambda x: dist.MixtureSameFamily(dist.Categorical(torch.ones(len(x), 2)), dist.Uniform(*sides(x))),

@@ -6,7 +6,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
 
 from pyrovae import supports
 
@@ -30,6 +30,17 @@ KNOWN = {
     "mirrored gamma": (
         dist.TransformedDistribution(dist.Gamma(3.0, 2.0), [T.AffineTransform(0.0, -1.0)]),
         lambda x: stats.gamma(3.0, scale=0.5).logpdf(-x),
+    ),
+    "scaled logistic of a normal": (
+        dist.TransformedDistribution(
+            dist.Normal(0.0, 1.0), [T.SigmoidTransform(), T.AffineTransform(-1.0, 3.0)]
+        ),
+        lambda x: np.where(
+            (x > -1) & (x < 2),
+            stats.norm.logpdf(special.logit(np.clip((x + 1) / 3, 1e-6, 1 - 1e-6)))
+            - np.log(np.clip((x + 1) * (2 - x) / 3, 1e-12, None)),
+            -np.inf,
+        ),
     ),
     "mixture of gammas and nothing below": (
         dist.MixtureSameFamily(
@@ -100,6 +111,19 @@ SHIFTED = KNOWN["shifted exponential"][0]
         (dist.TransformedDistribution(REAL, [T.SigmoidTransform()]), UNIT, True),
         (UNIT, dist.Uniform(0.0, 1.0), True),
         (dist.Dirichlet(torch.ones(3)), dist.LogisticNormal(torch.zeros(2), torch.ones(2)), True),
+        (
+            dist.TransformedDistribution(REAL, [T.SigmoidTransform(), T.AffineTransform(0.0, 4.0)]),
+            REAL,
+            False,
+        ),
+        (dist.TransformedDistribution(REAL, [T.TanhTransform(), T.AffineTransform(0.0, 3.0)]), REAL, False),
+        (dist.TransformedDistribution(REAL, [T.ExpTransform(), T.AffineTransform(-1.0, 1.0)]), REAL, False),
+        (dist.TransformedDistribution(REAL, [T.AffineTransform(-1.0, 2.0)]), REAL, True),
+        (
+            dist.TransformedDistribution(REAL, [T.AffineTransform(-1.0, 2.0), T.ExpTransform()]),
+            POSITIVE,
+            True,
+        ),
         (POSITIVE, REAL, False),
         (UNIT, POSITIVE, False),
         (dist.Uniform(torch.zeros(2), torch.tensor([1.0, 2.0])), REAL, False),

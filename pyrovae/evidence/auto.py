@@ -27,7 +27,7 @@ from pyrovae.evidence.gaussians import (
 from pyrovae.evidence.importance import weigh_encoder
 from pyrovae.evidence.posterior import Encoder, Gaussian, Posterior, Proposal, total, undisturbed
 from pyrovae.evidence.quadrature import MOST_DIMENSIONS, first_price, integrate
-from pyrovae.evidence.reach import unreached
+from pyrovae.evidence.reach import reach_cost, unreached
 from pyrovae.evidence.refined import defended, shares, weigh_mixture
 from pyrovae.evidence.result import Columns, LogEvidence, about, judge, verdicts
 from pyrovae.log_weights import Evaluation, Terms
@@ -40,7 +40,7 @@ from pyrovae.turns import takes_turns
 
 RUNGS = ("importance", "defensive", "refined", "quadrature", "annealed")
 
-_MISSED = "a part of the posterior is known that the draws do not cover"
+_MISSED = "the posterior has mass where no draws were made"
 _PILOT, _SECOND_PILOT = 64, 128  # draws of the encoder, and of what was fitted
 _FEWEST = 128  # draws of an answer
 _RESERVE = 150  # decoder evaluations that an answer of as many draws takes, kept back to the end
@@ -332,7 +332,7 @@ class _Ladder:
                     values=values.T,
                 )
             )
-        self._cost[rows] += total_draws + 2
+        self._cost[rows] += total_draws + 2 + reach_cost(part)
         return _Pilot(*map(torch.cat, zip(*found, strict=True)))
 
     def _look_for_modes(self, rows: Tensor, pilot: _Pilot, dim: int) -> _Modes:

@@ -12,7 +12,7 @@ from pyrovae import checks, noise
 from pyrovae.evidence.gaussians import FAMILIES, fit_gaussians
 from pyrovae.evidence.posterior import Gaussian, Posterior, undisturbed
 from pyrovae.evidence.refined import all_starts, weigh, weigh_mixture
-from pyrovae.evidence.result import Columns, frame_of, verdicts
+from pyrovae.evidence.result import Columns, frame_of, judge, verdicts
 from pyrovae.log_weights import Evaluation, elbo_of
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
@@ -108,7 +108,7 @@ def gaps(
             "approximation_mcse": np.hypot(error, best_error),
             "amortization_mcse": np.hypot(best_error, encoder.mcse),
             "inference_mcse": np.hypot(error, encoder.mcse),
-            "verdict": verdicts(columns.pareto_k.cpu().numpy(), num_samples),
+            "verdict": judge(verdicts(columns.pareto_k.cpu().numpy(), num_samples), columns)[0],
         },
         evaluation.source.index if evaluation.source is not None else None,
     )

@@ -169,7 +169,7 @@ def gradients(
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Values of several functions of u, each (samples, rows), and their gradients, each (samples, rows, dim).
 
-    Rows and samples do not feel each other, so that the gradient of the sum holds every one's own. A density that
+    Rows and samples are independent, so the gradient of the sum holds each one's own. A density that
     does not depend on u, such as a uniform one, has no graph: its gradient is zero.
     """
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from pyrovae import checks
 from pyrovae.evidence.posterior import Posterior, total, undisturbed
 from pyrovae.log_weights import Evaluation
-from pyrovae.noise import Stream
+from pyrovae.noise import Stream, tile_shape
 from pyrovae.pair import Latents, draw_prior, log_joint, log_proposal, propose, values_of
 
 _DRAWS, _MORE = 8, 128  # of the prior for every row, and where other rows were found to be cut off
@@ -28,7 +28,10 @@ def unreached(evaluation: Evaluation) -> Tensor:
     found = torch.zeros(len(evaluation), dtype=torch.bool, device=evaluation.batch["x"].device)
     if evaluation.structure.reaches:
         return found
-    blocks = list(enumerate(evaluation.blocks()))
+    # as tall as most draws allow
+    height, _ = tile_shape(evaluation.structure.widest, _MORE)
+    starts = range(0, len(evaluation), height)
+    blocks = [(number, slice(start, min(start + height, len(found)))) for number, start in enumerate(starts)]
     for number, rows in blocks:
         found[rows] = _seen(evaluation, number, rows, _DRAWS)
     if bool(found.any()):
@@ -36,6 +39,11 @@ def unreached(evaluation: Evaluation) -> Tensor:
             if not bool(found[rows].all()):
                 found[rows] |= _seen(evaluation, number, rows, _MORE)
     return found
+
+
+def reach_cost(evaluation: Evaluation) -> int:
+    """Decoder evaluations of ``unreached`` for a row, where no other row is cut off."""
+    return 0 if evaluation.structure.reaches else (2 + len(_STRETCHES)) * _DRAWS
 
 
 def _seen(evaluation: Evaluation, number: int, rows: slice, num_draws: int) -> Tensor:

@@ -43,13 +43,13 @@ def verdicts(pareto_k: np.ndarray, num_samples: int | np.ndarray) -> np.ndarray:
 
 
 #: Findings about rows that more than one method makes.
-CUT_OFF = "the guide has density 0 at z where P(x, z) is above 0: its draws miss a part"
+CUT_OFF = "the guide has density 0 where P(x, z) > 0, so its draws miss part of log P(x)"
 
 
 def judge(
     verdict: np.ndarray, columns: Columns, findings: Mapping[str, Tensor] | None = None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Verdicts without trust for rows of which something is known that k-hat does not show; and each such reason.
+    """Verdicts, "another method" where a finding applies that k-hat does not show, and the findings in words.
 
     ``findings`` has for each reason the rows that it holds for, shape (rows,).
     """

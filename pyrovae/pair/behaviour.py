@@ -32,7 +32,7 @@ def behaviour(pair: LatentVariableModel, structure: Structure, batch: Batch, see
     """log Q(z | x), log P(z) and log P(x | z) by name, each of shape (draws, rows), float64, in nats.
 
     z is drawn from the guide, then from the prior: a model may differ where its guide never goes. Runs in ``eval()``
-    mode and without validation. Numbers are NaN where the pair raises an error. The pair, its parameter store and
+    mode and without validation. Numbers are NaN where the model raises an error at draws of its prior. The pair, its parameter store and
     torch's generators are left as they were.
     """
     found = {}
@@ -44,8 +44,9 @@ def behaviour(pair: LatentVariableModel, structure: Structure, batch: Batch, see
                 with noise.seeded(key, device):
                     log_q, joint = ask(pair, structure, batch)
                 terms = torch.stack([log_q, joint.prior, joint.likelihood]).cpu()
-            except Exception:  # a pair that can't be run has no numbers, then or now
-                pass
+            except Exception:  # a prior may draw what its own networks can't take
+                if source == "the guide":
+                    raise
             for name, term in zip(_TERMS, terms, strict=True):
                 found[f"{name}, z from {source},"] = term
     return found

@@ -22,6 +22,7 @@ from pyrovae.pair.running import (
     by_row,
     fold,
     loss,
+    of_rows,
     particles,
     propose,
     run,
@@ -188,18 +189,10 @@ def check_repeats(
                     "the pair owns, or into eval() mode.",
                 )
         if part == "model":
-            second = run(pair, part, fewer, _moved(structure, values, order))
+            places = torch.tensor(order, device=probe["x"].device)
+            second = run(pair, part, fewer, of_rows(structure, values, places))
             for name in structure.observed:
                 _check_answers(name, first[name], second[name], structure.data_dim[name], order)
-
-
-def _moved(structure: Structure, values: Latents, order: list[int]) -> Latents:
-    """Latents of the rows in another order, in the plain layout."""
-    moved = {}
-    for name, value in values.items():
-        axis = value.dim() - structure.event_dims[name] + structure.data_dim[name]
-        moved[name] = value.index_select(axis, torch.tensor(order, device=value.device))
-    return moved
 
 
 def _check_answers(name: str, first: Site, second: Site, dim: int, order: list[int]) -> None:

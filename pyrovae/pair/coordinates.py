@@ -165,7 +165,7 @@ def _to_support(name: str, drawn: Sites, again: Sites) -> Transform:
     expected = "latents in a fixed, continuous space (this method moves them)"
     mend = "Use method='importance', which only weighs what the guide draws."
     if support is None:
-        raise checks.bad_value("model", expected, f"latent {name!r}, which does not say its support", mend)
+        raise checks.bad_value("model", expected, f"latent {name!r}, without a declared support", mend)
     if support.is_discrete:
         raise checks.bad_value("model", expected, f"the discrete latent {name!r}", mend)
     if not _same(support, second):

@@ -50,12 +50,20 @@ def columns_held(
     spells the number of its column, however alike the columns are in the data.
     """
     x = flat(batch["x"])
-    other = _other_values(x)
+    other, varies = _other_values(x)
     numbers = torch.arange(1, x.shape[1] + 1, device=x.device)
     bits = torch.stack([(numbers >> bit) & 1 == 1 for bit in range(int(x.shape[1]).bit_length())])
     tagged = torch.cat([x[:1], torch.where(bits, other, x[0])])
     copies = _copies(batch, torch.zeros(len(tagged), dtype=torch.long, device=x.device), tagged)
-    sites = run(copies)
+    try:
+        sites = run(copies)
+    except (
+        RuntimeError,
+        IndexError,
+        ValueError,
+    ):  # codes beyond those in the data: constant columns stay as they are
+        tagged = torch.where(varies, tagged, x[0])
+        sites = run(_copies(batch, torch.zeros(len(tagged), dtype=torch.long, device=x.device), tagged))
     held = {}
     for name in names:
         values = by_rows(sites[name], data_dim[name]).to(x.dtype)
@@ -66,16 +74,31 @@ def columns_held(
         found = torch.where(found < x.shape[1], found, -1)
         same = (tagged[:, found.clamp(min=0)] == values).all(0)
         held[name] = torch.where(same, found, -1).tolist()
+    untold = [
+        column for column in range(x.shape[1]) if not any(column in columns for columns in held.values())
+    ]
+    for (
+        name,
+        columns,
+    ) in held.items():  # of constant columns that could not be changed, the first with that value
+        first = by_rows(sites[name], data_dim[name])[0].to(x.dtype)
+        for entry in [entry for entry, column in enumerate(columns) if column < 0]:
+            alike = [column for column in untold if not varies[column] and x[0, column] == first[entry]]
+            if alike and bool((tagged[:, alike[0]] == tagged[0, alike[0]]).all()):
+                columns[entry] = alike[0]
+                untold.remove(alike[0])
     return held
 
 
-def _other_values(x: Tensor) -> Tensor:
-    """For every column a value that row 0 does not have: another row's, else one more, or the other of 0 and 1."""
+def _other_values(x: Tensor) -> tuple[Tensor, Tensor]:
+    """For every column a value that row 0 does not have: another row's, else one more, or the other of 0 and 1; and
+    whether it is another row's."""
     found = torch.where(x[0] == 1, torch.zeros_like(x[0]), x[0] + 1)
     some = x[torch.linspace(0, len(x) - 1, 256, device=x.device).long()]
     differs = some != some[:1] if len(x) else some.bool()
     first = differs.int().argmax(0)
-    return torch.where(differs.any(0), some.gather(0, first[None])[0], found)
+    varies = differs.any(0)
+    return torch.where(varies, some.gather(0, first[None])[0], found), varies
 
 
 def _copies(batch: Batch, rows: Tensor, x: Tensor) -> Batch:
@@ -112,7 +135,7 @@ def check_order(
     base = run(probe, every, {})
     x = flat(probe["x"])
     shifts = torch.arange(x.shape[1], device=x.device) % max(1, len(some) - 1) + 1
-    each = (every[:, None] + shifts) % len(some)  # every column from another row than its neighbours
+    each = (every[:, None] + shifts) % len(some)  # a different row for each column
     reading = torch.zeros(len(some), dtype=torch.float64, device=x.device)
     for changed in (x.roll(1, 0), x.gather(0, each)):
         sites = run(_copies(probe, every, changed), every, {})
@@ -138,10 +161,15 @@ def _check_row(
     """``check_order`` on one row, every column of which is changed by itself, and then every latent."""
     x = flat(probe["x"])
     others = torch.cat([x[row:], x[:row]])
+    other, varies = _other_values(others)
     columns = (
         torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0))[:_MOST_COLUMNS].sort().values
     )
-    base = run({name: value[[row]] for name, value in probe.items()}, torch.tensor([row]), {})
+    columns = columns[
+        varies.cpu()[columns]
+    ]  # a value that the data do not have may be no code of the model's
+    here = torch.tensor([row], device=x.device)
+    base = run({name: value[here] for name, value in probe.items()}, here, {})
     values = {name: base[name]["value"] for name in latents + observed}
     owner = [
         name
@@ -151,7 +179,7 @@ def _check_row(
     moves, holds = [], []
     for part in columns.to(x.device).split(_AT_ONCE):
         changed = x[row].repeat(len(part) + 1, 1)  # the last copy is the row as it was
-        changed[torch.arange(len(part), device=x.device), part] = _other_values(others)[part]
+        changed[torch.arange(len(part), device=x.device), part] = other[part]
         rows = torch.full((len(changed),), row, device=x.device)
         sites = run(_copies(probe, rows, changed), rows, {})
         found_moves, found_holds = [], []
@@ -202,28 +230,28 @@ def _latent_edges(
     edges = np.zeros((num_units, num_units), dtype=bool)
     start = 0
     names = latents + observed
-    count = len(probe["x"])
-    every = torch.arange(count, device=probe["x"].device)
-    rows = torch.full((count,), row, device=probe["x"].device)
-    same = {name: value[rows] for name, value in probe.items()}
-    drawn = run(probe, every, {})
-    base = run(same, rows, {})
+    device = probe["x"].device
+    other_row = torch.tensor([(row + 1) % len(probe["x"])], device=device)
+    drawn = run({name: value[other_row] for name, value in probe.items()}, other_row, {})
     for name in latents:
-        width = unit_log_probs(base[name], base[name]["value"], data_dim[name]).shape[1]
-        own, other = (
-            by_rows(sites[name], data_dim[name]).reshape(count, width, -1) for sites in (base, drawn)
-        )
-        for unit in range(width):
-            mixed = own.clone()
-            mixed[:, unit] = other[:, unit]
-            z = _like(base[name], mixed.flatten(1), data_dim[name])
-            sites = run(same, rows, {name: z})
-            moved = [
-                _moved(*(unit_log_probs(s[n], base[n]["value"], data_dim[n]) for s in (base, sites))).any(0)
-                for n in names
-            ]
-            edges[start + unit] = torch.cat(moved).cpu().numpy()
-            edges[start + unit, start + unit] = False
+        width = unit_log_probs(drawn[name], drawn[name]["value"], data_dim[name]).shape[1]
+        for part in torch.arange(min(width, _MOST_COLUMNS), device=device).split(_AT_ONCE):
+            rows = torch.full((len(part) + 1,), row, device=device)  # the last copy is the row as it was
+            same = {key: value[rows] for key, value in probe.items()}
+            base = run(same, rows, {})
+            mixed = by_rows(base[name], data_dim[name]).reshape(len(rows), width, -1).clone()
+            here = torch.arange(len(part), device=device)
+            mixed[here, part] = by_rows(drawn[name], data_dim[name]).reshape(width, -1)[part]
+            sites = run(same, rows, {name: _like(base[name], mixed.flatten(1), data_dim[name])})
+            moved = torch.cat(
+                [
+                    _moved(*(unit_log_probs(s[n], base[n]["value"], data_dim[n])[:-1] for s in (base, sites)))
+                    for n in names
+                ],
+                dim=1,
+            )
+            moved[here, start + part] = False
+            edges[(start + part).cpu().numpy()] = moved.cpu().numpy()
         start += width
     return edges
 

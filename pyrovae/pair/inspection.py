@@ -36,7 +36,7 @@ from pyrovae.pair.contract import (
 from pyrovae.pair.dependence import check_order, columns_held
 from pyrovae.pair.dependence import flat as _columns
 from pyrovae.pair.on_data import check_rows
-from pyrovae.pair.running import Batch, Latents, Site, Sites, Structure, Support, run, sample_sites
+from pyrovae.pair.running import Batch, Latents, Site, Sites, Structure, Support, of_rows, run, sample_sites
 
 _PROBE_ROWS, _MOST_ROWS = 4, 4096
 
@@ -66,9 +66,9 @@ def inspect(
     if isinstance(pair, VAE) and isinstance(pair.likelihood, Likelihood):
         pair.likelihood.check_rows(batch["x"])
     with pair.nothing_declared_on_error(), pair.evaluating(), seeded:
-        sites = _first_runs(pair, probe)
+        sites = _first_runs(pair, probe, batch["x"])
         latents, observed = check_sites(sites["model"], sites["guide"])
-        again = _first_runs(pair, fewer)
+        again = _first_runs(pair, fewer, batch["x"])
         check_modules(pair, probe, {name: sites["guide"][name]["value"] for name in latents})
         data_dim, plates = _data_dims(pair, sites, again, len(chosen))
         columns, measure, held_supports = _measure(
@@ -134,13 +134,15 @@ def _distinct_rows(x: Tensor, num_rows: int) -> list[int]:
     return (chosen * num_rows)[: max(2, num_rows)] if len(chosen) == 1 else chosen
 
 
-def _first_runs(pair: LatentVariableModel, batch: Batch) -> dict[str, Sites]:
-    """Run the guide, and the model on what it drew, as training does."""
-    guide = _first_run(pair, "guide", batch)
-    return {"guide": guide, "model": _first_run(pair, "model", batch, guide)}
+def _first_runs(pair: LatentVariableModel, batch: Batch, rows: Tensor) -> dict[str, Sites]:
+    """Run the guide, and the model on what it drew, as training does; ``rows`` are all of x."""
+    guide = _first_run(pair, "guide", batch, rows)
+    return {"guide": guide, "model": _first_run(pair, "model", batch, rows, guide)}
 
 
-def _first_run(pair: LatentVariableModel, part: str, batch: Batch, drawn: Sites | None = None) -> Sites:
+def _first_run(
+    pair: LatentVariableModel, part: str, batch: Batch, rows: Tensor, drawn: Sites | None = None
+) -> Sites:
     """Run a part as it stands, and say so clearly if it can't be called on these rows."""
     function, before = getattr(pair, part), {name: value._version for name, value in batch.items()}
     if drawn is not None:
@@ -180,8 +182,7 @@ def _first_run(pair: LatentVariableModel, part: str, batch: Batch, drawn: Sites 
                     "x",
                     f"rows of a size that the {part}'s networks can take",
                     str(reason).splitlines()[0].removesuffix(", but found invalid values:"),
-                    pair.fix_of_scales(batch["x"])
-                    or "Look for rows far from the rest; in training lower lr or set clip_norm.",
+                    pair.fix_of_rows(rows),
                 ) from reason
             one_dim = "x has one dim, so every number is a row: for one row of many columns pass x[None]. "
             raise checks.bad_value(
@@ -312,19 +313,15 @@ def _check_order(pair: LatentVariableModel, structure: Structure, batch: Batch) 
     """Refuse a model whose sites depend on what they hold; see ``dependence``."""
     drawn: Latents = {}
 
-    def of_rows(rows: Batch, numbers: Tensor, changed: Latents) -> Sites:
+    def model_on(rows: Batch, numbers: Tensor, changed: Latents) -> Sites:
         if not drawn:
             guide = run(pair, "guide", rows)
             drawn.update({name: guide[name]["value"] for name in structure.latents})
-        held = {}
-        for name, value in drawn.items():
-            axis = value.dim() - structure.event_dims[name] + structure.data_dim[name]
-            held[name] = value.index_select(axis, numbers)
-        return run(pair, "model", rows, {**held, **changed})
+        return run(pair, "model", rows, {**of_rows(structure, drawn, numbers), **changed})
 
     data = tuple(name for name in structure.observed if name in structure.columns)
     with pyro.validation_enabled(False):
-        check_order(of_rows, batch, structure.latents, data, structure.data_dim)
+        check_order(model_on, batch, structure.latents, data, structure.data_dim)
 
 
 def _measure(

@@ -51,6 +51,9 @@ def check_density(part: str, name: str, fn: Distribution) -> None:
             came, fix = "a mask inside it", "Put .mask on the outermost distribution, or use poutine.mask."
         elif isinstance(inner, dist.ImproperUniform):
             came, fix = "an ImproperUniform", "Give it a proper prior, such as a wide Normal."
+        elif isinstance(inner, dist.Delta) and not bool((inner.log_density == 0).all()):
+            came = "a Delta with a log_density, which says nothing of other z than its own"
+            fix = "Write the density as one distribution, such as a TransformedDistribution."
         elif isinstance(inner, dist.Delta):
             came, fix = "a Delta: a point has no density", "Sample it from a distribution with a scale."
         elif isinstance(inner, dist.Empirical):
@@ -118,7 +121,7 @@ def check_masks(
         raise checks.bad_value(
             where,
             f"latent {name!r} masked in model and guide alike",
-            f"a mask in the {where} alone in {len(rows)} of {shape[axis]} rows, first row {first + int(rows[0])}",
+            f"a mask in the {where} alone in {len(rows)} rows or more, first row {first + int(rows[0])}",
             fix,
         )
 
@@ -158,6 +161,6 @@ def check_observed(
         raise checks.bad_value(
             argument,
             f"values that site {name!r} can score, on {fn.support}",
-            f"{int(rows.sum())} rows with others, first row {first + int(rows.int().argmax())}",
+            f"{int(rows.sum())} rows or more with others, first row {first + int(rows.int().argmax())}",
             "Choose a likelihood whose support holds these values.",
         )

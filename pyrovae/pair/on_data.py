@@ -12,7 +12,7 @@ from pyrovae import checks, noise
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import masks
 from pyrovae.pair.dependence import by_rows, flat
-from pyrovae.pair.running import Batch, Latents, Sites, Structure, by_row, run
+from pyrovae.pair.running import Batch, Sites, Structure, by_row, of_rows, run
 
 # Numbers of the widest layer in a block of rows, and rows at most.
 _NUMBERS, _MOST_ROWS = 1 << 21, 4096
@@ -62,7 +62,7 @@ def check_rows(
             if not _as_inspected(structure, model, block["x"]):
                 structure = replace(structure, measure=("transformed",) * len(structure.measure))
             if start in compared and len(block["x"]) > 1:
-                _check_alone(pair, structure, block, guide, model)
+                _check_alone(pair, structure, block, guide, model, start)
     return structure
 
 
@@ -80,7 +80,7 @@ def _run_block(
         model = run(pair, "model", block, latents)
         masks.check_observed(model, structure.observed, structure.data_dim, start, argument)
         return guide, model
-    except checks.Refused:
+    except (checks.Refused, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError, IndexError) as error:
         count = len(block["x"])
@@ -88,16 +88,13 @@ def _run_block(
             half = count // 2
             for rows, first in ((slice(0, half), start), (slice(half, count), start + half)):
                 _run_block(pair, structure, {n: v[rows] for n, v in block.items()}, first, argument)
-            raise  # each half works: the pair can't take so many rows
-        row = flat(block["x"])[0]
-        column = int(row.abs().argmax())
+        # A row that fails by itself; or rows of which one failed at one draw of z.
+        those = f"row {start}" if count == 1 else f"rows {start} to {start + count - 1}"
         reason = str(error).splitlines()[0].removesuffix(", but found invalid values:")
+        fix = pair.fix_of_rows(block["x"], torch.arange(start, start + count))
         raise _Overflow(
             checks.refusal(
-                argument,
-                "rows that model and guide can take",
-                f"row {start}, where they fail: {reason}. Its largest entry is {float(row[column]):g}, in column {column}",
-                f"{pair.fix_of_scales(block['x']) or 'Bring its columns to size one.'} Or drop the row.",
+                argument, "rows that model and guide can take", f"{those}, where they fail: {reason}", fix
             )
         ) from error
 
@@ -113,7 +110,7 @@ def _as_inspected(structure: Structure, model: Sites, x: Tensor) -> bool:
 
 
 def _check_alone(
-    pair: LatentVariableModel, structure: Structure, block: Batch, guide: Sites, model: Sites
+    pair: LatentVariableModel, structure: Structure, block: Batch, guide: Sites, model: Sites, start: int
 ) -> None:
     """Score some rows of a block alone, and a few together, at the z that they had in it."""
     count = len(block["x"])
@@ -125,14 +122,15 @@ def _check_alone(
     }
     for rows in _groups(block["x"]):
         fewer = {name: value[rows] for name, value in block.items()}
-        moved = _of_rows(structure, latents, rows)
+        moved = of_rows(structure, latents, rows)
         for part in ("guide", "model"):
             within = whole[part][rows]
             try:
                 alone = by_row(run(pair, part, fewer, moved), names[part], structure, len(rows))
             except (RuntimeError, ValueError, IndexError) as error:
                 raise _depends(
-                    part, f"{type(error).__name__} when {_those(rows)}: {str(error).splitlines()[0]}"
+                    part,
+                    f"row {start + int(rows[0])}, {type(error).__name__} when {_those(rows)}: {str(error).splitlines()[0]}",
                 ) from error
             apart = _distance(alone, within)
             tolerance = _TOLERANCE.get(pair.dtype or fewer["x"].dtype, _TOLERANCE_FLOAT32) * (
@@ -143,14 +141,21 @@ def _check_alone(
             nudged = by_row(
                 run(pair, part, _nudged(fewer), _nudged(moved)), names[part], structure, len(rows)
             )
-            if bool((apart > torch.maximum(tolerance, _ROUNDINGS * _distance(alone, nudged))).any()):
-                raise _depends(part, f"one that moves by {float(apart.max()):.3g} nats when {_those(rows)}")
+            rounding = (_ROUNDINGS * _distance(alone, nudged)).nan_to_num(posinf=0.0)
+            moves = apart > torch.maximum(tolerance, rounding.clamp(max=1e3 * float(tolerance.max())))
+            if bool(moves.any()):
+                row = start + int(rows[int(moves.int().argmax())])
+                raise _depends(
+                    part, f"row {row}, which moves by {float(apart[moves][0]):.3g} nats when {_those(rows)}"
+                )
 
 
 def _nudged(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Numbers moved by two roundings, by which the terms show how much rounding moves them."""
+    """Numbers moved by two roundings, by which the terms show how much rounding moves them; codes and counts stay."""
     return {
-        name: value * (1 + 2 * torch.finfo(value.dtype).eps) if value.is_floating_point() else value
+        name: torch.where(value == value.round(), value, value * (1 + 2 * torch.finfo(value.dtype).eps))
+        if value.is_floating_point()
+        else value
         for name, value in values.items()
     }
 
@@ -203,15 +208,6 @@ def _groups(x: Tensor) -> Iterator[Tensor]:
     yield from (torch.tensor([row], device=x.device) for row in alone)
     if len(some) > 2:
         yield some[1:]
-
-
-def _of_rows(structure: Structure, latents: Latents, rows: Tensor) -> Latents:
-    """Latents of some rows, in the plain layout."""
-    found = {}
-    for name, value in latents.items():
-        axis = value.dim() - structure.event_dims[name] + structure.data_dim[name]
-        found[name] = value.index_select(axis, rows)
-    return found
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

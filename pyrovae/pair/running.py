@@ -105,6 +105,15 @@ def propose(
     return latents, _terms("guide", structure, sites, structure.latents, (num_samples, len(batch["x"])))
 
 
+def of_rows(structure: Structure, latents: Latents, rows: Tensor) -> Latents:
+    """Latents of some rows, by their numbers, in the plain layout."""
+    found = {}
+    for name, value in latents.items():
+        axis = value.dim() - structure.event_dims[name] + structure.data_dim[name]
+        found[name] = value.index_select(axis, rows)
+    return found
+
+
 def weigh(
     pair: LatentVariableModel, structure: Structure, batch: Batch, num_samples: int
 ) -> tuple[Latents, LogJoint, Tensor]:
@@ -308,7 +317,7 @@ def _joint(structure: Structure, sites: Sites, shape: tuple[int, int]) -> LogJoi
 
 
 def _log_prob(site: Site, checked: bool = False) -> Tensor:
-    """A site's log-probability, masks applied, −∞ off its support; its scale is 1, as ``inspect`` saw to.
+    """A site's log-probability, masks applied, −∞ off its support; its scale is 1, ``inspect`` refuses others.
 
     ``checked`` says that the value was held against fixed bounds before, as observed values are.
     """

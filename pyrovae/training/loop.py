@@ -284,7 +284,7 @@ class Loop:
         _copy(saving.tensors_of(self._state.pair), snapshot["tensors"])
         try:
             check_answers(run.folder, snapshot["answers"], self._identity.answers())
-        except checks.Refused:
+        except BaseException:
             _copy(saving.tensors_of(self._state.pair), before)
             raise
         self._state.optimizer.load_state_dict(snapshot["optimizer"])

@@ -54,6 +54,6 @@ class Scales:
         """The smallest scale of every column over some rows, shape (columns,)."""
         pair = self._pair
         seeded = noise.seeded(noise.derive(self._seed, noise.Stream.INSPECT), self._x.device)
-        with pair.evaluating(), seeded, checks.parameters_hold(fix=lambda: pair.fix_of_scales(self._x)):
+        with pair.evaluating(), seeded, checks.parameters_hold(fix=lambda: pair.fix_of_rows(self._x)):
             scale = pair.likelihood(pair.encoder(self._x).sample()).base_dist.scale
         return scale.flatten(1).amin(dim=0)
