@@ -378,10 +378,10 @@ def test_an_exponential_takes_zeros():
 
 def test_hints_name_families_that_are_here():
     """By the likelihood's name and by its distribution's, as it stands in a Pyro model of one's own."""
-    assert likelihoods.off_support("Levels") == likelihoods.Ordinal.off_support
-    assert likelihoods.off_support("Cauchy") == likelihoods.Likelihood.off_support
+    assert likelihoods.base.off_support("Levels") == likelihoods.Ordinal.off_support
+    assert likelihoods.base.off_support("Cauchy") == likelihoods.Likelihood.off_support
     for name, family in likelihoods.REGISTRY.items():
-        text = likelihoods.off_support(family.__name__)
+        text = likelihoods.base.off_support(family.__name__)
         assert text == family.off_support
         assert "model of your own" not in text
         named = text.split('"')[1::2]

@@ -15,7 +15,7 @@ from pyrovae.evidence.blocks import Folder, each_block, parts_of
 from pyrovae.evidence.gaussians import fit_gaussians
 from pyrovae.evidence.posterior import Gaussian, Posterior, total, undisturbed
 from pyrovae.evidence.refined import all_starts
-from pyrovae.evidence.result import Columns, LogEvidence
+from pyrovae.evidence.result import Columns, LogEvidence, judge
 from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
@@ -91,12 +91,9 @@ def quadrature(
         parts = parts_of(checkpoint, evaluation, method="quadrature", tolerance=tolerance)
         columns = integrate(evaluation, tolerance, bar, parts=parts)
     settled = (columns.mcse <= tolerance).cpu().numpy()
+    verdict, reasons = judge(np.where(settled, "trust", "another method"), columns)
     return LogEvidence.of(
-        columns,
-        evaluation,
-        method="quadrature",
-        kind="estimate",
-        verdict=np.where(settled, "trust", "another method"),
+        columns, evaluation, method="quadrature", kind="estimate", verdict=verdict, reasons=reasons
     )
 
 

@@ -9,7 +9,7 @@ from pyrovae import checks
 from pyrovae.evidence.posterior import Posterior, total, undisturbed
 from pyrovae.log_weights import Evaluation
 from pyrovae.noise import Stream, tile_shape
-from pyrovae.pair import Latents, draw_prior, log_joint, log_proposal, propose, values_of
+from pyrovae.pair import draw_prior, log_joint, log_proposal, other_values, propose
 
 _DRAWS, _MORE = 8, 128  # of the prior for every row, and where other rows were found to be cut off
 _STRETCHES = (1.5, 3.0)  # how far draws of the guide are moved from their centre: a bounded guide lies within
@@ -21,9 +21,9 @@ def unreached(evaluation: Evaluation) -> Tensor:
     """Whether z were found with P(x_n, z) > 0 and Q(z | x_n) = 0, shape (rows,).
 
     A method that draws from the guide alone then misses a part of log P(x_n): still a lower bound, but no number to
-    trust. Looked at are draws of the prior, every value of discrete latents, and draws of the guide moved away from
-    their centre, to where P(x_n, z) is not negligible. Supports alone do not decide: where P(x, z) = 0 the guide may be zero, too. Nothing is run where the
-    guide is known to have density wherever the prior has it.
+    trust. Looked at are draws of the prior, other values of discrete latents, and draws of the guide moved away from
+    their centre, to where P(x_n, z) is not negligible. Supports alone do not decide: where P(x, z) = 0 the guide
+    may be zero, too. Nothing is run where the guide is known to have density wherever the prior has it.
     """
     found = torch.zeros(len(evaluation), dtype=torch.bool, device=evaluation.batch["x"].device)
     if evaluation.structure.reaches:
@@ -53,9 +53,12 @@ def _seen(evaluation: Evaluation, number: int, rows: slice, num_draws: int) -> T
     with undisturbed(evaluation, Stream.REACH, number, num_draws):
         prior, joint = draw_prior(pair, structure, batch, num_draws)
         found = _cut_off(log_proposal(pair, structure, batch, prior), total(joint))
-        every = values_of(pair, structure, batch)
-        if every is not None:
-            found |= _at(evaluation, batch, every)
+        at, _ = propose(pair, structure, batch, 1)
+        reached = total(log_joint(pair, structure, batch, at))[0]
+        for latents in other_values(pair, structure, batch, at, _MORE):
+            values = total(log_joint(pair, structure, batch, latents))
+            values = torch.where(values > reached - _NEGLIGIBLE, values, -torch.inf)
+            found |= _cut_off(log_proposal(pair, structure, batch, latents), values)
         try:
             posterior = Posterior(evaluation, rows)
         except checks.Refused:  # discrete latents, or a space that can't be moved in
@@ -71,11 +74,6 @@ def _seen(evaluation: Evaluation, number: int, rows: slice, num_draws: int) -> T
                 values = total(posterior.log_joint(moved))
                 found |= _cut_off(log_q, torch.where(values > least, values, -torch.inf))
     return found
-
-
-def _at(evaluation: Evaluation, batch: dict[str, Tensor], latents: Latents) -> Tensor:
-    log_q = log_proposal(evaluation.pair, evaluation.structure, batch, latents)
-    return _cut_off(log_q, total(log_joint(evaluation.pair, evaluation.structure, batch, latents)))
 
 
 def _cut_off(log_q: Tensor, log_joint: Tensor) -> Tensor:

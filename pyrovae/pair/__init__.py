@@ -26,9 +26,9 @@ from pyrovae.pair.running import (
     log_joint,
     log_proposal,
     loss,
+    other_values,
     propose,
     simulate,
-    values_of,
     weigh,
 )
 
@@ -47,9 +47,9 @@ __all__ = [
     "log_joint",
     "log_proposal",
     "loss",
+    "other_values",
     "probe",
     "propose",
     "simulate",
-    "values_of",
     "weigh",
 ]

@@ -174,8 +174,16 @@ def check_repeats(
     values = {name: sites["guide"][name]["value"] for name in structure.latents}
     names = {"guide": structure.latents, "model": structure.latents + structure.observed}
     for part in ("guide", "model"):
-        first = run(pair, part, probe, values)
-        terms = by_row(first, names[part], structure, len(probe["x"]))
+        try:
+            first = run(pair, part, probe, values)
+            terms = by_row(first, names[part], structure, len(probe["x"]))
+        except (KeyError, NotImplementedError) as error:
+            raise checks.bad_value(
+                part,
+                "distributions that score any value of their latents",
+                f"{type(error).__name__} from one at a value it did not draw itself: {error}",
+                "Use a flow whose inverse is known, such as affine or spline coupling.",
+            ) from error
         again = [by_row(run(pair, part, probe, values), names[part], structure, len(probe["x"]))]
         if part == "guide":  # at its own draws, as it drew them
             again.append(by_row(sites["guide"], names[part], structure, len(probe["x"])))

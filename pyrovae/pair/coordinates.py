@@ -44,6 +44,13 @@ class Coordinates:
     """
 
     def __init__(self, pair: LatentVariableModel, structure: Structure, batch: Batch) -> None:
+        if not structure.fixed_masks:
+            raise checks.bad_value(
+                "model",
+                "masks of latents that follow from the rows (this method moves z)",
+                "masks that change with z",
+                "Use method='importance', or mask by the rows' own lengths.",
+            )
         drawn, again = (run(pair, "model", batch) for _ in range(2))
         self.structure = structure
         self._places: dict[str, _Place] = {}
@@ -66,7 +73,7 @@ class Coordinates:
                 bounds,
                 inside,
                 value.dtype,
-                _absent(name, drawn, again, structure.nesting, axis, rest, transform.domain.event_dim),
+                _absent(drawn[name], structure.nesting, axis, rest, transform.domain.event_dim),
             )
             start = entries.stop
         self.dim = start
@@ -121,29 +128,18 @@ def _bounds(
     return bounds, supports.inner_bounds(bounds, dtype)
 
 
-def _absent(
-    name: str, drawn: Sites, again: Sites, nesting: int, axis: int, rest: Size, event_dims: int
-) -> Tensor | None:
+def _absent(site: Site, nesting: int, axis: int, rest: Size, event_dims: int) -> Tensor | None:
     """Which entries of u the rows lack, (rows, rest...); None where they lack none.
 
     ``event_dims`` are those of the bijection: all numbers of such an event have one mask.
     """
-    first, second = (masks.entries(sites[name]) for sites in (drawn, again))
-    if first is None and second is None:
-        return None
-    if not masks.same(first, second):
-        raise checks.bad_value(
-            "model",
-            "masks that follow from the rows (this method moves z)",
-            f"a mask of latent {name!r} that changes with z",
-            "Use method='importance', or mask by the rows' own lengths.",
-        )
+    first = masks.entries(site)
     if first is None or bool(first.all()):
         return None
     absent = ~first
     if event_dims:
         absent = absent.flatten(-event_dims).all(-1)[(..., *(None,) * event_dims)]
-    batch_dims = drawn[name]["value"].dim() - drawn[name]["fn"].event_dim
+    batch_dims = site["value"].dim() - site["fn"].event_dim
     absent = absent.reshape((1,) * (nesting - batch_dims) + absent.shape).movedim(axis, 0)
     return absent.expand(absent.shape[0], *rest)
 

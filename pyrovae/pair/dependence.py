@@ -137,8 +137,16 @@ def check_order(
     shifts = torch.arange(x.shape[1], device=x.device) % max(1, len(some) - 1) + 1
     each = (every[:, None] + shifts) % len(some)  # a different row for each column
     reading = torch.zeros(len(some), dtype=torch.float64, device=x.device)
-    for changed in (x.roll(1, 0), x.gather(0, each)):
-        sites = run(_copies(probe, every, changed), every, {})
+    everything = flat(batch["x"])
+    low, high = everything.amin(0), everything.amax(0)
+    beyond = torch.where(
+        (x == 0) | (x == 1), 1 - x, x + 1
+    )  # the other of 0 and 1, else a value the data may not have
+    copies = (x.roll(1, 0), x.gather(0, each), low.expand_as(x), high.expand_as(x))
+    for changed in (*copies, torch.where(low == high, beyond, x)):
+        sites = _tried(run, _copies(probe, every, changed), every)
+        if sites is None:
+            continue
         for name in names:
             value = base[name]["value"]
             before, after = (unit_log_probs(s[name], value, data_dim[name]) for s in (base, sites))
@@ -148,6 +156,14 @@ def check_order(
     for row in reading.topk(min(_ORDERED_ROWS, len(some))).indices.tolist():
         if reading[row] > 0:
             _check_row(run, probe, row, latents, observed, data_dim)
+
+
+def _tried(run: Run, rows: Batch, numbers: Tensor) -> Sites | None:
+    """The model's sites on changed rows; None where it can't be called on such values, as on a code without a meaning."""
+    try:
+        return run(rows, numbers, {})
+    except (RuntimeError, IndexError, ValueError):
+        return None
 
 
 def _check_row(
@@ -160,14 +176,9 @@ def _check_row(
 ) -> None:
     """``check_order`` on one row, every column of which is changed by itself, and then every latent."""
     x = flat(probe["x"])
-    others = torch.cat([x[row:], x[:row]])
-    other, varies = _other_values(others)
-    columns = (
-        torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0))[:_MOST_COLUMNS].sort().values
-    )
-    columns = columns[
-        varies.cpu()[columns]
-    ]  # a value that the data do not have may be no code of the model's
+    other, varies = _other_values(torch.cat([x[row:], x[:row]]))
+    generator = torch.Generator().manual_seed(0)
+    columns = torch.randperm(x.shape[1], generator=generator)[:_MOST_COLUMNS].sort().values.to(x.device)
     here = torch.tensor([row], device=x.device)
     base = run({name: value[here] for name, value in probe.items()}, here, {})
     values = {name: base[name]["value"] for name in latents + observed}
@@ -176,28 +187,15 @@ def _check_row(
         for name in latents + observed
         for _ in range(unit_log_probs(base[name], values[name], data_dim[name]).shape[1])
     ]
-    moves, holds = [], []
-    for part in columns.to(x.device).split(_AT_ONCE):
-        changed = x[row].repeat(len(part) + 1, 1)  # the last copy is the row as it was
-        changed[torch.arange(len(part), device=x.device), part] = other[part]
-        rows = torch.full((len(changed),), row, device=x.device)
-        sites = run(_copies(probe, rows, changed), rows, {})
-        found_moves, found_holds = [], []
-        for name in latents + observed:
-            dim = data_dim[name]
-            site = sites[name]
-            held = by_rows(site, dim)
-            before = held[-1:].expand_as(held)
-            like = _like(site, before, dim)
-            scores = unit_log_probs(site, like, dim)
-            found_moves.append(_moved(scores[-1:].expand_as(scores), scores)[:-1])
-            differs = (
-                (held != before)[:-1] if name in observed else torch.zeros_like(held[:-1], dtype=torch.bool)
-            )
-            found_holds.append(differs.reshape(len(part), scores.shape[1], -1).any(-1))
-        moves.append(torch.cat(found_moves, 1))
-        holds.append(torch.cat(found_holds, 1))
-    moved, own_columns = torch.cat(moves).cpu().numpy(), torch.cat(holds).cpu().numpy()
+    found = _each_changed(run, probe, row, other, columns, latents + observed, data_dim)
+    if found is None:  # a value that the data do not have may be no code of the model's
+        columns = columns[varies[columns]]
+        found = _each_changed(run, probe, row, other, columns, latents + observed, data_dim)
+    if found is None or not len(columns):
+        return
+    moves, holds = found
+    holds[:, : sum(name in latents for name in owner)] = False  # a latent is held: it does not follow x
+    moved, own_columns = moves.cpu().numpy(), holds.cpu().numpy()
     numbers = columns.tolist()
     own = np.argwhere(moved & own_columns)
     if len(own):
@@ -205,7 +203,7 @@ def _check_row(
         raise _refusal(
             f"site {owner[unit]!r}, whose distribution of column {numbers[column]} depends on column {numbers[column]} itself"
         )
-    edges = own_columns.T.astype(np.uint8) @ moved.astype(np.uint8) > 0  # unit → unit, by way of columns
+    edges = own_columns.T.astype(np.float32) @ moved.astype(np.float32) > 0  # unit → unit, by way of columns
     reads = [owner[unit] in latents for unit in np.flatnonzero(moved.any(0))]
     if any(reads):
         edges |= _latent_edges(run, probe, row, latents, observed, data_dim, len(owner))
@@ -215,6 +213,42 @@ def _check_row(
         raise _refusal(
             f"sites {owner[a]!r} and {owner[b]!r}, each of which depends on the other, by way of columns of x"
         )
+
+
+def _each_changed(
+    run: Run,
+    probe: Batch,
+    row: int,
+    other: Tensor,
+    columns: Tensor,
+    names: tuple[str, ...],
+    data_dim: dict[str, int],
+) -> tuple[Tensor, Tensor] | None:
+    """Which units' log-probabilities move, and which units' values, where a column is changed: (columns, units) each.
+
+    None where the model can't be called on such values.
+    """
+    x = flat(probe["x"])
+    moves, holds = [], []
+    for part in columns.split(_AT_ONCE):
+        changed = x[row].repeat(len(part) + 1, 1)  # the last copy is the row as it was
+        changed[torch.arange(len(part), device=x.device), part] = other[part]
+        rows = torch.full((len(changed),), row, device=x.device)
+        sites = _tried(run, _copies(probe, rows, changed), rows)
+        if sites is None:
+            return None
+        found_moves, found_holds = [], []
+        for name in names:
+            held = by_rows(sites[name], data_dim[name])
+            before = held[-1:].expand_as(held)
+            scores = unit_log_probs(sites[name], _like(sites[name], before, data_dim[name]), data_dim[name])
+            found_moves.append(_moved(scores[-1:].expand_as(scores), scores)[:-1])
+            found_holds.append((held != before)[:-1].reshape(len(part), scores.shape[1], -1).any(-1))
+        moves.append(torch.cat(found_moves, 1))
+        holds.append(torch.cat(found_holds, 1))
+    if not moves:
+        return None
+    return torch.cat(moves), torch.cat(holds)
 
 
 def _latent_edges(

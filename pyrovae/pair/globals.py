@@ -26,6 +26,7 @@ from pyrovae.pair.context import computed_from_rows, judge
 from pyrovae.pair.contract import check_scale, holds_data, no_answer
 from pyrovae.pair.dependence import check_order
 from pyrovae.pair.inspection import _measure
+from pyrovae.pair.on_data import groups
 from pyrovae.pair.running import Batch, Latents, Sites, Support, _log_prob, arguments, sample_sites
 from pyrovae.pair.together import Together
 
@@ -228,6 +229,11 @@ class BayesianModel:
         height = max(1, _BLOCK // len(u))
         for start in range(0, len(flat), height):
             block = {name: value[start : start + height] for name, value in batch.items()}
+            if not start and len(block["x"]) > 1:
+                with self.undisturbed(), torch.no_grad():
+                    self._check_groups(
+                        block, u[0], self._by_row(block, u[0], rows.data_dim)[0], rows.data_dim
+                    )
             yield self._each(partial(self._row_scores, block, rows), u, block)
 
     def simulate(self, u: Tensor) -> Tensor:
@@ -505,7 +511,18 @@ class BayesianModel:
             scale = torch.cat([rows[order], rest[None]]).abs().clamp(min=1)
             if bool((apart.abs() > 1e-8 * scale).any()):
                 raise _feels(
-                    f"a log-probability that moves by {float(apart.abs().max()):.3g} nats when its neighbours change"
+                    f"a log-probability that moves by {float(apart.abs().max()):.3g} nats without some of the rows"
+                )
+            self._check_groups(whole, u, rows, data_dim)
+
+    def _check_groups(self, batch: Batch, u: Tensor, scores: Tensor, data_dim: dict[str, int]) -> None:
+        """Some rows scored alone, and all in two halves, have to have the same log-likelihood as together."""
+        for some in groups(batch["x"]):
+            fewer = {name: value[some] for name, value in batch.items()}
+            apart = (self._by_row(fewer, u, data_dim)[0] - scores[some]).abs()
+            if bool((apart > 1e-8 * scores[some].abs().clamp(min=1)).any()):
+                raise _feels(
+                    f"a log-probability that moves by {float(apart.max()):.3g} nats where {len(some)} rows are scored apart"
                 )
 
 

@@ -96,7 +96,7 @@ def inspect(
             supports=held_supports,
             vectorised={"model": True, "guide": True},
             edges=_edges(sites, latents),
-            masked=any(masks.entries(part[name]) is not None for part in sites.values() for name in latents),
+            fixed_masks=True,
             reaches=all(
                 supports.same_reach(sites["guide"][name]["fn"], sites["model"][name]["fn"])
                 for name in latents

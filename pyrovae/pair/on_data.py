@@ -11,13 +11,14 @@ from torch import Tensor
 from pyrovae import checks, noise
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import masks
+from pyrovae.pair.contract import check_scale
 from pyrovae.pair.dependence import by_rows, flat
 from pyrovae.pair.running import Batch, Sites, Structure, by_row, of_rows, run
 
 # Numbers of the widest layer in a block of rows, and rows at most.
 _NUMBERS, _MOST_ROWS = 1 << 21, 4096
-# Blocks of which some rows are scored alone, and how many rows at random are scored as a batch of their own.
-_BLOCKS_COMPARED, _SOME = 8, 8
+_BLOCKS_COMPARED = 8  # of which rows are scored again without others
+_MASK_DRAWS = 8  # of the guide and of the prior each, to see whether a mask follows z
 # Products of other shapes round differently: 1e-8 of a log-probability in float64, 1e-5 of it in float32, or 50 times
 # what rounding x and z moves it by.
 _TOLERANCE, _TOLERANCE_FLOAT32, _ROUNDINGS = {torch.float64: 1e-8}, 1e-5, 50
@@ -56,9 +57,11 @@ def check_rows(
                 if every_row:
                     raise
                 continue
-            if structure.masked:
-                masks.check_masks(model, guide, structure.latents, structure.data_dim, start)
+            masks.check_masks(model, guide, structure.latents, structure.data_dim, start)
+            if any(masks.entries(model[name]) is not None for name in structure.latents):
                 _check_masked_unused(pair, structure, block, guide, model, start)
+                if structure.fixed_masks and _masks_follow_z(pair, structure, block, model):
+                    structure = replace(structure, fixed_masks=False)
             if not _as_inspected(structure, model, block["x"]):
                 structure = replace(structure, measure=("transformed",) * len(structure.measure))
             if start in compared and len(block["x"]) > 1:
@@ -76,8 +79,8 @@ def _run_block(
     """Guide and model on a block of rows; where they fail, the first row that they fail on by itself is named."""
     try:
         guide = run(pair, "guide", block)
-        latents = {name: guide[name]["value"] for name in structure.latents}
-        model = run(pair, "model", block, latents)
+        model = run(pair, "model", block, _values(structure, guide))
+        _check_sites(structure, guide, model, start)
         masks.check_observed(model, structure.observed, structure.data_dim, start, argument)
         return guide, model
     except (checks.Refused, torch.OutOfMemoryError):
@@ -99,6 +102,41 @@ def _run_block(
         ) from error
 
 
+def _check_sites(structure: Structure, guide: Sites, model: Sites, start: int) -> None:
+    """Refuse sites that only some rows bring, and scales that only some rows have."""
+    for part, sites, known in (
+        ("guide", guide, structure.latents),
+        ("model", model, structure.latents + structure.observed),
+    ):
+        if sites.keys() != set(known):
+            odd = sorted(sites.keys() ^ set(known))
+            raise checks.bad_value(
+                part,
+                "the same sample sites for all rows",
+                f"{odd[0]!r} for some of them alone, in the block from row {start} on",
+                "Declare every site for every batch, and mask it where a row lacks it.",
+            )
+        for name, site in sites.items():
+            check_scale(part, name, site)
+
+
+def _masks_follow_z(pair: LatentVariableModel, structure: Structure, block: Batch, model: Sites) -> bool:
+    """Whether a latent's mask is another one at other draws of z."""
+    for _ in range(_MASK_DRAWS):
+        guide = run(pair, "guide", block)
+        for sites in (run(pair, "model", block, _values(structure, guide)), run(pair, "model", block)):
+            if not all(
+                masks.same(masks.entries(model[name]), masks.entries(sites[name]))
+                for name in structure.latents
+            ):
+                return True
+    return False
+
+
+def _values(structure: Structure, sites: Sites) -> dict[str, Tensor]:
+    return {name: sites[name]["value"] for name in structure.latents}
+
+
 def _as_inspected(structure: Structure, model: Sites, x: Tensor) -> bool:
     """Whether every site holds the columns of x, as they stand, that inspection found in it."""
     columns = flat(x)
@@ -112,15 +150,15 @@ def _as_inspected(structure: Structure, model: Sites, x: Tensor) -> bool:
 def _check_alone(
     pair: LatentVariableModel, structure: Structure, block: Batch, guide: Sites, model: Sites, start: int
 ) -> None:
-    """Score some rows of a block alone, and a few together, at the z that they had in it."""
+    """Score some rows of a block alone, and all of them in two halves, at the z that they had in it."""
     count = len(block["x"])
-    latents = {name: guide[name]["value"] for name in structure.latents}
+    latents = _values(structure, guide)
     names = {"guide": structure.latents, "model": structure.latents + structure.observed}
     whole = {
         part: by_row(sites, names[part], structure, count)
         for part, sites in (("guide", guide), ("model", model))
     }
-    for rows in _groups(block["x"]):
+    for rows in groups(block["x"]):
         fewer = {name: value[rows] for name, value in block.items()}
         moved = of_rows(structure, latents, rows)
         for part in ("guide", "model"):
@@ -200,14 +238,14 @@ def _check_masked_unused(
             )
 
 
-def _groups(x: Tensor) -> Iterator[Tensor]:
-    """Rows to be scored alone: the smallest, the largest, one at random; and a few together."""
+def groups(x: Tensor) -> Iterator[Tensor]:
+    """Rows to be scored alone: the smallest, the largest, one at random; and all in two halves at random."""
     totals = flat(x).double().sum(1)
-    some = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: _SOME + 1].to(x.device)
+    some = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(x.device)
     alone = {int(totals.argmin()), int(totals.argmax()), int(some[0])}
     yield from (torch.tensor([row], device=x.device) for row in alone)
     if len(some) > 2:
-        yield some[1:]
+        yield from some.chunk(2)
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

@@ -7,15 +7,18 @@ plate of particles: (samples, plates..., event...).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, NamedTuple
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -29,7 +32,8 @@ Site = dict[str, Any]
 Sites = dict[str, Site]
 
 _PARTICLES = "pyrovae_particles"
-_MOST_VALUES = 64  # of a discrete latent, for each to be looked at
+# Values of discrete latents that are looked at: of a count, of one unit at a time, of all together.
+_MOST_COUNTS, _MOST_CHANGES, _MOST_COMBINATIONS = 64, 1024, 1024
 
 
 class LogJoint(NamedTuple):
@@ -68,7 +72,7 @@ class Structure:
             "pseudo-likelihood" throughout where what the rows are scored with was computed from them.
         supports: where the columns must lie; see ``check_supports``.
         edges: for each latent with fixed bounds in model or guide, those bounds: a draw may be rounded onto one.
-        masked: whether a latent has a mask in the model or the guide: rows may lack some of its entries.
+        fixed_masks: whether masks of latents follow from the rows alone, and not from z.
         reaches: whether the guide is known to have density wherever the prior has it, by their supports.
         own_totals: the names of what goes with the rows and is a total of theirs that the likelihood is
             conditional on, as a multinomial is: see ``context.judge``.
@@ -87,7 +91,7 @@ class Structure:
     supports: tuple[Support, ...]
     vectorised: dict[str, bool]
     edges: dict[str, tuple[tuple[float, float], ...]]
-    masked: bool
+    fixed_masks: bool
     reaches: bool
     own_totals: tuple[str, ...] = ()
 
@@ -138,25 +142,57 @@ def draw_prior(
     return _values("model", structure, sites, num_samples), _joint(structure, sites, shape)
 
 
-def values_of(pair: LatentVariableModel, structure: Structure, batch: Batch) -> Latents | None:
-    """Draws of the prior in which each discrete latent takes every value it can in turn, as ``draw_prior`` lays them
-    out; None where there is none of up to 64 values."""
+def other_values(
+    pair: LatentVariableModel, structure: Structure, batch: Batch, at: Latents, at_once: int
+) -> Iterator[Latents]:
+    """Draws ``at``, of one sample, with discrete latents at other values: one unit at a time, and where all take few
+    values, all combinations. As ``propose`` lays them out, at most ``at_once`` samples in one."""
     sites = run(pair, "model", batch)
-    each = {}
+    units: list[tuple[str, int, Tensor]] = []  # the site, the unit's place among its entries, and its values
     for name in structure.latents:
         fn = sites[name]["fn"]
-        if fn.has_enumerate_support:
-            values = fn.enumerate_support(expand=False).flatten(1 if not fn.event_dim else -1 - fn.event_dim)
-            if values.dim() == 2 and len(values) <= _MOST_VALUES:
-                each[name] = values[:, 0]
-    if not each:
+        while isinstance(fn, dist.Independent | MaskedDistribution):
+            fn = fn.base_dist
+        values = _values_of(fn, at[name])
+        if values is None:
+            continue
+        width = at[name].movedim(1 + structure.nesting + structure.data_dim[name], 1)[0, 0].numel()
+        size = values[0].numel()
+        units += [(name, place, values.reshape(len(values), size)) for place in range(width // size)]
+    changes = [[(unit, value)] for unit, (_, _, values) in enumerate(units) for value in range(len(values))]
+    if len(units) > 1 and math.prod(len(values) for _, _, values in units) <= _MOST_COMBINATIONS:
+        changes = [list(enumerate(each)) for each in product(*(range(len(values)) for _, _, values in units))]
+    for start in range(0, len(changes[:_MOST_CHANGES]), at_once):
+        some = changes[start : min(start + at_once, _MOST_CHANGES)]
+        latents = {name: value.repeat(len(some), *[1] * (value.dim() - 1)) for name, value in at.items()}
+        for name, value in latents.items():
+            axis = 1 + structure.nesting + structure.data_dim[name]
+            moved = value.movedim(axis, 1)
+            entries = moved.reshape(*moved.shape[:2], -1).clone()
+            for sample, change in enumerate(some):
+                for unit, chosen in change:
+                    site, place, values = units[unit]
+                    if site == name:
+                        size = values.shape[1]
+                        entries[sample, :, place * size : (place + 1) * size] = values[chosen].to(value.dtype)
+            latents[name] = entries.reshape(moved.shape).movedim(1, axis)
+        yield latents
+
+
+def _values_of(fn: Any, at: Tensor) -> Tensor | None:
+    """The values of one unit of a discrete distribution, (values, event...): all, or of counts those around draws."""
+    found = supports.support(fn)
+    if found is None or not found.is_discrete:
         return None
-    count = max(map(len, each.values()))
-    latents, _ = draw_prior(pair, structure, batch, count)
-    for name, values in each.items():
-        turn = values[torch.arange(count, device=values.device) % len(values)].to(latents[name].dtype)
-        latents[name] = turn.reshape(-1, *[1] * (latents[name].dim() - 1)).expand_as(latents[name]).clone()
-    return latents
+    try:
+        values = fn.enumerate_support(expand=False)
+        return values.reshape(len(values), *values.shape[values.dim() - len(fn.event_shape) :])[
+            :_MOST_CHANGES
+        ]
+    except NotImplementedError:  # counts without a bound, or with bounds that vary
+        if fn.event_shape:
+            return None
+        return torch.arange(min(_MOST_COUNTS, 2 * int(at.max()) + 4), device=at.device, dtype=at.dtype)
 
 
 def log_proposal(pair: LatentVariableModel, structure: Structure, batch: Batch, latents: Latents) -> Tensor:
