@@ -63,7 +63,7 @@ def log_prob(fn: Distribution, value: Tensor, checked: bool = False) -> Tensor:
     if inside is not None and isinstance(fn, dist.Categorical):  # looks its values up
         value = value.clamp(0, fn._num_events - 1)
     found = fn.log_prob(value)
-    if not checked and "probs" in vars(fn):
+    if not checked and "probs" in vars(getattr(fn, "_categorical", fn)):
         never = _never(fn, value)
         inside = inside if never is None else ~never if inside is None else inside & ~never
     return found if inside is None else torch.where(inside, found, -math.inf)

@@ -107,7 +107,7 @@ def annealed(
     verdict, reasons = judge(
         verdicts(columns.pareto_k.cpu().numpy(), num_samples),
         columns,
-        {CUT_OFF: unreached(evaluation)} if start == "encoder" else {},
+        {CUT_OFF: unreached(evaluation).rows} if start == "encoder" else {},
     )
     return LogEvidence.of(
         columns,

@@ -27,7 +27,7 @@ from pyrovae.evidence.gaussians import (
 from pyrovae.evidence.importance import weigh_encoder
 from pyrovae.evidence.posterior import Encoder, Gaussian, Posterior, Proposal, total, undisturbed
 from pyrovae.evidence.quadrature import MOST_DIMENSIONS, first_price, integrate
-from pyrovae.evidence.reach import reach_cost, unreached
+from pyrovae.evidence.reach import Unreached, reach_cost, unreached
 from pyrovae.evidence.refined import defended, shares, weigh_mixture
 from pyrovae.evidence.result import Columns, LogEvidence, about, judge, verdicts
 from pyrovae.log_weights import Evaluation, Terms
@@ -54,6 +54,7 @@ _PRIOR_PILOT = PRIOR_DRAWS * _STARTS
 # where no draw has hit what the encoder misses.
 _FEWEST_SEEN = 40
 _UNCOVERED, _NEGLIGIBLE = 3.0, 7.0  # nats: see _uncovered
+_MATTERS, _FEWEST_VISITS = 4.0, 20  # nats below the answer, and draws: see _answer_defensively
 _STEPS = (4, 8)  # of a fit, and of the same fit again where its pilot is not good enough
 _CHAINS, _FEWEST_TEMPERATURES, _MOST_TEMPERATURES = 64, 30, 1000
 _ROWS_AT_ONCE = 1 << 22  # numbers in the fitted Gaussians that are kept
@@ -184,7 +185,7 @@ class _Pilot(NamedTuple):
     tail: Tensor  # their k-hat
     level: Tensor  # a first log P(x)
     missed: Tensor  # whether the prior's draws show a mass beside the encoder
-    cut_off: Tensor  # whether z are known that the guide never draws
+    beyond: Unreached  # what is known of z that the guide never draws
     unseen: Tensor  # whether they are too far from the row to tell
     prior: Tensor  # its draws, (rows, draws, dim)
     values: Tensor  # log P(x, u) there, (rows, draws)
@@ -244,9 +245,10 @@ class _Ladder:
         rows = torch.arange(len(self._cost), device=self._cost.device)
         pilot = self._pilot(rows, dim)
         if not dim:
-            reached = ~pilot.cut_off
+            reached = ~pilot.beyond.rows
             self._answer_by_importance(rows[reached], pilot.needed[reached], pilot.missed[reached])
-            self._answer_defensively(rows[~reached], pilot.needed[~reached])
+            beyond = Unreached(*(each[~reached] for each in pilot.beyond))
+            self._answer_defensively(rows[~reached], pilot.needed[~reached], beyond)
             return
         modes = self._look_for_modes(rows, pilot, dim)
         enough = ~modes.missed & (pilot.tail <= _ENCODER_TAIL) & (pilot.needed <= self._fit_price(dim, 1, 0))
@@ -295,7 +297,7 @@ class _Ladder:
         found = []
         part = self._part(rows, _PILOT)
         pair, structure, total_draws = part.pair, part.structure, _PILOT + _PRIOR_PILOT
-        cut_off = unreached(part)
+        beyond = unreached(part)
         for number, block in enumerate(part.blocks()):
             batch = {name: value[block] for name, value in part.batch.items()}
             with undisturbed(part, Stream.PILOT, number):
@@ -325,15 +327,17 @@ class _Ladder:
                     needed=self._needed(diagnostics.mcse(weights), _PILOT),
                     tail=diagnostics.pareto_k(weights),
                     level=level,
-                    missed=cut_off[block] | (both.log_mean_exp() - level > self._target + 2 * error),
-                    cut_off=cut_off[block],
+                    missed=beyond.rows[block] | (both.log_mean_exp() - level > self._target + 2 * error),
+                    beyond=beyond,
                     unseen=diagnostics.ess(prior_joint.likelihood) < _FEWEST_SEEN,
                     prior=u.movedim(0, 1),
                     values=values.T,
                 )
             )
         self._cost[rows] += total_draws + 2 + reach_cost(part)
-        return _Pilot(*map(torch.cat, zip(*found, strict=True)))
+        tensors = [[each for name, each in part._asdict().items() if name != "beyond"] for part in found]
+        needed, tail, level, missed, unseen, prior_draws, at = map(torch.cat, zip(*tensors, strict=True))
+        return _Pilot(needed, tail, level, missed, beyond, unseen, prior_draws, at)
 
     def _look_for_modes(self, rows: Tensor, pilot: _Pilot, dim: int) -> _Modes:
         """The encoder's place and, where the pilot calls for it, modes found without it."""
@@ -435,11 +439,16 @@ class _Ladder:
             columns = weigh_encoder(self._part(rows[chosen], count), _silent())
             self._keep(rows[chosen], columns, "importance", count, doubtful[chosen])
 
-    def _answer_defensively(self, rows: Tensor, needed: Tensor) -> None:
-        """Half of the draws from the guide and half from the prior, where z can't be moved and the guide is cut off."""
+    def _answer_defensively(self, rows: Tensor, needed: Tensor, beyond: Unreached) -> None:
+        """Half of the draws from the guide and half from the prior, where z can't be moved and the guide is cut off.
+
+        Doubtful where a z that the guide never draws matters and the prior's draws hardly come by it.
+        """
         for chosen, count in self._by_draws(rows, 2 * needed):
             columns = _weigh_both(self._part(rows[chosen], count))
-            self._keep(rows[chosen], columns, "defensive", count)
+            visits = beyond.log_prior[chosen].exp() * count / 2
+            matters = beyond.log_joint[chosen] > columns.estimate - _MATTERS
+            self._keep(rows[chosen], columns, "defensive", count, matters & (visits < _FEWEST_VISITS))
 
     def _answer_by_mixture(self, found: _Fitted, needed: Tensor, doubtful: bool = False) -> None:
         for chosen, count in self._by_draws(found.rows, needed):

@@ -87,7 +87,7 @@ def convergence(
                 estimates = torch.stack([leave_one_out(log_weights[:size])[0], weights.smoothed()])
                 found[size].append((Columns.of_weights(weights, dtype, size), estimates))
             bar.advance(log_weights.shape[1])
-    lines, beyond = [], unreached(evaluation)
+    lines, beyond = [], unreached(evaluation).rows
     for size, blocks in found.items():
         columns = Columns.cat([block for block, _ in blocks])
         estimates = torch.cat([block for _, block in blocks], dim=1).mean(dim=1)

@@ -70,7 +70,7 @@ def importance(
         parts = parts_of(checkpoint, evaluation, method="importance", pareto_smoothed=pareto_smoothed)
         columns = weigh_encoder(evaluation, bar, pareto_smoothed, parts)
     verdict, reasons = judge(
-        verdicts(columns.pareto_k.cpu().numpy(), num_samples), columns, {CUT_OFF: unreached(evaluation)}
+        verdicts(columns.pareto_k.cpu().numpy(), num_samples), columns, {CUT_OFF: unreached(evaluation).rows}
     )
     return LogEvidence.of(
         columns,

@@ -69,7 +69,7 @@ def jackknife(
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
         columns = each_block(evaluation, weigh, bar, parts_of(checkpoint, evaluation, method="jackknife"))
     verdict, reasons = judge(
-        verdicts(columns.pareto_k.cpu().numpy(), num_samples), columns, {CUT_OFF: unreached(evaluation)}
+        verdicts(columns.pareto_k.cpu().numpy(), num_samples), columns, {CUT_OFF: unreached(evaluation).rows}
     )
     return LogEvidence.of(
         columns,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from pyrovae import checks
 from pyrovae.evidence.posterior import Posterior, total, undisturbed
 from pyrovae.log_weights import Evaluation
 from pyrovae.noise import Stream, tile_shape
-from pyrovae.pair import draw_prior, log_joint, log_proposal, other_values, propose
+from pyrovae.pair import LogJoint, draw_prior, log_joint, log_proposal, other_values, propose
 
 _DRAWS, _MORE = 8, 128  # of the prior for every row, and where other rows were found to be cut off
 _STRETCHES = (1.5, 3.0)  # how far draws of the guide are moved from their centre: a bounded guide lies within
@@ -17,28 +19,53 @@ _STRETCHES = (1.5, 3.0)  # how far draws of the guide are moved from their centr
 _NEGLIGIBLE, _BY_DIMENSION = 10.0, 2.0
 
 
-def unreached(evaluation: Evaluation) -> Tensor:
-    """Whether z were found with P(x_n, z) > 0 and Q(z | x_n) = 0, shape (rows,).
+class Unreached(NamedTuple):
+    """What is known of z that the guide never draws, each of shape (rows,).
+
+    rows: whether there are any; log_joint: the largest log P(x_n, z) among those seen, and log_prior: log P(z) there,
+    both −∞ where there are none.
+    """
+
+    rows: Tensor
+    log_joint: Tensor
+    log_prior: Tensor
+
+    def either(self, other: Unreached) -> Unreached:
+        """What is known by one or the other."""
+        larger = self.log_joint >= other.log_joint
+        return Unreached(
+            self.rows | other.rows,
+            torch.where(larger, self.log_joint, other.log_joint),
+            torch.where(larger, self.log_prior, other.log_prior),
+        )
+
+
+def unreached(evaluation: Evaluation) -> Unreached:
+    """Which z were found with P(x_n, z) > 0 and Q(z | x_n) = 0.
 
     A method that draws from the guide alone then misses a part of log P(x_n): still a lower bound, but no number to
     trust. Looked at are draws of the prior, other values of discrete latents, and draws of the guide moved away from
     their centre, to where P(x_n, z) is not negligible. Supports alone do not decide: where P(x, z) = 0 the guide
     may be zero, too. Nothing is run where the guide is known to have density wherever the prior has it.
     """
-    found = torch.zeros(len(evaluation), dtype=torch.bool, device=evaluation.batch["x"].device)
+    found = _nothing(len(evaluation), evaluation.batch["x"].device)
     if evaluation.structure.reaches:
         return found
     # as tall as most draws allow
     height, _ = tile_shape(evaluation.structure.widest, _MORE)
     starts = range(0, len(evaluation), height)
-    blocks = [(number, slice(start, min(start + height, len(found)))) for number, start in enumerate(starts)]
-    for number, rows in blocks:
-        found[rows] = _seen(evaluation, number, rows, _DRAWS)
-    if bool(found.any()):
-        for number, rows in blocks:
-            if not bool(found[rows].all()):
-                found[rows] |= _seen(evaluation, number, rows, _MORE)
+    blocks = [slice(start, min(start + height, len(evaluation))) for start in starts]
+    for draws in (_DRAWS, _MORE):
+        seen = [_seen(evaluation, number, rows, draws) for number, rows in enumerate(blocks)]
+        found = found.either(Unreached(*map(torch.cat, zip(*seen, strict=True))))
+        if not bool(found.rows.any()):
+            break
     return found
+
+
+def _nothing(num_rows: int, device: torch.device) -> Unreached:
+    none = torch.full((num_rows,), -torch.inf, dtype=torch.float64, device=device)
+    return Unreached(torch.zeros(num_rows, dtype=torch.bool, device=device), none, none)
 
 
 def reach_cost(evaluation: Evaluation) -> int:
@@ -46,19 +73,20 @@ def reach_cost(evaluation: Evaluation) -> int:
     return 0 if evaluation.structure.reaches else (2 + len(_STRETCHES)) * _DRAWS
 
 
-def _seen(evaluation: Evaluation, number: int, rows: slice, num_draws: int) -> Tensor:
+def _seen(evaluation: Evaluation, number: int, rows: slice, num_draws: int) -> Unreached:
     """``unreached`` of a block, as far as so many draws show it."""
     pair, structure = evaluation.pair, evaluation.structure
     batch = {name: value[rows] for name, value in evaluation.batch.items()}
     with undisturbed(evaluation, Stream.REACH, number, num_draws):
         prior, joint = draw_prior(pair, structure, batch, num_draws)
-        found = _cut_off(log_proposal(pair, structure, batch, prior), total(joint))
+        found = _cut_off(log_proposal(pair, structure, batch, prior), joint)
         at, _ = propose(pair, structure, batch, 1)
         reached = total(log_joint(pair, structure, batch, at))[0]
         for latents in other_values(pair, structure, batch, at, _MORE):
-            values = total(log_joint(pair, structure, batch, latents))
-            values = torch.where(values > reached - _NEGLIGIBLE, values, -torch.inf)
-            found |= _cut_off(log_proposal(pair, structure, batch, latents), values)
+            joint = log_joint(pair, structure, batch, latents)
+            found = found.either(
+                _cut_off(log_proposal(pair, structure, batch, latents), joint, reached - _NEGLIGIBLE)
+            )
         try:
             posterior = Posterior(evaluation, rows)
         except checks.Refused:  # discrete latents, or a space that can't be moved in
@@ -71,11 +99,14 @@ def _seen(evaluation: Evaluation, number: int, rows: slice, num_draws: int) -> T
             moved = centre + stretch * (u - centre)
             log_q = posterior.log_encoder(moved)
             if bool(torch.isneginf(log_q).any()):
-                values = total(posterior.log_joint(moved))
-                found |= _cut_off(log_q, torch.where(values > least, values, -torch.inf))
+                found = found.either(_cut_off(log_q, posterior.log_joint(moved), least))
     return found
 
 
-def _cut_off(log_q: Tensor, log_joint: Tensor) -> Tensor:
-    """Whether a row has a z of which the guide has none and the model some, (rows,)."""
-    return (torch.isneginf(log_q) & (log_joint > -torch.inf)).any(dim=0)
+def _cut_off(log_q: Tensor, joint: LogJoint, least: Tensor | float = -torch.inf) -> Unreached:
+    """Where the guide has no density and the model has, above ``least``, of shape (rows,)."""
+    values = torch.where(torch.isneginf(log_q) & (total(joint) > least), total(joint), -torch.inf)
+    best, place = values.max(dim=0)
+    log_prior = joint.prior.expand_as(values).gather(0, place[None])[0]
+    rows = best > -torch.inf
+    return Unreached(rows, best, torch.where(rows, log_prior, -torch.inf))

@@ -37,9 +37,17 @@ def check_scale(part: str, name: str, site: Site) -> None:
         raise checks.bad_value(
             part,
             "sample sites of scale 1: a scaled log-probability inside a log-mean-exp is no bound",
-            f"scale {scale} at site {name!r}",
+            f"{_shown(scale)} at site {name!r}",
             "Remove poutine.scale from the pair; for KL annealing use fit(..., kl_warmup=…).",
         )
+
+
+def _shown(scale: Tensor | float) -> str:
+    """A scale in a message: a number, or how many of them are not 1."""
+    if not isinstance(scale, Tensor) or scale.numel() == 1:
+        return f"scale {scale}"
+    odd = scale[scale != 1]
+    return f"{len(odd)} scales other than 1, first {float(odd[0]):g},"
 
 
 def check_shape(name: str, site: Site, num_rows: int) -> None:

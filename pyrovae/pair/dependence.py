@@ -275,7 +275,8 @@ def _latent_edges(
             base = run(same, rows, {})
             mixed = by_rows(base[name], data_dim[name]).reshape(len(rows), width, -1).clone()
             here = torch.arange(len(part), device=device)
-            mixed[here, part] = by_rows(drawn[name], data_dim[name]).reshape(width, -1)[part]
+            other = by_rows(drawn[name], data_dim[name]).reshape(width, -1)[part]
+            mixed[here, part] = other if len(probe["x"]) > 1 else other / 2 + 1  # one row has no other's z
             sites = run(same, rows, {name: _like(base[name], mixed.flatten(1), data_dim[name])})
             moved = torch.cat(
                 [

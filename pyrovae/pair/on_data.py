@@ -18,7 +18,11 @@ from pyrovae.pair.running import Batch, Sites, Structure, by_row, of_rows, run
 # Numbers of the widest layer in a block of rows, and rows at most.
 _NUMBERS, _MOST_ROWS = 1 << 21, 4096
 _BLOCKS_COMPARED = 8  # of which rows are scored again without others
-_MASK_DRAWS = 8  # of the guide and of the prior each, to see whether a mask follows z
+_MASK_DRAWS = (
+    8,
+    64,
+    512,
+)  # at least, at most, and of all rows: of guide and prior, to see whether a mask follows z
 # Products of other shapes round differently: 1e-8 of a log-probability in float64, 1e-5 of it in float32, or 50 times
 # what rounding x and z moves it by.
 _TOLERANCE, _TOLERANCE_FLOAT32, _ROUNDINGS = {torch.float64: 1e-8}, 1e-5, 50
@@ -122,7 +126,8 @@ def _check_sites(structure: Structure, guide: Sites, model: Sites, start: int) -
 
 def _masks_follow_z(pair: LatentVariableModel, structure: Structure, block: Batch, model: Sites) -> bool:
     """Whether a latent's mask is another one at other draws of z."""
-    for _ in range(_MASK_DRAWS):
+    least, most, of_all = _MASK_DRAWS
+    for _ in range(min(most, max(least, of_all // len(block["x"])))):
         guide = run(pair, "guide", block)
         for sites in (run(pair, "model", block, _values(structure, guide)), run(pair, "model", block)):
             if not all(
