@@ -33,12 +33,12 @@ from pyrovae.evidence.result import Columns, LogEvidence, about, judge, verdicts
 from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
-from pyrovae.pair import draw_prior, log_proposal
+from pyrovae.pair import all_values, draw_prior, log_joint, log_proposal, propose
 from pyrovae.pair import weigh as draw_and_weigh
 from pyrovae.progress import Progress
 from pyrovae.turns import takes_turns
 
-RUNGS = ("importance", "defensive", "refined", "quadrature", "annealed")
+RUNGS = ("importance", "exact", "defensive", "refined", "quadrature", "annealed")
 
 _MISSED = "the posterior has mass where no draws were made"
 _PILOT, _SECOND_PILOT = 64, 128  # draws of the encoder, and of what was fitted
@@ -88,7 +88,8 @@ def auto(
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``. One with discrete latents stays on the first rung; where its
-            guide can't reach all of the prior, half of the draws come from the prior ("defensive").
+            guide can't reach all of the prior, all z are summed up ("exact"), or half of the draws come from the prior
+            ("defensive").
         x: rows on dim 0; tensor, numpy array or DataFrame.
         target_mcse: the Monte-Carlo error asked for, in nats a row.
         max_cost: decoder evaluations to spend on a row at most; a gradient counts three. A row that
@@ -141,13 +142,15 @@ def auto(
     grid = answered_by == "quadrature"
     within = (columns.mcse <= target_mcse).cpu().numpy()
     verdict = verdicts(columns.pareto_k.cpu().numpy(), draws)
+    summed = answered_by == "exact"
+    verdict = np.where(summed, "trust", verdict)
     verdict = np.where(grid, np.where(within, "trust", "another method"), verdict)
     verdict, reasons = judge(verdict, columns, {_MISSED: torch.from_numpy(doubtful)})
     return LogEvidence.of(
         columns,
         evaluation,
         method="auto",
-        kind=np.where(grid, "estimate", "lower bound"),
+        kind=np.where(summed, "exact", np.where(grid, "estimate", "lower bound")),
         verdict=verdict,
         reasons=reasons,
         answered_by=answered_by,
@@ -440,10 +443,16 @@ class _Ladder:
             self._keep(rows[chosen], columns, "importance", count, doubtful[chosen])
 
     def _answer_defensively(self, rows: Tensor, needed: Tensor, beyond: Unreached) -> None:
-        """Half of the draws from the guide and half from the prior, where z can't be moved and the guide is cut off.
+        """Answer rows where z can't be moved and the guide is cut off: by the sum over all z, where these are few; else
+        half of the draws come from the guide and half from the prior.
 
         Doubtful where a z that the guide never draws matters and the prior's draws hardly come by it.
         """
+        if len(rows):
+            summed = _sum(self._part(rows, 1))
+            if summed is not None:
+                self._keep(rows, summed, "exact", 0)
+                return
         for chosen, count in self._by_draws(rows, 2 * needed):
             columns = _weigh_both(self._part(rows[chosen], count))
             visits = beyond.log_prior[chosen].exp() * count / 2
@@ -518,6 +527,24 @@ def _against_both(drawn: Terms, log_q: Tensor, of_guide: float, of_prior: float)
     # A draw that rounding put onto a bound of its support has an infinite density, and weighs nothing.
     lost = (mixed == math.inf) | (log_joint == math.inf)
     return torch.where(lost, -math.inf, log_joint - mixed)
+
+
+def _sum(evaluation: Evaluation) -> Columns | None:
+    """log Σ_z P(x_n, z) over every value of discrete latents; None where they take too many."""
+    pair, structure = evaluation.pair, evaluation.structure
+    found = []
+    for number, rows in enumerate(evaluation.blocks()):
+        batch = {name: value[rows] for name, value in evaluation.batch.items()}
+        with undisturbed(evaluation, Stream.TILE, number):
+            at, _ = propose(pair, structure, batch, 1)
+            every = all_values(pair, structure, batch, at, evaluation.tile[1])
+            if every is None:
+                return None
+            terms = torch.cat([total(log_joint(pair, structure, batch, z)) for z in every])
+        estimate = torch.logsumexp(terms, dim=0)
+        zero, unknown = torch.zeros_like(estimate), torch.full_like(estimate, math.nan)
+        found.append(Columns(estimate, zero, zero, unknown, unknown, zero + len(terms), zero))
+    return Columns.cat(found)
 
 
 def _weigh_both(evaluation: Evaluation) -> Columns:

@@ -147,23 +147,63 @@ def other_values(
 ) -> Iterator[Latents]:
     """Draws ``at``, of one sample, with discrete latents at other values: one unit at a time, and where all take few
     values, all combinations. As ``propose`` lays them out, at most ``at_once`` samples in one."""
+    units, _ = _discrete_units(pair, structure, batch, at)
+    changes = [[(unit, value)] for unit, (_, _, values) in enumerate(units) for value in range(len(values))]
+    if len(units) > 1 and math.prod(len(values) for _, _, values in units) <= _MOST_COMBINATIONS:
+        changes = _combinations(units)
+    return _changed(structure, at, units, changes[:_MOST_CHANGES], at_once)
+
+
+def all_values(
+    pair: LatentVariableModel, structure: Structure, batch: Batch, at: Latents, at_once: int
+) -> Iterator[Latents] | None:
+    """Every value of the latents together, each once, laid out as in ``other_values``; None where they are not discrete
+    with few values."""
+    units, complete = _discrete_units(pair, structure, batch, at)
+    if not complete or math.prod(len(values) for _, _, values in units) > _MOST_COMBINATIONS:
+        return None
+    return _changed(structure, at, units, _combinations(units), at_once)
+
+
+#: A unit of a discrete latent: the site, its place among the site's units, and its values, (values, entries).
+_Unit = tuple[str, int, Tensor]
+
+
+def _discrete_units(
+    pair: LatentVariableModel, structure: Structure, batch: Batch, at: Latents
+) -> tuple[list[_Unit], bool]:
+    """The units of discrete latents, and whether they are all there is, each with every value it can take."""
     sites = run(pair, "model", batch)
-    units: list[tuple[str, int, Tensor]] = []  # the site, the unit's place among its entries, and its values
+    units: list[_Unit] = []
+    complete = True
     for name in structure.latents:
         fn = sites[name]["fn"]
         while isinstance(fn, dist.Independent | MaskedDistribution):
+            complete &= isinstance(fn, dist.Independent)
             fn = fn.base_dist
-        values = _values_of(fn, at[name])
-        if values is None:
-            continue
-        width = at[name].movedim(1 + structure.nesting + structure.data_dim[name], 1)[0, 0].numel()
-        size = values[0].numel()
-        units += [(name, place, values.reshape(len(values), size)) for place in range(width // size)]
-    changes = [[(unit, value)] for unit, (_, _, values) in enumerate(units) for value in range(len(values))]
-    if len(units) > 1 and math.prod(len(values) for _, _, values in units) <= _MOST_COMBINATIONS:
-        changes = [list(enumerate(each)) for each in product(*(range(len(values)) for _, _, values in units))]
-    for start in range(0, len(changes[:_MOST_CHANGES]), at_once):
-        some = changes[start : min(start + at_once, _MOST_CHANGES)]
+        values, every = _values_of(fn, at[name])
+        complete &= every and sites[name]["mask"] is None
+        if values is not None:
+            width = at[name].movedim(1 + structure.nesting + structure.data_dim[name], 1)[0, 0].numel()
+            size = values[0].numel()
+            units += [(name, place, values.reshape(len(values), size)) for place in range(width // size)]
+    return units, complete
+
+
+def _combinations(units: list[_Unit]) -> list[list[tuple[int, int]]]:
+    return [list(enumerate(each)) for each in product(*(range(len(values)) for _, _, values in units))]
+
+
+def _changed(
+    structure: Structure,
+    at: Latents,
+    units: list[_Unit],
+    changes: list[list[tuple[int, int]]],
+    at_once: int,
+) -> Iterator[Latents]:
+    """``at`` with some units at some of their values, a sample for each change: (unit, value) pairs by their numbers."""
+    for start in range(0, len(changes), at_once):
+        some = changes[start : start + at_once]
         latents = {name: value.repeat(len(some), *[1] * (value.dim() - 1)) for name, value in at.items()}
         for name, value in latents.items():
             axis = 1 + structure.nesting + structure.data_dim[name]
@@ -179,20 +219,23 @@ def other_values(
         yield latents
 
 
-def _values_of(fn: Any, at: Tensor) -> Tensor | None:
-    """The values of one unit of a discrete distribution, (values, event...): all, or of counts those around draws."""
+def _values_of(fn: Any, at: Tensor) -> tuple[Tensor | None, bool]:
+    """Values of one unit of a discrete distribution, (values, event...), of counts those around draws; and whether
+    they are all."""
     found = supports.support(fn)
     if found is None or not found.is_discrete:
-        return None
+        return None, False
     try:
         values = fn.enumerate_support(expand=False)
-        return values.reshape(len(values), *values.shape[values.dim() - len(fn.event_shape) :])[
-            :_MOST_CHANGES
-        ]
+        values = values.reshape(len(values), *values.shape[values.dim() - len(fn.event_shape) :])
+        # Of others, such as a binomial, the values may depend on other latents.
+        every = isinstance(fn, dist.Bernoulli | dist.Categorical | dist.OneHotCategorical)
+        return values[:_MOST_CHANGES], every and len(values) <= _MOST_CHANGES
     except NotImplementedError:  # counts without a bound, or with bounds that vary
         if fn.event_shape:
-            return None
-        return torch.arange(min(_MOST_COUNTS, 2 * int(at.max()) + 4), device=at.device, dtype=at.dtype)
+            return None, False
+        count = min(_MOST_COUNTS, 2 * int(at.max()) + 4)
+        return torch.arange(count, device=at.device, dtype=at.dtype), False
 
 
 def log_proposal(pair: LatentVariableModel, structure: Structure, batch: Batch, latents: Latents) -> Tensor:
