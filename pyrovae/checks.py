@@ -430,8 +430,8 @@ def batch(
 ) -> dict[str, Tensor]:
     """Rows, or a dict of rows under "x" and of what is aligned with them, as a dict of checked tensors.
 
-    ``x["x"]`` is checked by ``rows``; so is everything beside it, but for whole numbers and booleans in
-    tensors and arrays, which keep their type: they may be labels or masks.
+    ``x["x"]`` is checked by ``rows``; so is everything beside it, but for whole numbers and booleans,
+    which keep their type: they may be labels or masks.
 
     Raises:
         TypeError, ValueError: as ``rows``; a dict without "x", or with another number of rows under a name.
@@ -441,6 +441,7 @@ def batch(
 
 def _aligned(name: str, value: Any, dtype: torch.dtype | None, device: torch.device) -> Tensor:
     """What goes with the rows: whole numbers and booleans as they are, everything else as ``rows``."""
+    value = frames.whole(value)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biu":
         value = torch.from_numpy(_array(value, name)).to(device)
     if isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex():

@@ -487,6 +487,18 @@ BUGS = {
         "            **(about(evaluation.source, evaluation.pair) | {'seen': 0}),",
         "test_rows.py::every_estimator",
     ),
+    "strings of numpy taken for numbers": Bug(
+        "frames.py",
+        "and not isinstance(name, str)",
+        "or hasattr(name, 'dtype')",
+        "test_rows.py::strings_of_numpy",
+    ),
+    "labels in frames made real numbers": Bug(
+        "checks.py",
+        "    value = frames.whole(value)",
+        "",
+        "test_context.py::keep_their_type",
+    ),
     "training rows let through": Bug(
         "comparison/refusals.py",
         "if score.seen > len(score) / 2:",
