@@ -499,6 +499,12 @@ BUGS = {
         "",
         "test_context.py::keep_their_type",
     ),
+    "rare labels not asked by checkpoints": Bug(
+        "pair/behaviour.py",
+        'if name != "x" and value.numel():',
+        "if False:",
+        "test_checkpoints.py::rare_label",
+    ),
     "training rows let through": Bug(
         "comparison/refusals.py",
         "if score.seen > len(score) / 2:",
