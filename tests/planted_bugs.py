@@ -505,6 +505,12 @@ BUGS = {
         "if False:",
         "test_checkpoints.py::rare_label",
     ),
+    "buffers of a step forgotten by checkpoints": Bug(
+        "training/identity.py",
+        "if (buffer := held[name]) is not None:",
+        "if (buffer := None) is not None:",
+        "test_checkpoints.py::momentum_of_buffers",
+    ),
     "training rows of a label let through": Bug(
         "comparison/predictive.py",
         "check_held_out(some, label=label, labels=len(within))",

@@ -691,6 +691,49 @@ def test_a_fit_of_a_model_that_differs_at_a_rare_label_is_another(tmp_path):
         pv.fit(of_rare(7, 9.0), rows, **arguments)
 
 
+def of_momentum(layer, momentum):
+    torch.manual_seed(0)
+    encoder = torch.nn.Sequential(layer(2, momentum=momentum), torch.nn.Linear(2, 1))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.expand(*z.shape[:-1], 2), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        encode = pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encode(x), 1.0).to_event(1))
+
+    return pv.LatentVariableModel(model, guide)
+
+
+class Running(torch.nn.Module):
+    """Moves a mean in training, and uses it in ``eval()`` alone."""
+
+    def __init__(self, width, momentum):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
+
+    def forward(self, x):
+        if self.training:
+            self.mean.lerp_(x.detach().double().mean(0), self.momentum)
+            return x - x.mean(0)
+        return x - self.mean.to(x.dtype)
+
+
+@pytest.mark.parametrize("layer", [torch.nn.BatchNorm1d, Running])
+def test_a_fit_with_another_momentum_of_buffers_is_another(layer, tmp_path):
+    """No loss, gradient or term shows it before the next step."""
+    rows = 1 + torch.randn(70, 2, generator=torch.Generator().manual_seed(0))
+    short_fit_of = functools.partial(pv.fit, epochs=2, batch_size=20, compile=False, checkpoint=tmp_path)
+    short_fit_of(of_momentum(layer, 0.1), rows)
+    assert len(short_fit_of(of_momentum(layer, 0.1), rows)) == 2
+    with pytest.raises(ValueError, match="got another: what a step makes of the buffers"):
+        short_fit_of(of_momentum(layer, 0.9), rows)
+
+
 def test_folders_of_an_earlier_format_are_refused_by_name(tmp_path, monkeypatch):
     machine = pv.checkpoints._machine
     with monkeypatch.context() as patch:
