@@ -570,7 +570,7 @@ def _described(x: Any) -> tuple[str, str]:
     for method in ("toarray", "to_pandas", "compute"):  # scipy.sparse; pyarrow; dask
         if hasattr(x, method):
             return came, f"Pass x.{method}()."
-    if hasattr(x, "__array__"):
+    if hasattr(x, "__array__") or isinstance(x, memoryview):
         return came, "Pass numpy.asarray(x)."
     if hasattr(x, "__next__"):
         return (

@@ -511,6 +511,12 @@ BUGS = {
         "if (buffer := None) is not None:",
         "test_checkpoints.py::momentum_of_buffers",
     ),
+    "dtypes unsaid": Bug(
+        "pair/inspection.py",
+        "if any(words in str(reason) for words in _DTYPES):",
+        "if False:",
+        "test_bad_input.py::of_another_dtype or no_index",
+    ),
     "training rows of a label let through": Bug(
         "comparison/predictive.py",
         "check_held_out(some, label=label, labels=len(within))",
