@@ -430,8 +430,8 @@ def batch(
 ) -> dict[str, Tensor]:
     """Rows, or a dict of rows under "x" and of what is aligned with them, as a dict of checked tensors.
 
-    ``x["x"]`` is checked by ``rows``; so is everything beside it, but for whole numbers and booleans in
-    tensors and arrays, which keep their type: they may be labels or masks.
+    ``x["x"]`` is checked by ``rows``; so is everything beside it, but for whole numbers and booleans,
+    which keep their type: they may be labels or masks.
 
     Raises:
         TypeError, ValueError: as ``rows``; a dict without "x", or with another number of rows under a name.
@@ -441,6 +441,7 @@ def batch(
 
 def _aligned(name: str, value: Any, dtype: torch.dtype | None, device: torch.device) -> Tensor:
     """What goes with the rows: whole numbers and booleans as they are, everything else as ``rows``."""
+    value = frames.whole(value)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biu":
         value = torch.from_numpy(_array(value, name)).to(device)
     if isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex():
@@ -569,7 +570,7 @@ def _described(x: Any) -> tuple[str, str]:
     for method in ("toarray", "to_pandas", "compute"):  # scipy.sparse; pyarrow; dask
         if hasattr(x, method):
             return came, f"Pass x.{method}()."
-    if hasattr(x, "__array__"):
+    if hasattr(x, "__array__") or isinstance(x, memoryview):
         return came, "Pass numpy.asarray(x)."
     if hasattr(x, "__next__"):
         return (
@@ -898,31 +899,67 @@ def row_hashes(x: Tensor) -> np.ndarray:
     return found
 
 
-def num_seen(hashes: np.ndarray, fitted: np.ndarray) -> int:
-    """How many rows are likely among those that a model was fitted to, by the ``row_hashes`` of both.
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Which rows are likely among those that a model was fitted to.
+
+    Rows of few values repeat by chance, and a row that was kept back may equal one that was not. M matches of N rows
+    speak for (M − d N) / (1 − d) that were fitted, where a share d matches by chance.
+
+    Attributes:
+        matches: whether each row equals a fitted one, shape (rows,).
+        chance: d.
+    """
+
+    matches: np.ndarray
+    chance: float = 0.0
+
+    def of(self, rows: np.ndarray) -> Seen:
+        """Of some of the rows."""
+        return Seen(self.matches[rows], self.chance)
+
+    @property
+    def number(self) -> int:
+        """How many rows are likely among the fitted ones."""
+        found, expected = float(self.matches.sum()), self.chance * len(self.matches)
+        return max(0, round((found - expected) / (1 - self.chance)))
+
+    @property
+    def by_chance(self) -> float:
+        """A bound on the probability of so many matches among rows that were kept back (Chernoff 1952)."""
+        share = float(self.matches.mean())
+        if share <= self.chance:
+            return 1.0
+        if not self.chance:
+            return 0.0
+        rest = (1 - share) * math.log((1 - share) / (1 - self.chance)) if share < 1 else 0.0
+        return math.exp(-len(self.matches) * (share * math.log(share / self.chance) + rest))
+
+
+def seen(hashes: np.ndarray, fitted: np.ndarray) -> Seen:
+    """Which rows are likely among those that a model was fitted to, by the ``row_hashes`` of both.
 
     Either hash counts: rows may have been fitted in one dtype and come in another.
     """
-    return max(_num_seen(hashes[:, i], fitted[:, i]) for i in range(2))
+    return max((_seen(hashes[:, i], fitted[:, i]) for i in range(2)), key=lambda found: found.number)
 
 
-def _num_seen(hashes: np.ndarray, fitted: np.ndarray) -> int:
-    """How many rows are likely among fitted ones, by one hash of each.
+def _seen(hashes: np.ndarray, fitted: np.ndarray) -> Seen:
+    """Which rows are likely among fitted ones, by one hash of each.
 
-    Rows of few values repeat by chance, and a row that was kept back may equal one that was not. How often is
-    seen among the fitted rows themselves: a share d of them has a double. M matches of N rows then speak for
-    (M − d N) / (1 − d) that were fitted. Where d is above one half, matches say nothing; unless every row
-    matches and the doubles are copies of a set of many different rows, as after oversampling.
+    How often rows match by chance is seen among the fitted rows themselves: a share d of them has a double. Where d is
+    above one half, matches say nothing; unless every row matches and the doubles are copies of a set of many
+    different rows, as after oversampling.
     """
     different, place, count = np.unique(fitted, return_inverse=True, return_counts=True)
     chance = float((count[place] > 1).mean())
     nearest = different[np.searchsorted(different, hashes).clip(max=len(different) - 1)]
-    matches = float((nearest == hashes).sum())
-    if chance > 0.5:
-        # Independent rows of which every one has a double take far fewer different values than this.
-        copies = len(different) > 0.1 * len(fitted) and len(np.unique(count)) <= 2 and count.min() > 1
-        return len(hashes) if copies and matches == len(hashes) else 0
-    return max(0, round((matches - chance * len(hashes)) / (1 - chance)))
+    matches = nearest == hashes
+    if chance <= 0.5:
+        return Seen(matches, chance)
+    # Independent rows of which every one has a double take far fewer different values than this.
+    copies = len(different) > 0.1 * len(fitted) and len(np.unique(count)) <= 2 and count.min() > 1
+    return Seen(matches if copies and matches.all() else np.zeros_like(matches))
 
 
 def _found(rows: Tensor, bad: Callable[[Tensor], Tensor]) -> tuple[int, list[int]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 
 def names(x: Any) -> tuple[str, ...] | None:
     """The names of a frame's columns, or of a series with a name; None where there are none.
@@ -17,11 +19,30 @@ def names(x: Any) -> tuple[str, ...] | None:
     found = list(columns) if columns is not None else [getattr(x, "name", None)]
     if not found or found == [None] or all(_is_number(name) for name in found):
         return None
-    return tuple(name if isinstance(name, str) else str(name) for name in found)
+    return tuple(
+        str.__str__(name) if isinstance(name, str) else str(name) for name in found
+    )  # numpy's strings, too
 
 
 def _is_number(name: Any) -> bool:
-    return isinstance(name, int | float) or hasattr(name, "dtype")  # Python's and numpy's
+    return isinstance(name, int | float | np.number | np.bool_) and not isinstance(name, str)
+
+
+def whole(value: Any) -> Any:
+    """A frame or series of whole numbers or booleans as an array of their own type; anything else as it is."""
+    if not hasattr(value, "to_numpy"):
+        return value
+    dtypes: Any = getattr(value, "dtypes", None)
+    if hasattr(dtypes, "items"):
+        whole_numbers = len(dtypes) and all(getattr(t, "kind", "O") in "biu" for t in dtypes)
+        if not whole_numbers or value.isna().to_numpy().any():  # nullable columns may lack some
+            return value
+        # Without a type pandas makes objects of numbers beside booleans.
+        kinds = ["?" if t.kind == "b" else f"{t.kind}{getattr(t, 'itemsize', 8)}" for t in dtypes]
+        array = value.to_numpy(dtype=np.result_type(*kinds))
+    else:
+        array = value.to_numpy()
+    return array if isinstance(array, np.ndarray) and array.dtype.kind in "biu" else value
 
 
 def difference(came: tuple[str, ...], expected: tuple[str, ...]) -> str:

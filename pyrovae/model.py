@@ -35,6 +35,7 @@ _NO_DEVICE = (
     "No CUDA GPUs",
     "invalid device ordinal",
     "No HIP GPUs",
+    "device string",  # of another name
 )
 
 
@@ -326,18 +327,14 @@ class LatentVariableModel(nn.Module):
             for module, mode in modes:
                 module.training = mode
 
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As ``torch.nn.Module.to``; a device that this machine and its torch do not have is refused."""
+        with _device_is_here():
+            return super().to(*args, **kwargs)
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        try:
+        with _device_is_here():
             return super()._apply(fn, recurse)
-        except (AssertionError, RuntimeError) as error:
-            if not any(words in str(error) for words in _NO_DEVICE):
-                raise
-            raise checks.bad_value(
-                "device",
-                "one that this machine and its torch have",
-                str(error).splitlines()[0].rstrip("."),
-                "Stay on the CPU, or install a torch that is built for the device.",
-            ) from error
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -580,6 +577,23 @@ class VAE(LatentVariableModel):
                 str(width),
                 f"Give it {type(encoder).__name__}.outputs({latent_dim}) outputs.",
             )
+
+
+@contextmanager
+def _device_is_here() -> Iterator[None]:
+    """Run a block that moves tensors; refuse a device that this machine and its torch do not have."""
+    try:
+        yield
+    except (AssertionError, RuntimeError) as error:
+        if not any(words in str(error) for words in _NO_DEVICE):
+            raise
+        came = str(error).splitlines()[0].rstrip(".")
+        raise checks.bad_value(
+            "device",
+            "one that this machine and its torch have",
+            came.rpartition("device string: ")[2],
+            "Stay on the CPU, or install a torch that is built for the device.",
+        ) from error
 
 
 def _of_one_argument(registry: Mapping[str, type]) -> tuple[str, ...]:

@@ -487,6 +487,48 @@ BUGS = {
         "            **(about(evaluation.source, evaluation.pair) | {'seen': 0}),",
         "test_rows.py::every_estimator",
     ),
+    "strings of numpy taken for numbers": Bug(
+        "frames.py",
+        "and not isinstance(name, str)",
+        "or hasattr(name, 'dtype')",
+        "test_rows.py::strings_of_numpy",
+    ),
+    "labels in frames made real numbers": Bug(
+        "checks.py",
+        "    value = frames.whole(value)",
+        "",
+        "test_context.py::keep_their_type",
+    ),
+    "rare labels not asked by checkpoints": Bug(
+        "pair/behaviour.py",
+        'if name != "x" and value.numel():',
+        "if False:",
+        "test_checkpoints.py::rare_label",
+    ),
+    "buffers of a step forgotten by checkpoints": Bug(
+        "training/identity.py",
+        "if (buffer := held[name]) is not None:",
+        "if (buffer := None) is not None:",
+        "test_checkpoints.py::momentum_of_buffers",
+    ),
+    "dtypes unsaid": Bug(
+        "pair/inspection.py",
+        "if any(words in str(reason) for words in _DTYPES):",
+        "if False:",
+        "test_bad_input.py::of_another_dtype or no_index",
+    ),
+    "training rows of a label let through": Bug(
+        "comparison/predictive.py",
+        "check_held_out(some, label=label, labels=len(within))",
+        "pass",
+        "test_comparison.py::under_their_label",
+    ),
+    "matches by chance taken for training rows": Bug(
+        "comparison/refusals.py",
+        "score._seen.by_chance > _BY_CHANCE / labels",
+        "False",
+        "test_comparison.py::under_any_label",
+    ),
     "training rows let through": Bug(
         "comparison/refusals.py",
         "if score.seen > len(score) / 2:",

@@ -1496,3 +1496,67 @@ def test_a_loss_of_counts_that_overflows_names_standardize_where_it_would_help(s
     with pytest.raises((FloatingPointError, ValueError), match=r"[Ll]ower (the learning rate|lr)") as error:
         pv.fit(vae, x, epochs=50, lr=1e3)
     assert ("standardize=True" in str(error.value)) != standardize
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_an_encoder_of_another_dtype_is_named(dtype):
+    vae = pv.VAE.mlp(3, 1, "gaussian", hidden_dims=(4,))
+    vae.encoder.to(dtype)
+    kind = str(dtype).removeprefix("torch.")
+    for call in (
+        lambda: pv.log_evidence(vae, torch.randn(9, 3)),
+        lambda: pv.fit(vae, torch.randn(9, 3), epochs=1),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"in dtypes that the guide computes with.*Parameters are in.*\b{kind}\b"
+        ):
+            call()
+
+
+def test_labels_that_are_no_index_are_named():
+    table = torch.tensor([0.0, 1.0])
+
+    def model(x, label):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(table[label], 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x, label):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    pair = pv.LatentVariableModel(model, guide)
+    for label in (np.zeros(9, dtype=np.int8), pd.Series(np.zeros(9, dtype=np.int8)), np.zeros(9)):
+        with pytest.raises(ValueError, match=r"label in (int8|float32)\. Cast .* labels by \.long\(\)"):
+            pv.log_evidence(pair, {"x": torch.randn(9), "label": label})
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:first"])
+def test_devices_that_do_not_exist_are_refused(device):
+    with pytest.raises(ValueError, match=rf"device: expected one that this machine .* got '?{device}"):
+        pv.VAE.mlp(3, 1, hidden_dims=(4,)).to(device)
+
+
+def test_moving_to_a_dtype_is_as_in_torch():
+    vae = pv.VAE.mlp(3, 1, hidden_dims=(4,))
+    assert vae.to("cpu", torch.float64) is vae
+    assert vae.dtype == torch.float64
+    assert vae.to(torch.ones(1)).dtype == torch.float32
+    assert vae.to(dtype=torch.float64).dtype == torch.float64
+
+
+@pytest.mark.parametrize("x", [memoryview(np.ones((9, 3))), memoryview(b"123"), bytearray(9)])
+def test_buffers_are_no_rows(x):
+    vae = pv.VAE.mlp(3, 1, "gaussian", hidden_dims=(4,))
+    for call in (lambda: pv.fit(vae, x, epochs=1), lambda: pv.log_evidence(vae, x)):
+        with pytest.raises(
+            TypeError, match=r"x: expected a tensor, a numpy array or a DataFrame, got a (memoryview|bytea)"
+        ):
+            call()
+
+
+def test_a_series_is_made_a_frame_of_one_column():
+    x, vae = pd.Series(np.linspace(0, 1, 9)), pv.VAE.mlp(1, 1, "gaussian", hidden_dims=(4,))
+    with pytest.raises(ValueError, match=r"Pass x\[:, None\], or x\.to_frame\(\) of a series"):
+        pv.log_evidence(vae, x, num_samples=5)
+    assert len(pv.log_evidence(vae, x.to_frame(), num_samples=5)) == 9

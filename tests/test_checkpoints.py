@@ -8,6 +8,8 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -631,6 +633,105 @@ def test_a_fit_is_resumed_with_the_same_arguments_only(argument, make, tmp_path)
     assert len(short_fit(pair_of("partial", 2.0), tmp_path, **options, **{name: make(2)})) == 2
     with pytest.raises(ValueError, match=rf"checkpoint: .* got another: .*\b{argument}\b"):
         short_fit(pair_of("partial", 2.0), tmp_path, **options, **{name: make(3)})
+
+
+MANY = 3000
+RARE = np.isin(np.arange(MANY), [17, 1999])
+# Each value of these that two rows alone have lies between others.
+BESIDE = {
+    "label": np.where(RARE, 7, np.arange(MANY) % 3 * 5),
+    "small label": np.where(RARE, 7, np.arange(MANY) % 3 * 5).astype(np.int8),
+    "real label": np.where(RARE, 0.5, np.arange(MANY) % 2),
+    "mask": RARE,
+    "series": pd.Series(np.where(RARE, 7, np.arange(MANY) % 3 * 5)),
+    "two columns": np.stack([np.arange(MANY), np.where(RARE, 2, np.arange(MANY) % 2 * 3)], axis=1),
+    "identifiers": np.where(RARE, 3000, np.arange(MANY) // 10),
+}
+
+
+def of_rare(rare, shift):
+    """A pair that differs by ``shift`` where the last column beside the rows is ``rare``."""
+    layer = torch.nn.Linear(2, 1)
+    with torch.no_grad():
+        layer.weight.fill_(0.5)
+        layer.bias.zero_()
+
+    def model(x, beside):
+        off = shift * (beside.reshape(len(x), -1)[:, -1:] == rare)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + off.expand(len(x), 2), 1.0).to_event(1), obs=x)
+
+    def guide(x, beside):
+        encode = pyro.module("layer", layer)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encode(x), 1.0).to_event(1))
+
+    return pv.LatentVariableModel(model, guide)
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_model_that_differs_at_a_rare_value_is_another(name, tmp_path):
+    value = BESIDE[name]
+    rows = {"x": torch.randn(MANY, 2, generator=torch.Generator().manual_seed(0)), "beside": value}
+    rare = np.asarray(value).reshape(MANY, -1)[17, -1].item()
+    arguments = {"num_samples": 2, "compile": False, "checkpoint": tmp_path}
+    pv.log_evidence(of_rare(rare, 0.0), rows, **arguments)
+    pv.log_evidence(of_rare(rare, 0.0), rows, **arguments)
+    with pytest.raises(ValueError, match=r"got another: the model's log P\(x \| z\)"):
+        pv.log_evidence(of_rare(rare, 9.0), rows, **arguments)
+
+
+def test_a_fit_of_a_model_that_differs_at_a_rare_label_is_another(tmp_path):
+    rows = {"x": torch.randn(MANY, 2, generator=torch.Generator().manual_seed(0)), "beside": BESIDE["label"]}
+    arguments = {"epochs": 1, "batch_size": 1000, "compile": False, "checkpoint": tmp_path}
+    pv.fit(of_rare(7, 0.0), rows, **arguments)
+    assert len(pv.fit(of_rare(7, 0.0), rows, **arguments)) == 1
+    with pytest.raises(ValueError, match=r"got another: the model's log P\(x \| z\)"):
+        pv.fit(of_rare(7, 9.0), rows, **arguments)
+
+
+def of_momentum(layer, momentum):
+    torch.manual_seed(0)
+    encoder = torch.nn.Sequential(layer(2, momentum=momentum), torch.nn.Linear(2, 1))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.expand(*z.shape[:-1], 2), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        encode = pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encode(x), 1.0).to_event(1))
+
+    return pv.LatentVariableModel(model, guide)
+
+
+class Running(torch.nn.Module):
+    """Moves a mean in training, and uses it in ``eval()`` alone."""
+
+    def __init__(self, width, momentum):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
+
+    def forward(self, x):
+        if self.training:
+            self.mean.lerp_(x.detach().double().mean(0), self.momentum)
+            return x - x.mean(0)
+        return x - self.mean.to(x.dtype)
+
+
+@pytest.mark.parametrize("layer", [torch.nn.BatchNorm1d, Running])
+def test_a_fit_with_another_momentum_of_buffers_is_another(layer, tmp_path):
+    """No loss, gradient or term shows it before the next step."""
+    rows = 1 + torch.randn(70, 2, generator=torch.Generator().manual_seed(0))
+    short_fit_of = functools.partial(pv.fit, epochs=2, batch_size=20, compile=False, checkpoint=tmp_path)
+    short_fit_of(of_momentum(layer, 0.1), rows)
+    assert len(short_fit_of(of_momentum(layer, 0.1), rows)) == 2
+    with pytest.raises(ValueError, match="got another: what a step makes of the buffers"):
+        short_fit_of(of_momentum(layer, 0.9), rows)
 
 
 def test_folders_of_an_earlier_format_are_refused_by_name(tmp_path, monkeypatch):

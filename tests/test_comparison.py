@@ -7,6 +7,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from rates import SEED
+from scipy import stats
 
 import pyrovae as pv
 from pyrovae import baselines
@@ -217,6 +219,49 @@ def test_rows_that_a_model_was_fitted_to_are_refused_unless_asked():
     pv.fit(vae, test, epochs=1)
     with pytest.raises(ValueError, match="60 of 60"):
         pv.compare({"a": vae}, train, num_samples=5)
+
+
+def test_rows_that_a_model_was_fitted_to_are_refused_under_their_label():
+    x = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    models = {
+        "density": baselines.KernelDensity().fit(x[:40]),
+        "gaussian": baselines.IndependentGaussian().fit(
+            torch.randn(60, 4, generator=torch.Generator().manual_seed(1))
+        ),
+    }
+    labels = np.where(np.arange(100) < 40, "a", "b")
+    assert pv.compare(models, x)["seen"].to_dict() == {"density": 40, "gaussian": 0}
+    scored = {name: pv.log_evidence(model, x) for name, model in models.items()}
+    for given in (models, scored):
+        with pytest.raises(ValueError, match="got 40 of 40 under the label 'a' that 'density' was"):
+            pv.compare(given, x, by=labels)
+        table = pv.compare(given, x, by=labels, training_rows=True)
+        assert table["seen"].to_dict() == {
+            ("a", "density"): 40,
+            ("a", "gaussian"): 0,
+            ("b", "density"): 0,
+            ("b", "gaussian"): 0,
+        }
+    mixed = np.arange(100) % 2  # 20 of 50 under either label
+    assert pv.compare(models, x, by=mixed)["seen"].to_dict()[(1, "density")] == 20
+
+
+def test_rows_that_repeat_by_chance_are_no_training_rows_under_any_label():
+    """Nearly a tenth of the rows has a double: all rows of a small label match now and then."""
+    x = (torch.rand(400, 11, generator=torch.Generator().manual_seed(SEED)) < 0.5).float()
+    model = baselines.IndependentBernoulli().fit(x[:200])
+    assert 0.02 < pv.checks.seen(pv.checks.row_hashes(x[200:]), model.seen).chance < 0.3
+    table = pv.compare({"a": model}, x[200:], by=np.arange(200) // 2)
+    assert len(table) == 100
+    with pytest.raises(ValueError, match="got 20 of 20 under the label '10'"):
+        pv.compare({"a": model}, torch.cat([x[200:], x[:20]]), by=np.arange(220) // 20)
+
+
+def test_matches_by_chance_have_at_most_the_probability_that_bounds_them():
+    for rows, matches, chance in [(1, 1, 0.3), (5, 5, 0.2), (40, 21, 0.4), (40, 20, 0.1), (7, 3, 0.45)]:
+        found = pv.checks.Seen(np.arange(rows) < matches, chance).by_chance
+        exact = stats.binom.sf(matches - 1, rows, chance)
+        assert exact - 1e-12 <= found <= 10 * exact
 
 
 def test_rows_that_repeat_by_chance_are_no_training_rows():

@@ -207,6 +207,45 @@ def test_rows_in_a_frame_with_a_series_beside_them():
     np.testing.assert_array_equal(ev.estimate, same.estimate)
 
 
+LABELS = np.arange(12) % 3
+WHOLE = {
+    "series": (pd.Series(LABELS), np.int64),
+    "small": (pd.Series(LABELS, dtype="int8"), np.int8),
+    "unsigned": (pd.Series(LABELS, dtype="uint16"), np.int32),
+    "nullable": (pd.Series(LABELS, dtype="Int64"), np.int64),
+    "category codes": (pd.Series(LABELS.astype(str)).astype("category").cat.codes, np.int8),
+    "booleans": (pd.Series(LABELS > 0), np.bool_),
+    "nullable booleans": (pd.Series(LABELS > 0, dtype="boolean"), np.bool_),
+    "frame": (pd.DataFrame({"a": LABELS, "b": LABELS}), np.int64),
+    "nullable frame": (pd.DataFrame({"a": LABELS}, dtype="Int32"), np.int32),
+    "frame of two types": (pd.DataFrame({"a": LABELS.astype("int8"), "b": LABELS > 0}), np.int8),
+    "sparse": (pd.Series(pd.arrays.SparseArray(LABELS)), np.int64),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_whole_numbers_in_frames_and_series_keep_their_type(kind):
+    value, dtype = WHOLE[kind]
+    x = pd.DataFrame({"v": np.linspace(0, 1, 12)}, index=value.index)
+    shuffled = value.sample(frac=1, random_state=0)
+    for given in (value, shuffled):
+        found = pv.checks.batch({"x": x, "label": given}, dtype=torch.float32)["label"].numpy()
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, value.to_numpy().astype(dtype))
+
+
+@pytest.mark.parametrize("value", [pd.DataFrame({"a": LABELS, "b": LABELS / 2}), pd.Series(LABELS / 2)])
+def test_real_numbers_in_frames_and_series_are_cast(value):
+    found = pv.checks.batch({"x": torch.ones(12, 1), "label": value}, dtype=torch.float32)["label"]
+    assert found.dtype == torch.float32
+
+
+def test_missing_labels_are_refused():
+    label = pd.DataFrame({"label": pd.array([*LABELS[:-1], None], dtype="Int64")})
+    with pytest.raises(ValueError, match=r"label: expected finite numbers, got 1 .* at row 11"):
+        pv.checks.batch({"x": torch.ones(12, 1), "label": label}, dtype=torch.float32)
+
+
 def test_swap_gives_offsets_to_those_that_take_them():
     """Rates that differ by exposure alone: who is told it needs no latent to find it."""
     generator = np.random.default_rng(SEED)

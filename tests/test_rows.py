@@ -466,6 +466,22 @@ def test_arrays_and_frames_without_names_are_taken_as_they_lie(fitted):
     assert unnamed.fit(TRAIN[["weight", "age", "height"]]).names == {"x": ("weight", "age", "height")}
 
 
+@pytest.mark.parametrize("columns", [list(np.array(["b", "a"])), ["b", np.str_("a")], [0, np.str_("a")]])
+def test_names_that_are_strings_of_numpy_are_names(columns):
+    """scikit-learn's feature names are, once they are in a list."""
+    frame = pd.DataFrame(NORMAL, columns=columns)
+    model = baselines.IndependentGaussian().fit(frame)
+    assert model.names == {"x": tuple(map(str, columns))}
+    assert all(type(name) is str for name in model.names["x"])
+    with pytest.raises(ValueError, match="expected the columns that were fitted"):
+        model.log_evidence(frame[columns[::-1]])
+
+
+@pytest.mark.parametrize("columns", [[0, 1], [np.int64(3), np.float32(1)], [True, np.True_]])
+def test_numbers_are_no_names(columns):
+    assert pv.frames.names(pd.DataFrame(NORMAL, columns=columns)) is None
+
+
 def test_names_of_what_goes_with_the_rows_are_remembered():
     def model(x, covariates):
         weight = pyro.param("weight", torch.tensor([1.0, -1.0]))

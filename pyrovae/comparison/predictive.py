@@ -52,7 +52,8 @@ def compare(
             ``num_samples`` is not given.
         by: a label for every row, shape (rows,): a table for each label, one below the other, and the
             differences within it. A series is brought into the order of the index that x has.
-        training_rows: compare on rows that models were fitted to, which is refused otherwise.
+        training_rows: compare on rows that models were fitted to, which is refused otherwise: where they are most of
+            the rows, or most of those with one label.
 
     Returns:
         A frame, best first, indexed by name: ``elpd``, the mean log P(x_n), an estimate of the expected
@@ -125,13 +126,16 @@ def compare(
 
     index = next((score.index for score in scores.values() if score.index is not None), None)
     labels = _labels(checks.align("by", by, index), len(next(iter(scores.values()))))
-    parts = {
-        label: _table({name: _rows(score, labels == label) for name, score in scores.items()}, about)
+    within = {
+        label: {name: _rows(score, labels == label) for name, score in scores.items()}
         for label in pd.unique(labels)
     }
+    if not training_rows:
+        for label, some in within.items():
+            check_held_out(some, label=label, labels=len(within))
+    parts = {label: _table(some, about) for label, some in within.items()}
     name = getattr(by, "name", None) or "by"
-    # Which rows a model was fitted to is known of all together.
-    table = ComparisonTable(pd.concat(parts, names=[name, "model"]).drop(columns="seen"))
+    table = ComparisonTable(pd.concat(parts, names=[name, "model"]))
     table.attrs.update(parts[labels[0]].attrs, rows=len(labels))
     return table
 
@@ -211,7 +215,10 @@ def _rows(score: LogEvidence, chosen: np.ndarray) -> LogEvidence:
         shared = float(score.mcse[chosen].mean())
     index = None if score.index is None else score.index[chosen]
     parts = {name: getattr(score, name)[chosen] for name in per_row}
-    return replace(score, **parts, shared_mcse=shared, index=index)
+    rows = None if score._seen is None else score._seen.of(chosen)
+    # Of a score that was made by hand only the number is known: the rows are spread evenly.
+    seen = round(score.seen * chosen.mean()) if rows is None else rows.number
+    return replace(score, **parts, shared_mcse=shared, index=index, seen=seen, _seen=rows)
 
 
 def _standard_error(values: np.ndarray) -> float:

@@ -83,10 +83,14 @@ def about(source: checks.Source | None, model: Any) -> dict[str, Any]:
     if source is None:
         raise RuntimeError("some of the rows of another evaluation have no fingerprint")
     fitted = getattr(model, "seen", None)
+    rows = checks.Seen(np.zeros(len(source.exact), dtype=bool))
+    if fitted is not None:
+        rows = checks.seen(checks.row_hashes(source.exact), fitted)
     return {
         "fingerprint": checks.fingerprint(source.exact),
-        "seen": 0 if fitted is None else checks.num_seen(checks.row_hashes(source.exact), fitted),
+        "seen": rows.number,
         "index": source.index,
+        "_seen": rows,
     }
 
 
@@ -211,6 +215,7 @@ class LogEvidence:
     shared_mcse: float | None = None
     uncompiled: str | None = None
     reasons: tuple[str, ...] = ()
+    _seen: checks.Seen | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -258,6 +263,7 @@ class LogEvidence:
         index: Any = None,
         target: str = "predictive",
         parameters: str = "plug-in",
+        _seen: checks.Seen | None = None,
     ) -> LogEvidence:
         """Rows whose log P(x) is known in closed form: no error, nothing sampled."""
         estimate = np.asarray(estimate, dtype=np.float64)
@@ -282,6 +288,7 @@ class LogEvidence:
             index=index,
             target=target,
             parameters=parameters,
+            _seen=_seen,
         )
 
     def __len__(self) -> int:

@@ -24,8 +24,8 @@ _TERMS = ("the guide's log Q(z | x)", "the model's log P(z)", "the model's log P
 _DRAWS = 2  # of z for each row, from each source
 # Rows: as many as keep the work near that of one tile, and at most so many.
 _NUMBERS, _FEWEST_ROWS, _MOST_ROWS = 1 << 20, 8, 1024
-# Rows and columns in which the extremes are looked for.
-_POOL_ROWS, _POOL_COLUMNS = 1 << 16, 32
+# Numbers and columns in which extreme and rare entries are looked for, and the most values of which each has a row.
+_POOL_NUMBERS, _POOL_COLUMNS, _VALUES = 1 << 21, 32, 64
 
 
 def behaviour(pair: LatentVariableModel, structure: Structure, batch: Batch, seed: int) -> dict[str, Tensor]:
@@ -53,24 +53,50 @@ def behaviour(pair: LatentVariableModel, structure: Structure, batch: Batch, see
 
 
 def probe(structure: Structure, batch: Batch) -> Batch:
-    """Rows to know a pair by: all, where there are few; else rows from all over x, and those with extreme entries."""
+    """Rows to know a pair by: all, where there are few; else rows from all over, and those with extreme or rare entries.
+
+    Entries of x and of everything beside it: a model may differ at one value of a label alone.
+    """
     x = batch["x"]
     most = _NUMBERS // (2 * _DRAWS * max(structure.widest, 32))
     most = min(_MOST_ROWS, max(_FEWEST_ROWS, most))
     if len(x) <= most:
         return batch
     generator = torch.Generator().manual_seed(0)
-    pool = torch.arange(len(x))
-    if len(x) > _POOL_ROWS:
-        pool = torch.randint(len(x), (_POOL_ROWS,), generator=generator)
-    flat = x.flatten(1) if x.dim() > 1 else x[:, None]
-    columns = torch.linspace(0, flat.shape[1] - 1, min(_POOL_COLUMNS, most // 4 + 1)).long()
-    values = flat[pool[:, None].to(x.device), columns.to(x.device)].cpu().numpy()
+    chosen = [_telling(x, most // 2, generator)]
+    chosen.append(torch.randint(len(x), (most - len(chosen[0]),), generator=generator))
+    for name, value in batch.items():
+        if name != "x" and value.numel():
+            chosen.append(_telling(value, min(_VALUES, 4 * most), generator))
+    rows = torch.cat(chosen).unique().to(x.device)
+    return {name: value[rows] for name, value in batch.items()}
+
+
+def _telling(value: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Up to ``most`` rows: with the extremes of each column, and with each value of a column that has few.
+
+    Of whole numbers and booleans with each value, however many there are. The rarest come first.
+    """
+    flat = value.flatten(1) if value.dim() > 1 else value[:, None]
+    columns = torch.linspace(0, flat.shape[1] - 1, min(_POOL_COLUMNS, most // 2 + 1)).long().unique()
+    height = _POOL_NUMBERS // len(columns)
+    pool = torch.arange(len(flat))
+    if len(flat) > height:
+        pool = torch.randint(len(flat), (height,), generator=generator)
+    values = flat[pool[:, None].to(flat.device), columns.to(flat.device)].cpu().numpy()
     # numpy takes the first of equal ones on every machine
-    extremes = torch.from_numpy(np.concatenate([values.argmin(axis=0), values.argmax(axis=0)]))
-    spread = torch.randint(len(pool), (most,), generator=generator)
-    chosen = pool[torch.cat([extremes, spread])][:most].unique().to(x.device)
-    return {name: value[chosen] for name, value in batch.items()}
+    found = [values.argmin(axis=0), values.argmax(axis=0)]
+    counts = [np.zeros(2 * len(columns), dtype=np.int64)]
+    for column in values.T:
+        real = value.is_floating_point()
+        if real and len(np.unique(column[:1000])) > _VALUES:
+            continue
+        different, first, count = np.unique(column, return_index=True, return_counts=True)
+        if len(different) <= _VALUES or not real:
+            found.append(first)
+            counts.append(count)
+    by_count = np.concatenate(found)[np.concatenate(counts).argsort(kind="stable")]
+    return pool[list(dict.fromkeys(by_count.tolist()))[:most]]
 
 
 @contextmanager

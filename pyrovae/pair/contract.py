@@ -66,11 +66,16 @@ def unfilled(name: str, site: Site, num_rows: int) -> checks.Refused:
     """The refusal of rows whose shape is not that of the site that observes them."""
     fn, value = site["fn"], site["value"]
     flat = fn.event_dim == 1 and value.dim() > 1 and value[0].numel() == fn.event_shape[0]
+    fix = "Pass rows of the shape that the model is written for, on dim 0."
+    if flat:
+        fix = "Pass x.flatten(1)."
+    elif value.dim() == 1 and (*fn.batch_shape, *fn.event_shape)[1:] == (1,):
+        fix = "Pass x[:, None], or x.to_frame() of a series."
     return checks.bad_value(
         "x",
         f"rows that fill the observed site {name!r}, shape {(*fn.batch_shape, *fn.event_shape)} for {num_rows} rows",
         f"shape {tuple(value.shape)}",
-        "Pass x.flatten(1)." if flat else "Pass rows of the shape that the model is written for, on dim 0.",
+        fix,
     )
 
 

@@ -39,6 +39,14 @@ from pyrovae.pair.on_data import check_rows
 from pyrovae.pair.running import Batch, Latents, Site, Sites, Structure, Support, of_rows, run, sample_sites
 
 _PROBE_ROWS, _MOST_ROWS = 4, 4096
+# What torch says of dtypes that don't go together, or that can't be an index.
+_DTYPES = (
+    "same dtype",
+    "scalar type",
+    "type) should be the same",
+    "used as indices must be",
+    "dtype must match",
+)
 
 
 def inspect(
@@ -140,6 +148,13 @@ def _first_runs(pair: LatentVariableModel, batch: Batch, rows: Tensor) -> dict[s
     return {"guide": guide, "model": _first_run(pair, "model", batch, rows, guide)}
 
 
+def _dtypes(pair: LatentVariableModel, batch: Batch) -> str:
+    """The dtypes of a pair's parameters and of a batch, in words."""
+    parameters = sorted({str(p.dtype).removeprefix("torch.") for p in pair.parameters()})
+    each = [f"{name} in {str(value.dtype).removeprefix('torch.')}" for name, value in batch.items()]
+    return f"Parameters are in {' and '.join(parameters) or 'no dtype'}, {', '.join(each)}"
+
+
 def _first_run(
     pair: LatentVariableModel, part: str, batch: Batch, rows: Tensor, drawn: Sites | None = None
 ) -> Sites:
@@ -183,6 +198,13 @@ def _first_run(
                     f"rows of a size that the {part}'s networks can take",
                     str(reason).splitlines()[0].removesuffix(", but found invalid values:"),
                     pair.fix_of_rows(rows),
+                ) from reason
+            if any(words in str(reason) for words in _DTYPES):
+                raise checks.bad_value(
+                    "x",
+                    f"rows, and what goes with them, in dtypes that the {part} computes with",
+                    f"{type(reason).__name__} from it: {str(reason).splitlines()[0]}",
+                    f"{_dtypes(pair, batch)}. Cast networks and numbers by .float(), labels by .long(), masks by .bool().",
                 ) from reason
             one_dim = "x has one dim, so every number is a row: for one row of many columns pass x[None]. "
             raise checks.bad_value(

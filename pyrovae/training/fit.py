@@ -126,7 +126,8 @@ def fit(
             history's among them, are always in full precision.
         binarize: whether x holds probabilities, such as grey levels over 255, of which every step draws zeros and
             ones anew (Salakhutdinov and Murray 2008). The history's ELBO is that of one draw, the same after every
-            epoch; validation rows are taken as they are. That draw is in memory, as large as x or its first chunk. A score of such rows compares with no fixed binarization's.
+            epoch; validation rows are taken as they are. That draw is in memory, as large as x or its first chunk. A score of such rows compares with no fixed binarization's. The grey rows
+            are remembered as fitted; zeros and ones that you draw from them count as kept back.
 
     Returns:
         The ``History``. Ctrl-C ends the fit early, keeps what was learned and returns it, too. With a

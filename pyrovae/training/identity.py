@@ -52,22 +52,27 @@ class Identity:
         return cls(state, structure, probe(structure, batch), minibatch, seed)
 
     def answers(self) -> Answers:
-        """The pair's terms in ``eval()`` mode, and the loss of a step with its gradient; everything is left as it was."""
+        """The pair's terms in ``eval()`` mode; a step's loss, gradient and buffers. Everything is left as it was."""
         tolerance = rounding(self.rows["x"].dtype)
         with products("highest"):
             terms = behaviour(self.state.pair, self.structure, self.rows, self.seed)
-            loss, gradient = self._step()
+            loss, gradient, buffers = self._step()
         return {
             **{name: (term, tolerance) for name, term in terms.items()},
             "the loss of a step": (loss, tolerance),
             "the gradient of a step": (gradient, _GRADIENT),
+            "what a step makes of the buffers": (buffers, tolerance),
         }
 
-    def _step(self) -> tuple[Tensor, Tensor]:
-        """The loss of a step in nats a row; the gradient's log norm, and each parameter's norm and sum as shares of it."""
+    def _step(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of a step in nats a row; the gradient's log norm, and each parameter's norm and sum as shares of it.
+
+        And the root mean square and the mean of every buffer after it, such as BatchNorm's running moments.
+        """
         state, key = self.state, noise.derive(self.seed, noise.Stream.IDENTITY, 0)
         found = torch.full((len(state.parameters), 2), torch.nan, dtype=torch.float64)
         loss = torch.tensor(torch.nan, dtype=torch.float64)
+        buffers = torch.full((len(state.buffers), 2), torch.nan, dtype=torch.float64)
         with left_as_found(state.pair):
             try:
                 loss = torch.tensor(differentiate(state, self.minibatch, key, 1.0), dtype=torch.float64)
@@ -75,12 +80,16 @@ class Identity:
                     gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
                     shares[0] = float(gradient.norm())
                     shares[1] = float(gradient.sum()) / gradient.numel() ** 0.5
+                for moments, (held, name) in zip(buffers, state.buffers, strict=True):
+                    if (buffer := held[name]) is not None:
+                        moments[0] = float(buffer.double().square().mean().sqrt())
+                        moments[1] = float(buffer.double().mean())
             except Exception:  # a step that can't be taken has no numbers, then or now
                 pass
             finally:
                 state.pair.zero_grad(set_to_none=True)
         norm = found[:, 0].norm().clamp(min=1e-30)
-        return loss, torch.cat([norm.log()[None], (found / norm).flatten()])
+        return loss, torch.cat([norm.log()[None], (found / norm).flatten()]), buffers
 
 
 def described(thing: Any, epochs: int) -> list[str]:

@@ -58,7 +58,7 @@ class Chunks:
 
 
 def _holds_chunks(x: Any) -> bool:
-    one = isinstance(x, Tensor | np.ndarray | Mapping | Set | str | bytes) or any(
+    one = isinstance(x, Tensor | np.ndarray | Mapping | Set | str | bytes | bytearray | memoryview) or any(
         hasattr(x, name) for name in ("to_numpy", "toarray", "to_pandas", "compute", "__array__", "read")
     )
     if one or not isinstance(x, Iterable):
