@@ -268,7 +268,7 @@ class LatentVariableModel(nn.Module):
         """What to do where networks overflow on rows of x, and where its largest entry is; ``numbers`` are the rows'."""
         row, column, value = checks.largest(x)
         row = row if numbers is None else int(numbers[row])
-        largest = f"The largest entry is {value:g}, in row {row}, column {column}."
+        largest = f"The largest entry is {value:g}, in row {row}, column {column}; in training lower lr or set clip_norm."
         return f"{self.fix_of_scales(x)} {largest}".lstrip()
 
     def fix_of_scales(self, x: Tensor) -> str:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import pyrovae as pv
+from pyrovae.pair import inspect
 
 
 def guide(x):
@@ -100,6 +101,14 @@ def test_rounding_is_no_dependence(size, scale, dtype):
     vae = pv.VAE.mlp(300, 20, "gaussian", hidden_dims=(400, 400), scale=scale).to(dtype)
     x = size * torch.rand(400, 300, dtype=dtype)
     pv.elbo(vae, x, num_samples=1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_unscaled_counts_are_no_dependence(seed):
+    """Counts of 300 in an encoder that starts out for size one: tiny scales, and rounding of 1e10 nats."""
+    torch.manual_seed(seed)
+    x = torch.poisson(torch.tensor([0.1, 5.0, 300.0, 300.0]).expand(100, 4))
+    inspect(pv.VAE.mlp(4, 1, "negative_binomial", hidden_dims=(4,)), {"x": x})
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -185,7 +185,7 @@ def _check_alone(
                 run(pair, part, _nudged(fewer), _nudged(moved)), names[part], structure, len(rows)
             )
             rounding = (_ROUNDINGS * _distance(alone, nudged)).nan_to_num(posinf=0.0)
-            moves = apart > torch.maximum(tolerance, rounding.clamp(max=1e3 * float(tolerance.max())))
+            moves = apart > torch.maximum(tolerance, rounding)
             if bool(moves.any()):
                 row = start + int(rows[int(moves.int().argmax())])
                 raise _depends(
