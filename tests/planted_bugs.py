@@ -415,6 +415,18 @@ BUGS = {
         'given = {name: value.reshape(len(x), -1) for name, value in batch.items() if name != "x" and value.is_floating_point()}',
         "test_computed_context.py::passes_silently",
     ),
+    "rows that alone have a column taken for evidence": Bug(
+        "pair/context.py",
+        "if bool(likely.any()) and _spanned(",
+        "if bool(likely.any()) or _spanned(",
+        "test_computed_context.py::rare_flag or pixel",
+    ),
+    "guards that hide a total": Bug(
+        "pair/context.py",
+        "for left in (below, above, below | above):",
+        "for left in ():",
+        "test_computed_context.py::guards_against_zero",
+    ),
     "chance held to be impossible": Bug(
         "pair/context.py",
         "return self.order + values.clamp(max=0)",

@@ -12,6 +12,7 @@ import pytest
 import torch
 from pyro.distributions import constraints
 from rates import SEED
+from sklearn.datasets import load_digits
 
 import pyrovae as pv
 from pyrovae.pair.context import computed_from_rows
@@ -137,6 +138,66 @@ def test_copies_and_one_hot_codes_are_seen(rows):
     assert computed_from_rows({"x": x, **given}) == list(given)
 
 
+GUARDED = {
+    "counts, some rows zero": torch.poisson(
+        4 * torch.rand(200, 1, generator=generator()).expand(200, 6), generator=generator()
+    ),
+    "one row of zeros": torch.cat([torch.zeros(1, 5), 1 + counts()]),
+    "amounts": torch.randn(200, 4, generator=generator()).clamp(min=0),
+    "amounts of many sizes": (3 * torch.randn(200, 4, generator=generator())).exp()
+    * (torch.rand(200, 1, generator=generator()) > 0.1),
+}
+GUARDS = {
+    **{
+        f"log(f + {e:g})": (lambda f, e=e: (f + e).log())
+        for e in (1e-12, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 0.1, 0.5)
+    },
+    "clamped to 1": lambda f: f.clamp(min=1),
+    "log of this": lambda f: f.clamp(min=1).log(),
+    "clamped below": lambda f: f.clamp(min=float(f.quantile(0.3))),
+    "clamped above": lambda f: f.clamp(max=float(f.quantile(0.7))),
+    "clamped at both ends": lambda f: f.clamp(float(f.quantile(0.1)), float(f.quantile(0.9))),
+    "standardised": lambda f: IMAGES["standardised"]((f + 1e-8).log()),
+    "minus log2": lambda f: -(f + 1e-8).log2(),
+    "reciprocal": lambda f: 1 / f.clamp(min=1),
+    "square": lambda f: 3 - 2 * f**2,
+}
+
+
+@pytest.mark.parametrize("rows", GUARDED)
+def test_guards_against_zero_hide_no_function(rows):
+    x, given = GUARDED[rows], {}
+    for (statistic, s), (guard, image) in itertools.product(STATISTICS.items(), GUARDS.items()):
+        c = image(s(x))
+        # Of the rows with one value, the guard's, nothing is known: the others have to tell.
+        kept = c[(c != c.amin()) & (c != c.amax())]
+        if statistic != "some columns' sum" and len(kept.unique()) > 4 and told_apart(kept, 1e-4 / 1e5):
+            given[statistic, guard] = c
+    assert len(given) > 60
+    for name, c in given.items():
+        assert computed_from_rows({"x": x, "c": c}), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
+@pytest.mark.parametrize("shape", [(400, 40, 0.02), (300, 60, 0.01)])
+def test_a_rare_flag_is_no_linear_function_of_sparse_counts(shape, dtype):
+    """Some rows alone have some column: on these, any values fit."""
+    rows, columns, rate = shape
+    for seed in range(6):
+        g = generator(seed)
+        x = torch.poisson(torch.full((rows, columns), rate), generator=g)
+        flag = (torch.rand(rows, generator=g) < 0.01).to(dtype)
+        assert computed_from_rows({"x": x, "flag": flag}) == []
+        assert computed_from_rows({"x": x, "c": x[:, : columns // 2].sum(1)}) == ["c"]
+
+
+def test_no_pixel_follows_from_the_others():
+    x = torch.tensor(load_digits().data)
+    for pixel in (1, 8, 16, 23, 31, 48, 56):
+        rest = [column for column in range(64) if column != pixel]
+        assert computed_from_rows({"x": x[:, rest], "c": x[:, pixel]}) == []
+
+
 def honest(x, seed):
     """What may go with rows and is not computed from them."""
     g, n = generator(seed), len(x)
@@ -151,6 +212,10 @@ def honest(x, seed):
         "offsets": torch.randn(n, generator=g),
         "exposure": exposure,
         "its logarithm": exposure.log(),
+        "logarithms of counts": (torch.poisson(torch.ones(n), generator=g) + 1e-8).log(),
+        "censored": torch.randn(n, generator=g).clamp(-0.5, 0.5),
+        "amounts": torch.randn(n, generator=g).clamp(min=0),
+        "prices": (100 * exposure).round() / 100,
         "in half precision": exposure.half().float(),
         "two batches": torch.randint(2, (n,), generator=g),
         "four batches": torch.randint(4, (n, 1), generator=g),
@@ -326,6 +391,17 @@ def test_its_number_sums_to_one_over_the_rows_with_that_total(likelihood):
     fn, _ = likelihood(x, torch.zeros(len(x), 1), n=x.sum(1))
     assert float(fn.log_prob(x).exp().sum()) == pytest.approx(1, abs=1e-5)
     assert np.isfinite(sums).all()
+
+
+@pytest.mark.parametrize("guard", ["clamped to 1", "log of this", "log(f + 1e-08)"])
+def test_a_multinomial_given_its_own_total_may_guard_it(guard):
+    x = torch.poisson(2 * torch.rand(60, 3, generator=generator()), generator=generator())
+
+    def likelihood(x, z, n):
+        return dist.Multinomial(100, logits=z * WEIGHTS + n[:, None] / 50, validate_args=False), x
+
+    ev = pv.log_evidence(pair_of(likelihood), {"x": x, "n": GUARDS[guard](x.sum(1))}, num_samples=20)
+    assert (set(ev.measure), ev.own_totals) == ({"mass"}, ("n",))
 
 
 def test_other_statistics_make_a_pseudo_likelihood_of_a_multinomial_too():

@@ -4,9 +4,11 @@ Found are, for every column of the context by itself, whatever its dtype and sha
 
 * a column of x, or the whole row; the one-hot argmax, or a column of it;
 * a row's sum, mean, maximum, minimum, argmax, argmin, number of non-zero entries, L1 norm and L2 norm;
-* affine images of these, of their log, log1p and square root, and the log or square root of an affine image;
-* whole numbers, or numbers in half precision, that a column, a statistic, or its log, log1p or square root was
-  rounded or cast to, where at least five differ;
+* affine images of these, of their log, log1p, square root, square and reciprocal, and the log, square root or
+  reciprocal of an affine image;
+* the same of a statistic with guards: clamped from below or above, or with a small number added before the log;
+* whole numbers, or numbers in half precision, that a column, a statistic, or its log, log1p, square root, square or
+  reciprocal was rounded or cast to, where at least five differ;
 * with more rows than columns, linear functions of x or of log(1 + x), such as the total of some columns, and the log or
   square root of one.
 
@@ -21,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -43,7 +45,11 @@ _LOOSEST = 1e-2  # standard deviations of the context, which no rounding error m
 _MOST_REACH = 1e3  # between the largest and the smallest number that a context is the logarithm of
 _FEWEST_LEVELS = 5  # of numbers that a statistic was cast to
 _NARROW = (torch.float16, torch.bfloat16)
+_MOST_POWER = 80  # of e, below what a float32 holds
 _STATISTICS = 9
+# How often a column is compared with a function: six images and five more inverse images; all rows, or without those of
+# its least value, of its largest, or of both, or with a number added. Statistics have half of all false alarms.
+_TRIES = 11 * 5 * 2
 
 #: The name of a row's total where the model is conditional on it, and no context holds it.
 OWN_TOTAL = "the row's own total"
@@ -144,7 +150,7 @@ class _Functions:
         )
 
     def images(self) -> Iterator[_Functions]:
-        """Themselves, and as many logarithms, log1p's and square roots; zero where one of the values has none."""
+        """Themselves, and as many logarithms, log1p's, roots, squares and reciprocals; constant where a value has none."""
         v, r = self.values, self.rounding
         low = v.amin(dim=1, keepdim=True)
         yield self
@@ -157,21 +163,29 @@ class _Functions:
         root = not_negative.sqrt()
         # √(v + r) − √v, for v = 0 too
         yield _Functions(root, self._rounded(lambda: (not_negative + r).sqrt() - root))
+        yield _Functions(v**2, self._rounded(lambda: 2 * v.abs() * r))
+        yield _Functions(1 / positive, self._rounded(lambda: r / positive**2))
 
     def inverse_images(self) -> Iterator[_Functions]:
-        """Themselves, and what they are a logarithm (base e, 10 and 2) or a square root of; constant where of nothing."""
+        """Themselves, and what they are a logarithm (base e, 10 and 2), a square root or a reciprocal of.
+
+        Constant where they are such of nothing.
+        """
         v, r = self.values, self.rounding
         size, low = v.abs().amax(dim=1, keepdim=True), v.amin(dim=1, keepdim=True)
         reach = v.amax(dim=1, keepdim=True) - low
         yield self
         for factor in map(math.log, (math.e, 10.0, 2.0)):
             # Beyond these the largest value would be all that counts.
-            held = (size * factor < 80) & (reach * factor < math.log(_MOST_REACH))
+            held = (size * factor < _MOST_POWER) & (reach * factor < math.log(_MOST_REACH))
             power = (factor * v).where(held, 0.0).exp()
             # A logarithm's own rounding error, and that of its argument.
             yield _Functions(power, self._rounded(lambda: factor * power * (r + _ROUNDING)))  # noqa: B023
         square = v.where(low >= 0, 0.0) ** 2
         yield _Functions(square, self._rounded(lambda: 2 * v.abs() * r))
+        one_sign = (low > 0) | (v.amax(dim=1, keepdim=True) < 0)
+        divisor = v.where(one_sign & (size < _MOST_REACH * v.abs().amin(dim=1, keepdim=True)), 1.0)
+        yield _Functions(1 / divisor, self._rounded(lambda: r / divisor**2))
 
     def _rounded(self, error: Callable[[], Tensor]) -> Tensor:
         """The rounding error of an image, where that of the values is known."""
@@ -223,7 +237,7 @@ class _Sample:
         """
         excused = torch.zeros(len(columns), dtype=torch.bool)
         given = torch.zeros(len(totals.values), dtype=torch.bool)
-        for match in _matches(columns, totals):
+        for match in chain(_matches(columns, totals), _guarded(columns, totals)):
             if len(self.x) < 4 and match.fitted:
                 continue
             excused[match.column] = given[match.function] = True
@@ -243,11 +257,13 @@ class _Sample:
         if not len(columns):
             return False
         functions = self._of_rows()
-        tries = 16 * len(columns) * torch.tensor([_STATISTICS, len(functions.values)])
+        tries = _TRIES * len(columns) * torch.tensor([_STATISTICS, len(functions.values)])
         allowed = (_FALSE_ALARMS / tries).log()
+        # Guarded functions of many columns are looked for among statistics alone.
+        guarded = functions.of(slice(self._num_statistics)) if len(columns) > _STATISTICS else functions
         columns = columns[columns.chance(1e-9, 0) < allowed[0]]
-        for match in _matches(columns, functions):
-            chance = columns[match.column : match.column + 1].chance(match.tolerance, match.fitted)
+        for match in chain(_matches(columns, functions), _guarded(columns, guarded)):
+            chance = match.agreeing.chance(match.tolerance, match.fitted)
             # Statistics come first, and have half of all false alarms to themselves.
             if float(chance) < allowed[int(match.function >= self._num_statistics)]:
                 return True
@@ -316,7 +332,7 @@ class _Sample:
         rows = min(len(self._all), width + 1 + _MOST_SPARE)
         if rows < width + _SPARE or not len(columns) or (self._masked and not self._sums):
             return False
-        x = self._all[:rows]
+        x = self._all
         features = [x]
         if bool((x >= 0).all()):
             features.append(x.log1p())
@@ -325,8 +341,9 @@ class _Sample:
             if not feature.shape[1]:
                 continue
             # How large the terms of a sum may be, whose sum has a spread of one.
-            far = float((feature.norm(dim=0) / feature.std(dim=0)).median()) * math.sqrt(width / rows)
-            normal = _normal_vectors(torch.cat([torch.ones(rows, 1, dtype=feature.dtype), feature], dim=1))
+            far = float((feature.norm(dim=0) / feature.std(dim=0)).median()) * math.sqrt(width / len(feature))
+            with_one = torch.cat([torch.ones(len(feature), 1, dtype=feature.dtype), feature], dim=1)
+            normal = _normal_vectors(with_one[:rows])
             for target in columns.all_rows.inverse_images():
                 values = target.values[:, :rows]
                 spread = values.std(dim=1)
@@ -335,12 +352,10 @@ class _Sample:
                 tolerance = torch.minimum(tolerance, _LOOSEST * spread)
                 apart = (values @ normal).abs().amax(dim=1)
                 chance = normal.shape[1] * (2 * tolerance / spread).clamp(max=1).log()
-                if bool(
-                    (
-                        (apart <= tolerance)
-                        & (spread > 0)
-                        & (chance < math.log(_FALSE_ALARMS / len(columns)))
-                    ).any()
+                allowed = math.log(_FALSE_ALARMS / (12 * len(columns)))
+                likely = (apart <= tolerance) & (spread > 0) & (chance < allowed)
+                if bool(likely.any()) and _spanned(
+                    with_one, target.values[likely], tolerance[likely], allowed
                 ):
                     return True
         return False
@@ -375,15 +390,35 @@ def _normal_vectors(features: Tensor) -> Tensor:
     """Orthonormal vectors at right angles to features, shape (rows, columns): (rows, up to 32)."""
     rows, width = features.shape
     reflectors, factors = torch.geqrf(features / features.norm(dim=0).clamp(min=1e-300))
-    # Columns that depend on those before them span what they please.
-    spanned = (reflectors.diagonal().abs() > 1e-9).nonzero().flatten()
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(rows, min(rows - width, _MOST_SPARE), generator=generator, dtype=features.dtype)
     for _ in range(2):  # once is not at right angles to rounding
         turned = torch.ormqr(reflectors, factors, left, transpose=True)
-        turned[spanned] = 0
+        turned[:width] = 0
         left = torch.linalg.qr(torch.ormqr(reflectors, factors, turned))[0]
     return left
+
+
+def _spanned(features: Tensor, values: Tensor, tolerance: Tensor, allowed: float) -> bool:
+    """Whether any values, shape (columns, rows), are linear in features on every row, by more than chance.
+
+    Some rows, as many as there are features, determine a linear function. Of all orders that the values on the other
+    rows may have, one agrees with it. So rows that alone have some feature, on which any values fit, say nothing.
+    """
+    basis = torch.linalg.qr(features / features.norm(dim=0).clamp(min=1e-300))[0]
+    values, tolerance = values.T, tolerance[None]
+    left = values - basis @ (basis.T @ values)
+    agree = (left.abs() <= tolerance).all(dim=0)
+    order = torch.linalg.lu(features)[0].argmax(dim=0)
+    return any(
+        _log_orders(column[order[features.shape[1] :]].unique(return_counts=True)[1]) < allowed
+        for column in values.T[agree]
+    )
+
+
+def _log_orders(counts: Tensor) -> float:
+    """Minus log of the number of orders of values that come so often."""
+    return float(torch.lgamma(counts + 1.0).sum()) - math.lgamma(int(counts.sum()) + 1)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -433,8 +468,10 @@ class _Columns:
         for column in values[:, :_ROWS]:
             level, count = column.unique(return_counts=True)
             levels.append(len(level))
-            order.append(float(torch.lgamma(count + 1.0).sum()) - math.lgamma(len(column) + 1))
-            spacing.append(_spacing(level))
+            order.append(_log_orders(count))
+            # Logarithms of few whole numbers, with or without a small number added, agree as often as these.
+            powers = level.clamp(max=_MOST_POWER).exp()
+            spacing.append(max(_spacing(level), _spacing(powers) if level[-1] < _MOST_POWER else 0.0))
         return cls(
             _Functions(values[:, :_ROWS], rounding[:, :_ROWS]),
             _Functions(values, rounding),
@@ -477,9 +514,7 @@ class _Columns:
         Its different values have to lie where the function's do, but for as many as were ``fitted``, and they
         have to come in the function's order.
         """
-        each = torch.where(self.spacing > 0, self.spacing, torch.full_like(self.spacing, tolerance)).clamp(
-            min=1e-12, max=1
-        )
+        each = self.spacing.clamp(min=max(tolerance, 1e-12), max=1)
         values = torch.lgamma(self.levels + 1) + (self.levels - fitted).clamp(min=0) * each.log()
         return self.order + values.clamp(max=0)
 
@@ -494,12 +529,13 @@ def _spacing(levels: Tensor) -> float:
 
 
 class _Match(NamedTuple):
-    """A column that agrees with a function on every row, within a share of its range, after fitting some numbers."""
+    """A column that agrees with a function, within a share of its range, after fitting some numbers; and on which rows."""
 
     column: int
     function: int
     tolerance: float
     fitted: int
+    agreeing: _Columns
 
 
 def _matches(columns: _Columns, functions: _Functions) -> Iterator[_Match]:
@@ -519,7 +555,69 @@ def _matches(columns: _Columns, functions: _Functions) -> Iterator[_Match]:
                 g = next(islice(functions.of([function]).images(), image, None))
                 found = _agrees(t, g, exactly=inverse == 0)
                 if found is not None:
-                    yield _Match(column, function, *found)
+                    yield _Match(column, function, *found, columns[column : column + 1])
+
+
+def _guarded(columns: _Columns, functions: _Functions) -> Iterator[_Match]:
+    """Columns that match a function but on the rows with their least or largest value, as of one that was clamped.
+
+    On these rows the function has to lie beyond all others. So it does where log(f + 1e-8) stands for the log of zero.
+    """
+    if not len(columns) or not len(functions.values):
+        return
+    values = columns.values
+    least, most = values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)
+    near = 1e-5 * (most - least)
+    first, last = functions.values.argmin(dim=1), functions.values.argmax(dim=1)
+    at_least, at_most = values <= least + near, values >= most - near
+    rising = at_least[:, first] & at_most[:, last]
+    falling = at_least[:, last] & at_most[:, first]
+    enough = columns.levels[:, None] > 2
+    for column, function in ((rising | falling) & enough).nonzero().tolist():
+        t, f, error = values[column], functions.values[function], functions.rounding[function]
+        sign = 1.0 if rising[column, function] else -1.0
+        if bool((sign * t[f.argsort()].diff() < -near[column]).any()):
+            continue
+        below, above = t == least[column], t == most[column]
+        for left in (below, above, below | above):
+            kept = ~left
+            if bool(kept.any()) and _beyond(sign * f, kept, left & below, left & above):
+                of_function = _Functions(f[None, kept], error[None, kept])
+                part = _Columns.of(t[kept, None].to(columns.dtype))
+                yield from _more_than_fitted(part, of_function, _Match(column, function, 0.0, 0, part))
+        if bool((f >= 0).all()):
+            # Other small numbers than the least of f / 1e6 change its logarithm on rows that are not zero, too.
+            of_function = _Functions((f + _added(t, f))[None], error[None])
+            part = columns[column : column + 1]
+            yield from _more_than_fitted(part, of_function, _Match(column, function, 0.0, 1, part))
+
+
+def _beyond(f: Tensor, kept: Tensor, below: Tensor, above: Tensor) -> bool:
+    """Whether a function is less than on kept rows on those below, and more on those above."""
+    return bool((f[below] < f[kept].amin()).all()) and bool((f[above] > f[kept].amax()).all())
+
+
+def _more_than_fitted(part: _Columns, of_function: _Functions, as_found: _Match) -> Iterator[_Match]:
+    """Matches of one column and one function that have more levels than any line goes through, or nearly."""
+    for match in _matches(part, of_function):
+        fitted = match.fitted + as_found.fitted
+        if not fitted or int(part.levels) > fitted + 1:
+            yield as_found._replace(tolerance=match.tolerance, fitted=fitted)
+
+
+def _added(t: Tensor, f: Tensor) -> float:
+    """The number e for which t is most nearly a line in log(f + e), f not negative."""
+    grid = f.amax() * 10 ** torch.linspace(-16, 0, 65, dtype=f.dtype)
+    near = _unit((f + grid[:, None]).log()) @ _unit(t[None])[0]
+    log_e, largest = float(grid[near.abs().argmax()].log()), float(grid[-1].log())
+    for _ in range(8):  # Newton's method, in log e
+        shifted = f + math.exp(log_e)
+        by_size = torch.stack([torch.ones_like(f), shifted.log(), math.exp(log_e) / shifted], dim=1)
+        size = by_size.norm(dim=0)
+        _, slope, change = (torch.linalg.lstsq(by_size / size, t).solution / size).tolist()
+        # With e beyond f, the logarithm is a line.
+        log_e = min(largest, log_e + max(-1.0, min(1.0, change / slope)) if slope else log_e)
+    return math.exp(log_e)
 
 
 def _unit(values: Tensor) -> Tensor:
