@@ -760,7 +760,7 @@ def row_latents(x):
     [
         (
             of_the_mean,
-            "rows that are independent given.*moves by .* nats when its neighbours change",
+            "rows that are independent given.*moves by .* nats without some of the rows",
             "pseudo-likelihood",
         ),
         (prior_from_rows, "rows that are independent given.*moves by .* nats", "pseudo-likelihood"),
