@@ -97,7 +97,7 @@ def support(fn: Distribution) -> Constraint | None:
 
 def circle(fn: Distribution) -> Constraint | None:
     """One turn, for a distribution over angles; None for every other."""
-    return constraints.interval(-math.pi, math.pi) if isinstance(_innermost(fn), _CIRCULAR) else None
+    return constraints.interval(-math.pi, math.pi) if isinstance(innermost(fn), _CIRCULAR) else None
 
 
 def _inside(fn: Distribution, value: Tensor, checked: bool) -> Tensor | None:
@@ -131,7 +131,7 @@ def _all(inside: Tensor, dims: int) -> Tensor:
     return inside if dims <= 0 else inside.flatten(-dims).all(-1)
 
 
-def _innermost(fn: Distribution) -> Distribution:
+def innermost(fn: Distribution) -> Distribution:
     """What wrappers of shapes and masks hold."""
     while isinstance(fn, dist.Independent | MaskedDistribution | ExpandedDistribution):
         fn = fn.base_dist
@@ -140,7 +140,7 @@ def _innermost(fn: Distribution) -> Distribution:
 
 def _everywhere(fn: Distribution) -> bool:
     """Whether a distribution is known to have density at all real values, or wherever its transforms go."""
-    fn = _innermost(fn)
+    fn = innermost(fn)
     if isinstance(fn, dist.MixtureSameFamily):
         return _everywhere(fn._component_distribution)
     if isinstance(fn, dist.TransformedDistribution):
@@ -165,7 +165,7 @@ def same_reach(proposal: Distribution, target: Distribution) -> bool:
     Known where both have the same fixed bounds. A discrete proposal may give a value probability zero whatever its
     support is, and so may a mixture or a transformed distribution whose parts are bounded.
     """
-    inner = _innermost(proposal)
+    inner = innermost(proposal)
     if isinstance(inner, dist.MixtureSameFamily) and not _everywhere(inner):
         return False
     if isinstance(inner, dist.TransformedDistribution) and not _everywhere(inner):

@@ -57,11 +57,8 @@ def columns_held(
     copies = _copies(batch, torch.zeros(len(tagged), dtype=torch.long, device=x.device), tagged)
     try:
         sites = run(copies)
-    except (
-        RuntimeError,
-        IndexError,
-        ValueError,
-    ):  # codes beyond those in the data: constant columns stay as they are
+    except (RuntimeError, IndexError, ValueError):
+        # Codes beyond those in the data: constant columns stay as they are.
         tagged = torch.where(varies, tagged, x[0])
         sites = run(_copies(batch, torch.zeros(len(tagged), dtype=torch.long, device=x.device), tagged))
     held = {}
@@ -74,13 +71,10 @@ def columns_held(
         found = torch.where(found < x.shape[1], found, -1)
         same = (tagged[:, found.clamp(min=0)] == values).all(0)
         held[name] = torch.where(same, found, -1).tolist()
-    untold = [
-        column for column in range(x.shape[1]) if not any(column in columns for columns in held.values())
-    ]
-    for (
-        name,
-        columns,
-    ) in held.items():  # of constant columns that could not be changed, the first with that value
+    told = {column for columns in held.values() for column in columns}
+    untold = [column for column in range(x.shape[1]) if column not in told]
+    # An entry may hold a constant column that could not be changed: the first with its value.
+    for name, columns in held.items():
         first = by_rows(sites[name], data_dim[name])[0].to(x.dtype)
         for entry in [entry for entry, column in enumerate(columns) if column < 0]:
             alike = [column for column in untold if not varies[column] and x[0, column] == first[entry]]
@@ -139,9 +133,8 @@ def check_order(
     reading = torch.zeros(len(some), dtype=torch.float64, device=x.device)
     everything = flat(batch["x"])
     low, high = everything.amin(0), everything.amax(0)
-    beyond = torch.where(
-        (x == 0) | (x == 1), 1 - x, x + 1
-    )  # the other of 0 and 1, else a value the data may not have
+    # the other of 0 and 1, else a value that the data may not have
+    beyond = torch.where((x == 0) | (x == 1), 1 - x, x + 1)
     copies = (x.roll(1, 0), x.gather(0, each), low.expand_as(x), high.expand_as(x))
     for changed in (*copies, torch.where(low == high, beyond, x)):
         sites = _tried(run, _copies(probe, every, changed), every)

@@ -43,10 +43,7 @@ def same(a: Tensor | None, b: Tensor | None) -> bool:
 
 def check_density(part: str, name: str, fn: Distribution) -> None:
     """Refuse a latent without a density: improper, a point, or masked where masks can't be told by entries."""
-    wrapped = fn
-    while isinstance(wrapped, _WRAPPERS):
-        wrapped = wrapped.base_dist
-    for inner in supports.parts(wrapped):
+    for inner in supports.parts(supports.innermost(fn)):
         if isinstance(inner, MaskedDistribution):
             came, fix = "a mask inside it", "Put .mask on the outermost distribution, or use poutine.mask."
         elif isinstance(inner, dist.ImproperUniform):

@@ -18,11 +18,8 @@ from pyrovae.pair.running import Batch, Sites, Structure, by_row, of_rows, run
 # Numbers of the widest layer in a block of rows, and rows at most.
 _NUMBERS, _MOST_ROWS = 1 << 21, 4096
 _BLOCKS_COMPARED = 8  # of which rows are scored again without others
-_MASK_DRAWS = (
-    8,
-    64,
-    512,
-)  # at least, at most, and of all rows: of guide and prior, to see whether a mask follows z
+# Draws of guide and prior, to see whether a mask follows z: at least, at most, and of all rows together.
+_MASK_DRAWS = 8, 64, 512
 # Products of other shapes round differently: 1e-8 of a log-probability in float64, 1e-5 of it in float32, or 50 times
 # what rounding x and z moves it by.
 _TOLERANCE, _TOLERANCE_FLOAT32, _ROUNDINGS = {torch.float64: 1e-8}, 1e-5, 50
