@@ -1,7 +1,7 @@
 """What a good input is, and the wording of every refusal.
 
 Every refusal has the same parts: the argument, what was expected, what came (with its count and first
-position where there is one), and the mend.
+position where there is one), and how to fix it.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class PyroMCMC(Fitted):
         num_samples: draws a chain.
         warmup_steps: steps a chain that adapt step size and mass, and are thrown away.
         num_chains: chains; with one alone, R-hat compares its halves.
-        target_accept_prob: nearer to 1 for smaller steps: the mend for a few divergences.
+        target_accept_prob: nearer to 1 takes smaller steps, which removes a few divergences.
         full_mass: whether to adapt a dense mass matrix: for strongly correlated posteriors of few dimensions.
         max_tree_depth: at most 2 to this power steps a draw.
         seed: of the chains.

@@ -1,4 +1,4 @@
-"""log P(x) of any pair or baseline, with its error and a verdict: one estimator a file, one door to all."""
+"""log P(x) of any pair or baseline, with its error and a verdict: one estimator a file."""
 
 from __future__ import annotations
 
