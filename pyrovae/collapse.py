@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from pyrovae import checks, noise
 from pyrovae.evidence import VERDICTS, LogEvidence, importance, refined
 from pyrovae.log_weights import ELBOEstimate, Evaluation, elbo_of
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
-from pyrovae.pair import Batch, Latents, Structure, draw_prior, log_joint, log_proposal, propose
-from pyrovae.pair.masks import entries as mask_of
-from pyrovae.pair.running import fold, run
+from pyrovae.pair import Batch, Latents, Moments, RowModel, posterior_moments
 from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
@@ -324,28 +320,15 @@ def _wrapped(findings: tuple[Finding, ...]) -> Iterator[str]:
 # Numbers
 
 
-@dataclass(frozen=True)
-class _Moments:
-    """Of one latent of some rows, (rows, dimensions): the posterior's mean, NaN where a row lacks it, and the rate.
-
-    ``error`` is the squared Monte-Carlo error of the mean, zero where that is known in closed form.
-    """
-
-    mean: Tensor
-    error: Tensor
-    rate: Tensor
-    kind: str
-
-
 def _dimensions(evaluation: Evaluation) -> pd.DataFrame:
     import pandas as pd
 
-    blocks: list[dict[str, _Moments]] = []
-    for number, rows in enumerate(evaluation.blocks()):
-        batch = _part(evaluation.batch, rows)
-        seed = noise.derive(evaluation.seed, Stream.DIAGNOSE, number)
-        with evaluation.pair.evaluating(), noise.seeded(seed, batch["x"].device):
-            blocks.append(_moments(evaluation, batch))
+    blocks: list[dict[str, Moments]] = []
+    for rows in evaluation.blocks():
+        batch, drawn = _part(evaluation.batch, rows), evaluation.noise(Stream.DIAGNOSE, rows=rows)
+        count = min(_DRAWS, evaluation.num_samples)
+        with evaluation.pair.evaluating(), noise.seeded(drawn.seed, batch["x"].device):
+            blocks.append(posterior_moments(evaluation.model, batch, count, drawn))
     frames = []
     for name in evaluation.structure.latents:
         found = [block[name] for block in blocks]
@@ -373,92 +356,6 @@ def _dimensions(evaluation: Evaluation) -> pd.DataFrame:
     return pd.concat(frames).rename_axis("dimension")
 
 
-def _moments(evaluation: Evaluation, batch: Batch) -> dict[str, _Moments]:
-    """Every latent's posterior moments and rate, of some rows, from distributions given the latents before it."""
-    pair, structure = evaluation.pair, evaluation.structure
-    count = min(_DRAWS, evaluation.num_samples)
-    latents, _ = propose(pair, structure, batch, count)
-    repeated = {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in batch.items()}
-    held = fold(structure, latents)
-    guide, model = (run(pair, part, repeated, held) for part in ("guide", "model"))
-    found = {}
-    for name in structure.latents:
-        q, p = guide[name]["fn"], model[name]["fn"]
-        if p.support.is_discrete:
-            raise checks.bad_value(
-                "model",
-                "continuous latents, whose posterior mean can vary",
-                f"the discrete latent {name!r}",
-                "Sum it out in the model, or look at log_evidence and elbo alone.",
-            )
-
-        def entries(value: Tensor, name: str = name) -> Tensor:
-            """The plain layout → (draws, rows, dimensions)."""
-            axis = value.dim() - structure.event_dims[name] + structure.data_dim[name]
-            return value.movedim(axis, 0).reshape(count, len(batch["x"]), -1).double()
-
-        mean, within = _conditional_moments(q, entries, entries(held[name]))
-        spread = mean.var(dim=0)
-        variance = within.mean(dim=0) + spread
-        terms = _factors(q, p)
-        if terms is None:
-            prior, _ = draw_prior(pair, structure, batch, count)
-            prior = fold(structure, prior)
-            p = run(pair, "model", repeated, prior)[name]["fn"]
-            at, between = _conditional_moments(p, entries, entries(prior[name]))
-            prior_mean, prior_variance = at.mean(dim=0), between.mean(dim=0) + at.var(dim=0)
-            ratio = (variance + (mean.mean(dim=0) - prior_mean) ** 2) / prior_variance
-            each, kind = 0.5 * (ratio - 1 - torch.log(variance / prior_variance)), "marginal"
-        else:
-            each, kind = _rate_of(*terms, held[name], entries)
-        average, counted = mean.mean(dim=0), mask_of(guide[name])
-        if counted is not None:
-            lacks = ~entries(counted)[0].bool()
-            average, each = average.masked_fill(lacks, math.nan), each.masked_fill(lacks, 0.0)
-        found[name] = _Moments(average, spread / count, each, kind)
-    return found
-
-
-def _conditional_moments(
-    fn: dist.TorchDistribution, entries: Callable[[Tensor], Tensor], draws: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Mean and variance given the latents before, (draws, rows, dimensions); of a draw, itself and 0, where unknown.
-
-    The law of total variance then holds for both: variance = mean of the variances + variance of the means.
-    """
-    try:
-        return entries(fn.mean), entries(fn.variance)
-    except NotImplementedError:
-        return draws, torch.zeros_like(draws)
-
-
-def _factors(
-    q: dist.TorchDistribution, p: dist.TorchDistribution
-) -> tuple[dist.TorchDistribution, dist.TorchDistribution] | None:
-    """The distributions of the entries, where both factorise over them."""
-    while isinstance(q, dist.Independent) and isinstance(p, dist.Independent):
-        q, p = q.base_dist, p.base_dist
-    return None if q.event_shape or p.event_shape else (q, p)
-
-
-def _rate_of(
-    q: dist.TorchDistribution,
-    p: dist.TorchDistribution,
-    value: Tensor,
-    entries: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, str]:
-    """The rate of every entry, (rows, dimensions), in closed form or from the draws, and which of the two."""
-    try:
-        exact = entries(kl_divergence(q, p))
-    except NotImplementedError:
-        exact = None
-    # Where it is not the same for all draws, q or P depends on other latents, and averaging it over these is
-    # right only if the guide draws them first.
-    if exact is not None and torch.allclose(exact[:1].expand_as(exact), exact, rtol=1e-4, atol=1e-6):
-        return exact[0], "exact"
-    return entries(q.log_prob(value) - p.log_prob(value)).mean(dim=0), "sampled"
-
-
 def _inference_gap(
     evaluation: Evaluation, bound: ELBOEstimate, evidence: LogEvidence
 ) -> tuple[np.ndarray, str, bool]:
@@ -481,22 +378,21 @@ def _inference_gap(
 
 def _information(evaluation: Evaluation) -> dict[str, Any]:
     """Mutual information and KL(q(z) ‖ P(z)), with q(z) the mean of Q(z | x_m) over rows m."""
-    pair, structure = evaluation.pair, evaluation.structure
+    model = evaluation.model
     rows = _some_rows(evaluation, _MOST_ROWS)
     part = evaluation.of_rows(rows, noise.derive(evaluation.seed, Stream.DIAGNOSE), 1)
     per_row = max(1, _FEWEST_DRAWS // len(part))
-    latents: dict[str, list[Tensor]] = {name: [] for name in structure.latents}
+    latents: dict[str, list[Tensor]] = {name: [] for name in model.structure.latents}
     own, prior = [], []
-    for number, block in enumerate(part.blocks()):
-        batch = _part(part.batch, block)
-        seed = noise.derive(part.seed, Stream.TILE, number)
-        with pair.evaluating(), noise.seeded(seed, batch["x"].device):
-            z, log_q = propose(pair, structure, batch, per_row)
-            log_prior = log_joint(pair, structure, batch, z).prior
+    for block in part.blocks():
+        batch, drawn = _part(part.batch, block), part.noise(Stream.TILE, rows=block)
+        with model.pair.evaluating(), noise.seeded(drawn.seed, batch["x"].device):
+            z, log_q = model.propose(batch, per_row, drawn)
+            log_prior = model.log_joint(batch, z).prior
         own.append(log_q.flatten())
         prior.append(log_prior.flatten())
         for name, value in z.items():
-            latents[name].append(_rows_second(structure, name, value).flatten(0, 1))
+            latents[name].append(model.rows_second(name, value).flatten(0, 1))
     draws = {name: torch.cat(values) for name, values in latents.items()}
     log_aggregate = _log_aggregate(part, draws)
     log_q, log_prior = torch.cat(own), torch.cat(prior)
@@ -513,7 +409,7 @@ def _information(evaluation: Evaluation) -> dict[str, Any]:
 
 def _log_aggregate(evaluation: Evaluation, draws: Latents) -> Tensor:
     """log q(z_k) = log mean_m Q(z_k | x_m) over all rows m, (draws,), for ``draws`` of shape (draws, rest...)."""
-    pair, structure = evaluation.pair, evaluation.structure
+    model, structure = evaluation.model, evaluation.structure
     num_draws = len(draws[structure.latents[0]])
     dim = sum(value[0].numel() for value in draws.values())
     width = evaluation.tile[1] if not structure.vectorised["guide"] else 128
@@ -521,13 +417,13 @@ def _log_aggregate(evaluation: Evaluation, draws: Latents) -> Tensor:
     widest = max(structure.widest, width * dim) if structure.vectorised["guide"] else width * structure.widest
     height = max(1, _NUMBERS_AT_ONCE // widest)
     total = torch.full((num_draws,), -math.inf, dtype=torch.float64, device=evaluation.batch["x"].device)
-    with pair.evaluating():
+    with model.pair.evaluating():
         for row in range(0, len(evaluation), height):
             batch = _part(evaluation.batch, slice(row, row + height))
             for draw in range(0, num_draws, width):
                 here = slice(draw, draw + width)
-                z = {name: _each_row(structure, name, v[here], len(batch["x"])) for name, v in draws.items()}
-                log_q = log_proposal(pair, structure, batch, z)  # (draws, rows)
+                z = {name: _each_row(model, name, v[here], len(batch["x"])) for name, v in draws.items()}
+                log_q = model.log_proposal(batch, z)  # (draws, rows)
                 total[here] = torch.logaddexp(total[here], torch.logsumexp(log_q, dim=1))
     return total - math.log(len(evaluation))
 
@@ -545,12 +441,6 @@ def _part(batch: Batch, rows: slice | Tensor) -> Batch:
     return {name: value[rows] for name, value in batch.items()}
 
 
-def _rows_second(structure: Structure, name: str, value: Tensor) -> Tensor:
-    """(samples, plates..., event...) → (samples, rows, rest...)."""
-    return value.movedim(1 + structure.nesting + structure.data_dim[name], 1)
-
-
-def _each_row(structure: Structure, name: str, value: Tensor, num_rows: int) -> Tensor:
+def _each_row(model: RowModel, name: str, value: Tensor, num_rows: int) -> Tensor:
     """(samples, rest...) → (samples, plates..., event...), the same for each of ``num_rows`` rows."""
-    value = value[:, None].expand(-1, num_rows, *value.shape[1:])
-    return value.movedim(1, 1 + structure.nesting + structure.data_dim[name])
+    return model.rows_back(name, value[:, None].expand(-1, num_rows, *value.shape[1:]))

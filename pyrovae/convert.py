@@ -22,8 +22,8 @@ from pyrovae.evidence.result import Columns, verdicts
 from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
-from pyrovae.pair import Batch, Latents, Structure, draw_prior, weigh
-from pyrovae.pair.running import fold, run
+from pyrovae.pair import Batch, Latents, RowModel
+from pyrovae.row_noise import RowNoise
 from pyrovae.turns import takes_turns
 
 # 4 GiB of float64: draws × rows × columns beyond this are a slip, or should be asked for in parts.
@@ -196,7 +196,10 @@ def _of_pair(
     batch = evaluation.batch
     _refuse_too_many(evaluation, num_draws, predictive)
     if predictive:
-        _check_replicable(evaluation)
+        some = slice(0, 4)
+        drawn = evaluation.noise(Stream.CONVERT, rows=some)
+        with evaluation.pair.evaluating(), noise.seeded(drawn.seed, batch["x"].device):
+            evaluation.model.check_replicable({name: value[some] for name, value in batch.items()})
     groups: dict[str, Group] = {}
     columns = []
     for tiles in evaluation.tiles():
@@ -235,34 +238,33 @@ def _of_block(
     evaluation: Evaluation, tiles: list[noise.Tile], num_draws: int, predictive: bool
 ) -> tuple[dict[str, Group], Columns]:
     """All groups of some rows, and what their weights say of log P(x)."""
-    pair, structure = evaluation.pair, evaluation.structure
+    model = evaluation.model
     rows = tiles[0].rows
     batch = {name: value[rows] for name, value in evaluation.batch.items()}
     height, device = rows.stop - rows.start, batch["x"].device
     weights = Accumulator(evaluation.num_samples, height, len(tiles), device)
-    proposed: dict[str, list[Tensor]] = {name: [] for name in structure.latents}
+    proposed: dict[str, list[Tensor]] = {name: [] for name in model.structure.latents}
     terms = []
     for number, tile in enumerate(tiles):
         latents, found = _weigh(evaluation, tile, batch)
         weights.add(number, found.log_weights)
         terms.append((found.log_weights, found.likelihood))
         for name, value in latents.items():
-            proposed[name].append(_rows_second(structure, name, value))
+            proposed[name].append(model.rows_second(name, value))
     log_weights, likelihood = (torch.cat(parts) for parts in zip(*terms, strict=True))
-    seed = noise.derive(evaluation.seed, Stream.CONVERT, tiles[0].index[0])
-    with pair.evaluating(), noise.seeded(seed, device):
-        chosen = _resample(log_weights, num_draws)  # (draws, rows)
+    drawn = evaluation.noise(Stream.CONVERT, rows=rows)
+    with model.pair.evaluating(), noise.seeded(drawn.seed, device):
+        chosen = _resample(log_weights, num_draws, drawn)  # (draws, rows)
         every = torch.arange(height, device=device)
         kept = {
-            name: _rows_back(structure, name, torch.cat(values)[chosen, every])
-            for name, values in proposed.items()
+            name: model.rows_back(name, torch.cat(values)[chosen, every]) for name, values in proposed.items()
         }
-        prior, _ = draw_prior(pair, structure, batch, num_draws)
+        prior, _ = model.draw_prior(batch, num_draws, drawn)
         groups: dict[str, Group] = {}
-        for group, latents in (("posterior", kept), ("prior", prior)):
-            groups[group] = {name: _variable(structure, name, value) for name, value in latents.items()}
+        for key, (group, latents) in enumerate((("posterior", kept), ("prior", prior)), start=1):
+            groups[group] = {name: _variable(model, name, value) for name, value in latents.items()}
             if predictive:
-                replicated = _replicate(evaluation, batch, latents)
+                replicated = _replicate(evaluation, rows, batch, latents, key)
                 groups[f"{group}_predictive"] = {
                     "x": (("chain", "draw", *_dims_of_rows(batch["x"])), _numpy(replicated)[None])
                 }
@@ -273,61 +275,30 @@ def _of_block(
 
 def _weigh(evaluation: Evaluation, tile: noise.Tile, batch: Batch) -> tuple[Latents, Terms]:
     """``evaluation.terms(tile)``, with the latents that they are of."""
-    seed = noise.derive(evaluation.seed, Stream.TILE, *tile.index)
-    with evaluation.pair.evaluating(), noise.seeded(seed, batch["x"].device):
-        latents, joint, log_q = weigh(evaluation.pair, evaluation.structure, batch, tile.num_samples)
+    drawn = evaluation.noise(Stream.TILE, rows=tile.rows, first=tile.samples.start)
+    with evaluation.pair.evaluating(), noise.seeded(drawn.seed, batch["x"].device):
+        latents, joint, log_q = evaluation.model.weigh(batch, tile.num_samples, drawn)
     return latents, Terms(joint.likelihood, joint.prior, log_q).checked(evaluation.numbers[tile.rows])
 
 
-def _resample(log_weights: Tensor, num_draws: int) -> Tensor:
+def _resample(log_weights: Tensor, num_draws: int, drawn: RowNoise) -> Tensor:
     """Places of draws chosen with probability ∝ their weights, (num_draws, rows), from (samples, rows)."""
     impossible = torch.isneginf(log_weights).all(dim=0)  # P(x_n) = 0 as far as was seen: any z is as good
     weights = torch.softmax(torch.where(impossible, 0.0, log_weights), dim=0)
-    return torch.multinomial(weights.T, num_draws, replacement=True).T
+    ends = weights.double().cumsum(dim=0).T.contiguous()  # (rows, samples)
+    at = drawn.uniform(num_draws, dtype=torch.float64).T * ends[:, -1:]
+    return torch.searchsorted(ends, at.contiguous(), right=True).clamp(max=len(weights) - 1).T
 
 
-def _replicate(evaluation: Evaluation, batch: Batch, latents: Latents) -> Tensor:
-    """New rows x ~ P(x | z), shape (samples, rows, *row)."""
-    structure = evaluation.structure
-    num_samples = len(latents[structure.latents[0]])
+def _replicate(evaluation: Evaluation, rows: slice, batch: Batch, latents: Latents, key: int) -> Tensor:
+    """New rows x ~ P(x | z), shape (samples, rows, *row), as many samples at once as a tile holds."""
+    (count,) = {len(value) for value in latents.values()}
     made = []
-    for start in range(0, num_samples, evaluation.tile[1]):
+    for start in range(0, count, evaluation.tile[1]):
         part = {name: value[start : start + evaluation.tile[1]] for name, value in latents.items()}
-        count = len(part[structure.latents[0]])
-        repeated = {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in batch.items()}
-        sites = run(evaluation.pair, "model", repeated, fold(structure, part))
-        x = repeated["x"]
-        flat = x.flatten(1).clone() if x.dim() > 1 else x[:, None].clone()
-        for name, columns in structure.columns.items():
-            fn = sites[name]["fn"]
-            value = fn.sample()
-            axis = value.dim() - fn.event_dim + structure.data_dim[name]
-            flat[:, list(columns)] = value.movedim(axis, 0).reshape(len(flat), -1).to(flat.dtype)
-        made.append(flat.view(count, *batch["x"].shape))
+        drawn = evaluation.noise(Stream.CONVERT, key, rows=rows, first=start)
+        made.append(evaluation.model.replicate(batch, part, drawn))
     return torch.cat(made)
-
-
-def _check_replicable(evaluation: Evaluation) -> None:
-    """Every column of x is sampled by an observed site given z, and no site follows x otherwise."""
-    pair, structure = evaluation.pair, evaluation.structure
-    expected = "every column of x sampled by an observed site, and read nowhere else, to replicate rows"
-    mend = "Pass predictive=False."
-    odd = sorted(set(structure.measure) - {"mass", "density", "pseudo-likelihood"})
-    held = {column for columns in structure.columns.values() for column in columns}
-    if odd or len(held) < len(structure.measure):
-        raise checks.bad_value("model", expected, f"columns that are {', '.join(odd) or 'unscored'}", mend)
-    batch = {name: value[:4] for name, value in evaluation.batch.items()}
-    seed = noise.derive(evaluation.seed, Stream.CONVERT)
-    with pair.evaluating(), noise.seeded(seed, batch["x"].device):
-        latents, _ = draw_prior(pair, structure, batch, 1)
-        other = {**batch, "x": _replicate(evaluation, batch, latents)[0]}
-        here, there = (run(pair, "model", rows, fold(structure, latents)) for rows in (batch, other))
-        for name in structure.columns:
-            value = there[name]["value"]
-            if not torch.allclose(
-                here[name]["fn"].log_prob(value), there[name]["fn"].log_prob(value), rtol=1e-4, atol=1e-4
-            ):
-                raise checks.bad_value("model", expected, f"site {name!r}, which follows x otherwise", mend)
 
 
 def _refuse_too_many(evaluation: Evaluation, num_draws: int, predictive: bool) -> None:
@@ -335,7 +306,7 @@ def _refuse_too_many(evaluation: Evaluation, num_draws: int, predictive: bool) -
     batch = {name: value[:1] for name, value in evaluation.batch.items()}
     seed = noise.derive(evaluation.seed, Stream.CONVERT)
     with evaluation.pair.evaluating(), noise.seeded(seed, batch["x"].device):
-        latents, _ = draw_prior(evaluation.pair, evaluation.structure, batch, 1)
+        latents, _ = evaluation.model.draw_prior(batch, 1)
     columns = batch["x"].numel() if predictive else 0
     width = columns + sum(value.numel() for value in latents.values())
     numbers = 2 * num_draws * len(evaluation) * width
@@ -348,19 +319,9 @@ def _refuse_too_many(evaluation: Evaluation, num_draws: int, predictive: bool) -
         )
 
 
-def _rows_second(structure: Structure, name: str, value: Tensor) -> Tensor:
-    """(samples, plates..., event...) → (samples, rows, rest...)."""
-    return value.movedim(1 + structure.nesting + structure.data_dim[name], 1)
-
-
-def _rows_back(structure: Structure, name: str, value: Tensor) -> Tensor:
-    """(samples, rows, rest...) → (samples, plates..., event...)."""
-    return value.movedim(1, 1 + structure.nesting + structure.data_dim[name])
-
-
-def _variable(structure: Structure, name: str, value: Tensor) -> Variable:
+def _variable(model: RowModel, name: str, value: Tensor) -> Variable:
     """A latent in (chain, draw, row, …): the dims of inner plates, unless they are of size 1, and of the event."""
-    value = _rows_second(structure, name, value)
+    value, structure = model.rows_second(name, value), model.structure
     plates = [size for size in value.shape[2 : 1 + structure.nesting] if size > 1]
     value = value.reshape(*value.shape[:2], *plates, *value.shape[1 + structure.nesting :])
     inner = (f"{name}_dim_{i}" for i in range(value.dim() - 2))

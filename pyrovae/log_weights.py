@@ -11,12 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import checks, noise
+from pyrovae import checks
+from pyrovae import noise as noises
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.networks import check_width
-from pyrovae.pair import Batch, Structure, check_supports, inspect
+from pyrovae.pair import Batch, RowModel, Structure, check_supports, inspect
+from pyrovae.row_noise import RowNoise
 from pyrovae.tracing import Call, Runner, tile_terms, why_not_compiled
 from pyrovae.turns import takes_turns
+
+#: What the noise of a row may be keyed by.
+KEYS = ("index", "content")
 
 #: Names of columns, by the name that a frame has in a batch.
 Names = Mapping[str, tuple[str, ...]]
@@ -67,10 +72,11 @@ class Evaluation:
     """A pair with checked rows, ready to be evaluated tile by tile.
 
     Attributes:
-        pair: the model and guide.
-        structure: what inspection found out about them.
+        model: the model and guide, and what inspection found.
         batch: the rows, under "x", and whatever is aligned with them.
         numbers: of the rows, in the x that was passed; shape (rows,).
+        keys: what the noise of each row is keyed by, shape (rows,), int64.
+        keyed_by: "index" or "content" of the rows; "tile" where the pair draws noise that can't be keyed by rows.
         num_samples: draws a row, K.
         seed: where the noise comes from.
         tile: (rows, samples) of a tile.
@@ -80,10 +86,11 @@ class Evaluation:
         argument: what its rows are called in errors.
     """
 
-    pair: LatentVariableModel
-    structure: Structure
+    model: RowModel
     batch: Batch
     numbers: Tensor
+    keys: Tensor
+    keyed_by: str
     num_samples: int
     seed: int
     tile: tuple[int, int]
@@ -100,20 +107,22 @@ class Evaluation:
         num_samples: int,
         seed: int,
         tile: tuple[int, int] | None = None,
-        structure: Structure | None = None,
+        model: RowModel | None = None,
         argument: str = "x",
         compile: str | bool = False,
         times: int = 1,
         names: Names | None = None,
+        noise: str = "index",
     ) -> Evaluation:
         """Check the arguments and the pair; nothing runs before they hold. ``names`` as in ``read_rows``."""
         checks.compile(compile)
+        checks.choice("noise", noise, KEYS)
         checks.integer("num_samples", num_samples)
         checks.integer("seed", seed, minimum=0)
         tile = None if tile is None else checks.tile(tile)
         batch, source = read_rows(pair, x, argument, names)
-        if structure is None:
-            (batch, source), structure = inspect_rows(
+        if model is None:
+            (batch, source), model = inspect_rows(
                 pair,
                 (batch, source),
                 lambda: read_rows(pair, x, argument, names),
@@ -122,20 +131,34 @@ class Evaluation:
                 every_row=True,
             )
         else:
-            check_supports(structure, batch["x"], argument)
+            check_supports(model.structure, batch["x"], argument)
         if tile is None:
-            tile = noise.tile_shape(structure.widest, num_samples)
+            tile = noises.tile_shape(model.structure.widest, num_samples)
         numbers = torch.arange(len(batch["x"]), device=batch["x"].device)
         main = (min(tile[0], len(numbers)), min(tile[1], num_samples))
-        runner = Runner(pair, structure, compile, main) if compile else None
-        return cls(pair, structure, batch, numbers, num_samples, seed, tile, runner, times, argument, source)
+        runner = Runner(model, compile, main) if compile else None
+        keys = numbers
+        if noise == "content":
+            keys = torch.from_numpy(checks.row_hashes(source.exact)[:, 0].view(np.int64)).to(numbers.device)
+        keyed_by = noise if model.keyed else "tile"
+        return cls(
+            model, batch, numbers, keys, keyed_by, num_samples, seed, tile, runner, times, argument, source
+        )
+
+    @property
+    def pair(self) -> LatentVariableModel:
+        return self.model.pair
+
+    @property
+    def structure(self) -> Structure:
+        return self.model.structure
 
     def __len__(self) -> int:
         return len(self.batch["x"])
 
-    def tiles(self) -> Iterator[list[noise.Tile]]:
+    def tiles(self) -> Iterator[list[noises.Tile]]:
         """For every block of rows, its tiles."""
-        return noise.tiles(len(self), self.num_samples, self.tile)
+        return noises.tiles(len(self), self.num_samples, self.tile)
 
     @property
     def compiles(self) -> str | bool:
@@ -152,28 +175,41 @@ class Evaluation:
         """The evaluation of some of the rows, with noise of its own; its tiles are as tall."""
         batch = {name: value[rows] for name, value in self.batch.items()}
         numbers = self.numbers[rows]
-        return replace(self, batch=batch, numbers=numbers, seed=seed, num_samples=num_samples, source=None)
+        return replace(
+            self,
+            batch=batch,
+            numbers=numbers,
+            keys=self.keys[rows],
+            seed=seed,
+            num_samples=num_samples,
+            source=None,
+        )
+
+    def noise(self, stream: noises.Stream, *keys: int, rows: slice = slice(None), first: int = 0) -> RowNoise:
+        """The noise of some rows for one purpose, from sample number ``first`` on."""
+        return RowNoise(noises.derive(self.seed, stream, *keys), self.keys[rows], first)
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that log-probabilities are computed in: the parameters', or where there are none the rows'."""
         return self.pair.dtype or self.batch["x"].dtype
 
-    def terms(self, tile: noise.Tile) -> Terms:
-        """One tile: draw z for its rows and weigh it. Depends on (seed, rows, tile) and nothing else.
+    def terms(self, tile: noises.Tile) -> Terms:
+        """One tile: draw z for its rows and weigh it.
 
         Raises:
             ValueError: a log weight that is NaN or +∞, naming the term, the row and how many.
         """
         columns = [value[tile.rows] for value in self.batch.values()]
+        noise = self.noise(noises.Stream.TILE, rows=tile.rows, first=tile.samples.start)
         shape = (tile.rows.stop - tile.rows.start, tile.num_samples)
         call = Call(
             ("tile", tile.num_samples, *self.batch),
-            tile_terms(self.pair, self.structure, list(self.batch), tile.num_samples),
-            columns,
+            tile_terms(self.model, list(self.batch), tile.num_samples),
+            [*columns, noise.keys, noise.first],
             self._numbers_ahead(*shape),
             required=self.runner is not None and shape == self.runner.main,
-            seed=noise.derive(self.seed, noise.Stream.TILE, *tile.index),
+            seed=noise.seed,
         )
 
         def fix() -> str:
@@ -192,7 +228,7 @@ class Evaluation:
         """How many numbers the tiles of a shape hold, over the whole evaluation, each time that it is done."""
         tiles, last = divmod(self.num_samples, self.tile[1])
         samples = tiles * num_samples if num_samples == self.tile[1] else num_samples * (num_samples == last)
-        return self.times * noise.numbers(self.structure.widest, self.rows_alike(num_rows), samples)
+        return self.times * noises.numbers(self.structure.widest, self.rows_alike(num_rows), samples)
 
 
 @takes_turns
@@ -203,6 +239,7 @@ def log_weights(
     seed: int = 0,
     tile: tuple[int, int] | None = None,
     compile: str | bool = "auto",
+    noise: str = "index",
 ) -> Tensor:
     """Log importance weights of every row: log P(x_n, z_sn) − log Q(z_sn | x_n), z_sn ~ Q(z | x_n).
 
@@ -214,12 +251,14 @@ def log_weights(
             aligned with them under other names, which model and guide are called with as keywords. Rows in a
             ``numpy.memmap`` of the pair's dtype stay on the disk; of another dtype they are cast whole.
         num_samples: draws a row, S.
-        seed: the same seed and tile give the same bits.
+        seed: the same seed gives the same numbers; the same tile, too, the same bits.
         tile: (rows, samples) computed at once; chosen from the shapes where None.
         compile: whether guide and model are run by Pyro for every tile (False), or once, under torch's tracer,
             and what they compute is compiled (True): several times as fast after some 10 seconds, the same up to
             rounding. "auto" compiles where more is ahead than that takes, and can be; it goes by the shapes alone.
             Needs a C++ compiler. Compiled graphs are kept with the pair.
+        noise: what the noise of a row follows from beside ``seed``: its "index" in x, or its "content", so that a row
+            has the same number in any order and selection of rows.
 
     Returns:
         Tensor of shape (samples, rows), float64, in nats.
@@ -236,7 +275,7 @@ def log_weights(
         >>> log_weights(VAE.mlp(6, latent_dim=2), torch.ones(4, 6), num_samples=10).shape
         torch.Size([10, 4])
     """
-    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile)
+    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise)
     shape = num_samples, len(evaluation)
     try:
         matrix = torch.empty(shape, dtype=torch.float64, device=evaluation.batch["x"].device)
@@ -286,6 +325,7 @@ def elbo(
     seed: int = 0,
     tile: tuple[int, int] | None = None,
     compile: str | bool = "auto",
+    noise: str = "index",
 ) -> ELBOEstimate:
     """The evidence lower bound of every row and its two halves, by Monte Carlo.
 
@@ -300,7 +340,7 @@ def elbo(
         >>> bound.estimate.shape
         (4,)
     """
-    return elbo_of(Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile))
+    return elbo_of(Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise))
 
 
 def elbo_of(evaluation: Evaluation) -> ELBOEstimate:
@@ -365,17 +405,17 @@ def inspect_rows(
     seed: int,
     argument: str = "x",
     every_row: bool = False,
-) -> tuple[tuple[Batch, checks.Source], Structure]:
+) -> tuple[tuple[Batch, checks.Source], RowModel]:
     """``pair.inspect`` on rows, on some or ``every_row``; they are read ``again`` where the pair's dtype is known only after it has run."""
     known, (batch, source) = pair.dtype, rows
     with pair.nothing_declared_on_error():
         try:
-            structure = inspect(pair, batch, seed, argument, every_row)
+            model = inspect(pair, batch, seed, argument, every_row)
         except checks.Refused as error:
             if known is None and "Double" in str(error):  # float64 rows in a pair that is in float32
                 checks.cast(source.exact, torch.get_default_dtype(), argument, source.names.get("x"))
             raise
-        return (rows if pair.dtype == known else again()), structure
+        return (rows if pair.dtype == known else again()), model
 
 
 def _not_a_number(terms: Terms, numbers: Tensor, fix: str) -> checks.Refused:

@@ -74,8 +74,8 @@ BUGS = {
         "test_dependence.py::columns_of_every_site",
     ),
     "draws on a bound weighed": Bug(
-        "pair/running.py",
-        "log_q = torch.where(_at_edge(structure, latents), math.inf, log_q)",
+        "pair/row_model.py",
+        "log_q = torch.where(self._at_edge(latents), math.inf, log_q)",
         "pass",
         "test_reach.py::on_a_bound_is_not_trusted",
     ),
@@ -198,19 +198,19 @@ BUGS = {
     ),
     "site sums in float32": Bug(
         "pair/running.py",
-        "log_prob.sum(others, dtype=torch.float64) if others else log_prob.double()",
+        "term.sum(others, dtype=torch.float64) if others else term.double()",
         "log_prob.float().sum(others) if others else log_prob.float()",
         "test_evidence.py::exact_posterior",
     ),
     "wrong plate dim": Bug(
         "pair/running.py",
-        "keep = {*range(lead), log_prob.dim() + structure.data_dim[name]}",
-        "keep = {*range(lead), log_prob.dim() - 1}",
+        "keep = {*range(lead), term.dim() + structure.data_dim[name]}",
+        "keep = {*range(lead), term.dim() - 1}",
         "test_pair.py::by_hand or is_the_exact_one",
     ),
     "rows summed with the batch": Bug(
         "pair/running.py",
-        "keep = {*range(lead), log_prob.dim() + structure.data_dim[name]}",
+        "keep = {*range(lead), term.dim() + structure.data_dim[name]}",
         "keep = {*range(lead)}",
         "test_evidence.py::weighed_by_itself",
     ),
@@ -282,9 +282,21 @@ BUGS = {
     ),
     "the same noise in every tile": Bug(
         "log_weights.py",
-        "noise.derive(self.seed, noise.Stream.TILE, *tile.index)",
-        "noise.derive(self.seed, noise.Stream.TILE)",
-        "test_evidence.py::any_order",
+        "noise = self.noise(noises.Stream.TILE, rows=tile.rows, first=tile.samples.start)",
+        "noise = self.noise(noises.Stream.TILE, rows=tile.rows)",
+        "test_row_noise.py::whatever_the_tile and importance",
+    ),
+    "noise keyed by the place in a block": Bug(
+        "log_weights.py",
+        "return RowNoise(noises.derive(self.seed, stream, *keys), self.keys[rows], first)",
+        "return RowNoise(noises.derive(self.seed, stream, *keys), torch.arange(len(self.keys[rows])), first)",
+        "test_row_noise.py::in_any_order and importance",
+    ),
+    "draws of all sites alike": Bug(
+        "row_noise.py",
+        "next(self._calls), wide)",
+        "0, wide)",
+        "test_row_noise.py::calls_are_independent",
     ),
     "samples and rows exchanged": Bug(
         "pair/running.py",
@@ -549,13 +561,13 @@ BUGS = {
     ),
     "accept and reject swapped": Bug(
         "evidence/annealed.py",
-        "accepted = torch.rand_like(acceptance) < acceptance",
-        "accepted = torch.rand_like(acceptance) > acceptance",
+        "accepted = noise.uniform(len(acceptance), dtype=acceptance.dtype) < acceptance",
+        "accepted = noise.uniform(len(acceptance), dtype=acceptance.dtype) > acceptance",
         "test_evidence_methods.py::leaves_its_density",
     ),
     "every move accepted": Bug(
         "evidence/annealed.py",
-        "accepted = torch.rand_like(acceptance) < acceptance",
+        "accepted = noise.uniform(len(acceptance), dtype=acceptance.dtype) < acceptance",
         "accepted = torch.ones_like(acceptance).bool()",
         "test_evidence_methods.py::leaves_its_density",
     ),
@@ -585,8 +597,8 @@ BUGS = {
     ),
     "adaptation left on": Bug(
         "evidence/annealed.py",
-        "state, momentum, _ = self._move(state, momentum, following, sizes[index])",
-        "state, momentum, rate = self._move(state, momentum, following, sizes[index]); "
+        "state, momentum, _ = self._move(state, momentum, following, sizes[index], noise)",
+        "state, momentum, rate = self._move(state, momentum, following, sizes[index], noise); "
         "sizes = sizes * torch.exp(0.2 * (rate - _ACCEPTANCE))",
         "test_evidence_methods.py::frozen",
     ),
@@ -676,8 +688,8 @@ BUGS = {
     ),
     "pilot's draws answer": Bug(
         "evidence/auto.py",
-        "self._stage += 1",
-        "self._stage = 1",
+        "noise.derive(self._evaluation.seed, Stream.LADDER, stage, turn)",
+        "noise.derive(self._evaluation.seed, Stream.LADDER)",
         "test_evidence_methods.py::fresh_noise",
     ),
     "threads that do not wait for one another": Bug(

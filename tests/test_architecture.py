@@ -22,6 +22,7 @@ ROOMS = [
     "networks",
     "diagnostics",
     "noise",
+    "row_noise",
     "precision",
     "storage",
     "checkpoints",

@@ -271,7 +271,7 @@ def kinds(order, alike):
 @pytest.mark.parametrize("order", list(itertools.permutations(["counts", "flags", "reals"])))
 def test_columns_of_every_site_are_known(order, alike):
     model, x = kinds(order, alike)
-    structure = inspect(pv.LatentVariableModel(model, guide), {"x": x})
+    structure = inspect(pv.LatentVariableModel(model, guide), {"x": x}).structure
     assert structure.columns == {"counts": (0, 1, 2), "flags": (3, 4), "reals": (6, 5)}
     assert structure.measure == ("mass",) * 5 + ("density",) * 2
 

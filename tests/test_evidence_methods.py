@@ -19,7 +19,8 @@ from pyrovae.evidence.annealed import Path
 from pyrovae.evidence.jackknife import leave_one_out
 from pyrovae.evidence.posterior import Encoder, Posterior, gradients
 from pyrovae.log_weights import Evaluation
-from pyrovae.pair import Coordinates, propose
+from pyrovae.pair import Coordinates
+from pyrovae.row_noise import RowNoise
 
 #: A quick run of every method that takes any pair: what the contract tests ask of it.
 QUICK = {
@@ -188,6 +189,8 @@ def model_prior(model):
     return guide
 
 
+#: For entries that rows lack, which none does here.
+NOISE = RowNoise(0, torch.arange(1))
 COORDINATES = {
     **{name: lambda build=build: build() for name, build in PAIRS.items() if name != DISCRETE},
     **{f"conjugate, {name}": build for name, build in CONJUGATE.items()},
@@ -197,21 +200,21 @@ COORDINATES = {
 def coordinates_of(pair, x):
     made = Evaluation.prepare(pair, x, 1, seed=0)
     with pair.evaluating():
-        latents, _ = propose(pair, made.structure, made.batch, 6)
-        return Coordinates(pair, made.structure, made.batch), latents
+        latents, _ = made.model.propose(made.batch, 6)
+        return Coordinates(made.model, made.batch), latents
 
 
 @pytest.mark.parametrize("name", COORDINATES)
 def test_coordinates_there_and_back(name):
     case = COORDINATES[name]()
     coordinates, latents = coordinates_of(case.pair, case.x)
-    u = coordinates.flatten(latents)
+    u = coordinates.flatten(latents, NOISE)
     assert u.shape == (6, len(case.x), coordinates.dim)
     back, log_det = coordinates.unflatten(u)
     assert list(back) == list(latents)
     for site, value in latents.items():
         torch.testing.assert_close(back[site], value)
-    torch.testing.assert_close(coordinates.flatten(back), u, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(coordinates.flatten(back, NOISE), u, rtol=1e-4, atol=1e-4)
     assert log_det.shape == u.shape[:2]
     assert log_det.dtype == torch.float64
 
@@ -222,7 +225,7 @@ def test_log_det_is_autograds(name):
     case = None if name == "several" else CONJUGATE[name]()
     pair, x = several_latents() if case is None else (case.pair, case.x)
     coordinates, latents = coordinates_of(pair, x)
-    u = coordinates.flatten(latents)
+    u = coordinates.flatten(latents, NOISE)
     _, log_det = coordinates.unflatten(u)
 
     def z(v):

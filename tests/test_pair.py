@@ -24,7 +24,8 @@ from torch import nn
 
 import pyrovae as pv
 from pyrovae import noise
-from pyrovae.pair import inspect, log_joint, propose
+from pyrovae.pair import inspect
+from pyrovae.row_noise import RowNoise
 
 # No row's tolerance may exceed this, in nats: a bias of 0.1 in any one row is sure to be seen.
 WIDEST = 0.05
@@ -138,15 +139,16 @@ def test_log_weights_by_hand(case, double):
         case.pair.double()
         x = x.double()
     weights = pv.log_weights(case.pair, x, 3, seed=1, tile=(len(x), 3))
-    structure = inspect(case.pair, {"x": x})
-    with case.pair.evaluating(), noise.seeded(noise.derive(1, noise.Stream.TILE, 0, 0)):
-        latents, log_q = propose(case.pair, structure, {"x": x}, 3)
-        joint = log_joint(case.pair, structure, {"x": x}, latents)
+    model = inspect(case.pair, {"x": x})
+    drawn = RowNoise(noise.derive(1, noise.Stream.TILE), torch.arange(len(x)))
+    with case.pair.evaluating(), noise.seeded(drawn.seed):
+        latents, log_q = model.propose({"x": x}, 3, drawn)
+        joint = model.log_joint({"x": x}, latents)
     assert torch.equal(joint.prior + joint.likelihood - log_q, weights)
     expected = torch.empty_like(weights)
     for s, n in product(range(3), range(len(x))):
         z = {
-            name: value[s].narrow(structure.data_dim[name] - structure.event_dims[name], n, 1)
+            name: value[s].narrow(model.structure.data_dim[name] - model.structure.event_dims[name], n, 1)
             for name, value in latents.items()
         }
         expected[s, n] = by_hand(case.pair, x[n : n + 1], z)

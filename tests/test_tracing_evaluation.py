@@ -163,7 +163,7 @@ class TestTraced:
                 pyro.sample("z", dist.Normal(x / 2, 0.9))
 
         case = Case(pv.LatentVariableModel(model, guide), {"x": torch.randn(9)})
-        assert not pv.pair.inspect(case.pair, case.data, 0).vectorised["model"]
+        assert not pv.pair.inspect(case.pair, case.data, 0).structure.vectorised["model"]
         same(case)
 
 

@@ -122,7 +122,7 @@ def swap(
             vae = VAE.mlp(columns, latent_dim, name, hidden_dims, standardize=True, **options)
         rows, _ = vae.checked(_taken(vae, batch, names))
         with standardizing(vae.modules(), rows["x"]):
-            structure = inspect(vae, rows, seed)
+            structure = inspect(vae, rows, seed).structure
         check_supports(structure, test["x"], "x_test" if x_test is not None else "x")
         if structure.measure[0] not in ("mass", "density"):
             raise checks.bad_value(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.progress import Progress
+from pyrovae.row_noise import RowNoise
 from pyrovae.turns import takes_turns
 
 STARTS = ("encoder", "prior")
@@ -44,6 +46,7 @@ def annealed(
     progress: bool = False,
     checkpoint: Folder = None,
     compile: str | bool = "auto",
+    noise: str = "index",
 ) -> LogEvidence:
     """log P(x_n) ≈ log (1/K) Σ_k Π_t f_t(u_{k,t−1}) / f_{t−1}(u_{k,t−1}), f_t = Q^(1−β_t) P(x_n, u)^β_t.
 
@@ -61,7 +64,7 @@ def annealed(
         x: rows on dim 0; tensor, numpy array or DataFrame.
         num_samples: chains a row, K.
         num_temperatures: steps from β = 0 to β = 1; a chain costs three decoder evaluations for each.
-        seed: the same seed and tile give the same bits.
+        seed: the same seed gives the same numbers; the same tile, too, the same bits.
         start: "encoder", or "prior" where the guide is not to be relied on.
         tile: (rows, chains) computed at once; chosen from the shapes where None.
         progress: show a bar, or plain lines where there is no terminal.
@@ -69,6 +72,8 @@ def annealed(
             after the last of them.
         compile: whether what a move computes is traced and compiled: True, False, or "auto", by the work ahead; see
             ``log_weights``. Every kind of move is compiled by itself.
+        noise: what the noise of a row follows from beside ``seed``: its "index" in x, or its "content", so that a row
+            has the same number in any order and selection of rows.
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds.
@@ -88,19 +93,19 @@ def annealed(
     checks.choice("start", start, STARTS)
     checks.integer("num_temperatures", num_temperatures, minimum=2)
     checks.boolean("progress", progress)
-    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile)
+    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise)
     parts = parts_of(
         checkpoint, evaluation, method="annealed", num_temperatures=num_temperatures, start=start
     )
 
     def anneal(number: int, rows: slice) -> Columns:
-        with undisturbed(evaluation, Stream.PILOT, number):
+        with undisturbed(evaluation, Stream.PILOT, rows=rows) as drawn:
             posterior = Posterior(evaluation, rows)
             posterior.expect(3 * num_temperatures * num_samples)
             begin = Encoder(posterior) if start == "encoder" else Prior(posterior)
-            path = Path(posterior, begin, chains=min(evaluation.tile[1], num_samples))
-            moves = path.tune(num_temperatures)
-        return weigh_chains(evaluation, path, moves, number)
+            path = Path(posterior, begin, drawn, chains=min(evaluation.tile[1], num_samples))
+            moves = path.tune(num_temperatures, drawn)
+        return weigh_chains(evaluation, path, moves, rows)
 
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
         columns = each_block(evaluation, anneal, bar, parts)
@@ -120,22 +125,26 @@ def annealed(
     )
 
 
-def weigh_chains(evaluation: Evaluation, path: Path, moves: Moves, number: int) -> Columns:
-    """The log-mean-exp of the chains' weights of block ``number``, on fresh noise."""
-    weights = accumulate(evaluation, path.posterior, number, 0, lambda chains: path.forward(moves, chains))
+def weigh_chains(evaluation: Evaluation, path: Path, moves: Moves, rows: slice) -> Columns:
+    """The log-mean-exp of the chains' weights of a block of rows, on fresh noise."""
+    weights = accumulate(evaluation, path.posterior, rows, 0, partial(path.forward, moves))
     return Columns.of_weights(weights, path.posterior.dtype, path.posterior.cost)
 
 
 def accumulate(
-    evaluation: Evaluation, posterior: Posterior, number: int, key: int, run: Callable[[int], Tensor]
+    evaluation: Evaluation,
+    posterior: Posterior,
+    rows: slice,
+    key: int,
+    run: Callable[[int, RowNoise], Tensor],
 ) -> Accumulator:
-    """All of block ``number``'s chains, as many at once as a tile holds; ``key`` makes their noise their own."""
+    """All chains of a block of rows, as many at once as a tile holds; ``key`` makes their noise their own."""
     width = evaluation.tile[1]
     chunks = list(range(0, evaluation.num_samples, width))
     weights = Accumulator(evaluation.num_samples, posterior.num_rows, len(chunks), posterior.device)
     for index, done in enumerate(chunks):
-        with undisturbed(evaluation, Stream.TILE, number, index, key):
-            weights.add(index, run(min(width, evaluation.num_samples - done)))
+        with undisturbed(evaluation, Stream.TILE, key, rows=rows, first=done) as drawn:
+            weights.add(index, run(min(width, evaluation.num_samples - done), drawn))
     return weights
 
 
@@ -172,30 +181,35 @@ class Path:
     """The geometric path from a proposal to the posterior of a block of rows, and the moves along it; ``chains`` of them at a time."""
 
     def __init__(
-        self, posterior: Posterior, start: Proposal, scale: Tensor | None = None, chains: int = 0
+        self,
+        posterior: Posterior,
+        start: Proposal,
+        noise: RowNoise,
+        scale: Tensor | None = None,
+        chains: int = 0,
     ) -> None:
         self.posterior, self._start, self._chains = posterior, start, chains
         # Each coordinate in units of the start's spread: a mass matrix, diagonal, for every row.
-        spread = self._begin(_SPREAD_DRAWS)[0].std(dim=0) if scale is None else scale
+        spread = self._begin(_SPREAD_DRAWS, noise)[0].std(dim=0) if scale is None else scale
         self._scale = spread.clamp(min=1e-6)
 
-    def _begin(self, num_chains: int) -> tuple[Tensor, Tensor]:
+    def _begin(self, num_chains: int, noise: RowNoise) -> tuple[Tensor, Tensor]:
         """Draws of the start, (chains, rows, dim), and which of them lie off the prior's support: those stand at 0."""
-        u = self._start.draw(num_chains)
+        u = self._start.draw(num_chains, noise)
         off = u.isnan().any(dim=-1)
         return torch.where(off[..., None], 0.0, u), off
 
-    def tune(self, num_temperatures: int) -> Moves:
+    def tune(self, num_temperatures: int, noise: RowNoise) -> Moves:
         """A pilot run over a quarter of the temperatures, which finds the step sizes; its noise is its own."""
         betas = _ladder(max(10, num_temperatures // 4))
-        u, _ = self._begin(_PILOT_CHAINS)
+        u, _ = self._begin(_PILOT_CHAINS, noise)
         size = torch.full(
             (self.posterior.num_rows,), self.posterior.dim**-0.25, dtype=torch.float64, device=u.device
         )
         found = []
-        state, momentum = self._state(u), torch.randn_like(u)
+        state, momentum = self._state(u), _normal_like(u, noise)
         for beta in [betas[1]] * _WARM_UP + betas[1:-1]:
-            state, momentum, acceptance = self._move(state, momentum, beta, size)
+            state, momentum, acceptance = self._move(state, momentum, beta, size, noise)
             size = size * torch.exp(0.2 * (acceptance - _ACCEPTANCE))
             found.append(size)
         # (rows, 1, pilot's temperatures) → (temperatures − 1, rows)
@@ -203,33 +217,33 @@ class Path:
         sizes = torch.nn.functional.interpolate(pilot, num_temperatures - 1, mode="linear")[:, 0].T
         return Moves(_ladder(num_temperatures), sizes)
 
-    def forward(self, moves: Moves, num_chains: int) -> Tensor:
+    def forward(self, moves: Moves, num_chains: int, noise: RowNoise) -> Tensor:
         """Log weights of chains from the start to the posterior, (chains, rows): E[exp] = P(x_n)."""
-        u, off = self._begin(num_chains)
-        return torch.where(off, -math.inf, self._sweep(u, moves, +1))
+        u, off = self._begin(num_chains, noise)
+        return torch.where(off, -math.inf, self._sweep(u, moves, +1, noise))
 
-    def backward(self, moves: Moves, u: Tensor) -> Tensor:
+    def backward(self, moves: Moves, u: Tensor, noise: RowNoise) -> Tensor:
         """Log weights of chains from exact posterior draws u back to the start: E[exp(−weight)] = 1/P(x_n)."""
-        return self._sweep(u, moves, -1)
+        return self._sweep(u, moves, -1, noise)
 
-    def _sweep(self, u: Tensor, moves: Moves, direction: int) -> Tensor:
+    def _sweep(self, u: Tensor, moves: Moves, direction: int, noise: RowNoise) -> Tensor:
         """Σ_t log f_t − log f_{t−1} along the path, or along the path turned round."""
         betas, sizes = (
             moves.betas[::direction],
             moves.step_sizes.flip(0) if direction < 0 else moves.step_sizes,
         )
-        state, momentum = self._state(u), torch.randn_like(u)
+        state, momentum = self._state(u), _normal_like(u, noise)
         log_weights = torch.zeros_like(state.log_start)
         for index, (beta, following) in enumerate(pairwise(betas)):
             log_weights = log_weights + (following - beta) * (state.log_target - state.log_start)
             if index < len(sizes):
-                state, momentum, _ = self._move(state, momentum, following, sizes[index])
+                state, momentum, _ = self._move(state, momentum, following, sizes[index], noise)
         log_weights = direction * log_weights
         zero = torch.zeros_like(log_weights)
         return Terms(log_weights, zero, zero).checked(self.posterior.numbers).log_weights
 
     def _move(
-        self, state: _State, momentum: Tensor, beta: float, size: Tensor
+        self, state: _State, momentum: Tensor, beta: float, size: Tensor, noise: RowNoise
     ) -> tuple[_State, Tensor, Tensor]:
         """One leapfrog step at β, accepted or rejected by chain and row, then part of the momentum anew.
 
@@ -245,14 +259,19 @@ class Path:
         energy = value - 0.5 * (momentum.double() ** 2).sum(-1)
         new_energy = new_value - 0.5 * (new_momentum.double() ** 2).sum(-1)
         acceptance = torch.exp(new_energy - energy).clamp(max=1).nan_to_num(nan=0.0)
-        accepted = torch.rand_like(acceptance) < acceptance
+        accepted = noise.uniform(len(acceptance), dtype=acceptance.dtype) < acceptance
         # A rejected move turns round: only so is the momentum's part of it reversible.
         momentum = torch.where(accepted[..., None], new_momentum, -momentum)
-        momentum = _PERSISTENCE * momentum + math.sqrt(1 - _PERSISTENCE**2) * torch.randn_like(momentum)
+        fresh = _normal_like(momentum, noise)
+        momentum = _PERSISTENCE * momentum + math.sqrt(1 - _PERSISTENCE**2) * fresh
         return proposed.where(accepted, state), momentum, acceptance.mean(dim=0)
 
     def _state(self, u: Tensor) -> _State:
         return _State(u, *self.posterior.ends(self._start, u, self._chains))
+
+
+def _normal_like(u: Tensor, noise: RowNoise) -> Tensor:
+    return noise.normal(*u.shape[::2], dtype=u.dtype)
 
 
 def path_cost(num_chains: int, num_temperatures: int) -> int:

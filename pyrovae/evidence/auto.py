@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,9 +34,9 @@ from pyrovae.evidence.result import Columns, LogEvidence, about, judge, verdicts
 from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
-from pyrovae.pair import all_values, draw_prior, log_joint, log_proposal, propose
-from pyrovae.pair import weigh as draw_and_weigh
+from pyrovae.pair import all_values
 from pyrovae.progress import Progress
+from pyrovae.row_noise import RowNoise
 from pyrovae.turns import takes_turns
 
 RUNGS = ("importance", "exact", "defensive", "refined", "quadrature", "annealed")
@@ -71,6 +72,7 @@ def auto(
     progress: bool = False,
     checkpoint: Folder = None,
     compile: str | bool = "auto",
+    noise: str = "index",
 ) -> LogEvidence:
     """log P(x_n) to a target error, by the cheapest method that reaches it, chosen row by row.
 
@@ -94,7 +96,7 @@ def auto(
         target_mcse: the Monte-Carlo error asked for, in nats a row.
         max_cost: decoder evaluations to spend on a row at most; a gradient counts three. A row that
             would need more is answered within it, and not settled.
-        seed: the same seed and tile give the same bits.
+        seed: the same seed gives the same numbers; the same tile, too, the same bits.
         tile: (rows, samples) computed at once; chosen from the shapes where None.
         progress: show a bar, or plain lines where there is no terminal.
         checkpoint: a folder of this evaluation's own that keeps finished blocks of rows: the same call goes on
@@ -102,6 +104,8 @@ def auto(
         compile: whether Pyro runs guide and model for every tile (False), or what they compute is traced once and
             compiled (True): several times as fast after some 10 seconds, the same up to rounding. "auto" goes by
             the work ahead; see ``log_weights``.
+        noise: what the noise of a row follows from beside ``seed``: its "index" in x, or its "content", so that a row
+            has the same number in any order and selection of rows.
 
     Returns:
         A ``LogEvidence`` with, for every row, ``answered_by``, ``cost`` and ``settled``.
@@ -119,7 +123,7 @@ def auto(
     checks.positive("target_mcse", target_mcse)
     checks.integer("max_cost", max_cost, minimum=1000)
     checks.boolean("progress", progress)
-    evaluation = Evaluation.prepare(pair, x, _PILOT, seed, tile, compile=compile)
+    evaluation = Evaluation.prepare(pair, x, _PILOT, seed, tile, compile=compile, noise=noise)
     closed = _closed_form(evaluation)
     if closed is not None:
         return dataclasses.replace(closed, method="auto", target_mcse=float(target_mcse))
@@ -130,7 +134,7 @@ def auto(
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
         everything = torch.arange(len(evaluation), device=evaluation.batch["x"].device)
         for number, rows in enumerate(everything.split(height)):
-            part = evaluation.of_rows(rows, noise.derive(seed, Stream.LADDER, number), _PILOT)
+            part = evaluation.of_rows(rows, evaluation.seed, _PILOT)
             ladder = _Ladder(part, float(target_mcse), max_cost, bar)
             climb = functools.partial(ladder.climb, dim)
             answers.append(climb() if parts is None else parts.keep(number, climb))
@@ -181,6 +185,18 @@ def _dimensions(evaluation: Evaluation) -> int:
         return 0
 
 
+class Stage(IntEnum):
+    """Parts of the work on a row; each has noise of its own, whatever the other rows go through."""
+
+    PILOT = 0
+    PLACES = 1
+    MODES = 2
+    FIT = 3
+    FIT_ALL = 4
+    SECOND_PILOT = 5
+    ANSWER = 6
+
+
 class _Pilot(NamedTuple):
     """What a pilot found out, each of shape (rows, ...)."""
 
@@ -227,7 +243,6 @@ class _Ladder:
         self._evaluation, self._target, self._max_cost, self._bar = evaluation, target, max_cost, bar
         count, device = len(evaluation), evaluation.batch["x"].device
         self._cost = torch.zeros(count, dtype=torch.float64, device=device)
-        self._stage = 0
         empty = torch.full((count,), math.nan, dtype=torch.float64, device=device)
         self.columns = Columns(*(empty.clone() for _ in dataclasses.fields(Columns)))
         self.answered_by = np.full(count, "", dtype=f"<U{max(map(len, RUNGS))}")
@@ -276,19 +291,20 @@ class _Ladder:
     # -----------------------------------------------------------------------------------------------------
     # Pilots
 
-    def _part(self, rows: Tensor, num_samples: int) -> Evaluation:
-        """Some of the rows, with noise that no other stage and no answer sees."""
-        self._stage += 1
-        seed = noise.derive(self._evaluation.seed, Stream.LADDER, self._stage)
+    def _part(self, rows: Tensor, num_samples: int, stage: Stage, turn: int = 0) -> Evaluation:
+        """Some of the rows, with noise that no other stage sees."""
+        seed = noise.derive(self._evaluation.seed, Stream.LADDER, stage, turn)
         return self._evaluation.of_rows(rows, seed, num_samples)
 
-    def _each_block(self, rows: Tensor) -> Iterator[tuple[Tensor, Posterior]]:
-        """Blocks of some rows with their posteriors."""
-        part = self._part(rows, _PILOT)
-        for number, block in enumerate(part.blocks()):
-            with undisturbed(part, Stream.PILOT, number):
+    def _each_block(
+        self, rows: Tensor, stage: Stage, turn: int = 0
+    ) -> Iterator[tuple[Tensor, Posterior, RowNoise]]:
+        """Blocks of some rows with their posteriors and noise."""
+        part = self._part(rows, _PILOT, stage, turn)
+        for block in part.blocks():
+            with undisturbed(part, Stream.PILOT, rows=block) as drawn:
                 posterior = Posterior(part, block)
-                yield rows[block], posterior
+                yield rows[block], posterior, drawn
             self._cost[rows[block]] += posterior.cost
 
     def _needed(self, mcse: Tensor, draws: int) -> Tensor:
@@ -298,19 +314,19 @@ class _Ladder:
     def _pilot(self, rows: Tensor, dim: int) -> _Pilot:
         """What 64 draws of the encoder foretell, and what draws of the prior see beside it."""
         found = []
-        part = self._part(rows, _PILOT)
-        pair, structure, total_draws = part.pair, part.structure, _PILOT + _PRIOR_PILOT
+        part = self._part(rows, _PILOT, Stage.PILOT)
+        model, total_draws = part.model, _PILOT + _PRIOR_PILOT
         beyond = unreached(part)
-        for number, block in enumerate(part.blocks()):
+        for block in part.blocks():
             batch = {name: value[block] for name, value in part.batch.items()}
-            with undisturbed(part, Stream.PILOT, number):
+            with undisturbed(part, Stream.PILOT, rows=block) as drawn:
                 # In the latents' own space: Jacobians cancel in a weight, and a discrete latent has none.
-                _, joint, log_q = draw_and_weigh(pair, structure, batch, _PILOT)
-                prior, prior_joint = draw_prior(pair, structure, batch, _PRIOR_PILOT)
-                prior_log_q = log_proposal(pair, structure, batch, prior)
+                _, joint, log_q = model.weigh(batch, _PILOT, drawn)
+                prior, prior_joint = model.draw_prior(batch, _PRIOR_PILOT, drawn)
+                prior_log_q = model.log_proposal(batch, prior)
                 if dim:
                     posterior = Posterior(part, block)
-                    u = posterior.flatten(prior)
+                    u = posterior.flatten(prior, drawn)
                     values = total(prior_joint) + posterior.log_det(u)
                 else:
                     u, values = prior_log_q[..., None], prior_log_q  # nothing is made of them
@@ -321,8 +337,8 @@ class _Ladder:
                 (terms, log_q),
                 (Terms(prior_joint.likelihood, prior_joint.prior, prior_log_q), prior_log_q),
             )
-            for index, (drawn, q) in enumerate(sides):
-                both.add(index, _against_both(drawn, q, _PILOT / total_draws, _PRIOR_PILOT / total_draws))
+            for index, (side, q) in enumerate(sides):
+                both.add(index, _against_both(side, q, _PILOT / total_draws, _PRIOR_PILOT / total_draws))
             level = diagnostics.log_mean_exp(weights)
             error = torch.hypot(diagnostics.mcse(weights), both.mcse())
             found.append(
@@ -346,11 +362,11 @@ class _Ladder:
         """The encoder's place and, where the pilot calls for it, modes found without it."""
         loc = torch.full((1 + _STARTS, len(rows), dim), math.nan, dtype=torch.float64, device=rows.device)
         modes = _Modes(loc, loc[..., 0].clone(), loc[0].clone(), pilot.missed.clone())
-        for block, posterior in self._each_block(rows):
-            first = encoder_start(posterior, pilot.prior[block].movedim(0, 1))
+        for block, posterior, drawn in self._each_block(rows, Stage.PLACES):
+            first = encoder_start(posterior, pilot.prior[block].movedim(0, 1), drawn)
             modes.loc[0, block], modes.log_joint[0, block] = first.loc[0], first.log_joint[0]
             modes.spread[block] = first.spread
-        for block, posterior in self._each_block(rows[pilot.unseen | pilot.missed]):
+        for block, posterior, _ in self._each_block(rows[pilot.unseen | pilot.missed], Stage.MODES):
             others = independent_starts(
                 posterior,
                 _STARTS,
@@ -382,8 +398,8 @@ class _Ladder:
         unanswered = torch.from_numpy(self.answered_by[several.cpu().numpy()] == "").to(rows.device)
         given_up = several[~affordable & unanswered]
         self._answer_by_importance(given_up, pilot.needed[given_up], modes.missed[given_up])
-        for block, posterior in self._each_block(several[affordable]):
-            fits, _ = fit_gaussians(posterior, modes.starts(block, _ALL), _STEPS[turn], "full_rank")
+        for block, posterior, drawn in self._each_block(several[affordable], Stage.FIT_ALL, turn):
+            fits, _ = fit_gaussians(posterior, modes.starts(block, _ALL), _STEPS[turn], "full_rank", drawn)
             fitted.append(_Fitted(block, fits))
         for found in fitted:
             if len(found.rows):
@@ -393,8 +409,9 @@ class _Ladder:
     def _fit_beside_the_encoder(self, rows: Tensor, modes: _Modes, turn: int) -> list[_Fitted]:
         """One Gaussian a row, from the encoder's place; notes which rows have a mode that it does not cover."""
         fitted = []
-        for block, posterior in self._each_block(rows):
-            fits, elbo = fit_gaussians(posterior, modes.starts(block, _ENCODERS), _STEPS[turn], "full_rank")
+        for block, posterior, drawn in self._each_block(rows, Stage.FIT, turn):
+            starts = modes.starts(block, _ENCODERS)
+            fits, elbo = fit_gaussians(posterior, starts, _STEPS[turn], "full_rank", drawn)
             centre = total(posterior.log_joint(fits[0].loc[None].to(posterior.dtype)))[0]
             others = modes.starts(block, _OTHERS)
             sought = torch.isfinite(others.log_joint[0])
@@ -404,7 +421,7 @@ class _Ladder:
 
     def _answer_or_wait(self, found: _Fitted, turn: int, dim: int) -> Tensor:
         """Answer rows by their fits, or by the rungs above; returns those worth a longer fit."""
-        needed, tail = self._pilot_mixture(found)
+        needed, tail = self._pilot_mixture(found, turn)
         left = self._left(found.rows)
         good = (tail <= _TAIL) & (_mixture_cost(needed) <= left)
         if turn + 1 < len(_STEPS):
@@ -422,24 +439,21 @@ class _Ladder:
         self._answer_by_annealing(found.only(poor), needed[poor])
         return found.rows[wait]
 
-    def _pilot_mixture(self, found: _Fitted) -> tuple[Tensor, Tensor]:
+    def _pilot_mixture(self, found: _Fitted, turn: int) -> tuple[Tensor, Tensor]:
         """Draws needed from the fits with their defensive components, and k-hat; each of shape (rows,)."""
-        columns = self._weigh_mixture(found, _SECOND_PILOT)
+        columns = self._weigh_mixture(found, _SECOND_PILOT, Stage.SECOND_PILOT, turn)
         self._cost[found.rows] += columns.cost
         return self._needed(columns.mcse, _SECOND_PILOT), columns.pareto_k
 
-    def _weigh_mixture(self, found: _Fitted, draws: int) -> Columns:
-        part = self._part(found.rows, draws)
+    def _weigh_mixture(self, found: _Fitted, draws: int, stage: Stage, turn: int = 0) -> Columns:
+        part = self._part(found.rows, draws, stage, turn)
         return Columns.cat(
-            [
-                weigh_mixture(part, number, block, [fit[block] for fit in found.fits])
-                for number, block in enumerate(part.blocks())
-            ]
+            [weigh_mixture(part, block, [fit[block] for fit in found.fits]) for block in part.blocks()]
         )
 
     def _answer_by_importance(self, rows: Tensor, needed: Tensor, doubtful: Tensor) -> None:
         for chosen, count in self._by_draws(rows, needed):
-            columns = weigh_encoder(self._part(rows[chosen], count), _silent())
+            columns = weigh_encoder(self._part(rows[chosen], count, Stage.ANSWER), _silent())
             self._keep(rows[chosen], columns, "importance", count, doubtful[chosen])
 
     def _answer_defensively(self, rows: Tensor, needed: Tensor, beyond: Unreached) -> None:
@@ -449,49 +463,58 @@ class _Ladder:
         Doubtful where a z that the guide never draws matters and the prior's draws hardly come by it.
         """
         if len(rows):
-            summed = _sum(self._part(rows, 1))
+            summed = _sum(self._part(rows, 1, Stage.ANSWER))
             if summed is not None:
                 self._keep(rows, summed, "exact", 0)
                 return
         for chosen, count in self._by_draws(rows, 2 * needed):
-            columns = _weigh_both(self._part(rows[chosen], count))
+            columns = _weigh_both(self._part(rows[chosen], count, Stage.ANSWER))
             visits = beyond.log_prior[chosen].exp() * count / 2
             matters = beyond.log_joint[chosen] > columns.estimate - _MATTERS
             self._keep(rows[chosen], columns, "defensive", count, matters & (visits < _FEWEST_VISITS))
 
     def _answer_by_mixture(self, found: _Fitted, needed: Tensor, doubtful: bool = False) -> None:
         for chosen, count in self._by_draws(found.rows, needed):
-            columns = self._weigh_mixture(found.only(chosen), count)
+            columns = self._weigh_mixture(found.only(chosen), count, Stage.ANSWER)
             self._keep(found.rows[chosen], columns, "refined", count, doubtful)
 
     def _answer_by_quadrature(self, found: _Fitted) -> None:
-        if len(found.rows):
-            part = self._part(found.rows, _PILOT)
-            left = float(self._max_cost - self._cost[found.rows].max())
-            columns = integrate(part, _MARGIN * self._target, _silent(), found.fits, left)
-            self._keep(found.rows, columns, "quadrature", 0)
+        for left, alike in self._by_cost(found):
+            part = self._part(alike.rows, _PILOT, Stage.ANSWER)
+            columns = integrate(part, _MARGIN * self._target, _silent(), alike.fits, left)
+            self._keep(alike.rows, columns, "quadrature", 0)
+
+    def _by_cost(self, found: _Fitted) -> Iterator[tuple[float, _Fitted]]:
+        """What is left to spend, and the rows that have it left: no row's budget follows from another's."""
+        spent = self._cost[found.rows]
+        for cost in spent.unique().tolist():
+            yield self._max_cost - cost, found.only(spent == cost)
 
     def _answer_by_annealing(self, found: _Fitted, needed: Tensor) -> None:
-        if not len(found.rows):
-            return
-        left = float(self._max_cost - self._cost[found.rows].max())
+        wanted = dict(zip(found.rows.tolist(), needed, strict=True))
+        for left, alike in self._by_cost(found):
+            here = needed.new_tensor([float(wanted[row]) for row in alike.rows.tolist()])
+            self._anneal(alike, here, left)
+
+    def _anneal(self, found: _Fitted, needed: Tensor, left: float) -> None:
         temperatures = _FEWEST_TEMPERATURES
         while path_cost(_CHAINS, temperatures + 1) <= left and temperatures < _MOST_TEMPERATURES:
             temperatures += 1
         if path_cost(_CHAINS, temperatures) > left:
             self._answer_by_mixture(found, needed)
             return
-        part = self._part(found.rows, _CHAINS)
+        part = self._part(found.rows, _CHAINS, Stage.ANSWER)
         columns = []
-        for number, block in enumerate(part.blocks()):
+        for block in part.blocks():
             here = [fit[block] for fit in found.fits]
-            with undisturbed(part, Stream.PILOT, number):
+            with undisturbed(part, Stream.PILOT, rows=block) as drawn:
                 posterior = Posterior(part, block)
                 posterior.expect(3 * temperatures * _CHAINS)
                 start = defended(posterior, here, _CHAINS)
-                path = Path(posterior, start, here[0].tril.norm(dim=-1), min(part.tile[1], _CHAINS))
-                moves = path.tune(temperatures)
-            columns.append(weigh_chains(part, path, moves, number))
+                scale = here[0].tril.norm(dim=-1)
+                path = Path(posterior, start, drawn, scale, min(part.tile[1], _CHAINS))
+                moves = path.tune(temperatures, drawn)
+            columns.append(weigh_chains(part, path, moves, block))
         self._keep(found.rows, Columns.cat(columns), "annealed", _CHAINS)
 
     def _by_draws(self, rows: Tensor, needed: Tensor) -> Iterator[tuple[Tensor, int]]:
@@ -500,11 +523,10 @@ class _Ladder:
             return
         # the largest K for which K draws of a mixture are within what is left, an answer's reserve included
         most = ((self._left(rows) + _RESERVE - 8) / _mixture_cost(1.0)).clamp(min=_FEWEST)
-        draws = torch.minimum(needed.clamp(min=_FEWEST), most)
-        steps = torch.ceil(2 * torch.log2(draws / _FEWEST) - 1e-9)
-        for step in steps.unique().tolist():
-            chosen = (steps == step).nonzero()[:, 0]
-            yield chosen, min(int(_FEWEST * 2 ** (step / 2)), int(most[chosen].min()))
+        steps = torch.ceil(2 * torch.log2(needed.clamp(min=_FEWEST) / _FEWEST) - 1e-9)
+        draws = torch.minimum((_FEWEST * 2 ** (steps / 2)).nan_to_num(posinf=2.0**62), most).long()
+        for count in draws.unique().tolist():
+            yield (draws == count).nonzero()[:, 0], count
 
     def _keep(
         self, rows: Tensor, found: Columns, name: str, draws: int, doubtful: Tensor | bool = False
@@ -531,16 +553,15 @@ def _against_both(drawn: Terms, log_q: Tensor, of_guide: float, of_prior: float)
 
 def _sum(evaluation: Evaluation) -> Columns | None:
     """log Σ_z P(x_n, z) over every value of discrete latents; None where they take too many."""
-    pair, structure = evaluation.pair, evaluation.structure
-    found = []
-    for number, rows in enumerate(evaluation.blocks()):
+    model, found = evaluation.model, []
+    for rows in evaluation.blocks():
         batch = {name: value[rows] for name, value in evaluation.batch.items()}
-        with undisturbed(evaluation, Stream.TILE, number):
-            at, _ = propose(pair, structure, batch, 1)
-            every = all_values(pair, structure, batch, at, evaluation.tile[1])
+        with undisturbed(evaluation, Stream.TILE, rows=rows) as drawn:
+            at, _ = model.propose(batch, 1, drawn)
+            every = all_values(model, batch, at, evaluation.tile[1])
             if every is None:
                 return None
-            terms = torch.cat([total(log_joint(pair, structure, batch, z)) for z in every])
+            terms = torch.cat([total(model.log_joint(batch, z)) for z in every])
         estimate = torch.logsumexp(terms, dim=0)
         zero, unknown = torch.zeros_like(estimate), torch.full_like(estimate, math.nan)
         found.append(Columns(estimate, zero, zero, unknown, unknown, zero + len(terms), zero))
@@ -549,23 +570,25 @@ def _sum(evaluation: Evaluation) -> Columns | None:
 
 def _weigh_both(evaluation: Evaluation) -> Columns:
     """Importance sampling from guide and prior, half of the draws each, in the latents' own space."""
-    pair, structure, count = evaluation.pair, evaluation.structure, evaluation.num_samples
+    model, count = evaluation.model, evaluation.num_samples
     shares = (count - count // 2, count // 2)
     blocks = []
-    for number, rows in enumerate(evaluation.blocks()):
+    for rows in evaluation.blocks():
         batch = {name: value[rows] for name, value in evaluation.batch.items()}
         num_rows, width = len(batch["x"]), evaluation.tile[1]
-        strata = [(i, min(width, n - done)) for i, n in enumerate(shares) for done in range(0, n, width)]
+        strata = [
+            (i, done, min(width, n - done)) for i, n in enumerate(shares) for done in range(0, n, width)
+        ]
         weights = diagnostics.Accumulator(
-            count, num_rows, len(strata), batch["x"].device, [stratum for stratum, _ in strata]
+            count, num_rows, len(strata), batch["x"].device, [stratum for stratum, _, _ in strata]
         )
-        for index, (stratum, draws) in enumerate(strata):
-            with undisturbed(evaluation, Stream.TILE, number, index):
+        for index, (stratum, done, draws) in enumerate(strata):
+            with undisturbed(evaluation, Stream.TILE, stratum, rows=rows, first=done) as drawn:
                 if stratum == 0:
-                    _, joint, log_q = draw_and_weigh(pair, structure, batch, draws)
+                    _, joint, log_q = model.weigh(batch, draws, drawn)
                 else:
-                    z, joint = draw_prior(pair, structure, batch, draws)
-                    log_q = log_proposal(pair, structure, batch, z)
+                    z, joint = model.draw_prior(batch, draws, drawn)
+                    log_q = model.log_proposal(batch, z)
             terms = Terms(joint.likelihood, joint.prior, log_q)
             log_weights = _against_both(terms, log_q, shares[0] / count, shares[1] / count)
             weights.add(index, log_weights)

@@ -30,6 +30,7 @@ def parts_of(folder: Folder, evaluation: Evaluation, **options: Any) -> Parts | 
         **options,
         "num_samples": evaluation.num_samples,
         "seed": evaluation.seed,
+        "noise": evaluation.keyed_by,
         "tile": list(evaluation.tile),
         "compile": evaluation.compiles,
         "x": checks.digests(evaluation.batch),
@@ -67,7 +68,7 @@ def kept(parts: Parts | None, number: int, compute: Callable[[], Columns]) -> Co
 def _answers(evaluation: Evaluation) -> Answers:
     """What the pair computes on some of the rows, by name."""
     rows = probe(evaluation.structure, evaluation.batch)
-    terms = behaviour(evaluation.pair, evaluation.structure, rows, evaluation.seed)
+    terms = behaviour(evaluation.model, rows, evaluation.seed)
     return {name: (term, rounding(rows["x"].dtype)) for name, term in terms.items()}
 
 

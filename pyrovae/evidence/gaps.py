@@ -73,20 +73,20 @@ def gaps(
     evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
     evidence, optimised = [], []
     with Progress("gaps", len(evaluation), "rows", progress) as bar:
-        for number, rows in enumerate(evaluation.blocks()):
-            with undisturbed(evaluation, Stream.PILOT, number):
+        for rows in evaluation.blocks():
+            with undisturbed(evaluation, Stream.PILOT, rows=rows) as drawn:
                 posterior = Posterior(evaluation, rows)
-                starts = all_starts(posterior, _STARTS)
-                fits, _ = fit_gaussians(posterior, starts, _STEPS, "full_rank")
-                family_fits, elbos = fit_gaussians(posterior, starts, _STEPS, family)
-            evidence.append(weigh_mixture(evaluation, number, rows, fits))
+                starts = all_starts(posterior, _STARTS, drawn)
+                fits, _ = fit_gaussians(posterior, starts, _STEPS, "full_rank", drawn)
+                family_fits, elbos = fit_gaussians(posterior, starts, _STEPS, family, drawn)
+            evidence.append(weigh_mixture(evaluation, rows, fits))
             best, every = elbos.argmax(dim=0), torch.arange(posterior.num_rows, device=posterior.device)
             loc, tril = (torch.stack([getattr(f, name) for f in family_fits]) for name in ("loc", "tril"))
             fit = Gaussian(loc[best, every], tril[best, every], posterior.dtype)
             weights = []
-            for index, done in enumerate(range(0, num_samples, evaluation.tile[1])):
-                with undisturbed(evaluation, Stream.WEIGHTS, number, index):
-                    u = fit.draw(min(evaluation.tile[1], num_samples - done))
+            for done in range(0, num_samples, evaluation.tile[1]):
+                with undisturbed(evaluation, Stream.WEIGHTS, rows=rows, first=done) as drawn:
+                    u = fit.draw(min(evaluation.tile[1], num_samples - done), drawn)
                     weights.append(weigh(posterior, fit, u, evaluation.tile[1]))
             log_weights = torch.cat(weights)
             found = torch.stack([log_weights.mean(dim=0), log_weights.std(dim=0) / num_samples**0.5])

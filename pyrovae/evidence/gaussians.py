@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.evidence.posterior import Gaussian, Posterior, total
+from pyrovae.row_noise import RowNoise
 
 FAMILIES = ("full_rank", "mean_field")
 
@@ -46,13 +47,13 @@ class Starts:
     spread: Tensor
 
 
-def encoder_start(posterior: Posterior, prior: Tensor) -> Starts:
+def encoder_start(posterior: Posterior, prior: Tensor, noise: RowNoise) -> Starts:
     """The encoder's mean and standard deviations, from draws that cost no decoder evaluation.
 
     ``prior``, draws of it, (samples, rows, dim), keeps the spread of a collapsed encoder above a hundredth of
     its own: a fit has to be able to move.
     """
-    u = posterior.draw_encoder(_ENCODER_DRAWS).double()
+    u = posterior.draw_encoder(_ENCODER_DRAWS, noise).double()
     centre = u.nanmean(dim=0)  # without draws off the prior's support
     u = torch.where(u.isnan(), torch.where(centre.isnan(), prior.double().mean(dim=0), centre), u)
     loc = u.mean(dim=0)
@@ -61,8 +62,8 @@ def encoder_start(posterior: Posterior, prior: Tensor) -> Starts:
 
 
 def _scale(prior: Tensor) -> Tensor:
-    """Standard deviations of the prior's draws, (dim,)."""
-    return prior.double().std(dim=(0, 1)).clamp(min=1e-6)
+    """Standard deviations of the prior's draws, (rows, dim): of each row's own, whatever rows stand beside it."""
+    return prior.double().std(dim=0).clamp(min=1e-6)
 
 
 def independent_starts(
@@ -98,7 +99,7 @@ def independent_starts(
 
 
 def fit_gaussians(
-    posterior: Posterior, starts: Starts, num_steps: int, family: str
+    posterior: Posterior, starts: Starts, num_steps: int, family: str, noise: RowNoise
 ) -> tuple[list[Gaussian], Tensor]:
     """A Gaussian for every start and row, and its ELBO, shape (starts, rows), in nats.
 
@@ -111,12 +112,12 @@ def fit_gaussians(
     best = torch.full((num_starts, num_rows), -math.inf, dtype=torch.float64, device=loc.device)
     best_loc, best_tril = loc.clone(), tril.clone()
     for step in range(num_steps + 1):
-        half = _frames(loc)
-        noise = torch.cat([half, -half])  # (pairs · 2, starts, rows, dim): antithetic
-        u = (loc + _apply(tril, noise)).to(posterior.dtype)
+        half = _frames(loc, noise)
+        directions = torch.cat([half, -half])  # (pairs · 2, starts, rows, dim): antithetic
+        u = (loc + _apply(tril, directions)).to(posterior.dtype)
         values, gradient = posterior.score(u.flatten(0, 1).view(-1, num_rows, dim))
         values, gradient = values.view(u.shape[:-1]), gradient.view(u.shape).double()
-        log_q = -0.5 * (noise**2 + math.log(2 * math.pi)).sum(-1) - _log_det(tril)
+        log_q = -0.5 * (directions**2 + math.log(2 * math.pi)).sum(-1) - _log_det(tril)
         elbo = (values - log_q).mean(dim=0)
         elbo = torch.where(torch.isfinite(elbo), elbo, -math.inf)
         # The latest is the best but where a step went astray: of ELBOs from few draws the largest is the luckiest.
@@ -148,16 +149,16 @@ def _num_frames(dim: int) -> int:
     return -(-_FEWEST_PAIRS // dim)
 
 
-def _frames(loc: Tensor) -> Tensor:
+def _frames(loc: Tensor, noise: RowNoise) -> Tensor:
     """Standard normal vectors, (pairs, starts, rows, dim), orthogonal in sets of ``dim``.
 
     Orthogonal, they determine a regression with no more of them than there are coefficients.
     """
-    dim = loc.shape[-1]
-    shape = (_num_frames(dim), *loc.shape, dim)
-    directions = torch.linalg.qr(torch.randn(shape, dtype=torch.float64, device=loc.device)).Q
-    lengths = torch.randn(shape, dtype=torch.float64, device=loc.device).norm(dim=-1, keepdim=True)
-    return (directions * lengths).movedim(-2, 1).flatten(0, 1)
+    starts, _, dim = loc.shape
+    # (frames, rows, starts, dim, dim)
+    drawn, other = (noise.normal(_num_frames(dim), starts, dim, dim, dtype=torch.float64) for _ in range(2))
+    vectors = torch.linalg.qr(drawn).Q * other.norm(dim=-1, keepdim=True)
+    return vectors.permute(0, 3, 2, 1, 4).flatten(0, 1)
 
 
 def _step(

@@ -30,6 +30,7 @@ def importance(
     progress: bool = False,
     checkpoint: Folder = None,
     compile: str | bool = "auto",
+    noise: str = "index",
 ) -> LogEvidence:
     """log P(x_n) ≈ log (1/K) Σ_k P(x_n, z_k) / Q(z_k | x_n), z_k ~ Q(z | x_n).
 
@@ -40,7 +41,7 @@ def importance(
         pair: a ``VAE`` or any ``LatentVariableModel``.
         x: rows on dim 0; tensor, numpy array or DataFrame.
         num_samples: draws a row, K.
-        seed: the same seed and tile give the same bits.
+        seed: the same seed gives the same numbers; the same tile, too, the same bits.
         pareto_smoothed: replace the largest weights by what the tail fitted to them expects (Vehtari et
             al. 2024). Less noise where weights are heavy, and an estimate instead of a bound.
         tile: (rows, samples) computed at once; chosen from the shapes where None.
@@ -50,6 +51,8 @@ def importance(
         compile: whether Pyro runs guide and model for every tile (False), or what they compute is traced once and
             compiled (True): several times as fast after some 10 seconds, the same up to rounding. "auto" goes by
             the work ahead; see ``log_weights``.
+        noise: what the noise of a row follows from beside ``seed``: its "index" in x, or its "content", so that a row
+            has the same number in any order and selection of rows.
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds, or estimates where smoothed.
@@ -65,7 +68,7 @@ def importance(
     """
     checks.boolean("progress", progress)
     checks.boolean("pareto_smoothed", pareto_smoothed)
-    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile)
+    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise)
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
         parts = parts_of(checkpoint, evaluation, method="importance", pareto_smoothed=pareto_smoothed)
         columns = weigh_encoder(evaluation, bar, pareto_smoothed, parts)

@@ -30,6 +30,7 @@ def jackknife(
     progress: bool = False,
     checkpoint: Folder = None,
     compile: str | bool = "auto",
+    noise: str = "index",
 ) -> LogEvidence:
     """log P(x_n) ≈ K L_K − (K − 1) mean_i L_{K−1}^(−i), L the importance-weighted log-mean-exp.
 
@@ -39,6 +40,8 @@ def jackknife(
     Args:
         pair, x, seed, tile, progress, checkpoint, compile: as in ``importance``.
         num_samples: draws a row, K, at least 2. A block of rows holds all its log weights in memory.
+        noise: what the noise of a row follows from beside ``seed``: its "index" in x, or its "content", so that a row
+            has the same number in any order and selection of rows.
 
     Returns:
         A ``LogEvidence`` whose rows are estimates; ``bias`` is zero to first order, ``mcse`` the
@@ -55,7 +58,7 @@ def jackknife(
     """
     checks.integer("num_samples", num_samples, minimum=2)
     checks.boolean("progress", progress)
-    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile)
+    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise)
     dtype, tiles = evaluation.dtype, list(evaluation.tiles())
 
     def weigh(block: int, rows: slice) -> Columns:

@@ -15,7 +15,8 @@ from torch.distributions import MultivariateNormal
 
 from pyrovae import checks, noise
 from pyrovae.log_weights import Evaluation
-from pyrovae.pair import Coordinates, Latents, LogJoint, draw_prior, log_joint, log_proposal, propose
+from pyrovae.pair import Coordinates, Latents, LogJoint
+from pyrovae.row_noise import RowNoise
 from pyrovae.tracing import Call
 
 
@@ -29,9 +30,9 @@ class Posterior:
     """
 
     def __init__(self, evaluation: Evaluation, rows: slice = slice(None)) -> None:
-        self._pair, self._structure = evaluation.pair, evaluation.structure
+        self._model = evaluation.model
         self._batch = {name: value[rows] for name, value in evaluation.batch.items()}
-        self._coordinates = Coordinates(self._pair, self._structure, self._batch)
+        self._coordinates = Coordinates(self._model, self._batch)
         self._width = evaluation.tile[1]
         self.numbers = evaluation.numbers[rows]
         self.num_rows = len(self._batch["x"])
@@ -48,38 +49,38 @@ class Posterior:
 
         Where it pays for so many, over all blocks, they are run as graphs; nowhere before.
         """
-        self._numbers = noise.numbers(self._structure.widest, self._alike, cost)
+        self._numbers = noise.numbers(self._model.structure.widest, self._alike, cost)
 
-    def draw_encoder(self, num_samples: int) -> Tensor:
+    def draw_encoder(self, num_samples: int, noise: RowNoise) -> Tensor:
         """u ~ Q(u | x_n)."""
-        return self.flatten(propose(self._pair, self._structure, self._batch, num_samples)[0])
+        return self.flatten(self._model.propose(self._batch, num_samples, noise)[0], noise)
 
-    def draw_prior(self, num_samples: int) -> tuple[Tensor, LogJoint]:
+    def draw_prior(self, num_samples: int, noise: RowNoise) -> tuple[Tensor, LogJoint]:
         """u ~ P(u), and log P(u) and log P(x_n | u) as ``log_joint`` gives them."""
         self.cost += num_samples
-        latents, joint = draw_prior(self._pair, self._structure, self._batch, num_samples)
-        u = self.flatten(latents)
+        latents, joint = self._model.draw_prior(self._batch, num_samples, noise)
+        u = self.flatten(latents, noise)
         return u, LogJoint(joint.prior + self.log_det(u), joint.likelihood)
 
     def log_det(self, u: Tensor) -> Tensor:
         """log |det ∂z/∂u|, shape (samples, rows), float64."""
         return self._coordinates.unflatten(u)[1]
 
-    def flatten(self, latents: Latents) -> Tensor:
-        """Latents of the pair as u."""
-        return self._coordinates.flatten(latents)
+    def flatten(self, latents: Latents, noise: RowNoise) -> Tensor:
+        """Latents of the pair as u; entries that a row lacks are drawn."""
+        return self._coordinates.flatten(latents, noise)
 
     def log_joint(self, u: Tensor) -> LogJoint:
         """log P(u) and log P(x_n | u), each of shape (samples, rows), float64."""
         self.cost += len(u)
         latents, log_det = self._coordinates.unflatten(u)
-        joint = log_joint(self._pair, self._structure, self._batch, latents)
+        joint = self._model.log_joint(self._batch, latents)
         return LogJoint(joint.prior + log_det, joint.likelihood)
 
     def log_encoder(self, u: Tensor) -> Tensor:
         """log Q(u | x_n), shape (samples, rows), float64."""
         latents, log_det = self._coordinates.unflatten(u)
-        return log_proposal(self._pair, self._structure, self._batch, latents) + log_det
+        return self._model.log_proposal(self._batch, latents) + log_det
 
     def score(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """log P(x_n, u), (samples, rows), and its gradient, (samples, rows, dim); zero where it is not finite."""
@@ -187,22 +188,29 @@ def gradients(
 
 
 @contextmanager
-def undisturbed(evaluation: Evaluation, stream: noise.Stream, *keys: int) -> Iterator[None]:
-    """Run a block in ``eval()`` mode with noise of its own; the checks of distributions are off meanwhile.
+def undisturbed(
+    evaluation: Evaluation,
+    stream: noise.Stream,
+    *keys: int,
+    rows: slice = slice(None),
+    first: int = 0,
+) -> Iterator[RowNoise]:
+    """Run a block in ``eval()`` mode with noise for some rows; the checks of distributions are off meanwhile.
 
     Methods that move z come by places where a density is zero or overflows. That is a move to be turned
     down, not an error of the user's; the rows were checked before.
     """
-    seeded = noise.seeded(noise.derive(evaluation.seed, stream, *keys), evaluation.batch["x"].device)
+    drawn = evaluation.noise(stream, *keys, rows=rows, first=first)
+    seeded = noise.seeded(drawn.seed, evaluation.batch["x"].device)
     with evaluation.pair.evaluating(), seeded, pyro.validation_enabled(False):
-        yield
+        yield drawn
 
 
 class Proposal(ABC):
     """Something that u can be drawn from, for the rows of a posterior."""
 
     @abstractmethod
-    def draw(self, num_samples: int) -> Tensor:
+    def draw(self, num_samples: int, noise: RowNoise) -> Tensor:
         """u, shape (samples, rows, dim)."""
 
     @abstractmethod
@@ -230,8 +238,8 @@ class Encoder(Proposal):
     def __init__(self, posterior: Posterior) -> None:
         self._posterior = posterior
 
-    def draw(self, num_samples: int) -> Tensor:
-        return self._posterior.draw_encoder(num_samples)
+    def draw(self, num_samples: int, noise: RowNoise) -> Tensor:
+        return self._posterior.draw_encoder(num_samples, noise)
 
     def log_density(self, u: Tensor, log_prior: Tensor) -> Tensor:
         return self._posterior.log_encoder(u)
@@ -246,8 +254,8 @@ class Prior(Proposal):
     def __init__(self, posterior: Posterior) -> None:
         self._posterior = posterior
 
-    def draw(self, num_samples: int) -> Tensor:
-        return self._posterior.draw_prior(num_samples)[0]
+    def draw(self, num_samples: int, noise: RowNoise) -> Tensor:
+        return self._posterior.draw_prior(num_samples, noise)[0]
 
     def log_density(self, u: Tensor, log_prior: Tensor) -> Tensor:
         return log_prior
@@ -263,8 +271,9 @@ class Gaussian(Proposal):
         self.loc, self.tril, self.dtype = loc, tril, dtype
         self._distribution = MultivariateNormal(loc, scale_tril=tril, validate_args=False)
 
-    def draw(self, num_samples: int) -> Tensor:
-        return self._distribution.sample((num_samples,)).to(self.dtype)
+    def draw(self, num_samples: int, noise: RowNoise) -> Tensor:
+        standard = noise.normal(num_samples, self.loc.shape[-1], dtype=self.loc.dtype)
+        return (self.loc + (self.tril @ standard[..., None])[..., 0]).to(self.dtype)
 
     def log_density(self, u: Tensor, log_prior: Tensor) -> Tensor:
         return self._distribution.log_prob(u.double())
@@ -295,12 +304,13 @@ class Mixture(Proposal):
     def __init__(self, components: Sequence[Proposal], counts: Sequence[int]) -> None:
         self.components, self.counts = list(components), list(counts)
 
-    def draw(self, num_samples: int) -> Tensor:
+    def draw(self, num_samples: int, noise: RowNoise) -> Tensor:
         """Each draw from a component chosen at random, for every row anew."""
-        each = torch.stack([component.draw(num_samples) for component in self.components])
-        shares = torch.tensor(self.counts, dtype=torch.float64, device=each.device)
-        label = torch.multinomial(shares, each[0, ..., 0].numel(), replacement=True)
-        return each.gather(0, label.view(1, *each.shape[1:3], 1).expand(1, *each.shape[1:]))[0]
+        each = torch.stack([component.draw(num_samples, noise) for component in self.components])
+        ends = torch.tensor(self.counts, dtype=torch.float64, device=each.device).cumsum(0)
+        at = noise.uniform(num_samples, dtype=torch.float64) * ends[-1]
+        label = torch.searchsorted(ends, at, right=True)
+        return each.gather(0, label[None, ..., None].expand(1, *each.shape[1:]))[0]
 
     def log_density(self, u: Tensor, log_prior: Tensor) -> Tensor:
         terms = [

@@ -20,6 +20,7 @@ from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.progress import Progress
+from pyrovae.row_noise import RowNoise
 from pyrovae.turns import takes_turns
 
 MOST_DIMENSIONS = 3
@@ -48,6 +49,7 @@ def quadrature(
     tile: tuple[int, int] | None = None,
     progress: bool = False,
     checkpoint: Folder = None,
+    noise: str = "index",
 ) -> LogEvidence:
     """log P(x_n) = log ∫ P(x_n, u) du over up to three latent dimensions, by the trapezoidal rule.
 
@@ -66,6 +68,8 @@ def quadrature(
         progress: show a bar, or plain lines where there is no terminal.
         checkpoint: a folder of this evaluation's own that keeps finished blocks of rows: the same call goes on
             after the last of them.
+        noise: what the noise of a row follows from beside ``seed``: its "index" in x, or its "content", so that a row
+            has the same number in any order and selection of rows.
 
     Returns:
         A ``LogEvidence`` whose rows are estimates. ``mcse`` holds the error: twice how far the last
@@ -85,7 +89,7 @@ def quadrature(
     """
     checks.positive("tolerance", tolerance)
     checks.boolean("progress", progress)
-    evaluation = Evaluation.prepare(pair, x, 128, seed, tile)
+    evaluation = Evaluation.prepare(pair, x, 128, seed, tile, noise=noise)
     check_dimensions(evaluation)
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
         parts = parts_of(checkpoint, evaluation, method="quadrature", tolerance=tolerance)
@@ -121,13 +125,14 @@ def integrate(
     """Every row's integral: ``mcse`` is its error, as far as ``most_cost`` allows; fits are made where none are given."""
 
     def sum_up(number: int, rows: slice) -> Columns:
-        with undisturbed(evaluation, Stream.PILOT, number):
+        with undisturbed(evaluation, Stream.PILOT, rows=rows) as drawn:
             posterior = Posterior(evaluation, rows)
             if fits is None:
-                here, _ = fit_gaussians(posterior, all_starts(posterior, _STARTS), _FIT_STEPS, "full_rank")
+                starts = all_starts(posterior, _STARTS, drawn)
+                here, _ = fit_gaussians(posterior, starts, _FIT_STEPS, "full_rank", drawn)
             else:
                 here = [fit[rows] for fit in fits]
-            components, active = _pieces(posterior, here)
+            components, active = _pieces(posterior, here, drawn)
             grids = _Grids(evaluation, rows, components, active)
             estimate, error = grids.until(tolerance, most_cost - posterior.cost)
         unknown = torch.full_like(estimate, math.nan)
@@ -138,7 +143,7 @@ def integrate(
     return each_block(evaluation, sum_up, bar, parts)
 
 
-def _pieces(posterior: Posterior, fits: list[Gaussian]) -> tuple[list[Gaussian], Tensor]:
+def _pieces(posterior: Posterior, fits: list[Gaussian], noise: RowNoise) -> tuple[list[Gaussian], Tensor]:
     """The Gaussians of a partition of unity, and which of them a row needs, (pieces, rows)."""
     active = torch.ones(len(fits) + 1, posterior.num_rows, dtype=torch.bool, device=posterior.device)
     for j, fit in enumerate(fits):
@@ -150,7 +155,7 @@ def _pieces(posterior: Posterior, fits: list[Gaussian]) -> tuple[list[Gaussian],
                 for tril in (fit.tril, other.tril)
             ]
             active[j] &= ~(near[0] & near[1] & active[earlier])
-    prior = posterior.draw_prior(_PRIOR_DRAWS)[0].double()
+    prior = posterior.draw_prior(_PRIOR_DRAWS, noise)[0].double()
     centred = (prior - prior.mean(dim=0)).movedim(0, 1)  # (rows, draws, dim)
     broad = torch.linalg.cholesky(centred.mT @ centred / (len(prior) - 1))
     return [*fits, Gaussian(prior.mean(dim=0), _BROAD * broad, posterior.dtype)], active

@@ -11,9 +11,10 @@ from pyrovae import checks
 from pyrovae.evidence.posterior import Posterior, total, undisturbed
 from pyrovae.log_weights import Evaluation
 from pyrovae.noise import Stream, tile_shape
-from pyrovae.pair import LogJoint, draw_prior, log_joint, log_proposal, other_values, propose
+from pyrovae.pair import LogJoint, other_values
 
-_DRAWS, _MORE = 8, 128  # of the prior for every row, and where other rows were found to be cut off
+_DRAWS = 64  # of the prior, and of the guide, for every row
+_AT_ONCE = 128  # values of discrete latents
 _STRETCHES = (1.5, 3.0)  # how far draws of the guide are moved from their centre: a bounded guide lies within
 # Moved draws count where log P(x, z) is not this far below the draws', in nats, and so far for each dimension.
 _NEGLIGIBLE, _BY_DIMENSION = 10.0, 2.0
@@ -48,19 +49,12 @@ def unreached(evaluation: Evaluation) -> Unreached:
     their centre, to where P(x_n, z) is not negligible. Supports alone do not decide: where P(x, z) = 0 the guide
     may be zero, too. Nothing is run where the guide is known to have density wherever the prior has it.
     """
-    found = _nothing(len(evaluation), evaluation.batch["x"].device)
     if evaluation.structure.reaches:
-        return found
-    # as tall as most draws allow
-    height, _ = tile_shape(evaluation.structure.widest, _MORE)
+        return _nothing(len(evaluation), evaluation.batch["x"].device)
+    height, _ = tile_shape(evaluation.structure.widest, _AT_ONCE)
     starts = range(0, len(evaluation), height)
-    blocks = [slice(start, min(start + height, len(evaluation))) for start in starts]
-    for draws in (_DRAWS, _MORE):
-        seen = [_seen(evaluation, number, rows, draws) for number, rows in enumerate(blocks)]
-        found = found.either(Unreached(*map(torch.cat, zip(*seen, strict=True))))
-        if not bool(found.rows.any()):
-            break
-    return found
+    seen = [_seen(evaluation, slice(start, min(start + height, len(evaluation)))) for start in starts]
+    return Unreached(*map(torch.cat, zip(*seen, strict=True)))
 
 
 def _nothing(num_rows: int, device: torch.device) -> Unreached:
@@ -69,29 +63,27 @@ def _nothing(num_rows: int, device: torch.device) -> Unreached:
 
 
 def reach_cost(evaluation: Evaluation) -> int:
-    """Decoder evaluations of ``unreached`` for a row, where no other row is cut off."""
+    """Decoder evaluations of ``unreached`` for a row."""
     return 0 if evaluation.structure.reaches else (2 + len(_STRETCHES)) * _DRAWS
 
 
-def _seen(evaluation: Evaluation, number: int, rows: slice, num_draws: int) -> Unreached:
-    """``unreached`` of a block, as far as so many draws show it."""
-    pair, structure = evaluation.pair, evaluation.structure
+def _seen(evaluation: Evaluation, rows: slice) -> Unreached:
+    """``unreached`` of a block."""
+    model = evaluation.model
     batch = {name: value[rows] for name, value in evaluation.batch.items()}
-    with undisturbed(evaluation, Stream.REACH, number, num_draws):
-        prior, joint = draw_prior(pair, structure, batch, num_draws)
-        found = _cut_off(log_proposal(pair, structure, batch, prior), joint)
-        at, _ = propose(pair, structure, batch, 1)
-        reached = total(log_joint(pair, structure, batch, at))[0]
-        for latents in other_values(pair, structure, batch, at, _MORE):
-            joint = log_joint(pair, structure, batch, latents)
-            found = found.either(
-                _cut_off(log_proposal(pair, structure, batch, latents), joint, reached - _NEGLIGIBLE)
-            )
+    with undisturbed(evaluation, Stream.REACH, rows=rows) as noise:
+        prior, joint = model.draw_prior(batch, _DRAWS, noise)
+        found = _cut_off(model.log_proposal(batch, prior), joint)
+        at, _ = model.propose(batch, 1, noise)
+        reached = total(model.log_joint(batch, at))[0]
+        for latents in other_values(model, batch, at, _AT_ONCE):
+            joint = model.log_joint(batch, latents)
+            found = found.either(_cut_off(model.log_proposal(batch, latents), joint, reached - _NEGLIGIBLE))
         try:
             posterior = Posterior(evaluation, rows)
         except checks.Refused:  # discrete latents, or a space that can't be moved in
             return found
-        u = posterior.flatten(propose(pair, structure, batch, num_draws)[0])
+        u = posterior.draw_encoder(_DRAWS, noise)
         u = torch.where(u.isnan(), u.nanmean(dim=0), u)
         centre, level = u.mean(dim=0), total(posterior.log_joint(u)).median(dim=0).values
         least = level - _NEGLIGIBLE - _BY_DIMENSION * posterior.dim

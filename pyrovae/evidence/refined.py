@@ -36,6 +36,7 @@ from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.progress import Progress
+from pyrovae.row_noise import RowNoise
 from pyrovae.turns import takes_turns
 
 # Shares of the draws. Without the widened fits 125 of 1200 rows of three VAEs of the digits had a k-hat above
@@ -59,6 +60,7 @@ def refined(
     progress: bool = False,
     checkpoint: Folder = None,
     compile: str | bool = "auto",
+    noise: str = "index",
 ) -> LogEvidence:
     """log P(x_n) by importance sampling from posteriors that are optimised for each row.
 
@@ -72,7 +74,7 @@ def refined(
         pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents.
         x: rows on dim 0; tensor, numpy array or DataFrame.
         num_samples: draws a row, K, at least 100; below a few hundred the error is a rough one.
-        seed: the same seed and tile give the same bits.
+        seed: the same seed gives the same numbers; the same tile, too, the same bits.
         family: "full_rank" or "mean_field", of the q*.
         num_starts: fits a row; the first starts at the encoder, each of the others at a mode of its own.
         num_steps: steps of a fit, each of 2 · dim gradients for every start.
@@ -82,6 +84,8 @@ def refined(
             after the last of them.
         compile: whether what fits and draws compute is traced and compiled: True, False, or "auto", by the work
             ahead; see ``log_weights``. Every kind of move is compiled by itself.
+        noise: what the noise of a row follows from beside ``seed``: its "index" in x, or its "content", so that a row
+            has the same number in any order and selection of rows.
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds; its ``mcse`` is the one of stratified draws.
@@ -104,18 +108,18 @@ def refined(
     checks.integer("num_steps", num_steps)
     split(num_samples, shares(num_starts))
     checks.boolean("progress", progress)
-    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile)
+    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise)
     parts = parts_of(
         checkpoint, evaluation, method="refined", family=family, num_starts=num_starts, num_steps=num_steps
     )
 
     def refine(number: int, rows: slice) -> Columns:
-        with undisturbed(evaluation, Stream.PILOT, number):
+        with undisturbed(evaluation, Stream.PILOT, rows=rows) as drawn:
             posterior = Posterior(evaluation, rows)
-            starts = all_starts(posterior, num_starts)
+            starts = all_starts(posterior, num_starts, drawn)
             posterior.expect(fit_cost(posterior.dim, num_starts, num_steps))
-            fits, _ = fit_gaussians(posterior, starts, num_steps, family)
-        columns = weigh_mixture(evaluation, number, rows, fits)
+            fits, _ = fit_gaussians(posterior, starts, num_steps, family, drawn)
+        columns = weigh_mixture(evaluation, rows, fits)
         return replace(columns, cost=columns.cost + posterior.cost)
 
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
@@ -132,10 +136,10 @@ def refined(
     )
 
 
-def all_starts(posterior: Posterior, num_starts: int) -> Starts:
+def all_starts(posterior: Posterior, num_starts: int, noise: RowNoise) -> Starts:
     """The encoder's place, and modes found without it."""
-    prior, joint = posterior.draw_prior(PRIOR_DRAWS * max(1, num_starts - 1))
-    first = encoder_start(posterior, prior)
+    prior, joint = posterior.draw_prior(PRIOR_DRAWS * max(1, num_starts - 1), noise)
+    first = encoder_start(posterior, prior, noise)
     if num_starts == 1:
         return first
     others = independent_starts(posterior, num_starts - 1, first, prior, total(joint))
@@ -157,15 +161,15 @@ def shares(num_fits: int) -> list[float]:
     return [*[own] * num_fits, *[wide] * num_fits, _ENCODER_SHARE, _PRIOR_SHARE]
 
 
-def weigh_mixture(evaluation: Evaluation, number: int, rows: slice, fits: list[Gaussian]) -> Columns:
-    """The stratified estimate of block ``number``, on fresh noise, in tiles that hold one stratum each."""
-    with undisturbed(evaluation, Stream.TILE, number):
+def weigh_mixture(evaluation: Evaluation, rows: slice, fits: list[Gaussian]) -> Columns:
+    """The stratified estimate of a block of rows, on fresh noise, in tiles that hold one stratum each."""
+    with undisturbed(evaluation, Stream.TILE, rows=rows):
         posterior = Posterior(evaluation, rows)
         posterior.expect(evaluation.num_samples)
     mixture = defended(posterior, fits, evaluation.num_samples)
     width = evaluation.tile[1]
     strata = [
-        (stratum, min(width, count - done))
+        (stratum, done, min(width, count - done))
         for stratum, count in enumerate(mixture.counts)
         for done in range(0, count, width)
     ]
@@ -174,11 +178,11 @@ def weigh_mixture(evaluation: Evaluation, number: int, rows: slice, fits: list[G
         posterior.num_rows,
         len(strata),
         posterior.device,
-        [stratum for stratum, _ in strata],
+        [stratum for stratum, _, _ in strata],
     )
-    for index, (stratum, count) in enumerate(strata):
-        with undisturbed(evaluation, Stream.TILE, number, index):
-            u = mixture.components[stratum].draw(count)
+    for index, (stratum, done, count) in enumerate(strata):
+        with undisturbed(evaluation, Stream.TILE, stratum, rows=rows, first=done) as drawn:
+            u = mixture.components[stratum].draw(count, drawn)
             weights.add(index, weigh(posterior, mixture, u, width))
     return Columns.of_weights(weights, posterior.dtype, posterior.cost)
 

@@ -173,6 +173,8 @@ class LogEvidence:
         cost: shape (rows,), decoder evaluations spent on each row, pilots included; a gradient counts three.
         num_samples: draws a row; 0 where nothing was sampled, or where they differ by row.
         seed, tile: with x and the pair, they give the same bits again.
+        noise: what the noise of a row follows from beside the seed: its "index" in x, its "content", or the "tile" where
+            the pair draws what can't be drawn row by row; None where nothing is drawn.
         fingerprint: of the rows, so that only the same rows are compared.
         target: "predictive" (rows given what was fitted) or "evidence" (one number a training set).
         parameters: "plug-in" (fitted values) or "posterior-averaged".
@@ -215,6 +217,7 @@ class LogEvidence:
     shared_mcse: float | None = None
     uncompiled: str | None = None
     reasons: tuple[str, ...] = ()
+    noise: str | None = None
     _seen: checks.Seen | None = field(default=None, repr=False)
 
     @classmethod
@@ -249,6 +252,7 @@ class LogEvidence:
             own_totals=evaluation.structure.own_totals,
             uncompiled=None if evaluation.runner is None else evaluation.runner.reason,
             reasons=reasons,
+            noise=evaluation.keyed_by,
         )
 
     @classmethod

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import checks, noise
+from pyrovae import checks
+from pyrovae import noise as noises
 from pyrovae.evidence.annealed import STARTS, Moves, Path, accumulate
 from pyrovae.evidence.exact import linear_gaussian
 from pyrovae.evidence.posterior import Encoder, Posterior, Prior, undisturbed
@@ -20,8 +21,8 @@ from pyrovae.evidence.result import frame_of
 from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
-from pyrovae.pair import simulate
 from pyrovae.progress import Progress
+from pyrovae.row_noise import RowNoise
 from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
@@ -170,14 +171,14 @@ def sandwich(
         z, evaluation = _simulated(evaluation, num_rows)
     blocks = []
     with Progress("sandwich", len(evaluation), "rows", progress) as bar:
-        for number, block in enumerate(evaluation.blocks()):
-            with undisturbed(evaluation, Stream.PILOT, number):
+        for block in evaluation.blocks():
+            with undisturbed(evaluation, Stream.PILOT, rows=block) as noise:
                 posterior = Posterior(evaluation, block)
-                path = Path(posterior, Encoder(posterior) if start == "encoder" else Prior(posterior))
-                moves = path.tune(num_temperatures)
-            forward = accumulate(evaluation, posterior, number, 0, partial(path.forward, moves))
+                path = Path(posterior, Encoder(posterior) if start == "encoder" else Prior(posterior), noise)
+                moves = path.tune(num_temperatures, noise)
+            forward = accumulate(evaluation, posterior, block, 0, partial(path.forward, moves))
             backward = accumulate(
-                evaluation, posterior, number, 1, partial(_inverse, path, moves, z[:, block])
+                evaluation, posterior, block, 1, partial(_inverse, path, moves, z[:, block])
             )
             blocks.append(
                 torch.stack(
@@ -229,23 +230,24 @@ def _refuse_crossing(found: Sandwich) -> None:
         )
 
 
-def _inverse(path: Path, moves: Moves, z: Tensor, num_chains: int) -> Tensor:
+def _inverse(path: Path, moves: Moves, z: Tensor, num_chains: int, noise: RowNoise) -> Tensor:
     """Log weights whose exponentials have the expectation 1/P(x_n), of chains that start at z."""
-    return -path.backward(moves, z.expand(num_chains, -1, -1))
+    return -path.backward(moves, z.expand(num_chains, -1, -1), noise)
 
 
 def _simulated(evaluation: Evaluation, num_rows: int) -> tuple[Tensor, Evaluation]:
     """Rows of the model's own making, and the vectors u they were made from, (1, rows, dim)."""
     index = torch.arange(num_rows, device=evaluation.batch["x"].device) % len(evaluation)
     template = evaluation.of_rows(index, evaluation.seed, evaluation.num_samples)
-    with (
-        evaluation.pair.evaluating(),
-        noise.seeded(noise.derive(evaluation.seed, Stream.SIMULATE), evaluation.batch["x"].device),
-    ):
-        latents, batch = simulate(evaluation.pair, evaluation.structure, template.batch)
+    # A simulated row is known by its number: it may stand on the same row of x as another.
+    keys = torch.arange(num_rows, device=index.device)
+    template = dataclasses.replace(template, keys=keys)
+    drawn = template.noise(Stream.SIMULATE)
+    with evaluation.pair.evaluating(), noises.seeded(drawn.seed, index.device):
+        latents, batch = evaluation.model.simulate(template.batch, drawn)
     made = dataclasses.replace(template, batch=batch)
-    with undisturbed(made, Stream.SIMULATE):
-        return Posterior(made).flatten(latents), made
+    with undisturbed(made, Stream.SIMULATE) as noise:
+        return Posterior(made).flatten(latents, noise), made
 
 
 def _known_posterior(evaluation: Evaluation, num_rows: int) -> tuple[Tensor, Evaluation]:
@@ -253,6 +255,6 @@ def _known_posterior(evaluation: Evaluation, num_rows: int) -> tuple[Tensor, Eva
     x = evaluation.batch["x"][:num_rows]
     known = linear_gaussian(evaluation.pair, x)
     index = torch.arange(len(x), device=x.device)
-    with noise.seeded(noise.derive(evaluation.seed, Stream.SIMULATE), x.device):
+    with noises.seeded(noises.derive(evaluation.seed, Stream.SIMULATE), x.device):
         z = known.posterior(x.flatten(1).double()).sample()[None]
     return z.to(evaluation.dtype), evaluation.of_rows(index, evaluation.seed, evaluation.num_samples)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pyrovae import noise
 from pyrovae.model import LatentVariableModel, plain_attributes
-from pyrovae.pair.running import Batch, LogJoint, Structure, draw_prior, log_joint, log_proposal, propose
+from pyrovae.pair.row_model import LogJoint, RowModel
+from pyrovae.pair.running import Batch, Structure
 
 # Which part of the pair they belong to.
 _TERMS = ("the guide's log Q(z | x)", "the model's log P(z)", "the model's log P(x | z)")
@@ -28,7 +29,7 @@ _NUMBERS, _FEWEST_ROWS, _MOST_ROWS = 1 << 20, 8, 1024
 _POOL_NUMBERS, _POOL_COLUMNS, _VALUES = 1 << 21, 32, 64
 
 
-def behaviour(pair: LatentVariableModel, structure: Structure, batch: Batch, seed: int) -> dict[str, Tensor]:
+def behaviour(model: RowModel, batch: Batch, seed: int) -> dict[str, Tensor]:
     """log Q(z | x), log P(z) and log P(x | z) by name, each of shape (draws, rows), float64, in nats.
 
     z is drawn from the guide, then from the prior: a model may differ where its guide never goes. Runs in ``eval()``
@@ -37,12 +38,12 @@ def behaviour(pair: LatentVariableModel, structure: Structure, batch: Batch, see
     """
     found = {}
     key, device = noise.derive(seed, noise.Stream.IDENTITY), batch["x"].device
-    with left_as_found(pair), pair.evaluating(), pyro.validation_enabled(False):
+    with left_as_found(model.pair), model.pair.evaluating(), pyro.validation_enabled(False):
         for source, ask in (("the guide", _of_guide), ("the prior", _of_prior)):
             terms = torch.full((3, _DRAWS, len(batch["x"])), torch.nan, dtype=torch.float64)
             try:
                 with noise.seeded(key, device):
-                    log_q, joint = ask(pair, structure, batch)
+                    log_q, joint = ask(model, batch)
                 terms = torch.stack([log_q, joint.prior, joint.likelihood]).cpu()
             except Exception:  # a prior may draw what its own networks can't take
                 if source == "the guide":
@@ -124,11 +125,11 @@ def left_as_found(pair: LatentVariableModel) -> Iterator[None]:
         pair._store["params"].update(stored)
 
 
-def _of_guide(pair: LatentVariableModel, structure: Structure, batch: Batch) -> tuple[Tensor, LogJoint]:
-    latents, log_q = propose(pair, structure, batch, _DRAWS)
-    return log_q, log_joint(pair, structure, batch, latents)
+def _of_guide(model: RowModel, batch: Batch) -> tuple[Tensor, LogJoint]:
+    latents, log_q = model.propose(batch, _DRAWS)
+    return log_q, model.log_joint(batch, latents)
 
 
-def _of_prior(pair: LatentVariableModel, structure: Structure, batch: Batch) -> tuple[Tensor, LogJoint]:
-    latents, joint = draw_prior(pair, structure, batch, _DRAWS)
-    return log_proposal(pair, structure, batch, latents), joint
+def _of_prior(model: RowModel, batch: Batch) -> tuple[Tensor, LogJoint]:
+    latents, joint = model.draw_prior(batch, _DRAWS)
+    return model.log_proposal(batch, latents), joint

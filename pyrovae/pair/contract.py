@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from pyrovae import checks, noise
 from pyrovae.model import LatentVariableModel
+from pyrovae.pair.row_model import RowModel
 from pyrovae.pair.running import (
     Batch,
     Latents,
@@ -24,7 +24,6 @@ from pyrovae.pair.running import (
     loss,
     of_rows,
     particles,
-    propose,
     run,
     sum_sites,
 )
@@ -236,8 +235,7 @@ def check_vectorised(pair: LatentVariableModel, structure: Structure, probe: Bat
 def _vectorises(pair: LatentVariableModel, structure: Structure, probe: Batch) -> dict[str, bool]:
     """``check_vectorised`` on given rows."""
     num_samples, num_rows = 2, len(probe["x"])
-    plain = replace(structure, vectorised={"model": False, "guide": False})
-    latents, _ = propose(pair, plain, probe, num_samples)
+    latents, _ = RowModel(pair, structure).plainly().propose(probe, num_samples)
 
     def agrees(part: str) -> bool:
         names = structure.latents if part == "guide" else structure.latents + structure.observed

@@ -11,9 +11,10 @@ from torch import Size, Tensor
 from torch.distributions import Transform, biject_to, constraints
 
 from pyrovae import checks, supports
-from pyrovae.model import LatentVariableModel
 from pyrovae.pair import masks
-from pyrovae.pair.running import Batch, Latents, Site, Sites, Structure, run
+from pyrovae.pair.row_model import RowModel
+from pyrovae.pair.running import Batch, Latents, Site, Sites, run
+from pyrovae.row_noise import RowNoise
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Coordinates:
         ValueError: a discrete latent, a support that depends on other latents, or one without a bijection.
     """
 
-    def __init__(self, pair: LatentVariableModel, structure: Structure, batch: Batch) -> None:
+    def __init__(self, model: RowModel, batch: Batch) -> None:
+        structure = model.structure
         if not structure.fixed_masks:
             raise checks.bad_value(
                 "model",
@@ -51,8 +53,7 @@ class Coordinates:
                 "masks that change with z",
                 "Use method='importance', or mask by the rows' own lengths.",
             )
-        drawn, again = (run(pair, "model", batch) for _ in range(2))
-        self.structure = structure
+        drawn, again = (run(model.pair, "model", batch) for _ in range(2))
         self._places: dict[str, _Place] = {}
         start = 0
         for name in structure.latents:
@@ -85,7 +86,7 @@ class Coordinates:
         """Whether a row lacks any entry."""
         return any(place.absent is not None for place in self._places.values())
 
-    def flatten(self, latents: Latents) -> Tensor:
+    def flatten(self, latents: Latents, noise: RowNoise) -> Tensor:
         """Latents → u, shape (samples, rows, dim); entries that a row lacks are drawn. NaN where z is off its support."""
         parts = []
         for name, place in self._places.items():
@@ -95,7 +96,8 @@ class Coordinates:
                 z = latents[name].movedim(place.rows, 1)
                 part = torch.where((z < low) | (z > high), math.nan, part)
             if place.absent is not None:
-                part = torch.where(place.absent, torch.randn_like(part), part)
+                drawn = noise.normal(len(part), *part.shape[2:], dtype=part.dtype)
+                part = torch.where(place.absent, drawn, part)
             parts.append(part.reshape(*part.shape[:2], -1).to(self.dtype))
         return torch.cat(parts, dim=-1)
 

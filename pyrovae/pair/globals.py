@@ -27,7 +27,7 @@ from pyrovae.pair.contract import check_scale, holds_data, no_answer
 from pyrovae.pair.dependence import check_order
 from pyrovae.pair.inspection import _measure
 from pyrovae.pair.on_data import groups
-from pyrovae.pair.running import Batch, Latents, Sites, Support, _log_prob, arguments, sample_sites
+from pyrovae.pair.running import Batch, Latents, Sites, Support, arguments, log_prob, sample_sites
 from pyrovae.pair.together import Together
 
 # Numbers that a block of log-likelihoods, draws × rows, may hold.
@@ -164,7 +164,7 @@ class BayesianModel:
         To be called within ``undisturbed()``.
         """
         sites, log_det = self._run(self.batch, u)
-        return sum((_log_prob(site, site["is_observed"]).sum() for site in sites.values()), start=log_det)
+        return sum((log_prob(site, site["is_observed"]).sum() for site in sites.values()), start=log_det)
 
     def traced(self) -> Callable[[Tensor], Tensor]:
         """``log_joint``, run once and from then on as torch's operations alone, its gradient beside it.
@@ -269,7 +269,7 @@ class BayesianModel:
         row["x"] = flat.reshape(row["x"].shape)
         again = self._run(row, u)[0]
         for name in rows.columns:
-            if not torch.allclose(_log_prob(again[name]), _log_prob(sites[name]), rtol=1e-8, atol=1e-8):
+            if not torch.allclose(log_prob(again[name]), log_prob(sites[name]), rtol=1e-8, atol=1e-8):
                 raise checks.bad_value(
                     "model",
                     "columns of x that do not depend on others but through latents, so that rows can be drawn from it",
@@ -347,11 +347,11 @@ class BayesianModel:
         sites, _ = self._run(batch, u)
         by_row, rest = u.new_zeros(len(batch["x"])), u.new_zeros(())
         for name, site in sites.items():
-            log_prob = _log_prob(site)
+            term = log_prob(site)
             if name in data_dim:
-                by_row = by_row + log_prob.movedim(data_dim[name], 0).reshape(len(by_row), -1).sum(1)
+                by_row = by_row + term.movedim(data_dim[name], 0).reshape(len(by_row), -1).sum(1)
             else:
-                rest = rest + log_prob.sum()
+                rest = rest + term.sum()
         return by_row, rest
 
     def _each(self, one: Callable[[Tensor], Any], u: Tensor, batch: Batch | None = None) -> Any:
@@ -435,7 +435,7 @@ class BayesianModel:
         u = torch.zeros(self.dim, dtype=torch.float64)
         first, again = self._run(self.batch, u)[0], self._run(self.batch, u)[0]
         for name, site in first.items():
-            a, b = _log_prob(site), _log_prob(again[name])
+            a, b = log_prob(site), log_prob(again[name])
             if a.shape != b.shape or not torch.equal(a.nan_to_num(), b.nan_to_num()):
                 raise checks.bad_value(
                     "model",
@@ -531,7 +531,7 @@ def _on(model: Callable[..., Any], batch: Batch) -> Sites:
     try:
         sites = sample_sites(poutine.trace(model), batch)
         for site in sites.values():
-            _log_prob(site)
+            log_prob(site)
         return sites
     except Exception as error:
         raise checks.bad_value(
@@ -545,7 +545,7 @@ def _on(model: Callable[..., Any], batch: Batch) -> Sites:
 
 def _row_dim(name: str, site: Any, again: Any, num_rows: int) -> int | None:
     """The dim of an observed site's log-probability that the rows lie on; None where all rows share the term."""
-    first, second = _log_prob(site).shape, _log_prob(again).shape
+    first, second = log_prob(site).shape, log_prob(again).shape
     if first == second:
         if holds_data(site) and site["value"].shape != again["value"].shape:
             raise _joint(name)

@@ -36,6 +36,7 @@ from pyrovae.pair.contract import (
 from pyrovae.pair.dependence import check_order, columns_held
 from pyrovae.pair.dependence import flat as _columns
 from pyrovae.pair.on_data import check_rows
+from pyrovae.pair.row_model import RowModel
 from pyrovae.pair.running import Batch, Latents, Site, Sites, Structure, Support, of_rows, run, sample_sites
 
 _PROBE_ROWS, _MOST_ROWS = 4, 4096
@@ -51,7 +52,7 @@ _DTYPES = (
 
 def inspect(
     pair: LatentVariableModel, batch: Batch, seed: int = 0, argument: str = "x", every_row: bool = False
-) -> Structure:
+) -> RowModel:
     """Find out what the pair is made of, and refuse it where a row's log P(x) would not mean what it says.
 
     Runs the pair on up to four of the rows, in ``eval()`` mode and without gradients; the first call
@@ -120,7 +121,8 @@ def inspect(
         first = batch if every_row else {name: value[:_MOST_ROWS] for name, value in batch.items()}
         structure = check_rows(pair, structure, first, seed, argument, every_row)
         _check_order(pair, structure, batch)
-        return replace(structure, vectorised=check_vectorised(pair, structure, probe))
+        structure = replace(structure, vectorised=check_vectorised(pair, structure, probe))
+        return RowModel(pair, structure, RowModel(pair, structure).draws_by_row(probe))
 
 
 def check_supports(structure: Structure, x: Tensor, argument: str = "x") -> None:

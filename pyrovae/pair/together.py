@@ -17,7 +17,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae.pair.contract import holds_data
-from pyrovae.pair.running import Batch, Latents, Site, Sites, _log_prob, sample_sites
+from pyrovae.pair.running import Batch, Latents, Site, Sites, log_prob, sample_sites
 
 # Orders of x in which cells of equal values are told apart.
 _ORDERS = 64
@@ -268,7 +268,7 @@ def _entries(site: Site) -> Tensor:
     mask = site["mask"]
     if isinstance(mask, Tensor):
         mask = mask.reshape(mask.shape + (1,) * (site["fn"].event_dim - fn.event_dim))
-    return _log_prob({**site, "fn": fn, "mask": mask})
+    return log_prob({**site, "fn": fn, "mask": mask})
 
 
 def _scored(site: Site) -> np.ndarray:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pyrovae import checks, noise
 from pyrovae.model import LatentVariableModel
-from pyrovae.pair import Structure, weigh
+from pyrovae.pair import RowModel
 from pyrovae.precision import products
+from pyrovae.row_noise import RowNoise
 from pyrovae.tracing.compiling import compile_graph, why_not_compiled
 from pyrovae.tracing.drawing import Noise, Untraceable
 from pyrovae.tracing.graphs import Graph, trace, untraceable
@@ -30,13 +31,16 @@ _COMPILING_PAYS = 1 << 31
 Function = Callable[..., Sequence[Tensor]]
 
 
-def tile_terms(
-    pair: LatentVariableModel, structure: Structure, names: Sequence[str], num_samples: int
-) -> Function:
-    """log P(x | z), log P(z) and log Q(z | x) of draws z ~ Q(z | x), (samples, rows) each, as a function of columns."""
+def tile_terms(model: RowModel, names: Sequence[str], num_samples: int) -> Function:
+    """log P(x | z), log P(z) and log Q(z | x) of draws z ~ Q(z | x), (samples, rows) each.
 
-    def terms(*columns: Tensor) -> Sequence[Tensor]:
-        _, joint, log_q = weigh(pair, structure, dict(zip(names, columns, strict=True)), num_samples)
+    They are a function of columns and of the two tensors of a ``RowNoise``.
+    """
+
+    def terms(*inputs: Tensor) -> Sequence[Tensor]:
+        *columns, keys, first = inputs
+        batch = dict(zip(names, columns, strict=True))
+        _, joint, log_q = model.weigh(batch, num_samples, RowNoise.of(keys, first))
         return joint.likelihood, joint.prior, log_q
 
     return terms
@@ -70,7 +74,7 @@ class Call:
         inputs: tensors with rows on dim 0 of the first.
         numbers: how many it computes in the widest layer, over all calls with such inputs.
         required: whether to compile, however few they are, where the evaluation is asked to.
-        seed: of the noise; None where there is none.
+        seed: of the noise that is not keyed by rows; None where there is none.
         again: where it is another than before, the graph is tried out anew.
     """
 
@@ -98,22 +102,19 @@ class Runner:
     function is therefore run both ways.
 
     Args:
-        pair: the model and guide.
-        structure: what inspection found out about them.
+        model: the model and guide, and what inspection found.
         compile: True or "auto".
         main: (rows, samples) of the evaluation's largest tiles: those that are compiled even where it does not pay,
             where ``compile`` is True.
     """
 
-    def __init__(
-        self, pair: LatentVariableModel, structure: Structure, compile: str | bool, main: tuple[int, int]
-    ) -> None:
+    def __init__(self, model: RowModel, compile: str | bool, main: tuple[int, int]) -> None:
         self.compile, self.main = compile, main
-        self._pair, self._structure = pair, structure
+        self._model, self._pair = model, model.pair
         self._ready: dict[Hashable, _Traced | None] = {}
         self._tried: dict[Hashable, object] = {}
         self._made: set[Hashable] = set()
-        self._seen = _surroundings(pair, structure)
+        self._seen = _surroundings(model)
         #: Why a graph that would have paid was not traced or not compiled; None where none was missed.
         self.reason: str | None = None
 
@@ -151,7 +152,7 @@ class Runner:
 
         Also where code of ``others`` has run, which may have changed what Python alone knows.
         """
-        now = _surroundings(self._pair, self._structure)
+        now = _surroundings(self._model)
         if others or now != self._seen:
             self._ready.clear()
             self._seen = now
@@ -166,7 +167,7 @@ class Runner:
         graphs = vars(self._pair).get("graphs")
         if not isinstance(graphs, Graphs):
             graphs = vars(self._pair)["graphs"] = Graphs()
-        key = (*key, compiled, _surroundings(self._pair, self._structure))
+        key = (*key, compiled, _surroundings(self._model))
 
         def make() -> _Traced:
             self._made.add(key)
@@ -232,8 +233,9 @@ def _like(tensor: Tensor) -> tuple[Hashable, ...]:
     return tensor.dtype, tensor.device, tuple(tensor.shape), tensor.stride()
 
 
-def _surroundings(pair: LatentVariableModel, structure: Structure) -> Hashable:
+def _surroundings(model: RowModel) -> Hashable:
     """What a graph of the pair depends on beside its inputs: which tensors it reads, and what is done with them."""
+    pair, structure = model.pair, model.structure
     tensors = [
         (id(tensor), *_like(tensor))
         for module in pair.every_module()

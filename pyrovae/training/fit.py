@@ -186,7 +186,7 @@ def fit(
     with ExitStack() as held:  # the checkpoint's folder, to the end
         with standardizing(pair.modules(), batch["x"]), pair.nothing_declared_on_error():
             known = pair.dtype
-            found, structure = inspect_rows(
+            found, model = inspect_rows(
                 pair, (batch, source), lambda: checked(chunks.first(), first_name), seed, first_name
             )
             if pair.dtype != known:  # a functional pair's is known only now
@@ -195,7 +195,7 @@ def fit(
 
             def supported(chunk: Any, argument: str) -> tuple[Batch, checks.Source]:
                 batch, source = checked(chunk, argument, names)
-                check_supports(structure, presented(batch)["x"], argument)
+                check_supports(model.structure, presented(batch)["x"], argument)
                 return batch, source
 
             kept = folder is not None
@@ -207,7 +207,7 @@ def fit(
             rows.load(0)
             minibatches, annealed = rows.steps(batch_size) > 1, kl_warmup > 0
             objective = make_objective(loss, num_particles, minibatches=minibatches, annealed=annealed)
-            check_objective_fits(objective, structure)
+            check_objective_fits(objective, model.structure)
             check_columns_vary(pair, batch["x"])
             scales = Scales(pair, batch["x"], seed)
             evaluated = functools.partial(
@@ -215,7 +215,7 @@ def fit(
                 pair,
                 num_samples=_EPOCH_SAMPLES,
                 seed=seed,
-                structure=structure,
+                model=model,
                 compile="auto" if compile else False,
                 times=epochs,
                 names=names,
@@ -240,10 +240,10 @@ def fit(
             schedule = make_scheduler(scheduler, optimiser)
             check_every_leaf(pair, objective, batch, seed)
             if 1 in rows.sizes(batch_size):
-                check_one_row(state, structure, batch, batch_size, seed)
+                check_one_row(state, model, batch, batch_size, seed)
             traced, how = choose(compile, epochs, state, rows, batch_size, annealed)
             plan = Plan(epochs, batch_size, seed, kl_warmup, patience, on_nonfinite, precision, compile)
-            identity = Identity.of(state, structure, batch, first, batch_size, seed)
+            identity = Identity.of(state, model, batch, first, batch_size, seed)
             loop = Loop(plan, state, rows, training, held_out, schedule, scales, traced, identity)
             loop.history.steps = how
             run = None

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyrovae import checks, noise
 from pyrovae.checkpoints import Answers, rounding
-from pyrovae.pair import Batch, Structure, behaviour, left_as_found, probe
+from pyrovae.pair import Batch, RowModel, behaviour, left_as_found, probe
 from pyrovae.precision import products
 from pyrovae.training.step import State, differentiate
 
@@ -29,33 +29,33 @@ class Identity:
 
     Attributes:
         state: the pair and its objective.
-        structure: what inspection found out about the pair.
+        model: the pair, and what inspection found.
         rows: some of the training rows, as model and guide see them.
         minibatch: some of the training rows, as a step gets them.
         seed: of the noise.
     """
 
     state: State
-    structure: Structure
+    model: RowModel
     rows: Batch
     minibatch: Batch
     seed: int
 
     @classmethod
     def of(
-        cls, state: State, structure: Structure, batch: Batch, given: Batch, batch_size: int, seed: int
+        cls, state: State, model: RowModel, batch: Batch, given: Batch, batch_size: int, seed: int
     ) -> Identity:
         """From the rows as model and guide see them, and as they were given."""
-        some = probe(structure, given)
+        some = probe(model.structure, given)
         each = math.ceil(len(some["x"]) / batch_size)
         minibatch = {name: value[::each] for name, value in some.items()}
-        return cls(state, structure, probe(structure, batch), minibatch, seed)
+        return cls(state, model, probe(model.structure, batch), minibatch, seed)
 
     def answers(self) -> Answers:
         """The pair's terms in ``eval()`` mode; a step's loss, gradient and buffers. Everything is left as it was."""
         tolerance = rounding(self.rows["x"].dtype)
         with products("highest"):
-            terms = behaviour(self.state.pair, self.structure, self.rows, self.seed)
+            terms = behaviour(self.model, self.rows, self.seed)
             loss, gradient, buffers = self._step()
         return {
             **{name: (term, tolerance) for name, term in terms.items()},

@@ -197,11 +197,10 @@ class Loop:
             place = f"epoch {self._epoch + 1}, step {self._number + 1}"
             if self._plan.on_nonfinite == "skip":
                 place += f", the last of {self._skipped_last} such steps one after another"
-            structure = self._training.structure
             with noise.seeded(seed, rows.device):
                 minibatch = self._state.presented(minibatch)
             raise FloatingPointError(
-                nonfinite.refusal(error, place, self._state.pair, structure, minibatch, rows, seed)
+                nonfinite.refusal(error, place, self._training.model, minibatch, rows, seed)
             ) from error
         self._skipped = [self._skipped[0] + 1, self._skipped[1] + len(rows)]
 

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from pyrovae import checks, noise
-from pyrovae.model import LatentVariableModel
-from pyrovae.pair import Batch, Structure, log_joint, propose
+from pyrovae.pair import Batch, RowModel
 
 
 def is_nonfinite(error: Exception) -> bool:
@@ -18,8 +17,7 @@ def is_nonfinite(error: Exception) -> bool:
 def refusal(
     error: Exception,
     place: str,
-    pair: LatentVariableModel,
-    structure: Structure,
+    model: RowModel,
     batch: Batch,
     rows: Tensor,
     seed: int,
@@ -29,7 +27,7 @@ def refusal(
     Args:
         error: what the step raised; afterwards everything is as before it.
         place: the epoch and step, in words.
-        pair, structure: model and guide.
+        model: the pair, and what inspection found.
         batch: the step's minibatch.
         rows: the numbers of its rows in x, shape (batch,).
         seed: of the step's noise.
@@ -37,7 +35,7 @@ def refusal(
     shown = ", ".join(str(int(row)) for row in rows[:8]) + (", …" if len(rows) > 8 else "")
     # Pyro's own error goes on for a page.
     reason = str(error).splitlines()[0].removesuffix(", but found invalid values:")
-    cause, mend = _likely_cause(pair, structure, batch, rows, seed)
+    cause, mend = _likely_cause(model, batch, rows, seed)
     return checks.refusal(
         "x",
         "a finite loss and gradient",
@@ -46,18 +44,16 @@ def refusal(
     )
 
 
-def _likely_cause(
-    pair: LatentVariableModel, structure: Structure, batch: Batch, rows: Tensor, seed: int
-) -> tuple[str, str]:
+def _likely_cause(model: RowModel, batch: Batch, rows: Tensor, seed: int) -> tuple[str, str]:
     """What the parameters, or one fresh draw of z for every row of the minibatch, give away; and what to try."""
-    for name, parameter in pair.named_parameters():
+    for name, parameter in model.pair.named_parameters():
         if count := int((~torch.isfinite(parameter)).sum()):
             return (
                 f"parameter {name} has {count} entries that were NaN or infinite before it",
                 "Start from finite parameters: build the model anew or load one that was saved earlier.",
             )
-    scales = f"{pair.fix_of_scales(batch['x'])} ".lstrip()
-    bad, term = _bad_rows(pair, structure, batch, seed)
+    scales = f"{model.pair.fix_of_scales(batch['x'])} ".lstrip()
+    bad, term = _bad_rows(model, batch, seed)
     if not len(bad):
         return (
             "an extreme draw of z, or a gradient that overflows where the loss itself does not",
@@ -71,14 +67,12 @@ def _likely_cause(
     )
 
 
-def _bad_rows(
-    pair: LatentVariableModel, structure: Structure, batch: Batch, seed: int
-) -> tuple[list[int], str]:
+def _bad_rows(model: RowModel, batch: Batch, seed: int) -> tuple[list[int], str]:
     """The rows of the minibatch at which a term of the loss is not finite, and which term that is."""
     try:
-        terms = _terms(pair, structure, batch, seed)
+        terms = _terms(model, batch, seed)
     except ValueError:  # a distribution refused its parameters: for some row, and for all of them together
-        bad = [i for i in range(len(batch["x"])) if _is_refused(pair, structure, batch, i, seed)]
+        bad = [i for i in range(len(batch["x"])) if _is_refused(model, batch, i, seed)]
         return bad, "the networks put out values that no distribution takes"
     for name, term in terms.items():
         bad = torch.nonzero(~torch.isfinite(term)).flatten().tolist()
@@ -87,17 +81,17 @@ def _bad_rows(
     return [], ""
 
 
-def _is_refused(pair: LatentVariableModel, structure: Structure, batch: Batch, row: int, seed: int) -> bool:
+def _is_refused(model: RowModel, batch: Batch, row: int, seed: int) -> bool:
     try:
-        _terms(pair, structure, {name: value[row : row + 1] for name, value in batch.items()}, seed)
+        _terms(model, {name: value[row : row + 1] for name, value in batch.items()}, seed)
     except ValueError:
         return True
     return False
 
 
-def _terms(pair: LatentVariableModel, structure: Structure, batch: Batch, seed: int) -> dict[str, Tensor]:
+def _terms(model: RowModel, batch: Batch, seed: int) -> dict[str, Tensor]:
     """The terms of the ELBO for one draw of z a row, each of shape (batch,)."""
-    with pair.evaluating(), noise.seeded(seed, batch["x"].device):
-        latents, log_q = propose(pair, structure, batch, 1)
-        joint = log_joint(pair, structure, batch, latents)
+    with model.pair.evaluating(), noise.seeded(seed, batch["x"].device):
+        latents, log_q = model.propose(batch, 1)
+        joint = model.log_joint(batch, latents)
     return {"log Q(z | x)": log_q[0], "log P(z)": joint.prior[0], "log P(x | z)": joint.likelihood[0]}

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyrovae import checks, noise
 from pyrovae.model import LatentVariableModel
-from pyrovae.pair import Batch, Structure, log_joint, loss, propose
+from pyrovae.pair import Batch, RowModel, loss
 from pyrovae.tracing import unchanged
 
 
@@ -82,7 +82,7 @@ def step(state: State, batch: Batch, seed: int, learning_rates: Sequence[float],
     return value
 
 
-def check_one_row(state: State, structure: Structure, batch: Batch, batch_size: int, seed: int) -> None:
+def check_one_row(state: State, model: RowModel, batch: Batch, batch_size: int, seed: int) -> None:
     """Refuse a pair that can't learn from batches of one row: one with BatchNorm. Nothing is changed by trying."""
     if not any(isinstance(module, _BatchNorm) for module in state.pair.every_module()):
         return
@@ -90,8 +90,8 @@ def check_one_row(state: State, structure: Structure, batch: Batch, batch_size: 
     buffers = [buffer for held, name in state.buffers if (buffer := held[name]) is not None]
     try:
         with unchanged(buffers), noise.seeded(seed, row["x"].device), state.pair.fitting(), torch.no_grad():
-            latents, _ = propose(state.pair, structure, row, 1)
-            log_joint(state.pair, structure, row, latents)
+            latents, _ = model.propose(row, 1)
+            model.log_joint(row, latents)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

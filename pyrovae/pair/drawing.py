@@ -1,0 +1,187 @@
+"""Draws of sample sites with noise that belongs to the rows, in place of torch's one generator for a whole tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyrovae.row_noise import RowNoise
+
+aten = torch.ops.aten
+
+
+class DrawsByRow(Messenger):
+    """Draws every latent sample site inside from a ``RowNoise``. It has to be entered before the plate of particles.
+
+    Args:
+        noise: of the rows.
+        num_samples: draws of every row, S.
+        row_axis: for each site, the axis of the rows from the right among its batch dims, negative.
+        folded: whether the axis holds S · N rows, the samples outermost; else the samples are the first batch dim.
+    """
+
+    def __init__(
+        self, noise: RowNoise, num_samples: int, row_axis: Callable[[str], int], folded: bool
+    ) -> None:
+        super().__init__()
+        self._noise, self._num_samples, self._row_axis, self._folded = noise, num_samples, row_axis, folded
+        #: Operations of torch that drew from its own generator, which gives a row other numbers beside other rows.
+        self.missed: list[str] = []
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["done"] or msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
+            return
+        fn, dim = msg["fn"], self._row_axis(msg["name"])
+        with Replaced(source_of(self._noise, self._num_samples, fn, dim, self._folded), self.missed):
+            msg["value"] = fn(*msg["args"], **msg["kwargs"])
+        msg["done"] = True
+
+
+def source_of(noise: RowNoise, num_samples: int, fn: Any, row_axis: int, folded: bool) -> Source | None:
+    """Noise in the layout of a distribution; None where its batch dims are not those of the samples and rows."""
+    shape, rows = tuple(getattr(fn, "batch_shape", ())), len(noise)
+    axis = len(shape) + row_axis
+    if axis < (0 if folded else 1):
+        return None
+    here = shape[axis] == num_samples * rows if folded else (shape[0], shape[axis]) == (num_samples, rows)
+    return Source(noise, num_samples, shape, axis, folded) if here else None
+
+
+class Source:
+    """Noise in the layout of a site: (batch dims..., rest...)."""
+
+    def __init__(
+        self, noise: RowNoise, num_samples: int, batch_shape: tuple[int, ...], axis: int, folded: bool
+    ) -> None:
+        self._noise, self._num_samples = noise, num_samples
+        self._batch_shape, self._axis, self._folded = batch_shape, axis, folded
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor has the batch dims of the site in front, as they are or flattened to one."""
+        count = len(self._batch_shape)
+        return tuple(shape[:count]) == self._batch_shape or (
+            len(shape) > 0 and shape[0] == math.prod(self._batch_shape)
+        )
+
+    def uniform(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return self._laid_out(self._noise.uniform, shape, dtype)
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return self._laid_out(self._noise.normal, shape, dtype)
+
+    def gamma(self, shape: Tensor) -> Tensor:
+        """Gamma variables of rate 1 whose shape parameters are given, laid out as the site is."""
+        rows_second = self._rows_second(shape)
+        return self._back(self._noise.gamma(rows_second)).reshape(shape.shape)
+
+    def _laid_out(self, draw: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        count = len(self._batch_shape)
+        rest = shape[count:] if tuple(shape[:count]) == self._batch_shape else shape[1:]
+        others = [size for i, size in enumerate(self._batch_shape) if i != self._axis and (self._folded or i)]
+        return self._back(draw(self._num_samples, *others, *rest, dtype=dtype)).reshape(*shape)
+
+    def _back(self, drawn: Tensor) -> Tensor:
+        """(samples, rows, others..., rest...) → the layout of the site."""
+        return drawn.flatten(0, 1).movedim(0, self._axis) if self._folded else drawn.movedim(1, self._axis)
+
+    def _rows_second(self, value: Tensor) -> Tensor:
+        value = value.reshape(*self._batch_shape, -1)
+        if self._folded:
+            return value.movedim(self._axis, 0).unflatten(0, (self._num_samples, -1))
+        return value.movedim(self._axis, 1)
+
+
+class Replaced(TorchDispatchMode):
+    """Puts a site's own noise in the place of torch's random operations; notes those that it has none for."""
+
+    def __init__(self, source: Source | None, missed: list[str]) -> None:
+        super().__init__()
+        self._source, self._missed = source, missed
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        draw = _DRAWS.get(func)
+        shape = args[0].shape if isinstance(args[0], Tensor) else args[0]
+        if func is aten.multinomial.default and args[1] > 1 and not (len(args) > 2 and args[2]):
+            draw = None  # without replacement
+        if draw is None or self._source is None or not self._source.fits(shape):
+            self._missed.append(str(func))
+            return func(*args, **kwargs)
+        kwargs.pop("generator", None)
+        return draw(self._source, *args, **kwargs)
+
+
+def _normal(source: Source, out: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    return out.copy_(source.normal(out.shape, out.dtype) * std + mean)
+
+
+def _uniform(source: Source, out: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    return out.copy_(source.uniform(out.shape, out.dtype) * (high - low) + low)
+
+
+def _exponential(source: Source, out: Tensor, rate: float = 1.0) -> Tensor:
+    return out.copy_(-source.uniform(out.shape, out.dtype).log() / rate)
+
+
+def _cauchy(source: Source, out: Tensor, median: float = 0.0, sigma: float = 1.0) -> Tensor:
+    return out.copy_(median + sigma * torch.tan(math.pi * (source.uniform(out.shape, out.dtype) - 0.5)))
+
+
+def _normals(source: Source, mean: Tensor, std: Tensor) -> Tensor:
+    return mean + std * source.normal(mean.shape, mean.dtype)
+
+
+def _bernoulli(source: Source, probs: Tensor) -> Tensor:
+    return (source.uniform(probs.shape, probs.dtype) < probs).to(probs.dtype)
+
+
+def _multinomial(source: Source, weights: Tensor, num_draws: int, replacement: bool = False) -> Tensor:
+    """Categories, each where a uniform number falls among the cumulated weights."""
+    cumulated = weights.double().cumsum(-1)
+    at = source.uniform((*weights.shape[:-1], num_draws), torch.float64) * cumulated[..., -1:]
+    return torch.searchsorted(cumulated, at, right=True).clamp(max=weights.shape[-1] - 1)
+
+
+def _gamma(source: Source, shape: Tensor) -> Tensor:
+    return source.gamma(shape)
+
+
+def _dirichlet(source: Source, concentration: Tensor) -> Tensor:
+    parts = source.gamma(concentration)
+    return parts / parts.sum(-1, keepdim=True)
+
+
+def _made(draw: Callable[[Source, Sequence[int], torch.dtype], Tensor]) -> Callable[..., Tensor]:
+    """A draw for the operations that make a tensor from a shape, or like another one."""
+
+    def make(source: Source, like: Any, **options: Any) -> Tensor:
+        default = like.dtype if isinstance(like, Tensor) else torch.get_default_dtype()
+        return draw(source, like.shape if isinstance(like, Tensor) else like, options.get("dtype") or default)
+
+    return make
+
+
+_DRAWS: dict[Any, Callable[..., Tensor]] = {
+    aten.normal_.default: _normal,
+    aten.uniform_.default: _uniform,
+    aten.exponential_.default: _exponential,
+    aten.cauchy_.default: _cauchy,
+    aten.normal.Tensor_Tensor: _normals,
+    aten.bernoulli.default: _bernoulli,
+    aten.multinomial.default: _multinomial,
+    aten._standard_gamma.default: _gamma,
+    aten._sample_dirichlet.default: _dirichlet,
+    aten.rand.default: _made(Source.uniform),
+    aten.rand_like.default: _made(Source.uniform),
+    aten.randn.default: _made(Source.normal),
+    aten.randn_like.default: _made(Source.normal),
+}

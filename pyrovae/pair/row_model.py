@@ -1,0 +1,265 @@
+"""RowModel: a pair and what inspection found, which proposes z for rows and scores any z."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyrovae import checks, supports
+from pyrovae.model import LatentVariableModel
+from pyrovae.pair.drawing import DrawsByRow, Replaced, source_of
+from pyrovae.pair.running import (
+    Batch,
+    Latents,
+    Sites,
+    Structure,
+    by_row,
+    fold,
+    log_prob,
+    particles,
+    repeat,
+    run,
+    sample_sites,
+    sum_sites,
+    unfold,
+)
+from pyrovae.row_noise import RowNoise
+
+
+class LogJoint(NamedTuple):
+    """log P(z) and log P(x | z), each of shape (samples, rows), float64, in nats."""
+
+    prior: Tensor
+    likelihood: Tensor
+
+
+@dataclass(frozen=True)
+class RowModel:
+    """A model and a guide that answer questions about rows: z for these rows, and the density of rows and z.
+
+    Latents are a dict from site name to value, shape (samples, plates..., event...). Terms have shape (samples, rows),
+    are float64 and in nats. Draws follow from a ``RowNoise`` of the same rows; without one, from torch's generator.
+    """
+
+    pair: LatentVariableModel
+    structure: Structure
+    #: Whether guide and prior draw every number from the noise of the rows; others depend on the rows beside a row.
+    keyed: bool = False
+
+    # -----------------------------------------------------------------------------------------------------
+    # Draws
+
+    def propose(
+        self, batch: Batch, num_samples: int, noise: RowNoise | None = None
+    ) -> tuple[Latents, Tensor]:
+        """Draw z ~ Q(z | x) for every row; returns z and log Q(z | x)."""
+        sites = self._ask("guide", batch, num_samples, noise=noise)
+        return self._values("guide", sites, num_samples), self._terms(
+            "guide", sites, self.structure.latents, (num_samples, len(batch["x"]))
+        )
+
+    def weigh(
+        self, batch: Batch, num_samples: int, noise: RowNoise | None = None
+    ) -> tuple[Latents, LogJoint, Tensor]:
+        """Draw z ~ Q(z | x) for every row; returns z, its log joint and log Q(z | x).
+
+        log Q is +∞ at a draw that rounding put onto a bound of its support, or onto the number next to it: its density
+        there is wrong. Such a draw weighs nothing.
+        """
+        latents, log_q = self.propose(batch, num_samples, noise)
+        joint = self.log_joint(batch, latents)
+        if self.structure.edges:
+            log_q = torch.where(self._at_edge(latents), math.inf, log_q)
+        return latents, joint, log_q
+
+    def draw_prior(
+        self, batch: Batch, num_samples: int, noise: RowNoise | None = None
+    ) -> tuple[Latents, LogJoint]:
+        """Draw z ~ P(z) for every row; returns z and its log joint."""
+        sites = self._ask("model", batch, num_samples, noise=noise)
+        return self._values("model", sites, num_samples), self._joint(sites, (num_samples, len(batch["x"])))
+
+    # -----------------------------------------------------------------------------------------------------
+    # Densities
+
+    def log_joint(self, batch: Batch, latents: Latents) -> LogJoint:
+        """log P(z) and log P(x | z) of rows and given latents."""
+        shape = (self._count(latents), len(batch["x"]))
+        return self._joint(self._ask("model", batch, shape[0], latents), shape)
+
+    def log_proposal(self, batch: Batch, latents: Latents) -> Tensor:
+        """log Q(z | x) of rows and given latents."""
+        shape = (self._count(latents), len(batch["x"]))
+        sites = self._ask("guide", batch, shape[0], latents)
+        return self._terms("guide", sites, self.structure.latents, shape)
+
+    # -----------------------------------------------------------------------------------------------------
+    # Rows from the model
+
+    def simulate(self, batch: Batch, noise: RowNoise | None = None) -> tuple[Latents, Batch]:
+        """Rows from the model itself, as many and as shaped as those of ``batch``: z ~ P(z), x ~ P(x | z).
+
+        Raises:
+            ValueError: columns of x that no site samples one by one, or a model that reads x elsewhere than
+                at its observed sites: what it would make of simulated rows can't be known in one pass.
+        """
+        expected = "every column of x sampled by an observed site, and read nowhere else, to simulate rows"
+        fix = "Use a method that takes the rows as they are: 'refined' or 'annealed'."
+        structure = self.structure
+        if set(structure.measure) - {"mass", "density"}:
+            kinds = sorted(set(structure.measure) - {"mass", "density"})
+            raise checks.bad_value("model", expected, f"columns that are {', '.join(kinds)}", fix)
+        model = poutine.uncondition(self.pair.model)
+        if noise is not None:
+            model = DrawsByRow(noise, 1, structure.data_dim.__getitem__, folded=True)(model)
+        with self.pair.own_parameters():
+            sites = sample_sites(poutine.trace(model), batch)
+        simulated = {**batch, "x": self._with_columns(batch["x"], sites)}
+        plain = {name: sites[name]["value"] for name in structure.latents}
+        again = run(self.pair, "model", simulated, plain)
+        for name in structure.observed:
+            if not torch.equal(again[name]["value"], sites[name]["value"]) or not torch.allclose(
+                log_prob(again[name]), log_prob(sites[name]), rtol=1e-4, atol=1e-4
+            ):
+                raise checks.bad_value("model", expected, f"site {name!r}, which follows x otherwise", fix)
+        return unfold(structure, plain, 1), simulated
+
+    def replicate(self, batch: Batch, latents: Latents, noise: RowNoise | None = None) -> Tensor:
+        """New rows x ~ P(x | z) for given latents, shape (samples, rows, *row)."""
+        count, structure = self._count(latents), self.structure
+        repeated = repeat(batch, count)
+        sites = run(self.pair, "model", repeated, fold(structure, latents))
+        drawn = {}
+        for name in structure.columns:
+            fn, source = sites[name]["fn"], None
+            if noise is not None:
+                source = source_of(noise, count, fn, structure.data_dim[name], folded=True)
+            with Replaced(source, []):
+                drawn[name] = {**sites[name], "value": fn.sample()}
+        return self._with_columns(repeated["x"], drawn).view(-1, *batch["x"].shape)
+
+    def check_replicable(self, batch: Batch) -> None:
+        """Refuse a model in which a column of x is not sampled given z, or which reads x elsewhere.
+
+        Raises:
+            ValueError: naming the columns, or the site that moves with other rows.
+        """
+        structure = self.structure
+        expected = "every column of x sampled by an observed site, and read nowhere else, to replicate rows"
+        fix = "Pass predictive=False."
+        odd = sorted(set(structure.measure) - {"mass", "density", "pseudo-likelihood"})
+        held = {column for columns in structure.columns.values() for column in columns}
+        if odd or len(held) < len(structure.measure):
+            raise checks.bad_value("model", expected, f"columns that are {', '.join(odd) or 'unscored'}", fix)
+        latents, _ = self.draw_prior(batch, 1)
+        other = {**batch, "x": self.replicate(batch, latents)[0]}
+        here, there = (run(self.pair, "model", rows, fold(structure, latents)) for rows in (batch, other))
+        for name in structure.columns:
+            value = there[name]["value"]
+            if not torch.allclose(
+                here[name]["fn"].log_prob(value), there[name]["fn"].log_prob(value), rtol=1e-4, atol=1e-4
+            ):
+                raise checks.bad_value("model", expected, f"site {name!r}, which follows x otherwise", fix)
+
+    def _with_columns(self, x: Tensor, sites: Sites) -> Tensor:
+        """x with the columns that sites hold replaced by the sites' values."""
+        flat = x.flatten(1).clone() if x.dim() > 1 else x[:, None].clone()
+        for name, columns in self.structure.columns.items():
+            value = sites[name]["value"]
+            axis = value.dim() - sites[name]["fn"].event_dim + self.structure.data_dim[name]
+            flat[:, list(columns)] = value.movedim(axis, 0).reshape(len(flat), -1).to(flat.dtype)
+        return flat.view(x.shape)
+
+    # -----------------------------------------------------------------------------------------------------
+    # Layout
+
+    def rows_second(self, name: str, value: Tensor) -> Tensor:
+        """A latent's (samples, plates..., event...) → (samples, rows, rest...)."""
+        return value.movedim(self._rows_axis(name), 1)
+
+    def rows_back(self, name: str, value: Tensor) -> Tensor:
+        """A latent's (samples, rows, rest...) → (samples, plates..., event...)."""
+        return value.movedim(1, self._rows_axis(name))
+
+    def _rows_axis(self, name: str) -> int:
+        return 1 + self.structure.nesting + self.structure.data_dim[name]
+
+    def draws_by_row(self, batch: Batch) -> bool:
+        """Whether guide and prior draw every number from the noise of the rows."""
+        count = len(batch["x"]) + 1  # samples that can't be mistaken for rows
+        noise = RowNoise(0, torch.arange(len(batch["x"]), device=batch["x"].device))
+        missed: list[str] = []
+        for part in ("guide", "model"):
+            self._ask(part, batch, count, noise=noise, missed=missed)
+        return not missed
+
+    # -----------------------------------------------------------------------------------------------------
+    # Runs
+
+    def _ask(
+        self,
+        part: str,
+        batch: Batch,
+        num_samples: int,
+        latents: Latents | None = None,
+        noise: RowNoise | None = None,
+        missed: list[str] | None = None,
+    ) -> Sites:
+        """Run one part for many samples: under a plate of particles, or with the rows repeated where it must be."""
+        vectorised = self.structure.vectorised[part]
+        dims = self.structure.data_dim
+
+        def ask() -> Sites:
+            if vectorised:
+                with particles(self.structure, num_samples):
+                    return run(self.pair, part, batch, latents)
+            folded = None if latents is None else fold(self.structure, latents)
+            return run(self.pair, part, repeat(batch, num_samples), folded)
+
+        if noise is None:
+            return ask()
+        with DrawsByRow(noise, num_samples, dims.__getitem__, folded=not vectorised) as drawn:
+            sites = ask()
+        if missed is not None:
+            missed += drawn.missed
+        return sites
+
+    def _values(self, part: str, sites: Sites, num_samples: int) -> Latents:
+        """The latents of sites that ``_ask`` brought."""
+        latents = {name: sites[name]["value"] for name in self.structure.latents}
+        return latents if self.structure.vectorised[part] else unfold(self.structure, latents, num_samples)
+
+    def _terms(self, part: str, sites: Sites, names: tuple[str, ...], shape: tuple[int, int]) -> Tensor:
+        """Log-probabilities of sites that ``_ask`` brought, summed to (samples, rows)."""
+        if self.structure.vectorised[part]:
+            return sum_sites(sites, names, self.structure, lead=1).expand(shape)
+        return by_row(sites, names, self.structure, shape[0] * shape[1]).reshape(shape)
+
+    def _joint(self, sites: Sites, shape: tuple[int, int]) -> LogJoint:
+        return LogJoint(
+            self._terms("model", sites, self.structure.latents, shape),
+            self._terms("model", sites, self.structure.observed, shape),
+        )
+
+    def _count(self, latents: Latents) -> int:
+        return len(latents[self.structure.latents[0]])
+
+    def _at_edge(self, latents: Latents) -> Tensor:
+        """Whether a latent lies on a bound of its support or on the number next to it, (samples, rows)."""
+        found = []
+        for name, ranges in self.structure.edges.items():
+            z = self.rows_second(name, latents[name])
+            z = z.reshape(*z.shape[:2], -1)
+            for low, high in ranges:
+                above, below = supports.inner_bounds((low, high), z.dtype)
+                found.append((((z >= low) & (z <= above)) | ((z >= below) & (z <= high))).any(-1))
+        return torch.stack(found).any(0)
+
+    def plainly(self) -> RowModel:
+        """The same, called with the rows repeated for every sample."""
+        return replace(self, structure=replace(self.structure, vectorised={"model": False, "guide": False}))

@@ -1,0 +1,257 @@
+"""Noise that belongs to the row: its distribution, and numbers that depend on nothing but the row."""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pairs import PAIRS
+from scipy import stats
+
+import pyrovae as pv
+from pyrovae import noise
+from pyrovae.pair import inspect
+from pyrovae.row_noise import RowNoise
+
+SEED = noise.derive(11, noise.Stream.TILE)
+#: Every statistic below stands at a false-alarm rate of 1e-6.
+RARE = 1e-6
+Z = stats.norm.isf(RARE / 2)
+
+
+def made(first=0, rows=500, seed=SEED):
+    return RowNoise(seed, torch.arange(rows), first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normal_and_uniform_numbers_have_their_distributions(dtype):
+    """Kolmogorov–Smirnov on 400 000 numbers sees distances above 0.0043; moments up to the fourth."""
+    drawn = made()
+    z, u = drawn.normal(100, 8, dtype=dtype), drawn.uniform(100, 8, dtype=dtype)
+    assert z.shape == u.shape == (100, 500, 8)
+    assert z.dtype == u.dtype == dtype
+    assert float(u.min()) > 0
+    assert float(u.max()) < 1
+    for values, name in ((z, "norm"), (u, "uniform")):
+        assert stats.kstest(values.double().flatten().numpy(), name).pvalue > RARE
+    z, count = z.double(), z.numel()
+    for power, expected, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs(float((z**power).mean()) - expected) < Z * math.sqrt(variance / count)
+
+
+def test_neighbouring_samples_rows_and_places_are_uncorrelated():
+    """Correlations of the numbers and of their squares, over 400 000 pairs each: above 0.008 they are seen."""
+    z = made().normal(100, 8, dtype=torch.float32).double()
+    for values in (z, (z**2 - 1) / math.sqrt(2)):
+        pairs = [
+            (values[:-1], values[1:]),
+            (values[:, :-1], values[:, 1:]),
+            (values[..., :-1], values[..., 1:]),
+            (values[..., :4], values[..., 4:]),  # the cosines and sines of the same radii
+        ]
+        for a, b in pairs:
+            assert abs(float((a * b).mean())) < Z / math.sqrt(a.numel())
+
+
+def test_seeds_and_calls_are_independent():
+    drawn = made()
+    first, second = (drawn.normal(100, 8, dtype=torch.float32).double() for _ in range(2))
+    other = made(seed=noise.derive(12, noise.Stream.TILE)).normal(100, 8, dtype=torch.float32).double()
+    for a, b in ((first, second), (first, other)):
+        assert abs(float((a * b).mean())) < Z / math.sqrt(a.numel())
+
+
+def test_a_part_is_made_by_itself():
+    whole = made().normal(60, 3, dtype=torch.float64)
+    part = RowNoise(SEED, torch.tensor([450, 3]), first=17).normal(20, 3, dtype=torch.float64)
+    assert torch.equal(part, whole[17:37, [450, 3]])
+
+
+@pytest.mark.parametrize("shape", [0.05, 0.5, 1.0, 2.5, 40.0])
+def test_gamma_variables_have_their_distribution(shape):
+    drawn = made().gamma(torch.full((100, 500), shape, dtype=torch.float64))
+    assert stats.kstest(drawn.flatten().numpy(), "gamma", (shape,)).pvalue > RARE
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Sites
+
+
+SITES = {
+    "normal": dist.Normal(1.0, 2.0),
+    "laplace": dist.Laplace(0.0, 1.0),
+    "log normal": dist.LogNormal(0.0, 0.5),
+    "student t": dist.StudentT(5.0, 0.0, 1.0),
+    "gamma": dist.Gamma(0.7, 2.0),
+    "beta": dist.Beta(0.5, 3.0),
+    "exponential": dist.Exponential(2.0),
+    "half cauchy": dist.HalfCauchy(1.0),
+    "uniform": dist.Uniform(-1.0, 3.0),
+    "bernoulli": dist.Bernoulli(0.3),
+    "categorical": dist.Categorical(torch.tensor([0.2, 0.0, 0.5, 0.3])),
+}
+#: Draws in the two layouts of a pair: a call for many samples, or the rows repeated.
+LAYOUTS = ("together", "repeated")
+
+
+def pair_of(fn, layout):
+    """A model and guide with one latent a row, of a family, and a second one beside it."""
+
+    def sample(x):
+        z = pyro.sample("z", fn)
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+        # reshape refuses a plate of particles
+        return z.reshape(len(x)) if layout == "repeated" else z
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(sample(x).to(x.dtype), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            sample(x)
+
+    return pv.LatentVariableModel(model, guide)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", SITES)
+def test_sites_draw_from_their_distributions_row_by_row(name, layout):
+    fn, x = SITES[name], torch.linspace(0, 1, 40)
+    pair = pair_of(fn, layout)
+    model = inspect(pair, {"x": x})
+    assert model.keyed
+    assert model.structure.vectorised["guide"] == (layout == "together")
+    rows = torch.arange(40)
+    latents, _ = model.propose({"x": x}, 500, RowNoise(SEED, rows))
+    z = model.rows_second("z", latents["z"])
+    if name in ("bernoulli", "categorical"):
+        counts = torch.bincount(z.flatten().long(), minlength=2).numpy()
+        probs = getattr(fn, "probs", None)
+        probs = np.array([1 - probs, probs]) if name == "bernoulli" else probs.numpy()
+        assert (counts[probs == 0] == 0).all()
+        assert stats.chisquare(counts[probs > 0], len(z.flatten()) * probs[probs > 0]).pvalue > RARE
+    else:
+        of_torch = fn.sample((20_000,)).numpy()
+        assert stats.ks_2samp(z.flatten().numpy(), of_torch).pvalue > RARE
+    some = torch.tensor([7, 31])
+    fewer, _ = model.propose({"x": x[some]}, 100, RowNoise(SEED, rows[some], first=40))
+    torch.testing.assert_close(model.rows_second("z", fewer["z"]), z[40:140, some])
+
+
+def test_draws_that_cannot_be_keyed_are_named():
+    """A Poisson latent is drawn by torch's generator: the result says so."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Poisson(2.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Poisson(torch.full_like(x, 2.0)))
+
+    ev = pv.log_evidence(pv.LatentVariableModel(model, guide), torch.tensor([1.0, 2.5]), num_samples=50)
+    assert ev.noise == "tile"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Methods
+
+OPTIONS = {
+    "importance": {"num_samples": 150},
+    "jackknife": {"num_samples": 40},
+    "refined": {"num_samples": 200},
+    "annealed": {"num_samples": 8, "num_temperatures": 20},
+    "quadrature": {},
+    "auto": {"max_cost": 4000, "target_mcse": 0.01},
+}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+METHODS = pytest.mark.parametrize("method", OPTIONS)
+
+
+def scored(method, dtype, rows, **options):
+    """A nonlinear VAE with an encoder that is not fitted, on rows some of which lie far out."""
+    with noise.seeded(3):
+        vae = pv.VAE.mlp(5, latent_dim=2, likelihood="gaussian", hidden_dims=(6,))
+    x = 1.5 * torch.randn(12, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    return (
+        pv.log_evidence(
+            vae.to(dtype),
+            x.to(dtype)[rows],
+            method=method,
+            seed=2,
+            compile=False,
+            **OPTIONS[method],
+            **options,
+        )
+        if method != "quadrature"
+        else pv.log_evidence(vae.to(dtype), x.to(dtype)[rows], method=method, seed=2, **options)
+    )
+
+
+def agree(a, b, dtype):
+    scale = np.maximum(1, np.abs(a.estimate))
+    np.testing.assert_array_less(np.abs(a.estimate - b.estimate) / scale, TOLERANCE[dtype])
+    np.testing.assert_allclose(a.mcse, b.mcse, atol=10 * TOLERANCE[dtype])
+
+
+@DTYPES
+@METHODS
+def test_rows_have_their_numbers_in_any_order_and_alone(method, dtype):
+    every = torch.arange(12)
+    whole = scored(method, dtype, every, noise="content")
+    assert whole.noise == "content"
+    for rows in (every.flip(0), every[[5, 2, 11]], every[[8]]):
+        part = scored(method, dtype, rows, noise="content")
+        order = rows.numpy()
+        np.testing.assert_allclose(
+            part.estimate, whole.estimate[order], rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
+        )
+        if dtype == torch.float64:
+            assert (part.verdict == whole.verdict[order]).all()
+            assert (part.answered_by == whole.answered_by[order]).all()
+
+
+@DTYPES
+@METHODS
+def test_rows_have_their_numbers_whatever_the_tile(method, dtype):
+    every = torch.arange(12)
+    whole = scored(method, dtype, every)
+    assert whole.noise == "index"
+    height = 700 if method == "quadrature" else 13
+    agree(whole, scored(method, dtype, every, tile=(5, height)), dtype)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_every_pair_of_the_contract_has_noise_by_row(name):
+    case = PAIRS[name]()
+    weights = pv.log_weights(case.pair, case.x, 5, seed=1, noise="content")
+    order = torch.arange(len(case.x)).flip(0)
+    backwards = pv.log_weights(case.pair, case.x[order], 5, seed=1, noise="content", tile=(2, 3))
+    tolerance = 1e-9 if case.x.dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(backwards, weights[:, order], rtol=tolerance, atol=tolerance)
+
+
+def test_the_elbo_is_the_rows_own():
+    vae, x = pv.VAE.mlp(5, latent_dim=2), (torch.arange(40).view(8, 5) % 3 == 0).float()
+    whole = pv.elbo(vae, x, seed=5, noise="content")
+    part = pv.elbo(vae, x[2:4], seed=5, noise="content", tile=(1, 7))
+    np.testing.assert_allclose(part.estimate, whole.estimate[2:4], rtol=1e-5)
+
+
+def test_graphs_draw_the_same_noise():
+    """A compiled tile has the numbers of one that Pyro runs."""
+    vae, x = pv.VAE.mlp(5, latent_dim=3), (torch.arange(40).view(8, 5) % 3 == 0).float()
+    if pv.tracing.why_not_compiled(x.device) is not None:
+        pytest.skip("no C++ compiler")
+    plain, graph = (pv.log_weights(vae, x, 130, seed=5, compile=compile) for compile in (False, True))
+    torch.testing.assert_close(graph, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_the_key_is_one_of_two():
+    with pytest.raises(ValueError, match="noise: expected one of 'index', 'content'"):
+        pv.log_evidence(pv.VAE.mlp(3, 1), torch.ones(2, 3), noise="tile")
