@@ -1,7 +1,7 @@
 """Noise that belongs to the row: a counter-based generator, keyed by (seed, row, sample, draw).
 
 A row's noise depends neither on the rows beside it, nor on how rows and samples are cut into tiles. Every number is a
-hash of its key (32-bit multiply and xor-shift rounds, two for each word), so that any part can be made by itself, in
+hash of its key, by 32-bit multiply and xor-shift rounds, so that any part can be made by itself, in
 any order. Uniform numbers have 24 bits in float32 and 53 in float64; normal ones come from them by the Box–Muller
 transform. A tensor takes 1.3 to 2 times as long as torch's own sequential generator (benchmarks/row_noise.py).
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 _FACTORS = (np.uint32(0x7FEB352D), np.uint32(0x846CA68B))
 _STEP = np.uint32(0x9E3779B9)  # odd: multiples of it differ
+_AGAIN = np.uint32(0x85EBCA6B)
 _AT_ONCE = 1 << 15  # words: few enough to stay in a core's cache
 
 
@@ -113,7 +114,6 @@ def _unsigned(rows: Tensor) -> np.ndarray:
 # Their results have the places first: (size, samples, rows).
 
 
-@torch.library.custom_op("pyrovae::uniform", mutates_args=())
 def _uniform(
     keys: Tensor, first: Tensor, num_samples: int, size: int, call: int, dtype: torch.dtype
 ) -> Tensor:
@@ -123,7 +123,6 @@ def _uniform(
     return drawn.view(size, num_samples, len(keys)).to(keys.device)
 
 
-@torch.library.custom_op("pyrovae::normal", mutates_args=())
 def _normal(
     keys: Tensor, first: Tensor, num_samples: int, size: int, call: int, dtype: torch.dtype
 ) -> Tensor:
@@ -143,10 +142,16 @@ def _normal(
     return drawn[:size].view(size, num_samples, len(keys)).to(keys.device, copy=size < len(drawn))
 
 
-@_uniform.register_fake
-@_normal.register_fake
 def _shape(keys: Tensor, first: Tensor, num_samples: int, size: int, call: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(size, num_samples, len(keys), dtype=dtype, device=keys.device)
+
+
+_LIBRARY = torch.library.Library("pyrovae", "DEF")
+for _name, _draw in (("uniform", _uniform), ("normal", _normal)):
+    _arguments = "Tensor keys, Tensor first, int num_samples, int size, int call, ScalarType dtype"
+    _LIBRARY.define(f"{_name}({_arguments}) -> Tensor")
+    _LIBRARY.impl(_name, _draw, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"pyrovae::{_name}", _shape, lib=_LIBRARY)
 
 
 def _parts(
@@ -164,18 +169,19 @@ def _parts(
         height = max(1, _AT_ONCE // len(key[columns]))
         for place in range(0, size, height):
             places = slice(place, place + height)
-            yield places, columns, _Words(numbers[places] + key[columns], other[columns])
+            yield places, columns, _Words(numbers[places], key[columns], other[columns])
 
 
 class _Words:
-    """Words from pairs of 32-bit keys: one after the other for every pair."""
+    """Words for every place and column, one after the other: hashes of the place under each of the two keys in turn."""
 
-    def __init__(self, key: np.ndarray, other: np.ndarray) -> None:
-        self._base, self._other = _mixed(key), other
+    def __init__(self, places: np.ndarray, *keys: np.ndarray) -> None:
+        self._places, self._keys = places, keys
 
     def _next(self) -> np.ndarray:
-        self._other = self._other + _STEP
-        return _mixed(self._base ^ self._other)
+        key, *others = self._keys
+        self._keys = (*others, key + _AGAIN)
+        return _mixed(self._places + key)
 
     def fraction(self, dtype: np.dtype) -> np.ndarray:
         """Numbers in (0, 1): the bits of the word are those of a float in [1, 2)."""
