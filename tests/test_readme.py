@@ -1,27 +1,48 @@
-"""Everything in the README runs: its Python here, its two lines in .ci/run, its links exist."""
+"""The README and the pages under docs/ are true: their Python runs here, the README's two lines in .ci/run, links exist."""
 
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+from test_architecture import ROOMS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+
+#: What the code of each page prints that shows it did its job; None where a page has no code.
+EXPECTED = {
+    "README.md": "rows by verdict",
+    "docs/baselines.md": "biased coin",
+    "docs/likelihoods.md": "negative_binomial(offset=True)",
+    "docs/limits.md": None,
+    "docs/methods.md": "pareto_smoothed",
+    "docs/reading-a-number.md": "rows settled to 0.05 nats",
+    "docs/speed.md": "eager",
+    "docs/your-own-model.md": "ContinuousBernoulli",
+}
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+def without_code(text):
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def test_the_python_blocks_run_from_top_to_bottom(capsys):
+def test_every_page_is_listed():
+    assert set(PAGES) == EXPECTED.keys()
+
+
+@pytest.mark.parametrize("page", [page for page, expected in EXPECTED.items() if expected is not None])
+def test_python_blocks_run_from_top_to_bottom(page, capsys, tmp_path, monkeypatch):
+    """In a namespace and a folder of their own: no page needs another."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
     namespace = {}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), namespace)
-    output = capsys.readouterr().out
-    assert "rows by verdict" in output
-    assert "ContinuousBernoulli" in output
-    assert namespace["table"].index[0] == "VAE"
+    for block in blocks:
+        exec(compile(block, page, "exec"), namespace)
+    assert EXPECTED[page] in capsys.readouterr().out
+    if page == "README.md":
+        assert namespace["table"].index[0] == "VAE"
 
 
 @pytest.mark.parametrize(
@@ -35,9 +56,27 @@ def test_each_line_is_complete_in_itself(marker, command):
     assert "line: $1" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+def anchors(text):
+    """Of headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", without_code(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/README.md"]
+)
+def test_relative_links_exist(page):
+    text = without_code((ROOT / page).read_text())
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+        name, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path.read_text()), target
+
+
+def test_contributing_maps_the_modules():
+    section = (ROOT / "CONTRIBUTING.md").read_text().partition("## Modules")[2]
+    assert [line.split()[0] for line in section.split("```")[1].strip().splitlines()] == ROOMS
 
 
 def test_constraints_name_what_is_declared():
