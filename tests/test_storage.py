@@ -184,7 +184,7 @@ def test_packed_arrays_come_back(tmp_path):
         ({}, {"a": {1, 2}}, "got a set"),
         ({"z": torch.zeros(2, dtype=torch.complex64)}, {}, "z: expected a dense tensor"),
         ({"z": torch.zeros(2, 2).to_sparse()}, {}, "z: expected a dense tensor"),
-        ({"__metadata__": torch.zeros(2)}, {}, "a name that safetensors leaves free"),
+        ({"__metadata__": torch.zeros(2)}, {}, "a name that safetensors does not reserve"),
     ],
 )
 def test_what_would_not_come_back_is_not_written(tmp_path, arrays, meta, message):
@@ -386,7 +386,7 @@ def test_no_file_folders_and_pipes(tmp_path):
         ):
             storage.write(path, {}, {})
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
-    with pytest.raises(FileNotFoundError, match="a folder has to exist"):
+    with pytest.raises(FileNotFoundError, match="its folder has to exist"):
         storage.write(tmp_path / "missing" / "file", {}, {})
     small(tmp_path / "file")
     with pytest.raises(NotADirectoryError, match="one of its folders is a file"):
