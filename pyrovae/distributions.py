@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 class InDouble(TorchDistribution):
     """A distribution that is computed in float64 for values and results of another dtype.
 
-    In float32 the terms of a count's log-probability cancel: for counts of a million, each term is 1e7 nats and
+    In float32 the terms of a count's log-probability cancel. For counts of a million, each term is 1e7 nats and
     their difference is wrong by one nat. The base distribution has float64 parameters. Samples, means,
     variances and log-probabilities are returned in ``dtype``.
 

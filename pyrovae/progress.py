@@ -50,7 +50,7 @@ class Progress:
         return self
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """Count ``steps`` more and show ``note`` beside the rate until the next note."""
+        """Count ``steps`` more and show ``note`` next to the rate until the next note."""
         self.done += steps
         self._note = note or self._note
         if self._bar is not None:

@@ -162,8 +162,8 @@ def _onto_reals(transform: Any) -> bool:
 def same_reach(proposal: Distribution, target: Distribution) -> bool:
     """Return whether a proposal is known, by supports alone, to have density wherever a target has it.
 
-    It is known if both have the same fixed bounds. A discrete proposal may give a value probability zero whatever its
-    support is. So may a mixture or a transformed distribution whose parts are bounded.
+    It is known if both have the same fixed bounds. A discrete proposal may give a value probability zero for any
+    support. So may a mixture or a transformed distribution whose parts are bounded.
     """
     inner = innermost(proposal)
     if isinstance(inner, dist.MixtureSameFamily) and not _everywhere(inner):

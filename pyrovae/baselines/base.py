@@ -89,7 +89,7 @@ class Baseline(Fitted, ABC):
 
     @takes_turns
     def log_evidence(self, x: Any) -> LogEvidence:
-        """Return log P(x_n) of each row by itself, in nats, for rows of shape (rows, columns)."""
+        """Return log P(x_n) of each row separately, in nats, for rows of shape (rows, columns)."""
         width = self._require_fit()
         rows, source = self._rows(x, self.names)
         if rows.shape[1] != width:
@@ -143,7 +143,7 @@ class Baseline(Fitted, ABC):
             x = x["x"]
         batch, source = checks.read(checks.in_double(x), dtype=torch.float64, names=names)
         rows = batch["x"]
-        # Contiguous, so that equal numbers give equal bits whatever their memory layout.
+        # Contiguous, so that equal numbers give equal bits in any memory layout.
         rows = (rows.flatten(1) if rows.dim() > 1 else rows[:, None]).contiguous()
         checks.on_support(
             "x", rows, list(range(rows.shape[1])), self.support, self.family, off_support(self.family)
@@ -216,7 +216,7 @@ class Distributed(ClosedForm):
 class Conjugate(ClosedForm):
     """A baseline whose parameters are integrated out in closed form: predictive and evidence are both exact.
 
-    ``log_evidence(x)`` is the posterior predictive log P(x_n | training rows) of each row by itself.
+    ``log_evidence(x)`` is the posterior predictive log P(x_n | training rows) of each row separately.
     ``marginal_likelihood()`` is log P(training rows), jointly. To add one: write the methods of ``ClosedForm``
     and ``_log_marginal``.
     """

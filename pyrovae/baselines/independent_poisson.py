@@ -12,7 +12,7 @@ from pyrovae.baselines.base import ClosedForm, register
 class IndependentPoisson(ClosedForm):
     """x_d ~ Poisson(λ_d), independent columns of counts, fitted by maximum likelihood; exact.
 
-    A column of zeros has λ = 0. Other rows have to be zero there, too, else ``log_evidence`` raises ``ValueError``.
+    A column of zeros has λ = 0. Other rows have to be zero there, too; otherwise ``log_evidence`` raises ``ValueError``.
 
     After ``fit``: ``rate`` λ, the columns' means, shape (columns,).
 

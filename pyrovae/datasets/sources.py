@@ -40,7 +40,7 @@ def contents(name: str, download: bool) -> np.ndarray:
 
     Raises:
         FileNotFoundError: the file is missing and, with ``download``, cannot be downloaded.
-        ValueError: the file holds something else. A downloaded file is then deleted.
+        ValueError: the file has other contents. A downloaded file is then deleted.
     """
     source = SOURCES[name]
     folder = os.environ.get("PYROVAE_DATA")

@@ -24,8 +24,8 @@ SCALES = ("shared", "per_dimension", "decoder")
 class Likelihood(nn.Module, ABC):
     """Base of every family: runs the decoder on flattened batch dims and calls ``distribution``.
 
-    The network returns ``outputs_per_dimension`` numbers for every entry of x, on its last dim: all
-    outputs of the first kind, then all of the second, and so on.
+    The network returns ``outputs_per_dimension`` numbers for every entry of x. Its last dim holds all outputs
+    of the first kind, then all of the second, and so on.
     """
 
     #: Whether the likelihood learns a scale for every dimension of x: fitting then rejects constant columns.

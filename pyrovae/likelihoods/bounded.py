@@ -39,7 +39,7 @@ class LogNormal(LocationScale):
         torch.Size([5])
     """
 
-    off_support = 'LogNormal takes positive numbers; use "gaussian" where zeros or negatives occur.'
+    off_support = 'LogNormal takes positive numbers; use "gaussian" if zeros or negatives occur.'
     inside = constraints.positive
     standardizes = "log x"
 
@@ -65,7 +65,7 @@ class Gamma(Concentrated):
         torch.Size([5])
     """
 
-    off_support = 'Gamma takes positive numbers; use "gaussian" where zeros or negatives occur.'
+    off_support = 'Gamma takes positive numbers; use "gaussian" if zeros or negatives occur.'
     inside = constraints.positive
 
     def check_rows(self, x: Tensor) -> None:

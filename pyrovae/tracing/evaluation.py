@@ -65,7 +65,7 @@ class Call:
     """A function of a pair, with its inputs.
 
     Attributes:
-        name: of the function. It identifies everything that the function depends on beside the pair and its inputs.
+        name: of the function. It identifies everything that the function depends on, apart from the pair and its inputs.
         function: a function of tensors. Its noise, if any, is drawn from ``seed``.
         inputs: tensors; the first has rows on dim 0.
         numbers: how many numbers it computes in the widest layer, over all calls with inputs of these shapes.
@@ -233,7 +233,7 @@ def _like(tensor: Tensor) -> tuple[Hashable, ...]:
 
 
 def _surroundings(pair: LatentVariableModel, structure: Structure) -> Hashable:
-    """Return what a graph depends on beside its inputs: the tensors it reads, and structure and modules of the pair."""
+    """Return what a graph depends on apart from its inputs: the tensors it reads, and structure and modules of the pair."""
     tensors = [
         (id(tensor), *_like(tensor))
         for module in pair.every_module()

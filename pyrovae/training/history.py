@@ -36,7 +36,7 @@ class History:
         """A line an epoch: epoch, loss, elbo, rate, reconstruction, kl_weight, lr, skipped, seconds; in nats a row.
 
         ``loss`` is the objective, averaged over the epoch's steps while the parameters changed. ``elbo`` =
-        ``reconstruction`` − ``rate`` is evaluated after the epoch, without KL weight, whatever the objective. It uses
+        ``reconstruction`` − ``rate`` is evaluated after the epoch, without KL weight, for every objective. It uses
         all training rows or, if there are more than 10 000, a fixed subset of 10 000. With validation rows, the frame
         also has ``validation_elbo``, ``validation_rate`` and ``validation_reconstruction``. ``skipped`` counts the
         steps that were not finite and that ``on_nonfinite="skip"`` left out. ``loss`` leaves them out, too.

@@ -53,7 +53,7 @@ class Loop:
     """A fit in progress.
 
     Everything random follows from (seed, epoch, step). The epoch and the number of the next minibatch therefore
-    determine where the fit stands.
+    identify every point of a fit.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Loop:
             losses = error.losses
         for (_, rows), value in zip(mine, losses, strict=False):
             self._count(rows, value, bar)
-        # Repeat the failed step by itself, to find the cause, and then the steps after it.
+        # Repeat the failed step eagerly, to find the cause, and then the steps after it.
         for chunk, rows in mine[len(losses) :]:
             self._take(chunk, rows, rates, bar)
 

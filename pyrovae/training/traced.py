@@ -13,7 +13,7 @@ from pyrovae.training.step import State
 
 # Savings measured on two cores (benchmarks/speed.py). A traced step skips Pyro's messages. A compiled step also runs
 # fused operations; the more numbers it touches, the more that saves. Tracing takes a third of a second. Compiling takes
-# some 8, the first time on a machine 30. Both serve one batch size, so an epoch's last batch has to pay by itself.
+# some 8, the first time on a machine 30. Both serve one batch size, so an epoch's last batch has to pay separately.
 # These rules use the arguments and no clock: ways differ in the last digits, and equal calls must give equal bits.
 _TRACING_PAYS = 1_000  # steps
 _COMPILING_SAVES = (0.8e-3, 0.7e-9)  # seconds a step, and as many more for each number it moves
@@ -147,7 +147,7 @@ class Traced:
         return self._calls[sizes], len(sizes)
 
     def check(self) -> None:
-        """Raise ``Untraceable`` if model and guide compute something else than when they were traced."""
+        """Raise ``Untraceable`` if model and guide no longer compute what they computed when traced."""
         # At the tracing's precision, because rounded products could differ by more than the tolerance.
         with products("highest"):
             next(iter(self._graphs.values())).check()
