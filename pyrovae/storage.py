@@ -49,7 +49,7 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Tensor], meta: Mapp
 
     Args:
         path: the file; its folder has to exist. A link is followed.
-        arrays: tensors of any shape and device, by name. Tensors that share memory are stored once.
+        arrays: tensors of any shape and device, by name. Tensors of the same memory and shape are stored once.
         meta: dicts with string keys, lists, strings, numbers (NaN and ±inf too), booleans and None.
 
     Raises:

@@ -566,7 +566,7 @@ def test_a_parameter_that_was_nan_before_is_the_cause():
     with pytest.raises(FloatingPointError) as raised:
         pv.fit(vae, x, epochs=2, batch_size=10, optimizer=Poisoned)
     assert "epoch 1, step 3" in str(raised.value)
-    assert "likely cause: parameter likelihood.network.layers.0.weight has 1 entries that were NaN" in str(
+    assert "likely cause: parameter likelihood.network.layers.0.weight had 1 NaN or infinite entries" in str(
         raised.value
     )
 
@@ -887,7 +887,7 @@ def test_what_schedulers_change_in_python_is_seen(scheduler, evaluations, monkey
     monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
     monkeypatch.setattr(tracing.evaluation, "_TRACING_PAYS", evaluations)
     (eager, one), (other, two) = (tempered(how, scheduler) for how in (False, "auto"))
-    assert re.match(r"eager: in epoch \d, with other rows and noise it does other things", two.steps)
+    assert re.match(r"eager: in epoch \d, with other rows and noise it does not compute what the trace computes", two.steps)
     for column in ("loss", "elbo", "rate"):
         np.testing.assert_allclose(one.frame[column], two.frame[column], rtol=1e-10)
     for a, b in zip(parameters(eager), parameters(other), strict=True):
