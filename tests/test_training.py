@@ -887,7 +887,10 @@ def test_what_schedulers_change_in_python_is_seen(scheduler, evaluations, monkey
     monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
     monkeypatch.setattr(tracing.evaluation, "_TRACING_PAYS", evaluations)
     (eager, one), (other, two) = (tempered(how, scheduler) for how in (False, "auto"))
-    assert re.match(r"eager: in epoch \d, with other rows and noise it does not compute what the trace computes", two.steps)
+    assert re.match(
+        r"eager: in epoch \d, with other rows and noise it does not compute what the trace computes",
+        two.steps,
+    )
     for column in ("loss", "elbo", "rate"):
         np.testing.assert_allclose(one.frame[column], two.frame[column], rtol=1e-10)
     for a, b in zip(parameters(eager), parameters(other), strict=True):
