@@ -86,12 +86,12 @@ def fit(
             - chunks: an iterable of arrays or dicts that can be iterated again, such as a list or a ``DataLoader``.
 
             Every function that takes x accepts arrays, frames and dicts. ``fit`` shuffles rows within a chunk and
-            scales chunks alike whatever their sizes. Checks before training, ``standardize`` and the history's
-            ``elbo`` use the first chunk only. If chunks differ between passes, as from a shuffling DataLoader, the
-            seed does not determine the fit and the fit cannot be resumed. Chunks must not wait for another thread
-            that calls pyrovae, because calls from several threads take turns. ``fit`` remembers the column names
-            of a DataFrame, except integers. Every later frame needs these columns in the same order. Frames
-            and series beside the rows are aligned by index.
+            scales chunks of all sizes alike. It checks the values of every chunk before training, but
+            inspects the pair, learns ``standardize`` and computes the history's ``elbo`` on the first chunk only.
+            If chunks differ between passes, as from a shuffling DataLoader, the seed does not determine the fit and the
+            fit cannot be resumed. Chunks must not wait for another thread that calls pyrovae, because calls from
+            several threads take turns. ``fit`` remembers the column names of a DataFrame, except integers. Every
+            later frame needs these columns in the same order. Frames and series in a dict are aligned by index.
         epochs: passes over the rows.
         batch_size: rows a step. A smaller last batch of a pass is scaled by its own N/B. A last batch of a single row
             is joined to the batch before it.
