@@ -213,7 +213,7 @@ def test_what_was_not_packed_is_refused(packed):
 def test_a_header_that_could_not_be_read_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "_LONGEST_HEADER", 10_000)
     storage.write(tmp_path / "file", {}, {"a": "b" * 9_000})
-    with pytest.raises(ValueError, match="meta: expected JSON that fits the header"):
+    with pytest.raises(ValueError, match="meta: expected JSON that fits into the header"):
         storage.write(tmp_path / "file", {}, {"a": "b" * 10_000})
     assert storage.read(tmp_path / "file")[1] == {"a": "b" * 9_000}
 
@@ -559,7 +559,7 @@ def test_one_holder_at_a_time_and_any_number_in_turn(tmp_path):
     for _ in range(2):
         with storage.lock(folder):
             with (
-                pytest.raises(BlockingIOError, match=f"held by process {os.getpid()}.*a folder of its own"),
+                pytest.raises(BlockingIOError, match=f"held by process {os.getpid()}.*a separate folder"),
                 storage.lock(folder),
             ):
                 pass

@@ -331,7 +331,7 @@ def test_dropout_is_on_in_training_and_off_in_evaluation():
         ({"batch_size": 2.0}, TypeError, "batch_size: expected a whole number"),
         ({"lr": -1.0}, ValueError, "lr: expected a finite number > 0"),
         ({"clip_norm": 0.0}, ValueError, "clip_norm: expected a finite number > 0"),
-        ({"optimizer": torch.optim.LBFGS}, TypeError, "optimizer: expected one that takes a step"),
+        ({"optimizer": torch.optim.LBFGS}, TypeError, "optimizer: expected an optimizer that takes a step"),
         (
             {"optimizer": pyro.optim.Adam({"lr": 1e-3})},
             TypeError,
