@@ -1,9 +1,9 @@
-"""A run's folder: its last state, whole at every moment, and what a resume has to repeat.
+"""Checkpoint folders: the last state of a run, and the values that a resumed run has to match.
 
-A run that ends early, by a signal, a power cut or ``kill -9``, leaves ``last.safetensors`` as it was last
-written; the same call on the same folder goes on from there. The folder pins what the rest of the run depends
-on, so that going on is the same as never having stopped, bit for bit. Model, guide and loss are pinned by what they
-compute, their ``Answers``, whatever code they are written in.
+A run that ends early, by a signal, a power cut or ``kill -9``, leaves ``last.safetensors`` as last written. The
+same call on the same folder resumes from there. The folder pins everything that the rest of the run depends on, so
+that a resumed run equals an uninterrupted one bit for bit. Model, guide and loss are pinned by the numbers that
+they compute, their ``Answers``, not by their code.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from pyrovae import checks, storage
 
 T = TypeVar("T")
 
-#: What models and losses compute on a few rows: by name, the numbers, float64, and the difference up to which two are
-#: the same, as a share of 1 + their size.
+#: Numbers that models and losses compute on a few rows, by name: float64, and the tolerance for equality relative to
+#: 1 + their size.
 Answers = Mapping[str, tuple[Tensor, float]]
 
 _LAST = "last.safetensors"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_FORMAT = 2  # of the folders; those of 1 held the model's code
-_LOOSEST = 100  # units in the last place, up to which other processors round otherwise
+_FORMAT = 2  # of the folders; format 1 held the model's code
+_LOOSEST = 100  # units in the last place by which processors may round differently
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a long run keeps its state, and how often it writes it.
+    """The folder of a long run's state, and how often the run writes it.
 
     Args:
-        folder: of this run alone; made where it is missing.
-        seconds: between two writes. A state is also written when the run ends, however it ends but by
-            ``kill -9``; 0 writes after every step.
+        folder: for this run alone; created if missing.
+        seconds: between two writes; 0 writes after every step. The state is also written when the run finishes, and
+            when Ctrl-C or SIGTERM stops it. After ``kill -9``, an error or a second Ctrl-C, the last write remains.
     """
 
     folder: str | os.PathLike[str]
@@ -56,17 +56,17 @@ class Checkpoint:
 
     @classmethod
     def of(cls, value: Any) -> Checkpoint | None:
-        """A ``Checkpoint`` from what users pass: one, a folder, or None."""
+        """Return a ``Checkpoint`` from a ``Checkpoint``, a folder or None; None stays None."""
         return value if value is None or isinstance(value, Checkpoint) else cls(value)
 
 
 class Run:
-    """A folder that is held, with the state that was found in it.
+    """A locked folder and the state found in it.
 
     Attributes:
-        folder: where it is.
-        state: what ``save`` was last given, by this process or an earlier one; None in a new folder.
-        stopped_by: the signal that asked the run to stop, if one did.
+        folder: its path.
+        state: the value last passed to ``save``, by this process or an earlier one; None in a new folder.
+        stopped_by: the signal that asked the run to stop, if any.
     """
 
     def __init__(self, checkpoint: Checkpoint, pins: Mapping[str, Any]) -> None:
@@ -85,11 +85,11 @@ class Run:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to write, or to stop."""
+        """Return whether it is time to write or to stop."""
         return self.stopped_by is not None or time.monotonic() - self._written >= self._seconds
 
     def save(self, state: Any) -> None:
-        """Replace the state in the folder by this one, atomically. Takes what ``storage.pack`` takes."""
+        """Replace the state in the folder atomically. Takes the values that ``storage.pack`` takes."""
         arrays: dict[str, Tensor] = {}
         meta = {
             "pins": storage.pack(self._pins, arrays, "pins"),
@@ -99,19 +99,19 @@ class Run:
         self._written = time.monotonic()
 
     def new_best(self, epoch: int) -> bool:
-        """Whether the best epoch is another than when this was last asked."""
+        """Return whether the best epoch has changed since the last call."""
         new, self._best = epoch != self._best, epoch
         return new
 
 
 def _check_pins(folder: Path, pins: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on in a folder of another run, saying what differs."""
+    """Raise ``ValueError`` if the folder holds another run; the message says what differs."""
     if pins.get("format") != now["format"]:
         raise checks.bad_value(
             "checkpoint",
-            f"a folder of format {now['format']}, which holds what the model computes",
+            f"a folder of format {now['format']}, which stores what the model computes",
             f"{folder} of format {pins.get('format', 1)}",
-            "Finish that run with the version of pyrovae that began it, or name another folder.",
+            "Finish that run with the version of pyrovae that started it, or choose another folder.",
         )
     different = [name for name in {**pins, **now} if pins.get(name) != now.get(name)]
     if different:
@@ -119,27 +119,27 @@ def _check_pins(folder: Path, pins: Mapping[str, Any], now: Mapping[str, Any]) -
         more = f", and {len(different) - 1} more ({', '.join(different[1:4])})" if different[1:] else ""
         raise checks.bad_value(
             "checkpoint",
-            f"the run that {folder} holds",
+            f"the run in {folder}",
             f"another: {name} is {_short(now.get(name))}, was {_short(pins.get(name))}{more}",
-            "Repeat the call as it was, to resume it, or name another folder.",
+            "Repeat the original call to resume it, or choose another folder.",
         )
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """Up to which difference, as a share of 1 + its size, a number computed in a dtype is the same."""
+    """Return the tolerance, relative to 1 + size, for equality of numbers computed in a dtype."""
     return max(_LOOSEST * torch.finfo(dtype).eps, 1e-9)
 
 
 def check_answers(folder: Path, kept: Answers, now: Answers) -> None:
-    """Refuse a model, guide or loss that computes other numbers than the one that wrote the folder.
+    """Raise an error if model, guide or loss compute other numbers than those that wrote the folder.
 
     Raises:
-        ValueError: naming what differs, with the first number that does.
+        ValueError: names what differs, with the first different number.
     """
     for name, (value, tolerance) in now.items():
         before = kept[name][0] if name in kept else None
         if before is None or before.shape != value.shape:
-            raise _other(folder, f"{name} is of shape {tuple(value.shape)}, was of another")
+            raise _other(folder, f"{name} is of shape {tuple(value.shape)}, was of another shape")
         same = torch.isclose(value, before, rtol=tolerance, atol=tolerance, equal_nan=True)
         if not bool(same.all()):
             a, b = float(value[~same][0]), float(before[~same][0])
@@ -154,23 +154,23 @@ def check_answers(folder: Path, kept: Answers, now: Answers) -> None:
 def _other(folder: Path, came: str) -> checks.Refused:
     return checks.bad_value(
         "checkpoint",
-        f"the run that {folder} holds",
+        f"the run in {folder}",
         f"another: {came}",
-        "Build model, guide and loss as they were, to resume it, or name another folder.",
+        "Build model, guide and loss as in that run to resume it, or choose another folder.",
     )
 
 
 class Parts:
-    """Finished parts of a long evaluation, each in a file of its own as soon as it is done.
+    """Finished parts of a long evaluation. Each part gets its own file when it is done.
 
     Args:
-        folder: of this evaluation alone; made where it is missing.
-        pins: what all parts depend on.
-        answers: what the model that is evaluated computes.
+        folder: for this evaluation alone; created if missing.
+        pins: the values that all parts depend on.
+        answers: the numbers that the evaluated model computes.
 
     Raises:
-        OSError: the folder can't be written to.
-        ValueError: the folder holds parts of another evaluation, saying what differs; or a damaged file.
+        OSError: the folder cannot be written to.
+        ValueError: the folder holds parts of another evaluation (the message says what differs), or a damaged file.
     """
 
     def __init__(self, folder: str | os.PathLike[str], pins: Mapping[str, Any], answers: Answers) -> None:
@@ -186,7 +186,7 @@ class Parts:
                 self._write(known, dict(answers))
 
     def keep(self, number: int, compute: Callable[[], T]) -> T:
-        """Part ``number``: what an earlier call has kept of it, else what ``compute`` returns; as ``storage.pack`` takes it."""
+        """Return part ``number``, read from its file or computed and written. Takes what ``storage.pack`` takes."""
         path = self._folder / f"part-{number}.safetensors"
         if path.exists():
             arrays, meta = storage.read(path)
@@ -207,14 +207,14 @@ class Parts:
 
 @contextmanager
 def running(checkpoint: Checkpoint, pins: Mapping[str, Any]) -> Iterator[Run]:
-    """Hold a run's folder for a block, in which SIGINT and SIGTERM only ask the run to stop.
+    """Lock a run's folder for a block, in which SIGINT and SIGTERM only ask the run to stop.
 
-    The block looks at ``due`` between two steps, saves, and ends; SIGTERM then ends the process as it would
-    have. Signals can only be caught in a process's main thread; elsewhere they act at once.
+    The block checks ``due`` between two steps, saves, and ends. SIGTERM then ends the process as usual. Python
+    catches signals only in the main thread; in other threads they act at once.
 
     Raises:
-        OSError: the folder can't be written to, or another process holds it.
-        ValueError: the folder holds another run, saying what differs; or a file that is damaged.
+        OSError: the folder cannot be written to, or another process holds it.
+        ValueError: the folder holds another run (the message says what differs), or a damaged file.
     """
     with storage.lock(checkpoint.folder):
         run = Run(checkpoint, pins)
@@ -237,7 +237,7 @@ def running(checkpoint: Checkpoint, pins: Mapping[str, Any]) -> Iterator[Run]:
 
 
 def _machine() -> dict[str, Any]:
-    """What the bits of a computation depend on beside its arguments."""
+    """Return the properties of machine and libraries that change the bits of a computation."""
     return {
         "format": _FORMAT,
         "torch": str(torch.__version__),

@@ -28,9 +28,9 @@ def demo(
         "pyrovae-demo"
     ),
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training rows.")] = 150,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, order of rows and noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order of rows and noise.")] = 0,
 ) -> None:
-    """Fit VAEs to scikit-learn's digits and read log P(x) beside baselines whose log P(x) is exact."""
+    """Fit VAEs to scikit-learn's digits and compare log P(x) with baselines whose log P(x) is exact."""
     from rich.console import Console
 
     started = time.monotonic()
@@ -42,7 +42,7 @@ def demo(
         raise typer.BadParameter(f"expected a folder to write to, got {error}.", param_hint="--out") from None
     from pyrovae import demo as room
 
-    # Tables are made to fit 80 columns; a pipe has no width of its own.
+    # Tables are made to fit 80 columns; a pipe has no width.
     console = Console(width=None if sys.stdout.isatty() else 80, highlight=False)
     parts = []
     for compute in (room.discrete, room.continuous):
@@ -61,14 +61,14 @@ def demo(
 
 
 _HOW_TO_READ = (
-    "k-hat is the tail index of a row's importance weights: up to 0.7 believe the row, above read it as a lower "
-    "bound only, which more draws hardly tighten; log_evidence(vae, x, method='auto') does, by posteriors of the "
-    "row's own where the encoder's won't do. If your VAE loses to the baseline, try a likelihood that fits the data, another latent_dim, a wider network, or kl_warmup."
+    "k-hat is the tail index of a row's importance weights. Up to 0.7, trust the row. Above, read it as a lower bound, "
+    "which more draws hardly tighten. log_evidence(vae, x, method='auto') tightens it by fitting a separate posterior "
+    "for each such row. If your VAE loses to the baseline, try a likelihood that fits the data, another latent_dim, a wider network, or kl_warmup."
 )
 
 
 def _table(part: Part) -> Table:
-    """The comparison, 80 columns wide."""
+    """Return the comparison as a table, 80 columns wide."""
     from rich.table import Table
 
     table = Table(title=part.title, title_justify="left", title_style="bold")
@@ -94,7 +94,7 @@ def _table(part: Part) -> Table:
 
 
 def _lesson(parts: list[Part]) -> str:
-    """What the spoiled encoder did, in numbers."""
+    """Return how the too narrow encoder changed log P(x), in numbers."""
     from pyrovae.demo import SPOILED
 
     sentences = []
@@ -102,9 +102,9 @@ def _lesson(parts: list[Part]) -> str:
         healthy, spoiled, mended = (part.scores[name] for name in ("VAE", *SPOILED))
         count = len(spoiled) - spoiled.counts()["trust"]
         sentences.append(
-            f"{part.title.split(':')[0]}: with its encoder spoiled the same model reads "
-            f"{healthy.mean - spoiled.mean:.2f} nats a row lower by importance weighting, and {count} of "
-            f"{len(spoiled)} verdicts say not to believe it; auto brings it back to within "
+            f"{part.title.split(':')[0]}: with the encoder's scales multiplied by 0.3, importance weighting reads the "
+            f"same model {healthy.mean - spoiled.mean:.2f} nats a row too low, and {count} of "
+            f"{len(spoiled)} verdicts say not to trust it. auto returns to within "
             f"{abs(healthy.mean - mended.mean):.3f}, at {mended.cost.mean():.0f} decoder evaluations a row "
             f"instead of {spoiled.cost.mean():.0f}."
         )

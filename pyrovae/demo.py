@@ -1,4 +1,4 @@
-"""What ``pyrovae demo`` runs: a VAE on real digits beside a baseline whose log P(x) is exact."""
+"""The computations of ``pyrovae demo``: a VAE on real digits beside a baseline whose log P(x) is exact."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_SAMPLES = 5000
-#: The VAE with its encoder spoiled, scored in two ways.
-SPOILED = ("spoiled, importance", "spoiled, auto")
+#: The VAE with the scales of its encoder multiplied by 0.3, scored in two ways.
+SPOILED = ("narrow Q, importance", "narrow Q, auto")
 
 
 class Overconfident(nn.Module):
-    """An encoder spoiled on purpose: the means of a good one, its scales multiplied by ``factor``."""
+    """An encoder that is too narrow on purpose: the means of another one, and its scales times ``factor``."""
 
     def __init__(self, encoder: nn.Module, factor: float) -> None:
         super().__init__()
@@ -46,10 +46,10 @@ class Overconfident(nn.Module):
 
 @dataclass(frozen=True)
 class Part:
-    """One half of the demo, computed: a VAE, the same with its encoder spoiled, and a baseline, on the same rows.
+    """One half of the demo: a VAE, the same VAE with a too narrow encoder, and a baseline, on the same rows.
 
     Attributes:
-        title: what the data are, and whether P(x) is a mass or a density.
+        title: the data, and whether P(x) is a mass or a density.
         baseline: the fitted baseline.
         vae: the fitted VAE.
         history: of its fit.
@@ -140,7 +140,7 @@ def _part(
 
 
 def write(parts: list[Part], folder: Path) -> list[Path]:
-    """Write the figure and the CSV files; returns their paths, the figure first."""
+    """Write the figure and the CSV files, and return their paths, the figure first."""
     folder.mkdir(parents=True, exist_ok=True)
     figure = folder / "demo.png"
     drawn = draw(parts)
@@ -157,7 +157,7 @@ def write(parts: list[Part], folder: Path) -> list[Path]:
 
 
 def _rows(part: Part) -> pd.DataFrame:
-    """Every held-out row under every model, one line each."""
+    """Return every held-out row under every model, one line each."""
     import pandas as pd
 
     frames = [score.to_frame().reset_index().assign(model=name) for name, score in part.scores.items()]
@@ -165,7 +165,7 @@ def _rows(part: Part) -> pd.DataFrame:
 
 
 def draw(parts: list[Part]) -> Figure:
-    """A line of panels a part: training, samples, reconstructions, k-hat of every row."""
+    """Draw a line of panels for each part: training, samples, reconstructions, k-hat of every row."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 3.8 * len(parts)), layout="constrained")

@@ -1,8 +1,8 @@
-"""What a column of log weights says about log P(x): tensors in, tensors out, no model in sight.
+"""Estimates and diagnostics of log P(x) from log weights; knows tensors only, not models.
 
-Every function takes log weights of shape (samples, rows) and returns one float64 number a row, in nats
-where it has a unit. ``Accumulator`` is the same arithmetic fed tile by tile, so that no (samples, rows)
-matrix has to exist; the functions are an accumulator that was fed once.
+Every function takes log weights of shape (samples, rows) and returns one float64 number a row, in nats if it has a
+unit. ``Accumulator`` does the same arithmetic tile by tile, so that the (samples, rows) matrix need not fit
+into memory. The functions feed an accumulator once.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-# Below this many draws the tail has fewer than five of them, and a fit of its shape says nothing.
+# With fewer draws, the tail has fewer than five, too few to fit its shape.
 FEWEST_DRAWS_FOR_K = 25
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:
-    """log (1/S) Σ_s exp(log_weights[s, n]), shape (rows,), in nats."""
+    """Return log (1/S) Σ_s exp(log_weights[s, n]), shape (rows,), in nats."""
     return Accumulator.of(log_weights).log_mean_exp()
 
 
 def ess(log_weights: Tensor) -> Tensor:
-    """Effective sample size (Σ w)² / Σ w², shape (rows,), between 1 and S; 0 where every weight is zero.
+    """Return the effective sample size (Σ w)² / Σ w², shape (rows,), from 1 to S; 0 if every weight is zero.
 
     Kong (1992).
     """
@@ -31,47 +31,46 @@ def ess(log_weights: Tensor) -> Tensor:
 
 
 def smoothed_log_mean_exp(log_weights: Tensor) -> Tensor:
-    """``log_mean_exp`` with the largest weights Pareto smoothed, shape (rows,), in nats.
+    """Return ``log_mean_exp`` with the largest weights Pareto smoothed, shape (rows,), in nats.
 
-    The tail's weights give way to the expected order statistics of the generalised Pareto distribution
-    fitted to them, none above the largest one seen. Where no tail can be fitted, the plain log-mean-exp.
+    The tail's weights are replaced by the expected order statistics of a generalised Pareto distribution fitted to
+    them, capped at the largest weight. If no tail can be fitted, returns the plain log-mean-exp.
     Not a lower bound. Vehtari, Simpson, Gelman, Yao and Gabry (2024).
     """
     return Accumulator.of(log_weights).smoothed()
 
 
 def mcse(log_weights: Tensor) -> Tensor:
-    """Monte-Carlo standard error of ``log_mean_exp``, shape (rows,), in nats.
+    """Return the Monte-Carlo standard error of ``log_mean_exp``, shape (rows,), in nats.
 
-    By the delta method sd(log ŵ) ≈ CV/√S = sqrt(1/ESS − 1/S). NaN for one draw, which says nothing
-    about its own error.
+    Delta method: sd(log ŵ) ≈ CV/√S = sqrt(1/ESS − 1/S). NaN for one draw, whose variance is unknown. +∞ if every
+    weight is zero.
     """
     return Accumulator.of(log_weights).mcse()
 
 
 def bias(log_weights: Tensor) -> Tensor:
-    """First-order bias of ``log_mean_exp``, −CV²/(2S), shape (rows,), in nats; never positive.
+    """Return the first-order bias of ``log_mean_exp``, −CV²/(2S), shape (rows,), in nats; never positive.
 
-    Jensen's inequality pulls the log of a mean below the log of its expectation; to first order by half
+    By Jensen's inequality, the expected log of a mean is below the log of its expectation, to first order by half
     the squared relative error (Nowozin 2018).
     """
     return Accumulator.of(log_weights).bias()
 
 
 def pareto_k(log_weights: Tensor, resolution: float | Tensor = 0.0) -> Tensor:
-    """Shape k-hat of a generalised Pareto tail fitted to each row's largest weights, shape (rows,).
+    """Return the shape k-hat of a generalised Pareto tail fitted to each row's largest weights, shape (rows,).
 
-    Below 0.5 the weights have a variance, above 0.7 the estimate converges too slowly to be of use
-    (Vehtari, Simpson, Gelman, Yao and Gabry 2024). NaN for fewer than 25 draws; −inf where the
-    largest weights are all the same within ``resolution``, because the weights are constant or take few
-    values. Where fewer than five weights stand above the cut-off: NaN if others tie with it, +inf if the
-    others are zero.
+    Below 0.5 the weights have a variance; above 0.7 the estimate converges too slowly to be of use
+    (Vehtari, Simpson, Gelman, Yao and Gabry 2024). NaN for fewer than 25 draws, or if no weight is above zero. −inf if
+    the largest weights are equal within ``resolution``, because weights are constant or take few values. If fewer
+    than five weights exceed the cut-off: NaN if others tie with it, +inf if the others are zero.
     """
     return Accumulator.of(log_weights).pareto_k(resolution)
 
 
 def k_threshold(num_samples: int) -> float:
-    """The k-hat up to which S draws can be believed: min(1 − 1/log10 S, 0.7).
+    """Return the largest k-hat at which S draws are trusted: min(1 − 1/log10 S, 0.7).
 
     Vehtari et al. (2024), equation 13; S is ``num_samples``.
     """
@@ -79,20 +78,20 @@ def k_threshold(num_samples: int) -> float:
 
 
 def tail_length(num_samples: int) -> int:
-    """How many of the largest weights the Pareto tail is fitted to: ceil(min(S/5, 3√S))."""
+    """Return how many of the largest weights the Pareto tail is fitted to: ceil(min(S/5, 3√S))."""
     return math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))
 
 
 class Accumulator:
-    """Running sums of weights over sample tiles, in float64, and the top of each row's weights.
+    """Sums of weights over sample tiles, in float64, and each row's largest weights.
 
-    ``num_samples`` in all will be fed for ``num_rows`` rows, in at most ``num_tiles`` tiles. The sums of
-    each tile are kept and added up in the order of the tiles' indices at the end: the answer has the same
-    bits whichever tile came first. Memory is (tiles + tail) × rows, taken once: small pieces kept from
-    every tile would end up between the large ones that are freed, and hold on to their memory.
+    Feed ``num_samples`` in total for ``num_rows`` rows, in at most ``num_tiles`` tiles. Each tile's sums are kept and
+    added at the end in the order of the tiles' indices, so that the result has the same bits in any order of tiles.
+    Memory is (tiles + tail) × rows, allocated once: small pieces kept from every tile would lie between large freed
+    blocks and keep them from being returned.
 
-    ``strata``, where given, has for every tile the stratum that its samples are drawn from: the error is
-    then the one within strata. Draws of one mixture, so many from each component, are such strata.
+    ``strata``, if given, holds for every tile the stratum that its samples are drawn from. The error is then the
+    one within strata, for example for fixed numbers of draws from each component of a mixture.
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class Accumulator:
 
     @classmethod
     def of(cls, log_weights: Tensor) -> Accumulator:
-        """An accumulator fed all of ``log_weights``, shape (samples, rows), at once."""
+        """Return an accumulator fed with all of ``log_weights``, shape (samples, rows)."""
         if log_weights.dim() != 2 or log_weights.numel() == 0:
             raise ValueError(
                 f"log_weights: expected shape (samples, rows), neither empty, got {tuple(log_weights.shape)}. "
@@ -127,21 +126,21 @@ class Accumulator:
         return accumulator
 
     def add(self, tile: int, log_weights: Tensor) -> None:
-        """Feed tile number ``tile``: log weights of shape (some samples, rows)."""
+        """Add tile number ``tile``: log weights of shape (some samples, rows)."""
         lw = log_weights.to(torch.float64)
         peak = lw.max(dim=0).values
-        # Where a row has no weight above zero, the offset must not be −inf: −inf − −inf is NaN.
+        # If a row has no weight above zero, the offset must not be −inf: −inf − −inf is NaN.
         offset = torch.where(torch.isneginf(peak), 0.0, peak)
         w = torch.exp(lw - offset)
         self._tiles[tile] = torch.stack([offset, w.sum(dim=0), (w * w).sum(dim=0)])
         self._counts[tile] = len(lw)
         self._waiting.append(lw)
-        # A search costs as much as it goes through, the largest so far among that: one a tile would not be linear.
+        # topk also searches the largest so far, so one search a tile would not take linear time.
         if sum(map(len, self._waiting)) >= 2 * len(self._top):
             self._largest()
 
     def _largest(self) -> Tensor:
-        """The logs of the largest weights so far, one more than the tail has, the largest first, (length, rows)."""
+        """Return the logs of the largest weights so far, one more than the tail has, largest first, (length, rows)."""
         if self._waiting:
             pool = torch.cat([self._top, *self._waiting])
             self._top = pool.topk(len(self._top), dim=0, sorted=True).values
@@ -149,7 +148,7 @@ class Accumulator:
         return self._top
 
     def _by_tile(self) -> tuple[Tensor, Tensor, Tensor]:
-        """An offset, (rows,), and Σ w, Σ w² of every tile's weights divided by its exponential, (tiles, rows)."""
+        """Return an offset, (rows,), and Σ w, Σ w² of every tile's weights divided by its exponential, (tiles, rows)."""
         offsets, first, second = self._tiles.unbind(dim=1)
         # A tile of zero weights has offset 0 and sums 0; it must not raise the common offset.
         empty = first == 0
@@ -159,7 +158,7 @@ class Accumulator:
         return offset, shrink * first, shrink**2 * second
 
     def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
-        """An offset and Σ w, Σ w² of the weights divided by its exponential, each of shape (rows,)."""
+        """Return an offset and Σ w, Σ w² of the weights divided by its exponential, each of shape (rows,)."""
         offset, first, second = self._by_tile()
         return offset, first.sum(dim=0), second.sum(dim=0)
 
@@ -181,12 +180,12 @@ class Accumulator:
         for stratum in self._strata.unique().tolist():
             tiles = self._strata == stratum
             count = float(self._counts[tiles].sum())
-            if count == 1:  # says nothing about its own error
+            if count == 1:  # its variance is unknown
                 return torch.full_like(total, math.nan)
             within = (second[tiles].sum(dim=0) - first[tiles].sum(dim=0) ** 2 / count).clamp(min=0)
-            # Strata may be small; all draws together never are, and keep to sqrt(1/ESS − 1/S).
+            # Strata may be small and need n − 1; without strata, keep to sqrt(1/ESS − 1/S).
             variance += within * count / (count - 1) if self._stratified else within
-        # A row of zero weights has log 0 ± ∞, as where a single one is above zero among ever more.
+        # A row of zero weights has log 0 ± ∞, the limit of a single positive weight among ever more draws.
         return torch.where(total > 0, variance.sqrt() / total, math.inf)
 
     def bias(self) -> Tensor:
@@ -200,14 +199,14 @@ class Accumulator:
         if self.num_samples < FEWEST_DRAWS_FOR_K:
             return torch.full_like(peak, math.nan)
         top, cutoff, lengths = self._tail()
-        # Fewer than five weights above the cut-off: where others tie with it, the weights take few values,
-        # as with a discrete latent, and more draws tell; where all others are zero, they have collapsed.
+        # With fewer than five weights above the cut-off: if others tie with it, weights take few values, as with a
+        # discrete latent, and more draws help; if all others are zero, the weights have collapsed.
         tied = (top == cutoff).sum(dim=0) > 1
         shape = torch.where(tied, math.nan, math.inf).to(torch.float64)
         for rows, excess in self._excesses(top, cutoff, lengths):
             shape[rows] = _fit_pareto(excess)[0]
         k = shape.to(peak.device)
-        # The largest weights are all one: nothing lies beyond them, as with constant weights.
+        # The largest weights are equal, as with constant weights, so there is no tail.
         k = torch.where(peak - largest[-1] <= resolution, -math.inf, k)
         return torch.where(torch.isfinite(peak), k, math.nan)  # no weight above zero: nothing to fit
 
@@ -223,14 +222,14 @@ class Accumulator:
             probability = ((torch.arange(len(excess), dtype=torch.float64) + 0.5) / len(excess))[:, None]
             # the quantile function of the excess, σ (−1 + (1 − p)^−k) / k
             quantile = scale * torch.expm1(-k * torch.log1p(-probability)) / k
-            # The cut-off is in both sums; none may exceed the largest excess seen.
+            # The cut-off cancels in the difference; no quantile may exceed the largest excess.
             difference = (torch.minimum(quantile, excess[-1]) - excess).sum(dim=0)
             total[rows] += torch.where(torch.isfinite(difference), difference, 0.0)
         smoothed = peak + total.to(peak.device).log() - math.log(self.num_samples)
         return torch.where(torch.isfinite(peak), smoothed, self.log_mean_exp())
 
     def _tail(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The largest weights' logs, the largest (zero) first; the cut-off; how many lie above it, (rows,)."""
+        """Return the largest weights' logs, largest (zero) first; the cut-off; how many lie above it, (rows,)."""
         top = self._largest()
         top = (top - top[0]).cpu()
         cutoff = top[-1].clamp(min=math.log(torch.finfo(torch.float64).tiny))
@@ -238,7 +237,7 @@ class Accumulator:
 
     @staticmethod
     def _excesses(top: Tensor, cutoff: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows with tails of one length, five or more, and by how much their weights exceed the cut-off."""
+        """Yield rows with tails of one length, five or more, and how far their weights exceed the cut-off."""
         for length in lengths.unique().tolist():
             if length > 4:
                 rows = lengths == length
@@ -246,17 +245,17 @@ class Accumulator:
 
 
 def _fit_pareto(excess: Tensor) -> tuple[Tensor, Tensor]:
-    """Shape and scale of a generalised Pareto distribution fitted to ``excess``, shape (n, rows) → (rows,).
+    """Return shape and scale of a generalised Pareto distribution fitted to ``excess``, shape (n, rows) → (rows,).
 
-    ``excess`` is sorted upwards on dim 0 and positive. The quasi-Bayesian estimate of Zhang and Stephens
-    (2009), with the weak prior of Vehtari et al. (2024) that pulls k towards 0.5 with the weight of ten
-    draws. Vectorised over the rows, which the implementation in arviz loops over.
+    ``excess`` is positive and sorted upwards on dim 0. This is the quasi-Bayesian estimate of Zhang and Stephens
+    (2009), with the weak prior of Vehtari et al. (2024) that shrinks k towards 0.5 with the weight of ten
+    draws. It is vectorised over rows; arviz's implementation loops over them.
     """
     n = len(excess)
     grid_size = 30 + int(math.sqrt(n))
     grid = torch.arange(1, grid_size + 1, dtype=torch.float64, device=excess.device)
     quartile = excess[int(n / 4 + 0.5) - 1]
-    # theta: (grid, rows), the profile parameter −k/σ on a grid around what the quartile suggests
+    # theta: (grid, rows), values of the profile parameter −k/σ around what the quartile suggests
     theta = (1 - torch.sqrt(grid_size / (grid - 0.5)))[:, None] / (3 * quartile) + 1 / excess[-1]
     k = torch.stack([torch.log1p(-t * excess).mean(dim=0) for t in theta])
     log_likelihood = n * (torch.log(-theta / k) - k - 1)

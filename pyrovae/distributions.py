@@ -1,4 +1,4 @@
-"""Distributions that Pyro and torch do not have, or that are wrong there at the extremes; no networks here."""
+"""Distributions that Pyro and torch lack or compute wrongly at extreme parameters. No networks here."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch.nn.functional import logsigmoid
 
 
 class InDouble(TorchDistribution):
-    """A distribution computed in float64 for values and results of another dtype.
+    """A distribution that is computed in float64 for values and results of another dtype.
 
-    In float32 the terms of a count's log-probability cancel: at counts of a million they are 1e7 nats each and
-    their difference is off by one. The base distribution holds float64 parameters; samples, means and
-    log-probabilities come out in ``dtype``.
+    In float32 the terms of a count's log-probability cancel. For counts of a million, each term is 1e7 nats and
+    their difference is wrong by one nat. The base distribution has float64 parameters. Samples, means,
+    variances and log-probabilities are returned in ``dtype``.
 
     Example:
         >>> fn = InDouble(dist.Poisson(torch.tensor(1e6, dtype=torch.float64)), torch.float32)
@@ -31,7 +31,7 @@ class InDouble(TorchDistribution):
 
     def __init__(self, base_dist: TorchDistribution, dtype: torch.dtype) -> None:
         self.base_dist, self.dtype = base_dist, dtype
-        # What lies in the support the base distribution checks itself, where checks are on.
+        # The base distribution validates values itself.
         super().__init__(base_dist.batch_shape, base_dist.event_shape, validate_args=False)
 
     @property
@@ -64,10 +64,10 @@ class InDouble(TorchDistribution):
 
 
 class ContinuousBernoulli(TorchDistribution):
-    """p(x) = η e^{ηx} / (e^η − 1) on [0, 1], by its logit η; uniform at η = 0.
+    """p(x) = η e^{ηx} / (e^η − 1) on [0, 1], with logit η; uniform at η = 0.
 
-    torch's own clamps the probability to the float's resolution, which makes |η| = 100 into 16 and changes
-    the likelihood. Loaiza-Ganem and Cunningham (2019).
+    torch's ContinuousBernoulli clamps the probability to the float's resolution, which turns |η| = 100 into 16
+    and changes the likelihood. Loaiza-Ganem and Cunningham (2019).
 
     Example:
         >>> float(ContinuousBernoulli(torch.tensor(0.0)).log_prob(torch.tensor(0.3)).exp())
@@ -89,7 +89,7 @@ class ContinuousBernoulli(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         logits, value = broadcast_all(self.logits, value)
-        # log((e^η − 1)/η) = max(η, 0) + log((1 − e^−t)/t), t = |η|: near 0 by its series
+        # log((e^η − 1)/η) = max(η, 0) + log((1 − e^−t)/t), t = |η|; a series replaces it near 0
         t, near = logits.abs(), logits.abs() < 1e-2
         safe = torch.where(near, torch.ones_like(t), t)
         log_ratio = torch.where(near, -t / 2 + t**2 / 24, torch.log(-torch.expm1(-safe) / safe))
@@ -100,13 +100,13 @@ class ContinuousBernoulli(TorchDistribution):
         u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
         t, near = self.logits.abs().expand(shape), (self.logits.abs() < 1e-4).expand(shape)
         safe = torch.where(near, torch.ones_like(t), t)
-        # The quantile function for η < 0, of which the other sign is the mirror image.
+        # The quantile function for η < 0. For η > 0, the result is mirrored.
         low = torch.where(near, u, -torch.log1p(u * torch.expm1(-safe)) / safe).clamp(0, 1)
         return torch.where(self.logits.expand(shape) > 0, 1 - low, low)
 
     @property
     def mean(self) -> Tensor:
-        # 1/(1 − e^−η) − 1/η, near 0 by its series
+        # 1/(1 − e^−η) − 1/η; a series replaces it near 0
         near = self.logits.abs() < 1e-2
         safe = torch.where(near, torch.ones_like(self.logits), self.logits)
         return torch.where(near, 0.5 + self.logits / 12, -1 / torch.expm1(-safe) - 1 / safe)
@@ -134,7 +134,7 @@ class Levels(dist.Categorical):
 
 
 class ZeroInflated(dist.ZeroInflatedDistribution):
-    """Pyro's, by the logits of its gate; one that has been sampled can be expanded, too."""
+    """Pyro's zero-inflated distribution, with the logits of its gate, whose ``expand`` also works after sampling."""
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ZeroInflated:
         batch_shape = Size(batch_shape)
@@ -146,9 +146,9 @@ class ZeroInflated(dist.ZeroInflatedDistribution):
 
 
 def log_sigmoid_difference(upper: Tensor, lower: Tensor) -> Tensor:
-    """log(σ(upper) − σ(lower)) for upper > lower: = log σ(upper) + log σ(−lower) + log(1 − e^(lower − upper))."""
+    """Return log(σ(upper) − σ(lower)) = log σ(upper) + log σ(−lower) + log(1 − e^(lower − upper)), upper > lower."""
     width = upper - lower
-    # log(1 − e^−w), for small and for large w (Mächler 2012)
+    # log(1 − e^−w): one formula for small w, one for large w (Mächler 2012)
     log_gap = torch.where(
         width < math.log(2), torch.log(-torch.expm1(-width)), torch.log1p(-torch.exp(-width))
     )
@@ -156,9 +156,10 @@ def log_sigmoid_difference(upper: Tensor, lower: Tensor) -> Tensor:
 
 
 class DiscretizedLogistic(TorchDistribution):
-    """P(k) = σ((k + ½ − loc)/scale) − σ((k − ½ − loc)/scale) for levels k = 0 … levels − 1, the ends open.
+    """P(k) = σ((k + ½ − loc)/scale) − σ((k − ½ − loc)/scale) for levels k = 0 … levels − 1.
 
-    ``loc`` and ``scale`` in levels. Salimans, Karpathy, Chen and Kingma (2017).
+    The lowest and the highest level also get the mass beyond them. ``loc`` and ``scale`` are in levels.
+    Salimans, Karpathy, Chen and Kingma (2017).
 
     Example:
         >>> fn = DiscretizedLogistic(torch.tensor(100.0), torch.tensor(5.0), levels=256)

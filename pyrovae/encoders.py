@@ -1,7 +1,7 @@
-"""Q_Ψ(z | x): encoders, each a module whose forward returns a Pyro distribution over z.
+"""Q_Ψ(z | x): encoders. Each is a module whose forward returns a Pyro distribution over z.
 
-An encoder's ``forward(x)`` takes rows of shape (batch, ...) and returns a distribution of batch shape
-(batch,) and event shape (latent_dim,). To add one: write ``outputs`` and ``forward``, which begins with
+``forward(x)`` takes rows of shape (batch, ...) and returns a distribution of batch shape (batch,) and event
+shape (latent_dim,). To add an encoder: write ``outputs`` and ``forward``, which begins with
 ``self.encode(x)``, and decorate the class with its name.
 """
 
@@ -24,11 +24,11 @@ REGISTRY: Registry[Encoder] = Registry()
 
 
 class Encoder(nn.Module, ABC):
-    """Base of every family: holds the network, and says how many outputs it has to have.
+    """Base of every family: holds the network and says how many outputs it needs.
 
     Args:
         network: maps rows of x to outputs, (batch, outputs).
-        standardize: applied to the rows before; see ``networks.Standardize``.
+        standardize: applied to the rows before the network; see ``networks.Standardize``.
     """
 
     def __init__(self, network: nn.Module, standardize: Standardize | None = None) -> None:
@@ -37,22 +37,21 @@ class Encoder(nn.Module, ABC):
         self.standardize = standardization(standardize)
 
     def encode(self, x: Tensor) -> Tensor:
-        """What the network makes of rows, standardised where there is a ``Standardize``: (batch, outputs)."""
+        """Return the network's outputs, (batch, outputs), for rows standardised by ``standardize`` if there is one."""
         if self.standardize is None:
             return self.network(x)
         own = next((p.dtype for p in self.network.parameters()), x.dtype)
-        return self.network(
-            self.standardize(x).to(own)
-        )  # rows in float64 are rounded once they are standardised
+        # float64 rows are rounded to the network's dtype only after they are standardised
+        return self.network(self.standardize(x).to(own))
 
     @classmethod
     @abstractmethod
     def outputs(cls, latent_dim: int) -> int:
-        """How many network outputs ``latent_dim`` latent dimensions take."""
+        """Return how many network outputs ``latent_dim`` latent dimensions need."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> dist.TorchDistribution:
-        """Q(z | x) for rows of shape (batch, ...): batch shape (batch,), event shape (latent_dim,)."""
+        """Return Q(z | x) for rows of shape (batch, ...): batch shape (batch,), event shape (latent_dim,)."""
 
 
 @REGISTRY.register("diagonal_normal")
@@ -80,14 +79,14 @@ class DiagonalNormal(Encoder):
 
 @REGISTRY.register("full_rank_normal")
 class FullRankNormal(Encoder):
-    """Q(z | x) = N(z; μ(x), L(x) L(x)ᵀ): a Gaussian with every correlation.
+    """Q(z | x) = N(z; μ(x), L(x) L(x)ᵀ): a Gaussian with a full covariance matrix.
 
     ``network`` maps rows of x to (batch, latent_dim · (latent_dim + 3) / 2): the means, the logarithms of
-    the diagonal of the lower triangular L, then its entries below the diagonal, row by row. Exact where
-    the model is linear and Gaussian. Kingma and Welling (2019), section 2.5.1.
+    the diagonal of the lower triangular L, then its entries below the diagonal, row by row. If the model
+    is linear and Gaussian, the true posterior is in this family. Kingma and Welling (2019), section 2.5.1.
 
     Raises:
-        ValueError: a network whose output width is no such number.
+        ValueError: the network's output width is not of this form.
 
     Example:
         >>> import torch
@@ -108,9 +107,9 @@ class FullRankNormal(Encoder):
         if self.outputs(latent_dim) != width:
             raise checks.bad_value(
                 "network",
-                "latent_dim · (latent_dim + 3) / 2 outputs: means and a triangle",
+                "latent_dim · (latent_dim + 3) / 2 outputs: the means and the triangle of L",
                 str(width),
-                "Give it FullRankNormal.outputs(latent_dim) of them.",
+                "Give it FullRankNormal.outputs(latent_dim) outputs.",
             )
         loc, log_diagonal, below = outputs.split([latent_dim, latent_dim, width - 2 * latent_dim], dim=-1)
         tril = torch.diag_embed(log_diagonal.exp())  # (batch, latent_dim, latent_dim)
@@ -123,14 +122,14 @@ class FullRankNormal(Encoder):
 class Flow(Encoder):
     """Q(z | x): z = f(μ(x) + σ(x) ε; h(x)), ε ~ N(0, I): an inverse autoregressive flow f.
 
-    f is made of transformations z_i ↦ s_i z_i + m_i, whose s_i > 0 and m_i a masked network reads from the
-    entries before z_i and from h. A draw and its log Q take one pass; log Q of another z, which is found
-    back entry by entry, takes ``latent_dim``. Needs zuko: ``pip install 'pyrovae[flows]'``.
+    f consists of transformations z_i ↦ s_i z_i + m_i. A masked network computes s_i > 0 and m_i from h and
+    the entries before z_i. A draw and its log Q take one pass. log Q of another z takes ``latent_dim`` passes,
+    one for each entry. Needs zuko: ``pip install 'pyrovae[flows]'``.
 
     Args:
         network: maps rows of x to (batch, 2 · latent_dim + ``num_features``): the means μ, the log-scales
-            log σ, then h, on which f depends. It has to say how wide it is: ``out_features``.
-        num_transforms: how many transformations, the entries in turn first to last and last to first.
+            log σ, then the features h. It needs an attribute ``out_features`` with that width.
+        num_transforms: how many transformations. They alternate between the order of the entries and its reverse.
         hidden_dims: hidden widths of the masked networks.
         standardize: applied to the rows before the network.
 
@@ -138,7 +137,7 @@ class Flow(Encoder):
 
     Raises:
         ImportError: zuko is not installed.
-        ValueError: a network whose output width cannot be read, or is not such a number.
+        ValueError: the network's output width cannot be read or is not of this form.
 
     Example:
         >>> import torch
@@ -166,7 +165,7 @@ class Flow(Encoder):
                 "network",
                 f"2 · latent_dim + {self.num_features} outputs: means, log-scales and features",
                 f"a {type(network).__name__} without out_features" if width is None else str(width),
-                "Give it Flow.outputs(latent_dim) of them, and name them in out_features.",
+                "Give it Flow.outputs(latent_dim) outputs, and store that number in out_features.",
             )
         self.transform = (
             flows.zuko()

@@ -1,6 +1,6 @@
 """Normalizing flows: zuko's transformations as a Pyro distribution.
 
-zuko comes with the extra ``pyrovae[flows]`` and is imported by the first flow that is built.
+zuko is installed by the extra ``pyrovae[flows]`` and is imported by the first flow that is built.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pyrovae import checks
 
 
 def zuko() -> Any:
-    """The package zuko.
+    """Return the package zuko.
 
     Raises:
         ImportError: it is not installed.
@@ -35,7 +35,7 @@ def zuko() -> Any:
             )
         ) from error
     finally:
-        # zuko 1.6 switches the checks of torch's distributions off, for the whole process.
+        # zuko 1.6 switches off the checks of torch's distributions in the whole process.
         torch.distributions.Distribution.set_default_validate_args(validates)
     return zuko
 
@@ -43,8 +43,8 @@ def zuko() -> Any:
 class NormalizingFlow(dist.TorchDistribution):
     """z = f(ε), ε ~ base: log P(z) = log base(ε) − log |det ∂f/∂ε|, over real vectors.
 
-    log P of a z that this very object drew comes from the ε that made it, exactly and without an inverse;
-    of any other z, from ε = f⁻¹(z). Rezende and Mohamed (2015).
+    For a z that this object drew, log P uses the ε of the draw and is exact without an inverse.
+    For any other z, it uses ε = f⁻¹(z). Rezende and Mohamed (2015).
 
     Args:
         base: distribution of ε, event shape (dim,).
@@ -62,23 +62,23 @@ class NormalizingFlow(dist.TorchDistribution):
         super().__init__(base.batch_shape, base.event_shape)
 
     def expand(self, batch_shape: Any, _instance: None = None) -> NormalizingFlow:
-        """The same over a larger batch; the context of ``transform`` is broadcast."""
+        """Return the distribution over a larger batch; the context of ``transform`` is broadcast."""
         return NormalizingFlow(self.base.expand(batch_shape), self.transform)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """z, shape (*sample_shape, *batch_shape, dim)."""
+        """Return z, shape (*sample_shape, *batch_shape, dim)."""
         noise = self.base.rsample(sample_shape)
         z, log_det = self.transform.call_and_ladj(noise)
         self._drawn = (z, self.base.log_prob(noise) - log_det, torch.is_grad_enabled())
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log P(z), shape (..., *batch_shape), in nats."""
+        """Return log P(z), shape (..., *batch_shape), in nats."""
         if self._validate_args:
             self._validate_sample(value)
         if self._drawn is not None:
             z, log_prob, with_graph = self._drawn
-            # What was drawn without gradients knows none.
+            # A draw without gradients has no graph, so compute log P again.
             if value is z and with_graph == torch.is_grad_enabled():
                 return log_prob
         noise, log_det = self.transform.inv.call_and_ladj(value)

@@ -1,4 +1,4 @@
-"""What frames know beside their numbers: the names of their columns and the index of their rows. No import of pandas."""
+"""Column names and row indices of DataFrames, without importing pandas."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 
 
 def names(x: Any) -> tuple[str, ...] | None:
-    """The names of a frame's columns, or of a series with a name; None where there are none.
+    """Return the names of a frame's columns, or of a series with a name; None if there are none.
 
-    Numbers are no names: they are what a frame has that was made of an array. As in scikit-learn, but names of
-    several levels count, and so do names beside numbers.
+    Columns that are all numbers have no names, because pandas numbers the columns of frames made from arrays.
+    Unlike in scikit-learn, names of several levels count, and so do names mixed with numbers.
     """
     if not hasattr(x, "to_numpy"):
         return None
@@ -29,15 +29,15 @@ def _is_number(name: Any) -> bool:
 
 
 def whole(value: Any) -> Any:
-    """A frame or series of whole numbers or booleans as an array of their own type; anything else as it is."""
+    """Return a frame or series of whole numbers or booleans as an array of their own type; other values unchanged."""
     if not hasattr(value, "to_numpy"):
         return value
     dtypes: Any = getattr(value, "dtypes", None)
     if hasattr(dtypes, "items"):
         whole_numbers = len(dtypes) and all(getattr(t, "kind", "O") in "biu" for t in dtypes)
-        if not whole_numbers or value.isna().to_numpy().any():  # nullable columns may lack some
+        if not whole_numbers or value.isna().to_numpy().any():  # nullable columns may have missing values
             return value
-        # Without a type pandas makes objects of numbers beside booleans.
+        # Without a dtype, pandas turns numbers beside booleans into objects.
         kinds = ["?" if t.kind == "b" else f"{t.kind}{getattr(t, 'itemsize', 8)}" for t in dtypes]
         array = value.to_numpy(dtype=np.result_type(*kinds))
     else:
@@ -46,7 +46,7 @@ def whole(value: Any) -> Any:
 
 
 def difference(came: tuple[str, ...], expected: tuple[str, ...]) -> str:
-    """In words, the first difference between the names that came and the expected ones."""
+    """Return the first difference between the names that came and the expected ones, in words."""
     for column, (here, there) in enumerate(zip(came, expected, strict=False)):
         if here != there:
             return f"{here!r} instead of {there!r} in column {column}"
@@ -56,20 +56,20 @@ def difference(came: tuple[str, ...], expected: tuple[str, ...]) -> str:
 
 
 def index(x: Any) -> Any:
-    """The index of a frame's or a series's rows; None where there is none."""
+    """Return the index of a frame's or series's rows, or None."""
     found = getattr(x, "index", None) if hasattr(x, "to_numpy") else None
     return found if hasattr(found, "get_indexer") else None
 
 
 class Misaligned(Exception):
-    """Why a frame or series can't be brought into the order of an index, in words."""
+    """The reason, in words, why a frame or series cannot be aligned with an index."""
 
 
 def aligned(value: Any, rows: Any) -> Any:
-    """A frame or series in the order of the index ``rows``; anything without an index as it is.
+    """Return a frame or series in the order of the index ``rows``; values without an index unchanged.
 
     Raises:
-        Misaligned: an index that does not hold the same labels, or not each of them once.
+        Misaligned: the index does not hold the same labels, or not each of them once.
     """
     own = index(value)
     if own is None or rows is None or own.equals(rows):

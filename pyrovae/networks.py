@@ -1,4 +1,4 @@
-"""Plain torch networks: no Pyro here."""
+"""Plain torch networks, without Pyro."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ class MLP(nn.Module):
     """A multilayer perceptron: linear layers with an activation between them, none after the last.
 
     Args:
-        in_features: width of a row that goes in.
+        in_features: width of an input row.
         hidden_dims: widths of the hidden layers; ``()`` makes the network affine.
-        out_features: width of a row that comes out.
+        out_features: width of an output row.
         activation: one of ``networks.ACTIVATIONS``.
         normalization: "none", "layer" (Ba, Kiros and Hinton 2016) or "batch" (Ioffe and Szegedy 2015),
-            before every activation. Batch normalisation trains on minibatches of two rows or more.
-        dropout: the share of hidden units left out at random after every activation (Srivastava et al.
-            2014). Off at evaluation, as batch normalisation's batches are.
+            before every activation. Batch normalisation needs minibatches of at least two rows in training.
+        dropout: the share of hidden units dropped at random after every activation (Srivastava et al.
+            2014). In evaluation mode nothing is dropped, and batch normalisation uses running statistics.
 
-    Input of shape (batch, in_features); output of shape (batch, out_features). A row of more dims
-    (an image) is flattened first.
+    Input of shape (batch, in_features); output of shape (batch, out_features). Rows with more dims, such
+    as images, are flattened first.
 
     Raises:
-        ValueError: a row that does not have ``in_features`` entries.
+        ValueError: rows do not have ``in_features`` entries.
 
     Example:
         >>> import torch
@@ -72,7 +72,7 @@ class MLP(nn.Module):
         checks.choice("normalization", normalization, tuple(NORMALIZATIONS))
         if checks.positive("dropout", dropout, or_zero=True) >= 1:
             raise checks.bad_value(
-                "dropout", "a share of the units, from 0 to below 1", repr(dropout), "Pass 0.1, say."
+                "dropout", "a share of the units, at least 0 and below 1", repr(dropout), "Pass 0.1, say."
             )
         self.in_features = checks.integer("in_features", in_features)
         self.out_features = checks.integer("out_features", out_features)
@@ -93,19 +93,19 @@ class MLP(nn.Module):
 
 @REGISTRY.register("conv_encoder")
 class ConvEncoder(nn.Module):
-    """Convolutions that halve an image again and again, and a linear layer: images in, rows out.
+    """Convolutions, each of which halves an image, and a linear layer: takes images and returns rows.
 
     Args:
         in_shape: (channels, height, width) of an image.
-        out_features: width of a row that comes out.
-        channels: of each convolution, 3 × 3 with stride 2; a side of n pixels becomes one of ⌈n/2⌉.
+        out_features: width of an output row.
+        channels: output channels of each convolution, 3 × 3 with stride 2; a side of n pixels becomes ⌈n/2⌉.
         activation: one of ``networks.ACTIVATIONS``, after every convolution.
 
-    Input of shape (batch, channels, height, width), or flat: (batch, channels · height · width); output
-    of shape (batch, out_features). Strides in place of pooling: Springenberg et al. (2015).
+    Input of shape (batch, channels, height, width) or, flat, (batch, channels · height · width). Output
+    of shape (batch, out_features). Strides replace pooling, as in Springenberg et al. (2015).
 
     Raises:
-        ValueError: a row that does not have as many entries as such an image.
+        ValueError: rows do not have as many entries as such an image.
 
     Example:
         >>> import torch
@@ -140,18 +140,18 @@ class ConvEncoder(nn.Module):
 
 @REGISTRY.register("conv_decoder")
 class ConvDecoder(nn.Module):
-    """A linear layer, and transposed convolutions that double an image again and again: rows in, images out.
+    """A linear layer and transposed convolutions, each of which doubles an image: takes rows and returns images.
 
     Args:
-        in_features: width of a row that goes in.
+        in_features: width of an input row.
         out_shape: (channels, height, width) of an image.
-        outputs_per_dimension: numbers that come out for every entry of the image, as the likelihood says:
-            first all of the first kind, then all of the second, on the last dim.
-        channels: that go into each transposed convolution, 3 × 3 with stride 2.
+        outputs_per_dimension: how many numbers the likelihood needs for every entry of the image. On the last
+            dim, all outputs of the first kind come first, then all of the second.
+        channels: input channels of each transposed convolution, 3 × 3 with stride 2.
         activation: one of ``networks.ACTIVATIONS``, before every transposed convolution.
-        flat: whether rows come out, for a likelihood of flat rows, or images.
+        flat: True returns flat rows, for a likelihood of flat rows; False returns images.
 
-    Input of shape (batch, in_features); output of shape (batch, ``out_features``), or of shape (batch,
+    Input of shape (batch, in_features). Output of shape (batch, ``out_features``), or of shape (batch,
     channels, height, outputs_per_dimension · width) with ``flat=False``. Radford, Metz and Chintala (2016).
 
     Example:
@@ -175,7 +175,7 @@ class ConvDecoder(nn.Module):
         self.out_shape = _image("out_shape", out_shape)
         self.outputs_per_dimension = checks.integer("outputs_per_dimension", outputs_per_dimension)
         self.flat = checks.boolean("flat", flat)
-        #: Numbers that come out for a row.
+        #: How many numbers the network returns for a row.
         self.out_features = self.outputs_per_dimension * math.prod(self.out_shape)
         depths = [*widths("channels", channels), self.outputs_per_dimension * self.out_shape[0]]
         sizes = _halvings(self.out_shape, len(depths) - 1)[::-1]  # from the smallest to the image's own
@@ -184,7 +184,7 @@ class ConvDecoder(nn.Module):
             nn.Unflatten(1, (depths[0], *sizes[0])),
         ]
         for (depth, following), (small, large) in zip(pairwise(depths), pairwise(sizes), strict=True):
-            # a side of n pixels becomes one of 2n − 1, and of one more where it was even
+            # a side of n pixels becomes 2n − 1, and one more if the target side is even
             more = (large[0] - 2 * small[0] + 1, large[1] - 2 * small[1] + 1)
             layers += [
                 ACTIVATIONS[activation](),
@@ -202,17 +202,17 @@ class ConvDecoder(nn.Module):
 
 @REGISTRY.register("standardize")
 class Standardize(nn.Module):
-    """x ↦ (x − loc) / scale, column by column, learned from the rows that a model is first fitted to.
+    """x ↦ (x − loc) / scale for each column, learned from the rows that a model is first fitted to.
 
-    Put one into an encoder, whose inputs it standardises, and the same one into a likelihood of real values,
-    whose location and scale it takes back to x's own units: the networks work on numbers of size one, and
-    log P(x) stays a density of x. Until rows have been seen it changes nothing. Learned from rows in float64,
-    ``loc`` and ``scale`` are in float64 too, whatever the dtype of the networks: the difference is taken before it is
-    rounded.
+    Pass one ``Standardize`` to an encoder and the same one to a likelihood of real values. It standardises the
+    encoder's inputs and converts the likelihood's location and scale to x's own units. The networks then work on
+    numbers of size one, and log P(x) stays a density of x. Before it has learned from rows it is the identity.
+    If it learns from float64 rows, ``loc`` and ``scale`` are float64 whatever the networks' dtype, so that x − loc
+    is computed before rounding.
 
     Args:
         num_features: entries in a row.
-        log: whether log x is standardised, for positive x.
+        log: whether to standardise log x instead, for positive x.
 
     Input of shape (batch, ...); output of the same shape.
 
@@ -237,12 +237,12 @@ class Standardize(nn.Module):
         self.register_buffer("learned", torch.tensor(False))
 
     def learn(self, x: Tensor) -> None:
-        """Take loc and scale from the columns' means and standard deviations; a column of one value keeps scale 1."""
+        """Set loc and scale to the columns' means and standard deviations. A constant column keeps scale 1."""
         mean, squares = torch.zeros(2, self.num_features, dtype=torch.float64, device=x.device)
         for start, block in checks.blocks(_rows_of(self.num_features, x)):
             rows = block.double().log() if self.log else block.double()
             variance, centre = torch.var_mean(rows, dim=0, correction=0)
-            # means and squared deviations, merged block by block (Chan, Golub and LeVeque 1983)
+            # merge means and squared deviations block by block (Chan, Golub and LeVeque 1983)
             weight = len(rows) / (start + len(rows))
             squares = squares + len(rows) * (variance + (1 - weight) * (centre - mean) ** 2)
             mean = mean + weight * (centre - mean)
@@ -256,13 +256,13 @@ class Standardize(nn.Module):
         self.learned.fill_(True)
 
     def forget(self, dtype: torch.dtype | None = None) -> None:
-        """Back to changing nothing, in a dtype."""
+        """Become the identity again, with ``loc`` and ``scale`` in a dtype."""
         self.loc = torch.zeros_like(self.loc, dtype=dtype)
         self.scale = torch.ones_like(self.scale, dtype=dtype)
         self.learned.fill_(False)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Standardize:
-        """Keep float64 where a cast of the module would move ``loc`` by more than rounding of what is standardised."""
+        """Keep float64 if a cast would move ``loc`` by more than the rounding of standardised values."""
         loc, scale = self.loc, self.scale
         super()._apply(fn, recurse)
         if loc.device.type != "meta" != self.loc.device.type:
@@ -272,7 +272,7 @@ class Standardize(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        """Take the dtype of ``loc`` and ``scale`` over with their values."""
+        """Load ``loc`` and ``scale`` with their dtype."""
         for name in ("loc", "scale"):
             value = state_dict.get(prefix + name)
             if isinstance(value, Tensor) and value.dtype == torch.float64:
@@ -289,7 +289,7 @@ class Standardize(nn.Module):
 
 @contextmanager
 def standardizing(modules: Iterable[nn.Module], x: Tensor) -> Iterator[None]:
-    """Let every ``Standardize`` among modules that has seen no rows yet learn from x; forgotten if the block raises."""
+    """Let every ``Standardize`` among modules that has not learned yet learn from x; undo it if the block raises."""
     new = [module for module in modules if isinstance(module, Standardize) and not module.learned]
     before = [module.loc.dtype for module in new]
     try:
@@ -303,18 +303,18 @@ def standardizing(modules: Iterable[nn.Module], x: Tensor) -> Iterator[None]:
 
 
 def widths(argument: str, values: Any) -> tuple[int, ...]:
-    """``values`` as the widths of layers, each a whole number ≥ 1; raises ``TypeError`` or ``ValueError``."""
+    """Return ``values`` as widths of layers, whole numbers ≥ 1; raises ``TypeError`` or ``ValueError``."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise checks.bad_type(argument, "a sequence of widths", checks.shown(values), "Pass a tuple.")
     return tuple(checks.integer(argument, value) for value in values)
 
 
 def standardization(value: Standardize | None) -> Standardize | None:
-    """``value`` if it is a ``Standardize`` or None; raises ``TypeError``."""
+    """Return ``value`` if it is a ``Standardize`` or None; raises ``TypeError``."""
     if value is not None and not isinstance(value, Standardize):
         raise checks.bad_type(
             "standardize",
-            "a networks.Standardize, or None",
+            "a networks.Standardize or None",
             checks.shown(value),
             "Pass Standardize(columns).",
         )
@@ -322,7 +322,7 @@ def standardization(value: Standardize | None) -> Standardize | None:
 
 
 def output_width(network: nn.Module) -> int | None:
-    """The width of what ``network`` puts out, where it says so: its ``out_features``, else its last layer's."""
+    """Return the output width of ``network``: its ``out_features``, or those of its last layer; None if unknown."""
     if isinstance(network, nn.Sequential) and len(network):
         return output_width(network[-1])
     width = getattr(network, "out_features", None)
@@ -330,20 +330,20 @@ def output_width(network: nn.Module) -> int | None:
 
 
 def _rows_of(width: int, x: Tensor, argument: str = "x") -> Tensor:
-    """Rows flattened to (batch, width); refused where they are of another width."""
+    """Return rows flattened to (batch, width); raises ``ValueError`` if their width differs."""
     rows = x.flatten(1) if x.dim() > 1 else x[:, None]
     if rows.shape[-1] != width:
         raise checks.bad_value(
             argument,
             f"rows of width {width}",
             f"rows of width {rows.shape[-1]}, x of shape {tuple(x.shape)}",
-            f"{_as_rows(width, x)} Or build the network for these.",
+            f"{_as_rows(width, x)} Or build the network for this width.",
         )
     return rows
 
 
 def _as_rows(width: int, x: Tensor) -> str:
-    """What to pass in place of x, for rows of ``width`` columns."""
+    """Return the advice for rows x that do not have ``width`` columns."""
     if x.dim() == 2 and len(x) == width:
         return "Pass x.T: rows lie on dim 0."
     if x.dim() == 1 and len(x) == width:
@@ -354,13 +354,13 @@ def _as_rows(width: int, x: Tensor) -> str:
 
 
 def check_width(network: nn.Module, x: Tensor, argument: str = "x") -> None:
-    """Refuse rows that an MLP is not as wide as; other networks are asked by running them."""
+    """Raise ``ValueError`` if the width of rows differs from an MLP's. Other networks are checked by running them."""
     if isinstance(network, MLP):
         _rows_of(network.in_features, x, argument)
 
 
 def _image(argument: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape of an image."""
+    """Return ``shape`` as the shape of an image; raises ``TypeError`` or ``ValueError``."""
     shape = widths(argument, shape)
     if len(shape) != 3:
         raise checks.bad_value(
@@ -370,7 +370,7 @@ def _image(argument: str, shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _halvings(shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
-    """(height, width) of an image, and after each of so many convolutions with stride 2."""
+    """Return (height, width) of an image, before and after each of ``times`` convolutions with stride 2."""
     sizes = [(shape[1], shape[2])]
     for _ in range(times):
         sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))

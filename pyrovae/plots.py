@@ -1,4 +1,4 @@
-"""Figures: frames and arrays in, matplotlib axes filled. People look before they read."""
+"""Figures: functions that draw frames and arrays into matplotlib axes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def training_curves(axes: Axes, frame: pd.DataFrame, title: str = "") -> None:
-    """The ELBO of every epoch, split into rate and reconstruction, in nats a row."""
+    """Draw the ELBO of every epoch and its parts, rate and reconstruction, in nats a row."""
     _check(axes, title)
     _check_frame("frame", frame, ("epoch", "elbo", "rate", "reconstruction"), "fit's history.frame")
     for column, style in (("reconstruction", "C0"), ("elbo", "C1"), ("rate", "C2")):
@@ -38,9 +38,9 @@ def image_grid(
     title: str = "",
     limits: tuple[float, float] | None = None,
 ) -> None:
-    """Rows drawn as grey images in a grid, ``columns`` a line.
+    """Draw rows as grey images in a grid with ``columns`` images a line.
 
-    ``rows`` of shape (rows, height · width); ``limits`` are drawn white and black, the extremes where None.
+    ``rows`` has shape (rows, height · width). ``limits`` are the values drawn white and black; None means the extremes.
     """
     _check(axes, title)
     checks.integer("columns", columns)
@@ -72,7 +72,7 @@ def image_grid(
 
 
 def pareto_k(axes: Axes, evidences: Sequence[tuple[str, LogEvidence]], title: str = "") -> None:
-    """k-hat of every row, sorted, one curve a model; the rows above the line are not to be believed."""
+    """Draw k-hat of every row, sorted, one curve a model. Rows above the line are not trusted."""
     _check(axes, title)
     for entry in evidences if isinstance(evidences, Sequence) and len(evidences) else [evidences]:
         if not (isinstance(entry, tuple | list) and len(entry) == 2 and isinstance(entry[1], LogEvidence)):
@@ -86,8 +86,8 @@ def pareto_k(axes: Axes, evidences: Sequence[tuple[str, LogEvidence]], title: st
         ordered = np.sort(evidence.pareto_k)
         axes.plot(np.arange(1, len(ordered) + 1), ordered, ".", markersize=3, label=label)
     limit = k_threshold(max(evidence.num_samples for _, evidence in evidences) or 5000)
-    axes.axhline(limit, color="k", linewidth=1, label=f"believed up to {limit:.2f}")
-    # A few rows far above the line would flatten the rest; they are beyond belief either way.
+    axes.axhline(limit, color="k", linewidth=1, label=f"trusted up to {limit:.2f}")
+    # A few rows far above the line would flatten the rest, and none of them is trusted either way.
     every = np.concatenate([evidence.pareto_k for _, evidence in evidences])
     top = (
         max(1.0, float(np.nanquantile(every[np.isfinite(every)], 0.99))) if np.isfinite(every).any() else 1.0
@@ -98,10 +98,10 @@ def pareto_k(axes: Axes, evidences: Sequence[tuple[str, LogEvidence]], title: st
 
 
 def plot_compare(axes: Axes, table: pd.DataFrame, title: str = "") -> None:
-    """What ``compare`` found: each model's elpd ± its error over rows, and ± the paired error of the difference.
+    """Draw the result of ``compare``: each model's elpd ± its error over rows, and ± the paired error of the difference.
 
-    Best at the top. The hollow mark is the best model's elpd plus the difference to it, its bar the error of
-    that difference: models whose bar reaches the dotted line can't be told from the best.
+    The best model is at the top. A hollow mark is the best model's elpd plus the difference to it, and its bar the error
+    of that difference. Models whose bar reaches the dotted line are not clearly worse than the best.
     """
     _check(axes, title)
     _check_frame("table", table, ("elpd", "se", "dse"), "what compare returns")
@@ -124,7 +124,7 @@ def plot_compare(axes: Axes, table: pd.DataFrame, title: str = "") -> None:
 
 
 def convergence(axes: Axes, frame: pd.DataFrame, title: str = "") -> None:
-    """What ``evidence.convergence`` found: the lower bound climbing with K, and estimates beside it."""
+    """Draw the result of ``evidence.convergence``: the lower bound rising with K, and estimates beside it."""
     _check(axes, title)
     _check_frame(
         "frame",

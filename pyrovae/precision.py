@@ -1,4 +1,4 @@
-"""How exactly float32 matrices are multiplied: torch's setting is the process's, and borrowed here for a block."""
+"""Precision of float32 matrix products: changes torch's setting, which holds for the whole process, for a block."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PRECISIONS = ("highest", "medium")
 
 
 def check_precision(precision: object, dtype: torch.dtype, device: torch.device) -> str:
-    """``precision`` where it is one of ``PRECISIONS`` and there is a difference on this processor.
+    """Return ``precision`` if it is one of ``PRECISIONS`` and makes a difference on this processor.
 
     Raises:
-        TypeError, ValueError: another value; or "medium" where products would be as with "highest".
+        TypeError, ValueError: another value; or "medium" if products would equal those of "highest".
     """
     name = checks.choice("precision", precision, PRECISIONS)
     if name == "medium":
@@ -36,12 +36,12 @@ def check_precision(precision: object, dtype: torch.dtype, device: torch.device)
 @contextmanager
 def products(precision: str) -> Iterator[None]:
     """Run a block in which float32 matrices are multiplied in float32 ("highest") or bfloat16 ("medium")."""
-    torch_backends: Any = torch.backends  # its members are made at run time, and types don't know them
+    torch_backends: Any = torch.backends  # its members are created at run time, so mypy does not know them
     backends = [torch_backends.mkldnn.matmul, torch_backends.cuda.matmul]
     each = [backend.fp32_precision for backend in backends]
     try:
         before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # set for one backend and not for another
+    except RuntimeError:  # the backends' settings differ
         before = precision
     torch.set_float32_matmul_precision(precision)
     try:

@@ -1,7 +1,7 @@
-"""P_Ω(z): priors, each a module whose forward returns a Pyro distribution over one row's z.
+"""P_Ω(z): priors. Each is a module whose forward returns a Pyro distribution over one row's z.
 
-A prior's ``forward()`` takes nothing and returns a distribution of batch shape () and event shape
-(latent_dim,). To add one: write the class and decorate it with its name.
+``forward()`` takes no arguments and returns a distribution of batch shape () and event shape
+(latent_dim,). To add a prior: write the class and decorate it with its name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REGISTRY: Registry[nn.Module] = Registry()
 
 @REGISTRY.register("standard_normal")
 class StandardNormal(nn.Module):
-    """P(z) = N(z; 0, I), z of shape (latent_dim,). Nothing to learn.
+    """P(z) = N(z; 0, I), z of shape (latent_dim,). It has no parameters.
 
     Example:
         >>> StandardNormal(3)().event_shape
@@ -37,7 +37,7 @@ class StandardNormal(nn.Module):
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
         self.latent_dim = checks.integer("latent_dim", latent_dim)
-        # Buffers, so that .double() and .to(device) carry them along; not state worth saving.
+        # Buffers, so that .double() and .to(device) convert them; not saved, because they are constants.
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
@@ -47,7 +47,7 @@ class StandardNormal(nn.Module):
 
 @REGISTRY.register("gaussian")
 class Gaussian(nn.Module):
-    """P(z) = N(z; m, diag s²), z of shape (latent_dim,): location m and log-scale log s learned, from N(0, I) on.
+    """P(z) = N(z; m, diag s²), z of shape (latent_dim,). m and log s are learned, starting from N(0, I).
 
     Example:
         >>> Gaussian(3)().event_shape
@@ -66,12 +66,12 @@ class Gaussian(nn.Module):
 
 @REGISTRY.register("gaussian_mixture")
 class GaussianMixture(nn.Module):
-    """P(z) = Σ_k w_k N(z; m_k, diag s_k²): weights, locations and log-scales learned.
+    """P(z) = Σ_k w_k N(z; m_k, diag s_k²): weights, locations and log-scales are learned.
 
     Args:
         latent_dim: entries of z.
-        num_components: K. The locations start at draws of N(0, I), so that the components differ, the
-            scales at 1 and the weights at 1/K.
+        num_components: K. The locations start at draws of N(0, I), so that the components differ. The
+            scales start at 1 and the weights at 1/K.
 
     z has shape (latent_dim,). Dilokthanakul et al. (2016).
 
@@ -99,17 +99,17 @@ class VampPrior(nn.Module):
     """P(z) = 1/K Σ_k Q_Ψ(z | u_k): a mixture of the encoder at K learned pseudo-inputs u_k.
 
     Args:
-        encoder: the encoder of the same VAE. The prior refers to it and does not own it: its parameters
-            are the VAE's, which holds them once in ``parameters()`` and in ``state_dict()``. It is
-            therefore the VAE that ``.double()`` and ``.to(device)`` are called on.
-        pseudo_inputs: where the u_k start, shaped like K rows of x: some training rows do. Tensor, numpy
-            array or DataFrame; copied.
+        encoder: the encoder of the same VAE. The prior only refers to it. The VAE owns its parameters and
+            holds them once in ``parameters()`` and in ``state_dict()``. Call ``.double()`` and
+            ``.to(device)`` on the VAE, therefore, not on the prior.
+        pseudo_inputs: the starting values of the u_k, shaped like K rows of x, such as K training rows.
+            Tensor, numpy array or DataFrame; copied.
 
-    z has shape (latent_dim,). A network with batch normalisation sees the pseudo-inputs as a batch of
-    their own; layer normalisation does without. Tomczak and Welling (2018).
+    z has shape (latent_dim,). A network with batch normalisation treats the pseudo-inputs as one batch of
+    their own; layer normalisation does not depend on batches. Tomczak and Welling (2018).
 
     Raises:
-        TypeError, ValueError: an encoder that is no torch module; pseudo-inputs that are no finite rows.
+        TypeError, ValueError: the encoder is not a torch module; the pseudo-inputs are not finite rows.
 
     Example:
         >>> from pyrovae.encoders import DiagonalNormal
@@ -123,7 +123,7 @@ class VampPrior(nn.Module):
 
     def __init__(self, encoder: nn.Module, pseudo_inputs: Any) -> None:
         super().__init__()
-        # In __dict__, so that torch does not register it a second time beside the VAE's own.
+        # In __dict__, so that torch does not register the VAE's encoder a second time.
         self.__dict__["encoder"] = checks.module("encoder", encoder)
         rows = checks.rows(pseudo_inputs, dtype=None, argument="pseudo_inputs")
         self.pseudo_inputs = nn.Parameter(rows.clone())
@@ -137,13 +137,13 @@ class VampPrior(nn.Module):
 class Flow(nn.Module):
     """P(z) = N(f(z); 0, I) |det ∂f/∂z|: a neural spline flow f, learned.
 
-    Every transformation of f is autoregressive: a monotonic rational-quadratic spline on [−5, 5] of each
-    entry, the identity outside, whose knots a masked network reads from the entries before it. log P(z)
-    takes one pass; a draw takes ``latent_dim``. Needs zuko: ``pip install 'pyrovae[flows]'``.
+    Every transformation of f is autoregressive. It maps each entry of z by a monotonic rational-quadratic
+    spline on [−5, 5] and by the identity outside. A masked network computes the knots from the entries before.
+    log P(z) takes one pass; a draw takes ``latent_dim``. Needs zuko: ``pip install 'pyrovae[flows]'``.
 
     Args:
         latent_dim: entries of z.
-        num_transforms: how many transformations, the entries in turn first to last and last to first.
+        num_transforms: how many transformations. They alternate between the order of the entries and its reverse.
         hidden_dims: hidden widths of the masked networks.
 
     z has shape (latent_dim,). Durkan et al. (2019); Papamakarios, Pavlakou and Murray (2017).
@@ -178,6 +178,6 @@ class Flow(nn.Module):
 
 
 class _Mixture(dist.MixtureSameFamily):
-    """A mixture over real vectors. torch's own support has no bijection, which methods that move z ask for."""
+    """A mixture over real vectors. The support of torch's mixture has no bijection, which HMC and others need."""
 
     support = constraints.real_vector

@@ -9,16 +9,16 @@ from typing import Any
 
 
 class Progress:
-    """Counts steps of a known total and shows how far, how fast and how long yet.
+    """Counts steps of a known total and shows the count, the rate and the time left.
 
     Args:
-        description: what is going on.
+        description: what is running.
         total: how many steps there are.
-        unit: what a step is called.
+        unit: the name of a step.
         show: False shows nothing.
 
-    Used as a context manager; ``advance`` counts. A bar (rich) where standard error is a terminal; a
-    plain line at most every ten seconds, and one at the end, where it is a file or a pipe.
+    A context manager; ``advance`` counts. If standard error is a terminal, it shows a bar (rich). If it is a file or a
+    pipe, it prints a line at most every ten seconds, and one at the end.
     """
 
     _SECONDS_BETWEEN_LINES = 10.0
@@ -50,7 +50,7 @@ class Progress:
         return self
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """Count ``steps`` more; ``note`` is shown beside the rate until the next."""
+        """Count ``steps`` more and show ``note`` next to the rate until the next note."""
         self.done += steps
         self._note = note or self._note
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""A registry of families: a class is one line away from being found by its name, and rebuilt from its arguments."""
+"""Registries of families: one decorator line registers a class by name and records its constructor's arguments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Registry(dict[str, type[T]]):
     """Module classes by name, the class name in snake case."""
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Class decorator: put a class in under ``name``; its instances record their constructor's arguments."""
+        """Return a class decorator that registers a class as ``name`` and records its constructor's arguments."""
 
         def add(cls: type[T]) -> type[T]:
             self[name] = cls
@@ -28,14 +28,14 @@ class Registry(dict[str, type[T]]):
 
 
 def _record_arguments(cls: type[nn.Module]) -> None:
-    """Let every instance of ``cls``, though not of its subclasses, keep what it was built from in ``.arguments``."""
+    """Make instances of ``cls``, but not of its subclasses, store their constructor's arguments in ``.arguments``."""
     construct = cls.__init__
     signature = inspect.signature(construct)
 
     @functools.wraps(construct)
     def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         construct(self, *args, **kwargs)
-        if type(self) is cls:  # a subclass that calls this has arguments of its own
+        if type(self) is cls:  # a subclass that calls this has other arguments
             bound = signature.bind(self, *args, **kwargs)
             names = list(bound.arguments)[1:]  # without self
             vars(self)["arguments"] = {name: bound.arguments[name] for name in names}
@@ -44,15 +44,15 @@ def _record_arguments(cls: type[nn.Module]) -> None:
 
 
 def rebuild(module: nn.Module, memo: dict[int, nn.Module] | None = None) -> nn.Module:
-    """A new module, built as ``module`` was: the same class and arguments, fresh weights.
+    """Return a new module of the same class and arguments as ``module``, with fresh weights.
 
-    Modules among the arguments are rebuilt in turn. One of no registry is copied, weights and all. What
-    was put in a module's place after its construction is not known here.
+    Modules among the arguments are rebuilt in turn. A module of no registered class is copied with its
+    weights. ``rebuild`` does not know about modules that were replaced after construction.
 
     Args:
         module: an instance of a registered class, or any torch module.
-        memo: what has been rebuilt, by the id of its original, as in ``copy.deepcopy``: pass one dict to
-            several calls where modules are shared, as a ``VampPrior`` shares the encoder.
+        memo: rebuilt modules by the id of their originals, as in ``copy.deepcopy``. Pass one dict to
+            several calls if modules are shared, as a ``VampPrior`` shares the encoder.
 
     Example:
         >>> from pyrovae import encoders

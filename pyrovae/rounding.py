@@ -1,4 +1,4 @@
-"""Casts that say what they lose: by column, against how much the column varies. Tensors in, tensors out."""
+"""Casts that report what they lose in each column, relative to the column's standard deviation."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: A cast may move an entry by so much of its column's standard deviation.
+#: A cast may move an entry by this share of its column's standard deviation.
 TOLERANCE = 1e-4
-# The same for a column whose spread is not known, since it has one value: in its own units.
+# The same for a column of one value, whose standard deviation is unknown: in the column's own units.
 _OF_ONE_VALUE = 1e-2
-# Rows looked at for the spread around each value, which outliers and clusters far apart do not widen.
+# How many rows to sample for the spread around each value, which outliers and distant clusters do not widen.
 _SAMPLED = 256
-# Values that differ by less than this, relative to their size, differ by rounding in float64 alone.
+# Values whose relative difference is below this differ by rounding in float64 only.
 _JITTER = 1e-12
 # Entries in a block of rows.
 _BLOCK = 2**20
@@ -27,9 +27,9 @@ _BITS = {
 
 @dataclass(frozen=True)
 class Loss:
-    """What a cast would change: how many entries, the first one's place, both its values, and the column's spread.
+    """The changes by a cast: how many entries, the first one's place, its value before and after, its column's spread.
 
-    ``spread`` is None where a whole number was changed, and 0 for a column of one value.
+    ``spread`` is None if a whole number was changed, and 0 for a column of one value.
     """
 
     count: int
@@ -40,7 +40,7 @@ class Loss:
 
 
 def holds(source: torch.dtype, target: torch.dtype) -> bool:
-    """Whether every number of one dtype is one of the other."""
+    """Return whether one dtype can represent every number of another."""
     if source == target:
         return True
     if source.is_floating_point:
@@ -50,22 +50,23 @@ def holds(source: torch.dtype, target: torch.dtype) -> bool:
 
 
 def cast(x: Tensor, dtype: torch.dtype, spread: Tensor | None = None) -> tuple[Tensor, Loss | None]:
-    """``x`` in a float dtype, and what that changes of it; rows on dim 0, read once, block by block.
+    """Return ``x`` in a float dtype and what that loses, or None; rows on dim 0, read once, block by block.
 
     A loss is
 
-    * an entry that moves by more than 1e-4 of its column's standard deviation; of a column of one value, by 0.01;
-    * the same in a column most of whose rows move by more than 1e-3 of the width of the fifth of rows around them:
-      outliers and distant clusters widen the standard deviation, and not this;
+    * an entry that moves by more than 1e-4 of its column's standard deviation, or by 0.01 in a column of one value;
+    * an entry that moves by more than 1e-4 of its local spread, in a column where most rows move by more than 1e-3 of
+      the width of the fifth of rows around them. Outliers and distant clusters widen the standard deviation, but not
+      this width; the local spread is twice its median;
     * a whole number that changes, in an integer dtype or in a column of whole numbers below 2^53.
 
-    A dtype of fewer digits than float32 may move numbers by what it does to a column around zero. NaN and infinities
-    are left to the caller; what becomes infinite by the cast is a loss.
+    If a dtype has fewer digits than float32, the tolerance grows to 8 units of its resolution. The caller checks NaN and
+    infinities. An entry that the cast makes infinite is a loss.
 
     Args:
         x: a float or integer tensor.
         dtype: the float dtype to cast to.
-        spread: the columns' standard deviations, shape (columns,), where they are known from other rows.
+        spread: the columns' standard deviations, shape (columns,), if they are known from other rows.
 
     Example:
         >>> cast(torch.tensor([[16777217.0], [0.0]], dtype=torch.float64), torch.float32)[1].position
@@ -82,7 +83,7 @@ def cast(x: Tensor, dtype: torch.dtype, spread: Tensor | None = None) -> tuple[T
 
 
 def spread(x: Tensor) -> Tensor:
-    """The standard deviation of every column of rows, flattened: shape (columns,), float64, block by block."""
+    """Return the standard deviation of every column of flattened rows: shape (columns,), float64, block by block."""
     first = x[0].reshape(-1).double()
     total = squares = torch.zeros_like(first)
     for _, block in _blocks(x):
@@ -93,17 +94,17 @@ def spread(x: Tensor) -> Tensor:
 
 
 class Watch:
-    """What a cast changes in rows that come a block at a time."""
+    """Collects what a cast changes in rows that come one block at a time."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype, self._count = dtype, 0
         self._tolerance = max(TOLERANCE, 8 * torch.finfo(dtype).eps)
-        # By column: the first row, sums of what the rows differ from it and of its square, the farthest move.
+        # For each column: the first row, sums of differences from it and of their squares, and the largest move.
         self._first = self._sum = self._squares = self._worst = torch.zeros(())
         self._changed = torch.tensor(False)
 
     def add(self, block: Tensor, narrow: Tensor) -> None:
-        """Look at rows, and at the same rows after the cast."""
+        """Record rows, and the same rows after the cast."""
         wide, moved, changed = _compared(block, narrow)
         if not self._count:
             self._first = wide[0].clone()
@@ -118,19 +119,19 @@ class Watch:
         self._count += len(wide)
 
     def loss(self, x: Tensor, spread: Tensor | None = None) -> Loss | None:
-        """What the casts changed too much; ``x`` are all the rows that were looked at."""
+        """Return what the casts changed too much, or None; ``x`` holds all the recorded rows."""
         if not bool(((self._worst > 0) | self._changed).any()):
             return None
         variance = self._squares / self._count - (self._sum / self._count) ** 2
         known = variance.clamp(min=0).sqrt()
-        # A few rows alike say little of their column.
+        # A few equal rows say little about their column.
         if spread is not None and spread.shape == known.shape:
             known = torch.maximum(known, spread.to(known))
         local = self._local_spread(x)
         limit = torch.where(known > 0, self._tolerance * known, _OF_ONE_VALUE).minimum(
             self._tolerance * local
         )
-        # NaN or infinite: rows that the caller refuses, and what overflows, which is above every limit.
+        # The caller rejects rows that are NaN or infinite; entries that overflow exceed every limit.
         limit = torch.where(torch.isfinite(known), limit, torch.finfo(torch.float64).max)
         whole = self._changed & self._all_whole(x)
         if not bool(((self._worst > limit) | whole).any()):
@@ -150,7 +151,7 @@ class Watch:
         return None if first is None else Loss(count, *first)
 
     def _all_whole(self, x: Tensor) -> Tensor:
-        """Columns that hold nothing but whole numbers, of those in which one was changed."""
+        """Return which columns hold only whole numbers, if a whole number was changed."""
         if not x.is_floating_point() or not bool(self._changed.any()):
             return torch.ones_like(self._changed)
         found = torch.ones_like(self._changed)
@@ -162,7 +163,7 @@ class Watch:
         return found
 
     def _local_spread(self, x: Tensor) -> Tensor:
-        """Twice the width of the fifth of rows around a typical row, where that shows a loss; ∞ elsewhere."""
+        """Return twice the median width of the fifth of rows around a row, in columns where it shows a loss, else ∞."""
         index = torch.linspace(0, len(x) - 1, min(len(x), _SAMPLED), device=x.device).long()
         reach = len(index) // 10
         found = torch.full_like(self._worst, torch.inf)
@@ -181,16 +182,16 @@ class Watch:
 
 
 def _compared(block: Tensor, narrow: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Rows in float64, by how much each entry moved, and which whole numbers changed, None for none.
+    """Return rows in float64, how far each entry moved, and which whole numbers changed (None if none).
 
-    Each of shape (rows, columns). What is infinite before the cast moves by NaN, what is after it by infinity.
+    Each has shape (rows, columns). An entry that was infinite moves by NaN; one that becomes infinite, by infinity.
     """
     block, narrow = block.reshape(len(block), -1), narrow.reshape(len(block), -1)
     wide, cast = block.double(), narrow.double()
     moved = (cast - wide).abs_()
     if not block.is_floating_point():
         return wide, moved, (cast.to(block.dtype) != block) | (cast >= 2.0**63)
-    if not bool((moved.amax(dim=0) >= 1).any()):  # a whole number moves to another
+    if not bool((moved.amax(dim=0) >= 1).any()):  # a changed whole number moves by at least 1
         return wide, moved, None
     return wide, moved, (moved > 0) & (wide.abs() < 2.0**53) & (wide == wide.round())
 

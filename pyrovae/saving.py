@@ -1,8 +1,8 @@
-"""save() and load(): a fitted model as one file, and back, bit for bit.
+"""save() and load(): a fitted model as one file, restored bit for bit.
 
-A VAE is rebuilt from the names of its parts, which lead to classes through the registries and a short list of
-torch's layers and nowhere else: loading runs no code from the file. What is made of the user's own code (a
-Pyro pair, a likelihood of one's own) keeps its numbers in the file, and is loaded into an instance of itself.
+A VAE is rebuilt from the names of its parts. Names refer only to classes in the registries and to a short list of
+torch's layers, so loading runs no code from the file. For parts made of the user's own code, such as a Pyro pair or a
+custom likelihood, the file holds the numbers only. They are loaded into an instance of the same code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pyrovae.baselines.base import Fitted
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.turns import takes_turns
 
-# Where names of classes lead: the registries, and torch's layers without a state of their own but their parameters.
+# The classes that names refer to: those in the registries, and torch's layers whose state is all in tensors.
 _REGISTRIES: dict[str, Mapping[str, type]] = {
     "priors": priors.REGISTRY,
     "likelihoods": likelihoods.REGISTRY,
@@ -54,19 +54,19 @@ _REGISTRIES: dict[str, Mapping[str, type]] = {
 
 @takes_turns
 def save(model: LatentVariableModel | Fitted, path: str | os.PathLike[str]) -> None:
-    """Save a fitted model to one file, atomically; ``load`` gives it back bit for bit.
+    """Save a fitted model to one file, atomically; ``load`` restores it bit for bit.
 
-    In the file: every parameter and buffer with its dtype, which of them are frozen, the parts' train or eval
+    The file holds every parameter and buffer with its dtype, which of them are frozen, the parts' train or eval
     mode, the architecture by the names of the registries, the versions of pyrovae, torch, pyro and python, and
-    what ``fit`` left on the pair: the fingerprint of the training rows and the history. No pickle, no code.
+    what ``fit`` stored on the pair: the fingerprint of the training rows and the history. It holds no pickle or code.
 
     Args:
-        model: a ``VAE``, anybody's Pyro pair in a ``LatentVariableModel``, or a baseline.
-        path: the file to write; what was there is replaced whole, or stays where saving fails.
+        model: a ``VAE``, any Pyro pair in a ``LatentVariableModel``, or a baseline.
+        path: the file to write. An existing file is replaced as a whole, or stays unchanged if saving fails.
 
     Raises:
-        TypeError: no model, or a baseline that holds what is no number, string, tensor or array.
-        OSError: no such folder, a full disk, a read-only one; the earlier file is as it was.
+        TypeError: model is not a model, or a baseline holds something other than numbers, strings, tensors or arrays.
+        OSError: the folder is missing, full or read-only. An earlier file is unchanged.
 
     Example:
         >>> import tempfile, pyrovae as pv
@@ -95,22 +95,22 @@ def save(model: LatentVariableModel | Fitted, path: str | os.PathLike[str]) -> N
 
 @takes_turns
 def load(path: str | os.PathLike[str], into: Any = None) -> Any:
-    """The model that ``save`` wrote to a file, on the CPU; or ``into``, with what was saved in it.
+    """Return the model saved in a file, on the CPU; or ``into``, with the saved values.
 
     Args:
         path: the file.
-        into: an instance of the saved thing, built by the same code: needed where a part of it is in no
-            registry, as a Pyro pair of one's own. Everything is compared before anything is changed, and
-            its tensors are written in place. A pair in plain functions that has not run yet is filled with
-            the saved parameters, which its first run finds.
+        into: an instance of the saved class, built by the same code. Needed if a part of the model is in no
+            registry, such as the user's own Pyro pair. ``load`` compares everything before it changes anything,
+            and writes tensors in place. A pair of plain functions that has not run yet gets the saved
+            parameters, which its first run then uses.
 
     Returns:
         A ``VAE`` or a baseline; or ``into``.
 
     Raises:
-        FileNotFoundError, OSError: no such file, or one that can't be read.
-        ValueError: no file of pyrovae's, a damaged one, one of a newer version; names, shapes or dtypes that
-            are not those of ``into``; a part that no registry knows, without ``into``. Nothing was changed.
+        FileNotFoundError, OSError: the file does not exist or cannot be read.
+        ValueError: the file is not pyrovae's, damaged, or of a newer version; names, shapes or dtypes differ from
+            those of ``into``; without ``into``, a part is in no registry. Nothing was changed.
     """
     arrays, meta = storage.read(checks.path("path", path))
     kind = {"pair": LatentVariableModel, "baseline": Fitted}.get(str(meta.get("kind")))
@@ -121,7 +121,7 @@ def load(path: str | os.PathLike[str], into: Any = None) -> Any:
     if into is not None and not isinstance(into, kind):
         raise checks.bad_type(
             "into",
-            f"a {meta['kind']}, as was saved",
+            f"a {meta['kind']}, because one was saved",
             f"a {type(into).__name__}",
             f"Pass an instance of {meta['class']}.",
         )
@@ -129,7 +129,7 @@ def load(path: str | os.PathLike[str], into: Any = None) -> Any:
         loader: Any = _load_pair if kind is LatentVariableModel else _load_baseline
         return loader(arrays, meta, into)
     except (LookupError, AttributeError, TypeError, StopIteration, RecursionError) as error:
-        # The file is whole, but was not written by this version's save.
+        # The digest is right, but another version's save wrote the file.
         raise checks.bad_value(
             "path",
             "a model as this version saves it",
@@ -160,7 +160,7 @@ def _by(meta: Mapping[str, Any]) -> str:
 
 
 def _pair_record(pair: LatentVariableModel, arrays: dict[str, Tensor]) -> dict[str, Any]:
-    """Everything about a pair: its tensors into ``arrays``, the rest as JSON."""
+    """Return a pair's record as JSON; its tensors go into ``arrays``."""
     tensors = tensors_of(pair)
     arrays |= {name: tensor.detach() for name, tensor in tensors.items()}
     return {
@@ -180,10 +180,10 @@ def _pair_record(pair: LatentVariableModel, arrays: dict[str, Tensor]) -> dict[s
 def _load_pair(
     arrays: Mapping[str, Tensor], meta: Mapping[str, Any], into: LatentVariableModel | None
 ) -> LatentVariableModel:
-    """A pair as it was saved, or ``into``, filled."""
+    """Return the saved pair, or ``into`` with its values."""
     fitted, frozen = storage.unpack(meta["fitted"], arrays), set(meta["frozen"])
     if not isinstance(fitted, dict | None):
-        raise TypeError(f"what fit left on it is a {type(fitted).__name__}")
+        raise TypeError(f"the record of its fit is a {type(fitted).__name__}")
     saved = {name: arrays[name] for name in meta["tensors"]}
     modes = {name: bool(module["training"]) for name, module in meta["modules"].items()}
     pair = _built(meta["architecture"], arrays) if into is None else into
@@ -191,7 +191,7 @@ def _load_pair(
     _check_same(pair, meta, saved, declared, dtypes=into is not None)
     if into is None:
         for name, tensor in tensors_of(pair).items():
-            tensor.data = saved[name]  # of another dtype, where the model was cast
+            tensor.data = saved[name]  # the dtype differs if the model was cast
     else:
         _copy(tensors_of(pair), saved)
         _declare(pair, declared)
@@ -205,7 +205,7 @@ def _load_pair(
 
 
 def _roots(pair: LatentVariableModel) -> dict[str, nn.Module]:
-    """The modules that hold a pair's tensors: itself, and those its plain functions refer to, by their names there."""
+    """Return the modules with a pair's tensors, by name: the pair itself and modules its plain functions refer to."""
     roots: dict[str, nn.Module] = {"pair": pair}
     own = {id(module) for module in pair.modules()}
     for part in ("model", "guide"):
@@ -221,7 +221,7 @@ def _roots(pair: LatentVariableModel) -> dict[str, nn.Module]:
 
 
 def _named_modules(pair: LatentVariableModel) -> dict[str, nn.Module]:
-    """Every module of a pair under every name it has, without what plain functions declared."""
+    """Return every module of a pair under each of its names, except the one for parameters of plain functions."""
     return {
         f"{root}:{name}": module
         for root, holder in _roots(pair).items()
@@ -231,12 +231,12 @@ def _named_modules(pair: LatentVariableModel) -> dict[str, nn.Module]:
 
 
 def tensors_of(pair: LatentVariableModel) -> dict[str, Tensor]:
-    """Every parameter and buffer of a pair, under every name it has."""
+    """Return every parameter and buffer of a pair, under each of its names."""
     return _held(pair) | {f"store:{name}": pair._store["params"][name] for name in _declared(pair)}
 
 
 def _held(pair: LatentVariableModel) -> dict[str, Tensor]:
-    """The parameters and buffers of a pair's modules, those that torch would not save too."""
+    """Return the parameters and buffers of a pair's modules, including those that torch would not save."""
     return {
         f"{name}.{attribute}": tensor
         for name, module in _named_modules(pair).items()
@@ -246,15 +246,15 @@ def _held(pair: LatentVariableModel) -> dict[str, Tensor]:
 
 
 def _declared(pair: LatentVariableModel) -> list[str]:
-    """Names in the pair's parameter store whose values no module holds: of pyro.param in plain functions."""
+    """Return names in the pair's parameter store whose values no module holds: of pyro.param in plain functions."""
     held = {id(tensor) for tensor in _held(pair).values()}
     found = [name for name, value in pair._store["params"].items() if id(value) not in held]
-    # A VAE declares what its modules hold: the rest was a module's that has been replaced.
+    # A VAE declares its modules' parameters; other names belong to modules that have been replaced.
     return [name for name in found if not (isinstance(pair, VAE) and name.startswith("vae-"))]
 
 
 def _modules(pair: LatentVariableModel) -> dict[str, dict[str, Any]]:
-    """Of every module its mode, and what it is where a registry knows it: class and arguments."""
+    """Return every module's mode and, if a registry knows it, class and arguments."""
     return {
         name: {"training": module.training, "is": _identity(module)}
         for name, module in _named_modules(pair).items()
@@ -272,7 +272,7 @@ def _check_same(
     declared: Mapping[str, Any],
     dtypes: bool,
 ) -> None:
-    """Refuse a pair that is not what was saved, before anything in it is changed."""
+    """Raise ``ValueError`` if a pair differs from the saved one, before anything in it is changed."""
     tensors = tensors_of(pair)
     here = [*tensors, *(f"store:{name}" for name in declared)]
     _check_names("parameters and buffers", saved, here)
@@ -281,7 +281,7 @@ def _check_same(
     for name, module in modules.items():
         if module["is"] != meta["modules"][name]["is"]:
             raise _other(f"{meta['modules'][name]['is']} at {name}", f"{module['is']}")
-    # Their dtype follows from the rows that they were learned from.
+    # The dtype of these buffers follows from the rows that they were learned from.
     scalings = {
         id(buffer)
         for module in pair.every_module()
@@ -304,7 +304,7 @@ def _check_same(
     first: dict[int, str] = {}
     for name, tensor in tensors.items():
         other = first.setdefault(id(tensor), name)
-        if saved[name] is not saved[other]:  # one tensor is read as one tensor again
+        if saved[name] is not saved[other]:  # shared tensors are read as one tensor
             raise _other(f"{other} and {name} as two tensors", "one")
 
 
@@ -318,12 +318,12 @@ def _check_names(what: str, saved: Mapping[str, Any], here: Any) -> None:
 
 def _other(expected: str, came: str) -> checks.Refused:
     return checks.bad_value(
-        "into", expected, came, "Build it by the same code as what was saved. Nothing was changed."
+        "into", expected, came, "Build it by the code that built the saved model. Nothing was changed."
     )
 
 
 def _copy(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Write in place, all or nothing."""
+    """Write all tensors in place, or none if an error occurs."""
     before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     with torch.no_grad():
         try:
@@ -337,7 +337,7 @@ def _copy(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
 
 
 def _put(tensor: Tensor, value: Tensor) -> None:
-    """Write a value into a tensor, with its dtype where that is another."""
+    """Write a value into a tensor, and change the tensor's dtype if it differs."""
     if tensor.dtype == value.dtype:
         tensor.copy_(value)
     else:
@@ -347,13 +347,13 @@ def _put(tensor: Tensor, value: Tensor) -> None:
 def _fill_for(
     pair: LatentVariableModel, meta: Mapping[str, Any], saved: Mapping[str, Tensor]
 ) -> dict[str, tuple[Tensor, Any]]:
-    """What to put into the empty parameter store of a pair that has not run yet: values and constraints by name."""
+    """Return values and constraints, by name, for the empty parameter store of a pair that has not run yet."""
     if pair._store["params"] or not meta["constraints"]:
         return {}
     found = {}
     for name, packed in meta["constraints"].items():
         constraint = None if packed is None else _constraint(packed)
-        # pyro.module does not write what the store holds into a module that is nowhere to be found.
+        # pyro.module does not write stored values into a module that load cannot find.
         if constraint is None or "$$$" in name:
             raise checks.bad_value(
                 "into",
@@ -373,7 +373,7 @@ def _declare(pair: LatentVariableModel, declared: Mapping[str, tuple[Tensor, Any
     pair._register_declared()
 
 
-# Constraints that pyro.param takes, by their names: first those with bounds, then those of one kind.
+# Constraints that pyro.param takes, by name: first those with bounds, then those without arguments.
 _BOUNDED = {
     getattr(constraints, name): name
     for name in (
@@ -393,7 +393,7 @@ _SINGLE = {
 
 
 def _packed_constraint(constraint: Any) -> Any:
-    """A constraint as JSON; None where it has no name."""
+    """Return a constraint as JSON, or None if it has no name."""
     if type(constraint) in _SINGLE:
         return _SINGLE[type(constraint)]
     if type(constraint) not in _BOUNDED:
@@ -412,7 +412,7 @@ def _packed_constraint(constraint: Any) -> Any:
 
 
 def _constraint(packed: Any) -> Any:
-    """The constraint that ``_packed_constraint`` packed; what it could not have packed is refused."""
+    """Return the constraint that ``_packed_constraint`` packed; raises ``ValueError`` for other values."""
     match packed:
         case str() if packed in _SINGLE.values():
             return getattr(constraints, packed)
@@ -435,11 +435,11 @@ def _constraint(packed: Any) -> Any:
 
 
 class _NotInARegistry(Exception):
-    """Why a model can't be rebuilt from names."""
+    """The reason why a model cannot be rebuilt from names."""
 
 
 def _name(cls: type) -> str | None:
-    """The registry and name under which a class is found, and nothing else is."""
+    """Return the registry and name of a class, or None."""
     return next(
         (f"{room}/{name}" for room, known in _REGISTRIES.items() for name, c in known.items() if c is cls),
         None,
@@ -447,7 +447,7 @@ def _name(cls: type) -> str | None:
 
 
 def _arguments(module: nn.Module) -> dict[str, Any] | None:
-    """What a module was built from, but for defaults of torch's; None where that is not known."""
+    """Return the arguments that a module was built from, without defaults of torch's; None if unknown."""
     if type(module) is nn.Sequential:
         return dict(module._modules)
     if _name(type(module)) is None:
@@ -458,14 +458,16 @@ def _arguments(module: nn.Module) -> dict[str, Any] | None:
     for name, parameter in inspect.signature(type(module)).parameters.items():
         if hasattr(module, name):
             value = getattr(module, name)
-            value = value is not None if name == "bias" else value  # a flag there, a parameter here
+            value = (
+                value is not None if name == "bias" else value
+            )  # the argument is a flag, the attribute a parameter
             if value != parameter.default:
                 found[name] = value
     return found
 
 
 def _identity(module: nn.Module) -> Any:
-    """Class and arguments as JSON, for comparison; None for what no registry knows."""
+    """Return class and arguments as JSON, for comparison; None if no registry knows the module."""
     arguments = _arguments(module)
     if arguments is None:
         return None
@@ -477,7 +479,7 @@ def _identity(module: nn.Module) -> Any:
 
 
 def _architecture(pair: LatentVariableModel, arrays: dict[str, Tensor]) -> dict[str, Any]:
-    """The modules of a VAE in the order to build them in, or the reason why names do not suffice."""
+    """Return the modules of a VAE in the order to build them, or the reason why names do not suffice."""
     try:
         if type(pair) is not VAE:
             raise _NotInARegistry(f"a {type(pair).__name__}, which is made of code")
@@ -489,8 +491,8 @@ def _architecture(pair: LatentVariableModel, arrays: dict[str, Tensor]) -> dict[
             for part in ("prior", "likelihood", "encoder")
         }
         described = {"parts": parts, "modules": modules}
-        # What was changed after its construction is not among its arguments.
-        with torch.random.fork_rng(devices=[]):  # zuko draws to print
+        # Changes after construction are not among the arguments.
+        with torch.random.fork_rng(devices=[]):  # zuko draws random numbers to print
             difference = _difference(pair, _built(described, more))
         if difference:
             raise _NotInARegistry(f"{difference}, which was changed after it was built")
@@ -507,7 +509,7 @@ def _describe(
     arrays: dict[str, Tensor],
     numbers: dict[int, int],
 ) -> int:
-    """Append a module, after those it is built from, and return its number; a shared one is described once."""
+    """Append a module after the modules it is built from, and return its number. A shared one is appended once."""
     if id(module) in numbers:
         return numbers[id(module)]
     arguments = _arguments(module)
@@ -528,11 +530,11 @@ def _describe(
 
 
 def _built(architecture: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> VAE:
-    """A VAE from the names of its parts, on the CPU; torch's generator is left as it was."""
+    """Return a VAE built from the names of its parts, on the CPU; torch's generator stays unchanged."""
     if "unknown" in architecture:
         raise checks.bad_value(
             "path",
-            "a model whose every part a registry knows",
+            "a model with all parts in a registry",
             architecture["unknown"],
             "Build the model by its own code and load into it: pv.load(path, into=model).",
         )
@@ -543,9 +545,9 @@ def _built(architecture: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> VAE
             if name not in _REGISTRIES.get(room, {}):
                 raise checks.bad_value(
                     "path",
-                    "a model whose every part a registry knows",
+                    "a model with all parts in a registry",
                     f"a part of the class {described['class']!r}",
-                    "Import the code that registers it, then load again; or pv.load(path, into=model).",
+                    "Import the code that registers it and load again, or call pv.load(path, into=model).",
                 )
             arguments = {
                 argument: built[content["module"]]
@@ -561,7 +563,7 @@ def _built(architecture: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> VAE
 
 
 def _difference(pair: VAE, rebuilt: VAE) -> str | None:
-    """The name of the first part in which a VAE differs from itself as rebuilt; None where there is none."""
+    """Return the name of the first part in which a VAE differs from the rebuilt one; None if there is none."""
     ours, theirs = _named_modules(pair), _named_modules(rebuilt)
     if ours.keys() != theirs.keys():
         return sorted(ours.keys() ^ theirs.keys())[0]
@@ -587,7 +589,7 @@ def _difference(pair: VAE, rebuilt: VAE) -> str | None:
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:
-    """A module's attributes, hooks included: numbers and strings by value, everything else by being there."""
+    """Return a module's attributes, including hooks: numbers and strings by value, others by length or presence."""
 
     def plain(name: str, value: Any) -> Any:
         if isinstance(value, bool | int | float | str):
@@ -602,7 +604,7 @@ def _plain(module: nn.Module) -> dict[str, Any]:
 
 
 def _baseline_record(baseline: Fitted, arrays: dict[str, Tensor]) -> dict[str, Any]:
-    """A baseline's constructor arguments, which it keeps under their own names, and what else it holds."""
+    """Return a baseline's constructor arguments, stored under their own names, and its other attributes."""
     attributes, cls = vars(baseline), type(baseline)
     derived = baseline.derived
     arguments = {name: attributes[name] for name in _argument_names(cls) if name not in derived}
@@ -616,14 +618,14 @@ def _baseline_record(baseline: Fitted, arrays: dict[str, Tensor]) -> dict[str, A
 
 
 def _argument_names(cls: type) -> list[str]:
-    """The arguments of a constructor; those that it passes on, as **options, by the names they have there."""
+    """Return the arguments of a constructor; those in **options by the names that the parent class has for them."""
     parameters = inspect.signature(cls).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
     return names if len(names) == len(parameters) else names + _argument_names(cls.__mro__[1])
 
 
 def _packed_or_none(name: str, value: Any, arrays: dict[str, Tensor]) -> Any:
-    """An argument in a list of its own; None where it is code."""
+    """Return an argument in a list of its own, or None if it is code."""
     try:
         return [storage.pack(value, arrays, f"argument:{name}")]
     except TypeError:
@@ -631,14 +633,14 @@ def _packed_or_none(name: str, value: Any, arrays: dict[str, Tensor]) -> Any:
 
 
 def _load_baseline(arrays: Mapping[str, Tensor], meta: Mapping[str, Any], into: Fitted | None) -> Fitted:
-    """A baseline as it was saved, or ``into``, filled."""
+    """Return the saved baseline, or ``into`` with its values."""
     state = storage.unpack(meta["state"], arrays)
     if into is None:
         code = [name for name, packed in meta["arguments"].items() if packed is None]
         if code or meta["class"] not in baselines.REGISTRY:
             raise checks.bad_value(
                 "path",
-                "a baseline that the registry knows, built from numbers and names",
+                "a baseline in the registry, built from numbers and names",
                 f"a {meta['class']}" + (f", whose {code[0]} is code" if code else ""),
                 "Build it by its own code and load into it: pv.load(path, into=baseline).",
             )
@@ -662,6 +664,6 @@ def _load_baseline(arrays: Mapping[str, Tensor], meta: Mapping[str, Any], into: 
     return into
 
 
-# Both are declared in rooms below this one, which do not know what a saved model is made of.
+# Both classes are declared in lower modules, which do not import this one.
 LatentVariableModel.save = save
 Fitted.save = save

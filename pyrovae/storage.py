@@ -1,12 +1,11 @@
-"""One file for one saved thing: tensors and JSON, whole or refused, replaced at one stroke.
+"""Files of tensors and JSON that are written atomically and checked by a digest when read.
 
-A saved thing is a single safetensors file. Its header carries the JSON and a sha256 of every other byte of
-the file, header included, because safetensors itself has no checksum. A single file rather than a folder with
-a manifest: one rename replaces it, so that there is no moment at which half of it is new; no member can be
-exchanged for another's, because one digest covers them all; and no name in it leads to another file. Other
-programs can still open it as safetensors. Nothing is unpickled, so that reading runs no code from the file.
+A saved object is a single safetensors file. Its header holds the JSON and a sha256 of all other bytes of the file,
+because safetensors has no checksum. A single file is safer than a folder with a manifest: one rename replaces it, so
+that it is never half new; one digest covers all its parts; and no name in it refers to another file. Other programs
+can open it as safetensors. Nothing is unpickled, so reading runs no code from the file.
 
-This room knows arrays and JSON, and nothing of models.
+This module knows arrays and JSON, but not models.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from torch import Tensor
 
 from pyrovae import checks
 
-#: Of the files that are written. A reader takes its own and every earlier one.
+#: Format version of written files. A reader accepts this version and all earlier ones.
 VERSION = 1
 
-_KEY = "pyrovae"  # of the JSON among the metadata of the safetensors file
-_NO_DIGEST = "0" * 64  # stands in for the sha256 while it is computed
-_LONGEST_HEADER = 100_000_000  # bytes; safetensors reads no longer one
+_KEY = "pyrovae"  # the key of the JSON in the metadata of the safetensors file
+_NO_DIGEST = "0" * 64  # placeholder for the sha256 while it is computed
+_LONGEST_HEADER = 100_000_000  # bytes; the limit of safetensors
 _TEMPORARY = ".pyrovae-"
 
 
@@ -43,19 +42,19 @@ _TEMPORARY = ".pyrovae-"
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write tensors and JSON to a file, atomically: whatever happens, ``path`` is the earlier file or the new one.
+    """Write tensors and JSON to a file atomically: ``path`` holds either the earlier file or the new one.
 
-    Written beside ``path``, flushed to the disk, renamed over it, and the folder flushed: a process that is
-    killed, a disk that is full and a machine that goes down leave the earlier file as it was.
+    The bytes go to a file beside ``path``, which is flushed to the disk and renamed; then the folder is flushed. If
+    the process is killed, the disk is full or the machine stops, the earlier file is unchanged.
 
     Args:
-        path: the file; its folder exists. A link is followed.
-        arrays: tensors of any shape and device, by name. Names of one and the same memory are stored once.
+        path: the file; its folder has to exist. A link is followed.
+        arrays: tensors of any shape and device, by name. Tensors of the same memory and shape are stored once.
         meta: dicts with string keys, lists, strings, numbers (NaN and ±inf too), booleans and None.
 
     Raises:
-        OSError: the folder is missing, read-only or full; the mend is in the message, nothing is left behind.
-        TypeError: meta that JSON would change, or a tensor that safetensors can't hold; nothing is written.
+        OSError: the folder is missing, read-only or full. The message says how to fix it; no file is left behind.
+        TypeError: JSON would change meta, or safetensors cannot hold a tensor. Nothing is written.
     """
     content = _encode(arrays, meta)
     target = Path(os.path.realpath(path))
@@ -68,17 +67,17 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Tensor], meta: Mapp
 
 
 def _require_file(path: Path) -> None:
-    """Raise where there is something else than a file."""
+    """Raise ``OSError`` if the path is something other than a file."""
     if not path.is_file():
         raise IsADirectoryError(errno.EISDIR, "no file, but a folder, device or pipe")
 
 
 def replace(target: Path, content: bytes | bytearray) -> None:
-    """Write beside the target, flush, rename over it, flush the folder, which has to exist."""
+    """Write a file beside the target, flush it, rename it to the target and flush the folder, which has to exist."""
     temporary = target.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}.tmp")
     folder = _open_folder(target.parent)
     try:
-        # O_EXCL: what lies there is never overwritten. 0o666: the user's umask decides who may read it.
+        # O_EXCL never overwrites an existing file. With 0o666, the user's umask decides who may read it.
         descriptor = os.open(
             temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
         )
@@ -92,19 +91,19 @@ def replace(target: Path, content: bytes | bytearray) -> None:
             temporary.unlink(missing_ok=True)
             raise
         if folder is not None:
-            os.fsync(folder)  # the rename itself reaches the disk
+            os.fsync(folder)  # writes the rename itself to the disk
     finally:
         if folder is not None:
             os.close(folder)
 
 
 def _open_folder(folder: Path) -> int | None:
-    """A descriptor of a folder, to flush it by; None on Windows, where a folder can't be opened."""
+    """Return a descriptor of a folder, to flush it; None on Windows, which cannot open folders."""
     return None if os.name == "nt" else os.open(folder, os.O_RDONLY)
 
 
 def _encode(arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytearray:
-    """The file's bytes."""
+    """Return the file's bytes."""
     _check_json(dict(meta), "meta")
     aliases: dict[str, str] = {}
     stored: dict[str, Tensor] = {}
@@ -113,7 +112,7 @@ def _encode(arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytearray:
         if name == "__metadata__" or tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
             raise checks.bad_type(
                 name,
-                "a dense tensor of real numbers or booleans, under a name that safetensors leaves free",
+                "a dense tensor of real numbers or booleans, under a name that safetensors does not reserve",
                 f"{tensor.dtype}, {tensor.layout}",
                 "Convert or rename it.",
             )
@@ -122,7 +121,7 @@ def _encode(arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytearray:
             aliases[name] = seen[memory]
             continue
         seen[memory] = name
-        # A copy: safetensors takes neither views nor memory that two tensors share.
+        # A copy, because safetensors rejects views and memory that two tensors share.
         stored[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
     about = {"version": VERSION, "sha256": _NO_DIGEST, "aliases": aliases, "meta": dict(meta)}
     content = bytearray(safetensors.save(stored, {_KEY: json.dumps(about)}))
@@ -130,18 +129,18 @@ def _encode(arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytearray:
     if len(header) > _LONGEST_HEADER:
         raise checks.bad_value(
             "meta",
-            f"JSON that fits the header of a file, {_LONGEST_HEADER} bytes",
+            f"JSON that fits into the header of a file, {_LONGEST_HEADER} bytes",
             f"{len(header)}",
             "Put long lists of numbers into arrays.",
         )
-    # The first there is: the keys of ``about`` keep their order, and so do metadata and tensors.
+    # The first match is the digest's: ``about`` comes before the tensors, and its keys keep their order.
     place = 8 + header.index(_NO_DIGEST.encode())
     content[place : place + len(_NO_DIGEST)] = _digest(content, place).encode()
     return content
 
 
 def _digest(content: bytes | bytearray, place: int) -> str:
-    """The sha256 of a file with zeros in place of its own digest."""
+    """Return the sha256 of a file with zeros in place of its own digest."""
     view, digest = memoryview(content), hashlib.sha256()
     for part in (view[:place], _NO_DIGEST.encode(), view[place + len(_NO_DIGEST) :]):
         digest.update(part)
@@ -149,7 +148,7 @@ def _digest(content: bytes | bytearray, place: int) -> str:
 
 
 def _check_json(value: Any, where: str) -> None:
-    """Refuse what JSON would change on the way: keys that are no strings, tuples, everything unknown."""
+    """Raise ``TypeError`` for values that JSON would change: non-string keys, tuples, unknown types."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
@@ -163,7 +162,7 @@ def _check_json(value: Any, where: str) -> None:
             where,
             "a dict, list, string, number, boolean or None",
             f"a {type(value).__name__}",
-            "pack() takes more.",
+            "Pack it with storage.pack, which takes more types.",
         )
 
 
@@ -172,18 +171,18 @@ def _check_json(value: Any, where: str) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, on the CPU, and the JSON that ``write`` was given. Names stored once are one tensor again.
+    """Return the tensors, on the CPU, and the JSON passed to ``write``. Tensors stored once are one tensor again.
 
     Raises:
-        FileNotFoundError, OSError: no such file, or one that can't be read.
-        ValueError: a file that ``write`` did not write, of a newer version, cut short, or with any bit changed.
+        FileNotFoundError, OSError: the file does not exist or cannot be read.
+        ValueError: ``write`` did not write the file; it is of a newer version, cut short, or has a changed bit.
     """
     path = Path(path)
     try:
         if path.exists():
-            _require_file(path)  # opening a pipe would wait for ever
+            _require_file(path)  # opening a pipe would block
         with open(path, "rb") as file:
-            # The header first: what is not ours is not read to its end.
+            # Check the header first, so that other files are not read in full.
             start = file.read(8)
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length > min(_LONGEST_HEADER, os.fstat(file.fileno()).st_size - 8):
@@ -199,12 +198,12 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         arrays: dict[str, Tensor] = safetensors.load(content)
         arrays |= {name: arrays[other] for name, other in about["aliases"].items()}
     except (SafetensorError, KeyError, TypeError) as error:
-        raise _refused(path, f"one with tensors that can't be read ({error})") from error
+        raise _refused(path, f"one with tensors that cannot be read ({error})") from error
     return arrays, about["meta"]
 
 
 def _about(path: Path, header: bytes) -> dict[str, Any]:
-    """What the header says about the file, before anything in it is believed."""
+    """Return the header's JSON after checking its structure."""
     try:
         about = json.loads(json.loads(header)["__metadata__"][_KEY])
         version, digest = about["version"], about["sha256"]
@@ -233,21 +232,21 @@ def _refused(path: Path, came: str) -> checks.Refused:
     )
 
 
-#: By error number: what happened. Everything else is said in the system's own words.
+#: How to fix an error, by its error number. For others, the message has the system's text only.
 _MENDS = {
     "ENOSPC": "The disk is full: make room, then try again.",
     "EDQUOT": "The quota is used up: make room, then try again.",
     "EROFS": "The disk is read-only: choose another folder.",
     "EACCES": "There is no permission: choose another folder, or change its permissions.",
     "EPERM": "There is no permission: choose another folder, or change its permissions.",
-    "ENOENT": "Check the path; a folder has to exist before something is saved into it.",
+    "ENOENT": "Check the path; its folder has to exist before something is saved into it.",
     "ENOTDIR": "Check the path: one of its folders is a file.",
     "EISDIR": "Pass the name of a file.",
 }
 
 
 def _trouble(error: OSError, path: Path, expected: str) -> OSError:
-    """The same kind of error, in the one wording of a refusal."""
+    """Return an error of the same type, with the four parts of an error message."""
     mend = _MENDS.get(errno.errorcode.get(error.errno or 0, ""), "Try again, or choose another folder.")
     return type(error)(
         error.errno, checks.refusal("path", expected, f"{error.strerror or error}, {path}", mend)
@@ -260,16 +259,16 @@ def _trouble(error: OSError, path: Path, expected: str) -> OSError:
 
 @contextmanager
 def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold a folder against every other process, and remove what a killed one left half-written in it.
+    """Lock a folder against other processes, and remove files that a killed process left half-written in it.
 
-    The lock is the operating system's, on a file ``.lock`` in the folder: it goes with the process that holds
-    it, however that ends. Where the system has no such locks (Windows) nothing is held.
+    The operating system holds the lock, on a file ``.lock`` in the folder, and releases it whenever the process
+    ends. Systems without such locks (Windows) lock nothing.
 
     Args:
-        folder: made where it is missing.
+        folder: created if missing.
 
     Raises:
-        OSError: another process, or another block of this one, holds the folder; or it can't be made.
+        OSError: another process, or another block of this one, holds the folder; or it cannot be created.
     """
     place = Path(folder)
     try:
@@ -299,9 +298,9 @@ def _hold(descriptor: int, folder: Path) -> None:
             error.errno,
             checks.refusal(
                 "folder",
-                "one that no other process writes to",
+                "a folder that no other process writes to",
                 f"{folder}, held by process {holder}",
-                "Wait until that ends, or use a folder of its own for each run.",
+                "Wait until that process ends, or use a separate folder for each run.",
             ),
         ) from None
     except OSError as error:
@@ -323,13 +322,13 @@ _DTYPES = {
 
 
 def pack(value: Any, arrays: dict[str, Tensor], where: str) -> Any:
-    """A nested value as JSON, its tensors and arrays put into ``arrays`` under names that begin with ``where``.
+    """Return a nested value as JSON. Its tensors and arrays go into ``arrays``, under names that begin with ``where``.
 
     Takes None, booleans, numbers, strings, lists, tuples, dicts with any of these as keys, tensors, numpy
-    arrays, DataFrames (as arrays), torch's dtypes and ``checks.Fingerprint``; ``unpack`` gives the same back.
+    arrays, DataFrames (as arrays), torch's dtypes and ``checks.Fingerprint``. ``unpack`` inverts it.
 
     Raises:
-        TypeError: anything else, naming its place.
+        TypeError: any other type; the message names its place.
 
     Example:
         >>> arrays = {}
@@ -367,17 +366,17 @@ def pack(value: Any, arrays: dict[str, Tensor], where: str) -> Any:
         return {"array": where}
     raise checks.bad_type(
         where,
-        "a number, string, list, tuple, dict, tensor or array, which can be saved",
+        "a number, string, list, tuple, dict, tensor or array",
         f"a {type(value).__name__}",
-        "Leave it out, or keep it as one of these.",
+        "Leave it out, or convert it to one of these.",
     )
 
 
 def unpack(packed: Any, arrays: Mapping[str, Tensor]) -> Any:
-    """The value that ``pack`` was given.
+    """Return the value that was passed to ``pack``.
 
     Raises:
-        ValueError: nothing that ``pack`` returned.
+        ValueError: ``pack`` did not return this.
     """
     if isinstance(packed, list):
         return [unpack(item, arrays) for item in packed]

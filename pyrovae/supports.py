@@ -1,7 +1,7 @@
-"""Where a distribution has density, and log densities that are −∞ elsewhere.
+"""Supports of distributions, and log densities that are −∞ off the support.
 
-Pyro raises an error for a value off the support, or with its checks off computes some number. An importance weight
-needs the third answer: a value off the support has probability zero.
+For a value off the support, Pyro raises an error or, with its checks off, returns an arbitrary number. An importance
+weight needs probability zero there.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
-# torch calls their support real, but their density repeats itself with every turn: a turn is all there is.
+# torch calls their support real, but their density is periodic: one turn is the whole support.
 _CIRCULAR = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
 
-# Supports of single numbers, whose check needs nothing but the bounds.
+# Supports of single numbers that can be checked by their bounds.
 _INTERVALS = (
     constraints.interval,
     constraints.half_open_interval,
@@ -36,7 +36,7 @@ _INTERVALS = (
 
 
 def parts(fn: Distribution) -> Iterator[Distribution]:
-    """A distribution and every distribution that it is made of."""
+    """Yield a distribution and every distribution that it contains."""
     yield fn
     for value in vars(fn).values():
         if isinstance(value, Distribution):
@@ -44,11 +44,11 @@ def parts(fn: Distribution) -> Iterator[Distribution]:
 
 
 def log_prob(fn: Distribution, value: Tensor, checked: bool = False) -> Tensor:
-    """log density of ``value``, shape as ``fn.log_prob`` gives it, in nats; −∞ off the support, where Pyro raises.
+    """Return the log density of ``value`` in nats, in the shape of ``fn.log_prob``; −∞ off the support.
 
-    Parts of a mixture and the base of a transformed distribution are treated alike: each has a support of its own.
-    Only supports of single numbers are looked at; for others, such as matrices, the distribution's own formula holds.
-    Where values are ``checked``, they are known to lie within bounds that are the same for all of them.
+    Components of a mixture and the base of a transformed distribution are treated alike, each by its own support.
+    Only supports of single numbers are checked; others, such as matrices, use the distribution's own formula.
+    ``checked`` means that values are known to lie within bounds that are the same for all of them.
     """
     if isinstance(fn, dist.Independent):
         return sum_rightmost(log_prob(fn.base_dist, value, checked), fn.reinterpreted_batch_ndims)
@@ -57,10 +57,10 @@ def log_prob(fn: Distribution, value: Tensor, checked: bool = False) -> Tensor:
     if isinstance(fn, dist.MixtureSameFamily) and not _everywhere(fn):
         each = log_prob(fn._component_distribution, value.unsqueeze(-1 - fn._event_ndims))
         return torch.logsumexp(each + torch.log_softmax(fn._mixture_distribution.logits, dim=-1), dim=-1)
-    for part in parts(fn):  # made for one call: nobody else sees the switch
+    for part in parts(fn):  # fn was made for one call, so the switch affects no other code
         part._validate_args = False
     inside = _inside(fn, value, checked)
-    if inside is not None and isinstance(fn, dist.Categorical):  # looks its values up
+    if inside is not None and isinstance(fn, dist.Categorical):  # it uses values as indices
         value = value.clamp(0, fn._num_events - 1)
     found = fn.log_prob(value)
     if not checked and "probs" in vars(getattr(fn, "_categorical", fn)):
@@ -70,9 +70,9 @@ def log_prob(fn: Distribution, value: Tensor, checked: bool = False) -> Tensor:
 
 
 def _never(fn: Distribution, value: Tensor) -> Tensor | None:
-    """Whether a value has probability zero, in the shape of its log probability; None where that is not known.
+    """Return whether a value has probability zero, in the shape of its log probability; None if unknown.
 
-    torch scores it with the resolution of its dtype instead, 1e-7, though it is never drawn.
+    torch replaces probability zero by its dtype's resolution, 1e-7, in log_prob, though it never draws the value.
     """
     if isinstance(fn, dist.Categorical):
         index, probs = torch.broadcast_tensors(value.long()[..., None], fn.probs)
@@ -85,7 +85,7 @@ def _never(fn: Distribution, value: Tensor) -> Tensor | None:
 
 
 def support(fn: Distribution) -> Constraint | None:
-    """A distribution's support without the dims of its event; None where it does not say."""
+    """Return a distribution's support without its event dims; None if it has none."""
     try:
         found = fn.support
     except NotImplementedError:
@@ -96,12 +96,12 @@ def support(fn: Distribution) -> Constraint | None:
 
 
 def circle(fn: Distribution) -> Constraint | None:
-    """One turn, for a distribution over angles; None for every other."""
+    """Return one turn for a distribution over angles, None for others."""
     return constraints.interval(-math.pi, math.pi) if isinstance(innermost(fn), _CIRCULAR) else None
 
 
 def _inside(fn: Distribution, value: Tensor, checked: bool) -> Tensor | None:
-    """Whether a value lies in the support, in the shape of its log density; None where every value does."""
+    """Return whether a value lies in the support, in the shape of its log density; None if every value does."""
     if isinstance(fn, MaskedDistribution | ExpandedDistribution):
         return _inside(fn.base_dist, value, checked)
     if isinstance(fn, dist.Independent):
@@ -127,19 +127,19 @@ def _inside(fn: Distribution, value: Tensor, checked: bool) -> Tensor | None:
 
 
 def _all(inside: Tensor, dims: int) -> Tensor:
-    """Whether all of the last dims are inside."""
+    """Return whether all of the last dims are inside."""
     return inside if dims <= 0 else inside.flatten(-dims).all(-1)
 
 
 def innermost(fn: Distribution) -> Distribution:
-    """What wrappers of shapes and masks hold."""
+    """Return the distribution inside wrappers of shapes and masks."""
     while isinstance(fn, dist.Independent | MaskedDistribution | ExpandedDistribution):
         fn = fn.base_dist
     return fn
 
 
 def _everywhere(fn: Distribution) -> bool:
-    """Whether a distribution is known to have density at all real values, or wherever its transforms go."""
+    """Return whether a distribution is known to have density at all real values, or wherever its transforms go."""
     fn = innermost(fn)
     if isinstance(fn, dist.MixtureSameFamily):
         return _everywhere(fn._component_distribution)
@@ -155,21 +155,21 @@ def _is_real(found: Constraint | None) -> bool:
 
 
 def _onto_reals(transform: Any) -> bool:
-    """Whether a transform takes the real numbers onto all of them."""
+    """Return whether a transform maps the real numbers onto all real numbers."""
     return _is_real(transform.domain) and _is_real(transform.codomain)
 
 
 def same_reach(proposal: Distribution, target: Distribution) -> bool:
-    """Whether a proposal is known to have density wherever a target has it, by their supports alone.
+    """Return whether a proposal is known, by supports alone, to have density wherever a target has it.
 
-    Known where both have the same fixed bounds. A discrete proposal may give a value probability zero whatever its
-    support is, and so may a mixture or a transformed distribution whose parts are bounded.
+    It is known if both have the same fixed bounds. A discrete proposal may give a value probability zero for any
+    support. So may a mixture or a transformed distribution whose parts are bounded.
     """
     inner = innermost(proposal)
     if isinstance(inner, dist.MixtureSameFamily) and not _everywhere(inner):
         return False
     if isinstance(inner, dist.TransformedDistribution) and not _everywhere(inner):
-        # Known where the last transform alone has bounds, and takes all real numbers to where they are.
+        # Known only if the last transform alone has bounds and is defined on all real numbers.
         *before, last = inner.transforms
         reals = _everywhere(inner.base_dist) and all(map(_onto_reals, before)) and _is_real(last.domain)
         if not reals or isinstance(last, dist.transforms.ComposeTransform):
@@ -179,7 +179,7 @@ def same_reach(proposal: Distribution, target: Distribution) -> bool:
 
 
 def bounds(found: Constraint | None) -> tuple[float, float] | None:
-    """The fixed bounds of a continuous support of single numbers, or of the entries of a simplex; None elsewhere."""
+    """Return the fixed bounds of a continuous support of single numbers or of a simplex's entries; None for others."""
     if found is None or found.is_discrete:
         return None
     if found is constraints.real or found is constraints.real_vector:
@@ -193,7 +193,7 @@ def bounds(found: Constraint | None) -> tuple[float, float] | None:
 
 
 def is_fixed(found: Constraint) -> bool:
-    """Whether the bounds of a support are the same for all rows and columns: numbers, or one number expanded."""
+    """Return whether a support's bounds are the same for all rows and columns: numbers, or one number expanded."""
     return all(
         all(stride == 0 for stride, size in zip(bound.stride(), bound.shape, strict=True) if size > 1)
         for bound in vars(found).values()
@@ -202,7 +202,7 @@ def is_fixed(found: Constraint) -> bool:
 
 
 def inner_bounds(outer: tuple[float, float], dtype: torch.dtype) -> tuple[float, float]:
-    """The numbers of a dtype next to bounds, on the inside; of zero the smallest normal number."""
+    """Return the numbers of a dtype next to bounds, on the inside; next to zero, the smallest normal number."""
     low, high = (torch.tensor(bound, dtype=dtype) for bound in outer)
     above = torch.tensor(torch.finfo(dtype).tiny, dtype=dtype) if low == 0 else torch.nextafter(low, high)
     return float(above), float(torch.nextafter(high, low))

@@ -1,8 +1,8 @@
-"""Calls from several threads take turns: one lock around what Pyro and torch keep once a process.
+"""One lock for calls from several threads, around state that Pyro and torch have once in a process.
 
-Pyro has one stack of handlers, one parameter store in use and one switch for its checks; torch has one default
-generator, one default dtype and one precision of products. A public function borrows them, and a pair's training
-mode, for as long as it runs.
+Pyro has one stack of handlers, one active parameter store and one switch for its checks. torch has one default
+generator, one default dtype and one precision of products. A public function changes these, and a pair's training
+mode, while it runs.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _lock = threading.RLock()
 
 
 def takes_turns(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator of public functions: one thread at a time, outside ``torch.inference_mode`` and ``torch.autocast``.
+    """Decorate a public function to run in one thread at a time, outside ``torch.inference_mode`` and autocast.
 
     Inference mode has no gradients, which half of the estimators need. Autocast would round the products of every
-    network to 8 bits. A function may call others like it.
+    network to 8 bits. Decorated functions may call each other.
     """
 
     @functools.wraps(function)
@@ -41,7 +41,7 @@ def takes_turns(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def _plain_torch() -> Iterator[None]:
-    """Run a block outside inference mode and autocast; refuses other tensors of the user's that were made inside."""
+    """Run a block outside inference mode and autocast; raises ``ValueError`` for tensors made in inference mode."""
     with ExitStack() as modes:
         if torch.is_inference_mode_enabled():
             modes.enter_context(torch.inference_mode(False))
@@ -62,7 +62,7 @@ def _plain_torch() -> Iterator[None]:
 
 
 def _after_fork() -> None:
-    """A child has the lock as its parent held it, but not the thread that would release it."""
+    """Replace the lock in a forked child, which has no thread that could release it."""
     global _lock
     _lock = threading.RLock()
 

@@ -739,15 +739,23 @@ TWICE = torch.cat([REAL, REAL[:, :1]], dim=1)
         (baselines.PPCA(2), SAME, "x: expected rows that fill more than 2 dimensions"),
         (baselines.FactorAnalysis(4), REAL, "latent_dim: expected fewer than the 4 columns"),
         (baselines.FactorAnalysis(2), torch.randn(3, 8), "latent_dim: .* the 3 rows of x less one"),
-        (baselines.FactorAnalysis(1), TWICE, r"x: expected columns that 1 factors leave .* \+∞.*PPCA"),
+        (
+            baselines.FactorAnalysis(1),
+            TWICE,
+            r"x: expected columns with noise that 1 factors do not explain.* \+∞.*PPCA",
+        ),
         (baselines.FullGaussian(), REAL[:4], "x: expected more rows than its 4 columns, got 4 rows"),
-        (baselines.FullGaussian(), TWICE, "x: expected columns of which none follows from the others"),
+        (baselines.FullGaussian(), TWICE, "x: expected columns that are linearly independent"),
         (
             baselines.GaussianMixture(2),
             TWICE,
-            r"x: expected rows in which 2 components each fill .*covariance=",
+            r"x: expected rows on which 2 components each have variance .*covariance=",
         ),
-        (baselines.GaussianMixture(9), REAL[:9], r"x: expected rows in which 9 components each fill"),
+        (
+            baselines.GaussianMixture(9),
+            REAL[:9],
+            r"x: expected rows on which 9 components each have variance",
+        ),
         (baselines.GaussianMixture(9), REAL[:8], "x: expected at least as many rows as the 9 components"),
         (
             baselines.GaussianMixture(1, "spherical"),

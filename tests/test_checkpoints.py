@@ -198,7 +198,7 @@ OTHER = {
 def test_a_different_run_in_the_same_folder_is_refused_saying_what_differs(name, tmp_path):
     fit("Adam", tmp_path)
     before = (tmp_path / "last.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=rf"checkpoint: expected the run that .* got another: .*\b{name}\b"):
+    with pytest.raises(ValueError, match=rf"checkpoint: expected the run in .* got another: .*\b{name}\b"):
         fit("Adam", tmp_path, **OTHER[name])
     assert (tmp_path / "last.safetensors").read_bytes() == before
 
@@ -253,7 +253,10 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_touched(tmp_path):
 
 
 def test_one_run_at_a_time_in_a_folder(tmp_path):
-    with storage.lock(tmp_path), pytest.raises(OSError, match="folder: expected one that no other process"):
+    with (
+        storage.lock(tmp_path),
+        pytest.raises(OSError, match="folder: expected a folder that no other process"),
+    ):
         fit("Adam", tmp_path)
 
 
@@ -381,7 +384,7 @@ def test_an_evaluation_s_folder_is_its_own(tmp_path):
         ("parameters", regularised(), X, {}),
     ):
         with pytest.raises(
-            ValueError, match=rf"checkpoint: expected the run that .* got another: .*\b{name}\b"
+            ValueError, match=rf"checkpoint: expected the run in .* got another: .*\b{name}\b"
         ):
             pv.log_evidence(pair, x, **(arguments | more))
     with pytest.raises(TypeError, match="checkpoint: expected a"):
@@ -545,7 +548,7 @@ def assert_unchanged(pair, folder, act):
     before, state, fitted = dict(pair._store["params"]), torch.random.get_rng_state(), pair.fitted
     values = {name: value.clone() for name, value in before.items()}
     with pytest.raises(
-        ValueError, match=r"checkpoint: expected the run that .* got another: the .* was .* differ"
+        ValueError, match=r"checkpoint: expected the run in .* got another: the .* was .* differ"
     ):
         act()
     assert torch.equal(torch.random.get_rng_state(), state)

@@ -30,8 +30,8 @@ def test_it_prints_two_tables_that_fit_a_terminal(demo):
     for text in (
         "P(x) a mass",
         "P(x) a density",
-        "spoiled, importance",
-        "spoiled, auto",
+        "narrow Q, importance",
+        "narrow Q, auto",
         "independent pixels",
         "PPCA(",
         "exact",

@@ -388,7 +388,7 @@ def test_given_different_offsets_is_refused_and_given_one_is_shown():
     vae = pv.VAE.mlp(3, 1, "poisson", hidden_dims=(4,), offset=True)
     offsets = torch.randn(2, 30, generator=torch.Generator().manual_seed(1))
     one, other = (pv.log_evidence(vae, {"x": x, "offset": o}, num_samples=5) for o in offsets)
-    refused("given the same offset, as 'a' was, got 'b' given another", {"a": one, "b": other})
+    refused("given the same offset as 'a', got 'b' given another", {"a": one, "b": other})
     table = pv.compare({"a": one, "b": one})
     assert table["given"].tolist() == ["offset", "offset"]
     assert "given" in repr(table)
@@ -405,7 +405,7 @@ def test_regressions_on_the_same_covariates_compare():
 def test_labels_that_are_missing_are_refused():
     labels = np.where(np.arange(40) < 3, np.nan, 1.0)
     with pytest.raises(
-        ValueError, match="by: expected a label for every row, got 3 that are NaN, first at row 0"
+        ValueError, match="by: expected a label for every row, got 3 labels that are NaN, first at row 0"
     ):
         pv.compare({"a": independent()}, X, by=labels)
 

@@ -301,7 +301,7 @@ def test_not_to_be_had_is_one_sentence(world, faces, how):
     error = {"no such file": "HTTPError", "no server": "ConnectionError"}[how]
     assert str(caught.value) == (
         "PYROVAE_DATA: expected a folder with freyfaces/freyfaces.npz, got none, and "
-        f"{error} on download from {url}. Set it to one, or put {url} into {cache}."
+        f"{error} on download from {url}. Set it to such a folder, or put {url} into {cache}."
     )
     assert caught.value.__cause__ is not None
 
@@ -329,7 +329,7 @@ def test_other_contents_below_the_folder_are_refused_and_kept(world, faces, brok
     np.savez_compressed(file, x=faces[::-1])
     if broken:
         file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"freyfaces\.npz.*Delete it, and http"):
+    with pytest.raises(ValueError, match=r"freyfaces\.npz.*Delete it, and call again to download http"):
         datasets.frey_faces()
     assert file.is_file()
     assert world.asked == []

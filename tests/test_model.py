@@ -170,7 +170,7 @@ def test_double_and_state_dict():
         (
             lambda: pv.log_evidence(vae(), torch.ones(2, 5)),
             ValueError,
-            r"^x: expected rows of width 6.*for these\.$",
+            r"^x: expected rows of width 6.*for this width\.$",
         ),
         (lambda: pv.log_evidence(vae(), torch.full((3, 6), 0.5)), ValueError, "ContinuousBernoulli"),
     ],

@@ -368,7 +368,7 @@ def test_names_in_a_file_lead_to_registries_only(tmp_path):
             "arguments": {"command": {"value": "touch executed"}},
         }
         storage.write(tmp_path / "vae", arrays, meta)
-        with pytest.raises(ValueError, match="a model whose every part a registry knows"):
+        with pytest.raises(ValueError, match="a model with all parts in a registry"):
             load(tmp_path / "vae")
 
 

@@ -117,10 +117,10 @@ def test_a_column_of_one_value_keeps_its_units():
 
 def test_the_wrong_units_are_refused():
     with pytest.raises(
-        ValueError, match=r"standardize: expected a Standardize of log x, as LogNormal has it"
+        ValueError, match=r"standardize: expected a Standardize of log x, the quantity that LogNormal models"
     ):
         likelihoods.LogNormal(pv.MLP(1, (), 3), standardize=Standardize(3))
-    with pytest.raises(ValueError, match=r"a Standardize of x, as Gaussian has it"):
+    with pytest.raises(ValueError, match=r"a Standardize of x, the quantity that Gaussian models"):
         likelihoods.Gaussian(pv.MLP(1, (), 3), standardize=Standardize(3, log=True))
     with pytest.raises(TypeError, match="standardize: expected True or False"):
         pv.VAE.mlp(3, 1, "gaussian", standardize="yes")

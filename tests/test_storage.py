@@ -184,7 +184,7 @@ def test_packed_arrays_come_back(tmp_path):
         ({}, {"a": {1, 2}}, "got a set"),
         ({"z": torch.zeros(2, dtype=torch.complex64)}, {}, "z: expected a dense tensor"),
         ({"z": torch.zeros(2, 2).to_sparse()}, {}, "z: expected a dense tensor"),
-        ({"__metadata__": torch.zeros(2)}, {}, "a name that safetensors leaves free"),
+        ({"__metadata__": torch.zeros(2)}, {}, "a name that safetensors does not reserve"),
     ],
 )
 def test_what_would_not_come_back_is_not_written(tmp_path, arrays, meta, message):
@@ -213,7 +213,7 @@ def test_what_was_not_packed_is_refused(packed):
 def test_a_header_that_could_not_be_read_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "_LONGEST_HEADER", 10_000)
     storage.write(tmp_path / "file", {}, {"a": "b" * 9_000})
-    with pytest.raises(ValueError, match="meta: expected JSON that fits the header"):
+    with pytest.raises(ValueError, match="meta: expected JSON that fits into the header"):
         storage.write(tmp_path / "file", {}, {"a": "b" * 10_000})
     assert storage.read(tmp_path / "file")[1] == {"a": "b" * 9_000}
 
@@ -386,7 +386,7 @@ def test_no_file_folders_and_pipes(tmp_path):
         ):
             storage.write(path, {}, {})
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
-    with pytest.raises(FileNotFoundError, match="a folder has to exist"):
+    with pytest.raises(FileNotFoundError, match="its folder has to exist"):
         storage.write(tmp_path / "missing" / "file", {}, {})
     small(tmp_path / "file")
     with pytest.raises(NotADirectoryError, match="one of its folders is a file"):
@@ -559,7 +559,7 @@ def test_one_holder_at_a_time_and_any_number_in_turn(tmp_path):
     for _ in range(2):
         with storage.lock(folder):
             with (
-                pytest.raises(BlockingIOError, match=f"held by process {os.getpid()}.*a folder of its own"),
+                pytest.raises(BlockingIOError, match=f"held by process {os.getpid()}.*a separate folder"),
                 storage.lock(folder),
             ):
                 pass

@@ -107,7 +107,7 @@ def test_columns_full_of_exact_zeros_are_no_student_s_t(share):
 
 def test_two_values_are_told_to_be_zeros_and_ones():
     frame = likelihoods.suggest(torch.tensor([[1.0], [2.0], [2.0]] * 30))
-    assert "two values, 1 and 2: as 0 and 1 they are bernoulli's" in frame["why"].iloc[0]
+    assert "two values, 1 and 2; for bernoulli, recode them as 0 and 1" in frame["why"].iloc[0]
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-3, 1e30])

@@ -332,7 +332,7 @@ def counting(self, z, x):
         (lambda self, z, x: z * float(x.numpy().mean()), "reads a tensor's value"),
         (lambda self, z, x: z * sum(x.tolist()), "reads a tensor's value"),
         (lambda self, z, x: z[x > 0].sum() + z, "the size of a tensor depends on values"),
-        (counting, "does other things than the trace says"),
+        (counting, "does not compute what the trace computes"),
         (lambda self, z, x: z * torch.poisson(z.detach().exp()), "depends on other tensors"),
     ],
 )

@@ -222,7 +222,7 @@ class TestKept:
         evaluation = Evaluation.prepare(case.pair, case.data, 5, 0, (7, 3), compile="auto")
         monkeypatch.setitem(globals(), "NUMBERS", itertools.count())
         evaluation.terms(next(evaluation.tiles())[0])
-        assert "other things than the trace says" in evaluation.runner.reason
+        assert "does not compute what the trace computes" in evaluation.runner.reason
 
     def test_no_more_than_a_few(self):
         graphs = room.Graphs()

@@ -1,4 +1,4 @@
-"""Baselines to hold a VAE's log P(x) against: each has fit(x), log_evidence(x), sample(n) and summary()."""
+"""Baselines for comparison with a VAE's log P(x). Each has fit(x), log_evidence(x), sample(n) and summary()."""
 
 from pyrovae.baselines.base import REGISTRY, Baseline
 from pyrovae.baselines.bayesian_linear_regression import BayesianLinearRegression

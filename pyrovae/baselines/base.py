@@ -1,4 +1,4 @@
-"""What every baseline shares: it is fitted before it answers, and rows keep their width; and their registry."""
+"""Base classes of the baselines, which check that a baseline is fitted and rows keep their width; the registry."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ B = TypeVar("B", bound="Fitted")
 
 
 def register(name: str) -> Callable[[type[B]], type[B]]:
-    """Class decorator: put a baseline into ``REGISTRY`` under ``name``."""
+    """Return a class decorator that puts a baseline into ``REGISTRY`` under ``name``."""
 
     def add(cls: type[B]) -> type[B]:
         REGISTRY[name] = cls
@@ -35,37 +35,37 @@ def register(name: str) -> Callable[[type[B]], type[B]]:
 
 
 class Fitted:
-    """What has a fit to save: its constructor's arguments, under their own names, and what else it holds.
+    """Base of objects whose fit can be saved: the constructor's arguments, under their own names, and all attributes.
 
-    The rest of what is saved are numbers, strings, tensors, arrays, and tuples, lists and dicts of them.
+    Attributes are numbers, strings, tensors, arrays, and tuples, lists and dicts of them. Others are ``derived``.
     """
 
-    #: ``baseline.save(path)``: see ``pyrovae.saving``, which puts it here.
+    #: ``baseline.save(path)``; ``pyrovae.saving`` defines it.
     save: Callable[..., None]
-    #: Attributes that are made of the others, or of code: not saved, but made again by ``_derive``.
+    #: Attributes that ``_derive`` computes from the others after loading, and that are not saved.
     derived: ClassVar[tuple[str, ...]] = ()
 
     def _derive(self) -> None:
-        """Make what ``derived`` names of the rest of a fit, after it was loaded."""
+        """Compute the attributes in ``derived`` from the others, after loading."""
 
 
 class Baseline(Fitted, ABC):
-    """A model of rows that is fitted, and then has log P(x) of other rows.
+    """A model that is fitted to rows and then returns log P(x) of other rows.
 
-    ``x`` has rows on dim 0: a tensor, an array, a DataFrame, or a mapping with such rows under "x", of which a
-    baseline uses nothing else. It works in float64, on rows flattened to shape (rows, columns).
+    ``x`` has rows on dim 0: a tensor, an array, a DataFrame, or a mapping with such rows under "x". A baseline
+    ignores the other entries of a mapping. It works in float64, on rows flattened to shape (rows, columns).
 
-    To add one: ``_fit``, ``_score``, ``_sample`` and ``summary``; where log P(x) has a closed form, see
-    ``ClosedForm``. A ``_fit`` that raises leaves the baseline as it was.
+    To add a baseline: write ``_fit``, ``_score``, ``_sample`` and ``summary``. If log P(x) has a closed form, see
+    ``ClosedForm``. If ``_fit`` raises, the baseline stays as before.
     """
 
-    #: What values a column may hold, and the family that says so in a refusal.
+    #: The values that a column may hold, and the family that an error names for them.
     support: ClassVar[constraints.Constraint] = constraints.real
     family: ClassVar[str] = "Gaussian"
 
-    #: Hashes of the rows it was fitted to, shape (rows, 2), by ``checks.row_hashes``.
+    #: Hashes of the fitted rows, shape (rows, 2), by ``checks.row_hashes``.
     seen: np.ndarray
-    #: Names of the columns it was fitted to, where they were a frame's.
+    #: Names of the fitted columns, if the rows were a DataFrame.
     names: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     _width: int | None = None
@@ -73,7 +73,7 @@ class Baseline(Fitted, ABC):
 
     @takes_turns
     def fit(self, x: Any) -> Self:
-        """Fit to rows, shape (rows, columns); returns self. Where it raises, nothing has changed."""
+        """Fit to rows, shape (rows, columns), and return self. If it raises, nothing has changed."""
         rows, source = self._rows(x, {})
         before = dict(vars(self))
         try:
@@ -89,7 +89,7 @@ class Baseline(Fitted, ABC):
 
     @takes_turns
     def log_evidence(self, x: Any) -> LogEvidence:
-        """log P(x_n) of rows, shape (rows, columns), each by itself, in nats a row."""
+        """Return log P(x_n) of each row separately, in nats, for rows of shape (rows, columns)."""
         width = self._require_fit()
         rows, source = self._rows(x, self.names)
         if rows.shape[1] != width:
@@ -103,7 +103,7 @@ class Baseline(Fitted, ABC):
 
     @takes_turns
     def sample(self, num_rows: int, seed: int = 0) -> Tensor:
-        """Rows from the fitted model, each by itself, shape (num_rows, columns), float64."""
+        """Return independent rows from the fitted model, shape (num_rows, columns), float64."""
         checks.integer("num_rows", num_rows)
         self._require_fit()
         with noise.seeded(noise.derive(seed, noise.Stream.SAMPLE)):
@@ -111,12 +111,12 @@ class Baseline(Fitted, ABC):
 
     @property
     def num_parameters(self) -> float:
-        """How many free numbers were fitted; NaN where they were averaged out, or grow with the rows."""
+        """How many free numbers were fitted; NaN if they were integrated out or grow with the rows."""
         return float("nan")
 
     @abstractmethod
     def summary(self) -> str:
-        """One line: what was fitted."""
+        """Return one line that says what was fitted."""
 
     @abstractmethod
     def _fit(self, rows: Tensor) -> None:
@@ -124,17 +124,17 @@ class Baseline(Fitted, ABC):
 
     @abstractmethod
     def _score(self, rows: Tensor, source: dict[str, Any]) -> LogEvidence:
-        """log P of checked rows, shape (rows, columns), float64; ``source`` is what a ``LogEvidence`` says of them."""
+        """Return log P of checked rows, shape (rows, columns), float64. ``source`` holds fields of ``LogEvidence``."""
 
     @abstractmethod
     def _sample(self, num_rows: int) -> Tensor:
-        """Rows from torch's global generator, seeded by the caller; shape (num_rows, columns), float64."""
+        """Return rows, shape (num_rows, columns), float64, drawn from torch's global generator. The caller seeds it."""
 
     def __repr__(self) -> str:
         return f"<{self.summary()}>" if self._width is not None else f"<{type(self).__name__}, not fitted>"
 
     def _rows(self, x: Any, names: Mapping[str, tuple[str, ...]]) -> tuple[Tensor, checks.Source]:
-        """Rows of any kind as float64, shape (rows, columns), on the support; and as they came."""
+        """Return checked rows as float64, shape (rows, columns), and the rows as they were passed."""
         if isinstance(x, Mapping):
             if "x" not in x:
                 raise checks.bad_value(
@@ -143,7 +143,7 @@ class Baseline(Fitted, ABC):
             x = x["x"]
         batch, source = checks.read(checks.in_double(x), dtype=torch.float64, names=names)
         rows = batch["x"]
-        # Contiguous, so that the same numbers give the same bits however they lay in memory.
+        # Contiguous, so that equal numbers give equal bits in any memory layout.
         rows = (rows.flatten(1) if rows.dim() > 1 else rows[:, None]).contiguous()
         checks.on_support(
             "x", rows, list(range(rows.shape[1])), self.support, self.family, off_support(self.family)
@@ -151,7 +151,7 @@ class Baseline(Fitted, ABC):
         return rows, source
 
     def _require_fit(self) -> int:
-        """The width of the rows it was fitted to; raises where there were none."""
+        """Return the width of the fitted rows; raises ``ValueError`` before a fit."""
         if self._width is None:
             name = type(self).__name__
             raise checks.bad_value(
@@ -161,9 +161,9 @@ class Baseline(Fitted, ABC):
 
 
 class ClosedForm(Baseline):
-    """A baseline whose log P(x) is known in closed form once it is fitted: exact, nothing sampled.
+    """A baseline whose log P(x) has a closed form after the fit: exact, without sampling.
 
-    To add one: ``_fit``, ``_log_prob``, ``_sample``, ``summary`` and the labels ``measure`` and ``parameters``.
+    To add one: write ``_fit``, ``_log_prob``, ``_sample`` and ``summary``, and set ``measure`` and ``parameters``.
     """
 
     #: Whether log P(x) is a "mass" or a "density".
@@ -173,10 +173,10 @@ class ClosedForm(Baseline):
 
     @abstractmethod
     def _log_prob(self, rows: Tensor) -> Tensor:
-        """log P of checked rows, shape (rows,)."""
+        """Return log P of checked rows, shape (rows,)."""
 
     def _measures(self, columns: int) -> tuple[str, ...]:
-        """For every column, what the number measures."""
+        """Return for every column what the number measures."""
         return (self.measure,) * columns
 
     def _score(self, rows: Tensor, source: dict[str, Any]) -> LogEvidence:
@@ -188,7 +188,7 @@ class ClosedForm(Baseline):
                 f"rows that are possible under the fitted {type(self).__name__}",
                 f"{len(impossible)} of probability 0, first row {int(impossible[0])}",
                 "They hold values that no training row has: fit on rows that have them, or use a baseline with a "
-                "prior over them (pseudo_count > 0, IndependentBernoulli, DirichletCategorical).",
+                "prior over values (pseudo_count > 0, IndependentBernoulli, DirichletCategorical).",
             )
         return LogEvidence.exact(
             log_prob.numpy(),
@@ -200,11 +200,11 @@ class ClosedForm(Baseline):
 
 
 class Distributed(ClosedForm):
-    """A closed form that is one of torch's distributions. To add one: ``_distribution`` in place of what it is asked."""
+    """A closed form that is one of torch's distributions. To add one: write ``_fit``, ``_distribution``, ``summary``."""
 
     @abstractmethod
     def _distribution(self) -> Distribution:
-        """The fitted distribution of a row, batch shape () and event shape (columns,)."""
+        """Return the fitted distribution of a row, batch shape () and event shape (columns,)."""
 
     def _log_prob(self, rows: Tensor) -> Tensor:
         return self._distribution().log_prob(rows)
@@ -216,22 +216,22 @@ class Distributed(ClosedForm):
 class Conjugate(ClosedForm):
     """A baseline whose parameters are integrated out in closed form: predictive and evidence are both exact.
 
-    ``log_evidence(x)`` is the posterior predictive log P(x_n | training rows) of each row by itself;
-    ``marginal_likelihood()`` is log P(training rows), all together. To add one: as ``ClosedForm``, and
-    ``_log_marginal``.
+    ``log_evidence(x)`` is the posterior predictive log P(x_n | training rows) of each row separately.
+    ``marginal_likelihood()`` is log P(training rows), jointly. To add one: write the methods of ``ClosedForm``
+    and ``_log_marginal``.
     """
 
     parameters = "posterior-averaged"
 
     @takes_turns
     def marginal_likelihood(self) -> LogEvidence:
-        """log P(training rows | prior), the evidence of the whole training set: one number, in nats, exact.
+        """Return log P(training rows | prior), the exact evidence of the training set: one number, in nats.
 
-        It is the sum of each row's predictive given the rows before it, in any order. Its one entry has
-        target "evidence": it ranks models of one training set, and no predictive score.
+        It equals the sum of each row's predictive given the rows before it, in any order. Its one entry has
+        target "evidence". It ranks models of one training set and is not a predictive score.
 
         Raises:
-            ValueError: where nothing was fitted.
+            ValueError: the baseline is not fitted.
         """
         width = self._require_fit()
         return LogEvidence.exact(
@@ -245,13 +245,13 @@ class Conjugate(ClosedForm):
 
     @abstractmethod
     def _log_marginal(self) -> float:
-        """log P of the rows it was fitted to, all together."""
+        """Return the joint log P of the fitted rows."""
 
 
 def warn_unconverged(baseline: Baseline, max_iter: int) -> None:
-    """Say that a fit stopped at ``max_iter`` steps, short of the maximum; what it has is still scored exactly."""
+    """Warn that a fit stopped at ``max_iter`` steps before the maximum. Its log P(x) is still exact."""
     warnings.warn(
-        f"{type(baseline).__name__} has not converged in {max_iter} steps: its log P(x) is exact for the parameters "
-        "reached, which are not yet the best. Raise max_iter.",
+        f"{type(baseline).__name__} has not converged in {max_iter} steps: its log P(x) is exact for the present "
+        "parameters, which are not yet the best. Raise max_iter.",
         stacklevel=5,
     )

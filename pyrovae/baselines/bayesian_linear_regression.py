@@ -1,4 +1,4 @@
-"""Linear regression with a conjugate prior: log P(y | covariates) exact, parameters averaged out."""
+"""Linear regression with a conjugate prior: exact log P(y | covariates), with parameters integrated out."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from pyrovae.turns import takes_turns
 class BayesianLinearRegression(Conjugate):
     """y = w·φ + N(0, σ²), w | σ² ~ N(0, σ²/precision · I), σ² ~ InverseGamma(alpha, beta); exact.
 
-    In x, shape (rows, columns), the last column is the response y, and the others the covariates;
-    φ is the covariates and, with ``intercept``, a 1. With Λ = precision · I + ΦᵀΦ, m = Λ⁻¹Φᵀy, alpha_N = alpha + N/2 and
-    beta_N = beta + (‖y − Φm‖² + precision ‖m‖²)/2, a new row's predictive is Student's t,
+    The last column of x, shape (rows, columns), is the response y. The others are the covariates. φ holds the
+    covariates and, with ``intercept``, a 1. Let Λ = precision · I + ΦᵀΦ, m = Λ⁻¹Φᵀy, alpha_N = alpha + N/2 and
+    beta_N = beta + (‖y − Φm‖² + precision ‖m‖²)/2. A new row's predictive is Student's t,
 
-        t(2 alpha_N; m·φ, sqrt(beta_N/alpha_N · (1 + φᵀΛ⁻¹φ))),
+        t(2 alpha_N; m·φ, sqrt(beta_N/alpha_N · (1 + φᵀΛ⁻¹φ))).
 
-    and the evidence Γ(alpha_N)/Γ(alpha) · beta^alpha/beta_N^alpha_N · sqrt(precision^P/|Λ|) · (2π)^(−N/2), P the
-    entries of φ. Bishop (2006), 3.3–3.5; Murphy (2012), 7.6.
+    The evidence is Γ(alpha_N)/Γ(alpha) · beta^alpha/beta_N^alpha_N · sqrt(precision^P/|Λ|) · (2π)^(−N/2), where P
+    is the number of entries of φ. Bishop (2006), 3.3–3.5; Murphy (2012), 7.6.
 
-    The number is log P(y | covariates), not log P of the whole row: the ``measure`` of the covariates is
-    "unscored", so that ``compare`` does not rank it beside densities of rows.
+    The number is log P(y | covariates), not log P of the whole row. The ``measure`` of the covariates is therefore
+    "unscored", so that ``compare`` does not rank it with densities of rows.
 
     Args:
-        precision: of the weights, in units of 1/σ²; the intercept's, too.
-        alpha, beta: of the noise variance, beta in the response's units squared.
+        precision: of the weights and the intercept, in units of 1/σ².
+        alpha, beta: of the prior on the noise variance, beta in the response's units squared.
         intercept: whether φ has a 1.
 
-    After ``fit``: ``weights`` m, shape (P,), the intercept last; ``alpha_n``, ``beta_n``, of the posterior.
+    After ``fit``: ``weights`` m, shape (P,), the intercept last; ``alpha_n`` and ``beta_n`` of the posterior.
 
     Raises:
-        ValueError: x without a covariate beside the response; a prior that is not proper.
+        ValueError: x has no covariate beside the response; the prior is not proper.
 
     Example:
         >>> import torch
@@ -67,13 +67,13 @@ class BayesianLinearRegression(Conjugate):
         if rows.shape[1] < 2:
             raise checks.bad_value(
                 "x",
-                "covariates, and the response as its last column",
+                "covariates, and the response as the last column",
                 "a single column",
                 "Use NormalInverseGamma for a response without covariates.",
             )
         features, response = self._split(rows)
         n, width = features.shape
-        # The prior as further rows: least squares on both, whose R has RᵀR = Λ, without squaring the condition.
+        # The prior enters as further rows. QR of all rows has RᵀR = Λ and does not square the condition number.
         prior = math.sqrt(self.precision) * torch.eye(width, dtype=rows.dtype)
         q, self._r = torch.linalg.qr(torch.cat([features, prior]))
         target = torch.cat([response, response.new_zeros(width)])
@@ -84,14 +84,14 @@ class BayesianLinearRegression(Conjugate):
         self._covariates = rows[:, :-1]
 
     def _split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """φ, shape (rows, P), and y, shape (rows,)."""
+        """Return φ, shape (rows, P), and y, shape (rows,)."""
         features = rows[:, :-1]
         if self.intercept:
             features = torch.cat([features, torch.ones_like(rows[:, :1])], dim=1)
         return features, rows[:, -1]
 
     def _predictive(self, features: Tensor) -> StudentT:
-        """Of the responses to φ, shape (rows, P); batch shape (rows,)."""
+        """Return the predictive of the responses to φ, shape (rows, P); batch shape (rows,)."""
         reach = torch.linalg.solve_triangular(
             self._r.T, features.T, upper=False
         )  # R⁻ᵀφ, whose square is φᵀΛ⁻¹φ
@@ -104,9 +104,9 @@ class BayesianLinearRegression(Conjugate):
 
     @takes_turns
     def sample(self, num_rows: int, seed: int = 0) -> Tensor:
-        """Rows of covariates drawn from the training rows, with responses from the predictive, each by itself.
+        """Return rows of covariates drawn from the training rows, with independent responses from the predictive.
 
-        Shape (num_rows, columns), float64. The model says nothing of how the covariates are distributed.
+        Shape (num_rows, columns), float64. The model has no distribution of the covariates.
         """
         return super().sample(num_rows, seed)
 

@@ -1,4 +1,4 @@
-"""A fully Bayesian linear model of rows: probabilistic PCA with priors on everything, by MCMC."""
+"""A fully Bayesian linear model of rows: probabilistic PCA with priors on all parameters, fitted by MCMC."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from pyrovae.turns import takes_turns
 class BayesianPCA(PyroMCMC):
     """z ~ N(0, I_L), x | z ~ N(W z + μ, σ² I) with μ, W and σ averaged over their posterior.
 
-    z is integrated out, x ~ N(μ, W Wᵀ + σ² I): rows are independent given μ, W and σ. W is lower triangular with
-    a positive diagonal, because W Wᵀ determines no more of it: rotated loadings would have the same
-    likelihood, and chains in different rotations neither agree nor have a bridge between them. Its priors
-    are those that W Wᵀ has when every entry of a full W is N(0, s²), whatever the order of the columns (Leung
+    z is integrated out, x ~ N(μ, W Wᵀ + σ² I), so rows are independent given μ, W and σ. W is lower triangular
+    with a positive diagonal, because the likelihood depends on W Wᵀ only. Rotated loadings would have the same
+    likelihood. Chains in different rotations would not agree, and bridge sampling would fail. The priors are
+    those that W Wᵀ has if every entry of a full W is N(0, s²), whatever the order of the columns (Leung
     and Drton 2016):
 
         W_dk ~ N(0, s²) below the diagonal,   W_kk² / s² ~ χ²(L − k), k from 0,
         μ_d ~ N(0, m²),   σ ~ half-normal(n).
 
-    Which columns come first is chosen at ``fit``, by a pivoted QR of the leading eigenvectors, so that the
-    diagonal keeps away from zero: near it, a column of W with all signs turned is a second mode that chains
-    may miss. P(x) is the same in every order, so the choice takes nothing from the rows.
+    ``fit`` chooses which columns come first, by a pivoted QR of the leading eigenvectors, to keep the diagonal
+    away from zero. Near zero, a column of W with all signs flipped is a second mode that chains may miss.
+    P(x) is the same in every order, so this choice does not use the rows twice.
 
-    The priors are in the units of x and must not come from the rows: the defaults suit columns whose spread
-    is about 1. Beyond ``PPCA``, which plugs in the maximum of the likelihood, it has an evidence,
-    ``marginal_likelihood()``, that says which L the rows support.
+    The priors are in the units of x and must not be chosen from the rows. The defaults suit columns with
+    standard deviations near 1. ``PPCA`` plugs in the maximum of the likelihood. This model also has an evidence,
+    ``marginal_likelihood()``, which says which L the rows support.
 
     Args:
         latent_dim: L, at most the number of columns.
@@ -43,10 +43,10 @@ class BayesianPCA(PyroMCMC):
         noise_scale: n.
         options: of ``PyroMCMC``: num_samples, warmup_steps, num_chains, seed, …
 
-    After ``fit``, beside what ``PyroMCMC`` has: ``loadings``, the draws of W, shape (chains, draws, columns, L).
+    After ``fit``, ``loadings`` holds the draws of W, shape (chains, draws, columns, L); others as in ``PyroMCMC``.
 
     Raises:
-        ValueError: L above the number of columns; rows that are no vectors.
+        ValueError: L is above the number of columns; rows are not vectors.
 
     Example:
         >>> x = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
@@ -75,7 +75,7 @@ class BayesianPCA(PyroMCMC):
 
     @takes_turns
     def fit(self, x: Any) -> Self:
-        """Run the chains on rows, shape (rows, columns); returns self. See ``PyroMCMC.fit``."""
+        """Run the chains on rows, shape (rows, columns), and return self. See ``PyroMCMC.fit``."""
         rows = as_batch(x)[0]["x"]
         before, self._order = self._order, _pivots(rows, self.latent_dim) if rows.dim() == 2 else None
         try:
@@ -86,14 +86,14 @@ class BayesianPCA(PyroMCMC):
 
     @property
     def loadings(self) -> Tensor:
-        """The draws of W, shape (chains, draws, columns, L)."""
+        """Return the draws of W, shape (chains, draws, columns, L)."""
         self._require_fit()
         return self._loadings(
             self.posterior["squares"].sqrt(), self.posterior.get("below"), self.posterior["loc"].shape[-1]
         )
 
     def _loadings(self, diagonal: Tensor, below: Tensor | None, columns: int) -> Tensor:
-        """W, shape (..., columns, L), its rows in the order of x's columns."""
+        """Return W, shape (..., columns, L), with rows in the order of x's columns."""
         triangular = _triangular(diagonal, below, columns)
         return triangular if self._order is None else triangular[..., self._order.argsort(), :]
 
@@ -104,7 +104,7 @@ class BayesianPCA(PyroMCMC):
                 "x",
                 f"rows of shape (rows, columns), with at least latent_dim={self.latent_dim} columns",
                 f"shape {tuple(x.shape)}",
-                "Flatten the rows, or take fewer latent dimensions.",
+                "Flatten the rows, or use fewer latent dimensions.",
             )
         columns, latent_dim = x.shape[1], self.latent_dim
         loc = pyro.sample("loc", dist.Normal(0.0, self.loc_scale).expand([columns]).to_event(1))
@@ -123,7 +123,7 @@ class BayesianPCA(PyroMCMC):
 
 
 def _pivots(rows: Tensor, latent_dim: int) -> Tensor:
-    """The columns of x in an order in which the leading ones say most about the first L directions."""
+    """Return an order of x's columns whose first L determine the first L principal directions best."""
     from scipy.linalg import qr
 
     values, vectors = torch.linalg.eigh(torch.cov(rows.T, correction=0).reshape(rows.shape[1], -1))
@@ -132,7 +132,7 @@ def _pivots(rows: Tensor, latent_dim: int) -> Tensor:
 
 
 def _triangular(diagonal: Tensor, below: Tensor | None, columns: int) -> Tensor:
-    """W from its diagonal, shape (..., L), and what stands below it by rows: shape (..., columns, L)."""
+    """Return W, shape (..., columns, L), from its diagonal, shape (..., L), and its entries below it, row by row."""
     latent_dim = diagonal.shape[-1]
     zero = torch.zeros_like(diagonal[..., :1])
     values = torch.cat([zero, diagonal] + ([] if below is None else [below]), dim=-1)

@@ -1,4 +1,4 @@
-"""A mixture of independent Bernoulli columns: log P(x) exact."""
+"""A mixture of independent Bernoulli columns with exact log P(x)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pyrovae.baselines.latent_class import LatentClass
 
 @register("bernoulli_mixture")
 class BernoulliMixture(LatentClass):
-    """x ~ Σ_c π_c Π_d Bernoulli(x_d; p_cd), for columns of zeros and ones: ``LatentClass`` of two categories; exact.
+    """x ~ Σ_c π_c Π_d Bernoulli(x_d; p_cd), for columns of zeros and ones: ``LatentClass`` with two categories; exact.
 
     Args:
         num_components: how many components.
-        pseudo_count: of ones, and of zeros, in each component and column; 0 is maximum likelihood.
+        pseudo_count: of ones and of zeros, in each component and column; 0 is maximum likelihood.
         num_starts, max_iter, seed: see ``LatentClass``.
 
     After ``fit``: ``weights`` π, shape (components,), largest first; ``probabilities`` p, shape (components, columns);
     ``history`` and ``converged`` as in ``LatentClass``.
 
     Raises:
-        ValueError: values other than 0 and 1.
+        ValueError: x holds values other than 0 and 1.
 
     Bishop (2006), 9.3.3.
 
@@ -51,4 +51,4 @@ class BernoulliMixture(LatentClass):
         super().__init__(num_components, 2, pseudo_count, num_starts, max_iter, seed)
 
     def _table(self) -> Tensor:
-        return self._classes.mass[:, 1::2]  # a zero's and a one's mass, column by column
+        return self._classes.mass[:, 1::2]  # columns hold the masses of 0 and 1 in turn

@@ -1,4 +1,4 @@
-"""What several baselines ask of columns: that they vary, that they are not one another's copies, their categories."""
+"""Checks and transforms of columns that several baselines share: variance, collinearity, categories."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 
 from pyrovae import checks
 
-# A correlation matrix has eigenvalues around 1; below this one, a direction holds nothing but rounding.
+# Eigenvalues of a correlation matrix are near 1; below this one, a direction holds only rounding errors.
 _SINGULAR = 1e-10
 
 
 def standardized(rows: Tensor, shared: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows with mean 0 and variance 1 (divided by N), and the mean and standard deviation; of rows (rows, columns).
+    """Return rows with mean 0 and variance 1 (divided by N), and mean and standard deviation, for (rows, columns).
 
-    With ``shared``, all columns are divided by one scale, at which their mean variance is 1.
+    With ``shared``, all columns are divided by one scale, so that their mean variance is 1.
 
     Raises:
-        ValueError: constant columns, where a variance that is learned takes the density to +∞; if shared, only
-            where all are constant.
+        ValueError: a column is constant, for which a learned variance takes the density to +∞. With shared,
+            all columns are constant.
     """
     stuck = torch.nonzero((rows == rows[0]).all(dim=0)).flatten()
     if len(stuck) == rows.shape[1] or (len(stuck) and not shared):
@@ -29,7 +29,7 @@ def standardized(rows: Tensor, shared: bool = False) -> tuple[Tensor, Tensor, Te
             "x",
             "columns that vary, because " + ("their" if shared else "for each a") + " variance is learned",
             f"{len(stuck)} constant column(s), first column {column} (value {float(rows[0, column]):g}): the density "
-            "runs off to +∞",
+            "goes to +∞",
             "Drop those columns" + ("." if shared else ", or use PPCA, whose noise variance is shared."),
         )
     loc, variance = rows.mean(dim=0), rows.var(dim=0, correction=0)
@@ -40,12 +40,12 @@ def standardized(rows: Tensor, shared: bool = False) -> tuple[Tensor, Tensor, Te
 
 
 def singular(covariance: Tensor, least: float = _SINGULAR) -> bool:
-    """Whether covariances (..., columns, columns) of standardised columns leave some direction without variance."""
+    """Return whether covariances (..., columns, columns) of standardised columns lack variance in some direction."""
     return bool((torch.linalg.eigvalsh(covariance)[..., 0] < least).any())
 
 
 def categories(rows: Tensor, num_categories: int | Sequence[int] | None) -> tuple[int, ...]:
-    """How many categories each column has: those given, or one more than the largest value in ``rows``."""
+    """Return the number of categories of each column: as given, or one more than the largest value in ``rows``."""
     columns = rows.shape[1]
     if num_categories is None:
         return tuple(int(k) + 1 for k in rows.amax(dim=0))
@@ -62,26 +62,26 @@ def categories(rows: Tensor, num_categories: int | Sequence[int] | None) -> tupl
 
 
 def known(rows: Tensor, sizes: tuple[int, ...]) -> None:
-    """Refuse categories beyond those that each column has."""
+    """Raise ``ValueError`` if a column holds categories beyond its number of them."""
     beyond = rows >= rows.new_tensor(sizes)
     if bool(beyond.any()):
         row, column = (int(i) for i in torch.nonzero(beyond)[0])
         raise checks.bad_value(
             "x",
             f"categories 0 … {sizes[column] - 1} in column {column}",
-            f"{int(beyond.sum())} values beyond their column's, first {float(rows[row, column]):g} at row {row}, "
+            f"{int(beyond.sum())} values above that, first {float(rows[row, column]):g} at row {row}, "
             f"column {column}",
-            "Pass num_categories to the baseline, where other rows hold categories that training rows lack.",
+            "Pass num_categories to the baseline if other rows hold categories that training rows lack.",
         )
 
 
 class OneHot:
-    """Rows of categories as zeros and ones, the columns' categories side by side: width Σ_d K_d.
+    """Encodes rows of categories as zeros and ones, the columns' categories side by side: width Σ_d K_d.
 
     Args:
         sizes: K_d, how many categories each column has.
 
-    ``column``: for each of the Σ_d K_d entries, the column it belongs to.
+    ``column`` holds the column of each of the Σ_d K_d entries.
     """
 
     def __init__(self, sizes: tuple[int, ...]) -> None:
@@ -91,15 +91,15 @@ class OneHot:
         self._first = count.cumsum(0) - count
 
     def __call__(self, rows: Tensor) -> Tensor:
-        """(rows, columns) → (rows, Σ_d K_d), float64."""
+        """Return the encoded rows: (rows, columns) → (rows, Σ_d K_d), float64."""
         hot = rows.new_zeros(len(rows), len(self.column))
         return hot.scatter_(1, rows.long() + self._first, 1.0)
 
     def normalized(self, counts: Tensor) -> Tensor:
-        """Counts (..., Σ_d K_d) over their sums within each column."""
+        """Return counts (..., Σ_d K_d) divided by their sums within each column."""
         totals = counts.new_zeros(*counts.shape[:-1], len(self.sizes)).index_add_(-1, self.column, counts)
         return counts / totals[..., self.column]
 
     def split(self, values: Tensor) -> tuple[Tensor, ...]:
-        """(..., Σ_d K_d) → one tensor a column, each (..., K_d)."""
+        """Return one tensor for each column: (..., Σ_d K_d) → (..., K_d)."""
         return values.split(self.sizes, dim=-1)

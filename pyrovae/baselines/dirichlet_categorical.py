@@ -1,4 +1,4 @@
-"""Independent categorical columns with a conjugate prior: log P(x) exact, parameters averaged out."""
+"""Independent categorical columns with a conjugate prior: exact log P(x), with parameters integrated out."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pyrovae.baselines.base import Conjugate, register
 
 @register("dirichlet_categorical")
 class DirichletCategorical(Conjugate):
-    """x_d ~ Categorical(θ_d), θ_d ~ Dirichlet(a, …, a), each column of categories 0, 1, … by itself; exact.
+    """x_d ~ Categorical(θ_d), θ_d ~ Dirichlet(a, …, a), for independent columns of categories 0, 1, …; exact.
 
-    A new row's predictive is P(x_d = k | training) = (a + n_dk)/(a K_d + N), n_dk the training rows with k; the
+    A new row's predictive is P(x_d = k | training) = (a + n_dk)/(a K_d + N), where n_dk training rows have k. The
     evidence is Π_d Γ(a K_d)/Γ(a K_d + N) · Π_k Γ(a + n_dk)/Γ(a).
 
     Args:
         concentration: a, the prior's pseudo-count of every category.
-        num_categories: K, for all columns or one a column; where None, one more than a column's largest training
-            value. A row with a category beyond is refused.
+        num_categories: K, for all columns or one a column. None means one more than a column's largest training
+            value. Rows with a category beyond raise ``ValueError``.
 
-    After ``fit``: ``probabilities``, the predictive ones of each column, shape (K_d,).
+    After ``fit``: ``probabilities``, the predictive probabilities of each column, shape (K_d,).
 
     Raises:
-        ValueError: values that are no categories, or beyond num_categories.
+        ValueError: values are not categories, or are beyond num_categories.
 
     Example:
         >>> import torch
@@ -78,5 +78,5 @@ class DirichletCategorical(Conjugate):
 
 
 def _log_beta(a: Tensor) -> Tensor:
-    """log of the multivariate Beta function of a, shape (K,)."""
+    """Return the logarithm of the multivariate Beta function of a, shape (K,)."""
     return torch.lgamma(a).sum() - torch.lgamma(a.sum())

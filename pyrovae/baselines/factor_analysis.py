@@ -1,4 +1,4 @@
-"""Factor analysis: PPCA with a noise variance for every column; log P(x) exact."""
+"""Factor analysis: PPCA with a noise variance for every column and exact log P(x)."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ from pyrovae import checks
 from pyrovae.baselines import columns
 from pyrovae.baselines.base import Distributed, register, warn_unconverged
 
-_LEAST = 1e-8  # of a column's variance: the least noise variance
+_LEAST = 1e-8  # the least noise variance, relative to a column's variance
 
 
 @register("factor_analysis")
 class FactorAnalysis(Distributed):
     """z ~ N(0, I_L), x | z ~ N(W z + μ, diag(ψ)), hence x ~ N(μ, W Wᵀ + diag(ψ)): exact.
 
-    Fitted by maximum likelihood. scikit-learn comes near the maximum by EM, which crawls from there on where a
-    ψ_d tends to 0 (Heywood 1931); so quasi-Newton steps over ψ finish, the best W for each ψ being known in
-    closed form (Jöreskog 1967). A likelihood can stay bounded as a ψ_d tends to 0, and such a fit is taken: no ψ_d
-    is below 1e-8 of its column's variance.
+    ``fit`` maximises the likelihood. EM (scikit-learn's) comes near the maximum, but becomes very slow if a ψ_d
+    tends to 0 (Heywood 1931). Quasi-Newton steps over ψ then finish; the best W for each ψ has a closed form
+    (Jöreskog 1967). If the likelihood stays bounded as a ψ_d tends to 0, the fit is accepted. No ψ_d is below
+    1e-8 of its column's variance.
 
     Args:
-        latent_dim: L, below the number of columns, and of rows less one.
-        max_iter: of the quasi-Newton steps; a fit that needs more warns, and says so in ``summary``.
+        latent_dim: L, less than the number of columns, and than the number of rows less one.
+        max_iter: of the quasi-Newton steps. A fit that needs more warns and says so in ``summary``.
 
     After ``fit``: ``loc`` μ, shape (columns,); ``loadings`` W, shape (columns, L); ``noise_variance`` ψ,
     shape (columns,); ``converged``.
 
     Raises:
-        ValueError: L too large; constant columns, or columns that others determine, where the density
-            runs off to +∞.
+        ValueError: L is too large; columns are constant or determined by others, which takes the density to +∞.
 
     Example:
         >>> import torch
@@ -63,7 +62,7 @@ class FactorAnalysis(Distributed):
                 "latent_dim",
                 f"fewer than the {width} columns, and than the {n} rows of x less one",
                 str(self.latent_dim),
-                "Pass a smaller one.",
+                "Pass a smaller latent_dim.",
             )
         standard, self.loc, scale = columns.standardized(rows)
         correlation = (standard.T @ standard / n).numpy()
@@ -81,8 +80,8 @@ class FactorAnalysis(Distributed):
         if columns.singular(loadings @ loadings.T + noise_variance.diag(), least=10 * _LEAST):
             raise checks.bad_value(
                 "x",
-                f"columns that {self.latent_dim} factors leave some noise in",
-                "columns that others determine: the density runs off to +∞",
+                f"columns with noise that {self.latent_dim} factors do not explain",
+                "columns that others determine: the density goes to +∞",
                 "Drop columns that repeat others, use a smaller latent_dim or PPCA, or fit on more rows.",
             )
         self.loadings, self.noise_variance = loadings * scale[:, None], noise_variance * scale**2
@@ -91,17 +90,17 @@ class FactorAnalysis(Distributed):
             warn_unconverged(self, self.max_iter)
 
     def _start(self, standard: Tensor) -> np.ndarray:
-        """ψ of scikit-learn's fit, shape (columns,)."""
+        """Return ψ of scikit-learn's fit, shape (columns,)."""
         from sklearn.decomposition import FactorAnalysis as Climb
         from sklearn.exceptions import ConvergenceWarning
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # it is not where the climb ends
+            warnings.simplefilter("ignore", ConvergenceWarning)  # quasi-Newton steps follow
             climb = Climb(self.latent_dim, svd_method="lapack").fit(standard.numpy())
         return np.clip(climb.noise_variance_, _LEAST, 1.0)
 
     def _distribution(self) -> MultivariateNormal:
-        # By the whole covariance: its low-rank form divides by ψ, and loses digits where that is small.
+        # Uses the full covariance: the low-rank form divides by ψ and loses digits if that is small.
         return MultivariateNormal(self.loc, self.loadings @ self.loadings.T + self.noise_variance.diag())
 
     @property
@@ -117,7 +116,7 @@ class FactorAnalysis(Distributed):
 
 
 def _loadings(noise: np.ndarray, correlation: np.ndarray, latent_dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best W given ψ, shape (columns, L); and the eigenvalues of ψ^−½ S ψ^−½, largest first."""
+    """Return the best W given ψ, shape (columns, L), and the eigenvalues of ψ^−½ S ψ^−½, largest first."""
     root = np.sqrt(noise)
     values, vectors = np.linalg.eigh(correlation / np.outer(root, root))
     values, vectors = values[::-1], vectors[:, ::-1]
@@ -126,10 +125,10 @@ def _loadings(noise: np.ndarray, correlation: np.ndarray, latent_dim: int) -> tu
 
 
 def _profile(log_noise: np.ndarray, correlation: np.ndarray, latent_dim: int) -> tuple[float, np.ndarray]:
-    """−log-likelihood in nats a row, but for a constant, at ψ and its best W; and its slope in log ψ."""
+    """Return −log-likelihood in nats a row, up to a constant, at ψ and its best W, and the slope in log ψ."""
     noise = np.exp(log_noise)
     loadings, values = _loadings(noise, correlation, latent_dim)
-    taken = np.maximum(values[:latent_dim], 1)  # the variance that the factors give each direction
+    taken = np.maximum(values[:latent_dim], 1)  # the model's variance in each factor's direction
     loss = 0.5 * (log_noise.sum() + np.log(taken).sum() + (values[:latent_dim] / taken).sum())
     loss += 0.5 * values[latent_dim:].sum()
     slope = 0.5 * ((loadings**2).sum(axis=1) + noise - correlation.diagonal()) / noise

@@ -1,4 +1,4 @@
-"""A Gaussian with a full covariance: log P(x) exact."""
+"""A Gaussian with a full covariance and exact log P(x)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pyrovae.baselines.base import Distributed, register
 
 @register("full_gaussian")
 class FullGaussian(Distributed):
-    """x ~ N(μ, Σ), fitted by maximum likelihood: the rows' mean, and their covariance divided by N; exact.
+    """x ~ N(μ, Σ), fitted by maximum likelihood: mean and covariance of the rows, divided by N; exact.
 
     After ``fit``: ``loc`` μ, shape (columns,); ``covariance`` Σ, shape (columns, columns).
 
     Raises:
-        ValueError: no more rows than columns, constant columns, or columns that others determine: there the
-            density runs off to +∞.
+        ValueError: rows are not more than columns; columns are constant or determined by others. The density
+            then goes to +∞.
 
     Example:
         >>> import torch
@@ -41,7 +41,7 @@ class FullGaussian(Distributed):
             raise checks.bad_value(
                 "x",
                 f"more rows than its {width} columns",
-                f"{n} rows: the density runs off to +∞",
+                f"{n} rows: the density goes to +∞",
                 "Use PPCA or FactorAnalysis, or fit on more rows.",
             )
         standard, self.loc, scale = columns.standardized(rows)
@@ -49,9 +49,9 @@ class FullGaussian(Distributed):
         if columns.singular(correlation):
             raise checks.bad_value(
                 "x",
-                "columns of which none follows from the others",
+                "columns that are linearly independent",
                 f"a correlation matrix whose least eigenvalue is {float(torch.linalg.eigvalsh(correlation)[0]):.2g}: "
-                "the density runs off to +∞",
+                "the density goes to +∞",
                 "Drop columns that repeat others, use PPCA or FactorAnalysis, or fit on more rows.",
             )
         self.covariance = correlation * torch.outer(scale, scale)

@@ -1,4 +1,4 @@
-"""A mixture of Gaussians: log P(x) exact."""
+"""A mixture of Gaussians with exact log P(x)."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ COVARIANCES = ("full", "tied", "diag", "spherical")
 class GaussianMixture(Distributed):
     """x ~ Σ_k π_k N(μ_k, Σ_k): exact.
 
-    Fitted by EM from several starts (scikit-learn's, each from a k-means), of which the best is kept. Nothing
-    is added to the covariances, as scikit-learn adds 1e-6: the fit is a maximum of the likelihood, if a local
-    one. The likelihood has no highest one: a component on a single row runs off to +∞. Starts that end
-    there are left out; where all do, that is an error.
+    Fitted by scikit-learn's EM from several starts, each from k-means; ``fit`` keeps the best. Unlike
+    scikit-learn's default, nothing (1e-6) is added to the covariances, so the fit is a local maximum of the
+    likelihood. The likelihood is unbounded, because a component on a single row takes it to +∞. Starts
+    that end there are left out. If all do, ``fit`` raises ``ValueError``.
 
     Args:
         num_components: how many Gaussians.
-        covariance: "full"; "tied", one for all; "diag"; or "spherical", one variance each.
-        num_starts: how many k-means to start from.
-        max_iter: of each climb; a fit that needs more warns, and says so in ``summary``.
+        covariance: "full"; "tied", one for all; "diag"; or "spherical", one variance for each component.
+        num_starts: how many runs of k-means to start from.
+        max_iter: of EM from each start. A fit that needs more warns and says so in ``summary``.
         seed: of the starts.
 
     After ``fit``: ``weights`` π, shape (components,); ``loc`` μ, shape (components, columns); ``covariances`` Σ,
-    shape (components, columns, columns), whatever their kind; ``converged``.
+    shape (components, columns, columns), for every kind; ``converged``.
 
     Raises:
-        ValueError: constant columns; fewer rows than components; every start's density runs off to +∞.
+        ValueError: columns are constant; there are fewer rows than components; every start's density goes to +∞.
 
     Example:
         >>> import torch
@@ -74,14 +74,14 @@ class GaussianMixture(Distributed):
                 f"{len(rows)} rows",
                 "Use fewer components.",
             )
-        # EM goes the same way in any unit; spherical covariances need the columns' unit to be one.
+        # EM is equivariant to units. Spherical covariances need one unit for all columns.
         standard, loc, scale = columns.standardized(rows, shared=self.covariance == "spherical")
         climbs = [climb for start in range(self.num_starts) if (climb := self._climb(standard, start))]
         if not climbs:
             raise checks.bad_value(
                 "x",
-                f"rows in which {self.num_components} components each fill some volume",
-                f"a component without variance at every one of {self.num_starts} starts: the density runs off to +∞",
+                f"rows on which {self.num_components} components each have variance in every direction",
+                f"a component without variance from every one of {self.num_starts} starts: the density goes to +∞",
                 'Use fewer components, covariance="tied" or "diag", or dequantise whole numbers.',
             )
         best = max(climbs, key=lambda climb: float(climb.lower_bound_))
@@ -94,7 +94,7 @@ class GaussianMixture(Distributed):
             warn_unconverged(self, self.max_iter)
 
     def _climb(self, standard: Tensor, start: int) -> Any:
-        """scikit-learn's fit from one start; None where a component lost its variance."""
+        """Return scikit-learn's fit from one start, or None if a component lost its variance."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture as Climb
 
@@ -109,18 +109,18 @@ class GaussianMixture(Distributed):
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", ConvergenceWarning
-            )  # said by _fit, or fewer distinct rows than means
-            warnings.simplefilter("ignore", RuntimeWarning)  # of logarithms and ratios of a vanished variance
+            )  # _fit warns itself, or there are fewer distinct rows than means
+            warnings.simplefilter("ignore", RuntimeWarning)  # from logarithms and ratios of a zero variance
             try:
                 climb.fit(standard.numpy())
-            except ValueError:  # its covariances are no longer positive definite
+            except ValueError:  # the covariances are no longer positive definite
                 return None
         covariances = self._as_full(climb)
         lost = not bool(torch.isfinite(covariances).all()) or columns.singular(covariances)
         return None if lost else climb
 
     def _as_full(self, climb: Any) -> Tensor:
-        """The covariances as (components, columns, columns)."""
+        """Return the covariances as (components, columns, columns)."""
         width = climb.means_.shape[1]
         covariances = torch.from_numpy(climb.covariances_)
         if self.covariance == "tied":

@@ -1,4 +1,4 @@
-"""Independent Bernoulli columns with a conjugate prior: log P(x) exact, parameters averaged out."""
+"""Independent Bernoulli columns with a conjugate prior: exact log P(x), with parameters integrated out."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pyrovae.baselines.base import Conjugate, register
 
 @register("independent_bernoulli")
 class IndependentBernoulli(Conjugate):
-    """x_d ~ Bernoulli(θ_d), θ_d ~ Beta(a, b), each column by itself; exact.
+    """x_d ~ Bernoulli(θ_d), θ_d ~ Beta(a, b), for independent columns; exact.
 
-    A new row is scored by its posterior predictive, P(x_d = 1 | training) = (a + ones_d) / (a + b + N):
-    the Beta–Bernoulli conjugacy, with θ integrated out.
+    A new row's score is its posterior predictive, with θ integrated out by Beta–Bernoulli conjugacy:
+    P(x_d = 1 | training) = (a + ones_d) / (a + b + N).
 
     Args:
         a, b: the prior's pseudo-counts of ones and zeros.
@@ -23,7 +23,7 @@ class IndependentBernoulli(Conjugate):
     After ``fit``: ``probabilities``, the predictive probabilities of a one, shape (columns,).
 
     Raises:
-        ValueError: values other than 0 and 1.
+        ValueError: x holds values other than 0 and 1.
 
     Example:
         >>> import torch
@@ -50,7 +50,7 @@ class IndependentBernoulli(Conjugate):
         return torch.bernoulli(self.probabilities.expand(num_rows, -1))
 
     def _log_prob(self, rows: Tensor) -> Tensor:
-        # log1p keeps the digits that log(1 − p) loses near one; p is never 0 or 1, by the prior.
+        # log1p keeps the digits that log(1 − p) loses near p = 1; the prior keeps p inside (0, 1).
         p = self.probabilities
         return (rows * p.log() + (1 - rows) * torch.log1p(-p)).sum(dim=1)
 
@@ -68,5 +68,5 @@ class IndependentBernoulli(Conjugate):
 
 
 def _log_beta(a: Tensor, b: Tensor) -> Tensor:
-    """log B(a, b)."""
+    """Return log B(a, b)."""
     return torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)

@@ -1,4 +1,4 @@
-"""Independent Gaussian columns: log P(x) exact."""
+"""Independent Gaussian columns with exact log P(x)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pyrovae.baselines.base import Distributed, register
 
 @register("independent_gaussian")
 class IndependentGaussian(Distributed):
-    """x_d ~ N(μ_d, σ_d²), each column by itself, fitted by maximum likelihood; exact.
+    """x_d ~ N(μ_d, σ_d²), independent columns, fitted by maximum likelihood; exact.
 
     After ``fit``: ``loc`` μ and ``scale`` σ (divided by N), each of shape (columns,).
 
     Raises:
-        ValueError: constant columns, where the density runs off to +∞.
+        ValueError: a column is constant, which takes the density to +∞.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Independent negative binomial columns: log P(x) exact."""
+"""Independent negative binomial columns with exact log P(x)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _POISSON = 1e6
 
 @register("independent_negative_binomial")
 class IndependentNegativeBinomial(ClosedForm):
-    """x_d ~ NB(mean m_d, concentration r_d), of variance m + m²/r, each column of counts by itself; exact.
+    """x_d ~ NB(mean m_d, concentration r_d), of variance m + m²/r, for independent columns of counts; exact.
 
-    Fitted by maximum likelihood: m is the column's mean, whatever r; and r has one best value where the variance
-    (divided by N) exceeds the mean (Levin and Reeds 1977). Where it does not, the likelihood rises with r towards
-    its limit, the Poisson distribution, and that is fitted: r = ∞.
+    Fitted by maximum likelihood. m is the column's mean for every r. If the variance (divided by N) exceeds the
+    mean, r has one best value (Levin and Reeds 1977). Otherwise the likelihood rises with r towards its limit,
+    the Poisson distribution, and ``fit`` sets r = ∞.
 
     After ``fit``: ``loc`` m and ``concentration`` r, each of shape (columns,).
 
     Raises:
-        ValueError: values that are no counts; rows that are not zero in a column that was, in training.
+        ValueError: values are not counts; rows are not zero in a column that was zero in training.
 
     Example:
         >>> import torch
@@ -47,7 +47,7 @@ class IndependentNegativeBinomial(ClosedForm):
         self.concentration = rows.new_tensor([_best_concentration(column) for column in rows.T.numpy()])
 
     def _log_prob(self, rows: Tensor) -> Tensor:
-        # Above 100 the Poisson mass and a correction: log Γ's of arguments near r lose the digits of their difference.
+        # Above r = 100, a Poisson mass with a correction is used, because differences of log Γ near r lose digits.
         low, high = self.concentration.clamp(max=100.0), self.concentration.clamp(min=100.0, max=1e300)
         log_prob = torch.where(
             self.concentration <= 100.0, _log_mass(rows, self.loc, low), _near_poisson(rows, self.loc, high)
@@ -76,7 +76,7 @@ class IndependentNegativeBinomial(ClosedForm):
 
 
 def _log_mass(x: Tensor, m: Tensor, r: Tensor) -> Tensor:
-    """log NB(x; m, r), with Γ(r + x) / (Γ(r) x!) = 1 / ((r + x) B(r, x + 1))."""
+    """Return log NB(x; m, r), by Γ(r + x) / (Γ(r) x!) = 1 / ((r + x) B(r, x + 1))."""
     from scipy.special import betaln
 
     ways = -torch.from_numpy(betaln(r.numpy(), x.numpy() + 1)) - (r + x).log()
@@ -84,7 +84,7 @@ def _log_mass(x: Tensor, m: Tensor, r: Tensor) -> Tensor:
 
 
 def _near_poisson(x: Tensor, m: Tensor, r: Tensor) -> Tensor:
-    """log NB(x; m, r) for r ≥ 100, by Stirling's series of Γ(r + x)/Γ(r), to 1e-13; Poisson's as r → ∞."""
+    """Return log NB(x; m, r) for r ≥ 100 to 1e-13, by Stirling's series of Γ(r + x)/Γ(r); Poisson's as r → ∞."""
 
     def series(z: Tensor) -> Tensor:
         return (1 - 1 / (30 * z**2)) / (12 * z)
@@ -94,7 +94,7 @@ def _near_poisson(x: Tensor, m: Tensor, r: Tensor) -> Tensor:
 
 
 def _best_concentration(column: np.ndarray) -> float:
-    """The r of highest likelihood for one column, shape (rows,); ∞ where that is the Poisson limit."""
+    """Return the r of highest likelihood for one column, shape (rows,); ∞ if that is the Poisson limit."""
     from scipy.optimize import brentq
     from scipy.special import digamma
 
@@ -105,11 +105,11 @@ def _best_concentration(column: np.ndarray) -> float:
     share = counts / len(column)
 
     def slope(log_r: float) -> float:
-        """Of the mean log-likelihood in r: E[ψ(x + r) − ψ(r)] − log(1 + m/r); from above to below 0 at its maximum."""
+        """Return E[ψ(x + r) − ψ(r)] − log(1 + m/r), the mean log-likelihood's slope in r; positive below the maximum."""
         r = math.exp(log_r)
         return float(share @ (digamma(values + r) - digamma(r)) - np.log1p(mean / r))
 
-    # By moments first; then away from it on both sides until the slope changes its sign.
+    # Start from the moments' r and widen both ends until the slope changes its sign.
     low = high = math.log(mean**2 / (float(column.var()) - mean))
     while slope(low) <= 0:
         low -= 1.0

@@ -1,4 +1,4 @@
-"""Independent Poisson columns: log P(x) exact."""
+"""Independent Poisson columns with exact log P(x)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pyrovae.baselines.base import ClosedForm, register
 
 @register("independent_poisson")
 class IndependentPoisson(ClosedForm):
-    """x_d ~ Poisson(λ_d), each column of counts by itself, fitted by maximum likelihood; exact.
+    """x_d ~ Poisson(λ_d), independent columns of counts, fitted by maximum likelihood; exact.
 
-    A column of zeros has λ = 0: there other rows have to be zero, too, and are refused where they are not.
+    A column of zeros has λ = 0. Other rows have to be zero there, too; otherwise ``log_evidence`` raises ``ValueError``.
 
     After ``fit``: ``rate`` λ, the columns' means, shape (columns,).
 
     Raises:
-        ValueError: values that are no counts.
+        ValueError: values are not counts.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Kernel density estimation with Gaussian kernels: log P(x) exact."""
+"""Kernel density estimation with Gaussian kernels and exact log P(x)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyrovae.baselines import columns
 from pyrovae.baselines.base import ClosedForm, register
 
 RULES = ("scott", "silverman", "cross_validation")
-_BLOCK = 256  # rows whose distances to all training rows are held at once
+_BLOCK = 256  # rows whose distances to all training rows are in memory at once
 
 
 @register("kernel_density")
@@ -20,18 +20,18 @@ class KernelDensity(ClosedForm):
     """p(x) = 1/N Σ_n Π_d N(x_d; x_nd, h_d²), a Gaussian around every training row; exact.
 
     Args:
-        bandwidth: a number, the h of all columns, in x's units; or by a rule, h_d = c · s_d with s_d the column's
+        bandwidth: a number, the h of all columns, in x's units; or a rule for h_d = c · s_d, where s_d is the column's
             standard deviation (divided by N − 1):
             "scott", c = N^(−1/(D+4)) (Scott 1992); "silverman", c = (N (D+2)/4)^(−1/(D+4)) (Silverman 1986);
-            "cross_validation", the c at which the training rows, each left out in turn, have the highest
-            log P (Habbema, Hermans and van den Broek 1974; Duin 1976). That takes time of order N² D, as does
-            scoring N rows. (scikit-learn's rules of these names leave s_d out.)
+            "cross_validation", the c with the highest mean log P of training rows, each left out in turn
+            (Habbema, Hermans and van den Broek 1974; Duin 1976). Its time is of order N² D, as is scoring
+            N rows. (scikit-learn's rules of these names leave s_d out.)
 
     After ``fit``: ``bandwidths`` h, shape (columns,).
 
     Raises:
-        ValueError: constant columns, where a rule sets h; under "cross_validation", rows of which each is
-            repeated: h then tends to 0 and the density to +∞.
+        ValueError: a rule sets h and a column is constant; under "cross_validation", every row is repeated, so
+            that h tends to 0 and the density to +∞.
 
     Example:
         >>> import torch
@@ -85,18 +85,18 @@ class KernelDensity(ClosedForm):
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """(A, D), (B, D) → (A, B); by differences, since products lose the digits of near rows."""
+    """Return squared distances, (A, D), (B, D) → (A, B), from differences: products lose the digits of close rows."""
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist") ** 2
 
 
 def _log_kernels(a: Tensor, b: Tensor) -> Tensor:
-    """log Σ_m N(a_n; b_m, I) for every row of a; (A, D), (B, D) → (A,)."""
+    """Return log Σ_m N(a_n; b_m, I) for every row of a; (A, D), (B, D) → (A,)."""
     constant = 0.5 * a.shape[1] * math.log(2 * math.pi)
     return torch.logsumexp(-0.5 * _squared_distances(a, b), dim=1) - constant
 
 
 def _left_out(rows: Tensor, factors: Tensor) -> Tensor:
-    """Mean log P of each row given the others, but for a constant, at every bandwidth in factors, shape (factors,)."""
+    """Return the mean log P of each row given the others, up to a constant, at each of factors, shape (factors,)."""
     total = torch.zeros_like(factors)
     for first in range(0, len(rows), _BLOCK):
         block = rows[first : first + _BLOCK]
@@ -107,7 +107,7 @@ def _left_out(rows: Tensor, factors: Tensor) -> Tensor:
 
 
 def _best_factor(rows: Tensor) -> float:
-    """The bandwidth with the highest left-out likelihood: the best of a grid, and of finer ones around it."""
+    """Return the bandwidth with the highest left-out likelihood, found on a grid and finer grids around its best."""
     low, high = math.log(1e-6), math.log(10.0)
     factors = torch.linspace(low, high, 57, dtype=rows.dtype).exp()
     best = int(_left_out(rows, factors).argmax())
@@ -115,7 +115,7 @@ def _best_factor(rows: Tensor) -> float:
         raise checks.bad_value(
             "x",
             "rows of which some are not repeated",
-            "a left-out likelihood that rises as the bandwidth tends to 0: the density runs off to +∞",
+            "a left-out likelihood that rises as the bandwidth tends to 0: the density goes to +∞",
             "Pass a number as bandwidth, drop repeated rows, or dequantise whole numbers.",
         )
     for _ in range(4):

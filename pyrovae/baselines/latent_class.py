@@ -1,4 +1,4 @@
-"""Latent classes: categorical columns that are independent within a class; log P(x) exact."""
+"""Latent classes: categorical columns that are independent within a class, with exact log P(x)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pyrovae import checks, noise
 from pyrovae.baselines import columns
 from pyrovae.baselines.base import ClosedForm, register, warn_unconverged
 
-_BLOCK = 4096  # rows held as zeros and ones at once
-_SCOUTING = 30  # steps from every start; the best one goes on (Biernacki, Celeux and Govaert 2003)
+_BLOCK = 4096  # rows one-hot encoded at once
+_SCOUTING = 30  # steps from every start; only the best start continues (Biernacki, Celeux and Govaert 2003)
 _TOLERANCE = 1e-9  # nats a row and step
 
 
@@ -27,7 +27,7 @@ class Classes:
     mass: Tensor
 
     def log_joint(self, hot: Tensor) -> Tensor:
-        """log π_c + log P(x_n | class c), shape (rows, classes), of rows as zeros and ones, (rows, Σ_d K_d)."""
+        """Return log π_c + log P(x_n | class c), shape (rows, classes), for one-hot rows (rows, Σ_d K_d)."""
         log_mass = self.mass.log()
         log_p = hot @ log_mass.nan_to_num(neginf=0.0).T
         impossible = self.mass == 0
@@ -40,28 +40,28 @@ class Classes:
 class LatentClass(ClosedForm):
     """x ~ Σ_c π_c Π_d Categorical(x_d; θ_cd), for columns of categories 0, 1, …; exact.
 
-    Fitted by EM from several starts, the best of which climbs on to the maximum of
+    Fitted by EM from several starts. The best start continues to a local maximum of
 
         Σ_n log P(x_n) + pseudo_count · Σ_cdk log θ_cdk,
 
-    a local one: the likelihood, with pseudo-counts that keep every category possible in every class (the
-    posterior's mode under a Dirichlet(1 + pseudo_count) prior). Lazarsfeld and Henry (1968); Dempster,
+    the likelihood with pseudo-counts that keep every category possible in every class. This maximum is the
+    posterior's mode under a Dirichlet(1 + pseudo_count) prior. Lazarsfeld and Henry (1968); Dempster,
     Laird and Rubin (1977).
 
     Args:
         num_classes: how many classes.
-        num_categories: K, for all columns or one a column; where None, one more than a column's largest
+        num_categories: K, for all columns or one a column. None means one more than a column's largest
             training value.
-        pseudo_count: per category; 0 is maximum likelihood, under which a row with a value that no training
-            row has is impossible, and refused.
-        num_starts, seed: how many starts, and of their noise.
-        max_iter: of EM; a fit that needs more warns, and says so in ``summary``.
+        pseudo_count: per category; 0 is maximum likelihood. Rows with a value that no training row has then have
+            probability 0 and raise ``ValueError``.
+        num_starts, seed: how many starts, and the seed of their noise.
+        max_iter: of EM. A fit that needs more warns and says so in ``summary``.
 
     After ``fit``: ``weights`` π, shape (classes,), largest first; ``probabilities``, θ of each column, shape
     (classes, K_d); ``history``, the objective in nats a row at each step of EM, which never falls; ``converged``.
 
     Raises:
-        ValueError: values that are no categories, or beyond num_categories.
+        ValueError: values are not categories, or are beyond num_categories.
 
     Example:
         >>> import torch
@@ -117,11 +117,11 @@ class LatentClass(ClosedForm):
         self._classes = Classes(self.weights, self._mass)
 
     def _table(self) -> Sequence[Tensor] | Tensor:
-        """θ as the user reads it."""
+        """Return θ in the form that the user reads."""
         return self._one_hot.split(self._classes.mass)
 
     def _start(self, rows: Tensor, start: int) -> Classes:
-        """Every class half the columns' marginals, half a training row of its own."""
+        """Return classes whose θ is half the columns' marginals and half one training row."""
         with noise.seeded(noise.derive(self.seed, noise.Stream.WEIGHTS, start)):
             chosen = torch.randperm(len(rows)).repeat(1 + self.num_classes // len(rows))[: self.num_classes]
         counts = torch.stack([self._one_hot(block).sum(dim=0) for block in rows.split(_BLOCK)]).sum(dim=0)
@@ -130,7 +130,7 @@ class LatentClass(ClosedForm):
         return Classes(weights, (marginal + self._one_hot(rows[chosen])) / 2)
 
     def _climb(self, rows: Tensor, classes: Classes, steps: int) -> tuple[Classes, list[float], bool]:
-        """EM: where it came to, the objective at every step but the last, and whether that had settled."""
+        """Run EM and return the classes, the objective at every step and whether it converged."""
         history: list[float] = []
         for _ in range(steps):
             objective, after = self._step(rows, classes)
@@ -141,7 +141,7 @@ class LatentClass(ClosedForm):
         return classes, history, False
 
     def _step(self, rows: Tensor, classes: Classes) -> tuple[float, Classes]:
-        """One step of EM: the objective, in nats a row, at the parameters it starts from; and the next ones."""
+        """Take one EM step: return the objective before it, in nats a row, and the parameters after it."""
         counts, sizes, total = torch.zeros_like(classes.mass), torch.zeros_like(classes.weights), 0.0
         for block in rows.split(_BLOCK):
             hot = self._one_hot(block)
@@ -152,7 +152,7 @@ class LatentClass(ClosedForm):
             total += float(log_evidence.sum())
         if self.pseudo_count:
             total += self.pseudo_count * float(classes.mass.log().sum())
-        # A class that no row belongs to, without pseudo-counts, has no best θ: it keeps its own.
+        # Without pseudo-counts, a class that no row belongs to has no best θ and keeps its own.
         kept = (sizes == 0)[:, None]
         mass = self._one_hot.normalized(torch.where(kept, classes.mass, counts + self.pseudo_count))
         return total / len(rows), Classes(sizes / len(rows), mass)

@@ -1,4 +1,4 @@
-"""Independent Gaussian columns with a conjugate prior: log P(x) exact, parameters averaged out."""
+"""Independent Gaussian columns with a conjugate prior: exact log P(x), with parameters integrated out."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from pyrovae.baselines.base import Conjugate, register
 class NormalInverseGamma(Conjugate):
     """x_d ~ N(μ_d, σ_d²), μ_d | σ_d² ~ N(loc, σ_d²/kappa), σ_d² ~ InverseGamma(alpha, beta), by column; exact.
 
-    With N rows of mean x̄ and S = Σ (x − x̄)² in a column, the posterior has kappa_N = kappa + N,
+    Let N rows in a column have mean x̄ and S = Σ (x − x̄)². The posterior has kappa_N = kappa + N,
     loc_N = (kappa·loc + N x̄)/kappa_N, alpha_N = alpha + N/2 and
-    beta_N = beta + S/2 + kappa N (x̄ − loc)²/(2 kappa_N); a new row's predictive is Student's t,
+    beta_N = beta + S/2 + kappa N (x̄ − loc)²/(2 kappa_N). A new row's predictive is Student's t,
 
-        t(2 alpha_N; loc_N, sqrt(beta_N (kappa_N + 1)/(alpha_N kappa_N))),
+        t(2 alpha_N; loc_N, sqrt(beta_N (kappa_N + 1)/(alpha_N kappa_N))).
 
-    and the evidence Γ(alpha_N)/Γ(alpha) · beta^alpha/beta_N^alpha_N · sqrt(kappa/kappa_N) · (2π)^(−N/2).
+    The evidence is Γ(alpha_N)/Γ(alpha) · beta^alpha/beta_N^alpha_N · sqrt(kappa/kappa_N) · (2π)^(−N/2).
     Bernardo and Smith (1994); Murphy (2007).
 
-    The evidence depends on the prior for good, the predictive less and less as rows come in: the defaults suit
-    columns of about unit scale.
+    The evidence depends on the prior for any number of rows; the predictive depends on it less as rows are added.
+    The defaults suit columns with scales near 1.
 
     Args:
         loc: the prior's mean, in x's units: a number, or one a column.
         kappa: how many rows the prior's mean is worth.
         alpha: half of how many rows the prior's variance is worth.
-        beta: alpha times the variance that the prior expects (in precision), in x's units squared: a number, or one
+        beta: alpha times the variance that the prior expects (1/E[1/σ²]), in x's units squared: a number, or one
             a column.
 
-    After ``fit``: ``loc_n``, ``beta_n``, each of shape (columns,), ``kappa_n`` and ``alpha_n``, of the posterior.
+    After ``fit``: ``loc_n`` and ``beta_n``, each of shape (columns,), ``kappa_n`` and ``alpha_n``, of the posterior.
 
     Raises:
-        ValueError: a prior that is not proper; another number of locs or betas than of columns.
+        ValueError: the prior is not proper; the number of locs or betas is not that of columns.
 
     Example:
         >>> import torch
@@ -103,7 +103,7 @@ class NormalInverseGamma(Conjugate):
 
 
 def _per_column(argument: str, value: float | Sequence[float], width: int) -> Tensor:
-    """A number, or one a column, as shape (columns,), float64."""
+    """Return a number, or one a column, as shape (columns,), float64."""
     values = torch.as_tensor(value, dtype=torch.float64)
     if values.dim() and values.shape != (width,):
         raise checks.bad_value(

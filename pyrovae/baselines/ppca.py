@@ -1,4 +1,4 @@
-"""Probabilistic PCA: the linear-Gaussian model whose log P(x) is exact."""
+"""Probabilistic PCA: the linear-Gaussian model with exact log P(x)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class PPCA(Distributed):
     """z ~ N(0, I_L), x | z ~ N(W z + μ, σ² I), hence x ~ N(μ, W Wᵀ + σ² I): exact.
 
     Fitted by maximum likelihood, in closed form: W = U (Λ − σ² I)^½ from the L largest eigenvalues of
-    the covariance (divided by N), σ² the mean of the others. scikit-learn decomposes; it divides by
-    N − 1, which is not the maximum of the likelihood and is undone here. A VAE with linear networks has
-    this optimum, too. Tipping and Bishop (1999); Lucas, Tucker, Grosse and Norouzi (2019).
+    the covariance (divided by N), and σ² is the mean of the others. scikit-learn's PCA divides by N − 1, which
+    does not maximise the likelihood; ``fit`` corrects that. A VAE with linear networks has the same
+    optimum. Tipping and Bishop (1999); Lucas, Tucker, Grosse and Norouzi (2019).
 
     Args:
-        latent_dim: L, below the number of columns and of rows.
+        latent_dim: L, less than the number of columns and the number of rows.
 
     After ``fit``: ``loc`` μ, shape (columns,); ``loadings`` W, shape (columns, L); ``noise_variance`` σ².
 
     Raises:
-        ValueError: L too large for the rows; rows that lie in an L-dimensional plane, where the density
-            runs off to +∞.
+        ValueError: L is too large for the rows; rows lie in an L-dimensional plane, which takes the density
+            to +∞.
 
     Example:
         >>> import torch
@@ -53,19 +53,19 @@ class PPCA(Distributed):
                 "latent_dim",
                 f"fewer than the {columns} columns and the {n} rows of x",
                 str(self.latent_dim),
-                "Pass a smaller one.",
+                "Pass a smaller latent_dim.",
             )
         pca = PCA(self.latent_dim, svd_solver="full").fit(rows.numpy())
         shrink = (n - 1) / n
         variance = torch.from_numpy(pca.explained_variance_) * shrink  # (L,)
-        # scikit-learn averages over the eigenvalues it has; with fewer rows than columns the others are zero.
+        # scikit-learn averages over the eigenvalues it has; with fewer rows than columns, the others are zero.
         discarded = (min(n, columns) - self.latent_dim) / (columns - self.latent_dim)
         noise_variance = float(pca.noise_variance_) * shrink * discarded
         if noise_variance < 1e-10 * float(variance.max()):
             raise checks.bad_value(
                 "x",
                 f"rows that fill more than {self.latent_dim} dimensions",
-                f"a residual variance of {noise_variance:.2g}: the density runs off to +∞",
+                f"a residual variance of {noise_variance:.2g}: the density goes to +∞",
                 "Use a smaller latent_dim, drop columns that repeat others, or dequantise whole numbers.",
             )
         self.loc = rows.mean(dim=0)

@@ -1,4 +1,4 @@
-"""Who explains the data better: held-out rows by ``compare``, training sets by ``compare_evidence``, families by ``swap``."""
+"""Comparisons: ``compare`` of held-out rows, ``compare_evidence`` of training sets, ``swap`` of likelihoods."""
 
 from pyrovae.comparison.evidences import compare_evidence
 from pyrovae.comparison.predictive import compare

@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 @takes_turns
 def compare_evidence(models: Mapping[str, Any]) -> pd.DataFrame:
-    """Rank models by the evidence of the training set they were all fitted to, log P(x_1, …, x_N), in nats.
+    """Rank models by the evidence of their common training set, log P(x_1, …, x_N), in nats.
 
-    The log Bayes factor of two models is the difference of their log evidences. It weighs priors as much as
-    likelihoods, and says nothing of new rows: those are ``compare``'s.
+    The log Bayes factor of two models is the difference of their log evidences. It depends on priors as much as
+    on likelihoods. It does not measure how well new rows are predicted; use ``compare`` for that.
 
     Args:
-        models: name → a fitted baseline with ``marginal_likelihood``, or what that returned.
+        models: name → a fitted baseline with ``marginal_likelihood``, or the ``LogEvidence`` that it returned.
 
     Returns:
-        A frame, best first: ``log_evidence``; ``mcse``, its Monte-Carlo error; ``log_bayes_factor`` to the
-        best, with ``mcse_diff``; ``probability`` of each model if all are as probable before; ``kind``;
-        ``verdict``. In nats.
+        A frame, best first, in nats: ``log_evidence``; ``mcse``, its Monte-Carlo error; ``log_bayes_factor`` to the
+        best, with ``mcse_diff``; ``probability`` of each model if all are equally probable a priori; ``kind``;
+        ``verdict``.
 
     Raises:
-        ValueError: models fitted to different rows; predictive scores, which rank elsewhere; a mass
-            against a density; a model whose evidence is not known.
+        ValueError: models were fitted to different rows; scores are predictive; a mass is compared with a
+            density; a model has no evidence.
 
     Kass and Raftery (1995).
 
@@ -59,7 +59,7 @@ def compare_evidence(models: Mapping[str, Any]) -> pd.DataFrame:
                 "models",
                 "models with the evidence of their training set",
                 f"{name!r}, a {type(model).__name__}",
-                "Its parameters are fitted, not averaged: compare predictive scores of held-out rows instead.",
+                "Its parameters are fitted, not integrated out: compare predictive scores of held-out rows instead.",
             )
     check_target(found, "evidence")
     check_comparable(found)

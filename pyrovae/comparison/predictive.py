@@ -1,4 +1,4 @@
-"""compare(): who explains held-out rows better, by how much, and whether that is more than the error."""
+"""compare(): ranks models by log P(x) of held-out rows, with the standard error of each difference."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pyrovae.turns import takes_turns
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Draws a row of "importance" where no number is given: enough for a verdict.
+#: Draws a row of "importance" if no number is given; they suffice for a verdict.
 _DRAWS = 1000
 
 
@@ -46,31 +46,32 @@ def compare(
     Args:
         models: name → a ``VAE``, a ``LatentVariableModel``, a fitted baseline, or a ``LogEvidence``
             computed before.
-        x: held-out rows on dim 0; may be left out where every model is a ``LogEvidence``.
-        method, seed, progress, options: of ``log_evidence``, for the pairs among the models; "auto" where
-            verdicts of "importance" say "another method". "importance" takes 1000 draws where
-            ``num_samples`` is not given.
-        by: a label for every row, shape (rows,): a table for each label, one below the other, and the
-            differences within it. A series is brought into the order of the index that x has.
-        training_rows: compare on rows that models were fitted to, which is refused otherwise: where they are most of
-            the rows, or most of those with one label.
+        x: held-out rows on dim 0; may be left out if every model is a ``LogEvidence``.
+        method, seed, progress, options: of ``log_evidence``, for the pairs among the models. Use "auto" if
+            verdicts of "importance" say "another method". "importance" takes 1000 draws unless
+            ``num_samples`` is given.
+        by: a label for every row, shape (rows,). The result then has one table for each label, one below the
+            other, with differences within the label. A series is aligned by the index of x.
+        training_rows: allow rows that models were fitted to. Without it, ``compare`` raises ``ValueError`` if a model
+            was fitted to more than half of the rows, or of the rows with one label.
 
     Returns:
-        A frame, best first, indexed by name: ``elpd``, the mean log P(x_n), an estimate of the expected
-        log predictive density of a new row; ``se``, its standard error over rows; ``elpd_diff`` to the
-        best, and ``dse``, the standard error of that paired difference; ``weight``, by stacking: the mixture
-        of the models that explains the rows best; ``mcse`` and ``bias``, the Monte-Carlo error and
-        first-order bias of ``elpd``, apart from both; ``mcse_diff``, the Monte-Carlo error of ``elpd_diff``,
-        as if the two were independent; ``kind``; ``given``, what the rows were scored with beside
-        themselves; ``parameters`` (plug-in or posterior-averaged) and ``num_parameters``, the free numbers that
-        were fitted, a VAE's encoder included, NaN where they were averaged out; the rows by verdict; ``seen``, rows that the model
-        was fitted to; ``seconds``, NaN for what was computed before. All in nats a row. It prints in a
-        few columns; ``to_latex`` gives the same ones.
+        A frame, best first, indexed by name, with all numbers in nats a row. ``elpd`` is the mean log P(x_n), an
+        estimate of the expected log predictive density of a new row, and ``se`` its standard error over rows.
+        ``elpd_diff`` is the difference to the best, and ``dse`` the standard error of that paired difference.
+        ``weight`` comes from stacking: the mixture of the models that explains the rows best. ``mcse`` and
+        ``bias`` are the Monte-Carlo error and first-order bias of ``elpd``, which ``se`` and ``dse`` leave out.
+        ``mcse_diff`` is the Monte-Carlo error of ``elpd_diff``, as if the two errors were independent. ``kind`` says
+        whether log P(x) is exact, a bound or an estimate. ``given`` names values other than x that the score is
+        conditional on. ``parameters`` is "plug-in" or "posterior-averaged". ``num_parameters`` counts the fitted
+        numbers, including a VAE's encoder, and is NaN if they were integrated out. Then come the rows by verdict.
+        ``seen`` counts rows that the model was fitted to. ``seconds`` is NaN for a ``LogEvidence``. The frame prints
+        in a few columns; ``to_latex`` has the same ones.
 
     Raises:
-        ValueError: a mass against a density, column by column; different rows or units, as far as it can be
-            told in which way; models that saw the rows they are scored on; a number that is no predictive
-            score of x in its own units.
+        ValueError: a column is a mass under one model and a density under another; rows or units differ (the
+            message says how, if that can be found out); a model was fitted to the rows; a number is not a
+            predictive score of x in its own units.
 
     Vehtari, Gelman and Gabry (2017) for elpd; Yao, Vehtari, Simpson and Gelman (2018) for stacking.
 
@@ -93,7 +94,7 @@ def compare(
     seconds: dict[str, float] = {}
     if method == "importance":
         options.setdefault("num_samples", _DRAWS)
-    if method != "exact":  # which has no noise, and nothing to wait for
+    if method != "exact":  # "exact" has no noise and is quick
         options |= {"seed": seed, "progress": progress}
     for name, model in models.items():
         started = time.perf_counter()
@@ -179,22 +180,22 @@ def _table(scores: Mapping[str, LogEvidence], about: Mapping[str, Mapping[str, f
 
 
 def _num_parameters(model: Any) -> float:
-    """How many numbers were fitted; NaN where it can't be told."""
+    """Return how many numbers were fitted; NaN if unknown."""
     if isinstance(model, nn.Module):
         return sum(p.numel() for p in model.parameters())
     return getattr(model, "num_parameters", float("nan"))
 
 
 def _labels(by: Any, num_rows: int) -> np.ndarray:
-    """A label for every row, shape (rows,)."""
+    """Return a label for every row, shape (rows,)."""
     labels = np.asarray(by)
     missing = labels != labels
     if labels.shape == (num_rows,) and np.any(missing):
         raise checks.bad_value(
             "by",
             "a label for every row",
-            f"{int(np.sum(missing))} that are NaN, first at row {int(np.argmax(missing))}",
-            "Give them a label, or drop those rows.",
+            f"{int(np.sum(missing))} labels that are NaN, first at row {int(np.argmax(missing))}",
+            "Give these rows a label, or drop them.",
         )
     if labels.shape != (num_rows,):
         raise checks.bad_value(
@@ -204,23 +205,23 @@ def _labels(by: Any, num_rows: int) -> np.ndarray:
 
 
 def _rows(score: LogEvidence, chosen: np.ndarray) -> LogEvidence:
-    """The score of some of the rows."""
+    """Return the score of some of the rows."""
     per_row = [
         f.name
         for f in fields(score)
         if isinstance(getattr(score, f.name), np.ndarray) and len(getattr(score, f.name)) == len(score)
     ]
     shared = score.shared_mcse
-    if shared is not None:  # of fewer rows it is not known; no larger than the rows' own, all of one sign
+    if shared is not None:  # unknown for a subset; at most the mean of the rows' errors
         shared = float(score.mcse[chosen].mean())
     index = None if score.index is None else score.index[chosen]
     parts = {name: getattr(score, name)[chosen] for name in per_row}
     rows = None if score._seen is None else score._seen.of(chosen)
-    # Of a score that was made by hand only the number is known: the rows are spread evenly.
+    # A hand-made score has only the number of seen rows: assume that they are spread evenly.
     seen = round(score.seen * chosen.mean()) if rows is None else rows.number
     return replace(score, **parts, shared_mcse=shared, index=index, seen=seen, _seen=rows)
 
 
 def _standard_error(values: np.ndarray) -> float:
-    """Standard error of the mean over rows; NaN for a single row, which has none."""
+    """Return the standard error of the mean over rows; NaN for a single row."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")

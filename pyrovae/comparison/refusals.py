@@ -1,4 +1,4 @@
-"""What may not stand in one table, and why: the refusals of ``compare`` and ``compare_evidence``."""
+"""Checks of ``compare`` and ``compare_evidence``: which scores may be ranked together."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pyrovae.evidence import LogEvidence
 from pyrovae.model import LatentVariableModel
 
 _MENDS = {
-    "transformed": "Observe x itself; put a scaling into the likelihood, or transform x before and pass that.",
+    "transformed": "Observe x itself; put a scaling into the likelihood, or transform x beforehand and pass that.",
     "unscored in part": "Score every cell under every model, or leave the same cells out of all.",
     "unscored": "Score every column under every model, or pass only the columns that all of them score.",
-    "pseudo-likelihood": "The model reads what it scores, or what was computed from that, such as an offset: measure it "
-    "apart, let the model find it, or let each cell depend on earlier ones alone.",
+    "pseudo-likelihood": "The model reads what it scores, or values computed from that, such as an offset. Measure these "
+    "separately, infer them in the model, or let each cell depend on earlier cells only.",
 }
 
-# Probability that a comparison by labels is refused for rows that equal training rows by chance.
+# Probability that matches by chance alone make a comparison by labels raise an error.
 _BY_CHANCE = 1e-3
 
 _LEFT_OUT = ("unscored", "unscored in part")
 
 
 def check_models(models: object) -> None:
-    """Refuse what is no dict from names to models."""
+    """Raise an error unless ``models`` is a dict from names to models."""
     if not isinstance(models, Mapping) or not models:
         raise checks.bad_type(
             "models",
@@ -52,28 +52,28 @@ def check_models(models: object) -> None:
 
 
 def check_target(scores: Mapping[str, LogEvidence], target: str) -> None:
-    """Predictive scores of rows rank among themselves, and so do evidences of a training set."""
+    """Raise ``ValueError`` if a score is not of the target, "predictive" or "evidence"."""
     for name, score in scores.items():
         if score.target != target and target == "predictive":
             raise checks.bad_value(
                 "models",
                 "predictive scores of held-out rows",
                 f"{name!r}, the {score.target} of a training set",
-                "Compare evidences of one training set with each other, by compare_evidence.",
+                "Compare evidences of one training set with compare_evidence.",
             )
         if score.target != target:
             raise checks.bad_value(
                 "models",
                 "evidences of one training set",
                 f"{name!r}, predictive scores of rows",
-                "Rank those with compare; an evidence is fitted_model.marginal_likelihood().",
+                "Rank those with compare; call fitted_model.marginal_likelihood() for an evidence.",
             )
 
 
 def check_comparable(scores: Mapping[str, LogEvidence]) -> None:
-    """Refuse to put numbers side by side that measure different things: columns, kinds, rows, units."""
+    """Raise ``ValueError`` if scores measure different quantities: columns, kinds, rows, units."""
     (first, reference), *others = scores.items()
-    # Regressions leave out their covariates, all the same ones: in closed form no mask hides single entries.
+    # Regressions leave out their covariates, the same for all: closed forms have no masks on single entries.
     conditional = len({score.measure for score in scores.values()}) == 1 and all(
         (score.kind == "exact").all() or score.target == "evidence" for score in scores.values()
     )
@@ -92,17 +92,17 @@ def check_comparable(scores: Mapping[str, LogEvidence]) -> None:
         if score.fingerprint != reference.fingerprint:
             raise checks.bad_value(
                 "models",
-                f"all scored on the same rows in the same units, as {first!r} was",
+                f"all scored on the same rows in the same units as {first!r}",
                 f"{name!r} on others: {reference.fingerprint.unlike(score.fingerprint)}",
-                "Score them on one x.",
+                "Score all models on one x.",
             )
         for given in score.given.keys() & reference.given.keys():
             if score.given[given] != reference.given[given]:
                 raise checks.bad_value(
                     "models",
-                    f"all scored given the same {given}, as {first!r} was",
+                    f"all scored given the same {given} as {first!r}",
                     f"{name!r} given another",
-                    "Pass the same to each, or leave it out of all.",
+                    "Pass the same to each model, or leave it out of all.",
                 )
         if _totals(score) != _totals(reference):
             (other, _), (narrower, by) = sorted(
@@ -111,8 +111,8 @@ def check_comparable(scores: Mapping[str, LogEvidence]) -> None:
             raise checks.bad_value(
                 "models",
                 "all log P(x), or all log P(x | total) given the same totals of x",
-                f"{narrower!r}, which is conditional on {', '.join(by.own_totals)}, beside {other!r}, which is not",
-                "They are different quantities: add a model of the total to the first, or compare models given the "
+                f"{narrower!r}, which is conditional on {', '.join(by.own_totals)}, and {other!r}, which is not",
+                "These are different quantities: add a model of the total to the first, or compare models given the "
                 "same total.",
             )
         if score.measure != reference.measure:
@@ -126,18 +126,18 @@ def check_comparable(scores: Mapping[str, LogEvidence]) -> None:
                 "all masses or all densities, column by column",
                 f"a {reference.measure[column]} under {first!r} and a {score.measure[column]} under {name!r} "
                 f"in column {column}",
-                "A probability and a density have different units and no common scale: compare each with its "
-                "own kind, in two tables, or give both the same kind of likelihood.",
+                "A probability and a density have different units and no common scale: compare masses and densities in "
+                "two tables, or give both models the same kind of likelihood.",
             )
 
 
 def _totals(score: LogEvidence) -> set[str]:
-    """The totals of x that a score is conditional on, by their hashes."""
+    """Return the totals of x that a score is conditional on, by their hashes."""
     return {score.given.get(name, name) for name in score.own_totals}
 
 
 def check_possible(scores: Mapping[str, LogEvidence]) -> None:
-    """Refuse rows without probability: −∞ has no mean, and no difference to another −∞."""
+    """Raise ``ValueError`` for rows without probability, because −∞ has no mean and no differences."""
     for name, score in scores.items():
         bad = ~np.isfinite(score.estimate)
         if bad.any():
@@ -145,15 +145,15 @@ def check_possible(scores: Mapping[str, LogEvidence]) -> None:
                 "x",
                 "rows with a finite log P(x) under every model",
                 f"{int(bad.sum())} with {score.estimate[bad][0]} under {name!r}, first row {int(bad.argmax())}",
-                "Such a row is impossible under that model, or its draws all missed it: try method='auto', or leave "
+                "Such a row is impossible under that model, or all its draws missed it: try method='auto', or leave "
                 "the row out under every model.",
             )
 
 
 def check_held_out(scores: Mapping[str, LogEvidence], label: Any = None, labels: int = 0) -> None:
-    """Refuse a model that was fitted to most of the rows it is scored on.
+    """Raise ``ValueError`` if a model was fitted to more than half of the rows it is scored on.
 
-    Under one of ``labels`` labels few rows may match by chance: those that well may are let through.
+    Under one of ``labels`` labels, few rows may match by chance. Matches that may well be chance are allowed.
     """
     for name, score in scores.items():
         if score.seen > len(score) / 2:
@@ -163,7 +163,6 @@ def check_held_out(scores: Mapping[str, LogEvidence], label: Any = None, labels:
             raise checks.bad_value(
                 "x",
                 "rows that the models were not fitted to",
-                f"{score.seen} of {len(score)}{where} that {name!r} was",
-                "Score rows that were kept back; to compare on the training rows all the same, pass "
-                "training_rows=True.",
+                f"{score.seen} of {len(score)}{where} that {name!r} was fitted to",
+                "Score held-out rows; to compare on the training rows nevertheless, pass training_rows=True.",
             )

@@ -1,4 +1,4 @@
-"""swap(): the same VAE under one likelihood after another, compared on held-out rows."""
+"""swap(): fits one VAE under each of several likelihoods and compares them on held-out rows."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Swapped:
-    """One VAE a family, fitted to the same rows and scored on the same others.
+    """VAEs with different likelihoods, fitted to the same rows and scored on the same held-out rows.
 
     Attributes:
         models: the fitted VAEs by the family's name with its options.
-        masses: ``compare`` of those whose P(x) is a mass, with ``bits_per_dim`` beside; None where none is.
-        densities: the same for densities. The two have different units and no common scale.
-        x_test: the rows they are scored on.
+        masses: ``compare`` of the VAEs whose P(x) is a mass, with ``bits_per_dim``; None if there are none.
+        densities: the same for densities. Masses and densities have different units and no common scale.
+        x_test: the held-out rows.
     """
 
     models: dict[str, VAE]
@@ -63,26 +63,26 @@ def swap(
     progress: bool = False,
     **fitting: Any,
 ) -> Swapped:
-    """Swap the likelihood: fit one VAE a family to the same rows, and compare their held-out log P(x).
+    """Fit one VAE a family to the same rows and compare their held-out log P(x).
 
-    All have the same networks but for the number of outputs, ``standardize=True``, and start from the columns'
-    marginals.
+    All VAEs have the same networks, apart from the number of outputs. They use ``standardize=True`` and start from
+    the columns' marginals.
 
     Args:
-        x: rows on dim 0; tensor, numpy array or DataFrame; with offsets a dict, as in ``fit``, of which
-            families without ``offset=True`` get the rows alone.
+        x: rows on dim 0; a tensor, numpy array or DataFrame. With offsets, a dict as in ``fit``; families without
+            ``offset=True`` get only the rows.
         latent_dim: entries of z.
         families: names in ``likelihoods.REGISTRY``, or pairs of a name and its options, such as
             ``("binomial", {"total_count": 16})``; ``likelihoods.suggest(x)`` names candidates.
-        x_test: rows to score on; where None a fifth of ``x``, drawn by ``seed``, is kept back.
+        x_test: rows to score on. None holds out a fifth of ``x``, drawn by ``seed``.
         hidden_dims: of every VAE.
         method: of ``log_evidence``.
         seed: of weights, the split, and all noise.
-        progress: show bars.
-        fitting: of ``fit``: ``epochs``, ``lr``, ``validation``, ``patience``, …
+        progress: show progress bars.
+        fitting: options of ``fit``: ``epochs``, ``lr``, ``validation``, ``patience``, …
 
     Raises:
-        TypeError, ValueError: an unknown family or option; rows off a family's support, before any is fitted.
+        TypeError, ValueError: a family or option is unknown; rows are off a family's support. Raised before any fit.
 
     Example:
         >>> import torch
@@ -127,9 +127,9 @@ def swap(
         if structure.measure[0] not in ("mass", "density"):
             raise checks.bad_value(
                 "x",
-                "offsets from elsewhere than the scored columns",
+                "offsets that do not come from the scored columns",
                 f"a {structure.measure[0]} under {name}",
-                "An offset computed from the rows tells the model what it is to predict, and never ranks: leave it out.",
+                "An offset computed from the rows tells the model what it predicts, and its scores never rank: leave it out.",
             )
         label = ", ".join(f"{key}={value}" for key, value in options.items())
         label = f"{name}({label})" if label else name
@@ -155,7 +155,7 @@ def swap(
 
 
 def _named(families: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    """Every family as its name and options."""
+    """Return every family as its name and options."""
     if isinstance(families, str | bytes) or not isinstance(families, Sequence) or not families:
         raise checks.bad_type(
             "families", "a list of families", checks.shown(families), 'Pass ["gaussian", "laplace"].'
@@ -175,13 +175,13 @@ def _named(families: Any) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _read(x: Any, argument: str, names: Names | None = None) -> tuple[Batch, Names]:
-    """Checked rows in float32, or in float64 where rounding them loses something; and the names of their columns."""
+    """Return checked rows, in float32 or, if that loses something, float64; and the names of their columns."""
     batch, source = checks.read(x, dtype=None, argument=argument, names=names, double="lossy")
     return batch, source.names
 
 
 def _taken(vae: VAE, batch: Batch, names: Names) -> dict[str, Any]:
-    """The rows, and the offset where the VAE's likelihood takes one, to be cast to the VAE's dtype."""
+    """Return the rows, and the offset if the VAE's likelihood takes one, for ``fit`` to cast to the VAE's dtype."""
     import pandas as pd
 
     offset = bool(getattr(vae.likelihood, "offset", False))

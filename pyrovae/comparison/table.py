@@ -1,4 +1,4 @@
-"""The frame that ``compare`` returns: all columns in it, the telling ones in print. Imported where one is made."""
+"""The frame that ``compare`` returns. It prints its main columns only. Imported late, because it needs pandas."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pandas as pd
 
 
 class ComparisonTable(pd.DataFrame):
-    """A DataFrame that prints what is read first: in a terminal, in a notebook, and as LaTeX.
+    """A DataFrame that prints its main columns: in a terminal, in a notebook, and as LaTeX.
 
-    What is computed from it, a slice or a copy, is a plain DataFrame with every column.
+    Slices, copies and other results computed from it are plain DataFrames with every column.
     """
 
     @property
@@ -18,7 +18,7 @@ class ComparisonTable(pd.DataFrame):
         return pd.DataFrame
 
     def short(self) -> pd.DataFrame:
-        """The columns that are read first, errors beside their numbers, rows by verdict in one."""
+        """Return the main columns as text, with errors beside their numbers and the rows by verdict in one column."""
         shown = pd.DataFrame(index=self.index)
         shown["elpd"] = [
             f"{'≥ ' if 'lower bound' in kind else ''}{value:.2f} ± {error:.2f}"
@@ -46,7 +46,7 @@ class ComparisonTable(pd.DataFrame):
         return self.short().to_html()
 
     def to_latex(self, *args: Any, **kwargs: Any) -> str:
-        """The same columns as in print; ``DataFrame(table).to_latex()`` has all."""
+        """Return LaTeX with the same columns as in print; ``DataFrame(table).to_latex()`` has all columns."""
         shown = self.short().rename(columns=str)
         body = shown.to_latex(*args, **kwargs)
         for sign, command in (("≥", r"$\geq$"), ("≤", r"$\leq$"), ("±", r"$\pm$")):

@@ -1,9 +1,9 @@
-"""Data to try things on, in splits that are the same for everybody.
+"""Data sets with fixed splits.
 
-scikit-learn's digits come with it. The others are read below the folder that ``PYROVAE_DATA`` names, or
-else downloaded once into pyrovae's folder of the operating system's cache. Either way, what they hold is
-checked against a pinned sha256 before anybody fits anything to it. To add a data set: its arrays in the
-table of ``sources``, and a function that returns them in a ``Split``.
+The digits come with scikit-learn. The other data sets are read below the folder that ``PYROVAE_DATA`` names, or
+downloaded once into pyrovae's folder of the operating system's cache. Their contents are checked against a pinned
+sha256. To add a data set: add its arrays to the table in ``sources``, and write a function that returns them in
+a ``Split``.
 """
 
 from pyrovae.datasets.cells import CellCounts, cell_counts

@@ -14,13 +14,13 @@ from pyrovae.datasets.splits import Split, generator_of, split
 
 
 class CellCounts(NamedTuple):
-    """What was counted in each cell.
+    """Counts of molecules in each cell.
 
     Attributes:
         counts: molecules of the chosen genes, (cells, genes), whole numbers as float32, a mass.
-        others: molecules of all other genes, (cells,), float32: how deeply a cell was read. Its logarithm
-            is an offset that no scored column goes into.
-        labels: the cell's line, (cells,), int64, a place in ``cell_lines``.
+        others: molecules of all other genes, (cells,), float32, which measure the sequencing depth. Their
+            logarithm is an offset that does not use any scored column.
+        labels: the cell's line, (cells,), int64, an index into ``cell_lines``.
         genes: Ensembl names of the columns.
         cell_lines: names of the lines.
     """
@@ -33,19 +33,19 @@ class CellCounts(NamedTuple):
 
 
 def cell_counts(num_genes: int = 500, seed: int = 0, download: bool = True) -> CellCounts:
-    """Molecules counted in 274 single cells of three lines by CEL-seq2; 174, 50 and 50 cells.
+    """Return counts of molecules in 274 single cells of three lines by CEL-seq2; 174, 50 and 50 cells.
 
-    The columns are the ``num_genes`` genes whose log(1 + count) has the highest variance over the
-    training rows, highest first: the test rows had no say. Spike-ins (ERCC) are no genes and are left
-    out. All cells are kept; demuxlet calls 34 of them doublets, and the line is then its best single one.
+    The columns are the ``num_genes`` genes whose log(1 + count) has the highest variance over the training
+    rows, highest first; test rows do not affect the choice. Spike-ins (ERCC) are not genes and are left out.
+    All cells are kept. demuxlet calls 34 of them doublets; their label is the best single line.
 
     Args:
         num_genes: how many of the 28 142 genes are columns; the others are counted in ``others``.
-        seed: of the split into rows; fixed, because it changes the numbers.
-        download: fetch what is not here; without, that is an error.
+        seed: of the split into rows. The default is fixed, because the seed changes the numbers.
+        download: download missing files; False raises ``FileNotFoundError`` instead.
 
     Raises:
-        FileNotFoundError: a file is neither here nor to be had.
+        FileNotFoundError: a file is missing and cannot be downloaded.
         ValueError: a file has other contents, or there are not so many genes.
 
     Tian et al. (2019); Hashimshony et al. (2016) for CEL-seq2; Kang et al. (2018) for demuxlet.
@@ -55,7 +55,7 @@ def cell_counts(num_genes: int = 500, seed: int = 0, download: bool = True) -> C
     checks.boolean("download", download)
     checks.integer("seed", seed, minimum=0)
     checks.integer("num_genes", num_genes)
-    # The header is one name short of a line: its first field, too, is a column of counts.
+    # The header has one name fewer than a line has fields, because the row names have no header.
     table, cells = (
         pd.read_csv(io.BytesIO(contents(f"cell_counts {part}", download).tobytes()), index_col=0)
         for part in ("counts", "cells")
@@ -66,7 +66,7 @@ def cell_counts(num_genes: int = 500, seed: int = 0, download: bool = True) -> C
             "num_genes",
             f"fewer than all {len(table)} genes",
             str(num_genes),
-            "Leave some for the offset, others.",
+            "Leave some genes for the offset, others.",
         )
     counts = torch.tensor(table.to_numpy().T)  # (cells, genes)
     names = cells.loc[table.columns, "cell_line_demuxlet"]

@@ -1,4 +1,4 @@
-"""Images, a row each: digits, MNIST grey and binarized, and Frey faces."""
+"""Images, one a row: digits, MNIST grey and binarized, and Frey faces."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ class LabelledImages(NamedTuple):
 
 
 def digits(kind: str = "binary", seed: int = 0) -> Split:
-    """scikit-learn's 1797 digits of 8 × 8 pixels with levels 0 to 16; 1197, 200 and 400 rows, float32.
+    """Return scikit-learn's 1797 digits of 8 × 8 pixels with levels 0 to 16; 1197, 200 and 400 rows, float32.
 
     Args:
         kind: "binary", level ≥ 8 as 0 or 1, a mass; "levels", the whole numbers 0 to 16, a mass; or
-            "continuous", level + u with u uniform on [0, 1), a density: dequantised, so that no column
-            is a set of points.
-        seed: of the split into rows and of the dequantisation; fixed, because both change the numbers.
+            "continuous", level + u with u uniform on [0, 1), a density. u is needed because a density fitted to
+            whole numbers is unbounded.
+        seed: of the split into rows and of the dequantisation. The default is fixed, because the seed changes the
+            numbers.
 
     Example:
         >>> digits("binary").train.shape
@@ -50,16 +51,16 @@ def digits(kind: str = "binary", seed: int = 0) -> Split:
 
 
 def mnist(download: bool = True) -> LabelledImages:
-    """MNIST as it was published: 60 000 and 10 000 rows of 784 grey levels 0 to 255, float32, with labels.
+    """Return MNIST as published: 60 000 and 10 000 rows of 784 grey levels 0 to 255, float32, with labels.
 
-    The levels are whole numbers, a mass. ``binarize`` makes zeros and ones of them; ``binarized_mnist`` has
-    those that Larochelle drew.
+    The levels are whole numbers, a mass. ``binarize`` draws zeros and ones from them. ``binarized_mnist`` has
+    Larochelle's draw.
 
     Args:
-        download: fetch what is not here; without, that is an error.
+        download: download missing files; False raises ``FileNotFoundError`` instead.
 
     Raises:
-        FileNotFoundError: a file is neither here nor to be had.
+        FileNotFoundError: a file is missing and cannot be downloaded.
         ValueError: a file has other contents.
 
     LeCun, Bottou, Bengio and Haffner (1998).
@@ -72,18 +73,19 @@ def mnist(download: bool = True) -> LabelledImages:
 
 
 def binarized_mnist(download: bool = True) -> Split:
-    """Larochelle's fixed binarization of MNIST: 50 000, 10 000 and 10 000 rows of 784 zeros and ones, a mass.
+    """Return Larochelle's fixed binarization of MNIST: 50 000, 10 000 and 10 000 rows of 784 zeros and ones, a mass.
 
-    Fixed and random binarization differ by about 2 nats: never put them into one table.
+    Fixed and random binarization differ by about 2 nats. Scores under one are not comparable with scores under
+    the other.
 
-    The published test rows are sorted by digit: the first thousand are nearly all zeros, and log P(x) of a few
-    of them says little about the rest. Here they come in a fixed random order.
+    The published test rows are sorted by digit, and the first thousand are nearly all zeros. log P(x) of the first
+    few therefore says little about the rest. Here the test rows come in a fixed random order.
 
     Args:
-        download: fetch what is not here; without, that is an error.
+        download: download missing files; False raises ``FileNotFoundError`` instead.
 
     Raises:
-        FileNotFoundError: a file is neither here nor to be had.
+        FileNotFoundError: a file is missing and cannot be downloaded.
         ValueError: a file has other contents.
 
     Larochelle and Murray (2011).
@@ -95,9 +97,9 @@ def binarized_mnist(download: bool = True) -> Split:
 
 
 def binarize(levels: Any, highest: float = 255.0, seed: int = 0) -> Tensor:
-    """Grey levels as zeros and ones: each entry is 1 with probability level / ``highest``.
+    """Return zeros and ones drawn from grey levels: each entry is 1 with probability level / ``highest``.
 
-    One fixed draw, for a test set of a recorded seed. ``fit(binarize=True)`` draws anew at every presentation.
+    This is one fixed draw, for a test set of a recorded seed. ``fit(binarize=True)`` draws anew at every step.
 
     Args:
         levels: rows of grey levels in [0, highest], shape (rows, columns).
@@ -108,7 +110,7 @@ def binarize(levels: Any, highest: float = 255.0, seed: int = 0) -> Tensor:
         Zeros and ones of the levels' shape, a mass.
 
     Raises:
-        TypeError, ValueError: rows that are no numbers, or levels outside [0, highest].
+        TypeError, ValueError: rows are not numbers, or levels are outside [0, highest].
 
     Salakhutdinov and Murray (2008).
 
@@ -124,20 +126,21 @@ def binarize(levels: Any, highest: float = 255.0, seed: int = 0) -> Tensor:
 
 
 def frey_faces(kind: str = "levels", seed: int = 0, download: bool = True) -> Split:
-    """1965 pictures of Brendan Frey's face, 28 × 20 pixels; 1565, 200 and 200 rows of 560, float32.
+    """Return 1965 pictures of Brendan Frey's face, 28 × 20 pixels; 1565, 200 and 200 rows of 560, float32.
 
-    They are frames of one video. Neighbours look alike and the split is at random, so that a test row has
-    near relatives in training: log P(x) tells how well these frames are known, not faces in general.
+    The pictures are frames of one video, and the split is random. Consecutive frames look alike, so most test
+    rows have similar training rows. log P(x) measures how well these frames are known, not faces in general.
 
     Args:
         kind: "levels", the whole numbers 0 to 255, a mass; or "continuous", level + u with u uniform on
             [0, 1), a density, in the same units, 0 to 256.
-        seed: of the split into rows and of the dequantisation; fixed, because both change the numbers.
-        download: fetch what is not here; without, that is an error.
+        seed: of the split into rows and of the dequantisation. The default is fixed, because the seed changes the
+            numbers.
+        download: download a missing file; False raises ``FileNotFoundError`` instead.
 
     Raises:
-        FileNotFoundError: the file is neither here nor to be had.
-        ValueError: the file has other contents, or kind is none of the two.
+        FileNotFoundError: the file is missing and cannot be downloaded.
+        ValueError: the file has other contents, or kind is neither of the two.
 
     Frey, Colmenarez and Huang (1998); Roweis published them.
     """

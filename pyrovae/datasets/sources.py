@@ -1,8 +1,8 @@
-"""Where data lie, where they come from, and what they hold: one table, and ``contents`` that reads it.
+"""A table of data files with their addresses and digests, and ``contents``, which reads one.
 
-A file is looked for below the folder that ``PYROVAE_DATA`` names, then in pyrovae's folder of the
-operating system's cache, and is downloaded to the cache if it is in neither. Both places may hold the
-same array in different wrappers, so what is pinned is not a file but the array in it.
+``contents`` looks for a file below the folder that ``PYROVAE_DATA`` names, then in pyrovae's folder of the
+operating system's cache. It downloads the file to the cache if neither has it. The two places may store the same
+array in different formats. The digest is therefore of the array, not of the file.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Source(NamedTuple):
 
     Attributes:
         local: the file below ``PYROVAE_DATA``.
-        url: the file as it is published.
-        read: takes either file's path and returns the array, uint8.
-        sha256: of the array, whatever the file: of its shape as Python prints it, and its bytes row by row.
+        url: the file as published.
+        read: takes the path of either file and returns the array, uint8.
+        sha256: of the array in either file: of its shape as Python prints it, and its bytes row by row.
     """
 
     local: str
@@ -36,22 +36,24 @@ class Source(NamedTuple):
 
 
 def contents(name: str, download: bool) -> np.ndarray:
-    """The array of that name, uint8, checked.
+    """Return the array of that name, uint8, after checking its digest.
 
     Raises:
-        FileNotFoundError: the file is neither here nor, where ``download``, to be had.
-        ValueError: the file holds something else; if it was downloaded, it is deleted.
+        FileNotFoundError: the file is missing and, with ``download``, cannot be downloaded.
+        ValueError: the file has other contents. A downloaded file is then deleted.
     """
     source = SOURCES[name]
     folder = os.environ.get("PYROVAE_DATA")
     local = Path(folder) / source.local if folder else None
     if local is not None and local.is_file():
-        return _checked(name, local, f"Delete it, and {source.url} is downloaded instead.")
+        return _checked(name, local, f"Delete it, and call again to download {source.url} instead.")
     missing = "none" if local is None else f"nothing at {local}"
     published = _published(source, missing, download)
     try:
         return _checked(
-            name, published, f"Deleted: call again, or set PYROVAE_DATA to a folder with {source.local}."
+            name,
+            published,
+            f"The file was deleted: call again, or set PYROVAE_DATA to a folder with {source.local}.",
         )
     except checks.Refused:
         published.unlink()
@@ -59,18 +61,18 @@ def contents(name: str, download: bool) -> np.ndarray:
 
 
 def sha256(array: np.ndarray) -> str:
-    """Of an array's shape, as Python prints it, and its bytes, row by row."""
+    """Return the sha256 of an array's shape, as Python prints it, and its bytes, row by row."""
     digest = hashlib.sha256(str(array.shape).encode())
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
 def _checked(name: str, path: Path, mend: str) -> np.ndarray:
-    """What the file holds, if it is what is pinned."""
+    """Return the array in a file; raises ``ValueError`` if its digest differs from the pinned one."""
     source = SOURCES[name]
     try:
         array = source.read(path)
-    except Exception as error:  # every wrapper's library has its own word for a broken file
+    except Exception as error:  # every format's library has its own error for a broken file
         raise checks.bad_value(
             name, "a file that can be read", f"{path} ({type(error).__name__})", mend
         ) from error
@@ -82,7 +84,7 @@ def _checked(name: str, path: Path, mend: str) -> np.ndarray:
 
 
 def _published(source: Source, missing: str, download: bool) -> Path:
-    """The published file in the cache, downloaded if need be."""
+    """Return the published file's path in the cache, after downloading it if needed."""
     import pooch
 
     address, _, file = source.url.rpartition("/")
@@ -95,7 +97,7 @@ def _published(source: Source, missing: str, download: bool) -> Path:
     else:
         try:
             return Path(cache.fetch(file))
-        except OSError as error:  # also those of requests: no network, no such address
+        except OSError as error:  # includes errors of requests: no network, no such address
             if (answer := getattr(error, "response", None)) is not None:
                 answer.close()
             came, cause = f"{missing}, and {type(error).__name__} on download from {source.url}", error
@@ -104,20 +106,20 @@ def _published(source: Source, missing: str, download: bool) -> Path:
             "PYROVAE_DATA",
             f"a folder with {source.local}",
             came,
-            f"Set it to one, or put {source.url} into {path.parent}.",
+            f"Set it to such a folder, or put {source.url} into {path.parent}.",
         )
     ) from cause
 
 
 def _idx(path: Path) -> np.ndarray:
-    """MNIST's own format, (rows, entries of a row): the number of dims, their sizes, the bytes."""
+    """Read MNIST's own format, (rows, entries of a row): the number of dims, their sizes, the bytes."""
     whole = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8)
     head = 4 + 4 * int(whole[3])
     return whole[head:].reshape(int.from_bytes(whole[4:8].tobytes(), "big"), -1)
 
 
 def _bits(part: str) -> Callable[[Path], np.ndarray]:
-    """Zeros and ones, (rows, 784): eight to a byte in an archive of three parts, or a line of text a row."""
+    """Return a reader of zeros and ones, (rows, 784), from an archive of packed bits or text with a line a row."""
 
     def read(path: Path) -> np.ndarray:
         if path.suffix == ".npz":
@@ -129,7 +131,7 @@ def _bits(part: str) -> Callable[[Path], np.ndarray]:
 
 
 def _faces(path: Path) -> np.ndarray:
-    """Frey faces, (1965, 560): from an archive, or from Roweis's Matlab file, one column a face."""
+    """Read Frey faces, (1965, 560), from an archive or from Roweis's Matlab file, which has one face a column."""
     if path.suffix == ".npz":
         return _member(path, "x")
     from scipy.io import loadmat
@@ -138,13 +140,13 @@ def _faces(path: Path) -> np.ndarray:
 
 
 def _member(path: Path, name: str) -> np.ndarray:
-    """One array of an archive; the file is closed even where it is broken."""
+    """Read one array of an archive. The file is closed even if it is broken."""
     with path.open("rb") as file, np.load(file) as archive:
         return archive[name]
 
 
 def _text(path: Path) -> np.ndarray:
-    """The characters of a compressed text, (characters,)."""
+    """Read the characters of a compressed text, (characters,)."""
     return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Rows in three parts, and the randomness that a data set may have of its own."""
+"""Splits of rows into three parts, and the random numbers of data sets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyrovae import noise
 
 
 class Split(NamedTuple):
-    """Rows to fit on, rows to stop by, and rows to score; each of shape (rows, columns), or (rows,)."""
+    """Rows to fit on, validation rows for early stopping, and test rows; each (rows, columns) or (rows,)."""
 
     train: Tensor
     validation: Tensor
@@ -19,16 +19,16 @@ class Split(NamedTuple):
 
 
 def generator_of(seed: int) -> Generator:
-    """Where a data set's own randomness comes from: its split and its dequantisation."""
+    """Return the generator of a data set's split and dequantisation."""
     return torch.Generator().manual_seed(noise.derive(seed, noise.Stream.DATA))
 
 
 def split(rows: Tensor, validation: int, test: int) -> Split:
-    """Rows in their order: the last for the test, those before them to stop by, and the rest to fit on."""
+    """Split rows in their order: the last are the test rows, those before them validation, the rest training."""
     return Split(*rows.split([len(rows) - validation - test, validation, test]))
 
 
 def dequantised(levels: Tensor, generator: Generator) -> Tensor:
-    """level + u with u uniform on [0, 1), and below the next level even where float32 would round up to it."""
+    """Return level + u with u uniform on [0, 1), kept below the next level even if float32 would round up to it."""
     below = torch.nextafter(levels + 1, levels)
     return torch.minimum(levels + torch.rand(levels.shape, generator=generator), below)

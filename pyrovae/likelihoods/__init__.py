@@ -1,8 +1,8 @@
-"""P_Φ(x | z): likelihoods, each a module whose forward returns a Pyro distribution over one row of x.
+"""P_Φ(x | z): likelihoods. Each is a module whose forward returns a Pyro distribution over one row of x.
 
-A likelihood's ``forward(z)`` takes z of shape (..., latent_dim), treats every dim but the last as batch,
-and returns a distribution of batch shape (...) and the event shape of a row of x. Its network, the
-decoder, only ever sees (batch, latent_dim), so it may hold convolutions or anything else.
+``forward(z)`` takes z of shape (..., latent_dim) and treats every dim but the last as batch. It returns a
+distribution of batch shape (...) and the event shape of a row of x. The network of a likelihood is the
+decoder. It always gets input of shape (batch, latent_dim), so it may contain convolutions or any other layer.
 To add a family: write ``distribution`` and ``marginal_outputs`` and decorate the class with its name.
 """
 

@@ -1,4 +1,4 @@
-"""What every likelihood is: a decoder whose outputs become a distribution over one row of x."""
+"""Base classes of the likelihoods: each turns decoder outputs into a distribution over one row of x."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ SCALES = ("shared", "per_dimension", "decoder")
 
 
 class Likelihood(nn.Module, ABC):
-    """Base of every family: runs the decoder on flattened batch dims and asks for ``distribution``.
+    """Base of every family: runs the decoder on flattened batch dims and calls ``distribution``.
 
-    The network puts out ``outputs_per_dimension`` numbers for every entry of x, on its last dim: all of
-    the first kind, then all of the second, and so on.
+    The network returns ``outputs_per_dimension`` numbers for every entry of x. Its last dim holds all outputs
+    of the first kind, then all of the second, and so on.
     """
 
-    #: Whether a scale is learned for every dimension of x: columns that do not vary are then refused.
+    #: Whether the likelihood learns a scale for every dimension of x: fitting then rejects constant columns.
     learns_scale_per_column = False
-    #: Whether every row brings an offset, which is added to the first kind of outputs: a count's log-exposure.
+    #: Whether every row has an offset, such as a count's log-exposure. It is added to the first kind of outputs.
     offset = False
-    #: What a ``networks.Standardize`` takes to standard units: "x", "log x", or nothing.
+    #: The quantity that a ``networks.Standardize`` has to standardise: "x", "log x", or None.
     standardizes: ClassVar[str | None] = None
     #: How many kinds of outputs the network has.
     num_kinds = 1
     #: Whether log-probabilities are computed in float64 whatever the decoder's dtype: see ``InDouble``.
     in_double: ClassVar[bool] = False
-    #: The class name of the distribution, where it is not the family's own.
+    #: The class name of the distribution, if it differs from the family's own.
     family: ClassVar[str] = ""
-    #: What to do where values are off the support.
+    #: The advice in the error for values off the support.
     off_support: ClassVar[str] = "Choose a likelihood whose support holds these values."
-    #: Where values have to lie, where the distribution's own support takes in its edge: the density is 0 or +∞ there.
+    #: The set that values have to lie in, if the support includes an edge with density 0 or +∞.
     inside: ClassVar[Any] = None
 
     def __init__(self, network: nn.Module) -> None:
@@ -50,7 +50,7 @@ class Likelihood(nn.Module, ABC):
         self.network = checks.module("network", network)
 
     def forward(self, z: Tensor, offset: Tensor | None = None) -> dist.TorchDistribution:
-        """P(x | z) for z of shape (..., latent_dim), and offsets of shape (rows,), rows being z's last batch dim."""
+        """P(x | z) for z of shape (..., latent_dim) and offsets of shape (rows,). Rows are z's last batch dim."""
         if (offset is not None) is not self.offset:
             raise _wrong_offset(self, offset)
         batch_shape = z.shape[:-1]
@@ -73,24 +73,25 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
-        """The family with a parameter for every entry of x, from decoder outputs (..., *row)."""
+        """Return the distribution of x for decoder outputs (..., *row), one parameter for every entry of x."""
 
     @abstractmethod
     def marginal_outputs(self, x: Tensor) -> list[Tensor]:
-        """What the decoder would put out if z told nothing: for each kind of output a tensor of a row's shape.
+        """Return the decoder outputs that fit the columns' marginals, by the method of moments.
 
-        ``x``, (rows, ...), float64. The fit to the columns' marginals, by their moments.
+        ``x`` has shape (rows, ...) and dtype float64. The list holds one tensor for each kind of output,
+        of the shape of a row. The fit assumes that z carries no information about x.
         """
 
     def start_from(self, x: Any) -> None:
         """Set the decoder's last bias so that training starts at the marginals of the rows of ``x``.
 
         Args:
-            x: rows on dim 0; with an offset a dict, {"x": rows, "offset": offsets}.
+            x: rows on dim 0. If the family takes an offset, a dict {"x": rows, "offset": offsets}.
 
         Raises:
-            ValueError: values off the family's support; a network whose last layer has no bias of the width of
-                its outputs; no offset where the family takes one.
+            ValueError: values are off the family's support; the last layer has no bias as wide as its
+                outputs; the family takes an offset and x has none.
         """
         batch, bias = checks.batch(checks.in_double(x), dtype=torch.float64), _last_bias(self.network)
         self._check_support(batch["x"], bias)
@@ -99,7 +100,7 @@ class Likelihood(nn.Module, ABC):
             kinds = self.marginal_outputs(rows)
         elif "offset" not in batch:
             raise _wrong_offset(self, None)
-        else:  # as if every row had had the mean exposure
+        else:  # fit as if every row had the mean exposure
             exposure = batch["offset"].double().exp().view(-1, *[1] * (rows.dim() - 1))
             kinds = self.marginal_outputs(rows * (exposure.mean() / exposure))
             kinds[0] = kinds[0] - exposure.mean().log()
@@ -115,14 +116,14 @@ class Likelihood(nn.Module, ABC):
             bias.copy_(outputs)
 
     def check_rows(self, x: Tensor) -> None:
-        """Refuse values on which the density is 0 or +∞ whatever its parameters are, in rows of any shape."""
+        """Raise ``ValueError`` if rows, of any shape, hold values with density 0 or +∞ under every parameter."""
         if self.inside is not None:
             flat = x.reshape(len(x), -1)
             columns = list(range(flat.shape[1]))
             checks.on_support("x", flat, columns, self.inside, type(self).__name__, self.off_support)
 
     def _check_support(self, x: Tensor, bias: Tensor | None) -> None:
-        """Refuse rows off the support that ``distribution`` has, where outputs of the bias's width are what it takes."""
+        """Raise ``ValueError`` if rows are off the support. Does nothing if the bias does not fit the row's shape."""
         *sides, width = x.shape[1:] or (1,)
         kinds = self.outputs_per_dimension(**vars(self).get("arguments", {}))
         if bias is None or len(bias) != math.prod(sides) * kinds * width:
@@ -131,7 +132,7 @@ class Likelihood(nn.Module, ABC):
             fn = self.distribution(bias.new_zeros(1, *sides, kinds * width))
         try:
             support = checks.elementwise(fn.support)
-        except NotImplementedError:  # a family of one's own that does not say
+        except NotImplementedError:  # a custom family without a support
             return
         if support is not None:
             flat = x.reshape(len(x), -1)
@@ -141,7 +142,7 @@ class Likelihood(nn.Module, ABC):
 
 
 def off_support(family: str) -> str:
-    """What to do where values are off the support of a distribution, by its class name or the likelihood's.
+    """Return the advice for values off a distribution's support, by the class name of it or of its likelihood.
 
     Example:
         >>> off_support("Poisson")
@@ -169,27 +170,28 @@ def _wrong_offset(likelihood: Likelihood, offset: Tensor | None) -> checks.Refus
 
 
 def _last_bias(network: nn.Module) -> Tensor | None:
-    """The bias of a network's last layer, where that is linear: a convolution's is shared by the pixels."""
+    """Return the bias of the last layer if that is linear, else None: the pixels of a convolution share a bias."""
     layers = [layer for layer in network.modules() if list(layer.parameters(recurse=False))]
     return layers[-1].bias if layers and isinstance(layers[-1], nn.Linear) else None
 
 
 def as_row(values: Tensor, like: Tensor) -> Tensor:
-    """One number for every entry of a row, in the row's shape: the last dims of ``like`` that hold as many."""
+    """Return one number for every entry of a row, in the shape of the last dims of ``like`` that hold as many."""
     dims = next((k for k in range(1, like.dim() + 1) if like.shape[-k:].numel() == values.numel()), None)
     return values if values.dim() == 0 or dims is None else values.view(like.shape[-dims:])
 
 
 class Spread(Likelihood):
-    """Base of families with a positive parameter beside what the decoder puts out first: a scale, a concentration.
+    """Base of families with a second positive parameter, a scale or a concentration.
 
-    It is a number, ``"shared"`` (one learned), ``"per_dimension"`` (one for each entry of x) or ``"decoder"``
-    (put out by the network, as its logarithm). Subclasses give it the family's own name.
+    The parameter is a number, ``"shared"`` (one is learned), ``"per_dimension"`` (one is learned for each
+    entry of x) or ``"decoder"`` (the network returns its logarithm). Subclasses set ``spread_name``, the
+    family's name for it.
     """
 
-    #: What the family calls it.
+    #: The family's name for the parameter.
     spread_name: ClassVar[str]
-    #: Kinds of outputs beside the first and the spread.
+    #: How many kinds of outputs follow the first and the spread.
     more_outputs: ClassVar[int] = 0
 
     def __init__(self, network: nn.Module, spread: float | str) -> None:
@@ -210,7 +212,7 @@ class Spread(Likelihood):
         if width is not None and width % kinds:
             raise checks.bad_value(
                 "network",
-                f"an output width that is a multiple of {kinds}: all of the first kind, then all of the next",
+                f"an output width that is a multiple of {kinds}: all outputs of the first kind, then all of the next",
                 str(width),
                 f"Give it {kinds} outputs for every entry of x.",
             )
@@ -233,11 +235,11 @@ class Spread(Likelihood):
         return 1 + (options.get(cls.spread_name) == "decoder") + cls.more_outputs
 
     def parts(self, outputs: Tensor) -> list[Tensor]:
-        """The first parameter, the logarithm of the spread, and what else there is; each fits (..., *row)."""
+        """Return the first parameter, the logarithm of the spread and the remaining outputs; each fits (..., *row)."""
         spread = getattr(self, self.spread_name)
         if spread == "decoder":
             return list(outputs.chunk(2 + self.more_outputs, dim=-1))
-        # Not expanded: its exponential is taken of as few numbers as there are.
+        # Not expanded, so that exp runs on as few numbers as possible.
         if isinstance(spread, str):
             log_spread = getattr(self, f"log_{self.spread_name}").to(outputs)
         else:
@@ -258,14 +260,14 @@ class Spread(Likelihood):
 
     @abstractmethod
     def marginal_parts(self, x: Tensor) -> list[Tensor]:
-        """The first parameter, the spread, and what else there is, that fit each column of x; of a row's shape."""
+        """Return the first parameter, the spread and the other parameters fitted to each column, in a row's shape."""
 
     def extra_repr(self) -> str:
         return f"{self.spread_name}={getattr(self, self.spread_name)!r}"
 
 
 class Concentrated(Spread):
-    """Base of families with a mean and a concentration: the larger, the nearer to the mean. Computed in float64."""
+    """Base of families with a mean and a concentration: the larger, the smaller the variance. Uses float64."""
 
     spread_name = "concentration"
     in_double = True

@@ -23,14 +23,14 @@ class _Inside(constraints.Constraint):
         return "0 < x < 1"
 
 
-_INSIDE = 1e-3  # marginal means of [0, 1] are started from at least this far inside
+_INSIDE = 1e-3  # training starts from marginal means at least this far inside [0, 1]
 
 
 @REGISTRY.register("log_normal")
 class LogNormal(LocationScale):
     """log x_d ~ N(μ_d(z), σ_d²) for positive x: a density of x itself, Jacobian included.
 
-    ``network``, ``scale`` and ``standardize``, all of log x, as in ``Gaussian``.
+    ``network``, ``scale`` and ``standardize`` are as in ``Gaussian``, but refer to log x.
 
     Example:
         >>> import torch
@@ -39,7 +39,7 @@ class LogNormal(LocationScale):
         torch.Size([5])
     """
 
-    off_support = 'LogNormal takes positive numbers; use "gaussian" where zeros or negatives occur.'
+    off_support = 'LogNormal takes positive numbers; use "gaussian" if zeros or negatives occur.'
     inside = constraints.positive
     standardizes = "log x"
 
@@ -55,7 +55,7 @@ class Gamma(Concentrated):
     """P(x | z) = Π_d Gamma(x_d; a_d, a_d / m_d(z)) for positive x, with mean m_d and concentration a_d.
 
     Args:
-        network: puts out log m_d; with ``concentration="decoder"`` then log a_d.
+        network: returns log m_d. With ``concentration="decoder"`` it then returns log a_d.
         concentration: a number, ``"shared"``, ``"per_dimension"`` or ``"decoder"``; the variance is m²/a.
 
     Example:
@@ -65,11 +65,11 @@ class Gamma(Concentrated):
         torch.Size([5])
     """
 
-    off_support = 'Gamma takes positive numbers; use "gaussian" where zeros or negatives occur.'
+    off_support = 'Gamma takes positive numbers; use "gaussian" if zeros or negatives occur.'
     inside = constraints.positive
 
     def check_rows(self, x: Tensor) -> None:
-        if self.concentration != 1:  # an exponential has a density at 0
+        if self.concentration != 1:  # an exponential distribution has a finite density at 0
             super().check_rows(x)
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
@@ -86,7 +86,7 @@ class Beta(Concentrated):
     """P(x | z) = Π_d Beta(x_d; c_d m_d, c_d (1 − m_d)) for x inside (0, 1), m_d(z) the mean, c_d the concentration.
 
     Args:
-        network: puts out the logit of m_d; with ``concentration="decoder"`` then log c_d.
+        network: returns the logit of m_d. With ``concentration="decoder"`` it then returns log c_d.
         concentration: a number, ``"shared"``, ``"per_dimension"`` or ``"decoder"``.
 
     Example:
@@ -96,7 +96,7 @@ class Beta(Concentrated):
         torch.Size([5])
     """
 
-    off_support = 'Use "continuous_bernoulli" where exact 0 or 1 occur, "gaussian" where values leave [0, 1].'
+    off_support = 'Use "continuous_bernoulli" if exact 0 or 1 occur, "gaussian" if values leave [0, 1].'
     inside = _Inside()
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
@@ -114,8 +114,8 @@ class Beta(Concentrated):
 class ContinuousBernoulli(Likelihood):
     """P(x | z) = Π_d η_d e^(η_d x_d) / (e^η_d − 1) for x in [0, 1], such as grey pixels: a density.
 
-    ``network`` puts out η. Bernoulli on grey pixels is not normalised; this is (Loaiza-Ganem and
-    Cunningham 2019).
+    ``network`` returns η. A Bernoulli likelihood of grey pixels is not normalised; this density is
+    (Loaiza-Ganem and Cunningham 2019).
 
     Example:
         >>> import torch
@@ -124,13 +124,13 @@ class ContinuousBernoulli(Likelihood):
         torch.Size([5])
     """
 
-    off_support = 'It takes numbers in [0, 1]: divide by the largest, or use "gaussian".'
+    off_support = 'It takes numbers in [0, 1]: divide by the largest value, or use "gaussian".'
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         return distributions.ContinuousBernoulli(outputs)
 
     def marginal_outputs(self, x: Tensor) -> list[Tensor]:
-        # The logit at which the mean is the column's, by Newton's method on the mean; its slope is the variance.
+        # Newton's method solves mean(logit) = column mean; the slope comes from a finite difference.
         target = x.mean(dim=0).clamp(_INSIDE, 1 - _INSIDE)
         logits = 12 * (target - 0.5)
         for _ in range(50):

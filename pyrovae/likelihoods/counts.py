@@ -1,8 +1,8 @@
-"""Masses of counts: Poisson, negative binomial, with more zeros, binomial.
+"""Probability masses of counts: Poisson, negative binomial, zero-inflated negative binomial, binomial.
 
-Rates take a per-row offset, the logarithm of an exposure: a sequencing depth, an area, a time. It has to come
-from elsewhere than the scored columns. Computed from them, say as the logarithm of the row's own total, it
-tells the model part of what it is to predict: what comes out is a pseudo-likelihood, and is labelled so.
+Rates take an offset per row, the logarithm of an exposure such as a sequencing depth, an area or a time.
+The offset has to come from outside the scored columns. An offset computed from them, such as the log of the
+row's own total, tells the model part of what it predicts. The result is then labelled a pseudo-likelihood.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyrovae import checks, distributions
 from pyrovae.likelihoods.base import REGISTRY, Concentrated, Likelihood
 
-_LEAST_MEAN = 1e-3  # a column of zeros is started from this mean
+_LEAST_MEAN = 1e-3  # a column of zeros starts from this mean
 
 
 @REGISTRY.register("poisson")
@@ -22,8 +22,8 @@ class Poisson(Likelihood):
     """P(x | z) = Π_d Poisson(x_d; λ_d(z)) for counts: a mass.
 
     Args:
-        network: puts out log λ_d.
-        offset: whether every row brings the logarithm of an exposure e, with rates e λ_d(z) then: pass
+        network: returns log λ_d.
+        offset: whether every row has the logarithm of an exposure e. The rates are then e λ_d(z). Pass
             ``{"x": rows, "offset": log_e}`` as x.
 
     Example:
@@ -52,9 +52,9 @@ class NegativeBinomial(Concentrated):
     """P(x | z) = Π_d NB(x_d; mean m_d(z), concentration r_d) for counts of variance m + m²/r: a mass.
 
     Args:
-        network: puts out log m_d; with ``concentration="decoder"`` then log r_d.
+        network: returns log m_d. With ``concentration="decoder"`` it then returns log r_d.
         concentration: a number, ``"shared"``, ``"per_dimension"`` or ``"decoder"``; r → ∞ is Poisson.
-        offset: whether every row brings the logarithm of an exposure e, with means e m_d(z): see ``Poisson``.
+        offset: whether every row has the logarithm of an exposure e. The means are then e m_d(z): see ``Poisson``.
 
     Example:
         >>> import torch
@@ -70,7 +70,7 @@ class NegativeBinomial(Concentrated):
     ) -> None:
         super().__init__(network, concentration)
         self.offset = checks.boolean("offset", offset)
-        # A column of one count has a finite mass: nothing runs off to infinity as a density's scale does.
+        # Constant columns are allowed: a mass is at most 1, so its log-likelihood has no infinite maximum.
         self.learns_scale_per_column = False
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
@@ -88,7 +88,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
     """P(x | z) = Π_d g_d [x_d = 0] + (1 − g_d) NB(x_d; mean m_d, concentration r_d), for counts: a mass.
 
     Args:
-        network: puts out log m_d(z), with ``concentration="decoder"`` log r_d, then the logit of g_d(z).
+        network: returns log m_d(z), then log r_d if ``concentration="decoder"``, then the logit of g_d(z).
         concentration, offset: as in ``NegativeBinomial``.
 
     Example:
@@ -109,7 +109,7 @@ class ZeroInflatedNegativeBinomial(NegativeBinomial):
 
     def marginal_parts(self, x: Tensor) -> list[Tensor]:
         log_mean, concentration = super().marginal_parts(x)
-        return [log_mean, concentration, torch.full_like(log_mean, -3.0)]  # few zeros beside the counts' own
+        return [log_mean, concentration, torch.full_like(log_mean, -3.0)]  # few zeros beyond the counts' own
 
 
 @REGISTRY.register("binomial")
@@ -117,7 +117,7 @@ class Binomial(Likelihood):
     """P(x | z) = Π_d Binomial(x_d; total_count, sigmoid(logit_d(z))) for counts up to ``total_count``: a mass.
 
     Args:
-        network: puts out the logits.
+        network: returns the logits.
         total_count: the largest count.
 
     Example:

@@ -1,4 +1,4 @@
-"""Masses of few values: zeros and ones, labels, ordered levels, pixels."""
+"""Probability masses of few values: zeros and ones, labels, ordered levels, pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyrovae import checks, distributions
 from pyrovae.likelihoods.base import REGISTRY, Likelihood, Spread
 from pyrovae.networks import output_width
 
-_INSIDE = 1e-3  # marginal probabilities are started from at least this far inside (0, 1)
+_INSIDE = 1e-3  # training starts from marginal probabilities at least this far inside (0, 1)
 
 
 @REGISTRY.register("bernoulli")
@@ -46,7 +46,7 @@ class Categorical(Likelihood):
     """P(x_d = k | z) = softmax_k(logit_dk(z)) for labels 0 … num_categories − 1 without an order: a mass.
 
     Args:
-        network: puts out the logits of label 0 for all entries of x, then of label 1, and so on.
+        network: returns the logits of label 0 for all entries of x, then of label 1, and so on.
         num_categories: how many labels there are.
 
     Example:
@@ -83,8 +83,8 @@ class Ordinal(Likelihood):
     """P(x_d ≤ k | z) = σ(c_dk − η_d(z)) for ordered levels 0 … num_levels − 1: a mass, the cumulative logit model.
 
     Args:
-        network: puts out η; names its output width.
-        num_levels: how many levels there are. The cut-points c are learned, in their order, for every entry of x.
+        network: returns η and has ``out_features``.
+        num_levels: how many levels there are. The ordered cut-points c are learned for every entry of x.
 
     McCullagh (1980).
 
@@ -105,11 +105,11 @@ class Ordinal(Likelihood):
         if width is None:
             raise checks.bad_value(
                 "network",
-                "a network that names its output width: every column has its own cut-points",
+                "a network that names its output width, because every column has its own cut-points",
                 f"a {type(network).__name__} without out_features",
                 "Set network.out_features to the width of a row of x.",
             )
-        # Equal levels at η = 0. The first cut-point, then the logarithms of the steps to the next ones.
+        # Levels are equally likely at η = 0. The steps between cut-points are stored as logarithms.
         cuts = torch.logit(torch.arange(1, num_levels) / num_levels)
         self.first_cut = nn.Parameter(cuts[:1].expand(width).clone())
         self.log_steps = nn.Parameter(cuts.diff().log().expand(width, -1).clone())
@@ -126,7 +126,7 @@ class Ordinal(Likelihood):
 
     def marginal_outputs(self, x: Tensor) -> list[Tensor]:
         below = torch.stack([(x <= k).double().mean(dim=0) for k in range(self.num_levels - 1)], dim=-1)
-        # No two cut-points may coincide: every level gets a little of the mass.
+        # Every level gets a little mass, so that no two cut-points coincide.
         spread = torch.arange(1, self.num_levels, dtype=x.dtype) / self.num_levels
         cuts = torch.logit((0.99 * below + 0.01 * spread).clamp(1e-4, 1 - 1e-4))
         with torch.no_grad():
@@ -140,15 +140,15 @@ class Ordinal(Likelihood):
 
 @REGISTRY.register("discretized_logistic")
 class DiscretizedLogistic(Spread):
-    """P(x_d = k | z) = σ((k + ½ − μ_d)/s_d) − σ((k − ½ − μ_d)/s_d), the ends open, for levels such as 0–255: a mass.
+    """P(x_d = k | z) = σ((k + ½ − μ_d)/s_d) − σ((k − ½ − μ_d)/s_d) for levels such as 0–255: a mass.
 
     Args:
-        network: puts out the location in units of half the range, 0 its middle: μ = (levels − 1)(1 + output)/2;
-            with ``scale="decoder"`` then log s.
+        network: returns the location in units of half the range, with 0 in its middle:
+            μ = (levels − 1)(1 + output)/2. With ``scale="decoder"`` it then returns log s.
         levels: how many levels there are.
         scale: s, in levels: a number, ``"shared"``, ``"per_dimension"`` or ``"decoder"``.
 
-    Salimans, Karpathy, Chen and Kingma (2017).
+    The lowest and the highest level also get the mass beyond them. Salimans, Karpathy, Chen and Kingma (2017).
 
     Example:
         >>> import torch
@@ -163,7 +163,7 @@ class DiscretizedLogistic(Spread):
     def __init__(self, network: nn.Module, levels: int, scale: float | str = "shared") -> None:
         super().__init__(network, scale)
         self.levels = checks.integer("levels", levels, minimum=2)
-        self.learns_scale_per_column = False  # a mass is at most 1: nothing runs off to infinity
+        self.learns_scale_per_column = False  # constant columns are allowed: a mass is at most 1
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         middle, log_scale = self.parts(outputs)
@@ -172,7 +172,7 @@ class DiscretizedLogistic(Spread):
         )
 
     def marginal_parts(self, x: Tensor) -> list[Tensor]:
-        # the standard deviation of a logistic is π/√3 scales
+        # the standard deviation of a logistic distribution is π/√3 times its scale
         return [2 * x.mean(dim=0) / (self.levels - 1) - 1, (x.std(dim=0) * 3**0.5 / torch.pi).clamp(min=0.1)]
 
     def extra_repr(self) -> str:

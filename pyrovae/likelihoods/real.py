@@ -12,7 +12,7 @@ from pyrovae.networks import Standardize, standardization
 
 
 class LocationScale(Spread):
-    """Base of families with a location, put out by the decoder, and a scale; both in standard units or in x's."""
+    """Base of families with a location from the decoder and a scale, both in standard units or in x's."""
 
     spread_name = "scale"
     standardizes = "x"
@@ -25,14 +25,14 @@ class LocationScale(Spread):
         if standardize is not None and standardize.log != (self.standardizes == "log x"):
             raise checks.bad_value(
                 "standardize",
-                f"a Standardize of {self.standardizes}, as {type(self).__name__} has it",
+                f"a Standardize of {self.standardizes}, the quantity that {type(self).__name__} models",
                 repr(standardize),
                 f"Pass log={self.standardizes == 'log x'} to it.",
             )
         self.standardize = standardize
 
     def loc_and_scale(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Location and scale in x's own units, from decoder outputs (..., *row)."""
+        """Return location and scale in x's own units, from decoder outputs (..., *row)."""
         loc, log_scale = self.parts(outputs)
         if self.standardize is None:
             return loc, log_scale.exp()
@@ -52,15 +52,15 @@ class Gaussian(LocationScale):
     """P(x | z) = Π_d N(x_d; μ_d(z), σ_d²) for real x: a density, in the units of x.
 
     Args:
-        network: maps (batch, latent_dim) to means of the shape of the rows, (batch, ...); with
-            ``scale="decoder"`` to twice as many on the last dim: the means, then the log-scales.
-        scale: a number (σ fixed), ``"shared"`` (one σ learned), ``"per_dimension"`` (one learned for
-            each entry of x) or ``"decoder"`` (put out by the network).
-        standardize: where given, ``network`` and ``scale`` are of standardised x: means and σ are taken back
-            to x's units by it. Share it with the encoder.
+        network: maps (batch, latent_dim) to means of the shape of the rows, (batch, ...). With
+            ``scale="decoder"`` it returns twice as many on the last dim: the means, then the log-scales.
+        scale: a number (σ fixed), ``"shared"`` (one σ is learned), ``"per_dimension"`` (one is learned for
+            each entry of x) or ``"decoder"`` (the network returns them).
+        standardize: if given, ``network`` and ``scale`` refer to standardised x, and ``standardize`` converts
+            means and σ to x's units. Pass the same one to the encoder.
 
     Raises:
-        ValueError: another scale, or a network whose output width cannot be read or is odd.
+        ValueError: the scale is none of these; the output width is needed and cannot be read, or does not fit.
 
     Example:
         >>> import torch
@@ -77,7 +77,7 @@ class Gaussian(LocationScale):
 class Laplace(LocationScale):
     """P(x | z) = Π_d exp(−|x_d − μ_d(z)| / b_d) / (2 b_d) for real x: a density with heavier tails.
 
-    ``network``, ``scale``, here b, and ``standardize`` as in ``Gaussian``.
+    ``network``, ``scale`` (here b) and ``standardize`` are as in ``Gaussian``.
 
     Example:
         >>> import torch
@@ -94,8 +94,8 @@ class Laplace(LocationScale):
 class StudentT(LocationScale):
     """P(x | z) = Π_d t_ν(x_d; μ_d(z), σ_d) for real x: a density whose tails fall like a power.
 
-    ``network``, ``scale`` and ``standardize`` as in ``Gaussian``. The degrees of freedom ν, one for all of x, are learned:
-    ν = 1 + exp(``log_excess``), above 1 so that there is a mean; at first 5.
+    ``network``, ``scale`` and ``standardize`` are as in ``Gaussian``. The degrees of freedom ν are learned, one number for
+    all of x: ν = 1 + exp(``log_excess``). ν starts at 5 and stays above 1, so that the mean exists.
 
     Example:
         >>> import torch

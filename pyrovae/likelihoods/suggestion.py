@@ -1,4 +1,4 @@
-"""suggest(): which families fit each column of an array or a table, the best first, and why."""
+"""suggest(): lists the families that can take each column of an array or a table, best fit first, with reasons."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pyrovae import checks
 if TYPE_CHECKING:
     import pandas as pd
 
-_FEW_LEVELS = 20  # up to so many levels a column may be a label or a grade
-_MOST_LEVELS = 256  # up to so many they may be a pixel's
-_REPEATED = 0.05  # share of rows with one value, above which a density is fitted to the others
-_ROWS = 2000  # as many of them, evenly spread, tell which family fits
+_FEW_LEVELS = 20  # a column of up to so many levels may hold labels or grades
+_MOST_LEVELS = 256  # a column of up to so many levels may hold pixels
+_REPEATED = 0.05  # densities leave out one value if it fills more than this share of the rows
+_ROWS = 2000  # families are compared on so many rows, evenly spread
 _CONCENTRATIONS = np.geomspace(0.01, 1000, 60)  # of a negative binomial
 _DEGREES = np.array([1.5, 3.0, 5.0, 10.0, 30.0])  # of freedom of Student's t
 
 
 class _Candidate(NamedTuple):
-    """A family, its options, what speaks for it, its log-likelihood and how many numbers were fitted."""
+    """A family, its options, the reason for it, its log-likelihood and how many numbers were fitted."""
 
     family: str
     options: dict[str, Any]
@@ -31,26 +31,26 @@ class _Candidate(NamedTuple):
 
 
 def suggest(x: Any) -> pd.DataFrame:
-    """Which likelihoods can take each column of ``x``, the one that fits best first, and why.
+    """Return the likelihoods that can take each column of ``x``, the best fit first, with the reason for each.
 
-    Each family is fitted to the column's values alone, as if rows were independent of any latent. Families are ordered by
-    their log-likelihood, less ½ log(rows) for every fitted number (BIC). Columns of whole numbers ≥ 0 get masses, all
-    others densities. Where one value fills more than 5 % of a column of real numbers, densities are fitted to the other
-    rows; if the column is non-negative, Laplace and Student's t, whose peak could stand on that value, are left out.
+    ``suggest`` fits each family to the column's values alone, without latents. It orders families by log-likelihood
+    minus ½ log(rows) for every fitted number (BIC). Columns of whole numbers ≥ 0 get masses, all others get densities.
+    If one value fills more than 5 % of a column of real numbers, densities are fitted to the other rows. If such a
+    column is non-negative, Laplace and Student's t are left out: their peak could sit on that value.
 
-    Families with latents may rank otherwise: fit them with ``pyrovae.swap`` and let held-out log P(x) decide.
+    The order may differ for models with latents. Fit them with ``pyrovae.swap`` and compare held-out log P(x).
 
     Args:
-        x: rows on dim 0, columns on dim 1; tensor, numpy array or DataFrame.
+        x: rows on dim 0, columns on dim 1: a tensor, numpy array or DataFrame.
 
     Returns:
-        A frame with a line for every column and family: ``column``, ``family``, its name in
-        ``likelihoods.REGISTRY``, ``options`` for it, and ``why``. A column that does not vary has family None.
+        A frame with a line for every column and family: ``column``, ``family`` (its name in
+        ``likelihoods.REGISTRY``), ``options`` for it, and ``why``. A constant column has family None.
 
     Raises:
         TypeError, ValueError: see ``pyrovae.checks.rows``.
 
-    Schwarz (1978) for the BIC.
+    Schwarz (1978) derives the BIC.
 
     Example:
         >>> import torch
@@ -78,15 +78,15 @@ def _ordered(column: np.ndarray) -> list[tuple[str | None, dict[str, Any], str]]
     if whole and low < 0:
         return [("gaussian", {"scale": "shared"}, f"whole, down to {low:g}: no count; dequantise it, x + u")]
     some = column[np.linspace(0, len(column) - 1, min(len(column), _ROWS)).astype(int)]
-    if some.min() == some.max():  # what varies stands in other rows
+    if some.min() == some.max():  # the column varies in other rows only
         some = column
-    with np.errstate(all="ignore"):  # a fit without a number comes last
+    with np.errstate(all="ignore"):  # a fit that returns NaN is ordered last
         found = _masses(some, int(high)) if whole else _densities(some, low, high)
     costs = {
         each.family: each.fitted * np.log(len(some)) / 2 - np.nan_to_num(each.log_likelihood, nan=-np.inf)
         for each in found
     }
-    # Within a nat of the best, the simpler family stays first: far from zero, a log-normal is a Gaussian.
+    # Within a nat of the best, the simpler family comes first: far from zero, a log-normal is close to a Gaussian.
     found.sort(key=lambda each: max(costs[each.family], min(costs.values()) + 1))
     return [(each.family, each.options, each.why) for each in found]
 
@@ -100,7 +100,7 @@ def _masses(column: np.ndarray, high: int) -> list[_Candidate]:
 
     values, times = np.unique(column, return_counts=True)
     mean, variance, levels = column.mean(), column.var(), high + 1
-    best = float(xlogy(times, times / len(column)).sum())  # every value has its own share
+    best = float(xlogy(times, times / len(column)).sum())  # under a free probability for every value
     if high == 1:
         return [_Candidate("bernoulli", {}, "zeros and ones", best, 1)]
     why = f"whole, variance {variance / mean:.2g} times the mean"
@@ -117,17 +117,17 @@ def _masses(column: np.ndarray, high: int) -> list[_Candidate]:
     if levels <= _FEW_LEVELS:
         why = f"{len(values)} of the levels 0 to {high}"
         if len(values) == 2:
-            why = f"two values, {values[0]:g} and {values[1]:g}: as 0 and 1 they are bernoulli's"
+            why = f"two values, {values[0]:g} and {values[1]:g}; for bernoulli, recode them as 0 and 1"
         fitted = len(values) - 1
         found += [
-            _Candidate("ordinal", {"num_levels": levels}, f"{why}; if grades in an order", best, fitted),
+            _Candidate("ordinal", {"num_levels": levels}, f"{why}; for ordered grades", best, fitted),
             _Candidate(
-                "categorical", {"num_categories": levels}, f"{why}; if labels without an order", best, fitted
+                "categorical", {"num_categories": levels}, f"{why}; for labels without an order", best, fitted
             ),
             _Candidate(
                 "binomial",
                 {"total_count": high},
-                f"{why}; if a count out of {high}",
+                f"{why}; for counts out of {high}",
                 _binomial(values, times, high),
                 1,
             ),
@@ -137,7 +137,7 @@ def _masses(column: np.ndarray, high: int) -> list[_Candidate]:
             _Candidate(
                 "discretized_logistic",
                 {"levels": levels},
-                f"{levels} levels: if a pixel's",
+                f"{levels} levels; for pixels",
                 _discretized_logistic(values, times, mean, variance, high),
                 2,
             )
@@ -152,7 +152,7 @@ def _poisson(values: np.ndarray, times: np.ndarray, mean: float) -> float:
 
 
 def _negative_binomial(values: np.ndarray, times: np.ndarray, mean: float) -> float:
-    """At the mean, over a grid of concentrations."""
+    """Return the largest log-likelihood over a grid of concentrations, at the column's mean."""
     from scipy.stats import nbinom
 
     r = _CONCENTRATIONS[:, None]
@@ -160,15 +160,15 @@ def _negative_binomial(values: np.ndarray, times: np.ndarray, mean: float) -> fl
 
 
 def _inflated(values: np.ndarray, times: np.ndarray, num_rows: int, zeros: float) -> float:
-    """Zeros have their own share; other counts are a negative binomial's without zeros, over a grid of concentrations."""
+    """Return the largest log-likelihood over a grid of concentrations; zeros have a free probability."""
     from scipy.stats import nbinom
 
     r, mean = _CONCENTRATIONS, times @ values / times.sum()
     inner = np.full_like(r, mean)
-    for _ in range(100):  # m (1 − P(0))⁻¹ is the mean of what is not zero
+    for _ in range(100):  # m (1 − P(0))⁻¹ is the mean of the non-zero counts
         inner = mean * -np.expm1(r * np.log(r / (r + inner)))
     none = r * np.log(r / (r + inner))  # log P(0)
-    allowed = np.exp(none) <= zeros  # fewer zeros than that no gate can make
+    allowed = np.exp(none) <= zeros  # a gate only adds zeros
     each = nbinom.logpmf(values, r[:, None], (r / (r + inner))[:, None]) @ times - times.sum() * np.log(
         -np.expm1(none)
     )
@@ -187,7 +187,7 @@ def _binomial(values: np.ndarray, times: np.ndarray, high: int) -> float:
 def _discretized_logistic(
     values: np.ndarray, times: np.ndarray, mean: float, variance: float, high: int
 ) -> float:
-    """At the mean, over scales around that of a logistic of the column's variance."""
+    """Return the largest log-likelihood at the mean, over scales around the one that gives the column's variance."""
     from scipy.special import expit
 
     scale = (3 * variance) ** 0.5 / np.pi * np.geomspace(0.3, 3, 30)[:, None]
@@ -206,9 +206,9 @@ def _densities(column: np.ndarray, low: float, high: float) -> list[_Candidate]:
     share, value = times.max() / len(column), values[times.argmax()]
     note, repeated = "", bool(share > _REPEATED and len(values) > 2 and times.max() > 1)
     if repeated:
-        note = f"; {share:.0%} are exactly {value:g}, to which no density gives any mass: model these apart"
+        note = f"; {share:.0%} are exactly {value:g}. A density gives one value no mass: model these rows separately"
         column = column[column != value]
-    if low < 0 or high > 1:  # in other units, which move all families alike: no square overflows
+    if low < 0 or high > 1:  # rescaled against overflow; this shifts all families alike
         column = column / np.abs(column).max()
     z = (column - column.mean()) / column.std()
     why = f"in [{low:.3g}, {high:.3g}], skewness {(z**3).mean():.1f}, excess kurtosis {(z**4).mean() - 3:.1f}{note}"
@@ -250,7 +250,7 @@ def _laplace(column: np.ndarray) -> float:
 
 
 def _student_t(column: np.ndarray) -> float:
-    """Over some degrees of freedom, location and scale by EM (Lange, Little and Taylor 1989)."""
+    """Return the largest log-likelihood over _DEGREES; EM fits location and scale (Lange, Little and Taylor 1989)."""
     from scipy.special import gammaln
 
     nu, least = _DEGREES[:, None], 1e-12 * column.var()
@@ -266,7 +266,7 @@ def _student_t(column: np.ndarray) -> float:
 
 
 def _gamma(column: np.ndarray) -> float:
-    """At the concentration that nearly maximises it (Minka 2002)."""
+    """Return the log-likelihood at a concentration close to the maximum-likelihood one (Minka 2002)."""
     from scipy.stats import gamma
 
     s = max(np.log(column.mean()) - np.log(column).mean(), 1e-12)
@@ -275,7 +275,7 @@ def _gamma(column: np.ndarray) -> float:
 
 
 def _beta(column: np.ndarray) -> float:
-    """At the moments."""
+    """Return the log-likelihood at the parameters that match the column's moments."""
     from scipy.stats import beta
 
     mean = column.mean()
@@ -284,7 +284,7 @@ def _beta(column: np.ndarray) -> float:
 
 
 def _continuous_bernoulli(column: np.ndarray) -> float:
-    """At the logit whose mean is the column's: η x̄ − log((e^η − 1) / η) at its largest."""
+    """Return rows · max_η (η x̄ − log((e^η − 1) / η)), over a grid of logits η."""
     eta = np.concatenate([-np.geomspace(1e4, 1e-3, 400), np.geomspace(1e-3, 1e4, 400)])
     size = np.abs(eta)
     log_ratio = eta.clip(min=0) + np.log(-np.expm1(-size) / size)

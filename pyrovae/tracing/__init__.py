@@ -1,13 +1,13 @@
-"""Several steps of training as one graph of tensor operations, traced from Pyro once.
+"""Several training steps as one graph of tensor operations, traced from Pyro once.
 
-A step of ``training`` runs guide, model and every Pyro message anew, though they do the same each time.
-``TracedSteps`` runs them once under torch's tracer, which writes down the tensor operations of the loss and of
-its gradients; adds clipping and the optimizer's update; repeats that for a few minibatches; and has torch's
-inductor compile the whole, large products by the quicker of two libraries.
+A step of ``training`` runs guide, model and every Pyro message again, though they do the same each time.
+``TracedSteps`` runs them once under torch's tracer, which records the tensor operations of the loss and its gradients.
+It adds clipping and the optimizer's update, repeats this for a few minibatches, and lets torch's inductor compile all
+of it. Large matrix products use the faster of two libraries.
 
-Whatever a step reads is an input of the graph and no number in it: the parameters, buffers and moments, which it
-changes in place; the rows, gathered from the data; the noise, drawn before the call in the order in which Pyro
-would have drawn it; the learning rate and the KL weight. A traced step is ``training.step``, up to rounding.
+Everything that a step reads is an input of the graph, not a constant in it. Parameters, buffers and moments are changed
+in place. Rows are gathered from the data. Noise is drawn before the call, in the order in which Pyro would draw it.
+The learning rate and the KL weight are inputs, too. A traced step equals ``training.step`` up to rounding.
 """
 
 from pyrovae.tracing.compiling import why_not_compiled

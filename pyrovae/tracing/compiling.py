@@ -1,4 +1,4 @@
-"""Graphs compiled by torch's inductor."""
+"""Compilation of graphs by torch's inductor."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pyrovae.tracing.products import choose_products
 
 
 def compile_graph(module: fx.GraphModule, example: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """What inductor makes of a graph, for tensors like the examples: one call of C++.
+    """Return a graph compiled by inductor to one C++ call, for tensors like the examples.
 
     Raises:
-        Untraceable: what can't be compiled, or not on this machine.
+        Untraceable: the graph cannot be compiled, or not on this machine.
     """
     for node in module.graph.nodes:
         node.meta.clear()
@@ -39,7 +39,7 @@ def compile_graph(module: fx.GraphModule, example: list[Tensor]) -> Callable[...
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the compiler's warnings, which are of its own code and of kernels that it lacks."""
+    """Run a block without the compiler's warnings about its own code and about missing kernels."""
     logger = logging.getLogger("torch._inductor")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -52,9 +52,9 @@ def _quiet() -> Iterator[None]:
 
 
 def why_not_compiled(device: torch.device) -> str | None:
-    """Why graphs are not compiled for a device on this machine; None where they are."""
+    """Return why graphs are not compiled for a device on this machine, or None if they are."""
     if device.type != "cpu":
-        return f"compiled steps have been tried on the CPU, and not on {device.type}"
+        return f"compiled steps have been tested on the CPU only, not on {device.type}"
     from torch._inductor import cpp_builder, exc
 
     try:

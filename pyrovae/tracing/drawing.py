@@ -1,4 +1,4 @@
-"""The noise of traced steps: found in a graph, made an input of it, and drawn as Pyro would have drawn it."""
+"""The noise of traced steps: found in a graph, turned into inputs, and drawn as Pyro would draw it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ aten = torch.ops.aten
 
 
 class Untraceable(Exception):
-    """Why a pair, an objective or an optimizer can't be traced, in one line."""
+    """The reason, in one line, why a pair, an objective or an optimizer cannot be traced."""
 
 
-# Operations that fill a tensor with noise whose distribution no tensor decides.
+# Operations that fill a tensor with noise whose distribution does not depend on tensors.
 _FILLS = {
     aten.normal_.default,
     aten.uniform_.default,
@@ -26,7 +26,7 @@ _FILLS = {
     aten.log_normal_.default,
     aten.geometric_.default,
 }
-# Operations that make such a tensor, and the fill that they are.
+# Operations that create such a tensor, and the fill that each equals.
 _MADE = {
     aten.randn.default: aten.normal_.default,
     aten.randn_like.default: aten.normal_.default,
@@ -47,7 +47,7 @@ class Draw:
 
 
 def lift_noise(module: fx.GraphModule) -> list[Draw]:
-    """Make the graph's noise further inputs; returns how each is drawn, in order."""
+    """Turn the graph's noise into further inputs and return how each is drawn, in order."""
     graph, draws = module.graph, []
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     for node in list(graph.nodes):
@@ -74,11 +74,11 @@ def lift_noise(module: fx.GraphModule) -> list[Draw]:
 
 
 class Noise:
-    """The noise of a call's steps, drawn as the generator that ``noise.seeded`` seeds would draw it."""
+    """The noise of a call's steps, with the values that ``noise.seeded`` would give to Pyro."""
 
     def __init__(self, steps: list[list[Draw]], device: torch.device) -> None:
         self._steps, self._generator = steps, torch.Generator(device)
-        self._places: list[list[tuple[int, int]]] = []  # of each step's draws: which flat tensor, from where
+        self._places: list[list[tuple[int, int]]] = []  # for each draw of each step: flat tensor and start
         dtypes, ends = [], []
         for draws in steps:
             places = []
@@ -90,12 +90,12 @@ class Noise:
                 places.append((flat, ends[flat]))
                 ends[flat] += draw.shape.numel()
             self._places.append(places)
-        #: All noise, one tensor a dtype.
+        #: All noise, one flat tensor for each dtype.
         self.flat = [torch.zeros(n, dtype=t, device=device) for t, n in zip(dtypes, ends, strict=True)]
         self._targets = [self.views(self.flat, step) for step in range(len(steps))]
 
     def views(self, flat: Sequence[Any], step: int) -> list[Any]:
-        """The draws of a step, as parts of all noise: of tensors, or of proxies."""
+        """Return the draws of a step as parts of all noise, which are tensors or proxies."""
         views = []
         for draw, (number, start) in zip(self._steps[step], self._places[step], strict=True):
             part = flat[number][start : start + draw.shape.numel()]

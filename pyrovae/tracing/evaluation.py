@@ -1,4 +1,4 @@
-"""What evaluations ask of a pair, as graphs: traced once for each shape of tiles, and compiled where that pays."""
+"""Functions of a pair that evaluations compute, as graphs: traced once for each tile shape, compiled if that pays."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from pyrovae.tracing.drawing import Noise, Untraceable
 from pyrovae.tracing.graphs import Graph, trace, untraceable
 from pyrovae.tracing.rewriting import rewrite
 
-_KEPT = 8  # graphs of a pair
-# Tracing takes up to a second and saves 5 ns a number of the widest layer; compiling takes some 10 and saves 2 to 5 more
-# (benchmarks/speed.py evaluate). The rule reads shapes and no clock: a compiled graph shows in the last digits.
+_KEPT = 8  # graphs for each pair
+# Tracing takes up to a second and saves 5 ns a number of the widest layer. Compiling takes some 10 s and saves 2 to 5 ns
+# more (benchmarks/speed.py evaluate). The rule uses shapes and no clock, because compiling changes the last digits.
 _TRACING_PAYS = 1 << 28
 _COMPILING_PAYS = 1 << 31
 
@@ -32,7 +32,7 @@ Function = Callable[..., Sequence[Tensor]]
 
 
 def tile_terms(model: RowModel, names: Sequence[str], num_samples: int) -> Function:
-    """log P(x | z), log P(z) and log Q(z | x) of draws z ~ Q(z | x), (samples, rows) each.
+    """Return log P(x | z), log P(z) and log Q(z | x) of z ~ Q(z | x), (samples, rows) each.
 
     They are a function of columns and of the two tensors of a ``RowNoise``.
     """
@@ -47,7 +47,7 @@ def tile_terms(model: RowModel, names: Sequence[str], num_samples: int) -> Funct
 
 
 class Graphs(dict[Hashable, "_Traced"]):
-    """The last graphs of a pair. A copy of the pair has its own, and files have none."""
+    """The last graphs of a pair. A copy of the pair starts with none, and files do not store them."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Graphs:
         return Graphs()
@@ -56,7 +56,7 @@ class Graphs(dict[Hashable, "_Traced"]):
         return Graphs, ()
 
     def keep(self, key: Hashable, make: Callable[[], _Traced]) -> _Traced:
-        """What was kept under a key, or what ``make`` makes."""
+        """Return the graph kept under a key, or the one that ``make`` makes."""
         graph = self.pop(key, None) or make()
         while len(self) >= _KEPT:
             del self[next(iter(self))]
@@ -66,16 +66,16 @@ class Graphs(dict[Hashable, "_Traced"]):
 
 @dataclass(frozen=True)
 class Call:
-    """A function of a pair, to be computed.
+    """A function of a pair, with its inputs.
 
     Attributes:
-        name: of the function; it stands for everything that it depends on beside the pair and its inputs.
-        function: of tensors, whose noise, where it has any, is drawn from ``seed``.
-        inputs: tensors with rows on dim 0 of the first.
-        numbers: how many it computes in the widest layer, over all calls with such inputs.
-        required: whether to compile, however few they are, where the evaluation is asked to.
-        seed: of the noise that is not keyed by rows; None where there is none.
-        again: where it is another than before, the graph is tried out anew.
+        name: of the function. It identifies everything that the function depends on, apart from the pair and its inputs.
+        function: a function of tensors. Its noise, if any, is drawn from ``seed``.
+        inputs: tensors; the first has rows on dim 0.
+        numbers: how many numbers it computes in the widest layer, over all calls with inputs of these shapes.
+        required: whether ``compile=True`` compiles it even if that does not pay.
+        seed: of noise that is not keyed by rows; None if there is none.
+        again: if this differs from the last call's, the graph is compared with the function again.
     """
 
     name: Hashable
@@ -87,25 +87,25 @@ class Call:
     again: object = None
 
     def by_pyro(self, pair: LatentVariableModel) -> Sequence[Tensor]:
-        """What the function returns, computed as it stands."""
+        """Return what the function returns, computed without a graph."""
         drawing = nullcontext() if self.seed is None else noise.seeded(self.seed, self.inputs[0].device)
         with pair.evaluating(), drawing:
             return self.function(*self.inputs)
 
 
 class Runner:
-    """Computes functions of a pair for one evaluation, by graphs where that pays.
+    """Computes functions of a pair for one evaluation, by graphs if that pays.
 
-    A graph is kept with the pair, for later evaluations with tensors of the same shapes. Parameters and buffers
-    are its inputs, so that it follows their values; where others have taken their place, or modules have changed,
-    it is made anew. What Python alone knows can't be seen so: the first time that an evaluation uses a graph, the
-    function is therefore run both ways.
+    A graph is kept with the pair for later evaluations with tensors of the same shapes. Parameters and buffers are
+    its inputs, so it uses their present values. If tensors are replaced or modules change, a new graph is traced.
+    Changed Python values cannot be detected this way. Each evaluation therefore runs the function both ways when
+    it first uses a graph, and compares.
 
     Args:
         model: the model and guide, and what inspection found.
         compile: True or "auto".
-        main: (rows, samples) of the evaluation's largest tiles: those that are compiled even where it does not pay,
-            where ``compile`` is True.
+        main: (rows, samples) of the evaluation's largest tiles. With ``compile`` True, these are compiled even if
+            that does not pay.
     """
 
     def __init__(self, model: RowModel, compile: str | bool, main: tuple[int, int]) -> None:
@@ -115,14 +115,14 @@ class Runner:
         self._tried: dict[Hashable, object] = {}
         self._made: set[Hashable] = set()
         self._seen = _surroundings(model)
-        #: Why a graph that would have paid was not traced or not compiled; None where none was missed.
+        #: Why a graph that would have paid was not traced or compiled; None if all were.
         self.reason: str | None = None
 
     def run(self, call: Call) -> Sequence[Tensor]:
-        """What a function returns; from a compiled graph up to rounding, from one that is not compiled bit by bit.
+        """Return what a function returns: up to rounding if its graph is compiled, else bit for bit.
 
         Raises:
-            ValueError: required to be compiled, and impossible.
+            ValueError: compiling is required and impossible.
         """
         required = call.required and self.compile is True
         compiled = required or call.numbers >= _COMPILING_PAYS
@@ -140,7 +140,7 @@ class Runner:
                         "compile",
                         "a pair that can be traced, and compiled on this machine",
                         self.reason,
-                        'Pass compile="auto", which does without then.',
+                        'Pass compile="auto", which then evaluates without compiling.',
                     ) from why
                 self._ready[key] = None
             self._tried[key] = call.again
@@ -148,9 +148,9 @@ class Runner:
         return call.by_pyro(self._pair) if graph is None else graph(call)
 
     def renew(self, others: bool = False) -> None:
-        """Try graphs anew that were seen to be right, where the pair has got other tensors or modules since.
+        """Compare graphs with their functions again if the pair's tensors or modules have been replaced.
 
-        Also where code of ``others`` has run, which may have changed what Python alone knows.
+        Also if ``others`` says that user code has run, which may have changed Python values.
         """
         now = _surroundings(self._model)
         if others or now != self._seen:
@@ -158,7 +158,7 @@ class Runner:
             self._seen = now
 
     def _prepared(self, key: tuple[Hashable, ...], call: Call, compiled: bool, required: bool) -> _Traced:
-        """The graph, once it was seen to do what the function does."""
+        """Return the graph, after checking that it computes what the function computes."""
         unable = why_not_compiled(call.inputs[0].device) if compiled else None
         if unable is not None:
             if required:
@@ -182,23 +182,23 @@ class Runner:
                 return graph
             del graphs[key]
             if key in self._made:
-                raise Untraceable("with other rows and noise it does other things than the trace says")
-            # It is of an earlier call, when Python knew other things.
+                raise Untraceable("with other rows and noise it does not compute what the trace computes")
+            # The graph is of an earlier call, before Python values changed.
 
 
 class _Traced:
-    """A function of tensors as a graph, for tensors of one shape."""
+    """A function of tensors as a graph, for tensors of fixed shapes."""
 
     def __init__(self, pair: LatentVariableModel, call: Call, compiled: bool) -> None:
         self.compiled = compiled
         device = call.inputs[0].device
-        # Traced with other rows, where there are others, than those it is tried with afterwards.
+        # Traced on rolled rows, so that the comparison afterwards uses other rows, if there are several.
         with untraceable(), pair.evaluating(), noise.seeded(0, device):
             self._graph: Graph = trace(call.function, [tensor.roll(1, 0) for tensor in call.inputs])
         if self._graph.changed:
             raise Untraceable("it changes a tensor while it is evaluated")
         if self._graph.draws and call.seed is None:
-            raise Untraceable("it draws noise where latents are given")
+            raise Untraceable("it draws noise although latents are given")
         self._noise = Noise([self._graph.draws], device)
         self._drawn = self._noise.views(self._noise.flat, 0)
         self._call: Function = self._graph.module
@@ -218,9 +218,9 @@ class _Traced:
 
 
 def _alike(came: Sequence[Tensor], expected: Sequence[Tensor], rounded: torch.dtype | None) -> bool:
-    """Whether numbers are the same; where they are rounded in a dtype, 99 % of them up to that.
+    """Return whether numbers are equal; with a dtype, whether 99 % are equal up to its rounding.
 
-    At the kink of a layer two roundings may fall on either side; what a trace does not know moves all numbers.
+    At the kink of a layer, rounding may choose either side. A value missing from a trace moves all numbers.
     """
     tolerance, share = (0.0, 1.0) if rounded is None else (math.sqrt(torch.finfo(rounded).eps), 0.99)
     return all(
@@ -234,7 +234,7 @@ def _like(tensor: Tensor) -> tuple[Hashable, ...]:
 
 
 def _surroundings(model: RowModel) -> Hashable:
-    """What a graph of the pair depends on beside its inputs: which tensors it reads, and what is done with them."""
+    """Return what a graph depends on apart from its inputs: the tensors it reads, and structure and modules of the pair."""
     pair, structure = model.pair, model.structure
     tensors = [
         (id(tensor), *_like(tensor))

@@ -22,12 +22,12 @@ from pyrovae.tracing.graphs import Graph, agree, trace, unchanged, untraceable
 class Gradients(Graph):
     """The loss and the gradients of one minibatch as a graph.
 
-    Its inputs are the batch, and the KL weight where annealed; it returns the loss, in nats a row, and the
-    gradients of ``moving``, the parameters that have one.
+    Its inputs are the batch and, if annealed, the KL weight. It returns the loss, in nats a row, and the gradients
+    of ``moving``, the parameters that have one.
 
     Attributes:
-        check: raises ``Untraceable`` where Pyro's loss and gradients, now, with other rows and noise than those of
-            the trace, are not the graph's: what Python alone knew is a number in it.
+        check: raises ``Untraceable`` if Pyro's present loss and gradients, for other rows and noise than the trace's,
+            differ from the graph's. They do if Python values that the trace holds as constants have changed.
     """
 
     moving: list[nn.Parameter]
@@ -43,20 +43,20 @@ def trace_gradients(
     parameters: list[nn.Parameter],
     annealed: bool,
 ) -> Gradients:
-    """The graph of a minibatch's loss.
+    """Return the graph of a minibatch's loss.
 
     Args:
         pair: model and guide.
-        loss: of a minibatch and a KL weight, the estimate of the data set's loss, as Pyro's objectives give it: a
-            tensor, or a number where they ran ``backward()`` themselves.
-        data: rows to try it on.
+        loss: takes a minibatch and a KL weight and returns an estimate of the data set's loss, as Pyro's objectives
+            do: a tensor, or a number if they ran ``backward()`` themselves.
+        data: rows to trace and check with.
         size: of the minibatch.
         num_rows: of the data set.
-        parameters: that may have gradients.
-        annealed: whether the KL weight is an input; it is 1 where not.
+        parameters: those that may have gradients.
+        annealed: whether the KL weight is an input; otherwise it is 1.
 
     Raises:
-        Untraceable: what can't be traced.
+        Untraceable: the loss cannot be traced.
     """
     names = list(data)
     moving: list[nn.Parameter] = []
@@ -75,7 +75,7 @@ def trace_gradients(
         total = loss(batch, weight) / num_rows
         if isinstance(total, Tensor) and total.requires_grad:
             found: list[Tensor | None] = [*torch.autograd.grad(total, parameters, allow_unused=True)]
-        else:  # an objective that ran backward() itself
+        else:  # the objective ran backward() itself
             found = [None if p.grad is None else p.grad / num_rows for p in parameters]
         reached = [
             (p, gradient) for p, gradient in zip(parameters, found, strict=True) if gradient is not None
@@ -104,11 +104,13 @@ def trace_gradients(
             for held, name, buffer in replaced:
                 held[name] = buffer
         if replaced:
-            raise Untraceable(f"buffer {replaced[0][1]} is replaced at every call, and not changed in place")
+            raise Untraceable(
+                f"buffer {replaced[0][1]} is replaced at every call instead of changed in place"
+            )
         if pair.described() != known:
             for module, plain in attributes:
                 vars(module).update(plain)
-            raise Untraceable("attributes of modules that change from call to call")
+            raise Untraceable("attributes of modules change from call to call")
 
     first, last = (
         {name: column[part] for name, column in data.items()} for part in (slice(size), slice(-size, None))
@@ -123,12 +125,12 @@ def trace_gradients(
             halves = [weight / 2 for weight in weights]
             came = graph.module(*last.values(), *halves, *graph.tensors, *drawn.views(drawn.flat, 0))
         if not agree(came, expected, math.sqrt(torch.finfo(pair.dtype or data["x"].dtype).eps)):
-            raise Untraceable("with other rows and noise it does other things than the trace says")
+            raise Untraceable("with other rows and noise it does not compute what the trace computes")
 
     with untraceable(), fitting(0):
         graph = trace(traced, [*first.values(), *weights])
     if {*map(id, graph.changed)} - {*map(id, buffers)}:
-        raise Untraceable("it changes a tensor that is no buffer of a module")
+        raise Untraceable("it changes a tensor that is not a buffer of a module")
     drawn = Noise([graph.draws], data["x"].device)
     found = Gradients(graph.module, graph.tensors, graph.changed, graph.draws, [*moving], check)
     check()
@@ -136,7 +138,7 @@ def trace_gradients(
 
 
 class _Weight(float):
-    """A KL weight that is a tensor."""
+    """A KL weight that multiplies as a tensor."""
 
     tensor: Tensor
 

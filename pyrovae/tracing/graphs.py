@@ -1,4 +1,4 @@
-"""A function of tensors as a graph of tensor operations, in which whatever it reads is an input."""
+"""A function of tensors as a graph of tensor operations that has everything it reads as input."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Graph:
 
     Attributes:
         module: called with the function's inputs, ``tensors``, and noise.
-        tensors: what the function reads besides: parameters, buffers, constants.
-        changed: those among them that it changes.
-        draws: its noise, in the order in which it draws it.
+        tensors: other tensors that the function reads: parameters, buffers, constants.
+        changed: those of ``tensors`` that the function changes.
+        draws: its noise, in the order of drawing.
     """
 
     module: fx.GraphModule
@@ -41,12 +41,12 @@ class Graph:
 
 
 def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -> Graph:
-    """The operations of ``function(*inputs)``, which it is run for once.
+    """Return the operations of ``function(*inputs)``, recorded in one run.
 
-    Where Pyro would refuse the parameters of a distribution, the first result is NaN.
+    If Pyro would reject the parameters of a distribution, the first result is NaN.
 
     Raises:
-        Untraceable: noise that depends on tensors, sizes that depend on values, values that are read.
+        Untraceable: noise depends on tensors, sizes depend on values, or Python reads a tensor's value.
     """
 
     def watched(*given: Tensor) -> Sequence[Tensor]:
@@ -63,7 +63,7 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
 
 
 def agree(came: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> bool:
-    """Whether numbers are the same, up to rounding."""
+    """Return whether numbers are equal up to rounding."""
     return len(came) == len(expected) and all(
         torch.allclose(a, b, rtol=tolerance, atol=tolerance * _size(b), equal_nan=True)
         for a, b in zip(came, expected, strict=True)
@@ -71,11 +71,11 @@ def agree(came: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) 
 
 
 def _size(tensor: Tensor) -> float:
-    """The largest of the finite numbers."""
+    """Return the largest absolute value among the finite numbers."""
     return float(tensor.nan_to_num(0.0, 0.0, 0.0).abs().max())
 
 
-# Whether parameters are in order becomes part of the graph; rows were checked beforehand, and losses are afterwards.
+# The graph computes whether parameters are valid. Rows were checked before, and losses are checked afterwards.
 _ANSWERS = {
     Distribution.__init__.__code__: True,
     Distribution._validate_sample.__code__: True,
@@ -89,10 +89,10 @@ _READS = {
 
 
 class NothingRead(TorchFunctionMode):
-    """No tensor becomes a number of Python's: the numbers of the first call would be those of every call.
+    """Forbids turning a tensor into a Python number, because the first call's number would stay in the graph.
 
     Attributes:
-        valid: whether the parameters of distributions were on their supports, a tensor for each.
+        valid: for each distribution's parameter, a tensor that says whether it is on its support.
     """
 
     def __init__(self) -> None:
@@ -100,16 +100,16 @@ class NothingRead(TorchFunctionMode):
         self.valid: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.item:  # by which Pyro makes losses numbers, only to add them up
+        if func is torch.Tensor.item:  # Pyro turns losses into numbers this way, only to add them up
             return args[0].detach()
-        if func is torch._is_all_true:  # which inductor has no kernel for
+        if func is torch._is_all_true:  # inductor has no kernel for this
             return args[0].all()
         if func in _READS or func is torch.Tensor.register_hook:
             frame = _caller()
             if frame.f_globals.get("__name__") == "torch.distributions.constraints":
                 return True
             if func in _READS and frame.f_code is Distribution.__init__.__code__:
-                # That a number is real says nothing that the loss does not say.
+                # NaN or infinite parameters show in the loss, so "is real" need not be recorded.
                 if not _is_real(frame.f_locals["constraint"]):
                     self.valid.append(args[0])
                 return True
@@ -125,7 +125,7 @@ def _is_real(constraint: Any) -> bool:
 
 
 def _caller() -> FrameType:
-    """Who called the function that a mode sees, outside of torch's own wrappers."""
+    """Return the frame that called the function a mode sees, without torch's own wrappers."""
     frame: Any = sys._getframe(2)
     while frame.f_globals.get("__name__") in ("torch.overrides", "torch._tensor"):
         frame = frame.f_back
@@ -133,10 +133,10 @@ def _caller() -> FrameType:
 
 
 def _lift_tensors(module: fx.GraphModule) -> list[Tensor]:
-    """Make what the graph reads besides its inputs further inputs; returns these tensors, each once."""
+    """Turn other tensors that the graph reads into further inputs, and return these tensors, each once."""
     graph = module.graph
     graph.set_codegen(fx.graph.CodeGen())
-    for node in graph.nodes:  # it changes its running statistics, and says so only by another name
+    for node in graph.nodes:  # only the legit operation declares that it changes running statistics
         if node.target is aten.native_batch_norm.default and node.args[3] is not None and node.args[5]:
             node.target = aten._native_batch_norm_legit.default
     graph.eliminate_dead_code()
@@ -158,13 +158,13 @@ def _lift_tensors(module: fx.GraphModule) -> list[Tensor]:
 
 
 def _refuse_sizes_by_value(module: fx.GraphModule) -> None:
-    """Refuse results as long as the values say, such as the rows that a mask selects."""
+    """Raise ``Untraceable`` if a result's size depends on values, such as the rows that a mask selects."""
     for node in module.graph.nodes:
         if (
             isinstance(node.target, torch._ops.OpOverload)
             and torch.Tag.dynamic_output_shape in node.target.tags
         ):
-            # Indexing carries the tag for the sake of masks.
+            # Indexing has this tag because of masks only.
             indices = (
                 [i for i in node.args[1] if i is not None] if node.target is aten.index.Tensor else [None]
             )
@@ -173,7 +173,7 @@ def _refuse_sizes_by_value(module: fx.GraphModule) -> None:
 
 
 def _changed(module: fx.GraphModule, tensors: list[Tensor]) -> list[Tensor]:
-    """Those among the lifted tensors that an operation of the graph changes in place."""
+    """Return the lifted tensors that an operation of the graph changes in place."""
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     tensor_of = dict(zip(inputs[len(inputs) - len(tensors) :], tensors, strict=True))
     changed = {}
@@ -188,7 +188,7 @@ def _changed(module: fx.GraphModule, tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
-    """What an operation declares of its arguments, each with what it is given, the positional ones first."""
+    """Yield the declared arguments of an operation with the values passed, positional ones first."""
     if isinstance(node.target, torch._ops.OpOverload):
         declared = node.target._schema.arguments
         yield from zip(declared, node.args, strict=False)
@@ -198,7 +198,7 @@ def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
 
 
 def _is_view(value: Any) -> bool:
-    """Whether a value shares the memory of the first argument of the operation that made it."""
+    """Return whether a value shares memory with the first argument of the operation that made it."""
     return isinstance(value, fx.Node) and any(
         a.alias_info is not None for a, v in list(_arguments(value))[:1]
     )
@@ -206,7 +206,7 @@ def _is_view(value: Any) -> bool:
 
 @contextmanager
 def unchanged(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Run a block, then put the tensors' values back."""
+    """Run a block, then restore the tensors' values."""
     before = [tensor.detach().clone() for tensor in tensors]
     try:
         yield
@@ -218,7 +218,7 @@ def unchanged(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def untraceable(what: str = "") -> Iterator[None]:
-    """Whatever goes wrong in a block is why a function can't be traced, or what else is said before that."""
+    """Convert any error of a block into ``Untraceable``, with ``what`` before its reason."""
     try:
         yield
     except Untraceable:
@@ -228,9 +228,9 @@ def untraceable(what: str = "") -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong, in a line: an error's class and what it says first, or which code reads a tensor's value."""
+    """Return the reason in one line: the error's class and first line, or the code that reads a tensor's value."""
     text = str(error).strip().splitlines()
-    if text and "_local_scalar_dense" in text[0]:  # in torch's own code, where no mode sees it
+    if text and "_local_scalar_dense" in text[0]:  # inside torch's own code, which modes do not see
         for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
             if not frame.f_globals.get("__name__", "").startswith(("torch", "pyro.", "pyrovae.")):
                 return _reads(frame, line)

@@ -1,4 +1,4 @@
-"""Matrix products by the quicker of torch's libraries: which one that is depends on the processor and the shape."""
+"""Matrix products by the faster of torch's two libraries, which depends on the processor and the shape."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pyrovae.precision import products
 
 aten = torch.ops.aten
 
-# oneDNN has to be this much quicker than torch's default, MKL. Measured, the two are level on Intel's processors and
-# one takes half the other's time on AMD's, so that noise decides nothing.
+# oneDNN must take less than this share of the time of MKL, torch's default. The two measured equal on Intel's processors
+# and differ by a factor of 2 on AMD's, so measurement noise does not decide.
 _QUICKER = 0.7
-_FEWEST = 1 << 22  # multiplications; below, the call costs what the product saves
+_FEWEST = 1 << 22  # multiplications; below this, the overhead of a call exceeds the gain
 _ROUNDS = 30
 
 
 @torch.library.custom_op("pyrovae::onednn_product", mutates_args=())
 def onednn_product(a: Tensor, b: Tensor) -> Tensor:
-    """a · b, of shapes (n, k) and (k, m), by oneDNN: in float32 as exact as MKL's."""
+    """Return a · b, of shapes (n, k) and (k, m), by oneDNN: in float32 as exact as MKL's."""
     found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
     return found
 
@@ -35,9 +35,9 @@ def _(a: Tensor, b: Tensor) -> Tensor:
 
 
 def choose_products(module: fx.GraphModule) -> None:
-    """Hand every product of a graph, whose nodes know their shapes, to the library that is quicker for it here.
+    """Make every product in a graph, whose nodes know their shapes, use the library that is faster on this machine.
 
-    Where products are to be in bfloat16, nothing changes.
+    If products are set to bfloat16, nothing changes.
     """
     if torch.get_float32_matmul_precision() != "highest":
         return
@@ -58,15 +58,15 @@ def _kind(tensor: Tensor) -> Kind:
 
 @functools.cache
 def onednn_is_quicker(left: Kind, right: Kind, threads: int) -> bool:
-    """Whether oneDNN multiplies such matrices in less than 0.7 of MKL's time: measured once on a machine."""
+    """Return whether oneDNN multiplies such matrices in less than 0.7 of MKL's time: measured once on a machine."""
     (rows, inner), columns = left[1], right[1][1]
     usual = left[0] == right[0] == "torch.float32 cpu" and torch.backends.mkldnn.is_available()
-    expanded = 0 in left[2] + right[2]  # one number in the place of many, which can't be filled for measuring
+    expanded = 0 in left[2] + right[2]  # memory with stride 0 cannot be filled for the measurement
     if not usual or expanded or rows * inner * columns < _FEWEST:
         return False
     path, key = memory(), f"{torch.__version__}, {threads} threads: {left[1:]} · {right[1:]}"
     if key not in (known := _read(path)):
-        # Read again, for another process may have written meanwhile; what is known stays as it is.
+        # Read again, because another process may have written; its results have priority.
         known = {key: _measure(left, right)} | _read(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         storage.replace(path, json.dumps(known, indent=0).encode())
@@ -74,7 +74,7 @@ def onednn_is_quicker(left: Kind, right: Kind, threads: int) -> bool:
 
 
 def memory() -> Path:
-    """The file that remembers, among those that torch's compiler keeps of a machine."""
+    """Return the file with the measurements, in the cache folder of torch's compiler."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return Path(cache_dir()) / "pyrovae_products.json"
@@ -93,7 +93,7 @@ def _measure(left: Kind, right: Kind) -> bool:
     by_mkl: list[float] = []
     by_onednn: list[float] = []
     with torch.no_grad(), products("highest"):
-        for _ in range(_ROUNDS):  # by turns, and the quickest counts: what else the machine does, both feel
+        for _ in range(_ROUNDS):  # alternating and taking the minimum, so that other load affects both alike
             for way, found in ((torch.mm, by_mkl), (onednn_product, by_onednn)):
                 started = time.perf_counter()
                 way(a, b)

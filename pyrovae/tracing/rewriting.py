@@ -1,4 +1,4 @@
-"""Graphs rewritten before they are compiled, where the compiler does not find the quicker way itself."""
+"""Rewrites of graphs before compilation, for speed that the compiler does not find itself."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 aten = torch.ops.aten
 
-_SLICES = 8  # of a row, whose factors share a logarithm
-_LANES = 16  # numbers that a processor works on at once
+_SLICES = 8  # of a row; their factors share a logarithm
+_LANES = 16  # numbers that a processor handles at once
 
 
 def rewrite(module: fx.GraphModule) -> None:
-    """Put quicker operations in the place of some: the same values up to rounding.
+    """Replace some operations by faster ones with the same values up to rounding.
 
-    Where a graph holds gradients, these are from before, and stay as they are.
+    Gradients in the graph were computed before and stay unchanged.
     """
     _sum_bernoulli_masses(module)
     _add_biases_afterwards(module)
@@ -25,21 +25,21 @@ def rewrite(module: fx.GraphModule) -> None:
 
 
 def _add_biases_afterwards(module: fx.GraphModule) -> None:
-    """Let a layer's bias be part of the pass that follows the matrix product, not of one before it."""
+    """Move the addition of a layer's bias from before the matrix product into the pass after it."""
     graph = module.graph
     for node in list(graph.nodes):
         if node.target is aten.addmm.default and not node.kwargs:
             bias, *factors = node.args
             with graph.inserting_before(node):
                 product = graph.call_function(aten.mm.default, tuple(factors))
-                # A sum would be found by the compiler and made one operation again.
+                # The compiler would turn a sum back into one operation, so the bias is negated and subtracted.
                 minus = graph.call_function(aten.neg.default, (bias,))
                 node.replace_all_uses_with(graph.call_function(aten.sub.Tensor, (product, minus)))
             graph.erase_node(node)
 
 
 def _sum_bernoulli_masses(module: fx.GraphModule) -> None:
-    """Where Bernoulli masses of logits are summed over columns, take one logarithm for several columns.
+    """Replace sums of Bernoulli masses over columns by one logarithm for several columns.
 
     log Bernoulli(x; l) = x l − max(l, 0) − log(1 + exp(−|l|)), and the last term's logarithm takes most of the
     time. A sum of logarithms is the logarithm of a product, whose factors are between 1 and 2.
@@ -59,7 +59,7 @@ def _sum_bernoulli_masses(module: fx.GraphModule) -> None:
 
 
 def _summed(node: fx.Node) -> list[fx.Node] | None:
-    """The operations from a cross-entropy to the sum of its negative over the last dim; None where others use it."""
+    """Return the nodes from a cross-entropy to the sum of its negative over the last dim; None if others use it."""
     if node.target is not aten.binary_cross_entropy_with_logits.default or tuple(node.args[2:]) != (
         None,
         None,
@@ -79,7 +79,7 @@ def _summed(node: fx.Node) -> list[fx.Node] | None:
 
 
 def _log_mass(logits: Tensor, x: Tensor, shape: Sequence[int] | None) -> Tensor:
-    """Σ_d log Bernoulli(x_d; l_d) over the last dim."""
+    """Return Σ_d log Bernoulli(x_d; l_d) over the last dim."""
     if shape is not None:
         logits, x = logits.reshape(shape), x.reshape(shape)
     columns = logits.shape[-1]

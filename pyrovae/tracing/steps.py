@@ -1,4 +1,4 @@
-"""Several steps as one graph, compiled, and called."""
+"""Several training steps as one graph that can be compiled and called."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pyrovae.tracing.updates import UPDATES, Outside
 
 
 class NotFinite(FloatingPointError):
-    """A loss or gradient that is not finite.
+    """A loss or gradient is not finite.
 
     Attributes:
-        losses: of the steps before it in the same call, which have been taken; those after it have not.
+        losses: of the earlier steps of the same call, which have been taken; later steps have not.
     """
 
     def __init__(self, what: str, losses: list[float]) -> None:
@@ -30,23 +30,23 @@ class NotFinite(FloatingPointError):
 
 
 class TracedSteps:
-    """As many steps of training as ``sizes`` has entries, in one call.
+    """Training steps in one call, one for each entry of ``sizes``.
 
     Args:
         graphs: the loss and gradients of a minibatch, by its number of rows.
-        optimizer: of the parameters that a call changes. Where its update is ``inside``, it needs the moments that
-            its first step makes, and a call changes these, so that ``state_dict()`` and schedulers find what
-            eager steps would have left.
-        data: all rows, under "x", and what goes with them.
+        optimizer: of the parameters that a call changes. If its update is ``inside``, the moments from its first
+            step have to exist. A call changes these in place, so that ``state_dict()`` and schedulers see the same
+            state as after eager steps.
+        data: all rows, under "x", and values aligned with them.
         sizes: the number of rows of each step.
         clip_norm: bound on the norm of the gradient, in nats a row.
-        annealed: whether the KL weight is an input; it is 1 where not.
-        inside: whether the optimizer's update is part of the graph, as ``updates_inside`` says it can be; where
-            not, the optimizer takes its step after the call, which is of one step only.
-        compiled: whether inductor compiles the graph; where not, it runs operation by operation.
+        annealed: whether the KL weight is an input; otherwise it is 1.
+        inside: whether the optimizer's update is part of the graph; see ``updates_inside``. Otherwise the optimizer
+            steps after the call, and the call has one step only.
+        compiled: whether inductor compiles the graph; otherwise it runs operation by operation.
 
     Raises:
-        Untraceable: what can't be traced, or not compiled on this machine.
+        Untraceable: the steps cannot be traced, or not compiled on this machine.
     """
 
     def __init__(
@@ -99,9 +99,9 @@ class TracedSteps:
         clip_norm: float | None,
         annealed: bool,
     ) -> list[Any]:
-        """Write the steps down, with proxies for tensors.
+        """Build the steps' operations, with proxies for tensors.
 
-        Returns losses and gradient norms, (steps, 2), and the gradients where the optimizer is outside.
+        Returns losses and gradient norms, (steps, 2), and the gradients if the optimizer is outside.
         """
         columns = inputs[len(place) :][:num_columns]
         drawn = inputs[len(place) + num_columns : -2]
@@ -128,7 +128,7 @@ class TracedSteps:
                 ],
             )
             norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
-            # What goes wrong leaves everything as it was before, in this step and in those after it.
+            # A step that is not finite changes nothing, and neither do the steps after it.
             finite = torch.isfinite(total) & torch.isfinite(norm)
             fine = finite if fine is None else fine & finite
             for tensor in graph.changed:
@@ -152,17 +152,16 @@ class TracedSteps:
     def run(
         self, rows: Tensor, seeds: Sequence[int], learning_rates: Sequence[float], kl_weights: Sequence[float]
     ) -> list[float]:
-        """Take the steps; returns their losses, each an estimate of the data set's, in nats a row.
+        """Take the steps and return their losses, each an estimate of the data set's, in nats a row.
 
         Args:
-            rows: indices of the rows, those of the first step first, shape (sum of sizes,).
+            rows: indices of the rows, first step first, shape (sum of sizes,).
             seeds: of each step's noise.
             learning_rates: one for each of the optimizer's parameter groups.
             kl_weights: of each step.
 
         Raises:
-            NotFinite: a loss or gradient that is not finite; parameters, buffers and moments are as before that
-                step.
+            NotFinite: a loss or gradient is not finite. Parameters, buffers and moments are as before that step.
         """
         self._noise.draw(seeds)
         numbers = [
@@ -191,7 +190,7 @@ class TracedSteps:
 
 
 def _insert(module: fx.GraphModule, arguments: list[Any]) -> list[Any]:
-    """Copy a graph to where proxies of another stand; returns what it puts out."""
+    """Copy a graph into the one that the arguments' proxies belong to, and return the copy's outputs."""
     tracer = arguments[0].tracer
     inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
     values = dict(zip(inputs, (argument.node for argument in arguments), strict=True))
@@ -199,10 +198,9 @@ def _insert(module: fx.GraphModule, arguments: list[Any]) -> list[Any]:
 
 
 def batch_sizes(num_rows: int, batch_size: int) -> list[int]:
-    """The number of rows of every batch of an epoch: a last one of a single row is joined to the one before it.
+    """Return the number of rows of every batch of an epoch. A last batch of one row is joined to the one before it.
 
-    A single row has no spread, which BatchNorm divides by.
-
+    A single row has no variance, which BatchNorm divides by.
     Example:
         >>> batch_sizes(22, 10), batch_sizes(21, 10), batch_sizes(2, 1)
         ([10, 10, 2], [10, 11], [1, 1])
@@ -214,7 +212,7 @@ def batch_sizes(num_rows: int, batch_size: int) -> list[int]:
 
 
 def calls(num_rows: int, batch_size: int, several: bool = True) -> list[tuple[int, ...]]:
-    """The steps of an epoch in calls: for each call the sizes of its batches; two kinds of calls at most.
+    """Return the steps of an epoch as calls, each the sizes of its batches. There are at most two kinds of calls.
 
     Args:
         num_rows: rows of the data set.
@@ -232,7 +230,7 @@ def calls(num_rows: int, batch_size: int, several: bool = True) -> list[tuple[in
     rest = tuple(sizes[whole:])
     if not several:
         return [(size,) for size in sizes]
-    # Four steps a call hide what a call costs by itself; another number where that leaves none over.
+    # With four steps a call, the overhead of calls is small; another number is used if it leaves no remainder.
     number = next((k for k in (4, 5, 6, 3) if whole % k == 0), 4)
     over = (batch_size,) * (whole % number) + rest
     return [(batch_size,) * number] * (whole // number) + [over] * bool(over)

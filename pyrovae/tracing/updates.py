@@ -1,4 +1,4 @@
-"""The update of an optimizer as tensor operations, on the moments that the optimizer itself keeps."""
+"""An optimizer's update as tensor operations on the optimizer's own moments."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Update:
     """The update of one parameter group.
 
     Attributes:
-        places: the parameters that move, each with its moments.
-        width: how many numbers a step takes.
+        places: the parameters with a gradient, each with its moments.
+        width: how many input numbers a step needs.
     """
 
     width: int
@@ -38,21 +38,21 @@ class Update:
 
     @staticmethod
     def names(group: dict[str, Any]) -> tuple[str, ...]:
-        """What the optimizer calls the moments that it keeps of a parameter of the group, its counter among them."""
+        """Return the optimizer's names for the moments of a parameter of the group, including its step counter."""
         raise NotImplementedError
 
     @property
     def moments(self) -> Iterator[Tensor]:
-        """The moments of all parameters."""
+        """Yield the moments of all parameters."""
         for _, moments in self.places:
             yield from moments
 
     def numbers(self, lr: float, ahead: int) -> list[float]:
-        """What the update multiplies with at the step that is so many ahead."""
+        """Return the input numbers of the update for the step that is ``ahead`` steps ahead."""
         raise NotImplementedError
 
     def apply(self, gradient: Tensor, now: list[Tensor], numbers: list[Tensor]) -> list[Tensor]:
-        """A parameter and its moments after the step."""
+        """Return a parameter and its moments after the step."""
         raise NotImplementedError
 
 
@@ -121,7 +121,7 @@ class SGD(Update):
 
 
 class Outside(Update):
-    """An optimizer that takes its steps outside the graph."""
+    """An optimizer that steps outside the graph."""
 
     width = 0
 
@@ -142,9 +142,9 @@ UPDATES: dict[type, type[Update]] = {
 
 
 def updates_inside(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether an optimizer's update can be part of the graph: torch's own Adam, AdamW and SGD.
+    """Return whether an optimizer's update can be part of the graph: torch's own Adam, AdamW and SGD can.
 
-    Not where hooks go with it, nor where a scheduler moves the momentum, a number in the graph.
+    It cannot if the optimizer has hooks, or if a scheduler changes the momentum, which is a constant in the graph.
     """
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     moved = any("max_momentum" in group for group in optimizer.param_groups)
@@ -152,7 +152,7 @@ def updates_inside(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def moments(optimizer: torch.optim.Optimizer, moving: Sequence[nn.Parameter]) -> list[Tensor] | None:
-    """The moments that updates inside a graph go on from; None before the optimizer's first step, which makes them."""
+    """Return the moments that updates inside a graph continue from; None before the optimizer's first step."""
     known = {id(p) for p in moving}
     found = [
         optimizer.state.get(parameter, {}).get(name)
@@ -165,7 +165,7 @@ def moments(optimizer: torch.optim.Optimizer, moving: Sequence[nn.Parameter]) ->
 
 
 def options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """The options of every parameter group that are numbers in a graph: all but the learning rate."""
+    """Return the options of every parameter group that are constants in a graph: all but the learning rate."""
     return [
         {name: group[name] for name in optimizer.defaults if name != "lr"} for group in optimizer.param_groups
     ]

@@ -1,4 +1,4 @@
-"""fit(): Pyro's stochastic variational inference over minibatches, and its History."""
+"""fit() trains a pair by Pyro's stochastic variational inference over minibatches and returns its History."""
 
 from pyrovae.training.fit import fit
 from pyrovae.training.history import History

@@ -1,4 +1,4 @@
-"""What ``fit`` accepts: objectives that stay bounds when they are scaled, optimizers, schedules."""
+"""Checks of ``fit``'s arguments: objectives that are still bounds after scaling, optimizers, schedules."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiplicativeLR, Re
 from pyrovae import checks
 from pyrovae.pair import Structure
 
-# Objectives that are sums over rows and sites: there, scaling a minibatch by N/B gives an unbiased
-# estimate for the whole data set, and a KL weight below one gives the annealed bound.
+# These objectives are sums over rows and sites. Scaling a minibatch by N/B then gives an unbiased estimate
+# for the whole data set, and a KL weight below one gives the annealed bound.
 _SUMS = (Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO)
-# They trace the first call with torch.jit: N/B of the last, smaller batch and the KL weight would freeze.
+# These trace the first call with torch.jit, which freezes N/B of the smaller last batch and the KL weight.
 _FROZEN = (JitTrace_ELBO, JitTraceMeanField_ELBO, JitTraceGraph_ELBO, JitTraceEnum_ELBO)
 
-# They can take a step in one pass; torch does not do so unless asked, and then takes one of these as well.
+# These can update in one fused operation, but do so only if asked and if no other of these options is set.
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _FUSED_OR = {"fused", "foreach", "differentiable", "capturable"}
 
 
 def make_objective(loss: ELBO | None, num_particles: int, minibatches: bool, annealed: bool) -> ELBO:
-    """The loss to minimise; refused where rescaling it would not give a bound."""
+    """Return the loss to minimise; raises ``ValueError`` if it would be no bound after scaling."""
     if loss is None:
         return Trace_ELBO(num_particles=num_particles)
     if not isinstance(loss, ELBO):
@@ -53,9 +53,9 @@ def make_objective(loss: ELBO | None, num_particles: int, minibatches: bool, ann
     if num_particles != 1:
         raise checks.bad_value(
             "num_particles",
-            "1 where loss is given",
+            "1 if loss is given",
             str(num_particles),
-            f"Say it to the loss: {name}(num_particles={num_particles}).",
+            f"Pass it to the loss: {name}(num_particles={num_particles}).",
         )
     if isinstance(loss, _FROZEN):
         raise checks.bad_value(
@@ -81,19 +81,19 @@ def make_objective(loss: ELBO | None, num_particles: int, minibatches: bool, ann
             raise checks.bad_value(
                 "loss",
                 f"a sum over rows, because {what} scale its terms",
-                f"{name}, which puts the scale inside a logarithm and is no bound then",
+                f"{name}, which puts the scale inside a logarithm and then is no bound",
                 f"Use Trace_ELBO or TraceMeanField_ELBO, or fit with {mend}.",
             )
     return loss
 
 
 def check_objective_fits(objective: ELBO, structure: Structure) -> None:
-    """What can only be said of an objective once the pair is known."""
+    """Raise ``ValueError`` if the objective does not fit the pair's plates or its ability to be vectorised."""
     name = type(objective).__name__
     if isinstance(objective, RenyiELBO) and len(structure.plates) > 1:
         raise checks.bad_value(
             "loss",
-            f"one plate over the rows, because {name} takes its logarithm plate by plate",
+            f"one plate over the rows, because {name} takes a logarithm in every plate",
             f"{len(structure.plates)}: {sorted(structure.plates)}",
             "Put z and x into one plate, or use Trace_ELBO.",
         )
@@ -102,8 +102,8 @@ def check_objective_fits(objective: ELBO, structure: Structure) -> None:
     if vectorised and refusing:
         raise checks.bad_value(
             "loss",
-            "vectorize_particles=False for a pair that can't be called with left dims",
-            f"vectorize_particles=True and a {refusing[0]} that can't",
+            "vectorize_particles=False, because the pair cannot be called with additional left dims",
+            f"vectorize_particles=True and a {refusing[0]} that cannot",
             f"Pass {name}(num_particles={objective.num_particles}).",
         )
 
@@ -111,7 +111,7 @@ def check_objective_fits(objective: ELBO, structure: Structure) -> None:
 def make_optimizer(
     factory: Callable[..., torch.optim.Optimizer], parameters: list[nn.Parameter], lr: float
 ) -> torch.optim.Optimizer:
-    """The optimizer that a class or a partial of it makes; refused where it is none of torch's."""
+    """Return the optimizer that ``factory`` makes; raises an error if that is not one of torch's."""
     if not parameters:
         raise checks.bad_value(
             "pair",
@@ -123,11 +123,11 @@ def make_optimizer(
     if isinstance(factory, functools.partial) and "lr" in factory.keywords:
         raise checks.bad_value(
             "optimizer",
-            "lr to be said once, to fit",
+            "lr to be passed once, to fit",
             f"lr={factory.keywords['lr']} in the partial",
             "Pass fit(lr=…).",
         )
-    # Pyro's optimizers are callable, too, but are made of parameters' names and step when called.
+    # Pyro's optimizers are callable, too, but take parameter names and step when called.
     made: Any = None
     if callable(factory) and not isinstance(factory, PyroOptim):
         try:
@@ -146,15 +146,15 @@ def make_optimizer(
     if isinstance(made, torch.optim.LBFGS):
         raise checks.bad_type(
             "optimizer",
-            "one that takes a step from one gradient",
-            "LBFGS, which evaluates the loss many times a step on noise that must not change",
+            "an optimizer that takes a step from one gradient",
+            "LBFGS, which evaluates the loss many times a step and needs the same noise each time",
             f"Pass {example}.",
         )
     return made
 
 
 def _fused(factory: Callable[..., torch.optim.Optimizer], parameters: list[nn.Parameter]) -> dict[str, bool]:
-    """The option that makes torch's own optimizers take their step in one pass, where nobody chose another."""
+    """Return the option for a fused update if torch offers it and the user chose no other option."""
     chosen = factory.keywords if isinstance(factory, functools.partial) else {}
     made = factory.func if isinstance(factory, functools.partial) else factory
     able = made in _FUSED and all(p.is_floating_point() for p in parameters)
@@ -165,7 +165,7 @@ def make_scheduler(
     factory: Callable[[torch.optim.Optimizer], LRScheduler | ReduceLROnPlateau] | None,
     optimiser: torch.optim.Optimizer,
 ) -> LRScheduler | ReduceLROnPlateau | None:
-    """The scheduler that a factory makes, where there is one."""
+    """Return the scheduler that ``factory`` makes, or None without a factory."""
     if factory is None:
         return None
     example = "Pass functools.partial(torch.optim.lr_scheduler.StepLR, step_size=10), say."
@@ -186,7 +186,7 @@ def make_scheduler(
 
 
 def runs_code_of_others(schedule: LRScheduler | ReduceLROnPlateau | None) -> bool:
-    """Whether a scheduler is not torch's own, or is one of those that are given functions."""
+    """Return whether a scheduler is not torch's own or contains functions of the user."""
     parts = getattr(schedule, "_schedulers", [schedule])
     return schedule is not None and any(
         type(part).__module__ != LRScheduler.__module__
@@ -197,11 +197,11 @@ def runs_code_of_others(schedule: LRScheduler | ReduceLROnPlateau | None) -> boo
 
 
 def check_schedule(epochs: int, kl_warmup: int, patience: int | None, validation: Any) -> None:
-    """Refuse a warm-up that the fit does not outlast, and patience without rows to judge by."""
+    """Raise ``ValueError`` if the warm-up is not shorter than the fit, or patience has no validation rows."""
     if kl_warmup >= epochs and kl_warmup:
         raise checks.bad_value(
             "kl_warmup",
-            f"fewer epochs than the fit has ({epochs}), so that it ends on the bound itself",
+            f"fewer epochs than the fit has ({epochs}), so that the last epochs train on the bound itself",
             str(kl_warmup),
             "Shorten the warm-up or train longer.",
         )
@@ -210,7 +210,7 @@ def check_schedule(epochs: int, kl_warmup: int, patience: int | None, validation
         if validation is None:
             raise checks.bad_value(
                 "validation",
-                "rows to judge by, because patience is given",
+                "held-out rows, because patience is given",
                 "None",
                 "Pass rows held out from x.",
             )

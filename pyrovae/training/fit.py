@@ -1,4 +1,4 @@
-"""fit(): model and guide together, by Pyro's stochastic variational inference."""
+"""fit(): trains model and guide together by Pyro's stochastic variational inference."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ from pyrovae.training.step import State, binarized, check_one_row
 from pyrovae.training.traced import choose
 from pyrovae.turns import takes_turns
 
-# One draw a row is enough for an epoch's curve: over the rows it averages out.
+# One draw a row suffices for an epoch's curve, because errors average out over rows.
 _EPOCH_SAMPLES = 1
-# So many of the training rows, where there are more: an epoch of evaluations costs a third of one of training.
+# Evaluate at most this many training rows an epoch: evaluating all would cost a third of the training time.
 _EPOCH_ROWS = 10_000
 
 
@@ -71,74 +71,82 @@ def fit(
 ) -> History:
     """Fit model and guide together by stochastic variational inference.
 
-    Minimises Pyro's ``loss`` over minibatches, each scaled by N/B so that it estimates the whole data
-    set's without bias. Optimised and reported in nats a row (the data set's loss over N), so that
-    ``lr`` and ``clip_norm`` mean the same whatever the number of rows.
+    Minimises Pyro's ``loss`` over minibatches. Each minibatch is scaled by N/B, so that it estimates the loss of
+    the whole data set without bias. Loss and gradient are divided by N and thus in nats a row, so that ``lr``
+    and ``clip_norm`` mean the same for any number of rows.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``; changed in place.
-        x: training rows on dim 0; tensor, numpy array or DataFrame. Or a dict with the rows under "x" and
-            what is aligned with them under other names, which model and guide are called with as keywords:
-            ``{"x": counts, "offset": log_exposure}``. The same goes for every function that takes x. Rows that
-            memory does not hold come in a ``numpy.memmap`` of the pair's dtype; or in chunks, as an iterable of arrays or dicts that can be
-            gone through again, such as a list or a ``DataLoader``. Rows are then shuffled within a chunk, and chunks
-            are scaled alike whatever their sizes; what is learned or checked before training, as by
-            ``standardize``, and the history's ``elbo`` go by the first chunk. Chunks that differ from pass to pass,
-            as a shuffling DataLoader's do, make a fit that its seed does not decide, and that can't be resumed. They must
-            not wait for another thread that calls pyrovae: calls from several threads take turns.
-            The names of a DataFrame's columns are remembered, and every later frame has to have them in this order;
-            integers are no names. Frames and series beside the rows are brought into the order of their index.
+        x: training rows on dim 0, one of:
+
+            - a tensor, numpy array or DataFrame.
+            - a dict with the rows under "x" and values aligned with them under other names, such as
+              ``{"x": counts, "offset": log_exposure}``. Model and guide get these as keywords.
+            - a ``numpy.memmap`` of the pair's dtype, for rows that do not fit into memory.
+            - chunks: an iterable of arrays or dicts that can be iterated again, such as a list or a ``DataLoader``.
+
+            Every function that takes x accepts arrays, frames and dicts. ``fit`` shuffles rows within a chunk and
+            scales chunks of all sizes alike. It checks the values of every chunk before training, but
+            inspects the pair, learns ``standardize`` and computes the history's ``elbo`` on the first chunk only.
+            If chunks differ between passes, as from a shuffling DataLoader, the seed does not determine the fit and the
+            fit cannot be resumed. Chunks must not wait for another thread that calls pyrovae, because calls from
+            several threads take turns. ``fit`` remembers the column names of a DataFrame, except integers. Every
+            later frame needs these columns in the same order. Frames and series in a dict are aligned by index.
         epochs: passes over the rows.
-        batch_size: rows a step; the last batch of a pass may be smaller and is scaled by its own N/B. A last batch of
-            a single row is joined to the one before it.
+        batch_size: rows a step. A smaller last batch of a pass is scaled by its own N/B. A last batch of a single row
+            is joined to the batch before it.
         lr: the optimizer's learning rate.
         seed: of the order of rows and of the steps' noise; the same seed gives the same fit.
-        loss: a Pyro ELBO; ``Trace_ELBO(num_particles)`` where None.
+        loss: a Pyro ELBO; None means ``Trace_ELBO(num_particles)``.
         optimizer: a torch optimizer's class, or a ``functools.partial`` of it with more options.
-        scheduler: called with the optimizer, returns a torch scheduler, stepped once an epoch
-            (``ReduceLROnPlateau`` on the negative validation ELBO, or the training one).
+        scheduler: a callable that takes the optimizer and returns a torch scheduler. ``fit`` steps it once an epoch;
+            a ``ReduceLROnPlateau`` gets the negative validation ELBO or, without validation rows, the training one.
         num_particles: draws a row and step.
         kl_warmup: epochs over which the weight of the latent sites rises linearly to 1.
-        validation: rows evaluated after every epoch.
-        patience: epochs without a better validation ELBO after which to stop, not counted before the
-            warm-up is over; the best weights are then restored.
+        validation: rows to evaluate after every epoch.
+        patience: stop after so many epochs without a better validation ELBO and restore the best weights. Epochs
+            before the end of the warm-up do not count.
         clip_norm: bound on the norm of the gradient, in nats a row.
-        progress: show a bar, or plain lines where there is no terminal.
-        checkpoint: a folder of this fit's own, or a ``Checkpoint`` with a folder and how often to write. The
-            state is written there every minute, atomically, and at the end. The same call on the same folder
-            goes on where the last one stopped, however it did, to the same bits that one call would have
-            reached; on a folder that holds a finished fit it returns at once with its result. With ``patience``,
-            ``best.safetensors`` there is the best model so far, for ``pyrovae.load``.
-        on_nonfinite: what to do where a loss or gradient is NaN or infinite: "raise"; or "skip", which leaves
-            the step out, with parameters, buffers and moments as before it, and counts it in the History. Rows
-            and noise of the other steps stay the same. Ten such steps one after another, or an epoch's where
-            that is more, stop the fit all the same.
-        compile: how steps are taken. Pyro runs guide and model anew at each (False); or they are run once, under
-            torch's tracer, and what they compute with its gradients and the optimizer's update is compiled
-            (True), which takes some 10 seconds, the first time on a machine 30, and needs a C++ compiler. "auto"
-            compiles long fits, traces shorter ones without compiling, and leaves the shortest, and what can't be
-            traced, to Pyro; it goes by the other arguments and ``History.steps`` says what it did. An epoch's last
-            batch, where it is smaller, is compiled or traced only where that pays by itself. A model has to do the
-            same at every call, but for its noise: what Python alone knows and changes between calls is not seen by
-            a trace.
-        precision: "highest" multiplies float32 matrices in float32; "medium" rounds the factors of every product of
-            a step to bfloat16's 8 bits, which some processors do several times as fast. Evaluations, the
-            history's among them, are always in full precision.
-        binarize: whether x holds probabilities, such as grey levels over 255, of which every step draws zeros and
-            ones anew (Salakhutdinov and Murray 2008). The history's ELBO is that of one draw, the same after every
-            epoch; validation rows are taken as they are. That draw is in memory, as large as x or its first chunk. A score of such rows compares with no fixed binarization's. The grey rows
-            are remembered as fitted; zeros and ones that you draw from them count as kept back.
+        progress: show a progress bar, or plain lines if there is no terminal.
+        checkpoint: a folder for this fit alone, or a ``Checkpoint`` with a folder and an interval. ``fit`` writes its
+            state there atomically, every minute and at the end. The same call on the same folder resumes an
+            interrupted fit and reaches the same bits as one uninterrupted call. If the folder holds a finished fit, the
+            call returns its result at once. With ``patience``, ``best.safetensors`` in the folder is the best model
+            so far; read it with ``pyrovae.load``.
+        on_nonfinite: what to do if a loss or gradient is NaN or infinite. "raise" stops the fit. "skip" undoes the step,
+            including buffers and the optimizer's moments, and counts it in the History. The rows and noise of the
+            other steps stay the same. The fit still stops after ten such steps in a row, or after an epoch's number
+            of steps if that is larger.
+        compile: how steps run.
+
+            - False: Pyro runs guide and model at each step.
+            - True: torch traces guide and model once and compiles them with their gradients and the optimizer's update.
+              Takes some 10 seconds, 30 the first time on a machine, and needs a C++ compiler.
+            - "auto": compiles long fits, only traces shorter ones, and leaves the shortest and untraceable ones to Pyro.
+              The choice depends on the other arguments only; ``History.steps`` reports it.
+
+            A smaller last batch of an epoch is compiled or traced only if that saves time by itself. A traced model
+            has to do the same at every call, apart from its noise: Python values are baked into the trace as constants.
+        precision: "highest" multiplies float32 matrices in float32. "medium" rounds the factors of every matrix
+            product of a step to bfloat16's 8 bits, which is several times as fast on some processors. Evaluations,
+            including the history's, always use full precision.
+        binarize: True if x holds probabilities, such as grey levels over 255. Every step then draws zeros and ones from
+            them (Salakhutdinov and Murray 2008). The history's ELBO uses one draw, the same after every epoch. That
+            draw takes as much memory as x or its first chunk. Validation rows are not binarized. Scores under
+            random binarization are not comparable with those under a fixed one. ``fit`` remembers the grey rows as
+            fitted, so zeros and ones that you draw from them count as held-out.
 
     Returns:
-        The ``History``. Ctrl-C ends the fit early, keeps what was learned and returns it, too. With a
-        checkpoint, Ctrl-C and SIGTERM wait for the step and write the state first.
+        The ``History``. Ctrl-C ends the fit early, keeps the parameters learned so far and returns the History, too.
+        With a checkpoint, Ctrl-C and SIGTERM wait for the step and write the state first.
 
     Raises:
-        TypeError, ValueError: bad arguments, rows or pair; before anything is touched.
-        OSError: a checkpoint folder that can't be written, or that another process holds; what was written
-            there before stays good.
-        FloatingPointError: a loss or gradient that is not finite, naming epoch, step, rows and the likely cause;
-            the parameters are as before that step.
+        TypeError, ValueError: arguments, rows or pair are wrong; raised before any parameter changes.
+        ValueError: during training, a chunk changes between passes, a learned scale shrinks to zero, rows have no
+            finite ELBO, or, with ``compile=True``, the trace no longer holds.
+        OSError: the checkpoint folder cannot be written, or another process holds it. Earlier checkpoints stay valid.
+        FloatingPointError: a loss or gradient is not finite. The message names epoch, step, rows and the likely cause.
+            The parameters are as before that step.
 
     Kingma and Welling (2014); Bowman et al. (2016) for the warm-up.
 
@@ -164,14 +172,14 @@ def fit(
     checks.boolean("binarize", binarize)
 
     def checked(chunk: Any, argument: str, names: Names | None = None) -> tuple[Batch, checks.Source]:
-        """Rows as they were given, checked; and as they came."""
+        """Return the checked rows as a batch, and the rows as they were passed."""
         batch, source = read_rows(pair, chunk, argument, names)
         if binarize:
             checks.within(argument, batch["x"], 0, 1, "Divide grey levels by the highest: x / 255.")
         return batch, source
 
     def presented(batch: Batch) -> Batch:
-        """Rows as model and guide see them, with a draw of zeros and ones that is always the same."""
+        """Return the rows as model and guide get them. With ``binarize``, the draw is always the same."""
         if not binarize:
             return batch
         with noise.seeded(noise.derive(seed, noise.Stream.DATA), batch["x"].device):
@@ -183,13 +191,13 @@ def fit(
     names = source.names
     check_precision(precision, pair.dtype or first["x"].dtype, first["x"].device)
     batch = presented(first)
-    with ExitStack() as held:  # the checkpoint's folder, to the end
+    with ExitStack() as held:  # holds the checkpoint's folder until the end
         with standardizing(pair.modules(), batch["x"]), pair.nothing_declared_on_error():
             known = pair.dtype
             found, model = inspect_rows(
                 pair, (batch, source), lambda: checked(chunks.first(), first_name), seed, first_name
             )
-            if pair.dtype != known:  # a functional pair's is known only now
+            if pair.dtype != known:  # a functional pair's dtype is known only now
                 first, source = found
                 batch = presented(first)
 
@@ -264,14 +272,14 @@ def fit(
                     },
                 }
                 if rows.sizes(batch_size)[-1] == batch_size + 1:
-                    pins["last batch"] = batch_size + 1  # earlier versions took a last row by itself
+                    pins["last batch"] = batch_size + 1  # earlier versions did not join a single last row
                 run = held.enter_context(running(folder, pins))
                 if run.state is not None:
                     loop.restore(run)
         seen = [rows.hashes]
         if (
             held_out is not None and held_out.source is not None and patience is not None
-        ):  # they choose the epoch
+        ):  # these rows choose the epoch
             seen.append(checks.row_hashes(held_out.source.exact))
         _remember(pair, rows, np.concatenate(seen), source, loop.history)
         with Progress("fit", epochs * loop.steps_an_epoch, "steps", progress) as bar:
@@ -283,7 +291,7 @@ def fit(
 def _remember(
     pair: LatentVariableModel, rows: Rows, seen: np.ndarray, source: checks.Source, history: History
 ) -> None:
-    """Leave on the pair which rows it has been fitted to, and the history of the last fit, as it grows."""
+    """Store on the pair which rows it has been fitted to, and the history of this fit, which is still growing."""
     before = pair.seen
     if before is not None:
         new = ~(np.isin(seen[:, 0], before[:, 0]) & np.isin(seen[:, 1], before[:, 1]))

@@ -1,4 +1,4 @@
-"""What a fit did, epoch by epoch."""
+"""History: the losses and evaluations of a fit, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 @dataclass(repr=False)
 class History:
-    """What a fit did, epoch by epoch.
+    """The losses and evaluations of a fit, epoch by epoch.
 
     Attributes:
         records: one dict an epoch; see ``frame``.
-        stopped: "epochs" (all done), "patience" (no better on the validation rows) or "interrupted".
-        best_epoch: the epoch whose weights the model now has, where ``patience`` restored them.
-        steps: how most of them were taken: "eager", "traced" or "compiled"; with why, where that is for another
-            reason than that the fit is too short for more to pay.
+        stopped: "epochs" (all done), "patience" (validation ELBO did not improve) or "interrupted".
+        best_epoch: the epoch whose weights the model has, if ``patience`` restored them.
+        steps: how most steps ran: "eager", "traced" or "compiled". A reason follows unless the fit was just too short
+            for a faster way to save time.
     """
 
     records: list[dict[str, float]] = field(default_factory=list)
@@ -28,19 +28,19 @@ class History:
 
     @property
     def way(self) -> str:
-        """The first word of ``steps``."""
+        """Return the first word of ``steps``."""
         return self.steps.partition(":")[0]
 
     @property
     def frame(self) -> pd.DataFrame:
         """A line an epoch: epoch, loss, elbo, rate, reconstruction, kl_weight, lr, skipped, seconds; in nats a row.
 
-        ``loss`` is the objective averaged over the epoch's steps, while the parameters moved; ``elbo`` =
-        ``reconstruction`` − ``rate`` is evaluated after it, without KL weight, whatever the objective, on 10 000 of
-        the rows, always the same, where there are more.
-        With validation rows, the same three again as ``validation_…``. ``skipped`` counts the epoch's steps that
-        were not finite and, under ``on_nonfinite="skip"``, not taken; ``loss`` leaves them out,
-        and ``elbo`` is NaN where rows have none.
+        ``loss`` is the objective, averaged over the epoch's steps while the parameters changed. ``elbo`` =
+        ``reconstruction`` − ``rate`` is evaluated after the epoch, without KL weight, for every objective. It uses
+        all training rows or, if there are more than 10 000, a fixed subset of 10 000. With validation rows, the frame
+        also has ``validation_elbo``, ``validation_rate`` and ``validation_reconstruction``. ``skipped`` counts the
+        steps that were not finite and that ``on_nonfinite="skip"`` left out. ``loss`` leaves them out, too.
+        ``elbo`` is NaN if rows have no finite ELBO.
         """
         import pandas as pd
 

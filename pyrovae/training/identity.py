@@ -1,4 +1,4 @@
-"""What a fit's checkpoint has to be resumed with: pair and loss by what they compute, schedules by their numbers."""
+"""Identity of a fit, checked on resuming: the numbers that pair, loss and schedules compute."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from pyrovae.pair import Batch, RowModel, behaviour, left_as_found, probe
 from pyrovae.precision import products
 from pyrovae.training.step import State, differentiate
 
-# Units of a layer that round to either side of a kink move gradients by more than rounding.
+# A unit whose input rounds to the other side of a kink moves gradients by more than rounding.
 _GRADIENT = 1e-3
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The pair and the loss of a fit, by what they compute with the weights of the moment.
+    """The pair and the loss of a fit, identified by what they compute with their present weights.
 
     Attributes:
         state: the pair and its objective.
         model: the pair, and what inspection found.
-        rows: some of the training rows, as model and guide see them.
-        minibatch: some of the training rows, as a step gets them.
+        rows: some of the training rows, as model and guide get them.
+        minibatch: some of the training rows, before binarization, for one step.
         seed: of the noise.
     """
 
@@ -45,14 +45,14 @@ class Identity:
     def of(
         cls, state: State, model: RowModel, batch: Batch, given: Batch, batch_size: int, seed: int
     ) -> Identity:
-        """From the rows as model and guide see them, and as they were given."""
+        """Return the identity, from the rows as model and guide get them and as they were given."""
         some = probe(model.structure, given)
         each = math.ceil(len(some["x"]) / batch_size)
         minibatch = {name: value[::each] for name, value in some.items()}
         return cls(state, model, probe(model.structure, batch), minibatch, seed)
 
     def answers(self) -> Answers:
-        """The pair's terms in ``eval()`` mode; a step's loss, gradient and buffers. Everything is left as it was."""
+        """Return the pair's terms in ``eval()`` mode and a step's loss, gradient and buffers. Nothing is changed."""
         tolerance = rounding(self.rows["x"].dtype)
         with products("highest"):
             terms = behaviour(self.model, self.rows, self.seed)
@@ -65,9 +65,10 @@ class Identity:
         }
 
     def _step(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss of a step in nats a row; the gradient's log norm, and each parameter's norm and sum as shares of it.
+        """Return the loss of a step in nats a row, the gradient's summary and the buffers' moments after the step.
 
-        And the root mean square and the mean of every buffer after it, such as BatchNorm's running moments.
+        The summary of the gradient is the logarithm of its norm, then each parameter's norm and sum as shares of
+        that norm. A buffer's moments are root mean square and mean, as of BatchNorm's running statistics.
         """
         state, key = self.state, noise.derive(self.seed, noise.Stream.IDENTITY, 0)
         found = torch.full((len(state.parameters), 2), torch.nan, dtype=torch.float64)
@@ -84,7 +85,7 @@ class Identity:
                     if (buffer := held[name]) is not None:
                         moments[0] = float(buffer.double().square().mean().sqrt())
                         moments[1] = float(buffer.double().mean())
-            except Exception:  # a step that can't be taken has no numbers, then or now
+            except Exception:  # a step that fails leaves NaN, before and after
                 pass
             finally:
                 state.pair.zero_grad(set_to_none=True)
@@ -93,12 +94,12 @@ class Identity:
 
 
 def described(thing: Any, epochs: int) -> list[str]:
-    """A loss or a scheduler, before it is used: its class, its numbers, and what a schedule's functions return."""
+    """Return a description of an unused loss or scheduler: its class, its numbers and its functions' values."""
     return [type(thing).__qualname__, repr(_plain(thing, epochs))]
 
 
 def described_optimizer(optimizer: torch.optim.Optimizer) -> list[str]:
-    """An optimizer, before it is used: its class, its defaults, and the options and sizes of its groups."""
+    """Return a description of an unused optimizer: its class, its defaults, its groups' options and sizes."""
     groups = [
         {name: len(value) if name == "params" else value for name, value in group.items()}
         for group in optimizer.param_groups
@@ -107,7 +108,7 @@ def described_optimizer(optimizer: torch.optim.Optimizer) -> list[str]:
 
 
 def _plain(value: Any, epochs: int) -> Any:
-    """The numbers and strings in a value: in sequences, mappings, schedulers, and what functions return each epoch."""
+    """Return the numbers and strings in a value, with functions of the epoch replaced by a digest of their values."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
@@ -124,10 +125,10 @@ def _plain(value: Any, epochs: int) -> Any:
 
 
 def _returned(function: Callable[[int], Any], epochs: int) -> str:
-    """A sha256 of what a function of the epoch returns, over all epochs."""
+    """Return a sha256 of what a function of the epoch returns, over all epochs."""
     try:
-        # 0 comes last: a function that changes the model for an epoch has then set the first one.
+        # 0 comes last, so that a function that changes the model for an epoch leaves it set to the first.
         values = [float(function(epoch)) for epoch in (*range(1, epochs + 1), 0)]
-    except Exception:  # of something else than the epoch
+    except Exception:  # not a function of the epoch
         return "a function"
     return hashlib.sha256(repr(values).encode()).hexdigest()

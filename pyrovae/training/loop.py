@@ -1,4 +1,4 @@
-"""Minibatch after minibatch, epoch after epoch; what can be written down between any two steps, and taken up again."""
+"""The training loop over minibatches and epochs, whose state can be saved and restored between any two steps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pyrovae.training.traced import Traced, refused
 
 @dataclass(frozen=True)
 class Plan:
-    """How far and how fast: the arguments of ``fit`` that steer its loop."""
+    """The arguments of ``fit`` that control its loop."""
 
     epochs: int
     batch_size: int
@@ -45,15 +45,15 @@ class Plan:
     compile: str | bool
 
 
-# So many steps skipped one after another, or an epoch's where that is more, are no bad luck any more.
+# The fit stops after so many skipped steps in a row, or an epoch's number of steps if that is larger.
 _MOST_SKIPPED = 10
 
 
 class Loop:
-    """A fit in the middle of its work.
+    """A fit in progress.
 
-    Everything random follows from (seed, epoch, step), so that a place in the fit is two numbers: the epoch,
-    and the minibatch that comes next in it.
+    Everything random follows from (seed, epoch, step). The epoch and the number of the next minibatch therefore
+    identify every point of a fit.
     """
 
     def __init__(
@@ -73,26 +73,26 @@ class Loop:
         self._schedule, self._scales = schedule, scales
         self._traced = traced
         self._identity = identity
-        # Between epochs nothing runs that could change what the model's Python knows, but for these.
+        # Only schedulers and chunk iterables run user code between epochs.
         self._others = runs_code_of_others(schedule) or len(rows.lengths) > 1
         self.history = History()
         self.steps_an_epoch = rows.steps(plan.batch_size)
         self._epoch = 0
-        self._number = 0  # of the minibatch that comes next
-        self._losses = 0.0  # of the epoch's minibatches so far
+        self._number = 0  # of the next minibatch
+        self._losses = 0.0  # sum over the epoch's minibatches so far
         self._seconds = 0.0  # spent on the epoch so far
-        self._skipped = [0, 0]  # steps of the epoch so far, and rows, that were not finite
-        self._skipped_last = 0  # how many of the last steps, one after another
+        self._skipped = [0, 0]  # non-finite steps of the epoch so far, and rows in them
+        self._skipped_last = 0  # non-finite steps in a row, up to now
         self._best: _Best | None = None
         self._finished = False
 
     @property
     def steps_taken(self) -> int:
-        """Steps since the beginning."""
+        """Return the number of steps since the beginning."""
         return self._epoch * self.steps_an_epoch + self._number
 
     def run(self, bar: Progress, run: Run | None = None) -> None:
-        """Go on to the end, or until ``run`` is asked to stop; its folder is written whenever that is due."""
+        """Train to the end, or until ``run`` is asked to stop. Writes the folder of ``run`` whenever it is due."""
         if self._finished:
             return
         try:
@@ -123,12 +123,12 @@ class Loop:
             self._write(run)
 
     def _kl_weight(self, taken: int) -> float:
-        """The weight of the latent sites in the step after so many."""
+        """Return the weight of the latent sites in the step after ``taken`` steps."""
         warmup = self._plan.kl_warmup * self.steps_an_epoch
         return min(1.0, (taken + 1) / warmup) if warmup else 1.0
 
     def _advance(self, minibatches: list[tuple[int, Tensor]], rates: list[float], bar: Progress) -> None:
-        """The steps of a traced call, where one begins here; else one step."""
+        """Take the steps of a traced call if one begins here, else one step."""
         self._rows.load(minibatches[self._number][0])
         call = self._call()
         if call is None:
@@ -145,19 +145,19 @@ class Loop:
             losses = error.losses
         for (_, rows), value in zip(mine, losses, strict=False):
             self._count(rows, value, bar)
-        # The step that went wrong is tried again by itself, which says what it was; so are those after it.
+        # Repeat the failed step eagerly, to find the cause, and then the steps after it.
         for chunk, rows in mine[len(losses) :]:
             self._take(chunk, rows, rates, bar)
 
     def _call(self) -> tuple[tracing.TracedSteps, int] | None:
-        """The traced call that begins here, and how many steps it takes.
+        """Return the traced call that begins here and how many steps it takes, or None for an eager step.
 
-        None where the step is eager's, as all are once a trace has stopped holding or was not compiled.
+        All steps are eager once the trace no longer holds or could not be compiled.
         """
         if self._traced is None:
             return None
         try:
-            if self._others and self._epoch and not self._number:  # in the first, it was checked when traced
+            if self._others and self._epoch and not self._number:  # epoch 0 was checked by tracing
                 self._traced.check()
             return self._traced.at(self._number)
         except tracing.Untraceable as why:
@@ -168,7 +168,7 @@ class Loop:
             return None
 
     def _take(self, chunk: int, rows: Tensor, rates: list[float], bar: Progress) -> None:
-        """One step on one minibatch: rows of a chunk."""
+        """Take one step on one minibatch, given by rows of a chunk."""
         minibatch = {name: value[rows] for name, value in self._rows.data.items()}
         seed = noise.derive(self._plan.seed, noise.Stream.STEP, self.steps_taken)
         try:
@@ -183,20 +183,20 @@ class Loop:
             self._count(rows, value, bar)
 
     def _count(self, rows: Tensor, value: float, bar: Progress) -> None:
-        """A step has been taken."""
+        """Record a step that has been taken."""
         self._losses += value * len(rows) / self._state.num_rows
         self._skipped_last = 0
         self._number += 1
         bar.advance(note=f"epoch {self._epoch + 1}/{self._plan.epochs}, loss {value:.2f}")
 
     def _skip(self, error: Exception, minibatch: Batch, rows: Tensor, seed: int) -> None:
-        """Count a step that was not finite, or stop there."""
+        """Count a step that was not finite, or raise ``FloatingPointError``."""
         self._skipped_last += 1
         hopeless = self._skipped_last >= max(_MOST_SKIPPED, self.steps_an_epoch)
         if self._plan.on_nonfinite == "raise" or hopeless:
             place = f"epoch {self._epoch + 1}, step {self._number + 1}"
             if self._plan.on_nonfinite == "skip":
-                place += f", the last of {self._skipped_last} such steps one after another"
+                place += f", the last of {self._skipped_last} such steps in a row"
             with noise.seeded(seed, rows.device):
                 minibatch = self._state.presented(minibatch)
             raise FloatingPointError(
@@ -205,7 +205,7 @@ class Loop:
         self._skipped = [self._skipped[0] + 1, self._skipped[1] + len(rows)]
 
     def _end_epoch(self, rate: float, started: float) -> None:
-        """Evaluate, write the epoch down, move the learning rate, and decide whether to go on."""
+        """Evaluate, record the epoch, step the scheduler, and decide whether to stop."""
         skipped, skipped_rows = self._skipped
         taken = 1 - skipped_rows / self._state.num_rows  # of the epoch's rows
         record: dict[str, float] = {
@@ -230,7 +230,7 @@ class Loop:
             self._schedule.step(-score)
         elif self._schedule is not None:
             with warnings.catch_warnings():
-                # Of steps inside a graph, torch's schedulers see none.
+                # torch's schedulers do not see optimizer steps inside a graph.
                 warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before")
                 self._schedule.step()
         if self._plan.patience is not None and self._epoch >= self._plan.kl_warmup:
@@ -240,7 +240,7 @@ class Loop:
                 self.history.stopped = "patience"
 
     def _evaluate(self, evaluation: Evaluation) -> dict[str, float]:
-        """The ELBO and its halves for the record; NaN where rows have none and steps that fail on them are skipped."""
+        """Return the ELBO and its two parts for the record; NaN if they are not finite and such steps are skipped."""
         prefix = "" if evaluation.argument == "x" else f"{evaluation.argument}_"
         if evaluation.runner is not None:
             evaluation.runner.renew(self._others)
@@ -258,7 +258,7 @@ class Loop:
                 saving.save(self._state.pair, run.folder / "best.safetensors")
 
     def snapshot(self) -> dict[str, Any]:
-        """All that the rest of the fit depends on, for ``restore`` in another process."""
+        """Return everything that the rest of the fit depends on, for ``restore`` in another process."""
         return {
             "tensors": saving.tensors_of(self._state.pair),
             "answers": self._identity.answers(),
@@ -273,11 +273,11 @@ class Loop:
         }
 
     def restore(self, run: Run) -> None:
-        """Go on from what ``snapshot`` wrote down, and ``run`` found.
+        """Continue from the ``snapshot`` that ``run`` found.
 
         Raises:
-            ValueError: the pair or the loss compute other numbers than those that wrote it; the pair's are then as
-                they were.
+            ValueError: pair or loss compute other numbers than those that wrote it. The pair's tensors are then as
+                before.
         """
         snapshot, before = run.state, _copies(self._state.pair)
         _copy(saving.tensors_of(self._state.pair), snapshot["tensors"])
@@ -292,7 +292,7 @@ class Loop:
         self._epoch, self._number, self._losses, self._seconds = snapshot["place"]
         *self._skipped, self._skipped_last = snapshot["skipped"]
         vars(self.history).update(snapshot["history"])
-        if self.history.way == "eager":  # what was traced was given up
+        if self.history.way == "eager":  # the trace was given up before
             self._traced = None
         self._best = None if snapshot["best"] is None else _Best(**snapshot["best"])
         self._scales.start = snapshot["scales"]
@@ -301,7 +301,7 @@ class Loop:
 
 @dataclass(frozen=True)
 class _Best:
-    """The weights of the best epoch so far, copied."""
+    """A copy of the weights of the best epoch so far."""
 
     epoch: int
     score: float
@@ -316,7 +316,7 @@ class _Best:
 
     @contextmanager
     def in_place(self, pair: LatentVariableModel) -> Iterator[None]:
-        """Run a block in which the pair has these weights."""
+        """Run a block while the pair has these weights."""
         now = _copies(pair)
         self.restore(pair)
         try:

@@ -1,4 +1,4 @@
-"""Why a loss or gradient came out NaN or infinite: which parameter, term or row is the likely cause, and the mend."""
+"""Explains a NaN or infinite loss or gradient: the likely parameter, term or row, and how to fix it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyrovae.pair import Batch, RowModel
 
 
 def is_nonfinite(error: Exception) -> bool:
-    """Whether an error of a step says so: torch refuses parameters of a distribution that ran off before the loss is."""
+    """Return whether an error reports such values, including torch's error for parameters off their constraint."""
     return isinstance(error, FloatingPointError) or "satisfy the constraint" in str(error)
 
 
@@ -22,18 +22,18 @@ def refusal(
     rows: Tensor,
     seed: int,
 ) -> str:
-    """The message to stop a fit with.
+    """Return the message to stop a fit with.
 
     Args:
-        error: what the step raised; afterwards everything is as before it.
+        error: the error that the step raised, after which parameters, buffers and moments are as before it.
         place: the epoch and step, in words.
         model: the pair, and what inspection found.
         batch: the step's minibatch.
-        rows: the numbers of its rows in x, shape (batch,).
+        rows: the row numbers in x, shape (batch,).
         seed: of the step's noise.
     """
     shown = ", ".join(str(int(row)) for row in rows[:8]) + (", …" if len(rows) > 8 else "")
-    # Pyro's own error goes on for a page.
+    # Pyro's own error is a page long.
     reason = str(error).splitlines()[0].removesuffix(", but found invalid values:")
     cause, mend = _likely_cause(model, batch, rows, seed)
     return checks.refusal(
@@ -45,35 +45,35 @@ def refusal(
 
 
 def _likely_cause(model: RowModel, batch: Batch, rows: Tensor, seed: int) -> tuple[str, str]:
-    """What the parameters, or one fresh draw of z for every row of the minibatch, give away; and what to try."""
+    """Return the likely cause and its fix, from the parameters or one fresh draw of z for every row."""
     for name, parameter in model.pair.named_parameters():
         if count := int((~torch.isfinite(parameter)).sum()):
             return (
-                f"parameter {name} has {count} entries that were NaN or infinite before it",
-                "Start from finite parameters: build the model anew or load one that was saved earlier.",
+                f"parameter {name} had {count} NaN or infinite entries before the step",
+                "Start from finite parameters: build a new model or load one that was saved earlier.",
             )
     scales = f"{model.pair.fix_of_scales(batch['x'])} ".lstrip()
     bad, term = _bad_rows(model, batch, seed)
     if not len(bad):
         return (
-            "an extreme draw of z, or a gradient that overflows where the loss itself does not",
-            f"{scales}Else lower lr or set clip_norm." if scales else "Lower lr or set clip_norm.",
+            "an extreme draw of z, or a gradient that overflows although the loss does not",
+            f"{scales}Otherwise lower lr or set clip_norm." if scales else "Lower lr or set clip_norm.",
         )
     first = int(bad[0])
     size = float(batch["x"][first].abs().max())
     return (
         f"{term} in {len(bad)} of these rows, first row {int(rows[first])}, whose largest entry is {size:.3g}",
-        f"{scales}{'Look at that row; else l' if 2 * len(bad) < len(rows) else 'L'}ower lr or set clip_norm.",
+        f"{scales}{'Look at that row; otherwise l' if 2 * len(bad) < len(rows) else 'L'}ower lr or set clip_norm.",
     )
 
 
 def _bad_rows(model: RowModel, batch: Batch, seed: int) -> tuple[list[int], str]:
-    """The rows of the minibatch at which a term of the loss is not finite, and which term that is."""
+    """Return the rows of the minibatch with a non-finite term of the loss, and the name of that term."""
     try:
         terms = _terms(model, batch, seed)
-    except ValueError:  # a distribution refused its parameters: for some row, and for all of them together
+    except ValueError:  # some row's parameters are invalid, and the error does not say which row's
         bad = [i for i in range(len(batch["x"])) if _is_refused(model, batch, i, seed)]
-        return bad, "the networks put out values that no distribution takes"
+        return bad, "the network outputs are invalid parameters of a distribution"
     for name, term in terms.items():
         bad = torch.nonzero(~torch.isfinite(term)).flatten().tolist()
         if bad:
@@ -90,7 +90,7 @@ def _is_refused(model: RowModel, batch: Batch, row: int, seed: int) -> bool:
 
 
 def _terms(model: RowModel, batch: Batch, seed: int) -> dict[str, Tensor]:
-    """The terms of the ELBO for one draw of z a row, each of shape (batch,)."""
+    """Return the terms of the ELBO for one draw of z a row, each of shape (batch,)."""
     with model.pair.evaluating(), noise.seeded(seed, batch["x"].device):
         latents, log_q = model.propose(batch, 1)
         joint = model.log_joint(batch, latents)

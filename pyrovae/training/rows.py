@@ -1,4 +1,4 @@
-"""The rows that a fit goes over: all at hand, or a chunk at a time of something that holds more than memory does."""
+"""The rows that a fit uses: one array, or one chunk at a time if memory does not hold all."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pyrovae.pair import Batch
 
 
 class Chunks:
-    """What ``fit`` was given, as chunks of rows that can be gone through again and again; an array is one of them.
+    """The data passed to ``fit``, as chunks of rows that can be iterated repeatedly. An array is one chunk.
 
     Raises:
-        ValueError: an iterator, which can be gone through only once.
+        ValueError: x is an iterator, which can be iterated only once.
     """
 
     def __init__(self, x: Any) -> None:
-        #: Whether x is an iterable of arrays: a list of tensors, a DataLoader.
+        #: Whether x is an iterable of arrays, such as a list of tensors or a DataLoader.
         self.several = _holds_chunks(x)
         self._x = x if self.several else [x]
         if iter(self._x) is self._x:
             raise checks.bad_value(
                 "x",
-                "chunks that can be gone through in every epoch anew",
-                f"a {type(x).__name__}, which is used up after the first",
+                "chunks that can be iterated in every epoch",
+                f"a {type(x).__name__}, which is used up after the first pass",
                 "Pass a list, a DataLoader, or an object whose __iter__ starts from the beginning.",
             )
 
@@ -36,7 +36,7 @@ class Chunks:
         for number, chunk in enumerate(self._x):
             if not (self.several and isinstance(chunk, list | tuple) and chunk):
                 yield chunk
-            elif len(chunk) == 1:  # a DataLoader makes a list of one of everything
+            elif len(chunk) == 1:  # a DataLoader puts every batch into a list of one
                 yield chunk[0]
             else:
                 raise checks.bad_type(
@@ -47,7 +47,7 @@ class Chunks:
                 )
 
     def first(self) -> Any:
-        """The first chunk.
+        """Return the first chunk.
 
         Raises:
             ValueError: there is none.
@@ -65,7 +65,7 @@ def _holds_chunks(x: Any) -> bool:
         return False
     if not isinstance(x, list | tuple):
         return True
-    # Numbers in lists are rows that have to be made an array first; a list of arrays is a batch.
+    # A list of numbers is rows that are not an array yet; a list of arrays is chunks.
     first = x[0] if x else 0.0
     if isinstance(first, list | tuple) and first:
         first = first[0]
@@ -76,18 +76,18 @@ class Rows:
     """The rows of a fit.
 
     Args:
-        chunks: of the rows, in turn, every time they are iterated; each an array or a dict of arrays.
-        prepare: checks a chunk, which errors call by the name given, and makes a batch of it; and its rows as they came.
-        digests: whether to take these, which only checkpoints need.
+        chunks: the chunks in order, each an array or a dict of arrays; iterated repeatedly.
+        prepare: takes a chunk and its name for errors; checks it and returns a batch and its rows as passed.
+        digests: whether to compute digests, which only checkpoints need.
 
     Attributes:
-        data: the rows at hand. Its memory stays where it is, and holds another chunk after ``load``.
+        data: the rows of the loaded chunk. ``load`` copies another chunk into the same memory.
         lengths: the number of rows of every chunk.
-        hashes: of all rows, shape (rows, 2), as ``checks.row_hashes`` has them.
+        hashes: of all rows, shape (rows, 2), as ``checks.row_hashes`` returns them.
         digests: of every chunk, by the names in it.
 
     Raises:
-        TypeError, ValueError: what ``prepare`` raises; chunks that differ in more than their rows.
+        TypeError, ValueError: see ``prepare``; chunks differ in more than their rows.
     """
 
     def __init__(
@@ -110,30 +110,30 @@ class Rows:
             hashes.append(checks.row_hashes(source.exact))
         self.hashes = np.concatenate(hashes)
         self.data, self._at_hand = first, 0
-        if len(self.lengths) > 1:  # memory of its own, into which chunks are copied
+        if len(self.lengths) > 1:  # separate memory, into which chunks are copied
             longest = max(self.lengths)
             self.data = {name: value.new_zeros(longest, *value.shape[1:]) for name, value in first.items()}
             self._at_hand = -1
         self._coming: Iterator[tuple[Batch, checks.Source]] = iter(())
-        self._next = len(self.lengths)  # the number of the chunk that comes next
+        self._next = len(self.lengths)  # the number of the next chunk
 
     def __len__(self) -> int:
         return sum(self.lengths)
 
     def steps(self, batch_size: int) -> int:
-        """How many an epoch takes."""
+        """Return the number of steps in an epoch."""
         return len(self.sizes(batch_size))
 
     def sizes(self, batch_size: int) -> list[int]:
-        """Of the batches of an epoch."""
+        """Return the sizes of an epoch's batches."""
         return [size for length in self.lengths for size in tracing.batch_sizes(length, batch_size)]
 
     def start(self, chunk: int) -> int:
-        """The number of a chunk's first row among all."""
+        """Return the number of a chunk's first row among all rows."""
         return sum(self.lengths[:chunk])
 
     def minibatches(self, size: int, seed: int, epoch: int) -> list[tuple[int, Tensor]]:
-        """The minibatches of an epoch: chunk, and indices of rows in it, in an order of the epoch's own."""
+        """Return an epoch's minibatches in random order within each chunk: the chunk and indices of rows in it."""
         found = []
         for chunk, length in enumerate(self.lengths):
             keys = (epoch, chunk) if chunk else (epoch,)
@@ -143,7 +143,7 @@ class Rows:
         return found
 
     def load(self, chunk: int) -> None:
-        """Bring a chunk to ``data``."""
+        """Load a chunk into ``data``."""
         if chunk == self._at_hand:
             return
         if self._next > chunk:
@@ -157,16 +157,16 @@ class Rows:
                     "x",
                     f"{expected} rows in chunk {self._next}, as in the first pass",
                     str(came),
-                    "Pass an iterable that gives chunks of the same sizes every time.",
+                    "Pass an iterable that returns chunks of the same sizes in every pass.",
                 )
             self._next += 1
         self._check_alike(batch, self.data, chunk)
         if self.digests and self.digests[chunk] != checks.digests(batch):
             raise checks.bad_value(
                 "x",
-                "chunks that are the same at every pass, because the fit has a checkpoint",
+                "chunks that are the same in every pass, because the fit has a checkpoint",
                 f"other rows in chunk {chunk}",
-                "Pass chunks in one order, fit shuffles within each; or leave the checkpoint out.",
+                "Pass chunks in a fixed order, because fit shuffles within each; or leave the checkpoint out.",
             )
         for name, value in batch.items():
             self.data[name][: len(value)] = value
@@ -185,5 +185,5 @@ class Rows:
                 "x",
                 f"chunks that differ only in their rows: {expected}",
                 f"{described} in chunk {chunk}",
-                "Bring the chunks to the same columns, names and types.",
+                "Convert the chunks to the same columns, names and types.",
             )

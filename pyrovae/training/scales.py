@@ -1,4 +1,4 @@
-"""Scales that a likelihood learns: one that runs to zero takes the density, and log P(x) with it, to +∞."""
+"""Checks of learned scales: a scale that shrinks to zero takes the density, and log P(x), to +∞."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _learns_scale(pair: LatentVariableModel) -> bool:
 
 
 def check_columns_vary(pair: LatentVariableModel, x: Tensor) -> None:
-    """Refuse columns on which a scale would shrink to zero: one that is learned, or the column's own."""
+    """Raise ``ValueError`` for constant columns, on which a learned or standardising scale would shrink to zero."""
     likelihood: Any = pair.likelihood if isinstance(pair, VAE) else None
     standardizes = getattr(likelihood, "standardize", None) is not None
     if standardizes or _learns_scale(pair):
@@ -23,10 +23,10 @@ def check_columns_vary(pair: LatentVariableModel, x: Tensor) -> None:
 
 
 class Scales:
-    """Watches the scales that a likelihood learns: one that runs to zero takes the density to +∞."""
+    """Checks the scales that a likelihood learns: one that shrinks to zero takes the density to +∞."""
 
     def __init__(self, pair: LatentVariableModel, x: Tensor, seed: int) -> None:
-        #: The smallest scale of every column before training, shape (columns,); None where none is learned.
+        #: The smallest scale of every column before training, shape (columns,); None if no scale is learned.
         self.start: Tensor | None = None
         if _learns_scale(pair):
             self._pair: Any = pair
@@ -35,7 +35,7 @@ class Scales:
             self.start = self._smallest()
 
     def check(self) -> None:
-        """Refuse to go on where a scale fell below 1e-5 of its column's own spread."""
+        """Raise ``ValueError`` if a scale fell below 1e-5 of its column's standard deviation."""
         if self.start is None:
             return
         scale = self._smallest()
@@ -46,12 +46,12 @@ class Scales:
                 "x",
                 "a density that stays bounded",
                 f"a learned scale of {float(scale[column]):.2g} in column {column}, whose spread is "
-                f"{float(self._spread[column]):.2g}: log P(x) runs off to +∞",
+                f"{float(self._spread[column]):.2g}: log P(x) goes to +∞",
                 "Dequantise whole numbers, drop columns that repeat a value or another column, or fix the scale.",
             )
 
     def _smallest(self) -> Tensor:
-        """The smallest scale of every column over some rows, shape (columns,)."""
+        """Return the smallest scale of every column over some rows, shape (columns,)."""
         pair = self._pair
         seeded = noise.seeded(noise.derive(self._seed, noise.Stream.INSPECT), self._x.device)
         with pair.evaluating(), seeded, checks.parameters_hold(fix=lambda: pair.fix_of_rows(self._x)):

@@ -1,4 +1,4 @@
-"""The whole of training: one step, which reads and changes nothing but its state."""
+"""One training step, which reads and changes nothing but its state."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from pyrovae.tracing import unchanged
 
 @dataclass
 class State:
-    """What a step reads and changes: a pair with its parameters and buffers, and their optimizer's moments."""
+    """Everything that a step reads and changes: a pair's parameters and buffers, and the optimizer's moments."""
 
     pair: LatentVariableModel
     optimizer: torch.optim.Optimizer
     objective: ELBO
     num_rows: int
     clip_norm: float | None
-    #: Whether rows are probabilities, of which every presentation draws zeros and ones.
+    #: Whether rows are probabilities, from which every step draws zeros and ones.
     binarize: bool = False
-    #: What the optimizer moves.
+    #: The parameters that the optimizer updates.
     parameters: list[nn.Parameter] = field(init=False)
-    #: Where the modules' buffers are, found once: a walk through closures has no place in every step.
+    #: The modules' buffers, found once because a search through closures is slow.
     buffers: list[tuple[dict[str, Tensor | None], str]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -43,36 +43,36 @@ class State:
 
     @property
     def moved(self) -> int:
-        """How many numbers the optimizer moves."""
+        """Return how many numbers the optimizer updates."""
         return sum(parameter.numel() for parameter in self.parameters)
 
     def loss(self, batch: Batch, kl_weight: float) -> Tensor | float:
-        """The objective on a minibatch, an estimate of the data set's, in nats."""
+        """Return the objective on a minibatch, an estimate of the whole data set's, in nats."""
         return loss(self.pair, self.objective, self.presented(batch), self.num_rows, kl_weight)
 
     def presented(self, batch: Batch) -> Batch:
-        """The minibatch as model and guide see it."""
+        """Return the minibatch as model and guide get it."""
         return batch | {"x": binarized(batch["x"])} if self.binarize else batch
 
 
 def binarized(x: Tensor) -> Tensor:
-    """Zeros and ones, drawn with the probabilities of x."""
+    """Return zeros and ones, drawn with the probabilities in x."""
     return (torch.rand_like(x) < x).to(x.dtype)
 
 
 def step(state: State, batch: Batch, seed: int, learning_rates: Sequence[float], kl_weight: float) -> float:
-    """One gradient step on a minibatch; returns its loss, an estimate of the data set's, in nats a row.
+    """Take one gradient step on a minibatch and return its loss, an estimate of the data set's, in nats a row.
 
     Args:
         state: changed in place: parameters, their buffers, and the optimizer's moments.
         batch: the minibatch.
-        seed: the noise of the step.
+        seed: of the noise of the step.
         learning_rates: one for each of the optimizer's parameter groups.
-        kl_weight: what the latent sites' log-probabilities are multiplied by.
+        kl_weight: the factor on the latent sites' log-probabilities.
 
     Raises:
-        FloatingPointError: a loss or gradient that is not finite. Whatever a step raises, parameters, buffers
-            and moments are as before it.
+        FloatingPointError: loss or gradient are not finite. After any error, parameters, buffers and moments
+            are as before the step.
     """
     with _buffers_as_before_on_error(state):
         value = differentiate(state, batch, seed, kl_weight)
@@ -83,7 +83,7 @@ def step(state: State, batch: Batch, seed: int, learning_rates: Sequence[float],
 
 
 def check_one_row(state: State, model: RowModel, batch: Batch, batch_size: int, seed: int) -> None:
-    """Refuse a pair that can't learn from batches of one row: one with BatchNorm. Nothing is changed by trying."""
+    """Raise ``ValueError`` if the pair has BatchNorm and gets a batch of one row. Nothing is changed."""
     if not any(isinstance(module, _BatchNorm) for module in state.pair.every_module()):
         return
     row = {name: value[:1] for name, value in batch.items()}
@@ -106,15 +106,15 @@ def check_one_row(state: State, model: RowModel, batch: Batch, batch_size: int, 
 
 
 def differentiate(state: State, batch: Batch, seed: int, kl_weight: float) -> float:
-    """Leave the gradient, clipped, in the parameters' ``.grad``; returns the loss, in nats a row."""
+    """Store the gradient, clipped, in the parameters' ``.grad`` and return the loss, in nats a row."""
     state.pair.zero_grad(set_to_none=True)
     parameters = state.parameters
     with noise.seeded(seed, batch["x"].device), state.pair.fitting():
         total = state.loss(batch, kl_weight)
         if isinstance(total, Tensor):
-            # A row's worth of the loss: the learning rate and clip_norm mean the same for any N.
+            # The loss of one row, so that the learning rate and clip_norm mean the same for any N.
             (total / state.num_rows).backward()
-        else:  # an objective that ran backward() itself, on the whole data set's loss
+        else:  # the objective ran backward() itself, on the loss of the whole data set
             for parameter in parameters:
                 if parameter.grad is not None:
                     parameter.grad /= state.num_rows
@@ -131,7 +131,7 @@ def differentiate(state: State, batch: Batch, seed: int, kl_weight: float) -> fl
 
 @contextmanager
 def _buffers_as_before_on_error(state: State) -> Iterator[None]:
-    """Run a block; if it raises, put back the modules' buffers, such as batch normalisation's running moments."""
+    """Run a block and restore the modules' buffers, such as batch normalisation's running moments, if it raises."""
     before = [
         (buffers, name, buffer, buffer.clone())
         for buffers, name in state.buffers

@@ -1,4 +1,4 @@
-"""How a fit takes its steps: Pyro anew at each, or traced once, or traced and compiled; and which of an epoch in one call."""
+"""Decides how a fit takes its steps, eager, traced or compiled, and which steps of an epoch share one call."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from pyrovae.precision import products
 from pyrovae.training.rows import Rows
 from pyrovae.training.step import State
 
-# What tracing and compiling save, measured on two cores (benchmarks/speed.py): a traced step is without Pyro's
-# messages; a compiled one runs fused besides, which saves the more the more numbers it touches. Tracing takes a third
-# of a second, compiling some 8, the first time on a machine 30, and both are for batches of one size: the last one
-# of an epoch has to pay by itself. These rules read the arguments and no clock: which way steps are taken shows in
-# their last digits, and the same call gives the same bits.
+# Savings measured on two cores (benchmarks/speed.py). A traced step skips Pyro's messages. A compiled step also runs
+# fused operations; the more numbers it touches, the more that saves. Tracing takes a third of a second. Compiling takes
+# some 8, the first time on a machine 30. Both serve one batch size, so an epoch's last batch has to pay separately.
+# These rules use the arguments and no clock: ways differ in the last digits, and equal calls must give equal bits.
 _TRACING_PAYS = 1_000  # steps
 _COMPILING_SAVES = (0.8e-3, 0.7e-9)  # seconds a step, and as many more for each number it moves
 _COMPILING_PAYS = 20.0  # seconds
-# Above so many parameters a step takes milliseconds, beside which a call costs nothing; one step compiles sooner.
+# With more parameters, a step takes milliseconds and a call adds little; a graph of one step compiles sooner.
 _STEPS_TOGETHER = 200_000
 
 Sizes = tuple[int, ...]  # of the batches of the steps in a call
@@ -28,10 +27,10 @@ Sizes = tuple[int, ...]  # of the batches of the steps in a call
 def choose(
     compile: str | bool, epochs: int, state: State, rows: Rows, batch_size: int, annealed: bool
 ) -> tuple[Traced | None, str]:
-    """The traced calls of a fit, where they pay or are asked for; and how most steps are taken, in words.
+    """Return a fit's traced calls, if they save time or are asked for, and how most steps run, in words.
 
     Raises:
-        ValueError: ``compile=True`` and a pair, an objective or a machine that it can't be done with.
+        ValueError: ``compile=True``, and the pair, the objective or the machine does not allow it.
     """
     if compile is False:
         return None, "eager"
@@ -43,7 +42,7 @@ def choose(
         if compile is True:
             raise refused(tracing.Untraceable(reason))
         compiled = set()
-    # Steps of a call that is not compiled are no quicker together.
+    # Without compiling, several steps in one call are no faster.
     epoch = [part for call in epoch for part in ([call] if call in compiled else [(size,) for size in call])]
     ways = {
         call: call in compiled
@@ -63,7 +62,7 @@ def choose(
 
 
 def _worth_compiling(compile: str | bool, epoch: Counter[Sizes], epochs: int, moved: int) -> set[Sizes]:
-    """Which calls save the seconds that compiling them takes; where it is asked for, the one that saves most as well."""
+    """Return the calls that save more time than compiling takes; with True, also the one that saves most."""
     each, by_number = _COMPILING_SAVES
     saved = {call: epochs * count * len(call) * (each + by_number * moved) for call, count in epoch.items()}
     worth = {call for call in saved if saved[call] >= _COMPILING_PAYS}
@@ -71,12 +70,12 @@ def _worth_compiling(compile: str | bool, epoch: Counter[Sizes], epochs: int, mo
 
 
 def refused(why: tracing.Untraceable) -> checks.Refused:
-    """What to raise where steps have to be compiled and can't be."""
+    """Return the error for steps that have to be compiled and cannot be."""
     return checks.bad_value(
         "compile",
         "steps that can be traced and compiled",
         str(why),
-        'Pass compile="auto", which takes them eagerly then.',
+        'Pass compile="auto", which then runs the steps eagerly.',
     )
 
 
@@ -84,27 +83,27 @@ class Traced:
     """The traced calls of a fit, each made when it is first needed.
 
     Args:
-        state: whose steps they are.
-        rows: that they go over.
-        epoch: the calls of an epoch, one after the other.
-        ways: whether a call is compiled, for those that are traced; the steps of others are eager's.
-        annealed: whether the KL weight moves.
+        state: the state that the steps change.
+        rows: the rows that the steps use.
+        epoch: the calls of an epoch, in order.
+        ways: maps each traced call to whether it is compiled. The steps of other calls are eager.
+        annealed: whether the KL weight changes.
 
     Raises:
-        Untraceable: what can't be traced.
+        Untraceable: the step cannot be traced.
     """
 
     def __init__(
         self, state: State, rows: Rows, epoch: Sequence[Sizes], ways: Mapping[Sizes, bool], annealed: bool
     ) -> None:
         self._state, self._data, self._annealed, self._ways = state, rows.data, annealed, ways
-        # Torch's own fused update is quicker than one operation by operation.
+        # Without compiling, torch's own fused update is faster than a traced one.
         self._inside = any(ways.values()) and tracing.updates_inside(state.optimizer)
         self._options = tracing.options(state.optimizer)
         starts = accumulate(map(len, epoch), initial=0)
-        #: Of the traced call that begins with a step of the epoch.
+        #: The sizes of the traced call that begins with a step of the epoch.
         self._sizes = {start: sizes for start, sizes in zip(starts, epoch, strict=False) if sizes in ways}
-        # What a first chunk leaves of the memory of longer ones holds no rows.
+        # The memory for longer chunks is empty behind the first chunk's rows.
         shown = {name: column[: rows.lengths[0]] for name, column in self._data.items()}
         self._graphs = {
             size: tracing.trace_gradients(
@@ -123,8 +122,8 @@ class Traced:
         self._held: list[int] = []
 
     def at(self, number: int) -> tuple[tracing.TracedSteps, int] | None:
-        """The call that begins with a step of the epoch, and how many it takes; None where that step is eager's."""
-        # Schedulers change optimizers between epochs, nobody within one.
+        """Return the call that begins with a step of the epoch and its number of steps; None for an eager step."""
+        # Schedulers change optimizers between epochs; nothing does within one.
         if self._inside and (number == 0 or not self._ready):
             self._ready = self._look()
         sizes = self._sizes.get(number)
@@ -148,17 +147,17 @@ class Traced:
         return self._calls[sizes], len(sizes)
 
     def check(self) -> None:
-        """Raises ``Untraceable`` where model and guide do other things by now than they did when they were traced."""
-        # As when they were traced: rounded, the two may differ by more than is asked.
+        """Raise ``Untraceable`` if model and guide no longer compute what they computed when traced."""
+        # At the tracing's precision, because rounded products could differ by more than the tolerance.
         with products("highest"):
             next(iter(self._graphs.values())).check()
 
     def _look(self) -> bool:
-        """Whether updates inside a graph are what the optimizer would do now; its first step makes their moments."""
+        """Return whether updates inside a graph equal the optimizer's now; the first call creates the moments."""
         optimizer, moving = self._state.optimizer, next(iter(self._graphs.values())).moving
         moments = tracing.moments(optimizer, moving)
         held = [id(moment) for moment in moments or ()]
-        if held != self._held:  # others have taken their place, and calls would go on with those
+        if held != self._held:  # the optimizer has new moments, and calls would use the old ones
             self._calls.clear()
             self._held = held
         return moments is not None and tracing.options(optimizer) == self._options
