@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrovae import frames, rounding
+from pyrovae import chunks, frames, rounding
 
 if TYPE_CHECKING:
     from torch.distributions.constraints import Constraint
@@ -230,7 +230,8 @@ def rows(
 
 
 def in_double(x: Any) -> Any:
-    """``x`` with its float tensors in float64, for what computes in float64: a tensor, or a mapping of them."""
+    """``x`` with its float tensors in float64, for code that computes in float64; chunks are joined."""
+    x = _whole(x, "x")
     if isinstance(x, Mapping):
         return {name: in_double(value) for name, value in x.items()}
     return x.double() if isinstance(x, Tensor) and x.dtype in FLOATS else x
@@ -358,6 +359,7 @@ def read(
         TypeError, ValueError: as ``batch``; columns of other names or in another order than ``names``; an index
             that does not match the index of the rows.
     """
+    x = _whole(x, argument)
     found = dict(names or {})
     rows_of = _the_rows(x, argument)
     _same_names(argument, rows_of, "x", found)
@@ -381,6 +383,21 @@ def read(
                 "Pass one entry for every row.",
             )
     return batch, source
+
+
+def _whole(x: Any, argument: str) -> Any:
+    """Chunks joined, anything else as it is."""
+    try:
+        return chunks.joined(x) if chunks.several(x) else x
+    except chunks.Unreadable as reason:
+        raise unreadable(argument, reason) from None
+
+
+def unreadable(argument: str, reason: chunks.Unreadable) -> Exception:
+    """The refusal of chunks that are no rows."""
+    if isinstance(reason, chunks.NoRows):
+        return bad_type(f"{argument}{reason.place}", reason.expected, reason.came, reason.fix)
+    return bad_value(f"{argument}{reason.place}", reason.expected, reason.came, reason.fix)
 
 
 def align(argument: str, value: Any, index: Any) -> Any:
@@ -555,7 +572,7 @@ def _described(x: Any) -> tuple[str, str]:
     if isinstance(x, bool | int | float):
         return "a single number", "Pass an array of shape (rows, columns)."
     if "DataLoader" in bases:
-        return came, "Pass the rows themselves, such as torch.cat(batches). fit alone takes a DataLoader."
+        return came, "Pass the rows themselves, such as torch.cat(batches)."
     if "TensorDataset" in bases:
         return came, "Pass its rows: x.tensors[0]."
     if "IterableDataset" in bases:

@@ -16,6 +16,7 @@ PACKAGE = Path(pyrovae.__file__).parent
 ROOMS = [
     "rounding",
     "frames",
+    "chunks",
     "checks",
     "turns",
     "registry",

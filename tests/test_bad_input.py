@@ -1335,15 +1335,13 @@ OTHER_KINDS = {
         "numpy.lib.recfunctions.structured_to_unstructured(x)",
     ),
 }
-#: What ``fit`` takes as chunks, and others don't.
+#: Rows in chunks.
 CHUNKS = {
-    "a DataLoader": (
-        lambda x: torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=8),
-        "a DataLoader",
-    ),
-    "a list of tensors": (lambda x: list(x.split(8)), "a list of 3 tensors"),
-    "a tuple of arrays": (lambda x: tuple(np.split(x.numpy(), 3)), "a tuple of 3 arrays"),
-    "a generator": (lambda x: (part for part in x.split(8)), "a generator"),
+    "a DataLoader": lambda x: torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=8),
+    "a list of tensors": lambda x: list(x.split(8)),
+    "a tuple of arrays": lambda x: tuple(np.split(x.numpy(), 3)),
+    "a list of frames": lambda x: [pd.DataFrame(part.numpy()) for part in x.split(7)],
+    "a list of dicts": lambda x: [{"x": part} for part in x.split(8)],
 }
 
 
@@ -1375,10 +1373,35 @@ def test_rows_of_another_kind_are_named_with_the_fix_that_works(kind, call):
 
 
 @pytest.mark.parametrize("kind", CHUNKS)
-def test_what_only_fit_takes_is_named(kind):
-    make, came = CHUNKS[kind]
-    with pytest.raises(TypeError, match=f"x: expected .*, got {came}"):
-        pv.elbo(world()["vae"], make(world()["x"]))
+def test_chunks_have_the_numbers_of_the_whole(kind):
+    vae, x = world()["vae"], world()["x"]
+    whole, parts = (pv.log_evidence(vae, rows, num_samples=20) for rows in (x, CHUNKS[kind](x)))
+    np.testing.assert_array_equal(parts.estimate, whole.estimate)
+    assert parts.fingerprint == whole.fingerprint
+    baseline = baselines.IndependentBernoulli().fit(CHUNKS[kind](x))
+    np.testing.assert_array_equal(
+        baseline.log_evidence(CHUNKS[kind](x)).estimate, baseline.log_evidence(x).estimate
+    )
+
+
+@pytest.mark.parametrize(
+    ("chunks", "message"),
+    [
+        (
+            lambda x: (part for part in x.split(8)),
+            "x: expected chunks that can be gone through again, got a gen",
+        ),
+        (lambda x: [x, x[:, :3]], r"x\[1\]: expected a Tensor with rows of shape \(\d+,\)"),
+        (lambda x: [x, x.numpy()], r"x\[1\]: expected a Tensor .*, got a ndarray"),
+        (lambda x: [{"x": x}, x], r"x\[1\]: expected a dict with \['x'\], as x\[0\], got a Tensor"),
+        (lambda x: [x, torch.tensor(1.0)], r"x\[1\]: expected an array of rows, got a Tensor"),
+        (lambda x: range(3), r"x\[0\]: expected an array of rows, got a int"),
+        (lambda x: [(x, x)], r"x\[0\]: expected an array of rows, or a dict with them, got a tuple of 2"),
+    ],
+)
+def test_chunks_that_do_not_join_are_named(chunks, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        pv.elbo(world()["vae"], chunks(world()["x"]))
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import checks, noise, tracing
+from pyrovae import checks, chunks, noise, tracing
 from pyrovae.pair import Batch
 
 
@@ -22,29 +22,18 @@ class Chunks:
 
     def __init__(self, x: Any) -> None:
         #: Whether x is an iterable of arrays, such as a list of tensors or a DataLoader.
-        self.several = _holds_chunks(x)
+        self.several = chunks.several(x)
         self._x = x if self.several else [x]
-        if iter(self._x) is self._x:
-            raise checks.bad_value(
-                "x",
-                "chunks that can be iterated in every epoch",
-                f"a {type(x).__name__}, which is used up after the first pass",
-                "Pass a list, a DataLoader, or an object whose __iter__ starts from the beginning.",
-            )
+        next(iter(self), None)  # which refuses an iterator
 
     def __iter__(self) -> Iterator[Any]:
-        for number, chunk in enumerate(self._x):
-            if not (self.several and isinstance(chunk, list | tuple) and chunk):
-                yield chunk
-            elif len(chunk) == 1:  # a DataLoader puts every batch into a list of one
-                yield chunk[0]
-            else:
-                raise checks.bad_type(
-                    f"x[{number}]",
-                    "an array of rows, or a dict with them",
-                    f"a {type(chunk).__name__} of {len(chunk)}, such as (rows, labels)",
-                    'Leave the labels out, TensorDataset(rows), or let the collate_fn return {"x": rows}.',
-                )
+        if not self.several:
+            yield from self._x
+            return
+        try:
+            yield from chunks.each(self._x)
+        except chunks.Unreadable as reason:
+            raise checks.unreadable("x", reason) from None
 
     def first(self) -> Any:
         """Return the first chunk.
@@ -55,21 +44,6 @@ class Chunks:
         for chunk in self:
             return chunk
         raise checks.bad_value("x", "at least one chunk of rows", "none", "Pass some rows.")
-
-
-def _holds_chunks(x: Any) -> bool:
-    one = isinstance(x, Tensor | np.ndarray | Mapping | Set | str | bytes | bytearray | memoryview) or any(
-        hasattr(x, name) for name in ("to_numpy", "toarray", "to_pandas", "compute", "__array__", "read")
-    )
-    if one or not isinstance(x, Iterable):
-        return False
-    if not isinstance(x, list | tuple):
-        return True
-    # A list of numbers is rows that are not an array yet; a list of arrays is chunks.
-    first = x[0] if x else 0.0
-    if isinstance(first, list | tuple) and first:
-        first = first[0]
-    return not isinstance(first, int | float | str | list | tuple)
 
 
 class Rows:

@@ -1,0 +1,112 @@
+"""Rows in chunks: an iterable of arrays, frames or dicts, such as a list of tensors or a DataLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Unreadable(Exception):
+    """Chunks that are no rows: where, and what an error says was expected, what came, and how to fix it."""
+
+    def __init__(self, place: str, expected: str, came: str, fix: str) -> None:
+        super().__init__(came)
+        self.place, self.expected, self.came, self.fix = place, expected, came, fix
+
+
+class NoRows(Unreadable):
+    """A chunk of a kind that holds no rows."""
+
+
+def several(x: Any) -> bool:
+    """Whether x is an iterable of arrays, and not one array or a list of numbers."""
+    one = isinstance(
+        x, Tensor | torch.nn.Module | np.ndarray | Mapping | Set | str | bytes | bytearray | memoryview
+    ) or any(
+        hasattr(x, name) for name in ("to_numpy", "toarray", "to_pandas", "compute", "__array__", "read")
+    )
+    if one or not isinstance(x, Iterable):
+        return False
+    if not isinstance(x, list | tuple):
+        return True
+    # A list of numbers is rows that are not an array yet; a list of arrays is chunks.
+    first = x[0] if x else 0.0
+    if isinstance(first, list | tuple) and first:
+        first = first[0]
+    return not isinstance(first, int | float | str | list | tuple)
+
+
+def each(x: Iterable[Any]) -> Iterator[Any]:
+    """The chunks of x in turn.
+
+    Raises:
+        Unreadable: an iterator, which can be gone through only once; a chunk that is a tuple, such as (rows, labels).
+    """
+    if iter(x) is x:
+        raise Unreadable(
+            "",
+            "chunks that can be gone through again",
+            f"a {type(x).__name__}, which is used up after the first pass",
+            "Pass a list, a DataLoader, or an object whose __iter__ starts from the beginning.",
+        )
+    for number, chunk in enumerate(x):
+        if not (isinstance(chunk, list | tuple) and chunk):
+            yield chunk
+        elif len(chunk) == 1:  # a DataLoader puts every batch into a list of one
+            yield chunk[0]
+        else:
+            raise NoRows(
+                f"[{number}]",
+                "an array of rows, or a dict with them",
+                f"a {type(chunk).__name__} of {len(chunk)}, such as (rows, labels)",
+                'Leave the labels out, TensorDataset(rows), or let the collate_fn return {"x": rows}.',
+            )
+
+
+def joined(x: Iterable[Any]) -> Any:
+    """All chunks as one array, frame or dict of these.
+
+    Raises:
+        Unreadable: as ``each``; no chunks; chunks whose names, kinds or shapes differ.
+    """
+    parts = list(each(x))
+    if not parts:
+        raise Unreadable("", "at least one chunk of rows", "none", "Pass some rows.")
+    if not any(isinstance(part, Mapping) for part in parts):
+        return _one(parts, "")
+    names = set(parts[0]) if isinstance(parts[0], Mapping) else set()
+    for number, part in enumerate(parts):
+        if not isinstance(part, Mapping) or set(part) != names:
+            came = f"{sorted(map(str, part))}" if isinstance(part, Mapping) else f"a {type(part).__name__}"
+            raise Unreadable(
+                f"[{number}]", f"a dict with {sorted(map(str, names))}, as x[0]", came, "Name them alike."
+            )
+    return {name: _one([part[name] for part in parts], f"[{name!r}]") for name in parts[0]}
+
+
+def _one(parts: Sequence[Any], place: str) -> Any:
+    """Arrays of one kind, one after the other."""
+    for number, part in enumerate(parts):
+        if not len(getattr(part, "shape", ())):
+            came = f"a {type(part).__name__}"
+            raise NoRows(f"[{number}]{place}", "an array of rows", came, "Pass arrays with rows on dim 0.")
+    shapes = [tuple(part.shape)[1:] for part in parts]
+    for number, (part, shape) in enumerate(zip(parts, shapes, strict=True)):
+        if type(part) is not type(parts[0]) or shape != shapes[0]:
+            raise Unreadable(
+                f"[{number}]{place}",
+                f"a {type(parts[0]).__name__} with rows of shape {shapes[0]}, as x[0]",
+                f"a {type(part).__name__} with rows of shape {shape}",
+                "Pass chunks of one kind and shape.",
+            )
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))
+    if hasattr(parts[0], "iloc"):
+        import pandas as pd
+
+        return pd.concat(parts)
+    return np.concatenate([np.asarray(part) for part in parts])
