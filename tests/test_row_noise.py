@@ -6,6 +6,9 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import sklearn.base
+import sklearn.utils.estimator_checks
+import sklearn.utils.validation
 import torch
 from pairs import PAIRS
 from scipy import stats
@@ -255,3 +258,34 @@ def test_graphs_draw_the_same_noise():
 def test_the_key_is_one_of_two():
     with pytest.raises(ValueError, match="noise: expected one of 'index', 'content'"):
         pv.log_evidence(pv.VAE.mlp(3, 1), torch.ones(2, 3), noise="tile")
+
+
+class Density(sklearn.base.BaseEstimator):
+    """A prototype of a scikit-learn estimator whose scores are log P(x)."""
+
+    def __init__(self, method="importance"):
+        self.method = method
+
+    def fit(self, X, y=None):
+        X = sklearn.utils.validation.validate_data(self, X, dtype=np.float64)
+        with noise.seeded(0):
+            self.vae_ = pv.VAE.mlp(X.shape[1], 2, "gaussian", hidden_dims=(4,), standardize=True).double()
+        pv.fit(self.vae_, X, epochs=2, batch_size=32, seed=0, compile=False)
+        return self
+
+    def score_samples(self, X):
+        X = sklearn.utils.validation.validate_data(self, X, dtype=np.float64, reset=False)
+        options = OPTIONS[self.method]
+        return pv.log_evidence(self.vae_, X, method=self.method, noise="content", **options).estimate
+
+
+@pytest.mark.parametrize("method", ["importance", "auto"])
+@pytest.mark.parametrize(
+    "check",
+    [
+        sklearn.utils.estimator_checks.check_methods_sample_order_invariance,
+        sklearn.utils.estimator_checks.check_methods_subset_invariance,
+    ],
+)
+def test_scikit_learns_checks_of_order_and_subsets_pass(check, method):
+    check("Density", Density(method))
