@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pyrovae import checks
+from pyrovae.torch_private import Moved, private
 
 PRECISIONS = ("highest", "medium")
 
@@ -26,11 +27,18 @@ def check_precision(precision: object, dtype: torch.dtype, device: torch.device)
             raise checks.bad_value(
                 "precision", "'highest' for a pair that is not in float32", f"'medium' for {dtype}", mend
             )
-        if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if device.type == "cpu" and not _multiplies_bfloat16():
             raise checks.bad_value(
                 "precision", "'highest' on a processor without products in bfloat16", "'medium'", mend
             )
     return name
+
+
+def _multiplies_bfloat16() -> bool:
+    try:
+        return bool(private("bf16_products")())
+    except Moved:
+        return False
 
 
 @contextmanager

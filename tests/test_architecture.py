@@ -14,6 +14,7 @@ PACKAGE = Path(pyrovae.__file__).parent
 
 #: From the ground up: a file imports only from lines above its own.
 ROOMS = [
+    "torch_private",
     "rounding",
     "frames",
     "chunks",

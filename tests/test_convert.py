@@ -19,6 +19,7 @@ from rates import SEED, close
 import pyrovae as pv
 from pyrovae import baselines, checks
 from pyrovae.convert import _resample, chain_ess, chain_mcse, chain_rhat, stacking_weights, to_arviz, to_elpd
+from pyrovae.row_noise import RowNoise
 
 ORACLE = LinearGaussian.random(2, 3)
 X = ORACLE.sample(60, seed=SEED)
@@ -217,7 +218,7 @@ def test_rows_that_cannot_be_replicated_are_refused_with_the_mend():
 
 def test_draws_are_chosen_by_their_weights_alone():
     log_weights = torch.tensor([[0.0, -torch.inf, -1e4], [-torch.inf, -torch.inf, -1e4 - 1]]).double()
-    chosen = _resample(log_weights, 10_000)
+    chosen = _resample(log_weights, 10_000, RowNoise(SEED, torch.arange(3)))
     assert not chosen[:, 0].any()
     share = 1 / (1 + np.e)
     assert close(float(chosen[:, 2].double().mean()), share, (share * (1 - share) / 1e4) ** 0.5)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrovae.row_noise import RowNoise
+from pyrovae.torch_private import Moved, private
 
 aten = torch.ops.aten
 
@@ -39,7 +41,7 @@ class DrawsByRow(Messenger):
         if msg["done"] or msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
             return
         fn, dim = msg["fn"], self._row_axis(msg["name"])
-        with Replaced(source_of(self._noise, self._num_samples, fn, dim, self._folded), self.missed):
+        with replaced(source_of(self._noise, self._num_samples, fn, dim, self._folded), self.missed):
             msg["value"] = fn(*msg["args"], **msg["kwargs"])
         msg["done"] = True
 
@@ -98,26 +100,39 @@ class Source:
         return value.movedim(self._axis, 1)
 
 
-class Replaced(TorchDispatchMode):
-    """Puts a site's own noise in the place of torch's random operations; notes those that it has none for."""
+def replaced(source: Source | None, missed: list[str]) -> AbstractContextManager[Any]:
+    """A block in which a site's own noise takes the place of torch's random operations; ``missed`` gets the others."""
+    try:
+        return _mode()(source, missed)
+    except Moved as reason:
+        missed.append(str(reason))
+        return nullcontext()
 
-    def __init__(self, source: Source | None, missed: list[str]) -> None:
-        super().__init__()
-        self._source, self._missed = source, missed
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags:
-            return func(*args, **kwargs)
-        draw = _DRAWS.get(func)
-        shape = args[0].shape if isinstance(args[0], Tensor) else args[0]
-        if func is aten.multinomial.default and args[1] > 1 and not (len(args) > 2 and args[2]):
-            draw = None  # without replacement
-        if draw is None or self._source is None or not self._source.fits(shape):
-            self._missed.append(str(func))
-            return func(*args, **kwargs)
-        kwargs.pop("generator", None)
-        return draw(self._source, *args, **kwargs)
+@cache
+def _mode() -> Any:
+    """The class of the mode, made when it is first used: its base is no documented name of torch."""
+
+    class Replaced(private("TorchDispatchMode")):  # type: ignore[misc]
+        def __init__(self, source: Source | None, missed: list[str]) -> None:
+            super().__init__()
+            self._source, self._missed = source, missed
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if torch.Tag.nondeterministic_seeded not in func.tags:
+                return func(*args, **kwargs)
+            draw = _DRAWS.get(func)
+            shape = args[0].shape if isinstance(args[0], Tensor) else args[0]
+            if func is aten.multinomial.default and args[1] > 1 and not (len(args) > 2 and args[2]):
+                draw = None  # without replacement
+            if draw is None or self._source is None or not self._source.fits(shape):
+                self._missed.append(str(func))
+                return func(*args, **kwargs)
+            kwargs.pop("generator", None)
+            return draw(self._source, *args, **kwargs)
+
+    return Replaced
 
 
 def _normal(source: Source, out: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:

@@ -29,6 +29,7 @@ from pyrovae.pair.inspection import _measure
 from pyrovae.pair.on_data import groups
 from pyrovae.pair.running import Batch, Latents, Sites, Support, arguments, log_prob, sample_sites
 from pyrovae.pair.together import Together
+from pyrovae.torch_private import private
 
 # Numbers that a block of log-likelihoods, draws × rows, may hold.
 _BLOCK = 1 << 21
@@ -172,7 +173,6 @@ class BayesianModel:
         Two to three times as fast as calling Pyro at every step. ``log_joint`` itself where the model can't be
         traced, because it reads values back, or where the two differ at random u.
         """
-        from torch.fx.experimental.proxy_tensor import make_fx
 
         def both(u: Tensor) -> Any:
             return torch.func.grad_and_value(self.log_joint)(u)
@@ -180,7 +180,7 @@ class BayesianModel:
         generator = torch.Generator().manual_seed(0)
         points = torch.randn(5, self.dim, generator=generator, dtype=torch.float64)
         try:
-            graph = make_fx(both)(points[0])
+            graph = private("make_fx")(both)(points[0])
         except Exception:  # whatever a model makes of being traced: it is then called
             return self.log_joint
         graph.graph.eliminate_dead_code()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from pyrovae import checks, supports
 from pyrovae.model import LatentVariableModel
-from pyrovae.pair.drawing import DrawsByRow, Replaced, source_of
+from pyrovae.pair.drawing import DrawsByRow, replaced, source_of
 from pyrovae.pair.running import (
     Batch,
     Latents,
@@ -139,7 +140,7 @@ class RowModel:
             fn, source = sites[name]["fn"], None
             if noise is not None:
                 source = source_of(noise, count, fn, structure.data_dim[name], folded=True)
-            with Replaced(source, []):
+            with replaced(source, []):
                 drawn[name] = {**sites[name], "value": fn.sample()}
         return self._with_columns(repeated["x"], drawn).view(-1, *batch["x"].shape)
 
@@ -194,8 +195,11 @@ class RowModel:
         count = len(batch["x"]) + 1  # samples that can't be mistaken for rows
         noise = RowNoise(0, torch.arange(len(batch["x"]), device=batch["x"].device))
         missed: list[str] = []
-        for part in ("guide", "model"):
-            self._ask(part, batch, count, noise=noise, missed=missed)
+        self._ask("guide", batch, count, noise=noise, missed=missed)
+        with suppress(
+            Exception
+        ):  # a model may be unable to run on draws of its own prior: then nothing draws them
+            self._ask("model", batch, count, noise=noise, missed=missed)
         return not missed
 
     # -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from pyrovae.torch_private import Moved, private
 from pyrovae.tracing.graphs import untraceable
 from pyrovae.tracing.products import choose_products
 
@@ -24,15 +25,11 @@ def compile_graph(module: fx.GraphModule, example: list[Tensor]) -> Callable[...
     for node in module.graph.nodes:
         node.meta.clear()
     with untraceable("can't be compiled: "), _quiet(), torch.no_grad():
-        from torch._inductor import compile as inductor
-        from torch._subclasses import FakeTensorMode
-        from torch.fx.experimental.symbolic_shapes import ShapeEnv
-        from torch.fx.passes.fake_tensor_prop import FakeTensorProp
-
-        mode = FakeTensorMode(shape_env=ShapeEnv())
+        inductor, prop = private("inductor"), private("FakeTensorProp")
+        mode = private("FakeTensorMode")(shape_env=private("ShapeEnv")())
         fakes: list[Any] = [mode.from_tensor(tensor, static_shapes=True) for tensor in example]
-        with torch._guards.tracing(torch._guards.TracingContext(mode)):
-            FakeTensorProp(module, mode).propagate_dont_convert_inputs(*fakes)
+        with private("tracing")(private("TracingContext")(mode)):
+            prop(module, mode).propagate_dont_convert_inputs(*fakes)
             choose_products(module)
             return inductor(module, fakes, options={"cpp_wrapper": True})
 
@@ -55,10 +52,12 @@ def why_not_compiled(device: torch.device) -> str | None:
     """Return why graphs are not compiled for a device on this machine, or None if they are."""
     if device.type != "cpu":
         return f"compiled steps have been tested on the CPU only, not on {device.type}"
-    from torch._inductor import cpp_builder, exc
-
     try:
-        cpp_builder.get_cpp_compiler()
-    except exc.InvalidCxxCompiler:
+        find, missing = private("get_cpp_compiler"), private("InvalidCxxCompiler")
+    except Moved as reason:
+        return str(reason)
+    try:
+        find()
+    except missing:
         return "there is no C++ compiler"
     return None

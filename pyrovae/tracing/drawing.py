@@ -10,6 +10,8 @@ import torch
 from torch import fx
 
 aten = torch.ops.aten
+#: The class of torch's operations in a graph.
+Operation = type(aten.normal_.default)
 
 
 class Untraceable(Exception):
@@ -51,7 +53,7 @@ def lift_noise(module: fx.GraphModule) -> list[Draw]:
     graph, draws = module.graph, []
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     for node in list(graph.nodes):
-        tags = node.target.tags if isinstance(node.target, torch._ops.OpOverload) else ()
+        tags = node.target.tags if isinstance(node.target, Operation) else ()
         if torch.Tag.nondeterministic_seeded not in tags:
             continue
         if node.target not in _FILLS and node.target not in _MADE:

@@ -15,10 +15,10 @@ import pyro.util
 import torch
 from torch import Tensor, fx
 from torch.distributions import Distribution, constraints
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-from pyrovae.tracing.drawing import Draw, Untraceable, lift_noise
+from pyrovae.torch_private import Moved, private
+from pyrovae.tracing.drawing import Draw, Operation, Untraceable, lift_noise
 
 aten = torch.ops.aten
 
@@ -56,10 +56,17 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor]) -
                 first = torch.where(torch.stack(mode.valid).all(), first, math.nan)
             return [first, *others]
 
-    module = make_fx(watched)(*inputs)
+    module = _make_fx()(watched)(*inputs)
     tensors = _lift_tensors(module)
     _refuse_sizes_by_value(module)
     return Graph(module, tensors, _changed(module, tensors), lift_noise(module))
+
+
+def _make_fx() -> Any:
+    try:
+        return private("make_fx")
+    except Moved as reason:
+        raise Untraceable(str(reason)) from reason
 
 
 def agree(came: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> bool:
@@ -102,7 +109,7 @@ class NothingRead(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.item:  # Pyro turns losses into numbers this way, only to add them up
             return args[0].detach()
-        if func is torch._is_all_true:  # inductor has no kernel for this
+        if getattr(func, "__name__", "") == "_is_all_true":  # inductor has no kernel for this
             return args[0].all()
         if func in _READS or func is torch.Tensor.register_hook:
             frame = _caller()
@@ -160,10 +167,7 @@ def _lift_tensors(module: fx.GraphModule) -> list[Tensor]:
 def _refuse_sizes_by_value(module: fx.GraphModule) -> None:
     """Raise ``Untraceable`` if a result's size depends on values, such as the rows that a mask selects."""
     for node in module.graph.nodes:
-        if (
-            isinstance(node.target, torch._ops.OpOverload)
-            and torch.Tag.dynamic_output_shape in node.target.tags
-        ):
+        if isinstance(node.target, Operation) and torch.Tag.dynamic_output_shape in node.target.tags:
             # Indexing has this tag because of masks only.
             indices = (
                 [i for i in node.args[1] if i is not None] if node.target is aten.index.Tensor else [None]
@@ -189,7 +193,7 @@ def _changed(module: fx.GraphModule, tensors: list[Tensor]) -> list[Tensor]:
 
 def _arguments(node: fx.Node) -> Iterator[tuple[Any, Any]]:
     """Yield the declared arguments of an operation with the values passed, positional ones first."""
-    if isinstance(node.target, torch._ops.OpOverload):
+    if isinstance(node.target, Operation):
         declared = node.target._schema.arguments
         yield from zip(declared, node.args, strict=False)
         yield from (

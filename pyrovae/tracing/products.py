@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from pyrovae import storage
 from pyrovae.precision import products
+from pyrovae.torch_private import private
 
 aten = torch.ops.aten
 
@@ -75,9 +76,7 @@ def onednn_is_quicker(left: Kind, right: Kind, threads: int) -> bool:
 
 def memory() -> Path:
     """Return the file with the measurements, in the cache folder of torch's compiler."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    return Path(cache_dir()) / "pyrovae_products.json"
+    return Path(private("cache_dir")()) / "pyrovae_products.json"
 
 
 def _read(path: Path) -> dict[str, bool]:

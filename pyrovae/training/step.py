@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyrovae import checks, noise
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import Batch, RowModel, loss
 from pyrovae.tracing import unchanged
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass
@@ -84,7 +85,7 @@ def step(state: State, batch: Batch, seed: int, learning_rates: Sequence[float],
 
 def check_one_row(state: State, model: RowModel, batch: Batch, batch_size: int, seed: int) -> None:
     """Raise ``ValueError`` if the pair has BatchNorm and gets a batch of one row. Nothing is changed."""
-    if not any(isinstance(module, _BatchNorm) for module in state.pair.every_module()):
+    if not any(isinstance(module, _BATCH_NORMS) for module in state.pair.every_module()):
         return
     row = {name: value[:1] for name, value in batch.items()}
     buffers = [buffer for held, name in state.buffers if (buffer := held[name]) is not None]

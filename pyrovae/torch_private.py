@@ -1,0 +1,49 @@
+"""Every name of torch that is not part of its documented interface, each imported when it is used.
+
+A release of torch may move such a name. Then steps and evaluations run without a trace, noise is keyed by tiles, and the
+reason says which name is missing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+
+NAMES = {
+    "make_fx": "torch.fx.experimental.proxy_tensor.make_fx",
+    "TorchDispatchMode": "torch.utils._python_dispatch.TorchDispatchMode",
+    "inductor": "torch._inductor.compile",
+    "FakeTensorMode": "torch._subclasses.FakeTensorMode",
+    "ShapeEnv": "torch.fx.experimental.symbolic_shapes.ShapeEnv",
+    "FakeTensorProp": "torch.fx.passes.fake_tensor_prop.FakeTensorProp",
+    "tracing": "torch._guards.tracing",
+    "TracingContext": "torch._guards.TracingContext",
+    "get_cpp_compiler": "torch._inductor.cpp_builder.get_cpp_compiler",
+    "InvalidCxxCompiler": "torch._inductor.exc.InvalidCxxCompiler",
+    "bf16_products": "torch.ops.mkldnn._is_mkldnn_bf16_supported",
+    "cache_dir": "torch._inductor.runtime.cache_dir_utils.cache_dir",
+}
+
+
+class Moved(Exception):
+    """The installed torch has no such name, in one line."""
+
+
+def private(name: str) -> Any:
+    """Return what torch has under one of ``NAMES``.
+
+    Raises:
+        Moved: the installed release has it elsewhere, or not at all.
+    """
+    found: Any = torch
+    parts = NAMES[name].split(".")
+    try:
+        for end, part in enumerate(parts[1:], start=2):
+            if not hasattr(found, part):
+                import_module(".".join(parts[:end]))
+            found = getattr(found, part)
+        return found
+    except (ImportError, AttributeError) as error:
+        raise Moved(f"torch {torch.__version__} has no {NAMES[name]}") from error
