@@ -1,6 +1,8 @@
 """Mistakes to plant in the package, one at a time, each with a test that has to catch it; see planting.py.
 
-python tests/planted_bugs.py [name …]
+All of them, or those that are named:
+
+    python tests/planted_bugs.py [name …]
 """
 
 import os

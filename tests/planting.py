@@ -166,7 +166,10 @@ class Planter:
         own = [item for item in items if item.path.name == file and name in (item.name, item.originalname)]
         if not own:
             raise NotPlanted(f"no test {bug.test}")
-        plant(bug, self._loaded)
+        try:
+            plant(bug, self._loaded)
+        except (SyntaxError, ValueError) as error:  # of code that closes over other variables than before
+            raise NotPlanted(f"{bug.function} of {bug.file}: {error}") from error
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
