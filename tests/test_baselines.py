@@ -162,8 +162,8 @@ def everything(baseline, x):
     elif baseline.support is constraints.nonnegative_integer:
         axes = [torch.arange(60.0)] * 2
     else:
-        axes = [torch.linspace(-30, 30, 601, dtype=torch.float64)] * 2
-    area = 0.01 if baseline.measure == "density" else 1.0
+        axes = [torch.linspace(-30, 30, 301, dtype=torch.float64)] * 2
+    area = 0.04 if baseline.measure == "density" else 1.0
     return torch.cartesian_prod(*axes).double(), area
 
 

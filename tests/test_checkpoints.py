@@ -96,7 +96,9 @@ CASES = {
 def fit(case, folder=None, **options):
     make, more = CASES[case]
     pair = make()
-    arguments = {"epochs": 5, "batch_size": 16, "lr": 1e-2, **more, **options}
+    # 60 rows by 16 are traced twice, for the last minibatch too: the others do with one graph
+    batch_size = 16 if case in ("Adam", "in chunks", "a last row by itself") else 15
+    arguments = {"epochs": 5, "batch_size": batch_size, "lr": 1e-2, **more, **options}
     checkpoint = None if folder is None else pv.Checkpoint(folder, seconds=0)
     rows = TRAIN.double() if case == "float64" else TRAIN
     if case == "steps that are skipped":
@@ -147,7 +149,11 @@ def assert_same(one, two):
     + [("dropout, batch normalisation, a learned prior", "traced"), ("Adam", "compiled")],
 )
 def test_stopped_and_resumed_it_is_the_same_fit(case, steps, tmp_path, monkeypatch, request):
-    """Stopped inside an epoch, right before one, and twice in a row; however steps are taken."""
+    """Stopped inside an epoch, right before one, and twice in a row; however steps are taken.
+
+    A traced fit is traced again after each stop, which takes longest: all but one stop once.
+    """
+    thorough = steps == "eager" or (case, steps) == ("Adam", "inside")
     how = {"compile": {"eager": False, "traced": "auto"}.get(steps, True)}
     monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
     if steps == "inside":
@@ -155,13 +161,15 @@ def test_stopped_and_resumed_it_is_the_same_fit(case, steps, tmp_path, monkeypat
     whole = fit(case, **how)
     assert whole[1].steps == ("compiled" if steps == "inside" else steps)
     with monkeypatch.context() as patch:
-        stops = {3, 4, 9, 15} if steps == "eager" else {2, 5}
+        stops = {3, 4, 9, 15} if steps == "eager" else {2, 5} if thorough else {2}
         stop_at(patch, stops)
         for _ in stops:
             with pytest.raises(Stopped):
                 fit(case, tmp_path, **how)
         parts = fit(case, tmp_path, **how)
     assert_same(whole, parts)
+    if not thorough:
+        return
     # and a finished fit is taken as it is
     with monkeypatch.context() as patch:
         stop_at(patch, {1})

@@ -1,5 +1,6 @@
 """PyroMCMC, its bridge and BayesianPCA against closed forms and reference draws; and what they refuse."""
 
+import copy
 import functools
 import math
 
@@ -13,6 +14,7 @@ import torch
 from conjugate import CASES, coins
 from oracles import LinearGaussian
 from rates import SEED, Z, close
+from scipy.signal import lfilter
 
 import pyrovae as pv
 from pyrovae import baselines
@@ -71,9 +73,9 @@ def test_bridge_sees_autocorrelation():
     squares = []
     for replication in range(replications):
         generator = torch.Generator().manual_seed(1000 * SEED + replication)
-        chain = torch.randn(4, 600, 20, generator=generator, dtype=torch.float64)
-        for step in range(1, 600):
-            chain[:, step] = 0.9 * chain[:, step - 1] + 0.19**0.5 * chain[:, step]
+        noise = torch.randn(4, 600, 20, generator=generator, dtype=torch.float64)
+        noise[:, 1:] *= 0.19**0.5
+        chain = torch.from_numpy(lfilter([1.0], [1.0, -0.9], noise.numpy(), axis=1))
         found = bridge(lambda u: -(u**2).sum(-1) / 2, chain, seed=10**6 + 1000 * SEED + replication)
         squares.append(((found.log_evidence - 10 * math.log(2 * math.pi)) / found.error) ** 2)
     assert abs(np.mean(squares) - 1) < Z * (2 / replications) ** 0.5
@@ -160,7 +162,7 @@ def test_rows_of_no_probability_have_no_verdict_to_trust():
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(0.0, width), obs=x)
 
-    mcmc = baselines.PyroMCMC(narrow, **QUICK).fit(torch.randn(10))
+    mcmc = baselines.PyroMCMC(narrow, num_samples=60, warmup_steps=40, num_chains=2).fit(torch.randn(10))
     ev = mcmc.log_evidence(torch.tensor([0.0, 1e200], dtype=torch.float64))
     assert ev.verdict[1] != "trust"
     assert ev.mean == -math.inf
@@ -205,11 +207,17 @@ def check_means(draws, reference):
         assert close(draws[name].mean(), values.mean(), se), name
 
 
+@functools.cache
+def eight_schools():
+    options = QUICK | {"num_samples": 400, "target_accept_prob": 0.9}
+    return baselines.PyroMCMC(posteriordb.eight_schools, **options).fit(SCHOOLS)
+
+
 def test_eight_schools():
     """Latents of single rows: fitted, with an evidence; new schools are refused."""
     reference = posteriordb.reference("eight_schools-eight_schools_noncentered")
-    options = QUICK | {"num_samples": 400, "target_accept_prob": 0.9}
-    mcmc = baselines.PyroMCMC(posteriordb.eight_schools, **options).fit(reference.x)
+    assert all(torch.equal(SCHOOLS[name], column) for name, column in reference.x.items())
+    mcmc = copy.copy(eight_schools())
     mu, tau = mcmc.posterior["mu"], mcmc.posterior["tau"]
     theta = mu[..., None] + tau[..., None] * mcmc.posterior["theta_trans"]
     draws = {"mu": mu.numpy(), "tau": tau.numpy()}
@@ -269,9 +277,7 @@ def test_pooled_and_hierarchical_schools_are_compared():
     one = float(schools_evidence(torch.zeros(1).double()))
     table = pv.compare_evidence(
         {
-            "hierarchical": baselines.PyroMCMC(
-                posteriordb.eight_schools, **QUICK | {"target_accept_prob": 0.9}
-            ).fit(SCHOOLS),
+            "hierarchical": eight_schools(),
             "pooled": baselines.PyroMCMC(pooled, **QUICK).fit(SCHOOLS),
         }
     )

@@ -28,7 +28,7 @@ def made(first=0, rows=500, seed=SEED):
     return RowNoise(seed, torch.arange(rows), first)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_normal_and_uniform_numbers_have_their_distributions(dtype):
     """Kolmogorov–Smirnov on 400 000 numbers sees distances above 0.0043; moments up to the fourth."""
     drawn = made()

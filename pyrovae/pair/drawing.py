@@ -171,8 +171,9 @@ def _gamma(source: Source, shape: Tensor) -> Tensor:
 
 
 def _dirichlet(source: Source, concentration: Tensor) -> Tensor:
-    parts = source.gamma(concentration)
-    return parts / parts.sum(-1, keepdim=True)
+    parts, limits = source.gamma(concentration), torch.finfo(concentration.dtype)
+    # As torch's own draws, never on the bounds themselves.
+    return (parts / parts.sum(-1, keepdim=True)).clamp(limits.tiny, 1 - limits.eps / 2)
 
 
 def _made(draw: Callable[[Source, Sequence[int], torch.dtype], Tensor]) -> Callable[..., Tensor]:
