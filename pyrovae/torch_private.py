@@ -23,7 +23,6 @@ NAMES = {
     "get_cpp_compiler": "torch._inductor.cpp_builder.get_cpp_compiler",
     "InvalidCxxCompiler": "torch._inductor.exc.InvalidCxxCompiler",
     "bf16_products": "torch.ops.mkldnn._is_mkldnn_bf16_supported",
-    "cache_dir": "torch._inductor.runtime.cache_dir_utils.cache_dir",
 }
 
 

@@ -12,8 +12,8 @@ from pyrovae import torch_private
 from pyrovae.torch_private import NAMES
 
 PACKAGE = Path(pv.__file__).parent
-#: Names for keyed noise, for the memory of matrix products, and for precision="medium".
-NOT_FOR_STEPS = {"TorchDispatchMode", "cache_dir", "bf16_products"}
+#: Names for keyed noise, and for precision="medium".
+NOT_FOR_STEPS = {"TorchDispatchMode", "bf16_products"}
 
 
 @pytest.fixture(params=NAMES)

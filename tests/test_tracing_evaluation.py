@@ -20,16 +20,12 @@ from test_tracing import (
     vae,
 )
 from torch import nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import pyrovae as pv
 from pyrovae import encoders, noise, tracing
 from pyrovae.log_weights import Evaluation
-from pyrovae.precision import products
-from pyrovae.tracing import compiling
 from pyrovae.tracing import evaluation as room
-from pyrovae.tracing import products as matrices
 from pyrovae.tracing.rewriting import rewrite
 
 
@@ -431,75 +427,6 @@ def test_biases_are_added_afterwards():
 )
 def test_compiled(build, tolerance):
     same(build(), tolerance, tile=(23, 5), compile=True)
-
-
-class TestProducts:
-    """Products by oneDNN, where these are quicker; nothing but the last digits shows."""
-
-    @pytest.fixture(autouse=True)
-    def unremembered(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(matrices, "memory", lambda: tmp_path / "folder" / "products.json")
-        matrices.onednn_is_quicker.cache_clear()
-        yield
-        matrices.onednn_is_quicker.cache_clear()
-
-    @pytest.mark.parametrize("shapes", [((7, 5), (5, 3)), ((1, 1), (1, 1)), ((300, 200), (200, 784))])
-    def test_the_same_product(self, shapes):
-        torch.manual_seed(0)
-        for a, b in itertools.product(*((torch.randn(s), torch.randn(s[::-1]).T) for s in shapes)):
-            torch.testing.assert_close(
-                matrices.onednn_product(a, b).double(), a.double() @ b.double(), rtol=1e-5, atol=1e-4
-            )
-
-    def test_in_tiles(self, monkeypatch):
-        measured, targets = [], []
-
-        def noted(module):
-            matrices.choose_products(module)
-            targets.extend(node.target for node in module.graph.nodes)
-
-        monkeypatch.setattr(compiling, "choose_products", noted)
-        monkeypatch.setattr(matrices, "_FEWEST", 0)
-        monkeypatch.setattr(matrices, "_measure", lambda *kinds: measured.append(kinds) or True)
-        case = vae("bernoulli", "gaussian_mixture", dtype=torch.float32)
-        same(case, 1e-5, tile=(23, 5), compile=True)
-        assert len(measured) == len({*measured}) == 4
-        assert targets.count(torch.ops.pyrovae.onednn_product.default) == 4
-        assert torch.ops.aten.mm.default not in targets
-
-    def test_measured_once(self, monkeypatch):
-        left, right = (matrices._kind(torch.empty(n, m)) for n, m in ((256, 128), (128, 256)))
-        found = matrices.onednn_is_quicker(left, right, 1)
-        assert matrices._read(matrices.memory()) == {
-            f"{torch.__version__}, 1 threads: {left[1:]} · {right[1:]}": found
-        }
-        monkeypatch.setattr(matrices, "_measure", lambda *kinds: pytest.fail("measured again"))
-        matrices.onednn_is_quicker.cache_clear()
-        assert matrices.onednn_is_quicker(left, right, 1) == found
-
-    @pytest.mark.parametrize("content", ["", "{", "[1]"])
-    def test_a_spoiled_memory_is_measured_anew(self, content, monkeypatch):
-        matrices.memory().parent.mkdir()
-        matrices.memory().write_text(content)
-        monkeypatch.setattr(matrices, "_measure", lambda *kinds: True)
-        kinds = [matrices._kind(torch.empty(256, 256))] * 2
-        assert matrices.onednn_is_quicker(*kinds, 1)
-        assert list(matrices._read(matrices.memory()).values()) == [True]
-
-    @pytest.mark.parametrize(("precision", "left"), [("highest", 0), ("medium", 1)])
-    def test_bfloat16_is_left_to_torch(self, precision, left, monkeypatch):
-        monkeypatch.setattr(matrices, "_measure", lambda *kinds: True)
-        a = torch.empty(256, 256)
-        module = make_fx(torch.mm, tracing_mode="fake")(a, a)
-        with products(precision):
-            matrices.choose_products(module)
-        assert [node.target for node in module.graph.nodes].count(torch.ops.aten.mm.default) == left
-
-    def test_small_or_double_or_expanded_ones_stay(self, monkeypatch):
-        monkeypatch.setattr(matrices, "_measure", lambda *kinds: pytest.fail("measured"))
-        small, double = torch.empty(100, 100), torch.empty(500, 500, dtype=torch.float64)
-        for tensor in (small, double, torch.empty(1, 1).expand(500, 500)):
-            assert not matrices.onednn_is_quicker(matrices._kind(tensor), matrices._kind(tensor), 1)
 
 
 def test_compiled_wide_rows_twice():

@@ -3,7 +3,7 @@
 A step of ``training`` runs guide, model and every Pyro message again, though they do the same each time.
 ``TracedSteps`` runs them once under torch's tracer, which records the tensor operations of the loss and its gradients.
 It adds clipping and the optimizer's update, repeats this for a few minibatches, and lets torch's inductor compile all
-of it. Large matrix products use the faster of two libraries.
+of it.
 
 Everything that a step reads is an input of the graph, not a constant in it. Parameters, buffers and moments are changed
 in place. Rows are gathered from the data. Noise is drawn before the call, in the order in which Pyro would draw it.

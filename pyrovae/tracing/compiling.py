@@ -13,7 +13,6 @@ from torch import Tensor, fx
 
 from pyrovae.torch_private import Moved, private
 from pyrovae.tracing.graphs import untraceable
-from pyrovae.tracing.products import choose_products
 
 
 def compile_graph(module: fx.GraphModule, example: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
@@ -30,7 +29,6 @@ def compile_graph(module: fx.GraphModule, example: list[Tensor]) -> Callable[...
         fakes: list[Any] = [mode.from_tensor(tensor, static_shapes=True) for tensor in example]
         with private("tracing")(private("TracingContext")(mode)):
             prop(module, mode).propagate_dont_convert_inputs(*fakes)
-            choose_products(module)
             return inductor(module, fakes, options={"cpp_wrapper": True})
 
 
