@@ -30,8 +30,9 @@ SILENT = 0.1
 # An inference gap of half a nat per active dimension results from scales 1.8 times too wide or 2.5 times too narrow.
 # Trained mean-field encoders stay below: 0.26 on held-out digits (4 active dimensions), 0.11 to 0.17 in the tests.
 # Over many dimensions the limit is many nats. An encoder is therefore also poor if its weights cannot be trusted in
-# half of the rows. The best mean-field encoder of a linear Gaussian model has 0.4 nats and 66 % of rows trusted (10
-# dimensions, 40 columns), 1.3 nats and 26 % (20 columns), or 7.4 nats and none (50 dimensions, 100 columns).
+# half of the rows. The best mean-field encoder of a linear Gaussian model has a gap of 0.4 nats and 66 % of
+# rows trusted for 10 dimensions and 40 columns. With 20 columns it has 1.3 nats and 26 %; with 50 dimensions and 100
+# columns, 7.4 nats and no row trusted.
 _GAP_BY_DIMENSION, _LEAST_GAP, _FEW = 0.5, 0.5, 0.5
 # KL(q(z) ‖ P(z)) is reported above this, in nats and as a share of the rate.
 _PRIOR_GAP, _PRIOR_SHARE = 0.5, 0.25
@@ -62,7 +63,7 @@ class Finding:
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis:
-    """What the latent code carries and how well the encoder finds it; means over rows, in nats per row.
+    """The information in the latent code and the quality of the encoder; means over rows, in nats per row.
 
     Attributes:
         verdict: "healthy", "collapsed", "poor encoder" or "mismatched prior".

@@ -92,8 +92,8 @@ def auto(
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``. Discrete latents allow only step 2. If their guide
-            cannot reach all of the prior, ``auto`` sums over all z ("exact"), or takes half of the draws from
-            the prior ("defensive") if the values are too many.
+            cannot reach all of the prior, ``auto`` sums over all z ("exact"). If the values are too many for
+            that, half of the draws come from the prior ("defensive").
         x: rows on dim 0; tensor, numpy array or DataFrame.
         target_mcse: the requested Monte-Carlo error, in nats per row.
         max_cost: most decoder evaluations to spend on a row; a gradient counts three. A row that would need
@@ -607,7 +607,7 @@ def _mixture_cost(draws: Any) -> Any:
 def _uncovered(
     modes: Starts, proposal: Proposal, posterior: Posterior, level: Tensor, centre: Tensor
 ) -> Tensor:
-    """Return whether a mode lies where the proposal has little density and the posterior has much; (rows,).
+    """Return whether the proposal has little density at a mode of the posterior that matters; (rows,).
 
     At a mode that the proposal covers, the log weight is about log P(x), the ``level``. If it is far above,
     the proposal hardly draws there. That matters unless the mode is much lower than the ``centre``.

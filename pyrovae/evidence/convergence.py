@@ -33,8 +33,8 @@ def convergence(
 ) -> pd.DataFrame:
     """Return the mean log P(x_n) by the first K of the same draws, for growing K: a bound and two estimates.
 
-    K is too small if the lower bound still rises from one K to the next, or if it differs from the estimates
-    by more than their errors.
+    K is too small if the lower bound still rises from one K to the next. K is also too small if the bound differs
+    from the estimates by more than their errors.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``.

@@ -73,8 +73,8 @@ def independent_starts(
 
     ``prior`` holds draws of the prior, (samples, rows, dim), and ``values`` log P(x, u) there. The starts come
     from the best quarter of the draws. The first is the draw farthest from the encoder's mean; each of the
-    others is the one farthest from all before. On 400 rows with two modes of equal mass, three such starts find
-    the mode that the encoder misses in all 400, and three of the best draws in 349 (benchmarks/fits.py).
+    others is the one farthest from all before. With two modes of equal mass, three such starts find the mode
+    that the encoder misses in 400 of 400 rows; starts at the three best draws find it in 349 (benchmarks/fits.py).
     """
     scale = _scale(prior)
     values = torch.where(torch.isfinite(values), values, -math.inf)

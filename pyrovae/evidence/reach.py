@@ -49,8 +49,8 @@ def unreached(evaluation: Evaluation) -> Unreached:
     """Return the z that were found with P(x_n, z) > 0 and Q(z | x_n) = 0.
 
     A method that draws only from the guide then misses a part of log P(x_n). Its number is still a lower
-    bound, but cannot be trusted. The search tries draws of the prior, other values of discrete latents, and
-    draws of the guide moved away from their centre, as far as P(x_n, z) is not negligible there. Supports
+    bound, but cannot be trusted. The search tries draws of the prior and other values of discrete latents. It
+    also moves draws of the guide away from their centre, and counts those with a non-negligible P(x_n, z). Supports
     alone do not decide, because the guide may be zero wherever P(x, z) = 0. Nothing is run if the guide is
     known to have density wherever the prior has it.
     """

@@ -39,8 +39,8 @@ from pyrovae.progress import Progress
 from pyrovae.row_noise import RowNoise
 from pyrovae.turns import takes_turns
 
-# Shares of the draws. Of 1200 rows of three VAEs of the digits, 125 had a k-hat above 0.7 without the widened fits
-# and 11 with them (benchmarks/fits.py).
+# Shares of the draws. On 1200 rows of three VAEs of the digits, k-hat was above 0.7 in 125 without the widened
+# fits and in 11 with them (benchmarks/fits.py).
 _FITS_SHARE, _WIDE_SHARE = 0.5, 0.3
 _ENCODER_SHARE, _PRIOR_SHARE = 0.1, 0.1
 # A fit is widened by the factor 1 + 1.5/√dim. A factor without √dim would give draws far from the fit in many

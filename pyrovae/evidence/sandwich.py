@@ -33,8 +33,8 @@ _ROWS = 64
 # A mean gap below zero by more than this many standard errors is an error, not noise: with many rows, noise does so
 # once in 30 000 runs.
 _CROSSING = 4
-# Fewer rows than this estimate their own error badly. At a true gap of 0, 8 of them crossed by up to 4.9 errors and
-# one by up to 10 (each 1500 rows of a linear Gaussian model, 64 chains).
+# Fewer rows than this estimate their own error badly. At a true gap of 0, sets of 8 rows crossed by up to 4.9 errors
+# and single rows by up to 10 (1500 rows each, of a linear Gaussian model, with 64 chains).
 _MANY = 30
 
 
@@ -144,9 +144,9 @@ def sandwich(
         progress: show a bar, or plain lines if there is no terminal.
 
     Raises:
-        TypeError, ValueError: see ``annealed``; also if the model's rows cannot be simulated, if rows are real
-            and the pair is not linear-Gaussian, or if the bounds cross by more than 4 standard errors of their
-            mean gap.
+        TypeError, ValueError: see ``annealed``; also if the model's rows cannot be simulated, or if rows are
+            real and the pair is not linear-Gaussian. ``ValueError`` also if the bounds cross by more than 4
+            standard errors of their mean gap.
 
     Example:
         >>> import torch

@@ -13,8 +13,8 @@ Each column of the context is compared by itself, whatever its dtype and shape, 
   square root of one.
 
 Everything else stays context; if all rows differ, any context is some function of x. A context counts as computed
-only if it agrees with the function up to rounding on every row of the sample, and if such agreement would occur by
-chance less than once in 10 000 times. Labels on few rows are therefore never called computed, and up to three rows
+only if it agrees with the function up to rounding on every row of the sample. Such agreement must also occur by chance
+less than once in 10 000 times. Labels on few rows are therefore never called computed, and up to three rows
 can only reveal totals. A context that equals a statistic for other reasons cannot be told apart, such as a class label
 that is the argmax of every row.
 """
@@ -54,8 +54,6 @@ _STATISTICS = 9
 _TRIES = 11 * 5 * 2
 
 #: The name of a row's total if the model is conditional on it and no context holds it.
-
-#: The name of a row's total where the model is conditional on it, and no context holds it.
 OWN_TOTAL = "the row's own total"
 
 _WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution, InDouble)
@@ -86,9 +84,9 @@ def judge(
         columns: for each site, the columns of the flattened x that its values are.
         measure: of every column, as in ``Structure``.
 
-    A likelihood is conditional on its total if it is a Multinomial or DirichletMultinomial, whose log-probability
-    always uses the total of the value, or if its ``total_count`` is the total of its value on every row of the
-    probe. If a Binomial alone is scored, context equal to its ``total_count`` is accepted as given. Other
+    A Multinomial or DirichletMultinomial is conditional on its total, because its log-probability always uses the
+    total of the value. Another likelihood is so if its ``total_count`` is the total of its value on every row of
+    the probe. If a Binomial alone is scored, context equal to its ``total_count`` is accepted as given. Other
     likelihoods that are normalised given a total cannot be recognised, and are called pseudo-likelihoods.
     """
     known = "transformed" not in measure  # else sites hold functions of x instead of its columns
@@ -210,7 +208,7 @@ def _statistics(x: Tensor) -> _Functions:
 
 
 class _Sample:
-    """Some of the rows with their context; each context column stands by itself."""
+    """Some of the rows with their context; each context column is compared by itself."""
 
     def __init__(self, batch: Batch, scored: list[int], masked: bool) -> None:
         x = batch["x"].flatten(1) if batch["x"].dim() > 1 else batch["x"][:, None]
