@@ -15,10 +15,8 @@ from pyrovae.pair import LogJoint, other_values
 
 _DRAWS = 64  # draws of the prior, and of the guide, for every row
 _AT_ONCE = 128  # values of discrete latents that are scored at once
-_STRETCHES = (
-    1.5,
-    3.0,
-)  # factors on the distance of the guide's draws from their centre, to leave a bounded guide
+# Factors on the distance of the guide's draws from their centre, so that they leave the range of a bounded guide.
+_STRETCHES = (1.5, 3.0)
 # A moved draw counts if its log P(x, z) is at most this far below that of the unmoved draws, in nats; the second
 # number is added for each dimension.
 _NEGLIGIBLE, _BY_DIMENSION = 10.0, 2.0
@@ -46,9 +44,9 @@ class Unreached(NamedTuple):
 
 
 def unreached(evaluation: Evaluation) -> Unreached:
-    """Return the z that were found with P(x_n, z) > 0 and Q(z | x_n) = 0.
+    """Search every row for z with P(x_n, z) > 0 and Q(z | x_n) = 0, and return the findings.
 
-    A method that draws only from the guide then misses a part of log P(x_n). Its number is still a lower
+    With such z, a method that draws only from the guide misses a part of log P(x_n). Its number is still a lower
     bound, but cannot be trusted. The search tries draws of the prior and other values of discrete latents. It
     also moves draws of the guide away from their centre, and counts those with a non-negligible P(x_n, z). Supports
     alone do not decide, because the guide may be zero wherever P(x, z) = 0. Nothing is run if the guide is
@@ -101,7 +99,7 @@ def _seen(evaluation: Evaluation, rows: slice) -> Unreached:
 
 
 def _cut_off(log_q: Tensor, joint: LogJoint, least: Tensor | float = -torch.inf) -> Unreached:
-    """Return the draws at which the guide has no density and the model has more than ``least``, shape (rows,)."""
+    """Return the findings on draws where the guide has no density and log P(x, z) is above ``least``, (rows,)."""
     values = torch.where(torch.isneginf(log_q) & (total(joint) > least), total(joint), -torch.inf)
     best, place = values.max(dim=0)
     log_prior = joint.prior.expand_as(values).gather(0, place[None])[0]

@@ -273,9 +273,8 @@ def _latent_edges(
             mixed = by_rows(base[name], data_dim[name]).reshape(len(rows), width, -1).clone()
             here = torch.arange(len(part), device=device)
             other = by_rows(drawn[name], data_dim[name]).reshape(width, -1)[part]
-            mixed[here, part] = (
-                other if len(probe["x"]) > 1 else other / 2 + 1
-            )  # a single row has no other row's z
+            # A single row has no other row's z.
+            mixed[here, part] = other if len(probe["x"]) > 1 else other / 2 + 1
             sites = run(same, rows, {name: _like(base[name], mixed.flatten(1), data_dim[name])})
             moved = torch.cat(
                 [
