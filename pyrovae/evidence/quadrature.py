@@ -75,7 +75,8 @@ def quadrature(
         A ``LogEvidence`` whose rows are estimates. ``mcse`` holds the error, the sum of four terms. The first is
         2 (d + d'/4), with d the change by the last doubling and d' the change by the one before. The others are
         the share of the integral in cells beside P(x, z) = 0, three times the share in the grid's outermost
-        standard deviation, and rounding. The verdict is "another method" if the error stays above the tolerance at 2^18 points.
+        standard deviation, and rounding. The verdict is "another method" if the error stays above the tolerance
+        at 2^18 points.
 
     Raises:
         TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``; also if there are more than

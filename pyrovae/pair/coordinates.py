@@ -26,9 +26,7 @@ class _Place:
     rows: int  # the axis of the rows in (samples, plates..., event...)
     transform: Transform
     bounds: tuple[float, float] | None  # of its support, if they are fixed
-    inside: tuple[
-        float, float
-    ]  # the numbers next to them, because u reaches farther than z can be represented
+    inside: tuple[float, float]  # the numbers next to them: u reaches farther than z can
     dtype: torch.dtype
     absent: Tensor | None  # entries that a row lacks because masks leave them out, (rows, rest...)
 

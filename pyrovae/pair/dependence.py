@@ -189,9 +189,8 @@ def _check_row(
     if found is None or not len(columns):
         return
     moves, holds = found
-    holds[:, : sum(name in latents for name in owner)] = (
-        False  # latents are held fixed and so do not follow x
-    )
+    # Latents are held fixed and so do not change with x.
+    holds[:, : sum(name in latents for name in owner)] = False
     moved, own_columns = moves.cpu().numpy(), holds.cpu().numpy()
     numbers = columns.tolist()
     own = np.argwhere(moved & own_columns)

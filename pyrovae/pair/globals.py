@@ -273,7 +273,7 @@ class BayesianModel:
                 raise checks.bad_value(
                     "model",
                     "columns of x that depend on others only through latents, so that rows can be drawn from it",
-                    f"site {name!r}, which does not",
+                    f"site {name!r}, which depends on others directly",
                     "Simulate it by hand from the draws in .posterior.",
                 )
         return row["x"]

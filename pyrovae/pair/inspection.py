@@ -218,9 +218,7 @@ def _first_run(
                 + f"Pass rows of the shape the {part} is written for, on dim 0, and use len(x) for their number.",
             ) from reason
     for name, value in batch.items():
-        if (
-            value._version != before[name]
-        ):  # these are the user's own numbers, or a file's that cannot be written
+        if value._version != before[name]:  # the numbers are the user's own, or in a read-only file
             raise checks.bad_value(
                 part,
                 "a callable that leaves its rows as they are",

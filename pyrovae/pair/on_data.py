@@ -209,7 +209,7 @@ def _depends(part: str, came: str) -> checks.Refused:
         part,
         "rows whose log-probability does not depend on the rest of the batch",
         came,
-        "Compute nothing over the batch, such as a mean, a maximum or a rank, and put BatchNorm from train mode into "
+        "Compute nothing over the batch, such as a mean, a maximum or a rank, and switch BatchNorm in train mode to "
         "eval() mode. Keep constants of the data set in buffers.",
     )
 

@@ -126,9 +126,7 @@ class RowModel:
             if not torch.equal(again[name]["value"], sites[name]["value"]) or not torch.allclose(
                 log_prob(again[name]), log_prob(sites[name]), rtol=1e-4, atol=1e-4
             ):
-                raise checks.bad_value(
-                    "model", expected, f"site {name!r}, which also depends on x otherwise", fix
-                )
+                raise checks.bad_value("model", expected, f"site {name!r}, which also depends on x", fix)
         return unfold(structure, plain, 1), simulated
 
     def replicate(self, batch: Batch, latents: Latents, noise: RowNoise | None = None) -> Tensor:
@@ -166,9 +164,7 @@ class RowModel:
             if not torch.allclose(
                 here[name]["fn"].log_prob(value), there[name]["fn"].log_prob(value), rtol=1e-4, atol=1e-4
             ):
-                raise checks.bad_value(
-                    "model", expected, f"site {name!r}, which also depends on x otherwise", fix
-                )
+                raise checks.bad_value("model", expected, f"site {name!r}, which also depends on x", fix)
 
     def _with_columns(self, x: Tensor, sites: Sites) -> Tensor:
         """Return x with the columns that sites hold replaced by the sites' values."""
