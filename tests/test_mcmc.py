@@ -799,7 +799,7 @@ def test_columns_that_follow_others_can_be_scored_and_not_sampled():
     expected = dist.Normal(0.0, 1.0).log_prob(x[:, 0]) + dist.Normal(x[:, 0], 1.0).log_prob(x[:, 1])
     torch.testing.assert_close(scores, expected.expand(3, 5))
     assert joint.measure == ("density", "density")
-    with pytest.raises(ValueError, match="columns of x that do not depend on others"):
+    with pytest.raises(ValueError, match="columns of x that depend on others only through latents"):
         joint.simulate(u)
 
 
