@@ -36,8 +36,8 @@ from pyrovae.pair.running import Batch, Sites
 
 # The largest probability that unrelated context is called computed, over all functions of all its columns.
 _FALSE_ALARMS = 1e-4
-# Number of rows that are compared with statistics and columns. Linear functions need more rows than columns, as long
-# as these rows hold at most this many numbers.
+# Number of rows that are compared with statistics and columns. Linear functions use some more rows than
+# there are columns, if these rows hold at most this many numbers.
 _ROWS, _NUMBERS = 512, 2**20
 # Rows beyond the number of columns that linear functions need, and how many of them are used.
 _SPARE, _MOST_SPARE = 20, 32
