@@ -1,4 +1,4 @@
-"""Is the latent code used, and does the encoder find it? Rate by dimension, information, gaps, and words."""
+"""diagnose() tells whether the latent code is used and whether the encoder finds it: rates, information, gaps, advice."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ from pyrovae.turns import takes_turns
 if TYPE_CHECKING:
     import pandas as pd
 
-#: A dimension whose posterior mean varies less than this over rows carries nothing (Burda et al. 2016).
+#: A dimension is inactive if its posterior mean varies less than this over rows (Burda et al. 2016).
 ACTIVE = 0.01
-#: Below this rate, in nats a row, the code as a whole carries nothing.
+#: Below this rate, in nats per row, the whole code carries no information.
 SILENT = 0.1
-# An inference gap of half a nat an active dimension is what scales 1.8 times too wide or 2.5 times too narrow make.
+# An inference gap of half a nat per active dimension results from scales 1.8 times too wide or 2.5 times too narrow.
 # Trained mean-field encoders stay below: 0.26 on held-out digits (4 active dimensions), 0.11 to 0.17 in the tests.
-# Over many dimensions that is many nats: there an encoder whose weights can't be believed in half of the rows is poor.
-# A linear Gaussian model's best mean-field encoder: 0.4 nats and 66 % of rows believed (10 dimensions, 40 columns), 1.3
-# nats and 26 % (20 columns), 7.4 nats and none (50 dimensions, 100 columns).
+# Over many dimensions the limit is many nats. An encoder is therefore also poor if its weights cannot be trusted in
+# half of the rows. The best mean-field encoder of a linear Gaussian model has a gap of 0.4 nats and 66 % of
+# rows trusted for 10 dimensions and 40 columns. With 20 columns it has 1.3 nats and 26 %; with 50 dimensions and 100
+# columns, 7.4 nats and no row trusted.
 _GAP_BY_DIMENSION, _LEAST_GAP, _FEW = 0.5, 0.5, 0.5
-# KL(q(z) ‖ P(z)) is worth a word above this, in nats and as a share of the rate.
+# KL(q(z) ‖ P(z)) is reported above this, in nats and as a share of the rate.
 _PRIOR_GAP, _PRIOR_SHARE = 0.5, 0.25
-# Mutual information cannot exceed log N: beyond this share of it, the rows are too few to tell.
+# Mutual information is at most log N. Above this share of it, the rows are too few to estimate it.
 _SATURATED = 0.8
-# Draws a row for the ELBO: a mean, and over rows, is soon known.
+# Draws per row for the ELBO, which is a mean over draws and rows and needs few.
 _BOUND_DRAWS = 100
-# Draws a row where a latent's moments are not known in closed form, or depend on other latents.
+# Draws per row for a latent whose moments have no closed form or depend on other latents.
 _DRAWS = 64
-# Rows that each draw is held against, at most; draws for the mutual information, at least.
+# Most rows that q(z) is averaged over, and fewest draws for the mutual information.
 _MOST_ROWS, _FEWEST_DRAWS = 2000, 2000
-# Rows for log P(x) by refined posteriors, where importance sampling can't be believed for so many of them.
+# Rows for log P(x) by ``refined``, which is used if importance sampling cannot be trusted in more than this share.
 _REFINED_ROWS, _DOUBTFUL = 64, 0.1
 _NUMBERS_AT_ONCE = 1 << 20
 _SHOWN = 12
@@ -51,7 +52,7 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found, and what to try; ``mend`` is empty where nothing has to be done."""
+    """A finding, and in ``mend`` a remedy to try; ``mend`` is empty if nothing has to be done."""
 
     what: str
     mend: str = ""
@@ -62,29 +63,30 @@ class Finding:
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis:
-    """What the latent code carries and how well the encoder finds it; means over rows, in nats a row.
+    """The information in the latent code and the quality of the encoder; means over rows, in nats per row.
 
     Attributes:
         verdict: "healthy", "collapsed", "poor encoder" or "mismatched prior".
-        findings: what was found, in words, and what to try.
-        dimensions: a frame with one line a latent dimension: ``rate``, KL(Q ‖ P) in nats a row; ``kind`` of
-            that number; ``variance_of_mean``, over rows, of the posterior mean; ``active``, whether that is
-            above 0.01. Kind "exact": in closed form. Kind "sampled": of latents that depend on others,
-            E_Q[log Q(z_i | others) − log P(z_i | others)] from 64 draws. These two sum to the rate. Kind
-            "marginal": of a posterior or prior that does not factorise, KL of the dimension's marginals
-            taken as Gaussians with their moments; they do not sum to the rate.
-        elbo, reconstruction, rate: the mean ELBO and its two halves, ELBO = reconstruction − rate.
-        mutual_information: I_q(x; z) = E[log Q(z | x) − log q(z)] with q(z) = mean over rows of Q(z | x_n),
-            between z and which of the ``information_rows`` it came from. It can't exceed the logarithm of
-            their number, and of a larger population it is a low estimate.
-        prior_gap: KL(q(z) ‖ P(z)), the rest of the rate: rate = mutual information + prior gap. Its error
-            is the other way: too high where the mutual information is too low.
+        findings: the findings in words, with remedies to try.
+        dimensions: a frame with one line per latent dimension. ``rate`` is KL(Q ‖ P) in nats per row and
+            ``kind`` the kind of this number. ``variance_of_mean`` is the variance over rows of the posterior
+            mean, and ``active`` whether it is above 0.01. Kind "exact" is in closed form. Kind "sampled" is for
+            latents that depend on others: E_Q[log Q(z_i | others) − log P(z_i | others)] from 64 draws. Rates
+            of these two kinds sum to the rate. Kind "marginal" is for a posterior or prior that does not
+            factorise: KL of the dimension's marginals, taken as Gaussians with their moments. These rates do
+            not sum to the rate.
+        elbo, reconstruction, rate: the mean ELBO and its two terms, ELBO = reconstruction − rate.
+        mutual_information: I_q(x; z) = E[log Q(z | x) − log q(z)] with q(z) = mean over rows of Q(z | x_n). It
+            measures how well z identifies its row among ``information_rows`` rows. It is at most the logarithm
+            of their number, and underestimates the mutual information of a larger population.
+        prior_gap: KL(q(z) ‖ P(z)), the rest of the rate: rate = mutual information + prior gap. It is
+            overestimated by as much as the mutual information is underestimated.
         mutual_information_mcse, prior_gap_mcse: their standard errors.
-        information_rows: rows that q(z) is averaged over.
+        information_rows: number of rows that q(z) is averaged over.
         inference_gap: mean of log P(x_n) − ELBO(x_n) = KL(Q(z | x_n) ‖ P(z | x_n)).
         inference_gap_se: its standard error over rows.
-        gap_method: what log P(x_n) in it is by: "importance", or "refined" on some of the rows where the
-            importance weights can't be believed.
+        gap_method: the method of its log P(x_n): "importance", or "refined" on some of the rows if the
+            importance weights cannot be trusted.
         log_evidence: log P(x_n) by importance sampling, with k-hat and verdict for every row.
     """
 
@@ -106,16 +108,16 @@ class Diagnosis:
 
     @property
     def active_units(self) -> int:
-        """How many dimensions are active."""
+        """Number of active dimensions."""
         return int(self.dimensions["active"].sum())
 
     def pareto_k(self) -> dict[str, float]:
-        """k-hat of the encoder's importance weights: its 5 %, 50 % and 95 % quantile over rows and its largest."""
+        """Return k-hat of the encoder's importance weights: its 5 %, 50 % and 95 % quantiles over rows and its maximum."""
         known = self.log_evidence.pareto_k[~np.isnan(self.log_evidence.pareto_k)]
         if not len(known):
             return dict.fromkeys(("5%", "50%", "95%", "max"), math.nan)
         levels = {"5%": 0.05, "50%": 0.5, "95%": 0.95, "max": 1.0}
-        # without interpolation, which makes NaN of infinities
+        # Without interpolation, which would turn infinities into NaN.
         return {
             name: float(np.quantile(known, level, method="inverted_cdf")) for name, level in levels.items()
         }
@@ -127,7 +129,7 @@ class Diagnosis:
         bound = math.log(self.information_rows)
         lines = [
             f"{self.verdict}: {self.active_units} of {len(self.dimensions)} latent dimensions active",
-            f"nats a row, over {len(evidence)} rows, {evidence.num_samples} draws each",
+            f"nats per row, over {len(evidence)} rows, {evidence.num_samples} draws each",
             "",
             f"  ELBO                  {self.elbo:10.3f}   = reconstruction {self.reconstruction:.3f} − rate {self.rate:.3f}",
             f"  mutual information    {self.mutual_information:10.3f}   ± {self.mutual_information_mcse:.3f}, "
@@ -156,26 +158,26 @@ def diagnose(
     tile: tuple[int, int] | None = None,
     progress: bool = False,
 ) -> Diagnosis:
-    """Look for posterior collapse, a poor encoder and a prior that does not fit, and say what to try.
+    """Look for posterior collapse, a poor encoder and a mismatched prior, and return findings with remedies.
 
-    The rate splits into what the code says about the row and what the code as a whole deviates from the
+    The rate splits into the information about the row and the deviation of all codes together from the
     prior: mean KL(Q(z | x_n) ‖ P(z)) = I_q(x; z) + KL(q(z) ‖ P(z)) (Hoffman and Johnson 2016). A dimension
-    is active where the variance over rows of its posterior mean is above 0.01 (Burda, Grosse and
-    Salakhutdinov 2016). log P(x_n) − ELBO(x_n) is what the encoder misses of the posterior.
+    is active if the variance over rows of its posterior mean is above 0.01 (Burda, Grosse and
+    Salakhutdinov 2016). log P(x_n) − ELBO(x_n) is the inference gap, the KL from encoder to posterior.
 
     Args:
-        pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents, each flattened.
-        x: rows on dim 0, or a dict of them, as in ``log_weights``; better held-out ones, and a few hundred.
-        num_samples: draws a row for log P(x) and k-hat, at least 100; the ELBO takes 100.
-        seed: the same seed and tile give the same bits.
-        tile: (rows, samples) computed at once; chosen from the shapes where None.
-        progress: show a bar, or plain lines where there is no terminal.
+        pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents; each is flattened.
+        x: rows on dim 0, or a dict of them, as in ``log_weights``; preferably some hundred held-out rows.
+        num_samples: draws per row for log P(x) and k-hat, at least 100. The ELBO uses 100.
+        seed: the same seed and tile give the same numbers bit for bit.
+        tile: (rows, samples) computed at once; None chooses it from the shapes.
+        progress: show a bar, or plain lines if there is no terminal.
 
     Returns:
         A ``Diagnosis``; print it.
 
     Raises:
-        TypeError, ValueError: see ``log_weights``; a discrete latent, whose mean says nothing.
+        TypeError, ValueError: see ``log_weights``; also if a latent is discrete, because its mean has no meaning.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -210,74 +212,74 @@ def diagnose(
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Words
+# Findings
 
 
 def _judge(found: Diagnosis, gap_is_known: bool) -> tuple[str, tuple[Finding, ...]]:
-    """The verdict, and everything there is to say, the gravest first."""
+    """Return the verdict and all findings, the most serious first."""
     untrusted = 1 - float((found.log_evidence.verdict == "trust").mean())
     active, total = found.active_units, len(found.dimensions)
-    poor = not found.inference_gap <= max(_LEAST_GAP, _GAP_BY_DIMENSION * active)  # NaN and ∞ are poor, too
+    poor = not found.inference_gap <= max(_LEAST_GAP, _GAP_BY_DIMENSION * active)  # NaN and ∞ count as poor
     poor |= untrusted > _FEW and not (gap_is_known and found.inference_gap <= _LEAST_GAP)
     silent = active == 0 or found.rate < SILENT
     findings = []
     if silent and not poor:
         findings.append(
             Finding(
-                f"The code says nothing about x: {active} active dimensions, {found.rate:.3f} nats of rate, and an "
-                f"inference gap of {max(found.inference_gap, 0.0):.3f}: the decoder does without z.",
-                "Either x has nothing to tell that the decoder's biases do not (compare with "
-                "baselines.IndependentBernoulli or PPCA), or training collapsed: try fit(..., kl_warmup=…) over a "
-                "quarter of the epochs, a narrower decoder or a smaller fixed scale, a longer or faster training, "
-                "other starting weights.",
+                f"The code carries no information about x: {active} active dimensions, {found.rate:.3f} nats of rate, "
+                f"and an inference gap of {max(found.inference_gap, 0.0):.3f}. The decoder ignores z.",
+                "Either the decoder's biases already describe x (compare with baselines.IndependentBernoulli or PPCA), "
+                "or training collapsed. In that case try fit(..., kl_warmup=…) over a quarter of the epochs, a "
+                "narrower decoder, a smaller fixed scale, longer training, a higher learning rate, or other initial "
+                "weights.",
             )
         )
     if poor:
         ignores = (
-            "It ignores x, though the decoder uses z."
+            "The encoder ignores x, though the decoder uses z."
             if silent
-            else "Its means or scales are off, or its family is too narrow."
+            else "Its means or scales are wrong, or its family is too narrow."
         )
         findings.append(
             Finding(
-                f"The encoder misses the posterior by {'' if gap_is_known else 'at least '}{found.inference_gap:.3g} nats a "
-                f"row, over {active} active dimensions. {ignores}",
-                "Train the encoder longer, alone if need be; give it more width, or a richer family "
-                "(encoders.FullRankNormal, encoders.Flow); evidence.gaps tells the two apart. Until then the ELBO "
-                "is that much below log P(x).",
+                f"The inference gap is {'' if gap_is_known else 'at least '}{found.inference_gap:.3g} nats per row, "
+                f"over {active} active dimensions. {ignores}",
+                "Train the encoder longer, alone if necessary; or give it more width or a richer family "
+                "(encoders.FullRankNormal, encoders.Flow). evidence.gaps tells which of the two is needed. Until then "
+                "the ELBO is below log P(x) by this gap.",
             )
         )
     saturated = found.mutual_information > _SATURATED * math.log(found.information_rows)
     mismatched = (
-        not (poor or silent or saturated)  # what a poor encoder makes of q(z) says nothing about the prior
+        not (poor or silent or saturated)  # a poor encoder's q(z) does not show whether the prior fits
         and found.prior_gap - 2 * found.prior_gap_mcse > max(_PRIOR_GAP, _PRIOR_SHARE * found.rate)
     )
     if mismatched:
         findings.append(
             Finding(
-                f"Of the rate, {found.prior_gap:.3g} nats say nothing about x: the codes of all rows together lie "
-                "elsewhere than the prior, whose samples will look worse than reconstructions.",
+                f"{found.prior_gap:.3g} nats of the rate carry no information about x: the codes of all rows together "
+                "are distributed unlike the prior. Samples from the prior will look worse than reconstructions.",
                 "Learn the prior: priors.GaussianMixture, priors.VampPrior, priors.Flow.",
             )
         )
     if saturated:
         findings.append(
             Finding(
-                f"The mutual information is at the most that {found.information_rows} rows can show, "
-                f"{math.log(found.information_rows):.2f} nats: how the rest of the rate splits can't be told."
+                f"The mutual information is close to its maximum for {found.information_rows} rows, "
+                f"{math.log(found.information_rows):.2f} nats. How the rest of the rate splits cannot be determined."
             )
         )
     if not silent and active < total:
         findings.append(
             Finding(
-                f"{total - active} of {total} latent dimensions are unused, which is how the ELBO prunes.",
-                "Nothing is lost by a smaller latent_dim; if you expected more, try kl_warmup.",
+                f"{total - active} of {total} latent dimensions are unused: the ELBO prunes dimensions it does not need.",
+                "A smaller latent_dim would lose nothing. If you expected more active dimensions, try kl_warmup.",
             )
         )
     if untrusted > _DOUBTFUL:
         findings.append(
             Finding(
-                f"The encoder's importance weights can't be believed in {untrusted:.0%} of the rows.",
+                f"The encoder's importance weights cannot be trusted in {untrusted:.0%} of the rows.",
                 'For log P(x) use log_evidence(..., method="auto"), which does not rely on the encoder alone.',
             )
         )
@@ -288,14 +290,14 @@ def _judge(found: Diagnosis, gap_is_known: bool) -> tuple[str, tuple[Finding, ..
     if mismatched:
         return "mismatched prior", tuple(findings)
     healthy = Finding(
-        f"The code is used, in {active} dimensions, and found: the encoder misses "
-        f"{max(found.inference_gap, 0.0):.2f} nats of log P(x)."
+        f"The code is used, in {active} dimensions, and the encoder finds it: the inference gap is "
+        f"{max(found.inference_gap, 0.0):.2f} nats per row."
     )
     return "healthy", (healthy, *findings)
 
 
 def _table(frame: pd.DataFrame) -> Iterator[str]:
-    """The dimensions by their rate, the largest first, with a bar each."""
+    """Yield the dimensions in order of their rate, the largest first, each with a bar."""
     ranked = frame.sort_values("rate", ascending=False, kind="stable")
     widest = max(9, *(len(str(name)) for name in ranked.index))
     yield f"  {'dimension':<{widest}}     rate  variance of mean"
@@ -308,7 +310,7 @@ def _table(frame: pd.DataFrame) -> Iterator[str]:
     if len(rest):
         yield f"  and {len(rest)} more, {int(rest['active'].sum())} of them active, rate {rest['rate'].sum():.3f} in all"
     if (frame["kind"] == "marginal").any():
-        yield "  ~ of the dimension's marginals, by their moments: these do not sum to the rate"
+        yield "  ~ KL of the dimension's marginals, from their moments: these do not sum to the rate"
 
 
 def _wrapped(findings: tuple[Finding, ...]) -> Iterator[str]:
@@ -335,9 +337,9 @@ def _dimensions(evaluation: Evaluation) -> pd.DataFrame:
         mean, error, rate = (
             torch.cat([getattr(f, field) for f in found]) for field in ("mean", "error", "rate")
         )
-        held = ~mean.isnan()  # of the rows that have the entry
+        held = ~mean.isnan()  # rows that have this entry
         squares = torch.where(held, (mean - mean.nanmean(dim=0)) ** 2, 0.0).sum(dim=0)
-        # The variance of means that are themselves estimates is too large by their errors.
+        # The means are themselves estimates, whose errors inflate the variance.
         variance = squares / (held.sum(dim=0) - 1).clamp(min=1)
         variance = (variance - torch.where(held, error, math.nan).nanmean(dim=0).nan_to_num()).clamp(min=0)
         width = mean.shape[1]
@@ -359,9 +361,10 @@ def _dimensions(evaluation: Evaluation) -> pd.DataFrame:
 def _inference_gap(
     evaluation: Evaluation, bound: ELBOEstimate, evidence: LogEvidence
 ) -> tuple[np.ndarray, str, bool]:
-    """log P(x_n) − ELBO(x_n), by which method, and whether it is believed in half of the rows, or else is at least that.
+    """Return log P(x_n) − ELBO(x_n), its method, and whether it is trusted in at least half of the rows.
 
-    Of some rows only, where importance weights can't be believed.
+    If it is not, it is a lower bound of the gap. Only some of the rows are used if importance weights cannot be
+    trusted.
     """
     untrusted = (evidence.verdict != "trust").mean()
     plain = evidence.estimate - bound.estimate, "importance", bool(untrusted <= _FEW)
@@ -370,14 +373,14 @@ def _inference_gap(
     chosen = _some_rows(evaluation, _REFINED_ROWS)
     try:
         better = refined(evaluation.pair, _part(evaluation.batch, chosen), seed=evaluation.seed)
-    except checks.Refused:  # a latent on a space that no method can move in
+    except checks.Refused:  # a latent on a space in which no method can move draws
         return plain
     known = bool((better.verdict != "trust").mean() <= _FEW)
     return better.estimate - bound.estimate[chosen.cpu().numpy()], "refined", known
 
 
 def _information(evaluation: Evaluation) -> dict[str, Any]:
-    """Mutual information and KL(q(z) ‖ P(z)), with q(z) the mean of Q(z | x_m) over rows m."""
+    """Return the mutual information and KL(q(z) ‖ P(z)), with q(z) the mean of Q(z | x_m) over rows m."""
     model = evaluation.model
     rows = _some_rows(evaluation, _MOST_ROWS)
     part = evaluation.of_rows(rows, noise.derive(evaluation.seed, Stream.DIAGNOSE), 1)
@@ -408,12 +411,12 @@ def _information(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _log_aggregate(evaluation: Evaluation, draws: Latents) -> Tensor:
-    """log q(z_k) = log mean_m Q(z_k | x_m) over all rows m, (draws,), for ``draws`` of shape (draws, rest...)."""
+    """Return log q(z_k) = log mean_m Q(z_k | x_m) over all rows m, (draws,), for ``draws`` of shape (draws, rest...)."""
     model, structure = evaluation.model, evaluation.structure
     num_draws = len(draws[structure.latents[0]])
     dim = sum(value[0].numel() for value in draws.values())
     width = evaluation.tile[1] if not structure.vectorised["guide"] else 128
-    # A guide that is called once for all samples encodes a row once; another encodes it for every sample.
+    # A vectorised guide encodes a row once for all samples; another guide encodes it for every sample.
     widest = max(structure.widest, width * dim) if structure.vectorised["guide"] else width * structure.widest
     height = max(1, _NUMBERS_AT_ONCE // widest)
     total = torch.full((num_draws,), -math.inf, dtype=torch.float64, device=evaluation.batch["x"].device)
@@ -429,7 +432,7 @@ def _log_aggregate(evaluation: Evaluation, draws: Latents) -> Tensor:
 
 
 def _some_rows(evaluation: Evaluation, most: int) -> Tensor:
-    """Places of all rows, or of ``most`` of them at random, in order."""
+    """Return the indices of all rows, or of ``most`` of them chosen at random, in order."""
     device = evaluation.batch["x"].device
     if len(evaluation) <= most:
         return torch.arange(len(evaluation), device=device)
@@ -442,5 +445,5 @@ def _part(batch: Batch, rows: slice | Tensor) -> Batch:
 
 
 def _each_row(model: RowModel, name: str, value: Tensor, num_rows: int) -> Tensor:
-    """(samples, rest...) → (samples, plates..., event...), the same for each of ``num_rows`` rows."""
+    """Return (samples, rest...) as (samples, plates..., event...), the same for each of ``num_rows`` rows."""
     return model.rows_back(name, value[:, None].expand(-1, num_rows, *value.shape[1:]))

@@ -1,7 +1,7 @@
-"""To ArviZ: draws, predictions and log P(x) as what ``az.summary``, ``az.loo`` and ``az.compare`` take.
+"""Converts draws, predictions and log P(x) to ArviZ, as input of ``az.summary``, ``az.loo`` and ``az.compare``.
 
-The only module that imports arviz, and only where it is asked to. Works with arviz 0.23 and 1.x; what differs
-between them is in the last section.
+This is the only module that imports arviz, and only when one of its functions is called. It works with arviz 0.23
+and 1.x; the last section holds their differences.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pyrovae.pair import Batch, Latents, RowModel
 from pyrovae.row_noise import RowNoise
 from pyrovae.turns import takes_turns
 
-# 4 GiB of float64: draws × rows × columns beyond this are a slip, or should be asked for in parts.
+# 4 GiB of float64. A larger number of draws × rows × columns is a mistake or should be requested in parts.
 _MOST_NUMBERS = 1 << 29
 
 __all__ = ["stacking_weights", "to_arviz", "to_elpd"]
@@ -47,43 +47,44 @@ def to_arviz(
     seed: int = 0,
     tile: tuple[int, int] | None = None,
 ) -> Any:
-    """Draws of z and of replicated rows beside the observed ones, as an ``InferenceData`` (a ``DataTree`` in 1.x).
+    """Return draws of z and replicated rows beside the observed ones, as an ``InferenceData`` (a ``DataTree`` in 1.x).
 
-    Of a pair, for every row: z from P(z | x_n), importance-resampled: z_k ~ Q(z | x_n), k = 1 … ``num_samples``,
-    then ``num_draws`` of them with replacement and probabilities ∝ P(x_n, z_k) / Q(z_k | x_n) (Rubin 1987).
-    The groups:
+    For a pair, draws of z from P(z | x_n) are importance-resampled for every row. First z_k ~ Q(z | x_n),
+    k = 1 … ``num_samples``. Then ``num_draws`` of them are chosen with replacement and probabilities
+    ∝ P(x_n, z_k) / Q(z_k | x_n) (Rubin 1987). The groups:
 
     * ``posterior``: every latent, dims (chain, draw, row, …);
-    * ``prior``: as many draws of P(z), in the same dims;
+    * ``prior``: as many draws of P(z), with the same dims;
     * ``posterior_predictive``, ``prior_predictive``: ``x``, new rows from P(x | z) of those draws;
     * ``log_likelihood_given_z``: log P(x_n | z) of the posterior draws, dims (chain, draw, row), in nats.
-      It is not called ``log_likelihood``, because ``az.loo`` of it is no estimate of log P(x): every row has
-      z of its own, and leaving it out leaves no data about that z;
+      It is not named ``log_likelihood``, because ``az.loo`` of it does not estimate log P(x): every row has
+      its own z, and leaving the row out leaves no data about this z;
     * ``observed_data``: ``x``;
-    * ``constant_data``: by row the importance-weighted ``log_evidence``, with its ``mcse``, ``ess``,
-      ``pareto_k`` and ``verdict``, and whatever ``x`` brought beside the rows. Where the verdict is not
-      "trust", the draws are not to be believed either.
+    * ``constant_data``: the importance-weighted ``log_evidence`` of every row, with its ``mcse``, ``ess``,
+      ``pareto_k`` and ``verdict``, and the values that ``x`` holds beside the rows. The draws of a row can be
+      trusted only if its verdict is "trust".
 
-    Of an MCMC baseline, which has ``posterior`` and ``log_likelihood(x)``: ``posterior`` by site with its
-    chains, ``log_likelihood`` of ``x``, dims (chain, draw, row), and ``observed_data``. ``az.loo`` leaves out
-    rows that the posterior has seen: ``x`` is what the baseline was fitted to.
+    For an MCMC baseline, which has ``posterior`` and ``log_likelihood(x)``, the groups are ``posterior`` by
+    site with its chains, ``log_likelihood`` of ``x``, dims (chain, draw, row), and ``observed_data``. ``az.loo``
+    leaves out rows that the posterior was fitted to, so ``x`` must be those rows.
 
     Args:
         model: a ``VAE``, a ``LatentVariableModel``, or a fitted MCMC baseline.
         x: rows on dim 0, or a dict of them, as in ``log_weights``. A DataFrame's index and columns become
             the coordinates of ``row`` and ``column``.
-        num_draws: draws of every row that are kept.
-        num_samples: draws of every row that they are chosen from.
-        predictive: False leaves the replicated rows out.
-        seed: the same seed and tile give the same bits.
-        tile: (rows, samples) computed at once; chosen from the shapes where None.
+        num_draws: draws to keep for every row.
+        num_samples: draws of every row to choose them from.
+        predictive: False leaves out the replicated rows.
+        seed: the same seed and tile give the same numbers bit for bit.
+        tile: (rows, samples) computed at once; None chooses it from the shapes.
 
-    Options but ``model`` and ``x`` are a pair's; the draws of a baseline are made. Holds
+    All options apply to pairs only; the draws of a baseline already exist. The result holds
     2 · draws × rows × (columns + latent dims) numbers.
 
     Raises:
-        TypeError: a model of another kind.
-        ValueError: see ``log_weights``; more than 2²⁹ numbers; a model whose rows can't be replicated.
+        TypeError: ``model`` is of another kind.
+        ValueError: see ``log_weights``; also if the result would exceed 2²⁹ numbers, or if rows of the model
+            cannot be replicated.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -104,7 +105,7 @@ def to_arviz(
             "model",
             "a VAE, a LatentVariableModel or an MCMC baseline with posterior and log_likelihood",
             f"a {type(model).__name__}",
-            "Fit an MCMC baseline first; one that is exact has no draws: convert.to_elpd(model.log_evidence(x)) "
+            "Fit an MCMC baseline first. An exact baseline has no draws; convert.to_elpd(model.log_evidence(x)) "
             "makes it comparable.",
         )
     groups["observed_data"] = {"x": (_dims_of_rows(observed), _numpy(observed))}
@@ -113,25 +114,27 @@ def to_arviz(
 
 @takes_turns
 def to_elpd(evidence: LogEvidence) -> Any:
-    """Pointwise log P(x_n) of held-out rows as the ``ELPDData`` that ``az.compare`` and ``az.plot_khat`` take.
+    """Return log P(x_n) of held-out rows as the ``ELPDData`` that ``az.compare`` and ``az.plot_khat`` take.
 
-    elpd = Σ_n log P(x_n), with a standard error over rows of sqrt(N · var_n log P(x_n)); in nats, for all rows
-    together, as arviz has it. The rows were held out: nothing is left out or refitted, and no effective
-    number of parameters is estimated (``p`` is NaN). In 1.x its ``kind`` is "held_out", or None since 1.3:
-    ``az.compare`` mixes neither with results of ``az.loo``. 0.x takes no other kind than ``loo``, so the entries
-    are named ``elpd_loo`` and ``loo_i`` there, and ``quantity`` says what they are. ``warning`` is True where a row's
-    verdict is not "trust". k-hat is of the importance weights over z.
+    elpd = Σ_n log P(x_n) in nats, for all rows together as in arviz, with standard error
+    sqrt(N · var_n log P(x_n)) over rows. The rows were held out, so nothing is left out or refitted, and no
+    effective number of parameters is estimated (``p`` is NaN). ``warning`` is True if a row's verdict is not
+    "trust". k-hat is that of the importance weights over z.
 
-    ``az.compare`` does not see rows, units or kinds of number: ``pyrovae.compare`` refuses what can't be
-    compared. Its default weights exponentiate log P(x_n): below −700 nats a row pass
-    ``method="BB-pseudo-BMA"``.
+    In arviz 1.x, ``kind`` is "held_out", or None since 1.3; ``az.compare`` mixes neither with results of
+    ``az.loo``. arviz 0.x accepts only the kind ``loo``. There the entries are named ``elpd_loo`` and ``loo_i``,
+    and ``quantity`` describes them.
+
+    ``az.compare`` does not check rows, units or kinds of number; ``pyrovae.compare`` raises an error if numbers
+    cannot be compared. The default weights of ``az.compare`` exponentiate log P(x_n). Below −700 nats per row,
+    pass ``method="BB-pseudo-BMA"``.
 
     Args:
-        evidence: what ``log_evidence`` returns, of a pair or a baseline.
+        evidence: the result of ``log_evidence`` for a pair or a baseline.
 
     Raises:
-        TypeError: no ``LogEvidence``.
-        ValueError: the evidence of a training set, which is one number and no score of rows.
+        TypeError: ``evidence`` is no ``LogEvidence``.
+        ValueError: ``evidence`` is that of a training set, which is one number and has no scores of rows.
 
     Example:
         >>> import torch, pyrovae as pv
@@ -159,7 +162,7 @@ def to_elpd(evidence: LogEvidence) -> Any:
 
 @takes_turns
 def stacking_weights(scores: Mapping[str, LogEvidence]) -> dict[str, float]:
-    """The weights of the mixture Σ_m w_m P_m(x) that explains the rows best, by name; by ``az.compare``.
+    """Return by name the weights of the mixture Σ_m w_m P_m(x) that maximises the score of the rows, by ``az.compare``.
 
     Maximises Σ_n log Σ_m w_m P_m(x_n) over weights that sum to 1. Yao, Vehtari, Simpson and Gelman (2018).
 
@@ -180,7 +183,7 @@ def stacking_weights(scores: Mapping[str, LogEvidence]) -> dict[str, float]:
             )
     if len(scores) == 1:
         return dict.fromkeys(scores, 1.0)
-    # A row's own constant cancels in the maximum; without it exp(log P(x_n)) would be 0 below −745.
+    # A constant of each row cancels in the maximum; without it exp(log P(x_n)) would be 0 below −745.
     best = np.max([score.estimate for score in scores.values()], axis=0)
     elpds = {name: to_elpd(replace(score, estimate=score.estimate - best)) for name, score in scores.items()}
     return _stacking_weights(elpds)
@@ -207,7 +210,7 @@ def _of_pair(
         for group, variables in block.items():
             for name, (dims, values) in variables.items():
                 if tiles[0].rows.start == 0:
-                    # All of it at once: blocks kept and put together would take twice the memory.
+                    # Allocated at once, because joining blocks would take twice the memory.
                     whole = np.empty((1, num_draws, len(evaluation), *values.shape[3:]), values.dtype)
                     groups.setdefault(group, {})[name] = (dims, whole)
                 groups[group][name][1][:, :, tiles[0].rows] = values
@@ -237,7 +240,7 @@ def _of_pair(
 def _of_block(
     evaluation: Evaluation, tiles: list[noise.Tile], num_draws: int, predictive: bool
 ) -> tuple[dict[str, Group], Columns]:
-    """All groups of some rows, and what their weights say of log P(x)."""
+    """Return all groups of some rows, and the log P(x) of their weights."""
     model = evaluation.model
     rows = tiles[0].rows
     batch = {name: value[rows] for name, value in evaluation.batch.items()}
@@ -274,7 +277,7 @@ def _of_block(
 
 
 def _weigh(evaluation: Evaluation, tile: noise.Tile, batch: Batch) -> tuple[Latents, Terms]:
-    """``evaluation.terms(tile)``, with the latents that they are of."""
+    """Return the latents of ``evaluation.terms(tile)`` and its terms."""
     drawn = evaluation.noise(Stream.TILE, rows=tile.rows, first=tile.samples.start)
     with evaluation.pair.evaluating(), noise.seeded(drawn.seed, batch["x"].device):
         latents, joint, log_q = evaluation.model.weigh(batch, tile.num_samples, drawn)
@@ -282,8 +285,8 @@ def _weigh(evaluation: Evaluation, tile: noise.Tile, batch: Batch) -> tuple[Late
 
 
 def _resample(log_weights: Tensor, num_draws: int, drawn: RowNoise) -> Tensor:
-    """Places of draws chosen with probability ∝ their weights, (num_draws, rows), from (samples, rows)."""
-    impossible = torch.isneginf(log_weights).all(dim=0)  # P(x_n) = 0 as far as was seen: any z is as good
+    """Return indices of draws chosen with probability ∝ their weights, (num_draws, rows), from (samples, rows)."""
+    impossible = torch.isneginf(log_weights).all(dim=0)  # P(x_n, z) = 0 at every draw: all are equally likely
     weights = torch.softmax(torch.where(impossible, 0.0, log_weights), dim=0)
     ends = weights.double().cumsum(dim=0).T.contiguous()  # (rows, samples)
     at = drawn.uniform(num_draws, dtype=torch.float64).T * ends[:, -1:]
@@ -291,7 +294,7 @@ def _resample(log_weights: Tensor, num_draws: int, drawn: RowNoise) -> Tensor:
 
 
 def _replicate(evaluation: Evaluation, rows: slice, batch: Batch, latents: Latents, key: int) -> Tensor:
-    """New rows x ~ P(x | z), shape (samples, rows, *row), as many samples at once as a tile holds."""
+    """Return new rows x ~ P(x | z), shape (samples, rows, *row), made tile by tile of samples."""
     (count,) = {len(value) for value in latents.values()}
     made = []
     for start in range(0, count, evaluation.tile[1]):
@@ -302,7 +305,7 @@ def _replicate(evaluation: Evaluation, rows: slice, batch: Batch, latents: Laten
 
 
 def _refuse_too_many(evaluation: Evaluation, num_draws: int, predictive: bool) -> None:
-    """Say how large the result would be before anything is computed."""
+    """Raise ``ValueError`` before anything is computed if the result would be too large."""
     batch = {name: value[:1] for name, value in evaluation.batch.items()}
     seed = noise.derive(evaluation.seed, Stream.CONVERT)
     with evaluation.pair.evaluating(), noise.seeded(seed, batch["x"].device):
@@ -315,12 +318,12 @@ def _refuse_too_many(evaluation: Evaluation, num_draws: int, predictive: bool) -
             "num_draws",
             f"at most {_MOST_NUMBERS} numbers, 2 · draws × rows × (columns + latent dims)",
             f"{numbers} = 2 · {num_draws} × {len(evaluation)} × {width}",
-            "Take fewer draws or rows, or predictive=False.",
+            "Pass fewer draws or rows, or predictive=False.",
         )
 
 
 def _variable(model: RowModel, name: str, value: Tensor) -> Variable:
-    """A latent in (chain, draw, row, …): the dims of inner plates, unless they are of size 1, and of the event."""
+    """Return a latent in dims (chain, draw, row, …): inner plates, unless of size 1, then the event."""
     value, structure = model.rows_second(name, value), model.structure
     plates = [size for size in value.shape[2 : 1 + structure.nesting] if size > 1]
     value = value.reshape(*value.shape[:2], *plates, *value.shape[1 + structure.nesting :])
@@ -333,7 +336,7 @@ def _variable(model: RowModel, name: str, value: Tensor) -> Variable:
 
 
 def _of_chains(model: Any, x: Any) -> tuple[dict[str, Group], dict[str, Any], Tensor]:
-    """Of anything with ``posterior``, site → (chains, draws, …), and ``log_likelihood(x)``, (chains, draws, rows)."""
+    """Return groups of a model with ``posterior``, site → (chains, draws, …), and ``log_likelihood(x)``, (chains, draws, rows)."""
     names = getattr(model, "names", None)
     batch, source = checks.read(checks.in_double(x), dtype=torch.float64, names=names)
     observed, seen = batch["x"], getattr(model, "seen", None)
@@ -365,14 +368,14 @@ def _numpy(value: Tensor) -> np.ndarray:
 
 
 def _dims_of_rows(x: Tensor, name: str = "x") -> tuple[str, ...]:
-    """("row", "column") for a table, ("row", "x_dim_0", …) for rows of another shape."""
+    """Return ("row", "column") for a table, ("row", "x_dim_0", …) for rows of another shape."""
     if x.dim() == 2 and name == "x":
         return ("row", "column")
     return ("row", *(f"{name}_dim_{i}" for i in range(x.dim() - 1)))
 
 
 def _coords(x: Any, observed: Tensor) -> dict[str, np.ndarray]:
-    """A DataFrame's own names for rows and columns; numbers otherwise."""
+    """Return a DataFrame's own names for rows and columns, and numbers for other input."""
     coords: dict[str, np.ndarray] = {"row": np.arange(len(observed))}
     index = getattr(x, "index", None)
     if hasattr(x, "to_numpy") and index is not None and index.nlevels == 1 and index.is_unique:
@@ -383,7 +386,7 @@ def _coords(x: Any, observed: Tensor) -> dict[str, np.ndarray]:
 
 
 def _labels(index: Any) -> np.ndarray:
-    """Numbers and dates as they are, everything else as strings, which every format can write."""
+    """Return numbers and dates unchanged and all else as strings, which every file format can store."""
     values = index.to_numpy()
     return values if values.dtype.kind in "iufM" else np.array([_label(value) for value in values])
 
@@ -393,48 +396,48 @@ def _label(value: Hashable) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# arviz: what differs between 0.x and 1.x
+# Differences between arviz 0.x and 1.x
 
 
 def _arviz() -> tuple[Any, bool]:
-    """arviz, and whether it is 1.x, whose container is xarray's ``DataTree``."""
+    """Return arviz, and whether it is 1.x, whose container is xarray's ``DataTree``."""
     with warnings.catch_warnings():
-        # 0.x announces 1.x when it is imported.
+        # 0.x announces 1.x on import.
         warnings.simplefilter("ignore", FutureWarning)
         import arviz
     return arviz, int(arviz.__version__.split(".")[0]) >= 1
 
 
 def chain_ess(series: np.ndarray, method: str) -> float:
-    """Effective number of draws of a series, shape (chains, draws), for its "mean", "bulk" or "tail"."""
-    # 1.x has no default for the quantiles of the tail where it is given an array.
+    """Return the effective sample size of a series, shape (chains, draws), for its "mean", "bulk" or "tail"."""
+    # 1.x has no default for the quantiles of the tail if the input is an array.
     options = {"prob": (0.05, 0.95)} if method == "tail" else {}
     return float(_arviz()[0].ess(series, method=method, **options))
 
 
 def chain_rhat(series: np.ndarray) -> float:
-    """Rank-normalised split R-hat of a series, shape (chains, draws)."""
+    """Return the rank-normalised split R-hat of a series, shape (chains, draws)."""
     return float(_arviz()[0].rhat(series))
 
 
 def chain_mcse(series: np.ndarray) -> float:
-    """Monte-Carlo standard error of the mean of a series, shape (chains, draws)."""
+    """Return the Monte-Carlo standard error of the mean of a series, shape (chains, draws)."""
     return float(_arviz()[0].mcse(series, method="mean"))
 
 
 def _stacking_weights(elpds: dict[str, Any]) -> dict[str, float]:
     arviz, modern = _arviz()
-    # 1.x rounds weights to two digits unless told otherwise.
+    # 1.x rounds weights to two digits by default.
     options = {"round_to": "none"} if modern else {}
     with warnings.catch_warnings():
-        # 0.x calls pandas 3 in ways that it warns of; 1.x warns of selection among many models.
+        # 0.x uses pandas 3 in ways that warn; 1.x warns of selection among many models.
         warnings.simplefilter("ignore")
         weights = arviz.compare(elpds, method="stacking", **options)["weight"]
     return {name: float(weights[name]) for name in elpds}
 
 
 def _container(groups: Mapping[str, Group], coords: Mapping[str, np.ndarray], attrs: dict[str, Any]) -> Any:
-    """Groups → an ``InferenceData``, or a ``DataTree``. Datasets are made here: 0.x's from_dict knows no other groups."""
+    """Return groups as an ``InferenceData`` or a ``DataTree``; 0.x's from_dict would accept only its own groups."""
     import xarray
 
     arviz, modern = _arviz()
@@ -449,7 +452,7 @@ def _container(groups: Mapping[str, Group], coords: Mapping[str, np.ndarray], at
 
 
 def _elpd_data(evidence: LogEvidence) -> Any:
-    """A ``LogEvidence`` → a Series with entries by name (0.x), or an object with fields (1.x)."""
+    """Return a ``LogEvidence`` as a Series with named entries (0.x), or an object with fields (1.x)."""
     import xarray
 
     arviz, modern = _arviz()
@@ -467,7 +470,7 @@ def _elpd_data(evidence: LogEvidence) -> Any:
     pointwise = xarray.DataArray(evidence.estimate, row, "row", name="elpd_i", attrs={"quantity": quantity})
     pareto_k = xarray.DataArray(evidence.pareto_k, row, "row", name="pareto_k")
     if modern:
-        # Since 1.3 a kind is that of a class of arviz's own, and the base class has None.
+        # Since 1.3, kinds belong to arviz's own classes, and the base class has None.
         kind = {"kind": "held_out"} if "kind" in arviz.ELPDData.__dataclass_fields__ else {}
         return arviz.ELPDData(
             elpd=evidence.total,
@@ -478,7 +481,7 @@ def _elpd_data(evidence: LogEvidence) -> Any:
             **kind,
         )
     entries = {
-        # by place: arviz prints the first three
+        # In this order, because arviz prints the first three.
         "elpd_loo": evidence.total,
         "se": common.pop("se"),
         "p_loo": float("nan"),

@@ -1,4 +1,4 @@
-"""log w[s, n] = log P(x_n, z_sn) − log Q(z_sn | x_n), over tiles of rows × samples; and its mean, the ELBO."""
+"""Log importance weights log P(x_n, z_sn) − log Q(z_sn | x_n), over tiles of rows × samples, and their mean, the ELBO."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pyrovae.row_noise import RowNoise
 from pyrovae.tracing import Call, Runner, tile_terms, why_not_compiled
 from pyrovae.turns import takes_turns
 
-#: What the noise of a row may be keyed by.
+#: The keys that a row's noise may have.
 KEYS = ("index", "content")
 
 #: Names of columns, by the name that a frame has in a batch.
@@ -45,22 +45,22 @@ class Terms:
 
     @property
     def lost(self) -> Tensor:
-        """Draws that rounding put onto a bound of their support, (samples, rows)."""
+        """Which draws rounding put onto a bound of their support, (samples, rows)."""
         return self.proposal == math.inf
 
     def without(self, draws: Tensor) -> Terms:
-        """The same, where some draws, (samples, rows), weigh nothing."""
+        """Return the same terms with some draws, (samples, rows), given weight zero."""
         return (
             replace(self, proposal=torch.where(draws, math.inf, self.proposal)) if bool(draws.any()) else self
         )
 
     def checked(self, numbers: Tensor, fix: Callable[[], str] | None = None) -> Terms:
-        """Itself, where every log weight is below +∞; ``numbers`` are its rows' in x, shape (rows,).
+        """Return itself if every log weight is below +∞; ``numbers`` are its rows' numbers in x, shape (rows,).
 
-        ``fix`` says what to do about the columns, as ``LatentVariableModel.fix_of_scales``.
+        ``fix`` returns a text on how to fix the columns, as ``LatentVariableModel.fix_of_scales`` does.
 
         Raises:
-            ValueError: a log weight that is NaN or +∞, naming the term, the row and how many.
+            ValueError: a log weight is NaN or +∞; names the term, the first row and the count.
         """
         if not bool((self.log_weights < math.inf).all()):  # NaN compares false
             raise _not_a_number(self, numbers, fix() if fix else "")
@@ -72,18 +72,18 @@ class Evaluation:
     """A pair with checked rows, ready to be evaluated tile by tile.
 
     Attributes:
-        model: the model and guide, and what inspection found.
-        batch: the rows, under "x", and whatever is aligned with them.
-        numbers: of the rows, in the x that was passed; shape (rows,).
-        keys: what the noise of each row is keyed by, shape (rows,), int64.
-        keyed_by: "index" or "content" of the rows; "tile" where the pair draws noise that can't be keyed by rows.
-        num_samples: draws a row, K.
-        seed: where the noise comes from.
+        model: the model and guide, and the results of inspection.
+        batch: the rows, under "x", and the values aligned with them.
+        numbers: the rows' numbers in the x that was passed; shape (rows,).
+        keys: the key of each row's noise, shape (rows,), int64.
+        keyed_by: "index" or "content" of the rows; "tile" if the pair draws noise that cannot be keyed by rows.
+        num_samples: K, draws per row.
+        seed: the seed of all noise.
         tile: (rows, samples) of a tile.
-        runner: where tiles may be run as graphs, what runs them.
-        source: the rows as they came; None of some of the rows of another evaluation.
-        times: how often its tiles will be computed, by which graphs pay or not.
-        argument: what its rows are called in errors.
+        runner: runs tiles as graphs; None if they are never run so.
+        source: the rows as the user passed them; None for a subset of another evaluation's rows.
+        times: how often its tiles will be computed, which decides whether graphs are worth it.
+        argument: the name of its rows in errors.
     """
 
     model: RowModel
@@ -114,7 +114,7 @@ class Evaluation:
         names: Names | None = None,
         noise: str = "index",
     ) -> Evaluation:
-        """Check the arguments and the pair; nothing runs before they hold. ``names`` as in ``read_rows``."""
+        """Check the arguments and the pair and return an evaluation of the rows; ``names`` as in ``read_rows``."""
         checks.compile(compile)
         checks.choice("noise", noise, KEYS)
         checks.integer("num_samples", num_samples)
@@ -157,22 +157,22 @@ class Evaluation:
         return len(self.batch["x"])
 
     def tiles(self) -> Iterator[list[noises.Tile]]:
-        """For every block of rows, its tiles."""
+        """Yield the tiles of every block of rows."""
         return noises.tiles(len(self), self.num_samples, self.tile)
 
     @property
     def compiles(self) -> str | bool:
-        """What was asked for, where this machine can: whether tiles are compiled shows in their last digits."""
+        """``compile`` as requested, or False if this machine cannot; compiling changes the last digits of numbers."""
         if self.runner is None or why_not_compiled(self.batch["x"].device) is not None:
             return False
         return self.runner.compile
 
     def blocks(self) -> Iterator[slice]:
-        """The blocks of rows that tiles stand on."""
+        """Yield the blocks of rows of the tiles."""
         return (block[0].rows for block in self.tiles())
 
     def of_rows(self, rows: Tensor, seed: int, num_samples: int) -> Evaluation:
-        """The evaluation of some of the rows, with noise of its own; its tiles are as tall."""
+        """Return the evaluation of some of the rows, with noise of its own and tiles of the same shape."""
         batch = {name: value[rows] for name, value in self.batch.items()}
         numbers = self.numbers[rows]
         return replace(
@@ -186,19 +186,19 @@ class Evaluation:
         )
 
     def noise(self, stream: noises.Stream, *keys: int, rows: slice = slice(None), first: int = 0) -> RowNoise:
-        """The noise of some rows for one purpose, from sample number ``first`` on."""
+        """Return the noise of some rows for one purpose, from sample number ``first`` on."""
         return RowNoise(noises.derive(self.seed, stream, *keys), self.keys[rows], first)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that log-probabilities are computed in: the parameters', or where there are none the rows'."""
+        """The dtype of log-probabilities: that of the parameters, or of the rows if the pair has none."""
         return self.pair.dtype or self.batch["x"].dtype
 
     def terms(self, tile: noises.Tile) -> Terms:
-        """One tile: draw z for its rows and weigh it.
+        """Draw z for the rows of one tile and return its log weights' terms.
 
         Raises:
-            ValueError: a log weight that is NaN or +∞, naming the term, the row and how many.
+            ValueError: a log weight is NaN or +∞; names the term, the first row and the count.
         """
         columns = [value[tile.rows] for value in self.batch.values()]
         noise = self.noise(noises.Stream.TILE, rows=tile.rows, first=tile.samples.start)
@@ -220,12 +220,12 @@ class Evaluation:
         return Terms(*terms).checked(self.numbers[tile.rows], fix)
 
     def rows_alike(self, num_rows: int) -> int:
-        """How many rows stand in blocks of so many."""
+        """Return how many rows lie in blocks of ``num_rows`` rows."""
         blocks, last = divmod(len(self), self.tile[0])
         return blocks * num_rows if num_rows == self.tile[0] else num_rows * (num_rows == last)
 
     def _numbers_ahead(self, num_rows: int, num_samples: int) -> int:
-        """How many numbers the tiles of a shape hold, over the whole evaluation, each time that it is done."""
+        """Return how many numbers the tiles of a shape hold, over the whole evaluation and all its repetitions."""
         tiles, last = divmod(self.num_samples, self.tile[1])
         samples = tiles * num_samples if num_samples == self.tile[1] else num_samples * (num_samples == last)
         return self.times * noises.numbers(self.structure.widest, self.rows_alike(num_rows), samples)
@@ -241,31 +241,31 @@ def log_weights(
     compile: str | bool = "auto",
     noise: str = "index",
 ) -> Tensor:
-    """Log importance weights of every row: log P(x_n, z_sn) − log Q(z_sn | x_n), z_sn ~ Q(z | x_n).
+    """Return log importance weights of every row: log P(x_n, z_sn) − log Q(z_sn | x_n), z_sn ~ Q(z | x_n).
 
     The mean of a column is the ELBO of that row; its log-mean-exp is the importance-weighted log P(x_n).
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``.
-        x: rows on dim 0; tensor, numpy array or DataFrame. Or a dict with the rows under "x" and what is
-            aligned with them under other names, which model and guide are called with as keywords. Rows in a
-            ``numpy.memmap`` of the pair's dtype stay on the disk; of another dtype they are cast whole.
-        num_samples: draws a row, S.
-        seed: the same seed gives the same numbers; the same tile, too, the same bits.
-        tile: (rows, samples) computed at once; chosen from the shapes where None.
-        compile: whether guide and model are run by Pyro for every tile (False), or once, under torch's tracer,
-            and what they compute is compiled (True): several times as fast after some 10 seconds, the same up to
-            rounding. "auto" compiles where more is ahead than that takes, and can be; it goes by the shapes alone.
-            Needs a C++ compiler. Compiled graphs are kept with the pair.
-        noise: what the noise of a row follows from beside ``seed``: its "index" in x, or its "content", so that a row
-            has the same number in any order and selection of rows.
+        x: rows on dim 0; tensor, numpy array or DataFrame. A dict holds the rows under "x" and values aligned
+            with them under other names; model and guide get these as keywords. Rows in a ``numpy.memmap`` of
+            the pair's dtype stay on disk; rows of another dtype are cast as a whole.
+        num_samples: S, draws per row.
+        seed: the same seed gives the same numbers; with the same tile, bit for bit.
+        tile: (rows, samples) computed at once; None chooses it from the shapes.
+        compile: False runs guide and model by Pyro for every tile. True runs them once, under torch's tracer,
+            and compiles their computation: several times as fast after some 10 seconds, and equal up to
+            rounding. "auto" compiles if it can and the work ahead takes longer than that, judged by the shapes
+            alone. Compiling needs a C++ compiler. Compiled graphs are kept with the pair.
+        noise: the key of a row's noise beside ``seed``: its "index" in x, or its "content". With "content", a
+            row has the same number in any order and selection of rows.
 
     Returns:
         Tensor of shape (samples, rows), float64, in nats.
 
     Raises:
-        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``; a matrix that the memory does not
-            hold; ``compile=True`` and a pair that can't be traced.
+        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``; also if the matrix does not
+            fit into memory, or if ``compile=True`` and the pair cannot be traced.
 
     Burda, Grosse and Salakhutdinov (2016).
 
@@ -282,7 +282,7 @@ def log_weights(
     except (RuntimeError, MemoryError) as error:
         raise checks.bad_value(
             "num_samples",
-            "a matrix of shape (samples, rows) that the memory holds",
+            "a matrix of shape (samples, rows) that fits into memory",
             f"{shape[0]} × {shape[1]} numbers, {math.prod(shape) * 8 / 1e9:.3g} GB",
             "Use log_evidence, which keeps no matrix, or pass fewer.",
         ) from error
@@ -296,14 +296,14 @@ def log_weights(
 class ELBOEstimate:
     """The evidence lower bound of every row, split in two: estimate = reconstruction − rate.
 
-    Draws that rounding put onto a bound of their support are left out; NaN where all are.
+    Draws that rounding put onto a bound of their support are left out; a row without other draws is NaN.
 
     Attributes:
         estimate: E_Q[log P(x, z) − log Q(z | x)], shape (rows,), in nats.
         rate: KL(Q ‖ P) = E_Q[log Q(z | x) − log P(z)], shape (rows,), in nats.
         reconstruction: E_Q[log P(x | z)], shape (rows,), in nats.
-        mcse: Monte-Carlo standard error of ``estimate``, shape (rows,); NaN for one sample, and where
-            a draw has log P(x, z) = −∞.
+        mcse: Monte-Carlo standard error of ``estimate``, shape (rows,); NaN for one sample, or if a draw has
+            log P(x, z) = −∞.
     """
 
     estimate: np.ndarray
@@ -313,7 +313,7 @@ class ELBOEstimate:
 
     @property
     def mean(self) -> float:
-        """Mean ELBO over the rows, in nats a row."""
+        """Mean ELBO over the rows, in nats per row."""
         return float(self.estimate.mean())
 
 
@@ -327,7 +327,7 @@ def elbo(
     compile: str | bool = "auto",
     noise: str = "index",
 ) -> ELBOEstimate:
-    """The evidence lower bound of every row and its two halves, by Monte Carlo.
+    """Return the evidence lower bound of every row and its two terms, by Monte Carlo.
 
     ELBO(x) = E_Q[log P(x | z)] − KL(Q(z | x) ‖ P(z)) ≤ log P(x).
 
@@ -344,7 +344,7 @@ def elbo(
 
 
 def elbo_of(evaluation: Evaluation) -> ELBOEstimate:
-    """``elbo`` of a pair and rows that were prepared before."""
+    """Return ``elbo`` of a prepared evaluation."""
     reconstruction, rate, mcse = (torch.empty(len(evaluation), dtype=torch.float64) for _ in range(3))
     for block in evaluation.tiles():
         rows = block[0].rows
@@ -360,7 +360,7 @@ def elbo_of(evaluation: Evaluation) -> ELBOEstimate:
             )
             n = kept.sum(dim=0)
             sum_r, sum_k = sum_r + r.sum(dim=0), sum_k + k.sum(dim=0)
-            # squared deviations, merged tile by tile (Chan, Golub and LeVeque 1983)
+            # Squared deviations, merged tile by tile (Chan, Golub and LeVeque 1983).
             mean = w.sum(dim=0) / n.clamp(min=1)
             shift = torch.where(n > 0, mean - mean_w, 0.0)
             within = torch.where(kept, (w - mean) ** 2, 0.0).sum(dim=0)
@@ -373,16 +373,17 @@ def elbo_of(evaluation: Evaluation) -> ELBOEstimate:
 
 
 def prepare_rows(pair: LatentVariableModel, x: Any, argument: str = "x") -> Batch:
-    """``x`` as a checked batch in the pair's dtype and on its device."""
+    """Return ``x`` as a checked batch in the pair's dtype and on its device."""
     return read_rows(pair, x, argument)[0]
 
 
 def read_rows(
     pair: LatentVariableModel, x: Any, argument: str = "x", names: Names | None = None
 ) -> tuple[Batch, checks.Source]:
-    """``prepare_rows``, and the rows as they came.
+    """Return ``prepare_rows`` and the rows as the user passed them.
 
-    Columns have the names that the pair was fitted to; before a fit those in ``names``, where they are given.
+    Columns are checked against the names that the pair was fitted to. Before a fit, ``names`` are checked instead
+    if given.
     """
     if not isinstance(pair, LatentVariableModel):
         raise checks.bad_type(
@@ -406,13 +407,16 @@ def inspect_rows(
     argument: str = "x",
     every_row: bool = False,
 ) -> tuple[tuple[Batch, checks.Source], RowModel]:
-    """``pair.inspect`` on rows, on some or ``every_row``; they are read ``again`` where the pair's dtype is known only after it has run."""
+    """Return ``pair.inspect`` of some rows or of ``every_row``, and the rows.
+
+    The rows are read ``again`` if the pair's dtype is known only after it has run.
+    """
     known, (batch, source) = pair.dtype, rows
     with pair.nothing_declared_on_error():
         try:
             model = inspect(pair, batch, seed, argument, every_row)
         except checks.Refused as error:
-            if known is None and "Double" in str(error):  # float64 rows in a pair that is in float32
+            if known is None and "Double" in str(error):  # float64 rows met a pair that computes in float32
                 checks.cast(source.exact, torch.get_default_dtype(), argument, source.names.get("x"))
             raise
         return (rows if pair.dtype == known else again()), model
@@ -429,6 +433,6 @@ def _not_a_number(terms: Terms, numbers: Tensor, fix: str) -> checks.Refused:
         "log weights below +∞",
         f"{int(bad.sum())} that are NaN or +∞ in {' and '.join(guilty) or 'their difference'}, first at row {row}",
         f"{fix} ".lstrip()
-        + "The model or the guide puts out NaN, or a density that runs off to +∞ (a vanishing scale): look at "
+        + "The model or the guide returns NaN, or a density that grows to +∞ (a vanishing scale): check "
         "its parameters, lower the learning rate, or fix the scale.",
     )

@@ -1,8 +1,8 @@
-"""Tiles and their seeds: where the randomness of an evaluation comes from.
+"""Tiles of an evaluation, and the seeds of its noise.
 
-An evaluation of ``num_samples`` draws for N rows is cut into tiles of rows × samples. A tile's noise
-follows from (seed, tile) alone, so the answer does not depend on which tile came first, on who computed
-it, or on what ran before; and the global generator is left as it was found.
+An evaluation of ``num_samples`` draws for N rows is cut into tiles of rows × samples. The seed of a tile's noise
+depends only on the evaluation's seed and on keys. The results therefore do not depend on the order of tiles or on
+earlier calls, and torch's global generator is left unchanged.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import torch
 
 from pyrovae import checks
 
-# Measured (benchmarks/tiles.py): tiles of about this many numbers keep a Pyro call's overhead small
-# and its temporaries near the cache.
+# Tiles of about this many numbers keep a Pyro call's overhead small and its temporaries near the cache
+# (benchmarks/tiles.py).
 _ELEMENTS_PER_TILE = 1 << 20
 _SAMPLES_PER_TILE = 128
-# Narrower pairs are treated as this wide: beside the numbers of a layer, a row keeps its largest weights.
+# Least width that a pair is treated as having, because a row also stores its largest weights.
 _NARROWEST = 32
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One block of an evaluation: which rows, which samples, and its place in the grid of blocks."""
+    """One tile of an evaluation: its rows, its samples, and its index in the grid of tiles."""
 
     rows: slice
     samples: slice
@@ -39,26 +39,26 @@ class Tile:
 
 
 def tile_shape(widest: int, num_samples: int) -> tuple[int, int]:
-    """(rows, samples) of a tile, from the widest layer of the pair and the samples asked for, and nothing else.
+    """Return (rows, samples) of a tile, from the widest layer of the pair and the number of samples alone.
 
-    Few samples make tall tiles, many samples make short ones: either way a tile holds about the same
-    amount of work, and a row is encoded once for up to 128 samples.
+    Tiles are tall for few samples and short for many. Each holds about the same amount of work, and a row is
+    encoded once for up to 128 samples.
     """
     samples = _SAMPLES_PER_TILE
     if num_samples < samples:
         samples = num_samples
-    elif num_samples % samples:  # one that leaves no narrow tile over, where there is one
+    elif num_samples % samples:  # prefer a width that divides the samples
         samples = next((n for n in range(samples, samples // 2, -1) if num_samples % n == 0), samples)
     return max(1, _ELEMENTS_PER_TILE // numbers(widest, 1, samples)), samples
 
 
 def numbers(widest: int, num_rows: int, num_samples: int) -> int:
-    """Numbers in the widest layer of a tile."""
+    """Return the numbers in the widest layer of a tile."""
     return max(widest, _NARROWEST) * num_rows * num_samples
 
 
 def tiles(num_rows: int, num_samples: int, shape: tuple[int, int]) -> Iterator[list[Tile]]:
-    """The tiles of an evaluation: for every block of rows, the list of its blocks of samples."""
+    """Yield the tiles of an evaluation: for every block of rows, the list of its blocks of samples."""
     height, width = checks.integer("tile", shape[0]), checks.integer("tile", shape[1])
     for i, row in enumerate(range(0, num_rows, height)):
         rows = slice(row, min(row + height, num_rows))
@@ -69,7 +69,7 @@ def tiles(num_rows: int, num_samples: int, shape: tuple[int, int]) -> Iterator[l
 
 
 class Stream(IntEnum):
-    """What a stream of noise is for: the same seed gives each use its own."""
+    """Uses of noise; with the same seed, each use has independent noise."""
 
     TILE = 0
     ROW_ORDER = 1
@@ -90,23 +90,22 @@ class Stream(IntEnum):
 
 
 def derive(seed: int, stream: Stream, *keys: int) -> int:
-    """A 63-bit seed from a seed, a stream and keys; different ones give independent noise.
+    """Return a 63-bit seed from a seed, a stream and keys; different ones give independent noise.
 
-    torch's generator for the CPU uses 32 bits of it: among 10 000 tiles two share their noise with
-    probability 1 %, and then those two alone.
+    torch's CPU generator uses 32 bits of it. Among 10 000 tiles, two share their noise with a probability of 1 %;
+    the others are then unaffected.
     """
     checks.integer("seed", seed, minimum=0)
-    # As spawn_key, not as entropy: SeedSequence pads entropy with zeros, so (1,) and (1, 0) would agree.
+    # Passed as spawn_key, because SeedSequence pads entropy with zeros, so (1,) and (1, 0) would agree.
     words = np.random.SeedSequence(seed, spawn_key=(stream, *keys)).generate_state(2, np.uint32)
     return int(words[0]) << 31 | int(words[1]) >> 1
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Run a block with torch's generators seeded, and put them back as they were.
+    """Run a block with torch's generators seeded, and restore their states afterwards.
 
-    Pyro's distributions draw from torch's global generator and take no other; so the global one is
-    borrowed for the length of the block.
+    Pyro's distributions draw only from torch's global generator, so the block borrows it.
     """
     devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

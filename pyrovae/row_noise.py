@@ -1,9 +1,9 @@
-"""Noise that belongs to the row: a counter-based generator, keyed by (seed, row, sample, draw).
+"""Noise that belongs to a row: a counter-based generator, keyed by (seed, row, sample, draw).
 
-A row's noise depends neither on the rows beside it, nor on how rows and samples are cut into tiles. Every number is a
-hash of its key, by 32-bit multiply and xor-shift rounds, so that any part can be made by itself, in
-any order. Uniform numbers have 24 bits in float32 and 53 in float64; normal ones come from them by the Box–Muller
-transform. A tensor takes 1.3 to 2 times as long as torch's own sequential generator (benchmarks/row_noise.py).
+A row's noise depends neither on other rows, nor on how rows and samples are cut into tiles. Every number is a
+hash of its key by 32-bit multiply and xor-shift rounds, so any part can be generated alone and in any order.
+Uniform numbers have 24 bits in float32 and 53 in float64. The Box–Muller transform makes normal numbers from them.
+A tensor takes 1.3 to 2 times as long as with torch's own sequential generator (benchmarks/row_noise.py).
 
 Salmon, Moraes, Dror and Shaw (2011) on counter-based generators; Box and Muller (1958); Marsaglia and Tsang (2000).
 """
@@ -19,20 +19,19 @@ import torch
 from torch import Tensor
 
 _FACTORS = (np.uint32(0x7FEB352D), np.uint32(0x846CA68B))
-_STEP = np.uint32(0x9E3779B9)  # odd: multiples of it differ
+_STEP = np.uint32(0x9E3779B9)  # odd, so that its multiples differ
 _AGAIN = np.uint32(0x85EBCA6B)
-_AT_ONCE = 1 << 15  # words: few enough to stay in a core's cache
+_AT_ONCE = 1 << 15  # words, few enough to stay in a core's cache
 
 
 class RowNoise:
-    """Noise for the rows of a block, draw after draw.
+    """Noise for the rows of a block; each call returns new numbers.
 
-    Each call gives new numbers. The numbers of a row follow from its key, the seed, the numbers of the samples and how
-    many calls came before.
+    The numbers of a row depend only on its key, the seed, the numbers of the samples and the count of earlier calls.
 
     Args:
-        seed: of 63 bits, as ``noise.derive`` makes it.
-        rows: what each row is known by, shape (rows,), int64.
+        seed: of 63 bits, as returned by ``noise.derive``.
+        rows: the key of each row, shape (rows,), int64.
         first: the number of the first sample.
     """
 
@@ -43,7 +42,7 @@ class RowNoise:
 
     @classmethod
     def of(cls, keys: Tensor, first: Tensor) -> RowNoise:
-        """Noise from the ``keys`` and ``first`` of another one: the inputs of a graph."""
+        """Return noise from the ``keys`` and ``first`` of another one, which are inputs of a graph."""
         made = cls.__new__(cls)
         made.keys, made.first, made._calls = keys, first, count()
         return made
@@ -53,19 +52,19 @@ class RowNoise:
 
     @property
     def seed(self) -> int:
-        """A seed for what can't be keyed by rows; it follows from the first of these rows and the samples."""
+        """A seed for draws that cannot be keyed by rows; it depends on the first of these rows and the samples."""
         return (int(self.keys[0]) ^ (int(self.first) * 0x9E3779B97F4A7C15)) & ((1 << 63) - 1)
 
     def uniform(self, num_samples: int, *rest: int, dtype: torch.dtype) -> Tensor:
-        """Uniform on (0, 1), shape (samples, rows, rest...)."""
+        """Return uniform numbers on (0, 1), shape (samples, rows, rest...)."""
         return self._draw(torch.ops.pyrovae.uniform, num_samples, rest, dtype)
 
     def normal(self, num_samples: int, *rest: int, dtype: torch.dtype) -> Tensor:
-        """Standard normal, shape (samples, rows, rest...)."""
+        """Return standard normal numbers, shape (samples, rows, rest...)."""
         return self._draw(torch.ops.pyrovae.normal, num_samples, rest, dtype)
 
     def gamma(self, shape: Tensor) -> Tensor:
-        """Gamma with rate 1 and shapes (samples, rows, rest...), by rejection (Marsaglia and Tsang 2000)."""
+        """Return gamma numbers with rate 1 and shapes (samples, rows, rest...), by rejection (Marsaglia and Tsang 2000)."""
         size, dtype = shape.shape, shape.dtype
         raised = torch.where(shape < 1, shape + 1, shape)
         d = raised - 1 / 3
@@ -91,7 +90,7 @@ class RowNoise:
 
 
 def mixed(seed: int, rows: Tensor) -> Tensor:
-    """The keys of rows under a seed, shape (rows,), int64 (the finalizer of SplitMix64)."""
+    """Return the keys of rows under a seed, shape (rows,), int64 (the finalizer of SplitMix64)."""
     with np.errstate(over="ignore"):
         z = _unsigned(rows) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -107,11 +106,11 @@ def _unsigned(rows: Tensor) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Words of 32 bits, by numpy, whose integer operations are twice as fast as torch's. The two operations are registered
-# with torch, so that a traced graph holds each as one node.
+# The generator of 32-bit words uses numpy, whose integer operations are twice as fast as torch's. The two operations
+# are registered with torch, so that a traced graph holds each as one node.
 
 
-# Their results have the places first: (size, samples, rows).
+# Results have the places first: (size, samples, rows).
 
 
 def _uniform(
@@ -157,7 +156,7 @@ for _name, _draw in (("uniform", _uniform), ("normal", _normal)):
 def _parts(
     keys: Tensor, first: Tensor, num_samples: int, size: int, call: int
 ) -> Iterator[tuple[slice, slice, _Words]]:
-    """Words for ``size`` places of every sample and row, in parts that fit the cache: which places, which columns."""
+    """Yield words for ``size`` places of every sample and row, in parts that fit the cache, with places and columns."""
     halves = keys.cpu().numpy().view(np.uint32).reshape(-1, 2)
     samples = (np.arange(num_samples) + int(first)).astype(np.uint32)
     salt = _mixed(np.full_like(samples, call))
@@ -173,7 +172,7 @@ def _parts(
 
 
 class _Words:
-    """Words for every place and column, one after the other: hashes of the place under each of the two keys in turn."""
+    """Words for every place and column, call after call: hashes of the place under each key in turn."""
 
     def __init__(self, places: np.ndarray, *keys: np.ndarray) -> None:
         self._places, self._keys = places, keys
@@ -184,7 +183,7 @@ class _Words:
         return _mixed(self._places + key)
 
     def fraction(self, dtype: np.dtype) -> np.ndarray:
-        """Numbers in (0, 1): the bits of the word are those of a float in [1, 2)."""
+        """Return numbers in (0, 1), from words used as the bits of a float in [1, 2)."""
         words = self._next()
         if dtype == np.float32:
             words >>= np.uint32(9)
@@ -199,7 +198,7 @@ class _Words:
 
 
 def _mixed(words: np.ndarray) -> np.ndarray:
-    """A bijection of 32-bit words in which every bit depends on all others; in place."""
+    """Apply a bijection of 32-bit words, in place, in which every output bit depends on all input bits."""
     shifted = words >> np.uint32(16)
     words ^= shifted
     words *= _FACTORS[0]

@@ -206,7 +206,7 @@ def test_rows_that_cannot_be_replicated_are_refused_with_the_mend():
             pyro.sample("z", dist.Normal(0.5 * x[:, 0], 0.8))
 
     pair = pv.LatentVariableModel(model, guide)
-    with pytest.raises(ValueError, match=r"site 'b', which follows x otherwise\. Pass predictive=False"):
+    with pytest.raises(ValueError, match=r"site 'b', which also depends on x\. Pass predictive=False"):
         to_arviz(pair, X[:, :2], num_draws=3, num_samples=30)
     case = PAIRS["masked_cells"]()
     with pytest.raises(ValueError, match=r"columns that are unscored\. Pass predictive=False"):

@@ -483,7 +483,7 @@ def test_a_linear_vae_is_a_multivariate_normal(scale):
         (lambda: pv.VAE.mlp(4, 1, "gaussian", hidden_dims=(3,)), "a decoder without hidden layers"),
         (lambda: pv.VAE.mlp(4, 1, "gaussian", hidden_dims=(), scale="decoder"), "scale does not depend on z"),
         (lambda: pv.VAE.mlp(4, 1, hidden_dims=()), "a Gaussian likelihood"),
-        (lambda: LinearGaussian.random(1, 4, dtype=torch.float32).pair(), "a VAE: what plain Pyro code"),
+        (lambda: LinearGaussian.random(1, 4, dtype=torch.float32).pair(), "a VAE: code in plain Pyro cannot"),
     ],
     ids=["hidden", "decoder scale", "bernoulli", "plain"],
 )

@@ -338,7 +338,7 @@ def observing(observe):
     ids=["all", "as_many", "one_row", "zeros"],
 )
 def test_data_from_a_closure_are_refused(observe):
-    with refused("model", "observed site 'x'", "do not follow x", "obs=x"):
+    with refused("model", "observed site 'x'", "do not change with x", "obs=x"):
         weigh(observing(observe))
 
 
@@ -348,7 +348,7 @@ def test_a_second_observed_site_from_a_closure_is_refused():
         with pyro.plate("labels", len(x)):
             pyro.sample("y", dist.Normal(0.0, 1.0), obs=X[: len(x), 0])
 
-    with refused("model", "observed site 'y'", "do not follow x", "obs=x"):
+    with refused("model", "observed site 'y'", "do not change with x", "obs=x"):
         weigh(with_labels)
 
 
@@ -437,7 +437,7 @@ def test_a_row_that_depends_on_its_neighbours_is_refused(part, name):
 
 
 def test_observing_centred_rows_is_refused():
-    with refused("model", "observed site 'x'", "do not follow x", "obs=x"):
+    with refused("model", "observed site 'x'", "do not change with x", "obs=x"):
         weigh(observing(lambda x: x - x.mean(0)))
 
 

@@ -435,7 +435,7 @@ def test_parameters_out_of_sight_are_refused():
             pyro.sample("z", dist.Normal(loc, 1.0))
 
     with pytest.raises(
-        ValueError, match=r"pair: expected parameters that it knows of.*shape \(6, 1\)|\(6,\)"
+        ValueError, match=r"pair: expected parameters that belong to the pair.*shape \(6, 1\)|\(6,\)"
     ):
         pv.fit(pv.LatentVariableModel(model, guide), binary_rows(), epochs=1)
     decoder[0].requires_grad_(False)

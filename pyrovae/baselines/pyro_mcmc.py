@@ -1,4 +1,4 @@
-"""Any Bayesian Pyro model by MCMC: its posterior, the evidence of its training rows, and log P of held-out rows."""
+"""PyroMCMC: MCMC for any Bayesian Pyro model, with the evidence of training rows and log P of held-out rows."""
 
 from __future__ import annotations
 
@@ -30,54 +30,53 @@ if TYPE_CHECKING:
 
 LogJoint = Callable[[Tensor], Tensor]
 
-# What Vehtari et al. (2021) ask of chains before they are used.
+# Thresholds for chains by Vehtari et al. (2021).
 _R_HAT = 1.01
 _EFFECTIVE = 400
-#: Fewer draws say nothing about anything.
+#: With fewer draws, no result is reliable.
 _FEWEST = 100
-#: Starts are uniform on (−2, 2) in unconstrained space, as Stan's.
+#: Number of tries for a start, uniform on (−2, 2) in unconstrained space as in Stan.
 _STARTS = 100
-#: The relative error of a bridge is that of its logarithm only where it is small.
+#: Largest relative error of a bridge at which it is about the error of the logarithm.
 _BRIDGE_ERROR = 0.25
 
 
 class PyroMCMC(Fitted):
     """θ ~ P(θ | rows) of any Pyro model by NUTS: P(rows) by bridge sampling, P(x_n | rows) by averaging over θ.
 
-    The model is called as ``model(x)``, or ``model(x, offset=…)`` where it is fitted to
-    ``{"x": rows, "offset": …}``: it samples its latents and observes x. Everything is computed in float64.
-    What can be asked depends on the model:
+    The model is called as ``model(x)``, or as ``model(x, offset=…)`` if it is fitted to
+    ``{"x": rows, "offset": …}``. It samples its latents and observes x. Everything is computed in float64. The
+    model decides which methods are available:
 
-    * ``fit`` and ``marginal_likelihood`` work for any with continuous latents, ``compare_evidence`` where the
-      observed sites hold columns of x;
-    * ``log_evidence`` and ``sample`` need rows that are independent given the latents that they share, so
-      that a new row is scored by log (1/S) Σ_s P(x_n | θ_s): the observed sites stand in a plate of size
-      ``len(x)``, and latents outside it. Latents of single rows (the schools of eight schools) and rows
-      that feel each other (a time series) are refused with the reason.
+    * ``fit`` and ``marginal_likelihood`` need continuous latents. ``compare_evidence`` also needs observed sites
+      that hold columns of x.
+    * ``log_evidence`` and ``sample`` need rows that are independent given the latents that they share. A new row is
+      then scored by log (1/S) Σ_s P(x_n | θ_s). The observed sites must be in a plate of size ``len(x)``, and
+      latents outside it. Latents of single rows (the schools of eight schools) and rows that depend on each other
+      (a time series) raise an error with the reason.
 
-    NUTS is Pyro's (Hoffman and Gelman 2014). Chains run one after the other from starts of their own, each
-    with noise that follows from the seed. They are checked by rank-normalised split R-hat (at most 1.01), the
-    effective number of draws in bulk and tails (at least 400; Vehtari et al. 2021) and divergences (none):
-    where one fails, ``problems`` says which, and no number that rests on the chains gets the verdict "trust".
-    What no check sees is a mode that no chain has visited.
+    NUTS is Pyro's (Hoffman and Gelman 2014). Chains run one after the other. Each has its own start and noise from the
+    seed. Three checks follow: rank-normalised split R-hat (at most 1.01), the effective sample size in bulk and
+    tails (at least 400; Vehtari et al. 2021) and divergences (none). If one fails, ``problems`` says which, and no
+    number computed from the chains gets the verdict "trust". No check detects a mode that no chain has visited.
 
     Args:
         model: a Pyro model.
-        num_samples: draws a chain.
-        warmup_steps: steps a chain that adapt step size and mass, and are thrown away.
-        num_chains: chains; with one alone, R-hat compares its halves.
-        target_accept_prob: nearer to 1 takes smaller steps, which removes a few divergences.
-        full_mass: whether to adapt a dense mass matrix: for strongly correlated posteriors of few dimensions.
-        max_tree_depth: at most 2 to this power steps a draw.
+        num_samples: draws per chain.
+        warmup_steps: steps per chain that adapt step size and mass, and are discarded.
+        num_chains: number of chains; with only one, R-hat compares its halves.
+        target_accept_prob: closer to 1 takes smaller steps, which removes a few divergences.
+        full_mass: whether to adapt a dense mass matrix, for strongly correlated posteriors of few dimensions.
+        max_tree_depth: a draw takes at most 2 to this power steps.
         seed: of the chains.
-        progress: whether to show progress and the time left.
+        progress: whether to show progress and the remaining time.
 
     After ``fit``: ``posterior``, the draws by site in the model's own space, shape (chains, draws, ...);
     ``diagnostics``, a frame; ``divergences``; ``problems``; ``converged``.
 
     Raises:
-        TypeError: a model that is not callable.
-        ValueError: fewer than 100 draws in all.
+        TypeError: ``model`` is not callable.
+        ValueError: there are fewer than 100 draws in all.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -97,11 +96,11 @@ class PyroMCMC(Fitted):
 
     posterior: Latents
     divergences: int
-    #: What speaks against the chains, in words; empty where nothing does.
+    #: Failed checks of the chains, in words; empty if none failed.
     problems: tuple[str, ...]
-    #: Hashes of the rows it was fitted to, shape (rows, 2), by ``checks.row_hashes``.
+    #: Hashes of the rows that the model was fitted to, shape (rows, 2), by ``checks.row_hashes``.
     seen: np.ndarray
-    #: Names of the columns it was fitted to, by the name of each frame among the rows.
+    #: Names of the columns that the model was fitted to, by the name of each frame among the rows.
     names: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     derived: ClassVar[tuple[str, ...]] = ("_joint", "diagnostics")
@@ -142,18 +141,18 @@ class PyroMCMC(Fitted):
         if total < _FEWEST:
             raise checks.bad_value(
                 "num_samples",
-                f"at least {_FEWEST} draws in all chains together, to say anything from them",
+                f"at least {_FEWEST} draws in all chains together, for reliable results",
                 str(total),
                 f"Pass num_samples={-(-_FEWEST // self.num_chains)} or more.",
             )
 
     @takes_turns
     def fit(self, x: Any) -> Self:
-        """Run the chains on rows, or on a mapping with rows under "x"; returns self. Where it raises, nothing has changed.
+        """Run the chains on rows, or on a mapping with rows under "x", and return self. An error leaves all unchanged.
 
         Raises:
-            ValueError: a model without latents, with discrete ones, or that does not observe x; ``pyro.param``
-                statements; values off the likelihood's support; no start of finite density.
+            ValueError: the model has no latents or discrete ones, does not observe x, or has ``pyro.param``
+                statements; values are off the likelihood's support; or no start has finite density.
         """
         batch, source = as_batch(x)
         joint = self._joint_of(batch)
@@ -178,7 +177,7 @@ class PyroMCMC(Fitted):
         return self
 
     def _joint_of(self, batch: Batch) -> BayesianModel:
-        """The model of rows, as a function of one vector."""
+        """Return the model of rows as a function of one vector."""
         with noise.seeded(noise.derive(self.seed, noise.Stream.INSPECT)):
             return BayesianModel(self.model, batch)
 
@@ -188,7 +187,7 @@ class PyroMCMC(Fitted):
 
     @takes_turns
     def log_likelihood(self, x: Any) -> Tensor:
-        """log P(x_n | θ_s) of rows under every draw, shape (chains, draws, rows), float64, in nats.
+        """Return log P(x_n | θ_s) of rows under every draw, shape (chains, draws, rows), float64, in nats.
 
         Raises:
             ValueError: as ``log_evidence``.
@@ -199,16 +198,16 @@ class PyroMCMC(Fitted):
 
     @takes_turns
     def marginal_likelihood(self, *, warp: bool = False) -> LogEvidence:
-        """log P(training rows), all together, by bridge sampling: one number in nats, with its error.
+        """Return log P(training rows), all together, by bridge sampling: one number in nats, with its error.
 
         Args:
-            warp: whether the bridge meets a posterior made symmetric (warp-3): better for skewed ones, for
-                twice the evaluations. See ``baselines.bridge.bridge``.
+            warp: whether to make the posterior symmetric before the bridge (warp-3), which helps skewed
+                posteriors and doubles the evaluations. See ``baselines.bridge.bridge``.
 
         Returns:
-            One entry: target "evidence", kind "estimate"; its ``mcse`` the relative error of the evidence. "trust"
-            where the chains are without ``problems`` and the error is at most 0.25 nats; above 1 nat, where
-            proposal and posterior hardly overlap, "another method".
+            One entry with target "evidence" and kind "estimate"; its ``mcse`` is the relative error of the evidence.
+            The verdict is "trust" if the chains have no ``problems`` and the error is at most 0.25 nats. Above 1
+            nat, proposal and posterior hardly overlap, and it is "another method". Else it is "more samples".
         """
         joint = self._require_fit()
         found = bridge(
@@ -236,15 +235,15 @@ class PyroMCMC(Fitted):
 
     @takes_turns
     def log_evidence(self, x: Any) -> LogEvidence:
-        """log P(x_n | training rows) of rows that may be new, each by itself, in nats: averaged over the posterior.
+        """Return log P(x_n | training rows) of each row by itself, new or not, in nats, averaged over the posterior.
 
-        log (1/S) Σ_s P(x_n | θ_s). A row's error is the delta method's, sd / (mean · √ESS) of P(x_n | θ_s) with
-        the effective number of draws of that series; its bias −½ of that squared. The draws are shared by the
-        rows: the error of the mean over rows is that of the series mean_n P(x_n | θ_s) / P̄(x_n), by the same
-        method (``shared_mcse``), and not the root of a sum. k-hat is that of the P(x_n | θ_s).
+        The estimate is log (1/S) Σ_s P(x_n | θ_s). A row's error is that of the delta method, sd / (mean · √ESS) of
+        P(x_n | θ_s) with the effective sample size of this series; its bias is −½ of that squared. All rows share
+        the draws. The error of their mean is therefore that of the series mean_n P(x_n | θ_s) / P̄(x_n), by the
+        same method (``shared_mcse``), and not the root of a sum. k-hat is that of the P(x_n | θ_s).
 
         Raises:
-            ValueError: rows that can't be scored apart, with the reason; other columns than were fitted.
+            ValueError: rows cannot be scored separately, with the reason; or columns differ from the fitted ones.
         """
         joint = self._require_fit()
         batch, source = self._like_fitted(x)
@@ -273,12 +272,12 @@ class PyroMCMC(Fitted):
 
     @takes_turns
     def sample(self, num_rows: int, seed: int = 0) -> Tensor:
-        """Rows from the posterior predictive, each with a draw of θ of its own, shape (num_rows, ...), float64.
+        """Return rows from the posterior predictive, each with its own draw of θ, shape (num_rows, ...), float64.
 
-        Columns that the model does not observe, and what goes with the rows, are those of training rows drawn at random.
+        Columns that the model does not observe, and values beside the rows, come from random training rows.
 
         Raises:
-            ValueError: as ``log_evidence``; a model that observes something else than columns of x.
+            ValueError: as ``log_evidence``; also if the model observes other values than columns of x.
         """
         checks.integer("num_rows", num_rows)
         joint = self._require_fit()
@@ -288,15 +287,15 @@ class PyroMCMC(Fitted):
 
     @property
     def converged(self) -> bool:
-        """Whether nothing speaks against the chains: no ``problems``."""
+        """Whether the chains passed all checks, so that there are no ``problems``."""
         self._require_fit()
         return not self.problems
 
     @cached_property
     def diagnostics(self) -> pd.DataFrame:
-        """One line a parameter, as the model has it: mean, sd, mcse_mean, ess_bulk, ess_tail, r_hat; by arviz.
+        """One line per parameter of the model: mean, sd, mcse_mean, ess_bulk, ess_tail, r_hat; by arviz.
 
-        NaN where a parameter is constant by construction, such as the zeros of a triangular matrix.
+        NaN if a parameter is constant by construction, such as the zeros of a triangular matrix.
         """
         import pandas as pd
 
@@ -322,12 +321,12 @@ class PyroMCMC(Fitted):
         return pd.DataFrame(lines, index=pd.Index(joint.labels, name="parameter"))
 
     def summary(self) -> str:
-        """What was fitted, and whether the chains can be believed."""
+        """Return a text on the fit and on the checks of the chains."""
         joint = self._require_fit()
         lines = [
             f"{type(self).__name__}, {joint.dim} parameters, {len(joint.batch['x'])} rows; {self.num_chains} chains "
             f"of {self.num_samples} draws after {self.warmup_steps} of warm-up, posterior-averaged",
-            f"R-hat at most {self._r_hat:.3f}, at least {self._ess:.0f} effective draws, "
+            f"R-hat at most {self._r_hat:.3f}, effective sample size at least {self._ess:.0f}, "
             f"{self.divergences} divergences: {'not ' if self.problems else ''}converged",
         ]
         return "\n".join([*lines, *self.problems])
@@ -340,7 +339,7 @@ class PyroMCMC(Fitted):
     # -----------------------------------------------------------------------------------------------------
 
     def _chain(self, log_joint: LogJoint, dim: int, progress: Progress) -> tuple[Tensor, int]:
-        """The draws of one chain after its warm-up, shape (draws, dim), and how many diverged."""
+        """Return the draws of one chain after its warm-up, shape (draws, dim), and the number of divergences."""
         kernel = NUTS(
             potential_fn=lambda place: -log_joint(place["u"]),
             target_accept_prob=self.target_accept_prob,
@@ -359,7 +358,7 @@ class PyroMCMC(Fitted):
         return torch.stack(draws), len(set(kernel.diagnostics()["divergences"]))
 
     def _average(self, log_likelihood: Tensor) -> tuple[Columns, Tensor]:
-        """What draws say of some rows, from log P(x_n | θ_s), shape (draws, rows); and P(x_n | θ_s) / P̄(x_n)."""
+        """Return the columns of some rows from log P(x_n | θ_s), shape (draws, rows), and P(x_n | θ_s) / P̄(x_n)."""
         weights = Accumulator.of(log_likelihood)
         estimate = weights.log_mean_exp()
         possible = torch.isfinite(estimate)  # under some draw
@@ -373,38 +372,38 @@ class PyroMCMC(Fitted):
         ), ratio
 
     def _look(self) -> tuple[float, float, tuple[str, ...]]:
-        """Of all coordinates the largest R-hat and the smallest effective number, and what speaks against the chains."""
+        """Return the largest R-hat and smallest effective sample size of all coordinates, and the failed checks."""
         joint = self._require_fit()
         columns = self._draws.movedim(2, 0).numpy()
-        if len(self._draws) == 1:  # which arviz has no R-hat of: its halves
+        if len(self._draws) == 1:  # arviz has no R-hat of one chain, so compare its halves
             half = self.num_samples // 2
             pairs = [np.concatenate([c[:, :half], c[:, -half:]]) for c in columns]
         else:
             pairs = list(columns)
         r_hats = np.array([chain_rhat(pair) for pair in pairs])
         effective = np.array([min(chain_ess(c, "bulk"), chain_ess(c, "tail")) for c in columns])
-        # A chain that stands still has no R-hat: that is worse than any.
+        # A chain that does not move has no R-hat; count it as infinite.
         r_hats, effective = np.nan_to_num(r_hats, nan=np.inf), np.nan_to_num(effective, nan=0.0)
         found = []
         if r_hats.max() > _R_HAT:
             found.append(
                 f"R-hat {r_hats.max():.3f}, above {_R_HAT}, at {joint.site_of(int(r_hats.argmax()))!r}: the chains "
-                "disagree. Run them longer; where that does not help, the posterior has several modes or is not identified."
+                "disagree. Run them longer. If that does not help, the posterior has several modes or is not identified."
             )
         if effective.min() < _EFFECTIVE:
             found.append(
-                f"{effective.min():.0f} effective draws, below {_EFFECTIVE}, at {joint.site_of(int(effective.argmin()))!r}: "
-                "raise num_samples."
+                f"an effective sample size of {effective.min():.0f}, below {_EFFECTIVE}, at "
+                f"{joint.site_of(int(effective.argmin()))!r}: raise num_samples."
             )
         if self.divergences:
             found.append(
-                f"{self.divergences} of {columns[0].size} steps diverged: the posterior has corners that the steps "
-                "miss. Raise target_accept_prob, or write the model non-centred."
+                f"{self.divergences} of {columns[0].size} steps diverged: the posterior has regions of high curvature "
+                "that the steps miss. Raise target_accept_prob, or write the model non-centred."
             )
         return float(r_hats.max()), float(effective.min()), tuple(found)
 
     def _answer(self, *, batch: Batch, method: str, **found: Any) -> LogEvidence:
-        """A ``LogEvidence`` of what was found, with what all of ours have in common."""
+        """Return a ``LogEvidence`` of the given fields and of those that all results share."""
         num = len(found["estimate"])
         draws = self._draws.shape[0] * self._draws.shape[1]
         return LogEvidence(
@@ -419,7 +418,7 @@ class PyroMCMC(Fitted):
         )
 
     def _like_fitted(self, x: Any) -> tuple[Batch, checks.Source]:
-        """Rows as a batch if they have the columns and the names that were fitted; and as they came."""
+        """Return rows as a batch and as passed; raise ``ValueError`` unless their columns and names are the fitted ones."""
         fitted = self._require_fit().batch
         batch, source = as_batch(x, self.names)
         for name in fitted.keys() | batch.keys():
@@ -443,7 +442,7 @@ class PyroMCMC(Fitted):
 
 
 def _given_together(joint: BayesianModel) -> dict[str, str]:
-    """What all rows together were scored with: beside themselves, and which of their own cells are conditions only."""
+    """Return digests of the values that all rows together were scored given, and of cells that are conditions only."""
     given = given_of(joint.batch)
     if "unscored in part" in joint.measure:
         given["left-out cells of x"] = checks.digest(joint.together.left_out.double())
@@ -451,12 +450,12 @@ def _given_together(joint: BayesianModel) -> dict[str, str]:
 
 
 def as_batch(x: Any, names: Mapping[str, tuple[str, ...]] | None = None) -> tuple[Batch, checks.Source]:
-    """Rows, and what goes with them, in float64; and the rows as they came."""
+    """Return rows and the values beside them in float64, and the rows as passed."""
     return checks.read(checks.in_double(x), dtype=torch.float64, names=names)
 
 
 def _start(log_joint: LogJoint, dim: int) -> Tensor:
-    """A start of finite density and gradient, shape (dim,)."""
+    """Return a start of finite density and gradient, shape (dim,)."""
     for _ in range(_STARTS):
         u = (torch.rand(dim, dtype=torch.float64) * 4 - 2).requires_grad_()
         density = log_joint(u)
@@ -467,18 +466,18 @@ def _start(log_joint: LogJoint, dim: int) -> Tensor:
         "model",
         "a density that is finite somewhere in (−2, 2) of its unconstrained space",
         f"none at {_STARTS} starts",
-        "Look at the scales of the priors, and that the likelihood can score x.",
+        "Check the scales of the priors, and that the likelihood can score x.",
     )
 
 
 def _row_ess(series: Tensor) -> Tensor:
-    """Effective number of draws for the mean of each row's series, shape (chains, draws, rows) → (rows,).
+    """Return the effective sample size for the mean of each row's series, shape (chains, draws, rows) → (rows,).
 
-    By Pyro, which does many rows at once, of half chains as arviz has it.
+    It is Pyro's, which handles many rows at once, on half chains as in arviz.
     """
     half = series.shape[1] // 2
     halves = torch.cat([series[:, :half], series[:, series.shape[1] - half :]])
     total = series.shape[0] * series.shape[1]
     ess = effective_sample_size(halves)
-    # More than the draws are no more than luck; a constant series has all of them.
+    # More than the number of draws is chance, so it is capped there; a constant series has all of them.
     return ess.nan_to_num(nan=float(total)).clamp(1.0, float(total))

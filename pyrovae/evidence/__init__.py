@@ -1,4 +1,4 @@
-"""log P(x) of any pair or baseline, with its error and a verdict: one estimator a file."""
+"""Estimators of log P(x) for any pair or baseline, with an error and a verdict: one estimator per file."""
 
 from __future__ import annotations
 
@@ -33,22 +33,23 @@ METHODS: dict[str, Callable[..., LogEvidence]] = {
 
 @takes_turns
 def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: Any) -> LogEvidence:
-    """log P(x_n) of every row under anything that has one, in nats.
+    """Return log P(x_n) of every row under any model that defines it, in nats.
 
-    The one door. A model with a ``log_evidence`` method of its own, such as a baseline, is asked; a
-    ``VAE`` or ``LatentVariableModel`` is handed to the estimator named by ``method``.
+    A model with a ``log_evidence`` method of its own, such as a baseline, computes the number itself. For a
+    ``VAE`` or ``LatentVariableModel``, the estimator named by ``method`` computes it.
 
     Args:
         model: a ``VAE``, a ``LatentVariableModel`` or a fitted baseline.
         x: rows on dim 0; tensor, numpy array or DataFrame.
-        method: one of ``evidence.METHODS``; "importance" where None. "auto" chooses row by row.
-        options: the estimator's own; of "importance": ``num_samples=5000``, ``seed=0``,
-            ``pareto_smoothed=False``, ``tile=None``, ``progress=False``; of "auto": ``target_mcse=0.05``,
-            ``max_cost=50_000``; of all but "exact" and "quadrature": ``compile="auto"``, whether guide and model are
-            traced and compiled. See ``help(pyrovae.evidence.auto)`` and the others.
+        method: one of ``evidence.METHODS``; None means "importance". "auto" chooses row by row.
+        options: the estimator's own. "importance" takes ``num_samples=5000``, ``seed=0``,
+            ``pareto_smoothed=False``, ``tile=None`` and ``progress=False``. "auto" takes ``target_mcse=0.05``
+            and ``max_cost=50_000``. All but "exact" and "quadrature" take ``compile="auto"``: whether guide
+            and model are traced and compiled. See ``help(pyrovae.evidence.auto)`` and the others.
 
     Raises:
-        TypeError, ValueError: see the estimator; or a method or options where the model answers itself.
+        TypeError, ValueError: see the estimator; also if a method or options are passed for a model that
+            computes log P(x) itself.
 
     Example:
         >>> import torch, pyrovae as pv

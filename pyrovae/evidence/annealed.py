@@ -1,4 +1,4 @@
-"""Annealed importance sampling: from the encoder to the posterior in many small steps."""
+"""annealed() estimates log P(x) by annealed importance sampling from the encoder to the posterior."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pyrovae.turns import takes_turns
 
 STARTS = ("encoder", "prior")
 
-# Momentum kept from one move to the next: at one leapfrog step a move, a walk without it would diffuse.
+# Momentum kept from one move to the next; with one leapfrog step per move and no persistence, chains would diffuse.
 _PERSISTENCE = 0.8
 _ACCEPTANCE = 0.85
 _PILOT_CHAINS = 8
@@ -48,40 +48,40 @@ def annealed(
     compile: str | bool = "auto",
     noise: str = "index",
 ) -> LogEvidence:
-    """log P(x_n) ≈ log (1/K) Σ_k Π_t f_t(u_{k,t−1}) / f_{t−1}(u_{k,t−1}), f_t = Q^(1−β_t) P(x_n, u)^β_t.
+    """Return log P(x_n) ≈ log (1/K) Σ_k Π_t f_t(u_{k,t−1}) / f_{t−1}(u_{k,t−1}), f_t = Q^(1−β_t) P(x_n, u)^β_t.
 
-    Annealed importance sampling (Neal 2001). K chains a row start at draws of the encoder and move towards
-    the posterior while β goes from 0 to 1, by a leapfrog step of Hamiltonian dynamics at every
-    temperature, accepted or rejected, with persistent momentum (Horowitz 1991). A pilot run tunes a step
-    size for every row and temperature; then they are frozen, so that the result stays a lower bound in
-    expectation. Constrained latents move in their unconstrained space.
+    This is annealed importance sampling (Neal 2001). K chains per row start at draws of the encoder and move
+    towards the posterior while β goes from 0 to 1. At every temperature, a chain makes one leapfrog step of
+    Hamiltonian dynamics with persistent momentum (Horowitz 1991), and accepts or rejects it. A pilot run tunes
+    a step size for every row and temperature. The step sizes are then frozen, so that the result is a lower
+    bound in expectation. Constrained latents move in their unconstrained space.
 
-    Pyro's HMC adapts and accepts one chain for all rows together; so the moves are the package's own,
-    every row and chain with its own acceptance.
+    Pyro's HMC adapts and accepts one chain for all rows together. The package therefore has moves of its own,
+    in which every row and chain is accepted by itself.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents.
         x: rows on dim 0; tensor, numpy array or DataFrame.
-        num_samples: chains a row, K.
-        num_temperatures: steps from β = 0 to β = 1; a chain costs three decoder evaluations for each.
-        seed: the same seed gives the same numbers; the same tile, too, the same bits.
-        start: "encoder", or "prior" where the guide is not to be relied on.
-        tile: (rows, chains) computed at once; chosen from the shapes where None.
-        progress: show a bar, or plain lines where there is no terminal.
-        checkpoint: a folder of this evaluation's own that keeps finished blocks of rows: the same call goes on
-            after the last of them.
-        compile: whether what a move computes is traced and compiled: True, False, or "auto", by the work ahead; see
-            ``log_weights``. Every kind of move is compiled by itself.
-        noise: what the noise of a row follows from beside ``seed``: its "index" in x, or its "content", so that a row
-            has the same number in any order and selection of rows.
+        num_samples: K, chains per row.
+        num_temperatures: steps from β = 0 to β = 1; a chain spends three decoder evaluations on each.
+        seed: the same seed gives the same numbers; with the same tile, bit for bit.
+        start: "encoder", or "prior" if the guide is unreliable.
+        tile: (rows, chains) computed at once; None chooses it from the shapes.
+        progress: show a bar, or plain lines if there is no terminal.
+        checkpoint: a folder for this evaluation only, which keeps finished blocks of rows. The same call
+            continues after the last of them.
+        compile: whether the computation of a move is traced and compiled: True, False, or "auto", which
+            decides by the amount of work; see ``log_weights``. Each kind of move is compiled separately.
+        noise: the key of a row's noise beside ``seed``: its "index" in x, or its "content". With "content", a
+            row has the same number in any order and selection of rows.
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds.
 
     Raises:
-        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``; a discrete latent.
+        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``; also if a latent is discrete.
 
-    Neal (2001); Wu, Burda, Salakhutdinov and Grosse (2017) on decoders.
+    Neal (2001); Wu, Burda, Salakhutdinov and Grosse (2017) for decoders.
 
     Example:
         >>> import torch
@@ -126,7 +126,7 @@ def annealed(
 
 
 def weigh_chains(evaluation: Evaluation, path: Path, moves: Moves, rows: slice) -> Columns:
-    """The log-mean-exp of the chains' weights of a block of rows, on fresh noise."""
+    """Return the log-mean-exp of the weights of a block's chains, run on fresh noise."""
     weights = accumulate(evaluation, path.posterior, rows, 0, partial(path.forward, moves))
     return Columns.of_weights(weights, path.posterior.dtype, path.posterior.cost)
 
@@ -138,7 +138,7 @@ def accumulate(
     key: int,
     run: Callable[[int, RowNoise], Tensor],
 ) -> Accumulator:
-    """All chains of a block of rows, as many at once as a tile holds; ``key`` makes their noise their own."""
+    """Return the weights of all chains of a block of rows, run tile by tile; ``key`` separates their noise from others'."""
     width = evaluation.tile[1]
     chunks = list(range(0, evaluation.num_samples, width))
     weights = Accumulator(evaluation.num_samples, posterior.num_rows, len(chunks), posterior.device)
@@ -149,14 +149,14 @@ def accumulate(
 
 
 class Moves(NamedTuple):
-    """A frozen schedule: β_0 = 0 to β_T = 1, and a step size for every β between and row, (T − 1, rows)."""
+    """A frozen schedule: β_0 = 0 to β_T = 1, and a step size for each β in between and each row, (T − 1, rows)."""
 
     betas: list[float]
     step_sizes: Tensor
 
 
 class _State(NamedTuple):
-    """Where chains are, (chains, rows, dim), and what is known there of both ends of the path."""
+    """Positions of chains, (chains, rows, dim), and log density and gradient there at both ends of the path."""
 
     u: Tensor
     log_start: Tensor
@@ -165,12 +165,12 @@ class _State(NamedTuple):
     target_gradient: Tensor
 
     def at(self, beta: float) -> tuple[Tensor, Tensor]:
-        """log f and its gradient, f = start^(1−β) target^β."""
+        """Return log f and its gradient, f = start^(1−β) target^β."""
         value = (1 - beta) * self.log_start + beta * self.log_target
         return value, (1 - beta) * self.start_gradient + beta * self.target_gradient
 
     def where(self, accepted: Tensor, other: _State) -> _State:
-        """This state for accepted chains, the other one for the rest."""
+        """Return this state for accepted chains and the other one for the rest."""
         pairs = zip(self, other, strict=True)
         return _State(
             *(torch.where(accepted if a.dim() == 2 else accepted[..., None], a, b) for a, b in pairs)
@@ -178,7 +178,10 @@ class _State(NamedTuple):
 
 
 class Path:
-    """The geometric path from a proposal to the posterior of a block of rows, and the moves along it; ``chains`` of them at a time."""
+    """The geometric path from a proposal to the posterior of a block of rows, and its moves.
+
+    ``chains`` is the number of chains that move at a time.
+    """
 
     def __init__(
         self,
@@ -189,18 +192,18 @@ class Path:
         chains: int = 0,
     ) -> None:
         self.posterior, self._start, self._chains = posterior, start, chains
-        # Each coordinate in units of the start's spread: a mass matrix, diagonal, for every row.
+        # Scaling each coordinate by the start's spread is a diagonal mass matrix for every row.
         spread = self._begin(_SPREAD_DRAWS, noise)[0].std(dim=0) if scale is None else scale
         self._scale = spread.clamp(min=1e-6)
 
     def _begin(self, num_chains: int, noise: RowNoise) -> tuple[Tensor, Tensor]:
-        """Draws of the start, (chains, rows, dim), and which of them lie off the prior's support: those stand at 0."""
+        """Return draws of the start, (chains, rows, dim), and which lie off the prior's support; those are set to 0."""
         u = self._start.draw(num_chains, noise)
         off = u.isnan().any(dim=-1)
         return torch.where(off[..., None], 0.0, u), off
 
     def tune(self, num_temperatures: int, noise: RowNoise) -> Moves:
-        """A pilot run over a quarter of the temperatures, which finds the step sizes; its noise is its own."""
+        """Return step sizes found by a pilot run over a quarter of the temperatures, on noise of its own."""
         betas = _ladder(max(10, num_temperatures // 4))
         u, _ = self._begin(_PILOT_CHAINS, noise)
         size = torch.full(
@@ -218,16 +221,16 @@ class Path:
         return Moves(_ladder(num_temperatures), sizes)
 
     def forward(self, moves: Moves, num_chains: int, noise: RowNoise) -> Tensor:
-        """Log weights of chains from the start to the posterior, (chains, rows): E[exp] = P(x_n)."""
+        """Return log weights of chains from the start to the posterior, (chains, rows): E[exp] = P(x_n)."""
         u, off = self._begin(num_chains, noise)
         return torch.where(off, -math.inf, self._sweep(u, moves, +1, noise))
 
     def backward(self, moves: Moves, u: Tensor, noise: RowNoise) -> Tensor:
-        """Log weights of chains from exact posterior draws u back to the start: E[exp(−weight)] = 1/P(x_n)."""
+        """Return log weights of chains from exact posterior draws u to the start: E[exp(−weight)] = 1/P(x_n)."""
         return self._sweep(u, moves, -1, noise)
 
     def _sweep(self, u: Tensor, moves: Moves, direction: int, noise: RowNoise) -> Tensor:
-        """Σ_t log f_t − log f_{t−1} along the path, or along the path turned round."""
+        """Return Σ_t log f_t − log f_{t−1} along the path, or along the reversed path if ``direction`` is −1."""
         betas, sizes = (
             moves.betas[::direction],
             moves.step_sizes.flip(0) if direction < 0 else moves.step_sizes,
@@ -245,10 +248,10 @@ class Path:
     def _move(
         self, state: _State, momentum: Tensor, beta: float, size: Tensor, noise: RowNoise
     ) -> tuple[_State, Tensor, Tensor]:
-        """One leapfrog step at β, accepted or rejected by chain and row, then part of the momentum anew.
+        """Make one leapfrog step at β, accept or reject it by chain and row, then renew part of the momentum.
 
-        Turned round in time it is itself with the momentum reversed; a chain that begins with fresh
-        momentum at the posterior therefore runs the reverse of what a chain from the start runs.
+        The move equals its time reversal up to the sign of the momentum. A chain that begins at the posterior
+        with fresh momentum therefore runs the reverse of a chain from the start.
         """
         step = (size[:, None] * self._scale).to(state.u.dtype)  # (rows, dim)
         value, gradient = state.at(beta)
@@ -260,7 +263,7 @@ class Path:
         new_energy = new_value - 0.5 * (new_momentum.double() ** 2).sum(-1)
         acceptance = torch.exp(new_energy - energy).clamp(max=1).nan_to_num(nan=0.0)
         accepted = noise.uniform(len(acceptance), dtype=acceptance.dtype) < acceptance
-        # A rejected move turns round: only so is the momentum's part of it reversible.
+        # A rejected move reverses the momentum, else the move would not be reversible.
         momentum = torch.where(accepted[..., None], new_momentum, -momentum)
         fresh = _normal_like(momentum, noise)
         momentum = _PERSISTENCE * momentum + math.sqrt(1 - _PERSISTENCE**2) * fresh
@@ -275,11 +278,11 @@ def _normal_like(u: Tensor, noise: RowNoise) -> Tensor:
 
 
 def path_cost(num_chains: int, num_temperatures: int) -> int:
-    """Decoder evaluations of a path from a mixture: the pilot, and the chains."""
+    """Return the decoder evaluations of a path from a mixture: those of the pilot and of the chains."""
     pilot = _PILOT_CHAINS * (3 * (max(10, num_temperatures // 4) + _WARM_UP) + 1)
     return pilot + num_chains * (3 * num_temperatures + 1) + 4
 
 
 def _ladder(num_temperatures: int) -> list[float]:
-    """β from 0 to 1 in equal steps."""
+    """Return β from 0 to 1 in equal steps."""
     return [t / num_temperatures for t in range(num_temperatures + 1)]

@@ -1,4 +1,4 @@
-"""A ladder of methods: cheap first, and only the rows that need it further; pilots choose, fresh noise answers."""
+"""auto() estimates log P(x) by the cheapest of several methods that reaches a target error, row by row."""
 
 from __future__ import annotations
 
@@ -42,23 +42,24 @@ from pyrovae.turns import takes_turns
 RUNGS = ("importance", "exact", "defensive", "refined", "quadrature", "annealed")
 
 _MISSED = "the posterior has mass where no draws were made"
-_PILOT, _SECOND_PILOT = 64, 128  # draws of the encoder, and of what was fitted
+_PILOT, _SECOND_PILOT = 64, 128  # draws of the encoder, and of the fitted mixture
 _FEWEST = 128  # draws of an answer
-_RESERVE = 150  # decoder evaluations that an answer of as many draws takes, kept back to the end
-# An answer aims at this share of the target: pilots know a variance to a quarter or so.
+_RESERVE = 150  # decoder evaluations of an answer by _FEWEST draws, held back until the end
+# An answer aims at this share of the target, because a pilot estimates a variance only to about a quarter.
 _MARGIN = 0.6
-# Of a pilot's k-hat: 13 to 26 draws tell it to 0.2 or so, and a fit costs less than an answer not believed.
+# Thresholds on a pilot's k-hat. Its 13 to 26 tail draws determine k-hat to about 0.2, and a fit costs less than an
+# answer that is then not trusted.
 _ENCODER_TAIL, _TAIL = 0.3, 0.5
-_STARTS = 3  # modes looked for without the encoder
+_STARTS = 3  # modes searched for without the encoder
 _PRIOR_PILOT = PRIOR_DRAWS * _STARTS
-# Effective draws of the prior, of 96, for it to tell; an error within the mixture would not do: it is small
-# where no draw has hit what the encoder misses.
+# Least effective sample size, of 96 prior draws, at which they can show mass that the encoder misses. The error under
+# the mixture cannot replace it: it is small if no draw hits that mass.
 _FEWEST_SEEN = 40
 _UNCOVERED, _NEGLIGIBLE = 3.0, 7.0  # nats: see _uncovered
 _MATTERS, _FEWEST_VISITS = 4.0, 20  # nats below the answer, and draws: see _answer_defensively
-_STEPS = (4, 8)  # of a fit, and of the same fit again where its pilot is not good enough
+_STEPS = (4, 8)  # of a fit, and of a second fit if the pilot of the first is not good enough
 _CHAINS, _FEWEST_TEMPERATURES, _MOST_TEMPERATURES = 64, 30, 1000
-_ROWS_AT_ONCE = 1 << 22  # numbers in the fitted Gaussians that are kept
+_ROWS_AT_ONCE = 1 << 22  # numbers in the fitted Gaussians that are held at a time
 
 
 @takes_turns
@@ -74,38 +75,39 @@ def auto(
     compile: str | bool = "auto",
     noise: str = "index",
 ) -> LogEvidence:
-    """log P(x_n) to a target error, by the cheapest method that reaches it, chosen row by row.
+    """Return log P(x_n) to a target error, by the cheapest method that reaches it, chosen row by row.
 
-    1. A linear-Gaussian VAE is answered in closed form.
-    2. A pilot of 64 draws of the encoder foretells how many draws ``importance`` would need. Because k-hat
-       is necessary and not sufficient, 96 draws of the prior look for what the encoder misses; where they
-       are too far from a row to tell, ascents from those that lie far from the encoder look for modes.
-    3. A row with too many draws ahead, a heavy tail or a mode missed gets Gaussians of its own, as in
-       ``refined``; another pilot says whether they serve.
-    4. Where they don't: ``quadrature`` in one or two latent dimensions, else ``annealed`` from them.
+    1. A linear-Gaussian VAE is computed in closed form.
+    2. A pilot of 64 draws of the encoder predicts how many draws ``importance`` would need. A small k-hat is
+       not sufficient, so 96 draws of the prior search for mass that the encoder misses. If their weights
+       are too uneven to tell, gradient ascents from those far from the encoder search for modes.
+    3. A row gets Gaussians of its own, as in ``refined``, if it needs too many draws, has a heavy tail or a
+       missed mode. A second pilot tells whether they are good enough.
+    4. If they are not, ``quadrature`` computes rows with one or two latent dimensions, and ``annealed`` all
+       others, starting from the Gaussians.
 
-    Pilots choose, and are thrown away: the answer comes from fresh noise, whatever it turns out to be, so
-    that a bound stays a bound. A row of which a mode is known that its answer did not cover is never
-    settled, nor trusted.
+    Pilots only choose the method. The answer comes from fresh noise and is kept whatever its value, so that a
+    lower bound stays one. If a mode is known that a row's answer did not cover, the row is neither settled
+    nor trusted.
 
     Args:
-        pair: a ``VAE`` or any ``LatentVariableModel``. One with discrete latents stays on the first rung; where its
-            guide can't reach all of the prior, all z are summed up ("exact"), or half of the draws come from the prior
-            ("defensive").
+        pair: a ``VAE`` or any ``LatentVariableModel``. Discrete latents allow only step 2. If their guide
+            cannot reach all of the prior, ``auto`` sums over all z ("exact"). If the values are too many for
+            that, half of the draws come from the prior ("defensive").
         x: rows on dim 0; tensor, numpy array or DataFrame.
-        target_mcse: the Monte-Carlo error asked for, in nats a row.
-        max_cost: decoder evaluations to spend on a row at most; a gradient counts three. A row that
-            would need more is answered within it, and not settled.
-        seed: the same seed gives the same numbers; the same tile, too, the same bits.
-        tile: (rows, samples) computed at once; chosen from the shapes where None.
-        progress: show a bar, or plain lines where there is no terminal.
-        checkpoint: a folder of this evaluation's own that keeps finished blocks of rows: the same call goes on
-            after the last of them.
-        compile: whether Pyro runs guide and model for every tile (False), or what they compute is traced once and
-            compiled (True): several times as fast after some 10 seconds, the same up to rounding. "auto" goes by
-            the work ahead; see ``log_weights``.
-        noise: what the noise of a row follows from beside ``seed``: its "index" in x, or its "content", so that a row
-            has the same number in any order and selection of rows.
+        target_mcse: the requested Monte-Carlo error, in nats per row.
+        max_cost: most decoder evaluations to spend on a row; a gradient counts three. A row that would need
+            more is answered within this limit, and is not settled.
+        seed: the same seed gives the same numbers; with the same tile, bit for bit.
+        tile: (rows, samples) computed at once; None chooses it from the shapes.
+        progress: show a bar, or plain lines if there is no terminal.
+        checkpoint: a folder for this evaluation only, which keeps finished blocks of rows. The same call
+            continues after the last of them.
+        compile: False runs guide and model by Pyro for every tile. True traces their computation once and
+            compiles it: several times as fast after some 10 seconds, and equal up to rounding. "auto" decides
+            by the amount of work; see ``log_weights``.
+        noise: the key of a row's noise beside ``seed``: its "index" in x, or its "content". With "content", a
+            row has the same number in any order and selection of rows.
 
     Returns:
         A ``LogEvidence`` with, for every row, ``answered_by``, ``cost`` and ``settled``.
@@ -177,7 +179,7 @@ def _closed_form(evaluation: Evaluation) -> LogEvidence | None:
 
 
 def _dimensions(evaluation: Evaluation) -> int:
-    """Entries of u; zero where latents can't be moved."""
+    """Return the number of entries of u, or zero if latents cannot be moved."""
     try:
         with undisturbed(evaluation, Stream.PILOT):
             return Posterior(evaluation, slice(0, 1)).dim
@@ -186,7 +188,7 @@ def _dimensions(evaluation: Evaluation) -> int:
 
 
 class Stage(IntEnum):
-    """Parts of the work on a row; each has noise of its own, whatever the other rows go through."""
+    """Parts of the work on a row. Each has noise of its own, which does not depend on other rows."""
 
     PILOT = 0
     PLACES = 1
@@ -198,20 +200,20 @@ class Stage(IntEnum):
 
 
 class _Pilot(NamedTuple):
-    """What a pilot found out, each of shape (rows, ...)."""
+    """Results of a pilot, each of shape (rows, ...)."""
 
     needed: Tensor  # draws of the encoder for the target
-    tail: Tensor  # their k-hat
+    tail: Tensor  # k-hat of the encoder's draws
     level: Tensor  # a first log P(x)
-    missed: Tensor  # whether the prior's draws show a mass beside the encoder
-    beyond: Unreached  # what is known of z that the guide never draws
-    unseen: Tensor  # whether they are too far from the row to tell
-    prior: Tensor  # its draws, (rows, draws, dim)
+    missed: Tensor  # whether draws show mass that the encoder misses
+    beyond: Unreached  # findings on z that the guide never draws
+    unseen: Tensor  # whether the prior's draws are too far from the row to tell
+    prior: Tensor  # the prior's draws, (rows, draws, dim)
     values: Tensor  # log P(x, u) there, (rows, draws)
 
 
 class _Modes(NamedTuple):
-    """Places to fit from, the encoder's first, NaN where none were sought; and where the encoder misses one."""
+    """Starts of fits, the encoder's first, NaN if no modes were searched for; and whether the encoder misses one."""
 
     loc: Tensor  # (starts, rows, dim)
     log_joint: Tensor  # (starts, rows)
@@ -219,7 +221,7 @@ class _Modes(NamedTuple):
     missed: Tensor  # (rows,)
 
     def starts(self, rows: Tensor, chosen: slice) -> Starts:
-        """Some of the starts, for some of the rows."""
+        """Return some of the starts for some of the rows."""
         return Starts(self.loc[chosen, rows], self.log_joint[chosen, rows], self.spread[rows])
 
 
@@ -227,7 +229,7 @@ _ENCODERS, _OTHERS, _ALL = slice(0, 1), slice(1, None), slice(None)
 
 
 class _Fitted(NamedTuple):
-    """Rows, and the Gaussians fitted to them."""
+    """Rows and the Gaussians fitted to them."""
 
     rows: Tensor
     fits: list[Gaussian]
@@ -237,7 +239,7 @@ class _Fitted(NamedTuple):
 
 
 class _Ladder:
-    """The climb of some rows. The public attributes hold the answers once it is over, each of shape (rows,)."""
+    """The choice of methods for some rows. ``columns`` and the other public attributes hold the answers, each (rows,)."""
 
     def __init__(self, evaluation: Evaluation, target: float, max_cost: int, bar: Progress) -> None:
         self._evaluation, self._target, self._max_cost, self._bar = evaluation, target, max_cost, bar
@@ -250,7 +252,7 @@ class _Ladder:
         self.doubtful = np.zeros(count, dtype=bool)
 
     def climb(self, dim: int) -> dict[str, Any]:
-        """Every row's answer, at the rung that its pilots choose; ``dim`` is 0 where z can't be moved."""
+        """Return every row's answer by the method that its pilots choose; ``dim`` is 0 if z cannot be moved."""
         self._climb(dim)
         return {
             "columns": vars(self.columns),
@@ -278,28 +280,28 @@ class _Ladder:
             waiting = self._refine(waiting, pilot, modes, turn, dim)
 
     # -----------------------------------------------------------------------------------------------------
-    # What is spent
+    # Cost
 
     def _left(self, rows: Tensor) -> Tensor:
-        """Decoder evaluations that rows may still spend, an answer's reserve apart."""
+        """Return the decoder evaluations that rows may still spend, without the reserve for an answer."""
         return self._max_cost - _RESERVE - self._cost[rows]
 
     def _fit_price(self, dim: int, num_starts: int, turn: int) -> int:
-        """What a fit and its pilot cost."""
+        """Return the decoder evaluations of a fit and its pilot."""
         return fit_cost(dim, num_starts, _STEPS[turn]) + _mixture_cost(_SECOND_PILOT) + 8
 
     # -----------------------------------------------------------------------------------------------------
     # Pilots
 
     def _part(self, rows: Tensor, num_samples: int, stage: Stage, turn: int = 0) -> Evaluation:
-        """Some of the rows, with noise that no other stage sees."""
+        """Return the evaluation of some of the rows, with noise that no other stage uses."""
         seed = noise.derive(self._evaluation.seed, Stream.LADDER, stage, turn)
         return self._evaluation.of_rows(rows, seed, num_samples)
 
     def _each_block(
         self, rows: Tensor, stage: Stage, turn: int = 0
     ) -> Iterator[tuple[Tensor, Posterior, RowNoise]]:
-        """Blocks of some rows with their posteriors and noise."""
+        """Yield blocks of some rows with their posteriors and noise."""
         part = self._part(rows, _PILOT, stage, turn)
         for block in part.blocks():
             with undisturbed(part, Stream.PILOT, rows=block) as drawn:
@@ -308,11 +310,11 @@ class _Ladder:
             self._cost[rows[block]] += posterior.cost
 
     def _needed(self, mcse: Tensor, draws: int) -> Tensor:
-        """Draws that would bring the error to the target, as far as a pilot of ``draws`` can tell; (rows,)."""
+        """Return the draws that reach the target error, (rows,), as estimated from a pilot of ``draws``."""
         return draws * mcse**2 / (_MARGIN * self._target) ** 2
 
     def _pilot(self, rows: Tensor, dim: int) -> _Pilot:
-        """What 64 draws of the encoder foretell, and what draws of the prior see beside it."""
+        """Return the results of 64 draws of the encoder and 96 of the prior for every row."""
         found = []
         part = self._part(rows, _PILOT, Stage.PILOT)
         model, total_draws = part.model, _PILOT + _PRIOR_PILOT
@@ -320,7 +322,7 @@ class _Ladder:
         for block in part.blocks():
             batch = {name: value[block] for name, value in part.batch.items()}
             with undisturbed(part, Stream.PILOT, rows=block) as drawn:
-                # In the latents' own space: Jacobians cancel in a weight, and a discrete latent has none.
+                # In the latents' own space, because Jacobians cancel in a weight and a discrete latent has none.
                 _, joint, log_q = model.weigh(batch, _PILOT, drawn)
                 prior, prior_joint = model.draw_prior(batch, _PRIOR_PILOT, drawn)
                 prior_log_q = model.log_proposal(batch, prior)
@@ -329,7 +331,7 @@ class _Ladder:
                     u = posterior.flatten(prior, drawn)
                     values = total(prior_joint) + posterior.log_det(u)
                 else:
-                    u, values = prior_log_q[..., None], prior_log_q  # nothing is made of them
+                    u, values = prior_log_q[..., None], prior_log_q  # placeholders, never used
             terms = Terms(joint.likelihood, joint.prior, log_q).checked(part.numbers[block])
             weights = terms.log_weights
             both = diagnostics.Accumulator(total_draws, weights.shape[1], 2, weights.device, strata=[0, 1])
@@ -359,7 +361,7 @@ class _Ladder:
         return _Pilot(needed, tail, level, missed, beyond, unseen, prior_draws, at)
 
     def _look_for_modes(self, rows: Tensor, pilot: _Pilot, dim: int) -> _Modes:
-        """The encoder's place and, where the pilot calls for it, modes found without it."""
+        """Return a start at the encoder's mean and, for rows whose pilot asks for it, modes found without the encoder."""
         loc = torch.full((1 + _STARTS, len(rows), dim), math.nan, dtype=torch.float64, device=rows.device)
         modes = _Modes(loc, loc[..., 0].clone(), loc[0].clone(), pilot.missed.clone())
         for block, posterior, drawn in self._each_block(rows, Stage.PLACES):
@@ -381,12 +383,12 @@ class _Ladder:
         return modes
 
     # -----------------------------------------------------------------------------------------------------
-    # Rungs
+    # Methods
 
     def _refine(self, rows: Tensor, pilot: _Pilot, modes: _Modes, turn: int, dim: int) -> Tensor:
-        """Fit the rows and answer them; returns those that a longer fit might serve better."""
+        """Fit the rows and answer them; return those for which a longer fit may be better."""
         fitted = self._fit_beside_the_encoder(rows[~modes.missed[rows]], modes, turn)
-        # Where that shows a mode beside it, the row is fitted again, with that mode.
+        # If a fit shows an uncovered mode, the row is fitted again, from that mode too.
         several = rows[modes.missed[rows]]
         affordable = self._left(several) >= self._fit_price(dim, 1 + _STARTS, turn)
         for found in fitted:
@@ -407,7 +409,7 @@ class _Ladder:
         return torch.cat(waiting)
 
     def _fit_beside_the_encoder(self, rows: Tensor, modes: _Modes, turn: int) -> list[_Fitted]:
-        """One Gaussian a row, from the encoder's place; notes which rows have a mode that it does not cover."""
+        """Return one Gaussian per row, fitted from the encoder's mean; mark in ``modes`` rows with an uncovered mode."""
         fitted = []
         for block, posterior, drawn in self._each_block(rows, Stage.FIT, turn):
             starts = modes.starts(block, _ENCODERS)
@@ -420,13 +422,13 @@ class _Ladder:
         return fitted
 
     def _answer_or_wait(self, found: _Fitted, turn: int, dim: int) -> Tensor:
-        """Answer rows by their fits, or by the rungs above; returns those worth a longer fit."""
+        """Answer rows by their fits, by quadrature or by annealing; return those worth a longer fit."""
         needed, tail = self._pilot_mixture(found, turn)
         left = self._left(found.rows)
         good = (tail <= _TAIL) & (_mixture_cost(needed) <= left)
         if turn + 1 < len(_STEPS):
             longer = self._fit_price(dim, len(found.fits), turn + 1)
-            # Draws that cost more than fitting on are not worth it.
+            # A longer fit is preferred if the draws cost more than it.
             wait = (~good | (needed > longer)) & (longer <= left)
         else:
             wait = torch.zeros_like(good)
@@ -440,7 +442,7 @@ class _Ladder:
         return found.rows[wait]
 
     def _pilot_mixture(self, found: _Fitted, turn: int) -> tuple[Tensor, Tensor]:
-        """Draws needed from the fits with their defensive components, and k-hat; each of shape (rows,)."""
+        """Return the draws needed from the fits with their defensive components, and k-hat; each (rows,)."""
         columns = self._weigh_mixture(found, _SECOND_PILOT, Stage.SECOND_PILOT, turn)
         self._cost[found.rows] += columns.cost
         return self._needed(columns.mcse, _SECOND_PILOT), columns.pareto_k
@@ -457,10 +459,11 @@ class _Ladder:
             self._keep(rows[chosen], columns, "importance", count, doubtful[chosen])
 
     def _answer_defensively(self, rows: Tensor, needed: Tensor, beyond: Unreached) -> None:
-        """Answer rows where z can't be moved and the guide is cut off: by the sum over all z, where these are few; else
-        half of the draws come from the guide and half from the prior.
+        """Answer rows if z cannot be moved and the guide cannot reach all of the prior.
 
-        Doubtful where a z that the guide never draws matters and the prior's draws hardly come by it.
+        The answer is the sum over all z if these are few. Otherwise half of the draws come from the guide and
+        half from the prior. Such a row is doubtful if a z that the guide never draws matters and draws of the
+        prior rarely hit it.
         """
         if len(rows):
             summed = _sum(self._part(rows, 1, Stage.ANSWER))
@@ -485,7 +488,7 @@ class _Ladder:
             self._keep(alike.rows, columns, "quadrature", 0)
 
     def _by_cost(self, found: _Fitted) -> Iterator[tuple[float, _Fitted]]:
-        """What is left to spend, and the rows that have it left: no row's budget follows from another's."""
+        """Yield remaining budgets and the rows that have them, so that no row's budget depends on others."""
         spent = self._cost[found.rows]
         for cost in spent.unique().tolist():
             yield self._max_cost - cost, found.only(spent == cost)
@@ -518,10 +521,10 @@ class _Ladder:
         self._keep(found.rows, Columns.cat(columns), "annealed", _CHAINS)
 
     def _by_draws(self, rows: Tensor, needed: Tensor) -> Iterator[tuple[Tensor, int]]:
-        """Indices of rows that need about as many draws, and how many: 128 · 2^(j/2), within what is left."""
+        """Yield indices of rows that need about equally many draws, and that number: 128 · 2^(j/2), within the budget."""
         if not len(rows):
             return
-        # the largest K for which K draws of a mixture are within what is left, an answer's reserve included
+        # The largest K for which K draws of a mixture fit into the budget, reserve included.
         most = ((self._left(rows) + _RESERVE - 8) / _mixture_cost(1.0)).clamp(min=_FEWEST)
         steps = torch.ceil(2 * torch.log2(needed.clamp(min=_FEWEST) / _FEWEST) - 1e-9)
         draws = torch.minimum((_FEWEST * 2 ** (steps / 2)).nan_to_num(posinf=2.0**62), most).long()
@@ -531,7 +534,7 @@ class _Ladder:
     def _keep(
         self, rows: Tensor, found: Columns, name: str, draws: int, doubtful: Tensor | bool = False
     ) -> None:
-        """Write down an answer; its cost comes on top of what the rows have cost before."""
+        """Store an answer and add its cost to what the rows have cost before."""
         self._cost[rows] += found.cost
         for field in dataclasses.fields(Columns):
             getattr(self.columns, field.name)[rows] = getattr(found, field.name)
@@ -543,16 +546,16 @@ class _Ladder:
 
 
 def _against_both(drawn: Terms, log_q: Tensor, of_guide: float, of_prior: float) -> Tensor:
-    """Log weights of draws from the guide or the prior against the mixture of the two, (samples, rows)."""
+    """Return log weights of draws from the guide or the prior against the mixture of both, (samples, rows)."""
     mixed = torch.logaddexp(log_q + math.log(of_guide), drawn.prior + math.log(of_prior))
     log_joint = drawn.likelihood + drawn.prior
-    # A draw that rounding put onto a bound of its support has an infinite density, and weighs nothing.
+    # A draw that rounding put onto a bound of its support has an infinite density and weighs nothing.
     lost = (mixed == math.inf) | (log_joint == math.inf)
     return torch.where(lost, -math.inf, log_joint - mixed)
 
 
 def _sum(evaluation: Evaluation) -> Columns | None:
-    """log Σ_z P(x_n, z) over every value of discrete latents; None where they take too many."""
+    """Return log Σ_z P(x_n, z) over all values of discrete latents, or None if they are too many."""
     model, found = evaluation.model, []
     for rows in evaluation.blocks():
         batch = {name: value[rows] for name, value in evaluation.batch.items()}
@@ -569,7 +572,7 @@ def _sum(evaluation: Evaluation) -> Columns | None:
 
 
 def _weigh_both(evaluation: Evaluation) -> Columns:
-    """Importance sampling from guide and prior, half of the draws each, in the latents' own space."""
+    """Return the importance sampling estimate with half of the draws from the guide and half from the prior."""
     model, count = evaluation.model, evaluation.num_samples
     shares = (count - count // 2, count // 2)
     blocks = []
@@ -597,17 +600,17 @@ def _weigh_both(evaluation: Evaluation) -> Columns:
 
 
 def _mixture_cost(draws: Any) -> Any:
-    """Decoder evaluations of so many draws of a defended mixture: the prior's run the model twice."""
+    """Return the decoder evaluations of ``draws`` of a defended mixture; draws of the prior run the model twice."""
     return (1 + shares(1)[-1]) * draws
 
 
 def _uncovered(
     modes: Starts, proposal: Proposal, posterior: Posterior, level: Tensor, centre: Tensor
 ) -> Tensor:
-    """Whether a mode lies where the proposal is too thin and the posterior is not; (rows,).
+    """Return whether the proposal has little density at a mode of the posterior that matters; (rows,).
 
-    At a mode that the proposal covers, the log weight is about log P(x), the ``level``. Where it is far
-    above, the proposal has hardly a draw; that matters if the mode is not much lower than the ``centre``.
+    At a mode that the proposal covers, the log weight is about log P(x), the ``level``. If it is far above,
+    the proposal hardly draws there. That matters unless the mode is much lower than the ``centre``.
     """
     u = modes.loc.to(posterior.dtype)
     log_weight = modes.log_joint - proposal.log_density(u, torch.zeros_like(modes.log_joint))

@@ -1,4 +1,4 @@
-"""Rows, block by block: what every estimator does around its own work on one block."""
+"""Runs an estimator's work block by block of rows, with progress and checkpoints."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pyrovae.model import LatentVariableModel
 from pyrovae.pair import behaviour, probe
 from pyrovae.progress import Progress
 
-#: A folder for finished blocks, or None.
+#: A folder for finished blocks; None keeps none.
 Folder = str | os.PathLike[str] | None
 
 
 def parts_of(folder: Folder, evaluation: Evaluation, **options: Any) -> Parts | None:
-    """Where finished blocks of an evaluation are kept; its method and options are among what they depend on."""
+    """Return the store of an evaluation's finished blocks; its key includes the method and its options."""
     if folder is None:
         return None
     pins = {
@@ -45,12 +45,12 @@ def each_block(
     bar: Progress,
     parts: Parts | None = None,
 ) -> Columns:
-    """The columns of every block of rows, from its number and rows; those that ``parts`` holds are not computed again."""
+    """Return the columns of all rows, computed block by block from its number and rows; skip blocks in ``parts``."""
     whole: dict[str, torch.Tensor] = {}
     for number, rows in enumerate(evaluation.blocks()):
         block = vars(kept(parts, number, functools.partial(compute, number, rows)))
-        # Into one piece of memory each: small pieces kept from every block would end up between the large ones
-        # that are freed, and hold on to their memory.
+        # Copied into one tensor per column: small tensors kept from every block would fragment the memory that
+        # the large ones free.
         whole = whole or {name: part.new_empty(len(evaluation)) for name, part in block.items()}
         for name, part in block.items():
             whole[name][rows] = part
@@ -59,21 +59,21 @@ def each_block(
 
 
 def kept(parts: Parts | None, number: int, compute: Callable[[], Columns]) -> Columns:
-    """A block's columns, computed once."""
+    """Return a block's columns, from ``parts`` if it holds them."""
     if parts is None:
         return compute()
     return Columns(**parts.keep(number, lambda: vars(compute())))
 
 
 def _answers(evaluation: Evaluation) -> Answers:
-    """What the pair computes on some of the rows, by name."""
+    """Return the pair's log-probabilities on some of the rows, by name, to check a checkpoint against."""
     rows = probe(evaluation.structure, evaluation.batch)
     terms = behaviour(evaluation.model, rows, evaluation.seed)
     return {name: (term, rounding(rows["x"].dtype)) for name, term in terms.items()}
 
 
 def _digest(pair: LatentVariableModel) -> str:
-    """sha256 of every parameter and buffer, those of modules that plain functions refer to as well."""
+    """Return a sha256 of every parameter and buffer, including modules that plain functions refer to."""
     digest = hashlib.sha256()
     for module in pair.every_module():
         held: Iterable[tuple[str, torch.Tensor | None]] = [

@@ -1,4 +1,4 @@
-"""Estimate and bounds against K: how fast more draws bring log P(x) home."""
+"""convergence() tabulates the lower bound and two estimates of log P(x) against the number of draws K."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ def convergence(
     progress: bool = False,
     compile: str | bool = "auto",
 ) -> pd.DataFrame:
-    """The mean log P(x_n) by the first K of the same draws, for growing K: a bound and two estimates of it.
+    """Return the mean log P(x_n) by the first K of the same draws, for growing K: a bound and two estimates.
 
-    Where the lower bound still climbs from one K to the next, or the estimates stand apart from it by more
-    than their errors, K is too small.
+    K is too small if the lower bound still rises from one K to the next. K is also too small if the bound differs
+    from the estimates by more than their errors.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``.
         x: rows on dim 0; tensor, numpy array or DataFrame.
         num_samples: the values of K, each at least 2.
-        seed: the same seed and tile give the same bits.
-        tile: (rows, samples) computed at once; chosen from the shapes where None.
-        progress: show a bar, or plain lines where there is no terminal.
-        compile: whether Pyro runs guide and model for every tile (False), or what they compute is traced once and
-            compiled (True): several times as fast after some 10 seconds, the same up to rounding. "auto" goes by
-            the work ahead; see ``log_weights``.
+        seed: the same seed and tile give the same numbers bit for bit.
+        tile: (rows, samples) computed at once; None chooses it from the shapes.
+        progress: show a bar, or plain lines if there is no terminal.
+        compile: False runs guide and model by Pyro for every tile. True traces their computation once and
+            compiles it: several times as fast after some 10 seconds, and equal up to rounding. "auto" decides
+            by the amount of work; see ``log_weights``.
 
     Returns:
-        A frame with one line a K, means over the rows in nats a row: ``num_samples``; ``elbo``, of all
-        draws, the bound at K = 1; ``lower_bound``, importance-weighted, with ``mcse`` and ``bias``;
-        ``jackknife`` and ``pareto_smoothed``, estimates from the same draws; ``trusted``, the share of rows
-        whose k-hat lets them be believed. ``plots.convergence`` draws it.
+        A frame with one line per K, means over the rows in nats per row. ``elbo`` is the bound at K = 1 from
+        all draws. ``lower_bound`` is importance-weighted, with ``mcse`` and ``bias``. ``jackknife`` and
+        ``pareto_smoothed`` are estimates from the same draws. ``trusted`` is the share of rows whose verdict
+        is "trust". ``num_samples`` is K. ``plots.convergence`` draws the frame.
 
     Raises:
         TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``.
@@ -68,7 +68,7 @@ def convergence(
     if not isinstance(num_samples, Sequence | np.ndarray) or not len(num_samples):
         raise checks.bad_type(
             "num_samples",
-            "a sequence of draws a row",
+            "a sequence of numbers of draws per row",
             repr(num_samples),
             "Pass a tuple such as (10, 100, 1000).",
         )

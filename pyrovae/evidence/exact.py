@@ -1,4 +1,4 @@
-"""log P(x) in closed form, for a VAE that is linear and Gaussian."""
+"""exact() computes log P(x) in closed form for a linear-Gaussian VAE."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ from pyrovae.turns import takes_turns
 
 @dataclass(frozen=True)
 class LinearGaussian:
-    """z ~ N(m, S), x | z ~ N(W z + b, diag σ²), float64; the model of probabilistic PCA and factor analysis.
+    """z ~ N(m, S), x | z ~ N(W z + b, diag σ²), float64: the model of probabilistic PCA and factor analysis.
 
-    loadings W, shape (columns, latent_dim); loc b and scale σ, (columns,); prior over z.
+    ``loadings`` is W, shape (columns, latent_dim). ``loc`` b and ``scale`` σ have shape (columns,). ``prior``
+    is the distribution of z.
     """
 
     loadings: Tensor
@@ -37,7 +38,7 @@ class LinearGaussian:
     prior: MultivariateNormal
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log N(x; W m + b, W S Wᵀ + diag σ²), shape (rows,), in nats."""
+        """Return log N(x; W m + b, W S Wᵀ + diag σ²), shape (rows,), in nats."""
         marginal = LowRankMultivariateNormal(
             self.loc + self.loadings @ self.prior.mean,
             self.loadings @ self.prior.scale_tril,
@@ -46,7 +47,7 @@ class LinearGaussian:
         return marginal.log_prob(x)
 
     def posterior(self, x: Tensor) -> MultivariateNormal:
-        """P(z | x_n) for every row."""
+        """Return P(z | x_n) for every row."""
         weighted = self.loadings.T / self.scale**2  # (latent_dim, columns)
         precision = weighted @ self.loadings + self.prior.precision_matrix
         pull = (x - self.loc) @ weighted.T + self.prior.precision_matrix @ self.prior.mean
@@ -55,13 +56,13 @@ class LinearGaussian:
 
 
 def linear_gaussian(pair: LatentVariableModel, x: Tensor) -> LinearGaussian:
-    """The pair's model as a ``LinearGaussian``, for rows like ``x``.
+    """Return the pair's model as a ``LinearGaussian``, for rows like ``x``.
 
     Raises:
-        ValueError: naming what is not linear, not Gaussian, or not known to be.
+        ValueError: naming the part that is not linear, not Gaussian, or not recognised as such.
     """
     if not isinstance(pair, VAE) or type(pair).model is not VAE.model:
-        raise _refused("a VAE: what plain Pyro code computes can't be read", f"a {type(pair).__name__}")
+        raise _refused("a VAE: code in plain Pyro cannot be analysed", f"a {type(pair).__name__}")
     if type(pair.likelihood) is not Gaussian or pair.likelihood.scale == "decoder":
         raise _refused("a Gaussian likelihood whose scale does not depend on z", repr(pair.likelihood))
     if not _affine(pair.likelihood.network):
@@ -69,7 +70,7 @@ def linear_gaussian(pair: LatentVariableModel, x: Tensor) -> LinearGaussian:
     with pair.evaluating():
         prior = _normal(pair.prior())
         latent_dim = len(prior.mean)
-        # An affine map is known from what it makes of zero and of the unit vectors.
+        # The images of zero and of the unit vectors determine an affine map.
         own = pair.dtype or x.dtype
         probes = torch.cat([torch.zeros(1, latent_dim), torch.eye(latent_dim)]).to(x.device, own)
         likelihood = pair.likelihood(probes)
@@ -83,7 +84,7 @@ def linear_gaussian(pair: LatentVariableModel, x: Tensor) -> LinearGaussian:
 
 
 def _affine(network: nn.Module) -> bool:
-    """Whether a network is made of layers that are affine, each and together."""
+    """Return whether all layers of a network are affine."""
     if type(network) is MLP:
         network = network.layers
     if type(network) is nn.Sequential:
@@ -92,7 +93,7 @@ def _affine(network: nn.Module) -> bool:
 
 
 def _normal(prior: TorchDistribution) -> MultivariateNormal:
-    """A prior over vectors as a multivariate normal in float64."""
+    """Return a prior over vectors as a multivariate normal in float64."""
     base = prior
     while isinstance(base, Independent):
         base = base.base_dist
@@ -108,15 +109,15 @@ def _refused(expected: str, came: str) -> checks.Refused:
         "pair",
         f"a linear-Gaussian VAE, with {expected}",
         came,
-        "Use method='auto' where there is no closed form.",
+        "Use method='auto', which needs no closed form.",
     )
 
 
 @takes_turns
 def exact(pair: LatentVariableModel, x: Any) -> LogEvidence:
-    """log P(x_n) = log N(x_n; W m + b, W S Wᵀ + diag σ²), for a VAE whose decoder is linear.
+    """Return log P(x_n) = log N(x_n; W m + b, W S Wᵀ + diag σ²), for a VAE whose decoder is linear.
 
-    Recognised are a normal prior N(m, S), a ``likelihoods.Gaussian`` whose scale is a number, "shared" or
+    It needs a normal prior N(m, S), a ``likelihoods.Gaussian`` whose scale is a number, "shared" or
     "per_dimension", and a decoder without hidden layers. The encoder does not matter.
 
     Args:
@@ -127,7 +128,7 @@ def exact(pair: LatentVariableModel, x: Any) -> LogEvidence:
         A ``LogEvidence`` whose rows are exact, computed in float64.
 
     Raises:
-        TypeError, ValueError: see ``pyrovae.checks``; a pair that is not linear-Gaussian, saying where.
+        TypeError, ValueError: see ``pyrovae.checks``; also if the pair is not linear-Gaussian, naming the part.
 
     Tipping and Bishop (1999).
 

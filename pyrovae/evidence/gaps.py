@@ -1,4 +1,4 @@
-"""The inference gap, split: what the encoder's family can't express, and what the encoder does not reach."""
+"""gaps() splits the inference gap: limits of the encoder's family, and distance of the encoder from its best."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ def gaps(
     tile: tuple[int, int] | None = None,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """log P(x_n) − ELBO(Q) = approximation gap + amortization gap, for every row.
+    """Return log P(x_n) − ELBO(Q) = approximation gap + amortization gap, for every row.
 
-    With q* the best Gaussian of a family for the row, found by optimising it for the row alone:
-    approximation = log P(x_n) − ELBO(q*), what the family can't express; amortization =
-    ELBO(q*) − ELBO(Q), what the encoder does not reach (Cremer, Li and Duvenaud 2018).
+    Let q* be the best Gaussian of a family for the row, found by optimising it for this row alone. The
+    approximation gap log P(x_n) − ELBO(q*) is the loss by the limits of the family. The amortization gap
+    ELBO(q*) − ELBO(Q) is the loss by the encoder not reaching q* (Cremer, Li and Duvenaud 2018).
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents.
         x: rows on dim 0; tensor, numpy array or DataFrame.
-        num_samples: fresh draws a row for each of the three terms, at least 100.
-        seed: the same seed and tile give the same bits.
-        family: of q*, "mean_field" or "full_rank"; the encoder's own, for the split to mean what it says.
-        tile: (rows, samples) computed at once; chosen from the shapes where None.
-        progress: show a bar, or plain lines where there is no terminal.
+        num_samples: fresh draws per row for each of the three terms, at least 100.
+        seed: the same seed and tile give the same numbers bit for bit.
+        family: of q*, "mean_field" or "full_rank". Choose the encoder's own family, else the split does not
+            have the meaning above.
+        tile: (rows, samples) computed at once; None chooses it from the shapes.
+        progress: show a bar, or plain lines if there is no terminal.
 
     Returns:
-        A frame with one line a row and the index of x, in nats: ``log_evidence`` (as by ``refined``, full-rank),
-        ``elbo_optimised``, ``elbo_encoder``, ``approximation``, ``amortization``, ``inference``, their sum,
-        their errors ``approximation_mcse``, ``amortization_mcse`` and ``inference_mcse``, and the ``verdict`` on
-        log P(x_n). A negative
-        amortization gap beyond its error says that the encoder is richer than the family.
-
+        A frame with one line per row and the index of x, in nats: ``log_evidence`` (as by ``refined``,
+        full-rank), ``elbo_optimised``, ``elbo_encoder``, ``approximation``, ``amortization``, their sum
+        ``inference``, the errors ``approximation_mcse``, ``amortization_mcse`` and ``inference_mcse``, and the
+        ``verdict`` on log P(x_n). An amortization gap that is negative by more than its error means that the
+        encoder is more flexible than the family.
     Raises:
         TypeError, ValueError: see ``refined``.
 
@@ -95,7 +95,7 @@ def gaps(
     columns = Columns.cat(evidence)
     log_evidence, error = columns.estimate.cpu().numpy(), columns.mcse.cpu().numpy()
     best_elbo, best_error = torch.cat(optimised, dim=1).cpu().numpy()
-    # Noise of its own: that of the tiles is log P(x)'s.
+    # Fresh noise: the noise of the tiles belongs to the estimate of log P(x).
     encoder = elbo_of(dataclasses.replace(evaluation, seed=noise.derive(seed, Stream.WEIGHTS)))
     return frame_of(
         {

@@ -1,14 +1,14 @@
-"""Gaussians fitted to the posterior of every row, from the encoder's place and from places it knows nothing of.
+"""Fits Gaussians to the posterior of every row, from the encoder's mean and from modes found without the encoder.
 
-A fit is a fixed point of what a Gaussian of least KL(q ‖ posterior) satisfies (Opper and Archambeau 2009):
+A fit is a fixed point of the equations of a Gaussian of least KL(q ‖ posterior) (Opper and Archambeau 2009):
 
     E_q[∇ log P(x, u)] = 0,    E_q[−∇² log P(x, u)] = precision of q.
 
-Regressing the gradients at draws of q on the draws gives both expectations at once, the second without a
-second derivative (Stein's identity), and a Newton step on each gives the next q. On a Gaussian posterior
-the first step is exact. torch's optimisers do vectorise over rows, but need far more: on 50 latent
-dimensions Adam takes 9600 decoder evaluations a row to an effective sample size of 947 in 1000 draws,
-three of these steps take 1200 to one of 1000 (benchmarks/fits.py). The search for modes is torch's Adam.
+A regression of the gradients at draws of q on these draws gives both expectations at once. The second needs no
+second derivative, by Stein's identity. A Newton step on each gives the next q; on a Gaussian posterior the first
+step is exact. torch's optimisers vectorise over rows too, but need more decoder evaluations. On 50 latent
+dimensions, Adam takes 9600 per row to an effective sample size of 947 in 1000 draws; three of these steps take
+1200 to one of 1000 (benchmarks/fits.py). The search for modes uses torch's Adam.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _TRUST = 2.0
 _FEWEST_PAIRS = 4
 _LEAST, _MOST = 0.1, 10.0
 _LEAST_SPREAD = 0.01  # of the prior's standard deviation
-_ASTRAY = 5.0  # nats that a step may lose
-# A fit this many nats below the row's best holds a share of the posterior that does not matter.
+_ASTRAY = 5.0  # nats of the ELBO that a step may lose
+# A fit this many nats below the row's best covers a negligible share of the posterior.
 _NEGLIGIBLE = 10.0
 
 
 @dataclass(frozen=True)
 class Starts:
-    """Where fits begin: loc of shape (starts, rows, dim), log_joint there, and the encoder's spread (rows, dim)."""
+    """Starting points of fits: loc (starts, rows, dim), log_joint there, and the encoder's spread (rows, dim)."""
 
     loc: Tensor
     log_joint: Tensor
@@ -48,13 +48,13 @@ class Starts:
 
 
 def encoder_start(posterior: Posterior, prior: Tensor, noise: RowNoise) -> Starts:
-    """The encoder's mean and standard deviations, from draws that cost no decoder evaluation.
+    """Return the encoder's mean and standard deviations, estimated from draws, which cost no decoder evaluation.
 
-    ``prior``, draws of it, (samples, rows, dim), keeps the spread of a collapsed encoder above a hundredth of
-    its own: a fit has to be able to move.
+    ``prior`` holds draws of the prior, (samples, rows, dim). The spread is at least a hundredth of theirs,
+    because a fit that starts at a collapsed encoder could not move.
     """
     u = posterior.draw_encoder(_ENCODER_DRAWS, noise).double()
-    centre = u.nanmean(dim=0)  # without draws off the prior's support
+    centre = u.nanmean(dim=0)  # NaN: draws off the prior's support
     u = torch.where(u.isnan(), torch.where(centre.isnan(), prior.double().mean(dim=0), centre), u)
     loc = u.mean(dim=0)
     spread = torch.maximum(u.std(dim=0), _LEAST_SPREAD * _scale(prior))
@@ -62,19 +62,19 @@ def encoder_start(posterior: Posterior, prior: Tensor, noise: RowNoise) -> Start
 
 
 def _scale(prior: Tensor) -> Tensor:
-    """Standard deviations of the prior's draws, (rows, dim): of each row's own, whatever rows stand beside it."""
+    """Return the standard deviations of the prior's draws, (rows, dim), each row's from its own draws."""
     return prior.double().std(dim=0).clamp(min=1e-6)
 
 
 def independent_starts(
     posterior: Posterior, num_starts: int, encoder: Starts, prior: Tensor, values: Tensor
 ) -> Starts:
-    """Local modes of the posterior, by ascents from draws of the prior, as far from the encoder as may be.
+    """Return local modes of the posterior, found by gradient ascent from draws of the prior far from the encoder.
 
-    ``prior`` are draws of it, (samples, rows, dim), ``values`` log P(x, u) there. Of the better quarter
-    of them the first start is the one that lies farthest from the encoder's place, each other the one
-    farthest from those before. Of two modes of one mass three such starts find the one that the encoder
-    misses in 400 of 400 rows; three of the best draws, wherever they lie, in 349 (benchmarks/fits.py).
+    ``prior`` holds draws of the prior, (samples, rows, dim), and ``values`` log P(x, u) there. The starts come
+    from the best quarter of the draws. The first is the draw farthest from the encoder's mean; each of the
+    others is the one farthest from all before. With two modes of equal mass, three such starts find the mode
+    that the encoder misses in 400 of 400 rows; starts at the three best draws find it in 349 (benchmarks/fits.py).
     """
     scale = _scale(prior)
     values = torch.where(torch.isfinite(values), values, -math.inf)
@@ -101,10 +101,10 @@ def independent_starts(
 def fit_gaussians(
     posterior: Posterior, starts: Starts, num_steps: int, family: str, noise: RowNoise
 ) -> tuple[list[Gaussian], Tensor]:
-    """A Gaussian for every start and row, and its ELBO, shape (starts, rows), in nats.
+    """Return a Gaussian for every start and row, and its ELBO, shape (starts, rows), in nats.
 
-    ``num_steps`` steps of ``step_cost`` decoder evaluations for every start, and as many for the ELBO. One
-    that ends where there is next to nothing of a row's posterior is replaced by the row's best.
+    The fit makes ``num_steps`` steps of ``step_cost`` decoder evaluations per start, and one more such
+    evaluation for the ELBO. A fit with a negligible share of a row's posterior is replaced by the row's best.
     """
     num_starts, num_rows, dim = starts.loc.shape
     loc = starts.loc.clone()
@@ -120,13 +120,13 @@ def fit_gaussians(
         log_q = -0.5 * (directions**2 + math.log(2 * math.pi)).sum(-1) - _log_det(tril)
         elbo = (values - log_q).mean(dim=0)
         elbo = torch.where(torch.isfinite(elbo), elbo, -math.inf)
-        # The latest is the best but where a step went astray: of ELBOs from few draws the largest is the luckiest.
+        # Keep the latest fit unless its step lost _ASTRAY nats: the largest ELBO from few draws is large by chance.
         kept = elbo > best - _ASTRAY
         best = torch.where(kept, elbo, best)
         best_loc = torch.where(kept[..., None], loc, best_loc)
         best_tril = torch.where(kept[..., None, None], tril, best_tril)
         if step < num_steps:
-            # Whole steps at first; later ones average the noise of their predecessors.
+            # Full steps at first; later ones average over the noise of earlier ones.
             loc, tril = _step(loc, tril, half, gradient, 1.0 if 2 * step < num_steps else 0.5, family)
     hopeless = best < best.max(dim=0).values - _NEGLIGIBLE
     index = torch.where(hopeless, best.argmax(dim=0), torch.arange(num_starts, device=loc.device)[:, None])
@@ -136,12 +136,12 @@ def fit_gaussians(
 
 
 def fit_cost(dim: int, num_starts: int, num_steps: int) -> int:
-    """Decoder evaluations of ``fit_gaussians``."""
+    """Return the decoder evaluations of ``fit_gaussians`` per row."""
     return num_starts * (num_steps + 1) * step_cost(dim)
 
 
 def step_cost(dim: int) -> int:
-    """Decoder evaluations of a step, for every start: a gradient counts three."""
+    """Return the decoder evaluations of one step for one start; a gradient counts three."""
     return 3 * 2 * dim * _num_frames(dim)
 
 
@@ -150,9 +150,9 @@ def _num_frames(dim: int) -> int:
 
 
 def _frames(loc: Tensor, noise: RowNoise) -> Tensor:
-    """Standard normal vectors, (pairs, starts, rows, dim), orthogonal in sets of ``dim``.
+    """Return standard normal vectors, (pairs, starts, rows, dim), orthogonal in sets of ``dim``.
 
-    Orthogonal, they determine a regression with no more of them than there are coefficients.
+    Orthogonal vectors determine a regression with as few of them as it has coefficients.
     """
     starts, _, dim = loc.shape
     # (frames, rows, starts, dim, dim)
@@ -164,7 +164,7 @@ def _frames(loc: Tensor, noise: RowNoise) -> Tensor:
 def _step(
     loc: Tensor, tril: Tensor, half: Tensor, gradient: Tensor, rate: float, family: str
 ) -> tuple[Tensor, Tensor]:
-    """The next Gaussian, from gradients at loc ± tril · half; in coordinates in which the present one is N(0, I)."""
+    """Return the next Gaussian from gradients at loc ± tril · half, in coordinates where the present one is N(0, I)."""
     gradient = _apply(tril.mT, gradient)
     pairs, dim = len(half), half.shape[-1]
     odd = (gradient[:pairs] - gradient[pairs:]) / 2  # −A e, without the mean
@@ -185,13 +185,13 @@ def _step(
 
 
 def _cholesky(root: Tensor) -> Tensor:
-    """The lower triangular factor of root · rootᵀ, by QR: it does not square the condition number."""
+    """Return the lower triangular factor of root · rootᵀ, by QR, which does not square the condition number."""
     r = torch.linalg.qr(root.mT).R.mT
     return r * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)[..., None, :]
 
 
 def _apply(matrix: Tensor, vectors: Tensor) -> Tensor:
-    """matrix · vector for every one of (..., dim)."""
+    """Return matrix · vector for each of the vectors, (..., dim)."""
     return (matrix @ vectors[..., None])[..., 0]
 
 

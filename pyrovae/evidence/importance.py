@@ -1,4 +1,4 @@
-"""Importance-weighted log P(x): the log-mean-exp of a row's log weights."""
+"""importance() estimates log P(x) by importance sampling: the log-mean-exp of a row's log weights."""
 
 from __future__ import annotations
 
@@ -32,30 +32,32 @@ def importance(
     compile: str | bool = "auto",
     noise: str = "index",
 ) -> LogEvidence:
-    """log P(x_n) ≈ log (1/K) Σ_k P(x_n, z_k) / Q(z_k | x_n), z_k ~ Q(z | x_n).
+    """Return log P(x_n) ≈ log (1/K) Σ_k P(x_n, z_k) / Q(z_k | x_n), z_k ~ Q(z | x_n).
 
-    A lower bound in expectation, which tightens with K (Burda, Grosse and Salakhutdinov 2016). Streams
-    over tiles: memory does not grow with ``num_samples``, nor with the rows beyond their results.
+    The estimate is a lower bound in expectation, which tightens with K (Burda, Grosse and Salakhutdinov
+    2016). It streams over tiles: memory does not grow with ``num_samples``, and with the number of rows only
+    by their results.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``.
         x: rows on dim 0; tensor, numpy array or DataFrame.
-        num_samples: draws a row, K.
-        seed: the same seed gives the same numbers; the same tile, too, the same bits.
-        pareto_smoothed: replace the largest weights by what the tail fitted to them expects (Vehtari et
-            al. 2024). Less noise where weights are heavy, and an estimate instead of a bound.
-        tile: (rows, samples) computed at once; chosen from the shapes where None.
-        progress: show a bar, or plain lines where there is no terminal.
-        checkpoint: a folder of this evaluation's own that keeps finished blocks of rows: the same call goes on
-            after the last of them.
-        compile: whether Pyro runs guide and model for every tile (False), or what they compute is traced once and
-            compiled (True): several times as fast after some 10 seconds, the same up to rounding. "auto" goes by
-            the work ahead; see ``log_weights``.
-        noise: what the noise of a row follows from beside ``seed``: its "index" in x, or its "content", so that a row
-            has the same number in any order and selection of rows.
+        num_samples: K, draws per row.
+        seed: the same seed gives the same numbers; with the same tile, bit for bit.
+        pareto_smoothed: replace the largest weights by the quantiles of a Pareto distribution fitted to their
+            tail (Vehtari et al. 2024). This reduces the noise of heavy-tailed weights, but the result is an
+            estimate instead of a bound.
+        tile: (rows, samples) computed at once; None chooses it from the shapes.
+        progress: show a bar, or plain lines if there is no terminal.
+        checkpoint: a folder for this evaluation only, which keeps finished blocks of rows. The same call
+            continues after the last of them.
+        compile: False runs guide and model by Pyro for every tile. True traces their computation once and
+            compiles it: several times as fast after some 10 seconds, and equal up to rounding. "auto" decides
+            by the amount of work; see ``log_weights``.
+        noise: the key of a row's noise beside ``seed``: its "index" in x, or its "content". With "content", a
+            row has the same number in any order and selection of rows.
 
     Returns:
-        A ``LogEvidence`` whose rows are lower bounds, or estimates where smoothed.
+        A ``LogEvidence`` whose rows are lower bounds, or estimates if ``pareto_smoothed``.
 
     Raises:
         TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``.
@@ -89,7 +91,7 @@ def importance(
 def weigh_encoder(
     evaluation: Evaluation, bar: Progress, pareto_smoothed: bool = False, parts: Parts | None = None
 ) -> Columns:
-    """The log-mean-exp of every row's weights, tile by tile."""
+    """Return the log-mean-exp of every row's weights under the encoder, computed tile by tile."""
     x, tiles = evaluation.batch["x"], list(evaluation.tiles())
 
     def weigh(block: int, rows: slice) -> Columns:

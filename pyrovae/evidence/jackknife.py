@@ -1,4 +1,4 @@
-"""The importance-weighted estimate with its first-order bias taken out by leaving draws out."""
+"""jackknife() estimates log P(x) by importance sampling and removes the first-order bias by leaving draws out."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def jackknife(
     compile: str | bool = "auto",
     noise: str = "index",
 ) -> LogEvidence:
-    """log P(x_n) ≈ K L_K − (K − 1) mean_i L_{K−1}^(−i), L the importance-weighted log-mean-exp.
+    """Return log P(x_n) ≈ K L_K − (K − 1) mean_i L_{K−1}^(−i), L the importance-weighted log-mean-exp.
 
-    The jackknife of first order, JVI-1 (Nowozin 2018), with the combinatorial weights K and −(K − 1): the
-    bias falls from O(1/K) to O(1/K²) on the same draws. Not a lower bound any more.
+    This is the first-order jackknife, JVI-1 (Nowozin 2018), with the combinatorial weights K and −(K − 1). It
+    reduces the bias from O(1/K) to O(1/K²) with the same draws. The result is no longer a lower bound.
 
     Args:
         pair, x, seed, tile, progress, checkpoint, compile: as in ``importance``.
-        num_samples: draws a row, K, at least 2. A block of rows holds all its log weights in memory.
-        noise: what the noise of a row follows from beside ``seed``: its "index" in x, or its "content", so that a row
-            has the same number in any order and selection of rows.
+        num_samples: K, draws per row, at least 2. A block of rows holds all its log weights in memory.
+        noise: the key of a row's noise beside ``seed``: its "index" in x, or its "content". With "content", a
+            row has the same number in any order and selection of rows.
 
     Returns:
-        A ``LogEvidence`` whose rows are estimates; ``bias`` is zero to first order, ``mcse`` the
+        A ``LogEvidence`` whose rows are estimates. ``bias`` is zero to first order; ``mcse`` is the
         jackknife's standard error.
 
     Raises:
@@ -86,10 +86,10 @@ def jackknife(
 
 
 def leave_one_out(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """JVI-1 and the jackknife's standard error of it, each of shape (rows,), from (samples, rows), in nats."""
+    """Return JVI-1 and its jackknife standard error, each of shape (rows,), from (samples, rows), in nats."""
     num_samples = len(log_weights)
     total = torch.logsumexp(log_weights, dim=0)
-    # log Σ_{j ≠ i} w_j. Subtracting the largest weight from the total would cancel; its rest is summed anew.
+    # log Σ_{j ≠ i} w_j. Subtracting the largest weight from the total cancels digits, so its rest is summed anew.
     share = torch.exp(log_weights - total)
     largest = log_weights.argmax(dim=0, keepdim=True)
     rest = torch.logsumexp(log_weights.scatter(0, largest, -math.inf), dim=0, keepdim=True)
@@ -99,6 +99,6 @@ def leave_one_out(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     estimate = num_samples * everything - (num_samples - 1) * others.mean(dim=0)
     spread = ((others - others.mean(dim=0)) ** 2).sum(dim=0)
     mcse = (spread * (num_samples - 1) / num_samples).sqrt()
-    # Fewer than two weights above zero: leaving one out leaves none, and nothing to correct by.
+    # With fewer than two weights above zero, leaving one out may leave none, so there is no correction.
     known = torch.isfinite(others).all(dim=0)
     return torch.where(known, estimate, everything), torch.where(known, mcse, math.inf)

@@ -1,4 +1,4 @@
-"""The posterior of a block of rows, up to its constant, and what z is proposed from, over real vectors u."""
+"""The unnormalised posterior of a block of rows over real vectors u, and the proposals that u is drawn from."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from pyrovae.tracing import Call
 class Posterior:
     """log P(x_n, u) for the rows n of a block; u has shape (samples, rows, dim).
 
-    Densities of u carry log |det ∂z/∂u|, here as a part of the prior. Every run of the model adds to
-    ``cost``, the decoder evaluations spent on each row: one for a log joint, three with its gradient.
+    Densities of u include log |det ∂z/∂u|, here as a part of the prior. Every run of the model adds to ``cost``,
+    the decoder evaluations spent on each row: one for a log joint, three with its gradient.
 
     Use it within ``undisturbed``.
     """
@@ -39,51 +39,51 @@ class Posterior:
         self.dim, self.dtype = self._coordinates.dim, self._coordinates.dtype
         self.device = self._batch["x"].device
         self.cost = 2  # to find the coordinates
-        # A graph would hold the masks of one block's rows as constants.
+        # A graph would hold the masks of one block's rows as constants, so rows with absent latents run uncompiled.
         self._runner = None if self._coordinates.lacks else evaluation.runner
         self._alike = evaluation.rows_alike(self.num_rows)
         self._numbers = 0
 
     def expect(self, cost: int) -> None:
-        """Announce how many decoder evaluations a row ``score``, ``ends`` and ``weigh`` will come to.
+        """Announce how many decoder evaluations per row ``score``, ``ends`` and ``weigh`` will spend.
 
-        Where it pays for so many, over all blocks, they are run as graphs; nowhere before.
+        They run as graphs if this amount, over all blocks, repays tracing them. Before this call they do not.
         """
         self._numbers = noise.numbers(self._model.structure.widest, self._alike, cost)
 
     def draw_encoder(self, num_samples: int, noise: RowNoise) -> Tensor:
-        """u ~ Q(u | x_n)."""
+        """Return draws u ~ Q(u | x_n)."""
         return self.flatten(self._model.propose(self._batch, num_samples, noise)[0], noise)
 
     def draw_prior(self, num_samples: int, noise: RowNoise) -> tuple[Tensor, LogJoint]:
-        """u ~ P(u), and log P(u) and log P(x_n | u) as ``log_joint`` gives them."""
+        """Return draws u ~ P(u), with log P(u) and log P(x_n | u) as in ``log_joint``."""
         self.cost += num_samples
         latents, joint = self._model.draw_prior(self._batch, num_samples, noise)
         u = self.flatten(latents, noise)
         return u, LogJoint(joint.prior + self.log_det(u), joint.likelihood)
 
     def log_det(self, u: Tensor) -> Tensor:
-        """log |det ∂z/∂u|, shape (samples, rows), float64."""
+        """Return log |det ∂z/∂u|, shape (samples, rows), float64."""
         return self._coordinates.unflatten(u)[1]
 
     def flatten(self, latents: Latents, noise: RowNoise) -> Tensor:
-        """Latents of the pair as u; entries that a row lacks are drawn."""
+        """Return latents of the pair as u; entries that a row lacks are drawn."""
         return self._coordinates.flatten(latents, noise)
 
     def log_joint(self, u: Tensor) -> LogJoint:
-        """log P(u) and log P(x_n | u), each of shape (samples, rows), float64."""
+        """Return log P(u) and log P(x_n | u), each of shape (samples, rows), float64."""
         self.cost += len(u)
         latents, log_det = self._coordinates.unflatten(u)
         joint = self._model.log_joint(self._batch, latents)
         return LogJoint(joint.prior + log_det, joint.likelihood)
 
     def log_encoder(self, u: Tensor) -> Tensor:
-        """log Q(u | x_n), shape (samples, rows), float64."""
+        """Return log Q(u | x_n), shape (samples, rows), float64."""
         latents, log_det = self._coordinates.unflatten(u)
         return self._model.log_proposal(self._batch, latents) + log_det
 
     def score(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """log P(x_n, u), (samples, rows), and its gradient, (samples, rows, dim); zero where it is not finite."""
+        """Return log P(x_n, u), (samples, rows), and its gradient, (samples, rows, dim), zero if not finite."""
         self.cost += 3 * len(u)
 
         def function(v: Tensor, *columns: Tensor) -> Sequence[Tensor]:
@@ -97,9 +97,9 @@ class Posterior:
         return values, torch.nan_to_num(grads, nan=0.0, posinf=0.0, neginf=0.0)
 
     def ends(self, start: Proposal, u: Tensor, width: int) -> Sequence[Tensor]:
-        """log q(u) of a proposal and log P(x_n, u), (samples, rows) each, and both gradients, (samples, rows, dim).
+        """Return log q(u) of a proposal and log P(x_n, u), (samples, rows) each, and their gradients, (samples, rows, dim).
 
-        ``width`` is how many samples most calls have.
+        ``width`` is the number of samples of most calls.
         """
         self.cost += 3 * len(u)
 
@@ -116,7 +116,7 @@ class Posterior:
         return self._run(("ends", start.kind), function, u, width, start.tensors)
 
     def weigh(self, proposal: Proposal, u: Tensor, width: int) -> Sequence[Tensor]:
-        """log P(x_n | u), log P(u) and log q(u) of a proposal, (samples, rows) each."""
+        """Return log P(x_n | u), log P(u) and log q(u) of a proposal, (samples, rows) each."""
         self.cost += len(u)
 
         def function(v: Tensor, *tensors: Tensor) -> Sequence[Tensor]:
@@ -127,13 +127,13 @@ class Posterior:
         return self._run(("weigh", proposal.kind), function, u, width, proposal.tensors)
 
     def _of(self, columns: Sequence[Tensor]) -> Posterior:
-        """The posterior of other rows, as many."""
+        """Return the posterior of other rows, equally many."""
         other = copy.copy(self)
         other._batch = dict(zip(self._batch, columns, strict=True))
         return other
 
     def _with(self, proposal: Proposal, tensors: Sequence[Tensor]) -> tuple[Posterior, Proposal]:
-        """The posterior and a proposal of other rows, from columns and the proposal's tensors."""
+        """Return the posterior and a proposal of other rows, from their columns and the proposal's tensors."""
         posterior = self._of(tensors[: len(self._batch)])
         return posterior, proposal.of(posterior, iter(tensors[len(self._batch) :]))
 
@@ -145,7 +145,7 @@ class Posterior:
         width: int,
         tensors: Sequence[Tensor] = (),
     ) -> Sequence[Tensor]:
-        """A function of u, of this block's columns and of further tensors."""
+        """Return a function's value at u, this block's columns and further tensors, computed as a graph if that pays."""
         inputs = [u, *self._batch.values(), *tensors]
         if self._runner is None or not self._numbers or len(u) != width:
             return function(*inputs)
@@ -155,23 +155,23 @@ class Posterior:
             inputs,
             self._numbers,
             required=self.num_rows == self._runner.main[0],
-            again=self._coordinates,  # whose bounds, where they are tensors, are those of this block
+            again=self._coordinates,  # bounds that are tensors belong to this block
         )
         return self._runner.run(call)
 
 
 def total(joint: LogJoint) -> Tensor:
-    """log P(x_n, u)."""
+    """Return log P(x_n, u)."""
     return joint.prior + joint.likelihood
 
 
 def gradients(
     function: Callable[[Tensor], tuple[Tensor, ...]], u: Tensor
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Values of several functions of u, each (samples, rows), and their gradients, each (samples, rows, dim).
+    """Return values of several functions of u, each (samples, rows), and their gradients, each (samples, rows, dim).
 
-    Rows and samples are independent, so the gradient of the sum holds each one's own. A density that
-    does not depend on u, such as a uniform one, has no graph: its gradient is zero.
+    Rows and samples are independent, so the gradient of the sum holds the gradient of each. A density that does
+    not depend on u, such as a uniform one, has no graph; its gradient is zero.
     """
 
     def gradient(value: Tensor, u: Tensor) -> Tensor:
@@ -195,10 +195,10 @@ def undisturbed(
     rows: slice = slice(None),
     first: int = 0,
 ) -> Iterator[RowNoise]:
-    """Run a block in ``eval()`` mode with noise for some rows; the checks of distributions are off meanwhile.
+    """Run a block in ``eval()`` mode, with noise for its rows and without the checks of distributions.
 
-    Methods that move z come by places where a density is zero or overflows. That is a move to be turned
-    down, not an error of the user's; the rows were checked before.
+    Methods that move z reach points where a density is zero or overflows. Such a move must be rejected without
+    an error; the user's rows were checked before.
     """
     drawn = evaluation.noise(stream, *keys, rows=rows, first=first)
     seeded = noise.seeded(drawn.seed, evaluation.batch["x"].device)
@@ -207,29 +207,29 @@ def undisturbed(
 
 
 class Proposal(ABC):
-    """Something that u can be drawn from, for the rows of a posterior."""
+    """A distribution of u for the rows of a posterior, to draw from."""
 
     @abstractmethod
     def draw(self, num_samples: int, noise: RowNoise) -> Tensor:
-        """u, shape (samples, rows, dim)."""
+        """Return draws u, shape (samples, rows, dim)."""
 
     @abstractmethod
     def log_density(self, u: Tensor, log_prior: Tensor) -> Tensor:
-        """Its log density at u, (samples, rows), float64, where the prior's is known already."""
+        """Return its log density at u, (samples, rows), float64, given the prior's log density there."""
 
     @property
     def kind(self) -> Hashable:
-        """What it is beside its tensors."""
+        """A key that tells proposals apart, beside their tensors."""
         return type(self).__name__
 
     @property
     def tensors(self) -> list[Tensor]:
-        """What it is made of, with rows on dim 0."""
+        """The tensors that define it, with rows on dim 0."""
         return []
 
     @abstractmethod
     def of(self, posterior: Posterior, tensors: Iterator[Tensor]) -> Proposal:
-        """The same kind for other rows, made of the next of the tensors."""
+        """Return a proposal of the same kind for other rows, made of the next of the tensors."""
 
 
 class Encoder(Proposal):
@@ -249,7 +249,7 @@ class Encoder(Proposal):
 
 
 class Prior(Proposal):
-    """The prior, P(u): it knows nothing of the encoder, nor of the row."""
+    """The prior, P(u), which depends neither on the encoder nor on the row."""
 
     def __init__(self, posterior: Posterior) -> None:
         self._posterior = posterior
@@ -286,7 +286,7 @@ class Gaussian(Proposal):
         return Gaussian(next(tensors), next(tensors), self.dtype)
 
     def widened(self, factor: float) -> Gaussian:
-        """The same with its standard deviations multiplied."""
+        """Return the same Gaussian with its standard deviations multiplied by ``factor``."""
         return Gaussian(self.loc, factor * self.tril, self.dtype)
 
     def __getitem__(self, rows: Tensor | slice) -> Gaussian:
@@ -294,10 +294,10 @@ class Gaussian(Proposal):
 
 
 class Mixture(Proposal):
-    """Σ_c α_c q_c, of which ``counts[c]`` draws come from component c and α_c is their share.
+    """Σ_c α_c q_c, where ``counts[c]`` draws come from component c and α_c is their share.
 
-    Stratified draws are taken from the ``components`` themselves. Every draw is weighed against the whole
-    mixture: its weight is not large where any component has been (the balance heuristic of Veach and
+    Stratified draws are taken from the ``components`` themselves. Every draw is weighted against the whole
+    mixture, so its weight is small wherever any component has density (the balance heuristic of Veach and
     Guibas 1995; defensive mixtures, Hesterberg 1995).
     """
 
@@ -305,7 +305,7 @@ class Mixture(Proposal):
         self.components, self.counts = list(components), list(counts)
 
     def draw(self, num_samples: int, noise: RowNoise) -> Tensor:
-        """Each draw from a component chosen at random, for every row anew."""
+        """Return draws, each from a component chosen at random, independently for every row."""
         each = torch.stack([component.draw(num_samples, noise) for component in self.components])
         ends = torch.tensor(self.counts, dtype=torch.float64, device=each.device).cumsum(0)
         at = noise.uniform(num_samples, dtype=torch.float64) * ends[-1]
@@ -332,10 +332,10 @@ class Mixture(Proposal):
 
 
 def split(num_samples: int, shares: Sequence[float]) -> list[int]:
-    """So many draws by shares, each at least two, so that every stratum knows its error; the first takes the rest.
+    """Return numbers of draws by shares; each is at least two, to estimate its error, and the first takes the rest.
 
     Raises:
-        ValueError: too few draws for so many strata.
+        ValueError: there are too few draws for that many strata.
     """
     counts = [max(2, int(share * num_samples)) for share in shares]
     counts[0] = num_samples - sum(counts[1:])
@@ -344,6 +344,6 @@ def split(num_samples: int, shares: Sequence[float]) -> list[int]:
             "num_samples",
             f"at least two draws for each of {len(shares)} strata",
             str(num_samples),
-            "Take more draws, or fewer num_starts.",
+            "Pass more num_samples, or fewer num_starts.",
         )
     return counts

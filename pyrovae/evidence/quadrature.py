@@ -1,4 +1,4 @@
-"""log P(x) of up to three latent dimensions by the trapezoidal rule, on grids around a row's modes."""
+"""quadrature() integrates P(x, z) over up to three latent dimensions by the trapezoidal rule."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from pyrovae.turns import takes_turns
 
 MOST_DIMENSIONS = 3
 
-_RADIUS = 7.0  # standard deviations: what lies beyond is 1e-10 of a Gaussian in three dimensions
+_RADIUS = 7.0  # standard deviations; a Gaussian in three dimensions has 1e-10 of its mass beyond
 _FIRST_ORDER = 8
 _MOST_POINTS = 1 << 18  # of one grid
 _STARTS, _FIT_STEPS = 6, 8
 _PRIOR_DRAWS = 200
-# The piece as wide as the prior: a little wider, for tails that are heavier than a Gaussian's, and of little
-# weight, so that it gets none of a narrow mode, which its coarse grid would not see.
+# Factor and log weight of the piece as wide as the prior. The factor is above 1 for tails heavier than a
+# Gaussian's. The weight is small, so that this coarse grid gets no share of a narrow mode, which it would miss.
 _BROAD, _BROAD_LOG_WEIGHT = 1.2, math.log(1e-4)
-# Its grid is that much finer, because it alone holds what no fit has found: by the number of dimensions.
+# By number of dimensions: how many times finer its grid is, because it alone covers modes that no fit has found.
 _BROAD_FINER = {1: 8, 2: 3, 3: 2}
-# What lies beyond the grid, in units of what lies in its outermost standard deviation: of a Gaussian next to
-# nothing, of a density that falls like Student's t with two degrees of freedom three times as much.
+# Assumed mass beyond the grid, in units of the mass in its outermost standard deviation. For a Gaussian the true
+# factor is almost zero; for a density with the tails of Student's t with two degrees of freedom it is three.
 _BEYOND = 3.0
 
 
@@ -51,35 +51,36 @@ def quadrature(
     checkpoint: Folder = None,
     noise: str = "index",
 ) -> LogEvidence:
-    """log P(x_n) = log ∫ P(x_n, u) du over up to three latent dimensions, by the trapezoidal rule.
+    """Return log P(x_n) = log ∫ P(x_n, u) du over up to three latent dimensions, by the trapezoidal rule.
 
-    A row's integrand is cut by a partition of unity into pieces, P(x, u) q_c(u) / Σ q(u), one for each
-    Gaussian that was fitted from the encoder's place and from modes found without it, and one as wide as
-    the prior. Each is summed over a grid in the standard deviations of its q_c, on which the rule converges
-    exponentially where the integrand is smooth (Trefethen and Weideman 2014). The order, points a
-    dimension, is doubled until the answer stays; how much the last doubling moved it is the error stated.
+    A partition of unity cuts a row's integrand into pieces P(x, u) q_c(u) / Σ q(u). Each Gaussian fitted from
+    the encoder's mean and from modes found without the encoder makes one piece; a Gaussian as wide as the
+    prior makes another. Each piece is summed over a grid in the standard deviations of its q_c. On this grid
+    the rule converges exponentially if the integrand is smooth (Trefethen and Weideman 2014). The order, the
+    points per dimension, is doubled until the estimated error is within ``tolerance``.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel`` with one to three continuous latent dimensions.
         x: rows on dim 0; tensor, numpy array or DataFrame.
         tolerance: the error, in nats, at which a row is done.
         seed: of the search for modes; the grids themselves are not random.
-        tile: (rows, points) computed at once; chosen from the shapes where None.
-        progress: show a bar, or plain lines where there is no terminal.
-        checkpoint: a folder of this evaluation's own that keeps finished blocks of rows: the same call goes on
-            after the last of them.
-        noise: what the noise of a row follows from beside ``seed``: its "index" in x, or its "content", so that a row
-            has the same number in any order and selection of rows.
+        tile: (rows, points) computed at once; None chooses it from the shapes.
+        progress: show a bar, or plain lines if there is no terminal.
+        checkpoint: a folder for this evaluation only, which keeps finished blocks of rows. The same call
+            continues after the last of them.
+        noise: the key of a row's noise beside ``seed``: its "index" in x, or its "content". With "content", a
+            row has the same number in any order and selection of rows.
 
     Returns:
-        A ``LogEvidence`` whose rows are estimates. ``mcse`` holds the error: twice how far the last
-        doubling moved the answer and a quarter of how far the one before did, what the grid's rim lets
-        expect beyond it, and rounding. The verdict is "another method" where it stays above the tolerance
+        A ``LogEvidence`` whose rows are estimates. ``mcse`` holds the error, the sum of four terms. The first is
+        2 (d + d'/4), with d the change by the last doubling and d' the change by the one before. The others are
+        the share of the integral in cells beside P(x, z) = 0, three times the share in the grid's outermost
+        standard deviation, and rounding. The verdict is "another method" if the error stays above the tolerance
         at 2^18 points.
 
     Raises:
-        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``; more than three latent
-            dimensions, a discrete latent.
+        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``; also if there are more than
+            three latent dimensions or a latent is discrete.
 
     Example:
         >>> import torch
@@ -102,7 +103,7 @@ def quadrature(
 
 
 def check_dimensions(evaluation: Evaluation) -> None:
-    """Refuse a pair with more latent dimensions than a grid can fill."""
+    """Raise ``ValueError`` if a pair has more latent dimensions than a grid can cover."""
     with undisturbed(evaluation, Stream.PILOT):
         dim = Posterior(evaluation, slice(0, 1)).dim
     if dim > MOST_DIMENSIONS:
@@ -122,7 +123,10 @@ def integrate(
     most_cost: float = math.inf,
     parts: Parts | None = None,
 ) -> Columns:
-    """Every row's integral: ``mcse`` is its error, as far as ``most_cost`` allows; fits are made where none are given."""
+    """Return every row's integral, with its error in ``mcse``, within ``most_cost`` decoder evaluations.
+
+    If ``fits`` is None, Gaussians are fitted here.
+    """
 
     def sum_up(number: int, rows: slice) -> Columns:
         with undisturbed(evaluation, Stream.PILOT, rows=rows) as drawn:
@@ -144,11 +148,11 @@ def integrate(
 
 
 def _pieces(posterior: Posterior, fits: list[Gaussian], noise: RowNoise) -> tuple[list[Gaussian], Tensor]:
-    """The Gaussians of a partition of unity, and which of them a row needs, (pieces, rows)."""
+    """Return the Gaussians of a partition of unity, and which of them a row needs, (pieces, rows)."""
     active = torch.ones(len(fits) + 1, posterior.num_rows, dtype=torch.bool, device=posterior.device)
     for j, fit in enumerate(fits):
         for earlier, other in enumerate(fits[:j]):
-            # the same mode found twice: its place is near in standard deviations, either way
+            # Two fits found the same mode if each lies near the other in the standard deviations of either.
             apart = (fit.loc - other.loc)[..., None]
             near = [
                 torch.linalg.solve_triangular(tril, apart, upper=False).norm(dim=(1, 2)) < 0.5
@@ -162,7 +166,7 @@ def _pieces(posterior: Posterior, fits: list[Gaussian], noise: RowNoise) -> tupl
 
 
 def first_price(dim: int, num_fits: int) -> int:
-    """Decoder evaluations up to the first doubling, where the fits are there already."""
+    """Return the decoder evaluations up to and including the first doubling, given the fits."""
     cpu, price = torch.device("cpu"), _PRIOR_DRAWS + 2
     for order in (_FIRST_ORDER, 2 * _FIRST_ORDER):
         price += num_fits * (len(_ball(dim, order, cpu)) + 2)
@@ -171,7 +175,7 @@ def first_price(dim: int, num_fits: int) -> int:
 
 
 class _Grids:
-    """Sums over the pieces' grids, for the rows of a block that are not done yet."""
+    """Sums over the pieces' grids for the rows of a block."""
 
     def __init__(
         self, evaluation: Evaluation, rows: slice, components: list[Gaussian], active: Tensor
@@ -182,7 +186,7 @@ class _Grids:
         self.cost = torch.zeros(active.shape[1], dtype=torch.float64, device=active.device)
 
     def until(self, tolerance: float, most_cost: float) -> tuple[Tensor, Tensor]:
-        """log of the integral and its error, each of shape (rows,), once the error is small or the grid full."""
+        """Return log of the integral and its error, each (rows,); double the order up to the tolerance or a limit."""
         waiting = torch.arange(self._active.shape[1], device=self._active.device)
         order = _FIRST_ORDER
         estimate, rim, jump = self._sum(waiting, order)
@@ -201,8 +205,8 @@ class _Grids:
                 break
             finer, rim[waiting], jump[waiting] = self._sum(waiting, order)
             last, moved[waiting] = moved[waiting], (finer - estimate[waiting]).abs()
-            # A second-order rule moves a quarter as far at the next doubling: agreement by chance does not count.
-            # Twice that, because at the kinks of a ReLU decoder the rule does not converge in step.
+            # A second-order rule changes a quarter as much at the next doubling, so agreement by chance does not
+            # count. The factor 2 is for ReLU decoders, at whose kinks the rule converges irregularly.
             doubling = 2 * (moved[waiting] + last / 4)
             rounding = torch.finfo(self._components[0].dtype).eps * finer.abs()
             known = torch.isfinite(finer)
@@ -213,12 +217,15 @@ class _Grids:
         return estimate, error
 
     def _orders(self, order: int) -> list[int]:
-        """Points a dimension of every piece's grid."""
+        """Return the points per dimension of every piece's grid."""
         return [order] * (len(self._components) - 1) + [order * _BROAD_FINER[self._dim]]
 
     def _sum(self, waiting: Tensor, order: int) -> tuple[Tensor, Tensor, Tensor]:
-        """log Σ over all pieces of some rows with grids of ``order`` points a dimension, and two shares of it: in their
-        outermost standard deviation, and in cells beside one where P(x, z) = 0; each of shape (rows,)."""
+        """Return log Σ over all pieces of some rows, on grids of ``order`` points per dimension, and two shares of it.
+
+        The shares are those of the outermost standard deviation and of cells beside one where P(x, z) = 0. Each
+        result has shape (rows,).
+        """
         sums = torch.full((3, len(waiting)), -math.inf, dtype=torch.float64, device=self._active.device)
         for j, (component, points) in enumerate(zip(self._components, self._orders(order), strict=True)):
             nodes = _ball(self._dim, points, self._active.device)  # (points, dim)
@@ -233,7 +240,7 @@ class _Grids:
             here = [c[rows] for c in self._components]
             volume = component.tril[rows].diagonal(dim1=-2, dim2=-1).log().sum(-1) + spacing
             width = self._evaluation.tile[1]
-            before: tuple[Tensor, Tensor, Tensor] | None = None  # the last point of the tile before
+            before: tuple[Tensor, Tensor, Tensor] | None = None  # the last point of the previous tile
             tiles = zip(*(each.split(width) for each in (nodes, turned, outside)), strict=True)
             for part, at, rim in tiles:
                 u = here[j].loc + (here[j].tril @ at[:, None, :, None])[..., 0]  # (points, rows, dim)
@@ -259,20 +266,22 @@ class _Grids:
 
 
 def _beside_a_jump(nodes: Tensor, zero: Tensor, terms: Tensor) -> Tensor:
-    """The terms of points next to one where P(x, z) = 0 on the last axis, else −∞: across a jump the rule is off by
-    a share of them."""
+    """Return the terms of points next to one with P(x, z) = 0 on the last axis, else −∞.
+
+    The rule's error across such a jump is a share of them.
+    """
     same = (nodes[1:, :-1] == nodes[:-1, :-1]).all(dim=1)[:, None]
     return torch.where(same & (zero[1:] != zero[:-1]), torch.maximum(terms[1:], terms[:-1]), -math.inf)
 
 
 def _turn(dim: int, device: torch.device) -> Tensor:
-    """A rotation, always the same, (dim, dim): no boundary of interest runs along an axis of a turned grid."""
+    """Return a fixed rotation, (dim, dim), so that boundaries parallel to an axis do not run along a grid line."""
     generator = torch.Generator().manual_seed(0)
     return torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64, generator=generator)).Q.to(device)
 
 
 def _ball(dim: int, order: int, device: torch.device) -> Tensor:
-    """The points of a grid of ``order`` points a dimension on [−7, 7] that lie in the ball, (points, dim)."""
+    """Return the points in the ball, (points, dim), of a grid of ``order`` points per dimension on [−7, 7]."""
     axis = (torch.arange(order, dtype=torch.float64, device=device) + 0.5) * (2 * _RADIUS / order) - _RADIUS
     nodes = torch.cartesian_prod(*[axis] * dim).view(-1, dim)
     return nodes[nodes.norm(dim=-1) <= _RADIUS]

@@ -1,4 +1,4 @@
-"""Whether a row's posterior reaches beyond the guide: z that the guide never draws, though P(x, z) is above zero."""
+"""unreached() finds rows whose posterior extends beyond the guide: Q(z | x) = 0 although P(x, z) > 0."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from pyrovae.log_weights import Evaluation
 from pyrovae.noise import Stream, tile_shape
 from pyrovae.pair import LogJoint, other_values
 
-_DRAWS = 64  # of the prior, and of the guide, for every row
-_AT_ONCE = 128  # values of discrete latents
-_STRETCHES = (1.5, 3.0)  # how far draws of the guide are moved from their centre: a bounded guide lies within
-# Moved draws count where log P(x, z) is not this far below the draws', in nats, and so far for each dimension.
+_DRAWS = 64  # draws of the prior, and of the guide, for every row
+_AT_ONCE = 128  # values of discrete latents that are scored at once
+# Factors on the distance of the guide's draws from their centre, so that they leave the range of a bounded guide.
+_STRETCHES = (1.5, 3.0)
+# A moved draw counts if its log P(x, z) is at most this far below that of the unmoved draws, in nats; the second
+# number is added for each dimension.
 _NEGLIGIBLE, _BY_DIMENSION = 10.0, 2.0
 
 
 class Unreached(NamedTuple):
-    """What is known of z that the guide never draws, each of shape (rows,).
+    """Findings on z that the guide never draws, each of shape (rows,).
 
-    rows: whether there are any; log_joint: the largest log P(x_n, z) among those seen, and log_prior: log P(z) there,
-    both −∞ where there are none.
+    ``rows`` tells whether any such z was found. ``log_joint`` is the largest log P(x_n, z) among those found and
+    ``log_prior`` is log P(z) there; both are −∞ if none was found.
     """
 
     rows: Tensor
@@ -32,7 +34,7 @@ class Unreached(NamedTuple):
     log_prior: Tensor
 
     def either(self, other: Unreached) -> Unreached:
-        """What is known by one or the other."""
+        """Return the findings of this and another search combined."""
         larger = self.log_joint >= other.log_joint
         return Unreached(
             self.rows | other.rows,
@@ -42,12 +44,13 @@ class Unreached(NamedTuple):
 
 
 def unreached(evaluation: Evaluation) -> Unreached:
-    """Which z were found with P(x_n, z) > 0 and Q(z | x_n) = 0.
+    """Search every row for z with P(x_n, z) > 0 and Q(z | x_n) = 0, and return the findings.
 
-    A method that draws from the guide alone then misses a part of log P(x_n): still a lower bound, but no number to
-    trust. Looked at are draws of the prior, other values of discrete latents, and draws of the guide moved away from
-    their centre, to where P(x_n, z) is not negligible. Supports alone do not decide: where P(x, z) = 0 the guide
-    may be zero, too. Nothing is run where the guide is known to have density wherever the prior has it.
+    With such z, a method that draws only from the guide misses a part of log P(x_n). Its number is still a lower
+    bound, but cannot be trusted. The search tries draws of the prior and other values of discrete latents. It
+    also moves draws of the guide away from their centre, and counts those with a non-negligible P(x_n, z). Supports
+    alone do not decide, because the guide may be zero wherever P(x, z) = 0. Nothing is run if the guide is
+    known to have density wherever the prior has it.
     """
     if evaluation.structure.reaches:
         return _nothing(len(evaluation), evaluation.batch["x"].device)
@@ -63,12 +66,12 @@ def _nothing(num_rows: int, device: torch.device) -> Unreached:
 
 
 def reach_cost(evaluation: Evaluation) -> int:
-    """Decoder evaluations of ``unreached`` for a row."""
+    """Return the decoder evaluations that ``unreached`` spends on a row."""
     return 0 if evaluation.structure.reaches else (2 + len(_STRETCHES)) * _DRAWS
 
 
 def _seen(evaluation: Evaluation, rows: slice) -> Unreached:
-    """``unreached`` of a block."""
+    """Return ``unreached`` of one block of rows."""
     model = evaluation.model
     batch = {name: value[rows] for name, value in evaluation.batch.items()}
     with undisturbed(evaluation, Stream.REACH, rows=rows) as noise:
@@ -81,7 +84,7 @@ def _seen(evaluation: Evaluation, rows: slice) -> Unreached:
             found = found.either(_cut_off(model.log_proposal(batch, latents), joint, reached - _NEGLIGIBLE))
         try:
             posterior = Posterior(evaluation, rows)
-        except checks.Refused:  # discrete latents, or a space that can't be moved in
+        except checks.Refused:  # discrete latents, or a space in which draws cannot be moved
             return found
         u = posterior.draw_encoder(_DRAWS, noise)
         u = torch.where(u.isnan(), u.nanmean(dim=0), u)
@@ -96,7 +99,7 @@ def _seen(evaluation: Evaluation, rows: slice) -> Unreached:
 
 
 def _cut_off(log_q: Tensor, joint: LogJoint, least: Tensor | float = -torch.inf) -> Unreached:
-    """Where the guide has no density and the model has, above ``least``, of shape (rows,)."""
+    """Return the findings on draws where the guide has no density and log P(x, z) is above ``least``, (rows,)."""
     values = torch.where(torch.isneginf(log_q) & (total(joint) > least), total(joint), -torch.inf)
     best, place = values.max(dim=0)
     log_prior = joint.prior.expand_as(values).gather(0, place[None])[0]

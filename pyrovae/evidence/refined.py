@@ -1,4 +1,4 @@
-"""Posteriors optimised row by row, then importance sampling from them."""
+"""refined() fits proposals to each row's posterior, then estimates log P(x) by importance sampling from them."""
 
 from __future__ import annotations
 
@@ -39,11 +39,12 @@ from pyrovae.progress import Progress
 from pyrovae.row_noise import RowNoise
 from pyrovae.turns import takes_turns
 
-# Shares of the draws. Without the widened fits 125 of 1200 rows of three VAEs of the digits had a k-hat above
-# 0.7, with them 11 (benchmarks/fits.py).
+# Shares of the draws. On 1200 rows of three VAEs of the digits, k-hat was above 0.7 in 125 without the widened
+# fits and in 11 with them (benchmarks/fits.py).
 _FITS_SHARE, _WIDE_SHARE = 0.5, 0.3
 _ENCODER_SHARE, _PRIOR_SHARE = 0.1, 0.1
-# A fit is widened by the factor 1 + 1.5/√dim: further, and in many dimensions it would lose touch with the fit.
+# A fit is widened by the factor 1 + 1.5/√dim. A factor without √dim would give draws far from the fit in many
+# dimensions.
 _WIDER = 1.5
 
 
@@ -62,38 +63,38 @@ def refined(
     compile: str | bool = "auto",
     noise: str = "index",
 ) -> LogEvidence:
-    """log P(x_n) by importance sampling from posteriors that are optimised for each row.
+    """Return log P(x_n) by importance sampling from posteriors that are fitted to each row.
 
-    Gaussians q*_j(u | x_n) are fitted from the encoder's place and from local modes that are found
-    without it; then log P(x_n) ≈ log (1/K) Σ_k P(x_n, u_k) / q(u_k) with fresh draws, stratified, of the
-    mixture q of the q*_j (50 %), the same widened (30 %), the encoder (10 %) and the prior (10 %). The last
-    three are defensive: no weight exceeds ten times the one under the encoder or the prior alone. A lower
-    bound in expectation.
+    Gaussians q*_j(u | x_n) are fitted from the encoder's mean and from local modes found without the encoder.
+    Then log P(x_n) ≈ log (1/K) Σ_k P(x_n, u_k) / q(u_k) with fresh, stratified draws of a mixture q. It holds
+    the q*_j (50 %), the same widened (30 %), the encoder (10 %) and the prior (10 %). The last three are
+    defensive: no weight exceeds ten times the weight under the encoder or the prior alone. The estimate is a
+    lower bound in expectation.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents.
         x: rows on dim 0; tensor, numpy array or DataFrame.
-        num_samples: draws a row, K, at least 100; below a few hundred the error is a rough one.
-        seed: the same seed gives the same numbers; the same tile, too, the same bits.
+        num_samples: K, draws per row, at least 100. The error estimate is rough below a few hundred.
+        seed: the same seed gives the same numbers; with the same tile, bit for bit.
         family: "full_rank" or "mean_field", of the q*.
-        num_starts: fits a row; the first starts at the encoder, each of the others at a mode of its own.
-        num_steps: steps of a fit, each of 2 · dim gradients for every start.
-        tile: (rows, samples) computed at once; chosen from the shapes where None.
-        progress: show a bar, or plain lines where there is no terminal.
-        checkpoint: a folder of this evaluation's own that keeps finished blocks of rows: the same call goes on
-            after the last of them.
-        compile: whether what fits and draws compute is traced and compiled: True, False, or "auto", by the work
-            ahead; see ``log_weights``. Every kind of move is compiled by itself.
-        noise: what the noise of a row follows from beside ``seed``: its "index" in x, or its "content", so that a row
-            has the same number in any order and selection of rows.
+        num_starts: fits per row. The first starts at the encoder, each of the others at a mode of its own.
+        num_steps: steps of a fit, each of 2 · dim gradients per start.
+        tile: (rows, samples) computed at once; None chooses it from the shapes.
+        progress: show a bar, or plain lines if there is no terminal.
+        checkpoint: a folder for this evaluation only, which keeps finished blocks of rows. The same call
+            continues after the last of them.
+        compile: whether the computation of fits and weights is traced and compiled: True, False, or "auto",
+            which decides by the amount of work; see ``log_weights``. Each kind of call is compiled separately.
+        noise: the key of a row's noise beside ``seed``: its "index" in x, or its "content". With "content", a
+            row has the same number in any order and selection of rows.
 
     Returns:
-        A ``LogEvidence`` whose rows are lower bounds; its ``mcse`` is the one of stratified draws.
+        A ``LogEvidence`` whose rows are lower bounds; its ``mcse`` is that of stratified draws.
 
     Raises:
-        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``; a discrete latent.
+        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``; also if a latent is discrete.
 
-    Burda et al. (2016) for the bound, Cremer, Li and Duvenaud (2018) for posteriors optimised by row,
+    Burda et al. (2016) for the bound, Cremer, Li and Duvenaud (2018) for posteriors fitted to each row,
     Hesterberg (1995) for the defensive mixture.
 
     Example:
@@ -137,7 +138,7 @@ def refined(
 
 
 def all_starts(posterior: Posterior, num_starts: int, noise: RowNoise) -> Starts:
-    """The encoder's place, and modes found without it."""
+    """Return starts at the encoder's mean and at modes found without the encoder."""
     prior, joint = posterior.draw_prior(PRIOR_DRAWS * max(1, num_starts - 1), noise)
     first = encoder_start(posterior, prior, noise)
     if num_starts == 1:
@@ -149,20 +150,20 @@ def all_starts(posterior: Posterior, num_starts: int, noise: RowNoise) -> Starts
 
 
 def defended(posterior: Posterior, fits: list[Gaussian], num_samples: int) -> Mixture:
-    """The fits, each also widened, the encoder and the prior, for so many draws."""
+    """Return the mixture of the fits, the widened fits, the encoder and the prior, for ``num_samples`` draws."""
     wide = [fit.widened(1 + _WIDER / posterior.dim**0.5) for fit in fits]
     components: list[Proposal] = [*fits, *wide, Encoder(posterior), Prior(posterior)]
     return Mixture(components, split(num_samples, shares(len(fits))))
 
 
 def shares(num_fits: int) -> list[float]:
-    """Of the draws, for the components of ``defended``."""
+    """Return the share of the draws that each component of ``defended`` gets."""
     own, wide = _FITS_SHARE / num_fits, _WIDE_SHARE / num_fits
     return [*[own] * num_fits, *[wide] * num_fits, _ENCODER_SHARE, _PRIOR_SHARE]
 
 
 def weigh_mixture(evaluation: Evaluation, rows: slice, fits: list[Gaussian]) -> Columns:
-    """The stratified estimate of a block of rows, on fresh noise, in tiles that hold one stratum each."""
+    """Return the stratified estimate of a block of rows, on fresh noise, in tiles of one stratum each."""
     with undisturbed(evaluation, Stream.TILE, rows=rows):
         posterior = Posterior(evaluation, rows)
         posterior.expect(evaluation.num_samples)
@@ -188,9 +189,9 @@ def weigh_mixture(evaluation: Evaluation, rows: slice, fits: list[Gaussian]) -> 
 
 
 def weigh(posterior: Posterior, proposal: Proposal, u: Tensor, width: int) -> Tensor:
-    """log P(x_n, u) − log q(u), shape (samples, rows), in nats; refused where it is NaN or +∞.
+    """Return log P(x_n, u) − log q(u), shape (samples, rows), in nats; raises ``ValueError`` if it is NaN or +∞.
 
-    A draw off the prior's support, NaN, weighs nothing. ``width`` is how many samples most calls have.
+    A draw off the prior's support is NaN and has weight zero. ``width`` is the number of samples of most calls.
     """
     terms = Terms(*posterior.weigh(proposal, u, width)).without(u.isnan().any(dim=-1))
     return terms.checked(posterior.numbers).log_weights

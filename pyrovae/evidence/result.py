@@ -1,4 +1,4 @@
-"""LogEvidence: log P(x) of every row, with its error and a verdict on whether to believe it."""
+"""LogEvidence holds log P(x) of every row, with its error and a verdict on whether to trust it."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ VERDICTS = ("trust", "more samples", "another method")
 
 # Two-sided 95 % of a normal distribution.
 _Z95 = 1.959963984540054
-# Share of draws that may round onto a bound of their support: they weigh nothing, and what they stood for is missed.
+# Largest share of draws that may round onto a bound of their support. Such draws weigh nothing, so the
+# estimate misses the mass around them.
 _MOST_LOST = 0.01
 
 
 def verdicts(pareto_k: np.ndarray, num_samples: int | np.ndarray) -> np.ndarray:
-    """Whether to believe importance-weighted rows, shape (rows,), from their k-hat and draws.
+    """Return a verdict on each importance-weighted row, shape (rows,), from its k-hat and its number of draws K.
 
-    "trust" up to min(1 − 1/log10 K, 0.7); "more samples" up to 0.7, or where K is too small to tell;
-    "another method" above, because the weights then converge too slowly to be worth waiting for
-    (Vehtari et al. 2024). The Monte-Carlo error alone can't say this: computed from a collapsed sample it
-    is small. Nor is k-hat sufficient: a guide that covers one of two far modes looks healthy.
+    The verdict is "trust" if k-hat is at most min(1 − 1/log10 K, 0.7). It is "more samples" if k-hat is at
+    most 0.7, or NaN because K is too small to fit a tail. It is "another method" above 0.7, because the
+    weights then converge too slowly for more draws to help (Vehtari et al. 2024). The Monte-Carlo error alone
+    cannot replace k-hat: it is small if the draws miss the large weights. A small k-hat is not sufficient
+    either: a guide that covers one of two distant modes has one.
     """
     with np.errstate(invalid="ignore"):
         believed = pareto_k <= np.vectorize(k_threshold, otypes=[float])(num_samples)
@@ -42,16 +44,16 @@ def verdicts(pareto_k: np.ndarray, num_samples: int | np.ndarray) -> np.ndarray:
     return np.array(VERDICTS)[np.where(hopeless, 2, np.where(believed, 0, 1))]
 
 
-#: Findings about rows that more than one method makes.
+#: Reasons that more than one method reports.
 CUT_OFF = "the guide has density 0 where P(x, z) > 0, so its draws miss part of log P(x)"
 
 
 def judge(
     verdict: np.ndarray, columns: Columns, findings: Mapping[str, Tensor] | None = None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Verdicts, "another method" where a finding applies that k-hat does not show, and the findings in words.
+    """Return the verdicts and the reasons in words; a row with a reason gets "another method" whatever its k-hat.
 
-    ``findings`` has for each reason the rows that it holds for, shape (rows,).
+    ``findings`` maps each reason to the rows that it applies to, a boolean tensor of shape (rows,).
     """
     known = {
         "P(x, z) is 0 at every draw": torch.isneginf(columns.estimate),
@@ -69,19 +71,19 @@ def judge(
 
 
 def _same(word: str, num_rows: int) -> np.ndarray:
-    """One word for every row, shape (rows,), read-only and in the memory of one."""
+    """Return one word for every row, shape (rows,): a read-only array that stores the word once."""
     return np.broadcast_to(np.array(word), (num_rows,))
 
 
 def given_of(batch: Batch) -> dict[str, str]:
-    """What goes with the rows, by name: a sha256 of each."""
+    """Return a sha256 of each value that was given with the rows, by name."""
     return {name: checks.digest(value.double()) for name, value in batch.items() if name != "x"}
 
 
 def about(source: checks.Source | None, model: Any) -> dict[str, Any]:
-    """What a ``LogEvidence`` says of its rows: their fingerprint, their index, how many the model was fitted to."""
+    """Return the fields of a ``LogEvidence`` on its rows: fingerprint, index, number of rows the model was fitted to."""
     if source is None:
-        raise RuntimeError("some of the rows of another evaluation have no fingerprint")
+        raise RuntimeError("an evaluation of a subset of another's rows has no fingerprint")
     fitted = getattr(model, "seen", None)
     rows = checks.Seen(np.zeros(len(source.exact), dtype=bool))
     if fitted is not None:
@@ -95,7 +97,7 @@ def about(source: checks.Source | None, model: Any) -> dict[str, Any]:
 
 
 def frame_of(columns: Mapping[str, Any], index: Any) -> pd.DataFrame:
-    """A frame with one line a row of x, and the index of x where it has one."""
+    """Return a frame with one line per row of x and with the index of x, if x had one."""
     import pandas as pd
 
     found = pd.DataFrame(columns, index=index)
@@ -103,14 +105,14 @@ def frame_of(columns: Mapping[str, Any], index: Any) -> pd.DataFrame:
 
 
 def _interval(estimate: Any, mcse: Any, bias: Any) -> tuple[Any, Any]:
-    """From estimate − 1.96 · mcse to estimate + 1.96 · mcse, the bias put on where the truth lies."""
+    """Return estimate ± 1.96 · mcse, widened by the bias on the side of the true value."""
     half = _Z95 * mcse
     return estimate - half - np.maximum(bias, 0.0), estimate + half - np.minimum(bias, 0.0)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What is known about some rows, each of shape (rows,), float64: the numbers of a ``LogEvidence``.
+    """The numbers of a ``LogEvidence`` on some rows, each float64 of shape (rows,).
 
     ``lost`` is the share of draws that rounding put onto a bound of their support.
     """
@@ -127,9 +129,9 @@ class Columns:
     def of_weights(
         cls, weights: Accumulator, dtype: torch.dtype, cost: int, lost: Tensor | float = 0.0
     ) -> Columns:
-        """The log-mean-exp of a block's weights, computed in ``dtype``, with all that says how good it is."""
+        """Return the log-mean-exp of a block's weights, which were computed in ``dtype``, and its diagnostics."""
         estimate = weights.log_mean_exp()
-        # Weights that differ by no more than rounding are constant, not a tail to be fitted.
+        # Weights that differ only by rounding are constant; k-hat must not fit a tail to them.
         resolution = 16 * torch.finfo(dtype).eps * estimate.abs().clamp(min=1)
         return cls(
             estimate,
@@ -143,53 +145,54 @@ class Columns:
 
     @classmethod
     def cat(cls, blocks: Sequence[Columns]) -> Columns:
-        """Blocks of rows, one after the other."""
+        """Return the columns of several blocks of rows, concatenated."""
         return cls(*(torch.cat([getattr(block, f.name) for block in blocks]) for f in fields(cls)))
 
     def numpy(self) -> dict[str, Any]:
-        """By name, as numpy arrays: what a ``LogEvidence`` shows."""
+        """Return the columns that a ``LogEvidence`` has, by name, as numpy arrays."""
         return {f.name: getattr(self, f.name).cpu().numpy() for f in fields(self) if f.name != "lost"}
 
 
 @dataclass(frozen=True)
 class LogEvidence:
-    """log P(x_n) of every row, in nats, and how far each number can be believed.
+    """log P(x_n) of every row, in nats, with its error and a verdict on whether to trust it.
 
     Attributes:
         estimate: log P(x_n), shape (rows,).
-        mcse: its Monte-Carlo standard error, shape (rows,); NaN where one draw can't tell.
-        bias: its first-order bias, shape (rows,), negative where the estimate is too low on average.
-        ess: effective sample size, shape (rows,); NaN where nothing was sampled.
-        pareto_k: k-hat of the weights' tail, shape (rows,); NaN where nothing was sampled or too little.
-        kind: shape (rows,), each "exact", "lower bound", "upper bound" or "estimate". A lower bound is
-            one in expectation over its noise.
-        verdict: shape (rows,), each "trust", "more samples" or "another method"; of the weights seen, which
-            say nothing about a mode that the guide never visits.
-        measure: for every column of x, "mass" or "density" ("transformed": of something else than the
-            column; "unscored": not part of the number; "unscored in part": for some rows; "pseudo-likelihood": given what was computed from
-            the columns themselves, so that it does not sum to 1). A mass and a density can't be compared.
+        mcse: its Monte-Carlo standard error, shape (rows,); NaN with a single draw.
+        bias: its first-order bias, shape (rows,); negative if the estimate is too low on average.
+        ess: effective sample size, shape (rows,); NaN if nothing was sampled.
+        pareto_k: k-hat of the weights' tail, shape (rows,); NaN if nothing or too little was sampled.
+        kind: shape (rows,), each "exact", "lower bound", "upper bound" or "estimate". A lower bound holds in
+            expectation over the noise.
+        verdict: shape (rows,), each "trust", "more samples" or "another method". It judges the weights that
+            were drawn; they carry no information on a mode that the guide never visits.
+        measure: one entry per column of x: "mass" or "density". "transformed" means that a function of the
+            column is scored. "unscored" means that the number leaves the column out, "unscored in part" that
+            it does so for some rows. "pseudo-likelihood" means that the score is given values computed from
+            the columns themselves and so does not sum to 1. A mass and a density cannot be compared.
         method: the estimator's name.
-        answered_by: shape (rows,), the method that answered each row; "auto" chooses it by row.
-        cost: shape (rows,), decoder evaluations spent on each row, pilots included; a gradient counts three.
-        num_samples: draws a row; 0 where nothing was sampled, or where they differ by row.
-        seed, tile: with x and the pair, they give the same bits again.
-        noise: what the noise of a row follows from beside the seed: its "index" in x, its "content", or the "tile" where
-            the pair draws what can't be drawn row by row; None where nothing is drawn.
-        fingerprint: of the rows, so that only the same rows are compared.
-        target: "predictive" (rows given what was fitted) or "evidence" (one number a training set).
+        answered_by: shape (rows,), the method that computed each row; "auto" chooses it row by row.
+        cost: shape (rows,), decoder evaluations per row, pilots included; a gradient counts three.
+        num_samples: draws per row; 0 if nothing was sampled or if rows differ in it.
+        seed, tile: together with x and the pair, they reproduce the numbers bit for bit.
+        noise: the key of a row's noise beside the seed: its "index" in x, its "content", or the "tile" if the
+            pair's draws cannot be made row by row. None if nothing is drawn.
+        fingerprint: of the rows. Comparisons require equal fingerprints.
+        target: "predictive" (rows given the fitted model) or "evidence" (one number per training set).
         parameters: "plug-in" (fitted values) or "posterior-averaged".
-        target_mcse: the error that was asked for, in nats; None where none was.
-        given: what the rows were scored with beside themselves, such as an offset: its sha256 by its name.
-        own_totals: the names of what was given that is a total of the row itself. The likelihood is conditional
-            on it, as a multinomial is, and the number is log P(x | total); "the row's own total" where a model
-            takes it from x. It ranks among numbers given the same alone.
-        seen: how many of the rows the model was fitted to, as far as it is known.
-        index: of the rows, where x was a frame or a series; else None.
-        shared_mcse: the Monte-Carlo standard error of the mean where the rows share their noise, as they do
-            where all are scored by the same posterior draws; None where every row has noise of its own.
-        uncompiled: why a part of the work was not traced or not compiled, where ``compile`` asks for it or it
-            would have paid; None where none was. Blocks that a checkpoint held are not asked again.
-        reasons: why rows are not trusted though their k-hat is good, each with how many rows and the first.
+        target_mcse: the requested error, in nats; None if none was requested.
+        given: sha256 of each value that the rows were scored with, such as an offset, by name.
+        own_totals: names of the given values that are totals of the row itself. The likelihood is conditional
+            on them, as a multinomial is, so the number is log P(x | total). The entry is "the row's own total"
+            if the model takes the total from x. Such numbers rank only among numbers given the same totals.
+        seen: how many of the rows the model was fitted to, as far as this is known.
+        index: of the rows, if x was a frame or a series; else None.
+        shared_mcse: the Monte-Carlo standard error of the mean if the rows share their noise, as they do when
+            the same posterior draws score all of them. None if every row has noise of its own.
+        uncompiled: why a part of the work was not traced or not compiled, if ``compile`` asked for it or it
+            would have been faster. None otherwise. Blocks loaded from a checkpoint do not count.
+        reasons: why rows are not trusted in spite of a good k-hat, each with the number of rows and the first.
     """
 
     estimate: np.ndarray
@@ -234,7 +237,7 @@ class LogEvidence:
         target_mcse: float | None = None,
         reasons: tuple[str, ...] = (),
     ) -> LogEvidence:
-        """What an estimator found out about every row of an evaluation."""
+        """Return the ``LogEvidence`` of an evaluation from an estimator's columns."""
         names = _same(method, len(evaluation)) if answered_by is None else answered_by
         return cls(
             **columns.numpy(),
@@ -269,7 +272,7 @@ class LogEvidence:
         parameters: str = "plug-in",
         _seen: checks.Seen | None = None,
     ) -> LogEvidence:
-        """Rows whose log P(x) is known in closed form: no error, nothing sampled."""
+        """Return a ``LogEvidence`` of rows whose log P(x) is known in closed form: no error, nothing sampled."""
         estimate = np.asarray(estimate, dtype=np.float64)
         zero, unknown = np.zeros_like(estimate), np.full_like(estimate, np.nan)
         return cls(
@@ -300,13 +303,13 @@ class LogEvidence:
 
     @property
     def settled(self) -> np.ndarray:
-        """Shape (rows,): the verdict is "trust", and the error within ``target_mcse`` where one was asked for."""
+        """Whether the verdict is "trust" and the error within ``target_mcse``, if one was requested; shape (rows,)."""
         within = self.mcse <= (math.inf if self.target_mcse is None else self.target_mcse)
         return (self.verdict == "trust") & within
 
     @property
     def mean(self) -> float:
-        """Mean log P(x_n) over the rows, in nats a row."""
+        """Mean log P(x_n) over the rows, in nats per row."""
         return float(self.estimate.mean())
 
     @property
@@ -316,9 +319,9 @@ class LogEvidence:
 
     @property
     def mean_mcse(self) -> float:
-        """Monte-Carlo standard error of ``mean``, in nats a row: ``shared_mcse``, or of independent rows.
+        """Monte-Carlo standard error of ``mean``, in nats per row: ``shared_mcse`` if set, else that of independent rows.
 
-        Errors of quadrature are no noise, and may have one sign: they add up.
+        Quadrature errors are not random and may all have one sign, so they are summed.
         """
         if self.shared_mcse is not None:
             return self.shared_mcse
@@ -328,41 +331,41 @@ class LogEvidence:
 
     @property
     def mean_bias(self) -> float:
-        """First-order bias of ``mean``, in nats a row: biases add up, they do not average out."""
+        """First-order bias of ``mean``, in nats per row; biases of rows do not average out."""
         return float(self.bias.mean())
 
     @property
     def interval(self) -> tuple[np.ndarray, np.ndarray]:
-        """95 % interval for every row's log P(x_n), each end of shape (rows,), in nats; see ``mean_interval``."""
+        """95 % interval of every row's log P(x_n), each end of shape (rows,), in nats; see ``mean_interval``."""
         return _interval(self.estimate, self.mcse, self.bias)
 
     @property
     def mean_interval(self) -> tuple[float, float]:
-        """95 % interval for the mean log P(x_n), in nats a row.
+        """95 % interval of the mean log P(x_n), in nats per row.
 
-        From mean − 1.96 · mcse to mean − bias + 1.96 · mcse: the bias is negative and widens the
-        interval on the side where the truth lies. Monte-Carlo error only; how much the mean would move
-        with other rows is ``compare``'s ``se``.
+        It reaches from mean − 1.96 · mcse to mean − bias + 1.96 · mcse if the bias is negative, as it usually
+        is. A positive bias lowers the lower end instead. The interval covers Monte-Carlo error only;
+        ``compare``'s ``se`` covers how much the mean would vary with other rows.
         """
         low, high = _interval(self.mean, self.mean_mcse, self.mean_bias)
         return float(low), float(high)
 
     @property
     def total_interval(self) -> tuple[float, float]:
-        """95 % interval for the summed log P(x_n), in nats; see ``mean_interval``."""
+        """95 % interval of the summed log P(x_n), in nats; see ``mean_interval``."""
         low, high = self.mean_interval
         return low * len(self), high * len(self)
 
     @property
     def bits_per_dim(self) -> float:
-        """−mean / (columns · log 2): bits a dimension of x; of a density, relative to its columns' units."""
+        """−mean / (columns · log 2): bits per dimension of x; for a density they depend on the columns' units."""
         rows = len(self.fingerprint) if self.target == "evidence" else 1
         return -self.mean / (rows * len(self.measure) * math.log(2))
 
     def to_frame(self) -> pd.DataFrame:
-        """One line a row of x: estimate, mcse, bias, ess, pareto_k, kind, verdict, settled, answered_by, cost.
+        """Return one line per row of x: estimate, mcse, bias, ess, pareto_k, kind, verdict, settled, answered_by, cost.
 
-        It has the index that x had.
+        The frame has the index of x.
         """
         numbers = ("estimate", "mcse", "bias", "ess", "pareto_k")
         columns = (*numbers, "kind", "verdict", "settled", "answered_by", "cost")
@@ -370,11 +373,11 @@ class LogEvidence:
         return frame if self.target == "predictive" else frame.rename_axis("training set")
 
     def counts(self) -> dict[str, int]:
-        """How many rows got each verdict."""
+        """Return the number of rows with each verdict."""
         return {verdict: int((self.verdict == verdict).sum()) for verdict in VERDICTS}
 
     def summary(self) -> str:
-        """What to publish, in a few lines: the mean with its interval, the method, rows by verdict."""
+        """Return a short text to publish: the mean with its interval, the method, the rows by verdict."""
         low, high = self.mean_interval
         interval = (
             "no error bar from one draw" if math.isnan(low) else f"95 % interval {low:.3f} to {high:.3f}"
@@ -403,7 +406,7 @@ class LogEvidence:
             lines.append(f"not compiled, or not all of it: {self.uncompiled}")
         if "pseudo-likelihood" in self.measure:
             lines.append(
-                "a pseudo-likelihood: given what was computed from x, it does not sum to 1, and never ranks"
+                "a pseudo-likelihood: scored given values computed from x, it does not sum to 1 and is never ranked"
             )
         if self.target_mcse is not None:
             lines += [

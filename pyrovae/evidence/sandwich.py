@@ -1,4 +1,4 @@
-"""Bidirectional Monte Carlo: log P(x) between a lower and an upper bound, on rows whose z is known."""
+"""sandwich() bounds log P(x) from below and above by bidirectional Monte Carlo, on rows whose z is known."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ if TYPE_CHECKING:
 
 ROWS = ("simulated", "real")
 _ROWS = 64
-# Beyond so many of its standard errors, a mean gap below zero is no noise: with many rows, once in 30 000 runs.
+# A mean gap below zero by more than this many standard errors is an error, not noise: with many rows, noise does so
+# once in 30 000 runs.
 _CROSSING = 4
-# Fewer rows estimate their own error badly: at a true gap of 0, 8 of them crossed by up to 4.9 errors, one by up to 10
-# (each 1500 rows of a linear Gaussian model, 64 chains).
+# Fewer rows than this estimate their own error badly. At a true gap of 0, sets of 8 rows crossed by up to 4.9 errors
+# and single rows by up to 10 (1500 rows each, of a linear Gaussian model, with 64 chains).
 _MANY = 30
 
 
 @dataclass(frozen=True)
 class Sandwich:
-    """Bounds on log P(x_n) from both sides, in nats; each of shape (rows,), float64.
+    """Lower and upper bounds on log P(x_n), in nats; each of shape (rows,), float64.
 
     Attributes:
-        lower, upper: bounds in expectation over their noise; a row's own pair may cross, and so may the means, within
-            their errors.
-        lower_mcse, upper_mcse: Monte-Carlo standard errors. The upper one is given z_n: its chains all
-            start at the one exact draw, and another draw would move them together.
-        verdict: "trust" where the gap is within ``tolerance``, and not below zero by more than that; else
-            "another method".
-        rows: "simulated" or "real": whose rows these are. A gap on simulated rows says how well the
-            annealing works on rows of the model's own making, and nothing about any real row.
+        lower, upper: bounds in expectation over their noise. The two bounds of a row may cross within their
+            errors, and so may their means.
+        lower_mcse, upper_mcse: Monte-Carlo standard errors. The upper one is conditional on z_n, because all its
+            chains start at the one exact draw; another draw would shift all of them.
+        verdict: "trust" if the gap is at most ``tolerance`` and at least −``tolerance``, else "another method".
+        rows: "simulated" or "real". A gap on simulated rows measures how well annealing works on rows of the
+            model's own; it says nothing about a real row.
         x: the rows.
         tolerance: the gap, in nats, up to which a row is trusted.
-        seed: with the pair and x's shape, it gives the same bits again.
-        index: of real rows that are a frame or a series; else None.
+        seed: together with the pair and x's shape, it reproduces the numbers bit for bit.
+        index: of real rows from a frame or a series; else None.
     """
 
     lower: np.ndarray
@@ -69,15 +69,15 @@ class Sandwich:
 
     @property
     def gap(self) -> np.ndarray:
-        """upper − lower, shape (rows,), in nats; its expectation is not below zero."""
+        """upper − lower, shape (rows,), in nats; its expectation is at least zero."""
         return self.upper - self.lower
 
     @property
     def gap_error(self) -> float:
-        """Standard error of the mean gap, in nats: from the gap's spread over rows, and no less than its noise and rounding.
+        """Standard error of the mean gap, in nats: from the gap's spread over rows, at least its noise and rounding.
 
-        The spread holds what a row's Monte-Carlo errors do not, such as the one exact draw of z_n; of few rows it may be
-        too small by chance.
+        The spread includes errors that a row's Monte-Carlo errors omit, such as that of the single exact draw of
+        z_n. With few rows the spread may be too small by chance.
         """
         count = len(self.gap)
         spread = float(self.gap.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
@@ -86,12 +86,12 @@ class Sandwich:
         return max(spread, noise, rounding)
 
     def to_frame(self) -> pd.DataFrame:
-        """One line a row: lower, upper, gap, lower_mcse, upper_mcse, verdict."""
+        """Return one line per row: lower, upper, gap, lower_mcse, upper_mcse, verdict."""
         names = ("lower", "upper", "gap", "lower_mcse", "upper_mcse", "verdict")
         return frame_of({name: getattr(self, name) for name in names}, self.index)
 
     def summary(self) -> str:
-        """The mean bounds and their gap with its error, and on whose rows."""
+        """Return a text with the mean bounds, their gap with its error, and the kind of rows."""
         count, gap = len(self.gap), float(self.gap.mean())
         trusted = int((self.verdict == "trust").sum())
         lines = [
@@ -101,7 +101,7 @@ class Sandwich:
         ]
         if gap < 0:
             lines.append(
-                f"The bounds cross by {-gap / self.gap_error:.1f} standard errors: noise, and a true gap near 0."
+                f"The bounds cross by {-gap / self.gap_error:.1f} standard errors: noise around a true gap near 0."
             )
         return "\n".join(lines)
 
@@ -122,30 +122,31 @@ def sandwich(
     tolerance: float = 0.5,
     progress: bool = False,
 ) -> Sandwich:
-    """Lower and upper bounds of log P(x_n) by annealing towards the posterior, and back from it.
+    """Return lower and upper bounds of log P(x_n) by annealing towards the posterior and back from it.
 
-    Bidirectional Monte Carlo (Grosse, Ghahramani and Adams 2015; Wu et al. 2017). Rows are simulated from
-    the model, x_n ~ P(x | z_n) with z_n ~ P(z), so that z_n is an exact draw of P(z | x_n). Chains from the
-    start to the posterior give the lower bound, chains from z_n back to the start the upper one:
+    This is bidirectional Monte Carlo (Grosse, Ghahramani and Adams 2015; Wu et al. 2017). Rows are simulated
+    from the model, x_n ~ P(x | z_n) with z_n ~ P(z), so that z_n is an exact draw of P(z | x_n). Chains from the
+    start to the posterior give the lower bound; chains from z_n to the start give the upper bound:
 
         E[log mean_k w_k] ≤ log P(x_n) ≤ E[−log mean_k 1/w'_k].
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents.
-        x: rows on dim 0, for their shape and whatever is aligned with them.
-        num_rows: rows to simulate, which may be more than ``x`` has; or how many of ``x``, from the first on, where they
-            are real. As many as ``x`` has where None, and at most 64.
-        seed: the same seed gives the same bits.
-        num_samples: chains a row in each direction.
+        x: rows on dim 0. Simulated rows take their shape and the values aligned with rows from it.
+        num_rows: number of rows. Simulated ones may be more than ``x`` has; real ones are the first of ``x``.
+            None means as many as ``x`` has, at most 64.
+        seed: the same seed gives the same numbers bit for bit.
+        num_samples: chains per row in each direction.
         num_temperatures, start: as in ``annealed``.
-        rows: "simulated"; or "real" for the rows of x themselves, where a closed form gives their posterior
-            (``evidence.exact``).
+        rows: "simulated", or "real" for the rows of x themselves. "real" needs a pair whose posterior is known
+            in closed form (``evidence.exact``).
         tolerance: the gap, in nats, up to which a row's verdict is "trust".
-        progress: show a bar, or plain lines where there is no terminal.
+        progress: show a bar, or plain lines if there is no terminal.
 
     Raises:
-        TypeError, ValueError: see ``annealed``; a model whose rows can't be simulated, or real rows of a
-            pair that is not linear-Gaussian; bounds that cross by more than 4 standard errors of their mean gap.
+        TypeError, ValueError: see ``annealed``; also if the model's rows cannot be simulated, or if rows are
+            real and the pair is not linear-Gaussian. ``ValueError`` also if the bounds cross by more than 4
+            standard errors of their mean gap.
 
     Example:
         >>> import torch
@@ -209,10 +210,11 @@ def sandwich(
 
 
 def _refuse_crossing(found: Sandwich) -> None:
-    """Refuse bounds that cross by more than 4 standard errors, or of few rows somewhat more; or by more nats than can be.
+    """Raise ``ValueError`` if bounds cross by more than 4 standard errors, more for few rows, or by too many nats.
 
-    Either bound of a row is beyond the truth by more than t nats with a probability of at most exp(−t), by Markov's
-    inequality: the sum over 2N of them is at most a Gamma(2N) variable, whatever the tails of the weights.
+    By Markov's inequality, each bound of a row is beyond the true value by more than t nats with a probability
+    of at most exp(−t). The sum over the 2N bounds is therefore at most a Gamma(2N) variable, whatever the tails
+    of the weights; this limits the crossing in nats.
     """
     from scipy.stats import gamma, norm
 
@@ -225,21 +227,21 @@ def _refuse_crossing(found: Sandwich) -> None:
             f"a lower bound that is above the upper bound by at most {most:.2g} standard errors, and {by_chance:.2g} nats",
             f"a lower bound of {lower.mean():.3f} and an upper bound of {upper.mean():.3f}, a gap of {found.gap.mean():.3g} "
             f"± {found.gap_error:.2g} over {len(lower)} rows",
-            "Raise num_samples (chains) and num_temperatures. Where that does not help, the model's log P(x, z) is not "
-            "that of the rows it samples: look at its distributions' log_prob and sample.",
+            "Raise num_samples (chains) and num_temperatures. If that does not help, the model's log P(x, z) is not "
+            "that of the rows it samples: check its distributions' log_prob and sample.",
         )
 
 
 def _inverse(path: Path, moves: Moves, z: Tensor, num_chains: int, noise: RowNoise) -> Tensor:
-    """Log weights whose exponentials have the expectation 1/P(x_n), of chains that start at z."""
+    """Return log weights of chains that start at z; their exponentials have the expectation 1/P(x_n)."""
     return -path.backward(moves, z.expand(num_chains, -1, -1), noise)
 
 
 def _simulated(evaluation: Evaluation, num_rows: int) -> tuple[Tensor, Evaluation]:
-    """Rows of the model's own making, and the vectors u they were made from, (1, rows, dim)."""
+    """Return rows simulated from the model, and the vectors u they were simulated from, (1, rows, dim)."""
     index = torch.arange(num_rows, device=evaluation.batch["x"].device) % len(evaluation)
     template = evaluation.of_rows(index, evaluation.seed, evaluation.num_samples)
-    # A simulated row is known by its number: it may stand on the same row of x as another.
+    # A simulated row is keyed by its own number, because two of them may share one row of x.
     keys = torch.arange(num_rows, device=index.device)
     template = dataclasses.replace(template, keys=keys)
     drawn = template.noise(Stream.SIMULATE)
@@ -251,7 +253,7 @@ def _simulated(evaluation: Evaluation, num_rows: int) -> tuple[Tensor, Evaluatio
 
 
 def _known_posterior(evaluation: Evaluation, num_rows: int) -> tuple[Tensor, Evaluation]:
-    """The first rows of x, and an exact draw of each one's posterior, (1, rows, dim)."""
+    """Return the first rows of x, and an exact draw of each one's posterior, (1, rows, dim)."""
     x = evaluation.batch["x"][:num_rows]
     known = linear_gaussian(evaluation.pair, x)
     index = torch.arange(len(x), device=x.device)

@@ -1,14 +1,14 @@
-"""Questions to a Pyro model and guide, row by row: propose z, and the log joint of rows and z.
+"""Runs a Pyro model and guide row by row, to propose z and to score rows and z.
 
-This is the only package that touches ``pyro.poutine``. Everything above it works on tensors.
+This is the only package that uses ``pyro.poutine``. All code above it works on tensors.
 
-* ``inspect`` comes first. It runs the pair on a handful of rows, finds the plate over rows, and refuses a pair for which
-  log P(x_n) of one row would not be defined. It returns a ``RowModel``.
+* ``inspect`` comes first. It runs the pair on a few rows, finds the plate over rows, and raises an error if log P(x_n)
+  of one row would not be defined. It returns a ``RowModel``.
 * ``RowModel`` proposes z for rows, scores any z, draws from the prior, and simulates rows.
 * ``Coordinates`` writes z as a real vector, for methods that move it.
 * ``all_values`` and ``other_values`` list values of discrete latents.
-* ``loss`` is a Pyro ELBO's loss of a minibatch, for training.
-* ``behaviour`` is what the pair computes on a few rows: checkpoints compare it.
+* ``loss`` returns a Pyro ELBO's loss of a minibatch, for training.
+* ``behaviour`` returns the pair's log-probabilities on a few rows, which checkpoints compare.
 """
 
 from pyrovae.pair.behaviour import behaviour, left_as_found, probe

@@ -1,7 +1,7 @@
-"""What a pair computes on a few rows, with noise from a seed: checkpoints know a model and a guide by it.
+"""behaviour() returns a pair's log-probabilities on a few rows, by which checkpoints recognise a model and a guide.
 
-Code says little about what a pair computes: closures, globals, ``functools.partial`` and attributes change it, and
-the code stays the same. The numbers that the pair returns change with it.
+The source code does not determine what a pair computes: closures, globals, ``functools.partial`` and attributes can
+change it without a change of code. The numbers that the pair returns then change.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from pyrovae.model import LatentVariableModel, plain_attributes
 from pyrovae.pair.row_model import LogJoint, RowModel
 from pyrovae.pair.running import Batch, Structure
 
-# Which part of the pair they belong to.
+# Parts of the pair that the three terms belong to.
 _TERMS = ("the guide's log Q(z | x)", "the model's log P(z)", "the model's log P(x | z)")
 _DRAWS = 2  # of z for each row, from each source
-# Rows: as many as keep the work near that of one tile, and at most so many.
+# Rows: as many as make the work of about one tile, between these limits.
 _NUMBERS, _FEWEST_ROWS, _MOST_ROWS = 1 << 20, 8, 1024
-# Numbers and columns in which extreme and rare entries are looked for, and the most values of which each has a row.
+# Numbers and columns that are searched for extreme and rare entries; most values of a column that each get a row.
 _POOL_NUMBERS, _POOL_COLUMNS, _VALUES = 1 << 21, 32, 64
 
 
 def behaviour(model: RowModel, batch: Batch, seed: int) -> dict[str, Tensor]:
-    """log Q(z | x), log P(z) and log P(x | z) by name, each of shape (draws, rows), float64, in nats.
+    """Return log Q(z | x), log P(z) and log P(x | z) by name, each of shape (draws, rows), float64, in nats.
 
-    z is drawn from the guide, then from the prior: a model may differ where its guide never goes. Runs in ``eval()``
-    mode and without validation. Numbers are NaN where the model raises an error at draws of its prior. The pair, its parameter store and
-    torch's generators are left as they were.
+    z is drawn from the guide and then from the prior, because a model may differ where its guide never draws. The
+    pair runs in ``eval()`` mode and without validation. Numbers are NaN if the model raises an error at draws of
+    its prior. The pair, its parameter store and torch's generators are left unchanged.
     """
     found = {}
     key, device = noise.derive(seed, noise.Stream.IDENTITY), batch["x"].device
@@ -45,7 +45,7 @@ def behaviour(model: RowModel, batch: Batch, seed: int) -> dict[str, Tensor]:
                 with noise.seeded(key, device):
                     log_q, joint = ask(model, batch)
                 terms = torch.stack([log_q, joint.prior, joint.likelihood]).cpu()
-            except Exception:  # a prior may draw what its own networks can't take
+            except Exception:  # the prior may draw values that the pair's own networks cannot take
                 if source == "the guide":
                     raise
             for name, term in zip(_TERMS, terms, strict=True):
@@ -54,9 +54,9 @@ def behaviour(model: RowModel, batch: Batch, seed: int) -> dict[str, Tensor]:
 
 
 def probe(structure: Structure, batch: Batch) -> Batch:
-    """Rows to know a pair by: all, where there are few; else rows from all over, and those with extreme or rare entries.
+    """Return rows to recognise a pair by: all if they are few, else random rows and rows with extreme or rare entries.
 
-    Entries of x and of everything beside it: a model may differ at one value of a label alone.
+    Entries are those of x and of all values beside it, because a model may differ at one value of a label only.
     """
     x = batch["x"]
     most = _NUMBERS // (2 * _DRAWS * max(structure.widest, 32))
@@ -74,9 +74,9 @@ def probe(structure: Structure, batch: Batch) -> Batch:
 
 
 def _telling(value: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Up to ``most`` rows: with the extremes of each column, and with each value of a column that has few.
+    """Return up to ``most`` rows: with the extremes of each column, and with each value of a column that has few.
 
-    Of whole numbers and booleans with each value, however many there are. The rarest come first.
+    Whole numbers and booleans get a row for each value, however many there are. Rows with rare values come first.
     """
     flat = value.flatten(1) if value.dim() > 1 else value[:, None]
     columns = torch.linspace(0, flat.shape[1] - 1, min(_POOL_COLUMNS, most // 2 + 1)).long().unique()
@@ -85,7 +85,7 @@ def _telling(value: Tensor, most: int, generator: torch.Generator) -> Tensor:
     if len(flat) > height:
         pool = torch.randint(len(flat), (height,), generator=generator)
     values = flat[pool[:, None].to(flat.device), columns.to(flat.device)].cpu().numpy()
-    # numpy takes the first of equal ones on every machine
+    # numpy takes the first of equal ones on every machine.
     found = [values.argmin(axis=0), values.argmax(axis=0)]
     counts = [np.zeros(2 * len(columns), dtype=np.int64)]
     for column in values.T:
@@ -102,7 +102,7 @@ def _telling(value: Tensor, most: int, generator: torch.Generator) -> Tensor:
 
 @contextmanager
 def left_as_found(pair: LatentVariableModel) -> Iterator[None]:
-    """Run a block, then put back the buffers of the pair's modules, their plain attributes and its parameter store."""
+    """Run a block, then restore the buffers of the pair's modules, their plain attributes and its parameter store."""
     modules = list({id(module): module for module in pair.every_module()}.values())
     attributes = [(module, plain_attributes(module)) for module in modules]
     buffers = [

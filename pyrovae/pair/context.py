@@ -1,21 +1,22 @@
-"""Context that was computed from the rows it goes with, so that log P(x | context) is no log-likelihood of x.
+"""Finds context that was computed from its rows, for which log P(x | context) is no log-likelihood of x.
 
-Found are, for every column of the context by itself, whatever its dtype and shape:
+Each column of the context is compared by itself, whatever its dtype and shape, with:
 
 * a column of x, or the whole row; the one-hot argmax, or a column of it;
 * a row's sum, mean, maximum, minimum, argmax, argmin, number of non-zero entries, L1 norm and L2 norm;
 * affine images of these, of their log, log1p, square root, square and reciprocal, and the log, square root or
   reciprocal of an affine image;
-* the same of a statistic with guards: clamped from below or above, or with a small number added before the log;
-* whole numbers, or numbers in half precision, that a column, a statistic, or its log, log1p, square root, square or
-  reciprocal was rounded or cast to, where at least five differ;
+* the same of a guarded statistic: clamped from below or above, or with a small number added before the log;
+* a column, a statistic, or its log, log1p, square root, square or reciprocal, rounded or cast to whole numbers or
+  half precision, if at least five values differ;
 * with more rows than columns, linear functions of x or of log(1 + x), such as the total of some columns, and the log or
   square root of one.
 
-Everything else stays context: where all rows differ, everything is a function of x. A context counts as computed
-only where it agrees with the function on every row that is looked at, up to rounding, and where chance would
-agree so well less than once in 10 000 times. So a few rows can't accuse labels, and up to three show totals alone.
-A context that equals a statistic for other reasons, such as a class label that is the argmax of every row, can't be told apart.
+Everything else stays context; if all rows differ, any context is some function of x. A context counts as computed
+only if it agrees with the function up to rounding on every row of the sample. Such agreement must also occur by chance
+less than once in 10 000 times. Labels on few rows are therefore never called computed, and up to three rows
+can only reveal totals. A context that equals a statistic for other reasons cannot be told apart, such as a class label
+that is the argmax of every row.
 """
 
 from __future__ import annotations
@@ -33,37 +34,38 @@ from torch import Tensor
 from pyrovae.distributions import InDouble
 from pyrovae.pair.running import Batch, Sites
 
-# The most often that context from elsewhere may be called computed, all functions of all its columns together.
+# The largest probability that unrelated context is called computed, over all functions of all its columns.
 _FALSE_ALARMS = 1e-4
-# How many rows are compared with statistics and columns. Linear functions take some more than there are columns,
-# as long as these rows hold no more numbers than this.
+# Number of rows that are compared with statistics and columns. Linear functions use some more rows than
+# there are columns, if these rows hold at most this many numbers.
 _ROWS, _NUMBERS = 512, 2**20
-# Rows beyond the number of columns, from which on linear functions are looked for; and how many of them serve.
+# Rows beyond the number of columns that linear functions need, and how many of them are used.
 _SPARE, _MOST_SPARE = 20, 32
-_ROUNDING = 2.0**-23  # of a float32: what most totals were computed in
-_LOOSEST = 1e-2  # standard deviations of the context, which no rounding error may exceed
-_MOST_REACH = 1e3  # between the largest and the smallest number that a context is the logarithm of
+_ROUNDING = 2.0**-23  # of a float32, in which most totals were computed
+_LOOSEST = 1e-2  # standard deviations of the context, the largest rounding error allowed
+_MOST_REACH = 1e3  # largest ratio of the numbers that a context is the logarithm of
 _FEWEST_LEVELS = 5  # of numbers that a statistic was cast to
 _NARROW = (torch.float16, torch.bfloat16)
-_MOST_POWER = 80  # of e, below what a float32 holds
+_MOST_POWER = 80  # of e, within the range of a float32
 _STATISTICS = 9
-# How often a column is compared with a function: six images and five more inverse images; all rows, or without those of
-# its least value, of its largest, or of both, or with a number added. Statistics have half of all false alarms.
+# How often a column is compared with a function: six images and five more inverse images, for five choices of rows or
+# guards: all rows, without those of its least value, of its largest, of both, or with a number added. Statistics get
+# half of the allowed false alarms.
 _TRIES = 11 * 5 * 2
 
-#: The name of a row's total where the model is conditional on it, and no context holds it.
+#: The name of a row's total if the model is conditional on it and no context holds it.
 OWN_TOTAL = "the row's own total"
 
 _WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution, InDouble)
 
 
 class Judged(NamedTuple):
-    """What was computed from the scored columns: names that make the number a pseudo-likelihood, and proper totals.
+    """Context computed from the scored columns: names that make the number a pseudo-likelihood, and proper totals.
 
     Attributes:
-        computed: context that tells the model what it is to predict.
-        own_totals: totals that the likelihood is conditional on, as a multinomial is: log P(x | total) is
-            a log-likelihood of the rows with that total. By name, or ``OWN_TOTAL``.
+        computed: context that tells the model the values that it has to predict.
+        own_totals: totals that the likelihood is conditional on, as a multinomial is, by name or ``OWN_TOTAL``.
+            log P(x | total) is a log-likelihood of the rows with that total.
     """
 
     computed: tuple[str, ...]
@@ -73,21 +75,21 @@ class Judged(NamedTuple):
 def judge(
     batch: Batch, probe: Batch, sites: Sites, columns: dict[str, tuple[int, ...]], measure: Sequence[str]
 ) -> Judged:
-    """Tell what context was computed from the columns that sites score, and whether it is a total they are given.
+    """Return the context that was computed from the scored columns, and the totals that the sites are given.
 
     Args:
-        batch: all rows, under "x", and what goes with them.
+        batch: all rows, under "x", and the values aligned with them.
         probe: the few of them that the sites hold.
         sites: the model's sites on the probe.
-        columns: the columns of x flattened that each site's values are.
+        columns: for each site, the columns of the flattened x that its values are.
         measure: of every column, as in ``Structure``.
 
-    A likelihood is conditional on its total if it is a Multinomial or DirichletMultinomial, whose log-probability
-    always uses the total of the value, or if its ``total_count`` is the total of its value on every row of
-    the probe. A Binomial that alone is scored is given its ``total_count`` where the context equals that. More can't be told:
-    other likelihoods may be normalised given a total, and are called pseudo-likelihoods all the same.
+    A Multinomial or DirichletMultinomial is conditional on its total, because its log-probability always uses the
+    total of the value. Another likelihood is so if its ``total_count`` is the total of its value on every row of
+    the probe. If a Binomial alone is scored, context equal to its ``total_count`` is accepted as given. Other
+    likelihoods that are normalised given a total cannot be recognised, and are called pseudo-likelihoods.
     """
-    known = "transformed" not in measure  # else sites hold something made of x, and no columns
+    known = "transformed" not in measure  # else sites hold functions of x instead of its columns
     scored = sorted({column for held in columns.values() for column in held}) if known else []
     blocks = [
         block
@@ -116,9 +118,9 @@ def judge(
 
 
 def computed_from_rows(batch: Batch) -> list[str]:
-    """The names of what goes with the rows and was computed from them, by any function that the module names.
+    """Return the names of values beside the rows that were computed from them, by any function listed in the module.
 
-    log P(x | c) with c = c(x) is no log-likelihood: over all x it does not sum to 1.
+    log P(x | c) with c = c(x) is no log-likelihood, because its sum over all x is not 1.
     """
     sample = _Sample(batch, list(range(batch["x"][0].numel())), masked=False)
     return [name for name, value in sample.context.items() if sample.is_computed(value)]
@@ -130,56 +132,56 @@ def computed_from_rows(batch: Batch) -> list[str]:
 
 @dataclass(frozen=True)
 class _Functions:
-    """Functions of some rows, and how far a float32 may be from each: both of shape (functions, rows), float64."""
+    """Functions of some rows and bounds on their float32 rounding error, both of shape (functions, rows), float64."""
 
     values: Tensor
     rounding: Tensor
 
     def varies(self) -> Tensor:
-        """Which of them are not constant."""
+        """Return which of them are not constant."""
         return (self.values != self.values[:, :1]).any(dim=1)
 
     def of(self, chosen: Tensor | slice | list[int]) -> _Functions:
-        """Some of them."""
+        """Return some of them."""
         return _Functions(self.values[chosen], self.rounding[chosen])
 
     def and_(self, others: _Functions) -> _Functions:
-        """These, then others."""
+        """Return these followed by others."""
         return _Functions(
             torch.cat([self.values, others.values]), torch.cat([self.rounding, others.rounding])
         )
 
     def images(self) -> Iterator[_Functions]:
-        """Themselves, and as many logarithms, log1p's, roots, squares and reciprocals; constant where a value has none."""
+        """Yield themselves, then logarithms, log1p's, roots, squares and reciprocals; constant if undefined."""
         v, r = self.values, self.rounding
         low = v.amin(dim=1, keepdim=True)
         yield self
-        # A logarithm of ones, and a root of zeros, are constant: no image of anything.
+        # The logarithm of ones and the root of zeros are constant and so match nothing.
         positive = v.where(low > 0, 1.0)
         log = positive.log()
         yield _Functions(log, self._rounded(lambda: r / positive + _ROUNDING * log.abs()))
         not_negative = v.where(low >= 0, 0.0)
         yield _Functions(not_negative.log1p(), self._rounded(lambda: r / (1 + not_negative)))
         root = not_negative.sqrt()
-        # √(v + r) − √v, for v = 0 too
+        # √(v + r) − √v is finite also for v = 0.
         yield _Functions(root, self._rounded(lambda: (not_negative + r).sqrt() - root))
         yield _Functions(v**2, self._rounded(lambda: 2 * v.abs() * r))
         yield _Functions(1 / positive, self._rounded(lambda: r / positive**2))
 
     def inverse_images(self) -> Iterator[_Functions]:
-        """Themselves, and what they are a logarithm (base e, 10 and 2), a square root or a reciprocal of.
+        """Yield themselves, then the arguments of which they are a logarithm (base e, 10, 2), a root or a reciprocal.
 
-        Constant where they are such of nothing.
+        They are constant if there is no such argument.
         """
         v, r = self.values, self.rounding
         size, low = v.abs().amax(dim=1, keepdim=True), v.amin(dim=1, keepdim=True)
         reach = v.amax(dim=1, keepdim=True) - low
         yield self
         for factor in map(math.log, (math.e, 10.0, 2.0)):
-            # Beyond these the largest value would be all that counts.
+            # Beyond these limits only the largest value would count.
             held = (size * factor < _MOST_POWER) & (reach * factor < math.log(_MOST_REACH))
             power = (factor * v).where(held, 0.0).exp()
-            # A logarithm's own rounding error, and that of its argument.
+            # Rounding errors of the logarithm and of its argument.
             yield _Functions(power, self._rounded(lambda: factor * power * (r + _ROUNDING)))  # noqa: B023
         square = v.where(low >= 0, 0.0) ** 2
         yield _Functions(square, self._rounded(lambda: 2 * v.abs() * r))
@@ -188,12 +190,12 @@ class _Functions:
         yield _Functions(1 / divisor, self._rounded(lambda: r / divisor**2))
 
     def _rounded(self, error: Callable[[], Tensor]) -> Tensor:
-        """The rounding error of an image, where that of the values is known."""
+        """Return the rounding error of an image if that of the values is known."""
         return error() if self.rounding.numel() else self.rounding
 
 
 def _statistics(x: Tensor) -> _Functions:
-    """Of rows, shape (rows, columns): what the module names, but for copies; the sum first."""
+    """Return the statistics of rows, shape (rows, columns), that the module lists, except copies; the sum is first."""
     total, size = x.sum(dim=1), x.abs().sum(dim=1)
     norm, most, least = x.norm(dim=1), x.amax(dim=1), x.amin(dim=1)
     places = [x.argmax(dim=1).double(), x.argmin(dim=1).double(), (x != 0).sum(dim=1).double()]
@@ -206,7 +208,7 @@ def _statistics(x: Tensor) -> _Functions:
 
 
 class _Sample:
-    """Some of the rows, with their context: every column of it by itself."""
+    """Some of the rows with their context; each context column is compared by itself."""
 
     def __init__(self, batch: Batch, scored: list[int], masked: bool) -> None:
         x = batch["x"].flatten(1) if batch["x"].dim() > 1 else batch["x"][:, None]
@@ -216,13 +218,13 @@ class _Sample:
         #: Scored columns: of all chosen rows, and of those that are compared with statistics.
         self._all = whole if len(scored) == x.shape[1] else whole[:, scored]
         self.x, self._whole = self._all[:_ROWS], whole[:_ROWS]
-        #: What goes with the rows, by name.
+        #: Values beside the rows, by name.
         self.context = {name: _Columns.of(value[rows].cpu()) for name, value in given.items()}
         self._masked = masked
         self._functions: _Functions | None = None
 
     def totals(self, blocks: list[list[int]]) -> _Functions:
-        """The total of each of some blocks of columns."""
+        """Return the total of each of some blocks of columns."""
         values = [self._whole[:, block].sum(dim=1) for block in blocks]
         rounding = [16 * _ROUNDING * self._whole[:, block].abs().sum(dim=1) for block in blocks]
         nothing = self._whole.new_zeros(0, len(self._whole))
@@ -231,9 +233,9 @@ class _Sample:
         )
 
     def images_of(self, totals: _Functions, columns: _Columns) -> tuple[Tensor, Tensor]:
-        """Which columns of context are images of totals, however likely by chance; and which totals have one.
+        """Return which columns of context are images of totals, however likely by chance, and which totals have one.
 
-        On up to three rows a straight line fits anything: there they have to be equal.
+        On up to three rows they must be equal to a total, because a straight line fits anything.
         """
         excused = torch.zeros(len(columns), dtype=torch.bool)
         given = torch.zeros(len(totals.values), dtype=torch.bool)
@@ -244,7 +246,7 @@ class _Sample:
         return excused, given
 
     def is_computed(self, columns: _Columns) -> bool:
-        """Whether any of the columns follows from the rows, by more than chance."""
+        """Return whether any of the columns follows from the rows, with more agreement than chance gives."""
         if len(self.x) < 4:
             return self._few(columns)
         width = self.x.shape[1]
@@ -252,27 +254,27 @@ class _Sample:
         if torch.equal(copied.values, self.x.T) and float(copied.chance(0.0, 0).sum()) < math.log(
             _FALSE_ALARMS
         ):
-            return True  # columns that alone say little say it together
+            return True  # each of these columns alone might agree by chance, but not all together
         columns = columns[columns.varies()]
         if not len(columns):
             return False
         functions = self._of_rows()
         tries = _TRIES * len(columns) * torch.tensor([_STATISTICS, len(functions.values)])
         allowed = (_FALSE_ALARMS / tries).log()
-        # Guarded functions of many columns are looked for among statistics alone.
+        # With many columns, guarded functions are searched for among statistics only.
         guarded = functions.of(slice(self._num_statistics)) if len(columns) > _STATISTICS else functions
         columns = columns[columns.chance(1e-9, 0) < allowed[0]]
         for match in chain(_matches(columns, functions), _guarded(columns, guarded)):
             chance = match.agreeing.chance(match.tolerance, match.fitted)
-            # Statistics come first, and have half of all false alarms to themselves.
+            # Statistics come first, and half of all false alarms are reserved for them.
             if float(chance) < allowed[int(match.function >= self._num_statistics)]:
                 return True
         return self._cast(columns, functions, float(allowed[0])) or self._linear(columns)
 
     def _few(self, columns: _Columns) -> bool:
-        """On up to three rows: whether a column is their total, its logarithm or its square root, in every row.
+        """Return whether a column of up to three rows is their total, its logarithm or its square root in every row.
 
-        Any three points are nearly on a line. Whole numbers have to be large enough not to agree by chance.
+        Any three points are nearly on a line. Whole numbers must be large enough not to agree by chance.
         """
         total = self.x.sum(dim=1)
         functions = [total]
@@ -286,13 +288,13 @@ class _Sample:
         )
 
     def _of_rows(self) -> _Functions:
-        """Statistics that vary, then columns, then columns of the one-hot argmax."""
+        """Return the statistics that vary, then columns, then columns of the one-hot argmax."""
         if self._functions is None:
             statistics = _statistics(self.x)
             kept = statistics.varies()
             if self._masked:
-                # Entries that a mask leaves out are often filled with zeros. What depends on their number alone is
-                # the length or the mask of a row.
+                # Entries that a mask leaves out are often filled with zeros. A statistic that depends only on
+                # their number is the length or the mask of a row.
                 kept &= ~_follow(statistics.values, (self.x != 0).sum(dim=1))
             self._sums = bool(kept[0])
             self._num_statistics = int(kept.sum())
@@ -304,8 +306,8 @@ class _Sample:
         return self._functions
 
     def _cast(self, columns: _Columns, functions: _Functions, allowed: float) -> bool:
-        """Whether a column is a statistic or a column of x, cast to whole numbers or to half precision."""
-        if len(columns) > _STATISTICS:  # a cast of one of many columns is looked for among statistics alone
+        """Return whether a column is a statistic or a column of x, cast to whole numbers or to half precision."""
+        if len(columns) > _STATISTICS:  # with many columns, casts are searched for among statistics only
             functions = functions.of(list(range(self._num_statistics)))
         for image in functions.images():
             if columns.whole:
@@ -327,7 +329,7 @@ class _Sample:
         return False
 
     def _linear(self, columns: _Columns) -> bool:
-        """Whether a column, or what it is the logarithm or root of, is a linear function of x or of log(1 + x)."""
+        """Return whether a column, or the argument of its log or root, is a linear function of x or of log(1 + x)."""
         width = self.x.shape[1]
         rows = min(len(self._all), width + 1 + _MOST_SPARE)
         if rows < width + _SPARE or not len(columns) or (self._masked and not self._sums):
@@ -340,7 +342,7 @@ class _Sample:
             feature = feature[:, (feature != feature[:1]).any(dim=0)]
             if not feature.shape[1]:
                 continue
-            # How large the terms of a sum may be, whose sum has a spread of one.
+            # Size of the terms of a sum whose spread is one.
             far = float((feature.norm(dim=0) / feature.std(dim=0)).median()) * math.sqrt(width / len(feature))
             with_one = torch.cat([torch.ones(len(feature), 1, dtype=feature.dtype), feature], dim=1)
             normal = _normal_vectors(with_one[:rows])
@@ -362,7 +364,7 @@ class _Sample:
 
 
 def _chosen(x: Tensor, given: dict[str, Tensor]) -> Tensor:
-    """Which rows to look at, in random order; first some on which context moves that is constant on the others."""
+    """Return indices of rows to compare, in random order, after rows in which otherwise constant context varies."""
     width = x.shape[1]
     most = max(64, min(max(_ROWS, width + 1 + _MOST_SPARE), _NUMBERS // width))
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:most].to(x.device)
@@ -378,7 +380,7 @@ def _chosen(x: Tensor, given: dict[str, Tensor]) -> Tensor:
 
 
 def _follow(values: Tensor, key: Tensor) -> Tensor:
-    """Which functions, shape (functions, rows), are the same wherever the key is."""
+    """Return which functions, shape (functions, rows), are constant for each value of the key."""
     place = key.unique(return_inverse=True)[1].expand_as(values)
     start = torch.zeros(len(values), int(place.max()) + 1, dtype=values.dtype)
     low = start.scatter_reduce(1, place, values, "amin", include_self=False)
@@ -387,12 +389,12 @@ def _follow(values: Tensor, key: Tensor) -> Tensor:
 
 
 def _normal_vectors(features: Tensor) -> Tensor:
-    """Orthonormal vectors at right angles to features, shape (rows, columns): (rows, up to 32)."""
+    """Return orthonormal vectors orthogonal to features, shape (rows, columns): (rows, up to 32)."""
     rows, width = features.shape
     reflectors, factors = torch.geqrf(features / features.norm(dim=0).clamp(min=1e-300))
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(rows, min(rows - width, _MOST_SPARE), generator=generator, dtype=features.dtype)
-    for _ in range(2):  # once is not at right angles to rounding
+    for _ in range(2):  # a single pass is not orthogonal up to rounding
         turned = torch.ormqr(reflectors, factors, left, transpose=True)
         turned[:width] = 0
         left = torch.linalg.qr(torch.ormqr(reflectors, factors, turned))[0]
@@ -400,10 +402,10 @@ def _normal_vectors(features: Tensor) -> Tensor:
 
 
 def _spanned(features: Tensor, values: Tensor, tolerance: Tensor, allowed: float) -> bool:
-    """Whether any values, shape (columns, rows), are linear in features on every row, by more than chance.
+    """Return whether any values, shape (columns, rows), are linear in features on every row, by more than chance.
 
-    Some rows, as many as there are features, determine a linear function. Of all orders that the values on the other
-    rows may have, one agrees with it. So rows that alone have some feature, on which any values fit, say nothing.
+    As many rows as there are features determine a linear function. One of all orders of the values on the other
+    rows agrees with it. Rows that alone have some feature therefore do not count, because any value fits them.
     """
     basis = torch.linalg.qr(features / features.norm(dim=0).clamp(min=1e-300))[0]
     values, tolerance = values.T, tolerance[None]
@@ -417,12 +419,12 @@ def _spanned(features: Tensor, values: Tensor, tolerance: Tensor, allowed: float
 
 
 def _log_orders(counts: Tensor) -> float:
-    """Minus log of the number of orders of values that come so often."""
+    """Return minus the log of the number of orders of values with these counts."""
     return float(torch.lgamma(counts + 1.0).sum()) - math.lgamma(int(counts.sum()) + 1)
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Columns of context, and what they agree with
+# Columns of context and the functions they agree with
 
 
 @dataclass(frozen=True)
@@ -430,12 +432,12 @@ class _Columns:
     """Columns of context on some rows.
 
     Attributes:
-        functions: the columns on the rows that are compared, with the error of the precision that they have.
-        all_rows: the same on all that were chosen.
-        dtype: as they came.
-        levels: how many different values each has.
-        order: log of the share of all orders of its values that equal the one it has.
-        spacing: one over the number of values that a column has place for, where all lie on a grid; else 0.
+        functions: the columns on the rows that are compared, with the rounding error of their precision.
+        all_rows: the same on all chosen rows.
+        dtype: the dtype of the values as passed.
+        levels: number of different values of each column.
+        order: log of the share of all orders of its values that equal its own.
+        spacing: one over the number of grid points in a column's range if its values lie on a grid; else 0.
     """
 
     functions: _Functions
@@ -447,17 +449,17 @@ class _Columns:
 
     @classmethod
     def of(cls, value: Tensor) -> _Columns:
-        """Columns of a tensor of shape (rows, columns)."""
+        """Return the columns of a tensor of shape (rows, columns)."""
         values = value.double().T.contiguous()
         if (
             len(values) > 1
             and bool(((values == 0) | (values == 1)).all())
             and bool((values.sum(dim=0) == 1).all())
         ):
-            # Of a one-hot code the label, too: each column alone says little.
+            # Add the label of a one-hot code, because each of its columns alone carries little information.
             values = torch.cat([values, values.argmax(dim=0)[None].double()])
         rounding = 4 * _ROUNDING * values.abs()
-        if value.is_floating_point():  # numbers of half precision may come in a wider dtype
+        if value.is_floating_point():  # values of half precision may be stored in a wider dtype
             for narrow in _NARROW:
                 info, size = torch.finfo(narrow), values.abs()
                 held = (values == values.to(narrow).double()).all(dim=1)
@@ -469,7 +471,7 @@ class _Columns:
             level, count = column.unique(return_counts=True)
             levels.append(len(level))
             order.append(_log_orders(count))
-            # Logarithms of few whole numbers, with or without a small number added, agree as often as these.
+            # Logarithms of few whole numbers, also with a small number added, agree as often as the numbers do.
             powers = level.clamp(max=_MOST_POWER).exp()
             spacing.append(max(_spacing(level), _spacing(powers) if level[-1] < _MOST_POWER else 0.0))
         return cls(
@@ -483,12 +485,12 @@ class _Columns:
 
     @property
     def values(self) -> Tensor:
-        """Shape (columns, rows), float64."""
+        """The values, shape (columns, rows), float64."""
         return self.functions.values
 
     @property
     def whole(self) -> bool:
-        """Whether they came as whole numbers or booleans."""
+        """Whether the values were passed as whole numbers or booleans."""
         return not self.dtype.is_floating_point
 
     def __len__(self) -> int:
@@ -505,14 +507,14 @@ class _Columns:
         )
 
     def varies(self) -> Tensor:
-        """Which of them are not constant."""
+        """Return which columns are not constant."""
         return self.levels > 1
 
     def chance(self, tolerance: float, fitted: int) -> Tensor:
-        """log of a bound on how often each agrees with a function by chance, within a share of its range.
+        """Return log of a bound on the probability that each column agrees with a function by chance.
 
-        Its different values have to lie where the function's do, but for as many as were ``fitted``, and they
-        have to come in the function's order.
+        ``tolerance`` is a share of the column's range. By chance, all different values except the ``fitted`` ones
+        would have to lie at the function's values, in the function's order.
         """
         each = self.spacing.clamp(min=max(tolerance, 1e-12), max=1)
         values = torch.lgamma(self.levels + 1) + (self.levels - fitted).clamp(min=0) * each.log()
@@ -520,7 +522,7 @@ class _Columns:
 
 
 def _spacing(levels: Tensor) -> float:
-    """One over the number of steps of a grid that holds all values, sorted; 0 where no grid of size does."""
+    """Return one over the number of points of a grid that holds all sorted values; 0 if there is no such small grid."""
     if len(levels) < 2:
         return 1.0
     steps = (levels - levels[0]) / (1.0 if bool((levels == levels.round()).all()) else levels.diff().min())
@@ -529,7 +531,7 @@ def _spacing(levels: Tensor) -> float:
 
 
 class _Match(NamedTuple):
-    """A column that agrees with a function, within a share of its range, after fitting some numbers; and on which rows."""
+    """A column that agrees with a function within a share of its range after fitting some numbers, and the rows."""
 
     column: int
     function: int
@@ -539,10 +541,10 @@ class _Match(NamedTuple):
 
 
 def _matches(columns: _Columns, functions: _Functions) -> Iterator[_Match]:
-    """Columns that are affine images of functions, or of their images, or whose inverse images are such of functions."""
+    """Yield columns that are affine images of functions or of their images, or whose inverse images are."""
     if not len(columns) or not len(functions.values):
         return
-    # Where there is much to compare, fewer rows serve to find what may agree.
+    # With much to compare, fewer rows suffice to find candidates.
     rows = max(64, 2**30 // (len(columns) * len(functions.values) * 8))
     few = _Functions(functions.values[:, :rows], functions.rounding[:, :0])
     units = [_unit(image.values) for image in few.images()]
@@ -559,9 +561,10 @@ def _matches(columns: _Columns, functions: _Functions) -> Iterator[_Match]:
 
 
 def _guarded(columns: _Columns, functions: _Functions) -> Iterator[_Match]:
-    """Columns that match a function but on the rows with their least or largest value, as of one that was clamped.
+    """Yield columns that match a function except on rows with their least or largest value, as clamped ones do.
 
-    On these rows the function has to lie beyond all others. So it does where log(f + 1e-8) stands for the log of zero.
+    On these rows the function must lie beyond its values on all others. The same holds if log(f + 1e-8) replaces
+    the log of zero.
     """
     if not len(columns) or not len(functions.values):
         return
@@ -586,19 +589,19 @@ def _guarded(columns: _Columns, functions: _Functions) -> Iterator[_Match]:
                 part = _Columns.of(t[kept, None].to(columns.dtype))
                 yield from _more_than_fitted(part, of_function, _Match(column, function, 0.0, 0, part))
         if bool((f >= 0).all()):
-            # Other small numbers than the least of f / 1e6 change its logarithm on rows that are not zero, too.
+            # An added number larger than the least of f / 1e6 changes the logarithm on rows that are not zero, too.
             of_function = _Functions((f + _added(t, f))[None], error[None])
             part = columns[column : column + 1]
             yield from _more_than_fitted(part, of_function, _Match(column, function, 0.0, 1, part))
 
 
 def _beyond(f: Tensor, kept: Tensor, below: Tensor, above: Tensor) -> bool:
-    """Whether a function is less than on kept rows on those below, and more on those above."""
+    """Return whether a function is smaller on rows below and larger on rows above than on kept rows."""
     return bool((f[below] < f[kept].amin()).all()) and bool((f[above] > f[kept].amax()).all())
 
 
 def _more_than_fitted(part: _Columns, of_function: _Functions, as_found: _Match) -> Iterator[_Match]:
-    """Matches of one column and one function that have more levels than any line goes through, or nearly."""
+    """Yield matches of one column and one function that have clearly more levels than a line can fit."""
     for match in _matches(part, of_function):
         fitted = match.fitted + as_found.fitted
         if not fitted or int(part.levels) > fitted + 1:
@@ -606,7 +609,7 @@ def _more_than_fitted(part: _Columns, of_function: _Functions, as_found: _Match)
 
 
 def _added(t: Tensor, f: Tensor) -> float:
-    """The number e for which t is most nearly a line in log(f + e), f not negative."""
+    """Return the number e for which t is closest to a line in log(f + e), for f not negative."""
     grid = f.amax() * 10 ** torch.linspace(-16, 0, 65, dtype=f.dtype)
     near = _unit((f + grid[:, None]).log()) @ _unit(t[None])[0]
     log_e, largest = float(grid[near.abs().argmax()].log()), float(grid[-1].log())
@@ -615,31 +618,31 @@ def _added(t: Tensor, f: Tensor) -> float:
         by_size = torch.stack([torch.ones_like(f), shifted.log(), math.exp(log_e) / shifted], dim=1)
         size = by_size.norm(dim=0)
         _, slope, change = (torch.linalg.lstsq(by_size / size, t).solution / size).tolist()
-        # With e beyond f, the logarithm is a line.
+        # With e much larger than f, the logarithm is almost a line.
         log_e = min(largest, log_e + max(-1.0, min(1.0, change / slope)) if slope else log_e)
     return math.exp(log_e)
 
 
 def _unit(values: Tensor) -> Tensor:
-    """Centred, and of length one; zero where constant."""
+    """Return values centred and scaled to length one; zero for constants."""
     centred = values - values.mean(dim=1, keepdim=True)
     length = centred.norm(dim=1, keepdim=True)
-    # Constants are off their own mean by rounding.
+    # By rounding, constants may differ from their own mean.
     varies = (values != values[:, :1]).any(dim=1, keepdim=True)
     return torch.where(varies, centred / length.clamp(min=1e-300), torch.zeros_like(centred)).float()
 
 
 def _agrees(target: _Functions, image: _Functions, exactly: bool) -> tuple[float, int] | None:
-    """Whether a column of context is a function, as it is or up to a line, on every row but for rounding.
+    """Return how a column of context agrees with a function, exactly or up to a line, on every row up to rounding.
 
     Returns:
-        Within what share of its range, and after fitting how many numbers; None where it is not.
+        The tolerance as a share of its range and how many numbers were fitted; None if it does not agree.
     """
     (t,), (t_error,), (g,), (g_error,) = target.values, target.rounding, image.values, image.rounding
     spread, width = float(t.std()), float(t.amax() - t.amin())
     if width == 0:
         return None
-    # Of half precision, rounding may be most of what varies.
+    # In half precision, rounding may be most of the variation.
     narrow = bool(t_error.amax() > 1e-4 * t.abs().amax())
     most = (0.5 if narrow else _LOOSEST) * spread
     tolerance = (t_error + g_error).clamp(max=most)
@@ -648,9 +651,9 @@ def _agrees(target: _Functions, image: _Functions, exactly: bool) -> tuple[float
     centre = g.mean()
     slope = float(((t - t.mean()) * (g - centre)).sum() / ((g - centre) ** 2).sum())
     line = t.mean() + slope * (g - centre)
-    # Whoever computed it rounded products and sums on the way, as large as these.
+    # Whoever computed the column rounded products and sums as large as these on the way.
     on_the_way = 8 * _ROUNDING * (abs(slope) * (g.abs() + centre.abs()) + t.abs())
-    # The line goes through rounded values: it is off by their error, too.
+    # The line is fitted to rounded values, so their error is also its error.
     rounding = t_error + t_error.mean() + abs(slope) * g_error + on_the_way
     tolerance = rounding.clamp(max=most)
     if bool(((t - line).abs() <= tolerance).all()):
@@ -663,14 +666,14 @@ def _agrees(target: _Functions, image: _Functions, exactly: bool) -> tuple[float
 
 
 def _unwrapped(fn: Any) -> Any:
-    """The family, without what Pyro and this package wrap around it."""
+    """Return the family, without the wrappers of Pyro and this package."""
     while isinstance(fn, _WRAPPERS):
         fn = fn.base_dist
     return fn
 
 
 def _given_total(fn: Any, value: Tensor, held: tuple[int, ...]) -> Iterator[list[int]]:
-    """Blocks of columns of x whose total a site's log-probability is conditional on."""
+    """Yield blocks of columns of x whose total a site's log-probability is conditional on."""
     family = _unwrapped(fn)
     size = family.event_shape.numel()
     if not family.event_dim or len(held) % size:
@@ -681,7 +684,7 @@ def _given_total(fn: Any, value: Tensor, held: tuple[int, ...]) -> Iterator[list
         dims = tuple(range(-family.event_dim, 0))
         try:
             conditional = bool((value.sum(dims) == counted).all())
-        except RuntimeError:  # a total_count of another shape is something else
+        except RuntimeError:  # a total_count of another shape is not the total of the value
             return
     if conditional:
         for start in range(0, len(held), size):
@@ -689,7 +692,7 @@ def _given_total(fn: Any, value: Tensor, held: tuple[int, ...]) -> Iterator[list
 
 
 def _is_its_count(sites: Sites, columns: dict[str, tuple[int, ...]], context: Tensor | None) -> bool:
-    """Whether context is the number of trials of the one scored column, a count of successes."""
+    """Return whether context is the number of trials of the only scored column, a count of successes."""
     (name,) = (name for name, held in columns.items() if held)
     family = _unwrapped(sites[name]["fn"])
     counted = getattr(family, "total_count", None)

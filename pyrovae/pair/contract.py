@@ -1,4 +1,4 @@
-"""The contract with a Pyro pair, sentence by sentence: each check refuses what breaks it, and says how to mend it."""
+"""Checks of the contract with a Pyro pair: each raises an error that says what breaks it and how to fix it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pyrovae.pair.running import (
 
 
 def check_scale(part: str, name: str, site: Site) -> None:
-    """A scale inside a log-mean-exp is no bound: every site has scale 1."""
+    """Raise ``ValueError`` unless a site has scale 1: a scaled term inside a log-mean-exp gives no bound."""
     scale = site["scale"]
     if not (bool((scale == 1).all()) if isinstance(scale, Tensor) else scale == 1):
         raise checks.bad_value(
@@ -42,7 +42,7 @@ def check_scale(part: str, name: str, site: Site) -> None:
 
 
 def _shown(scale: Tensor | float) -> str:
-    """A scale in a message: a number, or how many of them are not 1."""
+    """Return a scale for a message: the number, or how many of several are not 1."""
     if not isinstance(scale, Tensor) or scale.numel() == 1:
         return f"scale {scale}"
     odd = scale[scale != 1]
@@ -50,10 +50,10 @@ def _shown(scale: Tensor | float) -> str:
 
 
 def check_shape(name: str, site: Site, num_rows: int) -> None:
-    """An observed value has to fill its site: a narrower one would be broadcast, and counted many times."""
+    """Raise ``ValueError`` if an observed value is smaller than its site, because it would be broadcast and counted often."""
     fn, value = site["fn"], site["value"]
     expected = (*fn.batch_shape, *fn.event_shape)
-    # Plates over rows are left to _check_answers.
+    # _check_answers covers plates over rows.
     frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
     over_rows = {frame.dim - fn.event_dim for frame in frames if frame.size == num_rows}
     dims = set(range(-min(len(expected), value.dim()), 0)) - over_rows
@@ -62,7 +62,7 @@ def check_shape(name: str, site: Site, num_rows: int) -> None:
 
 
 def unfilled(name: str, site: Site, num_rows: int) -> checks.Refused:
-    """The refusal of rows whose shape is not that of the site that observes them."""
+    """Return the error for rows whose shape is not that of the site that observes them."""
     fn, value = site["fn"], site["value"]
     flat = fn.event_dim == 1 and value.dim() > 1 and value[0].numel() == fn.event_shape[0]
     fix = "Pass rows of the shape that the model is written for, on dim 0."
@@ -79,7 +79,7 @@ def unfilled(name: str, site: Site, num_rows: int) -> checks.Refused:
 
 
 def check_sites(model: Sites, guide: Sites) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of latent and observed sites, once model and guide agree about them."""
+    """Return the names of latent and observed sites; raise ``ValueError`` if model and guide do not match."""
     latents = tuple(name for name, site in model.items() if not site["is_observed"])
     observed = tuple(name for name, site in model.items() if site["is_observed"])
     if not latents:
@@ -101,21 +101,21 @@ def check_sites(model: Sites, guide: Sites) -> tuple[tuple[str, ...], tuple[str,
             raise checks.bad_value(
                 part,
                 "the same latent sites in model and guide",
-                f"no site {', '.join(map(repr, sorted(missing)))} in the {part}, where the other has it",
-                "Sample every latent in both, under one name; marginalise in the model what the guide leaves out.",
+                f"no site {', '.join(map(repr, sorted(missing)))} in the {part}, though the other part has it",
+                "Sample every latent in both, under one name; or marginalise in the model what the guide leaves out.",
             )
     return latents, observed
 
 
 def holds_data(site: Site) -> bool:
-    """Whether an observed site holds observations; pyro.factor's do not."""
+    """Return whether an observed site holds observations; those of pyro.factor do not."""
     return not isinstance(site["fn"], dist.Unit)
 
 
 def check_modules(pair: LatentVariableModel, batch: Batch, latents: Latents) -> None:
-    """A module given to pyro.module has to hold what the pair's store holds under its name.
+    """Raise ``ValueError`` if a module passed to pyro.module lacks the parameters that the store has under its name.
 
-    ``pyro.module`` leaves another module object as it is: it would keep its own weights, unseen and untrained.
+    ``pyro.module`` does not change such a module object. It would keep its own weights, which are never trained.
     """
     owned = {id(p) for p in pair.owners_parameters()}
     args, kwargs = arguments(batch)
@@ -139,7 +139,7 @@ def check_modules(pair: LatentVariableModel, batch: Batch, latents: Latents) -> 
 
 
 def check_varies(model: Sites, observed: tuple[str, ...], data_dim: dict[str, int]) -> None:
-    """Where no column of x is observed as it is, something made of x has to be: it varies with the rows."""
+    """Raise ``ValueError`` if no observed value varies with the rows, for models that observe functions of x."""
     held = [name for name in observed if holds_data(model[name])]
     for name in held:
         site = model[name]
@@ -151,17 +151,17 @@ def check_varies(model: Sites, observed: tuple[str, ...], data_dim: dict[str, in
 
 
 def no_answer(name: str) -> checks.Refused:
-    """The refusal of an observed site that holds something else than the rows."""
+    """Return the error for an observed site that holds other values than the rows."""
     return checks.bad_value(
         "model",
         f"observed site {name!r} to hold the rows it is called with",
-        "values that do not follow x",
+        "values that do not change with x",
         "Observe the argument, obs=x, not data from outside the function.",
     )
 
 
 def check_log_prob_dims(sites: dict[str, Sites], structure: Structure) -> None:
-    """Every batch dim of a site belongs to a plate."""
+    """Raise ``ValueError`` if a batch dim of a site belongs to no plate."""
     for part, found in sites.items():
         for name, site in found.items():
             dims = site["fn"].batch_shape
@@ -182,7 +182,7 @@ def check_repeats(
     fewer: Batch,
     order: list[int],
 ) -> None:
-    """Run the pair again on the same z: the terms must stay the same, and observed values follow the rows."""
+    """Run the pair again on the same z; raise unless the terms stay the same and observed values follow the rows."""
     values = {name: sites["guide"][name]["value"] for name in structure.latents}
     names = {"guide": structure.latents, "model": structure.latents + structure.observed}
     for part in ("guide", "model"):
@@ -197,7 +197,7 @@ def check_repeats(
                 "Use a flow whose inverse is known, such as affine or spline coupling.",
             ) from error
         again = [by_row(run(pair, part, probe, values), names[part], structure, len(probe["x"]))]
-        if part == "guide":  # at its own draws, as it drew them
+        if part == "guide":  # also at its own draws, with the cached values of their transforms
             again.append(by_row(sites["guide"], names[part], structure, len(probe["x"])))
         for repeated in again:
             if not _agree(terms, repeated, pair.dtype or probe["x"].dtype):
@@ -216,7 +216,7 @@ def check_repeats(
 
 
 def _check_answers(name: str, first: Site, second: Site, dim: int, order: list[int]) -> None:
-    """An observed site has to hold the rows it was called with: reordered rows, reordered values."""
+    """Raise ``ValueError`` unless an observed site's values are reordered when the rows are."""
     if not holds_data(first):
         return
     axis = first["value"].dim() - first["fn"].event_dim + dim
@@ -226,32 +226,32 @@ def _check_answers(name: str, first: Site, second: Site, dim: int, order: list[i
 
 
 def check_vectorised(pair: LatentVariableModel, structure: Structure, probe: Batch) -> dict[str, bool]:
-    """Whether each part, called once for many samples, says what it says when called for one at a time."""
+    """Return for each part whether one call for many samples gives the same terms as a call per sample."""
     one = {name: value[:1] for name, value in probe.items()}  # a tile may hold a single row
     each = [_vectorises(pair, structure, rows) for rows in (probe, one)]
     return {part: all(found[part] for found in each) for part in ("model", "guide")}
 
 
 def _vectorises(pair: LatentVariableModel, structure: Structure, probe: Batch) -> dict[str, bool]:
-    """``check_vectorised`` on given rows."""
+    """Return ``check_vectorised`` on the given rows alone."""
     num_samples, num_rows = 2, len(probe["x"])
     latents, _ = RowModel(pair, structure).plainly().propose(probe, num_samples)
 
     def agrees(part: str) -> bool:
         names = structure.latents if part == "guide" else structure.latents + structure.observed
-        # One sample at a time, in the plain layout: what the pair means.
+        # The reference is one sample at a time, in the plain layout.
         each = [
             by_row(run(pair, part, probe, fold(structure, _pick(latents, s))), names, structure, num_rows)
             for s in range(num_samples)
         ]
         try:
             with particles(structure, num_samples):
-                if part == "guide":  # a guide has to draw with left dims, too
+                if part == "guide":  # a guide must also draw with additional left dims
                     run(pair, part, probe)
                 together = sum_sites(run(pair, part, probe, latents), names, structure, lead=1)
             expected, dtype = torch.stack(each), pair.dtype or probe["x"].dtype
             return _agree(expected, together.expand(num_samples, num_rows), dtype)
-        except Exception:  # whatever a pair makes of dims it does not know: its rows get repeated instead
+        except Exception:  # a pair may fail in any way on unknown dims; its rows are then repeated instead
             return False
 
     return {part: agrees(part) for part in ("model", "guide")}
@@ -262,7 +262,7 @@ def _pick(latents: Latents, sample: int) -> Latents:
 
 
 def _agree(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
-    """Equal up to what rounding in ``dtype`` does to a sum of log-probabilities."""
+    """Return whether two terms are equal up to the rounding of a sum of log-probabilities in ``dtype``."""
     tolerance = 1e-8 if dtype == torch.float64 else 1e-4
     return bool(torch.isclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True).all())
 
@@ -272,9 +272,9 @@ def _apart(a: Tensor, b: Tensor) -> str:
 
 
 def check_every_leaf(pair: LatentVariableModel, objective: Any, batch: Batch, seed: int) -> None:
-    """Refuse a loss that depends on parameters which the pair does not know of: they would never move.
+    """Raise ``ValueError`` if a loss depends on parameters that are not among the pair's, which would never be trained.
 
-    Follows the graph of one loss back to its leaves; an objective that runs backward() itself has none.
+    The check follows the graph of one loss to its leaves. An objective that calls backward() itself has no graph.
     """
     if not hasattr(objective, "differentiable_loss"):
         return
@@ -292,8 +292,8 @@ def check_every_leaf(pair: LatentVariableModel, objective: Any, batch: Batch, se
         if leaf is not None and id(leaf) not in known:
             raise checks.bad_value(
                 "pair",
-                "parameters that it knows of, and can move",
-                f"one of shape {tuple(leaf.shape)} behind a plain function",
+                "parameters that belong to the pair, so that fit can train them",
+                f"one of shape {tuple(leaf.shape)} inside a plain function",
                 "Declare its module with pyro.module, pass the module or its bound method as model or guide, "
                 "or freeze it: requires_grad_(False).",
             )

@@ -1,4 +1,4 @@
-"""z of a row as one real vector u: every latent through its unconstrained space, one after the other."""
+"""Coordinates maps z of a row to one real vector u: each latent in its unconstrained space, concatenated."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from pyrovae.row_noise import RowNoise
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a latent lies in u: its entries, and how they are laid out without the samples and the rows."""
+    """The place of a latent in u: its entries, and their shape without samples and rows."""
 
     entries: slice
     rest: Size
     rows: int  # the axis of the rows in (samples, plates..., event...)
     transform: Transform
-    bounds: tuple[float, float] | None  # of its support, where they are fixed
-    inside: tuple[float, float]  # the numbers next to them: u reaches farther than they do
+    bounds: tuple[float, float] | None  # of its support, if they are fixed
+    inside: tuple[float, float]  # the numbers next to them: u reaches farther than z can
     dtype: torch.dtype
-    absent: Tensor | None  # entries that a row lacks, (rows, rest...): its masks leave them out
+    absent: Tensor | None  # entries that a row lacks because masks leave them out, (rows, rest...)
 
 
 class Coordinates:
     """The map between the latents of a batch and real vectors u, shape (samples, rows, ``dim``).
 
-    Each latent goes through torch's ``biject_to`` of its support: a positive one by its logarithm, a
-    simplex by stick-breaking, and so on. Densities of u carry log |det ∂z/∂u|.
+    Each latent goes through torch's ``biject_to`` of its support: a positive one by its logarithm, a simplex by
+    stick-breaking, and so on. Densities of u include log |det ∂z/∂u|.
 
-    An entry that model and guide mask for a row is no part of that row's posterior. Its u is standard normal
-    instead, in every density alike, and integrates to one: log P(x) is what it was without it.
+    An entry that model and guide mask for a row is no part of that row's posterior. Its u is standard normal in
+    every density instead, which integrates to one and leaves log P(x) unchanged.
 
     Raises:
-        ValueError: a discrete latent, a support that depends on other latents, or one without a bijection.
+        ValueError: a latent is discrete, or has a support that depends on other latents or has no bijection.
     """
 
     def __init__(self, model: RowModel, batch: Batch) -> None:
@@ -49,7 +49,7 @@ class Coordinates:
         if not structure.fixed_masks:
             raise checks.bad_value(
                 "model",
-                "masks of latents that follow from the rows (this method moves z)",
+                "masks of latents that depend on the rows only (this method moves z)",
                 "masks that change with z",
                 "Use method='importance', or mask by the rows' own lengths.",
             )
@@ -59,7 +59,7 @@ class Coordinates:
         for name in structure.latents:
             transform = _to_support(name, drawn, again)
             value = drawn[name]["value"]
-            # the layout of one sample: (plates..., event...), padded on the left
+            # The layout of one sample is (plates..., event...), padded on the left.
             batch_dims = value.dim() - structure.event_dims[name]
             value = value.reshape((1,) * (structure.nesting - batch_dims) + value.shape)
             axis = structure.nesting + structure.data_dim[name]
@@ -78,16 +78,16 @@ class Coordinates:
             )
             start = entries.stop
         self.dim = start
-        #: that of the latents; the widest where they differ
+        #: The dtype of the latents, the widest if they differ.
         self.dtype = max((place.dtype for place in self._places.values()), key=lambda d: torch.finfo(d).bits)
 
     @property
     def lacks(self) -> bool:
-        """Whether a row lacks any entry."""
+        """Whether any row lacks an entry."""
         return any(place.absent is not None for place in self._places.values())
 
     def flatten(self, latents: Latents, noise: RowNoise) -> Tensor:
-        """Latents → u, shape (samples, rows, dim); entries that a row lacks are drawn. NaN where z is off its support."""
+        """Return latents as u, shape (samples, rows, dim); absent entries are drawn. NaN if z is off its support."""
         parts = []
         for name, place in self._places.items():
             part = place.transform.inv(_inside(place, latents[name])).movedim(place.rows, 1)
@@ -102,8 +102,10 @@ class Coordinates:
         return torch.cat(parts, dim=-1)
 
     def unflatten(self, u: Tensor) -> tuple[Latents, Tensor]:
-        """u, (samples, rows, dim) → latents and log |det ∂z/∂u|, (samples, rows), float64; entries that a row lacks
-        add their standard normal density to it."""
+        """Return latents and log |det ∂z/∂u|, (samples, rows), float64, from u, (samples, rows, dim).
+
+        Absent entries add their standard normal density to log |det ∂z/∂u|.
+        """
         latents, log_det = {}, torch.zeros(u.shape[:2], dtype=torch.float64, device=u.device)
         for name, place in self._places.items():
             part = u[..., place.entries].to(place.dtype)
@@ -114,14 +116,14 @@ class Coordinates:
 
 
 def _inside(place: _Place, z: Tensor) -> Tensor:
-    """z that was rounded onto a bound, at the number next to it: its density there is less than it was."""
+    """Return z with values rounded onto a bound moved to the number next to it, where the density is finite."""
     return z if place.bounds is None else z.clamp(*place.inside)
 
 
 def _bounds(
     site: Site, dtype: torch.dtype
 ) -> tuple[tuple[float, float], tuple[float, float]] | tuple[None, tuple[float, float]]:
-    """The fixed bounds of a latent's support and the numbers next to them, on the inside; None where it has none."""
+    """Return the fixed bounds of a latent's support and the numbers next to them inside; None if it has none."""
     found = supports.support(site["fn"])
     bounds = None if found is constraints.simplex else supports.bounds(found)
     everywhere = (-math.inf, math.inf)
@@ -131,9 +133,9 @@ def _bounds(
 
 
 def _absent(site: Site, nesting: int, axis: int, rest: Size, event_dims: int) -> Tensor | None:
-    """Which entries of u the rows lack, (rows, rest...); None where they lack none.
+    """Return which entries of u the rows lack, (rows, rest...); None if they lack none.
 
-    ``event_dims`` are those of the bijection: all numbers of such an event have one mask.
+    ``event_dims`` are those of the bijection. All entries of such an event share one mask.
     """
     first = masks.entries(site)
     if first is None or bool(first.all()):
@@ -151,14 +153,14 @@ def _log_det(place: _Place, u: Tensor, z: Tensor) -> Tensor:
     if place.absent is not None:
         normal = -0.5 * (u.movedim(place.rows, 1).double() ** 2 + math.log(2 * math.pi))
         normal = torch.where(place.absent, normal, 0.0).reshape(*terms.shape[:2], -1).sum(-1)
-        dims = place.absent.dim() + 1 - terms.dim()  # of events with one Jacobian
+        dims = place.absent.dim() + 1 - terms.dim()  # dims of events with one Jacobian
         lacking = place.absent.flatten(-dims).all(-1) if dims > 0 else place.absent
         return torch.where(lacking, 0.0, terms).reshape(*terms.shape[:2], -1).sum(-1) + normal
     return terms.reshape(*terms.shape[:2], -1).sum(-1)
 
 
 def _to_support(name: str, drawn: Sites, again: Sites) -> Transform:
-    """The bijection onto a latent's support, which two draws of all latents have to agree about."""
+    """Return the bijection onto a latent's support; raise ``ValueError`` if two draws give different supports."""
     support, second = (supports.support(sites[name]["fn"]) for sites in (drawn, again))
     expected = "latents in a fixed, continuous space (this method moves them)"
     mend = "Use method='importance', which only weighs what the guide draws."
@@ -179,7 +181,7 @@ def _to_support(name: str, drawn: Sites, again: Sites) -> Transform:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two constraints, or two of their bounds, are the same."""
+    """Return whether two constraints, or two of their bounds, are the same."""
     if isinstance(a, Tensor):
         return isinstance(b, Tensor) and torch.equal(a, b)
     if isinstance(a, list | tuple):

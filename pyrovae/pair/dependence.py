@@ -1,8 +1,8 @@
-"""Which columns of x a site holds, and which sites' distributions depend on x: found by changing x and looking.
+"""Finds which columns of x a site holds and which sites' distributions depend on x, by changing x.
 
-A product of factors P(unit | what it depends on) is a probability only if the units have an order: one that depends on
-a column it holds, or on a unit that depends on it, sums to anything. A *unit* is what one factor scores: an entry of a
-site under ``.to_event``, or a whole event such as a multivariate normal's.
+A product of factors P(unit | its inputs) is a probability only if the units have an order. If a unit depends on a
+column it holds, or on a unit that depends on it, the product does not sum to 1. A *unit* is scored by one factor: an
+entry of a site under ``.to_event``, or a whole event such as a multivariate normal's.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from pyrovae import checks, supports
 from pyrovae.pair.contract import no_answer
 from pyrovae.pair.running import Batch, Latents, Site, Sites
 
-# Rows on which dependence on x is looked for; rows on which the order of units is; columns changed at most.
+# Rows to search for dependence on x; rows to search for the order of units; most columns to change.
 _ROWS, _ORDERED_ROWS, _MOST_COLUMNS = 64, 3, 2048
 _AT_ONCE = 512  # changed copies of a row in one call
-# Of a unit's log-probability: below it, rounding.
+# Relative and absolute tolerance for rounding of a unit's log-probability.
 _TOLERANCE = 1e-5
 
-#: Runs a model on copies of rows, with latents held that were drawn for the rows of these numbers; some of them changed.
+#: Runs a model on copies of rows. Takes the copies, the numbers of the rows whose latents they keep, and changed latents.
 Run = Callable[[Batch, Tensor, Latents], Sites]
 
 
 def flat(x: Tensor) -> Tensor:
-    """Rows flattened: (rows, columns)."""
+    """Return rows flattened: (rows, columns)."""
     return x.flatten(1) if x.dim() > 1 else x[:, None]
 
 
 def by_rows(site: Site, dim: int) -> Tensor:
-    """A site's value as (rows, entries); ``dim`` is the plate dim over rows, negative."""
+    """Return a site's value as (rows, entries); ``dim`` is the plate dim over rows, negative."""
     value = site["value"]
     rows = value.movedim(value.dim() - site["fn"].event_dim + dim, 0)
     return rows.reshape(len(rows), -1)
@@ -44,10 +44,10 @@ def by_rows(site: Site, dim: int) -> Tensor:
 def columns_held(
     run: Callable[[Batch], Sites], batch: Batch, names: tuple[str, ...], data_dim: dict[str, int]
 ) -> dict[str, list[int]]:
-    """For every entry of the sites' values, the column of x flattened that it is; −1 where it is none as it stands.
+    """Return for every entry of the sites' values the column of the flattened x that it equals; −1 if none.
 
-    Copies of one row are run in which columns are changed by the bits of their number: what changes in an entry
-    spells the number of its column, however alike the columns are in the data.
+    The model runs on copies of one row. Copy b changes the columns whose number has bit b. The copies in which an
+    entry changes spell the number of its column, even if columns are alike in the data.
     """
     x = flat(batch["x"])
     other, varies = _other_values(x)
@@ -58,7 +58,7 @@ def columns_held(
     try:
         sites = run(copies)
     except (RuntimeError, IndexError, ValueError):
-        # Codes beyond those in the data: constant columns stay as they are.
+        # A changed constant column may be a code that the model does not know: leave such columns unchanged.
         tagged = torch.where(varies, tagged, x[0])
         sites = run(_copies(batch, torch.zeros(len(tagged), dtype=torch.long, device=x.device), tagged))
     held = {}
@@ -73,7 +73,7 @@ def columns_held(
         held[name] = torch.where(same, found, -1).tolist()
     told = {column for columns in held.values() for column in columns}
     untold = [column for column in range(x.shape[1]) if column not in told]
-    # An entry may hold a constant column that could not be changed: the first with its value.
+    # An entry may hold a constant column that could not be changed: assign the first one with its value.
     for name, columns in held.items():
         first = by_rows(sites[name], data_dim[name])[0].to(x.dtype)
         for entry in [entry for entry, column in enumerate(columns) if column < 0]:
@@ -85,8 +85,10 @@ def columns_held(
 
 
 def _other_values(x: Tensor) -> tuple[Tensor, Tensor]:
-    """For every column a value that row 0 does not have: another row's, else one more, or the other of 0 and 1; and
-    whether it is another row's."""
+    """Return for every column a value other than row 0's, and whether it is another row's.
+
+    If no other row differs, it is the other of 0 and 1, or one more.
+    """
     found = torch.where(x[0] == 1, torch.zeros_like(x[0]), x[0] + 1)
     some = x[torch.linspace(0, len(x) - 1, 256, device=x.device).long()]
     differs = some != some[:1] if len(x) else some.bool()
@@ -96,7 +98,7 @@ def _other_values(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _copies(batch: Batch, rows: Tensor, x: Tensor) -> Batch:
-    """The batch's rows of these numbers, with other values of x, (copies, columns)."""
+    """Return the batch's rows of these numbers, with other values of x, (copies, columns)."""
     return {
         name: x.reshape(len(x), *value.shape[1:]) if name == "x" else value[rows]
         for name, value in batch.items()
@@ -104,7 +106,7 @@ def _copies(batch: Batch, rows: Tensor, x: Tensor) -> Batch:
 
 
 def unit_log_probs(site: Site, value: Tensor, dim: int) -> Tensor:
-    """log-probabilities of a value under a site's distribution, (rows, units), before any sum over events and masks."""
+    """Return a value's log-probabilities under a site's distribution, (rows, units), without sums over events or masks."""
     fn = site["fn"]
     while isinstance(fn, dist.Independent | MaskedDistribution):
         if isinstance(fn, dist.Independent):
@@ -117,7 +119,7 @@ def unit_log_probs(site: Site, value: Tensor, dim: int) -> Tensor:
 def check_order(
     run: Run, batch: Batch, latents: tuple[str, ...], observed: tuple[str, ...], data_dim: dict[str, int]
 ) -> None:
-    """Refuse a model whose sites depend on the columns they hold, or on each other in a circle.
+    """Raise an error if sites depend on the columns they hold, or on each other in a circle.
 
     Raises:
         ValueError: naming the site and the column.
@@ -133,7 +135,7 @@ def check_order(
     reading = torch.zeros(len(some), dtype=torch.float64, device=x.device)
     everything = flat(batch["x"])
     low, high = everything.amin(0), everything.amax(0)
-    # the other of 0 and 1, else a value that the data may not have
+    # The other of 0 and 1, else a value that the data may not have.
     beyond = torch.where((x == 0) | (x == 1), 1 - x, x + 1)
     copies = (x.roll(1, 0), x.gather(0, each), low.expand_as(x), high.expand_as(x))
     for changed in (*copies, torch.where(low == high, beyond, x)):
@@ -152,7 +154,7 @@ def check_order(
 
 
 def _tried(run: Run, rows: Batch, numbers: Tensor) -> Sites | None:
-    """The model's sites on changed rows; None where it can't be called on such values, as on a code without a meaning."""
+    """Return the model's sites on changed rows; None if it fails on such values, for example on an unknown code."""
     try:
         return run(rows, numbers, {})
     except (RuntimeError, IndexError, ValueError):
@@ -167,7 +169,7 @@ def _check_row(
     observed: tuple[str, ...],
     data_dim: dict[str, int],
 ) -> None:
-    """``check_order`` on one row, every column of which is changed by itself, and then every latent."""
+    """Run ``check_order`` on one row, with every column and then every latent changed by itself."""
     x = flat(probe["x"])
     other, varies = _other_values(torch.cat([x[row:], x[:row]]))
     generator = torch.Generator().manual_seed(0)
@@ -181,13 +183,14 @@ def _check_row(
         for _ in range(unit_log_probs(base[name], values[name], data_dim[name]).shape[1])
     ]
     found = _each_changed(run, probe, row, other, columns, latents + observed, data_dim)
-    if found is None:  # a value that the data do not have may be no code of the model's
+    if found is None:  # a value that the data do not have may be an unknown code
         columns = columns[varies[columns]]
         found = _each_changed(run, probe, row, other, columns, latents + observed, data_dim)
     if found is None or not len(columns):
         return
     moves, holds = found
-    holds[:, : sum(name in latents for name in owner)] = False  # a latent is held: it does not follow x
+    # Latents are held fixed and so do not change with x.
+    holds[:, : sum(name in latents for name in owner)] = False
     moved, own_columns = moves.cpu().numpy(), holds.cpu().numpy()
     numbers = columns.tolist()
     own = np.argwhere(moved & own_columns)
@@ -196,7 +199,7 @@ def _check_row(
         raise _refusal(
             f"site {owner[unit]!r}, whose distribution of column {numbers[column]} depends on column {numbers[column]} itself"
         )
-    edges = own_columns.T.astype(np.float32) @ moved.astype(np.float32) > 0  # unit → unit, by way of columns
+    edges = own_columns.T.astype(np.float32) @ moved.astype(np.float32) > 0  # unit → unit, through columns
     reads = [owner[unit] in latents for unit in np.flatnonzero(moved.any(0))]
     if any(reads):
         edges |= _latent_edges(run, probe, row, latents, observed, data_dim, len(owner))
@@ -204,7 +207,7 @@ def _check_row(
     if circle is not None:
         a, b = circle
         raise _refusal(
-            f"sites {owner[a]!r} and {owner[b]!r}, each of which depends on the other, by way of columns of x"
+            f"sites {owner[a]!r} and {owner[b]!r}, each of which depends on the other through columns of x"
         )
 
 
@@ -217,14 +220,14 @@ def _each_changed(
     names: tuple[str, ...],
     data_dim: dict[str, int],
 ) -> tuple[Tensor, Tensor] | None:
-    """Which units' log-probabilities move, and which units' values, where a column is changed: (columns, units) each.
+    """Return which units' log-probabilities and which units' values change with a column, (columns, units) each.
 
-    None where the model can't be called on such values.
+    None if the model fails on such values.
     """
     x = flat(probe["x"])
     moves, holds = [], []
     for part in columns.split(_AT_ONCE):
-        changed = x[row].repeat(len(part) + 1, 1)  # the last copy is the row as it was
+        changed = x[row].repeat(len(part) + 1, 1)  # the last copy is the unchanged row
         changed[torch.arange(len(part), device=x.device), part] = other[part]
         rows = torch.full((len(changed),), row, device=x.device)
         sites = _tried(run, _copies(probe, rows, changed), rows)
@@ -253,7 +256,7 @@ def _latent_edges(
     data_dim: dict[str, int],
     num_units: int,
 ) -> np.ndarray:
-    """Which units depend on which units of latents: (units, units), found by taking another row's z for one unit."""
+    """Return which units depend on which units of latents, (units, units), by giving one unit another row's z."""
     edges = np.zeros((num_units, num_units), dtype=bool)
     start = 0
     names = latents + observed
@@ -263,13 +266,14 @@ def _latent_edges(
     for name in latents:
         width = unit_log_probs(drawn[name], drawn[name]["value"], data_dim[name]).shape[1]
         for part in torch.arange(min(width, _MOST_COLUMNS), device=device).split(_AT_ONCE):
-            rows = torch.full((len(part) + 1,), row, device=device)  # the last copy is the row as it was
+            rows = torch.full((len(part) + 1,), row, device=device)  # the last copy is the unchanged row
             same = {key: value[rows] for key, value in probe.items()}
             base = run(same, rows, {})
             mixed = by_rows(base[name], data_dim[name]).reshape(len(rows), width, -1).clone()
             here = torch.arange(len(part), device=device)
             other = by_rows(drawn[name], data_dim[name]).reshape(width, -1)[part]
-            mixed[here, part] = other if len(probe["x"]) > 1 else other / 2 + 1  # one row has no other's z
+            # A single row has no other row's z.
+            mixed[here, part] = other if len(probe["x"]) > 1 else other / 2 + 1
             sites = run(same, rows, {name: _like(base[name], mixed.flatten(1), data_dim[name])})
             moved = torch.cat(
                 [
@@ -285,7 +289,7 @@ def _latent_edges(
 
 
 def _like(site: Site, values: Tensor, dim: int) -> Tensor:
-    """(rows, entries) in the layout of a site's value."""
+    """Return (rows, entries) in the layout of a site's value."""
     value = site["value"]
     axis = value.dim() - site["fn"].event_dim + dim
     moved = value.movedim(axis, 0)
@@ -293,17 +297,17 @@ def _like(site: Site, values: Tensor, dim: int) -> Tensor:
 
 
 def _moved(before: Tensor, after: Tensor) -> Tensor:
-    """Whether log-probabilities differ by more than rounding."""
+    """Return whether log-probabilities differ by more than rounding."""
     return ~torch.isclose(before.double(), after.double(), rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
 
 
 def _spread(num_rows: int, device: torch.device) -> Tensor:
-    """Numbers of up to 64 rows at random, in no order that data may be sorted in."""
+    """Return the numbers of up to 64 random rows, because data may be sorted."""
     return torch.randperm(num_rows, generator=torch.Generator().manual_seed(0))[:_ROWS].to(device)
 
 
 def _circle(edges: np.ndarray) -> tuple[int, int] | None:
-    """Two units that depend on each other, however indirectly; None where the units have an order."""
+    """Return two units that depend on each other, directly or not; None if the units have an order."""
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -320,5 +324,5 @@ def _refusal(came: str) -> checks.Refused:
         "sites that depend on earlier columns of x only, so that the model is a probability of x",
         came,
         "Shift the inputs of an autoregressive network by one, and let the prior read only columns that do not "
-        "depend on z. What x is conditioned on belongs beside it: {'x': rows, 'offset': …}.",
+        "depend on z. Pass values that x is conditioned on beside it: {'x': rows, 'offset': …}.",
     )

@@ -1,4 +1,4 @@
-"""Values of discrete latents other than those that were drawn."""
+"""Lists values of discrete latents other than the drawn ones."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from pyrovae import supports
 from pyrovae.pair.row_model import RowModel
 from pyrovae.pair.running import Batch, Latents, run
 
-# Values of discrete latents that are looked at: of a count, of one unit at a time, of all together.
+# Most values to list: of a count, of one unit at a time, of all units together.
 _MOST_COUNTS, _MOST_CHANGES, _MOST_COMBINATIONS = 64, 1024, 1024
 
 
 def other_values(model: RowModel, batch: Batch, at: Latents, at_once: int) -> Iterator[Latents]:
-    """Draws ``at``, of one sample, with discrete latents at other values: one unit at a time, and where all take few
-    values, all combinations. As ``propose`` lays them out, at most ``at_once`` samples in one."""
+    """Yield the draws ``at``, of one sample, with discrete latents at other values.
+
+    One unit changes at a time. If all units together take few values, all combinations are listed. The layout is that
+    of ``propose``, with at most ``at_once`` samples each.
+    """
     units, _ = _discrete_units(model, batch, at)
     changes = [[(unit, value)] for unit, (_, _, values) in enumerate(units) for value in range(len(values))]
     if len(units) > 1 and math.prod(len(values) for _, _, values in units) <= _MOST_COMBINATIONS:
@@ -31,20 +34,22 @@ def other_values(model: RowModel, batch: Batch, at: Latents, at_once: int) -> It
 
 
 def all_values(model: RowModel, batch: Batch, at: Latents, at_once: int) -> Iterator[Latents] | None:
-    """Every value of the latents together, each once, laid out as in ``other_values``; None where they are not discrete
-    with few values."""
+    """Return every combination of values of the latents once, laid out as in ``other_values``.
+
+    None if a latent is not discrete or the combinations are too many.
+    """
     units, complete = _discrete_units(model, batch, at)
     if not complete or math.prod(len(values) for _, _, values in units) > _MOST_COMBINATIONS:
         return None
     return _changed(model, at, units, _combinations(units), at_once)
 
 
-#: A unit of a discrete latent: the site, its place among the site's units, and its values, (values, entries).
+#: A unit of a discrete latent: the site, its index among the site's units, and its values, (values, entries).
 _Unit = tuple[str, int, Tensor]
 
 
 def _discrete_units(model: RowModel, batch: Batch, at: Latents) -> tuple[list[_Unit], bool]:
-    """The units of discrete latents, and whether they are all there is, each with every value it can take."""
+    """Return the units of discrete latents, and whether they cover all latents with all their values."""
     sites = run(model.pair, "model", batch)
     units: list[_Unit] = []
     complete = True
@@ -73,7 +78,7 @@ def _changed(
     changes: list[list[tuple[int, int]]],
     at_once: int,
 ) -> Iterator[Latents]:
-    """``at`` with some units at some of their values, a sample for each change: (unit, value) pairs by their numbers."""
+    """Yield ``at`` with some units changed, one sample for each change, a list of (unit, value) numbers."""
     for start in range(0, len(changes), at_once):
         some = changes[start : start + at_once]
         latents = {name: value.repeat(len(some), *[1] * (value.dim() - 1)) for name, value in at.items()}
@@ -91,18 +96,20 @@ def _changed(
 
 
 def _values_of(fn: Any, at: Tensor) -> tuple[Tensor | None, bool]:
-    """Values of one unit of a discrete distribution, (values, event...), of counts those around draws; and whether
-    they are all."""
+    """Return values of one unit of a discrete distribution, (values, event...), and whether they are all.
+
+    For counts, the values are those around the draws.
+    """
     found = supports.support(fn)
     if found is None or not found.is_discrete:
         return None, False
     try:
         values = fn.enumerate_support(expand=False)
         values = values.reshape(len(values), *values.shape[values.dim() - len(fn.event_shape) :])
-        # Of others, such as a binomial, the values may depend on other latents.
+        # The values of other families, such as a binomial, may depend on other latents.
         every = isinstance(fn, dist.Bernoulli | dist.Categorical | dist.OneHotCategorical)
         return values[:_MOST_CHANGES], every and len(values) <= _MOST_CHANGES
-    except NotImplementedError:  # counts without a bound, or with bounds that vary
+    except NotImplementedError:  # counts without a bound, or with varying bounds
         if fn.event_shape:
             return None, False
         count = min(_MOST_COUNTS, 2 * int(at.max()) + 4)

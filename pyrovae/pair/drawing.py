@@ -1,4 +1,4 @@
-"""Draws of sample sites with noise that belongs to the rows, in place of torch's one generator for a whole tensor."""
+"""Draws sample sites with noise that belongs to the rows, instead of torch's one generator for a whole tensor."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ aten = torch.ops.aten
 
 
 class DrawsByRow(Messenger):
-    """Draws every latent sample site inside from a ``RowNoise``. It has to be entered before the plate of particles.
+    """Draws every latent sample site inside from a ``RowNoise``. Enter it before the plate of particles.
 
     Args:
         noise: of the rows.
-        num_samples: draws of every row, S.
-        row_axis: for each site, the axis of the rows from the right among its batch dims, negative.
+        num_samples: S, draws of every row.
+        row_axis: returns for each site the axis of the rows from the right among its batch dims, negative.
         folded: whether the axis holds S · N rows, the samples outermost; else the samples are the first batch dim.
     """
 
@@ -34,7 +34,7 @@ class DrawsByRow(Messenger):
     ) -> None:
         super().__init__()
         self._noise, self._num_samples, self._row_axis, self._folded = noise, num_samples, row_axis, folded
-        #: Operations of torch that drew from its own generator, which gives a row other numbers beside other rows.
+        #: Operations that drew from torch's own generator, in which a row's numbers depend on other rows.
         self.missed: list[str] = []
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -47,7 +47,7 @@ class DrawsByRow(Messenger):
 
 
 def source_of(noise: RowNoise, num_samples: int, fn: Any, row_axis: int, folded: bool) -> Source | None:
-    """Noise in the layout of a distribution; None where its batch dims are not those of the samples and rows."""
+    """Return noise in the layout of a distribution; None if its batch dims are not those of the samples and rows."""
     shape, rows = tuple(getattr(fn, "batch_shape", ())), len(noise)
     axis = len(shape) + row_axis
     if axis < (0 if folded else 1):
@@ -66,7 +66,7 @@ class Source:
         self._batch_shape, self._axis, self._folded = batch_shape, axis, folded
 
     def fits(self, shape: Sequence[int]) -> bool:
-        """Whether a tensor has the batch dims of the site in front, as they are or flattened to one."""
+        """Return whether a tensor starts with the batch dims of the site, unchanged or flattened to one."""
         count = len(self._batch_shape)
         return tuple(shape[:count]) == self._batch_shape or (
             len(shape) > 0 and shape[0] == math.prod(self._batch_shape)
@@ -79,7 +79,7 @@ class Source:
         return self._laid_out(self._noise.normal, shape, dtype)
 
     def gamma(self, shape: Tensor) -> Tensor:
-        """Gamma variables of rate 1 whose shape parameters are given, laid out as the site is."""
+        """Return gamma variables of rate 1 for the given shape parameters, in the layout of the site."""
         rows_second = self._rows_second(shape)
         return self._back(self._noise.gamma(rows_second)).reshape(shape.shape)
 
@@ -90,7 +90,7 @@ class Source:
         return self._back(draw(self._num_samples, *others, *rest, dtype=dtype)).reshape(*shape)
 
     def _back(self, drawn: Tensor) -> Tensor:
-        """(samples, rows, others..., rest...) → the layout of the site."""
+        """Return (samples, rows, others..., rest...) in the layout of the site."""
         return drawn.flatten(0, 1).movedim(0, self._axis) if self._folded else drawn.movedim(1, self._axis)
 
     def _rows_second(self, value: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class Source:
 
 
 def replaced(source: Source | None, missed: list[str]) -> AbstractContextManager[Any]:
-    """A block in which a site's own noise takes the place of torch's random operations; ``missed`` gets the others."""
+    """Replace torch's random operations in a block by a site's own noise; ``missed`` gets those that it cannot replace."""
     try:
         return _mode()(source, missed)
     except Moved as reason:
@@ -111,7 +111,7 @@ def replaced(source: Source | None, missed: list[str]) -> AbstractContextManager
 
 @cache
 def _mode() -> Any:
-    """The class of the mode, made when it is first used: its base is no documented name of torch."""
+    """Return the class of the mode. It is made at its first use, because torch does not document its base."""
 
     class Replaced(private("TorchDispatchMode")):  # type: ignore[misc]
         def __init__(self, source: Source | None, missed: list[str]) -> None:
@@ -160,7 +160,7 @@ def _bernoulli(source: Source, probs: Tensor) -> Tensor:
 
 
 def _multinomial(source: Source, weights: Tensor, num_draws: int, replacement: bool = False) -> Tensor:
-    """Categories, each where a uniform number falls among the cumulated weights."""
+    """Return categories, chosen by a uniform number's place among the cumulated weights."""
     cumulated = weights.double().cumsum(-1)
     at = source.uniform((*weights.shape[:-1], num_draws), torch.float64) * cumulated[..., -1:]
     return torch.searchsorted(cumulated, at, right=True).clamp(max=weights.shape[-1] - 1)
@@ -177,7 +177,7 @@ def _dirichlet(source: Source, concentration: Tensor) -> Tensor:
 
 
 def _made(draw: Callable[[Source, Sequence[int], torch.dtype], Tensor]) -> Callable[..., Tensor]:
-    """A draw for the operations that make a tensor from a shape, or like another one."""
+    """Return a draw for operations that make a tensor from a shape or like another tensor."""
 
     def make(source: Source, like: Any, **options: Any) -> Tensor:
         default = like.dtype if isinstance(like, Tensor) else torch.get_default_dtype()

@@ -1,7 +1,7 @@
-"""A Bayesian model of rows: every latent as one real vector u, its log joint with the rows, and each row's share.
+"""Writes a Bayesian model of rows as a function of one real vector u of all latents, and scores each row given u.
 
-For ``baselines.PyroMCMC``. A pair's latents belong to the rows; here they belong to all rows together, the
-globals, and a row is scored given them. ``BayesianModel`` is asked for both, for many u at once.
+``baselines.PyroMCMC`` uses it. A pair's latents belong to single rows. Here latents are global: all rows share them,
+and a row is scored given them. ``BayesianModel`` computes the log joint and each row's term for many u at once.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from pyrovae.pair.running import Batch, Latents, Sites, Support, arguments, log_
 from pyrovae.pair.together import Together
 from pyrovae.torch_private import private
 
-# Numbers that a block of log-likelihoods, draws × rows, may hold.
+# Most numbers, draws × rows, in a block of log-likelihoods.
 _BLOCK = 1 << 21
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a latent lies in u, and the shapes it has there and in the model."""
+    """The place of a latent in u, and its shapes there and in the model."""
 
     entries: slice
     unconstrained: Size
@@ -46,7 +46,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Rows:
-    """What is known of a model whose rows are independent given the globals.
+    """Results of inspecting a model whose rows are independent given the globals.
 
     Attributes:
         data_dim: for each observed site of the rows, the dim of its log-probability that they lie on, negative.
@@ -64,10 +64,10 @@ class _Rows:
 
 
 class _Placed(poutine.messenger.Messenger):
-    """Sets latents to where u puts them, through the bijections onto their supports, and adds up log |det|.
+    """Sets latents to their values at u, through the bijections onto their supports, and sums log |det|.
 
-    The support is asked at every call: one that depends on other latents is followed. With ``simulated``, a
-    set of observed sites, these are drawn instead, and so is every latent that has no place.
+    Every call reads the support again, so it may depend on other latents. If ``simulated``, a set of observed
+    sites, is given, these are drawn instead, and so is every latent without a place.
     """
 
     def __init__(self, places: dict[str, _Place], u: Tensor, simulated: frozenset[str] | None = None) -> None:
@@ -98,7 +98,7 @@ class _Placed(poutine.messenger.Messenger):
 
 
 class _Known(torch.autograd.Function):
-    """A number whose gradient was computed with it."""
+    """A number whose gradient was computed together with it."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, both: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
@@ -114,17 +114,17 @@ class _Known(torch.autograd.Function):
 class BayesianModel:
     """The log joint of a Bayesian model and its rows as a function of real vectors u, shape (draws, ``dim``).
 
-    Each latent goes through torch's ``biject_to`` of its support, and densities of u carry
-    log |det ∂latents/∂u|. All in float64, whatever torch's default is; neither Pyro's parameter store nor its
-    switch for validation are changed.
+    Each latent goes through torch's ``biject_to`` of its support, and densities of u include
+    log |det ∂latents/∂u|. Everything is float64, whatever torch's default is. Pyro's parameter store and its
+    switch for validation are left unchanged.
 
     Args:
-        model: called as ``model(x)``, with what goes with the rows by name; samples its latents, observes x.
-        batch: the rows, under "x", and what goes with them.
+        model: called as ``model(x)``, with the values beside the rows as keywords; samples its latents, observes x.
+        batch: the rows, under "x", and the values beside them.
 
     Raises:
-        ValueError: no latent, or a discrete one; nothing observed, or not x; ``pyro.param`` statements; scaled
-            sites; randomness outside sample sites; values off the likelihood's support.
+        ValueError: no latent, or a discrete one; no observed site, or one that does not hold x; ``pyro.param``
+            statements; scaled sites; randomness outside sample sites; values off the likelihood's support.
     """
 
     def __init__(self, model: Callable[..., Any], batch: Batch) -> None:
@@ -136,20 +136,20 @@ class BayesianModel:
             self._check_it_repeats(sites)
             try:
                 self._rows: _Rows | checks.Refused = self._rows_apart(sites)
-            except checks.Refused as refusal:  # raised where rows are to be scored: the rest works
+            except checks.Refused as refusal:  # raised later if rows are scored; all else works
                 self._rows = refusal
         self._vectorised: bool | None = None
 
     # -----------------------------------------------------------------------------------------------------
-    # The questions
+    # Public methods
 
     @staticmethod
     @contextmanager
     def undisturbed() -> Iterator[None]:
-        """Run the model in float64, in a parameter store of its own, unvalidated; then put everything back.
+        """Run the model in float64, in a parameter store of its own, without validation; then restore all settings.
 
-        Divergent steps and far proposals make NaN where validation would raise; what it would say of the rows is
-        checked once instead.
+        Divergent steps and far proposals give NaN, on which validation would raise. The rows' values are checked
+        once instead.
         """
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
@@ -160,18 +160,18 @@ class BayesianModel:
             torch.set_default_dtype(before)
 
     def log_joint(self, u: Tensor) -> Tensor:
-        """log P(x, latents) + log |det| of one u, shape (dim,): a number with a graph, in nats.
+        """Return log P(x, latents) + log |det| of one u, shape (dim,): a number with a graph, in nats.
 
-        To be called within ``undisturbed()``.
+        Call it within ``undisturbed()``.
         """
         sites, log_det = self._run(self.batch, u)
         return sum((log_prob(site, site["is_observed"]).sum() for site in sites.values()), start=log_det)
 
     def traced(self) -> Callable[[Tensor], Tensor]:
-        """``log_joint``, run once and from then on as torch's operations alone, its gradient beside it.
+        """Return ``log_joint`` traced to torch operations, with its gradient computed alongside.
 
-        Two to three times as fast as calling Pyro at every step. ``log_joint`` itself where the model can't be
-        traced, because it reads values back, or where the two differ at random u.
+        It is two to three times as fast as calling Pyro at every step. It is ``log_joint`` itself if the model
+        cannot be traced, because it reads values back, or if the two differ at random u.
         """
 
         def both(u: Tensor) -> Any:
@@ -181,7 +181,7 @@ class BayesianModel:
         points = torch.randn(5, self.dim, generator=generator, dtype=torch.float64)
         try:
             graph = private("make_fx")(both)(points[0])
-        except Exception:  # whatever a model makes of being traced: it is then called
+        except Exception:  # a model may fail in any way under the tracer; it is then called instead
             return self.log_joint
         graph.graph.eliminate_dead_code()
         graph.recompile()
@@ -195,19 +195,19 @@ class BayesianModel:
         return log_joint
 
     def check_traced(self, log_joint: Callable[[Tensor], Tensor], u: Tensor) -> None:
-        """Refuse a model that has become another since it was traced, at some u of shape (draws, dim)."""
+        """Raise ``ValueError`` if the traced log joint differs from the model's at some u, shape (draws, dim)."""
         for vector in u:
             if not torch.allclose(log_joint(vector), self.log_joint(vector), rtol=1e-6, atol=1e-6):
                 raise _restless(
-                    "another log joint where its latents are elsewhere, by Python's own if or numpy"
+                    "a log joint that differs from the traced one at other latents, by Python's own if or numpy"
                 )
 
     def log_joints(self, u: Tensor) -> Tensor:
-        """``log_joint`` of many u, shape (draws, dim) → (draws,), without graphs."""
+        """Return ``log_joint`` of many u, shape (draws, dim) → (draws,), without graphs."""
         return self._each(self.log_joint, u)
 
     def latents(self, u: Tensor) -> Latents:
-        """The latents by name, in the model's own space, each of shape (draws, ...)."""
+        """Return the latents by name, in the model's own space, each of shape (draws, ...)."""
 
         def one(vector: Tensor) -> Latents:
             sites = self._run(self.batch, vector)[0]
@@ -216,11 +216,11 @@ class BayesianModel:
         return self._each(one, u)
 
     def log_likelihood(self, batch: Batch, u: Tensor) -> Iterator[Tensor]:
-        """log P(x_n | latents) of rows that need not be the fitted ones, in blocks of shape (draws, some rows).
+        """Yield log P(x_n | latents) of rows, fitted or new, in blocks of shape (draws, some rows).
 
         Raises:
-            ValueError: rows that can't be scored apart: a latent that belongs to a row, rows that feel each
-                other, a model that takes no other rows; values off the likelihood's support.
+            ValueError: rows cannot be scored separately, because a latent belongs to a row, rows depend on each
+                other, or the model takes no other rows; or values are off the likelihood's support.
         """
         rows = self.rows
         flat = batch["x"].flatten(1) if batch["x"].dim() > 1 else batch["x"][:, None]
@@ -237,21 +237,21 @@ class BayesianModel:
             yield self._each(partial(self._row_scores, block, rows), u, block)
 
     def simulate(self, u: Tensor) -> Tensor:
-        """A row from P(x | latents) for each u, shape (rows, dim): shape (rows, ...), as x.
+        """Return a row from P(x | latents) for each u, shape (rows, dim): shape (rows, ...), as x.
 
-        Columns of x that the model does not observe are those of fitted rows, drawn at random; so is what
-        goes with the rows. Draws from torch's global generator.
+        Columns of x that the model does not observe come from fitted rows, chosen at random, and so do the values
+        beside the rows. Draws use torch's global generator.
 
         Raises:
-            ValueError: as ``log_likelihood``; a model that observes something else than x's columns, or one
+            ValueError: as ``log_likelihood``; also if the model observes other values than x's columns, or one
                 column given another.
         """
         rows = self.rows
         if "transformed" in rows.measure:
             raise checks.bad_value(
                 "model",
-                "a model that observes columns of x as they are, so that rows can be drawn from it",
-                "sites that hold something made of them",
+                "a model that observes unchanged columns of x, so that rows can be drawn from it",
+                "sites that hold functions of them",
                 'Observe the columns themselves: pyro.sample("x", …, obs=x).',
             )
         chosen = torch.randint(len(self.batch["x"]), (len(u),))
@@ -259,11 +259,11 @@ class BayesianModel:
             return torch.cat([self._simulated(vector, n, rows) for vector, n in zip(u, chosen, strict=True)])
 
     def _simulated(self, u: Tensor, like: Tensor, rows: _Rows) -> Tensor:
-        """One row from P(x | latents), in the shape of the fitted row numbered ``like``."""
+        """Return one row from P(x | latents), in the shape of the fitted row numbered ``like``."""
         row = {name: value[like][None].clone() for name, value in self.batch.items()}
         with _Placed(self._places, u, frozenset(rows.columns)):
             sites = sample_sites(poutine.trace(self.model), row)
-        flat = row["x"].reshape(1, -1).clone()  # the sites may hold views of the row as it was
+        flat = row["x"].reshape(1, -1).clone()  # a copy, because the sites may hold views of the row
         for name, columns in rows.columns.items():
             flat[:, list(columns)] = sites[name]["value"].reshape(1, -1).to(flat.dtype)
         row["x"] = flat.reshape(row["x"].shape)
@@ -272,27 +272,27 @@ class BayesianModel:
             if not torch.allclose(log_prob(again[name]), log_prob(sites[name]), rtol=1e-8, atol=1e-8):
                 raise checks.bad_value(
                     "model",
-                    "columns of x that do not depend on others but through latents, so that rows can be drawn from it",
-                    f"site {name!r}, which does",
+                    "columns of x that depend on others only through latents, so that rows can be drawn from it",
+                    f"site {name!r}, which depends on others directly",
                     "Simulate it by hand from the draws in .posterior.",
                 )
         return row["x"]
 
     @property
     def rows(self) -> _Rows:
-        """What the rows are made of; raises where they can't be scored apart."""
+        """The inspection of the rows; raises ``ValueError`` if they cannot be scored separately."""
         if isinstance(self._rows, checks.Refused):
             raise checks.Refused(str(self._rows))
         return self._rows
 
     @property
     def measure(self) -> tuple[str, ...]:
-        """For every column of x flattened, what log P of all rows together measures: see ``Together``."""
+        """For every column of the flattened x, what log P of all rows together measures; see ``Together``."""
         return self.together.measure
 
     @cached_property
     def together(self) -> Together:
-        """What log P of all rows together measures, whether or not rows can be scored apart."""
+        """The measure of log P of all rows together, which is defined even if rows cannot be scored separately."""
         generator = torch.Generator().manual_seed(1)
         u = torch.randn(2, self.dim, generator=generator, dtype=torch.float64)
         with self.undisturbed(), torch.no_grad():
@@ -311,11 +311,11 @@ class BayesianModel:
 
     @property
     def own_totals(self) -> tuple[str, ...]:
-        """What the rows are scored given that is a total of theirs: see ``Structure.own_totals``."""
+        """Names of totals of the rows that they are scored given; see ``Structure.own_totals``."""
         return () if isinstance(self._rows, checks.Refused) else self._rows.own_totals
 
     def site_of(self, coordinate: int) -> str:
-        """The name of the latent that a coordinate of u belongs to."""
+        """Return the name of the latent that a coordinate of u belongs to."""
         return next(name for name, place in self._places.items() if coordinate < place.entries.stop)
 
     @property
@@ -331,7 +331,7 @@ class BayesianModel:
     # Running the model
 
     def _run(self, batch: Batch, u: Tensor) -> tuple[Sites, Tensor]:
-        """The model's sites with the latents where u puts them, and log |det|."""
+        """Return the model's sites with the latents at u, and log |det|."""
         placed = _Placed(self._places, u)
         with placed:
             sites = sample_sites(poutine.trace(self.model), batch)
@@ -343,7 +343,7 @@ class BayesianModel:
         return self._by_row(batch, u, rows.data_dim)[0]
 
     def _by_row(self, batch: Batch, u: Tensor, data_dim: dict[str, int]) -> tuple[Tensor, Tensor]:
-        """Each row's log-likelihood, shape (rows,), and the rest of the log joint: what all rows share."""
+        """Return each row's log-likelihood, shape (rows,), and the terms of the log joint that all rows share."""
         sites, _ = self._run(batch, u)
         by_row, rest = u.new_zeros(len(batch["x"])), u.new_zeros(())
         for name, site in sites.items():
@@ -355,7 +355,7 @@ class BayesianModel:
         return by_row, rest
 
     def _each(self, one: Callable[[Tensor], Any], u: Tensor, batch: Batch | None = None) -> Any:
-        """What ``one`` says of each u about a batch, stacked: many at once where the model can be vectorised, else in turn."""
+        """Return ``one`` of each u about a batch, stacked; computed by torch.vmap if the model allows it, else in turn."""
         with self.undisturbed(), torch.no_grad():
             if self._vectorised is None:
                 self._vectorised = self._vectorises(u)
@@ -368,20 +368,20 @@ class BayesianModel:
         return torch.stack(answers)
 
     def _vectorises(self, u: Tensor) -> bool:
-        """Whether torch.vmap over the model says of two u what the model says of each."""
+        """Return whether torch.vmap over the model gives the same for two u as separate calls."""
         pair = u[[0, -1]]
         each = torch.stack([self.log_joint(vector) for vector in pair])
         try:
             together = torch.vmap(self.log_joint)(pair)
-        except Exception:  # whatever a model makes of vmap: it is then asked in turn
+        except Exception:  # a model may fail in any way under vmap; it is then called in turn
             return False
         return bool(torch.isclose(each, together, rtol=1e-9, atol=1e-9, equal_nan=True).all())
 
     # -----------------------------------------------------------------------------------------------------
-    # What it takes
+    # Checks of the model
 
     def _first_run(self) -> Sites:
-        """Draw the latents from the prior, once, and check what every method needs."""
+        """Draw the latents from the prior once, and check the requirements of every method."""
         args, kwargs = arguments(self.batch)
         try:
             trace = poutine.trace(self.model).get_trace(*args, **kwargs)
@@ -396,7 +396,7 @@ class BayesianModel:
         if declared:
             raise checks.bad_value(
                 "model",
-                "sample sites for all that is unknown: nothing is fitted but the posterior",
+                "sample sites for all unknowns, because only a posterior is fitted",
                 f"{len(declared)} parameter(s), first {declared[0]!r}",
                 "Give it a prior, pyro.sample or PyroSample, or make it a constant.",
             )
@@ -409,7 +409,7 @@ class BayesianModel:
                 "model",
                 "a latent sample site",
                 "none",
-                "Sample what is unknown; nothing else has a posterior.",
+                "Sample the unknown quantities; only they have a posterior.",
             )
         if not held:
             raise checks.bad_value(
@@ -431,7 +431,7 @@ class BayesianModel:
         return sites
 
     def _check_it_repeats(self, sites: Sites) -> None:
-        """The same u has to have the same log joint; and another order of the rows other observed values."""
+        """Raise ``ValueError`` unless the same u has the same log joint, and reordered rows other observed values."""
         u = torch.zeros(self.dim, dtype=torch.float64)
         first, again = self._run(self.batch, u)[0], self._run(self.batch, u)[0]
         for name, site in first.items():
@@ -452,12 +452,12 @@ class BayesianModel:
             raise no_answer(held[0])
 
     def _rows_apart(self, sites: Sites) -> _Rows:
-        """Find the dims that rows lie on, and hold the model to it that each row is independent given the globals."""
+        """Return the dims that rows lie on; raise ``ValueError`` unless each row is independent given the globals."""
         whole = self.batch
         if len(whole["x"]) == 1:
             whole = {name: torch.cat([value, value]) for name, value in whole.items()}
             sites = _on(self.model, whole)
-        # The same rows backwards, without the first: other neighbours, other places, another number.
+        # The reversed rows without the first change each row's companions, its place and the number of rows.
         order = list(range(len(whole["x"]) - 1, 0, -1))
         fewer = {name: value[order] for name, value in whole.items()}
         again = _on(self.model, fewer)
@@ -470,7 +470,7 @@ class BayesianModel:
             raise checks.bad_value(
                 "model",
                 "latents that all rows share: a new row is scored given them",
-                f"latent {local[0]!r}, which follows the number of rows",
+                f"latent {local[0]!r}, which changes with the number of rows",
                 "Integrate it out in the model (a marginal or a mixture for x), or take the evidence of the "
                 "training rows, marginal_likelihood().",
             )
@@ -483,7 +483,7 @@ class BayesianModel:
                 if dim is not None:
                     data_dim[name] = dim
         self._check_rows_stand_alone(whole, fewer, order, data_dim)
-        # at random: where a slope is zero nothing shows what it multiplies
+        # Random values, because a slope of zero would hide a dependence.
         u = torch.randn(self.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
         def of_rows(batch: Batch, *_: Any) -> Sites:
@@ -501,7 +501,7 @@ class BayesianModel:
     def _check_rows_stand_alone(
         self, whole: Batch, fewer: Batch, order: list[int], data_dim: dict[str, int]
     ) -> None:
-        """Each row's log-likelihood stays the same among other neighbours, and so does what they share."""
+        """Raise ``ValueError`` unless each row's term and the shared terms stay the same without some of the rows."""
         generator = torch.Generator().manual_seed(0)
         for _ in range(2):
             u = torch.randn(self.dim, generator=generator, dtype=torch.float64)
@@ -511,23 +511,23 @@ class BayesianModel:
             scale = torch.cat([rows[order], rest[None]]).abs().clamp(min=1)
             if bool((apart.abs() > 1e-8 * scale).any()):
                 raise _feels(
-                    f"a log-probability that moves by {float(apart.abs().max()):.3g} nats without some of the rows"
+                    f"a log-probability that changes by {float(apart.abs().max()):.3g} nats without some of the rows"
                 )
             self._check_groups(whole, u, rows, data_dim)
 
     def _check_groups(self, batch: Batch, u: Tensor, scores: Tensor, data_dim: dict[str, int]) -> None:
-        """Some rows scored alone, and all in two halves, have to have the same log-likelihood as together."""
+        """Raise ``ValueError`` unless rows scored alone or in two halves have the same log-likelihood as together."""
         for some in groups(batch["x"]):
             fewer = {name: value[some] for name, value in batch.items()}
             apart = (self._by_row(fewer, u, data_dim)[0] - scores[some]).abs()
             if bool((apart > 1e-8 * scores[some].abs().clamp(min=1)).any()):
                 raise _feels(
-                    f"a log-probability that moves by {float(apart.max()):.3g} nats where {len(some)} rows are scored apart"
+                    f"a log-probability that changes by {float(apart.max()):.3g} nats if {len(some)} rows are scored separately"
                 )
 
 
 def _on(model: Callable[..., Any], batch: Batch) -> Sites:
-    """The model's sites on some rows; where it can't be called on them, that is the refusal."""
+    """Return the model's sites on some rows; raise ``ValueError`` if it cannot be called on them."""
     try:
         sites = sample_sites(poutine.trace(model), batch)
         for site in sites.values():
@@ -538,13 +538,13 @@ def _on(model: Callable[..., Any], batch: Batch) -> Sites:
             "model",
             "a model that can be called on any number of rows",
             f"{type(error).__name__} from it on {len(batch['x'])} rows: {error}",
-            'Use len(x) where it needs their number, and pass what goes with the rows beside them: {"x": rows, '
+            'Use len(x) for the number of rows, and pass values aligned with the rows beside them: {"x": rows, '
             '"sigma": …}. The evidence of the training rows, marginal_likelihood(), needs neither.',
         ) from error
 
 
 def _row_dim(name: str, site: Any, again: Any, num_rows: int) -> int | None:
-    """The dim of an observed site's log-probability that the rows lie on; None where all rows share the term."""
+    """Return the dim of an observed site's log-probability that the rows lie on; None if all rows share the term."""
     first, second = log_prob(site).shape, log_prob(again).shape
     if first == second:
         if holds_data(site) and site["value"].shape != again["value"].shape:
@@ -559,38 +559,38 @@ def _row_dim(name: str, site: Any, again: Any, num_rows: int) -> int | None:
 
 
 def _joint(name: str) -> checks.Refused:
-    """The refusal of a site whose log-probability is one number for all rows."""
+    """Return the error for a site whose log-probability is one number for all rows."""
     return checks.bad_value(
         "model",
         "a log-probability for every row",
         f"site {name!r}, with one for all of them together",
-        'Put it under "with pyro.plate("data", len(x)):", and declare as event, .to_event(n), only a row\'s own dims.',
+        'Put it under "with pyro.plate("data", len(x)):", and declare only a row\'s own dims as event, .to_event(n).',
     )
 
 
 def _feels(came: str) -> checks.Refused:
-    """The refusal of rows that are not independent given the globals."""
+    """Return the error for rows that are not independent given the globals."""
     return checks.bad_value(
         "model",
         "rows that are independent given the latents that they share",
         came,
-        "A time series has no log P of a row by itself: take the evidence of the training rows, "
-        "marginal_likelihood(). A constant of the data set belongs into a tensor, not into a mean over the batch.",
+        "A time series has no log P of a single row: use the evidence of the training rows, "
+        "marginal_likelihood(). Keep a constant of the data set in a tensor, instead of a mean over the batch.",
     )
 
 
 def _restless(came: str) -> checks.Refused:
-    """The refusal of a model that is not one density."""
+    """Return the error for a model that is not one density."""
     return checks.bad_value(
         "model",
         "the same latents in the same shapes at every call",
         came,
-        "Make the sites independent of the values that are drawn; a mixture over structures is no density of u.",
+        "Make the sites independent of the drawn values; a mixture over structures is no density of u.",
     )
 
 
 def _places(sites: Sites) -> dict[str, _Place]:
-    """Where each latent of a first run lies in u."""
+    """Return the place in u of each latent of a first run."""
     places: dict[str, _Place] = {}
     start = 0
     for name, site in sites.items():
@@ -621,7 +621,7 @@ def _places(sites: Sites) -> dict[str, _Place]:
 
 
 def _check_support(site: Any) -> None:
-    """Refuse observed values off the support of their site."""
+    """Raise ``ValueError`` if observed values are off the support of their site."""
     try:
         inside = site["fn"].support.check(site["value"])
     except NotImplementedError:

@@ -1,4 +1,4 @@
-"""What a pair is made of: its sites, the plate over rows, what its columns measure; checked on a handful of rows."""
+"""inspect() finds a pair's sites, its plate over rows and the measure of its columns, and checks the pair on a few rows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from pyrovae.pair.row_model import RowModel
 from pyrovae.pair.running import Batch, Latents, Site, Sites, Structure, Support, of_rows, run, sample_sites
 
 _PROBE_ROWS, _MOST_ROWS = 4, 4096
-# What torch says of dtypes that don't go together, or that can't be an index.
+# Fragments of torch's errors on dtypes that differ or that cannot be an index.
 _DTYPES = (
     "same dtype",
     "scalar type",
@@ -53,21 +53,21 @@ _DTYPES = (
 def inspect(
     pair: LatentVariableModel, batch: Batch, seed: int = 0, argument: str = "x", every_row: bool = False
 ) -> RowModel:
-    """Find out what the pair is made of, and refuse it where a row's log P(x) would not mean what it says.
+    """Return the pair with its structure; raise ``ValueError`` if a row's log P(x) would not be defined.
 
-    Runs the pair on up to four of the rows, in ``eval()`` mode and without gradients; the first call
-    fills the parameter store of a pair written in plain functions, from ``seed``. Then runs it once on each of the
-    first 4096 rows, or on ``every_row``; see ``on_data``.
+    Runs the pair on up to four of the rows, in ``eval()`` mode and without gradients. The first call fills the
+    parameter store of a pair written as plain functions, from ``seed``. Then runs the pair once on each of the first
+    4096 rows, or on all if ``every_row``; see ``on_data``.
 
     Raises:
-        ValueError: naming what was found, for every sentence of the contract: no plate over the rows or
-            several, a site outside it, a latent missing from the guide or known to it alone, a guide
-            that is a point, observations that do not answer to x, subsampling or scaled sites, randomness
-            outside sample sites, rows that depend on other rows, values off the likelihood's support.
+        ValueError: naming what was found, for every clause of the contract: no plate over the rows or several,
+            a site outside it, a latent missing from guide or model, a guide that is a point, observations that do
+            not change with x, subsampling or scaled sites, randomness outside sample sites, rows that depend on
+            other rows, values off the likelihood's support.
     """
     num_rows = min(len(batch["x"]), _PROBE_ROWS)
     chosen = _distinct_rows(batch["x"], num_rows)
-    # The same rows backwards, without the first: other neighbours, other places, another batch size.
+    # The reversed rows without the first change each row's companions, its place and the batch size.
     order = list(range(len(chosen) - 1, 0, -1))
     probe = {name: value[chosen] for name, value in batch.items()}
     fewer = {name: value[order] for name, value in probe.items()}
@@ -126,16 +126,16 @@ def inspect(
 
 
 def check_supports(structure: Structure, x: Tensor, argument: str = "x") -> None:
-    """Refuse rows with values off the likelihood's support, naming the first and what would fit."""
+    """Raise ``ValueError`` for values off the likelihood's support, naming the first and a likelihood that fits."""
     rows = _columns(x)
     for support in structure.supports:
         checks.on_support(argument, rows, *support, off_support(support.family))
 
 
 def _distinct_rows(x: Tensor, num_rows: int) -> list[int]:
-    """Indices of up to ``num_rows`` rows that differ, so that an exchange of two of them shows; at least two."""
+    """Return indices of up to ``num_rows`` different rows, so that exchanging two of them has an effect; at least two."""
     chosen: list[int] = []
-    # Candidates from all over x: the first rows of sorted data may be all the same.
+    # Candidates come from all over x, because the first rows of sorted data may be equal.
     for index in torch.linspace(0, len(x) - 1, 256).long().unique().tolist():
         if all(not torch.equal(x[index], x[other]) for other in chosen):
             chosen.append(index)
@@ -145,13 +145,13 @@ def _distinct_rows(x: Tensor, num_rows: int) -> list[int]:
 
 
 def _first_runs(pair: LatentVariableModel, batch: Batch, rows: Tensor) -> dict[str, Sites]:
-    """Run the guide, and the model on what it drew, as training does; ``rows`` are all of x."""
+    """Run the guide, and the model on its draws, as training does; ``rows`` are all of x."""
     guide = _first_run(pair, "guide", batch, rows)
     return {"guide": guide, "model": _first_run(pair, "model", batch, rows, guide)}
 
 
 def _dtypes(pair: LatentVariableModel, batch: Batch) -> str:
-    """The dtypes of a pair's parameters and of a batch, in words."""
+    """Return a text on the dtypes of a pair's parameters and of a batch."""
     parameters = sorted({str(p.dtype).removeprefix("torch.") for p in pair.parameters()})
     each = [f"{name} in {str(value.dtype).removeprefix('torch.')}" for name, value in batch.items()]
     return f"Parameters are in {' and '.join(parameters) or 'no dtype'}, {', '.join(each)}"
@@ -160,7 +160,7 @@ def _dtypes(pair: LatentVariableModel, batch: Batch) -> str:
 def _first_run(
     pair: LatentVariableModel, part: str, batch: Batch, rows: Tensor, drawn: Sites | None = None
 ) -> Sites:
-    """Run a part as it stands, and say so clearly if it can't be called on these rows."""
+    """Run a part unchanged; raise ``ValueError`` with a fix if it cannot be called on these rows."""
     function, before = getattr(pair, part), {name: value._version for name, value in batch.items()}
     if drawn is not None:
         trace = poutine.Trace()
@@ -173,7 +173,7 @@ def _first_run(
             with _RefuseSubsampling(part):
                 sites = sample_sites(poutine.trace(function), batch)
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
-            # Pyro raises the error again with a page of shapes; the first one says it.
+            # Pyro raises the error again with a page of shapes; the first one has the reason.
             reason = error.__cause__ or error
             if isinstance(reason, checks.Refused):
                 raise reason from None
@@ -191,8 +191,8 @@ def _first_run(
                     part,
                     f"a callable of the rows alone, {part}(x)",
                     str(reason),
-                    "Pass what belongs to the rows beside them, by its name: {'x': rows, 'offset': …}; put what else it "
-                    "needs into a module's buffers.",
+                    "Pass values aligned with the rows beside them, by name: {'x': rows, 'offset': …}; put other "
+                    "values into a module's buffers.",
                 ) from reason
             if isinstance(reason, ValueError) and "satisfy the constraint" in str(reason):
                 raise checks.bad_value(
@@ -204,7 +204,7 @@ def _first_run(
             if any(words in str(reason) for words in _DTYPES):
                 raise checks.bad_value(
                     "x",
-                    f"rows, and what goes with them, in dtypes that the {part} computes with",
+                    f"rows, and values beside them, in dtypes that the {part} computes with",
                     f"{type(reason).__name__} from it: {str(reason).splitlines()[0]}",
                     f"{_dtypes(pair, batch)}. Cast networks and numbers by .float(), labels by .long(), masks by .bool().",
                 ) from reason
@@ -215,10 +215,10 @@ def _first_run(
                 f"{type(reason).__name__} from it on {len(batch['x'])} rows of shape "
                 f"{tuple(batch['x'].shape[1:])}: {reason}",
                 (one_dim if batch["x"].dim() == 1 else "")
-                + f"Pass rows of the shape the {part} is written for, on dim 0, and use len(x) where it needs their number.",
+                + f"Pass rows of the shape the {part} is written for, on dim 0, and use len(x) for their number.",
             ) from reason
     for name, value in batch.items():
-        if value._version != before[name]:  # the user's own numbers, or a file's that can't be written to
+        if value._version != before[name]:  # the numbers are the user's own, or in a read-only file
             raise checks.bad_value(
                 part,
                 "a callable that leaves its rows as they are",
@@ -233,7 +233,7 @@ def _first_run(
 
 
 class _RefuseSubsampling(poutine.messenger.Messenger):
-    """Refuses a plate that draws some of its rows by itself, before its sites fail on the wrong number."""
+    """Raises an error for a plate that subsamples its rows, before its sites fail on the wrong number of rows."""
 
     def __init__(self, part: str) -> None:
         super().__init__()
@@ -252,7 +252,7 @@ class _RefuseSubsampling(poutine.messenger.Messenger):
 def _data_dims(
     pair: LatentVariableModel, sites: dict[str, Sites], again: dict[str, Sites], num_rows: int
 ) -> tuple[dict[str, int], frozenset[str]]:
-    """For each site, the dim of the plate over rows: the one whose size follows their number; the plates' names."""
+    """Return for each site the dim of the plate over rows, whose size changes with their number; and the plates' names."""
     found: dict[str, int] = {}
     names: set[str] = set()
     named = {frame.name for part in sites.values() for _, frame in _plates(part)}
@@ -277,8 +277,8 @@ def _data_dims(
                     f"site {name!r} inside a plate of size len(x)",
                     f"it inside {[f'{plate} ({frame.size})' for plate, frame in frames.items()] or 'no plate'} "
                     f"for {num_rows} rows",
-                    'Put it under "with pyro.plate("data", len(x)):"; what is joint over rows or shared by '
-                    "them has no log P(x) of a row, and a shared quantity belongs into a parameter.",
+                    'Put it under "with pyro.plate("data", len(x)):". A site that is joint over rows or shared by '
+                    "them has no log P(x) of a row; make a shared quantity a parameter.",
                 )
             if len(fitting) > 1:
                 raise checks.bad_value(
@@ -301,14 +301,14 @@ def _data_dims(
 
 
 def _widest(pair: LatentVariableModel, model: Sites, probe: Tensor) -> int:
-    """Numbers in the widest tensor of one row: what a tile's height has to allow for."""
+    """Return the numbers in the widest tensor of one row, which limit a tile's height."""
     sites = [site["value"].numel() // len(probe) for site in model.values()]
     layers = [getattr(module, "out_features", 0) for module in pair.every_module()]
     return max([probe[0].numel(), *sites, *(width for width in layers if isinstance(width, int))])
 
 
 def _plates(sites: Sites) -> Iterator[tuple[str, Any]]:
-    """(site name, frame) for every vectorised plate around every site."""
+    """Yield (site name, frame) for every vectorised plate around every site."""
     for name, site in sites.items():
         for frame in site["cond_indep_stack"]:
             if frame.vectorized:
@@ -316,7 +316,7 @@ def _plates(sites: Sites) -> Iterator[tuple[str, Any]]:
 
 
 def _edges(sites: dict[str, Sites], latents: tuple[str, ...]) -> dict[str, tuple[tuple[float, float], ...]]:
-    """For each latent with fixed bounds, in the model or the guide, those bounds."""
+    """Return the bounds of each latent with fixed bounds in the model or the guide."""
     found = {}
     for name in latents:
         both = {supports.bounds(supports.support(part[name]["fn"])) for part in sites.values()}
@@ -327,14 +327,14 @@ def _edges(sites: dict[str, Sites], latents: tuple[str, ...]) -> dict[str, tuple
 
 
 def _replayed(pair: LatentVariableModel, latents: tuple[str, ...], rows: Batch) -> Sites:
-    """The model's sites on what the guide draws; columns may be off their support."""
+    """Return the model's sites on the guide's draws; columns may be off their support."""
     with pyro.validation_enabled(False):
         guide = run(pair, "guide", rows)
         return run(pair, "model", rows, {name: guide[name]["value"] for name in latents})
 
 
 def _check_order(pair: LatentVariableModel, structure: Structure, batch: Batch) -> None:
-    """Refuse a model whose sites depend on what they hold; see ``dependence``."""
+    """Raise ``ValueError`` if sites depend on the columns they hold; see ``dependence``."""
     drawn: Latents = {}
 
     def model_on(rows: Batch, numbers: Tensor, changed: Latents) -> Sites:
@@ -356,7 +356,7 @@ def _measure(
     probe_rows: int,
     again: Callable[[Batch], Sites],
 ) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...], tuple[Support, ...]]:
-    """Which columns of x each observed site holds, what each contributes and where it must lie, by the supports.
+    """Return the columns of x that each observed site holds, every column's measure, and the supports of columns.
 
     ``model`` was run on ``probe_rows`` rows; ``again`` runs it on others.
     """
@@ -374,7 +374,7 @@ def _measure(
             raise unfilled(name, site, probe_rows) if value.shape == shape else no_answer(name)
     tagged = columns_held(again, batch, data, data_dim)
     once = [column for name in data for column in tagged[name]]
-    # pyro.factor makes the rest no distribution; so does an entry that is no column, or a column that counts twice.
+    # pyro.factor, an entry that is no column, or a column that counts twice makes the model no distribution of x.
     normalised = len(data) == len(observed) and -1 not in once and len(set(once)) == len(once)
     for name in data:
         site = model[name]
@@ -396,7 +396,7 @@ def _measure(
 
 
 def _masked(site: Site) -> bool:
-    """Whether a mask may leave out some of a site's log-probability: on other rows, if not on these."""
+    """Return whether a mask may leave out some of a site's log-probability, on these rows or on others."""
     fn, masks = site["fn"], [site["mask"]]
     while hasattr(fn, "base_dist"):
         masks.append(getattr(fn, "_mask", None))
@@ -405,7 +405,7 @@ def _masked(site: Site) -> bool:
 
 
 def _family(fn: dist.TorchDistribution) -> str:
-    """The family's name, without what Pyro and this package wrap around it."""
+    """Return the family's name, without the wrappers of Pyro and this package."""
     while isinstance(fn, _WRAPPERS):
         fn = fn.base_dist
     return type(fn).__name__

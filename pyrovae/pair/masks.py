@@ -1,4 +1,4 @@
-"""Which entries of a latent a row has: masks of sample sites, and latents that have no density at all."""
+"""Finds which entries of a latent a row has, from masks of sample sites, and checks that latents have densities."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WRAPPERS = (dist.Independent, MaskedDistribution, ExpandedDistribution)
 
 
 def entries(site: Site) -> Tensor | None:
-    """Which entries of a site's value its log-probability counts, shape of the value; None where no mask is set.
+    """Return which entries of a site's value its log-probability counts, in the value's shape; None without a mask.
 
     A mask on a distribution below ``.to_event`` leaves out single entries of the event, one above it whole events.
     """
@@ -35,21 +35,21 @@ def entries(site: Site) -> Tensor | None:
 
 
 def same(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether two results of ``entries`` count the same entries."""
+    """Return whether two results of ``entries`` count the same entries."""
     if a is None:
         return b is None or bool(b.all())
     return bool(a.all()) if b is None else torch.equal(a, b)
 
 
 def check_density(part: str, name: str, fn: Distribution) -> None:
-    """Refuse a latent without a density: improper, a point, or masked where masks can't be told by entries."""
+    """Raise ``ValueError`` if a latent has no density: improper, a point, or masked inside the distribution."""
     for inner in supports.parts(supports.innermost(fn)):
         if isinstance(inner, MaskedDistribution):
             came, fix = "a mask inside it", "Put .mask on the outermost distribution, or use poutine.mask."
         elif isinstance(inner, dist.ImproperUniform):
             came, fix = "an ImproperUniform", "Give it a proper prior, such as a wide Normal."
         elif isinstance(inner, dist.Delta) and not bool((inner.log_density == 0).all()):
-            came = "a Delta with a log_density, which says nothing of other z than its own"
+            came = "a Delta with a log_density, which has no density at other z"
             fix = "Write the density as one distribution, such as a TransformedDistribution."
         elif isinstance(inner, dist.Delta):
             came, fix = "a Delta: a point has no density", "Sample it from a distribution with a scale."
@@ -63,7 +63,7 @@ def check_density(part: str, name: str, fn: Distribution) -> None:
 
 
 def check_latents(model: Sites, guide: Sites, latents: tuple[str, ...]) -> None:
-    """Refuse latents that have no density in model or guide, or not the same kind and shape in both."""
+    """Raise ``ValueError`` if latents have no density in model or guide, or differ between them in kind or shape."""
     for name in latents:
         sides = {"model": model[name], "guide": guide[name]}
         for part, site in sides.items():
@@ -93,9 +93,9 @@ def check_latents(model: Sites, guide: Sites, latents: tuple[str, ...]) -> None:
 def check_masks(
     model: Sites, guide: Sites, latents: tuple[str, ...], data_dim: dict[str, int], first: int
 ) -> None:
-    """Refuse masks of latents that model and guide do not share; ``first`` is the number of the first row.
+    """Raise ``ValueError`` if model and guide mask latents differently; ``first`` is the number of the first row.
 
-    A factor P(z) or Q(z | x) alone in a weight makes it no importance weight.
+    A weight that counts P(z) or Q(z | x) without the other is no importance weight.
     """
     for name in latents:
         both = [entries(part[name]) for part in (model, guide)]
@@ -109,10 +109,10 @@ def check_masks(
         rows = any_by_row(ours != theirs, axis).nonzero()[:, 0]
         where = "model" if bool((theirs & ~ours).any()) else "guide"
         other = "guide" if where == "model" else "model"
-        fix = f"Mask it in the {other} alike: with poutine.mask(mask=…): around the sample statement."
+        fix = f"Mask it in the {other}, too: with poutine.mask(mask=…): around the sample statement."
         if name.endswith("_unobserved"):
             fix = (
-                f"Where obs_mask is set, the model masks {name!r}: write with poutine.mask(mask=~obs_mask): around "
+                f"The model masks {name!r} according to obs_mask: write with poutine.mask(mask=~obs_mask): around "
                 "its sample statement in the guide."
             )
         raise checks.bad_value(
@@ -124,7 +124,7 @@ def check_masks(
 
 
 def any_by_row(found: Tensor, axis: int) -> Tensor:
-    """Whether anything is true in a row, (rows,); rows lie on ``axis``."""
+    """Return whether any entry of a row is true, (rows,); rows lie on ``axis``."""
     rows = found.movedim(axis, 0)
     return rows.reshape(len(rows), -1).any(1)
 
@@ -132,9 +132,9 @@ def any_by_row(found: Tensor, axis: int) -> Tensor:
 def check_observed(
     model: Sites, observed: tuple[str, ...], data_dim: dict[str, int], first: int, argument: str
 ) -> None:
-    """Refuse observed values off a support that is the same for all rows; ``first`` is the number of the first row.
+    """Raise ``ValueError`` for observed values off a support that is equal for all rows; ``first`` numbers the first row.
 
-    Bounds that vary by row or with z are part of the likelihood: beyond them a row has probability zero.
+    Bounds that vary by row or with z are part of the likelihood: a row beyond them has probability zero.
     """
     for name in observed:
         site = model[name]
@@ -148,7 +148,7 @@ def check_observed(
         if bool(inside.all()):
             continue
         counted = entries(site)
-        if counted is not None:  # what a mask leaves out is not scored
+        if counted is not None:  # masked entries are not scored
             dims = counted.dim() - inside.dim()
             inside = inside | ~(counted.flatten(-dims).any(-1) if dims > 0 else counted)
             if bool(inside.all()):

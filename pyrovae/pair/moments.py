@@ -1,4 +1,4 @@
-"""Moments of Q(z | x) and its rate, dimension by dimension."""
+"""Computes moments of Q(z | x) and its rate, dimension by dimension."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pyrovae.row_noise import RowNoise
 
 @dataclass(frozen=True)
 class Moments:
-    """The posterior's mean and rate in one latent, each of shape (rows, dimensions).
+    """The posterior's mean and rate of one latent, each of shape (rows, dimensions).
 
-    The mean is NaN where a row lacks the entry. ``error`` is the squared Monte-Carlo error of the mean, zero in closed
-    form. ``kind`` says how the rate was found: "exact", "sampled" or "marginal".
+    The mean is NaN if a row lacks the entry. ``error`` is the squared Monte-Carlo error of the mean, zero in closed
+    form. ``kind`` tells how the rate was computed: "exact", "sampled" or "marginal".
     """
 
     mean: Tensor
@@ -33,10 +33,10 @@ class Moments:
 
 
 def posterior_moments(model: RowModel, batch: Batch, count: int, noise: RowNoise) -> dict[str, Moments]:
-    """Every latent's posterior moments and rate, by its name, from ``count`` draws of the guide.
+    """Return every latent's posterior moments and rate, by name, from ``count`` draws of the guide.
 
     Raises:
-        ValueError: a discrete latent.
+        ValueError: a latent is discrete.
     """
     pair, structure = model.pair, model.structure
     latents, _ = model.propose(batch, count, noise)
@@ -51,11 +51,11 @@ def posterior_moments(model: RowModel, batch: Batch, count: int, noise: RowNoise
                 "model",
                 "continuous latents, whose posterior mean can vary",
                 f"the discrete latent {name!r}",
-                "Sum it out in the model, or look at log_evidence and elbo alone.",
+                "Sum it out in the model, or use log_evidence and elbo only.",
             )
 
         def entries(value: Tensor, name: str = name) -> Tensor:
-            """The plain layout → (draws, rows, dimensions)."""
+            """Return the plain layout as (draws, rows, dimensions)."""
             axis = value.dim() - structure.event_dims[name] + structure.data_dim[name]
             return value.movedim(axis, 0).reshape(count, len(batch["x"]), -1).double()
 
@@ -84,7 +84,7 @@ def posterior_moments(model: RowModel, batch: Batch, count: int, noise: RowNoise
 def _conditional_moments(
     fn: dist.TorchDistribution, entries: Callable[[Tensor], Tensor], draws: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Mean and variance given the latents before, (draws, rows, dimensions); of a draw, itself and 0, where unknown.
+    """Return mean and variance given earlier latents, (draws, rows, dimensions); the draw and 0 if unknown.
 
     The law of total variance then holds for both: variance = mean of the variances + variance of the means.
     """
@@ -97,7 +97,7 @@ def _conditional_moments(
 def _factors(
     q: dist.TorchDistribution, p: dist.TorchDistribution
 ) -> tuple[dist.TorchDistribution, dist.TorchDistribution] | None:
-    """The distributions of the entries, where both factorise over them."""
+    """Return the distributions of the entries if both factorise over them, else None."""
     while isinstance(q, dist.Independent) and isinstance(p, dist.Independent):
         q, p = q.base_dist, p.base_dist
     return None if q.event_shape or p.event_shape else (q, p)
@@ -109,13 +109,13 @@ def _rate_of(
     value: Tensor,
     entries: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, str]:
-    """The rate of every entry, (rows, dimensions), in closed form or from the draws, and which of the two."""
+    """Return the rate of every entry, (rows, dimensions), and whether it is in closed form or from the draws."""
     try:
         exact = entries(kl_divergence(q, p))
     except NotImplementedError:
         exact = None
-    # Where it is not the same for all draws, q or P depends on other latents, and averaging it over these is
-    # right only if the guide draws them first.
+    # If it varies over draws, q or P depends on other latents. Averaging over these is right only if the guide
+    # draws them first.
     if exact is not None and torch.allclose(exact[:1].expand_as(exact), exact, rtol=1e-4, atol=1e-6):
         return exact[0], "exact"
     return entries(q.log_prob(value) - p.log_prob(value)).mean(dim=0), "sampled"

@@ -1,4 +1,4 @@
-"""What is checked on the rows of an evaluation themselves: four rows that a pair is inspected on are not the data."""
+"""Checks a pair on the rows of an evaluation, because the few rows of its inspection may differ from the others."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pyrovae.pair.contract import check_scale
 from pyrovae.pair.dependence import by_rows, flat
 from pyrovae.pair.running import Batch, Sites, Structure, by_row, of_rows, run
 
-# Numbers of the widest layer in a block of rows, and rows at most.
+# Numbers of the widest layer in a block of rows; most rows of a block.
 _NUMBERS, _MOST_ROWS = 1 << 21, 4096
-_BLOCKS_COMPARED = 8  # of which rows are scored again without others
-# Draws of guide and prior, to see whether a mask follows z: at least, at most, and of all rows together.
+_BLOCKS_COMPARED = 8  # blocks of which rows are scored again without others
+# Draws of guide and prior to find out whether a mask depends on z: fewest, most, and for all rows together.
 _MASK_DRAWS = 8, 64, 512
-# Products of other shapes round differently: 1e-8 of a log-probability in float64, 1e-5 of it in float32, or 50 times
-# what rounding x and z moves it by.
+# Matrix products of other shapes round differently. Allowed are 1e-8 of a log-probability in float64, 1e-5 of it in
+# float32, or 50 times its change by rounding x and z.
 _TOLERANCE, _TOLERANCE_FLOAT32, _ROUNDINGS = {torch.float64: 1e-8}, 1e-5, 50
 
 
@@ -33,17 +33,17 @@ def check_rows(
     argument: str = "x",
     every_row: bool = True,
 ) -> Structure:
-    """Run the pair once on every row, and refuse rows or a pair for which a row's log P(x) would not mean what it says.
+    """Run the pair once on every row; raise ``ValueError`` if a row's log P(x) would not be defined.
 
-    Costs one decoder evaluation a row. Some rows of up to eight blocks are scored again alone, at the same z. Without
-    ``every_row``, blocks on which the pair fails are passed over: training deals with such rows by itself.
+    This costs one decoder evaluation per row. Some rows of up to eight blocks are scored again alone, at the same z.
+    Without ``every_row``, blocks on which the pair fails are skipped, because training handles such rows itself.
 
     Returns:
-        The structure; its measure is "transformed" where a site does not hold the columns it held in inspection.
+        The structure. Its measure is "transformed" if a site does not hold the columns that it held in inspection.
 
     Raises:
-        ValueError: a row that the networks overflow on; a value off the support of its site; a latent masked in model
-            and guide differently; a row whose log-probability moves by more than rounding when it is scored alone.
+        ValueError: the networks overflow on a row; a value is off the support of its site; model and guide mask a
+            latent differently; or a row's log-probability changes by more than rounding when it is scored alone.
     """
     height = max(2, min(_MOST_ROWS, _NUMBERS // max(1, structure.widest)))
     starts = list(range(0, len(batch["x"]), height))
@@ -71,13 +71,13 @@ def check_rows(
 
 
 class _Overflow(checks.Refused):
-    """A row that model and guide fail on."""
+    """An error on a row that model or guide fails on."""
 
 
 def _run_block(
     pair: LatentVariableModel, structure: Structure, block: Batch, start: int, argument: str
 ) -> tuple[Sites, Sites]:
-    """Guide and model on a block of rows; where they fail, the first row that they fail on by itself is named."""
+    """Run guide and model on a block of rows; if they fail, name the first row that they fail on by itself."""
     try:
         guide = run(pair, "guide", block)
         model = run(pair, "model", block, _values(structure, guide))
@@ -92,7 +92,7 @@ def _run_block(
             half = count // 2
             for rows, first in ((slice(0, half), start), (slice(half, count), start + half)):
                 _run_block(pair, structure, {n: v[rows] for n, v in block.items()}, first, argument)
-        # A row that fails by itself; or rows of which one failed at one draw of z.
+        # Either one row fails by itself, or one of several failed at one draw of z.
         those = f"row {start}" if count == 1 else f"rows {start} to {start + count - 1}"
         reason = str(error).splitlines()[0].removesuffix(", but found invalid values:")
         fix = pair.fix_of_rows(block["x"], torch.arange(start, start + count))
@@ -104,7 +104,7 @@ def _run_block(
 
 
 def _check_sites(structure: Structure, guide: Sites, model: Sites, start: int) -> None:
-    """Refuse sites that only some rows bring, and scales that only some rows have."""
+    """Raise ``ValueError`` for sites or scales that only some rows have."""
     for part, sites, known in (
         ("guide", guide, structure.latents),
         ("model", model, structure.latents + structure.observed),
@@ -114,15 +114,15 @@ def _check_sites(structure: Structure, guide: Sites, model: Sites, start: int) -
             raise checks.bad_value(
                 part,
                 "the same sample sites for all rows",
-                f"{odd[0]!r} for some of them alone, in the block from row {start} on",
-                "Declare every site for every batch, and mask it where a row lacks it.",
+                f"{odd[0]!r} for some of them only, in the block from row {start} on",
+                "Declare every site for every batch, and mask it for rows that lack it.",
             )
         for name, site in sites.items():
             check_scale(part, name, site)
 
 
 def _masks_follow_z(pair: LatentVariableModel, structure: Structure, block: Batch, model: Sites) -> bool:
-    """Whether a latent's mask is another one at other draws of z."""
+    """Return whether a latent's mask differs at other draws of z."""
     least, most, of_all = _MASK_DRAWS
     for _ in range(min(most, max(least, of_all // len(block["x"])))):
         guide = run(pair, "guide", block)
@@ -140,7 +140,7 @@ def _values(structure: Structure, sites: Sites) -> dict[str, Tensor]:
 
 
 def _as_inspected(structure: Structure, model: Sites, x: Tensor) -> bool:
-    """Whether every site holds the columns of x, as they stand, that inspection found in it."""
+    """Return whether every site holds the unchanged columns of x that inspection found in it."""
     columns = flat(x)
     for name, held in structure.columns.items():
         values = by_rows(model[name], structure.data_dim[name])
@@ -152,7 +152,7 @@ def _as_inspected(structure: Structure, model: Sites, x: Tensor) -> bool:
 def _check_alone(
     pair: LatentVariableModel, structure: Structure, block: Batch, guide: Sites, model: Sites, start: int
 ) -> None:
-    """Score some rows of a block alone, and all of them in two halves, at the z that they had in it."""
+    """Score some rows of a block alone, and all in two halves, at the same z; raise if log-probabilities change."""
     count = len(block["x"])
     latents = _values(structure, guide)
     names = {"guide": structure.latents, "model": structure.latents + structure.observed}
@@ -186,12 +186,12 @@ def _check_alone(
             if bool(moves.any()):
                 row = start + int(rows[int(moves.int().argmax())])
                 raise _depends(
-                    part, f"row {row}, which moves by {float(apart[moves][0]):.3g} nats when {_those(rows)}"
+                    part, f"row {row}, which changes by {float(apart[moves][0]):.3g} nats when {_those(rows)}"
                 )
 
 
 def _nudged(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Numbers moved by two roundings, by which the terms show how much rounding moves them; codes and counts stay."""
+    """Return numbers changed by two roundings, to measure the effect of rounding; codes and counts stay."""
     return {
         name: torch.where(value == value.round(), value, value * (1 + 2 * torch.finfo(value.dtype).eps))
         if value.is_floating_point()
@@ -209,15 +209,15 @@ def _depends(part: str, came: str) -> checks.Refused:
         part,
         "rows whose log-probability does not depend on the rest of the batch",
         came,
-        "Compute nothing over the batch, such as a mean, a maximum or a rank, and put BatchNorm in train mode into "
-        "eval() mode. Constants of the data set belong into buffers.",
+        "Compute nothing over the batch, such as a mean, a maximum or a rank, and switch BatchNorm in train mode to "
+        "eval() mode. Keep constants of the data set in buffers.",
     )
 
 
 def _check_masked_unused(
     pair: LatentVariableModel, structure: Structure, block: Batch, guide: Sites, model: Sites, start: int
 ) -> None:
-    """Draw the entries of latents that rows lack anew: what is not masked must not depend on them."""
+    """Draw absent entries of latents again; raise ``ValueError`` if unmasked terms depend on them."""
     again, other = run(pair, "guide", block), {}
     for name in structure.latents:
         held, value = masks.entries(model[name]), guide[name]["value"]
@@ -234,14 +234,14 @@ def _check_masked_unused(
             raise checks.bad_value(
                 part,
                 "unmasked terms that do not depend on masked latents",
-                f"{int(moved.sum())} rows whose log-probability moves with them, first row "
+                f"{int(moved.sum())} rows whose log-probability changes with them, first row "
                 f"{start + int(moved.int().argmax())}, by {float(apart[moved][0]):.3g} nats",
                 "Mask every site that depends on a masked latent, or do not mask that latent.",
             )
 
 
 def groups(x: Tensor) -> Iterator[Tensor]:
-    """Rows to be scored alone: the smallest, the largest, one at random; and all in two halves at random."""
+    """Yield rows to score alone: the smallest, the largest and a random one; then all in two random halves."""
     totals = flat(x).double().sum(1)
     some = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(x.device)
     alone = {int(totals.argmin()), int(totals.argmax()), int(some[0])}
@@ -251,5 +251,5 @@ def groups(x: Tensor) -> Iterator[Tensor]:
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
-    """|a − b|; 0 where both are the same infinity or NaN, as no difference shows there."""
+    """Return |a − b|; 0 if both are the same infinity or both NaN."""
     return torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs().nan_to_num(nan=torch.inf))

@@ -1,4 +1,4 @@
-"""RowModel: a pair and what inspection found, which proposes z for rows and scores any z."""
+"""RowModel joins a pair and the results of its inspection; it proposes z for rows and scores any z."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class LogJoint(NamedTuple):
 
 @dataclass(frozen=True)
 class RowModel:
-    """A model and a guide that answer questions about rows: z for these rows, and the density of rows and z.
+    """A model and a guide, called for rows: they draw z for the rows and give the densities of rows and z.
 
     Latents are a dict from site name to value, shape (samples, plates..., event...). Terms have shape (samples, rows),
-    are float64 and in nats. Draws follow from a ``RowNoise`` of the same rows; without one, from torch's generator.
+    float64, in nats. Draws use a ``RowNoise`` of the same rows, or torch's generator without one.
     """
 
     pair: LatentVariableModel
     structure: Structure
-    #: Whether guide and prior draw every number from the noise of the rows; others depend on the rows beside a row.
+    #: Whether guide and prior draw every number from the rows' noise. If not, a row's draws depend on other rows.
     keyed: bool = False
 
     # -----------------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ class RowModel:
     def propose(
         self, batch: Batch, num_samples: int, noise: RowNoise | None = None
     ) -> tuple[Latents, Tensor]:
-        """Draw z ~ Q(z | x) for every row; returns z and log Q(z | x)."""
+        """Draw z ~ Q(z | x) for every row; return z and log Q(z | x)."""
         sites = self._ask("guide", batch, num_samples, noise=noise)
         return self._values("guide", sites, num_samples), self._terms(
             "guide", sites, self.structure.latents, (num_samples, len(batch["x"]))
@@ -67,10 +67,10 @@ class RowModel:
     def weigh(
         self, batch: Batch, num_samples: int, noise: RowNoise | None = None
     ) -> tuple[Latents, LogJoint, Tensor]:
-        """Draw z ~ Q(z | x) for every row; returns z, its log joint and log Q(z | x).
+        """Draw z ~ Q(z | x) for every row; return z, its log joint and log Q(z | x).
 
-        log Q is +∞ at a draw that rounding put onto a bound of its support, or onto the number next to it: its density
-        there is wrong. Such a draw weighs nothing.
+        log Q is set to +∞ at a draw that rounding put onto a bound of its support or onto the number next to it.
+        The density there is wrong, so such a draw must weigh nothing.
         """
         latents, log_q = self.propose(batch, num_samples, noise)
         joint = self.log_joint(batch, latents)
@@ -81,7 +81,7 @@ class RowModel:
     def draw_prior(
         self, batch: Batch, num_samples: int, noise: RowNoise | None = None
     ) -> tuple[Latents, LogJoint]:
-        """Draw z ~ P(z) for every row; returns z and its log joint."""
+        """Draw z ~ P(z) for every row; return z and its log joint."""
         sites = self._ask("model", batch, num_samples, noise=noise)
         return self._values("model", sites, num_samples), self._joint(sites, (num_samples, len(batch["x"])))
 
@@ -89,12 +89,12 @@ class RowModel:
     # Densities
 
     def log_joint(self, batch: Batch, latents: Latents) -> LogJoint:
-        """log P(z) and log P(x | z) of rows and given latents."""
+        """Return log P(z) and log P(x | z) of rows and given latents."""
         shape = (self._count(latents), len(batch["x"]))
         return self._joint(self._ask("model", batch, shape[0], latents), shape)
 
     def log_proposal(self, batch: Batch, latents: Latents) -> Tensor:
-        """log Q(z | x) of rows and given latents."""
+        """Return log Q(z | x) of rows and given latents."""
         shape = (self._count(latents), len(batch["x"]))
         sites = self._ask("guide", batch, shape[0], latents)
         return self._terms("guide", sites, self.structure.latents, shape)
@@ -103,11 +103,11 @@ class RowModel:
     # Rows from the model
 
     def simulate(self, batch: Batch, noise: RowNoise | None = None) -> tuple[Latents, Batch]:
-        """Rows from the model itself, as many and as shaped as those of ``batch``: z ~ P(z), x ~ P(x | z).
+        """Return latents and rows simulated from the model, as many as in ``batch`` and of their shape: z ~ P(z), x ~ P(x | z).
 
         Raises:
-            ValueError: columns of x that no site samples one by one, or a model that reads x elsewhere than
-                at its observed sites: what it would make of simulated rows can't be known in one pass.
+            ValueError: no site samples some columns of x, or the model also reads x outside its observed sites, so
+                that one pass does not show what it computes for simulated rows.
         """
         expected = "every column of x sampled by an observed site, and read nowhere else, to simulate rows"
         fix = "Use a method that takes the rows as they are: 'refined' or 'annealed'."
@@ -127,11 +127,11 @@ class RowModel:
             if not torch.equal(again[name]["value"], sites[name]["value"]) or not torch.allclose(
                 log_prob(again[name]), log_prob(sites[name]), rtol=1e-4, atol=1e-4
             ):
-                raise checks.bad_value("model", expected, f"site {name!r}, which follows x otherwise", fix)
+                raise checks.bad_value("model", expected, f"site {name!r}, which also depends on x", fix)
         return unfold(structure, plain, 1), simulated
 
     def replicate(self, batch: Batch, latents: Latents, noise: RowNoise | None = None) -> Tensor:
-        """New rows x ~ P(x | z) for given latents, shape (samples, rows, *row)."""
+        """Return new rows x ~ P(x | z) for given latents, shape (samples, rows, *row)."""
         count, structure = self._count(latents), self.structure
         repeated = repeat(batch, count)
         sites = run(self.pair, "model", repeated, fold(structure, latents))
@@ -145,10 +145,10 @@ class RowModel:
         return self._with_columns(repeated["x"], drawn).view(-1, *batch["x"].shape)
 
     def check_replicable(self, batch: Batch) -> None:
-        """Refuse a model in which a column of x is not sampled given z, or which reads x elsewhere.
+        """Raise an error if a column of x is not sampled given z, or if the model reads x outside its observed sites.
 
         Raises:
-            ValueError: naming the columns, or the site that moves with other rows.
+            ValueError: naming the columns, or the site that changes with x.
         """
         structure = self.structure
         expected = "every column of x sampled by an observed site, and read nowhere else, to replicate rows"
@@ -165,10 +165,10 @@ class RowModel:
             if not torch.allclose(
                 here[name]["fn"].log_prob(value), there[name]["fn"].log_prob(value), rtol=1e-4, atol=1e-4
             ):
-                raise checks.bad_value("model", expected, f"site {name!r}, which follows x otherwise", fix)
+                raise checks.bad_value("model", expected, f"site {name!r}, which also depends on x", fix)
 
     def _with_columns(self, x: Tensor, sites: Sites) -> Tensor:
-        """x with the columns that sites hold replaced by the sites' values."""
+        """Return x with the columns that sites hold replaced by the sites' values."""
         flat = x.flatten(1).clone() if x.dim() > 1 else x[:, None].clone()
         for name, columns in self.structure.columns.items():
             value = sites[name]["value"]
@@ -180,19 +180,19 @@ class RowModel:
     # Layout
 
     def rows_second(self, name: str, value: Tensor) -> Tensor:
-        """A latent's (samples, plates..., event...) → (samples, rows, rest...)."""
+        """Return a latent's (samples, plates..., event...) as (samples, rows, rest...)."""
         return value.movedim(self._rows_axis(name), 1)
 
     def rows_back(self, name: str, value: Tensor) -> Tensor:
-        """A latent's (samples, rows, rest...) → (samples, plates..., event...)."""
+        """Return a latent's (samples, rows, rest...) as (samples, plates..., event...)."""
         return value.movedim(1, self._rows_axis(name))
 
     def _rows_axis(self, name: str) -> int:
         return 1 + self.structure.nesting + self.structure.data_dim[name]
 
     def draws_by_row(self, batch: Batch) -> bool:
-        """Whether guide and prior draw every number from the noise of the rows."""
-        count = len(batch["x"]) + 1  # samples that can't be mistaken for rows
+        """Return whether guide and prior draw every number from the noise of the rows."""
+        count = len(batch["x"]) + 1  # differs from the number of rows
         noise = RowNoise(0, torch.arange(len(batch["x"]), device=batch["x"].device))
         missed: list[str] = []
         self._ask("guide", batch, count, noise=noise, missed=missed)
@@ -214,7 +214,7 @@ class RowModel:
         noise: RowNoise | None = None,
         missed: list[str] | None = None,
     ) -> Sites:
-        """Run one part for many samples: under a plate of particles, or with the rows repeated where it must be."""
+        """Run one part for many samples, under a plate of particles or, if it needs that, with the rows repeated."""
         vectorised = self.structure.vectorised[part]
         dims = self.structure.data_dim
 
@@ -234,12 +234,12 @@ class RowModel:
         return sites
 
     def _values(self, part: str, sites: Sites, num_samples: int) -> Latents:
-        """The latents of sites that ``_ask`` brought."""
+        """Return the latents of sites from ``_ask``."""
         latents = {name: sites[name]["value"] for name in self.structure.latents}
         return latents if self.structure.vectorised[part] else unfold(self.structure, latents, num_samples)
 
     def _terms(self, part: str, sites: Sites, names: tuple[str, ...], shape: tuple[int, int]) -> Tensor:
-        """Log-probabilities of sites that ``_ask`` brought, summed to (samples, rows)."""
+        """Return log-probabilities of sites from ``_ask``, summed to (samples, rows)."""
         if self.structure.vectorised[part]:
             return sum_sites(sites, names, self.structure, lead=1).expand(shape)
         return by_row(sites, names, self.structure, shape[0] * shape[1]).reshape(shape)
@@ -254,7 +254,7 @@ class RowModel:
         return len(latents[self.structure.latents[0]])
 
     def _at_edge(self, latents: Latents) -> Tensor:
-        """Whether a latent lies on a bound of its support or on the number next to it, (samples, rows)."""
+        """Return whether a latent lies on a bound of its support or on the number next to it, (samples, rows)."""
         found = []
         for name, ranges in self.structure.edges.items():
             z = self.rows_second(name, latents[name])
@@ -265,5 +265,5 @@ class RowModel:
         return torch.stack(found).any(0)
 
     def plainly(self) -> RowModel:
-        """The same, called with the rows repeated for every sample."""
+        """Return the same model, called with the rows repeated for every sample."""
         return replace(self, structure=replace(self.structure, vectorised={"model": False, "guide": False}))

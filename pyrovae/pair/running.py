@@ -1,7 +1,7 @@
-"""Runs of a pair: its sample sites, their log-probabilities by row, layouts of latents, and the loss for training.
+"""Runs a pair: its sample sites, their log-probabilities by row, layouts of latents, and the loss for training.
 
-Latents are a dict from site name to value, in the layout Pyro itself gives them under an outermost
-plate of particles: (samples, plates..., event...).
+Latents are a dict from site name to value, in the layout that Pyro gives them under an outermost plate of particles:
+(samples, plates..., event...).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PARTICLES = "pyrovae_particles"
 
 
 class Support(NamedTuple):
-    """Where columns of x must lie, and by which family."""
+    """The support that columns of x must lie on, and the family that has it."""
 
     columns: list[int]
     constraint: constraints.Constraint
@@ -40,29 +40,29 @@ class Support(NamedTuple):
 
 @dataclass(frozen=True)
 class Structure:
-    """What ``inspect`` found out about a pair.
+    """The results of ``inspect`` on a pair.
 
     Attributes:
         latents: the names of the latent sites.
         observed: the names of the observed sites.
         data_dim: for each latent and observed site, the plate dim over rows, negative.
-        nesting: the number of dims that plates take; the particles lie left of them.
-        batch_dims, event_dims: for each latent, how many dims of each kind its value has when the pair
-            is called plainly, without particles.
-        vectorised: for each part, whether it can be called once for many samples. One that can't is
-            called with the rows repeated.
-        plates: the names of the plates over rows; one, unless sites stand in plates of different names.
+        nesting: the number of dims of plates; the particles lie left of them.
+        batch_dims, event_dims: for each latent, the number of dims of each kind that its value has in a call
+            without particles.
+        vectorised: for each part, whether one call can take many samples. A part that cannot is called with the
+            rows repeated.
+        plates: the names of the plates over rows; one, unless sites are in plates of different names.
         widest: numbers in the widest tensor of one row: x, a latent, an observed site, or a layer.
-        columns: for each site that holds data, the columns of x flattened that its values are, in order.
-        measure: for every column of x flattened: "mass", "density" or "unscored" (masked, or not
-            observed); "transformed" throughout where something else enters than x's columns, each once;
-            "pseudo-likelihood" throughout where what the rows are scored with was computed from them.
-        supports: where the columns must lie; see ``check_supports``.
-        edges: for each latent with fixed bounds in model or guide, those bounds: a draw may be rounded onto one.
-        fixed_masks: whether masks of latents follow from the rows alone, and not from z.
+        columns: for each site that holds data, the columns of the flattened x that its values are, in order.
+        measure: for every column of the flattened x: "mass", "density" or "unscored" (masked, or not observed).
+            All are "transformed" if sites do not hold columns of x, each once. All are "pseudo-likelihood" if
+            the rows are scored given values that were computed from them.
+        supports: the supports of the columns; see ``check_supports``.
+        edges: the fixed bounds of each latent in model or guide; a draw may be rounded onto one.
+        fixed_masks: whether masks of latents depend on the rows only, and not on z.
         reaches: whether the guide is known to have density wherever the prior has it, by their supports.
-        own_totals: the names of what goes with the rows and is a total of theirs that the likelihood is
-            conditional on, as a multinomial is: see ``context.judge``.
+        own_totals: the names of values beside the rows that are totals of the row and that the likelihood is
+            conditional on, as a multinomial is; see ``context.judge``.
     """
 
     latents: tuple[str, ...]
@@ -84,7 +84,7 @@ class Structure:
 
 
 def of_rows(structure: Structure, latents: Latents, rows: Tensor) -> Latents:
-    """Latents of some rows, by their numbers, in the plain layout."""
+    """Return latents of some rows, by their numbers, in the plain layout."""
     found = {}
     for name, value in latents.items():
         axis = value.dim() - structure.event_dims[name] + structure.data_dim[name]
@@ -95,11 +95,11 @@ def of_rows(structure: Structure, latents: Latents, rows: Tensor) -> Latents:
 def loss(
     pair: LatentVariableModel, objective: Any, batch: Batch, num_rows: int, kl_weight: float
 ) -> Tensor | float:
-    """A Pyro ELBO's loss of a minibatch, as an estimate for the whole data set, in nats.
+    """Return a Pyro ELBO's loss of a minibatch, as an estimate for the whole data set, in nats.
 
-    The minibatch stands for all ``num_rows`` rows: every site is scaled by N/B, latent sites by the KL
-    weight besides. The result carries a graph where the objective, a ``pyro.infer.ELBO``, has a differentiable loss; otherwise
-    its gradients have been added to the parameters' ``.grad``.
+    The minibatch stands for all ``num_rows`` rows: every site is scaled by N/B, and latent sites also by the KL
+    weight. The result has a graph if the objective, a ``pyro.infer.ELBO``, has a differentiable loss. Otherwise its
+    gradients have been added to the parameters' ``.grad``.
     """
     scale = num_rows / len(batch["x"])
 
@@ -111,7 +111,7 @@ def loss(
                 if kl_weight != 1:
                     handlers.enter_context(_ScaleLatents(kl_weight))
                 if not differentiable:
-                    # These objectives run backward() only where the trace shows a parameter statement.
+                    # These objectives run backward() only if the trace holds a parameter statement.
                     pyro.module("pair", pair)
                 return function(*args, **kwargs)
 
@@ -125,7 +125,7 @@ def loss(
 
 
 class _ScaleLatents(poutine.messenger.Messenger):
-    """Scales the log-probability of latent sites, and of nothing else: the weight of the KL term."""
+    """Scales the log-probability of latent sites only, which weights the KL term."""
 
     def __init__(self, weight: float) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class _ScaleLatents(poutine.messenger.Messenger):
 
 
 def arguments(batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Rows go first and by position, whatever the user's function calls them; the rest by name."""
+    """Return the rows as the positional argument and all other values by name."""
     return (batch["x"],), {name: value for name, value in batch.items() if name != "x"}
 
 
@@ -159,7 +159,7 @@ def sample_sites(traced: Any, batch: Batch) -> Sites:
 
 
 def run(pair: LatentVariableModel, part: str, batch: Batch, latents: Latents | None = None) -> Sites:
-    """Run one part of the pair, with latents held at given values where there are any."""
+    """Run one part of the pair, with latents held at given values if any are given."""
     function = getattr(pair, part)
     if latents is not None:
         function = poutine.condition(function, data=latents)
@@ -168,54 +168,54 @@ def run(pair: LatentVariableModel, part: str, batch: Batch, latents: Latents | N
 
 
 def log_prob(site: Site, checked: bool = False) -> Tensor:
-    """A site's log-probability, masks applied, −∞ off its support; its scale is 1, ``inspect`` refuses others.
+    """Return a site's log-probability, masks applied, −∞ off its support; its scale is 1, as ``inspect`` requires.
 
-    ``checked`` says that the value was held against fixed bounds before, as observed values are.
+    ``checked`` tells that the value was checked against fixed bounds before, as observed values are.
     """
     found = supports.log_prob(site["fn"], site["value"], checked)
     return scale_and_mask(found, mask=site["mask"])
 
 
 def by_row(sites: Sites, names: tuple[str, ...], structure: Structure, num_rows: int) -> Tensor:
-    """The sites' log-probabilities of a plain call, summed over all but the rows: (rows,), float64."""
+    """Return the sites' log-probabilities of a plain call, summed over all dims but the rows: (rows,), float64."""
     return sum_sites(sites, names, structure, lead=0).expand(num_rows)
 
 
 def sum_sites(sites: Sites, names: tuple[str, ...], structure: Structure, lead: int) -> Tensor:
-    """Sum log-probabilities over sites and over every dim but the ``lead`` leftmost and the rows."""
+    """Return log-probabilities summed over sites and over every dim but the ``lead`` leftmost and the rows."""
     total = None
     for name in names:
         term = _pad(log_prob(sites[name], checked=name in structure.observed), lead + structure.nesting)
         keep = {*range(lead), term.dim() + structure.data_dim[name]}
         others = [dim for dim in range(term.dim()) if dim not in keep]
-        # float64 from here on: a sum of float32 log-probabilities loses 1e-4 nats near −500.
+        # float64 from here on, because a sum of float32 log-probabilities loses 1e-4 nats near −500.
         term = term.sum(others, dtype=torch.float64) if others else term.double()
         total = term if total is None else total + term
     if total is None:
-        raise RuntimeError("no sites to sum")  # inspect refuses a pair without latents or observed sites
+        raise RuntimeError("no sites to sum")  # inspect requires latent and observed sites
     return total
 
 
 def _pad(tensor: Tensor, dims: int) -> Tensor:
-    """``tensor`` with dims of size 1 put in on the left, up to ``dims`` of them in all."""
+    """Return ``tensor`` with dims of size 1 added on the left, up to ``dims`` in all."""
     return tensor.reshape((1,) * (dims - tensor.dim()) + tensor.shape)
 
 
 def particles(structure: Structure, num_samples: int) -> AbstractContextManager[Any]:
-    """The plate of particles, left of every plate of the pair."""
+    """Return the plate of particles, left of every plate of the pair."""
     return pyro.plate(_PARTICLES, num_samples, dim=-1 - structure.nesting)
 
 
 def repeat(batch: Batch, num_samples: int) -> Batch:
-    """Every row ``num_samples`` times: (samples · rows, ...), the samples outermost."""
+    """Return every row ``num_samples`` times: (samples · rows, ...), the samples outermost."""
     return {name: value.repeat(num_samples, *[1] * (value.dim() - 1)) for name, value in batch.items()}
 
 
 def fold(structure: Structure, latents: Latents) -> Latents:
-    """(samples, plates..., event...) → the plain layout of samples · rows rows."""
+    """Return (samples, plates..., event...) in the plain layout of samples · rows rows."""
     folded = {}
     for name, value in latents.items():
-        axis = structure.nesting + structure.data_dim[name]  # of the rows, once the samples are gone
+        axis = structure.nesting + structure.data_dim[name]  # of the rows, without the samples
         value = value.movedim(0, axis).flatten(axis, axis + 1)
         plain = structure.batch_dims[name] + structure.event_dims[name]
         folded[name] = value.reshape(value.shape[value.dim() - plain :])
@@ -223,7 +223,7 @@ def fold(structure: Structure, latents: Latents) -> Latents:
 
 
 def unfold(structure: Structure, latents: Latents, num_samples: int) -> Latents:
-    """The plain layout of samples · rows rows → (samples, plates..., event...)."""
+    """Return the plain layout of samples · rows rows as (samples, plates..., event...)."""
     unfolded = {}
     for name, value in latents.items():
         axis = structure.nesting + structure.data_dim[name]

@@ -1,7 +1,7 @@
-"""What log P of all rows together measures: which cells of x a model's observed sites hold, and in which order.
+"""Finds what log P of all rows together measures: the cells of x that a model's observed sites hold, and their order.
 
-Rows need not be separable for that: a latent may belong to a row, and a row may depend on earlier ones. The model is
-run on other cells, with its latents held, and the sites say what they hold and what they read.
+Rows need not be separable for this: a latent may belong to a row, and a row may depend on earlier ones. The model runs
+on changed cells with its latents held, and its sites show which cells they hold and which they depend on.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from torch import Tensor
 from pyrovae.pair.contract import holds_data
 from pyrovae.pair.running import Batch, Latents, Site, Sites, log_prob, sample_sites
 
-# Orders of x in which cells of equal values are told apart.
+# Reorderings of x that are tried to tell cells of equal values apart.
 _ORDERS = 64
-# Places in an order at which it is asked whether what comes before reads what comes after.
+# Places in an order at which earlier entries are checked for dependence on later ones.
 _CUTS = 128
-# Sites of which an order is looked for.
+# Most sites among which an order is searched for.
 _SITES = 64
 
 
 @dataclass(frozen=True)
 class Together:
-    """What the log-probability of all rows together measures.
+    """The measure of the log-probability of all rows together.
 
     Attributes:
-        measure: for every column of x flattened, "mass" or "density"; "unscored", or "unscored in part" where that goes
-            for some rows; "transformed" throughout where sites hold something else than cells of x, each once;
-            "pseudo-likelihood" throughout where a site's distribution depends on cells that depend on that site.
-        left_out: which cells are not scored, shape (rows, columns), bool.
+        measure: for every column of the flattened x, "mass" or "density"; "unscored", or "unscored in part" if that
+            holds for some rows only. All are "transformed" if sites do not hold cells of x, each once. All are
+            "pseudo-likelihood" if a site's distribution depends on cells that depend on that site.
+        left_out: cells that are not scored, shape (rows, columns), bool.
     """
 
     measure: tuple[str, ...]
@@ -43,7 +43,7 @@ class Together:
 
     @classmethod
     def of(cls, model: Callable[..., Any], batch: Batch, latents: tuple[Latents, Latents]) -> Together:
-        """From the model's rows, and two draws of its latents, in the model's own space."""
+        """Return the measure of a model of rows, from two draws of its latents in the model's own space."""
         asked = _Asked(model, batch, latents)
         held = asked.cells()
         kinds = np.full(asked.x.numel(), "unscored", dtype=object)
@@ -71,7 +71,7 @@ class Together:
 
 
 class _Asked:
-    """A model that is run on cells of x that were exchanged, with its latents held."""
+    """Runs a model on changed cells of x, with its latents held."""
 
     def __init__(self, model: Callable[..., Any], batch: Batch, latents: tuple[Latents, Latents]) -> None:
         self._model, self._batch, self._latents = model, batch, latents
@@ -81,34 +81,34 @@ class _Asked:
         self._generator = torch.Generator().manual_seed(0)
 
     def sites(self, x: Tensor, latents: Latents) -> Sites:
-        """The model's sites on cells of shape (rows, columns)."""
+        """Return the model's sites on cells of shape (rows, columns)."""
         model = poutine.condition(self._model, data=latents)
         return sample_sites(poutine.trace(model), self._batch | {"x": x.reshape(self._batch["x"].shape)})
 
     def _tried(self, x: Tensor, latents: Latents) -> Sites | None:
-        """``sites``; None where the model can't be called on such cells."""
+        """Return ``sites``, or None if the model fails on such cells."""
         try:
             return self.sites(x, latents)
-        except Exception:  # whatever it makes of them: an index out of range, say
+        except Exception:  # a model may fail in any way on other cells, for example by an index out of range
             return None
 
     # -----------------------------------------------------------------------------------------------------
-    # Which cells
+    # Cells of sites
 
     def cells(self) -> dict[str, np.ndarray] | None:
-        """The cells that each site's entries are, by their number in x flattened; None where they are not cells, each once."""
+        """Return the cells of each site's entries, by number in the flattened x; None if they are not cells, each once."""
         numbered = torch.arange(self.x.numel(), dtype=self.x.dtype).reshape(self.x.shape)
         found = self._matched(iter([numbered])) if self._tried(numbered, self._latents[0]) else None
         return self._matched(self._reordered()) if found is None else found
 
     def _reordered(self) -> Iterator[Tensor]:
-        """x with the entries of each column in another order: the values stay what they were."""
+        """Yield x with the entries of each column reordered, so that the values themselves stay valid."""
         for _ in range(_ORDERS):
             order = torch.rand(self.x.shape, generator=self._generator).argsort(dim=0)
             yield self.x.gather(0, order)
 
     def _matched(self, others: Iterator[Tensor]) -> dict[str, np.ndarray] | None:
-        """The cells whose values the sites' entries have, on x as it is and on others."""
+        """Return the cells whose values equal the sites' entries, on x and on the other versions."""
         names = [name for name, site in self.base.items() if name not in self._latents[0]]
         if not all(holds_data(self.base[name]) for name in names):
             return None
@@ -138,16 +138,16 @@ class _Asked:
         return held
 
     # -----------------------------------------------------------------------------------------------------
-    # In which order
+    # Order of sites and cells
 
     def has_an_order(self, held: dict[str, np.ndarray]) -> bool:
-        """Whether latents and cells can be put in an order in which each depends on earlier ones alone.
+        """Return whether latents and cells have an order in which each depends on earlier ones only.
 
-        Most models sample them in such an order; else it is looked for among the sites.
+        Most models sample them in such an order. Otherwise it is searched for among the sites.
         """
         names = list(self.base)
         reads_itself: list[str] = []
-        # Sites move earlier ones through cells of x alone: a cut before a latent shows nothing.
+        # Sites affect earlier ones only through cells of x, so a cut before a latent shows nothing.
         for cut in [place for place, name in enumerate(names) if name in held]:
             moved = self._readers(names[cut:], held, names[: cut + 1])
             if moved - {names[cut]}:
@@ -156,7 +156,7 @@ class _Asked:
         return all(self._in_order([name], held) for name in reads_itself)
 
     def _graph_has_an_order(self, held: dict[str, np.ndarray]) -> bool:
-        """The same from every site by itself: those that depend on each other in a circle have to in the order of rows."""
+        """Return the same from each site's dependences: sites in a circle need an order of rows."""
         from scipy.sparse.csgraph import connected_components
 
         names = list(self.base)
@@ -177,7 +177,7 @@ class _Asked:
     def _readers(
         self, exchanged: Sequence[str], held: dict[str, np.ndarray], among: Sequence[str]
     ) -> set[str]:
-        """The sites whose distributions move where some sites hold other values."""
+        """Return the sites whose distributions change if some sites hold other values."""
         cells = np.concatenate([held.get(name, np.zeros(0, dtype=int)) for name in exchanged])
         found: set[str] = set()
         here, other = self._latents
@@ -189,9 +189,9 @@ class _Asked:
         return found
 
     def _exchanged(self, cells: np.ndarray) -> Iterator[Tensor]:
-        """x with others in the place of some cells: of the same column, its least, its largest, and each one higher.
+        """Yield x with some cells replaced: by others of the column, its minimum, its maximum, and their value plus 1.
 
-        Sums move with any of these, extremes and counts with some; what is higher may be off a support or an index.
+        Sums change with any of these, extremes and counts with some. A value plus 1 may be off a support or an index.
         """
         where = torch.zeros(self.x.numel(), dtype=torch.bool)
         where[cells] = True
@@ -201,9 +201,9 @@ class _Asked:
             yield torch.where(where, other, self.x)
 
     def _in_order(self, names: Sequence[str], held: dict[str, np.ndarray]) -> bool:
-        """Whether the entries of some sites depend on earlier cells alone: row after row, from the first or from the last.
+        """Return whether entries of some sites depend on earlier cells only, in the order of rows or its reverse.
 
-        In a row, the cells of one site come after those of another, as the model samples them.
+        Within a row, the cells of one site come after those of another in the order of sampling.
         """
         columns = self.x.shape[1]
         for direction in (1, -1):
@@ -212,7 +212,7 @@ class _Asked:
                 row, column = np.divmod(held[name], columns)
                 places[name] = (direction * row * len(names) + number) * columns + direction * column
                 entries = max(1, _entries(self.base[name]).numel())
-                begins[name] = places[name].reshape(entries, -1).min(axis=1)  # of an event of several cells
+                begins[name] = places[name].reshape(entries, -1).min(axis=1)  # of an event with several cells
             if all(
                 self._holds_before(held, places, begins, cut)
                 for cut in self._some(np.unique(np.concatenate(list(begins.values()))), _CUTS)
@@ -227,7 +227,7 @@ class _Asked:
         begins: dict[str, np.ndarray],
         cut: int,
     ) -> bool:
-        """Whether entries that begin no later than a cut stay as they are where cells from there on are others."""
+        """Return whether entries that begin at or before a cut stay the same if cells from there on change."""
         later = np.concatenate([held[name][place >= cut] for name, place in places.items()])
         for x in self._exchanged(later):
             sites = self._tried(x, self._latents[0])
@@ -239,13 +239,13 @@ class _Asked:
         return True
 
     def _some(self, cuts: np.ndarray, most: int) -> np.ndarray:
-        """All cuts, or some of them where there are more."""
+        """Return all cuts, or a random choice if they are more than ``most``."""
         if len(cuts) <= most:
             return cuts
         return cuts[torch.randperm(len(cuts), generator=self._generator)[:most].numpy()]
 
     def _moves(self, sites: Sites, name: str) -> Tensor:
-        """Which of a site's log-probabilities, at the value it had, are others under the distributions of another run."""
+        """Return which of a site's log-probabilities, at its first value, change under another run's distributions."""
         if name not in self._log_probs:
             self._log_probs[name] = _entries(self.base[name])
         log_prob = self._log_probs[name]
@@ -261,7 +261,7 @@ class _Asked:
 
 
 def _entries(site: Site) -> Tensor:
-    """A site's log-probabilities, of each entry by itself where they are independent."""
+    """Return a site's log-probabilities, one per entry if entries are independent."""
     fn = site["fn"]
     while isinstance(fn, dist.Independent):
         fn = fn.base_dist
@@ -272,7 +272,7 @@ def _entries(site: Site) -> Tensor:
 
 
 def _scored(site: Site) -> np.ndarray:
-    """Which entries of a site's value no mask leaves out, flattened, bool."""
+    """Return which entries of a site's value no mask leaves out, flattened, bool."""
     scored = torch.ones(site["value"].shape, dtype=torch.bool)
     fn, masks = site["fn"], [(site["mask"], site["fn"].event_dim)]
     while hasattr(fn, "base_dist"):
@@ -286,6 +286,6 @@ def _scored(site: Site) -> np.ndarray:
 
 
 def _rows_as_bytes(columns: Sequence[Tensor]) -> list[bytes]:
-    """Each row of some columns, as bytes that are equal for equal numbers."""
-    table = torch.stack([column.double() + 0.0 for column in columns], dim=1)  # −0.0 is 0.0
+    """Return each row of some columns as bytes that are equal for equal numbers."""
+    table = torch.stack([column.double() + 0.0 for column in columns], dim=1)  # turns −0.0 into 0.0
     return [row.tobytes() for row in table.numpy()]
