@@ -383,7 +383,7 @@ def network(out, inputs=2):
 def estimator(function, **kinds):
     kinds |= {
         name: kind
-        for name, kind in {"checkpoint": "checkpoint", "compile": "auto or flag"}.items()
+        for name, kind in {"checkpoint": "checkpoint", "compile": "auto or flag", "noise": "name"}.items()
         if name in inspect.signature(function).parameters
     }
     return Case(function, PAIR, kinds)
