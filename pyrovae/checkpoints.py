@@ -33,7 +33,7 @@ Answers = Mapping[str, tuple[Tensor, float]]
 
 _LAST = "last.safetensors"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_FORMAT = 2  # of the folders; format 1 held the model's code
+_FORMAT = 3  # of the folders; up to format 2, noise followed from tiles
 _LOOSEST = 100  # units in the last place by which processors may round differently
 
 

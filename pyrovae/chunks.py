@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Unreadable(Exception):
-    """Chunks that are no rows: where, and what an error says was expected, what came, and how to fix it."""
+    """Raised for chunks that cannot be read as rows; it holds the parts of the error message."""
 
     def __init__(self, place: str, expected: str, came: str, fix: str) -> None:
         super().__init__(came)
@@ -19,11 +19,11 @@ class Unreadable(Exception):
 
 
 class NoRows(Unreadable):
-    """A chunk of a kind that holds no rows."""
+    """Raised for a chunk of a kind that holds no rows."""
 
 
 def several(x: Any) -> bool:
-    """Whether x is an iterable of arrays, and not one array or a list of numbers."""
+    """Return whether x is an iterable of arrays, and not one array or a list of numbers."""
     one = isinstance(
         x, Tensor | torch.nn.Module | np.ndarray | Mapping | Set | str | bytes | bytearray | memoryview
     ) or any(
@@ -41,12 +41,12 @@ def several(x: Any) -> bool:
 
 
 def each(x: Iterable[Any]) -> Iterator[Any]:
-    """The chunks of x in turn.
+    """Yield the chunks of x in turn.
 
     Raises:
         Unreadable: an iterator, which can be gone through only once; a chunk that is a tuple, such as (rows, labels).
     """
-    if iter(x) is x:
+    if isinstance(x, Iterator):
         raise Unreadable(
             "",
             "chunks that can be gone through again",
@@ -68,7 +68,7 @@ def each(x: Iterable[Any]) -> Iterator[Any]:
 
 
 def joined(x: Iterable[Any]) -> Any:
-    """All chunks as one array, frame or dict of these.
+    """Return all chunks as one array, frame or dict of these.
 
     Raises:
         Unreadable: as ``each``; no chunks; chunks whose names, kinds or shapes differ.
@@ -89,11 +89,21 @@ def joined(x: Iterable[Any]) -> Any:
 
 
 def _one(parts: Sequence[Any], place: str) -> Any:
-    """Arrays of one kind, one after the other."""
+    """Return arrays of one kind as one array."""
     for number, part in enumerate(parts):
         if not len(getattr(part, "shape", ())):
             came = f"a {type(part).__name__}"
             raise NoRows(f"[{number}]{place}", "an array of rows", came, "Pass arrays with rows on dim 0.")
+        if hasattr(part, "toarray"):
+            came, fix = f"a {type(part).__name__}", "Pass chunk.toarray() of each chunk."
+            raise Unreadable(f"[{number}]{place}", "a dense array", came, fix)
+        if hasattr(part, "columns") and list(part.columns) != list(parts[0].columns):
+            raise Unreadable(
+                f"[{number}]{place}",
+                f"a frame with the columns {list(parts[0].columns)}, as x[0]",
+                f"one with {list(part.columns)}",
+                "Pass chunks with the same columns in the same order.",
+            )
     shapes = [tuple(part.shape)[1:] for part in parts]
     for number, (part, shape) in enumerate(zip(parts, shapes, strict=True)):
         if type(part) is not type(parts[0]) or shape != shapes[0]:

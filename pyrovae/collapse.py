@@ -169,7 +169,7 @@ def diagnose(
         pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents; each is flattened.
         x: rows on dim 0, or a dict of them, as in ``log_weights``; preferably some hundred held-out rows.
         num_samples: draws per row for log P(x) and k-hat, at least 100. The ELBO uses 100.
-        seed: the same seed and tile give the same numbers bit for bit.
+        seed: the same seed gives the same numbers; with the same tile, too, the same bits.
         tile: (rows, samples) computed at once; None chooses it from the shapes.
         progress: show a bar, or plain lines if there is no terminal.
 
@@ -348,7 +348,7 @@ def _dimensions(evaluation: Evaluation) -> pd.DataFrame:
             pd.DataFrame(
                 {
                     "rate": rate.mean(dim=0).cpu().numpy(),
-                    "kind": found[0].kind,
+                    "kind": max(f.kind for f in found),  # "sampled" if any block is
                     "variance_of_mean": variance.cpu().numpy(),
                     "active": (variance > ACTIVE).cpu().numpy(),
                 },

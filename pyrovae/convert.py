@@ -75,7 +75,7 @@ def to_arviz(
         num_draws: draws to keep for every row.
         num_samples: draws of every row to choose them from.
         predictive: False leaves out the replicated rows.
-        seed: the same seed and tile give the same numbers bit for bit.
+        seed: the same seed gives the same numbers; with the same tile, too, the same bits.
         tile: (rows, samples) computed at once; None chooses it from the shapes.
 
     All options apply to pairs only; the draws of a baseline already exist. The result holds

@@ -138,7 +138,7 @@ class Evaluation:
         main = (min(tile[0], len(numbers)), min(tile[1], num_samples))
         runner = Runner(model, compile, main) if compile else None
         keys = numbers
-        if noise == "content":
+        if noise == "content" and model.keyed:
             keys = torch.from_numpy(checks.row_hashes(source.exact)[:, 0].view(np.int64)).to(numbers.device)
         keyed_by = noise if model.keyed else "tile"
         return cls(
@@ -148,6 +148,11 @@ class Evaluation:
     @property
     def pair(self) -> LatentVariableModel:
         return self.model.pair
+
+    @property
+    def repeats(self) -> bool:
+        """Whether rows share their noise, because they have equal content."""
+        return self.keyed_by == "content" and len(self.keys.unique()) < len(self.keys)
 
     @property
     def structure(self) -> Structure:

@@ -1,8 +1,8 @@
 """Tiles of an evaluation, and the seeds of its noise.
 
-An evaluation of ``num_samples`` draws for N rows is cut into tiles of rows × samples. The seed of a tile's noise
-depends only on the evaluation's seed and on keys. The results therefore do not depend on the order of tiles or on
-earlier calls, and torch's global generator is left unchanged.
+An evaluation of ``num_samples`` draws for N rows is cut into tiles of rows × samples. Each purpose has a seed of its own,
+derived from the evaluation's seed; ``row_noise`` makes the numbers. Where torch's generator draws, it is seeded for the
+block and left unchanged.
 """
 
 from __future__ import annotations
@@ -92,8 +92,7 @@ class Stream(IntEnum):
 def derive(seed: int, stream: Stream, *keys: int) -> int:
     """Return a 63-bit seed from a seed, a stream and keys; different ones give independent noise.
 
-    torch's CPU generator uses 32 bits of it. Among 10 000 tiles, two share their noise with a probability of 1 %;
-    the others are then unaffected.
+    torch's CPU generator uses 32 bits of it: among 10 000 seeds, two agree with a probability of 1 %.
     """
     checks.integer("seed", seed, minimum=0)
     # Passed as spawn_key, because SeedSequence pads entropy with zeros, so (1,) and (1, 0) would agree.

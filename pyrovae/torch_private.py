@@ -1,7 +1,7 @@
 """Every name of torch that is not part of its documented interface, each imported when it is used.
 
-A release of torch may move such a name. Then steps and evaluations run without a trace, noise is keyed by tiles, and the
-reason says which name is missing.
+A release of torch may move such a name. Then steps and evaluations run without a trace, or draws use
+torch's generator, and the reason says which name is missing.
 """
 
 from __future__ import annotations

@@ -1396,6 +1396,14 @@ def test_chunks_have_the_numbers_of_the_whole(kind):
         (lambda x: [{"x": x}, x], r"x\[1\]: expected a dict with \['x'\], as x\[0\], got a Tensor"),
         (lambda x: [x, torch.tensor(1.0)], r"x\[1\]: expected an array of rows, got a Tensor"),
         (lambda x: range(3), r"x\[0\]: expected an array of rows, got a int"),
+        (
+            lambda x: [
+                pd.DataFrame({"a": x[:, 0], "b": x[:, 1]}),
+                pd.DataFrame({"a": x[:, 0], "c": x[:, 1]}),
+            ],
+            r"x\[1\]: expected a frame with the columns \['a', 'b'\], as x\[0\], got one with \['a', 'c'\]",
+        ),
+        (lambda x: [scipy.sparse.csr_matrix(x.numpy())], r"x\[0\]: expected a dense array, got a csr_matrix"),
         (lambda x: [(x, x)], r"x\[0\]: expected an array of rows, or a dict with them, got a tuple of 2"),
     ],
 )

@@ -142,6 +142,9 @@ def test_sites_draw_from_their_distributions_row_by_row(name, layout):
     some = torch.tensor([7, 31])
     fewer, _ = model.propose({"x": x[some]}, 100, RowNoise(SEED, rows[some], first=40))
     torch.testing.assert_close(model.rows_second("z", fewer["z"]), z[40:140, some])
+    # The next site's draws stay, however often a sampler rejects.
+    w = model.rows_second("w", latents["w"])
+    torch.testing.assert_close(model.rows_second("w", fewer["w"]), w[40:140, some])
 
 
 def test_draws_that_cannot_be_keyed_are_named():
@@ -227,6 +230,64 @@ def test_rows_have_their_numbers_whatever_the_tile(method, dtype):
     assert whole.noise == "index"
     height = 700 if method == "quadrature" else 13
     agree(whole, scored(method, dtype, every, tile=(5, height)), dtype)
+
+
+def masked():
+    """A latent that some rows lack, and a gamma latent."""
+
+    def sample(x, lacks, shape):
+        with pyro.poutine.mask(mask=~lacks):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0).expand(x.shape))
+        b = pyro.sample("b", dist.Gamma(torch.full_like(x, shape), 2.0))
+        return torch.where(lacks, torch.zeros_like(a), a) + b
+
+    def model(x, lacks):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(sample(x, lacks, 2.0), 0.5), obs=x)
+
+    def guide(x, lacks):
+        with pyro.plate("data", len(x)):
+            sample(x, lacks, 1.5)
+
+    return pv.LatentVariableModel(model, guide)
+
+
+@pytest.mark.parametrize("method", ["importance", "refined", "annealed", "auto"])
+def test_rows_that_lack_a_latent_and_rejections_leave_other_rows_alone(method):
+    x = {
+        "x": torch.tensor([-1.0, 0.2, 0.4, 1.1], dtype=torch.float64),
+        "lacks": torch.tensor([False, False, False, True]),
+    }
+    whole, part = (
+        pv.log_evidence(masked(), rows, method=method, noise="content", compile=False, **OPTIONS[method])
+        for rows in (x, {name: value[:3] for name, value in x.items()})
+    )
+    assert whole.noise == "content"
+    np.testing.assert_allclose(part.estimate, whole.estimate[:3], rtol=1e-9)
+
+
+def test_equal_rows_share_their_noise_and_the_error_says_so():
+    vae, x = pv.VAE.mlp(3, 1), torch.ones(50, 3)
+    same = pv.log_evidence(vae, x, num_samples=50, noise="content")
+    assert np.ptp(same.estimate) < 1e-5
+    assert same.mean_mcse == pytest.approx(float(same.mcse[0]), rel=1e-3)
+    own = pv.log_evidence(vae, x, num_samples=50)
+    assert own.mean_mcse == pytest.approx(float(np.sqrt((own.mcse**2).sum())) / 50)
+
+
+def test_rows_are_simulated_beside_deterministic_sites():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            mean = pyro.deterministic("mean", 2 * z)
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.4 * x, 0.5))
+
+    sw = pv.evidence.sandwich(pv.LatentVariableModel(model, guide), torch.randn(6), num_temperatures=20)
+    assert np.isfinite(sw.gap).all()
 
 
 @pytest.mark.parametrize("name", PAIRS)

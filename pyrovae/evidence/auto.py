@@ -595,7 +595,7 @@ def _weigh_both(evaluation: Evaluation) -> Columns:
             terms = Terms(joint.likelihood, joint.prior, log_q)
             log_weights = _against_both(terms, log_q, shares[0] / count, shares[1] / count)
             weights.add(index, log_weights)
-        blocks.append(Columns.of_weights(weights, batch["x"].dtype, count))
+        blocks.append(Columns.of_weights(weights, evaluation.dtype, count))
     return Columns.cat(blocks)
 
 

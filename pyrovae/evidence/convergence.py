@@ -40,7 +40,7 @@ def convergence(
         pair: a ``VAE`` or any ``LatentVariableModel``.
         x: rows on dim 0; tensor, numpy array or DataFrame.
         num_samples: the values of K, each at least 2.
-        seed: the same seed and tile give the same numbers bit for bit.
+        seed: the same seed gives the same numbers; with the same tile, too, the same bits.
         tile: (rows, samples) computed at once; None chooses it from the shapes.
         progress: show a bar, or plain lines if there is no terminal.
         compile: False runs guide and model by Pyro for every tile. True traces their computation once and

@@ -45,7 +45,7 @@ def gaps(
         pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents.
         x: rows on dim 0; tensor, numpy array or DataFrame.
         num_samples: fresh draws per row for each of the three terms, at least 100.
-        seed: the same seed and tile give the same numbers bit for bit.
+        seed: the same seed gives the same numbers; with the same tile, too, the same bits.
         family: of q*, "mean_field" or "full_rank". Choose the encoder's own family, else the split does not
             have the meaning above.
         tile: (rows, samples) computed at once; None chooses it from the shapes.

@@ -104,6 +104,14 @@ def frame_of(columns: Mapping[str, Any], index: Any) -> pd.DataFrame:
     return found.rename_axis("row") if index is None else found
 
 
+def _shared_mcse(columns: Columns, keys: Tensor, answered_by: np.ndarray) -> float:
+    """Return the Monte-Carlo standard error of the mean if rows of one key share their noise."""
+    mcse, grid = columns.mcse.cpu().numpy(), answered_by == "quadrature"
+    _, groups = np.unique(keys.cpu().numpy()[~grid], return_inverse=True)
+    each = np.bincount(groups, weights=mcse[~grid])
+    return float((np.sqrt((each**2).sum()) + mcse[grid].sum()) / len(mcse))
+
+
 def _interval(estimate: Any, mcse: Any, bias: Any) -> tuple[Any, Any]:
     """Return estimate ± 1.96 · mcse, widened by the bias on the side of the true value."""
     half = _Z95 * mcse
@@ -256,6 +264,7 @@ class LogEvidence:
             uncompiled=None if evaluation.runner is None else evaluation.runner.reason,
             reasons=reasons,
             noise=evaluation.keyed_by,
+            shared_mcse=_shared_mcse(columns, evaluation.keys, names) if evaluation.repeats else None,
         )
 
     @classmethod

@@ -248,7 +248,7 @@ def _simulated(evaluation: Evaluation, num_rows: int) -> tuple[Tensor, Evaluatio
     with evaluation.pair.evaluating(), noises.seeded(drawn.seed, index.device):
         latents, batch = evaluation.model.simulate(template.batch, drawn)
     made = dataclasses.replace(template, batch=batch)
-    with undisturbed(made, Stream.SIMULATE) as noise:
+    with undisturbed(made, Stream.SIMULATE, 1) as noise:
         return Posterior(made).flatten(latents, noise), made
 
 
@@ -257,6 +257,8 @@ def _known_posterior(evaluation: Evaluation, num_rows: int) -> tuple[Tensor, Eva
     x = evaluation.batch["x"][:num_rows]
     known = linear_gaussian(evaluation.pair, x)
     index = torch.arange(len(x), device=x.device)
-    with noises.seeded(noises.derive(evaluation.seed, Stream.SIMULATE), x.device):
-        z = known.posterior(x.flatten(1).double()).sample()[None]
+    posterior = known.posterior(x.flatten(1).double())
+    rows = evaluation.noise(Stream.SIMULATE, rows=slice(0, len(x)))
+    standard = rows.normal(1, posterior.loc.shape[-1], dtype=torch.float64)
+    z = posterior.loc + (posterior.scale_tril @ standard[..., None])[..., 0]
     return z.to(evaluation.dtype), evaluation.of_rows(index, evaluation.seed, evaluation.num_samples)

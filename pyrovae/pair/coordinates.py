@@ -95,8 +95,9 @@ class Coordinates:
                 low, high = place.bounds
                 z = latents[name].movedim(place.rows, 1)
                 part = torch.where((z < low) | (z > high), math.nan, part)
+            own = noise.branch()  # for every latent, whether or not a row of these lacks an entry
             if place.absent is not None:
-                drawn = noise.normal(len(part), *part.shape[2:], dtype=part.dtype)
+                drawn = own.normal(len(part), *part.shape[2:], dtype=part.dtype)
                 part = torch.where(place.absent, drawn, part)
             parts.append(part.reshape(*part.shape[:2], -1).to(self.dtype))
         return torch.cat(parts, dim=-1)

@@ -112,5 +112,4 @@ def _values_of(fn: Any, at: Tensor) -> tuple[Tensor | None, bool]:
     except NotImplementedError:  # counts without a bound, or with varying bounds
         if fn.event_shape:
             return None, False
-        count = min(_MOST_COUNTS, 2 * int(at.max()) + 4)
-        return torch.arange(count, device=at.device, dtype=at.dtype), False
+        return torch.arange(_MOST_COUNTS, device=at.device, dtype=at.dtype), False

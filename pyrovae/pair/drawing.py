@@ -30,7 +30,7 @@ class DrawsByRow(Messenger):
     """
 
     def __init__(
-        self, noise: RowNoise, num_samples: int, row_axis: Callable[[str], int], folded: bool
+        self, noise: RowNoise, num_samples: int, row_axis: Callable[[str], int | None], folded: bool
     ) -> None:
         super().__init__()
         self._noise, self._num_samples, self._row_axis, self._folded = noise, num_samples, row_axis, folded
@@ -40,8 +40,12 @@ class DrawsByRow(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["done"] or msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
             return
-        fn, dim = msg["fn"], self._row_axis(msg["name"])
-        with replaced(source_of(self._noise, self._num_samples, fn, dim, self._folded), self.missed):
+        dim = self._row_axis(msg["name"])
+        if dim is None:  # no site of the row model, such as a deterministic one
+            return
+        # Each site has a branch, so that a sampler of a user's own may draw as often as the block needs.
+        fn, noise = msg["fn"], self._noise.branch()
+        with replaced(source_of(noise, self._num_samples, fn, dim, self._folded), self.missed):
             msg["value"] = fn(*msg["args"], **msg["kwargs"])
         msg["done"] = True
 
@@ -151,12 +155,17 @@ def _cauchy(source: Source, out: Tensor, median: float = 0.0, sigma: float = 1.0
     return out.copy_(median + sigma * torch.tan(math.pi * (source.uniform(out.shape, out.dtype) - 0.5)))
 
 
-def _normals(source: Source, mean: Tensor, std: Tensor) -> Tensor:
+def _log_normal(source: Source, out: Tensor, mean: float = 1.0, std: float = 2.0) -> Tensor:
+    return out.copy_((source.normal(out.shape, out.dtype) * std + mean).exp())
+
+
+def _normals(source: Source, mean: Tensor, std: Tensor | float) -> Tensor:
     return mean + std * source.normal(mean.shape, mean.dtype)
 
 
 def _bernoulli(source: Source, probs: Tensor) -> Tensor:
-    return (source.uniform(probs.shape, probs.dtype) < probs).to(probs.dtype)
+    # In float64: probabilities below the resolution of float32 are drawn, too.
+    return (source.uniform(probs.shape, torch.float64) < probs).to(probs.dtype)
 
 
 def _multinomial(source: Source, weights: Tensor, num_draws: int, replacement: bool = False) -> Tensor:
@@ -191,7 +200,9 @@ _DRAWS: dict[Any, Callable[..., Tensor]] = {
     aten.uniform_.default: _uniform,
     aten.exponential_.default: _exponential,
     aten.cauchy_.default: _cauchy,
+    aten.log_normal_.default: _log_normal,
     aten.normal.Tensor_Tensor: _normals,
+    aten.normal.Tensor_float: _normals,
     aten.bernoulli.default: _bernoulli,
     aten.multinomial.default: _multinomial,
     aten._standard_gamma.default: _gamma,

@@ -114,8 +114,10 @@ def _rate_of(
         exact = entries(kl_divergence(q, p))
     except NotImplementedError:
         exact = None
+    sampled = entries(q.log_prob(value) - p.log_prob(value)).mean(dim=0)
+    if exact is None:
+        return sampled, "sampled"
     # If it varies over draws, q or P depends on other latents. Averaging over these is right only if the guide
     # draws them first.
-    if exact is not None and torch.allclose(exact[:1].expand_as(exact), exact, rtol=1e-4, atol=1e-6):
-        return exact[0], "exact"
-    return entries(q.log_prob(value) - p.log_prob(value)).mean(dim=0), "sampled"
+    same = torch.isclose(exact[:1], exact, rtol=1e-4, atol=1e-6).all(dim=0)
+    return torch.where(same, exact[0], sampled), "exact" if bool(same.all()) else "sampled"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyrovae import checks, supports
@@ -37,6 +38,14 @@ class LogJoint(NamedTuple):
 
     prior: Tensor
     likelihood: Tensor
+
+
+class _Unconditioned(Messenger):
+    """Makes observed sites sampled ones. Pyro's own ``uncondition`` also draws deterministic sites, in a wrong shape."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not msg["infer"].get("_deterministic"):
+            msg.update(is_observed=False, value=None, done=False)
 
 
 @dataclass(frozen=True)
@@ -115,9 +124,9 @@ class RowModel:
         if set(structure.measure) - {"mass", "density"}:
             kinds = sorted(set(structure.measure) - {"mass", "density"})
             raise checks.bad_value("model", expected, f"columns that are {', '.join(kinds)}", fix)
-        model = poutine.uncondition(self.pair.model)
+        model = _Unconditioned()(self.pair.model)
         if noise is not None:
-            model = DrawsByRow(noise, 1, structure.data_dim.__getitem__, folded=True)(model)
+            model = DrawsByRow(noise, 1, structure.data_dim.get, folded=True)(model)
         with self.pair.own_parameters():
             sites = sample_sites(poutine.trace(model), batch)
         simulated = {**batch, "x": self._with_columns(batch["x"], sites)}
@@ -195,11 +204,12 @@ class RowModel:
         count = len(batch["x"]) + 1  # differs from the number of rows
         noise = RowNoise(0, torch.arange(len(batch["x"]), device=batch["x"].device))
         missed: list[str] = []
-        self._ask("guide", batch, count, noise=noise, missed=missed)
-        with suppress(
-            Exception
-        ):  # a model may be unable to run on draws of its own prior: then nothing draws them
-            self._ask("model", batch, count, noise=noise, missed=missed)
+        try:
+            with pyro.validation_enabled(False):
+                for part in ("guide", "model"):
+                    self._ask(part, batch, count, noise=noise, missed=missed)
+        except Exception:  # a model may fail on draws of its own prior
+            return False
         return not missed
 
     # -----------------------------------------------------------------------------------------------------
@@ -216,7 +226,7 @@ class RowModel:
     ) -> Sites:
         """Run one part for many samples, under a plate of particles or, if it needs that, with the rows repeated."""
         vectorised = self.structure.vectorised[part]
-        dims = self.structure.data_dim
+        row_axis = self.structure.data_dim.get
 
         def ask() -> Sites:
             if vectorised:
@@ -227,7 +237,7 @@ class RowModel:
 
         if noise is None:
             return ask()
-        with DrawsByRow(noise, num_samples, dims.__getitem__, folded=not vectorised) as drawn:
+        with DrawsByRow(noise, num_samples, row_axis, folded=not vectorised) as drawn:
             sites = ask()
         if missed is not None:
             missed += drawn.missed
