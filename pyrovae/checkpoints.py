@@ -109,7 +109,7 @@ def _check_pins(folder: Path, pins: Mapping[str, Any], now: Mapping[str, Any]) -
     if pins.get("format") != now["format"]:
         raise checks.bad_value(
             "checkpoint",
-            f"a folder of format {now['format']}, which stores what the model computes",
+            f"a folder of format {now['format']}, the format of this version",
             f"{folder} of format {pins.get('format', 1)}",
             "Finish that run with the version of pyrovae that started it, or choose another folder.",
         )

@@ -25,7 +25,8 @@ class NoRows(Unreadable):
 def several(x: Any) -> bool:
     """Return whether x is an iterable of arrays, and not one array or a list of numbers."""
     one = isinstance(
-        x, Tensor | torch.nn.Module | np.ndarray | Mapping | Set | str | bytes | bytearray | memoryview
+        x,
+        Tensor | torch.nn.Module | np.ndarray | Mapping | Set | range | str | bytes | bytearray | memoryview,
     ) or any(
         hasattr(x, name) for name in ("to_numpy", "toarray", "to_pandas", "compute", "__array__", "read")
     )
@@ -44,12 +45,12 @@ def each(x: Iterable[Any]) -> Iterator[Any]:
     """Yield the chunks of x in turn.
 
     Raises:
-        Unreadable: an iterator, which can be gone through only once; a chunk that is a tuple, such as (rows, labels).
+        Unreadable: an iterator, which can be iterated only once; a chunk that is a tuple, such as (rows, labels).
     """
     if isinstance(x, Iterator):
         raise Unreadable(
             "",
-            "chunks that can be gone through again",
+            "chunks that can be iterated again",
             f"a {type(x).__name__}, which is used up after the first pass",
             "Pass a list, a DataLoader, or an object whose __iter__ starts from the beginning.",
         )

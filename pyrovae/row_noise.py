@@ -75,20 +75,19 @@ class RowNoise:
     def gamma(self, shape: Tensor) -> Tensor:
         """Return gamma numbers with rate 1 and shapes (samples, rows, rest...), by rejection (Marsaglia and Tsang 2000).
 
-        They are NaN for a shape that is not above 0, and infinite for an infinite one.
+        Rounds go on until every row is accepted, so their number depends on all rows. Call it on a branch. Results are NaN
+        for a shape that is not above 0, and infinite for an infinite one.
         """
         size, dtype = shape.shape, shape.dtype
         boost = self.uniform(size[0], *size[2:], dtype=dtype) ** (1 / shape)
-        # The rounds go on until every row is accepted. On a branch, their number does not move later calls.
-        rounds = self.branch()
         d = torch.where(shape < 1, shape + 1, shape) - 1 / 3
         c = (9 * d).rsqrt()
         possible = torch.isfinite(shape) & (shape > 0)
         found, waiting = torch.where(shape > 0, shape, math.nan), possible
         while bool(waiting.any()):
-            x = rounds.normal(size[0], *size[2:], dtype=dtype)
+            x = self.normal(size[0], *size[2:], dtype=dtype)
             v = (1 + c * x) ** 3
-            log_u = rounds.uniform(size[0], *size[2:], dtype=dtype).log()
+            log_u = self.uniform(size[0], *size[2:], dtype=dtype).log()
             accepted = (v > 0) & (log_u < 0.5 * x**2 + d - d * v + d * v.log())
             found = torch.where(waiting & accepted, d * v, found)
             waiting = waiting & ~accepted

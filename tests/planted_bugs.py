@@ -327,11 +327,11 @@ BUGS = {
         "test_row_noise.py::test_seeds_and_calls_are_independent",
     ),
     "rejections that move later draws": Bug(
-        "row_noise.py",
-        "RowNoise.gamma",
-        "self.branch()",
-        "self",
-        "test_row_noise.py::test_rows_that_lack_a_latent_and_rejections_leave_other_rows_alone[annealed]",
+        "pair/drawing.py",
+        "DrawsByRow._pyro_sample",
+        "self._noise.branch()",
+        "self._noise",
+        "test_row_noise.py::test_sites_draw_from_their_distributions_row_by_row[gamma-together]",
     ),
     "noise of absent entries beside that of others": Bug(
         "pair/coordinates.py",

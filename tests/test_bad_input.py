@@ -1389,13 +1389,13 @@ def test_chunks_have_the_numbers_of_the_whole(kind):
     [
         (
             lambda x: (part for part in x.split(8)),
-            "x: expected chunks that can be gone through again, got a gen",
+            "x: expected chunks that can be iterated again, got a gen",
         ),
         (lambda x: [x, x[:, :3]], r"x\[1\]: expected a Tensor with rows of shape \(\d+,\)"),
         (lambda x: [x, x.numpy()], r"x\[1\]: expected a Tensor .*, got a ndarray"),
         (lambda x: [{"x": x}, x], r"x\[1\]: expected a dict with \['x'\], as x\[0\], got a Tensor"),
         (lambda x: [x, torch.tensor(1.0)], r"x\[1\]: expected an array of rows, got a Tensor"),
-        (lambda x: range(3), r"x\[0\]: expected an array of rows, got a int"),
+        (lambda x: range(3), "x: expected .* got a range"),
         (
             lambda x: [
                 pd.DataFrame({"a": x[:, 0], "b": x[:, 1]}),

@@ -140,11 +140,11 @@ def test_sites_draw_from_their_distributions_row_by_row(name, layout):
         of_torch = fn.sample((20_000,)).numpy()
         assert stats.ks_2samp(z.flatten().numpy(), of_torch).pvalue > RARE
     some = torch.tensor([7, 31])
-    fewer, _ = model.propose({"x": x[some]}, 100, RowNoise(SEED, rows[some], first=40))
-    torch.testing.assert_close(model.rows_second("z", fewer["z"]), z[40:140, some])
+    fewer, _ = model.propose({"x": x[some]}, 3, RowNoise(SEED, rows[some], first=40))
+    torch.testing.assert_close(model.rows_second("z", fewer["z"]), z[40:43, some])
     # The next site's draws stay, however often a sampler rejects.
     w = model.rows_second("w", latents["w"])
-    torch.testing.assert_close(model.rows_second("w", fewer["w"]), w[40:140, some])
+    torch.testing.assert_close(model.rows_second("w", fewer["w"]), w[40:43, some])
 
 
 def test_draws_that_cannot_be_keyed_are_named():

@@ -1110,7 +1110,7 @@ class Shrinking:
     [
         (
             (rows for rows in [X]),
-            "x: expected chunks that can be iterated in every epoch, got a generator",
+            "x: expected chunks that can be iterated again, got a generator",
         ),
         ([X[:40], X[40:, None]], r"x: expected chunks that differ only in their rows: .*\(6,\).* in chunk 1"),
         ([X[:40], X[40:, :3]], r"x\[1\]: expected rows of width 6, got rows of width 3"),

@@ -180,9 +180,12 @@ def _gamma(source: Source, shape: Tensor) -> Tensor:
 
 
 def _dirichlet(source: Source, concentration: Tensor) -> Tensor:
-    parts, limits = source.gamma(concentration), torch.finfo(concentration.dtype)
-    # As torch's own draws, never on the bounds themselves.
-    return (parts / parts.sum(-1, keepdim=True)).clamp(limits.tiny, 1 - limits.eps / 2)
+    # In float64, as torch does: in float32, all parts may underflow where concentrations are small.
+    parts, limits = source.gamma(concentration.double()), torch.finfo(concentration.dtype)
+    shares = (parts / parts.sum(-1, keepdim=True)).to(concentration.dtype)
+    return shares.clamp(
+        limits.tiny, 1 - limits.eps / 2
+    )  # never on the bounds themselves, as torch's own draws
 
 
 def _made(draw: Callable[[Source, Sequence[int], torch.dtype], Tensor]) -> Callable[..., Tensor]:

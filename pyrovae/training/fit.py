@@ -234,8 +234,7 @@ def fit(
                 some = torch.randperm(len(training), generator=draw)[:_EPOCH_ROWS].sort().values
                 training = training.of_rows(some.to(batch["x"].device), seed, _EPOCH_SAMPLES)
             if validation is not None:
-                own = noise.derive(seed, noise.Stream.EPOCH, 1)  # else row i of both had the same noise
-                held_out = evaluated(validation, argument="validation", seed=own)
+                held_out = evaluated(validation, argument="validation")
                 if held_out.batch["x"].shape[1:] != batch["x"].shape[1:]:
                     raise checks.bad_value(
                         "validation",
