@@ -171,7 +171,7 @@ OPTIONS = {
     "jackknife": {"num_samples": 40},
     "refined": {"num_samples": 200},
     "annealed": {"num_samples": 8, "num_temperatures": 20},
-    "quadrature": {},
+    "quadrature": {"tolerance": 0.1},
     "auto": {"max_cost": 4000, "target_mcse": 0.01},
 }
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -184,18 +184,10 @@ def scored(method, dtype, rows, **options):
     with noise.seeded(3):
         vae = pv.VAE.mlp(5, latent_dim=2, likelihood="gaussian", hidden_dims=(6,))
     x = 1.5 * torch.randn(12, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    return (
-        pv.log_evidence(
-            vae.to(dtype),
-            x.to(dtype)[rows],
-            method=method,
-            seed=2,
-            compile=False,
-            **OPTIONS[method],
-            **options,
-        )
-        if method != "quadrature"
-        else pv.log_evidence(vae.to(dtype), x.to(dtype)[rows], method=method, seed=2, **options)
+    if method != "quadrature":
+        options["compile"] = False
+    return pv.log_evidence(
+        vae.to(dtype), x.to(dtype)[rows], method=method, seed=2, **OPTIONS[method], **options
     )
 
 
@@ -324,9 +316,6 @@ def test_the_key_is_one_of_two():
 class Density(sklearn.base.BaseEstimator):
     """A prototype of a scikit-learn estimator whose scores are log P(x)."""
 
-    def __init__(self, method="importance"):
-        self.method = method
-
     def fit(self, X, y=None):
         X = sklearn.utils.validation.validate_data(self, X, dtype=np.float64)
         with noise.seeded(0):
@@ -336,11 +325,9 @@ class Density(sklearn.base.BaseEstimator):
 
     def score_samples(self, X):
         X = sklearn.utils.validation.validate_data(self, X, dtype=np.float64, reset=False)
-        options = OPTIONS[self.method]
-        return pv.log_evidence(self.vae_, X, method=self.method, noise="content", **options).estimate
+        return pv.log_evidence(self.vae_, X, num_samples=100, noise="content").estimate
 
 
-@pytest.mark.parametrize("method", ["importance", "auto"])
 @pytest.mark.parametrize(
     "check",
     [
@@ -348,5 +335,5 @@ class Density(sklearn.base.BaseEstimator):
         sklearn.utils.estimator_checks.check_methods_subset_invariance,
     ],
 )
-def test_scikit_learns_checks_of_order_and_subsets_pass(check, method):
-    check("Density", Density(method))
+def test_scikit_learns_checks_of_order_and_subsets_pass(check):
+    check("Density", Density())
