@@ -1,7 +1,7 @@
-"""What a good input is, and the wording of every refusal.
+"""Checks of user input. They raise every error with the same wording.
 
-Every refusal has the same parts: the argument, what was expected, what came (with its count and first
-position where there is one), and how to fix it.
+Each message names the argument, the expected value, the value that came and how to fix it. If several entries
+are bad, it gives their count and the position of the first.
 """
 
 from __future__ import annotations
@@ -29,43 +29,43 @@ if TYPE_CHECKING:
 
 
 def refusal(argument: str, expected: str, came: str, mend: str) -> str:
-    """The one wording of a refusal: argument, expected, what came, mend."""
+    """Return the text of an error message: argument, expected value, value that came, fix."""
     return f"{argument}: expected {expected}, got {came}. {mend}"
 
 
 class Refused(ValueError):
-    """A value that can't serve; its message says why and what to do."""
+    """Raised for a value that cannot be used; its message says why and how to fix it."""
 
 
 def bad_value(argument: str, expected: str, came: str, mend: str) -> Refused:
-    """The error to raise for a value that can't serve."""
+    """Return the ``ValueError`` to raise for a value that cannot be used."""
     return Refused(refusal(argument, expected, came, mend))
 
 
 def bad_type(argument: str, expected: str, came: str, mend: str) -> TypeError:
-    """The error to raise for a thing of the wrong kind."""
+    """Return the ``TypeError`` to raise for an object of the wrong type."""
     return TypeError(refusal(argument, expected, came, mend))
 
 
 def shown(value: Any) -> str:
-    """A value of any kind in a message: its repr, cut short, and its type."""
+    """Return a value as it appears in a message: its repr, cut to at most 60 characters, and its type."""
     text = " ".join(repr(value).split())
     return f"{text if len(text) <= 60 else text[:57] + '…'} ({type(value).__name__})"
 
 
-#: The dtypes of numbers that log P(x) is computed in: sums over columns of 16-bit ones are wrong by nats.
+#: The dtypes that log P(x) is computed in. In 16-bit dtypes, sums over columns have errors of nats.
 FLOATS = (torch.float32, torch.float64)
 
-# The most that counts and widths may be, and seeds: torch and numpy count in 64 bits and overflow with words of
-# their own, and what has more rows or columns than this fits no memory.
+# Upper limits of counts and widths, and of seeds. Beyond 64 bits, torch and numpy raise overflow errors of their own.
+# No memory holds more rows or columns than the first limit.
 _MOST_COUNT, _MOST_SEED = 2**31 - 1, 2**64 - 1
 
 
 def integer(argument: str, value: Any, minimum: int = 1) -> int:
-    """``value`` as an int of at least ``minimum``; raises ``TypeError`` or ``ValueError``.
+    """Return ``value`` as an int of at least ``minimum``; raise ``TypeError`` or ``ValueError`` otherwise.
 
-    Python's and numpy's integers are taken; not bools, floats of a whole value, nor tensors and arrays of one
-    number, which hide where a number came from: ``.item()`` says it.
+    Integers of Python and numpy are accepted. Bools and floats are not, even if a float is whole. Tensors and arrays
+    of one number are not accepted either: the caller has to convert them with ``.item()``.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise bad_type(argument, f"a whole number ≥ {minimum}", shown(value), "Pass an int.")
@@ -80,19 +80,22 @@ def integer(argument: str, value: Any, minimum: int = 1) -> int:
 
 
 def boolean(argument: str, value: Any) -> bool:
-    """``value`` if it is True or False; raises ``TypeError``."""
+    """Return ``value`` as a bool if it is True or False; raise ``TypeError`` otherwise."""
     if not isinstance(value, (bool, np.bool_)):
         raise bad_type(argument, "True or False", shown(value), "Pass a bool.")
     return bool(value)
 
 
 def number(argument: str, value: Any, expected: str = "a finite number") -> float:
-    """``value`` as a finite float; raises ``TypeError`` or ``ValueError``. Taken are numbers as in ``integer``."""
+    """Return ``value`` as a finite float; raise ``TypeError`` or ``ValueError`` otherwise.
+
+    Integers and floats of Python and numpy are accepted. As in ``integer``, bools, tensors and arrays are not.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise bad_type(argument, expected, shown(value), "Pass a float.")
     try:
         found = float(value)
-    except OverflowError:  # a Python int beyond every float
+    except OverflowError:  # a Python int that is too large for a float
         found = math.inf
     if not math.isfinite(found):
         raise bad_value(argument, expected, shown(value), "Pass one that is neither NaN nor infinite.")
@@ -100,7 +103,7 @@ def number(argument: str, value: Any, expected: str = "a finite number") -> floa
 
 
 def positive(argument: str, value: Any, or_zero: bool = False) -> float:
-    """``value`` as a finite positive float, or 0 where that will do; raises ``TypeError`` or ``ValueError``."""
+    """Return ``value`` as a finite float > 0, or ≥ 0 if ``or_zero``; raise ``TypeError`` or ``ValueError`` otherwise."""
     sign = "≥ 0" if or_zero else "> 0"
     found = number(argument, value, f"a finite number {sign}")
     if found < 0 or (found == 0 and not or_zero):
@@ -109,7 +112,10 @@ def positive(argument: str, value: Any, or_zero: bool = False) -> float:
 
 
 def per_column(argument: str, value: Any, check: Callable[[str, Any], float]) -> None:
-    """Refuse what is neither a number nor a sequence of numbers, one a column, each of which ``check`` takes."""
+    """Raise an error unless ``value`` is a number or a sequence of numbers, one for each column.
+
+    ``check`` is called with the argument and each number, and raises ``TypeError`` or ``ValueError`` for a bad one.
+    """
     if isinstance(value, np.ndarray | Tensor) and value.ndim == 1:
         value = value.tolist()
     each = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
@@ -121,9 +127,10 @@ def per_column(argument: str, value: Any, check: Callable[[str, Any], float]) ->
 
 @contextmanager
 def parameters_hold(argument: str = "x", fix: Callable[[], str] | None = None) -> Iterator[None]:
-    """Run a block in which networks see ``argument``; where a distribution refuses their outputs, that is refused.
+    """Run a block in which networks see ``argument``; raise ``ValueError`` if their outputs are invalid parameters.
 
-    ``fix`` says what to do, such as ``LatentVariableModel.fix_of_scales``.
+    The distribution's own error is replaced by one that names ``argument``. ``fix`` returns the advice in the message,
+    such as ``LatentVariableModel.fix_of_scales`` does.
     """
     try:
         yield
@@ -139,14 +146,14 @@ def parameters_hold(argument: str = "x", fix: Callable[[], str] | None = None) -
 
 
 def sizes(x: Tensor) -> tuple[float, float]:
-    """The root mean square of the smallest and of the largest column of rows; columns of zeros do not count."""
+    """Return the root mean squares of the smallest and largest columns, without columns of zeros; else (1.0, 1.0)."""
     size = x.detach().double().reshape(len(x), -1).square().mean(dim=0).sqrt()
     size = size[size > 0]
     return (float(size.min()), float(size.max())) if len(size) else (1.0, 1.0)
 
 
 def largest(x: Tensor) -> tuple[int, int, float]:
-    """The row, column and value of the entry of largest size."""
+    """Return the row, column and value of the entry with the largest absolute value, in flattened rows."""
     rows = x.detach().reshape(len(x), -1)
     place = int(rows.abs().argmax())
     row, column = divmod(place, rows.shape[1])
@@ -154,7 +161,7 @@ def largest(x: Tensor) -> tuple[int, int, float]:
 
 
 def choice(argument: str, value: Any, options: tuple[str, ...]) -> str:
-    """``value`` if it is one of ``options``; raises ``TypeError`` or ``ValueError`` naming them all."""
+    """Return ``value`` if it is one of ``options``; raise ``TypeError`` or ``ValueError`` that lists them otherwise."""
     if not isinstance(value, str) or value not in options:
         error = bad_value if isinstance(value, str) else bad_type
         listed = ", ".join(repr(option) for option in options)
@@ -163,14 +170,14 @@ def choice(argument: str, value: Any, options: tuple[str, ...]) -> str:
 
 
 def compile(value: Any) -> None:
-    """Raises ``TypeError`` or ``ValueError`` where the argument of that name is neither a bool nor "auto"."""
+    """Raise ``TypeError`` or ``ValueError`` if the argument ``compile`` is neither a bool nor "auto"."""
     if not isinstance(value, bool) and not (isinstance(value, str) and value == "auto"):
         error = bad_value if isinstance(value, str) else bad_type
         raise error("compile", "True, False or 'auto'", shown(value), "Pass one of these.")
 
 
 def path(argument: str, value: Any) -> Path:
-    """``value`` as a path; raises ``TypeError`` or ``ValueError``. Whether anything is there is another question."""
+    """Return ``value`` as a path, which need not exist; raise ``TypeError`` or ``ValueError`` if it is none."""
     if not isinstance(value, str | os.PathLike):
         raise bad_type(argument, "a path", shown(value), 'Pass a string such as "runs/a", or a Path.')
     text = os.fspath(value)
@@ -180,7 +187,7 @@ def path(argument: str, value: Any) -> Path:
 
 
 def tile(value: Any) -> tuple[int, int]:
-    """``value`` as (rows, samples), both whole numbers ≥ 1; raises ``TypeError`` or ``ValueError``."""
+    """Return ``value`` as (rows, samples), two ints ≥ 1; raise ``TypeError`` or ``ValueError`` otherwise."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise bad_type("tile", "a pair (rows, samples)", shown(value), "Pass two whole numbers.")
     return integer("tile", value[0]), integer("tile", value[1])
@@ -189,7 +196,10 @@ def tile(value: Any) -> tuple[int, int]:
 def options(
     name: str, function: Callable[..., Any], given: Mapping[str, Any], taken: tuple[str, ...]
 ) -> None:
-    """Refuse options that ``function`` does not have, and the lack of one it needs; ``taken`` are not options."""
+    """Raise ``TypeError`` if ``function`` lacks a given option, or if a required option is missing.
+
+    The options of ``function`` are its parameters except those named in ``taken``.
+    """
     parameters = inspect.signature(function).parameters
     known = [option for option in parameters if option not in taken]
     for option in given:
@@ -206,7 +216,7 @@ def options(
 
 
 def module(argument: str, value: Any) -> torch.nn.Module:
-    """``value`` if it is a torch module; raises ``TypeError``."""
+    """Return ``value`` if it is a torch module; raise ``TypeError`` otherwise."""
     if not isinstance(value, torch.nn.Module):
         raise bad_type(argument, "a torch module", shown(value), "Pass a network such as pyrovae.MLP.")
     return value
@@ -215,11 +225,12 @@ def module(argument: str, value: Any) -> torch.nn.Module:
 def rows(
     x: Any, *, dtype: torch.dtype | None, device: torch.device | None = None, argument: str = "x"
 ) -> Tensor:
-    """``x`` as a float tensor with rows on dim 0, every entry finite, on ``device``.
+    """Return ``x`` as a float tensor with rows on dim 0, every entry finite, on ``device``.
 
-    Arrays, frames and whole-number tensors are cast to ``dtype``; a float tensor has to have it already.
-    ``dtype=None`` takes a float tensor's own dtype, and torch's default for everything else. An array of that dtype is not copied, a read-only one neither: a
-    ``numpy.memmap`` stays on the disk. One of another dtype is cast whole, and then is in memory.
+    Arrays, frames and whole-number tensors are cast to ``dtype``. A float tensor must have that dtype already. If
+    ``dtype`` is None, a float tensor keeps its dtype and everything else gets torch's default dtype. An array of that
+    dtype is not copied, even if it is read-only, so a ``numpy.memmap`` stays on the disk. An array of another dtype is
+    cast as a whole, in memory.
 
     Raises:
         TypeError: strings, objects, complex numbers, lists, a float tensor of another dtype.
@@ -230,7 +241,7 @@ def rows(
 
 
 def in_double(x: Any) -> Any:
-    """``x`` with its float tensors in float64, for code that computes in float64; chunks are joined."""
+    """Return ``x`` with its float tensors in float64, for code that computes in float64; chunks are joined."""
     x = _whole(x, "x")
     if isinstance(x, Mapping):
         return {name: in_double(value) for name, value in x.items()}
@@ -245,7 +256,7 @@ def _rows(
     double: str = "never",
     spread: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``rows``, and the same rows before they were cast; ``double`` and ``spread`` as in ``read``."""
+    """Return ``rows``, and the same rows before the cast; ``double`` and ``spread`` are those of ``read``."""
     if (
         not (isinstance(x, Tensor) and x.is_floating_point())
         and (dtype or torch.get_default_dtype()) not in FLOATS
@@ -285,13 +296,17 @@ def cast(
     double: str = "never",
     spread: Tensor | None = None,
 ) -> Tensor:
-    """``x`` in ``dtype``; refused where that loses more than rounding, or left in float64 where ``double`` says so."""
+    """Return ``x`` in ``dtype``, or in float64 if ``double`` asks for it.
+
+    Raises:
+        ValueError: the cast loses more than rounding (see ``rounding.cast``).
+    """
     if double == "always":
         dtype = torch.float64
     tensor, loss = rounding.cast(x, dtype, spread)
     if loss is not None and double == "lossy":
         tensor, loss = rounding.cast(x, torch.float64)
-    if loss is None or math.isinf(loss.cast):  # what overflows is refused as infinite
+    if loss is None or math.isinf(loss.cast):  # ``finite`` rejects an overflow as infinite
         return tensor
     column = ""
     if names is not None and len(loss.position) == 2:
@@ -325,9 +340,10 @@ class Source:
     """The rows of a batch as they came.
 
     Attributes:
-        exact: in the dtype that they came in, before any cast.
-        names: of the columns of each frame in the batch, or that a model was fitted to, by its name in the batch.
-        index: of the rows, where they are a frame or a series; else None.
+        exact: the rows in their own dtype, before any cast.
+        names: the column names of each frame, by its name in the batch. They include the names that a model was
+            fitted to.
+        index: of the rows, if they are a frame or a series; else None.
     """
 
     exact: Tensor
@@ -345,15 +361,15 @@ def read(
     double: str = "never",
     spread: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], Source]:
-    """``batch``, and what else is known of the rows.
+    """Return ``batch`` and the ``Source`` of its rows.
 
-    Frames and series beside the rows are brought into the order of the index that the rows have; where the rows have
-    none, everything stands by position. Columns that share one name can't be told apart.
+    Frames and series beside the rows are reordered to the index of the rows. If the rows have no index, everything is
+    matched by position. A swap of two columns with one name cannot be detected.
 
     Args:
-        names: of the columns, by name in the batch, that the model was fitted to: a frame has to have the same.
-        double: whether rows may stay in float64: "never"; where a cast to ``dtype`` is "lossy"; or "always".
-        spread: the columns' standard deviations, where they are known from other rows.
+        names: the column names that the model was fitted to, by name in the batch. A frame must have the same.
+        double: whether rows may be in float64: "never", if a cast to ``dtype`` is "lossy", or "always".
+        spread: the columns' standard deviations, if they are known from other rows.
 
     Raises:
         TypeError, ValueError: as ``batch``; columns of other names or in another order than ``names``; an index
@@ -386,7 +402,7 @@ def read(
 
 
 def _whole(x: Any, argument: str) -> Any:
-    """Chunks joined, anything else as it is."""
+    """Return chunks joined into one; anything else unchanged."""
     try:
         return chunks.joined(x) if chunks.several(x) else x
     except chunks.Unreadable as reason:
@@ -394,14 +410,14 @@ def _whole(x: Any, argument: str) -> Any:
 
 
 def unreadable(argument: str, reason: chunks.Unreadable) -> Exception:
-    """The refusal of chunks that are no rows."""
+    """Return the error to raise for chunks that cannot be read as rows."""
     if isinstance(reason, chunks.NoRows):
         return bad_type(f"{argument}{reason.place}", reason.expected, reason.came, reason.fix)
     return bad_value(f"{argument}{reason.place}", reason.expected, reason.came, reason.fix)
 
 
 def align(argument: str, value: Any, index: Any) -> Any:
-    """A frame or series in the order of an index, where there is one; raises ``ValueError`` where they don't match."""
+    """Return a frame or series in the order of ``index``, if both have one; raise ``ValueError`` if they do not match."""
     try:
         return frames.aligned(value, index)
     except frames.Misaligned as reason:
@@ -414,7 +430,7 @@ def align(argument: str, value: Any, index: Any) -> Any:
 
 
 def _the_rows(x: Any, argument: str) -> Any:
-    """The rows in a mapping, or ``x`` itself."""
+    """Return the rows in a mapping, or ``x`` itself; raise ``ValueError`` if a mapping has no "x"."""
     if not isinstance(x, Mapping):
         return x
     if "x" not in x:
@@ -428,7 +444,7 @@ def _the_rows(x: Any, argument: str) -> Any:
 
 
 def _same_names(argument: str, value: Any, name: str, known: dict[str, tuple[str, ...]]) -> None:
-    """Refuse a frame whose columns have other names than ``known`` has under ``name``; note them where it has none."""
+    """Raise ``ValueError`` if a frame's column names differ from ``known[name]``; if that is missing, set it."""
     came = frames.names(value)
     if came is None:
         return
@@ -445,10 +461,10 @@ def _same_names(argument: str, value: Any, name: str, known: dict[str, tuple[str
 def batch(
     x: Any, *, dtype: torch.dtype | None, device: torch.device | None = None, argument: str = "x"
 ) -> dict[str, Tensor]:
-    """Rows, or a dict of rows under "x" and of what is aligned with them, as a dict of checked tensors.
+    """Return a dict of checked tensors from rows, or from a dict of rows under "x" and of values aligned with them.
 
-    ``x["x"]`` is checked by ``rows``; so is everything beside it, but for whole numbers and booleans,
-    which keep their type: they may be labels or masks.
+    ``rows`` checks ``x["x"]`` and the other values. Other values that are whole numbers or booleans keep their type,
+    because they may be labels or masks.
 
     Raises:
         TypeError, ValueError: as ``rows``; a dict without "x", or with another number of rows under a name.
@@ -457,7 +473,7 @@ def batch(
 
 
 def _aligned(name: str, value: Any, dtype: torch.dtype | None, device: torch.device) -> Tensor:
-    """What goes with the rows: whole numbers and booleans as they are, everything else as ``rows``."""
+    """Return a value aligned with the rows: whole numbers and booleans keep their type, the rest goes to ``rows``."""
     value = frames.whole(value)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biu":
         value = torch.from_numpy(_array(value, name)).to(device)
@@ -485,7 +501,7 @@ def _from_tensor(
         raise bad_type(
             argument, "a tensor with its numbers in it", f"a {kind} one", "Pass a plain tensor or array."
         )
-    if x.is_inference():  # what is made in inference mode can't be part of a gradient; its copy can
+    if x.is_inference():  # an inference tensor cannot be part of a gradient; its copy can
         x = x.clone()
     if not x.is_floating_point():
         return cast(x, dtype or torch.get_default_dtype(), argument, None, double, spread).to(
@@ -512,7 +528,12 @@ def _from_tensor(
 
 
 def _array(x: Any, argument: str) -> np.ndarray:
-    """A numpy array of numbers from an array, a frame or a series; everything else is refused."""
+    """Return an array, a frame or a series as a numpy array of numbers that torch can read.
+
+    Raises:
+        TypeError: any other object; masked entries; entries that are not real numbers.
+        ValueError: whole numbers that are too large; long doubles that float64 cannot hold.
+    """
     if hasattr(x, "to_numpy"):  # DataFrame and Series, without importing pandas
         dtypes = getattr(x, "dtypes", None)
         if dtypes is not None and hasattr(dtypes, "items"):
@@ -530,7 +551,7 @@ def _array(x: Any, argument: str) -> np.ndarray:
                 )
             _held(x, argument)
             x = x.to_numpy(dtype=np.float64, na_value=np.nan)  # nullable columns, too
-            x = np.ascontiguousarray(x)  # products of frames' columns round otherwise than those of rows
+            x = np.ascontiguousarray(x)  # products of column-major arrays round differently
         else:
             x = x.to_numpy()
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
@@ -545,22 +566,22 @@ def _array(x: Any, argument: str) -> np.ndarray:
         raise bad_type(argument, "a tensor, a numpy array or a DataFrame", came, fix)
     if x.dtype.kind not in "biuf":
         raise bad_type(argument, "real numbers", *_odd_array(x))
-    if x.dtype.itemsize > 8:  # long doubles, which torch has not
+    if x.dtype.itemsize > 8:  # torch has no long doubles
         x = _from_long_double(x, argument)
-    if x.dtype.kind == "u" and x.dtype.itemsize > 1:  # of which torch has no arithmetic
+    if x.dtype.kind == "u" and x.dtype.itemsize > 1:  # torch has no arithmetic for these
         if x.dtype.itemsize == 8 and x.size and x.max() >= 2**63:
             raise bad_value(
                 argument, "whole numbers below 2^63", f"up to {x.max()}", "Subtract a constant first."
             )
         x = x.astype(np.int32 if x.dtype.itemsize == 2 else np.int64)
-    # torch takes neither negative strides nor foreign byte orders.
+    # torch supports neither negative strides nor foreign byte orders.
     if not x.dtype.isnative or any(stride < 0 for stride in x.strides):
         x = x.astype(x.dtype.newbyteorder("="))
     return x if x.flags.writeable else np.asarray(_ReadOnly(x))
 
 
 def _described(x: Any) -> tuple[str, str]:
-    """What something that holds no rows is, in words, and how to make rows of it."""
+    """Return, in words, what an object without rows is and how to get rows from it."""
     name, bases = type(x).__name__, {base.__name__ for base in type(x).__mro__}
     came = f"a {name}"
     if x is None:
@@ -598,7 +619,7 @@ def _described(x: Any) -> tuple[str, str]:
 
 
 def _listed(x: Sequence[Any]) -> tuple[str, str]:
-    """``_described`` of a list or tuple, by what is in it."""
+    """Return the ``_described`` texts of a list or tuple, according to its entries."""
     came = f"a {type(x).__name__}"
     if not x:
         return f"an empty {type(x).__name__}", "Pass some rows."
@@ -613,7 +634,7 @@ def _listed(x: Sequence[Any]) -> tuple[str, str]:
 
 
 def _odd_array(x: np.ndarray) -> tuple[str, str]:
-    """What an array is that holds no real numbers, in words, and how to make numbers of it."""
+    """Return, in words, what an array without real numbers is and how to get numbers from it."""
     came = f"an array of dtype {x.dtype}"
     if x.dtype.kind == "c":
         return came, "Pass x.real or numpy.abs(x)."
@@ -636,7 +657,7 @@ def _odd_array(x: np.ndarray) -> tuple[str, str]:
 
 
 def _held(frame: Any, argument: str) -> None:
-    """Refuse whole numbers in a frame that float64, in which its columns meet, does not hold."""
+    """Raise ``ValueError`` for whole numbers in a frame that float64, the common dtype of its columns, cannot hold."""
     for place, (name, kind) in enumerate(frame.dtypes.items()):
         if getattr(kind, "kind", "") in "iu" and getattr(kind, "itemsize", 0) > 4:
             column = frame.iloc[:, place]
@@ -650,11 +671,11 @@ def _held(frame: Any, argument: str) -> None:
 
 
 def _from_long_double(x: np.ndarray, argument: str) -> np.ndarray:
-    """Long doubles in float64; refused where that loses more than rounding."""
+    """Return long doubles in float64; raise ``ValueError`` if that loses more than rounding."""
     found = x.astype(np.float64)
     if not np.isfinite(x).all() or not x.size:
         return found
-    # What is left of a long double is the deviation that float64 can't hold beside the column's own.
+    # ``moved`` is a column's largest rounding error, ``spread`` its standard deviation.
     moved = np.abs(x - found).reshape(len(x), -1).astype(np.float64).max(axis=0)
     spread = (x - x.mean(axis=0)).reshape(len(x), -1).astype(np.float64).std(axis=0)
     bad = np.flatnonzero(moved > rounding.TOLERANCE * np.where(spread > 0, spread, 1.0))
@@ -669,31 +690,31 @@ def _from_long_double(x: np.ndarray, argument: str) -> np.ndarray:
 
 
 class _ReadOnly:
-    """The memory of a read-only array, for numpy to look at as if it could be written to.
+    """Presents the memory of a read-only array to numpy as writable.
 
-    torch knows no read-only memory and warns of it. Nothing in this package writes into rows, and inspection
-    refuses a pair that does.
+    torch does not support read-only memory and warns about it. Nothing in this package writes into rows, and
+    inspection raises an error for a pair that does.
     """
 
     def __init__(self, array: np.ndarray) -> None:
-        self.array = array  # which keeps the memory
+        self.array = array  # keeps the memory alive
         address, _ = array.__array_interface__["data"]
         self.__array_interface__ = array.__array_interface__ | {"data": (address, False)}
 
 
-#: Numbers in a block of rows: few enough that what is computed from them takes no memory to speak of.
+#: Entries in a block of rows: 8 MiB in float64.
 _BLOCK = 2**20
 
 
 def blocks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Rows a block at a time, each block with the number of its first row: what is mapped is never in memory whole."""
+    """Return an iterator over blocks of rows, each with its first row number; mapped rows are never in memory whole."""
     height = max(1, _BLOCK * len(rows) // max(1, rows.numel()))
     return ((start, rows[start : start + height]) for start in range(0, len(rows), height))
 
 
 def finite(argument: str, x: Tensor) -> None:
-    """Refuse NaN and ±inf, naming how many and the first row and column."""
-    # The sum is finite only if every entry is, and takes no second array; only its failure looks closer.
+    """Raise ``ValueError`` for NaN and ±inf, with their count and the first position."""
+    # A finite sum needs finite entries and no second array. Otherwise entries are checked: the sum may have overflowed.
     if torch.isfinite(x.sum()):
         return
     count, position = _found(x, lambda block: ~torch.isfinite(block))
@@ -709,10 +730,10 @@ def finite(argument: str, x: Tensor) -> None:
 
 
 def elementwise(support: Any) -> Constraint | None:
-    """A support as a constraint on single numbers, its bounds numbers too, for ``on_support``.
+    """Return a support as a constraint on single numbers with numbers as bounds, for ``on_support``; else None.
 
-    None where there is no such: it is one on several numbers at once, or its bounds vary, by row (a total count) or by
-    column. That is left to the distribution's own check.
+    The result is None if the support constrains several numbers at once. It is also None if the bounds vary by row, as
+    with a total count, or by column. Only the distribution's own check covers these.
     """
     while isinstance(support, constraints.independent):
         support = support.base_constraint
@@ -728,9 +749,9 @@ def elementwise(support: Any) -> Constraint | None:
 def on_support(
     argument: str, rows: Tensor, columns: list[int], support: Constraint, family: str, fix: str
 ) -> None:
-    """Refuse values off ``support`` in some columns of ``rows``, shape (rows, columns); the support is elementwise.
+    """Raise ``ValueError`` for values off an elementwise ``support`` in ``columns`` of ``rows``, shape (rows, columns).
 
-    Names the family, how many values, the first row and column, and the fix.
+    The message names the family, the number of values, the first row and column, and the fix.
     """
     held = columns if len(columns) < rows.shape[1] else slice(None)
     count, position = _found(rows, lambda block: ~support.check(block[:, held]))
@@ -746,7 +767,7 @@ def on_support(
 
 
 def within(argument: str, rows: Tensor, low: float, high: float, mend: str) -> None:
-    """Refuse values outside [low, high], with count and first position; rows are of any shape."""
+    """Raise ``ValueError`` for values outside [low, high], with their count and first position; rows have any shape."""
     count, position = _found(rows, lambda block: (block < low) | (block > high))
     if count:
         raise bad_value(
@@ -758,10 +779,10 @@ def within(argument: str, rows: Tensor, low: float, high: float, mend: str) -> N
 
 
 def varying_columns(argument: str, x: Tensor, every: bool) -> None:
-    """Refuse columns in which one value fills more than 99 % of the rows: any, or if not ``every``, all at once.
+    """Raise ``ValueError`` if one value fills over 99 % of the rows of any column, or of all if not ``every``.
 
-    A scale that is learned for each column would shrink towards zero on such a column and take the
-    density, and with it log P(x), to +∞; one that the columns share, where they are all so.
+    On such a column, a scale that is learned for each column would shrink towards 0. The density, and with it
+    log P(x), would grow to +∞. A scale that all columns share does so only if every column is like that.
     """
     value_of, share = _commonest(x)
     stuck = torch.nonzero(share > 0.99).flatten()
@@ -777,10 +798,12 @@ def varying_columns(argument: str, x: Tensor, every: bool) -> None:
 
 
 def _commonest(x: Tensor) -> tuple[Tensor, Tensor]:
-    """For every column, the value that fills more than half of its rows, and its share; elsewhere some value and its.
+    """Return, for every column, the value that fills more than half of its rows, and its share of them.
 
-    A vote (Boyer and Moore 1991), block by block: what fills more than half of a block is its median, and counts
-    there by as many rows as it has more than all others together. On the CPU: a GPU's medians are not deterministic.
+    If no value fills more than half, the result is some value and its share. The algorithm is a majority vote block by
+    block (Boyer and Moore 1991). A value that fills more than half of a block is the block's median. It gets as many
+    votes as it has rows more than all other values together. This runs on the CPU, because a GPU's medians are not
+    deterministic.
     """
     candidate = x[0].flatten().cpu()
     lead, count = (torch.zeros_like(candidate, dtype=torch.int64) for _ in range(2))
@@ -798,18 +821,18 @@ def _commonest(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """Which rows a number is of: equal for equal rows, flattened, whatever dtype they came in.
+    """Identifies the rows that a number was computed on: equal for equal flattened rows, whatever their dtype.
 
-    Rows in float64 also equal their own copy in float32, unless rounding them loses what ``rounding.cast`` calls a
-    loss. Two sets of rows in float64 that differ are never equal, even where they agree in float32.
+    Rows in float64 also equal their own copy in float32, unless that cast is a loss (see ``rounding.cast``). No other
+    rows that differ are equal, even if they agree in float32.
 
     Attributes:
         sha256: of the rows' exact values.
-        rounded: of the rows in float32; the same as ``sha256`` where float32 holds them.
-        lossy: whether float32 loses more of them than rounding.
-        floors: of the rows rounded down: what different dequantisations of the same whole numbers share.
+        rounded: sha256 of the rows in float32; the same as ``sha256`` if float32 holds the rows.
+        lossy: whether a cast to float32 loses more than rounding.
+        floors: sha256 of the rows rounded down, which dequantisations of the same whole numbers share.
         binary: whether every entry is 0 or 1.
-        totals: the sum of every row, shape (rows,), by which rows that differ may be told to be akin.
+        totals: the sum of every row, shape (rows,). ``unlike`` uses it to explain how rows differ.
         columns: entries in a row.
     """
 
@@ -836,7 +859,7 @@ class Fingerprint:
         return hash(self.rounded)
 
     def unlike(self, other: Fingerprint) -> str:
-        """In words, how other rows differ from these, as far as the two fingerprints tell."""
+        """Return, in words, how other rows differ from these, as far as the two fingerprints show it."""
         if (len(self), self.columns) != (len(other), other.columns):
             return f"{len(other)} rows of {other.columns} columns against {len(self)} of {self.columns}"
         if self.rounded == other.rounded:
@@ -855,14 +878,14 @@ class Fingerprint:
 
 
 def fingerprint(x: Tensor) -> Fingerprint:
-    """The fingerprint of rows as they came, shape (rows, ...), of any dtype."""
+    """Return the fingerprint of rows before any cast, shape (rows, ...), of any dtype."""
     columns = x.numel() // len(x)
     exact, rounded, floors = (hashlib.sha256(repr((len(x), columns)).encode()) for _ in range(3))
     totals, binary, held = [], True, True
     watch = None if rounding.holds(x.dtype, torch.float32) else rounding.Watch(torch.float32)
     for _, block in blocks(x):
         flat = block.detach().cpu().reshape(len(block), -1)
-        # + 0: of two zeros that are equal the bytes differ by their sign
+        # + 0 turns −0.0 into 0.0: the two are equal but differ in their bytes
         narrow = flat.float().contiguous().numpy() + np.float32(0)
         rounded.update(narrow.data)
         values: np.ndarray = narrow
@@ -882,7 +905,7 @@ def fingerprint(x: Tensor) -> Fingerprint:
 
 
 def digest(x: Tensor) -> str:
-    """sha256 of a tensor's dtype, shape and every bit: for resuming, where close is not the same."""
+    """Return the sha256 of a tensor's dtype, shape and bits; resuming requires identical tensors."""
     found = hashlib.sha256(f"{x.dtype} {tuple(x.shape)}".encode())
     for _, block in blocks(x.detach()):
         found.update(block.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -890,14 +913,14 @@ def digest(x: Tensor) -> str:
 
 
 def digests(batch: Mapping[str, Tensor]) -> dict[str, str]:
-    """Of the rows and of everything beside them."""
+    """Return the ``digest`` of the rows and of every other value in the batch, by name."""
     return {name: digest(value) for name, value in batch.items()}
 
 
 def row_hashes(x: Tensor) -> np.ndarray:
-    """Two 64-bit hashes of every row, shape (rows, 2): of its exact values, and of them in float32.
+    """Return two 64-bit hashes of every row, shape (rows, 2): of its exact values, and of its values in float32.
 
-    Equal rows have equal hashes, whatever dtype they came in; of a row that float32 holds the two are the same.
+    Equal rows have equal hashes, whatever their dtype. The two hashes are the same if float32 holds the row.
     """
 
     def of(row: np.ndarray) -> int:
@@ -920,8 +943,8 @@ def row_hashes(x: Tensor) -> np.ndarray:
 class Seen:
     """Which rows are likely among those that a model was fitted to.
 
-    Rows of few values repeat by chance, and a row that was kept back may equal one that was not. M matches of N rows
-    speak for (M − d N) / (1 − d) that were fitted, where a share d matches by chance.
+    Rows with few distinct values repeat by chance, so a held-out row may equal a fitted one. A share d of rows matches
+    by chance. From M matches among N rows, ``number`` estimates (M − d N) / (1 − d) fitted rows.
 
     Attributes:
         matches: whether each row equals a fitted one, shape (rows,).
@@ -932,18 +955,18 @@ class Seen:
     chance: float = 0.0
 
     def of(self, rows: np.ndarray) -> Seen:
-        """Of some of the rows."""
+        """Return the ``Seen`` of some of the rows."""
         return Seen(self.matches[rows], self.chance)
 
     @property
     def number(self) -> int:
-        """How many rows are likely among the fitted ones."""
+        """The estimated number of rows among the fitted ones, at least 0."""
         found, expected = float(self.matches.sum()), self.chance * len(self.matches)
         return max(0, round((found - expected) / (1 - self.chance)))
 
     @property
     def by_chance(self) -> float:
-        """A bound on the probability of so many matches among rows that were kept back (Chernoff 1952)."""
+        """An upper bound on the probability of this many matches among held-out rows (Chernoff 1952)."""
         share = float(self.matches.mean())
         if share <= self.chance:
             return 1.0
@@ -954,19 +977,19 @@ class Seen:
 
 
 def seen(hashes: np.ndarray, fitted: np.ndarray) -> Seen:
-    """Which rows are likely among those that a model was fitted to, by the ``row_hashes`` of both.
+    """Return which rows are likely among those that a model was fitted to, from the ``row_hashes`` of both.
 
-    Either hash counts: rows may have been fitted in one dtype and come in another.
+    The hash with the larger estimate is used, because rows may be fitted in one dtype and come in another.
     """
     return max((_seen(hashes[:, i], fitted[:, i]) for i in range(2)), key=lambda found: found.number)
 
 
 def _seen(hashes: np.ndarray, fitted: np.ndarray) -> Seen:
-    """Which rows are likely among fitted ones, by one hash of each.
+    """Return which rows are likely among the fitted ones, from one hash of each.
 
-    How often rows match by chance is seen among the fitted rows themselves: a share d of them has a double. Where d is
-    above one half, matches say nothing; unless every row matches and the doubles are copies of a set of many
-    different rows, as after oversampling.
+    The share d of rows that match by chance is estimated as the share of fitted rows that have a duplicate. If
+    d > 0.5, matches carry no information and none is reported. There is one exception: every row matches, and
+    the duplicates are copies of a set of many different rows, as after oversampling.
     """
     different, place, count = np.unique(fitted, return_inverse=True, return_counts=True)
     chance = float((count[place] > 1).mean())
@@ -974,13 +997,13 @@ def _seen(hashes: np.ndarray, fitted: np.ndarray) -> Seen:
     matches = nearest == hashes
     if chance <= 0.5:
         return Seen(matches, chance)
-    # Independent rows of which every one has a double take far fewer different values than this.
+    # If independent rows all have duplicates, they take far fewer different values than this.
     copies = len(different) > 0.1 * len(fitted) and len(np.unique(count)) <= 2 and count.min() > 1
     return Seen(matches if copies and matches.all() else np.zeros_like(matches))
 
 
 def _found(rows: Tensor, bad: Callable[[Tensor], Tensor]) -> tuple[int, list[int]]:
-    """How many entries of rows are bad, and the index of the first; looked at block by block."""
+    """Return how many entries of rows are bad, and the index of the first; checked block by block."""
     count, first = 0, []
     for start, block in blocks(rows):
         entries = bad(block)

@@ -1,7 +1,6 @@
-"""The pair: a Pyro model and a Pyro guide, with their parameters. No training inside.
+"""Pairs: each is a Pyro model and a Pyro guide with their parameters. Training is in ``training``.
 
-``LatentVariableModel`` holds anybody's pair; ``VAE`` is one whose model and guide are made of a prior, a
-likelihood and an encoder.
+``LatentVariableModel`` holds any model and guide. ``VAE`` builds both from a prior, a likelihood and an encoder.
 """
 
 from __future__ import annotations
@@ -25,9 +24,10 @@ from pyrovae.networks import MLP, Standardize, output_width, widths
 from pyrovae.precision import products
 from pyrovae.turns import takes_turns
 
-# Columns that differ in size by so much drown the small ones; networks start out for numbers of size one.
+# Advise to standardise if column sizes differ by more than the factor 100, or the largest is not in (0.01, 10).
+# Networks are initialised for inputs of size one.
 _UNEVEN, _LARGE = 100.0, 10.0
-# How torch says that there is no such device.
+# Parts of torch's error messages for a device that does not exist.
 _NO_DEVICE = (
     "not compiled",
     "not linked",
@@ -35,31 +35,32 @@ _NO_DEVICE = (
     "No CUDA GPUs",
     "invalid device ordinal",
     "No HIP GPUs",
-    "device string",  # of another name
+    "device string",  # for an unknown name
 )
 
 
 class LatentVariableModel(nn.Module):
-    """Anybody's Pyro model P(x, z) and guide Q(z | x), as one torch module.
+    """Holds any Pyro model P(x, z) and guide Q(z | x) as one torch module.
 
-    Both are called with a batch of rows, ``model(x)`` and ``guide(x)``, and declare a plate of size
-    ``len(x)`` around every latent.
+    Both are called with a batch of rows, ``model(x)`` and ``guide(x)``. Both declare a plate of size ``len(x)``
+    around every latent.
 
-    Parameters come from where the pair keeps them. PyroModules and plain torch modules, and the objects
-    of bound methods, contribute their own. What ``pyro.param`` and ``pyro.module`` declare inside plain
-    functions lives in a parameter store of this pair's own, filled the first time the pair is run; the
-    global store is neither read nor written.
+    If model or guide is a torch module, or a method of one, the pair has the module's parameters. PyroModules are
+    included. Parameters that ``pyro.param`` and ``pyro.module`` declare in plain functions are in the pair's own
+    parameter store. The first run of the pair fills this store. Pyro's global store supplies no values and is not
+    changed.
 
     Args:
         model: callable with Pyro sample statements, the rows observed.
         guide: callable that samples every latent of the model.
-        plate: name of the plate over rows, where several have the size of the batch.
-        params: an existing parameter store whose values the pair is to use, such as
-            ``pyro.get_param_store()`` after training with ``pyro.infer.SVI``.
+        plate: name of the plate over rows, if several have the size of the batch.
+        params: an existing parameter store whose values the pair uses, such as ``pyro.get_param_store()`` after
+            training with ``pyro.infer.SVI``.
 
     Raises:
-        TypeError: model or guide is not callable, params is no parameter store.
-        ValueError: the guide cannot serve: a point (AutoDelta), or tied to fixed rows (autoguides).
+        TypeError: model or guide is not callable; plate is not a name; params is not a parameter store.
+        ValueError: the guide is an autoguide: a point (AutoDelta), joint over all rows, or tied to the first rows.
+            Model and guide have different PyroParams of one name.
 
     Example:
         >>> import pyro.distributions as dist
@@ -75,7 +76,7 @@ class LatentVariableModel(nn.Module):
 
     model: Callable[..., Any]
     guide: Callable[..., Any]
-    #: ``model.save(path)``: see ``pyrovae.saving``, which puts it here.
+    #: ``model.save(path)``: ``pyrovae.saving`` sets it.
     save: Callable[..., None]
 
     def __init__(
@@ -95,7 +96,7 @@ class LatentVariableModel(nn.Module):
         _refuse_autoguide(guide)
         if plate is not None and not (isinstance(plate, str) and plate):
             raise checks.bad_type("plate", "the name of a plate", checks.shown(plate), "Pass a string.")
-        # In __dict__, so that torch does not register them a second time beside their owners.
+        # Stored in __dict__, so that torch registers modules once, as owners.
         self.__dict__["model"] = model
         self.__dict__["guide"] = guide
         self.owners = nn.ModuleList(_owners(model, guide))
@@ -103,15 +104,15 @@ class LatentVariableModel(nn.Module):
         self._open(plate, params)
 
     def described(self) -> list[str]:
-        """What is quickly known of the pair beside its numbers: modules' classes and plain attributes, and functions' code.
+        """Return a cheap description of the pair's Python state: modules, their plain attributes, functions' code.
 
-        Pairs that compute different things may be described alike, where closures, globals or partials differ: it says
-        when a graph has to be made anew, and no more. ``pair.behaviour`` knows a pair by what it computes.
+        A change means that a graph of the pair has to be traced again. Pairs that compute different things may have the
+        same description if closures, globals or partials differ. ``pair.behaviour`` compares computed values instead.
         """
         found = [repr(self)]
         for module in self.every_module():
             plain = plain_attributes(module)
-            for passing in ("training", "name"):  # of the moment, and of one VAE
+            for passing in ("training", "name"):  # the mode changes; the name differs for every VAE
                 plain.pop(passing, None)
             found.append(f"{type(module).__qualname__} {sorted(plain.items())}")
         for function in (self.model, self.guide):
@@ -125,20 +126,21 @@ class LatentVariableModel(nn.Module):
 
     @property
     def seen(self) -> np.ndarray | None:
-        """Hashes of the rows that ``fit`` has fitted the pair to, (rows, 2), by ``checks.row_hashes``; None before."""
+        """The ``checks.row_hashes`` of the rows that the pair was fitted to, shape (rows, 2); None before a fit."""
         return None if self.fitted is None else self.fitted["seen"]
 
     @property
     def names(self) -> dict[str, tuple[str, ...]]:
-        """Names of the columns that ``fit`` has fitted the pair to, by the name of each frame among the rows."""
+        """The column names that the pair was fitted to, by the name of each frame in the batch; empty before a fit."""
         return {} if self.fitted is None else dict(self.fitted.get("names", {}))
 
     def checked(
         self, x: Any, argument: str = "x", names: Mapping[str, tuple[str, ...]] | None = None
     ) -> tuple[dict[str, Tensor], checks.Source]:
-        """Rows as a checked batch in the pair's dtype and on its device, and the rows as they came.
+        """Return rows as a checked batch on the pair's device, and the ``checks.Source`` of the rows.
 
-        Columns have the names that the pair was fitted to; before a fit those in ``names``, where they are given.
+        The batch is in the pair's dtype, or in float64 if the pair allows it. Columns must have the names that the
+        pair was fitted to. Before a fit, they must have those in ``names``, if given.
         """
         double, spread = self._rounding()
         return checks.read(
@@ -152,23 +154,23 @@ class LatentVariableModel(nn.Module):
         )
 
     def _rounding(self) -> tuple[str, Tensor | None]:
-        """Whether rows may stay in float64, and the columns' standard deviations, as ``checks.read`` takes them."""
+        """Return the arguments ``double`` and ``spread`` of ``checks.read``."""
         spread = None if self.fitted is None else self.fitted.get("spread")
-        return "lossy" if self.dtype is None else "never", spread  # a dtype that is not known may be float64
+        return "lossy" if self.dtype is None else "never", spread  # an unknown dtype may be float64
 
     def _open(self, plate: str | None = None, params: ParamStoreDict | dict[str, Any] | None = None) -> None:
         """Set up the pair's own parameter store."""
         self.plate = plate
-        self.fitted: dict[str, Any] | None = None  # what ``fit`` leaves: see ``training``
+        self.fitted: dict[str, Any] | None = None  # the record that ``fit`` leaves: see ``training``
         self._adopted = params is not None
-        self._filled = False  # from a file, before the first run
+        self._filled = False  # True if a file filled the store before the first run
         self._store = _store_state(params)
         self.declared = nn.Module()  # holds what pyro.param and pyro.module declared in plain functions
         self._register_declared()
 
     @contextmanager
     def own_parameters(self) -> Iterator[None]:
-        """Run a block in which Pyro's parameter statements see this pair's store instead of the global one."""
+        """Run a block in which Pyro's parameter statements use this pair's store instead of the global one."""
         known = set(self._store["params"])
         with pyro.get_param_store().scope(self._store):
             yield
@@ -178,7 +180,10 @@ class LatentVariableModel(nn.Module):
             self._register_declared()
 
     def _refuse_taken_names(self, known: set[str]) -> None:
-        """A name that the global store holds already may be this pair's training: never restart it silently."""
+        """Raise ``ValueError`` if the pair newly declares a name that the global store already holds.
+
+        The global value may come from training this pair, so the pair must not restart it silently.
+        """
         if self._adopted:
             return
         owned = {id(p) for p in self.owners_parameters()}
@@ -198,7 +203,10 @@ class LatentVariableModel(nn.Module):
             )
 
     def _refuse_unsaved_names(self, known: set[str]) -> None:
-        """What was filled from a file has all that it declares from there: never start a part of it anew silently."""
+        """Raise ``ValueError`` if a pair loaded from a file declares a name that the file does not hold.
+
+        Such a parameter would start untrained, without notice.
+        """
         held = {id(p) for module in self.every_module() for p in module.parameters()}
         new = [name for name, p in self._store["params"].items() if name not in known and id(p) not in held]
         if self._filled and new:
@@ -217,8 +225,8 @@ class LatentVariableModel(nn.Module):
         for name, value in self._store["params"].items():
             if id(value) in known:
                 continue
-            attribute = name.replace(".", "/")  # torch forbids dots in a parameter's own name,
-            if hasattr(self.declared, attribute):  # and names that a module has already: "half", "type"
+            attribute = name.replace(".", "/")  # torch forbids dots in a parameter's name
+            if hasattr(self.declared, attribute):  # and names of a module's own attributes, such as "half"
                 attribute += "/"
             if not isinstance(value, nn.Parameter):
                 value = self._store["params"][name] = nn.Parameter(value.detach().clone())
@@ -226,7 +234,7 @@ class LatentVariableModel(nn.Module):
 
     @contextmanager
     def nothing_declared_on_error(self) -> Iterator[None]:
-        """Run a block; if it raises, forget what pyro.param and pyro.module declared in it."""
+        """Run a block; if it raises, remove the parameters that pyro.param and pyro.module declared in it."""
         known = set(self._store["params"])
         try:
             yield
@@ -240,7 +248,12 @@ class LatentVariableModel(nn.Module):
             raise
 
     def check_numbers(self) -> None:
-        """Refuse parameters and buffers that can't be computed with: of 16 bits, without memory, made in inference mode."""
+        """Raise an error for parameters and buffers that cannot be used.
+
+        Raises:
+            TypeError: parameters in another dtype than float32 and float64; a tensor on the meta device.
+            ValueError: a tensor made in inference mode.
+        """
         if self.dtype is not None and self.dtype not in checks.FLOATS:
             raise checks.bad_type(
                 "pair",
@@ -265,14 +278,17 @@ class LatentVariableModel(nn.Module):
                 )
 
     def fix_of_rows(self, x: Tensor, numbers: Tensor | None = None) -> str:
-        """What to do where networks overflow on rows of x, and where its largest entry is; ``numbers`` are the rows'."""
+        """Return the advice for networks that overflow on rows of x, with the position of the largest entry.
+
+        ``numbers`` are the row numbers to report, shape (rows,); the default counts from 0.
+        """
         row, column, value = checks.largest(x)
         row = row if numbers is None else int(numbers[row])
         largest = f"The largest entry is {value:g}, in row {row}, column {column}; in training lower lr or set clip_norm."
         return f"{self.fix_of_scales(x)} {largest}".lstrip()
 
     def fix_of_scales(self, x: Tensor) -> str:
-        """What to do about the sizes of columns; empty where they are near one, or brought there."""
+        """Return the advice on the columns' scales; empty if these are near one or the pair standardises x."""
         smallest, largest = checks.sizes(x)
         how = self._standardising
         if how and largest > _UNEVEN * smallest:
@@ -283,31 +299,31 @@ class LatentVariableModel(nn.Module):
 
     @property
     def _standardising(self) -> str:
-        """How columns can be brought to size one; empty where the pair does so itself."""
+        """How to standardise the columns, in words; empty if the pair does so itself."""
         return "standardise them first, by numbers taken from the training rows"
 
     def every_module(self) -> Iterator[nn.Module]:
-        """The pair's modules, and those that its plain functions refer to, which they may hand to pyro.module."""
+        """Yield the pair's modules and those that its plain functions refer to, for example to pass to pyro.module."""
         yield from self.modules()
         for function in (self.model, self.guide):
             for module in _referred(function):
                 yield from module.modules()
 
     def owners_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters of the modules that model and guide are or belong to."""
+        """Return the parameters of the modules that model and guide are or are methods of."""
         return self.owners.parameters()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Run a block in ``eval()`` mode, without gradients and with float32 products; then restore every module's mode."""
+        """Run a block in ``eval()`` mode, without gradients, with float32 products; then restore each module's mode."""
         with self._mode(training=False), torch.no_grad(), products("highest"):
             yield
 
     @contextmanager
     def fitting(self) -> Iterator[None]:
-        """Run a block with gradients; a pair in ``eval()`` mode is put into ``train()`` mode for it.
+        """Run a block with gradients, in ``train()`` mode if the pair is in ``eval()`` mode; then restore the modes.
 
-        A pair in training mode keeps the mode of each of its modules: a part may be frozen on purpose.
+        If the pair is in training mode, each module keeps its own mode, because some may be frozen on purpose.
         """
         with torch.enable_grad():
             if self.training:
@@ -328,7 +344,7 @@ class LatentVariableModel(nn.Module):
                 module.training = mode
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """As ``torch.nn.Module.to``; a device that this machine and its torch do not have is refused."""
+        """Move or cast as ``torch.nn.Module.to`` does; raise ``ValueError`` if the device is not available."""
         with _device_is_here():
             return super().to(*args, **kwargs)
 
@@ -338,12 +354,12 @@ class LatentVariableModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The dtype of the parameters; None while there are none."""
+        """The dtype of the first float parameter or buffer; None if there are none yet."""
         return next((p.dtype for p in self._floating()), None)
 
     @property
     def device(self) -> torch.device | None:
-        """The device of the parameters; None while there are none."""
+        """The device of the first float parameter or buffer; None if there are none yet."""
         return next((p.device for p in self._floating()), None)
 
     def _floating(self) -> Iterator[Tensor]:
@@ -355,7 +371,7 @@ class VAE(LatentVariableModel):
     """A variational autoencoder: P(x, z) = P_Φ(x | z) P_Ω(z), encoder Q_Ψ(z | x).
 
     Kingma and Welling (2014); Rezende, Mohamed and Wierstra (2014). ``vae.model`` and ``vae.guide`` are
-    ordinary Pyro callables that plain ``pyro.infer.SVI`` trains as well.
+    ordinary Pyro callables, which ``pyro.infer.SVI`` can also train.
 
     Args:
         prior: module whose forward() returns the distribution of z, event shape (latent_dim,).
@@ -363,8 +379,9 @@ class VAE(LatentVariableModel):
         encoder: module whose forward(x) returns a distribution of z for each row.
 
     Raises:
-        TypeError: a part that is no torch module.
-        ValueError: encoder and prior disagree about the number of latent dimensions.
+        TypeError: a part is not a torch module.
+        ValueError: likelihood or encoder has a width that does not fit the prior's number of latent dimensions; a
+            VampPrior has another encoder than the VAE.
 
     Example:
         >>> from pyrovae import priors, likelihoods, encoders
@@ -402,9 +419,9 @@ class VAE(LatentVariableModel):
         self._open()
 
     def model(self, x: Tensor, **context: Tensor) -> None:
-        """P(x, z): rows of x, shape (batch, ...), observed at site "x"; latent site "z".
+        """Run P(x, z): rows of x, shape (batch, ...), observed at site "x"; latent site "z".
 
-        What goes with the rows, such as an offset, is the likelihood's.
+        Values beside the rows, such as an offset, are passed to the likelihood.
         """
         self._declare()
         with pyro.plate("data", len(x)):
@@ -412,13 +429,13 @@ class VAE(LatentVariableModel):
             pyro.sample("x", self.likelihood(z, **context), obs=x)
 
     def guide(self, x: Tensor, **context: Tensor) -> None:
-        """Q(z | x): latent site "z" for rows of x, shape (batch, ...); of the rows alone."""
+        """Run Q(z | x): latent site "z" for rows of x, shape (batch, ...). Values beside the rows are ignored."""
         self._declare()
         with pyro.plate("data", len(x)):
             pyro.sample("z", self.encoder(x))
 
     def _declare(self) -> None:
-        """``pyro.module(self.name, self)``, silent about parameters that are frozen."""
+        """Declare parameters as ``pyro.module(self.name, self)`` does, without its warning about frozen ones."""
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 pyro.param(f"{self.name}$$${name}", parameter)
@@ -437,21 +454,22 @@ class VAE(LatentVariableModel):
         standardize: bool = False,
         **likelihood_options: Any,
     ) -> VAE:
-        """A VAE whose networks are multilayer perceptrons, its parts by their names.
+        """Return a VAE whose networks are multilayer perceptrons and whose parts are chosen by name.
 
         Args:
             data_dim: entries in a row of x.
             latent_dim: entries of z.
             likelihood: a family's name in ``likelihoods.REGISTRY``.
-            hidden_dims: hidden widths of the encoder; the decoder has them in reverse.
+            hidden_dims: hidden widths of the encoder; the decoder has them in reverse order.
             activation: one of ``networks.ACTIVATIONS``.
-            prior: the name in ``priors.REGISTRY`` of one that is built from ``latent_dim`` alone.
-            encoder: a family's name in ``encoders.REGISTRY``.
-            standardize: whether networks see standardised rows, learned from those of the first fit: the encoder
-                of every family, and the decoder of a family with a location and a scale, which then are of
-                standardised x and are taken back. log P(x) stays in x's own units. Such a family takes rows in
-                float64 whatever the dtype of the networks: the mean is subtracted before anything is rounded.
-            likelihood_options: passed to the family; ``scale`` of a Gaussian is a number, ``"shared"``,
+            prior: a name in ``priors.REGISTRY``. The prior must need no argument but ``latent_dim``.
+            encoder: a name in ``encoders.REGISTRY``. The encoder must need no argument but its network.
+            standardize: whether networks see standardised rows. The first fit learns mean and scale from its rows.
+                The encoder then sees standardised x, whatever the family. If the family has a location and a
+                scale, the decoder returns those of standardised x, and they are transformed back. log P(x) stays in
+                x's own units. Such a family takes rows in float64 whatever the networks' dtype, because the mean
+                is subtracted before any rounding.
+            likelihood_options: passed to the family. ``scale`` of a Gaussian is a number, ``"shared"``,
                 ``"per_dimension"`` or ``"decoder"``.
 
         Example:
@@ -482,9 +500,9 @@ class VAE(LatentVariableModel):
 
     @takes_turns
     def sample(self, num_rows: int, seed: int = 0, **context: Tensor) -> Tensor:
-        """Rows from P(x): z from the prior, x from the likelihood; shape (num_rows, ...).
+        """Return rows drawn from P(x), shape (num_rows, ...): z from the prior, x from the likelihood.
 
-        What the likelihood takes beside z, such as offsets of shape (num_rows,), is passed by its name.
+        Other arguments of the likelihood, such as offsets of shape (num_rows,), are passed by name.
         """
         checks.integer("num_rows", num_rows)
         self.check_numbers()
@@ -503,7 +521,7 @@ class VAE(LatentVariableModel):
 
     @takes_turns
     def reconstruct(self, x: Any, seed: int = 0) -> Tensor:
-        """The mean of P(x | z) for one z ~ Q(z | x) a row; as the likelihood shapes its rows."""
+        """Return the mean of P(x | z) for one draw z ~ Q(z | x) per row, in the shape of the likelihood's rows."""
         self.check_numbers()
         context, _ = self.checked(x)
         rows = context.pop("x")
@@ -513,7 +531,7 @@ class VAE(LatentVariableModel):
             return self.likelihood(self.encoder(rows).sample(), **context).mean
 
     def _refuse_untaken(self, context: Mapping[str, Tensor]) -> None:
-        """Refuse what goes with the rows under a name that the likelihood's forward does not have."""
+        """Raise ``ValueError`` for a value beside the rows that is not an argument of the likelihood's forward."""
         parameters = inspect.signature(self.likelihood.forward).parameters
         taken = list(parameters)[1:]  # without z
         for name in context:
@@ -533,7 +551,7 @@ class VAE(LatentVariableModel):
 
     def _rounding(self) -> tuple[str, Tensor | None]:
         double, spread = super()._rounding()
-        # Where encoder and likelihood standardise in float64 before anything else, rows need not be rounded.
+        # Rows need no rounding if encoder and likelihood first standardise them in float64.
         scaling = getattr(self.encoder, "standardize", None)
         both = isinstance(self.encoder, encoders.Encoder) and scaling is getattr(
             self.likelihood, "standardize", None
@@ -549,13 +567,13 @@ class VAE(LatentVariableModel):
             yield from part.parameters()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A copy is another VAE: under the same name the two would share parameters in Pyro's store.
+        # A copy gets its own name: two VAEs of one name would share parameters in Pyro's store.
         super().__setstate__(state)
         self.name = _unique_name()
 
     @staticmethod
     def _check_widths(prior: nn.Module, likelihood: nn.Module, encoder: nn.Module) -> None:
-        """Where the parts say how wide they are, they have to agree; what doesn't say is found by running."""
+        """Raise ``ValueError`` if the parts' known widths disagree; a run of the pair checks the unknown ones."""
         latent_dim = getattr(prior, "latent_dim", None)
         if latent_dim is None:
             return
@@ -581,7 +599,7 @@ class VAE(LatentVariableModel):
 
 @contextmanager
 def _device_is_here() -> Iterator[None]:
-    """Run a block that moves tensors; refuse a device that this machine and its torch do not have."""
+    """Run a block that moves tensors; raise ``ValueError`` if this machine or its torch does not have the device."""
     try:
         yield
     except (AssertionError, RuntimeError) as error:
@@ -597,7 +615,7 @@ def _device_is_here() -> Iterator[None]:
 
 
 def _of_one_argument(registry: Mapping[str, type]) -> tuple[str, ...]:
-    """The names of families that are built from one argument: the others have defaults."""
+    """Return the names of classes with exactly one required argument."""
     return tuple(
         name
         for name, family in registry.items()
@@ -606,31 +624,31 @@ def _of_one_argument(registry: Mapping[str, type]) -> tuple[str, ...]:
 
 
 def _unique_name() -> str:
-    """A name for one VAE in Pyro's global store, which knows parameters by their names alone."""
+    """Return a unique name for one VAE in Pyro's global store, which identifies parameters by name only."""
     return f"vae-{uuid.uuid4().hex}"
 
 
 def _owners(*functions: Callable[..., Any]) -> list[nn.Module]:
-    """The torch modules that functions are, or are bound methods of, each once."""
+    """Return the torch modules that functions are, or are bound methods of, each once."""
     plain = (_unwrapped(function) for function in functions)
     found = (getattr(function, "__self__", function) for function in plain)
     return list({id(owner): owner for owner in found if isinstance(owner, nn.Module)}.values())
 
 
 def plain_attributes(module: nn.Module) -> dict[str, bool | int | float | str]:
-    """What Python knows of a module by value."""
+    """Return a module's attributes that are bools, ints, floats or strings, by name."""
     return {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str)}
 
 
 def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function inside ``functools.partial`` and decorators that follow ``functools.wraps``."""
+    """Return the function inside ``functools.partial`` and decorators that use ``functools.wraps``."""
     while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
         function = function.func if isinstance(function, functools.partial) else function.__wrapped__
     return function
 
 
 def _referred(function: Callable[..., Any]) -> list[nn.Module]:
-    """The torch modules that a plain function's own code names: closed over, or global."""
+    """Return the torch modules that a plain function's own code names: closure variables and globals."""
     function = _unwrapped(function)
     if not inspect.isfunction(function):
         return []
@@ -640,7 +658,10 @@ def _referred(function: Callable[..., Any]) -> list[nn.Module]:
 
 
 def _refuse_homonyms(owners: nn.ModuleList) -> None:
-    """Pyro knows a PyroParam by its name alone: of two under one name, the first would replace the second."""
+    """Raise ``ValueError`` if two PyroParams have one name.
+
+    Pyro identifies a PyroParam by its name only, so the first would replace the second.
+    """
     seen: dict[str, nn.Parameter] = {}
     for owner in owners:
         for name, parameter in owner.named_parameters() if isinstance(owner, PyroModule) else ():
@@ -672,7 +693,10 @@ def _store_state(params: ParamStoreDict | dict[str, Any] | None) -> StateDict:
 
 
 def _refuse_autoguide(guide: Callable[..., Any]) -> None:
-    """Autoguides keep a posterior for the rows they first saw; a pair's guide must serve any batch of rows."""
+    """Raise ``ValueError`` if the guide is an autoguide.
+
+    An autoguide keeps a posterior for the rows of its first call. A pair's guide must accept any batch of rows.
+    """
     from pyro.infer import autoguide
 
     if not isinstance(guide, autoguide.AutoGuide):
