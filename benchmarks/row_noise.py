@@ -20,7 +20,7 @@ import pyrovae as pv
 from pyrovae import noise
 from pyrovae.row_noise import RowNoise
 
-ROWS, DRAWS = 200, 1000
+ROWS, DRAWS = 1000, 1000
 MODELS = {"64-64-8": (64, (64,), 8), "784-200-200-50": (784, (200, 200), 50)}
 
 

@@ -3,7 +3,7 @@
 A row's noise depends neither on other rows, nor on how rows and samples are cut into tiles. Every number is a
 hash of its key by 32-bit multiply and xor-shift rounds, so any part can be generated alone and in any order.
 Uniform numbers have 23 bits in float32 and 52 in float64. The Box–Muller transform makes normal numbers from them.
-A tensor takes 1.3 to 2 times as long as with torch's own sequential generator (benchmarks/row_noise.py).
+A tensor takes 1.7 to 1.8 times as long as with torch's own sequential generator (benchmarks/row_noise.py).
 
 Salmon, Moraes, Dror and Shaw (2011) on counter-based generators; Box and Muller (1958); Marsaglia and Tsang (2000).
 """
