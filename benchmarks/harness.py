@@ -32,6 +32,13 @@ import pyro
 import torch
 
 
+def seconds(call: Callable[[], object]) -> float:
+    """Return how long a call takes."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
 @dataclass(frozen=True)
 class Peer:
     """One way to do the job.

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
+from harness import seconds
 
 import pyrovae as pv
 from pyrovae import noise
@@ -22,12 +21,6 @@ from pyrovae.row_noise import RowNoise
 
 ROWS, DRAWS = 1000, 1000
 MODELS = {"64-64-8": (64, (64,), 8), "784-200-200-50": (784, (200, 200), 50)}
-
-
-def seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 def main() -> None:

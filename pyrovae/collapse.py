@@ -17,7 +17,7 @@ from pyrovae.evidence import VERDICTS, LogEvidence, importance, refined
 from pyrovae.log_weights import ELBOEstimate, Evaluation, elbo_of
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
-from pyrovae.pair import Batch, Latents, Moments, RowModel, posterior_moments
+from pyrovae.pair import Latents, Moments, RowModel, posterior_moments
 from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
@@ -327,7 +327,7 @@ def _dimensions(evaluation: Evaluation) -> pd.DataFrame:
 
     blocks: list[dict[str, Moments]] = []
     for rows in evaluation.blocks():
-        batch, drawn = _part(evaluation.batch, rows), evaluation.noise(Stream.DIAGNOSE, rows=rows)
+        batch, drawn = evaluation.part(rows), evaluation.noise(Stream.DIAGNOSE, rows=rows)
         count = min(_DRAWS, evaluation.num_samples)
         with evaluation.pair.evaluating(), noise.seeded(drawn.seed, batch["x"].device):
             blocks.append(posterior_moments(evaluation.model, batch, count, drawn))
@@ -372,7 +372,7 @@ def _inference_gap(
         return plain
     chosen = _some_rows(evaluation, _REFINED_ROWS)
     try:
-        better = refined(evaluation.pair, _part(evaluation.batch, chosen), seed=evaluation.seed)
+        better = refined(evaluation.pair, evaluation.part(chosen), seed=evaluation.seed)
     except checks.Refused:  # a latent on a space in which no method can move draws
         return plain
     known = bool((better.verdict != "trust").mean() <= _FEW)
@@ -388,7 +388,7 @@ def _information(evaluation: Evaluation) -> dict[str, Any]:
     latents: dict[str, list[Tensor]] = {name: [] for name in model.structure.latents}
     own, prior = [], []
     for block in part.blocks():
-        batch, drawn = _part(part.batch, block), part.noise(Stream.TILE, rows=block)
+        batch, drawn = part.part(block), part.noise(Stream.TILE, rows=block)
         with model.pair.evaluating(), noise.seeded(drawn.seed, batch["x"].device):
             z, log_q = model.propose(batch, per_row, drawn)
             log_prior = model.log_joint(batch, z).prior
@@ -422,7 +422,7 @@ def _log_aggregate(evaluation: Evaluation, draws: Latents) -> Tensor:
     total = torch.full((num_draws,), -math.inf, dtype=torch.float64, device=evaluation.batch["x"].device)
     with model.pair.evaluating():
         for row in range(0, len(evaluation), height):
-            batch = _part(evaluation.batch, slice(row, row + height))
+            batch = evaluation.part(slice(row, row + height))
             for draw in range(0, num_draws, width):
                 here = slice(draw, draw + width)
                 z = {name: _each_row(model, name, v[here], len(batch["x"])) for name, v in draws.items()}
@@ -438,10 +438,6 @@ def _some_rows(evaluation: Evaluation, most: int) -> Tensor:
         return torch.arange(len(evaluation), device=device)
     generator = torch.Generator().manual_seed(noise.derive(evaluation.seed, Stream.ROW_ORDER))
     return torch.randperm(len(evaluation), generator=generator)[:most].sort().values.to(device)
-
-
-def _part(batch: Batch, rows: slice | Tensor) -> Batch:
-    return {name: value[rows] for name, value in batch.items()}
 
 
 def _each_row(model: RowModel, name: str, value: Tensor, num_rows: int) -> Tensor:

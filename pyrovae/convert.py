@@ -243,7 +243,7 @@ def _of_block(
     """Return all groups of some rows, and the log P(x) of their weights."""
     model = evaluation.model
     rows = tiles[0].rows
-    batch = {name: value[rows] for name, value in evaluation.batch.items()}
+    batch = evaluation.part(rows)
     height, device = rows.stop - rows.start, batch["x"].device
     weights = Accumulator(evaluation.num_samples, height, len(tiles), device)
     proposed: dict[str, list[Tensor]] = {name: [] for name in model.structure.latents}

@@ -176,13 +176,16 @@ class Evaluation:
         """Yield the blocks of rows of the tiles."""
         return (block[0].rows for block in self.tiles())
 
+    def part(self, rows: slice | Tensor) -> Batch:
+        """Return some of the rows, with what goes with them."""
+        return {name: value[rows] for name, value in self.batch.items()}
+
     def of_rows(self, rows: Tensor, seed: int, num_samples: int) -> Evaluation:
         """Return the evaluation of some of the rows, with noise of its own and tiles of the same shape."""
-        batch = {name: value[rows] for name, value in self.batch.items()}
         numbers = self.numbers[rows]
         return replace(
             self,
-            batch=batch,
+            batch=self.part(rows),
             numbers=numbers,
             keys=self.keys[rows],
             seed=seed,

@@ -27,11 +27,10 @@ _NARROWEST = 32
 
 @dataclass(frozen=True)
 class Tile:
-    """One tile of an evaluation: its rows, its samples, and its index in the grid of tiles."""
+    """One tile of an evaluation: its rows and its samples."""
 
     rows: slice
     samples: slice
-    index: tuple[int, int]
 
     @property
     def num_samples(self) -> int:
@@ -60,11 +59,11 @@ def numbers(widest: int, num_rows: int, num_samples: int) -> int:
 def tiles(num_rows: int, num_samples: int, shape: tuple[int, int]) -> Iterator[list[Tile]]:
     """Yield the tiles of an evaluation: for every block of rows, the list of its blocks of samples."""
     height, width = checks.integer("tile", shape[0]), checks.integer("tile", shape[1])
-    for i, row in enumerate(range(0, num_rows, height)):
+    for row in range(0, num_rows, height):
         rows = slice(row, min(row + height, num_rows))
         yield [
-            Tile(rows, slice(sample, min(sample + width, num_samples)), (i, j))
-            for j, sample in enumerate(range(0, num_samples, width))
+            Tile(rows, slice(sample, min(sample + width, num_samples)))
+            for sample in range(0, num_samples, width)
         ]
 
 

@@ -102,10 +102,12 @@ def test_tiles_in_any_order_give_the_same_bits():
     evaluation = Evaluation.prepare(oracle.pair(1.3), oracle.sample(11), 300, seed=5, tile=(4, 64))
     tiles = [tile for block in evaluation.tiles() for tile in block]
     assert len(tiles) == 15
-    forward = {tile.index: evaluation.terms(tile).log_weights for tile in tiles}
-    backward = {tile.index: evaluation.terms(tile).log_weights for tile in reversed(tiles)}
-    assert all(torch.equal(forward[index], backward[index]) for index in forward)
-    blocks = [forward[0, 0], forward[1, 0], forward[0, 1]]
+    forward, backward = (
+        {(tile.rows.start, tile.samples.start): evaluation.terms(tile).log_weights for tile in order}
+        for order in (tiles, tiles[::-1])
+    )
+    assert all(torch.equal(forward[place], backward[place]) for place in forward)
+    blocks = [forward[0, 0], forward[4, 0], forward[0, 64]]
     assert not torch.equal(blocks[0], blocks[1])
     assert not torch.equal(blocks[0], blocks[2])
 

@@ -508,7 +508,7 @@ def test_layers_of_a_normalised_mlp():
 
 @pytest.mark.parametrize("normalization", networks.NORMALIZATIONS)
 def test_normalisation_and_dropout_are_off_at_evaluation(normalization):
-    """In training rows feel their neighbours and chance; log P(x) of a row does not, and the fit goes on after it."""
+    """Training rows depend on their minibatch and on dropout. log P(x) of a row does not, and training continues after it."""
     torch.manual_seed(SEED)
 
     def network(*sizes):

@@ -320,7 +320,7 @@ class _Ladder:
         model, total_draws = part.model, _PILOT + _PRIOR_PILOT
         beyond = unreached(part)
         for block in part.blocks():
-            batch = {name: value[block] for name, value in part.batch.items()}
+            batch = part.part(block)
             with undisturbed(part, Stream.PILOT, rows=block) as drawn:
                 # In the latents' own space, because Jacobians cancel in a weight and a discrete latent has none.
                 _, joint, log_q = model.weigh(batch, _PILOT, drawn)
@@ -558,7 +558,7 @@ def _sum(evaluation: Evaluation) -> Columns | None:
     """Return log Σ_z P(x_n, z) over all values of discrete latents, or None if they are too many."""
     model, found = evaluation.model, []
     for rows in evaluation.blocks():
-        batch = {name: value[rows] for name, value in evaluation.batch.items()}
+        batch = evaluation.part(rows)
         with undisturbed(evaluation, Stream.TILE, rows=rows) as drawn:
             at, _ = model.propose(batch, 1, drawn)
             every = all_values(model, batch, at, evaluation.tile[1])
@@ -577,7 +577,7 @@ def _weigh_both(evaluation: Evaluation) -> Columns:
     shares = (count - count // 2, count // 2)
     blocks = []
     for rows in evaluation.blocks():
-        batch = {name: value[rows] for name, value in evaluation.batch.items()}
+        batch = evaluation.part(rows)
         num_rows, width = len(batch["x"]), evaluation.tile[1]
         strata = [
             (i, done, min(width, n - done)) for i, n in enumerate(shares) for done in range(0, n, width)

@@ -31,7 +31,7 @@ class Posterior:
 
     def __init__(self, evaluation: Evaluation, rows: slice = slice(None)) -> None:
         self._model = evaluation.model
-        self._batch = {name: value[rows] for name, value in evaluation.batch.items()}
+        self._batch = evaluation.part(rows)
         self._coordinates = Coordinates(self._model, self._batch)
         self._width = evaluation.tile[1]
         self.numbers = evaluation.numbers[rows]

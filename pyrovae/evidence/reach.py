@@ -73,7 +73,7 @@ def reach_cost(evaluation: Evaluation) -> int:
 def _seen(evaluation: Evaluation, rows: slice) -> Unreached:
     """Return ``unreached`` of one block of rows."""
     model = evaluation.model
-    batch = {name: value[rows] for name, value in evaluation.batch.items()}
+    batch = evaluation.part(rows)
     with undisturbed(evaluation, Stream.REACH, rows=rows) as noise:
         prior, joint = model.draw_prior(batch, _DRAWS, noise)
         found = _cut_off(model.log_proposal(batch, prior), joint)
