@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pyrovae import checks, storage
+from pyrovae import arguments, storage
+from pyrovae.refusals import Refused, bad_value
 
 T = TypeVar("T")
 
@@ -51,8 +52,8 @@ class Checkpoint:
     seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        checks.path("checkpoint", self.folder)
-        checks.positive("seconds", self.seconds, or_zero=True)
+        arguments.path("checkpoint", self.folder)
+        arguments.positive("seconds", self.seconds, or_zero=True)
 
     @classmethod
     def of(cls, value: Any) -> Checkpoint | None:
@@ -107,7 +108,7 @@ class Run:
 def _check_pins(folder: Path, pins: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` if the folder holds another run; the message says what differs."""
     if pins.get("format") != now["format"]:
-        raise checks.bad_value(
+        raise bad_value(
             "checkpoint",
             f"a folder of format {now['format']}, the format of this version",
             f"{folder} of format {pins.get('format', 1)}",
@@ -117,7 +118,7 @@ def _check_pins(folder: Path, pins: Mapping[str, Any], now: Mapping[str, Any]) -
     if different:
         name = different[0]
         more = f", and {len(different) - 1} more ({', '.join(different[1:4])})" if different[1:] else ""
-        raise checks.bad_value(
+        raise bad_value(
             "checkpoint",
             f"the run in {folder}",
             f"another: {name} is {_short(now.get(name))}, was {_short(pins.get(name))}{more}",
@@ -151,8 +152,8 @@ def check_answers(folder: Path, kept: Answers, now: Answers) -> None:
             )
 
 
-def _other(folder: Path, came: str) -> checks.Refused:
-    return checks.bad_value(
+def _other(folder: Path, came: str) -> Refused:
+    return bad_value(
         "checkpoint",
         f"the run in {folder}",
         f"another: {came}",

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import checks, noise
+from pyrovae import arguments, noise
 from pyrovae.evidence import VERDICTS, LogEvidence, importance, refined
 from pyrovae.log_weights import ELBOEstimate, Evaluation, elbo_of
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import Latents, Moments, RowModel, posterior_moments
+from pyrovae.refusals import Refused
 from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
@@ -186,8 +187,8 @@ def diagnose(
         >>> found.verdict, found.active_units
         ('collapsed', 0)
     """
-    checks.integer("num_samples", num_samples, minimum=100)
-    checks.boolean("progress", progress)
+    arguments.integer("num_samples", num_samples, minimum=100)
+    arguments.boolean("progress", progress)
     evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
     frame = _dimensions(evaluation)
     bound = elbo_of(replace(evaluation, num_samples=_BOUND_DRAWS))
@@ -373,7 +374,7 @@ def _inference_gap(
     chosen = _some_rows(evaluation, _REFINED_ROWS)
     try:
         better = refined(evaluation.pair, evaluation.part(chosen), seed=evaluation.seed)
-    except checks.Refused:  # a latent on a space in which no method can move draws
+    except Refused:  # a latent on a space in which no method can move draws
         return plain
     known = bool((better.verdict != "trust").mean() <= _FEW)
     return better.estimate - bound.estimate[chosen.cpu().numpy()], "refined", known

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import checks, noise
+from pyrovae import arguments, identity, noise
 from pyrovae.diagnostics import Accumulator, k_threshold
 from pyrovae.evidence import LogEvidence
 from pyrovae.evidence.result import Columns, verdicts
@@ -23,7 +23,9 @@ from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import Batch, Latents, RowModel
+from pyrovae.refusals import bad_type, bad_value, shown
 from pyrovae.row_noise import RowNoise
+from pyrovae.rows import in_double, read
 from pyrovae.turns import takes_turns
 
 # 4 GiB of float64. A larger number of draws × rows × columns is a mistake or should be requested in parts.
@@ -94,14 +96,14 @@ def to_arviz(
     """
     rows = x["x"] if isinstance(x, Mapping) and "x" in x else x
     if isinstance(model, LatentVariableModel):
-        checks.integer("num_draws", num_draws)
+        arguments.integer("num_draws", num_draws)
         evaluation = Evaluation.prepare(model, x, num_samples, seed, tile)
-        groups, attrs = _of_pair(evaluation, num_draws, checks.boolean("predictive", predictive))
+        groups, attrs = _of_pair(evaluation, num_draws, arguments.boolean("predictive", predictive))
         observed = evaluation.batch["x"]
     elif hasattr(model, "posterior") and hasattr(model, "log_likelihood"):
         groups, attrs, observed = _of_chains(model, x)
     else:
-        raise checks.bad_type(
+        raise bad_type(
             "model",
             "a VAE, a LatentVariableModel or an MCMC baseline with posterior and log_likelihood",
             f"a {type(model).__name__}",
@@ -144,14 +146,14 @@ def to_elpd(evidence: LogEvidence) -> Any:
         4
     """
     if not isinstance(evidence, LogEvidence):
-        raise checks.bad_type(
+        raise bad_type(
             "evidence",
             "a LogEvidence",
             f"a {type(evidence).__name__}",
             "Pass what pyrovae.log_evidence(model, x) returns.",
         )
     if evidence.target != "predictive":
-        raise checks.bad_value(
+        raise bad_value(
             "evidence",
             "predictive scores of held-out rows",
             f"the {evidence.target} of a training set",
@@ -170,12 +172,12 @@ def stacking_weights(scores: Mapping[str, LogEvidence]) -> dict[str, float]:
         scores: name → predictive scores, all of the same rows.
     """
     if not isinstance(scores, Mapping) or not scores:
-        raise checks.bad_type(
-            "scores", "a dict from names to LogEvidences", checks.shown(scores), 'Pass {"VAE": evidence}.'
+        raise bad_type(
+            "scores", "a dict from names to LogEvidences", shown(scores), 'Pass {"VAE": evidence}.'
         )
     for name, score in scores.items():
         if not isinstance(score, LogEvidence):
-            raise checks.bad_type(
+            raise bad_type(
                 "scores",
                 "LogEvidences",
                 f"{name!r}, a {type(score).__name__}",
@@ -314,7 +316,7 @@ def _refuse_too_many(evaluation: Evaluation, num_draws: int, predictive: bool) -
     width = columns + sum(value.numel() for value in latents.values())
     numbers = 2 * num_draws * len(evaluation) * width
     if numbers > _MOST_NUMBERS:
-        raise checks.bad_value(
+        raise bad_value(
             "num_draws",
             f"at most {_MOST_NUMBERS} numbers, 2 · draws × rows × (columns + latent dims)",
             f"{numbers} = 2 · {num_draws} × {len(evaluation)} × {width}",
@@ -338,10 +340,10 @@ def _variable(model: RowModel, name: str, value: Tensor) -> Variable:
 def _of_chains(model: Any, x: Any) -> tuple[dict[str, Group], dict[str, Any], Tensor]:
     """Return groups of a model with ``posterior``, site → (chains, draws, …), and ``log_likelihood(x)``, (chains, draws, rows)."""
     names = getattr(model, "names", None)
-    batch, source = checks.read(checks.in_double(x), dtype=torch.float64, names=names)
+    batch, source = read(in_double(x), dtype=torch.float64, names=names)
     observed, seen = batch["x"], getattr(model, "seen", None)
-    if seen is not None and not np.array_equal(seen, checks.row_hashes(source.exact)):
-        raise checks.bad_value(
+    if seen is not None and not np.array_equal(seen, identity.row_hashes(source.exact)):
+        raise bad_value(
             "x",
             "the rows that the baseline was fitted to: az.loo leaves each of them out in turn",
             f"{len(observed)} rows, not all of them the same in the same order",

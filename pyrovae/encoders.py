@@ -15,8 +15,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrovae import checks, flows
+from pyrovae import arguments, flows
 from pyrovae.networks import Standardize, output_width, standardization, widths
+from pyrovae.refusals import bad_value
 from pyrovae.registry import Registry
 
 #: Every encoder by its name: the class name in snake case.
@@ -33,7 +34,7 @@ class Encoder(nn.Module, ABC):
 
     def __init__(self, network: nn.Module, standardize: Standardize | None = None) -> None:
         super().__init__()
-        self.network = checks.module("network", network)
+        self.network = arguments.module("network", network)
         self.standardize = standardization(standardize)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ class FullRankNormal(Encoder):
         width = outputs.shape[-1]
         latent_dim = (math.isqrt(9 + 8 * width) - 3) // 2
         if self.outputs(latent_dim) != width:
-            raise checks.bad_value(
+            raise bad_value(
                 "network",
                 "latent_dim · (latent_dim + 3) / 2 outputs: the means and the triangle of L",
                 str(width),
@@ -161,7 +162,7 @@ class Flow(Encoder):
         width = output_width(network)
         self.latent_dim = ((width or 0) - self.num_features) // 2
         if self.latent_dim < 1 or width != self.outputs(self.latent_dim):
-            raise checks.bad_value(
+            raise bad_value(
                 "network",
                 f"2 · latent_dim + {self.num_features} outputs: means, log-scales and features",
                 f"a {type(network).__name__} without out_features" if width is None else str(width),
@@ -172,7 +173,7 @@ class Flow(Encoder):
             .flows.MAF(
                 self.latent_dim,
                 context=self.num_features,
-                transforms=checks.integer("num_transforms", num_transforms),
+                transforms=arguments.integer("num_transforms", num_transforms),
                 hidden_features=widths("hidden_dims", hidden_dims),
             )
             .transform

@@ -12,7 +12,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from pyrovae import checks
+from pyrovae.refusals import refusal
 
 
 def zuko() -> Any:
@@ -27,7 +27,7 @@ def zuko() -> Any:
         import zuko.flows
     except ImportError as error:
         raise ImportError(
-            checks.refusal(
+            refusal(
                 "zuko",
                 "the package of normalizing flows",
                 "none installed",

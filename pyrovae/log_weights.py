@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import checks
+from pyrovae import arguments, identity
 from pyrovae import noise as noises
+from pyrovae.arrays import cast
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.networks import check_width
 from pyrovae.pair import Batch, RowModel, Structure, check_supports, inspect
+from pyrovae.refusals import Refused, bad_type, bad_value, parameters_hold
 from pyrovae.row_noise import RowNoise
+from pyrovae.rows import Source
 from pyrovae.tracing import Call, Runner, tile_terms, why_not_compiled
 from pyrovae.turns import takes_turns
 
@@ -97,7 +100,7 @@ class Evaluation:
     runner: Runner | None = None
     times: int = 1
     argument: str = "x"
-    source: checks.Source | None = None
+    source: Source | None = None
 
     @classmethod
     def prepare(
@@ -115,11 +118,11 @@ class Evaluation:
         noise: str = "index",
     ) -> Evaluation:
         """Check the arguments and the pair and return an evaluation of the rows; ``names`` as in ``read_rows``."""
-        checks.compile(compile)
-        checks.choice("noise", noise, KEYS)
-        checks.integer("num_samples", num_samples)
-        checks.integer("seed", seed, minimum=0)
-        tile = None if tile is None else checks.tile(tile)
+        arguments.compile(compile)
+        arguments.choice("noise", noise, KEYS)
+        arguments.integer("num_samples", num_samples)
+        arguments.integer("seed", seed, minimum=0)
+        tile = None if tile is None else arguments.tile(tile)
         batch, source = read_rows(pair, x, argument, names)
         if model is None:
             (batch, source), model = inspect_rows(
@@ -139,7 +142,7 @@ class Evaluation:
         runner = Runner(model, compile, main) if compile else None
         keys = numbers
         if noise == "content" and model.keyed:
-            keys = torch.from_numpy(checks.row_hashes(source.exact)[:, 0].view(np.int64)).to(numbers.device)
+            keys = torch.from_numpy(identity.row_hashes(source.exact)[:, 0].view(np.int64)).to(numbers.device)
         keyed_by = noise if model.keyed else "tile"
         return cls(
             model, batch, numbers, keys, keyed_by, num_samples, seed, tile, runner, times, argument, source
@@ -223,7 +226,7 @@ class Evaluation:
         def fix() -> str:
             return self.pair.fix_of_rows(self.batch["x"], self.numbers)
 
-        with checks.parameters_hold(self.argument, fix):
+        with parameters_hold(self.argument, fix):
             terms = call.by_pyro(self.pair) if self.runner is None else self.runner.run(call)
         return Terms(*terms).checked(self.numbers[tile.rows], fix)
 
@@ -288,7 +291,7 @@ def log_weights(
     try:
         matrix = torch.empty(shape, dtype=torch.float64, device=evaluation.batch["x"].device)
     except (RuntimeError, MemoryError) as error:
-        raise checks.bad_value(
+        raise bad_value(
             "num_samples",
             "a matrix of shape (samples, rows) that fits into memory",
             f"{shape[0]} × {shape[1]} numbers, {math.prod(shape) * 8 / 1e9:.3g} GB",
@@ -387,14 +390,14 @@ def prepare_rows(pair: LatentVariableModel, x: Any, argument: str = "x") -> Batc
 
 def read_rows(
     pair: LatentVariableModel, x: Any, argument: str = "x", names: Names | None = None
-) -> tuple[Batch, checks.Source]:
+) -> tuple[Batch, Source]:
     """Return ``prepare_rows`` and the rows as the user passed them.
 
     Columns are checked against the names that the pair was fitted to. Before a fit, ``names`` are checked instead
     if given.
     """
     if not isinstance(pair, LatentVariableModel):
-        raise checks.bad_type(
+        raise bad_type(
             "pair",
             "a VAE or a LatentVariableModel",
             f"a {type(pair).__name__}",
@@ -409,12 +412,12 @@ def read_rows(
 
 def inspect_rows(
     pair: LatentVariableModel,
-    rows: tuple[Batch, checks.Source],
-    again: Callable[[], tuple[Batch, checks.Source]],
+    rows: tuple[Batch, Source],
+    again: Callable[[], tuple[Batch, Source]],
     seed: int,
     argument: str = "x",
     every_row: bool = False,
-) -> tuple[tuple[Batch, checks.Source], RowModel]:
+) -> tuple[tuple[Batch, Source], RowModel]:
     """Return ``pair.inspect`` of some rows or of ``every_row``, and the rows.
 
     The rows are read ``again`` if the pair's dtype is known only after it has run.
@@ -423,20 +426,20 @@ def inspect_rows(
     with pair.nothing_declared_on_error():
         try:
             model = inspect(pair, batch, seed, argument, every_row)
-        except checks.Refused as error:
+        except Refused as error:
             if known is None and "Double" in str(error):  # float64 rows met a pair that computes in float32
-                checks.cast(source.exact, torch.get_default_dtype(), argument, source.names.get("x"))
+                cast(source.exact, torch.get_default_dtype(), argument, source.names.get("x"))
             raise
         return (rows if pair.dtype == known else again()), model
 
 
-def _not_a_number(terms: Terms, numbers: Tensor, fix: str) -> checks.Refused:
+def _not_a_number(terms: Terms, numbers: Tensor, fix: str) -> Refused:
     log_weights = terms.log_weights
     bad = ~(log_weights < math.inf)
     row = int(numbers[bad.any(dim=0).int().argmax()])
     named = {"log P(x | z)": terms.likelihood, "log P(z)": terms.prior, "log Q(z | x)": terms.proposal}
     guilty = [name for name, term in named.items() if not bool(torch.isfinite(term).all())]
-    return checks.bad_value(
+    return bad_value(
         "x",
         "log weights below +∞",
         f"{int(bad.sum())} that are NaN or +∞ in {' and '.join(guilty) or 'their difference'}, first at row {row}",

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrovae import checks, rounding
+from pyrovae import arguments, rounding
+from pyrovae.entries import blocks
+from pyrovae.refusals import bad_type, bad_value, shown
 from pyrovae.registry import Registry
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -68,14 +70,14 @@ class MLP(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        checks.choice("activation", activation, tuple(ACTIVATIONS))
-        checks.choice("normalization", normalization, tuple(NORMALIZATIONS))
-        if checks.positive("dropout", dropout, or_zero=True) >= 1:
-            raise checks.bad_value(
+        arguments.choice("activation", activation, tuple(ACTIVATIONS))
+        arguments.choice("normalization", normalization, tuple(NORMALIZATIONS))
+        if arguments.positive("dropout", dropout, or_zero=True) >= 1:
+            raise bad_value(
                 "dropout", "a share of the units, at least 0 and below 1", repr(dropout), "Pass 0.1, say."
             )
-        self.in_features = checks.integer("in_features", in_features)
-        self.out_features = checks.integer("out_features", out_features)
+        self.in_features = arguments.integer("in_features", in_features)
+        self.out_features = arguments.integer("out_features", out_features)
         dims = [self.in_features, *widths("hidden_dims", hidden_dims)]
         layers: list[nn.Module] = []
         for width, following in pairwise(dims):
@@ -121,9 +123,9 @@ class ConvEncoder(nn.Module):
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        checks.choice("activation", activation, tuple(ACTIVATIONS))
+        arguments.choice("activation", activation, tuple(ACTIVATIONS))
         self.in_shape = _image("in_shape", in_shape)
-        self.out_features = checks.integer("out_features", out_features)
+        self.out_features = arguments.integer("out_features", out_features)
         channels = widths("channels", channels)
         layers: list[nn.Module] = []
         for depth, following in pairwise([self.in_shape[0], *channels]):
@@ -170,11 +172,11 @@ class ConvDecoder(nn.Module):
         flat: bool = True,
     ) -> None:
         super().__init__()
-        checks.choice("activation", activation, tuple(ACTIVATIONS))
-        self.in_features = checks.integer("in_features", in_features)
+        arguments.choice("activation", activation, tuple(ACTIVATIONS))
+        self.in_features = arguments.integer("in_features", in_features)
         self.out_shape = _image("out_shape", out_shape)
-        self.outputs_per_dimension = checks.integer("outputs_per_dimension", outputs_per_dimension)
-        self.flat = checks.boolean("flat", flat)
+        self.outputs_per_dimension = arguments.integer("outputs_per_dimension", outputs_per_dimension)
+        self.flat = arguments.boolean("flat", flat)
         #: How many numbers the network returns for a row.
         self.out_features = self.outputs_per_dimension * math.prod(self.out_shape)
         depths = [*widths("channels", channels), self.outputs_per_dimension * self.out_shape[0]]
@@ -230,8 +232,8 @@ class Standardize(nn.Module):
 
     def __init__(self, num_features: int, log: bool = False) -> None:
         super().__init__()
-        self.num_features = checks.integer("num_features", num_features)
-        self.log = checks.boolean("log", log)
+        self.num_features = arguments.integer("num_features", num_features)
+        self.log = arguments.boolean("log", log)
         self.register_buffer("loc", torch.zeros(self.num_features))
         self.register_buffer("scale", torch.ones(self.num_features))
         self.register_buffer("learned", torch.tensor(False))
@@ -239,7 +241,7 @@ class Standardize(nn.Module):
     def learn(self, x: Tensor) -> None:
         """Set loc and scale to the columns' means and standard deviations. A constant column keeps scale 1."""
         mean, squares = torch.zeros(2, self.num_features, dtype=torch.float64, device=x.device)
-        for start, block in checks.blocks(_rows_of(self.num_features, x)):
+        for start, block in blocks(_rows_of(self.num_features, x)):
             rows = block.double().log() if self.log else block.double()
             variance, centre = torch.var_mean(rows, dim=0, correction=0)
             # merge means and squared deviations block by block (Chan, Golub and LeVeque 1983)
@@ -305,17 +307,17 @@ def standardizing(modules: Iterable[nn.Module], x: Tensor) -> Iterator[None]:
 def widths(argument: str, values: Any) -> tuple[int, ...]:
     """Return ``values`` as widths of layers, whole numbers ≥ 1; raises ``TypeError`` or ``ValueError``."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
-        raise checks.bad_type(argument, "a sequence of widths", checks.shown(values), "Pass a tuple.")
-    return tuple(checks.integer(argument, value) for value in values)
+        raise bad_type(argument, "a sequence of widths", shown(values), "Pass a tuple.")
+    return tuple(arguments.integer(argument, value) for value in values)
 
 
 def standardization(value: Standardize | None) -> Standardize | None:
     """Return ``value`` if it is a ``Standardize`` or None; raises ``TypeError``."""
     if value is not None and not isinstance(value, Standardize):
-        raise checks.bad_type(
+        raise bad_type(
             "standardize",
             "a networks.Standardize or None",
-            checks.shown(value),
+            shown(value),
             "Pass Standardize(columns).",
         )
     return value
@@ -333,7 +335,7 @@ def _rows_of(width: int, x: Tensor, argument: str = "x") -> Tensor:
     """Return rows flattened to (batch, width); raises ``ValueError`` if their width differs."""
     rows = x.flatten(1) if x.dim() > 1 else x[:, None]
     if rows.shape[-1] != width:
-        raise checks.bad_value(
+        raise bad_value(
             argument,
             f"rows of width {width}",
             f"rows of width {rows.shape[-1]}, x of shape {tuple(x.shape)}",
@@ -363,7 +365,7 @@ def _image(argument: str, shape: Sequence[int]) -> tuple[int, ...]:
     """Return ``shape`` as the shape of an image; raises ``TypeError`` or ``ValueError``."""
     shape = widths(argument, shape)
     if len(shape) != 3:
-        raise checks.bad_value(
+        raise bad_value(
             argument, "(channels, height, width)", repr(shape), "Pass 1 as the channels of grey images."
         )
     return shape

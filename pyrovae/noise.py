@@ -15,7 +15,7 @@ from enum import IntEnum
 import numpy as np
 import torch
 
-from pyrovae import checks
+from pyrovae import arguments
 
 # Tiles of about this many numbers keep a Pyro call's overhead small and its temporaries near the cache
 # (benchmarks/tiles.py).
@@ -58,7 +58,7 @@ def numbers(widest: int, num_rows: int, num_samples: int) -> int:
 
 def tiles(num_rows: int, num_samples: int, shape: tuple[int, int]) -> Iterator[list[Tile]]:
     """Yield the tiles of an evaluation: for every block of rows, the list of its blocks of samples."""
-    height, width = checks.integer("tile", shape[0]), checks.integer("tile", shape[1])
+    height, width = arguments.integer("tile", shape[0]), arguments.integer("tile", shape[1])
     for row in range(0, num_rows, height):
         rows = slice(row, min(row + height, num_rows))
         yield [
@@ -93,7 +93,7 @@ def derive(seed: int, stream: Stream, *keys: int) -> int:
 
     torch's CPU generator uses 32 bits of it: among 10 000 seeds, two agree with a probability of 1 %.
     """
-    checks.integer("seed", seed, minimum=0)
+    arguments.integer("seed", seed, minimum=0)
     # Passed as spawn_key, because SeedSequence pads entropy with zeros, so (1,) and (1, 0) would agree.
     words = np.random.SeedSequence(seed, spawn_key=(stream, *keys)).generate_state(2, np.uint32)
     return int(words[0]) << 31 | int(words[1]) >> 1

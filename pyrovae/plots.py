@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.diagnostics import k_threshold
 from pyrovae.evidence.result import LogEvidence
+from pyrovae.refusals import bad_type, bad_value, shown
+from pyrovae.rows import as_tensor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,14 +45,14 @@ def image_grid(
     ``rows`` has shape (rows, height · width). ``limits`` are the values drawn white and black; None means the extremes.
     """
     _check(axes, title)
-    checks.integer("columns", columns)
+    arguments.integer("columns", columns)
     if not isinstance(shape, tuple | list) or len(shape) != 2:
-        raise checks.bad_type("shape", "(height, width)", checks.shown(shape), "Pass two whole numbers.")
-    height, width = (checks.integer("shape", side) for side in shape)
-    flat = checks.rows(rows, dtype=None, argument="rows").flatten(1)
+        raise bad_type("shape", "(height, width)", shown(shape), "Pass two whole numbers.")
+    height, width = (arguments.integer("shape", side) for side in shape)
+    flat = as_tensor(rows, dtype=None, argument="rows").flatten(1)
     pixels = flat.shape[1:].numel()
     if flat.dim() != 2 or pixels % (height * width):
-        raise checks.bad_value(
+        raise bad_value(
             "rows",
             f"rows of {height} × {width} pixels, or of several such images",
             f"rows of {pixels} numbers",
@@ -76,10 +78,10 @@ def pareto_k(axes: Axes, evidences: Sequence[tuple[str, LogEvidence]], title: st
     _check(axes, title)
     for entry in evidences if isinstance(evidences, Sequence) and len(evidences) else [evidences]:
         if not (isinstance(entry, tuple | list) and len(entry) == 2 and isinstance(entry[1], LogEvidence)):
-            raise checks.bad_type(
+            raise bad_type(
                 "evidences",
                 "pairs of a name and a LogEvidence",
-                checks.shown(entry),
+                shown(entry),
                 'Pass [("VAE", log_evidence(vae, x))].',
             )
     for label, evidence in evidences:
@@ -147,27 +149,25 @@ def _check(axes: Axes, title: str) -> None:
     from matplotlib.axes import Axes
 
     if not isinstance(axes, Axes):
-        raise checks.bad_type(
-            "axes", "matplotlib axes", checks.shown(axes), "Pass matplotlib.figure.Figure().subplots()."
-        )
+        raise bad_type("axes", "matplotlib axes", shown(axes), "Pass matplotlib.figure.Figure().subplots().")
     if not isinstance(title, str):
-        raise checks.bad_type("title", "a string", checks.shown(title), "Pass one, or leave it out.")
+        raise bad_type("title", "a string", shown(title), "Pass one, or leave it out.")
 
 
 def _check_frame(argument: str, frame: pd.DataFrame, columns: Sequence[str], source: str) -> None:
     import pandas as pd
 
     if not isinstance(frame, pd.DataFrame):
-        raise checks.bad_type(argument, f"a DataFrame, {source}", checks.shown(frame), "Pass that.")
+        raise bad_type(argument, f"a DataFrame, {source}", shown(frame), "Pass that.")
     missing = [column for column in columns if column not in frame]
     if missing or not len(frame):
         came = f"one without {', '.join(missing)}" if missing else "one without lines"
-        raise checks.bad_value(argument, f"a DataFrame with {', '.join(columns)}", came, f"Pass {source}.")
+        raise bad_value(argument, f"a DataFrame with {', '.join(columns)}", came, f"Pass {source}.")
 
 
 def _check_limits(limits: tuple[float, float]) -> None:
     if not isinstance(limits, tuple | list) or len(limits) != 2:
-        raise checks.bad_type("limits", "a pair (white, black)", checks.shown(limits), "Pass two numbers.")
-    white, black = (checks.number("limits", limit) for limit in limits)
+        raise bad_type("limits", "a pair (white, black)", shown(limits), "Pass two numbers.")
+    white, black = (arguments.number("limits", limit) for limit in limits)
     if white >= black:
-        raise checks.bad_value("limits", "white below black", f"{white:g} and {black:g}", "Swap them.")
+        raise bad_value("limits", "white below black", f"{white:g} and {black:g}", "Swap them.")

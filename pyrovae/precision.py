@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from pyrovae import checks
+from pyrovae import arguments
+from pyrovae.refusals import bad_value
 from pyrovae.torch_private import Moved, private
 
 PRECISIONS = ("highest", "medium")
@@ -20,15 +21,15 @@ def check_precision(precision: object, dtype: torch.dtype, device: torch.device)
     Raises:
         TypeError, ValueError: another value; or "medium" if products would equal those of "highest".
     """
-    name = checks.choice("precision", precision, PRECISIONS)
+    name = arguments.choice("precision", precision, PRECISIONS)
     if name == "medium":
         mend = 'Pass precision="highest".'
         if dtype != torch.float32:
-            raise checks.bad_value(
+            raise bad_value(
                 "precision", "'highest' for a pair that is not in float32", f"'medium' for {dtype}", mend
             )
         if device.type == "cpu" and not _multiplies_bfloat16():
-            raise checks.bad_value(
+            raise bad_value(
                 "precision", "'highest' on a processor without products in bfloat16", "'medium'", mend
             )
     return name

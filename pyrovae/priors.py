@@ -14,9 +14,10 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from pyrovae import checks, flows
+from pyrovae import arguments, flows
 from pyrovae.networks import widths
 from pyrovae.registry import Registry
+from pyrovae.rows import as_tensor
 
 #: Every prior by its name: the class name in snake case.
 REGISTRY: Registry[nn.Module] = Registry()
@@ -36,7 +37,7 @@ class StandardNormal(nn.Module):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        self.latent_dim = checks.integer("latent_dim", latent_dim)
+        self.latent_dim = arguments.integer("latent_dim", latent_dim)
         # Buffers, so that .double() and .to(device) convert them; not saved, because they are constants.
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
@@ -56,7 +57,7 @@ class Gaussian(nn.Module):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        self.latent_dim = checks.integer("latent_dim", latent_dim)
+        self.latent_dim = arguments.integer("latent_dim", latent_dim)
         self.loc = nn.Parameter(torch.zeros(latent_dim))
         self.log_scale = nn.Parameter(torch.zeros(latent_dim))
 
@@ -83,8 +84,8 @@ class GaussianMixture(nn.Module):
 
     def __init__(self, latent_dim: int, num_components: int = 10) -> None:
         super().__init__()
-        self.latent_dim = checks.integer("latent_dim", latent_dim)
-        self.num_components = checks.integer("num_components", num_components)
+        self.latent_dim = arguments.integer("latent_dim", latent_dim)
+        self.num_components = arguments.integer("num_components", num_components)
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.loc = nn.Parameter(torch.randn(num_components, latent_dim))
         self.log_scale = nn.Parameter(torch.zeros(num_components, latent_dim))
@@ -124,8 +125,8 @@ class VampPrior(nn.Module):
     def __init__(self, encoder: nn.Module, pseudo_inputs: Any) -> None:
         super().__init__()
         # In __dict__, so that torch does not register the VAE's encoder a second time.
-        self.__dict__["encoder"] = checks.module("encoder", encoder)
-        rows = checks.rows(pseudo_inputs, dtype=None, argument="pseudo_inputs")
+        self.__dict__["encoder"] = arguments.module("encoder", encoder)
+        rows = as_tensor(pseudo_inputs, dtype=None, argument="pseudo_inputs")
         self.pseudo_inputs = nn.Parameter(rows.clone())
 
     def forward(self) -> dist.TorchDistribution:
@@ -161,13 +162,13 @@ class Flow(nn.Module):
         self, latent_dim: int, num_transforms: int = 3, hidden_dims: Sequence[int] = (64, 64)
     ) -> None:
         super().__init__()
-        self.latent_dim = checks.integer("latent_dim", latent_dim)
+        self.latent_dim = arguments.integer("latent_dim", latent_dim)
         self.base = StandardNormal(latent_dim)
         self.transform = (
             flows.zuko()
             .flows.NSF(
                 latent_dim,
-                transforms=checks.integer("num_transforms", num_transforms),
+                transforms=arguments.integer("num_transforms", num_transforms),
                 hidden_features=widths("hidden_dims", hidden_dims),
             )
             .transform

@@ -20,9 +20,10 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from pyrovae import baselines, checks, encoders, likelihoods, networks, priors, storage
+from pyrovae import arguments, baselines, encoders, likelihoods, networks, priors, storage
 from pyrovae.baselines.base import Fitted
 from pyrovae.model import VAE, LatentVariableModel
+from pyrovae.refusals import Refused, bad_type, bad_value, shown
 from pyrovae.turns import takes_turns
 
 # The classes that names refer to: those in the registries, and torch's layers whose state is all in tensors.
@@ -77,14 +78,14 @@ def save(model: LatentVariableModel | Fitted, path: str | os.PathLike[str]) -> N
         >>> torch.equal(again.sample(5, seed=0), vae.sample(5, seed=0))
         True
     """
-    checks.path("path", path)
+    arguments.path("path", path)
     arrays: dict[str, Tensor] = {}
     if isinstance(model, LatentVariableModel):
         meta = _pair_record(model, arrays)
     elif isinstance(model, Fitted):
         meta = _baseline_record(model, arrays)
     else:
-        raise checks.bad_type(
+        raise bad_type(
             "model",
             "a VAE, a LatentVariableModel or a baseline",
             f"a {type(model).__name__}",
@@ -112,14 +113,14 @@ def load(path: str | os.PathLike[str], into: Any = None) -> Any:
         ValueError: the file is not pyrovae's, damaged, or of a newer version; names, shapes or dtypes differ from
             those of ``into``; without ``into``, a part is in no registry. Nothing was changed.
     """
-    arrays, meta = storage.read(checks.path("path", path))
+    arrays, meta = storage.read(arguments.path("path", path))
     kind = {"pair": LatentVariableModel, "baseline": Fitted}.get(str(meta.get("kind")))
     if kind is None:
-        raise checks.bad_value(
+        raise bad_value(
             "path", "a file that save() wrote", f"one of kind {meta.get('kind')!r}", "Pass a saved model."
         )
     if into is not None and not isinstance(into, kind):
-        raise checks.bad_type(
+        raise bad_type(
             "into",
             f"a {meta['kind']}, because one was saved",
             f"a {type(into).__name__}",
@@ -130,7 +131,7 @@ def load(path: str | os.PathLike[str], into: Any = None) -> Any:
         return loader(arrays, meta, into)
     except (LookupError, AttributeError, TypeError, StopIteration, RecursionError) as error:
         # The digest is right, but another version's save wrote the file.
-        raise checks.bad_value(
+        raise bad_value(
             "path",
             "a model as this version saves it",
             f"one saved by {_by(meta)} ({type(error).__name__}: {error})",
@@ -170,9 +171,7 @@ def _pair_record(pair: LatentVariableModel, arrays: dict[str, Tensor]) -> dict[s
         "tensors": list(tensors),
         "frozen": [name for name, tensor in tensors.items() if _frozen(tensor)],
         "modules": _modules(pair),
-        "constraints": {
-            name: _packed_constraint(pair._store["constraints"][name]) for name in _declared(pair)
-        },
+        "constraints": {name: _packed_constraint(pair.constraints[name]) for name in _declared(pair)},
         "fitted": storage.pack(pair.fitted, arrays, "fitted"),
     }
 
@@ -194,7 +193,7 @@ def _load_pair(
             tensor.data = saved[name]  # the dtype differs if the model was cast
     else:
         _copy(tensors_of(pair), saved)
-        _declare(pair, declared)
+        pair.fill(declared)
     for name, tensor in tensors_of(pair).items():
         if isinstance(tensor, nn.Parameter):
             tensor.requires_grad_(name not in frozen)
@@ -232,7 +231,7 @@ def _named_modules(pair: LatentVariableModel) -> dict[str, nn.Module]:
 
 def tensors_of(pair: LatentVariableModel) -> dict[str, Tensor]:
     """Return every parameter and buffer of a pair, under each of its names."""
-    return _held(pair) | {f"store:{name}": pair._store["params"][name] for name in _declared(pair)}
+    return _held(pair) | {f"store:{name}": pair.stored[name] for name in _declared(pair)}
 
 
 def _held(pair: LatentVariableModel) -> dict[str, Tensor]:
@@ -248,7 +247,7 @@ def _held(pair: LatentVariableModel) -> dict[str, Tensor]:
 def _declared(pair: LatentVariableModel) -> list[str]:
     """Return names in the pair's parameter store whose values no module holds: of pyro.param in plain functions."""
     held = {id(tensor) for tensor in _held(pair).values()}
-    found = [name for name, value in pair._store["params"].items() if id(value) not in held]
+    found = [name for name, value in pair.stored.items() if id(value) not in held]
     # A VAE declares its modules' parameters; other names belong to modules that have been replaced.
     return [name for name in found if not (isinstance(pair, VAE) and name.startswith("vae-"))]
 
@@ -296,7 +295,7 @@ def _check_same(
                 f"{tuple(tensor.shape)}, {tensor.dtype}",
             )
     for name in _declared(pair):
-        constraint = _packed_constraint(pair._store["constraints"][name])
+        constraint = _packed_constraint(pair.constraints[name])
         if constraint != meta["constraints"][name]:
             raise _other(
                 f"{name!r} with the constraint {meta['constraints'][name]}", f"the constraint {constraint}"
@@ -316,8 +315,8 @@ def _check_names(what: str, saved: Mapping[str, Any], here: Any) -> None:
         raise _other(f"the {len(saved)} {what} that were saved", "; ".join(came))
 
 
-def _other(expected: str, came: str) -> checks.Refused:
-    return checks.bad_value(
+def _other(expected: str, came: str) -> Refused:
+    return bad_value(
         "into", expected, came, "Build it by the code that built the saved model. Nothing was changed."
     )
 
@@ -348,14 +347,14 @@ def _fill_for(
     pair: LatentVariableModel, meta: Mapping[str, Any], saved: Mapping[str, Tensor]
 ) -> dict[str, tuple[Tensor, Any]]:
     """Return values and constraints, by name, for the empty parameter store of a pair that has not run yet."""
-    if pair._store["params"] or not meta["constraints"]:
+    if pair.stored or not meta["constraints"]:
         return {}
     found = {}
     for name, packed in meta["constraints"].items():
         constraint = None if packed is None else _constraint(packed)
         # pyro.module does not write stored values into a module that load cannot find.
         if constraint is None or "$$$" in name:
-            raise checks.bad_value(
+            raise bad_value(
                 "into",
                 f"a pair that has declared {name!r}",
                 "one that has not run yet",
@@ -363,14 +362,6 @@ def _fill_for(
             )
         found[name] = (saved[f"store:{name}"].to(pair.device or "cpu"), constraint)
     return found
-
-
-def _declare(pair: LatentVariableModel, declared: Mapping[str, tuple[Tensor, Any]]) -> None:
-    for name, (value, constraint) in declared.items():
-        pair._store["params"][name] = value
-        pair._store["constraints"][name] = constraint
-    pair._filled = pair._filled or bool(declared)
-    pair._register_declared()
 
 
 # Constraints that pyro.param takes, by name: first those with bounds, then those without arguments.
@@ -422,10 +413,10 @@ def _constraint(packed: Any) -> Any:
             isinstance(bound, int | float) for bound in bounds
         ):
             return getattr(constraints, name)(*bounds)
-    raise checks.bad_value(
+    raise bad_value(
         "path",
         "constraints that pyro.param takes, by their names",
-        checks.shown(packed),
+        shown(packed),
         "Nothing was changed. Load the file with the version that wrote it.",
     )
 
@@ -532,7 +523,7 @@ def _describe(
 def _built(architecture: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> VAE:
     """Return a VAE built from the names of its parts, on the CPU; torch's generator stays unchanged."""
     if "unknown" in architecture:
-        raise checks.bad_value(
+        raise bad_value(
             "path",
             "a model with all parts in a registry",
             architecture["unknown"],
@@ -543,7 +534,7 @@ def _built(architecture: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> VAE
         for described in architecture["modules"]:
             room, _, name = described["class"].partition("/")
             if name not in _REGISTRIES.get(room, {}):
-                raise checks.bad_value(
+                raise bad_value(
                     "path",
                     "a model with all parts in a registry",
                     f"a part of the class {described['class']!r}",
@@ -638,7 +629,7 @@ def _load_baseline(arrays: Mapping[str, Tensor], meta: Mapping[str, Any], into: 
     if into is None:
         code = [name for name, packed in meta["arguments"].items() if packed is None]
         if code or meta["class"] not in baselines.REGISTRY:
-            raise checks.bad_value(
+            raise bad_value(
                 "path",
                 "a baseline in the registry, built from numbers and names",
                 f"a {meta['class']}" + (f", whose {code[0]} is code" if code else ""),
@@ -662,8 +653,3 @@ def _load_baseline(arrays: Mapping[str, Tensor], meta: Mapping[str, Any], into: 
         vars(into).update(before)
         raise
     return into
-
-
-# Both classes are declared in lower modules, which do not import this one.
-LatentVariableModel.save = save
-Fitted.save = save

@@ -26,7 +26,8 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from pyrovae import checks
+from pyrovae import identity
+from pyrovae.refusals import Refused, bad_type, bad_value, refusal
 
 #: Format version of written files. A reader accepts this version and all earlier ones.
 VERSION = 1
@@ -110,7 +111,7 @@ def _encode(arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytearray:
     seen: dict[tuple[Any, ...], str] = {}
     for name, tensor in arrays.items():
         if name == "__metadata__" or tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
-            raise checks.bad_type(
+            raise bad_type(
                 name,
                 "a dense tensor of real numbers or booleans, under a name that safetensors does not reserve",
                 f"{tensor.dtype}, {tensor.layout}",
@@ -127,7 +128,7 @@ def _encode(arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytearray:
     content = bytearray(safetensors.save(stored, {_KEY: json.dumps(about)}))
     header = content[8 : 8 + int.from_bytes(content[:8], "little")]
     if len(header) > _LONGEST_HEADER:
-        raise checks.bad_value(
+        raise bad_value(
             "meta",
             f"JSON that fits into the header of a file, {_LONGEST_HEADER} bytes",
             f"{len(header)}",
@@ -152,13 +153,13 @@ def _check_json(value: Any, where: str) -> None:
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
-                raise checks.bad_type(where, "keys that are strings", repr(key), "Convert them: str(key).")
+                raise bad_type(where, "keys that are strings", repr(key), "Convert them: str(key).")
             _check_json(inner, f"{where}[{key!r}]")
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             _check_json(inner, f"{where}[{index}]")
     elif value is not None and type(value) not in (bool, int, float, str):
-        raise checks.bad_type(
+        raise bad_type(
             where,
             "a dict, list, string, number, boolean or None",
             f"a {type(value).__name__}",
@@ -211,7 +212,7 @@ def _about(path: Path, header: bytes) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         raise _refused(path, "another kind of file, or one that is damaged") from None
     if type(version) is int and version > VERSION:
-        raise checks.bad_value(
+        raise bad_value(
             "path",
             f"a file of format version {VERSION} or earlier",
             f"version {version} in {path}",
@@ -223,8 +224,8 @@ def _about(path: Path, header: bytes) -> dict[str, Any]:
     return dict(about)
 
 
-def _refused(path: Path, came: str) -> checks.Refused:
-    return checks.bad_value(
+def _refused(path: Path, came: str) -> Refused:
+    return bad_value(
         "path",
         "a file that pyrovae saved, whole and unchanged",
         f"{came}: {path}",
@@ -248,9 +249,7 @@ _MENDS = {
 def _trouble(error: OSError, path: Path, expected: str) -> OSError:
     """Return an error of the same type, with the four parts of an error message."""
     mend = _MENDS.get(errno.errorcode.get(error.errno or 0, ""), "Try again, or choose another folder.")
-    return type(error)(
-        error.errno, checks.refusal("path", expected, f"{error.strerror or error}, {path}", mend)
-    )
+    return type(error)(error.errno, refusal("path", expected, f"{error.strerror or error}, {path}", mend))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -296,7 +295,7 @@ def _hold(descriptor: int, folder: Path) -> None:
         holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
         raise BlockingIOError(
             error.errno,
-            checks.refusal(
+            refusal(
                 "folder",
                 "a folder that no other process writes to",
                 f"{folder}, held by process {holder}",
@@ -325,7 +324,7 @@ def pack(value: Any, arrays: dict[str, Tensor], where: str) -> Any:
     """Return a nested value as JSON. Its tensors and arrays go into ``arrays``, under names that begin with ``where``.
 
     Takes None, booleans, numbers, strings, lists, tuples, dicts with any of these as keys, tensors, numpy
-    arrays, DataFrames (as arrays), torch's dtypes and ``checks.Fingerprint``. ``unpack`` inverts it.
+    arrays, DataFrames (as arrays), torch's dtypes and ``identity.Fingerprint``. ``unpack`` inverts it.
 
     Raises:
         TypeError: any other type; the message names its place.
@@ -352,7 +351,7 @@ def pack(value: Any, arrays: dict[str, Tensor], where: str) -> Any:
                 for key, item in value.items()
             ]
         }
-    if isinstance(value, checks.Fingerprint):
+    if isinstance(value, identity.Fingerprint):
         return {"fingerprint": pack(vars(value), arrays, where)}
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
@@ -364,7 +363,7 @@ def pack(value: Any, arrays: dict[str, Tensor], where: str) -> Any:
         native = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
         arrays[where] = torch.from_numpy(native)
         return {"array": where}
-    raise checks.bad_type(
+    raise bad_type(
         where,
         "a number, string, list, tuple, dict, tensor or array",
         f"a {type(value).__name__}",
@@ -390,7 +389,7 @@ def unpack(packed: Any, arrays: Mapping[str, Tensor]) -> Any:
             case "dict":
                 return {unpack(key, arrays): unpack(item, arrays) for key, item in content}
             case "fingerprint":
-                return checks.Fingerprint(**unpack(content, arrays))
+                return identity.Fingerprint(**unpack(content, arrays))
             case "tensor":
                 return arrays[content]
             case "array":
@@ -403,7 +402,7 @@ def unpack(packed: Any, arrays: Mapping[str, Tensor]) -> Any:
     raise _unknown(packed)
 
 
-def _unknown(packed: Any) -> checks.Refused:
-    return checks.bad_value(
+def _unknown(packed: Any) -> Refused:
+    return bad_value(
         "path", "values as pyrovae saves them", repr(packed)[:80], "Save the file again with this version."
     )

@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from pyrovae import checks
+from pyrovae.refusals import bad_value
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,7 +53,7 @@ def _plain_torch() -> Iterator[None]:
         except RuntimeError as error:
             if "nference tensor" not in str(error):
                 raise
-            raise checks.bad_value(
+            raise bad_value(
                 "model",
                 "tensors that were made outside torch.inference_mode()",
                 f"one made inside: {str(error).partition('. ')[0]}",

@@ -18,7 +18,12 @@ ROOMS = [
     "rounding",
     "frames",
     "chunks",
-    "checks",
+    "refusals",
+    "arguments",
+    "entries",
+    "arrays",
+    "rows",
+    "identity",
     "turns",
     "registry",
     "networks",
@@ -35,6 +40,7 @@ ROOMS = [
     "priors",
     "likelihoods",
     "encoders",
+    "parameters",
     "model",
     "pair",
     "tracing",
@@ -68,6 +74,10 @@ def imports(path, top_level_only=False):
                 yield from (f"pyrovae.{alias.name}" for alias in node.names)
 
 
+#: ``save`` is a method of models, which imports the module that writes them when it is called.
+UP = {("model.py", "pyrovae.saving"), ("base.py", "pyrovae.saving")}
+
+
 def room(path):
     relative = path.relative_to(PACKAGE)
     return relative.parts[0].removesuffix(".py")
@@ -85,7 +95,7 @@ def test_imports_point_down(path):
     own = ROOMS.index(room(path))
     for name in imports(path):
         parts = name.split(".")
-        if parts[0] == "pyrovae" and len(parts) > 1 and parts[1] in ROOMS:
+        if parts[0] == "pyrovae" and len(parts) > 1 and parts[1] in ROOMS and (path.name, name) not in UP:
             assert ROOMS.index(parts[1]) <= own, f"{path.name} imports {name} from above"
 
 

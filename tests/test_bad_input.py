@@ -34,9 +34,11 @@ from pyro.infer import JitTrace_ELBO, ReweightedWakeSleep
 from typer.testing import CliRunner
 
 import pyrovae as pv
-from pyrovae import baselines, checks, convert, datasets, encoders, evidence, likelihoods, plots, priors
+from pyrovae import baselines, convert, datasets, encoders, evidence, likelihoods, plots, priors
 from pyrovae.cli import app
 from pyrovae.networks import REGISTRY as NETWORKS
+from pyrovae.refusals import Refused
+from pyrovae.rows import as_tensor
 
 PACKAGE = Path(pv.__file__).parent
 ROWS, COLUMNS = 24, 6
@@ -885,7 +887,7 @@ def why_not_a_refusal(case, argument, value):
         last = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
         if PACKAGE not in last.parents:
             return f"raised in {last}: {type(error).__name__}: {text}"
-        if isinstance(error, ValueError) and not isinstance(error, checks.Refused):
+        if isinstance(error, ValueError) and not isinstance(error, Refused):
             return f"a bare ValueError: {text}"
         parts = PARTS.fullmatch(text)
         if parts is None:
@@ -1144,7 +1146,7 @@ def test_count_and_first_position_are_the_right_ones(places, value, function):
     for place in places:
         x[place] = value
     row, column = min(places)
-    with pytest.raises(checks.Refused) as raised:
+    with pytest.raises(Refused) as raised:
         function(world()["vae"], x)
     assert f"got {len(places)} that are NaN or infinite, first {value} at row {row}, column {column}." in str(
         raised.value
@@ -1368,7 +1370,7 @@ def test_rows_of_another_kind_are_named_with_the_fix_that_works(kind, call):
     assert came in parts["came"]
     if fix is not None:
         assert fix in parts["mend"]
-        rows = checks.rows(eval(fix, {"x": x, "numpy": numpy, "torch": torch}), dtype=torch.float32)
+        rows = as_tensor(eval(fix, {"x": x, "numpy": numpy, "torch": torch}), dtype=torch.float32)
         assert torch.equal(rows, good)
 
 

@@ -18,7 +18,7 @@ from sklearn.neighbors import KernelDensity as SklearnKernels
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, constraints
 
 import pyrovae as pv
-from pyrovae import baselines, checks
+from pyrovae import baselines, identity
 from pyrovae.baselines.base import REGISTRY, Baseline, ClosedForm, Conjugate
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -73,8 +73,8 @@ def test_contract(name):
     assert ev.mean_interval == (ev.mean, ev.mean)
     assert (ev.target, ev.method, ev.parameters) == ("predictive", cls.__name__, cls.parameters)
     assert ev.measure[-1] == cls.measure
-    assert ev.fingerprint == checks.fingerprint(x)
-    np.testing.assert_array_equal(baseline.seen, checks.row_hashes(x))
+    assert ev.fingerprint == identity.fingerprint(x)
+    np.testing.assert_array_equal(baseline.seen, identity.row_hashes(x))
     np.testing.assert_allclose(baseline.log_evidence(x[3:4]).estimate, ev.estimate[3:4], rtol=0, atol=1e-10)
     samples = baseline.sample(5, seed=1)
     assert samples.shape == (5, 4)
@@ -615,7 +615,7 @@ def test_evidence_is_the_chain_of_predictives(name):
     whole = by_hand(name, x).marginal_likelihood()
     assert len(whole) == 1
     assert (whole.target, whole.kind[0], whole.parameters) == ("evidence", "exact", "posterior-averaged")
-    assert whole.fingerprint == checks.fingerprint(x)
+    assert whole.fingerprint == identity.fingerprint(x)
     assert whole.measure == by_hand(name, x).log_evidence(x).measure
     for order in (torch.arange(40), torch.arange(40).flip(0)):
         rows = x[order]

@@ -553,15 +553,15 @@ def short_fit(pair, folder, **options):
 def assert_unchanged(pair, folder, act):
     """A refused call leaves the file, the generator, and the pair's weights, store, mode and history as they were."""
     files = {path: path.read_bytes() for path in folder.glob("*.safetensors")}
-    before, state, fitted = dict(pair._store["params"]), torch.random.get_rng_state(), pair.fitted
+    before, state, fitted = dict(pair.stored), torch.random.get_rng_state(), pair.fitted
     values = {name: value.clone() for name, value in before.items()}
     with pytest.raises(
         ValueError, match=r"checkpoint: expected the run in .* got another: the .* was .* differ"
     ):
         act()
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert pair._store["params"].keys() == before.keys()
-    assert all(torch.equal(pair._store["params"][name], value) for name, value in values.items())
+    assert pair.stored.keys() == before.keys()
+    assert all(torch.equal(pair.stored[name], value) for name, value in values.items())
     assert (pair.training, pair.fitted) == (True, fitted)
     assert {path: path.read_bytes() for path in folder.glob("*.safetensors")} == files
 

@@ -13,14 +13,17 @@ from pyro.distributions import constraints
 from test_likelihoods import COLUMNS, LIKELIHOODS, OFF, likelihood
 
 import pyrovae as pv
-from pyrovae import checks
+from pyrovae import entries, identity
+from pyrovae.entries import blocks, on_support
 from pyrovae.log_weights import Evaluation
 from pyrovae.networks import Standardize
 from pyrovae.pair.context import computed_from_rows
+from pyrovae.rows import as_batch, as_tensor
+from pyrovae.training import scales
 
 
 def rows(x, dtype=torch.float32):
-    return checks.rows(x, dtype=dtype)
+    return as_tensor(x, dtype=dtype)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +67,7 @@ def test_a_mapped_array_is_not_copied(mapped):
     address = mapped.__array_interface__["data"][0]
     assert rows(mapped).data_ptr() == rows(mapped, dtype=None).data_ptr() == address
     assert rows(mapped[7:, 1:]).data_ptr() == address + 4 * (7 * 3 + 1)
-    assert checks.batch({"x": mapped, "c": mapped[:, 0]}, dtype=torch.float32)["c"].data_ptr() == address
+    assert as_batch({"x": mapped, "c": mapped[:, 0]}, dtype=torch.float32)["c"].data_ptr() == address
     vae = pv.VAE.mlp(3, 1, "gaussian", hidden_dims=(4,))
     assert Evaluation.prepare(vae, mapped, 2, 0).batch["x"].data_ptr() == address
     assert rows(mapped, dtype=torch.float64).data_ptr() != address  # of another dtype it is, whole
@@ -161,7 +164,7 @@ NULLABLE.loc[2, "a"] = pd.NA
 )
 def test_what_is_no_row_of_numbers_is_refused_with_all_parts(x, error, parts):
     with pytest.raises(error) as refusal:
-        checks.rows(x, dtype=torch.float32, device=torch.device("cpu"), argument="rows")
+        as_tensor(x, dtype=torch.float32, device=torch.device("cpu"), argument="rows")
     message = str(refusal.value)
     assert message.startswith("rows: expected ")
     assert ", got " in message
@@ -187,13 +190,13 @@ def test_many_rows_whose_sum_overflows_are_finite():
 
 @pytest.fixture(params=[1, 6, 9, 2**20], ids=lambda size: f"{size} numbers a block")
 def in_blocks(request, monkeypatch):
-    monkeypatch.setattr(checks, "_BLOCK", request.param)
+    monkeypatch.setattr(entries, "_BLOCK", request.param)
     return request.param
 
 
 def test_blocks_are_the_rows_in_their_order(in_blocks):
     for x in (torch.arange(30.0).view(10, 3), torch.arange(7.0), torch.zeros(5, 2, 2)):
-        starts, found = zip(*checks.blocks(x), strict=True)
+        starts, found = zip(*blocks(x), strict=True)
         assert torch.equal(torch.cat(found), x)
         assert starts == tuple(itertools.accumulate((len(block) for block in found[:-1]), initial=0))
         assert all(block.numel() <= max(in_blocks, x[0].numel()) for block in found)
@@ -217,10 +220,10 @@ def test_what_is_not_finite_is_counted_over_all_blocks(in_blocks, shape, where):
 @pytest.mark.parametrize("bad_rows", [[0], [5], [9], [1, 2, 3], range(10)])
 def test_what_is_off_the_support_is_counted_over_all_blocks(in_blocks, columns, bad_rows):
     x = torch.ones(10, 3)
-    checks.on_support("x", x, columns, constraints.positive, "Gamma", "Drop them.")
+    on_support("x", x, columns, constraints.positive, "Gamma", "Drop them.")
     x[list(bad_rows)] = -2.5
     with pytest.raises(ValueError, match="support of Gamma") as refusal:
-        checks.on_support("x", x, columns, constraints.positive, "Gamma", "Drop them.")
+        on_support("x", x, columns, constraints.positive, "Gamma", "Drop them.")
     count = len(bad_rows) * len(columns)
     assert f"got {count} off it, first -2.5 at row {bad_rows[0]}, column {columns[0]}." in str(refusal.value)
 
@@ -241,13 +244,13 @@ def test_columns_of_nearly_one_value_are_found_over_all_blocks(in_blocks):
         x[:, column] = 4.0
         x[places, column] = torch.from_numpy(generator.choice([-1.0, 9.0], size=len(places)))
     with pytest.raises(ValueError, match=r"got 4 column\(s\) .*first column 1 \(value 4\)"):
-        checks.varying_columns("x", x, every=True)
-    checks.varying_columns("x", x, every=False)
-    checks.varying_columns("x", x[:, [0, 5, 6, 7]], every=True)
+        scales._check_varying(x, every=True)
+    scales._check_varying(x, every=False)
+    scales._check_varying(x[:, [0, 5, 6, 7]], every=True)
     with pytest.raises(ValueError, match=r"got 4 column\(s\)"):
-        checks.varying_columns("x", x[:, 1:5], every=False)
+        scales._check_varying(x[:, 1:5], every=False)
     mode = x[:, 1:7].mode(dim=0).values
-    value, share = checks._commonest(x[:, 1:7])
+    value, share = scales._commonest(x[:, 1:7])
     assert torch.equal(value, mode)
     assert torch.equal(share, (x[:, 1:7] == mode).double().mean(dim=0))
 
@@ -257,26 +260,26 @@ def test_what_fills_more_than_half_of_a_column_is_found_in_every_order(height, m
     """Five of nine rows, in each of the orders that there are."""
     orders = sorted(set(itertools.permutations([2.0] * 5 + [-1.0] * 2 + [3.0] * 2)))
     x = torch.tensor(orders).T
-    monkeypatch.setattr(checks, "_BLOCK", height * len(orders))
-    assert len(list(checks.blocks(x))) == -(-9 // height)
-    value, share = checks._commonest(x)
+    monkeypatch.setattr(entries, "_BLOCK", height * len(orders))
+    assert len(list(blocks(x))) == -(-9 // height)
+    value, share = scales._commonest(x)
     assert torch.equal(value, torch.full((len(orders),), 2.0))
     assert torch.equal(share, torch.full((len(orders),), 5 / 9, dtype=torch.float64))
 
 
 def test_a_block_in_which_no_value_has_more_than_half_counts_for_none(monkeypatch):
     few = [0.0, 1.0, 2.0, 5.0, 5.0]
-    monkeypatch.setattr(checks, "_BLOCK", 5)
-    value, share = checks._commonest(torch.tensor([*[9.0] * 5, *few, *few, *[5.0] * 10])[:, None])
+    monkeypatch.setattr(entries, "_BLOCK", 5)
+    value, share = scales._commonest(torch.tensor([*[9.0] * 5, *few, *few, *[5.0] * 10])[:, None])
     assert (value.item(), share.item()) == (5.0, 14 / 25)
 
 
 def test_hashes_do_not_know_of_blocks(in_blocks, monkeypatch):
     x = torch.randn(10, 3)
-    found = checks.fingerprint(x), checks.digest(x), checks.row_hashes(x).tolist()
+    found = identity.fingerprint(x), identity.digest(x), identity.row_hashes(x).tolist()
     floors, totals = found[0].floors, found[0].totals.tolist()
     monkeypatch.undo()
-    again = checks.fingerprint(x), checks.digest(x), checks.row_hashes(x).tolist()
+    again = identity.fingerprint(x), identity.digest(x), identity.row_hashes(x).tolist()
     assert found == again
     assert (floors, totals) == (again[0].floors, again[0].totals.tolist())
 
@@ -328,6 +331,10 @@ def test_training_starts_from_rows_on_the_support(name, options):
 
 def test_fingerprints_are_equal_for_equal_rows_alone():
     x = torch.randn(5, 4)
-    assert checks.fingerprint(x) == checks.fingerprint(x.double()) == checks.fingerprint(x.reshape(5, 2, 2))
+    assert (
+        identity.fingerprint(x)
+        == identity.fingerprint(x.double())
+        == identity.fingerprint(x.reshape(5, 2, 2))
+    )
     others = [x.flip(0), x * 2, x[:4], x.T.contiguous(), x.reshape(4, 5)]
-    assert len({checks.fingerprint(y) for y in (x, *others)}) == 6
+    assert len({identity.fingerprint(y) for y in (x, *others)}) == 6

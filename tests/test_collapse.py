@@ -18,6 +18,7 @@ import pyrovae as pv
 from pyrovae import encoders, likelihoods, priors
 from pyrovae.collapse import diagnose
 from pyrovae.demo import Overconfident
+from pyrovae.refusals import Refused
 
 ORACLE = LinearGaussian.random(3, 6)
 X = ORACLE.sample(150, seed=SEED)
@@ -357,7 +358,7 @@ def test_a_gap_that_no_method_knows_is_not_healthy(monkeypatch, healthy):
     spoiled.encoder = Overconfident(spoiled.encoder, factor=0.25)
 
     def refuse(*_, **__):
-        raise pv.checks.Refused("no method can move in this space")
+        raise Refused("no method can move in this space")
 
     monkeypatch.setattr("pyrovae.collapse.refined", refuse)
     found = diagnose(spoiled, x, num_samples=200)

@@ -11,7 +11,7 @@ from rates import SEED
 from scipy import stats
 
 import pyrovae as pv
-from pyrovae import baselines
+from pyrovae import baselines, identity
 
 TRAIN = (torch.rand(200, 5, generator=torch.Generator().manual_seed(0)) < 0.1).float()
 X = (torch.rand(40, 5, generator=torch.Generator().manual_seed(1)) < 0.1).float()
@@ -250,7 +250,7 @@ def test_rows_that_repeat_by_chance_are_no_training_rows_under_any_label():
     """Nearly a tenth of the rows has a double: all rows of a small label match now and then."""
     x = (torch.rand(400, 11, generator=torch.Generator().manual_seed(SEED)) < 0.5).float()
     model = baselines.IndependentBernoulli().fit(x[:200])
-    assert 0.02 < pv.checks.seen(pv.checks.row_hashes(x[200:]), model.seen).chance < 0.3
+    assert 0.02 < identity.seen(identity.row_hashes(x[200:]), model.seen).chance < 0.3
     table = pv.compare({"a": model}, x[200:], by=np.arange(200) // 2)
     assert len(table) == 100
     with pytest.raises(ValueError, match="got 20 of 20 under the label '10'"):
@@ -259,14 +259,14 @@ def test_rows_that_repeat_by_chance_are_no_training_rows_under_any_label():
 
 def test_matches_by_chance_have_at_most_the_probability_that_bounds_them():
     for rows, matches, chance in [(1, 1, 0.3), (5, 5, 0.2), (40, 21, 0.4), (40, 20, 0.1), (7, 3, 0.45)]:
-        found = pv.checks.Seen(np.arange(rows) < matches, chance).by_chance
+        found = identity.Seen(np.arange(rows) < matches, chance).by_chance
         exact = stats.binom.sf(matches - 1, rows, chance)
         assert exact - 1e-12 <= found <= 10 * exact
 
 
 def test_rows_that_repeat_by_chance_are_no_training_rows():
     """Of five binary columns most rows that were kept back equal some that were not."""
-    assert np.isin(pv.checks.row_hashes(X), independent().seen).mean() > 0.5
+    assert np.isin(identity.row_hashes(X), independent().seen).mean() > 0.5
     assert pv.compare({"a": independent()}, X)["seen"].tolist() == [0]
 
 

@@ -11,6 +11,7 @@ from scipy import stats
 
 import pyrovae as pv
 from pyrovae import likelihoods
+from pyrovae.rows import as_batch
 
 COUNTS = ["poisson", "negative_binomial", "zero_inflated_negative_binomial"]
 
@@ -229,21 +230,21 @@ def test_whole_numbers_in_frames_and_series_keep_their_type(kind):
     x = pd.DataFrame({"v": np.linspace(0, 1, 12)}, index=value.index)
     shuffled = value.sample(frac=1, random_state=0)
     for given in (value, shuffled):
-        found = pv.checks.batch({"x": x, "label": given}, dtype=torch.float32)["label"].numpy()
+        found = as_batch({"x": x, "label": given}, dtype=torch.float32)["label"].numpy()
         assert found.dtype == dtype
         np.testing.assert_array_equal(found, value.to_numpy().astype(dtype))
 
 
 @pytest.mark.parametrize("value", [pd.DataFrame({"a": LABELS, "b": LABELS / 2}), pd.Series(LABELS / 2)])
 def test_real_numbers_in_frames_and_series_are_cast(value):
-    found = pv.checks.batch({"x": torch.ones(12, 1), "label": value}, dtype=torch.float32)["label"]
+    found = as_batch({"x": torch.ones(12, 1), "label": value}, dtype=torch.float32)["label"]
     assert found.dtype == torch.float32
 
 
 def test_missing_labels_are_refused():
     label = pd.DataFrame({"label": pd.array([*LABELS[:-1], None], dtype="Int64")})
     with pytest.raises(ValueError, match=r"label: expected finite numbers, got 1 .* at row 11"):
-        pv.checks.batch({"x": torch.ones(12, 1), "label": label}, dtype=torch.float32)
+        as_batch({"x": torch.ones(12, 1), "label": label}, dtype=torch.float32)
 
 
 def test_swap_gives_offsets_to_those_that_take_them():

@@ -17,7 +17,7 @@ from pairs import PAIRS
 from rates import SEED, close
 
 import pyrovae as pv
-from pyrovae import baselines, checks
+from pyrovae import baselines, identity
 from pyrovae.convert import _resample, chain_ess, chain_mcse, chain_rhat, stacking_weights, to_arviz, to_elpd
 from pyrovae.row_noise import RowNoise
 
@@ -282,7 +282,7 @@ def test_loo_of_chains_is_the_exact_one():
 
 def test_loo_is_of_the_rows_that_were_fitted():
     chains = Chains(X[:, 0])
-    chains.seen = checks.row_hashes(X[:, 0])
+    chains.seen = identity.row_hashes(X[:, 0])
     to_arviz(chains, X[:, 0])
     with pytest.raises(ValueError, match="x: expected the rows that the baseline was fitted to"):
         to_arviz(chains, X[:, 0].flip(0))

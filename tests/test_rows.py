@@ -10,7 +10,8 @@ from rates import close
 from scipy import stats
 
 import pyrovae as pv
-from pyrovae import baselines, checks, evidence, rounding
+from pyrovae import baselines, evidence, identity, rounding
+from pyrovae.rows import as_tensor
 
 RNG = np.random.default_rng(0)
 NORMAL = RNG.normal(size=(200, 2))
@@ -74,7 +75,7 @@ def test_a_cast_that_moves_rows_is_refused_everywhere(kind, centre):
         assert "standardize=True" in str(refused.value)
     if kind == "frame":
         assert "('seconds')" in str(refused.value)
-    assert not pair._store["params"]
+    assert not pair.stored
 
 
 @pytest.mark.parametrize("learns", [True, False])
@@ -125,7 +126,7 @@ def test_whole_numbers_that_change_are_refused(x, dtype, value):
     with pytest.raises(
         ValueError, match=rf"whole numbers that {dtype} holds, got 1 that it changes, first {value}"
     ):
-        checks.rows(x, dtype=dtype)
+        as_tensor(x, dtype=dtype)
     if dtype == torch.float64:
         with pytest.raises(ValueError, match="whole numbers"):
             baselines.IndependentGaussian().fit(x)
@@ -169,7 +170,7 @@ ACCEPTED = accepted()
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_ordinary_rows_are_accepted_and_cast_as_ever(name):
     x = ACCEPTED[name]
-    found = checks.rows(x, dtype=torch.float32)
+    found = as_tensor(x, dtype=torch.float32)
     raw = x.to_numpy(dtype=np.float64) if hasattr(x, "to_numpy") else x
     np.testing.assert_array_equal(found.numpy(), raw.astype(np.float32))
 
@@ -182,7 +183,7 @@ def test_what_outliers_and_clusters_hide_in_a_standard_deviation_is_refused():
     for rows in (outlier, clusters):
         assert rounding.TOLERANCE * rows.std() > 1
         with pytest.raises(ValueError, match="that it changes"):
-            checks.rows(rows, dtype=torch.float32)
+            as_tensor(rows, dtype=torch.float32)
 
 
 def test_a_few_rows_alike_are_judged_by_the_rows_that_were_fitted():
@@ -193,7 +194,7 @@ def test_a_few_rows_alike_are_judged_by_the_rows_that_were_fitted():
     for rows in (x[:1], alike):
         assert len(pv.log_evidence(vae, rows, num_samples=5)) == len(rows)
         with pytest.raises(ValueError, match="that it changes"):
-            checks.rows(rows, dtype=torch.float32)
+            as_tensor(rows, dtype=torch.float32)
 
 
 def test_rows_are_read_once(monkeypatch):
@@ -338,7 +339,7 @@ def test_the_same_rows_pair_whatever_dtype_they_come_in():
         pv.compare({"VAE": pv.log_evidence(vae, rows, num_samples=5), "PPCA": pv.log_evidence(ppca, x)})
     whole = np.round(10 * x).astype(np.int64)
     prints = {
-        checks.fingerprint(torch.as_tensor(rows)).sha256
+        identity.fingerprint(torch.as_tensor(rows)).sha256
         for rows in (whole, whole.astype(np.int8), whole.astype(np.float32), whole.astype(np.float64))
     }
     assert len(prints) == 1

@@ -18,7 +18,8 @@ from test_likelihoods import LIKELIHOODS
 from torch import nn
 
 import pyrovae as pv
-from pyrovae import baselines, checks, encoders, likelihoods, networks, priors, saving, storage
+from pyrovae import baselines, encoders, identity, likelihoods, networks, priors, saving, storage
+from pyrovae.refusals import Refused
 from pyrovae.saving import load, save
 
 LATENT, COLUMNS = 2, 3
@@ -170,13 +171,13 @@ def test_what_fit_left_comes_back(tmp_path):
     model, x = vae(), (torch.rand(10, COLUMNS) < 0.5).float()
     history = pv.fit(model, x, epochs=2)
     history.records[0]["loss"] = float("nan")
-    model.fitted |= {"more": (1, checks.fingerprint(x))}
+    model.fitted |= {"more": (1, identity.fingerprint(x))}
     save(model, tmp_path / "vae")
     fitted = load(tmp_path / "vae").fitted
     assert fitted.keys() == model.fitted.keys()
     assert fitted["rows"] == 10
-    assert fitted["more"] == (1, checks.fingerprint(x))
-    assert fitted["seen"].tolist() == checks.row_hashes(x).tolist()
+    assert fitted["more"] == (1, identity.fingerprint(x))
+    assert fitted["seen"].tolist() == identity.row_hashes(x).tolist()
     assert fitted["seen"].dtype == np.uint64
     assert repr(fitted["history"]) == repr(vars(history))
     assert storage.read(tmp_path / "vae")[1]["versions"].keys() >= {
@@ -703,9 +704,9 @@ def test_a_forged_constraint_is_refused_and_nothing_changed(tmp_path, packed):
     storage.write(tmp_path / "pair", arrays, meta)
     fresh = declaring(constraints.positive, 0.3)
     message = "missing 1 required" if packed == ["interval", 0.0] else "constraints that pyro.param takes"
-    with pytest.raises(checks.Refused, match=rf"^path: expected .*{message}.*Nothing was changed"):
+    with pytest.raises(Refused, match=rf"^path: expected .*{message}.*Nothing was changed"):
         load(tmp_path / "pair", into=fresh)
-    assert not fresh._store["params"]
+    assert not fresh.stored
     assert not list(fresh.parameters())
 
 
@@ -733,7 +734,7 @@ def test_deeply_nested_json_is_refused(tmp_path, place, depth):
     nested(tmp_path / "vae", place, depth)
     if depth < 900:  # the forgery is one that the digest does not tell
         assert storage.read(tmp_path / "vae")[1][place] == json.loads("[" * depth + "]" * depth)
-    with pytest.raises(checks.Refused, match=r"^(path|into): expected"):
+    with pytest.raises(Refused, match=r"^(path|into): expected"):
         load(tmp_path / "vae")
 
 

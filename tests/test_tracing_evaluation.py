@@ -1,8 +1,10 @@
 """Tiles run as graphs are those that Pyro runs: the same noise, the same terms, the same refusals."""
 
 import copy
+import gc
 import itertools
 import math
+import weakref
 
 import pyro
 import pyro.distributions as dist
@@ -221,20 +223,32 @@ class TestKept:
         assert "does not compute what the trace computes" in evaluation.runner.reason
 
     def test_no_more_than_a_few(self):
-        graphs = room.Graphs()
+        pair = vae().pair
         for number in range(20):
-            graphs.keep(number, lambda number=number: [number])
+            room._kept(pair, number, lambda number=number: [number])
+        graphs = room._GRAPHS[pair]
         assert list(graphs.values()) == [[n] for n in range(12, 20)]
-        assert graphs.keep(12, lambda: None) == [12]
+        assert room._kept(pair, 12, lambda: None) == [12]
         assert list(graphs)[-1] == 12
 
-    def test_a_file_does_not_know(self, tmp_path):
+    def test_they_go_with_the_pair(self):
+        case = vae()
+        pair, data = case.pair, case.data
+        pv.log_weights(pair, data, 5, compile=True)
+        assert room._GRAPHS[pair]
+        known = weakref.ref(pair)
+        del case, pair
+        gc.collect()
+        assert known() is None
+
+    def test_a_file_and_a_copy_have_none(self, tmp_path):
         case = vae()
         pv.log_weights(case.pair, case.data, 5)
         case.pair.save(tmp_path / "vae")
-        assert "graphs" in vars(case.pair)
-        loaded = pv.load(tmp_path / "vae")
-        assert torch.equal(pv.log_weights(loaded, case.data, 5), pv.log_weights(case.pair, case.data, 5))
+        assert case.pair in room._GRAPHS
+        for again in (pv.load(tmp_path / "vae"), copy.deepcopy(case.pair)):
+            assert again not in room._GRAPHS
+            assert torch.equal(pv.log_weights(again, case.data, 5), pv.log_weights(case.pair, case.data, 5))
 
 
 FACTOR = {"value": 0.5}

@@ -23,8 +23,9 @@ from pyro.infer import (
 )
 
 import pyrovae as pv
-from pyrovae import baselines, checks, noise, tracing, training
+from pyrovae import baselines, identity, noise, tracing, training
 from pyrovae import pair as pair_room
+from pyrovae.rows import Source
 from pyrovae.training import loop, traced
 from pyrovae.training.arguments import runs_code_of_others
 from pyrovae.training.rows import Rows
@@ -679,7 +680,7 @@ def test_epochs_are_evaluated_on_some_of_many_rows(monkeypatch):
 
 
 def rows_of(x):
-    return Rows([{"x": x}], lambda batch, _: (batch, checks.Source(x, {}, None)), digests=False)
+    return Rows([{"x": x}], lambda batch, _: (batch, Source(x, {}, None)), digests=False)
 
 
 def test_how_steps_are_taken_follows_from_the_arguments():
@@ -1091,7 +1092,7 @@ def test_a_data_loader_is_chunks():
     pv.fit(vae, loader, batch_size=16, lr=1e-2, epochs=3)
     assert same(parameters(vae), parameters(chunked(X, 30, 30, 30)[0]))
     assert vae.fitted["rows"] == 90
-    assert vae.fitted["seen"].tolist() == checks.row_hashes(X).tolist()
+    assert vae.fitted["seen"].tolist() == identity.row_hashes(X).tolist()
 
 
 class Shrinking:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -13,9 +14,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from pyrovae import checks, noise
+from pyrovae import arguments, identity, noise
+from pyrovae.entries import on_support
 from pyrovae.evidence.result import LogEvidence, about
 from pyrovae.likelihoods.base import off_support
+from pyrovae.refusals import bad_value
+from pyrovae.rows import Source, in_double, read
 from pyrovae.turns import takes_turns
 
 #: Baselines by their class name in snake case; the contract tests cover every ``ClosedForm`` among them.
@@ -40,10 +44,14 @@ class Fitted:
     Attributes are numbers, strings, tensors, arrays, and tuples, lists and dicts of them. Others are ``derived``.
     """
 
-    #: ``baseline.save(path)``; ``pyrovae.saving`` defines it.
-    save: Callable[..., None]
     #: Attributes that ``_derive`` computes from the others after loading, and that are not saved.
     derived: ClassVar[tuple[str, ...]] = ()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the object into one file, for ``pyrovae.load``; see ``pyrovae.save``."""
+        from pyrovae.saving import save
+
+        save(self, path)
 
     def _derive(self) -> None:
         """Compute the attributes in ``derived`` from the others, after loading."""
@@ -63,13 +71,13 @@ class Baseline(Fitted, ABC):
     support: ClassVar[constraints.Constraint] = constraints.real
     family: ClassVar[str] = "Gaussian"
 
-    #: Hashes of the fitted rows, shape (rows, 2), by ``checks.row_hashes``.
+    #: Hashes of the fitted rows, shape (rows, 2), by ``identity.row_hashes``.
     seen: np.ndarray
     #: Names of the fitted columns, if the rows were a DataFrame.
     names: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     _width: int | None = None
-    _fingerprint: checks.Fingerprint
+    _fingerprint: identity.Fingerprint
 
     @takes_turns
     def fit(self, x: Any) -> Self:
@@ -79,8 +87,8 @@ class Baseline(Fitted, ABC):
         try:
             self._fit(rows)
             self._width, self.names = rows.shape[1], dict(source.names)
-            self._fingerprint = checks.fingerprint(source.exact)
-            self.seen = checks.row_hashes(source.exact)
+            self._fingerprint = identity.fingerprint(source.exact)
+            self.seen = identity.row_hashes(source.exact)
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
@@ -93,7 +101,7 @@ class Baseline(Fitted, ABC):
         width = self._require_fit()
         rows, source = self._rows(x, self.names)
         if rows.shape[1] != width:
-            raise checks.bad_value(
+            raise bad_value(
                 "x",
                 f"rows of width {width}, as in fit",
                 f"width {rows.shape[1]}",
@@ -104,7 +112,7 @@ class Baseline(Fitted, ABC):
     @takes_turns
     def sample(self, num_rows: int, seed: int = 0) -> Tensor:
         """Return independent rows from the fitted model, shape (num_rows, columns), float64."""
-        checks.integer("num_rows", num_rows)
+        arguments.integer("num_rows", num_rows)
         self._require_fit()
         with noise.seeded(noise.derive(seed, noise.Stream.SAMPLE)):
             return self._sample(num_rows)
@@ -133,28 +141,26 @@ class Baseline(Fitted, ABC):
     def __repr__(self) -> str:
         return f"<{self.summary()}>" if self._width is not None else f"<{type(self).__name__}, not fitted>"
 
-    def _rows(self, x: Any, names: Mapping[str, tuple[str, ...]]) -> tuple[Tensor, checks.Source]:
+    def _rows(self, x: Any, names: Mapping[str, tuple[str, ...]]) -> tuple[Tensor, Source]:
         """Return checked rows as float64, shape (rows, columns), and the rows as they were passed."""
         if isinstance(x, Mapping):
             if "x" not in x:
-                raise checks.bad_value(
+                raise bad_value(
                     "x", 'a mapping with rows under "x"', f"the keys {list(x)}", 'Pass {"x": rows}.'
                 )
             x = x["x"]
-        batch, source = checks.read(checks.in_double(x), dtype=torch.float64, names=names)
+        batch, source = read(in_double(x), dtype=torch.float64, names=names)
         rows = batch["x"]
         # Contiguous, so that equal numbers give equal bits in any memory layout.
         rows = (rows.flatten(1) if rows.dim() > 1 else rows[:, None]).contiguous()
-        checks.on_support(
-            "x", rows, list(range(rows.shape[1])), self.support, self.family, off_support(self.family)
-        )
+        on_support("x", rows, list(range(rows.shape[1])), self.support, self.family, off_support(self.family))
         return rows, source
 
     def _require_fit(self) -> int:
         """Return the width of the fitted rows; raises ``ValueError`` before a fit."""
         if self._width is None:
             name = type(self).__name__
-            raise checks.bad_value(
+            raise bad_value(
                 name, "a fitted baseline", "one that was not", f"Call {name}(…).fit(x_train) first."
             )
         return self._width
@@ -183,7 +189,7 @@ class ClosedForm(Baseline):
         log_prob = self._log_prob(rows)
         impossible = torch.nonzero(log_prob == -torch.inf).flatten()
         if len(impossible):
-            raise checks.bad_value(
+            raise bad_value(
                 "x",
                 f"rows that are possible under the fitted {type(self).__name__}",
                 f"{len(impossible)} of probability 0, first row {int(impossible[0])}",

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributions import StudentT
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.baselines.base import Conjugate, register
+from pyrovae.refusals import bad_value
 from pyrovae.turns import takes_turns
 
 
@@ -55,17 +56,17 @@ class BayesianLinearRegression(Conjugate):
     def __init__(
         self, precision: float = 1.0, alpha: float = 1.0, beta: float = 1.0, intercept: bool = True
     ) -> None:
-        self.precision = checks.positive("precision", precision)
-        self.alpha = checks.positive("alpha", alpha)
-        self.beta = checks.positive("beta", beta)
-        self.intercept = checks.boolean("intercept", intercept)
+        self.precision = arguments.positive("precision", precision)
+        self.alpha = arguments.positive("alpha", alpha)
+        self.beta = arguments.positive("beta", beta)
+        self.intercept = arguments.boolean("intercept", intercept)
 
     def _measures(self, columns: int) -> tuple[str, ...]:
         return ("unscored",) * (columns - 1) + (self.measure,)
 
     def _fit(self, rows: Tensor) -> None:
         if rows.shape[1] < 2:
-            raise checks.bad_value(
+            raise bad_value(
                 "x",
                 "covariates, and the response as the last column",
                 "a single column",

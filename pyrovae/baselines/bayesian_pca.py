@@ -9,9 +9,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.baselines.base import register
 from pyrovae.baselines.pyro_mcmc import PyroMCMC, as_batch
+from pyrovae.refusals import bad_value
 from pyrovae.turns import takes_turns
 
 
@@ -67,10 +68,10 @@ class BayesianPCA(PyroMCMC):
         **options: Any,
     ) -> None:
         super().__init__(self._model, **options)
-        self.latent_dim = checks.integer("latent_dim", latent_dim)
-        self.loadings_scale = checks.positive("loadings_scale", loadings_scale)
-        self.loc_scale = checks.positive("loc_scale", loc_scale)
-        self.noise_scale = checks.positive("noise_scale", noise_scale)
+        self.latent_dim = arguments.integer("latent_dim", latent_dim)
+        self.loadings_scale = arguments.positive("loadings_scale", loadings_scale)
+        self.loc_scale = arguments.positive("loc_scale", loc_scale)
+        self.noise_scale = arguments.positive("noise_scale", noise_scale)
         self._order: Tensor | None = None
 
     @takes_turns
@@ -100,7 +101,7 @@ class BayesianPCA(PyroMCMC):
     def _model(self, x: Tensor) -> None:
         """The Pyro model of rows, shape (rows, columns)."""
         if x.dim() != 2 or x.shape[1] < self.latent_dim:
-            raise checks.bad_value(
+            raise bad_value(
                 "x",
                 f"rows of shape (rows, columns), with at least latent_dim={self.latent_dim} columns",
                 f"shape {tuple(x.shape)}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.baselines.base import register
 from pyrovae.baselines.latent_class import LatentClass
 
@@ -47,7 +47,7 @@ class BernoulliMixture(LatentClass):
         max_iter: int = 5000,
         seed: int = 0,
     ) -> None:
-        self.num_components = checks.integer("num_components", num_components)
+        self.num_components = arguments.integer("num_components", num_components)
         super().__init__(num_components, 2, pseudo_count, num_starts, max_iter, seed)
 
     def _table(self) -> Tensor:

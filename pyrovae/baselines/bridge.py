@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae import checks
 from pyrovae.convert import chain_ess
+from pyrovae.refusals import bad_value
 
 #: The iteration contracts. If 10 000 steps are not enough, target and proposal hardly overlap.
 _STEPS = 10_000
@@ -64,14 +64,14 @@ def bridge(
         True
     """
     if draws.dim() != 3:
-        raise checks.bad_value(
+        raise bad_value(
             "draws", "shape (chains, draws, dim)", f"{tuple(draws.shape)}", "Keep the chains apart on dim 0."
         )
     draws = draws.double()
     chains, length, dim = draws.shape
     half = length // 2
     if chains * half < dim + 2:
-        raise checks.bad_value(
+        raise bad_value(
             "draws",
             f"at least {2 * (dim + 2)} to fit {dim} dimensions",
             f"{chains * length}",
@@ -117,7 +117,7 @@ def _moments(draws: Tensor) -> tuple[Tensor, Tensor]:
     covariance = torch.cov(draws.mT).reshape(draws.shape[1], draws.shape[1])
     tril, failed = torch.linalg.cholesky_ex(covariance)
     if bool(failed) or not bool(torch.isfinite(tril).all()):
-        raise checks.bad_value(
+        raise bad_value(
             "draws",
             "draws that fill their space",
             "a covariance that is not positive definite",

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyrovae import checks
+from pyrovae import arguments
+from pyrovae.refusals import bad_value
 
 # Eigenvalues of a correlation matrix are near 1; below this one, a direction holds only rounding errors.
 _SINGULAR = 1e-10
@@ -25,7 +26,7 @@ def standardized(rows: Tensor, shared: bool = False) -> tuple[Tensor, Tensor, Te
     stuck = torch.nonzero((rows == rows[0]).all(dim=0)).flatten()
     if len(stuck) == rows.shape[1] or (len(stuck) and not shared):
         column = int(stuck[0])
-        raise checks.bad_value(
+        raise bad_value(
             "x",
             "columns that vary, because " + ("their" if shared else "for each a") + " variance is learned",
             f"{len(stuck)} constant column(s), first column {column} (value {float(rows[0, column]):g}): the density "
@@ -50,15 +51,15 @@ def categories(rows: Tensor, num_categories: int | Sequence[int] | None) -> tupl
     if num_categories is None:
         return tuple(int(k) + 1 for k in rows.amax(dim=0))
     if not isinstance(num_categories, Sequence):
-        return (checks.integer("num_categories", num_categories),) * columns
+        return (arguments.integer("num_categories", num_categories),) * columns
     if len(num_categories) != columns:
-        raise checks.bad_value(
+        raise bad_value(
             "num_categories",
             f"one for each of the {columns} columns",
             f"{len(num_categories)} of them",
             "Pass as many as columns, or a single number.",
         )
-    return tuple(checks.integer("num_categories", k) for k in num_categories)
+    return tuple(arguments.integer("num_categories", k) for k in num_categories)
 
 
 def known(rows: Tensor, sizes: tuple[int, ...]) -> None:
@@ -66,7 +67,7 @@ def known(rows: Tensor, sizes: tuple[int, ...]) -> None:
     beyond = rows >= rows.new_tensor(sizes)
     if bool(beyond.any()):
         row, column = (int(i) for i in torch.nonzero(beyond)[0])
-        raise checks.bad_value(
+        raise bad_value(
             "x",
             f"categories 0 … {sizes[column] - 1} in column {column}",
             f"{int(beyond.sum())} values above that, first {float(rows[row, column]):g} at row {row}, "

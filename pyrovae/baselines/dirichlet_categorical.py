@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.baselines import columns
 from pyrovae.baselines.base import Conjugate, register
 
@@ -44,7 +44,7 @@ class DirichletCategorical(Conjugate):
     probabilities: tuple[Tensor, ...]
 
     def __init__(self, concentration: float = 1.0, num_categories: int | Sequence[int] | None = None) -> None:
-        self.concentration = checks.positive("concentration", concentration)
+        self.concentration = arguments.positive("concentration", concentration)
         self.num_categories = num_categories
 
     def _fit(self, rows: Tensor) -> None:

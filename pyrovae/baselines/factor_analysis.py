@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.baselines import columns
 from pyrovae.baselines.base import Distributed, register, warn_unconverged
+from pyrovae.refusals import bad_value
 
 _LEAST = 1e-8  # the least noise variance, relative to a column's variance
 
@@ -50,15 +51,15 @@ class FactorAnalysis(Distributed):
     converged: bool
 
     def __init__(self, latent_dim: int, max_iter: int = 2000) -> None:
-        self.latent_dim = checks.integer("latent_dim", latent_dim)
-        self.max_iter = checks.integer("max_iter", max_iter)
+        self.latent_dim = arguments.integer("latent_dim", latent_dim)
+        self.max_iter = arguments.integer("max_iter", max_iter)
 
     def _fit(self, rows: Tensor) -> None:
         from scipy.optimize import minimize
 
         n, width = rows.shape
         if self.latent_dim >= min(n - 1, width):
-            raise checks.bad_value(
+            raise bad_value(
                 "latent_dim",
                 f"fewer than the {width} columns, and than the {n} rows of x less one",
                 str(self.latent_dim),
@@ -78,7 +79,7 @@ class FactorAnalysis(Distributed):
         noise_variance = torch.from_numpy(np.exp(found.x))
         loadings = torch.from_numpy(_loadings(np.exp(found.x), correlation, self.latent_dim)[0])
         if columns.singular(loadings @ loadings.T + noise_variance.diag(), least=10 * _LEAST):
-            raise checks.bad_value(
+            raise bad_value(
                 "x",
                 f"columns with noise that {self.latent_dim} factors do not explain",
                 "columns that others determine: the density goes to +∞",

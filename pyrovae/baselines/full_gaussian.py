@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from pyrovae import checks
 from pyrovae.baselines import columns
 from pyrovae.baselines.base import Distributed, register
+from pyrovae.refusals import bad_value
 
 
 @register("full_gaussian")
@@ -38,7 +38,7 @@ class FullGaussian(Distributed):
 
         n, width = rows.shape
         if n <= width:
-            raise checks.bad_value(
+            raise bad_value(
                 "x",
                 f"more rows than its {width} columns",
                 f"{n} rows: the density goes to +∞",
@@ -47,7 +47,7 @@ class FullGaussian(Distributed):
         standard, self.loc, scale = columns.standardized(rows)
         correlation = torch.from_numpy(EmpiricalCovariance().fit(standard.numpy()).covariance_)
         if columns.singular(correlation):
-            raise checks.bad_value(
+            raise bad_value(
                 "x",
                 "columns that are linearly independent",
                 f"a correlation matrix whose least eigenvalue is {float(torch.linalg.eigvalsh(correlation)[0]):.2g}: "

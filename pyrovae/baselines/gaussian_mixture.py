@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from pyrovae import checks, noise
+from pyrovae import arguments, noise
 from pyrovae.baselines import columns
 from pyrovae.baselines.base import Distributed, register, warn_unconverged
+from pyrovae.refusals import bad_value
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
 
@@ -60,15 +61,15 @@ class GaussianMixture(Distributed):
         max_iter: int = 2000,
         seed: int = 0,
     ) -> None:
-        self.num_components = checks.integer("num_components", num_components)
-        self.covariance = checks.choice("covariance", covariance, COVARIANCES)
-        self.num_starts = checks.integer("num_starts", num_starts)
-        self.max_iter = checks.integer("max_iter", max_iter)
-        self.seed = checks.integer("seed", seed, minimum=0)
+        self.num_components = arguments.integer("num_components", num_components)
+        self.covariance = arguments.choice("covariance", covariance, COVARIANCES)
+        self.num_starts = arguments.integer("num_starts", num_starts)
+        self.max_iter = arguments.integer("max_iter", max_iter)
+        self.seed = arguments.integer("seed", seed, minimum=0)
 
     def _fit(self, rows: Tensor) -> None:
         if len(rows) < self.num_components:
-            raise checks.bad_value(
+            raise bad_value(
                 "x",
                 f"at least as many rows as the {self.num_components} components",
                 f"{len(rows)} rows",
@@ -78,7 +79,7 @@ class GaussianMixture(Distributed):
         standard, loc, scale = columns.standardized(rows, shared=self.covariance == "spherical")
         climbs = [climb for start in range(self.num_starts) if (climb := self._climb(standard, start))]
         if not climbs:
-            raise checks.bad_value(
+            raise bad_value(
                 "x",
                 f"rows on which {self.num_components} components each have variance in every direction",
                 f"a component without variance from every one of {self.num_starts} starts: the density goes to +∞",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.baselines.base import Conjugate, register
 
 
@@ -39,8 +39,8 @@ class IndependentBernoulli(Conjugate):
     probabilities: Tensor
 
     def __init__(self, a: float = 1.0, b: float = 1.0) -> None:
-        self.a = checks.positive("a", a)
-        self.b = checks.positive("b", b)
+        self.a = arguments.positive("a", a)
+        self.b = arguments.positive("b", b)
 
     def _fit(self, rows: Tensor) -> None:
         self._num_rows, self._ones = len(rows), rows.sum(dim=0)

@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.baselines import columns
 from pyrovae.baselines.base import ClosedForm, register
+from pyrovae.refusals import bad_value
 
 RULES = ("scott", "silverman", "cross_validation")
 _BLOCK = 256  # rows whose distances to all training rows are in memory at once
@@ -47,9 +48,9 @@ class KernelDensity(ClosedForm):
     def __init__(self, bandwidth: float | str = "cross_validation") -> None:
         self.bandwidth: float | str
         if isinstance(bandwidth, str):
-            self.bandwidth = checks.choice("bandwidth", bandwidth, RULES)
+            self.bandwidth = arguments.choice("bandwidth", bandwidth, RULES)
         else:
-            self.bandwidth = checks.positive("bandwidth", bandwidth)
+            self.bandwidth = arguments.positive("bandwidth", bandwidth)
 
     def _fit(self, rows: Tensor) -> None:
         n, width = rows.shape
@@ -112,7 +113,7 @@ def _best_factor(rows: Tensor) -> float:
     factors = torch.linspace(low, high, 57, dtype=rows.dtype).exp()
     best = int(_left_out(rows, factors).argmax())
     if best == 0:
-        raise checks.bad_value(
+        raise bad_value(
             "x",
             "rows of which some are not repeated",
             "a left-out likelihood that rises as the bandwidth tends to 0: the density goes to +∞",

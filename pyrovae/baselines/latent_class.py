@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyrovae import checks, noise
+from pyrovae import arguments, noise
 from pyrovae.baselines import columns
 from pyrovae.baselines.base import ClosedForm, register, warn_unconverged
 
@@ -90,12 +90,12 @@ class LatentClass(ClosedForm):
         max_iter: int = 5000,
         seed: int = 0,
     ) -> None:
-        self.num_classes = checks.integer("num_classes", num_classes)
+        self.num_classes = arguments.integer("num_classes", num_classes)
         self.num_categories = num_categories
-        self.pseudo_count = checks.positive("pseudo_count", pseudo_count, or_zero=True)
-        self.num_starts = checks.integer("num_starts", num_starts)
-        self.max_iter = checks.integer("max_iter", max_iter)
-        self.seed = checks.integer("seed", seed, minimum=0)
+        self.pseudo_count = arguments.positive("pseudo_count", pseudo_count, or_zero=True)
+        self.num_starts = arguments.integer("num_starts", num_starts)
+        self.max_iter = arguments.integer("max_iter", max_iter)
+        self.seed = arguments.integer("seed", seed, minimum=0)
 
     def _fit(self, rows: Tensor) -> None:
         self._sizes = columns.categories(rows, self.num_categories)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributions import StudentT
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.baselines.base import Conjugate, register
+from pyrovae.refusals import bad_value
 
 
 @register("normal_inverse_gamma")
@@ -62,11 +63,11 @@ class NormalInverseGamma(Conjugate):
         alpha: float = 1.0,
         beta: float | Sequence[float] = 1.0,
     ) -> None:
-        checks.per_column("loc", loc, checks.number)
+        arguments.per_column("loc", loc, arguments.number)
         self.loc = loc
-        self.kappa = checks.positive("kappa", kappa)
-        self.alpha = checks.positive("alpha", alpha)
-        checks.per_column("beta", beta, checks.positive)
+        self.kappa = arguments.positive("kappa", kappa)
+        self.alpha = arguments.positive("alpha", alpha)
+        arguments.per_column("beta", beta, arguments.positive)
         self.beta = beta
 
     def _fit(self, rows: Tensor) -> None:
@@ -106,7 +107,7 @@ def _per_column(argument: str, value: float | Sequence[float], width: int) -> Te
     """Return a number, or one a column, as shape (columns,), float64."""
     values = torch.as_tensor(value, dtype=torch.float64)
     if values.dim() and values.shape != (width,):
-        raise checks.bad_value(
+        raise bad_value(
             argument,
             f"a number, or one for each of the {width} columns",
             f"{len(values)} of them",

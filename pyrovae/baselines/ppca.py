@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.baselines.base import Distributed, register
+from pyrovae.refusals import bad_value
 
 
 @register("ppca")
@@ -42,14 +43,14 @@ class PPCA(Distributed):
     noise_variance: float
 
     def __init__(self, latent_dim: int) -> None:
-        self.latent_dim = checks.integer("latent_dim", latent_dim)
+        self.latent_dim = arguments.integer("latent_dim", latent_dim)
 
     def _fit(self, rows: Tensor) -> None:
         from sklearn.decomposition import PCA
 
         n, columns = rows.shape
         if self.latent_dim >= min(n, columns):
-            raise checks.bad_value(
+            raise bad_value(
                 "latent_dim",
                 f"fewer than the {columns} columns and the {n} rows of x",
                 str(self.latent_dim),
@@ -62,7 +63,7 @@ class PPCA(Distributed):
         discarded = (min(n, columns) - self.latent_dim) / (columns - self.latent_dim)
         noise_variance = float(pca.noise_variance_) * shrink * discarded
         if noise_variance < 1e-10 * float(variance.max()):
-            raise checks.bad_value(
+            raise bad_value(
                 "x",
                 f"rows that fill more than {self.latent_dim} dimensions",
                 f"a residual variance of {noise_variance:.2g}: the density goes to +∞",

@@ -14,7 +14,7 @@ from pyro.infer import NUTS
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
-from pyrovae import checks, noise
+from pyrovae import arguments, identity, noise
 from pyrovae.baselines.base import Fitted
 from pyrovae.baselines.bridge import bridge, series_ess
 from pyrovae.convert import chain_ess, chain_mcse, chain_rhat
@@ -23,6 +23,8 @@ from pyrovae.evidence.result import Columns, LogEvidence, about, given_of, verdi
 from pyrovae.pair import Batch, Latents
 from pyrovae.pair.globals import BayesianModel
 from pyrovae.progress import Progress
+from pyrovae.refusals import bad_type, bad_value
+from pyrovae.rows import Source, in_double, read
 from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
@@ -98,7 +100,7 @@ class PyroMCMC(Fitted):
     divergences: int
     #: Failed checks of the chains, in words; empty if none failed.
     problems: tuple[str, ...]
-    #: Hashes of the rows that the model was fitted to, shape (rows, 2), by ``checks.row_hashes``.
+    #: Hashes of the rows that the model was fitted to, shape (rows, 2), by ``identity.row_hashes``.
     seen: np.ndarray
     #: Names of the columns that the model was fitted to, by the name of each frame among the rows.
     names: Mapping[str, tuple[str, ...]] = MappingProxyType({})
@@ -123,23 +125,23 @@ class PyroMCMC(Fitted):
         progress: bool = False,
     ) -> None:
         if not callable(model):
-            raise checks.bad_type("model", "a callable with Pyro statements", repr(model), "Pass a function.")
+            raise bad_type("model", "a callable with Pyro statements", repr(model), "Pass a function.")
         self.model = model
-        self.num_samples = checks.integer("num_samples", num_samples)
-        self.warmup_steps = checks.integer("warmup_steps", warmup_steps)
-        self.num_chains = checks.integer("num_chains", num_chains)
-        self.target_accept_prob = checks.positive("target_accept_prob", target_accept_prob)
+        self.num_samples = arguments.integer("num_samples", num_samples)
+        self.warmup_steps = arguments.integer("warmup_steps", warmup_steps)
+        self.num_chains = arguments.integer("num_chains", num_chains)
+        self.target_accept_prob = arguments.positive("target_accept_prob", target_accept_prob)
         if self.target_accept_prob >= 1:
-            raise checks.bad_value(
+            raise bad_value(
                 "target_accept_prob", "a probability below 1", f"{target_accept_prob:g}", "Pass 0.8, or 0.95."
             )
-        self.full_mass = checks.boolean("full_mass", full_mass)
-        self.max_tree_depth = checks.integer("max_tree_depth", max_tree_depth)
-        self.seed = checks.integer("seed", seed, minimum=0)
-        self.progress = checks.boolean("progress", progress)
+        self.full_mass = arguments.boolean("full_mass", full_mass)
+        self.max_tree_depth = arguments.integer("max_tree_depth", max_tree_depth)
+        self.seed = arguments.integer("seed", seed, minimum=0)
+        self.progress = arguments.boolean("progress", progress)
         total = self.num_samples * self.num_chains
         if total < _FEWEST:
-            raise checks.bad_value(
+            raise bad_value(
                 "num_samples",
                 f"at least {_FEWEST} draws in all chains together, for reliable results",
                 str(total),
@@ -171,8 +173,8 @@ class PyroMCMC(Fitted):
         self.__dict__.pop("diagnostics", None)
         self._batch, self._joint, self._draws, self.divergences = batch, joint, draws, divergences
         self.posterior = {name: value.unflatten(0, draws.shape[:2]) for name, value in latents.items()}
-        self.seen, self.names = checks.row_hashes(source.exact), dict(source.names)
-        self._fingerprint = checks.fingerprint(source.exact)
+        self.seen, self.names = identity.row_hashes(source.exact), dict(source.names)
+        self._fingerprint = identity.fingerprint(source.exact)
         self._r_hat, self._ess, self.problems = self._look()
         return self
 
@@ -279,7 +281,7 @@ class PyroMCMC(Fitted):
         Raises:
             ValueError: as ``log_evidence``; also if the model observes other values than columns of x.
         """
-        checks.integer("num_rows", num_rows)
+        arguments.integer("num_rows", num_rows)
         joint = self._require_fit()
         flat = self._draws.flatten(0, 1)
         with noise.seeded(noise.derive(seed, noise.Stream.SAMPLE)):
@@ -417,14 +419,14 @@ class PyroMCMC(Fitted):
             parameters="posterior-averaged",
         )
 
-    def _like_fitted(self, x: Any) -> tuple[Batch, checks.Source]:
+    def _like_fitted(self, x: Any) -> tuple[Batch, Source]:
         """Return rows as a batch and as passed; raise ``ValueError`` unless their columns and names are the fitted ones."""
         fitted = self._require_fit().batch
         batch, source = as_batch(x, self.names)
         for name in fitted.keys() | batch.keys():
             if name not in batch or name not in fitted or batch[name].shape[1:] != fitted[name].shape[1:]:
                 shapes = [str({n: tuple(v.shape[1:]) for n, v in sorted(b.items())}) for b in (fitted, batch)]
-                raise checks.bad_value(
+                raise bad_value(
                     "x",
                     f"rows of the shape that was fitted, {shapes[0]}",
                     shapes[1],
@@ -435,7 +437,7 @@ class PyroMCMC(Fitted):
     def _require_fit(self) -> BayesianModel:
         if self._joint is None:
             name = type(self).__name__
-            raise checks.bad_value(
+            raise bad_value(
                 name, "a fitted baseline", "one that was not", f"Call {name}(…).fit(x_train) first."
             )
         return self._joint
@@ -445,13 +447,13 @@ def _given_together(joint: BayesianModel) -> dict[str, str]:
     """Return digests of the values that all rows together were scored given, and of cells that are conditions only."""
     given = given_of(joint.batch)
     if "unscored in part" in joint.measure:
-        given["left-out cells of x"] = checks.digest(joint.together.left_out.double())
+        given["left-out cells of x"] = identity.digest(joint.together.left_out.double())
     return given
 
 
-def as_batch(x: Any, names: Mapping[str, tuple[str, ...]] | None = None) -> tuple[Batch, checks.Source]:
+def as_batch(x: Any, names: Mapping[str, tuple[str, ...]] | None = None) -> tuple[Batch, Source]:
     """Return rows and the values beside them in float64, and the rows as passed."""
-    return checks.read(checks.in_double(x), dtype=torch.float64, names=names)
+    return read(in_double(x), dtype=torch.float64, names=names)
 
 
 def _start(log_joint: LogJoint, dim: int) -> Tensor:
@@ -462,7 +464,7 @@ def _start(log_joint: LogJoint, dim: int) -> Tensor:
         (gradient,) = torch.autograd.grad(density, u, allow_unused=True)
         if gradient is not None and bool(torch.isfinite(density)) and bool(torch.isfinite(gradient).all()):
             return u.detach()
-    raise checks.bad_value(
+    raise bad_value(
         "model",
         "a density that is finite somewhere in (−2, 2) of its unconstrained space",
         f"none at {_STARTS} starts",

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrovae import checks
 from pyrovae.comparison.refusals import check_comparable, check_models, check_target
 from pyrovae.evidence import LogEvidence
+from pyrovae.refusals import bad_value
 from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def compare_evidence(models: Mapping[str, Any]) -> pd.DataFrame:
         elif hasattr(model, "marginal_likelihood"):
             found[name] = model.marginal_likelihood()
         else:
-            raise checks.bad_value(
+            raise bad_value(
                 "models",
                 "models with the evidence of their training set",
                 f"{name!r}, a {type(model).__name__}",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.comparison.refusals import (
     check_comparable,
     check_held_out,
@@ -20,6 +20,8 @@ from pyrovae.comparison.refusals import (
 )
 from pyrovae.convert import stacking_weights
 from pyrovae.evidence import METHODS, VERDICTS, LogEvidence, log_evidence
+from pyrovae.refusals import bad_value
+from pyrovae.rows import align
 from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
@@ -85,11 +87,11 @@ def compare(
         'independent'
     """
     check_models(models)
-    checks.boolean("training_rows", training_rows)
-    checks.boolean("progress", progress)
-    checks.integer("seed", seed, minimum=0)
-    checks.choice("method", method, tuple(METHODS))
-    checks.options(f"method {method!r}", METHODS[method], options, taken=("pair", "x"))
+    arguments.boolean("training_rows", training_rows)
+    arguments.boolean("progress", progress)
+    arguments.integer("seed", seed, minimum=0)
+    arguments.choice("method", method, tuple(METHODS))
+    arguments.options(f"method {method!r}", METHODS[method], options, taken=("pair", "x"))
     scores: dict[str, LogEvidence] = {}
     seconds: dict[str, float] = {}
     if method == "importance":
@@ -102,7 +104,7 @@ def compare(
             scores[name] = model
             started = float("nan")
         elif x is None:
-            raise checks.bad_value(
+            raise bad_value(
                 "x", f"rows to score {name!r} on", "None", "Pass held-out rows as the second argument."
             )
         elif hasattr(model, "log_evidence"):
@@ -126,7 +128,7 @@ def compare(
     from pyrovae.comparison.table import ComparisonTable
 
     index = next((score.index for score in scores.values() if score.index is not None), None)
-    labels = _labels(checks.align("by", by, index), len(next(iter(scores.values()))))
+    labels = _labels(align("by", by, index), len(next(iter(scores.values()))))
     within = {
         label: {name: _rows(score, labels == label) for name, score in scores.items()}
         for label in pd.unique(labels)
@@ -191,14 +193,14 @@ def _labels(by: Any, num_rows: int) -> np.ndarray:
     labels = np.asarray(by)
     missing = labels != labels
     if labels.shape == (num_rows,) and np.any(missing):
-        raise checks.bad_value(
+        raise bad_value(
             "by",
             "a label for every row",
             f"{int(np.sum(missing))} labels that are NaN, first at row {int(np.argmax(missing))}",
             "Give these rows a label, or drop them.",
         )
     if labels.shape != (num_rows,):
-        raise checks.bad_value(
+        raise bad_value(
             "by", f"a label for each of the {num_rows} rows", f"shape {labels.shape}", "Pass one column."
         )
     return labels

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pyrovae import checks
 from pyrovae.evidence import LogEvidence
 from pyrovae.model import LatentVariableModel
+from pyrovae.refusals import bad_type, bad_value
 
 _MENDS = {
     "transformed": "Observe x itself; put a scaling into the likelihood, or transform x beforehand and pass that.",
@@ -28,7 +28,7 @@ _LEFT_OUT = ("unscored", "unscored in part")
 def check_models(models: object) -> None:
     """Raise an error unless ``models`` is a dict from names to models."""
     if not isinstance(models, Mapping) or not models:
-        raise checks.bad_type(
+        raise bad_type(
             "models",
             "a dict from names to models",
             f"a {type(models).__name__}" if models else "none",
@@ -36,14 +36,14 @@ def check_models(models: object) -> None:
         )
     for name, model in models.items():
         if isinstance(model, type):
-            raise checks.bad_type(
+            raise bad_type(
                 "models", "fitted models", f"the class {model.__name__} as {name!r}", "Fit an instance first."
             )
         known = isinstance(model, LogEvidence | LatentVariableModel) or callable(
             getattr(model, "log_evidence", getattr(model, "marginal_likelihood", None))
         )
         if not known:
-            raise checks.bad_type(
+            raise bad_type(
                 "models",
                 "VAEs, LatentVariableModels, fitted baselines or LogEvidences",
                 f"{name!r}, a {type(model).__name__}",
@@ -55,14 +55,14 @@ def check_target(scores: Mapping[str, LogEvidence], target: str) -> None:
     """Raise ``ValueError`` if a score is not of the target, "predictive" or "evidence"."""
     for name, score in scores.items():
         if score.target != target and target == "predictive":
-            raise checks.bad_value(
+            raise bad_value(
                 "models",
                 "predictive scores of held-out rows",
                 f"{name!r}, the {score.target} of a training set",
                 "Compare evidences of one training set with compare_evidence.",
             )
         if score.target != target:
-            raise checks.bad_value(
+            raise bad_value(
                 "models",
                 "evidences of one training set",
                 f"{name!r}, predictive scores of rows",
@@ -82,7 +82,7 @@ def check_comparable(scores: Mapping[str, LogEvidence]) -> None:
         odd = [column for column, kind in enumerate(score.measure) if kind not in known]
         if odd:
             kind = score.measure[odd[0]]
-            raise checks.bad_value(
+            raise bad_value(
                 "models",
                 "a log P of every column of x, in x's own units",
                 f"{name!r}, in which {len(odd)} column(s) are {kind}, first column {odd[0]}",
@@ -90,7 +90,7 @@ def check_comparable(scores: Mapping[str, LogEvidence]) -> None:
             )
     for name, score in others:
         if score.fingerprint != reference.fingerprint:
-            raise checks.bad_value(
+            raise bad_value(
                 "models",
                 f"all scored on the same rows in the same units as {first!r}",
                 f"{name!r} on others: {reference.fingerprint.unlike(score.fingerprint)}",
@@ -98,7 +98,7 @@ def check_comparable(scores: Mapping[str, LogEvidence]) -> None:
             )
         for given in score.given.keys() & reference.given.keys():
             if score.given[given] != reference.given[given]:
-                raise checks.bad_value(
+                raise bad_value(
                     "models",
                     f"all scored given the same {given} as {first!r}",
                     f"{name!r} given another",
@@ -108,7 +108,7 @@ def check_comparable(scores: Mapping[str, LogEvidence]) -> None:
             (other, _), (narrower, by) = sorted(
                 [(first, reference), (name, score)], key=lambda entry: len(entry[1].own_totals)
             )
-            raise checks.bad_value(
+            raise bad_value(
                 "models",
                 "all log P(x), or all log P(x | total) given the same totals of x",
                 f"{narrower!r}, which is conditional on {', '.join(by.own_totals)}, and {other!r}, which is not",
@@ -121,7 +121,7 @@ def check_comparable(scores: Mapping[str, LogEvidence]) -> None:
                 for i, pair in enumerate(zip(score.measure, reference.measure, strict=True))
                 if pair[0] != pair[1]
             )
-            raise checks.bad_value(
+            raise bad_value(
                 "models",
                 "all masses or all densities, column by column",
                 f"a {reference.measure[column]} under {first!r} and a {score.measure[column]} under {name!r} "
@@ -141,7 +141,7 @@ def check_possible(scores: Mapping[str, LogEvidence]) -> None:
     for name, score in scores.items():
         bad = ~np.isfinite(score.estimate)
         if bad.any():
-            raise checks.bad_value(
+            raise bad_value(
                 "x",
                 "rows with a finite log P(x) under every model",
                 f"{int(bad.sum())} with {score.estimate[bad][0]} under {name!r}, first row {int(bad.argmax())}",
@@ -160,7 +160,7 @@ def check_held_out(scores: Mapping[str, LogEvidence], label: Any = None, labels:
             if labels and score._seen is not None and score._seen.by_chance > _BY_CHANCE / labels:
                 continue
             where = f" under the label {str(label)!r}" if labels else ""
-            raise checks.bad_value(
+            raise bad_value(
                 "x",
                 "rows that the models were not fitted to",
                 f"{score.seen} of {len(score)}{where} that {name!r} was fitted to",

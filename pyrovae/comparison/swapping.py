@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyrovae import checks, noise
+from pyrovae import arguments, noise
 from pyrovae.comparison.predictive import compare
 from pyrovae.evidence import METHODS, log_evidence
 from pyrovae.likelihoods import REGISTRY, Likelihood
@@ -17,6 +17,8 @@ from pyrovae.log_weights import Names
 from pyrovae.model import VAE
 from pyrovae.networks import standardizing
 from pyrovae.pair import Batch, check_supports, inspect
+from pyrovae.refusals import bad_type, bad_value, shown
+from pyrovae.rows import read
 from pyrovae.training import fit
 from pyrovae.turns import takes_turns
 
@@ -101,15 +103,15 @@ def swap(
     else:
         test, _ = _read(x_test, "x_test", names)
     named = _named(families)
-    checks.choice("method", method, tuple(METHODS))
-    checks.boolean("progress", progress)
-    checks.options("swap and of fit", fit, fitting, taken=("pair", "x", "seed", "progress"))
+    arguments.choice("method", method, tuple(METHODS))
+    arguments.boolean("progress", progress)
+    arguments.options("swap and of fit", fit, fitting, taken=("pair", "x", "seed", "progress"))
     validation = fitting.pop("validation", None)
     if validation is not None:
         validation, _ = _read(validation, "validation", names)
     columns = batch["x"][0].numel()
     if test["x"].shape[1:] != batch["x"].shape[1:]:
-        raise checks.bad_value(
+        raise bad_value(
             "x_test",
             f"rows of shape {tuple(batch['x'].shape[1:])}, as in x",
             f"shape {tuple(test['x'].shape[1:])}",
@@ -125,7 +127,7 @@ def swap(
             structure = inspect(vae, rows, seed).structure
         check_supports(structure, test["x"], "x_test" if x_test is not None else "x")
         if structure.measure[0] not in ("mass", "density"):
-            raise checks.bad_value(
+            raise bad_value(
                 "x",
                 "offsets that do not come from the scored columns",
                 f"a {structure.measure[0]} under {name}",
@@ -157,26 +159,24 @@ def swap(
 def _named(families: Any) -> list[tuple[str, Mapping[str, Any]]]:
     """Return every family as its name and options."""
     if isinstance(families, str | bytes) or not isinstance(families, Sequence) or not families:
-        raise checks.bad_type(
-            "families", "a list of families", checks.shown(families), 'Pass ["gaussian", "laplace"].'
-        )
+        raise bad_type("families", "a list of families", shown(families), 'Pass ["gaussian", "laplace"].')
     found: list[tuple[str, Mapping[str, Any]]] = []
     for family in families:
         name, options = family if isinstance(family, tuple | list) and len(family) == 2 else (family, {})
         if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
-            raise checks.bad_type(
+            raise bad_type(
                 "families",
                 "a family's options by their names",
-                checks.shown(options),
+                shown(options),
                 'Pass ("gaussian", {"scale": "shared"}).',
             )
-        found.append((checks.choice("families", name, tuple(REGISTRY)), options))
+        found.append((arguments.choice("families", name, tuple(REGISTRY)), options))
     return found
 
 
 def _read(x: Any, argument: str, names: Names | None = None) -> tuple[Batch, Names]:
     """Return checked rows, in float32 or, if that loses something, float64; and the names of their columns."""
-    batch, source = checks.read(x, dtype=None, argument=argument, names=names, double="lossy")
+    batch, source = read(x, dtype=None, argument=argument, names=names, double="lossy")
     return batch, source.names
 
 

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.datasets.sources import contents
 from pyrovae.datasets.splits import Split, generator_of, split
+from pyrovae.refusals import bad_value
 
 
 class CellCounts(NamedTuple):
@@ -52,9 +53,9 @@ def cell_counts(num_genes: int = 500, seed: int = 0, download: bool = True) -> C
     """
     import pandas as pd
 
-    checks.boolean("download", download)
-    checks.integer("seed", seed, minimum=0)
-    checks.integer("num_genes", num_genes)
+    arguments.boolean("download", download)
+    arguments.integer("seed", seed, minimum=0)
+    arguments.integer("num_genes", num_genes)
     # The header has one name fewer than a line has fields, because the row names have no header.
     table, cells = (
         pd.read_csv(io.BytesIO(contents(f"cell_counts {part}", download).tobytes()), index_col=0)
@@ -62,7 +63,7 @@ def cell_counts(num_genes: int = 500, seed: int = 0, download: bool = True) -> C
     )
     table = table[~table.index.str.startswith("ERCC-")]
     if num_genes >= len(table):
-        raise checks.bad_value(
+        raise bad_value(
             "num_genes",
             f"fewer than all {len(table)} genes",
             str(num_genes),

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.datasets.sources import contents
 from pyrovae.datasets.splits import Split, dequantised, generator_of, split
+from pyrovae.entries import within
+from pyrovae.rows import as_tensor
 
 
 class LabelledImages(NamedTuple):
@@ -38,8 +40,8 @@ def digits(kind: str = "binary", seed: int = 0) -> Split:
     """
     from sklearn.datasets import load_digits
 
-    checks.choice("kind", kind, ("binary", "levels", "continuous"))
-    checks.integer("seed", seed, minimum=0)
+    arguments.choice("kind", kind, ("binary", "levels", "continuous"))
+    arguments.integer("seed", seed, minimum=0)
     levels = torch.tensor(load_digits().data, dtype=torch.float32)  # (1797, 64)
     generator = generator_of(seed)
     order = torch.randperm(len(levels), generator=generator)
@@ -65,7 +67,7 @@ def mnist(download: bool = True) -> LabelledImages:
 
     LeCun, Bottou, Bengio and Haffner (1998).
     """
-    checks.boolean("download", download)
+    arguments.boolean("download", download)
     read = functools.partial(contents, download=download)
     levels = (torch.tensor(read(f"mnist {part}"), dtype=torch.float32) for part in ("train", "test"))
     labels = (torch.tensor(read(f"mnist {part} labels")).long().flatten() for part in ("train", "test"))
@@ -90,7 +92,7 @@ def binarized_mnist(download: bool = True) -> Split:
 
     Larochelle and Murray (2011).
     """
-    checks.boolean("download", download)
+    arguments.boolean("download", download)
     parts = (contents(f"binarized_mnist {part}", download) for part in ("train", "valid", "test"))
     train, validation, test = (torch.tensor(part, dtype=torch.float32) for part in parts)
     return Split(train, validation, test[torch.randperm(len(test), generator=generator_of(0))])
@@ -118,9 +120,9 @@ def binarize(levels: Any, highest: float = 255.0, seed: int = 0) -> Tensor:
         >>> binarize(torch.tensor([[0.0, 255.0, 0.0]]))
         tensor([[0., 1., 0.]])
     """
-    checks.positive("highest", highest)
-    x = checks.rows(levels, dtype=None, argument="levels")
-    checks.within("levels", x, 0, highest, "Pass the highest level that can occur as highest=.")
+    arguments.positive("highest", highest)
+    x = as_tensor(levels, dtype=None, argument="levels")
+    within("levels", x, 0, highest, "Pass the highest level that can occur as highest=.")
     uniform = torch.rand(x.shape, generator=generator_of(seed), dtype=x.dtype)
     return (uniform.to(x.device) < x / highest).to(x.dtype)
 
@@ -144,9 +146,9 @@ def frey_faces(kind: str = "levels", seed: int = 0, download: bool = True) -> Sp
 
     Frey, Colmenarez and Huang (1998); Roweis published them.
     """
-    checks.boolean("download", download)
-    checks.integer("seed", seed, minimum=0)
-    checks.choice("kind", kind, ("levels", "continuous"))
+    arguments.boolean("download", download)
+    arguments.integer("seed", seed, minimum=0)
+    arguments.choice("kind", kind, ("levels", "continuous"))
     levels = torch.tensor(contents("frey_faces", download), dtype=torch.float32)  # (1965, 560)
     generator = generator_of(seed)
     order = torch.randperm(len(levels), generator=generator)

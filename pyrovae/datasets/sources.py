@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pyrovae import checks
+from pyrovae.refusals import Refused, bad_value, refusal
 
 
 class Source(NamedTuple):
@@ -55,7 +55,7 @@ def contents(name: str, download: bool) -> np.ndarray:
             published,
             f"The file was deleted: call again, or set PYROVAE_DATA to a folder with {source.local}.",
         )
-    except checks.Refused:
+    except Refused:
         published.unlink()
         raise
 
@@ -73,13 +73,9 @@ def _checked(name: str, path: Path, mend: str) -> np.ndarray:
     try:
         array = source.read(path)
     except Exception as error:  # every format's library has its own error for a broken file
-        raise checks.bad_value(
-            name, "a file that can be read", f"{path} ({type(error).__name__})", mend
-        ) from error
+        raise bad_value(name, "a file that can be read", f"{path} ({type(error).__name__})", mend) from error
     if (found := sha256(array)) != source.sha256:
-        raise checks.bad_value(
-            name, f"contents with sha256 {source.sha256[:12]}…", f"{found[:12]}… in {path}", mend
-        )
+        raise bad_value(name, f"contents with sha256 {source.sha256[:12]}…", f"{found[:12]}… in {path}", mend)
     return array
 
 
@@ -102,7 +98,7 @@ def _published(source: Source, missing: str, download: bool) -> Path:
                 answer.close()
             came, cause = f"{missing}, and {type(error).__name__} on download from {source.url}", error
     raise FileNotFoundError(
-        checks.refusal(
+        refusal(
             "PYROVAE_DATA",
             f"a folder with {source.local}",
             came,

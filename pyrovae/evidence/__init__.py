@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.evidence.annealed import annealed
 from pyrovae.evidence.auto import auto
 from pyrovae.evidence.convergence import convergence
@@ -17,6 +17,7 @@ from pyrovae.evidence.quadrature import quadrature
 from pyrovae.evidence.refined import refined
 from pyrovae.evidence.result import KINDS, VERDICTS, LogEvidence
 from pyrovae.evidence.sandwich import Sandwich, sandwich
+from pyrovae.refusals import bad_value
 from pyrovae.turns import takes_turns
 
 #: Every estimator by the name that ``log_evidence(..., method=…)`` takes.
@@ -59,12 +60,12 @@ def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: An
     """
     own = getattr(model, "log_evidence", None)
     if own is None:
-        name = checks.choice("method", "importance" if method is None else method, tuple(METHODS))
-        checks.options(f"method {name!r}", METHODS[name], options, taken=("pair", "x"))
+        name = arguments.choice("method", "importance" if method is None else method, tuple(METHODS))
+        arguments.options(f"method {name!r}", METHODS[name], options, taken=("pair", "x"))
         return METHODS[name](model, x, **options)
     if method is not None or options:
         given = [*(["method"] if method is not None else []), *options]
-        raise checks.bad_value(
+        raise bad_value(
             given[0],
             f"no options: {type(model).__name__} computes log P(x) itself",
             ", ".join(given),

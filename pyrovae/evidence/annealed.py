@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evidence.blocks import Folder, each_block, parts_of
 from pyrovae.evidence.posterior import Encoder, Posterior, Prior, Proposal, undisturbed
@@ -90,9 +90,9 @@ def annealed(
         >>> annealed(VAE.mlp(6, latent_dim=2), x, num_samples=4, num_temperatures=10).estimate.shape
         (4,)
     """
-    checks.choice("start", start, STARTS)
-    checks.integer("num_temperatures", num_temperatures, minimum=2)
-    checks.boolean("progress", progress)
+    arguments.choice("start", start, STARTS)
+    arguments.integer("num_temperatures", num_temperatures, minimum=2)
+    arguments.boolean("progress", progress)
     evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise)
     parts = parts_of(
         checkpoint, evaluation, method="annealed", num_temperatures=num_temperatures, start=start

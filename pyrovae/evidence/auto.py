@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import checks, diagnostics, noise
+from pyrovae import arguments, diagnostics, noise
 from pyrovae.evidence.annealed import Path, path_cost, weigh_chains
 from pyrovae.evidence.blocks import Folder, parts_of
 from pyrovae.evidence.exact import linear_gaussian
@@ -36,6 +36,7 @@ from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import all_values
 from pyrovae.progress import Progress
+from pyrovae.refusals import Refused
 from pyrovae.row_noise import RowNoise
 from pyrovae.turns import takes_turns
 
@@ -122,9 +123,9 @@ def auto(
         >>> ev.answered_by.shape, ev.settled.shape
         ((4,), (4,))
     """
-    checks.positive("target_mcse", target_mcse)
-    checks.integer("max_cost", max_cost, minimum=1000)
-    checks.boolean("progress", progress)
+    arguments.positive("target_mcse", target_mcse)
+    arguments.integer("max_cost", max_cost, minimum=1000)
+    arguments.boolean("progress", progress)
     evaluation = Evaluation.prepare(pair, x, _PILOT, seed, tile, compile=compile, noise=noise)
     closed = _closed_form(evaluation)
     if closed is not None:
@@ -168,7 +169,7 @@ def _closed_form(evaluation: Evaluation) -> LogEvidence | None:
     rows = evaluation.batch["x"]
     try:
         known = linear_gaussian(evaluation.pair, rows)
-    except checks.Refused:
+    except Refused:
         return None
     return LogEvidence.exact(
         known.log_prob(rows.flatten(1).double()).cpu().numpy(),
@@ -183,7 +184,7 @@ def _dimensions(evaluation: Evaluation) -> int:
     try:
         with undisturbed(evaluation, Stream.PILOT):
             return Posterior(evaluation, slice(0, 1)).dim
-    except checks.Refused:
+    except Refused:
         return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pyrovae import checks
+from pyrovae import identity
 from pyrovae.checkpoints import Answers, Parts, rounding
 from pyrovae.evidence.result import Columns
 from pyrovae.log_weights import Evaluation
@@ -33,7 +33,7 @@ def parts_of(folder: Folder, evaluation: Evaluation, **options: Any) -> Parts | 
         "noise": evaluation.keyed_by,
         "tile": list(evaluation.tile),
         "compile": evaluation.compiles,
-        "x": checks.digests(evaluation.batch),
+        "x": identity.digests(evaluation.batch),
         "parameters": _digest(evaluation.pair),
     }
     return Parts(folder, pins, _answers(evaluation))

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pyrovae import checks, diagnostics
+from pyrovae import arguments, diagnostics
 from pyrovae.evidence.jackknife import leave_one_out
 from pyrovae.evidence.reach import unreached
 from pyrovae.evidence.result import CUT_OFF, Columns, judge, verdicts
 from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.progress import Progress
+from pyrovae.refusals import bad_type
 from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
@@ -66,14 +67,14 @@ def convergence(
     import pandas as pd
 
     if not isinstance(num_samples, Sequence | np.ndarray) or not len(num_samples):
-        raise checks.bad_type(
+        raise bad_type(
             "num_samples",
             "a sequence of numbers of draws per row",
             repr(num_samples),
             "Pass a tuple such as (10, 100, 1000).",
         )
-    sizes = sorted({checks.integer("num_samples", size, minimum=2) for size in num_samples})
-    checks.boolean("progress", progress)
+    sizes = sorted({arguments.integer("num_samples", size, minimum=2) for size in num_samples})
+    arguments.boolean("progress", progress)
     evaluation = Evaluation.prepare(pair, x, sizes[-1], seed, tile, compile=compile)
     dtype = evaluation.dtype
     found: dict[int, list[tuple[Columns, torch.Tensor]]] = {size: [] for size in sizes}

@@ -15,12 +15,12 @@ from pyro.distributions import (
 )
 from torch import Tensor, nn
 
-from pyrovae import checks
 from pyrovae.evidence.result import LogEvidence, about
 from pyrovae.likelihoods import Gaussian
 from pyrovae.log_weights import Evaluation
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.networks import MLP
+from pyrovae.refusals import Refused, bad_value
 from pyrovae.turns import takes_turns
 
 
@@ -104,8 +104,8 @@ def _normal(prior: TorchDistribution) -> MultivariateNormal:
     raise _refused("a normal prior", type(base).__name__)
 
 
-def _refused(expected: str, came: str) -> checks.Refused:
-    return checks.bad_value(
+def _refused(expected: str, came: str) -> Refused:
+    return bad_value(
         "pair",
         f"a linear-Gaussian VAE, with {expected}",
         came,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pyrovae import checks, noise
+from pyrovae import arguments, noise
 from pyrovae.evidence.gaussians import FAMILIES, fit_gaussians
 from pyrovae.evidence.posterior import Gaussian, Posterior, undisturbed
 from pyrovae.evidence.refined import all_starts, weigh, weigh_mixture
@@ -67,9 +67,9 @@ def gaps(
         >>> frame[["approximation", "amortization"]].shape
         (4, 2)
     """
-    checks.integer("num_samples", num_samples, minimum=100)
-    checks.choice("family", family, FAMILIES)
-    checks.boolean("progress", progress)
+    arguments.integer("num_samples", num_samples, minimum=100)
+    arguments.choice("family", family, FAMILIES)
+    arguments.boolean("progress", progress)
     evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
     evidence, optimised = [], []
     with Progress("gaps", len(evaluation), "rows", progress) as bar:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.checkpoints import Parts
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evidence.blocks import Folder, each_block, parts_of
@@ -68,8 +68,8 @@ def importance(
         >>> importance(VAE.mlp(6, latent_dim=2), torch.ones(4, 6), num_samples=100).estimate.shape
         (4,)
     """
-    checks.boolean("progress", progress)
-    checks.boolean("pareto_smoothed", pareto_smoothed)
+    arguments.boolean("progress", progress)
+    arguments.boolean("pareto_smoothed", pareto_smoothed)
     evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise)
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
         parts = parts_of(checkpoint, evaluation, method="importance", pareto_smoothed=pareto_smoothed)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evidence.blocks import Folder, each_block, parts_of
 from pyrovae.evidence.reach import unreached
@@ -56,8 +56,8 @@ def jackknife(
         >>> jackknife(VAE.mlp(6, latent_dim=2), torch.ones(4, 6), num_samples=10).kind[0].item()
         'estimate'
     """
-    checks.integer("num_samples", num_samples, minimum=2)
-    checks.boolean("progress", progress)
+    arguments.integer("num_samples", num_samples, minimum=2)
+    arguments.boolean("progress", progress)
     evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise)
     dtype, tiles = evaluation.dtype, list(evaluation.tiles())
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from pyrovae import checks, noise
+from pyrovae import noise
 from pyrovae.log_weights import Evaluation
 from pyrovae.pair import Coordinates, Latents, LogJoint
+from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
 from pyrovae.tracing import Call
 
@@ -340,7 +341,7 @@ def split(num_samples: int, shares: Sequence[float]) -> list[int]:
     counts = [max(2, int(share * num_samples)) for share in shares]
     counts[0] = num_samples - sum(counts[1:])
     if counts[0] < 2:
-        raise checks.bad_value(
+        raise bad_value(
             "num_samples",
             f"at least two draws for each of {len(shares)} strata",
             str(num_samples),

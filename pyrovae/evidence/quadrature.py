@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.checkpoints import Parts
 from pyrovae.evidence.blocks import Folder, each_block, parts_of
 from pyrovae.evidence.gaussians import fit_gaussians
@@ -20,6 +20,7 @@ from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.progress import Progress
+from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
 from pyrovae.turns import takes_turns
 
@@ -88,8 +89,8 @@ def quadrature(
         >>> quadrature(VAE.mlp(6, latent_dim=2), torch.ones(4, 6)).verdict[0].item()
         'trust'
     """
-    checks.positive("tolerance", tolerance)
-    checks.boolean("progress", progress)
+    arguments.positive("tolerance", tolerance)
+    arguments.boolean("progress", progress)
     evaluation = Evaluation.prepare(pair, x, 128, seed, tile, noise=noise)
     check_dimensions(evaluation)
     with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
@@ -107,7 +108,7 @@ def check_dimensions(evaluation: Evaluation) -> None:
     with undisturbed(evaluation, Stream.PILOT):
         dim = Posterior(evaluation, slice(0, 1)).dim
     if dim > MOST_DIMENSIONS:
-        raise checks.bad_value(
+        raise bad_value(
             "method",
             f"one to {MOST_DIMENSIONS} latent dimensions for quadrature",
             str(dim),

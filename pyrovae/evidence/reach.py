@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae import checks
 from pyrovae.evidence.posterior import Posterior, total, undisturbed
 from pyrovae.log_weights import Evaluation
 from pyrovae.noise import Stream, tile_shape
 from pyrovae.pair import LogJoint, other_values
+from pyrovae.refusals import Refused
 
 _DRAWS = 64  # draws of the prior, and of the guide, for every row
 _AT_ONCE = 128  # values of discrete latents that are scored at once
@@ -84,7 +84,7 @@ def _seen(evaluation: Evaluation, rows: slice) -> Unreached:
             found = found.either(_cut_off(model.log_proposal(batch, latents), joint, reached - _NEGLIGIBLE))
         try:
             posterior = Posterior(evaluation, rows)
-        except checks.Refused:  # discrete latents, or a space in which draws cannot be moved
+        except Refused:  # discrete latents, or a space in which draws cannot be moved
             return found
         u = posterior.draw_encoder(_DRAWS, noise)
         u = torch.where(u.isnan(), u.nanmean(dim=0), u)

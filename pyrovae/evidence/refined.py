@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evidence.blocks import Folder, each_block, parts_of
 from pyrovae.evidence.gaussians import (
@@ -103,12 +103,12 @@ def refined(
         >>> refined(VAE.mlp(6, latent_dim=2), torch.ones(4, 6), num_samples=100).kind[0].item()
         'lower bound'
     """
-    checks.integer("num_samples", num_samples, minimum=100)
-    checks.choice("family", family, FAMILIES)
-    checks.integer("num_starts", num_starts)
-    checks.integer("num_steps", num_steps)
+    arguments.integer("num_samples", num_samples, minimum=100)
+    arguments.choice("family", family, FAMILIES)
+    arguments.integer("num_starts", num_starts)
+    arguments.integer("num_steps", num_steps)
     split(num_samples, shares(num_starts))
-    checks.boolean("progress", progress)
+    arguments.boolean("progress", progress)
     evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise)
     parts = parts_of(
         checkpoint, evaluation, method="refined", family=family, num_starts=num_starts, num_steps=num_steps

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import checks
+from pyrovae import identity
 from pyrovae.diagnostics import Accumulator, k_threshold
 from pyrovae.log_weights import Evaluation
 from pyrovae.pair import Batch
+from pyrovae.rows import Source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,19 +78,19 @@ def _same(word: str, num_rows: int) -> np.ndarray:
 
 def given_of(batch: Batch) -> dict[str, str]:
     """Return a sha256 of each value that was given with the rows, by name."""
-    return {name: checks.digest(value.double()) for name, value in batch.items() if name != "x"}
+    return {name: identity.digest(value.double()) for name, value in batch.items() if name != "x"}
 
 
-def about(source: checks.Source | None, model: Any) -> dict[str, Any]:
+def about(source: Source | None, model: Any) -> dict[str, Any]:
     """Return the fields of a ``LogEvidence`` on its rows: fingerprint, index, number of rows the model was fitted to."""
     if source is None:
         raise RuntimeError("an evaluation of a subset of another's rows has no fingerprint")
     fitted = getattr(model, "seen", None)
-    rows = checks.Seen(np.zeros(len(source.exact), dtype=bool))
+    rows = identity.Seen(np.zeros(len(source.exact), dtype=bool))
     if fitted is not None:
-        rows = checks.seen(checks.row_hashes(source.exact), fitted)
+        rows = identity.seen(identity.row_hashes(source.exact), fitted)
     return {
-        "fingerprint": checks.fingerprint(source.exact),
+        "fingerprint": identity.fingerprint(source.exact),
         "seen": rows.number,
         "index": source.index,
         "_seen": rows,
@@ -217,7 +218,7 @@ class LogEvidence:
     num_samples: int
     seed: int | None
     tile: tuple[int, int] | None
-    fingerprint: checks.Fingerprint
+    fingerprint: identity.Fingerprint
     target: str = "predictive"
     parameters: str = "plug-in"
     target_mcse: float | None = None
@@ -229,7 +230,7 @@ class LogEvidence:
     uncompiled: str | None = None
     reasons: tuple[str, ...] = ()
     noise: str | None = None
-    _seen: checks.Seen | None = field(default=None, repr=False)
+    _seen: identity.Seen | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -274,12 +275,12 @@ class LogEvidence:
         *,
         measure: tuple[str, ...],
         method: str,
-        fingerprint: checks.Fingerprint,
+        fingerprint: identity.Fingerprint,
         seen: int = 0,
         index: Any = None,
         target: str = "predictive",
         parameters: str = "plug-in",
-        _seen: checks.Seen | None = None,
+        _seen: identity.Seen | None = None,
     ) -> LogEvidence:
         """Return a ``LogEvidence`` of rows whose log P(x) is known in closed form: no error, nothing sampled."""
         estimate = np.asarray(estimate, dtype=np.float64)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae import noise as noises
 from pyrovae.evidence.annealed import STARTS, Moves, Path, accumulate
 from pyrovae.evidence.exact import linear_gaussian
@@ -22,6 +22,7 @@ from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.progress import Progress
+from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
 from pyrovae.turns import takes_turns
 
@@ -156,13 +157,13 @@ def sandwich(
         (8,)
     """
     if num_rows is not None:
-        checks.integer("num_rows", num_rows)
-    checks.integer("num_temperatures", num_temperatures, minimum=2)
-    checks.integer("num_samples", num_samples, minimum=2)
-    checks.choice("start", start, STARTS)
-    checks.choice("rows", rows, ROWS)
-    checks.positive("tolerance", tolerance)
-    checks.boolean("progress", progress)
+        arguments.integer("num_rows", num_rows)
+    arguments.integer("num_temperatures", num_temperatures, minimum=2)
+    arguments.integer("num_samples", num_samples, minimum=2)
+    arguments.choice("start", start, STARTS)
+    arguments.choice("rows", rows, ROWS)
+    arguments.positive("tolerance", tolerance)
+    arguments.boolean("progress", progress)
     evaluation, index = Evaluation.prepare(pair, x, num_samples, seed), None
     num_rows = min(len(evaluation), _ROWS) if num_rows is None else num_rows
     if rows == "real":
@@ -222,7 +223,7 @@ def _refuse_crossing(found: Sandwich) -> None:
     most = _CROSSING if count >= _MANY else _CROSSING * (1 + 4 / count)
     by_chance = float(gamma.isf(norm.sf(_CROSSING), 2 * count)) / count
     if found.gap.mean() < -min(most * found.gap_error, by_chance):
-        raise checks.bad_value(
+        raise bad_value(
             "pair",
             f"a lower bound that is above the upper bound by at most {most:.2g} standard errors, and {by_chance:.2g} nats",
             f"a lower bound of {lower.mean():.3f} and an upper bound of {upper.mean():.3f}, a gap of {found.gap.mean():.3g} "

@@ -10,10 +10,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.distributions import InDouble
+from pyrovae.entries import elementwise, on_support
 from pyrovae.networks import output_width
+from pyrovae.refusals import Refused, bad_value
 from pyrovae.registry import Registry
+from pyrovae.rows import as_batch, in_double
 
 #: Every likelihood by its name: the class name in snake case.
 REGISTRY: Registry[Likelihood] = Registry()
@@ -47,7 +50,7 @@ class Likelihood(nn.Module, ABC):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = checks.module("network", network)
+        self.network = arguments.module("network", network)
 
     def forward(self, z: Tensor, offset: Tensor | None = None) -> dist.TorchDistribution:
         """P(x | z) for z of shape (..., latent_dim) and offsets of shape (rows,). Rows are z's last batch dim."""
@@ -93,7 +96,7 @@ class Likelihood(nn.Module, ABC):
             ValueError: values are off the family's support; the last layer has no bias as wide as its
                 outputs; the family takes an offset and x has none.
         """
-        batch, bias = checks.batch(checks.in_double(x), dtype=torch.float64), _last_bias(self.network)
+        batch, bias = as_batch(in_double(x), dtype=torch.float64), _last_bias(self.network)
         self._check_support(batch["x"], bias)
         rows = batch["x"]
         if not self.offset:
@@ -106,7 +109,7 @@ class Likelihood(nn.Module, ABC):
             kinds[0] = kinds[0] - exposure.mean().log()
         outputs = torch.cat([kind.flatten() for kind in kinds])
         if bias is None or len(bias) != len(outputs):
-            raise checks.bad_value(
+            raise bad_value(
                 "network",
                 f"a last layer with a bias of {len(outputs)} outputs, to start from the data",
                 "none" if bias is None else f"one of {len(bias)}",
@@ -120,7 +123,7 @@ class Likelihood(nn.Module, ABC):
         if self.inside is not None:
             flat = x.reshape(len(x), -1)
             columns = list(range(flat.shape[1]))
-            checks.on_support("x", flat, columns, self.inside, type(self).__name__, self.off_support)
+            on_support("x", flat, columns, self.inside, type(self).__name__, self.off_support)
 
     def _check_support(self, x: Tensor, bias: Tensor | None) -> None:
         """Raise ``ValueError`` if rows are off the support. Does nothing if the bias does not fit the row's shape."""
@@ -131,14 +134,12 @@ class Likelihood(nn.Module, ABC):
         with torch.no_grad():
             fn = self.distribution(bias.new_zeros(1, *sides, kinds * width))
         try:
-            support = checks.elementwise(fn.support)
+            support = elementwise(fn.support)
         except NotImplementedError:  # a custom family without a support
             return
         if support is not None:
             flat = x.reshape(len(x), -1)
-            checks.on_support(
-                "x", flat, list(range(flat.shape[1])), support, type(self).__name__, self.off_support
-            )
+            on_support("x", flat, list(range(flat.shape[1])), support, type(self).__name__, self.off_support)
 
 
 def off_support(family: str) -> str:
@@ -152,16 +153,16 @@ def off_support(family: str) -> str:
     return next(named, Likelihood.off_support)
 
 
-def _wrong_offset(likelihood: Likelihood, offset: Tensor | None) -> checks.Refused:
+def _wrong_offset(likelihood: Likelihood, offset: Tensor | None) -> Refused:
     name = type(likelihood).__name__
     if likelihood.offset:
-        return checks.bad_value(
+        return bad_value(
             "x",
             f"an offset for every row, because this {name} has offset=True",
             "none",
             'Pass {"x": rows, "offset": log_exposure}.',
         )
-    return checks.bad_value(
+    return bad_value(
         "offset",
         f"none: this {name} takes no offset",
         f"{0 if offset is None else offset.numel()} of them",
@@ -198,9 +199,9 @@ class Spread(Likelihood):
         super().__init__(network)
         name = self.spread_name
         if not isinstance(spread, str):
-            spread = checks.positive(name, spread)
+            spread = arguments.positive(name, spread)
         elif spread not in SCALES:
-            raise checks.bad_value(
+            raise bad_value(
                 name,
                 "a number > 0, 'shared', 'per_dimension' or 'decoder'",
                 repr(spread),
@@ -210,7 +211,7 @@ class Spread(Likelihood):
         self.num_kinds = kinds
         width = output_width(network)
         if width is not None and width % kinds:
-            raise checks.bad_value(
+            raise bad_value(
                 "network",
                 f"an output width that is a multiple of {kinds}: all outputs of the first kind, then all of the next",
                 str(width),
@@ -220,7 +221,7 @@ class Spread(Likelihood):
             self.register_parameter(f"log_{name}", nn.Parameter(torch.zeros(())))
         elif spread == "per_dimension":
             if width is None:
-                raise checks.bad_value(
+                raise bad_value(
                     "network",
                     f'a network that names its output width, for {name}="per_dimension"',
                     f"a {type(network).__name__} without out_features",

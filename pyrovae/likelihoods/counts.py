@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrovae import checks, distributions
+from pyrovae import arguments, distributions
 from pyrovae.likelihoods.base import REGISTRY, Concentrated, Likelihood
 
 _LEAST_MEAN = 1e-3  # a column of zeros starts from this mean
@@ -38,7 +38,7 @@ class Poisson(Likelihood):
 
     def __init__(self, network: nn.Module, offset: bool = False) -> None:
         super().__init__(network)
-        self.offset = checks.boolean("offset", offset)
+        self.offset = arguments.boolean("offset", offset)
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         return dist.Poisson(outputs.exp())
@@ -69,7 +69,7 @@ class NegativeBinomial(Concentrated):
         self, network: nn.Module, concentration: float | str = "per_dimension", offset: bool = False
     ) -> None:
         super().__init__(network, concentration)
-        self.offset = checks.boolean("offset", offset)
+        self.offset = arguments.boolean("offset", offset)
         # Constant columns are allowed: a mass is at most 1, so its log-likelihood has no infinite maximum.
         self.learns_scale_per_column = False
 
@@ -132,7 +132,7 @@ class Binomial(Likelihood):
 
     def __init__(self, network: nn.Module, total_count: int) -> None:
         super().__init__(network)
-        self.total_count = checks.integer("total_count", total_count)
+        self.total_count = arguments.integer("total_count", total_count)
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         return dist.Binomial(self.total_count, logits=outputs)

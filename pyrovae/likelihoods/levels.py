@@ -8,9 +8,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrovae import checks, distributions
+from pyrovae import arguments, distributions
 from pyrovae.likelihoods.base import REGISTRY, Likelihood, Spread
 from pyrovae.networks import output_width
+from pyrovae.refusals import bad_value
 
 _INSIDE = 1e-3  # training starts from marginal probabilities at least this far inside (0, 1)
 
@@ -61,7 +62,7 @@ class Categorical(Likelihood):
 
     def __init__(self, network: nn.Module, num_categories: int) -> None:
         super().__init__(network)
-        self.num_categories = checks.integer("num_categories", num_categories, minimum=2)
+        self.num_categories = arguments.integer("num_categories", num_categories, minimum=2)
 
     @classmethod
     def outputs_per_dimension(cls, **options: Any) -> int:
@@ -100,10 +101,10 @@ class Ordinal(Likelihood):
 
     def __init__(self, network: nn.Module, num_levels: int) -> None:
         super().__init__(network)
-        self.num_levels = checks.integer("num_levels", num_levels, minimum=2)
+        self.num_levels = arguments.integer("num_levels", num_levels, minimum=2)
         width = output_width(network)
         if width is None:
-            raise checks.bad_value(
+            raise bad_value(
                 "network",
                 "a network that names its output width, because every column has its own cut-points",
                 f"a {type(network).__name__} without out_features",
@@ -162,7 +163,7 @@ class DiscretizedLogistic(Spread):
 
     def __init__(self, network: nn.Module, levels: int, scale: float | str = "shared") -> None:
         super().__init__(network, scale)
-        self.levels = checks.integer("levels", levels, minimum=2)
+        self.levels = arguments.integer("levels", levels, minimum=2)
         self.learns_scale_per_column = False  # constant columns are allowed: a mass is at most 1
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:

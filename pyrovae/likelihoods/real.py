@@ -6,9 +6,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrovae import checks
 from pyrovae.likelihoods.base import REGISTRY, Spread, as_row
 from pyrovae.networks import Standardize, standardization
+from pyrovae.refusals import bad_value
 
 
 class LocationScale(Spread):
@@ -23,7 +23,7 @@ class LocationScale(Spread):
         super().__init__(network, scale)
         standardize = standardization(standardize)
         if standardize is not None and standardize.log != (self.standardizes == "log x"):
-            raise checks.bad_value(
+            raise bad_value(
                 "standardize",
                 f"a Standardize of {self.standardizes}, the quantity that {type(self).__name__} models",
                 repr(standardize),

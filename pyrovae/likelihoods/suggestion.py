@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from pyrovae import checks
+from pyrovae.rows import as_tensor, in_double
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +48,7 @@ def suggest(x: Any) -> pd.DataFrame:
         ``likelihoods.REGISTRY``), ``options`` for it, and ``why``. A constant column has family None.
 
     Raises:
-        TypeError, ValueError: see ``pyrovae.checks.rows``.
+        TypeError, ValueError: see ``pyrovae.as_tensor``.
 
     Schwarz (1978) derives the BIC.
 
@@ -61,7 +61,7 @@ def suggest(x: Any) -> pd.DataFrame:
     import pandas as pd
 
     names = list(x.columns) if hasattr(x, "columns") else None
-    rows = checks.rows(checks.in_double(x), dtype=torch.float64).flatten(1).cpu().numpy()
+    rows = as_tensor(in_double(x), dtype=torch.float64).flatten(1).cpu().numpy()
     lines = [
         {"column": index if names is None else names[index], "family": family, "options": options, "why": why}
         for index, column in enumerate(rows.T)

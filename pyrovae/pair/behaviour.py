@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from pyrovae import noise
-from pyrovae.model import LatentVariableModel, plain_attributes
+from pyrovae.model import LatentVariableModel
 from pyrovae.pair.row_model import LogJoint, RowModel
 from pyrovae.pair.running import Batch, Structure
+from pyrovae.parameters import plain_attributes
 
 # Parts of the pair that the three terms belong to.
 _TERMS = ("the guide's log Q(z | x)", "the model's log P(z)", "the model's log P(x | z)")
@@ -111,7 +112,7 @@ def left_as_found(pair: LatentVariableModel) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    stored: dict[str, Any] = dict(pair._store["params"])
+    stored: dict[str, Any] = dict(pair.stored)
     try:
         yield
     finally:
@@ -122,7 +123,7 @@ def left_as_found(pair: LatentVariableModel) -> Iterator[None]:
                 held[name] = buffer
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
-        pair._store["params"].update(stored)
+        pair.stored.update(stored)
 
 
 def _of_guide(model: RowModel, batch: Batch) -> tuple[Tensor, LogJoint]:

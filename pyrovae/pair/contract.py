@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyrovae import checks, noise
+from pyrovae import noise
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair.row_model import RowModel
 from pyrovae.pair.running import (
@@ -27,13 +27,14 @@ from pyrovae.pair.running import (
     run,
     sum_sites,
 )
+from pyrovae.refusals import Refused, bad_value
 
 
 def check_scale(part: str, name: str, site: Site) -> None:
     """Raise ``ValueError`` unless a site has scale 1: a scaled term inside a log-mean-exp gives no bound."""
     scale = site["scale"]
     if not (bool((scale == 1).all()) if isinstance(scale, Tensor) else scale == 1):
-        raise checks.bad_value(
+        raise bad_value(
             part,
             "sample sites of scale 1: a scaled log-probability inside a log-mean-exp is no bound",
             f"{_shown(scale)} at site {name!r}",
@@ -61,7 +62,7 @@ def check_shape(name: str, site: Site, num_rows: int) -> None:
         raise unfilled(name, site, num_rows)
 
 
-def unfilled(name: str, site: Site, num_rows: int) -> checks.Refused:
+def unfilled(name: str, site: Site, num_rows: int) -> Refused:
     """Return the error for rows whose shape is not that of the site that observes them."""
     fn, value = site["fn"], site["value"]
     flat = fn.event_dim == 1 and value.dim() > 1 and value[0].numel() == fn.event_shape[0]
@@ -70,7 +71,7 @@ def unfilled(name: str, site: Site, num_rows: int) -> checks.Refused:
         fix = "Pass x.flatten(1)."
     elif value.dim() == 1 and (*fn.batch_shape, *fn.event_shape)[1:] == (1,):
         fix = "Pass x[:, None], or x.to_frame() of a series."
-    return checks.bad_value(
+    return bad_value(
         "x",
         f"rows that fill the observed site {name!r}, shape {(*fn.batch_shape, *fn.event_shape)} for {num_rows} rows",
         f"shape {tuple(value.shape)}",
@@ -83,14 +84,12 @@ def check_sites(model: Sites, guide: Sites) -> tuple[tuple[str, ...], tuple[str,
     latents = tuple(name for name, site in model.items() if not site["is_observed"])
     observed = tuple(name for name, site in model.items() if site["is_observed"])
     if not latents:
-        raise checks.bad_value(
-            "model", "a latent sample site", "none", "Sample z inside the plate over rows."
-        )
+        raise bad_value("model", "a latent sample site", "none", "Sample z inside the plate over rows.")
     if not any(holds_data(model[name]) for name in observed):
-        raise checks.bad_value("model", "a site observed with x", "none", 'Write pyro.sample("x", …, obs=x).')
+        raise bad_value("model", "a site observed with x", "none", 'Write pyro.sample("x", …, obs=x).')
     for name, site in guide.items():
         if site["is_observed"]:
-            raise checks.bad_value(
+            raise bad_value(
                 "guide",
                 "latent sites only",
                 f"the observed site {name!r}",
@@ -98,7 +97,7 @@ def check_sites(model: Sites, guide: Sites) -> tuple[tuple[str, ...], tuple[str,
             )
     for part, missing in (("guide", set(latents) - guide.keys()), ("model", guide.keys() - set(latents))):
         if missing:
-            raise checks.bad_value(
+            raise bad_value(
                 part,
                 "the same latent sites in model and guide",
                 f"no site {', '.join(map(repr, sorted(missing)))} in the {part}, though the other part has it",
@@ -130,7 +129,7 @@ def check_modules(pair: LatentVariableModel, batch: Batch, latents: Latents) -> 
                 and site["value"] is not given
                 and id(given) not in owned
             ):
-                raise checks.bad_value(
+                raise bad_value(
                     part,
                     "modules that hold the parameters which the pair has under their names",
                     f"{name!r} from another module object",
@@ -150,9 +149,9 @@ def check_varies(model: Sites, observed: tuple[str, ...], data_dim: dict[str, in
     raise no_answer(held[0])
 
 
-def no_answer(name: str) -> checks.Refused:
+def no_answer(name: str) -> Refused:
     """Return the error for an observed site that holds other values than the rows."""
-    return checks.bad_value(
+    return bad_value(
         "model",
         f"observed site {name!r} to hold the rows it is called with",
         "values that do not change with x",
@@ -166,7 +165,7 @@ def check_log_prob_dims(sites: dict[str, Sites], structure: Structure) -> None:
         for name, site in found.items():
             dims = site["fn"].batch_shape
             if len(dims) > structure.nesting:
-                raise checks.bad_value(
+                raise bad_value(
                     part,
                     f"site {name!r} with batch dims inside plates only",
                     f"batch shape {tuple(dims)} under plates of {structure.nesting} dim(s)",
@@ -190,7 +189,7 @@ def check_repeats(
             first = run(pair, part, probe, values)
             terms = by_row(first, names[part], structure, len(probe["x"]))
         except (KeyError, NotImplementedError) as error:
-            raise checks.bad_value(
+            raise bad_value(
                 part,
                 "distributions that score any value of their latents",
                 f"{type(error).__name__} from one at a value it did not draw itself: {error}",
@@ -201,7 +200,7 @@ def check_repeats(
             again.append(by_row(sites["guide"], names[part], structure, len(probe["x"])))
         for repeated in again:
             if not _agree(terms, repeated, pair.dtype or probe["x"].dtype):
-                raise checks.bad_value(
+                raise bad_value(
                     part,
                     "the same log-probability from the same rows and latents",
                     f"two, {_apart(terms, repeated)} nats apart",
@@ -290,7 +289,7 @@ def check_every_leaf(pair: LatentVariableModel, objective: Any, batch: Batch, se
         seen.add(node)
         leaf = getattr(node, "variable", None)
         if leaf is not None and id(leaf) not in known:
-            raise checks.bad_value(
+            raise bad_value(
                 "pair",
                 "parameters that belong to the pair, so that fit can train them",
                 f"one of shape {tuple(leaf.shape)} inside a plain function",

@@ -10,10 +10,11 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Transform, biject_to, constraints
 
-from pyrovae import checks, supports
+from pyrovae import supports
 from pyrovae.pair import masks
 from pyrovae.pair.row_model import RowModel
 from pyrovae.pair.running import Batch, Latents, Site, Sites, run
+from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
 
 
@@ -47,7 +48,7 @@ class Coordinates:
     def __init__(self, model: RowModel, batch: Batch) -> None:
         structure = model.structure
         if not structure.fixed_masks:
-            raise checks.bad_value(
+            raise bad_value(
                 "model",
                 "masks of latents that depend on the rows only (this method moves z)",
                 "masks that change with z",
@@ -166,17 +167,15 @@ def _to_support(name: str, drawn: Sites, again: Sites) -> Transform:
     expected = "latents in a fixed, continuous space (this method moves them)"
     mend = "Use method='importance', which only weighs what the guide draws."
     if support is None:
-        raise checks.bad_value("model", expected, f"latent {name!r}, without a declared support", mend)
+        raise bad_value("model", expected, f"latent {name!r}, without a declared support", mend)
     if support.is_discrete:
-        raise checks.bad_value("model", expected, f"the discrete latent {name!r}", mend)
+        raise bad_value("model", expected, f"the discrete latent {name!r}", mend)
     if not _same(support, second):
-        raise checks.bad_value(
-            "model", expected, f"latent {name!r}, whose support depends on other latents", mend
-        )
+        raise bad_value("model", expected, f"latent {name!r}, whose support depends on other latents", mend)
     try:
         return biject_to(support)
     except NotImplementedError as error:
-        raise checks.bad_value(
+        raise bad_value(
             "model", expected, f"latent {name!r} on {support}, which has no bijection", mend
         ) from error
 

@@ -15,9 +15,10 @@ import torch
 from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 
-from pyrovae import checks, supports
+from pyrovae import supports
 from pyrovae.pair.contract import no_answer
 from pyrovae.pair.running import Batch, Latents, Site, Sites
+from pyrovae.refusals import Refused, bad_value
 
 # Rows to search for dependence on x; rows to search for the order of units; most columns to change.
 _ROWS, _ORDERED_ROWS, _MOST_COLUMNS = 64, 3, 2048
@@ -318,8 +319,8 @@ def _circle(edges: np.ndarray) -> tuple[int, int] | None:
     return int(members[0]), int(members[1])
 
 
-def _refusal(came: str) -> checks.Refused:
-    return checks.bad_value(
+def _refusal(came: str) -> Refused:
+    return bad_value(
         "model",
         "sites that depend on earlier columns of x only, so that the model is a probability of x",
         came,

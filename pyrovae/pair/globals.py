@@ -19,7 +19,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor
 from torch.distributions import biject_to
 
-from pyrovae import checks
+from pyrovae.entries import on_support
 from pyrovae.likelihoods.base import off_support
 from pyrovae.pair import masks
 from pyrovae.pair.context import computed_from_rows, judge
@@ -29,6 +29,7 @@ from pyrovae.pair.inspection import _measure
 from pyrovae.pair.on_data import groups
 from pyrovae.pair.running import Batch, Latents, Sites, Support, arguments, log_prob, sample_sites
 from pyrovae.pair.together import Together
+from pyrovae.refusals import Refused, bad_value
 from pyrovae.torch_private import private
 
 # Most numbers, draws × rows, in a block of log-likelihoods.
@@ -135,8 +136,8 @@ class BayesianModel:
             self.dim = max(place.entries.stop for place in self._places.values())
             self._check_it_repeats(sites)
             try:
-                self._rows: _Rows | checks.Refused = self._rows_apart(sites)
-            except checks.Refused as refusal:  # raised later if rows are scored; all else works
+                self._rows: _Rows | Refused = self._rows_apart(sites)
+            except Refused as refusal:  # raised later if rows are scored; all else works
                 self._rows = refusal
         self._vectorised: bool | None = None
 
@@ -225,7 +226,7 @@ class BayesianModel:
         rows = self.rows
         flat = batch["x"].flatten(1) if batch["x"].dim() > 1 else batch["x"][:, None]
         for support in rows.supports:
-            checks.on_support("x", flat, *support, off_support(support.family))
+            on_support("x", flat, *support, off_support(support.family))
         height = max(1, _BLOCK // len(u))
         for start in range(0, len(flat), height):
             block = {name: value[start : start + height] for name, value in batch.items()}
@@ -248,7 +249,7 @@ class BayesianModel:
         """
         rows = self.rows
         if "transformed" in rows.measure:
-            raise checks.bad_value(
+            raise bad_value(
                 "model",
                 "a model that observes unchanged columns of x, so that rows can be drawn from it",
                 "sites that hold functions of them",
@@ -270,7 +271,7 @@ class BayesianModel:
         again = self._run(row, u)[0]
         for name in rows.columns:
             if not torch.allclose(log_prob(again[name]), log_prob(sites[name]), rtol=1e-8, atol=1e-8):
-                raise checks.bad_value(
+                raise bad_value(
                     "model",
                     "columns of x that depend on others only through latents, so that rows can be drawn from it",
                     f"site {name!r}, which depends on others directly",
@@ -281,8 +282,8 @@ class BayesianModel:
     @property
     def rows(self) -> _Rows:
         """The inspection of the rows; raises ``ValueError`` if they cannot be scored separately."""
-        if isinstance(self._rows, checks.Refused):
-            raise checks.Refused(str(self._rows))
+        if isinstance(self._rows, Refused):
+            raise Refused(str(self._rows))
         return self._rows
 
     @property
@@ -312,7 +313,7 @@ class BayesianModel:
     @property
     def own_totals(self) -> tuple[str, ...]:
         """Names of totals of the rows that they are scored given; see ``Structure.own_totals``."""
-        return () if isinstance(self._rows, checks.Refused) else self._rows.own_totals
+        return () if isinstance(self._rows, Refused) else self._rows.own_totals
 
     def site_of(self, coordinate: int) -> str:
         """Return the name of the latent that a coordinate of u belongs to."""
@@ -386,7 +387,7 @@ class BayesianModel:
         try:
             trace = poutine.trace(self.model).get_trace(*args, **kwargs)
         except NotImplementedError as error:
-            raise checks.bad_value(
+            raise bad_value(
                 "model",
                 "latents with a density to draw from",
                 str(error).splitlines()[0],
@@ -394,7 +395,7 @@ class BayesianModel:
             ) from error
         declared = [name for name, site in trace.nodes.items() if site["type"] == "param"]
         if declared:
-            raise checks.bad_value(
+            raise bad_value(
                 "model",
                 "sample sites for all unknowns, because only a posterior is fitted",
                 f"{len(declared)} parameter(s), first {declared[0]!r}",
@@ -405,16 +406,14 @@ class BayesianModel:
             check_scale("model", name, site)
         held = [site for site in sites.values() if site["is_observed"] and holds_data(site)]
         if all(site["is_observed"] for site in sites.values()):
-            raise checks.bad_value(
+            raise bad_value(
                 "model",
                 "a latent sample site",
                 "none",
                 "Sample the unknown quantities; only they have a posterior.",
             )
         if not held:
-            raise checks.bad_value(
-                "model", "a site observed with x", "none", 'Write pyro.sample("x", …, obs=x).'
-            )
+            raise bad_value("model", "a site observed with x", "none", 'Write pyro.sample("x", …, obs=x).')
         for site in held:
             _check_support(site)
         for name, site in sites.items():
@@ -422,7 +421,7 @@ class BayesianModel:
                 masks.check_density("model", name, site["fn"])
                 counted = masks.entries(site)
                 if counted is not None and not bool(counted.all()):
-                    raise checks.bad_value(
+                    raise bad_value(
                         "model",
                         f"a density at every entry of latent {name!r}",
                         f"{int((~counted).sum())} entries that are masked",
@@ -437,7 +436,7 @@ class BayesianModel:
         for name, site in first.items():
             a, b = log_prob(site), log_prob(again[name])
             if a.shape != b.shape or not torch.equal(a.nan_to_num(), b.nan_to_num()):
-                raise checks.bad_value(
+                raise bad_value(
                     "model",
                     "the same log-probability from the same rows and latents",
                     f"another at site {name!r}",
@@ -467,7 +466,7 @@ class BayesianModel:
             if name not in again or again[name]["fn"].shape() != sites[name]["fn"].shape()
         ]
         if local:
-            raise checks.bad_value(
+            raise bad_value(
                 "model",
                 "latents that all rows share: a new row is scored given them",
                 f"latent {local[0]!r}, which changes with the number of rows",
@@ -534,7 +533,7 @@ def _on(model: Callable[..., Any], batch: Batch) -> Sites:
             log_prob(site)
         return sites
     except Exception as error:
-        raise checks.bad_value(
+        raise bad_value(
             "model",
             "a model that can be called on any number of rows",
             f"{type(error).__name__} from it on {len(batch['x'])} rows: {error}",
@@ -558,9 +557,9 @@ def _row_dim(name: str, site: Any, again: Any, num_rows: int) -> int | None:
     return moved[0]
 
 
-def _joint(name: str) -> checks.Refused:
+def _joint(name: str) -> Refused:
     """Return the error for a site whose log-probability is one number for all rows."""
-    return checks.bad_value(
+    return bad_value(
         "model",
         "a log-probability for every row",
         f"site {name!r}, with one for all of them together",
@@ -568,9 +567,9 @@ def _joint(name: str) -> checks.Refused:
     )
 
 
-def _feels(came: str) -> checks.Refused:
+def _feels(came: str) -> Refused:
     """Return the error for rows that are not independent given the globals."""
-    return checks.bad_value(
+    return bad_value(
         "model",
         "rows that are independent given the latents that they share",
         came,
@@ -579,9 +578,9 @@ def _feels(came: str) -> checks.Refused:
     )
 
 
-def _restless(came: str) -> checks.Refused:
+def _restless(came: str) -> Refused:
     """Return the error for a model that is not one density."""
-    return checks.bad_value(
+    return bad_value(
         "model",
         "the same latents in the same shapes at every call",
         came,
@@ -598,7 +597,7 @@ def _places(sites: Sites) -> dict[str, _Place]:
             continue
         support = site["fn"].support
         if support.is_discrete:
-            raise checks.bad_value(
+            raise bad_value(
                 "model",
                 "continuous latents: NUTS follows a gradient",
                 f"the discrete latent {name!r}",
@@ -607,7 +606,7 @@ def _places(sites: Sites) -> dict[str, _Place]:
         try:
             transform = biject_to(support)
         except NotImplementedError as error:
-            raise checks.bad_value(
+            raise bad_value(
                 "model",
                 "latents whose space has a bijection with the real numbers",
                 f"latent {name!r} on {support}",
@@ -627,7 +626,7 @@ def _check_support(site: Any) -> None:
     except NotImplementedError:
         return
     if not bool(inside.all()):
-        raise checks.bad_value(
+        raise bad_value(
             "x",
             f"values that site {site['name']!r} can score, on {site['fn'].support}",
             f"{int((~inside).sum())} off it, the first {float(site['value'][~inside].flatten()[0]):g}"

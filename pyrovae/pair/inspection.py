@@ -13,8 +13,9 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyrovae import checks, noise, supports
+from pyrovae import noise, supports
 from pyrovae.distributions import InDouble
+from pyrovae.entries import elementwise, on_support
 from pyrovae.likelihoods import Likelihood
 from pyrovae.likelihoods.base import off_support
 from pyrovae.model import VAE, LatentVariableModel
@@ -38,6 +39,7 @@ from pyrovae.pair.dependence import flat as _columns
 from pyrovae.pair.on_data import check_rows
 from pyrovae.pair.row_model import RowModel
 from pyrovae.pair.running import Batch, Latents, Site, Sites, Structure, Support, of_rows, run, sample_sites
+from pyrovae.refusals import Refused, bad_value
 
 _PROBE_ROWS, _MOST_ROWS = 4, 4096
 # Fragments of torch's errors on dtypes that differ or that cannot be an index.
@@ -129,7 +131,7 @@ def check_supports(structure: Structure, x: Tensor, argument: str = "x") -> None
     """Raise ``ValueError`` for values off the likelihood's support, naming the first and a likelihood that fits."""
     rows = _columns(x)
     for support in structure.supports:
-        checks.on_support(argument, rows, *support, off_support(support.family))
+        on_support(argument, rows, *support, off_support(support.family))
 
 
 def _distinct_rows(x: Tensor, num_rows: int) -> list[int]:
@@ -175,11 +177,11 @@ def _first_run(
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
             # Pyro raises the error again with a page of shapes; the first one has the reason.
             reason = error.__cause__ or error
-            if isinstance(reason, checks.Refused):
+            if isinstance(reason, Refused):
                 raise reason from None
             if isinstance(reason, TypeError) and "unexpected keyword argument" in str(reason):
                 given = [name for name in batch if name != "x"]
-                raise checks.bad_value(
+                raise bad_value(
                     "x",
                     f"names beside 'x' that the {part} takes as keywords",
                     f"{', '.join(map(repr, given))}: {reason}",
@@ -187,7 +189,7 @@ def _first_run(
                     "and guide are called alike.",
                 ) from reason
             if isinstance(reason, TypeError) and "positional argument" in str(reason):
-                raise checks.bad_value(
+                raise bad_value(
                     part,
                     f"a callable of the rows alone, {part}(x)",
                     str(reason),
@@ -195,21 +197,21 @@ def _first_run(
                     "values into a module's buffers.",
                 ) from reason
             if isinstance(reason, ValueError) and "satisfy the constraint" in str(reason):
-                raise checks.bad_value(
+                raise bad_value(
                     "x",
                     f"rows of a size that the {part}'s networks can take",
                     str(reason).splitlines()[0].removesuffix(", but found invalid values:"),
                     pair.fix_of_rows(rows),
                 ) from reason
             if any(words in str(reason) for words in _DTYPES):
-                raise checks.bad_value(
+                raise bad_value(
                     "x",
                     f"rows, and values beside them, in dtypes that the {part} computes with",
                     f"{type(reason).__name__} from it: {str(reason).splitlines()[0]}",
                     f"{_dtypes(pair, batch)}. Cast networks and numbers by .float(), labels by .long(), masks by .bool().",
                 ) from reason
             one_dim = "x has one dim, so every number is a row: for one row of many columns pass x[None]. "
-            raise checks.bad_value(
+            raise bad_value(
                 "x",
                 f"rows that the {part} can be called on, any number of them",
                 f"{type(reason).__name__} from it on {len(batch['x'])} rows of shape "
@@ -219,7 +221,7 @@ def _first_run(
             ) from reason
     for name, value in batch.items():
         if value._version != before[name]:  # the numbers are the user's own, or in a read-only file
-            raise checks.bad_value(
+            raise bad_value(
                 part,
                 "a callable that leaves its rows as they are",
                 f"{name} changed in place",
@@ -241,7 +243,7 @@ class _RefuseSubsampling(poutine.messenger.Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) and len(msg["value"]) != msg["fn"].size:
-            raise checks.bad_value(
+            raise bad_value(
                 self.part,
                 "plates that hold the rows they are given",
                 f"plate {msg['name']!r}, which subsamples {len(msg['value'])} of {msg['fn'].size}",
@@ -257,7 +259,7 @@ def _data_dims(
     names: set[str] = set()
     named = {frame.name for part in sites.values() for _, frame in _plates(part)}
     if pair.plate is not None and pair.plate not in named:
-        raise checks.bad_value(
+        raise bad_value(
             "plate", f"one of the pair's plates, {sorted(named)}", repr(pair.plate), "Name one of these."
         )
     for part in ("guide", "model"):
@@ -272,7 +274,7 @@ def _data_dims(
             if pair.plate in fitting:
                 fitting = {pair.plate: fitting[pair.plate]}
             if not fitting:
-                raise checks.bad_value(
+                raise bad_value(
                     part,
                     f"site {name!r} inside a plate of size len(x)",
                     f"it inside {[f'{plate} ({frame.size})' for plate, frame in frames.items()] or 'no plate'} "
@@ -281,7 +283,7 @@ def _data_dims(
                     "them has no log P(x) of a row; make a shared quantity a parameter.",
                 )
             if len(fitting) > 1:
-                raise checks.bad_value(
+                raise bad_value(
                     "plate",
                     f"one plate of size len(x) around site {name!r} of the {part}",
                     f"{len(fitting)}: {sorted(fitting)}",
@@ -291,7 +293,7 @@ def _data_dims(
             if part == "model":
                 names.add(plate)
             if found.setdefault(name, dim) != dim:
-                raise checks.bad_value(
+                raise bad_value(
                     part,
                     f"the plate over rows at dim {found[name]} of site {name!r}, as in the guide",
                     f"dim {dim}",
@@ -387,7 +389,7 @@ def _measure(
             continue
         for index in matched if not _masked(site) else []:
             measure[index] = "mass" if support.is_discrete else "density"
-        each = checks.elementwise(support) if supports.is_fixed(support) else None
+        each = elementwise(support) if supports.is_fixed(support) else None
         if matched and each is not None:
             found.append(Support(sorted(matched), each, _family(fn)))
     if not normalised:

@@ -8,8 +8,9 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDi
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyrovae import checks, supports
+from pyrovae import supports
 from pyrovae.pair.running import Site, Sites
+from pyrovae.refusals import bad_value
 
 _WRAPPERS = (dist.Independent, MaskedDistribution, ExpandedDistribution)
 
@@ -59,7 +60,7 @@ def check_density(part: str, name: str, fn: Distribution) -> None:
             came, fix = "a Unit, which has no value", "Use pyro.factor in the model only."
         else:
             continue
-        raise checks.bad_value(part, f"a density at latent {name!r}", came, fix)
+        raise bad_value(part, f"a density at latent {name!r}", came, fix)
 
 
 def check_latents(model: Sites, guide: Sites, latents: tuple[str, ...]) -> None:
@@ -73,7 +74,7 @@ def check_latents(model: Sites, guide: Sites, latents: tuple[str, ...]) -> None:
             for found in (supports.support(site["fn"]) for site in sides.values())
         ]
         if kinds[0] != kinds[1]:
-            raise checks.bad_value(
+            raise bad_value(
                 "guide",
                 f"a {kinds[0]} distribution at latent {name!r}, as in the model",
                 f"a {kinds[1]} one",
@@ -82,7 +83,7 @@ def check_latents(model: Sites, guide: Sites, latents: tuple[str, ...]) -> None:
         shapes = [tuple(site["fn"].shape()) for site in sides.values()]
         events = [site["fn"].event_dim for site in sides.values()]
         if shapes[0] != shapes[1] or events[0] != events[1]:
-            raise checks.bad_value(
+            raise bad_value(
                 "guide",
                 f"latent {name!r} of shape {shapes[0]} with {events[0]} event dims, as in the model",
                 f"shape {shapes[1]} with {events[1]}",
@@ -115,7 +116,7 @@ def check_masks(
                 f"The model masks {name!r} according to obs_mask: write with poutine.mask(mask=~obs_mask): around "
                 "its sample statement in the guide."
             )
-        raise checks.bad_value(
+        raise bad_value(
             where,
             f"latent {name!r} masked in model and guide alike",
             f"a mask in the {where} alone in {len(rows)} rows or more, first row {first + int(rows[0])}",
@@ -155,7 +156,7 @@ def check_observed(
                 continue
         axis = len(fn.batch_shape) + data_dim[name]
         rows = any_by_row(~inside, axis)
-        raise checks.bad_value(
+        raise bad_value(
             argument,
             f"values that site {name!r} can score, on {fn.support}",
             f"{int(rows.sum())} rows or more with others, first row {first + int(rows.int().argmax())}",

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyrovae import checks
 from pyrovae.pair.masks import entries as entries_of
 from pyrovae.pair.row_model import RowModel
 from pyrovae.pair.running import Batch, fold, repeat, run
+from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
 
 
@@ -47,7 +47,7 @@ def posterior_moments(model: RowModel, batch: Batch, count: int, noise: RowNoise
     for name in structure.latents:
         q, p = drawn[name]["fn"], scored[name]["fn"]
         if p.support.is_discrete:
-            raise checks.bad_value(
+            raise bad_value(
                 "model",
                 "continuous latents, whose posterior mean can vary",
                 f"the discrete latent {name!r}",

@@ -8,12 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pyrovae import checks, noise
+from pyrovae import noise
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import masks
 from pyrovae.pair.contract import check_scale
 from pyrovae.pair.dependence import by_rows, flat
 from pyrovae.pair.running import Batch, Sites, Structure, by_row, of_rows, run
+from pyrovae.refusals import Refused, bad_value, refusal
 
 # Numbers of the widest layer in a block of rows; most rows of a block.
 _NUMBERS, _MOST_ROWS = 1 << 21, 4096
@@ -70,7 +71,7 @@ def check_rows(
     return structure
 
 
-class _Overflow(checks.Refused):
+class _Overflow(Refused):
     """An error on a row that model or guide fails on."""
 
 
@@ -84,7 +85,7 @@ def _run_block(
         _check_sites(structure, guide, model, start)
         masks.check_observed(model, structure.observed, structure.data_dim, start, argument)
         return guide, model
-    except (checks.Refused, torch.OutOfMemoryError):
+    except (Refused, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError, IndexError) as error:
         count = len(block["x"])
@@ -97,7 +98,7 @@ def _run_block(
         reason = str(error).splitlines()[0].removesuffix(", but found invalid values:")
         fix = pair.fix_of_rows(block["x"], torch.arange(start, start + count))
         raise _Overflow(
-            checks.refusal(
+            refusal(
                 argument, "rows that model and guide can take", f"{those}, where they fail: {reason}", fix
             )
         ) from error
@@ -111,7 +112,7 @@ def _check_sites(structure: Structure, guide: Sites, model: Sites, start: int) -
     ):
         if sites.keys() != set(known):
             odd = sorted(sites.keys() ^ set(known))
-            raise checks.bad_value(
+            raise bad_value(
                 part,
                 "the same sample sites for all rows",
                 f"{odd[0]!r} for some of them only, in the block from row {start} on",
@@ -204,8 +205,8 @@ def _those(rows: Tensor) -> str:
     return "the row is scored alone" if len(rows) == 1 else f"{len(rows)} rows are scored without the others"
 
 
-def _depends(part: str, came: str) -> checks.Refused:
-    return checks.bad_value(
+def _depends(part: str, came: str) -> Refused:
+    return bad_value(
         part,
         "rows whose log-probability does not depend on the rest of the batch",
         came,
@@ -231,7 +232,7 @@ def _check_masked_unused(
         apart = _distance(*terms)
         moved = apart > _TOLERANCE_FLOAT32 * (1 + terms[0].abs().nan_to_num(posinf=0.0))
         if bool(moved.any()):
-            raise checks.bad_value(
+            raise bad_value(
                 part,
                 "unmasked terms that do not depend on masked latents",
                 f"{int(moved.sum())} rows whose log-probability changes with them, first row "

@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyrovae import checks, supports
+from pyrovae import supports
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair.drawing import DrawsByRow, replaced, source_of
 from pyrovae.pair.running import (
@@ -30,6 +30,7 @@ from pyrovae.pair.running import (
     sum_sites,
     unfold,
 )
+from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
 
 
@@ -123,7 +124,7 @@ class RowModel:
         structure = self.structure
         if set(structure.measure) - {"mass", "density"}:
             kinds = sorted(set(structure.measure) - {"mass", "density"})
-            raise checks.bad_value("model", expected, f"columns that are {', '.join(kinds)}", fix)
+            raise bad_value("model", expected, f"columns that are {', '.join(kinds)}", fix)
         model = _Unconditioned()(self.pair.model)
         if noise is not None:
             model = DrawsByRow(noise, 1, structure.data_dim.get, folded=True)(model)
@@ -136,7 +137,7 @@ class RowModel:
             if not torch.equal(again[name]["value"], sites[name]["value"]) or not torch.allclose(
                 log_prob(again[name]), log_prob(sites[name]), rtol=1e-4, atol=1e-4
             ):
-                raise checks.bad_value("model", expected, f"site {name!r}, which also depends on x", fix)
+                raise bad_value("model", expected, f"site {name!r}, which also depends on x", fix)
         return unfold(structure, plain, 1), simulated
 
     def replicate(self, batch: Batch, latents: Latents, noise: RowNoise | None = None) -> Tensor:
@@ -165,7 +166,7 @@ class RowModel:
         odd = sorted(set(structure.measure) - {"mass", "density", "pseudo-likelihood"})
         held = {column for columns in structure.columns.values() for column in columns}
         if odd or len(held) < len(structure.measure):
-            raise checks.bad_value("model", expected, f"columns that are {', '.join(odd) or 'unscored'}", fix)
+            raise bad_value("model", expected, f"columns that are {', '.join(odd) or 'unscored'}", fix)
         latents, _ = self.draw_prior(batch, 1)
         other = {**batch, "x": self.replicate(batch, latents)[0]}
         here, there = (run(self.pair, "model", rows, fold(structure, latents)) for rows in (batch, other))
@@ -174,7 +175,7 @@ class RowModel:
             if not torch.allclose(
                 here[name]["fn"].log_prob(value), there[name]["fn"].log_prob(value), rtol=1e-4, atol=1e-4
             ):
-                raise checks.bad_value("model", expected, f"site {name!r}, which also depends on x", fix)
+                raise bad_value("model", expected, f"site {name!r}, which also depends on x", fix)
 
     def _with_columns(self, x: Tensor, sites: Sites) -> Tensor:
         """Return x with the columns that sites hold replaced by the sites' values."""

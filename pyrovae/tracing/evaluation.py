@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyrovae import checks, noise
+from pyrovae import noise
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import RowModel
 from pyrovae.precision import products
+from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
 from pyrovae.tracing.compiling import compile_graph, why_not_compiled
 from pyrovae.tracing.drawing import Noise, Untraceable
@@ -46,22 +47,18 @@ def tile_terms(model: RowModel, names: Sequence[str], num_samples: int) -> Funct
     return terms
 
 
-class Graphs(dict[Hashable, "_Traced"]):
-    """The last graphs of a pair. A copy of the pair starts with none, and files do not store them."""
+# The last graphs of every pair, apart from the pair, so that copies and files of the pair have none.
+_GRAPHS: weakref.WeakKeyDictionary[LatentVariableModel, dict[Hashable, _Traced]] = weakref.WeakKeyDictionary()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Graphs:
-        return Graphs()
 
-    def __reduce__(self) -> tuple[type[Graphs], tuple[()]]:
-        return Graphs, ()
-
-    def keep(self, key: Hashable, make: Callable[[], _Traced]) -> _Traced:
-        """Return the graph kept under a key, or the one that ``make`` makes."""
-        graph = self.pop(key, None) or make()
-        while len(self) >= _KEPT:
-            del self[next(iter(self))]
-        self[key] = graph
-        return graph
+def _kept(pair: LatentVariableModel, key: Hashable, make: Callable[[], _Traced]) -> _Traced:
+    """Return the pair's graph under a key, or the one that ``make`` makes; forget the one unused for longest."""
+    graphs = _GRAPHS.setdefault(pair, {})
+    graph = graphs.pop(key, None) or make()
+    while len(graphs) >= _KEPT:
+        del graphs[next(iter(graphs))]
+    graphs[key] = graph
+    return graph
 
 
 @dataclass(frozen=True)
@@ -136,7 +133,7 @@ class Runner:
             except Untraceable as why:
                 self.reason = str(why)
                 if required:
-                    raise checks.bad_value(
+                    raise bad_value(
                         "compile",
                         "a pair that can be traced, and compiled on this machine",
                         self.reason,
@@ -164,9 +161,6 @@ class Runner:
             if required:
                 raise Untraceable(unable)
             self.reason, compiled = unable, False
-        graphs = vars(self._pair).get("graphs")
-        if not isinstance(graphs, Graphs):
-            graphs = vars(self._pair)["graphs"] = Graphs()
         key = (*key, compiled, _surroundings(self._model))
 
         def make() -> _Traced:
@@ -175,12 +169,12 @@ class Runner:
 
         expected = call.by_pyro(self._pair)
         while True:
-            graph = graphs.keep(key, make)
+            graph = _kept(self._pair, key, make)
             if _alike(
                 graph(call), expected, (self._pair.dtype or call.inputs[0].dtype) if compiled else None
             ):
                 return graph
-            del graphs[key]
+            del _GRAPHS[self._pair][key]
             if key in self._made:
                 raise Untraceable("with other rows and noise it does not compute what the trace computes")
             # The graph is of an earlier call, before Python values changed.

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae import noise
-from pyrovae.model import LatentVariableModel, plain_attributes
+from pyrovae.model import LatentVariableModel
 from pyrovae.pair import Batch
+from pyrovae.parameters import plain_attributes
 from pyrovae.tracing.drawing import Noise, Untraceable
 from pyrovae.tracing.graphs import Graph, agree, trace, unchanged, untraceable
 

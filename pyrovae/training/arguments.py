@@ -24,8 +24,9 @@ from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiplicativeLR, ReduceLROnPlateau
 
-from pyrovae import checks
+from pyrovae import arguments
 from pyrovae.pair import Structure
+from pyrovae.refusals import bad_type, bad_value
 
 # These objectives are sums over rows and sites. Scaling a minibatch by N/B then gives an unbiased estimate
 # for the whole data set, and a KL weight below one gives the annealed bound.
@@ -43,7 +44,7 @@ def make_objective(loss: ELBO | None, num_particles: int, minibatches: bool, ann
     if loss is None:
         return Trace_ELBO(num_particles=num_particles)
     if not isinstance(loss, ELBO):
-        raise checks.bad_type(
+        raise bad_type(
             "loss",
             "a pyro.infer.ELBO",
             repr(loss),
@@ -51,14 +52,14 @@ def make_objective(loss: ELBO | None, num_particles: int, minibatches: bool, ann
         )
     name = type(loss).__name__
     if num_particles != 1:
-        raise checks.bad_value(
+        raise bad_value(
             "num_particles",
             "1 if loss is given",
             str(num_particles),
             f"Pass it to the loss: {name}(num_particles={num_particles}).",
         )
     if isinstance(loss, _FROZEN):
-        raise checks.bad_value(
+        raise bad_value(
             "loss",
             "an objective that reads its scale at every step",
             f"{name}, which freezes N/B and the KL weight of its first call",
@@ -67,7 +68,7 @@ def make_objective(loss: ELBO | None, num_particles: int, minibatches: bool, ann
     if isinstance(loss, _SUMS) and not isinstance(loss, TraceTailAdaptive_ELBO):
         return loss
     if not isinstance(loss, RenyiELBO):
-        raise checks.bad_value(
+        raise bad_value(
             "loss",
             "Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO or TraceEnum_ELBO, or RenyiELBO on all rows at once",
             f"{name}, which is no bound on log P(x) in nats once it is scaled",
@@ -78,7 +79,7 @@ def make_objective(loss: ELBO | None, num_particles: int, minibatches: bool, ann
         (annealed, "a KL weight", "kl_warmup=0"),
     ):
         if wanted:
-            raise checks.bad_value(
+            raise bad_value(
                 "loss",
                 f"a sum over rows, because {what} scale its terms",
                 f"{name}, which puts the scale inside a logarithm and then is no bound",
@@ -91,7 +92,7 @@ def check_objective_fits(objective: ELBO, structure: Structure) -> None:
     """Raise ``ValueError`` if the objective does not fit the pair's plates or its ability to be vectorised."""
     name = type(objective).__name__
     if isinstance(objective, RenyiELBO) and len(structure.plates) > 1:
-        raise checks.bad_value(
+        raise bad_value(
             "loss",
             f"one plate over the rows, because {name} takes a logarithm in every plate",
             f"{len(structure.plates)}: {sorted(structure.plates)}",
@@ -100,7 +101,7 @@ def check_objective_fits(objective: ELBO, structure: Structure) -> None:
     vectorised = objective.vectorize_particles and objective.num_particles > 1
     refusing = [part for part, able in structure.vectorised.items() if not able]
     if vectorised and refusing:
-        raise checks.bad_value(
+        raise bad_value(
             "loss",
             "vectorize_particles=False, because the pair cannot be called with additional left dims",
             f"vectorize_particles=True and a {refusing[0]} that cannot",
@@ -113,7 +114,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimizer that ``factory`` makes; raises an error if that is not one of torch's."""
     if not parameters:
-        raise checks.bad_value(
+        raise bad_value(
             "pair",
             "parameters to fit",
             "none",
@@ -121,7 +122,7 @@ def make_optimizer(
         )
     example = "torch.optim.Adam or functools.partial(torch.optim.Adam, eps=1e-4)"
     if isinstance(factory, functools.partial) and "lr" in factory.keywords:
-        raise checks.bad_value(
+        raise bad_value(
             "optimizer",
             "lr to be passed once, to fit",
             f"lr={factory.keywords['lr']} in the partial",
@@ -133,18 +134,18 @@ def make_optimizer(
         try:
             made = factory(parameters, lr=lr, **_fused(factory, parameters))
         except TypeError as error:
-            raise checks.bad_type(
+            raise bad_type(
                 "optimizer",
                 "a callable of (parameters, lr=…)",
                 f"TypeError from it: {error}",
                 f"Pass {example}.",
             ) from error
     if not isinstance(made, torch.optim.Optimizer):
-        raise checks.bad_type(
+        raise bad_type(
             "optimizer", "a torch optimizer's class or a partial of it", repr(factory), f"Pass {example}."
         )
     if isinstance(made, torch.optim.LBFGS):
-        raise checks.bad_type(
+        raise bad_type(
             "optimizer",
             "an optimizer that takes a step from one gradient",
             "LBFGS, which evaluates the loss many times a step and needs the same noise each time",
@@ -172,11 +173,11 @@ def make_scheduler(
     try:
         made: Any = factory(optimiser) if callable(factory) else None
     except TypeError as error:
-        raise checks.bad_type(
+        raise bad_type(
             "scheduler", "a callable of the optimizer alone", f"TypeError from it: {error}", example
         ) from error
     if not isinstance(made, LRScheduler | ReduceLROnPlateau):
-        raise checks.bad_type(
+        raise bad_type(
             "scheduler",
             "a callable that takes the optimizer and returns a torch scheduler",
             repr(factory),
@@ -199,16 +200,16 @@ def runs_code_of_others(schedule: LRScheduler | ReduceLROnPlateau | None) -> boo
 def check_schedule(epochs: int, kl_warmup: int, patience: int | None, validation: Any) -> None:
     """Raise ``ValueError`` if the warm-up is not shorter than the fit, or patience has no validation rows."""
     if kl_warmup >= epochs and kl_warmup:
-        raise checks.bad_value(
+        raise bad_value(
             "kl_warmup",
             f"fewer epochs than the fit has ({epochs}), so that the last epochs train on the bound itself",
             str(kl_warmup),
             "Shorten the warm-up or train longer.",
         )
     if patience is not None:
-        checks.integer("patience", patience)
+        arguments.integer("patience", patience)
         if validation is None:
-            raise checks.bad_value(
+            raise bad_value(
                 "validation",
                 "held-out rows, because patience is given",
                 "None",

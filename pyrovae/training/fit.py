@@ -15,14 +15,17 @@ import torch
 from pyro.infer import ELBO
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyrovae import checks, noise, rounding, saving
+from pyrovae import arguments, identity, noise, rounding, saving
 from pyrovae.checkpoints import Checkpoint, running
+from pyrovae.entries import within
 from pyrovae.log_weights import Evaluation, Names, inspect_rows, read_rows
 from pyrovae.model import LatentVariableModel
 from pyrovae.networks import standardizing
 from pyrovae.pair import Batch, check_every_leaf, check_supports
 from pyrovae.precision import check_precision
 from pyrovae.progress import Progress
+from pyrovae.refusals import bad_value
+from pyrovae.rows import Source
 from pyrovae.training.arguments import (
     check_objective_fits,
     check_schedule,
@@ -158,24 +161,24 @@ def fit(
         3
     """
     folder = Checkpoint.of(checkpoint)
-    checks.integer("epochs", epochs)
-    checks.integer("batch_size", batch_size)
-    checks.integer("num_particles", num_particles)
-    checks.integer("seed", seed, minimum=0)
-    lr = checks.positive("lr", lr)
+    arguments.integer("epochs", epochs)
+    arguments.integer("batch_size", batch_size)
+    arguments.integer("num_particles", num_particles)
+    arguments.integer("seed", seed, minimum=0)
+    lr = arguments.positive("lr", lr)
     if clip_norm is not None:
-        checks.positive("clip_norm", clip_norm)
-    check_schedule(epochs, checks.integer("kl_warmup", kl_warmup, minimum=0), patience, validation)
-    checks.boolean("progress", progress)
-    checks.choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
-    checks.compile(compile)
-    checks.boolean("binarize", binarize)
+        arguments.positive("clip_norm", clip_norm)
+    check_schedule(epochs, arguments.integer("kl_warmup", kl_warmup, minimum=0), patience, validation)
+    arguments.boolean("progress", progress)
+    arguments.choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
+    arguments.compile(compile)
+    arguments.boolean("binarize", binarize)
 
-    def checked(chunk: Any, argument: str, names: Names | None = None) -> tuple[Batch, checks.Source]:
+    def checked(chunk: Any, argument: str, names: Names | None = None) -> tuple[Batch, Source]:
         """Return the checked rows as a batch, and the rows as they were passed."""
         batch, source = read_rows(pair, chunk, argument, names)
         if binarize:
-            checks.within(argument, batch["x"], 0, 1, "Divide grey levels by the highest: x / 255.")
+            within(argument, batch["x"], 0, 1, "Divide grey levels by the highest: x / 255.")
         return batch, source
 
     def presented(batch: Batch) -> Batch:
@@ -201,7 +204,7 @@ def fit(
                 first, source = found
                 batch = presented(first)
 
-            def supported(chunk: Any, argument: str) -> tuple[Batch, checks.Source]:
+            def supported(chunk: Any, argument: str) -> tuple[Batch, Source]:
                 batch, source = checked(chunk, argument, names)
                 check_supports(model.structure, presented(batch)["x"], argument)
                 return batch, source
@@ -236,7 +239,7 @@ def fit(
             if validation is not None:
                 held_out = evaluated(validation, argument="validation")
                 if held_out.batch["x"].shape[1:] != batch["x"].shape[1:]:
-                    raise checks.bad_value(
+                    raise bad_value(
                         "validation",
                         f"rows of shape {tuple(batch['x'].shape[1:])}, as in x",
                         f"shape {tuple(held_out.batch['x'].shape[1:])}",
@@ -251,8 +254,8 @@ def fit(
                 check_one_row(state, model, batch, batch_size, seed)
             traced, how = choose(compile, epochs, state, rows, batch_size, annealed)
             plan = Plan(epochs, batch_size, seed, kl_warmup, patience, on_nonfinite, precision, compile)
-            identity = Identity.of(state, model, batch, first, batch_size, seed)
-            loop = Loop(plan, state, rows, training, held_out, schedule, scales, traced, identity)
+            answers = Identity.of(state, model, batch, first, batch_size, seed)
+            loop = Loop(plan, state, rows, training, held_out, schedule, scales, traced, answers)
             loop.history.steps = how
             run = None
             if folder is not None:
@@ -260,7 +263,7 @@ def fit(
                     **{f.name: getattr(plan, f.name) for f in fields(plan)},
                     **{"lr": lr, "clip_norm": clip_norm, "x": rows.digests},
                     "binarize": binarize,
-                    "validation": None if held_out is None else checks.digests(held_out.batch),
+                    "validation": None if held_out is None else identity.digests(held_out.batch),
                     "steps": loop.history.way,
                     "evaluations": training.compiles,
                     "loss": described(objective, epochs),
@@ -280,7 +283,7 @@ def fit(
         if (
             held_out is not None and held_out.source is not None and patience is not None
         ):  # these rows choose the epoch
-            seen.append(checks.row_hashes(held_out.source.exact))
+            seen.append(identity.row_hashes(held_out.source.exact))
         _remember(pair, rows, np.concatenate(seen), source, loop.history)
         with Progress("fit", epochs * loop.steps_an_epoch, "steps", progress) as bar:
             bar.advance(loop.steps_taken)
@@ -289,7 +292,7 @@ def fit(
 
 
 def _remember(
-    pair: LatentVariableModel, rows: Rows, seen: np.ndarray, source: checks.Source, history: History
+    pair: LatentVariableModel, rows: Rows, seen: np.ndarray, source: Source, history: History
 ) -> None:
     """Store on the pair which rows it has been fitted to, and the history of this fit, which is still growing."""
     before = pair.seen

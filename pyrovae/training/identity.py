@@ -13,7 +13,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyrovae import checks, noise
+from pyrovae import identity, noise
 from pyrovae.checkpoints import Answers, rounding
 from pyrovae.pair import Batch, RowModel, behaviour, left_as_found, probe
 from pyrovae.precision import products
@@ -112,7 +112,7 @@ def _plain(value: Any, epochs: int) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
-        return checks.digest(value.detach().cpu().double())
+        return identity.digest(value.detach().cpu().double())
     if isinstance(value, Mapping):
         return {str(name): _plain(item, epochs) for name, item in value.items()}
     if isinstance(value, list | tuple):

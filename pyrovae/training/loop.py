@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyrovae import checks, noise, saving, tracing
+from pyrovae import noise, saving, tracing
 from pyrovae.checkpoints import Run, check_answers
 from pyrovae.log_weights import ELBOEstimate, Evaluation, elbo_of
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import Batch
 from pyrovae.precision import products
 from pyrovae.progress import Progress
+from pyrovae.refusals import Refused
 from pyrovae.training import nonfinite
 from pyrovae.training.arguments import runs_code_of_others
 from pyrovae.training.history import History
@@ -200,7 +201,7 @@ class Loop:
             with noise.seeded(seed, rows.device):
                 minibatch = self._state.presented(minibatch)
             raise FloatingPointError(
-                nonfinite.refusal(error, place, self._training.model, minibatch, rows, seed)
+                nonfinite.message(error, place, self._training.model, minibatch, rows, seed)
             ) from error
         self._skipped = [self._skipped[0] + 1, self._skipped[1] + len(rows)]
 
@@ -246,7 +247,7 @@ class Loop:
             evaluation.runner.renew(self._others)
         try:
             return _columns(elbo_of(evaluation), prefix)
-        except checks.Refused:
+        except Refused:
             if self._plan.on_nonfinite == "raise":
                 raise
         return dict.fromkeys((f"{prefix}{name}" for name in ("elbo", "rate", "reconstruction")), math.nan)

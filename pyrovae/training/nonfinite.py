@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyrovae import checks, noise
+from pyrovae import noise
 from pyrovae.pair import Batch, RowModel
+from pyrovae.refusals import refusal
 
 
 def is_nonfinite(error: Exception) -> bool:
@@ -14,7 +15,7 @@ def is_nonfinite(error: Exception) -> bool:
     return isinstance(error, FloatingPointError) or "satisfy the constraint" in str(error)
 
 
-def refusal(
+def message(
     error: Exception,
     place: str,
     model: RowModel,
@@ -36,7 +37,7 @@ def refusal(
     # Pyro's own error is a page long.
     reason = str(error).splitlines()[0].removesuffix(", but found invalid values:")
     cause, mend = _likely_cause(model, batch, rows, seed)
-    return checks.refusal(
+    return refusal(
         "x",
         "a finite loss and gradient",
         f"{reason} at {place}, rows {shown}; likely cause: {cause}",

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import checks, chunks, noise, tracing
+from pyrovae import chunks, identity, noise, tracing
 from pyrovae.pair import Batch
+from pyrovae.refusals import bad_value
+from pyrovae.rows import Source, unreadable
 
 
 class Chunks:
@@ -33,7 +35,7 @@ class Chunks:
         try:
             yield from chunks.each(self._x)
         except chunks.Unreadable as reason:
-            raise checks.unreadable("x", reason) from None
+            raise unreadable("x", reason) from None
 
     def first(self) -> Any:
         """Return the first chunk.
@@ -43,7 +45,7 @@ class Chunks:
         """
         for chunk in self:
             return chunk
-        raise checks.bad_value("x", "at least one chunk of rows", "none", "Pass some rows.")
+        raise bad_value("x", "at least one chunk of rows", "none", "Pass some rows.")
 
 
 class Rows:
@@ -57,7 +59,7 @@ class Rows:
     Attributes:
         data: the rows of the loaded chunk. ``load`` copies another chunk into the same memory.
         lengths: the number of rows of every chunk.
-        hashes: of all rows, shape (rows, 2), as ``checks.row_hashes`` returns them.
+        hashes: of all rows, shape (rows, 2), as ``identity.row_hashes`` returns them.
         digests: of every chunk, by the names in it.
 
     Raises:
@@ -67,7 +69,7 @@ class Rows:
     def __init__(
         self,
         chunks: Iterable[Any],
-        prepare: Callable[[Any, str], tuple[Batch, checks.Source]],
+        prepare: Callable[[Any, str], tuple[Batch, Source]],
         digests: bool,
     ) -> None:
         self._chunks, self._prepare = chunks, prepare
@@ -80,15 +82,15 @@ class Rows:
             self._check_alike(batch, first, len(self.lengths))
             self.lengths.append(len(batch["x"]))
             if digests:
-                self.digests.append(checks.digests(batch))
-            hashes.append(checks.row_hashes(source.exact))
+                self.digests.append(identity.digests(batch))
+            hashes.append(identity.row_hashes(source.exact))
         self.hashes = np.concatenate(hashes)
         self.data, self._at_hand = first, 0
         if len(self.lengths) > 1:  # separate memory, into which chunks are copied
             longest = max(self.lengths)
             self.data = {name: value.new_zeros(longest, *value.shape[1:]) for name, value in first.items()}
             self._at_hand = -1
-        self._coming: Iterator[tuple[Batch, checks.Source]] = iter(())
+        self._coming: Iterator[tuple[Batch, Source]] = iter(())
         self._next = len(self.lengths)  # the number of the next chunk
 
     def __len__(self) -> int:
@@ -127,7 +129,7 @@ class Rows:
             batch = next(self._coming, ({}, None))[0]
             came, expected = len(batch.get("x", ())), self.lengths[self._next]
             if came != expected:
-                raise checks.bad_value(
+                raise bad_value(
                     "x",
                     f"{expected} rows in chunk {self._next}, as in the first pass",
                     str(came),
@@ -135,8 +137,8 @@ class Rows:
                 )
             self._next += 1
         self._check_alike(batch, self.data, chunk)
-        if self.digests and self.digests[chunk] != checks.digests(batch):
-            raise checks.bad_value(
+        if self.digests and self.digests[chunk] != identity.digests(batch):
+            raise bad_value(
                 "x",
                 "chunks that are the same in every pass, because the fit has a checkpoint",
                 f"other rows in chunk {chunk}",
@@ -146,7 +148,7 @@ class Rows:
             self.data[name][: len(value)] = value
         self._at_hand = chunk
 
-    def _each(self) -> Iterator[tuple[Batch, checks.Source]]:
+    def _each(self) -> Iterator[tuple[Batch, Source]]:
         for number, chunk in enumerate(self._chunks):
             yield self._prepare(chunk, f"x[{number}]")
 
@@ -155,7 +157,7 @@ class Rows:
             {name: (tuple(v.shape[1:]), v.dtype) for name, v in b.items()} for b in (batch, first)
         )
         if described != expected:
-            raise checks.bad_value(
+            raise bad_value(
                 "x",
                 f"chunks that differ only in their rows: {expected}",
                 f"{described} in chunk {chunk}",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from pyrovae import checks, noise
+from pyrovae import noise
+from pyrovae.entries import blocks
 from pyrovae.model import VAE, LatentVariableModel
+from pyrovae.refusals import bad_value, parameters_hold
 
 
 def _learns_scale(pair: LatentVariableModel) -> bool:
@@ -19,7 +22,7 @@ def check_columns_vary(pair: LatentVariableModel, x: Tensor) -> None:
     likelihood: Any = pair.likelihood if isinstance(pair, VAE) else None
     standardizes = getattr(likelihood, "standardize", None) is not None
     if standardizes or _learns_scale(pair):
-        checks.varying_columns("x", x, every=standardizes or likelihood.learns_scale_per_column)
+        _check_varying(x, every=standardizes or likelihood.learns_scale_per_column)
 
 
 class Scales:
@@ -42,7 +45,7 @@ class Scales:
         vanished = (scale < 1e-5 * self._spread) & (scale < self.start)
         if bool(vanished.any()):
             column = int(vanished.int().argmax())
-            raise checks.bad_value(
+            raise bad_value(
                 "x",
                 "a density that stays bounded",
                 f"a learned scale of {float(scale[column]):.2g} in column {column}, whose spread is "
@@ -54,6 +57,47 @@ class Scales:
         """Return the smallest scale of every column over some rows, shape (columns,)."""
         pair = self._pair
         seeded = noise.seeded(noise.derive(self._seed, noise.Stream.INSPECT), self._x.device)
-        with pair.evaluating(), seeded, checks.parameters_hold(fix=lambda: pair.fix_of_rows(self._x)):
+        with pair.evaluating(), seeded, parameters_hold(fix=lambda: pair.fix_of_rows(self._x)):
             scale = pair.likelihood(pair.encoder(self._x).sample()).base_dist.scale
         return scale.flatten(1).amin(dim=0)
+
+
+def _check_varying(x: Tensor, every: bool) -> None:
+    """Raise ``ValueError`` if one value fills over 99 % of the rows of any column, or of all if not ``every``.
+
+    On such a column, a scale that is learned for each column would shrink towards 0. The density, and with it
+    log P(x), would grow to +∞. A scale that all columns share does so only if every column is like that.
+    """
+    value_of, share = _commonest(x)
+    stuck = torch.nonzero(share > 0.99).flatten()
+    if len(stuck) == len(share) or (every and len(stuck)):
+        column = int(stuck[0])
+        value = float(value_of[column])
+        raise bad_value(
+            "x",
+            "columns that vary, because this likelihood learns a scale for each",
+            f"{len(stuck)} column(s) with one value in over 99 % of the rows, first column {column} (value {value:g})",
+            'Drop those columns, dequantise whole numbers, or use scale="shared" or a fixed scale without standardize.',
+        )
+
+
+def _commonest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return, for every column, the value that fills more than half of its rows, and its share of them.
+
+    If no value fills more than half, the result is some value and its share. The algorithm is a majority vote block by
+    block (Boyer and Moore 1991). A value that fills more than half of a block is the block's median. It gets as many
+    votes as it has rows more than all other values together. This runs on the CPU, because a GPU's medians are not
+    deterministic.
+    """
+    candidate = x[0].flatten().cpu()
+    lead, count = (torch.zeros_like(candidate, dtype=torch.int64) for _ in range(2))
+    for _, block in blocks(x):
+        values = block.cpu().reshape(len(block), -1)
+        median = values.median(dim=0).values
+        more = (2 * (values == median).sum(dim=0) - len(values)).clamp(min=0)
+        lead = torch.where(median == candidate, lead + more, lead - more)
+        candidate = torch.where(lead < 0, median, candidate)
+        lead = lead.abs()
+    for _, block in blocks(x):
+        count += (block.cpu().reshape(len(block), -1) == candidate).sum(dim=0)
+    return candidate, count.double() / len(x)

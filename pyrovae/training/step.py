@@ -11,9 +11,10 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from pyrovae import checks, noise
+from pyrovae import noise
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import Batch, RowModel, loss
+from pyrovae.refusals import bad_value
 from pyrovae.tracing import unchanged
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -96,7 +97,7 @@ def check_one_row(state: State, model: RowModel, batch: Batch, batch_size: int, 
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        raise checks.bad_value(
+        raise bad_value(
             "batch_size" if batch_size == 1 else "x",
             "two rows or more in every batch, because the pair has BatchNorm",
             "a batch of one row",

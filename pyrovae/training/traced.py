@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
-from pyrovae import checks, tracing
+from pyrovae import tracing
 from pyrovae.precision import products
+from pyrovae.refusals import Refused, bad_value
 from pyrovae.training.rows import Rows
 from pyrovae.training.step import State
 
@@ -69,9 +70,9 @@ def _worth_compiling(compile: str | bool, epoch: Counter[Sizes], epochs: int, mo
     return worth | {max(saved, key=saved.__getitem__)} if compile is True else worth
 
 
-def refused(why: tracing.Untraceable) -> checks.Refused:
+def refused(why: tracing.Untraceable) -> Refused:
     """Return the error for steps that have to be compiled and cannot be."""
-    return checks.bad_value(
+    return bad_value(
         "compile",
         "steps that can be traced and compiled",
         str(why),

@@ -1,0 +1,120 @@
+"""Checks of every entry of rows, block by block, so that mapped rows are never in memory whole."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from pyrovae.refusals import bad_value, place
+
+#: Entries in a block of rows: 8 MiB in float64.
+_BLOCK = 2**20
+
+
+def blocks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Return an iterator over blocks of rows, each with its first row number; mapped rows are never in memory whole."""
+    height = max(1, _BLOCK * len(rows) // max(1, rows.numel()))
+    return ((start, rows[start : start + height]) for start in range(0, len(rows), height))
+
+
+def finite(argument: str, x: Tensor) -> None:
+    """Raise ``ValueError`` for NaN and ±inf, with their count and the first position."""
+    # A finite sum needs finite entries and no second array. Otherwise entries are checked: the sum may have overflowed.
+    if torch.isfinite(x.sum()):
+        return
+    count, position = found(x, lambda block: ~torch.isfinite(block))
+    if not count:
+        return
+    value = float(x[tuple(position)])
+    raise bad_value(
+        argument,
+        "finite numbers",
+        f"{count} that are NaN or infinite, first {value} at {place(position)}",
+        "Drop those rows or impute them first.",
+    )
+
+
+def within(argument: str, rows: Tensor, low: float, high: float, mend: str) -> None:
+    """Raise ``ValueError`` for values outside [low, high], with their count and first position; rows have any shape."""
+    count, position = found(rows, lambda block: (block < low) | (block > high))
+    if count:
+        raise bad_value(
+            argument,
+            f"values from {low:g} to {high:g}",
+            f"{count} outside, first {float(rows[tuple(position)]):g} at {place(position)}",
+            mend,
+        )
+
+
+def elementwise(support: Any) -> Constraint | None:
+    """Return a support as a constraint on single numbers with numbers as bounds, for ``on_support``; else None.
+
+    The result is None if the support constrains several numbers at once. It is also None if the bounds vary by row, as
+    with a total count, or by column. Only the distribution's own check covers these.
+    """
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    fixed = copy.copy(support)
+    for name, bound in vars(support).items():
+        if isinstance(bound, Tensor):
+            if not bool((bound == bound.flatten()[0]).all()):
+                return None
+            setattr(fixed, name, bound.flatten()[0].item())
+    return fixed if fixed.event_dim == 0 else None
+
+
+def on_support(
+    argument: str, rows: Tensor, columns: list[int], support: Constraint, family: str, fix: str
+) -> None:
+    """Raise ``ValueError`` for values off an elementwise ``support`` in ``columns`` of ``rows``, shape (rows, columns).
+
+    The message names the family, the number of values, the first row and column, and the fix.
+    """
+    held = columns if len(columns) < rows.shape[1] else slice(None)
+    count, position = found(rows, lambda block: ~support.check(block[:, held]))
+    if not count:
+        return
+    row, column = position[0], columns[position[1]]
+    raise bad_value(
+        argument,
+        f"values on the support of {family} ({support})",
+        f"{count} off it, first {float(rows[row, column]):g} at {place([row, column])}",
+        fix,
+    )
+
+
+def column_sizes(x: Tensor) -> tuple[float, float]:
+    """Return the root mean squares of the smallest and largest columns, without columns of zeros; else (1.0, 1.0)."""
+    size = x.detach().double().reshape(len(x), -1).square().mean(dim=0).sqrt()
+    size = size[size > 0]
+    return (float(size.min()), float(size.max())) if len(size) else (1.0, 1.0)
+
+
+def largest_entry(x: Tensor) -> tuple[int, int, float]:
+    """Return the row, column and value of the entry with the largest absolute value, in flattened rows."""
+    rows = x.detach().reshape(len(x), -1)
+    place = int(rows.abs().argmax())
+    row, column = divmod(place, rows.shape[1])
+    return row, column, float(rows[row, column])
+
+
+def found(rows: Tensor, bad: Callable[[Tensor], Tensor]) -> tuple[int, list[int]]:
+    """Return how many entries of rows are bad, and the index of the first; checked block by block."""
+    count, first = 0, []
+    for start, block in blocks(rows):
+        entries = bad(block)
+        if not bool(entries.any()):
+            continue
+        if not count:
+            index = int(entries.flatten().int().argmax())
+            row, *place = (int(i) for i in np.unravel_index(index, tuple(entries.shape)))
+            first = [start + row, *place]
+        count += int(entries.sum())
+    return count, first

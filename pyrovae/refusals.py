@@ -1,0 +1,65 @@
+"""The wording of errors. Every error for user input has the same four parts.
+
+Each message names the argument, the expected value, the value that came and how to fix it. If several entries
+are bad, it gives their count and the position of the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+def refusal(argument: str, expected: str, came: str, mend: str) -> str:
+    """Return the text of an error message: argument, expected value, value that came, fix."""
+    return f"{argument}: expected {expected}, got {came}. {mend}"
+
+
+class Refused(ValueError):
+    """Raised for a value that cannot be used; its message says why and how to fix it."""
+
+
+def bad_value(argument: str, expected: str, came: str, mend: str) -> Refused:
+    """Return the ``ValueError`` to raise for a value that cannot be used."""
+    return Refused(refusal(argument, expected, came, mend))
+
+
+def bad_type(argument: str, expected: str, came: str, mend: str) -> TypeError:
+    """Return the ``TypeError`` to raise for an object of the wrong type."""
+    return TypeError(refusal(argument, expected, came, mend))
+
+
+def shown(value: Any) -> str:
+    """Return a value as it appears in a message: its repr, cut to at most 60 characters, and its type."""
+    text = " ".join(repr(value).split())
+    return f"{text if len(text) <= 60 else text[:57] + '…'} ({type(value).__name__})"
+
+
+def place(position: list[int]) -> str:
+    """Return the position of an entry in words, such as "row 3, column 5"."""
+    if len(position) == 1:
+        return f"row {position[0]}"
+    if len(position) == 2:
+        return f"row {position[0]}, column {position[1]}"
+    return f"row {position[0]}, position {tuple(position[1:])}"
+
+
+@contextmanager
+def parameters_hold(argument: str = "x", fix: Callable[[], str] | None = None) -> Iterator[None]:
+    """Run a block in which networks see ``argument``; raise ``ValueError`` if their outputs are invalid parameters.
+
+    The distribution's own error is replaced by one that names ``argument``. ``fix`` returns the advice in the message,
+    such as ``LatentVariableModel.fix_of_scales`` does.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, Refused) or "satisfy the constraint" not in str(error):
+            raise
+        raise bad_value(
+            argument,
+            "rows of a size that the networks can take",
+            str(error).splitlines()[0].removesuffix(", but found invalid values:"),
+            (fix and fix()) or "Look for rows far from the rest; in training lower lr or set clip_norm.",
+        ) from error

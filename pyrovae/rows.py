@@ -1,0 +1,231 @@
+"""Rows as users pass them, as a batch: a dict of checked tensors with the rows under "x"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovae import chunks, frames
+from pyrovae.arrays import FLOATS, as_numpy, cast, from_tensor
+from pyrovae.entries import finite
+from pyrovae.refusals import bad_type, bad_value
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows of a batch as they came.
+
+    Attributes:
+        exact: the rows in their own dtype, before any cast.
+        names: the column names of each frame, by its name in the batch. They include the names that a model was
+            fitted to.
+        index: of the rows, if they are a frame or a series; else None.
+    """
+
+    exact: Tensor
+    names: Mapping[str, tuple[str, ...]]
+    index: Any
+
+
+def as_tensor(
+    x: Any, *, dtype: torch.dtype | None, device: torch.device | None = None, argument: str = "x"
+) -> Tensor:
+    """Return ``x`` as a float tensor with rows on dim 0, every entry finite, on ``device``.
+
+    Arrays, frames and whole-number tensors are cast to ``dtype``. A float tensor must have that dtype already. If
+    ``dtype`` is None, a float tensor keeps its dtype and everything else gets torch's default dtype. An array of that
+    dtype is not copied, even if it is read-only, so a ``numpy.memmap`` stays on the disk. An array of another dtype is
+    cast as a whole, in memory.
+
+    Raises:
+        TypeError: strings, objects, complex numbers, lists, a float tensor of another dtype.
+        ValueError: no rows, no columns, NaN or ±inf (with count and first position); a cast that loses more than
+            rounding (see ``rounding.cast``).
+    """
+    return _as_tensor(x, dtype, device, argument)[0]
+
+
+def as_batch(
+    x: Any, *, dtype: torch.dtype | None, device: torch.device | None = None, argument: str = "x"
+) -> dict[str, Tensor]:
+    """Return a dict of checked tensors from rows, or from a dict of rows under "x" and of values aligned with them.
+
+    ``rows`` checks ``x["x"]`` and the other values. Other values that are whole numbers or booleans keep their type,
+    because they may be labels or masks.
+
+    Raises:
+        TypeError, ValueError: as ``rows``; a dict without "x", or with another number of rows under a name.
+    """
+    return read(x, dtype=dtype, device=device, argument=argument)[0]
+
+
+def read(
+    x: Any,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device | None = None,
+    argument: str = "x",
+    names: Mapping[str, tuple[str, ...]] | None = None,
+    double: str = "never",
+    spread: Tensor | None = None,
+) -> tuple[dict[str, Tensor], Source]:
+    """Return ``batch`` and the ``Source`` of its rows.
+
+    Frames and series beside the rows are reordered to the index of the rows. If the rows have no index, everything is
+    matched by position. A swap of two columns with one name cannot be detected.
+
+    Args:
+        names: the column names that the model was fitted to, by name in the batch. A frame must have the same.
+        double: whether rows may be in float64: "never", if a cast to ``dtype`` is "lossy", or "always".
+        spread: the columns' standard deviations, if they are known from other rows.
+
+    Raises:
+        TypeError, ValueError: as ``batch``; columns of other names or in another order than ``names``; an index
+            that does not match the index of the rows.
+    """
+    x = _whole(x, argument)
+    found = dict(names or {})
+    rows_of = _the_rows(x, argument)
+    _same_names(argument, rows_of, "x", found)
+    tensor, exact = _as_tensor(rows_of, dtype, device, argument, double, spread)
+    source, batch = Source(exact, found, frames.index(rows_of)), {"x": tensor}
+    if not isinstance(x, Mapping):
+        return batch, source
+    for name, value in x.items():
+        if name == "x":
+            continue
+        if not isinstance(name, str) or not name.isidentifier():
+            raise bad_value(argument, "names that model and guide can take", repr(name), "Rename it.")
+        if hasattr(value, "columns"):
+            _same_names(name, value, name, found)
+        batch[name] = _aligned(name, align(name, value, source.index), dtype, device or tensor.device)
+        if len(batch[name]) != len(tensor):
+            raise bad_value(
+                name,
+                f"as many rows as x has, {len(tensor)}",
+                f"{len(batch[name])}",
+                "Pass one entry for every row.",
+            )
+    return batch, source
+
+
+def in_double(x: Any) -> Any:
+    """Return ``x`` with its float tensors in float64, for code that computes in float64; chunks are joined."""
+    x = _whole(x, "x")
+    if isinstance(x, Mapping):
+        return {name: in_double(value) for name, value in x.items()}
+    return x.double() if isinstance(x, Tensor) and x.dtype in FLOATS else x
+
+
+def _as_tensor(
+    x: Any,
+    dtype: torch.dtype | None,
+    device: torch.device | None,
+    argument: str,
+    double: str = "never",
+    spread: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return ``rows``, and the same rows before the cast; ``double`` and ``spread`` are those of ``read``."""
+    if (
+        not (isinstance(x, Tensor) and x.is_floating_point())
+        and (dtype or torch.get_default_dtype()) not in FLOATS
+    ):
+        raise bad_type(
+            argument,
+            "a dtype of float32 or float64 to cast it to",
+            f"torch's default, {torch.get_default_dtype()}",
+            "Call torch.set_default_dtype(torch.float32).",
+        )
+    if isinstance(x, Tensor):
+        tensor = exact = from_tensor(x, dtype, device, argument, double, spread)
+        if not x.is_floating_point() and x.dim():
+            exact = x
+    else:
+        exact = torch.from_numpy(as_numpy(x, argument))
+        tensor = cast(exact, dtype or torch.get_default_dtype(), argument, frames.names(x), double, spread)
+        if device is not None:
+            tensor = tensor.to(device)
+    if tensor.dim() == 0:
+        raise bad_value(
+            argument, "rows on dim 0", "a single number", "Pass an array of shape (rows, columns)."
+        )
+    if tensor.numel() == 0:
+        raise bad_value(
+            argument, "at least one row and one column", f"shape {tuple(tensor.shape)}", "Pass some rows."
+        )
+    finite(argument, tensor)
+    return tensor, exact
+
+
+def _whole(x: Any, argument: str) -> Any:
+    """Return chunks joined into one; anything else unchanged."""
+    try:
+        return chunks.joined(x) if chunks.several(x) else x
+    except chunks.Unreadable as reason:
+        raise unreadable(argument, reason) from None
+
+
+def unreadable(argument: str, reason: chunks.Unreadable) -> Exception:
+    """Return the error to raise for chunks that cannot be read as rows."""
+    if isinstance(reason, chunks.NoRows):
+        return bad_type(f"{argument}{reason.place}", reason.expected, reason.came, reason.fix)
+    return bad_value(f"{argument}{reason.place}", reason.expected, reason.came, reason.fix)
+
+
+def align(argument: str, value: Any, index: Any) -> Any:
+    """Return a frame or series in the order of ``index``, if both have one; raise ``ValueError`` if they do not match."""
+    try:
+        return frames.aligned(value, index)
+    except frames.Misaligned as reason:
+        raise bad_value(
+            argument,
+            "the index of x, in any order",
+            str(reason),
+            f"Pass {argument}.loc[x.index], or {argument}.to_numpy() where the rows are in the order of x.",
+        ) from None
+
+
+def _the_rows(x: Any, argument: str) -> Any:
+    """Return the rows in a mapping, or ``x`` itself; raise ``ValueError`` if a mapping has no "x"."""
+    if not isinstance(x, Mapping):
+        return x
+    if "x" not in x:
+        raise bad_value(
+            argument,
+            'a dict with the rows under "x"',
+            f"one with {', '.join(map(repr, x)) or 'nothing'}",
+            'Pass {"x": rows, "offset": …}.',
+        )
+    return x["x"]
+
+
+def _same_names(argument: str, value: Any, name: str, known: dict[str, tuple[str, ...]]) -> None:
+    """Raise ``ValueError`` if a frame's column names differ from ``known[name]``; if that is missing, set it."""
+    came = frames.names(value)
+    if came is None:
+        return
+    expected = known.setdefault(name, came)
+    if came != expected:
+        raise bad_value(
+            argument,
+            "the columns that were fitted, by name and in order",
+            frames.difference(came, expected),
+            f"Select them in that order; where the names alone differ, pass {argument}.to_numpy().",
+        )
+
+
+def _aligned(name: str, value: Any, dtype: torch.dtype | None, device: torch.device) -> Tensor:
+    """Return a value aligned with the rows: whole numbers and booleans keep their type, the rest goes to ``rows``."""
+    value = frames.whole(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biu":
+        value = torch.from_numpy(as_numpy(value, name)).to(device)
+    if isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex():
+        if value.dim() == 0:
+            raise bad_value(name, "an entry for every row", "a single number", "Pass an array.")
+        return (value.clone() if value.is_inference() else value).to(device)
+    return as_tensor(value, dtype=dtype, device=device, argument=name)
