@@ -275,7 +275,7 @@ def log_weights(
         Tensor of shape (samples, rows), float64, in nats.
 
     Raises:
-        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``; also if the matrix does not
+        TypeError, ValueError: an option, the rows or the pair cannot be used; see ``pyrovae.pair.inspect``; also if the matrix does not
             fit into memory, or if ``compile=True`` and the pair cannot be traced.
 
     Burda, Grosse and Salakhutdinov (2016).

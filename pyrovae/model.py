@@ -9,6 +9,7 @@ import inspect
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,27 @@ from pyrovae.turns import takes_turns
 # Advise to standardise if column sizes differ by more than the factor 100, or the largest is not in (0.01, 10).
 # Networks are initialised for inputs of size one.
 _UNEVEN, _LARGE = 100.0, 10.0
+
+
+@dataclass
+class FitRecord:
+    """What a fit leaves on its pair.
+
+    Attributes:
+        fingerprint: sha256 of the rows' hashes.
+        rows: how many rows the fit used.
+        seen: ``identity.row_hashes`` of the rows of this fit and of earlier ones, shape (rows, 2).
+        names: the column names of each frame, by its name in the batch.
+        spread: the columns' standard deviations, shape (columns,).
+        history: the attributes of the fit's ``History``.
+    """
+
+    fingerprint: str
+    rows: int
+    seen: np.ndarray
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    spread: Tensor | None = None
+    history: dict[str, Any] = field(default_factory=dict)
 
 
 class LatentVariableModel(Parameters):
@@ -89,7 +111,7 @@ class LatentVariableModel(Parameters):
         self.__dict__["model"] = model
         self.__dict__["guide"] = guide
         self.plate = plate
-        self.fitted: dict[str, Any] | None = None  # the record that ``fit`` leaves: see ``training``
+        self.fitted: FitRecord | None = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model into one file, for ``pyrovae.load``; see ``pyrovae.save``."""
@@ -121,12 +143,12 @@ class LatentVariableModel(Parameters):
     @property
     def seen(self) -> np.ndarray | None:
         """The ``identity.row_hashes`` of the rows that the pair was fitted to, shape (rows, 2); None before a fit."""
-        return None if self.fitted is None else self.fitted["seen"]
+        return None if self.fitted is None else self.fitted.seen
 
     @property
     def names(self) -> dict[str, tuple[str, ...]]:
         """The column names that the pair was fitted to, by the name of each frame in the batch; empty before a fit."""
-        return {} if self.fitted is None else dict(self.fitted.get("names", {}))
+        return {} if self.fitted is None else dict(self.fitted.names)
 
     def checked(
         self, x: Any, argument: str = "x", names: Mapping[str, tuple[str, ...]] | None = None
@@ -149,7 +171,7 @@ class LatentVariableModel(Parameters):
 
     def _rounding(self) -> tuple[str, Tensor | None]:
         """Return the arguments ``double`` and ``spread`` of ``read``."""
-        spread = None if self.fitted is None else self.fitted.get("spread")
+        spread = None if self.fitted is None else self.fitted.spread
         return "lossy" if self.dtype is None else "never", spread  # an unknown dtype may be float64
 
     def fix_of_rows(self, x: Tensor, numbers: Tensor | None = None) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pyrovae import arguments, baselines, encoders, likelihoods, networks, priors, storage
 from pyrovae.baselines.base import Fitted
-from pyrovae.model import VAE, LatentVariableModel
+from pyrovae.model import VAE, FitRecord, LatentVariableModel
 from pyrovae.refusals import Refused, bad_type, bad_value, shown
 from pyrovae.turns import takes_turns
 
@@ -172,7 +172,7 @@ def _pair_record(pair: LatentVariableModel, arrays: dict[str, Tensor]) -> dict[s
         "frozen": [name for name, tensor in tensors.items() if _frozen(tensor)],
         "modules": _modules(pair),
         "constraints": {name: _packed_constraint(pair.constraints[name]) for name in _declared(pair)},
-        "fitted": storage.pack(pair.fitted, arrays, "fitted"),
+        "fitted": storage.pack(None if pair.fitted is None else vars(pair.fitted), arrays, "fitted"),
     }
 
 
@@ -181,8 +181,7 @@ def _load_pair(
 ) -> LatentVariableModel:
     """Return the saved pair, or ``into`` with its values."""
     fitted, frozen = storage.unpack(meta["fitted"], arrays), set(meta["frozen"])
-    if not isinstance(fitted, dict | None):
-        raise TypeError(f"the record of its fit is a {type(fitted).__name__}")
+    record = None if fitted is None else FitRecord(**fitted)
     saved = {name: arrays[name] for name in meta["tensors"]}
     modes = {name: bool(module["training"]) for name, module in meta["modules"].items()}
     pair = _built(meta["architecture"], arrays) if into is None else into
@@ -199,7 +198,7 @@ def _load_pair(
             tensor.requires_grad_(name not in frozen)
     for name, module in _named_modules(pair).items():
         module.training = modes[name]
-    pair.fitted = fitted
+    pair.fitted = record
     return pair
 
 

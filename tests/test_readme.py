@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -20,8 +22,36 @@ EXPECTED = {
     "docs/methods.md": "pareto_smoothed",
     "docs/reading-a-number.md": "rows settled to 0.05 nats",
     "docs/speed.md": "eager",
+    "docs/training.md": "validation_elbo",
     "docs/your-own-model.md": "ContinuousBernoulli",
 }
+
+
+class Recorder:
+    """Stands for a library that pages show and the tests do without; it keeps every call."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: self.calls.append(name) or self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+@pytest.fixture
+def trackers(monkeypatch):
+    """TensorBoard and MLflow, whose modules record what is called."""
+    mlflow, writer = Recorder(), Recorder()
+    board = types.ModuleType("torch.utils.tensorboard")
+    board.SummaryWriter = lambda folder: writer
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    return writer.calls, mlflow.calls
 
 
 def without_code(text):
@@ -33,7 +63,7 @@ def test_every_page_is_listed():
 
 
 @pytest.mark.parametrize("page", [page for page, expected in EXPECTED.items() if expected is not None])
-def test_python_blocks_run_from_top_to_bottom(page, capsys, tmp_path, monkeypatch):
+def test_python_blocks_run_from_top_to_bottom(page, capsys, tmp_path, monkeypatch, trackers):
     """In a namespace and a folder of their own: no page needs another."""
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
@@ -41,6 +71,9 @@ def test_python_blocks_run_from_top_to_bottom(page, capsys, tmp_path, monkeypatc
     for block in blocks:
         exec(compile(block, page, "exec"), namespace)
     assert EXPECTED[page] in capsys.readouterr().out
+    if page == "docs/training.md":
+        assert trackers[0].count("add_scalar") == 4 * 5
+        assert trackers[1].count("log_metrics") == 5
     if page == "README.md":
         assert namespace["table"].index[0] == "VAE"
 

@@ -308,6 +308,24 @@ def test_graphs_draw_the_same_noise():
     torch.testing.assert_close(graph, plain, rtol=1e-4, atol=1e-4)
 
 
+def test_gaps_and_convergence_by_content():
+    """In another order, a row has the same gaps, and the means over all rows are the same."""
+    torch.manual_seed(0)
+    vae = pv.VAE.mlp(4, 2, hidden_dims=(6,)).double()
+    x = (torch.rand(9, 4) < 0.5).double().unique(dim=0)
+    order = torch.randperm(len(x))
+    whole, moved = (
+        pv.evidence.gaps(vae, rows, num_samples=100, noise="content", tile=tile)
+        for rows, tile in ((x, (3, 40)), (x[order], (2, 40)))
+    )
+    for name in whole.columns.drop("verdict"):
+        np.testing.assert_allclose(moved[name], whole[name].to_numpy()[order], rtol=1e-9, atol=1e-9)
+    curves = [
+        pv.evidence.convergence(vae, rows, (10, 50), noise="content", tile=(2, 25)) for rows in (x, x[order])
+    ]
+    np.testing.assert_allclose(curves[0], curves[1], rtol=1e-9)
+
+
 def test_the_key_is_one_of_two():
     with pytest.raises(ValueError, match="noise: expected one of 'index', 'content'"):
         pv.log_evidence(pv.VAE.mlp(3, 1), torch.ones(2, 3), noise="tile")

@@ -171,15 +171,14 @@ def test_what_fit_left_comes_back(tmp_path):
     model, x = vae(), (torch.rand(10, COLUMNS) < 0.5).float()
     history = pv.fit(model, x, epochs=2)
     history.records[0]["loss"] = float("nan")
-    model.fitted |= {"more": (1, identity.fingerprint(x))}
     save(model, tmp_path / "vae")
     fitted = load(tmp_path / "vae").fitted
-    assert fitted.keys() == model.fitted.keys()
-    assert fitted["rows"] == 10
-    assert fitted["more"] == (1, identity.fingerprint(x))
-    assert fitted["seen"].tolist() == identity.row_hashes(x).tolist()
-    assert fitted["seen"].dtype == np.uint64
-    assert repr(fitted["history"]) == repr(vars(history))
+    assert fitted.rows == 10
+    assert fitted.fingerprint == model.fitted.fingerprint
+    assert torch.equal(fitted.spread, model.fitted.spread)
+    assert fitted.seen.tolist() == identity.row_hashes(x).tolist()
+    assert fitted.seen.dtype == np.uint64
+    assert repr(fitted.history) == repr(vars(history))
     assert storage.read(tmp_path / "vae")[1]["versions"].keys() >= {
         "pyrovae",
         "torch",

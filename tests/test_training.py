@@ -1,9 +1,10 @@
 """fit(): it reaches known optima, counts rows and KL right, repeats itself, and loses nothing."""
 
+import dataclasses
 import functools
+import inspect
 import math
 import re
-import sys
 
 import numpy as np
 import pyro
@@ -28,6 +29,7 @@ from pyrovae import pair as pair_room
 from pyrovae.rows import Source
 from pyrovae.training import loop, traced
 from pyrovae.training.arguments import runs_code_of_others
+from pyrovae.training.plan import Plan
 from pyrovae.training.rows import Rows
 from pyrovae.training.step import State
 
@@ -110,33 +112,192 @@ def test_every_sum_objective_trains(objective):
 
 def test_history_is_in_nats_a_row():
     vae, x = small_vae(), binary_rows()
-    history = pv.fit(vae, x, epochs=2, batch_size=16, lr=1e-9, validation=x[:5])
-    frame = history.frame
+    frame = pv.fit(vae, x, epochs=2, batch_size=16, lr=1e-9, validation=x[:5]).frame
     first = frame.iloc[0]
     assert list(frame["epoch"]) == [1, 2]
     assert 0 < -first["elbo"] < 10  # six binary columns: 4.2 nats a row where nothing is known
     assert first["elbo"] == pytest.approx(first["reconstruction"] - first["rate"], abs=1e-6)
-    assert first["loss"] == pytest.approx(-first["elbo"], abs=0.5)
+    assert first["loss"] == pytest.approx(-first["elbo"], abs=1e-5)
+    bound = pv.elbo(vae, x[:5], num_samples=1, seed=0)
+    assert frame["validation_elbo"].iloc[-1] == pytest.approx(bound.mean, abs=1e-5)
+    assert {"validation_rate", "validation_reconstruction", "kl_weight", "lr", "seconds"} <= {*frame}
+
+
+def enumerated():
+    """A pair whose latent is one of three, which TraceEnum_ELBO sums over."""
+    torch.manual_seed(0)
+    logits, means = torch.nn.Linear(6, 3).double(), torch.nn.Linear(3, 6).double()
+
+    def model(x):
+        pyro.module("means", means)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)))
+            at = means(torch.nn.functional.one_hot(z, 3).double())
+            pyro.sample("x", dist.Bernoulli(logits=at).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("logits", logits)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(logits=logits(x)), infer={"enumerate": "parallel"})
+
+    return pv.LatentVariableModel(model, guide), means, logits
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+@pytest.mark.parametrize(
+    ("objective", "particles", "exact_rate"),
+    [
+        (Trace_ELBO(), 1, False),
+        (Trace_ELBO(num_particles=3), 3, False),
+        (TraceMeanField_ELBO(num_particles=2), 2, True),
+        (TraceGraph_ELBO(), 1, False),
+        (TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False), 1, False),
+    ],
+)
+def test_a_step_tells_rate_and_reconstruction_apart(objective, particles, exact_rate, weight):
+    """Of 16 rows that stand for 50: as the distributions themselves say at the draws that the step's seed makes."""
+    vae, x, seed = small_vae().double(), binary_rows(16).double(), 4
+    rate = reconstruction = 0.0
+    with noise.seeded(seed), torch.no_grad():
+        for _ in range(particles):
+            q, p = vae.encoder(x), vae.prior()
+            z = q.rsample()
+            reconstruction += float(vae.likelihood(z).log_prob(x).mean()) / particles
+            exact = (
+                torch.distributions.kl_divergence(q.base_dist, p.base_dist).sum(-1) if exact_rate else None
+            )
+            rate += float((q.log_prob(z) - p.log_prob(z) if exact is None else exact).mean()) / particles
+    state = State(vae, torch.optim.SGD(vae.parameters(), lr=0.1), objective, 50, None)
+    total, found = training.step(state, {"x": x}, seed, [0.1], weight)
+    assert found == pytest.approx(reconstruction, rel=1e-12)
+    assert (total + found) / weight == pytest.approx(rate, rel=1e-10)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_a_step_that_sums_over_a_latent_tells_rate_and_reconstruction_apart(weight):
+    pair, means, logits = enumerated()
+    x = binary_rows(16).double()
+    with torch.no_grad():
+        q = logits(x).log_softmax(-1)
+        each = (
+            dist.Bernoulli(logits=means(torch.eye(3, dtype=torch.float64))).to_event(1).log_prob(x[:, None])
+        )
+        reconstruction = float((q.exp() * each).sum(-1).mean())
+        prior = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
+        rate = float((q.exp() * (q - prior)).sum(-1).mean())
+    parameters = [*means.parameters(), *logits.parameters()]
+    state = State(pair, torch.optim.SGD(parameters, lr=0.1), TraceEnum_ELBO(max_plate_nesting=1), 50, None)
+    total, found = training.step(state, {"x": x}, 0, [0.1], weight)
+    assert found == pytest.approx(reconstruction, rel=1e-12)
+    assert total == pytest.approx(weight * rate - reconstruction, rel=1e-12)
+
+
+@pytest.mark.parametrize("kl_warmup", [0, 2])
+def test_an_epoch_is_the_mean_of_its_steps(kl_warmup, monkeypatch):
+    """By rows, of which the last batch has fewer."""
+    taken, own = [], loop.step
+    monkeypatch.setattr(
+        loop, "step", lambda *a: taken.append((len(a[1]["x"]), a[4], own(*a))) or taken[-1][2]
+    )
+    frame = pv.fit(
+        small_vae(), binary_rows(), epochs=3, batch_size=16, lr=1e-2, kl_warmup=kl_warmup, compile=False
+    ).frame
+    sizes, weights, losses = (np.array(each) for each in zip(*taken, strict=True))
+    assert sizes.tolist() == [16, 16, 16, 2] * 3
+    for epoch, line in frame.iterrows():
+        part = slice(4 * epoch, 4 * epoch + 4)
+        total, reconstruction = losses[part].T
+        for name, each in {
+            "loss": total,
+            "reconstruction": reconstruction,
+            "rate": (total + reconstruction) / weights[part],
+        }.items():
+            assert line[name] == pytest.approx(np.average(each, weights=sizes[part]), rel=1e-12)
+        assert line["elbo"] == pytest.approx(line["reconstruction"] - line["rate"], rel=1e-12)
+
+
+def test_training_rows_are_evaluated_for_objectives_without_two_parts():
+    """The draws of RenyiELBO are weighted inside a logarithm, so its loss is no rate minus a reconstruction."""
+    vae, x = small_vae(), binary_rows()
+    frame = pv.fit(vae, x, epochs=2, batch_size=50, lr=1e-2, loss=RenyiELBO(num_particles=3)).frame
     bound = pv.elbo(vae, x, num_samples=1, seed=0)
     assert frame["elbo"].iloc[-1] == pytest.approx(bound.mean, abs=1e-5)
-    assert {
-        "validation_elbo",
-        "validation_rate",
-        "validation_reconstruction",
-        "kl_weight",
-        "lr",
-        "seconds",
-    } <= {*frame}
+    assert frame["rate"].iloc[-1] == pytest.approx(float(bound.rate.mean()), abs=1e-5)
 
 
-def test_rate_and_reconstruction_do_not_depend_on_the_objective():
-    x = binary_rows()
-    frames = [
-        pv.fit(small_vae(), x, epochs=1, batch_size=50, lr=1e-12, loss=objective).frame
-        for objective in (Trace_ELBO(), RenyiELBO(num_particles=3))
-    ]
-    for column in ("elbo", "rate", "reconstruction"):
-        np.testing.assert_allclose(frames[0][column], frames[1][column], atol=1e-5)
+def test_callbacks_are_called_after_every_epoch(tmp_path):
+    vae, x, calls = small_vae(), binary_rows(), []
+
+    def callback(record, pair):
+        calls.append((dict(record), pair, parameters(pair), torch.random.get_rng_state()))
+        record["elbo"] = 0.0  # changes nothing in the history
+        torch.rand(7)
+
+    history = pv.fit(vae, x, epochs=3, batch_size=16, validation=x[:9], callbacks=[callback])
+    assert [record for record, *_ in calls] == history.records
+    assert all(pair is vae for _, pair, *_ in calls)
+    assert same(calls[-1][2], parameters(vae))
+    assert not same(calls[0][2], calls[1][2])
+    alone = small_vae()
+    pv.fit(alone, x, epochs=3, batch_size=16, validation=x[:9])
+    assert same(parameters(alone), parameters(vae))
+
+
+def test_a_callback_stops_the_fit(tmp_path):
+    vae, calls = small_vae(), []
+    options = {
+        "epochs": 9,
+        "batch_size": 16,
+        "callbacks": [lambda record, pair: calls.append(record["epoch"]) or record["epoch"] == 4],
+        "checkpoint": tmp_path,
+    }
+    history = pv.fit(vae, binary_rows(), **options)
+    assert (history.stopped, len(history), calls) == ("callback", 4, [1, 2, 3, 4])
+    four = small_vae()
+    pv.fit(four, binary_rows(), epochs=4, batch_size=16)
+    assert same(parameters(vae), parameters(four))
+    again = small_vae()  # a finished fit, which calls nobody
+    assert pv.fit(again, binary_rows(), **options).stopped == "callback"
+    assert len(calls) == 4
+    assert same(parameters(again), parameters(vae))
+
+
+def test_a_callback_may_evaluate_and_fit():
+    x, found = binary_rows(), []
+
+    def callback(record, pair):
+        found.append(pv.log_evidence(pair, x[:5], num_samples=20).mean)
+        pv.fit(small_vae(), x, epochs=1)
+
+    vae, alone = small_vae(), small_vae()
+    pv.fit(vae, x, epochs=2, callbacks=(callback,))
+    pv.fit(alone, x, epochs=2)
+    assert len(found) == 2
+    assert same(parameters(alone), parameters(vae))
+
+
+def test_what_a_callback_raises_comes_through_with_the_parameters_kept():
+    vae, four = small_vae(), small_vae()
+
+    def callback(record, pair):
+        if record["epoch"] == 4:
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match=r"^no space left$"):
+        pv.fit(vae, binary_rows(), epochs=9, batch_size=16, callbacks=[callback])
+    pv.fit(four, binary_rows(), epochs=4, batch_size=16)
+    assert same(parameters(vae), parameters(four))
+
+
+@pytest.mark.parametrize("callbacks", [None, print, [print, 3], "print", {print}])
+def test_callbacks_that_are_not_a_list_of_functions_are_refused(callbacks):
+    with pytest.raises(TypeError, match=r"^callbacks: expected a list of functions"):
+        pv.fit(small_vae(), binary_rows(), epochs=1, callbacks=callbacks)
+
+
+def test_a_callback_that_returns_a_number_is_refused():
+    with pytest.raises(TypeError, match=r"^what a callback returns: expected True or False"):
+        pv.fit(small_vae(), binary_rows(), epochs=1, callbacks=[lambda record, pair: record["elbo"]])
 
 
 def test_same_seed_same_fit_whatever_ran_before():
@@ -613,7 +774,7 @@ def test_the_loss_of_an_epoch_is_the_mean_of_the_steps_taken():
         patch.setattr(loop, "step", lambda *arguments: losses.append(training.step(*arguments)) or losses[-1])
         history = pv.fit(vae, x, epochs=1, batch_size=8, on_nonfinite="skip")
     assert len(losses) == 4
-    assert history.frame["loss"][0] == pytest.approx(sum(losses) / 4, rel=1e-12)
+    assert history.frame["loss"][0] == pytest.approx(sum(loss.total for loss in losses) / 4, rel=1e-12)
 
 
 def test_nothing_skipped_is_the_fit_it_was():
@@ -658,25 +819,13 @@ def long_and_short():
     return pv.VAE.mlp(6, 2, hidden_dims=(4,)), X[:8], (1, 130)
 
 
-def test_epochs_are_evaluated_on_some_of_many_rows(monkeypatch):
-    """Always the same ones, whose numbers errors go by; validation rows are all taken."""
-    seen = []
-    elbo_of = loop.elbo_of
-    monkeypatch.setattr(loop, "elbo_of", lambda evaluation: seen.append(evaluation) or elbo_of(evaluation))
-    monkeypatch.setattr(sys.modules["pyrovae.training.fit"], "_EPOCH_ROWS", 20)
-    numbers = []
-    for seed in (0, 1):
-        seen.clear()
-        history = pv.fit(small_vae(), X, epochs=2, seed=seed, validation=X[:30], compile=False)
-        training, held_out, again, _ = seen
-        numbers.append(training.numbers.tolist())
-        assert sorted({*numbers[-1]}) == numbers[-1] == again.numbers.tolist()
-        assert len(training) == 20
-        assert torch.equal(training.batch["x"], X[training.numbers])
-        assert len(held_out) == 30
-        assert history.frame["elbo"].iloc[-1] == elbo_of(again).mean
-    assert numbers[0] != numbers[1]
-    assert max(numbers[0]) >= 20
+def plan_of(**options):
+    """A plan with the defaults of ``fit`` but for some arguments."""
+    taken = {name: p.default for name, p in inspect.signature(pv.fit).parameters.items() if name in FIELDS}
+    return Plan(**taken | options)
+
+
+FIELDS = {field.name for field in dataclasses.fields(Plan)}
 
 
 def rows_of(x):
@@ -690,7 +839,10 @@ def test_how_steps_are_taken_follows_from_the_arguments():
     assert pv.fit(pair, x, epochs=many, batch_size=1).steps == "traced"
     state = State(pair, torch.optim.Adam(pair.parameters()), Trace_ELBO(), 8, None)
     rows = rows_of(x)
-    ways = {epochs: traced.choose("auto", epochs, state, rows, 1, False)[1] for epochs in (125, 12_500)}
+    ways = {
+        epochs: traced.choose(plan_of(epochs=epochs, batch_size=1), state, rows)[1]
+        for epochs in (125, 12_500)
+    }
     assert ways == {125: "traced", 12_500: "compiled"}
 
 
@@ -710,7 +862,7 @@ def test_each_size_of_batches_is_traced_and_compiled_where_that_pays(compile, ep
     pair = pv.VAE.mlp(6, 2, hidden_dims=(4,))
     adagrad = torch.optim.Adagrad(pair.parameters())  # outside the graph, so that every call is one step
     state = State(pair, adagrad, Trace_ELBO(), 8, None)
-    steps, _ = traced.choose(compile, epochs, state, rows_of(X[:8]), 3, False)
+    steps, _ = traced.choose(plan_of(compile=compile, epochs=epochs, batch_size=3), state, rows_of(X[:8]))
     ways = {None: "eager"}
     found = []
     for number in range(3):
@@ -867,7 +1019,7 @@ OF_TORCH = [
 ]
 
 
-def tempered(how, scheduler=OF_OTHERS[0], in_training=True):
+def tempered(how, scheduler=OF_OTHERS[0], in_training=True, **options):
     """A fit of seven epochs, in which the scheduler may lower the temperature from the third on."""
     torch.manual_seed(0)
     KNOWN_TO_PYTHON["temperature"] = 1.0
@@ -876,7 +1028,10 @@ def tempered(how, scheduler=OF_OTHERS[0], in_training=True):
         pv.priors.StandardNormal(2), pv.likelihoods.Bernoulli(Tempered(in_training)), encoder
     ).double()
     try:
-        return pair, pv.fit(pair, X.double(), epochs=7, batch_size=16, compile=how, scheduler=scheduler)
+        history = pv.fit(
+            pair, X.double(), epochs=7, batch_size=16, compile=how, scheduler=scheduler, **options
+        )
+        return pair, history
     finally:
         KNOWN_TO_PYTHON["temperature"] = 1.0
 
@@ -901,9 +1056,10 @@ def test_what_schedulers_change_in_python_is_seen(scheduler, evaluations, monkey
 def test_what_schedulers_change_in_evaluations_alone_is_seen(monkeypatch):
     monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
     monkeypatch.setattr(tracing.evaluation, "_TRACING_PAYS", 0)
-    (_, one), (_, two) = (tempered(how, in_training=False) for how in (False, "auto"))
+    held_out = X[:20].double()
+    (_, one), (_, two) = (tempered(how, in_training=False, validation=held_out) for how in (False, "auto"))
     assert two.steps == "traced"
-    np.testing.assert_allclose(one.frame["elbo"], two.frame["elbo"], rtol=1e-10)
+    np.testing.assert_allclose(one.frame["validation_elbo"], two.frame["validation_elbo"], rtol=1e-10)
 
 
 def test_compiled_steps_are_refused_where_schedulers_change_what_python_knows(inside):
@@ -1023,9 +1179,9 @@ def test_binarized_steps_draw_pixels_before_latents(compile):
     if compile:
         one = state(True)
         steps = traced.Traced(one, rows_of(grey), [(5,)], {(5,): False}, False).at(0)[0]
-        value = steps.run(torch.arange(5), [seed], [0.1], [1.0])[0]
+        value = steps.run(torch.arange(5), [seed], [0.1], [1.0])[0].total
     else:
-        value = training.step(state(True), {"x": grey}, seed, [0.1], 1.0)
+        value = training.step(state(True), {"x": grey}, seed, [0.1], 1.0).total
     plain = state(False)
     with torch.random.fork_rng():
         torch.random.set_rng_state(latent_seed)
@@ -1091,8 +1247,8 @@ def test_a_data_loader_is_chunks():
     vae = small_vae()
     pv.fit(vae, loader, batch_size=16, lr=1e-2, epochs=3)
     assert same(parameters(vae), parameters(chunked(X, 30, 30, 30)[0]))
-    assert vae.fitted["rows"] == 90
-    assert vae.fitted["seen"].tolist() == identity.row_hashes(X).tolist()
+    assert vae.fitted.rows == 90
+    assert vae.fitted.seen.tolist() == identity.row_hashes(X).tolist()
 
 
 class Shrinking:

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
-from pyrovae.evidence.blocks import Folder, each_block, parts_of
 from pyrovae.evidence.posterior import Encoder, Posterior, Prior, Proposal, undisturbed
 from pyrovae.evidence.reach import unreached
-from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence, judge, verdicts
+from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence
+from pyrovae.evidence.run import Folder, Run
 from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
-from pyrovae.progress import Progress
 from pyrovae.row_noise import RowNoise
 from pyrovae.turns import takes_turns
 
@@ -64,22 +63,16 @@ def annealed(
         x: rows on dim 0; tensor, numpy array or DataFrame.
         num_samples: K, chains per row.
         num_temperatures: steps from β = 0 to β = 1; a chain spends three decoder evaluations on each.
-        seed: the same seed gives the same numbers; with the same tile, bit for bit.
         start: "encoder", or "prior" if the guide is unreliable.
-        tile: (rows, chains) computed at once; None chooses it from the shapes.
-        progress: show a bar, or plain lines if there is no terminal.
-        checkpoint: a folder for this evaluation only, which keeps finished blocks of rows. The same call
-            continues after the last of them.
-        compile: whether the computation of a move is traced and compiled: True, False, or "auto", which
-            decides by the amount of work; see ``log_weights``. Each kind of move is compiled separately.
-        noise: the key of a row's noise beside ``seed``: its "index" in x, or its "content". With "content", a
-            row has the same number in any order and selection of rows.
+        seed, tile, progress, checkpoint, compile, noise: as in ``importance``; a tile is (rows, chains). Each kind of move
+            is compiled separately.
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds.
 
     Raises:
-        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``; also if a latent is discrete.
+        TypeError, ValueError: an option, the rows or the pair cannot be used; see ``pyrovae.pair.inspect``; also if
+            a latent is discrete.
 
     Neal (2001); Wu, Burda, Salakhutdinov and Grosse (2017) for decoders.
 
@@ -92,11 +85,21 @@ def annealed(
     """
     arguments.choice("start", start, STARTS)
     arguments.integer("num_temperatures", num_temperatures, minimum=2)
-    arguments.boolean("progress", progress)
-    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise)
-    parts = parts_of(
-        checkpoint, evaluation, method="annealed", num_temperatures=num_temperatures, start=start
+    run = Run.prepare(
+        "annealed",
+        pair,
+        x,
+        num_samples,
+        seed,
+        tile=tile,
+        progress=progress,
+        checkpoint=checkpoint,
+        compile=compile,
+        noise=noise,
+        num_temperatures=num_temperatures,
+        start=start,
     )
+    evaluation = run.evaluation
 
     def anneal(number: int, rows: slice) -> Columns:
         with undisturbed(evaluation, Stream.PILOT, rows=rows) as drawn:
@@ -107,21 +110,9 @@ def annealed(
             moves = path.tune(num_temperatures, drawn)
         return weigh_chains(evaluation, path, moves, rows)
 
-    with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
-        columns = each_block(evaluation, anneal, bar, parts)
-    verdict, reasons = judge(
-        verdicts(columns.pareto_k.cpu().numpy(), num_samples),
-        columns,
-        {CUT_OFF: unreached(evaluation).rows} if start == "encoder" else {},
-    )
-    return LogEvidence.of(
-        columns,
-        evaluation,
-        method="annealed",
-        kind="lower bound",
-        verdict=verdict,
-        reasons=reasons,
-        num_samples=num_samples,
+    columns = run.columns(anneal)
+    return run.answer(
+        columns, "lower bound", {CUT_OFF: unreached(evaluation).rows} if start == "encoder" else {}
     )
 
 

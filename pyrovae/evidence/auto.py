@@ -15,7 +15,6 @@ from torch import Tensor
 
 from pyrovae import arguments, diagnostics, noise
 from pyrovae.evidence.annealed import Path, path_cost, weigh_chains
-from pyrovae.evidence.blocks import Folder, parts_of
 from pyrovae.evidence.exact import linear_gaussian
 from pyrovae.evidence.gaussians import (
     PRIOR_DRAWS,
@@ -25,12 +24,13 @@ from pyrovae.evidence.gaussians import (
     fit_gaussians,
     independent_starts,
 )
-from pyrovae.evidence.importance import weigh_encoder
+from pyrovae.evidence.importance import encoder_block
 from pyrovae.evidence.posterior import Encoder, Gaussian, Posterior, Proposal, total, undisturbed
-from pyrovae.evidence.quadrature import MOST_DIMENSIONS, first_price, integrate
+from pyrovae.evidence.quadrature import MOST_DIMENSIONS, first_price, grid_block
 from pyrovae.evidence.reach import Unreached, reach_cost, unreached
 from pyrovae.evidence.refined import defended, shares, weigh_mixture
-from pyrovae.evidence.result import Columns, LogEvidence, about, judge, verdicts
+from pyrovae.evidence.result import Columns, LogEvidence, about, verdicts
+from pyrovae.evidence.run import Folder, Run, each_block
 from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
@@ -99,22 +99,13 @@ def auto(
         target_mcse: the requested Monte-Carlo error, in nats per row.
         max_cost: most decoder evaluations to spend on a row; a gradient counts three. A row that would need
             more is answered within this limit, and is not settled.
-        seed: the same seed gives the same numbers; with the same tile, bit for bit.
-        tile: (rows, samples) computed at once; None chooses it from the shapes.
-        progress: show a bar, or plain lines if there is no terminal.
-        checkpoint: a folder for this evaluation only, which keeps finished blocks of rows. The same call
-            continues after the last of them.
-        compile: False runs guide and model by Pyro for every tile. True traces their computation once and
-            compiles it: several times as fast after some 10 seconds, and equal up to rounding. "auto" decides
-            by the amount of work; see ``log_weights``.
-        noise: the key of a row's noise beside ``seed``: its "index" in x, or its "content". With "content", a
-            row has the same number in any order and selection of rows.
+        seed, tile, progress, checkpoint, compile, noise: as in ``importance``.
 
     Returns:
         A ``LogEvidence`` with, for every row, ``answered_by``, ``cost`` and ``settled``.
 
     Raises:
-        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``.
+        TypeError, ValueError: an option, the rows or the pair cannot be used; see ``pyrovae.pair.inspect``.
 
     Example:
         >>> import torch
@@ -125,22 +116,34 @@ def auto(
     """
     arguments.positive("target_mcse", target_mcse)
     arguments.integer("max_cost", max_cost, minimum=1000)
-    arguments.boolean("progress", progress)
-    evaluation = Evaluation.prepare(pair, x, _PILOT, seed, tile, compile=compile, noise=noise)
+    run = Run.prepare(
+        "auto",
+        pair,
+        x,
+        _PILOT,
+        seed,
+        tile=tile,
+        progress=progress,
+        checkpoint=checkpoint,
+        compile=compile,
+        noise=noise,
+        target_mcse=target_mcse,
+        max_cost=max_cost,
+    )
+    evaluation = run.evaluation
     closed = _closed_form(evaluation)
     if closed is not None:
         return dataclasses.replace(closed, method="auto", target_mcse=float(target_mcse))
     dim = _dimensions(evaluation)
     height = max(1, _ROWS_AT_ONCE // (dim or 1) ** 2)
-    parts = parts_of(checkpoint, evaluation, method="auto", target_mcse=target_mcse, max_cost=max_cost)
     answers = []
-    with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
+    with run.bar() as bar:
         everything = torch.arange(len(evaluation), device=evaluation.batch["x"].device)
         for number, rows in enumerate(everything.split(height)):
             part = evaluation.of_rows(rows, evaluation.seed, _PILOT)
             ladder = _Ladder(part, float(target_mcse), max_cost, bar)
             climb = functools.partial(ladder.climb, dim)
-            answers.append(climb() if parts is None else parts.keep(number, climb))
+            answers.append(climb() if run.parts is None else run.parts.keep(number, climb))
     columns = Columns.cat([Columns(**answer["columns"]) for answer in answers])
     answered_by, draws, doubtful = (
         np.concatenate([np.asarray(answer[name]) for answer in answers])
@@ -152,14 +155,11 @@ def auto(
     summed = answered_by == "exact"
     verdict = np.where(summed, "trust", verdict)
     verdict = np.where(grid, np.where(within, "trust", "another method"), verdict)
-    verdict, reasons = judge(verdict, columns, {_MISSED: torch.from_numpy(doubtful)})
-    return LogEvidence.of(
+    return run.answer(
         columns,
-        evaluation,
-        method="auto",
-        kind=np.where(summed, "exact", np.where(grid, "estimate", "lower bound")),
-        verdict=verdict,
-        reasons=reasons,
+        np.where(summed, "exact", np.where(grid, "estimate", "lower bound")),
+        {_MISSED: torch.from_numpy(doubtful)},
+        verdict,
         answered_by=answered_by,
         target_mcse=float(target_mcse),
     )
@@ -456,7 +456,8 @@ class _Ladder:
 
     def _answer_by_importance(self, rows: Tensor, needed: Tensor, doubtful: Tensor) -> None:
         for chosen, count in self._by_draws(rows, needed):
-            columns = weigh_encoder(self._part(rows[chosen], count, Stage.ANSWER), _silent())
+            part = self._part(rows[chosen], count, Stage.ANSWER)
+            columns = each_block(part, encoder_block(part))
             self._keep(rows[chosen], columns, "importance", count, doubtful[chosen])
 
     def _answer_defensively(self, rows: Tensor, needed: Tensor, beyond: Unreached) -> None:
@@ -485,7 +486,7 @@ class _Ladder:
     def _answer_by_quadrature(self, found: _Fitted) -> None:
         for left, alike in self._by_cost(found):
             part = self._part(alike.rows, _PILOT, Stage.ANSWER)
-            columns = integrate(part, _MARGIN * self._target, _silent(), alike.fits, left)
+            columns = each_block(part, grid_block(part, _MARGIN * self._target, alike.fits, left))
             self._keep(alike.rows, columns, "quadrature", 0)
 
     def _by_cost(self, found: _Fitted) -> Iterator[tuple[float, _Fitted]]:
@@ -617,7 +618,3 @@ def _uncovered(
     log_weight = modes.log_joint - proposal.log_density(u, torch.zeros_like(modes.log_joint))
     high = modes.log_joint > centre - _NEGLIGIBLE - posterior.dim / 4
     return ((log_weight > level + _UNCOVERED) & high).any(dim=0)
-
-
-def _silent() -> Progress:
-    return Progress("", 0, "", show=False)

@@ -31,6 +31,7 @@ def convergence(
     tile: tuple[int, int] | None = None,
     progress: bool = False,
     compile: str | bool = "auto",
+    noise: str = "index",
 ) -> pd.DataFrame:
     """Return the mean log P(x_n) by the first K of the same draws, for growing K: a bound and two estimates.
 
@@ -41,12 +42,7 @@ def convergence(
         pair: a ``VAE`` or any ``LatentVariableModel``.
         x: rows on dim 0; tensor, numpy array or DataFrame.
         num_samples: the values of K, each at least 2.
-        seed: the same seed gives the same numbers; with the same tile, too, the same bits.
-        tile: (rows, samples) computed at once; None chooses it from the shapes.
-        progress: show a bar, or plain lines if there is no terminal.
-        compile: False runs guide and model by Pyro for every tile. True traces their computation once and
-            compiles it: several times as fast after some 10 seconds, and equal up to rounding. "auto" decides
-            by the amount of work; see ``log_weights``.
+        seed, tile, progress, compile, noise: as in ``importance``.
 
     Returns:
         A frame with one line per K, means over the rows in nats per row. ``elbo`` is the bound at K = 1 from
@@ -55,7 +51,7 @@ def convergence(
         is "trust". ``num_samples`` is K. ``plots.convergence`` draws the frame.
 
     Raises:
-        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``.
+        TypeError, ValueError: an option, the rows or the pair cannot be used; see ``pyrovae.pair.inspect``.
 
     Example:
         >>> import torch
@@ -75,7 +71,7 @@ def convergence(
         )
     sizes = sorted({arguments.integer("num_samples", size, minimum=2) for size in num_samples})
     arguments.boolean("progress", progress)
-    evaluation = Evaluation.prepare(pair, x, sizes[-1], seed, tile, compile=compile)
+    evaluation = Evaluation.prepare(pair, x, sizes[-1], seed, tile, compile=compile, noise=noise)
     dtype = evaluation.dtype
     found: dict[int, list[tuple[Columns, torch.Tensor]]] = {size: [] for size in sizes}
     elbo = 0.0

@@ -128,7 +128,7 @@ def exact(pair: LatentVariableModel, x: Any) -> LogEvidence:
         A ``LogEvidence`` whose rows are exact, computed in float64.
 
     Raises:
-        TypeError, ValueError: see ``pyrovae.checks``; also if the pair is not linear-Gaussian, naming the part.
+        TypeError, ValueError: an option or the rows cannot be used; also if the pair is not linear-Gaussian, naming the part.
 
     Tipping and Bishop (1999).
 

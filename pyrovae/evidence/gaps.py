@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pyrovae import arguments, noise
-from pyrovae.evidence.gaussians import FAMILIES, fit_gaussians
+from pyrovae import arguments
+from pyrovae.evidence.gaussians import FAMILIES, fit_cost, fit_gaussians
 from pyrovae.evidence.posterior import Gaussian, Posterior, undisturbed
 from pyrovae.evidence.refined import all_starts, weigh, weigh_mixture
 from pyrovae.evidence.result import Columns, frame_of, judge, verdicts
 from pyrovae.log_weights import Evaluation, elbo_of
 from pyrovae.model import LatentVariableModel
-from pyrovae.noise import Stream
+from pyrovae.noise import Stream, derive
 from pyrovae.progress import Progress
 from pyrovae.turns import takes_turns
 
@@ -34,6 +34,8 @@ def gaps(
     family: str = "mean_field",
     tile: tuple[int, int] | None = None,
     progress: bool = False,
+    compile: str | bool = "auto",
+    noise: str = "index",
 ) -> pd.DataFrame:
     """Return log P(x_n) − ELBO(Q) = approximation gap + amortization gap, for every row.
 
@@ -45,11 +47,9 @@ def gaps(
         pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents.
         x: rows on dim 0; tensor, numpy array or DataFrame.
         num_samples: fresh draws per row for each of the three terms, at least 100.
-        seed: the same seed gives the same numbers; with the same tile, too, the same bits.
         family: of q*, "mean_field" or "full_rank". Choose the encoder's own family, else the split does not
             have the meaning above.
-        tile: (rows, samples) computed at once; None chooses it from the shapes.
-        progress: show a bar, or plain lines if there is no terminal.
+        seed, tile, progress, compile, noise: as in ``importance``.
 
     Returns:
         A frame with one line per row and the index of x, in nats: ``log_evidence`` (as by ``refined``,
@@ -70,12 +70,13 @@ def gaps(
     arguments.integer("num_samples", num_samples, minimum=100)
     arguments.choice("family", family, FAMILIES)
     arguments.boolean("progress", progress)
-    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
+    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise)
     evidence, optimised = [], []
     with Progress("gaps", len(evaluation), "rows", progress) as bar:
         for rows in evaluation.blocks():
             with undisturbed(evaluation, Stream.PILOT, rows=rows) as drawn:
                 posterior = Posterior(evaluation, rows)
+                posterior.expect(2 * fit_cost(posterior.dim, _STARTS, _STEPS) + num_samples)
                 starts = all_starts(posterior, _STARTS, drawn)
                 fits, _ = fit_gaussians(posterior, starts, _STEPS, "full_rank", drawn)
                 family_fits, elbos = fit_gaussians(posterior, starts, _STEPS, family, drawn)
@@ -96,7 +97,7 @@ def gaps(
     log_evidence, error = columns.estimate.cpu().numpy(), columns.mcse.cpu().numpy()
     best_elbo, best_error = torch.cat(optimised, dim=1).cpu().numpy()
     # Fresh noise: the noise of the tiles belongs to the estimate of log P(x).
-    encoder = elbo_of(dataclasses.replace(evaluation, seed=noise.derive(seed, Stream.WEIGHTS)))
+    encoder = elbo_of(dataclasses.replace(evaluation, seed=derive(seed, Stream.WEIGHTS)))
     return frame_of(
         {
             "log_evidence": log_evidence,

@@ -8,14 +8,12 @@ from typing import Any
 import torch
 
 from pyrovae import arguments
-from pyrovae.checkpoints import Parts
 from pyrovae.diagnostics import Accumulator
-from pyrovae.evidence.blocks import Folder, each_block, parts_of
 from pyrovae.evidence.reach import unreached
-from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence, judge, verdicts
+from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence
+from pyrovae.evidence.run import Block, Folder, Run
 from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
-from pyrovae.progress import Progress
 from pyrovae.turns import takes_turns
 
 
@@ -60,7 +58,7 @@ def importance(
         A ``LogEvidence`` whose rows are lower bounds, or estimates if ``pareto_smoothed``.
 
     Raises:
-        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``.
+        TypeError, ValueError: an option, the rows or the pair cannot be used; see ``pyrovae.pair.inspect``.
 
     Example:
         >>> import torch
@@ -68,30 +66,27 @@ def importance(
         >>> importance(VAE.mlp(6, latent_dim=2), torch.ones(4, 6), num_samples=100).estimate.shape
         (4,)
     """
-    arguments.boolean("progress", progress)
     arguments.boolean("pareto_smoothed", pareto_smoothed)
-    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise)
-    with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
-        parts = parts_of(checkpoint, evaluation, method="importance", pareto_smoothed=pareto_smoothed)
-        columns = weigh_encoder(evaluation, bar, pareto_smoothed, parts)
-    verdict, reasons = judge(
-        verdicts(columns.pareto_k.cpu().numpy(), num_samples), columns, {CUT_OFF: unreached(evaluation).rows}
+    run = Run.prepare(
+        "importance",
+        pair,
+        x,
+        num_samples,
+        seed,
+        tile=tile,
+        progress=progress,
+        checkpoint=checkpoint,
+        compile=compile,
+        noise=noise,
+        pareto_smoothed=pareto_smoothed,
     )
-    return LogEvidence.of(
-        columns,
-        evaluation,
-        method="importance",
-        kind="estimate" if pareto_smoothed else "lower bound",
-        verdict=verdict,
-        reasons=reasons,
-        num_samples=num_samples,
-    )
+    columns = run.columns(encoder_block(run.evaluation, pareto_smoothed))
+    kind = "estimate" if pareto_smoothed else "lower bound"
+    return run.answer(columns, kind, {CUT_OFF: unreached(run.evaluation).rows})
 
 
-def weigh_encoder(
-    evaluation: Evaluation, bar: Progress, pareto_smoothed: bool = False, parts: Parts | None = None
-) -> Columns:
-    """Return the log-mean-exp of every row's weights under the encoder, computed tile by tile."""
+def encoder_block(evaluation: Evaluation, pareto_smoothed: bool = False) -> Block:
+    """Return the function of a block that adds up its rows' weights under the encoder, tile by tile."""
     x, tiles = evaluation.batch["x"], list(evaluation.tiles())
 
     def weigh(block: int, rows: slice) -> Columns:
@@ -106,4 +101,4 @@ def weigh_encoder(
         )
         return replace(columns, estimate=weights.smoothed()) if pareto_smoothed else columns
 
-    return each_block(evaluation, weigh, bar, parts)
+    return weigh

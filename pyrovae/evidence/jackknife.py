@@ -11,12 +11,10 @@ from torch import Tensor
 
 from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
-from pyrovae.evidence.blocks import Folder, each_block, parts_of
 from pyrovae.evidence.reach import unreached
-from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence, judge, verdicts
-from pyrovae.log_weights import Evaluation
+from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence
+from pyrovae.evidence.run import Folder, Run
 from pyrovae.model import LatentVariableModel
-from pyrovae.progress import Progress
 from pyrovae.turns import takes_turns
 
 
@@ -38,17 +36,15 @@ def jackknife(
     reduces the bias from O(1/K) to O(1/K²) with the same draws. The result is no longer a lower bound.
 
     Args:
-        pair, x, seed, tile, progress, checkpoint, compile: as in ``importance``.
+        pair, x, seed, tile, progress, checkpoint, compile, noise: as in ``importance``.
         num_samples: K, draws per row, at least 2. A block of rows holds all its log weights in memory.
-        noise: the key of a row's noise beside ``seed``: its "index" in x, or its "content". With "content", a
-            row has the same number in any order and selection of rows.
 
     Returns:
         A ``LogEvidence`` whose rows are estimates. ``bias`` is zero to first order; ``mcse`` is the
         jackknife's standard error.
 
     Raises:
-        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``.
+        TypeError, ValueError: an option, the rows or the pair cannot be used; see ``pyrovae.pair.inspect``.
 
     Example:
         >>> import torch
@@ -57,32 +53,29 @@ def jackknife(
         'estimate'
     """
     arguments.integer("num_samples", num_samples, minimum=2)
-    arguments.boolean("progress", progress)
-    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise)
-    dtype, tiles = evaluation.dtype, list(evaluation.tiles())
+    run = Run.prepare(
+        "jackknife",
+        pair,
+        x,
+        num_samples,
+        seed,
+        tile=tile,
+        progress=progress,
+        checkpoint=checkpoint,
+        compile=compile,
+        noise=noise,
+    )
+    dtype, tiles = run.evaluation.dtype, list(run.evaluation.tiles())
 
     def weigh(block: int, rows: slice) -> Columns:
-        terms = [evaluation.terms(tile) for tile in tiles[block]]
+        terms = [run.evaluation.terms(tile) for tile in tiles[block]]
         log_weights = torch.cat([each.log_weights for each in terms])
         lost = torch.cat([each.lost for each in terms]).double().mean(dim=0)
         columns = Columns.of_weights(Accumulator.of(log_weights), dtype, num_samples, lost)
         estimate, mcse = leave_one_out(log_weights)
         return replace(columns, estimate=estimate, mcse=mcse, bias=torch.zeros_like(estimate))
 
-    with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
-        columns = each_block(evaluation, weigh, bar, parts_of(checkpoint, evaluation, method="jackknife"))
-    verdict, reasons = judge(
-        verdicts(columns.pareto_k.cpu().numpy(), num_samples), columns, {CUT_OFF: unreached(evaluation).rows}
-    )
-    return LogEvidence.of(
-        columns,
-        evaluation,
-        method="jackknife",
-        kind="estimate",
-        verdict=verdict,
-        reasons=reasons,
-        num_samples=num_samples,
-    )
+    return run.answer(run.columns(weigh), "estimate", {CUT_OFF: unreached(run.evaluation).rows})
 
 
 def leave_one_out(log_weights: Tensor) -> tuple[Tensor, Tensor]:

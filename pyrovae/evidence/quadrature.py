@@ -10,16 +10,14 @@ import torch
 from torch import Tensor
 
 from pyrovae import arguments
-from pyrovae.checkpoints import Parts
-from pyrovae.evidence.blocks import Folder, each_block, parts_of
 from pyrovae.evidence.gaussians import fit_gaussians
 from pyrovae.evidence.posterior import Gaussian, Posterior, total, undisturbed
 from pyrovae.evidence.refined import all_starts
-from pyrovae.evidence.result import Columns, LogEvidence, judge
+from pyrovae.evidence.result import Columns, LogEvidence
+from pyrovae.evidence.run import Block, Folder, Run
 from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
-from pyrovae.progress import Progress
 from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
 from pyrovae.turns import takes_turns
@@ -28,6 +26,7 @@ MOST_DIMENSIONS = 3
 
 _RADIUS = 7.0  # standard deviations; a Gaussian in three dimensions has 1e-10 of its mass beyond
 _FIRST_ORDER = 8
+_POINTS_AT_ONCE = 128  # of a row, unless a tile is given
 _MOST_POINTS = 1 << 18  # of one grid
 _STARTS, _FIT_STEPS = 6, 8
 _PRIOR_DRAWS = 200
@@ -65,12 +64,8 @@ def quadrature(
         x: rows on dim 0; tensor, numpy array or DataFrame.
         tolerance: the error, in nats, at which a row is done.
         seed: of the search for modes; the grids themselves are not random.
-        tile: (rows, points) computed at once; None chooses it from the shapes.
-        progress: show a bar, or plain lines if there is no terminal.
-        checkpoint: a folder for this evaluation only, which keeps finished blocks of rows. The same call
-            continues after the last of them.
-        noise: the key of a row's noise beside ``seed``: its "index" in x, or its "content". With "content", a
-            row has the same number in any order and selection of rows.
+        tile, progress, checkpoint, noise: as in ``importance``; a tile is (rows, points). There is no ``compile``, because
+            the shapes of the grids follow from the rows.
 
     Returns:
         A ``LogEvidence`` whose rows are estimates. ``mcse`` holds the error, the sum of four terms. The first is
@@ -80,8 +75,8 @@ def quadrature(
         at 2^18 points.
 
     Raises:
-        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``; also if there are more than
-            three latent dimensions or a latent is discrete.
+        TypeError, ValueError: an option, the rows or the pair cannot be used; see ``pyrovae.pair.inspect``; also if
+            there are more than three latent dimensions or a latent is discrete.
 
     Example:
         >>> import torch
@@ -90,17 +85,23 @@ def quadrature(
         'trust'
     """
     arguments.positive("tolerance", tolerance)
-    arguments.boolean("progress", progress)
-    evaluation = Evaluation.prepare(pair, x, 128, seed, tile, noise=noise)
-    check_dimensions(evaluation)
-    with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
-        parts = parts_of(checkpoint, evaluation, method="quadrature", tolerance=tolerance)
-        columns = integrate(evaluation, tolerance, bar, parts=parts)
-    settled = (columns.mcse <= tolerance).cpu().numpy()
-    verdict, reasons = judge(np.where(settled, "trust", "another method"), columns)
-    return LogEvidence.of(
-        columns, evaluation, method="quadrature", kind="estimate", verdict=verdict, reasons=reasons
+    run = Run.prepare(
+        "quadrature",
+        pair,
+        x,
+        _POINTS_AT_ONCE,
+        seed,
+        tile=tile,
+        progress=progress,
+        checkpoint=checkpoint,
+        compile=False,
+        noise=noise,
+        tolerance=tolerance,
     )
+    check_dimensions(run.evaluation)
+    columns = run.columns(grid_block(run.evaluation, tolerance))
+    settled = (columns.mcse <= tolerance).cpu().numpy()
+    return run.answer(columns, "estimate", verdict=np.where(settled, "trust", "another method"))
 
 
 def check_dimensions(evaluation: Evaluation) -> None:
@@ -116,17 +117,15 @@ def check_dimensions(evaluation: Evaluation) -> None:
         )
 
 
-def integrate(
+def grid_block(
     evaluation: Evaluation,
     tolerance: float,
-    bar: Progress,
     fits: list[Gaussian] | None = None,
     most_cost: float = math.inf,
-    parts: Parts | None = None,
-) -> Columns:
-    """Return every row's integral, with its error in ``mcse``, within ``most_cost`` decoder evaluations.
+) -> Block:
+    """Return the function of a block that integrates its rows, with their errors in ``mcse``.
 
-    If ``fits`` is None, Gaussians are fitted here.
+    ``most_cost`` bounds a row's decoder evaluations. If ``fits`` is None, Gaussians are fitted for the block.
     """
 
     def sum_up(number: int, rows: slice) -> Columns:
@@ -145,7 +144,7 @@ def integrate(
         zero = torch.zeros_like(estimate)
         return Columns(estimate, error, zero, unknown, unknown, cost, zero)
 
-    return each_block(evaluation, sum_up, bar, parts)
+    return sum_up
 
 
 def _pieces(posterior: Posterior, fits: list[Gaussian], noise: RowNoise) -> tuple[list[Gaussian], Tensor]:

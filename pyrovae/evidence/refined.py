@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
-from pyrovae.evidence.blocks import Folder, each_block, parts_of
 from pyrovae.evidence.gaussians import (
     FAMILIES,
     PRIOR_DRAWS,
@@ -31,11 +30,11 @@ from pyrovae.evidence.posterior import (
     total,
     undisturbed,
 )
-from pyrovae.evidence.result import Columns, LogEvidence, judge, verdicts
+from pyrovae.evidence.result import Columns, LogEvidence
+from pyrovae.evidence.run import Folder, Run
 from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
-from pyrovae.progress import Progress
 from pyrovae.row_noise import RowNoise
 from pyrovae.turns import takes_turns
 
@@ -75,24 +74,17 @@ def refined(
         pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents.
         x: rows on dim 0; tensor, numpy array or DataFrame.
         num_samples: K, draws per row, at least 100. The error estimate is rough below a few hundred.
-        seed: the same seed gives the same numbers; with the same tile, bit for bit.
         family: "full_rank" or "mean_field", of the q*.
         num_starts: fits per row. The first starts at the encoder, each of the others at a mode of its own.
         num_steps: steps of a fit, each of 2 · dim gradients per start.
-        tile: (rows, samples) computed at once; None chooses it from the shapes.
-        progress: show a bar, or plain lines if there is no terminal.
-        checkpoint: a folder for this evaluation only, which keeps finished blocks of rows. The same call
-            continues after the last of them.
-        compile: whether the computation of fits and weights is traced and compiled: True, False, or "auto",
-            which decides by the amount of work; see ``log_weights``. Each kind of call is compiled separately.
-        noise: the key of a row's noise beside ``seed``: its "index" in x, or its "content". With "content", a
-            row has the same number in any order and selection of rows.
+        seed, tile, progress, checkpoint, compile, noise: as in ``importance``. Each kind of call is compiled separately.
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds; its ``mcse`` is that of stratified draws.
 
     Raises:
-        TypeError, ValueError: see ``pyrovae.checks`` and ``pyrovae.pair.inspect``; also if a latent is discrete.
+        TypeError, ValueError: an option, the rows or the pair cannot be used; see ``pyrovae.pair.inspect``; also if
+            a latent is discrete.
 
     Burda et al. (2016) for the bound, Cremer, Li and Duvenaud (2018) for posteriors fitted to each row,
     Hesterberg (1995) for the defensive mixture.
@@ -108,11 +100,22 @@ def refined(
     arguments.integer("num_starts", num_starts)
     arguments.integer("num_steps", num_steps)
     split(num_samples, shares(num_starts))
-    arguments.boolean("progress", progress)
-    evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise)
-    parts = parts_of(
-        checkpoint, evaluation, method="refined", family=family, num_starts=num_starts, num_steps=num_steps
+    run = Run.prepare(
+        "refined",
+        pair,
+        x,
+        num_samples,
+        seed,
+        tile=tile,
+        progress=progress,
+        checkpoint=checkpoint,
+        compile=compile,
+        noise=noise,
+        family=family,
+        num_starts=num_starts,
+        num_steps=num_steps,
     )
+    evaluation = run.evaluation
 
     def refine(number: int, rows: slice) -> Columns:
         with undisturbed(evaluation, Stream.PILOT, rows=rows) as drawn:
@@ -123,18 +126,7 @@ def refined(
         columns = weigh_mixture(evaluation, rows, fits)
         return replace(columns, cost=columns.cost + posterior.cost)
 
-    with Progress("log P(x)", len(evaluation), "rows", progress) as bar:
-        columns = each_block(evaluation, refine, bar, parts)
-    verdict, reasons = judge(verdicts(columns.pareto_k.cpu().numpy(), num_samples), columns)
-    return LogEvidence.of(
-        columns,
-        evaluation,
-        method="refined",
-        kind="lower bound",
-        verdict=verdict,
-        reasons=reasons,
-        num_samples=num_samples,
-    )
+    return run.answer(run.columns(refine), "lower bound")
 
 
 def all_starts(posterior: Posterior, num_starts: int, noise: RowNoise) -> Starts:

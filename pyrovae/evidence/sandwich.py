@@ -136,7 +136,7 @@ def sandwich(
         x: rows on dim 0. Simulated rows take their shape and the values aligned with rows from it.
         num_rows: number of rows. Simulated ones may be more than ``x`` has; real ones are the first of ``x``.
             None means as many as ``x`` has, at most 64.
-        seed: the same seed gives the same numbers bit for bit.
+        seed: the same seed gives the same numbers bit for bit. Noise is keyed by the number of a row.
         num_samples: chains per row in each direction.
         num_temperatures, start: as in ``annealed``.
         rows: "simulated", or "real" for the rows of x themselves. "real" needs a pair whose posterior is known

@@ -93,13 +93,22 @@ def of_rows(structure: Structure, latents: Latents, rows: Tensor) -> Latents:
 
 
 def loss(
-    pair: LatentVariableModel, objective: Any, batch: Batch, num_rows: int, kl_weight: float
+    pair: LatentVariableModel,
+    objective: Any,
+    batch: Batch,
+    num_rows: int,
+    kl_weight: float,
+    observed_weight: Tensor | float = 1.0,
 ) -> Tensor | float:
     """Return a Pyro ELBO's loss of a minibatch, as an estimate for the whole data set, in nats.
 
-    The minibatch stands for all ``num_rows`` rows: every site is scaled by N/B, and latent sites also by the KL
-    weight. The result has a graph if the objective, a ``pyro.infer.ELBO``, has a differentiable loss. Otherwise its
-    gradients have been added to the parameters' ``.grad``.
+    The minibatch stands for all ``num_rows`` rows: every site is scaled by N/B, latent sites also by the KL weight and
+    observed sites by their weight. If the objective is a sum over sites, the loss is
+
+        kl_weight · rate − observed_weight · reconstruction,
+
+    and its derivative by ``observed_weight`` is minus the reconstruction. The result has a graph if the objective, a
+    ``pyro.infer.ELBO``, has a differentiable loss. Otherwise its gradients have been added to the parameters' ``.grad``.
     """
     scale = num_rows / len(batch["x"])
 
@@ -108,8 +117,8 @@ def loss(
             with ExitStack() as handlers:
                 if scale != 1:
                     handlers.enter_context(poutine.scale(scale=scale))
-                if kl_weight != 1:
-                    handlers.enter_context(_ScaleLatents(kl_weight))
+                if isinstance(observed_weight, Tensor) or kl_weight != 1:
+                    handlers.enter_context(_Weigh(kl_weight, observed_weight))
                 if not differentiable:
                     # These objectives run backward() only if the trace holds a parameter statement.
                     pyro.module("pair", pair)
@@ -124,16 +133,16 @@ def loss(
         return compute(scaled(pair.model), scaled(pair.guide), *args, **kwargs)
 
 
-class _ScaleLatents(poutine.messenger.Messenger):
-    """Scales the log-probability of latent sites only, which weights the KL term."""
+class _Weigh(poutine.messenger.Messenger):
+    """Multiplies the log-probabilities of latent sites and of observed sites by a weight each."""
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, latent: float, observed: Tensor | float) -> None:
         super().__init__()
-        self.weight = weight
+        self.latent, self.observed = latent, observed
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and not site_is_subsample(msg):
-            msg["scale"] = msg["scale"] * self.weight
+        if not site_is_subsample(msg):
+            msg["scale"] = msg["scale"] * (self.observed if msg["is_observed"] else self.latent)
 
 
 # ---------------------------------------------------------------------------------------------------------

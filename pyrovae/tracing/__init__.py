@@ -15,13 +15,14 @@ from pyrovae.tracing.drawing import Untraceable
 from pyrovae.tracing.evaluation import Call, Runner, tile_terms
 from pyrovae.tracing.gradients import trace_gradients
 from pyrovae.tracing.graphs import unchanged
-from pyrovae.tracing.steps import NotFinite, TracedSteps, batch_sizes, calls
+from pyrovae.tracing.steps import NotFinite, StepLoss, TracedSteps, batch_sizes, calls
 from pyrovae.tracing.updates import moments, options, updates_inside
 
 __all__ = [
     "Call",
     "NotFinite",
     "Runner",
+    "StepLoss",
     "TracedSteps",
     "Untraceable",
     "batch_sizes",

@@ -23,8 +23,8 @@ from pyrovae.tracing.graphs import Graph, agree, trace, unchanged, untraceable
 class Gradients(Graph):
     """The loss and the gradients of one minibatch as a graph.
 
-    Its inputs are the batch and, if annealed, the KL weight. It returns the loss, in nats a row, and the gradients
-    of ``moving``, the parameters that have one.
+    Its inputs are the batch and, if annealed, the KL weight. It returns the loss and its reconstruction, in nats a row,
+    shape (2,), and the gradients of ``moving``, the parameters that have one.
 
     Attributes:
         check: raises ``Untraceable`` if Pyro's present loss and gradients, for other rows and noise than the trace's,
@@ -37,7 +37,7 @@ class Gradients(Graph):
 
 def trace_gradients(
     pair: LatentVariableModel,
-    loss: Callable[[Batch, float], Any],
+    loss: Callable[[Batch, float, Tensor], Any],
     data: Batch,
     size: int,
     num_rows: int,
@@ -48,8 +48,8 @@ def trace_gradients(
 
     Args:
         pair: model and guide.
-        loss: takes a minibatch and a KL weight and returns an estimate of the data set's loss, as Pyro's objectives
-            do: a tensor, or a number if they ran ``backward()`` themselves.
+        loss: takes a minibatch, a KL weight and a weight of the observed sites, and returns an estimate of the data
+            set's loss, as Pyro's objectives do: a tensor, or a number if they ran ``backward()`` themselves.
         data: rows to trace and check with.
         size: of the minibatch.
         num_rows: of the data set.
@@ -73,18 +73,20 @@ def trace_gradients(
     buffers = [buffer for *_, buffer in places]
 
     def gradients(batch: Batch, weight: float) -> list[Tensor]:
-        total = loss(batch, weight) / num_rows
+        observed_weight = batch["x"].new_ones(()).requires_grad_()
+        total = loss(batch, weight, observed_weight) / num_rows
+        reached = [*parameters, observed_weight]
         if isinstance(total, Tensor) and total.requires_grad:
-            found: list[Tensor | None] = [*torch.autograd.grad(total, parameters, allow_unused=True)]
+            found: list[Tensor | None] = [*torch.autograd.grad(total, reached, allow_unused=True)]
         else:  # the objective ran backward() itself
-            found = [None if p.grad is None else p.grad / num_rows for p in parameters]
-        reached = [
-            (p, gradient) for p, gradient in zip(parameters, found, strict=True) if gradient is not None
-        ]
-        moving[:] = [p for p, _ in reached]
+            found = [None if p.grad is None else p.grad / num_rows for p in reached]
+        last = found.pop()
+        moving[:] = [p for p, gradient in zip(parameters, found, strict=True) if gradient is not None]
+        total = torch.as_tensor(total, dtype=data["x"].dtype).detach()
+        reconstruction = torch.zeros_like(total) if last is None else -last
         return [
-            torch.as_tensor(total, dtype=data["x"].dtype).detach(),
-            *(gradient for _, gradient in reached),
+            torch.stack([total, reconstruction]),
+            *(gradient for gradient in found if gradient is not None),
         ]
 
     def traced(*inputs: Tensor) -> list[Tensor]:

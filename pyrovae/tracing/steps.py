@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -17,6 +17,16 @@ from pyrovae.tracing.rewriting import rewrite
 from pyrovae.tracing.updates import UPDATES, Outside
 
 
+class StepLoss(NamedTuple):
+    """The loss of a minibatch and its reconstruction, estimates for the whole data set in nats a row.
+
+    The reconstruction is the mean of log P(x | z) over draws of the guide, if the objective is a sum over sites.
+    """
+
+    total: float
+    reconstruction: float
+
+
 class NotFinite(FloatingPointError):
     """A loss or gradient is not finite.
 
@@ -24,7 +34,7 @@ class NotFinite(FloatingPointError):
         losses: of the earlier steps of the same call, which have been taken; later steps have not.
     """
 
-    def __init__(self, what: str, losses: list[float]) -> None:
+    def __init__(self, what: str, losses: list[StepLoss]) -> None:
         super().__init__(what)
         self.losses = losses
 
@@ -101,7 +111,7 @@ class TracedSteps:
     ) -> list[Any]:
         """Build the steps' operations, with proxies for tensors.
 
-        Returns losses and gradient norms, (steps, 2), and the gradients if the optimizer is outside.
+        Returns losses, reconstructions and gradient norms, (steps, 3), and the gradients if the optimizer is outside.
         """
         columns = inputs[len(place) :][:num_columns]
         drawn = inputs[len(place) + num_columns : -2]
@@ -118,7 +128,7 @@ class TracedSteps:
             batch = rows[start : start + size]
             start += size
             old = {id(t): of(t).clone() for t in graph.changed}
-            total, *gradients = _insert(
+            loss, *gradients = _insert(
                 graph.module,
                 [
                     *(column[batch] for column in columns),
@@ -129,7 +139,7 @@ class TracedSteps:
             )
             norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
             # A step that is not finite changes nothing, and neither do the steps after it.
-            finite = torch.isfinite(total) & torch.isfinite(norm)
+            finite = torch.isfinite(loss[0]) & torch.isfinite(norm)
             fine = finite if fine is None else fine & finite
             for tensor in graph.changed:
                 of(tensor).copy_(torch.where(fine, of(tensor), old[id(tensor)]))
@@ -146,13 +156,13 @@ class TracedSteps:
                     then = update.apply(gradient_of[id(parameter)], now, mine)
                     for before, after in zip(now, then, strict=True):
                         before.copy_(torch.where(fine, after, before))
-            reports.append(torch.stack([total, norm]))
+            reports.append(torch.cat([loss, norm[None]]))
         return [torch.stack(reports), *([] if self._inside else gradients)]
 
     def run(
         self, rows: Tensor, seeds: Sequence[int], learning_rates: Sequence[float], kl_weights: Sequence[float]
-    ) -> list[float]:
-        """Take the steps and return their losses, each an estimate of the data set's, in nats a row.
+    ) -> list[StepLoss]:
+        """Take the steps and return their losses.
 
         Args:
             rows: indices of the rows, first step first, shape (sum of sizes,).
@@ -176,17 +186,18 @@ class TracedSteps:
                 *self._inputs, rows, torch.tensor(numbers, dtype=self._dtype, device=rows.device)
             )
         reports = outputs[0].tolist()
-        for step, (value, norm) in enumerate(reports):
-            if not (math.isfinite(value) and math.isfinite(norm)):
-                what = f"loss is {value}" if not math.isfinite(value) else f"gradient norm is {norm}"
-                raise NotFinite(what, [loss for loss, _ in reports[:step]])
+        losses = [StepLoss(total, reconstruction) for total, reconstruction, _ in reports]
+        for step, (total, _, norm) in enumerate(reports):
+            if not (math.isfinite(total) and math.isfinite(norm)):
+                what = f"loss is {total}" if not math.isfinite(total) else f"gradient norm is {norm}"
+                raise NotFinite(what, losses[:step])
         if not self._inside:
             for parameter, gradient in zip(self._moving, outputs[1:], strict=True):
                 parameter.grad = gradient
             for group, lr in zip(self._optimizer.param_groups, learning_rates, strict=True):
                 group["lr"] = lr
             self._optimizer.step()
-        return [value for value, _ in reports]
+        return losses
 
 
 def _insert(module: fx.GraphModule, arguments: list[Any]) -> list[Any]:

@@ -24,7 +24,6 @@ from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiplicativeLR, ReduceLROnPlateau
 
-from pyrovae import arguments
 from pyrovae.pair import Structure
 from pyrovae.refusals import bad_type, bad_value
 
@@ -86,6 +85,11 @@ def make_objective(loss: ELBO | None, num_particles: int, minibatches: bool, ann
                 f"Use Trace_ELBO or TraceMeanField_ELBO, or fit with {mend}.",
             )
     return loss
+
+
+def is_sum_over_sites(objective: ELBO) -> bool:
+    """Return whether an objective of ``make_objective`` is rate minus reconstruction, which a step can tell apart."""
+    return not isinstance(objective, RenyiELBO)
 
 
 def check_objective_fits(objective: ELBO, structure: Structure) -> None:
@@ -195,23 +199,3 @@ def runs_code_of_others(schedule: LRScheduler | ReduceLROnPlateau | None) -> boo
         or getattr(part, "_scale_fn_custom", None) is not None
         for part in parts
     )
-
-
-def check_schedule(epochs: int, kl_warmup: int, patience: int | None, validation: Any) -> None:
-    """Raise ``ValueError`` if the warm-up is not shorter than the fit, or patience has no validation rows."""
-    if kl_warmup >= epochs and kl_warmup:
-        raise bad_value(
-            "kl_warmup",
-            f"fewer epochs than the fit has ({epochs}), so that the last epochs train on the bound itself",
-            str(kl_warmup),
-            "Shorten the warm-up or train longer.",
-        )
-    if patience is not None:
-        arguments.integer("patience", patience)
-        if validation is None:
-            raise bad_value(
-                "validation",
-                "held-out rows, because patience is given",
-                "None",
-                "Pass rows held out from x.",
-            )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -15,37 +13,18 @@ import torch
 from pyro.infer import ELBO
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyrovae import arguments, identity, noise, rounding, saving
+from pyrovae import arguments, rounding
 from pyrovae.checkpoints import Checkpoint, running
-from pyrovae.entries import within
-from pyrovae.log_weights import Evaluation, Names, inspect_rows, read_rows
-from pyrovae.model import LatentVariableModel
+from pyrovae.model import FitRecord, LatentVariableModel
 from pyrovae.networks import standardizing
-from pyrovae.pair import Batch, check_every_leaf, check_supports
 from pyrovae.precision import check_precision
 from pyrovae.progress import Progress
-from pyrovae.refusals import bad_value
-from pyrovae.rows import Source
-from pyrovae.training.arguments import (
-    check_objective_fits,
-    check_schedule,
-    make_objective,
-    make_optimizer,
-    make_scheduler,
-)
 from pyrovae.training.history import History
-from pyrovae.training.identity import Identity, described, described_optimizer
-from pyrovae.training.loop import Loop, Plan
-from pyrovae.training.rows import Chunks, Rows
-from pyrovae.training.scales import Scales, check_columns_vary
-from pyrovae.training.step import State, binarized, check_one_row
-from pyrovae.training.traced import choose
+from pyrovae.training.loop import Callback, Loop
+from pyrovae.training.plan import Plan
+from pyrovae.training.prepare import check_callbacks, prepare
+from pyrovae.training.rows import Reader
 from pyrovae.turns import takes_turns
-
-# One draw a row suffices for an epoch's curve, because errors average out over rows.
-_EPOCH_SAMPLES = 1
-# Evaluate at most this many training rows an epoch: evaluating all would cost a third of the training time.
-_EPOCH_ROWS = 10_000
 
 
 @takes_turns
@@ -71,6 +50,7 @@ def fit(
     compile: str | bool = "auto",
     precision: str = "highest",
     binarize: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> History:
     """Fit model and guide together by stochastic variational inference.
 
@@ -90,7 +70,7 @@ def fit(
 
             Every function that takes x accepts arrays, frames and dicts. ``fit`` shuffles rows within a chunk and
             scales chunks of all sizes alike. It checks the values of every chunk before training, but
-            inspects the pair, learns ``standardize`` and computes the history's ``elbo`` on the first chunk only.
+            inspects the pair and learns ``standardize`` on the first chunk only.
             If chunks differ between passes, as from a shuffling DataLoader, the seed does not determine the fit and the
             fit cannot be resumed. Chunks must not wait for another thread that calls pyrovae, because calls from
             several threads take turns. ``fit`` remembers the column names of a DataFrame, except integers. Every
@@ -132,12 +112,15 @@ def fit(
             has to do the same at every call, apart from its noise: Python values are baked into the trace as constants.
         precision: "highest" multiplies float32 matrices in float32. "medium" rounds the factors of every matrix
             product of a step to bfloat16's 8 bits, which is several times as fast on some processors. Evaluations,
-            including the history's, always use full precision.
+            including those of validation rows, always use full precision.
         binarize: True if x holds probabilities, such as grey levels over 255. Every step then draws zeros and ones from
-            them (Salakhutdinov and Murray 2008). The history's ELBO uses one draw, the same after every epoch. That
-            draw takes as much memory as x or its first chunk. Validation rows are not binarized. Scores under
-            random binarization are not comparable with those under a fixed one. ``fit`` remembers the grey rows as
-            fitted, so zeros and ones that you draw from them count as held-out.
+            them (Salakhutdinov and Murray 2008). Validation rows are not binarized. Scores under random binarization
+            are not comparable with those under a fixed one. ``fit`` remembers the grey rows as fitted, so zeros and
+            ones that you draw from them count as held-out.
+        callbacks: functions that ``fit`` calls after every epoch with that epoch's record, a dict with the columns of
+            ``History.frame``, and the pair. A callback that returns True stops the fit; otherwise it returns None or
+            False. With a checkpoint, a fit that is killed right after a call may repeat the call when it resumes.
+            docs/training.md shows TensorBoard and MLflow.
 
     Returns:
         The ``History``. Ctrl-C ends the fit early, keeps the parameters learned so far and returns the History, too.
@@ -161,149 +144,52 @@ def fit(
         3
     """
     folder = Checkpoint.of(checkpoint)
-    arguments.integer("epochs", epochs)
-    arguments.integer("batch_size", batch_size)
-    arguments.integer("num_particles", num_particles)
-    arguments.integer("seed", seed, minimum=0)
-    lr = arguments.positive("lr", lr)
-    if clip_norm is not None:
-        arguments.positive("clip_norm", clip_norm)
-    check_schedule(epochs, arguments.integer("kl_warmup", kl_warmup, minimum=0), patience, validation)
+    plan = Plan(
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        loss=loss,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        num_particles=num_particles,
+        kl_warmup=kl_warmup,
+        patience=patience,
+        clip_norm=clip_norm,
+        on_nonfinite=on_nonfinite,
+        compile=compile,
+        precision=precision,
+        binarize=binarize,
+    )
     arguments.boolean("progress", progress)
-    arguments.choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
-    arguments.compile(compile)
-    arguments.boolean("binarize", binarize)
-
-    def checked(chunk: Any, argument: str, names: Names | None = None) -> tuple[Batch, Source]:
-        """Return the checked rows as a batch, and the rows as they were passed."""
-        batch, source = read_rows(pair, chunk, argument, names)
-        if binarize:
-            within(argument, batch["x"], 0, 1, "Divide grey levels by the highest: x / 255.")
-        return batch, source
-
-    def presented(batch: Batch) -> Batch:
-        """Return the rows as model and guide get them. With ``binarize``, the draw is always the same."""
-        if not binarize:
-            return batch
-        with noise.seeded(noise.derive(seed, noise.Stream.DATA), batch["x"].device):
-            return batch | {"x": binarized(batch["x"])}
-
-    chunks = Chunks(x)
-    first_name = "x[0]" if chunks.several else "x"
-    first, source = checked(chunks.first(), first_name)
-    names = source.names
-    check_precision(precision, pair.dtype or first["x"].dtype, first["x"].device)
-    batch = presented(first)
+    called = check_callbacks(callbacks)
+    reader = Reader(pair, x, seed, binarize)
+    check_precision(precision, pair.dtype or reader.first["x"].dtype, reader.first["x"].device)
     with ExitStack() as held:  # holds the checkpoint's folder until the end
-        with standardizing(pair.modules(), batch["x"]), pair.nothing_declared_on_error():
-            known = pair.dtype
-            found, model = inspect_rows(
-                pair, (batch, source), lambda: checked(chunks.first(), first_name), seed, first_name
-            )
-            if pair.dtype != known:  # a functional pair's dtype is known only now
-                first, source = found
-                batch = presented(first)
-
-            def supported(chunk: Any, argument: str) -> tuple[Batch, Source]:
-                batch, source = checked(chunk, argument, names)
-                check_supports(model.structure, presented(batch)["x"], argument)
-                return batch, source
-
-            kept = folder is not None
-            rows = (
-                Rows(chunks, supported, kept)
-                if chunks.several
-                else Rows([first], lambda batch, _: (batch, source), kept)
-            )
-            rows.load(0)
-            minibatches, annealed = rows.steps(batch_size) > 1, kl_warmup > 0
-            objective = make_objective(loss, num_particles, minibatches=minibatches, annealed=annealed)
-            check_objective_fits(objective, model.structure)
-            check_columns_vary(pair, batch["x"])
-            scales = Scales(pair, batch["x"], seed)
-            evaluated = functools.partial(
-                Evaluation.prepare,
-                pair,
-                num_samples=_EPOCH_SAMPLES,
-                seed=seed,
-                model=model,
-                compile="auto" if compile else False,
-                times=epochs,
-                names=names,
-            )
-            training, held_out = evaluated(batch), None
-            if len(training) > _EPOCH_ROWS:
-                draw = torch.Generator().manual_seed(noise.derive(seed, noise.Stream.EPOCH))
-                some = torch.randperm(len(training), generator=draw)[:_EPOCH_ROWS].sort().values
-                training = training.of_rows(some.to(batch["x"].device), seed, _EPOCH_SAMPLES)
-            if validation is not None:
-                held_out = evaluated(validation, argument="validation")
-                if held_out.batch["x"].shape[1:] != batch["x"].shape[1:]:
-                    raise bad_value(
-                        "validation",
-                        f"rows of shape {tuple(batch['x'].shape[1:])}, as in x",
-                        f"shape {tuple(held_out.batch['x'].shape[1:])}",
-                        "Pass the same columns.",
-                    )
-            parameters = [p for p in pair.parameters() if p.requires_grad]
-            optimiser = make_optimizer(optimizer, parameters, lr)
-            state = State(pair, optimiser, objective, len(rows), clip_norm, binarize)
-            schedule = make_scheduler(scheduler, optimiser)
-            check_every_leaf(pair, objective, batch, seed)
-            if 1 in rows.sizes(batch_size):
-                check_one_row(state, model, batch, batch_size, seed)
-            traced, how = choose(compile, epochs, state, rows, batch_size, annealed)
-            plan = Plan(epochs, batch_size, seed, kl_warmup, patience, on_nonfinite, precision, compile)
-            answers = Identity.of(state, model, batch, first, batch_size, seed)
-            loop = Loop(plan, state, rows, training, held_out, schedule, scales, traced, answers)
-            loop.history.steps = how
-            run = None
-            if folder is not None:
-                pins = {
-                    **{f.name: getattr(plan, f.name) for f in fields(plan)},
-                    **{"lr": lr, "clip_norm": clip_norm, "x": rows.digests},
-                    "binarize": binarize,
-                    "validation": None if held_out is None else identity.digests(held_out.batch),
-                    "steps": loop.history.way,
-                    "evaluations": training.compiles,
-                    "loss": described(objective, epochs),
-                    "optimizer": described_optimizer(optimiser),
-                    "scheduler": None if schedule is None else described(schedule, epochs),
-                    "parameters": {
-                        name: [list(tensor.shape), str(tensor.dtype)]
-                        for name, tensor in saving.tensors_of(pair).items()
-                    },
-                }
-                if rows.sizes(batch_size)[-1] == batch_size + 1:
-                    pins["last batch"] = batch_size + 1  # earlier versions did not join a single last row
-                run = held.enter_context(running(folder, pins))
-                if run.state is not None:
-                    loop.restore(run)
-        seen = [rows.hashes]
-        if (
-            held_out is not None and held_out.source is not None and patience is not None
-        ):  # these rows choose the epoch
-            seen.append(identity.row_hashes(held_out.source.exact))
-        _remember(pair, rows, np.concatenate(seen), source, loop.history)
+        shown = reader.presented(reader.first)["x"]
+        with standardizing(pair.modules(), shown), pair.nothing_declared_on_error():
+            loop = prepare(pair, reader, plan, validation, called, digests=folder is not None)
+            run = None if folder is None else held.enter_context(running(folder, loop.pins()))
+            if run is not None and run.state is not None:
+                loop.restore(run)
+        pair.fitted = _record(pair, reader, loop)
         with Progress("fit", epochs * loop.steps_an_epoch, "steps", progress) as bar:
             bar.advance(loop.steps_taken)
             loop.run(bar, run)
     return loop.history
 
 
-def _remember(
-    pair: LatentVariableModel, rows: Rows, seen: np.ndarray, source: Source, history: History
-) -> None:
-    """Store on the pair which rows it has been fitted to, and the history of this fit, which is still growing."""
-    before = pair.seen
+def _record(pair: LatentVariableModel, reader: Reader, loop: Loop) -> FitRecord:
+    """Return which rows the pair has been fitted to, and the history of this fit, which is still growing."""
+    before, seen = pair.seen, loop.seen()
     if before is not None:
         new = ~(np.isin(seen[:, 0], before[:, 0]) & np.isin(seen[:, 1], before[:, 1]))
         seen = np.concatenate([before, seen[new]])
-    pair.fitted = {
-        "fingerprint": hashlib.sha256(rows.hashes.tobytes()).hexdigest(),
-        "rows": len(rows),
-        "seen": seen,
-        "names": dict(source.names),
-        "spread": rounding.spread(source.exact).cpu(),
-        "history": vars(history),
-    }
+    return FitRecord(
+        fingerprint=hashlib.sha256(loop.rows.hashes.tobytes()).hexdigest(),
+        rows=len(loop.rows),
+        seen=seen,
+        names=dict(reader.source.names),
+        spread=rounding.spread(reader.source.exact).cpu(),
+        history=vars(loop.history),
+    )

@@ -15,7 +15,7 @@ class History:
 
     Attributes:
         records: one dict an epoch; see ``frame``.
-        stopped: "epochs" (all done), "patience" (validation ELBO did not improve) or "interrupted".
+        stopped: "epochs" (all done), "patience" (validation ELBO did not improve), "callback" or "interrupted".
         best_epoch: the epoch whose weights the model has, if ``patience`` restored them.
         steps: how most steps ran: "eager", "traced" or "compiled". A reason follows unless the fit was just too short
             for a faster way to save time.
@@ -35,12 +35,15 @@ class History:
     def frame(self) -> pd.DataFrame:
         """A line an epoch: epoch, loss, elbo, rate, reconstruction, kl_weight, lr, skipped, seconds; in nats a row.
 
-        ``loss`` is the objective, averaged over the epoch's steps while the parameters changed. ``elbo`` =
-        ``reconstruction`` − ``rate`` is evaluated after the epoch, without KL weight, for every objective. It uses
-        all training rows or, if there are more than 10 000, a fixed subset of 10 000. With validation rows, the frame
-        also has ``validation_elbo``, ``validation_rate`` and ``validation_reconstruction``. ``skipped`` counts the
-        steps that were not finite and that ``on_nonfinite="skip"`` left out. ``loss`` leaves them out, too.
-        ``elbo`` is NaN if rows have no finite ELBO.
+        All numbers but those of validation rows are means over the epoch's steps, in training mode, while the parameters
+        changed. ``loss`` is the objective: kl_weight · rate − reconstruction. ``elbo`` = reconstruction − rate leaves
+        out the KL weight. With a ``RenyiELBO``, whose terms do not add up, ``elbo`` and its parts are evaluated on
+        the training rows after the epoch.
+
+        With validation rows, the frame also has ``validation_elbo``, ``validation_rate`` and
+        ``validation_reconstruction``, evaluated after the epoch. ``skipped`` counts the steps that were not finite and
+        that ``on_nonfinite="skip"`` left out. The means leave them out, too. Validation columns are NaN if rows have
+        no finite ELBO.
         """
         import pandas as pd
 

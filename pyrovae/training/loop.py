@@ -5,49 +5,53 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from pyrovae import noise, saving, tracing
+from pyrovae import arguments, identity, noise, saving, tracing
 from pyrovae.checkpoints import Run, check_answers
 from pyrovae.log_weights import ELBOEstimate, Evaluation, elbo_of
 from pyrovae.model import LatentVariableModel
-from pyrovae.pair import Batch
+from pyrovae.pair import Batch, RowModel
 from pyrovae.precision import products
 from pyrovae.progress import Progress
 from pyrovae.refusals import Refused
+from pyrovae.tracing import StepLoss
 from pyrovae.training import nonfinite
+from pyrovae.training.answers import FitAnswers
 from pyrovae.training.arguments import runs_code_of_others
 from pyrovae.training.history import History
-from pyrovae.training.identity import Identity
+from pyrovae.training.plan import Plan, Scheduler
 from pyrovae.training.rows import Rows
 from pyrovae.training.scales import Scales
 from pyrovae.training.step import State, step
 from pyrovae.training.traced import Traced, refused
 
-
-@dataclass(frozen=True)
-class Plan:
-    """The arguments of ``fit`` that control its loop."""
-
-    epochs: int
-    batch_size: int
-    seed: int
-    kl_warmup: int
-    patience: int | None
-    on_nonfinite: str
-    precision: str
-    compile: str | bool
-
+#: Called after every epoch with its record and the pair; True stops the fit.
+Callback = Callable[[dict[str, float], LatentVariableModel], bool | None]
 
 # The fit stops after so many skipped steps in a row, or an epoch's number of steps if that is larger.
 _MOST_SKIPPED = 10
+
+
+@dataclass
+class _Epoch:
+    """What the epoch in progress has gathered so far; losses are sums over its minibatches, in nats a row."""
+
+    number: int = 0  # of the next minibatch
+    loss: float = 0.0
+    rate: float = 0.0
+    reconstruction: float = 0.0
+    seconds: float = 0.0
+    skipped: int = 0  # steps that were not finite
+    skipped_rows: int = 0  # rows in them
 
 
 class Loop:
@@ -62,35 +66,63 @@ class Loop:
         plan: Plan,
         state: State,
         rows: Rows,
-        training: Evaluation,
+        model: RowModel,
+        training: Evaluation | None,
         held_out: Evaluation | None,
-        schedule: LRScheduler | ReduceLROnPlateau | None,
+        schedule: Scheduler | None,
         scales: Scales,
         traced: Traced | None,
-        identity: Identity,
+        answers: FitAnswers,
+        callbacks: Sequence[Callback],
     ) -> None:
-        self._plan, self._state, self._rows = plan, state, rows
-        self._training, self._held_out = training, held_out
+        self._plan, self._state, self.rows, self._model = plan, state, rows, model
+        #: Of all training rows; only for objectives that do not consist of a rate and a reconstruction.
+        self._training = training
+        self._held_out = held_out
         self._schedule, self._scales = schedule, scales
         self._traced = traced
-        self._identity = identity
-        # Only schedulers and chunk iterables run user code between epochs.
-        self._others = runs_code_of_others(schedule) or len(rows.lengths) > 1
+        self._answers = answers
+        self._callbacks = callbacks
+        # These run user code between epochs.
+        self._others = runs_code_of_others(schedule) or len(rows.lengths) > 1 or bool(callbacks)
         self.history = History()
         self.steps_an_epoch = rows.steps(plan.batch_size)
         self._epoch = 0
-        self._number = 0  # of the next minibatch
-        self._losses = 0.0  # sum over the epoch's minibatches so far
-        self._seconds = 0.0  # spent on the epoch so far
-        self._skipped = [0, 0]  # non-finite steps of the epoch so far, and rows in them
+        self._so_far = _Epoch()
         self._skipped_last = 0  # non-finite steps in a row, up to now
         self._best: _Best | None = None
         self._finished = False
 
+    def pins(self) -> dict[str, Any]:
+        """Return what a resumed fit has to match, apart from the numbers that the pair computes."""
+        state, size = self._state, self._plan.batch_size
+        pins = self._plan.pins(state.objective, state.optimizer, self._schedule) | {
+            "x": self.rows.digests,
+            "validation": None if self._held_out is None else identity.digests(self._held_out.batch),
+            "steps": self.history.way,
+            "evaluations": [e.compiles for e in (self._training, self._held_out) if e is not None],
+            "parameters": {
+                name: [list(tensor.shape), str(tensor.dtype)]
+                for name, tensor in saving.tensors_of(state.pair).items()
+            },
+        }
+        return pins | {"last batch": self.rows.sizes(size)[-1]}
+
+    def seen(self) -> np.ndarray:
+        """Return the hashes of the rows that parameters depend on, as ``identity.row_hashes`` returns them."""
+        hashes = [self.rows.hashes]
+        if (
+            self._plan.patience is not None
+            and self._held_out is not None
+            and self._held_out.source is not None
+        ):
+            hashes.append(identity.row_hashes(self._held_out.source.exact))  # they choose the epoch
+        return np.concatenate(hashes)
+
     @property
     def steps_taken(self) -> int:
         """Return the number of steps since the beginning."""
-        return self._epoch * self.steps_an_epoch + self._number
+        return self._epoch * self.steps_an_epoch + self._so_far.number
 
     def run(self, bar: Progress, run: Run | None = None) -> None:
         """Train to the end, or until ``run`` is asked to stop. Writes the folder of ``run`` whenever it is due."""
@@ -98,20 +130,7 @@ class Loop:
             return
         try:
             while self._epoch < self._plan.epochs and self.history.stopped == "epochs":
-                started = time.monotonic() - self._seconds
-                rates = [float(group["lr"]) for group in self._state.optimizer.param_groups]
-                minibatches = self._rows.minibatches(self._plan.batch_size, self._plan.seed, self._epoch)
-                with products(self._plan.precision):
-                    while self._number < self.steps_an_epoch:
-                        self._seconds = time.monotonic() - started
-                        if run is not None and run.due:
-                            self._write(run)
-                            if run.stopped_by is not None:
-                                self.history.stopped = "interrupted"
-                                break
-                        self._advance(minibatches, rates, bar)
-                    else:
-                        self._end_epoch(rates[0], started)
+                self._run_epoch(bar, run)
         except KeyboardInterrupt:
             self.history.stopped = "interrupted"
         finally:
@@ -123,6 +142,22 @@ class Loop:
         if run is not None and self._finished:
             self._write(run)
 
+    def _run_epoch(self, bar: Progress, run: Run | None) -> None:
+        """Take the rest of an epoch's steps and end it, unless ``run`` is asked to stop."""
+        started = time.monotonic() - self._so_far.seconds
+        rates = [float(group["lr"]) for group in self._state.optimizer.param_groups]
+        minibatches = self.rows.minibatches(self._plan.batch_size, self._plan.seed, self._epoch)
+        with products(self._plan.precision):
+            while self._so_far.number < self.steps_an_epoch:
+                self._so_far.seconds = time.monotonic() - started
+                if run is not None and run.due:
+                    self._write(run)
+                    if run.stopped_by is not None:
+                        self.history.stopped = "interrupted"
+                        return
+                self._advance(minibatches, rates, bar)
+        self._end_epoch(rates[0], started)
+
     def _kl_weight(self, taken: int) -> float:
         """Return the weight of the latent sites in the step after ``taken`` steps."""
         warmup = self._plan.kl_warmup * self.steps_an_epoch
@@ -130,12 +165,12 @@ class Loop:
 
     def _advance(self, minibatches: list[tuple[int, Tensor]], rates: list[float], bar: Progress) -> None:
         """Take the steps of a traced call if one begins here, else one step."""
-        self._rows.load(minibatches[self._number][0])
+        self.rows.load(minibatches[self._so_far.number][0])
         call = self._call()
         if call is None:
-            return self._take(*minibatches[self._number], rates, bar)
+            return self._take(*minibatches[self._so_far.number], rates, bar)
         steps, count = call
-        mine = minibatches[self._number : self._number + count]
+        mine = minibatches[self._so_far.number : self._so_far.number + count]
         ahead = range(self.steps_taken, self.steps_taken + count)
         seeds = [noise.derive(self._plan.seed, noise.Stream.STEP, taken) for taken in ahead]
         try:
@@ -144,8 +179,8 @@ class Loop:
             )
         except tracing.NotFinite as error:
             losses = error.losses
-        for (_, rows), value in zip(mine, losses, strict=False):
-            self._count(rows, value, bar)
+        for (_, rows), loss in zip(mine, losses, strict=False):
+            self._count(rows, loss, bar)
         # Repeat the failed step eagerly, to find the cause, and then the steps after it.
         for chunk, rows in mine[len(losses) :]:
             self._take(chunk, rows, rates, bar)
@@ -158,9 +193,9 @@ class Loop:
         if self._traced is None:
             return None
         try:
-            if self._others and self._epoch and not self._number:  # epoch 0 was checked by tracing
+            if self._others and self._epoch and not self._so_far.number:  # epoch 0 was checked by tracing
                 self._traced.check()
-            return self._traced.at(self._number)
+            return self._traced.at(self._so_far.number)
         except tracing.Untraceable as why:
             why = tracing.Untraceable(f"in epoch {self._epoch + 1}, {why}")
             if self._plan.compile is True:
@@ -170,61 +205,51 @@ class Loop:
 
     def _take(self, chunk: int, rows: Tensor, rates: list[float], bar: Progress) -> None:
         """Take one step on one minibatch, given by rows of a chunk."""
-        minibatch = {name: value[rows] for name, value in self._rows.data.items()}
+        minibatch = {name: value[rows] for name, value in self.rows.data.items()}
         seed = noise.derive(self._plan.seed, noise.Stream.STEP, self.steps_taken)
         try:
-            value = step(self._state, minibatch, seed, rates, self._kl_weight(self.steps_taken))
+            loss = step(self._state, minibatch, seed, rates, self._kl_weight(self.steps_taken))
         except (FloatingPointError, ValueError) as error:
             if not nonfinite.is_nonfinite(error):
                 raise
-            self._skip(error, minibatch, rows + self._rows.start(chunk), seed)
-            self._number += 1
+            self._skip(error, minibatch, rows + self.rows.start(chunk), seed)
+            self._so_far.number += 1
             bar.advance(note=f"epoch {self._epoch + 1}/{self._plan.epochs}, skipped: not finite")
         else:
-            self._count(rows, value, bar)
+            self._count(rows, loss, bar)
 
-    def _count(self, rows: Tensor, value: float, bar: Progress) -> None:
+    def _count(self, rows: Tensor, loss: StepLoss, bar: Progress) -> None:
         """Record a step that has been taken."""
-        self._losses += value * len(rows) / self._state.num_rows
+        share, so_far = len(rows) / self._state.num_rows, self._so_far
+        so_far.loss += loss.total * share
+        # The loss is kl_weight · rate − reconstruction.
+        so_far.rate += (loss.total + loss.reconstruction) / self._kl_weight(self.steps_taken) * share
+        so_far.reconstruction += loss.reconstruction * share
+        so_far.number += 1
         self._skipped_last = 0
-        self._number += 1
-        bar.advance(note=f"epoch {self._epoch + 1}/{self._plan.epochs}, loss {value:.2f}")
+        bar.advance(note=f"epoch {self._epoch + 1}/{self._plan.epochs}, loss {loss.total:.2f}")
 
     def _skip(self, error: Exception, minibatch: Batch, rows: Tensor, seed: int) -> None:
         """Count a step that was not finite, or raise ``FloatingPointError``."""
         self._skipped_last += 1
         hopeless = self._skipped_last >= max(_MOST_SKIPPED, self.steps_an_epoch)
         if self._plan.on_nonfinite == "raise" or hopeless:
-            place = f"epoch {self._epoch + 1}, step {self._number + 1}"
+            place = f"epoch {self._epoch + 1}, step {self._so_far.number + 1}"
             if self._plan.on_nonfinite == "skip":
                 place += f", the last of {self._skipped_last} such steps in a row"
             with noise.seeded(seed, rows.device):
                 minibatch = self._state.presented(minibatch)
             raise FloatingPointError(
-                nonfinite.message(error, place, self._training.model, minibatch, rows, seed)
+                nonfinite.message(error, place, self._model, minibatch, rows, seed)
             ) from error
-        self._skipped = [self._skipped[0] + 1, self._skipped[1] + len(rows)]
+        self._so_far.skipped += 1
+        self._so_far.skipped_rows += len(rows)
 
     def _end_epoch(self, rate: float, started: float) -> None:
-        """Evaluate, record the epoch, step the scheduler, and decide whether to stop."""
-        skipped, skipped_rows = self._skipped
-        taken = 1 - skipped_rows / self._state.num_rows  # of the epoch's rows
-        record: dict[str, float] = {
-            "epoch": self._epoch + 1,
-            "loss": self._losses / taken if taken else math.nan,
-        }
-        record |= self._evaluate(self._training)
-        if self._held_out is not None:
-            record |= self._evaluate(self._held_out)
-        record |= {
-            "kl_weight": self._kl_weight(self.steps_taken - 1),
-            "lr": rate,
-            "skipped": skipped,
-            "seconds": time.monotonic() - started,
-        }
+        """Record the epoch, step the scheduler, call the callbacks, and decide whether to stop."""
+        record = self._record(rate, started)
         self.history.records.append(record)
-        self._epoch, self._number, self._losses, self._seconds = self._epoch + 1, 0, 0.0, 0.0
-        self._skipped = [0, 0]
+        self._epoch, self._so_far = self._epoch + 1, _Epoch()
         self._scales.check()
         score = record.get("validation_elbo", record["elbo"])
         if isinstance(self._schedule, ReduceLROnPlateau):
@@ -239,6 +264,30 @@ class Loop:
                 self._best = _Best.of(self._state.pair, self._epoch, score)
             elif self._epoch - self._best.epoch >= self._plan.patience:
                 self.history.stopped = "patience"
+        for callback in self._callbacks:
+            if _asked_to_stop(callback, dict(record), self._state.pair):
+                self.history.stopped = "callback"
+
+    def _record(self, rate: float, started: float) -> dict[str, float]:
+        """Return the epoch's line of the history."""
+        so_far = self._so_far
+        taken = 1 - so_far.skipped_rows / self._state.num_rows  # of the epoch's rows
+        loss, kl, reconstruction = (
+            total / taken if taken else math.nan
+            for total in (so_far.loss, so_far.rate, so_far.reconstruction)
+        )
+        record = {"epoch": self._epoch + 1, "loss": loss}
+        if self._training is None:
+            record |= {"elbo": reconstruction - kl, "rate": kl, "reconstruction": reconstruction}
+        for evaluation in (self._training, self._held_out):
+            if evaluation is not None:
+                record |= self._evaluate(evaluation)
+        return record | {
+            "kl_weight": self._kl_weight(self.steps_taken - 1),
+            "lr": rate,
+            "skipped": so_far.skipped,
+            "seconds": time.monotonic() - started,
+        }
 
     def _evaluate(self, evaluation: Evaluation) -> dict[str, float]:
         """Return the ELBO and its two parts for the record; NaN if they are not finite and such steps are skipped."""
@@ -262,11 +311,12 @@ class Loop:
         """Return everything that the rest of the fit depends on, for ``restore`` in another process."""
         return {
             "tensors": saving.tensors_of(self._state.pair),
-            "answers": self._identity.answers(),
+            "answers": self._answers.now(),
             "optimizer": self._state.optimizer.state_dict(),
             "scheduler": None if self._schedule is None else self._schedule.state_dict(),
-            "place": [self._epoch, self._number, self._losses, self._seconds],
-            "skipped": [*self._skipped, self._skipped_last],
+            "epoch": self._epoch,
+            "so far": vars(self._so_far),
+            "skipped last": self._skipped_last,
             "history": vars(self.history),
             "best": None if self._best is None else vars(self._best),
             "scales": self._scales.start,
@@ -283,15 +333,15 @@ class Loop:
         snapshot, before = run.state, _copies(self._state.pair)
         _copy(saving.tensors_of(self._state.pair), snapshot["tensors"])
         try:
-            check_answers(run.folder, snapshot["answers"], self._identity.answers())
+            check_answers(run.folder, snapshot["answers"], self._answers.now())
         except BaseException:
             _copy(saving.tensors_of(self._state.pair), before)
             raise
         self._state.optimizer.load_state_dict(snapshot["optimizer"])
         if self._schedule is not None:
             self._schedule.load_state_dict(snapshot["scheduler"])
-        self._epoch, self._number, self._losses, self._seconds = snapshot["place"]
-        *self._skipped, self._skipped_last = snapshot["skipped"]
+        self._epoch, self._so_far = snapshot["epoch"], _Epoch(**snapshot["so far"])
+        self._skipped_last = snapshot["skipped last"]
         vars(self.history).update(snapshot["history"])
         if self.history.way == "eager":  # the trace was given up before
             self._traced = None
@@ -334,6 +384,12 @@ def _copy(into: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in into.items():
             tensor.copy_(tensors[name])
+
+
+def _asked_to_stop(callback: Callback, record: dict[str, float], pair: LatentVariableModel) -> bool:
+    """Call a callback and return whether it stops the fit; raise ``TypeError`` unless it returns None or a bool."""
+    answer = callback(record, pair)
+    return answer is not None and arguments.boolean("what a callback returns", answer)
 
 
 def _columns(bound: ELBOEstimate, prefix: str = "") -> dict[str, float]:

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from pyrovae import chunks, identity, noise, tracing
-from pyrovae.pair import Batch
+from pyrovae.entries import within
+from pyrovae.log_weights import Names, inspect_rows, read_rows
+from pyrovae.model import LatentVariableModel
+from pyrovae.pair import Batch, RowModel, check_supports
 from pyrovae.refusals import bad_value
 from pyrovae.rows import Source, unreadable
+from pyrovae.training.step import binarized
 
 
 class Chunks:
@@ -46,6 +50,68 @@ class Chunks:
         for chunk in self:
             return chunk
         raise bad_value("x", "at least one chunk of rows", "none", "Pass some rows.")
+
+
+class Reader:
+    """Reads the rows of a fit: checks each chunk and returns it as a batch.
+
+    Args:
+        pair: model and guide.
+        x: the rows as they were passed to ``fit``.
+        seed: of the fit.
+        binarize: whether rows are probabilities, from which zeros and ones are drawn.
+
+    Attributes:
+        first: the rows, or their first chunk, as a batch.
+        source: the same rows as they were passed.
+
+    Raises:
+        TypeError, ValueError: the first chunk cannot be used.
+    """
+
+    def __init__(self, pair: LatentVariableModel, x: Any, seed: int, binarize: bool) -> None:
+        self._pair, self._seed, self._binarize = pair, seed, binarize
+        self._chunks = Chunks(x)
+        self._argument = "x[0]" if self._chunks.several else "x"
+        self.first, self.source = self._read_first()
+
+    def _read_first(self) -> tuple[Batch, Source]:
+        return self._read(self._chunks.first(), self._argument)
+
+    def _read(self, chunk: Any, argument: str, names: Names | None = None) -> tuple[Batch, Source]:
+        """Return checked rows as a batch, and the rows as they were passed."""
+        batch, source = read_rows(self._pair, chunk, argument, names)
+        if self._binarize:
+            within(argument, batch["x"], 0, 1, "Divide grey levels by the highest: x / 255.")
+        return batch, source
+
+    def presented(self, batch: Batch) -> Batch:
+        """Return rows as model and guide get them. With ``binarize``, the draw is always the same."""
+        if not self._binarize:
+            return batch
+        with noise.seeded(noise.derive(self._seed, noise.Stream.DATA), batch["x"].device):
+            return batch | {"x": binarized(batch["x"])}
+
+    def inspect(self) -> RowModel:
+        """Inspect the pair on the first chunk, which is read again if the pair's dtype is known only then."""
+        shown = self.presented(self.first), self.source
+        known = self._pair.dtype
+        again, model = inspect_rows(self._pair, shown, self._read_first, self._seed, self._argument)
+        if self._pair.dtype != known:
+            self.first, self.source = again
+        return model
+
+    def rows(self, model: RowModel, digests: bool) -> Rows:
+        """Return all rows, each chunk checked."""
+        if not self._chunks.several:
+            return Rows([self.first], lambda batch, _: (batch, self.source), digests)
+
+        def read(chunk: Any, argument: str) -> tuple[Batch, Source]:
+            batch, source = self._read(chunk, argument, self.source.names)
+            check_supports(model.structure, self.presented(batch)["x"], argument)
+            return batch, source
+
+        return Rows(self._chunks, read, digests)
 
 
 class Rows:

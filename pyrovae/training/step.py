@@ -15,7 +15,7 @@ from pyrovae import noise
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import Batch, RowModel, loss
 from pyrovae.refusals import bad_value
-from pyrovae.tracing import unchanged
+from pyrovae.tracing import StepLoss, unchanged
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -48,9 +48,10 @@ class State:
         """Return how many numbers the optimizer updates."""
         return sum(parameter.numel() for parameter in self.parameters)
 
-    def loss(self, batch: Batch, kl_weight: float) -> Tensor | float:
-        """Return the objective on a minibatch, an estimate of the whole data set's, in nats."""
-        return loss(self.pair, self.objective, self.presented(batch), self.num_rows, kl_weight)
+    def loss(self, batch: Batch, kl_weight: float, observed_weight: Tensor | float = 1.0) -> Tensor | float:
+        """Return the objective on a minibatch, an estimate of the whole data set's, in nats; see ``pair.loss``."""
+        rows = self.presented(batch)
+        return loss(self.pair, self.objective, rows, self.num_rows, kl_weight, observed_weight)
 
     def presented(self, batch: Batch) -> Batch:
         """Return the minibatch as model and guide get it."""
@@ -62,8 +63,10 @@ def binarized(x: Tensor) -> Tensor:
     return (torch.rand_like(x) < x).to(x.dtype)
 
 
-def step(state: State, batch: Batch, seed: int, learning_rates: Sequence[float], kl_weight: float) -> float:
-    """Take one gradient step on a minibatch and return its loss, an estimate of the data set's, in nats a row.
+def step(
+    state: State, batch: Batch, seed: int, learning_rates: Sequence[float], kl_weight: float
+) -> StepLoss:
+    """Take one gradient step on a minibatch and return its loss.
 
     Args:
         state: changed in place: parameters, their buffers, and the optimizer's moments.
@@ -107,17 +110,18 @@ def check_one_row(state: State, model: RowModel, batch: Batch, batch_size: int, 
         ) from error
 
 
-def differentiate(state: State, batch: Batch, seed: int, kl_weight: float) -> float:
-    """Store the gradient, clipped, in the parameters' ``.grad`` and return the loss, in nats a row."""
+def differentiate(state: State, batch: Batch, seed: int, kl_weight: float) -> StepLoss:
+    """Store the gradient, clipped, in the parameters' ``.grad`` and return the loss."""
     state.pair.zero_grad(set_to_none=True)
     parameters = state.parameters
+    observed_weight = torch.ones((), dtype=batch["x"].dtype, device=batch["x"].device, requires_grad=True)
     with noise.seeded(seed, batch["x"].device), state.pair.fitting():
-        total = state.loss(batch, kl_weight)
+        total = state.loss(batch, kl_weight, observed_weight)
         if isinstance(total, Tensor):
             # The loss of one row, so that the learning rate and clip_norm mean the same for any N.
             (total / state.num_rows).backward()
         else:  # the objective ran backward() itself, on the loss of the whole data set
-            for parameter in parameters:
+            for parameter in [*parameters, observed_weight]:
                 if parameter.grad is not None:
                     parameter.grad /= state.num_rows
     value = float(total.detach() if isinstance(total, Tensor) else total) / state.num_rows
@@ -128,7 +132,7 @@ def differentiate(state: State, batch: Batch, seed: int, kl_weight: float) -> fl
         raise FloatingPointError(what)
     if state.clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, state.clip_norm, norm)
-    return value
+    return StepLoss(value, 0.0 if observed_weight.grad is None else -float(observed_weight.grad))
 
 
 @contextmanager

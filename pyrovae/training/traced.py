@@ -9,6 +9,7 @@ from itertools import accumulate
 from pyrovae import tracing
 from pyrovae.precision import products
 from pyrovae.refusals import Refused, bad_value
+from pyrovae.training.plan import Plan
 from pyrovae.training.rows import Rows
 from pyrovae.training.step import State
 
@@ -25,18 +26,17 @@ _STEPS_TOGETHER = 200_000
 Sizes = tuple[int, ...]  # of the batches of the steps in a call
 
 
-def choose(
-    compile: str | bool, epochs: int, state: State, rows: Rows, batch_size: int, annealed: bool
-) -> tuple[Traced | None, str]:
+def choose(plan: Plan, state: State, rows: Rows) -> tuple[Traced | None, str]:
     """Return a fit's traced calls, if they save time or are asked for, and how most steps run, in words.
 
     Raises:
         ValueError: ``compile=True``, and the pair, the objective or the machine does not allow it.
     """
+    compile, epochs = plan.compile, plan.epochs
     if compile is False:
         return None, "eager"
     several = tracing.updates_inside(state.optimizer) and state.moved <= _STEPS_TOGETHER
-    epoch = [call for length in rows.lengths for call in tracing.calls(length, batch_size, several)]
+    epoch = [call for length in rows.lengths for call in tracing.calls(length, plan.batch_size, several)]
     compiled = _worth_compiling(compile, Counter(epoch), epochs, state.moved)
     reason = tracing.why_not_compiled(rows.data["x"].device) if compiled else None
     if reason is not None:
@@ -54,7 +54,7 @@ def choose(
     if not ways:
         return None, f"eager{because}"
     try:
-        traced = Traced(state, rows, epoch, ways, annealed)
+        traced = Traced(state, rows, epoch, ways, plan.kl_warmup > 0)
     except tracing.Untraceable as why:
         if compile is True:
             raise refused(why) from why

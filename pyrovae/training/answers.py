@@ -1,4 +1,4 @@
-"""Identity of a fit, checked on resuming: the numbers that pair, loss and schedules compute."""
+"""FitAnswers of a fit, checked on resuming: the numbers that pair, loss and schedules compute."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _GRADIENT = 1e-3
 
 
 @dataclass(frozen=True)
-class Identity:
+class FitAnswers:
     """The pair and the loss of a fit, identified by what they compute with their present weights.
 
     Attributes:
@@ -44,14 +44,14 @@ class Identity:
     @classmethod
     def of(
         cls, state: State, model: RowModel, batch: Batch, given: Batch, batch_size: int, seed: int
-    ) -> Identity:
-        """Return the identity, from the rows as model and guide get them and as they were given."""
+    ) -> FitAnswers:
+        """Return the object, from the rows as model and guide get them and as they were given."""
         some = probe(model.structure, given)
         each = math.ceil(len(some["x"]) / batch_size)
         minibatch = {name: value[::each] for name, value in some.items()}
         return cls(state, model, probe(model.structure, batch), minibatch, seed)
 
-    def answers(self) -> Answers:
+    def now(self) -> Answers:
         """Return the pair's terms in ``eval()`` mode and a step's loss, gradient and buffers. Nothing is changed."""
         tolerance = rounding(self.rows["x"].dtype)
         with products("highest"):
@@ -76,7 +76,7 @@ class Identity:
         buffers = torch.full((len(state.buffers), 2), torch.nan, dtype=torch.float64)
         with left_as_found(state.pair):
             try:
-                loss = torch.tensor(differentiate(state, self.minibatch, key, 1.0), dtype=torch.float64)
+                loss = torch.tensor(differentiate(state, self.minibatch, key, 1.0).total, dtype=torch.float64)
                 for shares, parameter in zip(found, state.parameters, strict=True):
                     gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
                     shares[0] = float(gradient.norm())

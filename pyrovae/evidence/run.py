@@ -1,0 +1,173 @@
+"""Runs an estimator: prepares rows and pair, computes block by block of rows, shows progress, keeps what is finished."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovae import arguments, identity
+from pyrovae.checkpoints import Answers, Parts, rounding
+from pyrovae.evidence.result import Columns, LogEvidence, judge, verdicts
+from pyrovae.log_weights import Evaluation
+from pyrovae.model import LatentVariableModel
+from pyrovae.pair import behaviour, probe
+from pyrovae.progress import Progress
+
+#: A folder for finished blocks; None keeps none.
+Folder = str | os.PathLike[str] | None
+#: Returns the columns of one block, from its number and its rows.
+Block = Callable[[int, slice], Columns]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of an estimator.
+
+    An estimator is a function of one block of rows, which returns the block's ``Columns``. ``Run`` does the rest: it
+    checks rows, pair and options, calls the function for every block, shows progress, keeps finished blocks in the
+    checkpoint's folder, and builds the ``LogEvidence``. ``importance`` documents the options.
+
+    Attributes:
+        method: the estimator's name.
+        evaluation: the checked rows, with pair, noise and tiles.
+        progress: whether to show it.
+        parts: the folder's finished blocks; None keeps none.
+    """
+
+    method: str
+    evaluation: Evaluation
+    progress: bool
+    parts: Parts | None
+
+    @classmethod
+    def prepare(
+        cls,
+        method: str,
+        pair: LatentVariableModel,
+        x: Any,
+        num_samples: int,
+        seed: int,
+        *,
+        tile: tuple[int, int] | None,
+        progress: bool,
+        checkpoint: Folder,
+        compile: str | bool,
+        noise: str,
+        **options: Any,
+    ) -> Run:
+        """Return a run; ``options`` are the estimator's own, which the checkpoint pins.
+
+        Raises:
+            TypeError, ValueError: an option, the rows or the pair cannot be used.
+        """
+        arguments.boolean("progress", progress)
+        evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise)
+        parts = None if checkpoint is None else _parts(checkpoint, evaluation, method=method, **options)
+        return cls(method, evaluation, progress, parts)
+
+    def bar(self) -> Progress:
+        """Return the progress over the rows, a context manager."""
+        return Progress("log P(x)", len(self.evaluation), "rows", self.progress)
+
+    def columns(self, block: Block) -> Columns:
+        """Return the columns of all rows; ``block`` computes those of a block that the checkpoint lacks."""
+        with self.bar() as bar:
+            return each_block(self.evaluation, block, bar, self.parts)
+
+    def answer(
+        self,
+        columns: Columns,
+        kind: str | np.ndarray,
+        found: Mapping[str, Tensor] | None = None,
+        verdict: np.ndarray | None = None,
+        **fields: Any,
+    ) -> LogEvidence:
+        """Return the result of columns.
+
+        Args:
+            columns: of all rows.
+            kind: of the numbers, one or one a row.
+            found: rows that are not to be trusted, shape (rows,), by the reason.
+            verdict: by row; None judges by k-hat and the number of draws.
+            fields: further fields of ``LogEvidence``.
+        """
+        if verdict is None:
+            fields = {"num_samples": self.evaluation.num_samples} | fields
+            verdict = verdicts(columns.pareto_k.cpu().numpy(), self.evaluation.num_samples)
+        verdict, reasons = judge(verdict, columns, dict(found or {}))
+        return LogEvidence.of(
+            columns,
+            self.evaluation,
+            method=self.method,
+            kind=kind,
+            verdict=verdict,
+            reasons=reasons,
+            **fields,
+        )
+
+
+def each_block(
+    evaluation: Evaluation, block: Block, bar: Progress | None = None, parts: Parts | None = None
+) -> Columns:
+    """Return the columns of all rows, computed block by block; skip blocks in ``parts``."""
+    whole: dict[str, Tensor] = {}
+    for number, rows in enumerate(evaluation.blocks()):
+        compute = functools.partial(_computed, block, number, rows)
+        found = compute() if parts is None else parts.keep(number, compute)
+        # Copied into one tensor per column: small tensors kept from every block would fragment the memory that
+        # the large ones free.
+        whole = whole or {name: part.new_empty(len(evaluation)) for name, part in found.items()}
+        for name, part in found.items():
+            whole[name][rows] = part
+        if bar is not None:
+            bar.advance(rows.stop - rows.start)
+    return Columns(**whole)
+
+
+def _computed(block: Block, number: int, rows: slice) -> dict[str, Tensor]:
+    return vars(block(number, rows))
+
+
+def _parts(folder: str | os.PathLike[str], evaluation: Evaluation, **options: Any) -> Parts:
+    """Return the store of an evaluation's finished blocks; its key includes the method and its options."""
+    pins = {
+        **options,
+        "num_samples": evaluation.num_samples,
+        "seed": evaluation.seed,
+        "noise": evaluation.keyed_by,
+        "tile": list(evaluation.tile),
+        "compile": evaluation.compiles,
+        "x": identity.digests(evaluation.batch),
+        "parameters": _digest(evaluation.pair),
+    }
+    return Parts(folder, pins, _answers(evaluation))
+
+
+def _answers(evaluation: Evaluation) -> Answers:
+    """Return the pair's log-probabilities on some of the rows, by name, to check a checkpoint against."""
+    rows = probe(evaluation.structure, evaluation.batch)
+    terms = behaviour(evaluation.model, rows, evaluation.seed)
+    return {name: (term, rounding(rows["x"].dtype)) for name, term in terms.items()}
+
+
+def _digest(pair: LatentVariableModel) -> str:
+    """Return a sha256 of every parameter and buffer, including modules that plain functions refer to."""
+    digest = hashlib.sha256()
+    for module in pair.every_module():
+        held: Iterable[tuple[str, torch.Tensor | None]] = [
+            *module._parameters.items(),
+            *module._buffers.items(),
+        ]
+        for name, tensor in held:
+            if tensor is not None:
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

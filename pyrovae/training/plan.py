@@ -1,0 +1,78 @@
+"""Plan: the arguments of ``fit`` that decide its steps, and what a checkpoint pins of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from pyrovae import arguments
+from pyrovae.refusals import bad_value
+from pyrovae.training.answers import described, described_optimizer
+
+Optimizer = Callable[..., torch.optim.Optimizer]
+Scheduler = LRScheduler | ReduceLROnPlateau
+#: These are pinned by what they become, not as they were passed.
+_MAKERS = ("loss", "optimizer", "scheduler", "num_particles")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arguments of ``fit`` that decide its steps, checked; ``fit`` describes them.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    seed: int
+    loss: ELBO | None
+    optimizer: Optimizer
+    scheduler: Callable[[torch.optim.Optimizer], Scheduler] | None
+    num_particles: int
+    kl_warmup: int
+    patience: int | None
+    clip_norm: float | None
+    on_nonfinite: str
+    compile: str | bool
+    precision: str
+    binarize: bool
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "num_particles"):
+            arguments.integer(name, getattr(self, name))
+        for name in ("seed", "kl_warmup"):
+            arguments.integer(name, getattr(self, name), minimum=0)
+        arguments.positive("lr", self.lr)
+        if self.clip_norm is not None:
+            arguments.positive("clip_norm", self.clip_norm)
+        if self.patience is not None:
+            arguments.integer("patience", self.patience)
+        if self.kl_warmup >= self.epochs:
+            raise bad_value(
+                "kl_warmup",
+                f"fewer epochs than the fit has ({self.epochs}), so that the last epochs train on the bound itself",
+                str(self.kl_warmup),
+                "Shorten the warm-up or train longer.",
+            )
+        arguments.choice("on_nonfinite", self.on_nonfinite, ("raise", "skip"))
+        arguments.compile(self.compile)
+        arguments.boolean("binarize", self.binarize)
+
+    def pins(
+        self, objective: ELBO, optimizer: torch.optim.Optimizer, schedule: Scheduler | None
+    ) -> dict[str, Any]:
+        """Return what a resumed fit has to match; objective, optimizer and schedule are those made from the plan."""
+        return {
+            **{f.name: getattr(self, f.name) for f in fields(self) if f.name not in _MAKERS},
+            "lr": float(self.lr),
+            "loss": described(objective, self.epochs),
+            "optimizer": described_optimizer(optimizer),
+            "scheduler": None if schedule is None else described(schedule, self.epochs),
+        }

@@ -1,0 +1,112 @@
+"""Builds a fit from its arguments: checks the pair and its rows, then makes the objects that the loop needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pyrovae.log_weights import Evaluation
+from pyrovae.model import LatentVariableModel
+from pyrovae.pair import RowModel, check_every_leaf
+from pyrovae.refusals import bad_type, bad_value
+from pyrovae.training.answers import FitAnswers
+from pyrovae.training.arguments import (
+    check_objective_fits,
+    is_sum_over_sites,
+    make_objective,
+    make_optimizer,
+    make_scheduler,
+)
+from pyrovae.training.loop import Callback, Loop
+from pyrovae.training.plan import Plan
+from pyrovae.training.rows import Reader
+from pyrovae.training.scales import Scales, check_columns_vary
+from pyrovae.training.step import State, check_one_row
+from pyrovae.training.traced import choose
+
+# One draw a row suffices for an epoch's curve, because errors average out over rows.
+_EPOCH_SAMPLES = 1
+
+
+def check_callbacks(callbacks: Any) -> tuple[Callback, ...]:
+    """Return callbacks as a tuple; raise ``TypeError`` if they are not a sequence of callables."""
+    if not isinstance(callbacks, Sequence) or not all(callable(callback) for callback in callbacks):
+        raise bad_type(
+            "callbacks", "a list of functions of (record, pair)", repr(callbacks), "Pass [my_function]."
+        )
+    return tuple(callbacks)
+
+
+def prepare(
+    pair: LatentVariableModel,
+    reader: Reader,
+    plan: Plan,
+    validation: Any,
+    callbacks: Sequence[Callback],
+    digests: bool,
+) -> Loop:
+    """Return a fit that is ready to run.
+
+    Args:
+        pair: model and guide.
+        reader: of the rows.
+        plan: the checked arguments.
+        validation: held-out rows, or None.
+        callbacks: see ``fit``.
+        digests: whether to compute digests of the rows, which only checkpoints need.
+
+    Raises:
+        TypeError, ValueError: pair, rows, loss, optimizer or scheduler cannot be used.
+    """
+    if plan.patience is not None and validation is None:
+        raise bad_value(
+            "validation",
+            "held-out rows, because patience is given",
+            "None",
+            "Pass rows held out from x.",
+        )
+    model = reader.inspect()
+    rows = reader.rows(model, digests)
+    rows.load(0)
+    shown, minibatches = reader.presented(reader.first), rows.steps(plan.batch_size) > 1
+    objective = make_objective(
+        plan.loss, plan.num_particles, minibatches=minibatches, annealed=plan.kl_warmup > 0
+    )
+    check_objective_fits(objective, model.structure)
+    check_columns_vary(pair, shown["x"])
+    scales = Scales(pair, shown["x"], plan.seed)
+    held_out = None if validation is None else _evaluation(model, plan, validation, "validation", reader)
+    training = None if is_sum_over_sites(objective) else _evaluation(model, plan, shown, "x", reader)
+    if held_out is not None and held_out.batch["x"].shape[1:] != shown["x"].shape[1:]:
+        raise bad_value(
+            "validation",
+            f"rows of shape {tuple(shown['x'].shape[1:])}, as in x",
+            f"shape {tuple(held_out.batch['x'].shape[1:])}",
+            "Pass the same columns.",
+        )
+    optimizer = make_optimizer(plan.optimizer, [p for p in pair.parameters() if p.requires_grad], plan.lr)
+    state = State(pair, optimizer, objective, len(rows), plan.clip_norm, plan.binarize)
+    schedule = make_scheduler(plan.scheduler, optimizer)
+    check_every_leaf(pair, objective, shown, plan.seed)
+    if 1 in rows.sizes(plan.batch_size):
+        check_one_row(state, model, shown, plan.batch_size, plan.seed)
+    traced, how = choose(plan, state, rows)
+    answers = FitAnswers.of(state, model, shown, reader.first, plan.batch_size, plan.seed)
+    loop = Loop(plan, state, rows, model, training, held_out, schedule, scales, traced, answers, callbacks)
+    loop.history.steps = how
+    return loop
+
+
+def _evaluation(model: RowModel, plan: Plan, x: Any, argument: str, reader: Reader) -> Evaluation:
+    """Return the evaluation of some rows that is repeated after every epoch."""
+    return Evaluation.prepare(
+        model.pair,
+        x,
+        _EPOCH_SAMPLES,
+        plan.seed,
+        model=model,
+        argument=argument,
+        compile="auto" if plan.compile else False,
+        times=plan.epochs,
+        names=reader.source.names,
+    )
