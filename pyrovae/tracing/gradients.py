@@ -64,26 +64,11 @@ def trace_gradients(
     for parameter in parameters:
         if parameter._post_accumulate_grad_hooks:
             raise Untraceable("hooks on the gradients of parameters")
-    places = [
-        (module._buffers, name, buffer)
-        for module in pair.every_module()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    buffers = [buffer for *_, buffer in places]
+    device, dtype = data["x"].device, data["x"].dtype
 
     def gradients(batch: Batch, weight: float) -> list[Tensor]:
-        observed_weight = batch["x"].new_ones(()).requires_grad_()
-        total = loss(batch, weight, observed_weight) / num_rows
-        reached = [*parameters, observed_weight]
-        if isinstance(total, Tensor) and total.requires_grad:
-            found: list[Tensor | None] = [*torch.autograd.grad(total, reached, allow_unused=True)]
-        else:  # the objective ran backward() itself
-            found = [None if p.grad is None else p.grad / num_rows for p in reached]
-        last = found.pop()
+        total, reconstruction, found = _differentiate(loss, batch, weight, num_rows, parameters)
         moving[:] = [p for p, gradient in zip(parameters, found, strict=True) if gradient is not None]
-        total = torch.as_tensor(total, dtype=data["x"].dtype).detach()
-        reconstruction = torch.zeros_like(total) if last is None else -last
         return [
             torch.stack([total, reconstruction]),
             *(gradient for gradient in found if gradient is not None),
@@ -93,51 +78,85 @@ def trace_gradients(
         batch = dict(zip(names, inputs, strict=False))
         return gradients(batch, _Weight(inputs[-1]) if annealed else 1.0)
 
-    @contextmanager
-    def fitting(seed: int) -> Iterator[None]:
-        pair.zero_grad(set_to_none=True)
-        known = pair.described()
-        attributes = [(module, plain_attributes(module)) for module in pair.every_module()]
-        try:
-            with unchanged(buffers), noise.seeded(seed, data["x"].device), pair.fitting():
-                yield
-        finally:
-            pair.zero_grad(set_to_none=True)
-            replaced = [place for place in places if place[0][place[1]] is not place[2]]
-            for held, name, buffer in replaced:
-                held[name] = buffer
-        if replaced:
-            raise Untraceable(
-                f"buffer {replaced[0][1]} is replaced at every call instead of changed in place"
-            )
-        if pair.described() != known:
-            for module, plain in attributes:
-                vars(module).update(plain)
-            raise Untraceable("attributes of modules change from call to call")
-
     first, last = (
         {name: column[part] for name, column in data.items()} for part in (slice(size), slice(-size, None))
     )
-    weights = [torch.ones((), dtype=data["x"].dtype, device=data["x"].device)] if annealed else []
+    weights = [torch.ones((), dtype=dtype, device=device)] if annealed else []
 
     def check() -> None:
-        with untraceable(), fitting(1):
+        with untraceable(), _as_before(pair, 1, device):
             expected = gradients(last, 0.5 if annealed else 1.0)
         drawn.draw([1])
-        with untraceable(), fitting(1), torch.no_grad():
+        with untraceable(), _as_before(pair, 1, device), torch.no_grad():
             halves = [weight / 2 for weight in weights]
             came = graph.module(*last.values(), *halves, *graph.tensors, *drawn.views(drawn.flat, 0))
-        if not agree(came, expected, math.sqrt(torch.finfo(pair.dtype or data["x"].dtype).eps)):
+        if not agree(came, expected, math.sqrt(torch.finfo(pair.dtype or dtype).eps)):
             raise Untraceable("with other rows and noise it does not compute what the trace computes")
 
-    with untraceable(), fitting(0):
+    with untraceable(), _as_before(pair, 0, device):
         graph = trace(traced, [*first.values(), *weights])
-    if {*map(id, graph.changed)} - {*map(id, buffers)}:
+    if {*map(id, graph.changed)} - {id(buffer) for *_, buffer in _buffers(pair)}:
         raise Untraceable("it changes a tensor that is not a buffer of a module")
-    drawn = Noise([graph.draws], data["x"].device)
+    drawn = Noise([graph.draws], device)
     found = Gradients(graph.module, graph.tensors, graph.changed, graph.draws, [*moving], check)
     check()
     return found
+
+
+def _differentiate(
+    loss: Callable[[Batch, float, Tensor], Any],
+    batch: Batch,
+    weight: float,
+    num_rows: int,
+    parameters: list[nn.Parameter],
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """Return loss and reconstruction, in nats a row, and the gradient of each parameter, None without one."""
+    observed_weight = batch["x"].new_ones(()).requires_grad_()
+    total = loss(batch, weight, observed_weight) / num_rows
+    reached = [*parameters, observed_weight]
+    if isinstance(total, Tensor) and total.requires_grad:
+        found: list[Tensor | None] = [*torch.autograd.grad(total, reached, allow_unused=True)]
+    else:  # the objective ran backward() itself
+        found = [None if p.grad is None else p.grad / num_rows for p in reached]
+    last = found.pop()
+    total = torch.as_tensor(total, dtype=batch["x"].dtype).detach()
+    return total, torch.zeros_like(total) if last is None else -last, found
+
+
+def _buffers(pair: LatentVariableModel) -> list[tuple[dict[str, Tensor | None], str, Tensor]]:
+    """Return every buffer of a pair, with the dict that holds it and its name there."""
+    return [
+        (module._buffers, name, buffer)
+        for module in pair.every_module()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+
+
+@contextmanager
+def _as_before(pair: LatentVariableModel, seed: int, device: torch.device) -> Iterator[None]:
+    """Run a block as a training step with noise from a seed, and leave the pair as it was.
+
+    Raises:
+        Untraceable: the block replaced a buffer, or changed attributes of modules.
+    """
+    pair.zero_grad(set_to_none=True)
+    known, places = pair.described(), _buffers(pair)
+    attributes = [(module, plain_attributes(module)) for module in pair.every_module()]
+    try:
+        with unchanged([buffer for *_, buffer in places]), noise.seeded(seed, device), pair.fitting():
+            yield
+    finally:
+        pair.zero_grad(set_to_none=True)
+        replaced = [place for place in places if place[0][place[1]] is not place[2]]
+        for held, name, buffer in replaced:
+            held[name] = buffer
+    if replaced:
+        raise Untraceable(f"buffer {replaced[0][1]} is replaced at every call instead of changed in place")
+    if pair.described() != known:
+        for module, plain in attributes:
+            vars(module).update(plain)
+        raise Untraceable("attributes of modules change from call to call")
 
 
 class _Weight(float):
