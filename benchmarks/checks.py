@@ -18,7 +18,7 @@ import torch
 from harness import seconds
 
 import pyrovae as pv
-from pyrovae.log_weights import Evaluation
+from pyrovae.evaluation import Evaluation
 from pyrovae.pair import inspection
 
 ROWS, DRAWS = 1000, 1000

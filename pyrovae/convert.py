@@ -17,9 +17,9 @@ from torch import Tensor
 
 from pyrovae import arguments, identity, noise
 from pyrovae.diagnostics import Accumulator, k_threshold
+from pyrovae.evaluation import Evaluation, Terms
 from pyrovae.evidence import LogEvidence
 from pyrovae.evidence.result import Columns, verdicts
-from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import Batch, Latents, RowModel

@@ -103,14 +103,14 @@ BUGS = {
         "test_diagnostics.py::test_log_mean_exp_is_scipys[1.0-2]",
     ),
     "sign of log Q": Bug(
-        "log_weights.py",
+        "evaluation.py",
         "Terms.log_weights",
         "- self.proposal",
         "+ self.proposal",
         "test_evidence.py::test_exact_posterior_makes_every_log_weight_log_p[2-10-20]",
     ),
     "prior forgotten": Bug(
-        "log_weights.py",
+        "evaluation.py",
         "Terms.log_weights",
         "+ self.prior ",
         "",
@@ -306,14 +306,14 @@ BUGS = {
         "test_pair.py::test_log_evidence_is_the_exact_one[masked_column]",
     ),
     "the same noise in every tile": Bug(
-        "log_weights.py",
+        "evaluation.py",
         "Evaluation.terms",
         ", first=tile.samples.start",
         "",
         "test_row_noise.py::test_rows_have_their_numbers_whatever_the_tile[importance-torch.float64]",
     ),
     "noise keyed by the place in a block": Bug(
-        "log_weights.py",
+        "evaluation.py",
         "Evaluation.noise",
         "self.keys[rows], first",
         "torch.arange(len(self.keys[rows])), first",
@@ -806,11 +806,11 @@ BUGS = {
         "test_evidence_methods.py::test_sandwich_refuses_bounds_that_cross[8]",
     ),
     "healthy, however many nats": Bug(
-        "collapse.py",
+        "diagnosis.py",
         "_judge",
         "untrusted > _FEW",
         "False",
-        "test_collapse.py::test_a_gap_of_many_nats_is_poor_over_any_number_of_dimensions[1]",
+        "test_diagnosis.py::test_a_gap_of_many_nats_is_poor_over_any_number_of_dimensions[1]",
     ),
     "pilot's draws answer": Bug(
         "evidence/auto.py",

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pyrovae import arguments, noise
 from pyrovae.comparison.predictive import compare
+from pyrovae.evaluation import Names
 from pyrovae.evidence import METHODS, log_evidence
 from pyrovae.likelihoods import REGISTRY, Likelihood
-from pyrovae.log_weights import Names
 from pyrovae.model import VAE
 from pyrovae.networks import standardizing
 from pyrovae.pair import Batch, check_supports, inspect

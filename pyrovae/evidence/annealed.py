@@ -13,11 +13,11 @@ from torch import Tensor
 
 from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
+from pyrovae.evaluation import Evaluation, Terms
 from pyrovae.evidence.blocks import Folder, each_block, parts_of
 from pyrovae.evidence.posterior import Encoder, Posterior, Prior, Proposal, undisturbed
 from pyrovae.evidence.reach import unreached
 from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence, judge, verdicts
-from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.progress import Progress

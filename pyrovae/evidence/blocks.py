@@ -12,8 +12,8 @@ import torch
 
 from pyrovae import identity
 from pyrovae.checkpoints import Answers, Parts, rounding
+from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.result import Columns
-from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import behaviour, probe
 from pyrovae.progress import Progress

@@ -10,10 +10,10 @@ import torch
 from pyrovae import arguments
 from pyrovae.checkpoints import Parts
 from pyrovae.diagnostics import Accumulator
+from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.blocks import Folder, each_block, parts_of
 from pyrovae.evidence.reach import unreached
 from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence, judge, verdicts
-from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.progress import Progress
 from pyrovae.turns import takes_turns

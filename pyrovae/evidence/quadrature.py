@@ -11,12 +11,12 @@ from torch import Tensor
 
 from pyrovae import arguments
 from pyrovae.checkpoints import Parts
+from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.blocks import Folder, each_block, parts_of
 from pyrovae.evidence.gaussians import fit_gaussians
 from pyrovae.evidence.posterior import Gaussian, Posterior, total, undisturbed
 from pyrovae.evidence.refined import all_starts
 from pyrovae.evidence.result import Columns, LogEvidence, judge
-from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.progress import Progress

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
+from pyrovae.evaluation import Evaluation, Terms
 from pyrovae.evidence.blocks import Folder, each_block, parts_of
 from pyrovae.evidence.gaussians import (
     FAMILIES,
@@ -32,7 +33,6 @@ from pyrovae.evidence.posterior import (
     undisturbed,
 )
 from pyrovae.evidence.result import Columns, LogEvidence, judge, verdicts
-from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.progress import Progress

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from pyrovae import arguments, identity, noise, rounding, saving
 from pyrovae.checkpoints import Checkpoint, running
 from pyrovae.entries import within
-from pyrovae.log_weights import Evaluation, Names, inspect_rows, read_rows
+from pyrovae.evaluation import Evaluation, Names, inspect_rows, read_rows
 from pyrovae.model import LatentVariableModel
 from pyrovae.networks import standardizing
 from pyrovae.pair import Batch, check_every_leaf, check_supports

@@ -16,7 +16,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyrovae import noise, saving, tracing
 from pyrovae.checkpoints import Run, check_answers
-from pyrovae.log_weights import ELBOEstimate, Evaluation, elbo_of
+from pyrovae.evaluation import Evaluation
+from pyrovae.log_weights import ELBOEstimate, elbo_of
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import Batch
 from pyrovae.precision import products

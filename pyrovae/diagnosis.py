@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pyrovae import arguments, noise
+from pyrovae.evaluation import Evaluation
 from pyrovae.evidence import VERDICTS, LogEvidence, importance, refined
-from pyrovae.log_weights import ELBOEstimate, Evaluation, elbo_of
+from pyrovae.log_weights import ELBOEstimate, elbo_of
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import Latents, Moments, RowModel, posterior_moments
