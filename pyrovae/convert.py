@@ -25,7 +25,7 @@ from pyrovae.noise import Stream
 from pyrovae.pair import Batch, Latents, RowModel
 from pyrovae.refusals import bad_type, bad_value, shown
 from pyrovae.row_noise import RowNoise
-from pyrovae.rows import in_double, read
+from pyrovae.rows import read_in_double
 from pyrovae.turns import takes_turns
 
 # 4 GiB of float64. A larger number of draws × rows × columns is a mistake or should be requested in parts.
@@ -340,7 +340,7 @@ def _variable(model: RowModel, name: str, value: Tensor) -> Variable:
 def _of_chains(model: Any, x: Any) -> tuple[dict[str, Group], dict[str, Any], Tensor]:
     """Return groups of a model with ``posterior``, site → (chains, draws, …), and ``log_likelihood(x)``, (chains, draws, rows)."""
     names = getattr(model, "names", None)
-    batch, source = read(in_double(x), dtype=torch.float64, names=names)
+    batch, source = read_in_double(x, names)
     observed, seen = batch["x"], getattr(model, "seen", None)
     if seen is not None and not np.array_equal(seen, identity.row_hashes(source.exact)):
         raise bad_value(

@@ -19,7 +19,7 @@ from scipy.signal import lfilter
 
 import pyrovae as pv
 from pyrovae import baselines
-from pyrovae.baselines.bridge import bridge
+from pyrovae.baselines.mcmc.bridge import bridge
 from pyrovae.pair.globals import BayesianModel
 
 QUICK = {"num_samples": 250, "warmup_steps": 120, "num_chains": 2, "seed": SEED}

@@ -315,9 +315,10 @@ class BayesianModel:
         """Names of totals of the rows that they are scored given; see ``Structure.own_totals``."""
         return () if isinstance(self._rows, Refused) else self._rows.own_totals
 
-    def site_of(self, coordinate: int) -> str:
-        """Return the name of the latent that a coordinate of u belongs to."""
-        return next(name for name, place in self._places.items() if coordinate < place.entries.stop)
+    @property
+    def sites(self) -> list[str]:
+        """The name of the latent that each coordinate of u belongs to."""
+        return [name for name, place in self._places.items() for _ in range(place.unconstrained.numel())]
 
     @property
     def labels(self) -> list[str]:
