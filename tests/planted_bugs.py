@@ -181,7 +181,7 @@ BUGS = {
     ),
     "a latent dropped": Bug(
         "pair/contract.py",
-        "check_sites",
+        "latent_and_observed",
         'not site["is_observed"])',
         'not site["is_observed"])[:1]',
         "test_pair.py::test_log_evidence_is_the_exact_one[columns_inside]",
@@ -505,10 +505,10 @@ BUGS = {
         "test_training.py::test_chunks_are_taken_in_turn_and_all_rows_count_alike",
     ),
     "a pseudo-likelihood let through": Bug(
-        "pair/inspection.py",
-        "inspect",
-        "if computed:",
-        "if False:",
+        "pair/context.py",
+        "judged",
+        "if computed",
+        "if False",
         "test_context.py::test_an_offset_computed_from_the_scored_columns_makes_a_pseudo_likelihood[6-itself]",
     ),
     "whole numbers taken for no totals": Bug(
@@ -646,8 +646,8 @@ BUGS = {
     ),
     "dtypes unsaid": Bug(
         "pair/inspection.py",
-        "_first_run",
-        "any(words in str(reason) for words in _DTYPES)",
+        "_explained",
+        "any(words in text for words in _DTYPES)",
         "False",
         "test_bad_input.py::test_labels_that_are_no_index_are_named",
     ),
@@ -877,7 +877,7 @@ BUGS = {
     ),
     "a shape taken for data from elsewhere": Bug(
         "pair/inspection.py",
-        "_measure",
+        "columns_scored",
         "unfilled(name, site, probe_rows) if value.shape == shape else ",
         "",
         "test_bad_input.py::test_rows_of_another_shape_are_named_as_such",

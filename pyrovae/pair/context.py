@@ -23,16 +23,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.distributions import InDouble
-from pyrovae.pair.running import Batch, Sites
+from pyrovae import supports
+from pyrovae.pair.running import Batch, Scored, Sites, flat
 
 # The largest probability that unrelated context is called computed, over all functions of all its columns.
 _FALSE_ALARMS = 1e-4
@@ -56,10 +56,11 @@ _TRIES = 11 * 5 * 2
 #: The name of a row's total if the model is conditional on it and no context holds it.
 OWN_TOTAL = "the row's own total"
 
-_WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution, InDouble)
+
+S = TypeVar("S", bound=Scored)
 
 
-class Judged(NamedTuple):
+class _Judged(NamedTuple):
     """Context computed from the scored columns: names that make the number a pseudo-likelihood, and proper totals.
 
     Attributes:
@@ -72,23 +73,29 @@ class Judged(NamedTuple):
     own_totals: tuple[str, ...]
 
 
-def judge(
-    batch: Batch, probe: Batch, sites: Sites, columns: dict[str, tuple[int, ...]], measure: Sequence[str]
-) -> Judged:
-    """Return the context that was computed from the scored columns, and the totals that the sites are given.
+def judged(scored: S, batch: Batch, probe: Batch, sites: Sites) -> S:
+    """Return ``scored`` with its own totals, and as a pseudo-likelihood if context was computed from the scored columns.
 
     Args:
+        scored: the columns that sites hold.
         batch: all rows, under "x", and the values aligned with them.
         probe: the few of them that the sites hold.
         sites: the model's sites on the probe.
-        columns: for each site, the columns of the flattened x that its values are.
-        measure: of every column, as in ``Structure``.
 
     A Multinomial or DirichletMultinomial is conditional on its total, because its log-probability always uses the
     total of the value. Another likelihood is so if its ``total_count`` is the total of its value on every row of
     the probe. If a Binomial alone is scored, context equal to its ``total_count`` is accepted as given. Other
     likelihoods that are normalised given a total cannot be recognised, and are called pseudo-likelihoods.
     """
+    computed, own_totals = _judge(batch, probe, sites, scored.columns, scored.measure)
+    measure = ("pseudo-likelihood",) * len(scored.measure) if computed else scored.measure
+    return replace(scored, measure=measure, own_totals=own_totals)
+
+
+def _judge(
+    batch: Batch, probe: Batch, sites: Sites, columns: dict[str, tuple[int, ...]], measure: Sequence[str]
+) -> _Judged:
+    """Return the context that was computed from the scored columns, and the totals that the sites are given."""
     known = "transformed" not in measure  # else sites hold functions of x instead of its columns
     scored = sorted({column for held in columns.values() for column in held}) if known else []
     blocks = [
@@ -97,7 +104,7 @@ def judge(
         for block in (_given_total(sites[name]["fn"], sites[name]["value"], held) if known else ())
     ]
     if len(batch) == 1 and not blocks:
-        return Judged((), ())
+        return _Judged((), ())
     masked = any(measure[column] == "unscored" for column in scored)
     sample = _Sample(batch, scored or list(range(len(measure))), masked)
     totals = sample.totals(blocks)
@@ -114,7 +121,7 @@ def judge(
             computed.append(name)
     if bool((left & totals.varies()).any()):
         own.append(OWN_TOTAL)
-    return Judged(tuple(computed), tuple(own))
+    return _Judged(tuple(computed), tuple(own))
 
 
 def computed_from_rows(batch: Batch) -> list[str]:
@@ -211,7 +218,7 @@ class _Sample:
     """Some of the rows with their context; each context column is compared by itself."""
 
     def __init__(self, batch: Batch, scored: list[int], masked: bool) -> None:
-        x = batch["x"].flatten(1) if batch["x"].dim() > 1 else batch["x"][:, None]
+        x = flat(batch["x"])
         given = {name: value.reshape(len(x), -1) for name, value in batch.items() if name != "x"}
         rows = _chosen(x, given)
         whole = x[rows].double().cpu()
@@ -665,16 +672,9 @@ def _agrees(target: _Functions, image: _Functions, exactly: bool) -> tuple[float
 # Likelihoods that are conditional on a total
 
 
-def _unwrapped(fn: Any) -> Any:
-    """Return the family, without the wrappers of Pyro and this package."""
-    while isinstance(fn, _WRAPPERS):
-        fn = fn.base_dist
-    return fn
-
-
 def _given_total(fn: Any, value: Tensor, held: tuple[int, ...]) -> Iterator[list[int]]:
     """Yield blocks of columns of x whose total a site's log-probability is conditional on."""
-    family = _unwrapped(fn)
+    family: Any = supports.innermost(fn)
     size = family.event_shape.numel()
     if not family.event_dim or len(held) % size:
         return
@@ -694,7 +694,7 @@ def _given_total(fn: Any, value: Tensor, held: tuple[int, ...]) -> Iterator[list
 def _is_its_count(sites: Sites, columns: dict[str, tuple[int, ...]], context: Tensor | None) -> bool:
     """Return whether context is the number of trials of the only scored column, a count of successes."""
     (name,) = (name for name, held in columns.items() if held)
-    family = _unwrapped(sites[name]["fn"])
+    family: Any = supports.innermost(sites[name]["fn"])
     counted = getattr(family, "total_count", None)
     if context is None or family.event_dim or not isinstance(counted, Tensor):
         return False

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyrovae import supports
 from pyrovae.pair.contract import no_answer
-from pyrovae.pair.running import Batch, Latents, Site, Sites
+from pyrovae.pair.running import Batch, Latents, Site, Sites, by_rows, flat, row_axis
 from pyrovae.refusals import Refused, bad_value
 
 # Rows to search for dependence on x; rows to search for the order of units; most columns to change.
@@ -28,18 +28,6 @@ _TOLERANCE = 1e-5
 
 #: Runs a model on copies of rows. Takes the copies, the numbers of the rows whose latents they keep, and changed latents.
 Run = Callable[[Batch, Tensor, Latents], Sites]
-
-
-def flat(x: Tensor) -> Tensor:
-    """Return rows flattened: (rows, columns)."""
-    return x.flatten(1) if x.dim() > 1 else x[:, None]
-
-
-def by_rows(site: Site, dim: int) -> Tensor:
-    """Return a site's value as (rows, entries); ``dim`` is the plate dim over rows, negative."""
-    value = site["value"]
-    rows = value.movedim(value.dim() - site["fn"].event_dim + dim, 0)
-    return rows.reshape(len(rows), -1)
 
 
 def columns_held(
@@ -291,10 +279,9 @@ def _latent_edges(
 
 def _like(site: Site, values: Tensor, dim: int) -> Tensor:
     """Return (rows, entries) in the layout of a site's value."""
-    value = site["value"]
-    axis = value.dim() - site["fn"].event_dim + dim
-    moved = value.movedim(axis, 0)
-    return values.to(value.dtype).reshape(len(values), *moved.shape[1:]).movedim(0, axis)
+    axis = row_axis(site, dim)
+    moved = site["value"].movedim(axis, 0)
+    return values.to(moved.dtype).reshape(len(values), *moved.shape[1:]).movedim(0, axis)
 
 
 def _moved(before: Tensor, after: Tensor) -> Tensor:

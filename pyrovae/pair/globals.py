@@ -19,15 +19,13 @@ from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor
 from torch.distributions import biject_to
 
-from pyrovae.entries import on_support
-from pyrovae.likelihoods.base import off_support
 from pyrovae.pair import masks
-from pyrovae.pair.context import computed_from_rows, judge
-from pyrovae.pair.contract import check_scale, holds_data, no_answer
+from pyrovae.pair.context import computed_from_rows, judged
+from pyrovae.pair.contract import first_run, holds_data, latent_and_observed, no_answer
 from pyrovae.pair.dependence import check_order
-from pyrovae.pair.inspection import _measure
+from pyrovae.pair.inspection import check_supports, columns_scored
 from pyrovae.pair.on_data import groups
-from pyrovae.pair.running import Batch, Latents, Sites, Support, arguments, log_prob, sample_sites
+from pyrovae.pair.running import Batch, Latents, Scored, Sites, log_prob, sample_sites, with_columns
 from pyrovae.pair.together import Together
 from pyrovae.refusals import Refused, bad_value
 from pyrovae.torch_private import private
@@ -43,25 +41,6 @@ class _Place:
     entries: slice
     unconstrained: Size
     shape: Size
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Results of inspecting a model whose rows are independent given the globals.
-
-    Attributes:
-        data_dim: for each observed site of the rows, the dim of its log-probability that they lie on, negative.
-        columns: for each site that holds data, the columns of x flattened that its values are.
-        measure: as ``Structure.measure``.
-        supports: as ``Structure.supports``.
-        own_totals: as ``Structure.own_totals``.
-    """
-
-    data_dim: dict[str, int]
-    columns: dict[str, tuple[int, ...]]
-    measure: tuple[str, ...]
-    supports: tuple[Support, ...]
-    own_totals: tuple[str, ...]
 
 
 class _Placed(poutine.messenger.Messenger):
@@ -136,7 +115,7 @@ class BayesianModel:
             self.dim = max(place.entries.stop for place in self._places.values())
             self._check_it_repeats(sites)
             try:
-                self._rows: _Rows | Refused = self._rows_apart(sites)
+                self._rows: Scored | Refused = self._rows_apart(sites)
             except Refused as refusal:  # raised later if rows are scored; all else works
                 self._rows = refusal
         self._vectorised: bool | None = None
@@ -224,11 +203,9 @@ class BayesianModel:
                 other, or the model takes no other rows; or values are off the likelihood's support.
         """
         rows = self.rows
-        flat = batch["x"].flatten(1) if batch["x"].dim() > 1 else batch["x"][:, None]
-        for support in rows.supports:
-            on_support("x", flat, *support, off_support(support.family))
+        check_supports(rows, batch["x"])
         height = max(1, _BLOCK // len(u))
-        for start in range(0, len(flat), height):
+        for start in range(0, len(batch["x"]), height):
             block = {name: value[start : start + height] for name, value in batch.items()}
             if not start and len(block["x"]) > 1:
                 with self.undisturbed(), torch.no_grad():
@@ -259,15 +236,12 @@ class BayesianModel:
         with self.undisturbed(), torch.no_grad():
             return torch.cat([self._simulated(vector, n, rows) for vector, n in zip(u, chosen, strict=True)])
 
-    def _simulated(self, u: Tensor, like: Tensor, rows: _Rows) -> Tensor:
+    def _simulated(self, u: Tensor, like: Tensor, rows: Scored) -> Tensor:
         """Return one row from P(x | latents), in the shape of the fitted row numbered ``like``."""
         row = {name: value[like][None].clone() for name, value in self.batch.items()}
         with _Placed(self._places, u, frozenset(rows.columns)):
-            sites = sample_sites(poutine.trace(self.model), row)
-        flat = row["x"].reshape(1, -1).clone()  # a copy, because the sites may hold views of the row
-        for name, columns in rows.columns.items():
-            flat[:, list(columns)] = sites[name]["value"].reshape(1, -1).to(flat.dtype)
-        row["x"] = flat.reshape(row["x"].shape)
+            sites = sample_sites(self.model, row)
+        row["x"] = with_columns(row["x"], sites, rows)
         again = self._run(row, u)[0]
         for name in rows.columns:
             if not torch.allclose(log_prob(again[name]), log_prob(sites[name]), rtol=1e-8, atol=1e-8):
@@ -280,7 +254,7 @@ class BayesianModel:
         return row["x"]
 
     @property
-    def rows(self) -> _Rows:
+    def rows(self) -> Scored:
         """The inspection of the rows; raises ``ValueError`` if they cannot be scored separately."""
         if isinstance(self._rows, Refused):
             raise Refused(str(self._rows))
@@ -302,7 +276,7 @@ class BayesianModel:
                 for sites in (self._run(self.batch, vector)[0] for vector in u)
             )
             found = Together.of(self.model, self.batch, (first, second))
-        if isinstance(self._rows, _Rows):
+        if isinstance(self._rows, Scored):
             computed = "pseudo-likelihood" in self._rows.measure
         else:
             computed = bool(computed_from_rows(self.batch))
@@ -336,12 +310,12 @@ class BayesianModel:
         """Return the model's sites with the latents at u, and log |det|."""
         placed = _Placed(self._places, u)
         with placed:
-            sites = sample_sites(poutine.trace(self.model), batch)
+            sites = sample_sites(self.model, batch)
         if placed.left:
             raise _restless(f"no latent {next(iter(placed.left))!r}, which the first call had")
         return sites, placed.log_det
 
-    def _row_scores(self, batch: Batch, rows: _Rows, u: Tensor) -> Tensor:
+    def _row_scores(self, batch: Batch, rows: Scored, u: Tensor) -> Tensor:
         return self._by_row(batch, u, rows.data_dim)[0]
 
     def _by_row(self, batch: Batch, u: Tensor, data_dim: dict[str, int]) -> tuple[Tensor, Tensor]:
@@ -384,9 +358,8 @@ class BayesianModel:
 
     def _first_run(self) -> Sites:
         """Draw the latents from the prior once, and check the requirements of every method."""
-        args, kwargs = arguments(self.batch)
         try:
-            trace = poutine.trace(self.model).get_trace(*args, **kwargs)
+            sites = first_run(self.model, "model", self.batch)
         except NotImplementedError as error:
             raise bad_value(
                 "model",
@@ -394,7 +367,7 @@ class BayesianModel:
                 str(error).splitlines()[0],
                 "Give every latent a proper prior, such as a wide Normal.",
             ) from error
-        declared = [name for name, site in trace.nodes.items() if site["type"] == "param"]
+        declared = list(pyro.get_param_store())
         if declared:
             raise bad_value(
                 "model",
@@ -402,32 +375,24 @@ class BayesianModel:
                 f"{len(declared)} parameter(s), first {declared[0]!r}",
                 "Give it a prior, pyro.sample or PyroSample, or make it a constant.",
             )
-        sites = sample_sites(poutine.trace(self.model), self.batch)
-        for name, site in sites.items():
-            check_scale("model", name, site)
-        held = [site for site in sites.values() if site["is_observed"] and holds_data(site)]
-        if all(site["is_observed"] for site in sites.values()):
-            raise bad_value(
-                "model",
-                "a latent sample site",
-                "none",
-                "Sample the unknown quantities; only they have a posterior.",
-            )
-        if not held:
-            raise bad_value("model", "a site observed with x", "none", 'Write pyro.sample("x", …, obs=x).')
-        for site in held:
-            _check_support(site)
-        for name, site in sites.items():
-            if not site["is_observed"]:
-                masks.check_density("model", name, site["fn"])
-                counted = masks.entries(site)
-                if counted is not None and not bool(counted.all()):
-                    raise bad_value(
-                        "model",
-                        f"a density at every entry of latent {name!r}",
-                        f"{int((~counted).sum())} entries that are masked",
-                        "A masked latent has no posterior: sample only the entries that exist.",
-                    )
+        fix = "Sample the unknown quantities; only they have a posterior."
+        latents, observed = latent_and_observed(sites, fix)
+        for name in observed:
+            off = masks.off_support(sites[name])
+            if off is not None:
+                value = sites[name]["value"]
+                first = f", the first {float(value[off].flatten()[0]):g}" if off.shape == value.shape else ""
+                raise masks.cannot_score(sites[name], "x", f"{int(off.sum())} off it{first}")
+        for name in latents:
+            masks.check_density("model", name, sites[name]["fn"])
+            counted = masks.entries(sites[name])
+            if counted is not None and not bool(counted.all()):
+                raise bad_value(
+                    "model",
+                    f"a density at every entry of latent {name!r}",
+                    f"{int((~counted).sum())} entries that are masked",
+                    "A masked latent has no posterior: sample only the entries that exist.",
+                )
         return sites
 
     def _check_it_repeats(self, sites: Sites) -> None:
@@ -451,7 +416,7 @@ class BayesianModel:
         if all(torch.equal(first[name]["value"], turned[name]["value"]) for name in held):
             raise no_answer(held[0])
 
-    def _rows_apart(self, sites: Sites) -> _Rows:
+    def _rows_apart(self, sites: Sites) -> Scored:
         """Return the dims that rows lie on; raise ``ValueError`` unless each row is independent given the globals."""
         whole = self.batch
         if len(whole["x"]) == 1:
@@ -489,14 +454,9 @@ class BayesianModel:
         def of_rows(batch: Batch, *_: Any) -> Sites:
             return self._run(batch, u)[0]
 
-        columns, measure, supports = _measure(
-            sites, tuple(data_dim), data_dim, whole, len(whole["x"]), of_rows
-        )
-        check_order(of_rows, whole, (), tuple(columns), data_dim)
-        computed, own_totals = judge(self.batch, whole, sites, columns, measure)
-        if computed:
-            measure = ("pseudo-likelihood",) * len(measure)
-        return _Rows(data_dim, columns, measure, supports, own_totals)
+        scored = columns_scored(sites, tuple(data_dim), data_dim, whole, len(whole["x"]), of_rows)
+        check_order(of_rows, whole, (), tuple(scored.columns), data_dim)
+        return judged(scored, self.batch, whole, sites)
 
     def _check_rows_stand_alone(
         self, whole: Batch, fewer: Batch, order: list[int], data_dim: dict[str, int]
@@ -529,7 +489,7 @@ class BayesianModel:
 def _on(model: Callable[..., Any], batch: Batch) -> Sites:
     """Return the model's sites on some rows; raise ``ValueError`` if it cannot be called on them."""
     try:
-        sites = sample_sites(poutine.trace(model), batch)
+        sites = sample_sites(model, batch)
         for site in sites.values():
             log_prob(site)
         return sites
@@ -618,20 +578,3 @@ def _places(sites: Sites) -> dict[str, _Place]:
         places[name] = _Place(slice(start, start + unconstrained.numel()), unconstrained, shape)
         start += unconstrained.numel()
     return places
-
-
-def _check_support(site: Any) -> None:
-    """Raise ``ValueError`` if observed values are off the support of their site."""
-    try:
-        inside = site["fn"].support.check(site["value"])
-    except NotImplementedError:
-        return
-    if not bool(inside.all()):
-        raise bad_value(
-            "x",
-            f"values that site {site['name']!r} can score, on {site['fn'].support}",
-            f"{int((~inside).sum())} off it, the first {float(site['value'][~inside].flatten()[0]):g}"
-            if inside.shape == site["value"].shape
-            else f"{int((~inside).sum())} events off it",
-            "Choose a likelihood whose support holds these values.",
-        )

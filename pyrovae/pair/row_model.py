@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from pyrovae.pair.running import (
     sample_sites,
     sum_sites,
     unfold,
+    with_columns,
 )
 from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
@@ -129,8 +129,8 @@ class RowModel:
         if noise is not None:
             model = DrawsByRow(noise, 1, structure.data_dim.get, folded=True)(model)
         with self.pair.own_parameters():
-            sites = sample_sites(poutine.trace(model), batch)
-        simulated = {**batch, "x": self._with_columns(batch["x"], sites)}
+            sites = sample_sites(model, batch)
+        simulated = {**batch, "x": with_columns(batch["x"], sites, structure)}
         plain = {name: sites[name]["value"] for name in structure.latents}
         again = run(self.pair, "model", simulated, plain)
         for name in structure.observed:
@@ -152,7 +152,7 @@ class RowModel:
                 source = source_of(noise, count, fn, structure.data_dim[name], folded=True)
             with replaced(source, []):
                 drawn[name] = {**sites[name], "value": fn.sample()}
-        return self._with_columns(repeated["x"], drawn).view(-1, *batch["x"].shape)
+        return with_columns(repeated["x"], drawn, structure).view(-1, *batch["x"].shape)
 
     def check_replicable(self, batch: Batch) -> None:
         """Raise an error if a column of x is not sampled given z, or if the model reads x outside its observed sites.
@@ -176,15 +176,6 @@ class RowModel:
                 here[name]["fn"].log_prob(value), there[name]["fn"].log_prob(value), rtol=1e-4, atol=1e-4
             ):
                 raise bad_value("model", expected, f"site {name!r}, which also depends on x", fix)
-
-    def _with_columns(self, x: Tensor, sites: Sites) -> Tensor:
-        """Return x with the columns that sites hold replaced by the sites' values."""
-        flat = x.flatten(1).clone() if x.dim() > 1 else x[:, None].clone()
-        for name, columns in self.structure.columns.items():
-            value = sites[name]["value"]
-            axis = value.dim() - sites[name]["fn"].event_dim + self.structure.data_dim[name]
-            flat[:, list(columns)] = value.movedim(axis, 0).reshape(len(flat), -1).to(flat.dtype)
-        return flat.view(x.shape)
 
     # -----------------------------------------------------------------------------------------------------
     # Layout
