@@ -54,13 +54,13 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class Finding:
-    """A finding, and in ``mend`` a remedy to try; ``mend`` is empty if nothing has to be done."""
+    """A finding and a remedy to try, which is empty if nothing has to be done."""
 
     what: str
-    mend: str = ""
+    remedy: str = ""
 
     def __str__(self) -> str:
-        return f"{self.what} {self.mend}".strip()
+        return f"{self.what} {self.remedy}".strip()
 
 
 @dataclass(frozen=True, repr=False)
@@ -333,10 +333,10 @@ def _dimensions(evaluation: Evaluation) -> pd.DataFrame:
 
     blocks: list[dict[str, Moments]] = []
     for rows in evaluation.blocks():
-        batch, drawn = evaluation.part(rows), evaluation.noise(Stream.DIAGNOSE, rows=rows)
+        batch, row_noise = evaluation.part(rows), evaluation.noise(Stream.DIAGNOSE, rows=rows)
         count = min(_DRAWS, evaluation.num_samples)
-        with evaluation.pair.evaluating(), noise.seeded(drawn.seed, batch["x"].device):
-            blocks.append(posterior_moments(evaluation.model, batch, count, drawn))
+        with evaluation.pair.evaluating(), noise.seeded(row_noise.seed, batch["x"].device):
+            blocks.append(posterior_moments(evaluation.model, batch, count, row_noise))
     frames = []
     for name in evaluation.structure.latents:
         found = [block[name] for block in blocks]
@@ -394,9 +394,9 @@ def _information(evaluation: Evaluation) -> dict[str, Any]:
     latents: dict[str, list[Tensor]] = {name: [] for name in model.structure.latents}
     own, prior = [], []
     for block in part.blocks():
-        batch, drawn = part.part(block), part.noise(Stream.TILE, rows=block)
-        with model.pair.evaluating(), noise.seeded(drawn.seed, batch["x"].device):
-            z, log_q = model.propose(batch, per_row, drawn)
+        batch, row_noise = part.part(block), part.noise(Stream.TILE, rows=block)
+        with model.pair.evaluating(), noise.seeded(row_noise.seed, batch["x"].device):
+            z, log_q = model.propose(batch, per_row, row_noise)
             log_prior = model.log_joint(batch, z).prior
         own.append(log_q.flatten())
         prior.append(log_prior.flatten())

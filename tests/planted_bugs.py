@@ -794,7 +794,7 @@ BUGS = {
     "a model that reads what it scores": Bug(
         "pair/together.py",
         "Together.of",
-        "not asked.has_an_order(held)",
+        "not runs.has_an_order(held)",
         "False",
         "test_mcmc.py::test_what_all_rows_together_measure[True-of_itself--]",
     ),

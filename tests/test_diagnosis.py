@@ -267,7 +267,7 @@ def test_a_healthy_vae_is_called_healthy(healthy):
     vae, x = healthy
     found = diagnose(vae, x, num_samples=200)
     assert (found.verdict, found.active_units) == ("healthy", 2)
-    assert found.findings[0].mend == ""
+    assert found.findings[0].remedy == ""
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -321,12 +321,12 @@ def check_every_leaf(pair: LatentVariableModel, objective: Any, batch: Batch, se
     with pair.evaluating(), torch.enable_grad(), noise.seeded(seed, batch["x"].device):
         total = loss(pair, objective, rows, len(rows["x"]), kl_weight=1.0)
     known = {id(p) for p in pair.parameters()}
-    waiting, seen = [getattr(total, "grad_fn", None)], set()
+    waiting, visited = [getattr(total, "grad_fn", None)], set()
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         leaf = getattr(node, "variable", None)
         if leaf is not None and id(leaf) not in known:
             raise bad_value(

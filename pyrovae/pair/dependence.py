@@ -142,10 +142,10 @@ def check_order(
             _check_row(run, probe, row, latents, observed, data_dim)
 
 
-def _tried(run: Run, rows: Batch, numbers: Tensor) -> Sites | None:
+def _tried(run: Run, copies: Batch, rows: Tensor) -> Sites | None:
     """Return the model's sites on changed rows; None if it fails on such values, for example on an unknown code."""
     try:
-        return run(rows, numbers, {})
+        return run(copies, rows, {})
     except (RuntimeError, IndexError, ValueError):
         return None
 
@@ -181,12 +181,11 @@ def _check_row(
     # Latents are held fixed and so do not change with x.
     holds[:, : sum(name in latents for name in owner)] = False
     moved, own_columns = moves.cpu().numpy(), holds.cpu().numpy()
-    numbers = columns.tolist()
     own = np.argwhere(moved & own_columns)
     if len(own):
-        column, unit = own[0]
+        column, unit = int(columns[own[0][0]]), own[0][1]
         raise _refusal(
-            f"site {owner[unit]!r}, whose distribution of column {numbers[column]} depends on column {numbers[column]} itself"
+            f"site {owner[unit]!r}, whose distribution of column {column} depends on column {column} itself"
         )
     edges = own_columns.T.astype(np.float32) @ moved.astype(np.float32) > 0  # unit → unit, through columns
     reads = [owner[unit] in latents for unit in np.flatnonzero(moved.any(0))]

@@ -28,7 +28,6 @@ from pyrovae.pair.on_data import groups
 from pyrovae.pair.running import Batch, Latents, Scored, Sites, log_prob, sample_sites, with_columns
 from pyrovae.pair.together import Together
 from pyrovae.refusals import Refused, bad_value
-from pyrovae.torch_private import private
 
 # Most numbers, draws × rows, in a block of log-likelihoods.
 _BLOCK = 1 << 21
@@ -66,29 +65,15 @@ class _Placed(poutine.messenger.Messenger):
         place = self.left.pop(msg["name"], None)
         if place is None:
             if self.simulated is None:
-                raise _restless(f"latent {msg['name']!r}, which the first call did not have")
+                raise not_one_density(f"latent {msg['name']!r}, which the first call did not have")
             return
         transform = biject_to(msg["fn"].support)
         if transform.inverse_shape(msg["fn"].shape()) != place.unconstrained:
-            raise _restless(f"latent {msg['name']!r}, whose shape changes")
+            raise not_one_density(f"latent {msg['name']!r}, whose shape changes")
         value = self.u[place.entries].reshape(place.unconstrained)
         msg["value"] = transform(value)
         msg["done"] = True
         self.log_det = self.log_det + transform.log_abs_det_jacobian(value, msg["value"]).sum()
-
-
-class _Known(torch.autograd.Function):
-    """A number whose gradient was computed together with it."""
-
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, both: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-        gradient, value = both(u)
-        ctx.save_for_backward(gradient)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, *above: Any) -> Any:
-        return above[0] * ctx.saved_tensors[0], None
 
 
 class BayesianModel:
@@ -109,7 +94,7 @@ class BayesianModel:
 
     def __init__(self, model: Callable[..., Any], batch: Batch) -> None:
         self.model, self.batch = model, batch
-        with self.undisturbed():
+        with self.own_settings():
             sites = self._first_run()
             self._places = _places(sites)
             self.dim = max(place.entries.stop for place in self._places.values())
@@ -125,7 +110,7 @@ class BayesianModel:
 
     @staticmethod
     @contextmanager
-    def undisturbed() -> Iterator[None]:
+    def own_settings() -> Iterator[None]:
         """Run the model in float64, in a parameter store of its own, without validation; then restore all settings.
 
         Divergent steps and far proposals give NaN, on which validation would raise. The rows' values are checked
@@ -142,45 +127,10 @@ class BayesianModel:
     def log_joint(self, u: Tensor) -> Tensor:
         """Return log P(x, latents) + log |det| of one u, shape (dim,): a number with a graph, in nats.
 
-        Call it within ``undisturbed()``.
+        Call it within ``own_settings()``.
         """
         sites, log_det = self._run(self.batch, u)
         return sum((log_prob(site, site["is_observed"]).sum() for site in sites.values()), start=log_det)
-
-    def traced(self) -> Callable[[Tensor], Tensor]:
-        """Return ``log_joint`` traced to torch operations, with its gradient computed alongside.
-
-        It is two to three times as fast as calling Pyro at every step. It is ``log_joint`` itself if the model
-        cannot be traced, because it reads values back, or if the two differ at random u.
-        """
-
-        def both(u: Tensor) -> Any:
-            return torch.func.grad_and_value(self.log_joint)(u)
-
-        generator = torch.Generator().manual_seed(0)
-        points = torch.randn(5, self.dim, generator=generator, dtype=torch.float64)
-        try:
-            graph = private("make_fx")(both)(points[0])
-        except Exception:  # a model may fail in any way under the tracer; it is then called instead
-            return self.log_joint
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
-
-        def log_joint(u: Tensor) -> Tensor:
-            return _Known.apply(u, graph)
-
-        for u in points:
-            if not torch.allclose(log_joint(u), self.log_joint(u), rtol=1e-9, atol=1e-9, equal_nan=True):
-                return self.log_joint
-        return log_joint
-
-    def check_traced(self, log_joint: Callable[[Tensor], Tensor], u: Tensor) -> None:
-        """Raise ``ValueError`` if the traced log joint differs from the model's at some u, shape (draws, dim)."""
-        for vector in u:
-            if not torch.allclose(log_joint(vector), self.log_joint(vector), rtol=1e-6, atol=1e-6):
-                raise _restless(
-                    "a log joint that differs from the traced one at other latents, by Python's own if or numpy"
-                )
 
     def log_joints(self, u: Tensor) -> Tensor:
         """Return ``log_joint`` of many u, shape (draws, dim) → (draws,), without graphs."""
@@ -208,7 +158,7 @@ class BayesianModel:
         for start in range(0, len(batch["x"]), height):
             block = {name: value[start : start + height] for name, value in batch.items()}
             if not start and len(block["x"]) > 1:
-                with self.undisturbed(), torch.no_grad():
+                with self.own_settings(), torch.no_grad():
                     self._check_groups(
                         block, u[0], self._by_row(block, u[0], rows.data_dim)[0], rows.data_dim
                     )
@@ -233,7 +183,7 @@ class BayesianModel:
                 'Observe the columns themselves: pyro.sample("x", …, obs=x).',
             )
         chosen = torch.randint(len(self.batch["x"]), (len(u),))
-        with self.undisturbed(), torch.no_grad():
+        with self.own_settings(), torch.no_grad():
             return torch.cat([self._simulated(vector, n, rows) for vector, n in zip(u, chosen, strict=True)])
 
     def _simulated(self, u: Tensor, like: Tensor, rows: Scored) -> Tensor:
@@ -270,7 +220,7 @@ class BayesianModel:
         """The measure of log P of all rows together, which is defined even if rows cannot be scored separately."""
         generator = torch.Generator().manual_seed(1)
         u = torch.randn(2, self.dim, generator=generator, dtype=torch.float64)
-        with self.undisturbed(), torch.no_grad():
+        with self.own_settings(), torch.no_grad():
             first, second = (
                 {name: sites[name]["value"] for name in self._places}
                 for sites in (self._run(self.batch, vector)[0] for vector in u)
@@ -290,7 +240,7 @@ class BayesianModel:
         return () if isinstance(self._rows, Refused) else self._rows.own_totals
 
     @property
-    def sites(self) -> list[str]:
+    def site_names(self) -> list[str]:
         """The name of the latent that each coordinate of u belongs to."""
         return [name for name, place in self._places.items() for _ in range(place.unconstrained.numel())]
 
@@ -312,7 +262,7 @@ class BayesianModel:
         with placed:
             sites = sample_sites(self.model, batch)
         if placed.left:
-            raise _restless(f"no latent {next(iter(placed.left))!r}, which the first call had")
+            raise not_one_density(f"no latent {next(iter(placed.left))!r}, which the first call had")
         return sites, placed.log_det
 
     def _row_scores(self, batch: Batch, rows: Scored, u: Tensor) -> Tensor:
@@ -332,7 +282,7 @@ class BayesianModel:
 
     def _each(self, one: Callable[[Tensor], Any], u: Tensor, batch: Batch | None = None) -> Any:
         """Return ``one`` of each u about a batch, stacked; computed by torch.vmap if the model allows it, else in turn."""
-        with self.undisturbed(), torch.no_grad():
+        with self.own_settings(), torch.no_grad():
             if self._vectorised is None:
                 self._vectorised = self._vectorises(u)
             if self._vectorised:
@@ -443,7 +393,7 @@ class BayesianModel:
         for name, site in sites.items():
             if site["is_observed"]:
                 if name not in again:
-                    raise _joint(name)
+                    raise _for_all_rows(name)
                 dim = _row_dim(name, site, again[name], len(whole["x"]))
                 if dim is not None:
                     data_dim[name] = dim
@@ -470,7 +420,7 @@ class BayesianModel:
             apart = torch.cat([rows[order] - rows_again, (rest - rest_again)[None]])
             scale = torch.cat([rows[order], rest[None]]).abs().clamp(min=1)
             if bool((apart.abs() > 1e-8 * scale).any()):
-                raise _feels(
+                raise _rows_depend(
                     f"a log-probability that changes by {float(apart.abs().max()):.3g} nats without some of the rows"
                 )
             self._check_groups(whole, u, rows, data_dim)
@@ -481,7 +431,7 @@ class BayesianModel:
             fewer = {name: value[some] for name, value in batch.items()}
             apart = (self._by_row(fewer, u, data_dim)[0] - scores[some]).abs()
             if bool((apart > 1e-8 * scores[some].abs().clamp(min=1)).any()):
-                raise _feels(
+                raise _rows_depend(
                     f"a log-probability that changes by {float(apart.max()):.3g} nats if {len(some)} rows are scored separately"
                 )
 
@@ -508,17 +458,17 @@ def _row_dim(name: str, site: Any, again: Any, num_rows: int) -> int | None:
     first, second = log_prob(site).shape, log_prob(again).shape
     if first == second:
         if holds_data(site) and site["value"].shape != again["value"].shape:
-            raise _joint(name)
+            raise _for_all_rows(name)
         return None
     if len(first) != len(second):
-        raise _joint(name)
+        raise _for_all_rows(name)
     moved = [dim for dim in range(-len(first), 0) if first[dim] != second[dim]]
     if [(first[dim], second[dim]) for dim in moved] != [(num_rows, num_rows - 1)]:
-        raise _feels(f"site {name!r}, of shape {tuple(first)} for {num_rows} rows")
+        raise _rows_depend(f"site {name!r}, of shape {tuple(first)} for {num_rows} rows")
     return moved[0]
 
 
-def _joint(name: str) -> Refused:
+def _for_all_rows(name: str) -> Refused:
     """Return the error for a site whose log-probability is one number for all rows."""
     return bad_value(
         "model",
@@ -528,7 +478,7 @@ def _joint(name: str) -> Refused:
     )
 
 
-def _feels(came: str) -> Refused:
+def _rows_depend(came: str) -> Refused:
     """Return the error for rows that are not independent given the globals."""
     return bad_value(
         "model",
@@ -539,7 +489,7 @@ def _feels(came: str) -> Refused:
     )
 
 
-def _restless(came: str) -> Refused:
+def not_one_density(came: str) -> Refused:
     """Return the error for a model that is not one density."""
     return bad_value(
         "model",

@@ -332,11 +332,11 @@ def _check_order(model: RowModel, batch: Batch) -> None:
     pair, structure = model.pair, model.structure
     drawn: Latents = {}
 
-    def model_on(rows: Batch, numbers: Tensor, changed: Latents) -> Sites:
+    def model_on(rows: Batch, rows_of: Tensor, changed: Latents) -> Sites:
         if not drawn:
             guide = run(pair, "guide", rows)
             drawn.update({name: guide[name]["value"] for name in structure.latents})
-        return run(pair, "model", rows, {**of_rows(structure, drawn, numbers), **changed})
+        return run(pair, "model", rows, {**of_rows(structure, drawn, rows_of), **changed})
 
     data = tuple(name for name in structure.observed if name in structure.columns)
     with pyro.validation_enabled(False):
@@ -366,14 +366,14 @@ def columns_scored(
         if axis < 0 or value.shape[axis] != probe_rows:
             shape = (probe_rows, *batch["x"].shape[1:])
             raise unfilled(name, site, probe_rows) if value.shape == shape else no_answer(name)
-    tagged = columns_held(again, batch, data, data_dim)
-    once = [column for name in data for column in tagged[name]]
+    columns_of = columns_held(again, batch, data, data_dim)
+    once = [column for name in data for column in columns_of[name]]
     # pyro.factor, an entry that is no column, or a column that counts twice makes the model no distribution of x.
     normalised = len(data) == len(observed) and -1 not in once and len(set(once)) == len(once)
     for name in data:
         site = model[name]
         fn = site["fn"]
-        held[name] = matched = tuple(column for column in tagged[name] if column >= 0)
+        held[name] = matched = tuple(column for column in columns_of[name] if column >= 0)
         try:
             support = fn.support
         except NotImplementedError:

@@ -44,12 +44,12 @@ class Together:
     @classmethod
     def of(cls, model: Callable[..., Any], batch: Batch, latents: tuple[Latents, Latents]) -> Together:
         """Return the measure of a model of rows, from two draws of its latents in the model's own space."""
-        asked = _Asked(model, batch, latents)
-        held = asked.cells()
-        kinds = np.full(asked.x.numel(), "unscored", dtype=object)
+        runs = _Runs(model, batch, latents)
+        held = runs.cells()
+        kinds = np.full(runs.x.numel(), "unscored", dtype=object)
         normalised = held is not None
         for name, cells in (held or {}).items():
-            site = asked.base[name]
+            site = runs.base[name]
             try:
                 kind = "mass" if site["fn"].support.is_discrete else "density"
             except NotImplementedError:
@@ -57,7 +57,7 @@ class Together:
                 continue
             counted = masks.entries(site)
             kinds[cells if counted is None else cells[counted.flatten().numpy()]] = kind
-        kinds = kinds.reshape(asked.x.shape)
+        kinds = kinds.reshape(runs.x.shape)
         left_out = torch.from_numpy((kinds == "unscored").astype(bool))
         measure = []
         for column in kinds.T:
@@ -66,12 +66,12 @@ class Together:
             measure.append("unscored in part" if part else "transformed" if len(found) > 1 else column[0])
         if held is None or not normalised or "transformed" in measure:
             measure = ["transformed"] * len(measure)
-        elif not asked.has_an_order(held):
+        elif not runs.has_an_order(held):
             measure = ["pseudo-likelihood"] * len(measure)
         return cls(tuple(measure), left_out)
 
 
-class _Asked:
+class _Runs:
     """Runs a model on changed cells of x, with its latents held."""
 
     def __init__(self, model: Callable[..., Any], batch: Batch, latents: tuple[Latents, Latents]) -> None:
@@ -132,7 +132,7 @@ class _Asked:
             if not all(cells):
                 return None
             try:
-                held[name] = np.array([numbers.pop(0) for numbers in cells if numbers is not None])
+                held[name] = np.array([same.pop(0) for same in cells if same is not None])
             except IndexError:  # a cell that is observed twice
                 return None
         return held

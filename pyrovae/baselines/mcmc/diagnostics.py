@@ -31,14 +31,14 @@ class Checks(NamedTuple):
 
 def check(draws: Tensor, sites: Sequence[str], divergences: int) -> Checks:
     """Return the checks of draws, shape (chains, draws, dim); ``sites`` names the latent of each coordinate."""
-    columns = draws.movedim(2, 0).numpy()
+    coordinates = draws.movedim(2, 0).numpy()
     if len(draws) == 1:  # arviz has no R-hat of one chain, so compare its halves
         half = draws.shape[1] // 2
-        pairs = [np.concatenate([c[:, :half], c[:, -half:]]) for c in columns]
+        pairs = [np.concatenate([c[:, :half], c[:, -half:]]) for c in coordinates]
     else:
-        pairs = list(columns)
+        pairs = list(coordinates)
     r_hats = np.array([chain_rhat(pair) for pair in pairs])
-    effective = np.array([min(chain_ess(c, "bulk"), chain_ess(c, "tail")) for c in columns])
+    effective = np.array([min(chain_ess(c, "bulk"), chain_ess(c, "tail")) for c in coordinates])
     # A chain that does not move has no R-hat; count it as infinite.
     r_hats, effective = np.nan_to_num(r_hats, nan=np.inf), np.nan_to_num(effective, nan=0.0)
     problems = []
@@ -54,7 +54,7 @@ def check(draws: Tensor, sites: Sequence[str], divergences: int) -> Checks:
         )
     if divergences:
         problems.append(
-            f"{divergences} of {columns[0].size} steps diverged: the posterior has regions of high curvature "
+            f"{divergences} of {coordinates[0].size} steps diverged: the posterior has regions of high curvature "
             "that the steps miss. Raise target_accept_prob, or write the model non-centred."
         )
     return Checks(float(r_hats.max()), float(effective.min()), tuple(problems))

@@ -166,7 +166,7 @@ class PyroMCMC(Fitted):
         self.posterior = {name: value.unflatten(0, draws.shape[:2]) for name, value in latents.items()}
         self.seen, self.names = identity.row_hashes(source.exact), dict(source.names)
         self._fingerprint = identity.fingerprint(source.exact)
-        self._r_hat, self._ess, self.problems = check(draws, joint.sites, divergences)
+        self._r_hat, self._ess, self.problems = check(draws, joint.site_names, divergences)
         return self
 
     def _joint_of(self, batch: Batch) -> BayesianModel:
