@@ -20,11 +20,10 @@ from torch import Size, Tensor
 from torch.distributions import biject_to
 
 from pyrovae.pair import masks
-from pyrovae.pair.context import computed_from_rows, judged
+from pyrovae.pair.apart import by_row, check_groups, scored_apart
+from pyrovae.pair.context import computed_from_rows
 from pyrovae.pair.contract import first_run, holds_data, latent_and_observed, no_answer
-from pyrovae.pair.dependence import check_order
-from pyrovae.pair.inspection import check_supports, columns_scored
-from pyrovae.pair.on_data import groups
+from pyrovae.pair.inspection import check_supports
 from pyrovae.pair.running import Batch, Latents, Scored, Sites, log_prob, sample_sites, with_columns
 from pyrovae.pair.together import Together
 from pyrovae.refusals import Refused, bad_value
@@ -100,7 +99,7 @@ class BayesianModel:
             self.dim = max(place.entries.stop for place in self._places.values())
             self._check_it_repeats(sites)
             try:
-                self._rows: Scored | Refused = self._rows_apart(sites)
+                self._rows: Scored | Refused = scored_apart(model, self._sites, batch, sites, self.dim)
             except Refused as refusal:  # raised later if rows are scored; all else works
                 self._rows = refusal
         self._vectorised: bool | None = None
@@ -140,7 +139,7 @@ class BayesianModel:
         """Return the latents by name, in the model's own space, each of shape (draws, ...)."""
 
         def one(vector: Tensor) -> Latents:
-            sites = self._run(self.batch, vector)[0]
+            sites = self._sites(self.batch, vector)
             return {name: sites[name]["value"] for name in self._places}
 
         return self._each(one, u)
@@ -159,10 +158,8 @@ class BayesianModel:
             block = {name: value[start : start + height] for name, value in batch.items()}
             if not start and len(block["x"]) > 1:
                 with self.own_settings(), torch.no_grad():
-                    self._check_groups(
-                        block, u[0], self._by_row(block, u[0], rows.data_dim)[0], rows.data_dim
-                    )
-            yield self._each(partial(self._row_scores, block, rows), u, block)
+                    check_groups(self._sites, block, u[0], rows.data_dim)
+            yield self._each(partial(self._scores, block), u, block)
 
     def simulate(self, u: Tensor) -> Tensor:
         """Return a row from P(x | latents) for each u, shape (rows, dim): shape (rows, ...), as x.
@@ -192,7 +189,7 @@ class BayesianModel:
         with _Placed(self._places, u, frozenset(rows.columns)):
             sites = sample_sites(self.model, row)
         row["x"] = with_columns(row["x"], sites, rows)
-        again = self._run(row, u)[0]
+        again = self._sites(row, u)
         for name in rows.columns:
             if not torch.allclose(log_prob(again[name]), log_prob(sites[name]), rtol=1e-8, atol=1e-8):
                 raise bad_value(
@@ -223,7 +220,7 @@ class BayesianModel:
         with self.own_settings(), torch.no_grad():
             first, second = (
                 {name: sites[name]["value"] for name in self._places}
-                for sites in (self._run(self.batch, vector)[0] for vector in u)
+                for sites in (self._sites(self.batch, vector) for vector in u)
             )
             found = Together.of(self.model, self.batch, (first, second))
         if isinstance(self._rows, Scored):
@@ -265,20 +262,11 @@ class BayesianModel:
             raise not_one_density(f"no latent {next(iter(placed.left))!r}, which the first call had")
         return sites, placed.log_det
 
-    def _row_scores(self, batch: Batch, rows: Scored, u: Tensor) -> Tensor:
-        return self._by_row(batch, u, rows.data_dim)[0]
+    def _sites(self, batch: Batch, u: Tensor) -> Sites:
+        return self._run(batch, u)[0]
 
-    def _by_row(self, batch: Batch, u: Tensor, data_dim: dict[str, int]) -> tuple[Tensor, Tensor]:
-        """Return each row's log-likelihood, shape (rows,), and the terms of the log joint that all rows share."""
-        sites, _ = self._run(batch, u)
-        by_row, rest = u.new_zeros(len(batch["x"])), u.new_zeros(())
-        for name, site in sites.items():
-            term = log_prob(site)
-            if name in data_dim:
-                by_row = by_row + term.movedim(data_dim[name], 0).reshape(len(by_row), -1).sum(1)
-            else:
-                rest = rest + term.sum()
-        return by_row, rest
+    def _scores(self, batch: Batch, u: Tensor) -> Tensor:
+        return by_row(self._sites(batch, u), self.rows.data_dim, len(batch["x"]))[0]
 
     def _each(self, one: Callable[[Tensor], Any], u: Tensor, batch: Batch | None = None) -> Any:
         """Return ``one`` of each u about a batch, stacked; computed by torch.vmap if the model allows it, else in turn."""
@@ -348,7 +336,7 @@ class BayesianModel:
     def _check_it_repeats(self, sites: Sites) -> None:
         """Raise ``ValueError`` unless the same u has the same log joint, and reordered rows other observed values."""
         u = torch.zeros(self.dim, dtype=torch.float64)
-        first, again = self._run(self.batch, u)[0], self._run(self.batch, u)[0]
+        first, again = (self._sites(self.batch, u) for _ in range(2))
         for name, site in first.items():
             a, b = log_prob(site), log_prob(again[name])
             if a.shape != b.shape or not torch.equal(a.nan_to_num(), b.nan_to_num()):
@@ -362,131 +350,9 @@ class BayesianModel:
         if torch.equal(backwards["x"], self.batch["x"]):
             return
         held = [name for name, site in first.items() if site["is_observed"] and holds_data(site)]
-        turned = self._run(backwards, u)[0]
+        turned = self._sites(backwards, u)
         if all(torch.equal(first[name]["value"], turned[name]["value"]) for name in held):
             raise no_answer(held[0])
-
-    def _rows_apart(self, sites: Sites) -> Scored:
-        """Return the dims that rows lie on; raise ``ValueError`` unless each row is independent given the globals."""
-        whole = self.batch
-        if len(whole["x"]) == 1:
-            whole = {name: torch.cat([value, value]) for name, value in whole.items()}
-            sites = _on(self.model, whole)
-        # The reversed rows without the first change each row's companions, its place and the number of rows.
-        order = list(range(len(whole["x"]) - 1, 0, -1))
-        fewer = {name: value[order] for name, value in whole.items()}
-        again = _on(self.model, fewer)
-        local = [
-            name
-            for name in self._places
-            if name not in again or again[name]["fn"].shape() != sites[name]["fn"].shape()
-        ]
-        if local:
-            raise bad_value(
-                "model",
-                "latents that all rows share: a new row is scored given them",
-                f"latent {local[0]!r}, which changes with the number of rows",
-                "Integrate it out in the model (a marginal or a mixture for x), or take the evidence of the "
-                "training rows, marginal_likelihood().",
-            )
-        data_dim = {}
-        for name, site in sites.items():
-            if site["is_observed"]:
-                if name not in again:
-                    raise _for_all_rows(name)
-                dim = _row_dim(name, site, again[name], len(whole["x"]))
-                if dim is not None:
-                    data_dim[name] = dim
-        self._check_rows_stand_alone(whole, fewer, order, data_dim)
-        # Random values, because a slope of zero would hide a dependence.
-        u = torch.randn(self.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-        def of_rows(batch: Batch, *_: Any) -> Sites:
-            return self._run(batch, u)[0]
-
-        scored = columns_scored(sites, tuple(data_dim), data_dim, whole, len(whole["x"]), of_rows)
-        check_order(of_rows, whole, (), tuple(scored.columns), data_dim)
-        return judged(scored, self.batch, whole, sites)
-
-    def _check_rows_stand_alone(
-        self, whole: Batch, fewer: Batch, order: list[int], data_dim: dict[str, int]
-    ) -> None:
-        """Raise ``ValueError`` unless each row's term and the shared terms stay the same without some of the rows."""
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(2):
-            u = torch.randn(self.dim, generator=generator, dtype=torch.float64)
-            rows, rest = self._by_row(whole, u, data_dim)
-            rows_again, rest_again = self._by_row(fewer, u, data_dim)
-            apart = torch.cat([rows[order] - rows_again, (rest - rest_again)[None]])
-            scale = torch.cat([rows[order], rest[None]]).abs().clamp(min=1)
-            if bool((apart.abs() > 1e-8 * scale).any()):
-                raise _rows_depend(
-                    f"a log-probability that changes by {float(apart.abs().max()):.3g} nats without some of the rows"
-                )
-            self._check_groups(whole, u, rows, data_dim)
-
-    def _check_groups(self, batch: Batch, u: Tensor, scores: Tensor, data_dim: dict[str, int]) -> None:
-        """Raise ``ValueError`` unless rows scored alone or in two halves have the same log-likelihood as together."""
-        for some in groups(batch["x"]):
-            fewer = {name: value[some] for name, value in batch.items()}
-            apart = (self._by_row(fewer, u, data_dim)[0] - scores[some]).abs()
-            if bool((apart > 1e-8 * scores[some].abs().clamp(min=1)).any()):
-                raise _rows_depend(
-                    f"a log-probability that changes by {float(apart.max()):.3g} nats if {len(some)} rows are scored separately"
-                )
-
-
-def _on(model: Callable[..., Any], batch: Batch) -> Sites:
-    """Return the model's sites on some rows; raise ``ValueError`` if it cannot be called on them."""
-    try:
-        sites = sample_sites(model, batch)
-        for site in sites.values():
-            log_prob(site)
-        return sites
-    except Exception as error:
-        raise bad_value(
-            "model",
-            "a model that can be called on any number of rows",
-            f"{type(error).__name__} from it on {len(batch['x'])} rows: {error}",
-            'Use len(x) for the number of rows, and pass values aligned with the rows beside them: {"x": rows, '
-            '"sigma": …}. The evidence of the training rows, marginal_likelihood(), needs neither.',
-        ) from error
-
-
-def _row_dim(name: str, site: Any, again: Any, num_rows: int) -> int | None:
-    """Return the dim of an observed site's log-probability that the rows lie on; None if all rows share the term."""
-    first, second = log_prob(site).shape, log_prob(again).shape
-    if first == second:
-        if holds_data(site) and site["value"].shape != again["value"].shape:
-            raise _for_all_rows(name)
-        return None
-    if len(first) != len(second):
-        raise _for_all_rows(name)
-    moved = [dim for dim in range(-len(first), 0) if first[dim] != second[dim]]
-    if [(first[dim], second[dim]) for dim in moved] != [(num_rows, num_rows - 1)]:
-        raise _rows_depend(f"site {name!r}, of shape {tuple(first)} for {num_rows} rows")
-    return moved[0]
-
-
-def _for_all_rows(name: str) -> Refused:
-    """Return the error for a site whose log-probability is one number for all rows."""
-    return bad_value(
-        "model",
-        "a log-probability for every row",
-        f"site {name!r}, with one for all of them together",
-        'Put it under "with pyro.plate("data", len(x)):", and declare only a row\'s own dims as event, .to_event(n).',
-    )
-
-
-def _rows_depend(came: str) -> Refused:
-    """Return the error for rows that are not independent given the globals."""
-    return bad_value(
-        "model",
-        "rows that are independent given the latents that they share",
-        came,
-        "A time series has no log P of a single row: use the evidence of the training rows, "
-        "marginal_likelihood(). Keep a constant of the data set in a tensor, instead of a mean over the batch.",
-    )
 
 
 def not_one_density(came: str) -> Refused:
