@@ -204,7 +204,7 @@ def _of_pair(
         some = slice(0, 4)
         row_noise = evaluation.noise(Stream.CONVERT, rows=some)
         with evaluation.pair.evaluating(), noise.seeded(row_noise.seed, batch["x"].device):
-            evaluation.model.check_replicable({name: value[some] for name, value in batch.items()})
+            evaluation.model.check_replicable(evaluation.part(some))
     groups: dict[str, Group] = {}
     evidences = []
     for tiles in evaluation.tiles():
@@ -308,7 +308,7 @@ def _replicate(evaluation: Evaluation, rows: slice, batch: Batch, latents: Laten
 
 def _refuse_too_many(evaluation: Evaluation, num_draws: int, predictive: bool) -> None:
     """Raise ``ValueError`` before anything is computed if the result would be too large."""
-    batch = {name: value[:1] for name, value in evaluation.batch.items()}
+    batch = evaluation.part(slice(1))
     seed = noise.derive(evaluation.seed, Stream.CONVERT)
     with evaluation.pair.evaluating(), noise.seeded(seed, batch["x"].device):
         latents, _ = evaluation.model.draw_prior(batch, 1)

@@ -13,7 +13,7 @@ from pyrovae.pair.contract import holds_data
 from pyrovae.pair.dependence import check_order
 from pyrovae.pair.inspection import columns_scored
 from pyrovae.pair.on_data import groups
-from pyrovae.pair.running import Batch, Scored, Sites, log_prob, sample_sites
+from pyrovae.pair.running import Batch, Scored, Sites, log_prob, sample_sites, take
 from pyrovae.refusals import Refused, bad_value
 
 #: Runs a model on some rows with its latents at u, shape (dim,).
@@ -36,7 +36,7 @@ def scored_apart(model: Callable[..., Any], run: Run, batch: Batch, sites: Sites
         sites = _on(model, whole)
     # The reversed rows without the first change each row's companions, its place and the number of rows.
     order = list(range(len(whole["x"]) - 1, 0, -1))
-    fewer = {name: value[order] for name, value in whole.items()}
+    fewer = take(whole, order)
     data_dim = _row_dims(sites, _on(model, fewer), len(whole["x"]))
     _check_stand_alone(run, dim, whole, fewer, order, data_dim)
     # Random values, because a slope of zero would hide a dependence.
@@ -66,7 +66,7 @@ def check_groups(run: Run, batch: Batch, u: Tensor, data_dim: dict[str, int]) ->
     """Raise ``ValueError`` unless rows scored alone or in two halves have the same log-likelihood as together."""
     scores = by_row(run(batch, u), data_dim, len(batch["x"]))[0]
     for some in groups(batch["x"]):
-        fewer = {name: value[some] for name, value in batch.items()}
+        fewer = take(batch, some)
         apart = (by_row(run(fewer, u), data_dim, len(some))[0] - scores[some]).abs()
         if bool((apart > 1e-8 * scores[some].abs().clamp(min=1)).any()):
             raise _rows_depend(

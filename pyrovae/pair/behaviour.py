@@ -18,7 +18,7 @@ from torch import Tensor
 from pyrovae import noise
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair.row_model import LogJoint, RowModel
-from pyrovae.pair.running import Batch, Structure, flat
+from pyrovae.pair.running import Batch, Structure, flat, take
 from pyrovae.parameters import plain_attributes
 
 # Parts of the pair that the three terms belong to.
@@ -71,7 +71,7 @@ def probe(structure: Structure, batch: Batch) -> Batch:
         if name != "x" and value.numel():
             chosen.append(_telling(value, min(_VALUES, 4 * most), generator))
     rows = torch.cat(chosen).unique().to(x.device)
-    return {name: value[rows] for name, value in batch.items()}
+    return take(batch, rows)
 
 
 def _telling(value: Tensor, most: int, generator: torch.Generator) -> Tensor:

@@ -31,6 +31,8 @@ from pyrovae.pair.running import (
     run,
     sample_sites,
     sum_sites,
+    take,
+    values_of,
 )
 from pyrovae.refusals import Refused, bad_value
 
@@ -58,8 +60,11 @@ def _shown(scale: Tensor | float) -> str:
 def first_run(function: Callable[..., Any], part: str, batch: Batch) -> Sites:
     """Run a part and return its sites; raise ``ValueError`` if it subsamples, scales sites, or changes its rows in place."""
     before = {name: value._version for name, value in batch.items()}
-    with _RefuseSubsampling(part):
-        sites = sample_sites(function, batch)
+    try:
+        with _RefuseSubsampling(part):
+            sites = sample_sites(function, batch)
+    except Refused as error:  # Pyro raises it again with a page of shapes
+        raise (error.__cause__ or error) from None
     for name, value in batch.items():
         if value._version != before[name]:  # the numbers are the user's own, or in a read-only file
             raise bad_value(
@@ -222,7 +227,7 @@ def check_repeats(
 ) -> None:
     """Run the pair again on the same z; raise unless the terms stay the same and observed values follow the rows."""
     pair, structure = model.pair, model.structure
-    values = {name: sites["guide"][name]["value"] for name in structure.latents}
+    values = values_of(sites["guide"], structure.latents)
     names = {"guide": structure.latents, "model": structure.latents + structure.observed}
     for part in ("guide", "model"):
         try:
@@ -265,7 +270,7 @@ def _check_answers(name: str, first: Site, second: Site, dim: int, order: list[i
 
 def check_vectorised(model: RowModel, probe: Batch) -> dict[str, bool]:
     """Return for each part whether one call for many samples gives the same terms as a call per sample."""
-    one = {name: value[:1] for name, value in probe.items()}  # a tile may hold a single row
+    one = take(probe, slice(1))  # a tile may hold a single row
     each = [_vectorises(model, rows) for rows in (probe, one)]
     return {part: all(found[part] for found in each) for part in ("model", "guide")}
 
@@ -317,7 +322,7 @@ def check_every_leaf(pair: LatentVariableModel, objective: Any, batch: Batch, se
     """
     if not hasattr(objective, "differentiable_loss"):
         return
-    rows = {name: value[:2] for name, value in batch.items()}
+    rows = take(batch, slice(2))
     with pair.evaluating(), torch.enable_grad(), noise.seeded(seed, batch["x"].device):
         total = loss(pair, objective, rows, len(rows["x"]), kl_weight=1.0)
     known = {id(p) for p in pair.parameters()}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyrovae import supports
 from pyrovae.pair.contract import no_answer
-from pyrovae.pair.running import Batch, Latents, Site, Sites, by_rows, flat, row_axis
+from pyrovae.pair.running import Batch, Latents, Site, Sites, by_rows, flat, row_axis, take, values_of
 from pyrovae.refusals import Refused, bad_value
 
 # Rows to search for dependence on x; rows to search for the order of units; most columns to change.
@@ -115,7 +115,7 @@ def check_order(
     """
     names = latents + observed
     some = _spread(len(batch["x"]), batch["x"].device)
-    probe = {name: value[some] for name, value in batch.items()}
+    probe = take(batch, some)
     every = torch.arange(len(some), device=some.device)
     base = run(probe, every, {})
     x = flat(probe["x"])
@@ -164,8 +164,8 @@ def _check_row(
     generator = torch.Generator().manual_seed(0)
     columns = torch.randperm(x.shape[1], generator=generator)[:_MOST_COLUMNS].sort().values.to(x.device)
     here = torch.tensor([row], device=x.device)
-    base = run({name: value[here] for name, value in probe.items()}, here, {})
-    values = {name: base[name]["value"] for name in latents + observed}
+    base = run(take(probe, here), here, {})
+    values = values_of(base, latents + observed)
     owner = [
         name
         for name in latents + observed
@@ -250,12 +250,12 @@ def _latent_edges(
     names = latents + observed
     device = probe["x"].device
     other_row = torch.tensor([(row + 1) % len(probe["x"])], device=device)
-    drawn = run({name: value[other_row] for name, value in probe.items()}, other_row, {})
+    drawn = run(take(probe, other_row), other_row, {})
     for name in latents:
         width = unit_log_probs(drawn[name], drawn[name]["value"], data_dim[name]).shape[1]
         for part in torch.arange(min(width, _MOST_COLUMNS), device=device).split(_AT_ONCE):
             rows = torch.full((len(part) + 1,), row, device=device)  # the last copy is the unchanged row
-            same = {key: value[rows] for key, value in probe.items()}
+            same = take(probe, rows)
             base = run(same, rows, {})
             mixed = by_rows(base[name], data_dim[name]).reshape(len(rows), width, -1).clone()
             here = torch.arange(len(part), device=device)

@@ -24,7 +24,17 @@ from pyrovae.pair.apart import by_row, check_groups, scored_apart
 from pyrovae.pair.context import computed_from_rows
 from pyrovae.pair.contract import first_run, holds_data, latent_and_observed, no_answer
 from pyrovae.pair.inspection import check_supports
-from pyrovae.pair.running import Batch, Latents, Scored, Sites, log_prob, sample_sites, with_columns
+from pyrovae.pair.running import (
+    Batch,
+    Latents,
+    Scored,
+    Sites,
+    log_prob,
+    sample_sites,
+    take,
+    values_of,
+    with_columns,
+)
 from pyrovae.pair.together import Together
 from pyrovae.refusals import Refused, bad_value
 
@@ -140,7 +150,7 @@ class BayesianModel:
 
         def one(vector: Tensor) -> Latents:
             sites = self._sites(self.batch, vector)
-            return {name: sites[name]["value"] for name in self._places}
+            return values_of(sites, self._places)
 
         return self._each(one, u)
 
@@ -155,7 +165,7 @@ class BayesianModel:
         check_supports(rows, batch["x"])
         height = max(1, _BLOCK // len(u))
         for start in range(0, len(batch["x"]), height):
-            block = {name: value[start : start + height] for name, value in batch.items()}
+            block = take(batch, slice(start, start + height))
             if not start and len(block["x"]) > 1:
                 with self.own_settings(), torch.no_grad():
                     check_groups(self._sites, block, u[0], rows.data_dim)
@@ -219,8 +229,7 @@ class BayesianModel:
         u = torch.randn(2, self.dim, generator=generator, dtype=torch.float64)
         with self.own_settings(), torch.no_grad():
             first, second = (
-                {name: sites[name]["value"] for name in self._places}
-                for sites in (self._sites(self.batch, vector) for vector in u)
+                values_of(sites, self._places) for sites in (self._sites(self.batch, vector) for vector in u)
             )
             found = Together.of(self.model, self.batch, (first, second))
         if isinstance(self._rows, Scored):

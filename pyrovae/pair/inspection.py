@@ -45,6 +45,8 @@ from pyrovae.pair.running import (
     of_rows,
     row_axis,
     run,
+    take,
+    values_of,
 )
 from pyrovae.refusals import Refused, bad_value
 
@@ -77,8 +79,8 @@ def inspect(
     chosen = _distinct_rows(batch["x"], min(len(batch["x"]), _PROBE_ROWS))
     # The reversed rows without the first change each row's companions, its place and the batch size.
     order = list(range(len(chosen) - 1, 0, -1))
-    probe = {name: value[chosen] for name, value in batch.items()}
-    fewer = {name: value[order] for name, value in probe.items()}
+    probe = take(batch, chosen)
+    fewer = take(probe, order)
     seeded = noise.seeded(noise.derive(seed, noise.Stream.INSPECT), batch["x"].device)
     if isinstance(pair, VAE) and isinstance(pair.likelihood, Likelihood):
         pair.likelihood.check_rows(batch["x"])
@@ -86,7 +88,7 @@ def inspect(
         sites = _first_runs(pair, probe, batch["x"])
         latents, observed = check_sites(sites["model"], sites["guide"])
         again = _first_runs(pair, fewer, batch["x"])
-        check_modules(pair, probe, {name: sites["guide"][name]["value"] for name in latents})
+        check_modules(pair, probe, values_of(sites["guide"], latents))
         data_dim, plates = _data_dims(pair, sites, again, len(chosen))
         scored = columns_scored(
             sites["model"],
@@ -106,7 +108,7 @@ def inspect(
         model = RowModel(pair, judged(structure, batch, probe, sites["model"]))
         check_log_prob_dims(sites, model.structure)
         check_repeats(model, sites, probe, fewer, order)
-        first = batch if every_row else {name: value[:_MOST_ROWS] for name, value in batch.items()}
+        first = batch if every_row else take(batch, slice(_MOST_ROWS))
         model = check_rows(model, first, seed, argument, every_row)
         _check_order(model, batch)
         vectorised = check_vectorised(model, probe)
@@ -185,11 +187,10 @@ def _first_run(
     with pair.own_parameters():
         try:
             sites = first_run(function, part, batch)
+        except Refused:
+            raise
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
-            # Pyro raises the error again with a page of shapes; the first one has the reason.
-            reason = error.__cause__ or error
-            if isinstance(reason, Refused):
-                raise reason from None
+            reason = error.__cause__ or error  # as in first_run
             raise _explained(reason, pair, part, batch, rows) from reason
     for name, site in sites.items():
         if part == "model" and site["is_observed"]:
@@ -324,7 +325,7 @@ def _replayed(pair: LatentVariableModel, latents: tuple[str, ...], rows: Batch) 
     """Return the model's sites on the guide's draws; columns may be off their support."""
     with pyro.validation_enabled(False):
         guide = run(pair, "guide", rows)
-        return run(pair, "model", rows, {name: guide[name]["value"] for name in latents})
+        return run(pair, "model", rows, values_of(guide, latents))
 
 
 def _check_order(model: RowModel, batch: Batch) -> None:
@@ -335,7 +336,7 @@ def _check_order(model: RowModel, batch: Batch) -> None:
     def model_on(rows: Batch, rows_of: Tensor, changed: Latents) -> Sites:
         if not drawn:
             guide = run(pair, "guide", rows)
-            drawn.update({name: guide[name]["value"] for name in structure.latents})
+            drawn.update(values_of(guide, structure.latents))
         return run(pair, "model", rows, {**of_rows(structure, drawn, rows_of), **changed})
 
     data = tuple(name for name in structure.observed if name in structure.columns)

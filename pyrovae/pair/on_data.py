@@ -12,7 +12,7 @@ from pyrovae import noise
 from pyrovae.pair import masks
 from pyrovae.pair.contract import check_scale
 from pyrovae.pair.row_model import RowModel
-from pyrovae.pair.running import Batch, Sites, Structure, by_row, by_rows, flat, of_rows, run
+from pyrovae.pair.running import Batch, Sites, Structure, by_row, by_rows, flat, of_rows, run, take, values_of
 from pyrovae.refusals import Refused, bad_value, refusal
 
 # Numbers of the widest layer in a block of rows; most rows of a block.
@@ -47,7 +47,7 @@ def check_rows(
     seeded = noise.seeded(noise.derive(seed, noise.Stream.INSPECT, 1), batch["x"].device)
     with pair.evaluating(), seeded:
         for start in starts:
-            block = {name: value[start : start + height] for name, value in batch.items()}
+            block = take(batch, slice(start, start + height))
             try:
                 guide, sites = _run_block(model, block, start, argument)
             except _Overflow:
@@ -75,7 +75,7 @@ def _run_block(model: RowModel, block: Batch, start: int, argument: str) -> tupl
     pair, structure = model.pair, model.structure
     try:
         guide = run(pair, "guide", block)
-        sites = run(pair, "model", block, _values(structure, guide))
+        sites = run(pair, "model", block, values_of(guide, structure.latents))
         _check_sites(structure, guide, sites, start)
         masks.check_observed(sites, structure.observed, structure.data_dim, start, argument)
         return guide, sites
@@ -86,7 +86,7 @@ def _run_block(model: RowModel, block: Batch, start: int, argument: str) -> tupl
         if count > 1:
             half = count // 2
             for rows, first in ((slice(0, half), start), (slice(half, count), start + half)):
-                _run_block(model, {n: v[rows] for n, v in block.items()}, first, argument)
+                _run_block(model, take(block, rows), first, argument)
         # Either one row fails by itself, or one of several failed at one draw of z.
         those = f"row {start}" if count == 1 else f"rows {start} to {start + count - 1}"
         reason = str(error).splitlines()[0].removesuffix(", but found invalid values:")
@@ -122,17 +122,16 @@ def _masks_follow_z(model: RowModel, block: Batch, sites: Sites) -> bool:
     least, most, of_all = _MASK_DRAWS
     for _ in range(min(most, max(least, of_all // len(block["x"])))):
         guide = run(pair, "guide", block)
-        for other in (run(pair, "model", block, _values(structure, guide)), run(pair, "model", block)):
+        for other in (
+            run(pair, "model", block, values_of(guide, structure.latents)),
+            run(pair, "model", block),
+        ):
             if not all(
                 masks.same(masks.entries(sites[name]), masks.entries(other[name]))
                 for name in structure.latents
             ):
                 return True
     return False
-
-
-def _values(structure: Structure, sites: Sites) -> dict[str, Tensor]:
-    return {name: sites[name]["value"] for name in structure.latents}
 
 
 def _as_inspected(structure: Structure, sites: Sites, x: Tensor) -> bool:
@@ -148,14 +147,14 @@ def _as_inspected(structure: Structure, sites: Sites, x: Tensor) -> bool:
 def _check_alone(model: RowModel, block: Batch, guide: Sites, sites: Sites, start: int) -> None:
     """Score some rows of a block alone, and all in two halves, at the same z; raise if log-probabilities change."""
     pair, structure, count = model.pair, model.structure, len(block["x"])
-    latents = _values(structure, guide)
+    latents = values_of(guide, structure.latents)
     names = {"guide": structure.latents, "model": structure.latents + structure.observed}
     whole = {
         part: by_row(found, names[part], structure, count)
         for part, found in (("guide", guide), ("model", sites))
     }
     for rows in groups(block["x"]):
-        fewer = {name: value[rows] for name, value in block.items()}
+        fewer = take(block, rows)
         moved = of_rows(structure, latents, rows)
         for part in ("guide", "model"):
             within = whole[part][rows]

@@ -28,6 +28,7 @@ from pyrovae.pair.running import (
     sample_sites,
     sum_sites,
     unfold,
+    values_of,
     with_columns,
 )
 from pyrovae.refusals import bad_value
@@ -131,7 +132,7 @@ class RowModel:
         with self.pair.own_parameters():
             sites = sample_sites(model, batch)
         simulated = {**batch, "x": with_columns(batch["x"], sites, structure)}
-        plain = {name: sites[name]["value"] for name in structure.latents}
+        plain = values_of(sites, structure.latents)
         again = run(self.pair, "model", simulated, plain)
         for name in structure.observed:
             if not torch.equal(again[name]["value"], sites[name]["value"]) or not torch.allclose(
@@ -237,7 +238,7 @@ class RowModel:
 
     def _values(self, part: str, sites: Sites, num_samples: int) -> Latents:
         """Return the latents of sites from ``_ask``."""
-        latents = {name: sites[name]["value"] for name in self.structure.latents}
+        latents = values_of(sites, self.structure.latents)
         return latents if self.structure.vectorised[part] else unfold(self.structure, latents, num_samples)
 
     def _terms(self, part: str, sites: Sites, names: tuple[str, ...], shape: tuple[int, int]) -> Tensor:

@@ -6,7 +6,7 @@ Latents are a dict from site name to value, in the layout that Pyro gives them u
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -90,6 +90,16 @@ class Structure(Scored):
     edges: dict[str, tuple[tuple[float, float], ...]]
     fixed_masks: bool
     reaches: bool
+
+
+def take(batch: Batch, rows: Tensor | slice | list[int]) -> Batch:
+    """Return some of the rows, with what goes with them."""
+    return {name: value[rows] for name, value in batch.items()}
+
+
+def values_of(sites: Sites, names: Iterable[str]) -> Latents:
+    """Return the values of some sites by name."""
+    return {name: sites[name]["value"] for name in names}
 
 
 def flat(x: Tensor) -> Tensor:
