@@ -152,7 +152,8 @@ def off_support(site: Site) -> Tensor | None:
     found = supports.support(site["fn"])
     if found is None or not supports.is_fixed(found):
         return None
-    off, counted = ~found.check(site["value"]), entries(site)
+    off = ~found.check(site["value"])
+    counted = entries(site) if bool(off.any()) else None
     if counted is not None:  # masked entries are not scored
         dims = counted.dim() - off.dim()
         off = off & (counted.flatten(-dims).any(-1) if dims > 0 else counted)
