@@ -22,7 +22,7 @@ that is the argmax of every row.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
@@ -60,19 +60,6 @@ OWN_TOTAL = "the row's own total"
 S = TypeVar("S", bound=Scored)
 
 
-class _Judged(NamedTuple):
-    """Context computed from the scored columns: names that make the number a pseudo-likelihood, and proper totals.
-
-    Attributes:
-        computed: context that tells the model the values that it has to predict.
-        own_totals: totals that the likelihood is conditional on, as a multinomial is, by name or ``OWN_TOTAL``.
-            log P(x | total) is a log-likelihood of the rows with that total.
-    """
-
-    computed: tuple[str, ...]
-    own_totals: tuple[str, ...]
-
-
 def judged(scored: S, batch: Batch, probe: Batch, sites: Sites) -> S:
     """Return ``scored`` with its own totals, and as a pseudo-likelihood if context was computed from the scored columns.
 
@@ -86,42 +73,36 @@ def judged(scored: S, batch: Batch, probe: Batch, sites: Sites) -> S:
     total of the value. Another likelihood is so if its ``total_count`` is the total of its value on every row of
     the probe. If a Binomial alone is scored, context equal to its ``total_count`` is accepted as given. Other
     likelihoods that are normalised given a total cannot be recognised, and are called pseudo-likelihoods.
+    log P(x | total) is a log-likelihood of the rows with that total, by name or ``OWN_TOTAL``.
     """
-    computed, own_totals = _judge(batch, probe, sites, scored.columns, scored.measure)
-    measure = ("pseudo-likelihood",) * len(scored.measure) if computed else scored.measure
-    return replace(scored, measure=measure, own_totals=own_totals)
-
-
-def _judge(
-    batch: Batch, probe: Batch, sites: Sites, columns: dict[str, tuple[int, ...]], measure: Sequence[str]
-) -> _Judged:
-    """Return the context that was computed from the scored columns, and the totals that the sites are given."""
-    known = "transformed" not in measure  # else sites hold functions of x instead of its columns
-    scored = sorted({column for held in columns.values() for column in held}) if known else []
+    measure = scored.measure
+    # Sites that hold functions of x instead of its columns have no known columns.
+    held = {} if "transformed" in measure else scored.columns
+    columns = sorted({column for some in held.values() for column in some})
     blocks = [
         block
-        for name, held in columns.items()
-        for block in (_given_total(sites[name]["fn"], sites[name]["value"], held) if known else ())
+        for name, some in held.items()
+        for block in _given_total(sites[name]["fn"], sites[name]["value"], some)
     ]
     if len(batch) == 1 and not blocks:
-        return _Judged((), ())
-    masked = any(measure[column] == "unscored" for column in scored)
-    sample = _Sample(batch, scored or list(range(len(measure))), masked)
+        return scored
+    masked = any(measure[column] == "unscored" for column in columns)
+    sample = _Sample(batch, columns or list(range(len(measure))), masked)
     totals = sample.totals(blocks)
-    computed, own = [], []
+    own = []
     left = torch.ones(len(totals.values), dtype=torch.bool)
     for name, value in sample.context.items():
         excused, given = sample.images_of(totals, value)
         left &= ~given
         if bool(excused.any()):
             own.append(name)
-        if len(scored) == 1 and _is_its_count(sites, columns, probe[name]):
+        if len(columns) == 1 and _is_its_count(sites, held, probe[name]):
             continue
         if sample.is_computed(value[~excused]):
-            computed.append(name)
+            measure = ("pseudo-likelihood",) * len(measure)
     if bool((left & totals.varies()).any()):
         own.append(OWN_TOTAL)
-    return _Judged(tuple(computed), tuple(own))
+    return replace(scored, measure=measure, own_totals=tuple(own))
 
 
 def computed_from_rows(batch: Batch) -> list[str]:
