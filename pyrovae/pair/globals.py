@@ -107,7 +107,7 @@ class BayesianModel:
             sites = self._first_run()
             self._places = _places(sites)
             self.dim = max(place.entries.stop for place in self._places.values())
-            self._check_it_repeats(sites)
+            self._check_it_repeats()
             try:
                 self._rows: Scored | Refused = scored_apart(model, self._sites, batch, sites, self.dim)
             except Refused as refusal:  # raised later if rows are scored; all else works
@@ -342,7 +342,7 @@ class BayesianModel:
                 )
         return sites
 
-    def _check_it_repeats(self, sites: Sites) -> None:
+    def _check_it_repeats(self) -> None:
         """Raise ``ValueError`` unless the same u has the same log joint, and reordered rows other observed values."""
         u = torch.zeros(self.dim, dtype=torch.float64)
         first, again = (self._sites(self.batch, u) for _ in range(2))

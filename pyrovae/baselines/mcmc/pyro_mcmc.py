@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -219,7 +220,6 @@ class PyroMCMC(Fitted):
             cost=np.full(1, np.nan),
             verdict=np.array([verdict]),
             method="warp-3 bridge" if warp else "bridge",
-            batch=joint.batch,
             measure=joint.measure,
             given=_given_together(joint),
             fingerprint=self._fingerprint,
@@ -256,7 +256,6 @@ class PyroMCMC(Fitted):
             **found,
             verdict=verdict,
             method=type(self).__name__,
-            batch=batch,
             measure=joint.rows.measure,
             given=given_of(batch),
             **about(source, self),
@@ -313,19 +312,14 @@ class PyroMCMC(Fitted):
 
     def _average(self, log_likelihood: Tensor) -> tuple[Columns, Tensor]:
         """Return the columns of some rows from log P(x_n | θ_s), shape (draws, rows), and P(x_n | θ_s) / P̄(x_n)."""
-        weights = Accumulator.of(log_likelihood)
-        estimate = weights.log_mean_exp()
-        possible = torch.isfinite(estimate)  # under some draw
-        ratio = torch.where(possible, (log_likelihood - estimate).exp(), 1.0)
+        found = Columns.of_weights(Accumulator.of(log_likelihood), torch.float64, len(log_likelihood))
+        possible = torch.isfinite(found.estimate)  # under some draw
+        ratio = torch.where(possible, (log_likelihood - found.estimate).exp(), 1.0)
         ess = row_ess(ratio.unflatten(0, self._draws.shape[:2]))
         squared = torch.where(possible, ratio.var(dim=0), math.inf) / ess
-        k = weights.pareto_k(16 * torch.finfo(torch.float64).eps * estimate.abs().clamp(min=1))
-        cost = torch.full_like(estimate, len(ratio))
-        return Columns(
-            estimate, squared.sqrt(), -0.5 * squared, ess, k, cost, torch.zeros_like(estimate)
-        ), ratio
+        return replace(found, mcse=squared.sqrt(), bias=-0.5 * squared, ess=ess), ratio
 
-    def _answer(self, *, batch: Batch, method: str, **found: Any) -> LogEvidence:
+    def _answer(self, *, method: str, **found: Any) -> LogEvidence:
         """Return a ``LogEvidence`` of the given fields and of those that all results share."""
         num = len(found["estimate"])
         draws = self._draws.shape[0] * self._draws.shape[1]
