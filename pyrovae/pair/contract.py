@@ -228,11 +228,10 @@ def check_repeats(
     """Run the pair again on the same z; raise unless the terms stay the same and observed values follow the rows."""
     pair, structure = model.pair, model.structure
     values = values_of(sites["guide"], structure.latents)
-    names = {"guide": structure.latents, "model": structure.latents + structure.observed}
     for part in ("guide", "model"):
         try:
             first = run(pair, part, probe, values)
-            terms = by_row(first, names[part], structure, len(probe["x"]))
+            terms = by_row(first, structure.names(part), structure, len(probe["x"]))
         except (KeyError, NotImplementedError) as error:
             raise bad_value(
                 part,
@@ -240,9 +239,9 @@ def check_repeats(
                 f"{type(error).__name__} from one at a value it did not draw itself: {error}",
                 "Use a flow whose inverse is known, such as affine or spline coupling.",
             ) from error
-        again = [by_row(run(pair, part, probe, values), names[part], structure, len(probe["x"]))]
+        again = [model.plain_scores(part, probe, values)]
         if part == "guide":  # also at its own draws, with the cached values of their transforms
-            again.append(by_row(sites["guide"], names[part], structure, len(probe["x"])))
+            again.append(by_row(sites["guide"], structure.latents, structure, len(probe["x"])))
         for repeated in again:
             if not _agree(terms, repeated, pair.dtype or probe["x"].dtype):
                 raise bad_value(
@@ -282,27 +281,23 @@ def _vectorises(model: RowModel, probe: Batch) -> dict[str, bool]:
     latents, _ = model.plainly().propose(probe, num_samples)
 
     def agrees(part: str) -> bool:
-        names = structure.latents if part == "guide" else structure.latents + structure.observed
         # The reference is one sample at a time, in the plain layout.
         each = [
-            by_row(run(pair, part, probe, fold(structure, _pick(latents, s))), names, structure, num_rows)
+            model.plain_scores(part, probe, fold(structure, take(latents, slice(s, s + 1))))
             for s in range(num_samples)
         ]
         try:
             with particles(structure, num_samples):
                 if part == "guide":  # a guide must also draw with additional left dims
                     run(pair, part, probe)
-                together = sum_sites(run(pair, part, probe, latents), names, structure, lead=1)
+                sites = run(pair, part, probe, latents)
+            together = sum_sites(sites, structure.names(part), structure, lead=1)
             expected, dtype = torch.stack(each), pair.dtype or probe["x"].dtype
             return _agree(expected, together.expand(num_samples, num_rows), dtype)
         except Exception:  # a pair may fail in any way on unknown dims; its rows are then repeated instead
             return False
 
     return {part: agrees(part) for part in ("model", "guide")}
-
-
-def _pick(latents: Latents, sample: int) -> Latents:
-    return {name: value[sample : sample + 1] for name, value in latents.items()}
 
 
 def _agree(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:

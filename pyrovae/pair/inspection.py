@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyro
@@ -90,14 +91,8 @@ def inspect(
         again = _first_runs(pair, fewer, batch["x"])
         check_modules(pair, probe, values_of(sites["guide"], latents))
         data_dim, plates = _data_dims(pair, sites, again, len(chosen))
-        scored = columns_scored(
-            sites["model"],
-            observed,
-            data_dim,
-            batch,
-            len(chosen),
-            lambda rows: _replayed(pair, latents, rows),
-        )
+        replayed = partial(_replayed, pair, latents)
+        scored = columns_scored(sites["model"], observed, data_dim, batch, len(chosen), replayed)
         masks.check_latents(sites["model"], sites["guide"], latents)
         if len(set(chosen)) > 1 and not {"mass", "density"} & set(scored.measure):
             check_varies(sites["model"], observed, data_dim)

@@ -102,7 +102,7 @@ def _check_sites(structure: Structure, guide: Sites, model_sites: Sites, start: 
     """Raise ``ValueError`` for sites or scales that only some rows have."""
     for part, sites, known in (
         ("guide", guide, structure.latents),
-        ("model", model_sites, structure.latents + structure.observed),
+        ("model", model_sites, structure.names("model")),
     ):
         if sites.keys() != set(known):
             odd = sorted(sites.keys() ^ set(known))
@@ -148,9 +148,8 @@ def _check_alone(model: RowModel, block: Batch, guide: Sites, sites: Sites, star
     """Score some rows of a block alone, and all in two halves, at the same z; raise if log-probabilities change."""
     pair, structure, count = model.pair, model.structure, len(block["x"])
     latents = values_of(guide, structure.latents)
-    names = {"guide": structure.latents, "model": structure.latents + structure.observed}
     whole = {
-        part: by_row(found, names[part], structure, count)
+        part: by_row(found, structure.names(part), structure, count)
         for part, found in (("guide", guide), ("model", sites))
     }
     for rows in groups(block["x"]):
@@ -159,7 +158,7 @@ def _check_alone(model: RowModel, block: Batch, guide: Sites, sites: Sites, star
         for part in ("guide", "model"):
             within = whole[part][rows]
             try:
-                alone = by_row(run(pair, part, fewer, moved), names[part], structure, len(rows))
+                alone = model.plain_scores(part, fewer, moved)
             except (RuntimeError, ValueError, IndexError) as error:
                 raise _depends(
                     part,
@@ -171,9 +170,7 @@ def _check_alone(model: RowModel, block: Batch, guide: Sites, sites: Sites, star
             )
             if not bool((apart > tolerance).any()):
                 continue
-            nudged = by_row(
-                run(pair, part, _nudged(fewer), _nudged(moved)), names[part], structure, len(rows)
-            )
+            nudged = model.plain_scores(part, _nudged(fewer), _nudged(moved))
             rounding = (_ROUNDINGS * _distance(alone, nudged)).nan_to_num(posinf=0.0)
             moves = apart > torch.maximum(tolerance, rounding)
             if bool(moves.any()):
@@ -209,19 +206,15 @@ def _depends(part: str, came: str) -> Refused:
 
 def _check_masked_unused(model: RowModel, block: Batch, guide: Sites, sites: Sites, start: int) -> None:
     """Draw absent entries of latents again; raise ``ValueError`` if unmasked terms depend on them."""
-    pair, structure = model.pair, model.structure
-    again, other = run(pair, "guide", block), {}
+    structure = model.structure
+    again, other = run(model.pair, "guide", block), {}
     for name in structure.latents:
         held, value = masks.entries(sites[name]), guide[name]["value"]
         other[name] = value if held is None else torch.where(held, value, again[name]["value"])
     for part, first in (("guide", guide), ("model", sites)):
-        names = structure.latents if part == "guide" else structure.latents + structure.observed
-        terms = [
-            by_row(found, names, structure, len(block["x"]))
-            for found in (first, run(pair, part, block, other))
-        ]
-        apart = _distance(*terms)
-        moved = apart > _TOLERANCE_FLOAT32 * (1 + terms[0].abs().nan_to_num(posinf=0.0))
+        scores = by_row(first, structure.names(part), structure, len(block["x"]))
+        apart = _distance(scores, model.plain_scores(part, block, other))
+        moved = apart > _TOLERANCE_FLOAT32 * (1 + scores.abs().nan_to_num(posinf=0.0))
         if bool(moved.any()):
             raise bad_value(
                 part,

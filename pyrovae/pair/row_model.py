@@ -110,6 +110,11 @@ class RowModel:
         sites = self._ask("guide", batch, shape[0], latents)
         return self._terms("guide", sites, self.structure.latents, shape)
 
+    def plain_scores(self, part: str, batch: Batch, latents: Latents) -> Tensor:
+        """Return each row's log-probability under one part, (rows,), for latents in the layout of a plain call."""
+        sites = run(self.pair, part, batch, latents)
+        return by_row(sites, self.structure.names(part), self.structure, len(batch["x"]))
+
     # -----------------------------------------------------------------------------------------------------
     # Rows from the model
 

@@ -91,6 +91,10 @@ class Structure(Scored):
     fixed_masks: bool
     reaches: bool
 
+    def names(self, part: str) -> tuple[str, ...]:
+        """Return the names of the sites of the guide or the model."""
+        return self.latents if part == "guide" else self.latents + self.observed
+
 
 def take(batch: Batch, rows: Tensor | slice | list[int]) -> Batch:
     """Return some of the rows, with what goes with them."""
