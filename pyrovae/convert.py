@@ -217,18 +217,14 @@ def _of_pair(
                     groups.setdefault(group, {})[name] = (dims, whole)
                 groups[group][name][1][:, :, tiles[0].rows] = values
         evidences.append(evidence)
-    rows = Columns.cat(evidences)
+    found = Columns.cat(evidences).numpy()
     constants: Group = {
         name: (_dims_of_rows(value, name), _numpy(value)) for name, value in batch.items() if name != "x"
     }
-    for name, column in (
-        ("log_evidence", rows.estimate),
-        ("mcse", rows.mcse),
-        ("ess", rows.ess),
-        ("pareto_k", rows.pareto_k),
-    ):
-        constants[name] = (("row",), _numpy(column))
-    constants["verdict"] = (("row",), verdicts(_numpy(rows.pareto_k), evaluation.num_samples))
+    found["log_evidence"] = found["estimate"]
+    found["verdict"] = verdicts(found["pareto_k"], evaluation.num_samples)
+    for name in ("log_evidence", "mcse", "ess", "pareto_k", "verdict"):
+        constants[name] = (("row",), found[name])
     groups["constant_data"] = constants
     tile = f"{evaluation.tile[0]} rows x {evaluation.tile[1]} samples"
     attrs = {
