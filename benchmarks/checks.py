@@ -18,7 +18,7 @@ import torch
 from harness import seconds
 
 import pyrovae as pv
-from pyrovae.log_weights import Evaluation
+from pyrovae.evaluation import Evaluation
 from pyrovae.pair import inspection
 
 ROWS, DRAWS = 1000, 1000
@@ -44,7 +44,7 @@ def main() -> None:
 
         def without(prepare: Callable[[], object] = prepare, held: dict[str, list[int]] = held) -> object:
             with (
-                mock.patch.object(inspection, "check_rows", lambda pair, structure, *rest: structure),
+                mock.patch.object(inspection, "check_rows", lambda model, *rest: model),
                 mock.patch.object(inspection, "_check_order"),
                 mock.patch.object(inspection, "columns_held", return_value=held),
             ):

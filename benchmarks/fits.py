@@ -17,9 +17,9 @@ from torch import Tensor
 
 import pyrovae as pv
 from pyrovae import diagnostics
+from pyrovae.evaluation import Evaluation
 from pyrovae.evidence import gaussians
 from pyrovae.evidence.posterior import Gaussian, Posterior, total, undisturbed
-from pyrovae.log_weights import Evaluation
 from pyrovae.noise import Stream
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))

@@ -2,8 +2,8 @@
 
 from pyrovae import baselines, convert, datasets, encoders, evidence, likelihoods, plots, priors
 from pyrovae.checkpoints import Checkpoint
-from pyrovae.collapse import diagnose
 from pyrovae.comparison import compare, compare_evidence, swap
+from pyrovae.diagnosis import diagnose
 from pyrovae.evidence import LogEvidence, log_evidence
 from pyrovae.log_weights import elbo, log_weights
 from pyrovae.model import VAE, LatentVariableModel

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from pyrovae import arguments, identity, noise
 from pyrovae.diagnostics import Accumulator, k_threshold
+from pyrovae.evaluation import Evaluation, Terms
 from pyrovae.evidence import LogEvidence
 from pyrovae.evidence.result import Columns, verdicts
-from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import Batch, Latents, RowModel
 from pyrovae.refusals import bad_type, bad_value, shown
 from pyrovae.row_noise import RowNoise
-from pyrovae.rows import in_double, read
+from pyrovae.rows import read_in_double
 from pyrovae.turns import takes_turns
 
 # 4 GiB of float64. A larger number of draws × rows × columns is a mistake or should be requested in parts.
@@ -202,13 +202,13 @@ def _of_pair(
     _refuse_too_many(evaluation, num_draws, predictive)
     if predictive:
         some = slice(0, 4)
-        drawn = evaluation.noise(Stream.CONVERT, rows=some)
-        with evaluation.pair.evaluating(), noise.seeded(drawn.seed, batch["x"].device):
-            evaluation.model.check_replicable({name: value[some] for name, value in batch.items()})
+        row_noise = evaluation.noise(Stream.CONVERT, rows=some)
+        with evaluation.pair.evaluating(), noise.seeded(row_noise.seed, batch["x"].device):
+            evaluation.model.check_replicable(evaluation.part(some))
     groups: dict[str, Group] = {}
-    columns = []
+    evidences = []
     for tiles in evaluation.tiles():
-        block, found = _of_block(evaluation, tiles, num_draws, predictive)
+        block, evidence = _of_block(evaluation, tiles, num_draws, predictive)
         for group, variables in block.items():
             for name, (dims, values) in variables.items():
                 if tiles[0].rows.start == 0:
@@ -216,19 +216,15 @@ def _of_pair(
                     whole = np.empty((1, num_draws, len(evaluation), *values.shape[3:]), values.dtype)
                     groups.setdefault(group, {})[name] = (dims, whole)
                 groups[group][name][1][:, :, tiles[0].rows] = values
-        columns.append(found)
-    rows = Columns.cat(columns)
+        evidences.append(evidence)
+    found = Columns.cat(evidences).numpy()
     constants: Group = {
         name: (_dims_of_rows(value, name), _numpy(value)) for name, value in batch.items() if name != "x"
     }
-    for name, column in (
-        ("log_evidence", rows.estimate),
-        ("mcse", rows.mcse),
-        ("ess", rows.ess),
-        ("pareto_k", rows.pareto_k),
-    ):
-        constants[name] = (("row",), _numpy(column))
-    constants["verdict"] = (("row",), verdicts(_numpy(rows.pareto_k), evaluation.num_samples))
+    found["log_evidence"] = found["estimate"]
+    found["verdict"] = verdicts(found["pareto_k"], evaluation.num_samples)
+    for name in ("log_evidence", "mcse", "ess", "pareto_k", "verdict"):
+        constants[name] = (("row",), found[name])
     groups["constant_data"] = constants
     tile = f"{evaluation.tile[0]} rows x {evaluation.tile[1]} samples"
     attrs = {
@@ -257,14 +253,14 @@ def _of_block(
         for name, value in latents.items():
             proposed[name].append(model.rows_second(name, value))
     log_weights, likelihood = (torch.cat(parts) for parts in zip(*terms, strict=True))
-    drawn = evaluation.noise(Stream.CONVERT, rows=rows)
-    with model.pair.evaluating(), noise.seeded(drawn.seed, device):
-        chosen = _resample(log_weights, num_draws, drawn)  # (draws, rows)
+    row_noise = evaluation.noise(Stream.CONVERT, rows=rows)
+    with model.pair.evaluating(), noise.seeded(row_noise.seed, device):
+        chosen = _resample(log_weights, num_draws, row_noise)  # (draws, rows)
         every = torch.arange(height, device=device)
         kept = {
             name: model.rows_back(name, torch.cat(values)[chosen, every]) for name, values in proposed.items()
         }
-        prior, _ = model.draw_prior(batch, num_draws, drawn)
+        prior, _ = model.draw_prior(batch, num_draws, row_noise)
         groups: dict[str, Group] = {}
         for key, (group, latents) in enumerate((("posterior", kept), ("prior", prior)), start=1):
             groups[group] = {name: _variable(model, name, value) for name, value in latents.items()}
@@ -280,18 +276,18 @@ def _of_block(
 
 def _weigh(evaluation: Evaluation, tile: noise.Tile, batch: Batch) -> tuple[Latents, Terms]:
     """Return the latents of ``evaluation.terms(tile)`` and its terms."""
-    drawn = evaluation.noise(Stream.TILE, rows=tile.rows, first=tile.samples.start)
-    with evaluation.pair.evaluating(), noise.seeded(drawn.seed, batch["x"].device):
-        latents, joint, log_q = evaluation.model.weigh(batch, tile.num_samples, drawn)
+    row_noise = evaluation.noise(Stream.TILE, rows=tile.rows, first=tile.samples.start)
+    with evaluation.pair.evaluating(), noise.seeded(row_noise.seed, batch["x"].device):
+        latents, joint, log_q = evaluation.model.weigh(batch, tile.num_samples, row_noise)
     return latents, Terms(joint.likelihood, joint.prior, log_q).checked(evaluation.numbers[tile.rows])
 
 
-def _resample(log_weights: Tensor, num_draws: int, drawn: RowNoise) -> Tensor:
+def _resample(log_weights: Tensor, num_draws: int, row_noise: RowNoise) -> Tensor:
     """Return indices of draws chosen with probability ∝ their weights, (num_draws, rows), from (samples, rows)."""
     impossible = torch.isneginf(log_weights).all(dim=0)  # P(x_n, z) = 0 at every draw: all are equally likely
     weights = torch.softmax(torch.where(impossible, 0.0, log_weights), dim=0)
     ends = weights.double().cumsum(dim=0).T.contiguous()  # (rows, samples)
-    at = drawn.uniform(num_draws, dtype=torch.float64).T * ends[:, -1:]
+    at = row_noise.uniform(num_draws, dtype=torch.float64).T * ends[:, -1:]
     return torch.searchsorted(ends, at.contiguous(), right=True).clamp(max=len(weights) - 1).T
 
 
@@ -301,25 +297,25 @@ def _replicate(evaluation: Evaluation, rows: slice, batch: Batch, latents: Laten
     made = []
     for start in range(0, count, evaluation.tile[1]):
         part = {name: value[start : start + evaluation.tile[1]] for name, value in latents.items()}
-        drawn = evaluation.noise(Stream.CONVERT, key, rows=rows, first=start)
-        made.append(evaluation.model.replicate(batch, part, drawn))
+        row_noise = evaluation.noise(Stream.CONVERT, key, rows=rows, first=start)
+        made.append(evaluation.model.replicate(batch, part, row_noise))
     return torch.cat(made)
 
 
 def _refuse_too_many(evaluation: Evaluation, num_draws: int, predictive: bool) -> None:
     """Raise ``ValueError`` before anything is computed if the result would be too large."""
-    batch = {name: value[:1] for name, value in evaluation.batch.items()}
+    batch = evaluation.part(slice(1))
     seed = noise.derive(evaluation.seed, Stream.CONVERT)
     with evaluation.pair.evaluating(), noise.seeded(seed, batch["x"].device):
         latents, _ = evaluation.model.draw_prior(batch, 1)
     columns = batch["x"].numel() if predictive else 0
     width = columns + sum(value.numel() for value in latents.values())
-    numbers = 2 * num_draws * len(evaluation) * width
-    if numbers > _MOST_NUMBERS:
+    count = 2 * num_draws * len(evaluation) * width
+    if count > _MOST_NUMBERS:
         raise bad_value(
             "num_draws",
             f"at most {_MOST_NUMBERS} numbers, 2 · draws × rows × (columns + latent dims)",
-            f"{numbers} = 2 · {num_draws} × {len(evaluation)} × {width}",
+            f"{count} = 2 · {num_draws} × {len(evaluation)} × {width}",
             "Pass fewer draws or rows, or predictive=False.",
         )
 
@@ -340,9 +336,9 @@ def _variable(model: RowModel, name: str, value: Tensor) -> Variable:
 def _of_chains(model: Any, x: Any) -> tuple[dict[str, Group], dict[str, Any], Tensor]:
     """Return groups of a model with ``posterior``, site → (chains, draws, …), and ``log_likelihood(x)``, (chains, draws, rows)."""
     names = getattr(model, "names", None)
-    batch, source = read(in_double(x), dtype=torch.float64, names=names)
-    observed, seen = batch["x"], getattr(model, "seen", None)
-    if seen is not None and not np.array_equal(seen, identity.row_hashes(source.exact)):
+    batch, source = read_in_double(x, names)
+    observed, fitted = batch["x"], getattr(model, "seen", None)
+    if fitted is not None and not np.array_equal(fitted, identity.row_hashes(source.exact)):
         raise bad_value(
             "x",
             "the rows that the baseline was fitted to: az.loo leaves each of them out in turn",

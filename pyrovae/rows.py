@@ -122,6 +122,13 @@ def in_double(x: Any) -> Any:
     return x.double() if isinstance(x, Tensor) and x.dtype in FLOATS else x
 
 
+def read_in_double(
+    x: Any, names: Mapping[str, tuple[str, ...]] | None = None
+) -> tuple[dict[str, Tensor], Source]:
+    """Return ``read`` of ``x`` in float64, whatever the dtype of its tensors."""
+    return read(in_double(x), dtype=torch.float64, names=names)
+
+
 def _as_tensor(
     x: Any,
     dtype: torch.dtype | None,

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
+from pyrovae.distributions import InDouble
+
 # torch calls their support real, but their density is periodic: one turn is the whole support.
 _CIRCULAR = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
 
@@ -132,8 +134,8 @@ def _all(inside: Tensor, dims: int) -> Tensor:
 
 
 def innermost(fn: Distribution) -> Distribution:
-    """Return the distribution inside wrappers of shapes and masks."""
-    while isinstance(fn, dist.Independent | MaskedDistribution | ExpandedDistribution):
+    """Return the distribution inside wrappers of shapes, masks and precision."""
+    while isinstance(fn, dist.Independent | MaskedDistribution | ExpandedDistribution | InDouble):
         fn = fn.base_dist
     return fn
 

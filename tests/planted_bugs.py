@@ -103,14 +103,14 @@ BUGS = {
         "test_diagnostics.py::test_log_mean_exp_is_scipys[1.0-2]",
     ),
     "sign of log Q": Bug(
-        "log_weights.py",
+        "evaluation.py",
         "Terms.log_weights",
         "- self.proposal",
         "+ self.proposal",
         "test_evidence.py::test_exact_posterior_makes_every_log_weight_log_p[2-10-20]",
     ),
     "prior forgotten": Bug(
-        "log_weights.py",
+        "evaluation.py",
         "Terms.log_weights",
         "+ self.prior ",
         "",
@@ -181,7 +181,7 @@ BUGS = {
     ),
     "a latent dropped": Bug(
         "pair/contract.py",
-        "check_sites",
+        "latent_and_observed",
         'not site["is_observed"])',
         'not site["is_observed"])[:1]',
         "test_pair.py::test_log_evidence_is_the_exact_one[columns_inside]",
@@ -327,14 +327,14 @@ BUGS = {
         "test_pair.py::test_log_evidence_is_the_exact_one[masked_column]",
     ),
     "the same noise in every tile": Bug(
-        "log_weights.py",
+        "evaluation.py",
         "Evaluation.terms",
         ", first=tile.samples.start",
         "",
         "test_row_noise.py::test_rows_have_their_numbers_whatever_the_tile[importance-torch.float64]",
     ),
     "noise keyed by the place in a block": Bug(
-        "log_weights.py",
+        "evaluation.py",
         "Evaluation.noise",
         "self.keys[rows], first",
         "torch.arange(len(self.keys[rows])), first",
@@ -526,10 +526,10 @@ BUGS = {
         "test_training.py::test_chunks_are_taken_in_turn_and_all_rows_count_alike",
     ),
     "a pseudo-likelihood let through": Bug(
-        "pair/inspection.py",
-        "inspect",
-        "if computed:",
-        "if False:",
+        "pair/context.py",
+        "judged",
+        '("pseudo-likelihood",) * len(measure)',
+        "measure",
         "test_context.py::test_an_offset_computed_from_the_scored_columns_makes_a_pseudo_likelihood[6-itself]",
     ),
     "whole numbers taken for no totals": Bug(
@@ -667,14 +667,14 @@ BUGS = {
     ),
     "dtypes unsaid": Bug(
         "pair/inspection.py",
-        "_first_run",
-        "any(words in str(reason) for words in _DTYPES)",
+        "_explained",
+        "any(words in text for words in _DTYPES)",
         "False",
         "test_bad_input.py::test_labels_that_are_no_index_are_named",
     ),
     "training rows of a label let through": Bug(
         "comparison/predictive.py",
-        "compare",
+        "_table_by",
         "check_held_out(some, label=label, labels=len(within))",
         "pass",
         "test_comparison.py::test_rows_that_a_model_was_fitted_to_are_refused_under_their_label",
@@ -815,7 +815,7 @@ BUGS = {
     "a model that reads what it scores": Bug(
         "pair/together.py",
         "Together.of",
-        "not asked.has_an_order(held)",
+        "not runs.has_an_order(held)",
         "False",
         "test_mcmc.py::test_what_all_rows_together_measure[True-of_itself--]",
     ),
@@ -827,11 +827,11 @@ BUGS = {
         "test_evidence_methods.py::test_sandwich_refuses_bounds_that_cross[8]",
     ),
     "healthy, however many nats": Bug(
-        "collapse.py",
+        "diagnosis.py",
         "_judge",
         "untrusted > _FEW",
         "False",
-        "test_collapse.py::test_a_gap_of_many_nats_is_poor_over_any_number_of_dimensions[1]",
+        "test_diagnosis.py::test_a_gap_of_many_nats_is_poor_over_any_number_of_dimensions[1]",
     ),
     "pilot's draws answer": Bug(
         "evidence/auto.py",
@@ -898,7 +898,7 @@ BUGS = {
     ),
     "a shape taken for data from elsewhere": Bug(
         "pair/inspection.py",
-        "_measure",
+        "columns_scored",
         "unfilled(name, site, probe_rows) if value.shape == shape else ",
         "",
         "test_bad_input.py::test_rows_of_another_shape_are_named_as_such",

@@ -15,7 +15,7 @@ from test_likelihoods import COLUMNS, LIKELIHOODS, OFF, likelihood
 import pyrovae as pv
 from pyrovae import entries, identity
 from pyrovae.entries import blocks, on_support
-from pyrovae.log_weights import Evaluation
+from pyrovae.evaluation import Evaluation
 from pyrovae.networks import Standardize
 from pyrovae.pair.context import computed_from_rows
 from pyrovae.rows import as_batch, as_tensor

@@ -14,7 +14,7 @@ from oracles import LinearGaussian
 
 import pyrovae as pv
 from pyrovae import baselines, diagnostics, evidence
-from pyrovae.log_weights import Evaluation
+from pyrovae.evaluation import Evaluation
 
 EVERY_ORACLE_SHAPE = [(1, 2), (3, 10), (10, 20)]
 

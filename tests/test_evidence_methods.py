@@ -15,10 +15,10 @@ from rates import SEED, Z, close
 
 import pyrovae as pv
 from pyrovae import diagnostics, evidence, plots
+from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.annealed import Path
 from pyrovae.evidence.jackknife import leave_one_out
 from pyrovae.evidence.posterior import Encoder, Posterior, gradients
-from pyrovae.log_weights import Evaluation
 from pyrovae.noise import Stream
 from pyrovae.pair import Coordinates
 from pyrovae.row_noise import RowNoise

@@ -56,16 +56,20 @@ def test_a_baseline_loads():
     np.testing.assert_allclose(ppca.log_evidence(torch.ones(1, 4)).estimate, EXPECTED["ppca"], rtol=1e-12)
 
 
-@pytest.mark.parametrize("folder", ["fit", "evidence"])
-def test_a_checkpoint_is_refused_by_its_format(folder, tmp_path):
+def resume_fit(folder):
+    pv.fit(pv.VAE.mlp(5, 2, hidden_dims=(4,)), torch.ones(60, 5), epochs=2, batch_size=20, checkpoint=folder)
+
+
+def resume_evidence(folder):
+    vae = pv.load(FILES / "vae.safetensors")
+    pv.log_evidence(vae, torch.ones(4, 5), num_samples=10, checkpoint=folder)
+
+
+@pytest.mark.parametrize(("folder", "resume"), [("fit", resume_fit), ("evidence", resume_evidence)])
+def test_a_checkpoint_is_refused_by_its_format(folder, resume, tmp_path):
     """The noise has changed since, so that a resumed run could not reach the bits of an uninterrupted one."""
     kept = shutil.copytree(FILES / folder, tmp_path / folder)
     before = {path.name: path.read_bytes() for path in kept.glob("*.safetensors")}
-    x = torch.ones(60, 5)
     with pytest.raises(ValueError, match=r"checkpoint: expected a folder of format \d+.* of format 2"):
-        if folder == "fit":
-            pv.fit(pv.VAE.mlp(5, 2, hidden_dims=(4,)), x, epochs=2, batch_size=20, checkpoint=kept)
-        else:
-            vae = pv.load(FILES / "vae.safetensors")
-            pv.log_evidence(vae, x[:4], num_samples=10, checkpoint=kept)
+        resume(kept)
     assert before == {path.name: path.read_bytes() for path in kept.glob("*.safetensors")}

@@ -26,7 +26,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 import pyrovae as pv
 from pyrovae import encoders, noise, tracing
-from pyrovae.log_weights import Evaluation
+from pyrovae.evaluation import Evaluation
 from pyrovae.tracing import evaluation as room
 from pyrovae.tracing.rewriting import rewrite
 

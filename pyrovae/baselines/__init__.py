@@ -14,9 +14,9 @@ from pyrovae.baselines.independent_negative_binomial import IndependentNegativeB
 from pyrovae.baselines.independent_poisson import IndependentPoisson
 from pyrovae.baselines.kernel_density import KernelDensity
 from pyrovae.baselines.latent_class import LatentClass
+from pyrovae.baselines.mcmc import PyroMCMC
 from pyrovae.baselines.normal_inverse_gamma import NormalInverseGamma
 from pyrovae.baselines.ppca import PPCA
-from pyrovae.baselines.pyro_mcmc import PyroMCMC
 
 __all__ = [
     "PPCA",

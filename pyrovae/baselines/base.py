@@ -19,7 +19,7 @@ from pyrovae.entries import on_support
 from pyrovae.evidence.result import LogEvidence, about
 from pyrovae.likelihoods.base import off_support
 from pyrovae.refusals import bad_value
-from pyrovae.rows import Source, in_double, read
+from pyrovae.rows import Source, read_in_double
 from pyrovae.turns import takes_turns
 
 #: Baselines by their class name in snake case; the contract tests cover every ``ClosedForm`` among them.
@@ -149,7 +149,7 @@ class Baseline(Fitted, ABC):
                     "x", 'a mapping with rows under "x"', f"the keys {list(x)}", 'Pass {"x": rows}.'
                 )
             x = x["x"]
-        batch, source = read(in_double(x), dtype=torch.float64, names=names)
+        batch, source = read_in_double(x, names)
         rows = batch["x"]
         # Contiguous, so that equal numbers give equal bits in any memory layout.
         rows = (rows.flatten(1) if rows.dim() > 1 else rows[:, None]).contiguous()

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pyrovae import arguments
 from pyrovae.baselines.base import register
-from pyrovae.baselines.pyro_mcmc import PyroMCMC, as_batch
+from pyrovae.baselines.mcmc import PyroMCMC
 from pyrovae.refusals import bad_value
+from pyrovae.rows import read_in_double
 from pyrovae.turns import takes_turns
 
 
@@ -77,7 +78,7 @@ class BayesianPCA(PyroMCMC):
     @takes_turns
     def fit(self, x: Any) -> Self:
         """Run the chains on rows, shape (rows, columns), and return self. See ``PyroMCMC.fit``."""
-        rows = as_batch(x)[0]["x"]
+        rows = read_in_double(x)[0]["x"]
         before, self._order = self._order, _pivots(rows, self.latent_dim) if rows.dim() == 2 else None
         try:
             return super().fit(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -92,37 +93,42 @@ def compare(
     arguments.integer("seed", seed, minimum=0)
     arguments.choice("method", method, tuple(METHODS))
     arguments.options(f"method {method!r}", METHODS[method], options, taken=("pair", "x"))
-    scores: dict[str, LogEvidence] = {}
-    seconds: dict[str, float] = {}
     if method == "importance":
         options.setdefault("num_samples", _DRAWS)
     if method != "exact":  # "exact" has no noise and is quick
         options |= {"seed": seed, "progress": progress}
+    scores: dict[str, LogEvidence] = {}
+    about: dict[str, dict[str, float]] = {}
     for name, model in models.items():
         started = time.perf_counter()
-        if isinstance(model, LogEvidence):
-            scores[name] = model
-            started = float("nan")
-        elif x is None:
-            raise bad_value(
-                "x", f"rows to score {name!r} on", "None", "Pass held-out rows as the second argument."
-            )
-        elif hasattr(model, "log_evidence"):
-            scores[name] = log_evidence(model, x)
-        else:
-            scores[name] = log_evidence(model, x, method=method, **options)
-        seconds[name] = time.perf_counter() - started
+        scores[name] = _score(name, model, x, method, options)
+        seconds = math.nan if scores[name] is model else time.perf_counter() - started
+        about[name] = {"num_parameters": _num_parameters(model), "seconds": seconds}
     check_target(scores, "predictive")
     check_comparable(scores)
     check_possible(scores)
     if not training_rows:
         check_held_out(scores)
-    about = {
-        name: {"num_parameters": _num_parameters(model), "seconds": seconds[name]}
-        for name, model in models.items()
-    }
-    if by is None:
-        return _table(scores, about)
+    return _table(scores, about) if by is None else _table_by(by, scores, about, training_rows)
+
+
+def _score(name: str, model: Any, x: Any, method: str, options: Mapping[str, Any]) -> LogEvidence:
+    """Return log P(x) under one of the models, or the ``LogEvidence`` among them."""
+    if isinstance(model, LogEvidence):
+        return model
+    if x is None:
+        raise bad_value(
+            "x", f"rows to score {name!r} on", "None", "Pass held-out rows as the second argument."
+        )
+    if hasattr(model, "log_evidence"):
+        return log_evidence(model, x)
+    return log_evidence(model, x, method=method, **options)
+
+
+def _table_by(
+    by: Any, scores: Mapping[str, LogEvidence], about: Mapping[str, Mapping[str, float]], training_rows: bool
+) -> pd.DataFrame:
+    """Return one table for each label of ``by``, one below the other."""
     import pandas as pd
 
     from pyrovae.comparison.table import ComparisonTable

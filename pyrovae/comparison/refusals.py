@@ -11,7 +11,7 @@ from pyrovae.evidence import LogEvidence
 from pyrovae.model import LatentVariableModel
 from pyrovae.refusals import bad_type, bad_value
 
-_MENDS = {
+_FIXES = {
     "transformed": "Observe x itself; put a scaling into the likelihood, or transform x beforehand and pass that.",
     "unscored in part": "Score every cell under every model, or leave the same cells out of all.",
     "unscored": "Score every column under every model, or pass only the columns that all of them score.",
@@ -86,7 +86,7 @@ def check_comparable(scores: Mapping[str, LogEvidence]) -> None:
                 "models",
                 "a log P of every column of x, in x's own units",
                 f"{name!r}, in which {len(odd)} column(s) are {kind}, first column {odd[0]}",
-                _MENDS[kind],
+                _FIXES[kind],
             )
     for name, score in others:
         if score.fingerprint != reference.fingerprint:

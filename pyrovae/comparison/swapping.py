@@ -11,12 +11,12 @@ from torch import Tensor
 
 from pyrovae import arguments, noise
 from pyrovae.comparison.predictive import compare
+from pyrovae.evaluation import Names
 from pyrovae.evidence import METHODS, log_evidence
 from pyrovae.likelihoods import REGISTRY, Likelihood
-from pyrovae.log_weights import Names
 from pyrovae.model import VAE
 from pyrovae.networks import standardizing
-from pyrovae.pair import Batch, check_supports, inspect
+from pyrovae.pair import Batch, Structure, check_supports, inspect
 from pyrovae.refusals import bad_type, bad_value, shown
 from pyrovae.rows import read
 from pyrovae.training import fit
@@ -94,14 +94,7 @@ def swap(
         (True, 2)
     """
     batch, names = _read(x, "x")
-    if x_test is None:
-        with noise.seeded(noise.derive(seed, noise.Stream.DATA)):
-            order = torch.randperm(len(batch["x"]))
-        held_out = max(1, len(order) // 5)
-        test = {name: value[order[:held_out]] for name, value in batch.items()}
-        batch = {name: value[order[held_out:]] for name, value in batch.items()}
-    else:
-        test, _ = _read(x_test, "x_test", names)
+    batch, test = _held_out(batch, seed) if x_test is None else (batch, _read(x_test, "x_test", names)[0])
     named = _named(families)
     arguments.choice("method", method, tuple(METHODS))
     arguments.boolean("progress", progress)
@@ -109,7 +102,6 @@ def swap(
     validation = fitting.pop("validation", None)
     if validation is not None:
         validation, _ = _read(validation, "validation", names)
-    columns = batch["x"][0].numel()
     if test["x"].shape[1:] != batch["x"].shape[1:]:
         raise bad_value(
             "x_test",
@@ -121,21 +113,12 @@ def swap(
     kinds: dict[str, str] = {}
     for name, options in named:
         with noise.seeded(noise.derive(seed, noise.Stream.WEIGHTS)):
-            vae = VAE.mlp(columns, latent_dim, name, hidden_dims, standardize=True, **options)
-        rows, _ = vae.checked(_taken(vae, batch, names))
-        with standardizing(vae.modules(), rows["x"]):
-            structure = inspect(vae, rows, seed).structure
-        check_supports(structure, test["x"], "x_test" if x_test is not None else "x")
-        if structure.measure[0] not in ("mass", "density"):
-            raise bad_value(
-                "x",
-                "offsets that do not come from the scored columns",
-                f"a {structure.measure[0]} under {name}",
-                "An offset computed from the rows tells the model what it predicts, and its scores never rank: leave it out.",
-            )
+            vae = VAE.mlp(batch["x"][0].numel(), latent_dim, name, hidden_dims, standardize=True, **options)
+        scored = _scored(vae, name, _taken(vae, batch, names), seed)
+        check_supports(scored, test["x"], "x_test" if x_test is not None else "x")
         label = ", ".join(f"{key}={value}" for key, value in options.items())
         label = f"{name}({label})" if label else name
-        models[label], kinds[label] = vae, structure.measure[0]
+        models[label], kinds[label] = vae, scored.measure[0]
     for vae in models.values():
         given = _taken(vae, batch, names)
         if isinstance(vae.likelihood, Likelihood):
@@ -154,6 +137,32 @@ def swap(
         table.insert(1, "bits_per_dim", [scores[name].bits_per_dim for name in table.index])
         tables[kind] = table
     return Swapped(models, tables.get("mass"), tables.get("density"), test["x"])
+
+
+def _held_out(batch: Batch, seed: int) -> tuple[Batch, Batch]:
+    """Return four fifths of the rows and the rest, drawn by ``seed``."""
+    with noise.seeded(noise.derive(seed, noise.Stream.DATA)):
+        order = torch.randperm(len(batch["x"]))
+    count = max(1, len(order) // 5)
+    fitted, held_out = (
+        {name: value[rows] for name, value in batch.items()} for rows in (order[count:], order[:count])
+    )
+    return fitted, held_out
+
+
+def _scored(vae: VAE, family: str, x: Any, seed: int) -> Structure:
+    """Return the structure of an unfitted VAE on its rows; raise ``ValueError`` if P(x) is no mass or density."""
+    rows, _ = vae.checked(x)
+    with standardizing(vae.modules(), rows["x"]):
+        structure = inspect(vae, rows, seed).structure
+    if structure.measure[0] not in ("mass", "density"):
+        raise bad_value(
+            "x",
+            "offsets that do not come from the scored columns",
+            f"a {structure.measure[0]} under {family}",
+            "An offset computed from the rows tells the model what it predicts, and its scores never rank: leave it out.",
+        )
+    return structure
 
 
 def _named(families: Any) -> list[tuple[str, Mapping[str, Any]]]:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
+from pyrovae.evaluation import Evaluation, Terms
 from pyrovae.evidence.posterior import Encoder, Posterior, Prior, Proposal, undisturbed
 from pyrovae.evidence.reach import unreached
 from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence
 from pyrovae.evidence.run import Folder, Run
-from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.row_noise import RowNoise

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyrovae import arguments, diagnostics, noise
+from pyrovae.evaluation import Evaluation, Terms
 from pyrovae.evidence.annealed import Path, path_cost, weigh_chains
 from pyrovae.evidence.exact import linear_gaussian
 from pyrovae.evidence.gaussians import (
@@ -31,7 +32,6 @@ from pyrovae.evidence.reach import Unreached, reach_cost, unreached
 from pyrovae.evidence.refined import defended, shares, weigh_mixture
 from pyrovae.evidence.result import Columns, LogEvidence, about, verdicts
 from pyrovae.evidence.run import Folder, Run, each_block
-from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import all_values

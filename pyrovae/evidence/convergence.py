@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from pyrovae import arguments, diagnostics
+from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.jackknife import leave_one_out
 from pyrovae.evidence.reach import unreached
 from pyrovae.evidence.result import CUT_OFF, Columns, judge, verdicts
-from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.progress import Progress
 from pyrovae.refusals import bad_type

@@ -15,9 +15,9 @@ from pyro.distributions import (
 )
 from torch import Tensor, nn
 
+from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.result import LogEvidence, about
 from pyrovae.likelihoods import Gaussian
-from pyrovae.log_weights import Evaluation
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.networks import MLP
 from pyrovae.refusals import Refused, bad_value

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from pyrovae import arguments
+from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.gaussians import FAMILIES, fit_cost, fit_gaussians
 from pyrovae.evidence.posterior import Gaussian, Posterior, undisturbed
 from pyrovae.evidence.refined import all_starts, weigh, weigh_mixture
 from pyrovae.evidence.result import Columns, frame_of, judge, verdicts
-from pyrovae.log_weights import Evaluation, elbo_of
+from pyrovae.log_weights import elbo_of
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream, derive
 from pyrovae.progress import Progress

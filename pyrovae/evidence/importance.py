@@ -9,10 +9,10 @@ import torch
 
 from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
+from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.reach import unreached
 from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence
 from pyrovae.evidence.run import Block, Folder, Run
-from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.turns import takes_turns
 

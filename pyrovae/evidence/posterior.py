@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from pyrovae import noise
-from pyrovae.log_weights import Evaluation
+from pyrovae.evaluation import Evaluation
 from pyrovae.pair import Coordinates, Latents, LogJoint
 from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from pyrovae import arguments
+from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.gaussians import fit_gaussians
 from pyrovae.evidence.posterior import Gaussian, Posterior, total, undisturbed
 from pyrovae.evidence.refined import all_starts
 from pyrovae.evidence.result import Columns, LogEvidence
 from pyrovae.evidence.run import Block, Folder, Run
-from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.refusals import bad_value

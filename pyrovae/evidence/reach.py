@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.posterior import Posterior, total, undisturbed
-from pyrovae.log_weights import Evaluation
 from pyrovae.noise import Stream, tile_shape
 from pyrovae.pair import LogJoint, other_values
 from pyrovae.refusals import Refused

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
+from pyrovae.evaluation import Evaluation, Terms
 from pyrovae.evidence.gaussians import (
     FAMILIES,
     PRIOR_DRAWS,
@@ -32,7 +33,6 @@ from pyrovae.evidence.posterior import (
 )
 from pyrovae.evidence.result import Columns, LogEvidence
 from pyrovae.evidence.run import Folder, Run
-from pyrovae.log_weights import Evaluation, Terms
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.row_noise import RowNoise

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyrovae import identity
 from pyrovae.diagnostics import Accumulator, k_threshold
-from pyrovae.log_weights import Evaluation
+from pyrovae.evaluation import Evaluation
 from pyrovae.pair import Batch
 from pyrovae.rows import Source
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pyrovae import arguments, identity
 from pyrovae.checkpoints import Answers, Parts, rounding
+from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.result import Columns, LogEvidence, judge, verdicts
-from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import behaviour, probe
 from pyrovae.progress import Progress

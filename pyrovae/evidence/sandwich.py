@@ -14,11 +14,11 @@ from torch import Tensor
 
 from pyrovae import arguments
 from pyrovae import noise as noises
+from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.annealed import STARTS, Moves, Path, accumulate
 from pyrovae.evidence.exact import linear_gaussian
 from pyrovae.evidence.posterior import Encoder, Posterior, Prior, undisturbed
 from pyrovae.evidence.result import frame_of
-from pyrovae.log_weights import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.progress import Progress

@@ -7,6 +7,7 @@ This is the only package that uses ``pyro.poutine``. All code above it works on 
 * ``RowModel`` proposes z for rows, scores any z, draws from the prior, and simulates rows.
 * ``Coordinates`` writes z as a real vector, for methods that move it.
 * ``all_values`` and ``other_values`` list values of discrete latents.
+* ``globals.BayesianModel`` runs a model whose latents are shared by all rows, for MCMC.
 * ``loss`` returns a Pyro ELBO's loss of a minibatch, for training.
 * ``behaviour`` returns the pair's log-probabilities on a few rows, which checkpoints compare.
 """

@@ -18,7 +18,7 @@ from torch import Tensor
 from pyrovae import noise
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair.row_model import LogJoint, RowModel
-from pyrovae.pair.running import Batch, Structure
+from pyrovae.pair.running import Batch, Structure, flat, take
 from pyrovae.parameters import plain_attributes
 
 # Parts of the pair that the three terms belong to.
@@ -71,7 +71,7 @@ def probe(structure: Structure, batch: Batch) -> Batch:
         if name != "x" and value.numel():
             chosen.append(_telling(value, min(_VALUES, 4 * most), generator))
     rows = torch.cat(chosen).unique().to(x.device)
-    return {name: value[rows] for name, value in batch.items()}
+    return take(batch, rows)
 
 
 def _telling(value: Tensor, most: int, generator: torch.Generator) -> Tensor:
@@ -79,13 +79,13 @@ def _telling(value: Tensor, most: int, generator: torch.Generator) -> Tensor:
 
     Whole numbers and booleans get a row for each value, however many there are. Rows with rare values come first.
     """
-    flat = value.flatten(1) if value.dim() > 1 else value[:, None]
-    columns = torch.linspace(0, flat.shape[1] - 1, min(_POOL_COLUMNS, most // 2 + 1)).long().unique()
+    table = flat(value)
+    columns = torch.linspace(0, table.shape[1] - 1, min(_POOL_COLUMNS, most // 2 + 1)).long().unique()
     height = _POOL_NUMBERS // len(columns)
-    pool = torch.arange(len(flat))
-    if len(flat) > height:
-        pool = torch.randint(len(flat), (height,), generator=generator)
-    values = flat[pool[:, None].to(flat.device), columns.to(flat.device)].cpu().numpy()
+    pool = torch.arange(len(table))
+    if len(table) > height:
+        pool = torch.randint(len(table), (height,), generator=generator)
+    values = table[pool[:, None].to(table.device), columns.to(table.device)].cpu().numpy()
     # numpy takes the first of equal ones on every machine.
     found = [values.argmin(axis=0), values.argmax(axis=0)]
     counts = [np.zeros(2 * len(columns), dtype=np.int64)]

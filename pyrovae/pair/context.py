@@ -22,17 +22,17 @@ that is the argmax of every row.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrovae.distributions import InDouble
-from pyrovae.pair.running import Batch, Sites
+from pyrovae import supports
+from pyrovae.pair.running import Batch, Scored, Sites, flat
 
 # The largest probability that unrelated context is called computed, over all functions of all its columns.
 _FALSE_ALARMS = 1e-4
@@ -56,65 +56,53 @@ _TRIES = 11 * 5 * 2
 #: The name of a row's total if the model is conditional on it and no context holds it.
 OWN_TOTAL = "the row's own total"
 
-_WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution, InDouble)
+
+S = TypeVar("S", bound=Scored)
 
 
-class Judged(NamedTuple):
-    """Context computed from the scored columns: names that make the number a pseudo-likelihood, and proper totals.
-
-    Attributes:
-        computed: context that tells the model the values that it has to predict.
-        own_totals: totals that the likelihood is conditional on, as a multinomial is, by name or ``OWN_TOTAL``.
-            log P(x | total) is a log-likelihood of the rows with that total.
-    """
-
-    computed: tuple[str, ...]
-    own_totals: tuple[str, ...]
-
-
-def judge(
-    batch: Batch, probe: Batch, sites: Sites, columns: dict[str, tuple[int, ...]], measure: Sequence[str]
-) -> Judged:
-    """Return the context that was computed from the scored columns, and the totals that the sites are given.
+def judged(scored: S, batch: Batch, probe: Batch, sites: Sites) -> S:
+    """Return ``scored`` with its own totals, and as a pseudo-likelihood if context was computed from the scored columns.
 
     Args:
+        scored: the columns that sites hold.
         batch: all rows, under "x", and the values aligned with them.
         probe: the few of them that the sites hold.
         sites: the model's sites on the probe.
-        columns: for each site, the columns of the flattened x that its values are.
-        measure: of every column, as in ``Structure``.
 
     A Multinomial or DirichletMultinomial is conditional on its total, because its log-probability always uses the
     total of the value. Another likelihood is so if its ``total_count`` is the total of its value on every row of
     the probe. If a Binomial alone is scored, context equal to its ``total_count`` is accepted as given. Other
     likelihoods that are normalised given a total cannot be recognised, and are called pseudo-likelihoods.
+    log P(x | total) is a log-likelihood of the rows with that total, by name or ``OWN_TOTAL``.
     """
-    known = "transformed" not in measure  # else sites hold functions of x instead of its columns
-    scored = sorted({column for held in columns.values() for column in held}) if known else []
+    measure = scored.measure
+    # Sites that hold functions of x instead of its columns have no known columns.
+    held = {} if "transformed" in measure else scored.columns
+    columns = sorted({column for some in held.values() for column in some})
     blocks = [
         block
-        for name, held in columns.items()
-        for block in (_given_total(sites[name]["fn"], sites[name]["value"], held) if known else ())
+        for name, some in held.items()
+        for block in _given_total(sites[name]["fn"], sites[name]["value"], some)
     ]
     if len(batch) == 1 and not blocks:
-        return Judged((), ())
-    masked = any(measure[column] == "unscored" for column in scored)
-    sample = _Sample(batch, scored or list(range(len(measure))), masked)
+        return scored
+    masked = any(measure[column] == "unscored" for column in columns)
+    sample = _Sample(batch, columns or list(range(len(measure))), masked)
     totals = sample.totals(blocks)
-    computed, own = [], []
+    own = []
     left = torch.ones(len(totals.values), dtype=torch.bool)
     for name, value in sample.context.items():
         excused, given = sample.images_of(totals, value)
         left &= ~given
         if bool(excused.any()):
             own.append(name)
-        if len(scored) == 1 and _is_its_count(sites, columns, probe[name]):
+        if len(columns) == 1 and _is_its_count(sites, held, probe[name]):
             continue
         if sample.is_computed(value[~excused]):
-            computed.append(name)
+            measure = ("pseudo-likelihood",) * len(measure)
     if bool((left & totals.varies()).any()):
         own.append(OWN_TOTAL)
-    return Judged(tuple(computed), tuple(own))
+    return replace(scored, measure=measure, own_totals=tuple(own))
 
 
 def computed_from_rows(batch: Batch) -> list[str]:
@@ -211,7 +199,7 @@ class _Sample:
     """Some of the rows with their context; each context column is compared by itself."""
 
     def __init__(self, batch: Batch, scored: list[int], masked: bool) -> None:
-        x = batch["x"].flatten(1) if batch["x"].dim() > 1 else batch["x"][:, None]
+        x = flat(batch["x"])
         given = {name: value.reshape(len(x), -1) for name, value in batch.items() if name != "x"}
         rows = _chosen(x, given)
         whole = x[rows].double().cpu()
@@ -665,16 +653,9 @@ def _agrees(target: _Functions, image: _Functions, exactly: bool) -> tuple[float
 # Likelihoods that are conditional on a total
 
 
-def _unwrapped(fn: Any) -> Any:
-    """Return the family, without the wrappers of Pyro and this package."""
-    while isinstance(fn, _WRAPPERS):
-        fn = fn.base_dist
-    return fn
-
-
 def _given_total(fn: Any, value: Tensor, held: tuple[int, ...]) -> Iterator[list[int]]:
     """Yield blocks of columns of x whose total a site's log-probability is conditional on."""
-    family = _unwrapped(fn)
+    family: Any = supports.innermost(fn)
     size = family.event_shape.numel()
     if not family.event_dim or len(held) % size:
         return
@@ -694,7 +675,7 @@ def _given_total(fn: Any, value: Tensor, held: tuple[int, ...]) -> Iterator[list
 def _is_its_count(sites: Sites, columns: dict[str, tuple[int, ...]], context: Tensor | None) -> bool:
     """Return whether context is the number of trials of the only scored column, a count of successes."""
     (name,) = (name for name, held in columns.items() if held)
-    family = _unwrapped(sites[name]["fn"])
+    family: Any = supports.innermost(sites[name]["fn"])
     counted = getattr(family, "total_count", None)
     if context is None or family.event_dim or not isinstance(counted, Tensor):
         return False

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrovae import noise
@@ -20,12 +22,17 @@ from pyrovae.pair.running import (
     Structure,
     arguments,
     by_row,
+    by_rows,
     fold,
     loss,
     of_rows,
     particles,
+    row_axis,
     run,
+    sample_sites,
     sum_sites,
+    take,
+    values_of,
 )
 from pyrovae.refusals import Refused, bad_value
 
@@ -48,6 +55,44 @@ def _shown(scale: Tensor | float) -> str:
         return f"scale {scale}"
     odd = scale[scale != 1]
     return f"{len(odd)} scales other than 1, first {float(odd[0]):g},"
+
+
+def first_run(function: Callable[..., Any], part: str, batch: Batch) -> Sites:
+    """Run a part and return its sites; raise ``ValueError`` if it subsamples, scales sites, or changes its rows in place."""
+    before = {name: value._version for name, value in batch.items()}
+    try:
+        with _RefuseSubsampling(part):
+            sites = sample_sites(function, batch)
+    except Refused as error:  # Pyro raises it again with a page of shapes
+        raise (error.__cause__ or error) from None
+    for name, value in batch.items():
+        if value._version != before[name]:  # the numbers are the user's own, or in a read-only file
+            raise bad_value(
+                part,
+                "a callable that leaves its rows as they are",
+                f"{name} changed in place",
+                f"Work on a copy: {name} = {name}.clone().",
+            )
+    for name, site in sites.items():
+        check_scale(part, name, site)
+    return sites
+
+
+class _RefuseSubsampling(poutine.messenger.Messenger):
+    """Raises an error for a plate that subsamples its rows, before its sites fail on the wrong number of rows."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.part = part
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) and len(msg["value"]) != msg["fn"].size:
+            raise bad_value(
+                self.part,
+                "plates that hold the rows they are given",
+                f"plate {msg['name']!r}, which subsamples {len(msg['value'])} of {msg['fn'].size}",
+                f'Declare pyro.plate("{msg["name"]}", len(x)); fit draws minibatches and scales them by N/B.',
+            )
 
 
 def check_shape(name: str, site: Site, num_rows: int) -> None:
@@ -81,12 +126,7 @@ def unfilled(name: str, site: Site, num_rows: int) -> Refused:
 
 def check_sites(model: Sites, guide: Sites) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of latent and observed sites; raise ``ValueError`` if model and guide do not match."""
-    latents = tuple(name for name, site in model.items() if not site["is_observed"])
-    observed = tuple(name for name, site in model.items() if site["is_observed"])
-    if not latents:
-        raise bad_value("model", "a latent sample site", "none", "Sample z inside the plate over rows.")
-    if not any(holds_data(model[name]) for name in observed):
-        raise bad_value("model", "a site observed with x", "none", 'Write pyro.sample("x", …, obs=x).')
+    latents, observed = latent_and_observed(model, "Sample z inside the plate over rows.")
     for name, site in guide.items():
         if site["is_observed"]:
             raise bad_value(
@@ -103,6 +143,17 @@ def check_sites(model: Sites, guide: Sites) -> tuple[tuple[str, ...], tuple[str,
                 f"no site {', '.join(map(repr, sorted(missing)))} in the {part}, though the other part has it",
                 "Sample every latent in both, under one name; or marginalise in the model what the guide leaves out.",
             )
+    return latents, observed
+
+
+def latent_and_observed(model: Sites, fix: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of latent and observed sites; raise ``ValueError`` without either, ``fix`` for latents."""
+    latents = tuple(name for name, site in model.items() if not site["is_observed"])
+    observed = tuple(name for name, site in model.items() if site["is_observed"])
+    if not latents:
+        raise bad_value("model", "a latent sample site", "none", fix)
+    if not any(holds_data(model[name]) for name in observed):
+        raise bad_value("model", "a site observed with x", "none", 'Write pyro.sample("x", …, obs=x).')
     return latents, observed
 
 
@@ -141,9 +192,7 @@ def check_varies(model: Sites, observed: tuple[str, ...], data_dim: dict[str, in
     """Raise ``ValueError`` if no observed value varies with the rows, for models that observe functions of x."""
     held = [name for name in observed if holds_data(model[name])]
     for name in held:
-        site = model[name]
-        axis = site["value"].dim() - site["fn"].event_dim + data_dim[name]
-        values = site["value"].movedim(axis, 0)
+        values = by_rows(model[name], data_dim[name])
         if not bool((values == values[:1]).all()):
             return
     raise no_answer(held[0])
@@ -174,20 +223,15 @@ def check_log_prob_dims(sites: dict[str, Sites], structure: Structure) -> None:
 
 
 def check_repeats(
-    pair: LatentVariableModel,
-    structure: Structure,
-    sites: dict[str, Sites],
-    probe: Batch,
-    fewer: Batch,
-    order: list[int],
+    model: RowModel, sites: dict[str, Sites], probe: Batch, fewer: Batch, order: list[int]
 ) -> None:
     """Run the pair again on the same z; raise unless the terms stay the same and observed values follow the rows."""
-    values = {name: sites["guide"][name]["value"] for name in structure.latents}
-    names = {"guide": structure.latents, "model": structure.latents + structure.observed}
+    pair, structure = model.pair, model.structure
+    values = values_of(sites["guide"], structure.latents)
     for part in ("guide", "model"):
         try:
             first = run(pair, part, probe, values)
-            terms = by_row(first, names[part], structure, len(probe["x"]))
+            terms = by_row(first, structure.names(part), structure, len(probe["x"]))
         except (KeyError, NotImplementedError) as error:
             raise bad_value(
                 part,
@@ -195,9 +239,9 @@ def check_repeats(
                 f"{type(error).__name__} from one at a value it did not draw itself: {error}",
                 "Use a flow whose inverse is known, such as affine or spline coupling.",
             ) from error
-        again = [by_row(run(pair, part, probe, values), names[part], structure, len(probe["x"]))]
+        again = [model.plain_scores(part, probe, values)]
         if part == "guide":  # also at its own draws, with the cached values of their transforms
-            again.append(by_row(sites["guide"], names[part], structure, len(probe["x"])))
+            again.append(by_row(sites["guide"], structure.latents, structure, len(probe["x"])))
         for repeated in again:
             if not _agree(terms, repeated, pair.dtype or probe["x"].dtype):
                 raise bad_value(
@@ -218,46 +262,42 @@ def _check_answers(name: str, first: Site, second: Site, dim: int, order: list[i
     """Raise ``ValueError`` unless an observed site's values are reordered when the rows are."""
     if not holds_data(first):
         return
-    axis = first["value"].dim() - first["fn"].event_dim + dim
     index = torch.tensor(order, device=first["value"].device)
-    if not torch.equal(first["value"].index_select(axis, index), second["value"]):
+    if not torch.equal(first["value"].index_select(row_axis(first, dim), index), second["value"]):
         raise no_answer(name)
 
 
-def check_vectorised(pair: LatentVariableModel, structure: Structure, probe: Batch) -> dict[str, bool]:
+def check_vectorised(model: RowModel, probe: Batch) -> dict[str, bool]:
     """Return for each part whether one call for many samples gives the same terms as a call per sample."""
-    one = {name: value[:1] for name, value in probe.items()}  # a tile may hold a single row
-    each = [_vectorises(pair, structure, rows) for rows in (probe, one)]
+    one = take(probe, slice(1))  # a tile may hold a single row
+    each = [_vectorises(model, rows) for rows in (probe, one)]
     return {part: all(found[part] for found in each) for part in ("model", "guide")}
 
 
-def _vectorises(pair: LatentVariableModel, structure: Structure, probe: Batch) -> dict[str, bool]:
+def _vectorises(model: RowModel, probe: Batch) -> dict[str, bool]:
     """Return ``check_vectorised`` on the given rows alone."""
+    pair, structure = model.pair, model.structure
     num_samples, num_rows = 2, len(probe["x"])
-    latents, _ = RowModel(pair, structure).plainly().propose(probe, num_samples)
+    latents, _ = model.plainly().propose(probe, num_samples)
 
     def agrees(part: str) -> bool:
-        names = structure.latents if part == "guide" else structure.latents + structure.observed
         # The reference is one sample at a time, in the plain layout.
         each = [
-            by_row(run(pair, part, probe, fold(structure, _pick(latents, s))), names, structure, num_rows)
+            model.plain_scores(part, probe, fold(structure, take(latents, slice(s, s + 1))))
             for s in range(num_samples)
         ]
         try:
             with particles(structure, num_samples):
                 if part == "guide":  # a guide must also draw with additional left dims
                     run(pair, part, probe)
-                together = sum_sites(run(pair, part, probe, latents), names, structure, lead=1)
+                sites = run(pair, part, probe, latents)
+            together = sum_sites(sites, structure.names(part), structure, lead=1)
             expected, dtype = torch.stack(each), pair.dtype or probe["x"].dtype
             return _agree(expected, together.expand(num_samples, num_rows), dtype)
         except Exception:  # a pair may fail in any way on unknown dims; its rows are then repeated instead
             return False
 
     return {part: agrees(part) for part in ("model", "guide")}
-
-
-def _pick(latents: Latents, sample: int) -> Latents:
-    return {name: value[sample : sample + 1] for name, value in latents.items()}
 
 
 def _agree(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
@@ -277,16 +317,16 @@ def check_every_leaf(pair: LatentVariableModel, objective: Any, batch: Batch, se
     """
     if not hasattr(objective, "differentiable_loss"):
         return
-    rows = {name: value[:2] for name, value in batch.items()}
+    rows = take(batch, slice(2))
     with pair.evaluating(), torch.enable_grad(), noise.seeded(seed, batch["x"].device):
         total = loss(pair, objective, rows, len(rows["x"]), kl_weight=1.0)
     known = {id(p) for p in pair.parameters()}
-    waiting, seen = [getattr(total, "grad_fn", None)], set()
+    waiting, visited = [getattr(total, "grad_fn", None)], set()
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         leaf = getattr(node, "variable", None)
         if leaf is not None and id(leaf) not in known:
             raise bad_value(

@@ -165,18 +165,18 @@ def _to_support(name: str, drawn: Sites, again: Sites) -> Transform:
     """Return the bijection onto a latent's support; raise ``ValueError`` if two draws give different supports."""
     support, second = (supports.support(sites[name]["fn"]) for sites in (drawn, again))
     expected = "latents in a fixed, continuous space (this method moves them)"
-    mend = "Use method='importance', which only weighs what the guide draws."
+    fix = "Use method='importance', which only weighs what the guide draws."
     if support is None:
-        raise bad_value("model", expected, f"latent {name!r}, without a declared support", mend)
+        raise bad_value("model", expected, f"latent {name!r}, without a declared support", fix)
     if support.is_discrete:
-        raise bad_value("model", expected, f"the discrete latent {name!r}", mend)
+        raise bad_value("model", expected, f"the discrete latent {name!r}", fix)
     if not _same(support, second):
-        raise bad_value("model", expected, f"latent {name!r}, whose support depends on other latents", mend)
+        raise bad_value("model", expected, f"latent {name!r}, whose support depends on other latents", fix)
     try:
         return biject_to(support)
     except NotImplementedError as error:
         raise bad_value(
-            "model", expected, f"latent {name!r} on {support}, which has no bijection", mend
+            "model", expected, f"latent {name!r} on {support}, which has no bijection", fix
         ) from error
 
 

@@ -8,6 +8,7 @@ entry of a site under ``.to_event``, or a whole event such as a multivariate nor
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pyro.distributions as dist
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from pyrovae import supports
 from pyrovae.pair.contract import no_answer
-from pyrovae.pair.running import Batch, Latents, Site, Sites
+from pyrovae.pair.running import Batch, Latents, Site, Sites, by_rows, flat, row_axis, take
 from pyrovae.refusals import Refused, bad_value
 
 # Rows to search for dependence on x; rows to search for the order of units; most columns to change.
@@ -28,18 +29,6 @@ _TOLERANCE = 1e-5
 
 #: Runs a model on copies of rows. Takes the copies, the numbers of the rows whose latents they keep, and changed latents.
 Run = Callable[[Batch, Tensor, Latents], Sites]
-
-
-def flat(x: Tensor) -> Tensor:
-    """Return rows flattened: (rows, columns)."""
-    return x.flatten(1) if x.dim() > 1 else x[:, None]
-
-
-def by_rows(site: Site, dim: int) -> Tensor:
-    """Return a site's value as (rows, entries); ``dim`` is the plate dim over rows, negative."""
-    value = site["value"]
-    rows = value.movedim(value.dim() - site["fn"].event_dim + dim, 0)
-    return rows.reshape(len(rows), -1)
 
 
 def columns_held(
@@ -106,7 +95,35 @@ def _copies(batch: Batch, rows: Tensor, x: Tensor) -> Batch:
     }
 
 
-def unit_log_probs(site: Site, value: Tensor, dim: int) -> Tensor:
+@dataclass(frozen=True)
+class _Probe:
+    """A model and the rows whose changed copies it runs on."""
+
+    run: Run
+    rows: Batch
+    latents: tuple[str, ...]
+    observed: tuple[str, ...]
+    data_dim: dict[str, int]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.latents + self.observed
+
+    def tried(self, rows: Tensor, x: Tensor) -> Sites | None:
+        """Return the model's sites on rows with other x; None if it fails, for example on an unknown code."""
+        try:
+            return self.run(_copies(self.rows, rows, x), rows, {})
+        except (RuntimeError, IndexError, ValueError):
+            return None
+
+    def by_rows(self, sites: Sites, name: str) -> Tensor:
+        return by_rows(sites[name], self.data_dim[name])
+
+    def log_probs(self, sites: Sites, name: str, value: Tensor) -> Tensor:
+        return _unit_log_probs(sites[name], value, self.data_dim[name])
+
+
+def _unit_log_probs(site: Site, value: Tensor, dim: int) -> Tensor:
     """Return a value's log-probabilities under a site's distribution, (rows, units), without sums over events or masks."""
     fn = site["fn"]
     while isinstance(fn, dist.Independent | MaskedDistribution):
@@ -125,12 +142,11 @@ def check_order(
     Raises:
         ValueError: naming the site and the column.
     """
-    names = latents + observed
     some = _spread(len(batch["x"]), batch["x"].device)
-    probe = {name: value[some] for name, value in batch.items()}
+    probe = _Probe(run, take(batch, some), latents, observed, data_dim)
     every = torch.arange(len(some), device=some.device)
-    base = run(probe, every, {})
-    x = flat(probe["x"])
+    base = run(probe.rows, every, {})
+    x = flat(probe.rows["x"])
     shifts = torch.arange(x.shape[1], device=x.device) % max(1, len(some) - 1) + 1
     each = (every[:, None] + shifts) % len(some)  # a different row for each column
     reading = torch.zeros(len(some), dtype=torch.float64, device=x.device)
@@ -140,70 +156,49 @@ def check_order(
     beyond = torch.where((x == 0) | (x == 1), 1 - x, x + 1)
     copies = (x.roll(1, 0), x.gather(0, each), low.expand_as(x), high.expand_as(x))
     for changed in (*copies, torch.where(low == high, beyond, x)):
-        sites = _tried(run, _copies(probe, every, changed), every)
+        sites = probe.tried(every, changed)
         if sites is None:
             continue
-        for name in names:
-            value = base[name]["value"]
-            before, after = (unit_log_probs(s[name], value, data_dim[name]) for s in (base, sites))
+        for name in probe.names:
+            before, after = (probe.log_probs(s, name, base[name]["value"]) for s in (base, sites))
             reading += _moved(before, after).sum(1)
     if not bool(reading.any()):
         return
     for row in reading.topk(min(_ORDERED_ROWS, len(some))).indices.tolist():
         if reading[row] > 0:
-            _check_row(run, probe, row, latents, observed, data_dim)
+            _check_row(probe, row)
 
 
-def _tried(run: Run, rows: Batch, numbers: Tensor) -> Sites | None:
-    """Return the model's sites on changed rows; None if it fails on such values, for example on an unknown code."""
-    try:
-        return run(rows, numbers, {})
-    except (RuntimeError, IndexError, ValueError):
-        return None
-
-
-def _check_row(
-    run: Run,
-    probe: Batch,
-    row: int,
-    latents: tuple[str, ...],
-    observed: tuple[str, ...],
-    data_dim: dict[str, int],
-) -> None:
+def _check_row(probe: _Probe, row: int) -> None:
     """Run ``check_order`` on one row, with every column and then every latent changed by itself."""
-    x = flat(probe["x"])
+    x = flat(probe.rows["x"])
     other, varies = _other_values(torch.cat([x[row:], x[:row]]))
     generator = torch.Generator().manual_seed(0)
     columns = torch.randperm(x.shape[1], generator=generator)[:_MOST_COLUMNS].sort().values.to(x.device)
     here = torch.tensor([row], device=x.device)
-    base = run({name: value[here] for name, value in probe.items()}, here, {})
-    values = {name: base[name]["value"] for name in latents + observed}
+    base = probe.run(take(probe.rows, here), here, {})
     owner = [
-        name
-        for name in latents + observed
-        for _ in range(unit_log_probs(base[name], values[name], data_dim[name]).shape[1])
+        name for name in probe.names for _ in range(probe.log_probs(base, name, base[name]["value"]).shape[1])
     ]
-    found = _each_changed(run, probe, row, other, columns, latents + observed, data_dim)
+    found = _each_changed(probe, row, other, columns)
     if found is None:  # a value that the data do not have may be an unknown code
         columns = columns[varies[columns]]
-        found = _each_changed(run, probe, row, other, columns, latents + observed, data_dim)
+        found = _each_changed(probe, row, other, columns)
     if found is None or not len(columns):
         return
     moves, holds = found
     # Latents are held fixed and so do not change with x.
-    holds[:, : sum(name in latents for name in owner)] = False
+    holds[:, : sum(name in probe.latents for name in owner)] = False
     moved, own_columns = moves.cpu().numpy(), holds.cpu().numpy()
-    numbers = columns.tolist()
     own = np.argwhere(moved & own_columns)
     if len(own):
-        column, unit = own[0]
+        column, unit = int(columns[own[0][0]]), own[0][1]
         raise _refusal(
-            f"site {owner[unit]!r}, whose distribution of column {numbers[column]} depends on column {numbers[column]} itself"
+            f"site {owner[unit]!r}, whose distribution of column {column} depends on column {column} itself"
         )
     edges = own_columns.T.astype(np.float32) @ moved.astype(np.float32) > 0  # unit → unit, through columns
-    reads = [owner[unit] in latents for unit in np.flatnonzero(moved.any(0))]
-    if any(reads):
-        edges |= _latent_edges(run, probe, row, latents, observed, data_dim, len(owner))
+    if any(owner[unit] in probe.latents for unit in np.flatnonzero(moved.any(0))):
+        edges |= _latent_edges(probe, row, len(owner))
     circle = _circle(edges)
     if circle is not None:
         a, b = circle
@@ -212,33 +207,25 @@ def _check_row(
         )
 
 
-def _each_changed(
-    run: Run,
-    probe: Batch,
-    row: int,
-    other: Tensor,
-    columns: Tensor,
-    names: tuple[str, ...],
-    data_dim: dict[str, int],
-) -> tuple[Tensor, Tensor] | None:
+def _each_changed(probe: _Probe, row: int, other: Tensor, columns: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return which units' log-probabilities and which units' values change with a column, (columns, units) each.
 
     None if the model fails on such values.
     """
-    x = flat(probe["x"])
+    x = flat(probe.rows["x"])
     moves, holds = [], []
     for part in columns.split(_AT_ONCE):
         changed = x[row].repeat(len(part) + 1, 1)  # the last copy is the unchanged row
         changed[torch.arange(len(part), device=x.device), part] = other[part]
         rows = torch.full((len(changed),), row, device=x.device)
-        sites = _tried(run, _copies(probe, rows, changed), rows)
+        sites = probe.tried(rows, changed)
         if sites is None:
             return None
         found_moves, found_holds = [], []
-        for name in names:
-            held = by_rows(sites[name], data_dim[name])
+        for name in probe.names:
+            held = probe.by_rows(sites, name)
             before = held[-1:].expand_as(held)
-            scores = unit_log_probs(sites[name], _like(sites[name], before, data_dim[name]), data_dim[name])
+            scores = probe.log_probs(sites, name, _like(sites[name], before, probe.data_dim[name]))
             found_moves.append(_moved(scores[-1:].expand_as(scores), scores)[:-1])
             found_holds.append((held != before)[:-1].reshape(len(part), scores.shape[1], -1).any(-1))
         moves.append(torch.cat(found_moves, 1))
@@ -248,38 +235,29 @@ def _each_changed(
     return torch.cat(moves), torch.cat(holds)
 
 
-def _latent_edges(
-    run: Run,
-    probe: Batch,
-    row: int,
-    latents: tuple[str, ...],
-    observed: tuple[str, ...],
-    data_dim: dict[str, int],
-    num_units: int,
-) -> np.ndarray:
+def _latent_edges(probe: _Probe, row: int, num_units: int) -> np.ndarray:
     """Return which units depend on which units of latents, (units, units), by giving one unit another row's z."""
     edges = np.zeros((num_units, num_units), dtype=bool)
     start = 0
-    names = latents + observed
-    device = probe["x"].device
-    other_row = torch.tensor([(row + 1) % len(probe["x"])], device=device)
-    drawn = run({name: value[other_row] for name, value in probe.items()}, other_row, {})
-    for name in latents:
-        width = unit_log_probs(drawn[name], drawn[name]["value"], data_dim[name]).shape[1]
+    device, num_rows = probe.rows["x"].device, len(probe.rows["x"])
+    other_row = torch.tensor([(row + 1) % num_rows], device=device)
+    drawn = probe.run(take(probe.rows, other_row), other_row, {})
+    for name in probe.latents:
+        width = probe.log_probs(drawn, name, drawn[name]["value"]).shape[1]
         for part in torch.arange(min(width, _MOST_COLUMNS), device=device).split(_AT_ONCE):
             rows = torch.full((len(part) + 1,), row, device=device)  # the last copy is the unchanged row
-            same = {key: value[rows] for key, value in probe.items()}
-            base = run(same, rows, {})
-            mixed = by_rows(base[name], data_dim[name]).reshape(len(rows), width, -1).clone()
+            same = take(probe.rows, rows)
+            base = probe.run(same, rows, {})
+            mixed = probe.by_rows(base, name).reshape(len(rows), width, -1).clone()
             here = torch.arange(len(part), device=device)
-            other = by_rows(drawn[name], data_dim[name]).reshape(width, -1)[part]
+            other = probe.by_rows(drawn, name).reshape(width, -1)[part]
             # A single row has no other row's z.
-            mixed[here, part] = other if len(probe["x"]) > 1 else other / 2 + 1
-            sites = run(same, rows, {name: _like(base[name], mixed.flatten(1), data_dim[name])})
+            mixed[here, part] = other if num_rows > 1 else other / 2 + 1
+            sites = probe.run(same, rows, {name: _like(base[name], mixed.flatten(1), probe.data_dim[name])})
             moved = torch.cat(
                 [
-                    _moved(*(unit_log_probs(s[n], base[n]["value"], data_dim[n])[:-1] for s in (base, sites)))
-                    for n in names
+                    _moved(*(probe.log_probs(s, n, base[n]["value"])[:-1] for s in (base, sites)))
+                    for n in probe.names
                 ],
                 dim=1,
             )
@@ -291,10 +269,9 @@ def _latent_edges(
 
 def _like(site: Site, values: Tensor, dim: int) -> Tensor:
     """Return (rows, entries) in the layout of a site's value."""
-    value = site["value"]
-    axis = value.dim() - site["fn"].event_dim + dim
-    moved = value.movedim(axis, 0)
-    return values.to(value.dtype).reshape(len(values), *moved.shape[1:]).movedim(0, axis)
+    axis = row_axis(site, dim)
+    moved = site["value"].movedim(axis, 0)
+    return values.to(moved.dtype).reshape(len(values), *moved.shape[1:]).movedim(0, axis)
 
 
 def _moved(before: Tensor, after: Tensor) -> Tensor:

@@ -19,18 +19,24 @@ from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor
 from torch.distributions import biject_to
 
-from pyrovae.entries import on_support
-from pyrovae.likelihoods.base import off_support
 from pyrovae.pair import masks
-from pyrovae.pair.context import computed_from_rows, judge
-from pyrovae.pair.contract import check_scale, holds_data, no_answer
-from pyrovae.pair.dependence import check_order
-from pyrovae.pair.inspection import _measure
-from pyrovae.pair.on_data import groups
-from pyrovae.pair.running import Batch, Latents, Sites, Support, arguments, log_prob, sample_sites
+from pyrovae.pair.apart import by_row, check_groups, scored_apart
+from pyrovae.pair.context import computed_from_rows
+from pyrovae.pair.contract import first_run, holds_data, latent_and_observed, no_answer
+from pyrovae.pair.inspection import check_supports
+from pyrovae.pair.running import (
+    Batch,
+    Latents,
+    Scored,
+    Sites,
+    log_prob,
+    sample_sites,
+    take,
+    values_of,
+    with_columns,
+)
 from pyrovae.pair.together import Together
 from pyrovae.refusals import Refused, bad_value
-from pyrovae.torch_private import private
 
 # Most numbers, draws × rows, in a block of log-likelihoods.
 _BLOCK = 1 << 21
@@ -43,25 +49,6 @@ class _Place:
     entries: slice
     unconstrained: Size
     shape: Size
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Results of inspecting a model whose rows are independent given the globals.
-
-    Attributes:
-        data_dim: for each observed site of the rows, the dim of its log-probability that they lie on, negative.
-        columns: for each site that holds data, the columns of x flattened that its values are.
-        measure: as ``Structure.measure``.
-        supports: as ``Structure.supports``.
-        own_totals: as ``Structure.own_totals``.
-    """
-
-    data_dim: dict[str, int]
-    columns: dict[str, tuple[int, ...]]
-    measure: tuple[str, ...]
-    supports: tuple[Support, ...]
-    own_totals: tuple[str, ...]
 
 
 class _Placed(poutine.messenger.Messenger):
@@ -87,29 +74,15 @@ class _Placed(poutine.messenger.Messenger):
         place = self.left.pop(msg["name"], None)
         if place is None:
             if self.simulated is None:
-                raise _restless(f"latent {msg['name']!r}, which the first call did not have")
+                raise not_one_density(f"latent {msg['name']!r}, which the first call did not have")
             return
         transform = biject_to(msg["fn"].support)
         if transform.inverse_shape(msg["fn"].shape()) != place.unconstrained:
-            raise _restless(f"latent {msg['name']!r}, whose shape changes")
+            raise not_one_density(f"latent {msg['name']!r}, whose shape changes")
         value = self.u[place.entries].reshape(place.unconstrained)
         msg["value"] = transform(value)
         msg["done"] = True
         self.log_det = self.log_det + transform.log_abs_det_jacobian(value, msg["value"]).sum()
-
-
-class _Known(torch.autograd.Function):
-    """A number whose gradient was computed together with it."""
-
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, both: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-        gradient, value = both(u)
-        ctx.save_for_backward(gradient)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, *above: Any) -> Any:
-        return above[0] * ctx.saved_tensors[0], None
 
 
 class BayesianModel:
@@ -130,13 +103,13 @@ class BayesianModel:
 
     def __init__(self, model: Callable[..., Any], batch: Batch) -> None:
         self.model, self.batch = model, batch
-        with self.undisturbed():
+        with self.own_settings():
             sites = self._first_run()
             self._places = _places(sites)
             self.dim = max(place.entries.stop for place in self._places.values())
-            self._check_it_repeats(sites)
+            self._check_it_repeats()
             try:
-                self._rows: _Rows | Refused = self._rows_apart(sites)
+                self._rows: Scored | Refused = scored_apart(model, self._sites, batch, sites, self.dim)
             except Refused as refusal:  # raised later if rows are scored; all else works
                 self._rows = refusal
         self._vectorised: bool | None = None
@@ -146,7 +119,7 @@ class BayesianModel:
 
     @staticmethod
     @contextmanager
-    def undisturbed() -> Iterator[None]:
+    def own_settings() -> Iterator[None]:
         """Run the model in float64, in a parameter store of its own, without validation; then restore all settings.
 
         Divergent steps and far proposals give NaN, on which validation would raise. The rows' values are checked
@@ -163,45 +136,10 @@ class BayesianModel:
     def log_joint(self, u: Tensor) -> Tensor:
         """Return log P(x, latents) + log |det| of one u, shape (dim,): a number with a graph, in nats.
 
-        Call it within ``undisturbed()``.
+        Call it within ``own_settings()``.
         """
         sites, log_det = self._run(self.batch, u)
         return sum((log_prob(site, site["is_observed"]).sum() for site in sites.values()), start=log_det)
-
-    def traced(self) -> Callable[[Tensor], Tensor]:
-        """Return ``log_joint`` traced to torch operations, with its gradient computed alongside.
-
-        It is two to three times as fast as calling Pyro at every step. It is ``log_joint`` itself if the model
-        cannot be traced, because it reads values back, or if the two differ at random u.
-        """
-
-        def both(u: Tensor) -> Any:
-            return torch.func.grad_and_value(self.log_joint)(u)
-
-        generator = torch.Generator().manual_seed(0)
-        points = torch.randn(5, self.dim, generator=generator, dtype=torch.float64)
-        try:
-            graph = private("make_fx")(both)(points[0])
-        except Exception:  # a model may fail in any way under the tracer; it is then called instead
-            return self.log_joint
-        graph.graph.eliminate_dead_code()
-        graph.recompile()
-
-        def log_joint(u: Tensor) -> Tensor:
-            return _Known.apply(u, graph)
-
-        for u in points:
-            if not torch.allclose(log_joint(u), self.log_joint(u), rtol=1e-9, atol=1e-9, equal_nan=True):
-                return self.log_joint
-        return log_joint
-
-    def check_traced(self, log_joint: Callable[[Tensor], Tensor], u: Tensor) -> None:
-        """Raise ``ValueError`` if the traced log joint differs from the model's at some u, shape (draws, dim)."""
-        for vector in u:
-            if not torch.allclose(log_joint(vector), self.log_joint(vector), rtol=1e-6, atol=1e-6):
-                raise _restless(
-                    "a log joint that differs from the traced one at other latents, by Python's own if or numpy"
-                )
 
     def log_joints(self, u: Tensor) -> Tensor:
         """Return ``log_joint`` of many u, shape (draws, dim) → (draws,), without graphs."""
@@ -211,8 +149,8 @@ class BayesianModel:
         """Return the latents by name, in the model's own space, each of shape (draws, ...)."""
 
         def one(vector: Tensor) -> Latents:
-            sites = self._run(self.batch, vector)[0]
-            return {name: sites[name]["value"] for name in self._places}
+            sites = self._sites(self.batch, vector)
+            return values_of(sites, self._places)
 
         return self._each(one, u)
 
@@ -224,18 +162,14 @@ class BayesianModel:
                 other, or the model takes no other rows; or values are off the likelihood's support.
         """
         rows = self.rows
-        flat = batch["x"].flatten(1) if batch["x"].dim() > 1 else batch["x"][:, None]
-        for support in rows.supports:
-            on_support("x", flat, *support, off_support(support.family))
+        check_supports(rows, batch["x"])
         height = max(1, _BLOCK // len(u))
-        for start in range(0, len(flat), height):
-            block = {name: value[start : start + height] for name, value in batch.items()}
+        for start in range(0, len(batch["x"]), height):
+            block = take(batch, slice(start, start + height))
             if not start and len(block["x"]) > 1:
-                with self.undisturbed(), torch.no_grad():
-                    self._check_groups(
-                        block, u[0], self._by_row(block, u[0], rows.data_dim)[0], rows.data_dim
-                    )
-            yield self._each(partial(self._row_scores, block, rows), u, block)
+                with self.own_settings(), torch.no_grad():
+                    check_groups(self._sites, block, u[0], rows.data_dim)
+            yield self._each(partial(self._scores, block), u, block)
 
     def simulate(self, u: Tensor) -> Tensor:
         """Return a row from P(x | latents) for each u, shape (rows, dim): shape (rows, ...), as x.
@@ -256,19 +190,16 @@ class BayesianModel:
                 'Observe the columns themselves: pyro.sample("x", …, obs=x).',
             )
         chosen = torch.randint(len(self.batch["x"]), (len(u),))
-        with self.undisturbed(), torch.no_grad():
+        with self.own_settings(), torch.no_grad():
             return torch.cat([self._simulated(vector, n, rows) for vector, n in zip(u, chosen, strict=True)])
 
-    def _simulated(self, u: Tensor, like: Tensor, rows: _Rows) -> Tensor:
+    def _simulated(self, u: Tensor, like: Tensor, rows: Scored) -> Tensor:
         """Return one row from P(x | latents), in the shape of the fitted row numbered ``like``."""
         row = {name: value[like][None].clone() for name, value in self.batch.items()}
         with _Placed(self._places, u, frozenset(rows.columns)):
-            sites = sample_sites(poutine.trace(self.model), row)
-        flat = row["x"].reshape(1, -1).clone()  # a copy, because the sites may hold views of the row
-        for name, columns in rows.columns.items():
-            flat[:, list(columns)] = sites[name]["value"].reshape(1, -1).to(flat.dtype)
-        row["x"] = flat.reshape(row["x"].shape)
-        again = self._run(row, u)[0]
+            sites = sample_sites(self.model, row)
+        row["x"] = with_columns(row["x"], sites, rows)
+        again = self._sites(row, u)
         for name in rows.columns:
             if not torch.allclose(log_prob(again[name]), log_prob(sites[name]), rtol=1e-8, atol=1e-8):
                 raise bad_value(
@@ -280,7 +211,7 @@ class BayesianModel:
         return row["x"]
 
     @property
-    def rows(self) -> _Rows:
+    def rows(self) -> Scored:
         """The inspection of the rows; raises ``ValueError`` if they cannot be scored separately."""
         if isinstance(self._rows, Refused):
             raise Refused(str(self._rows))
@@ -296,13 +227,12 @@ class BayesianModel:
         """The measure of log P of all rows together, which is defined even if rows cannot be scored separately."""
         generator = torch.Generator().manual_seed(1)
         u = torch.randn(2, self.dim, generator=generator, dtype=torch.float64)
-        with self.undisturbed(), torch.no_grad():
+        with self.own_settings(), torch.no_grad():
             first, second = (
-                {name: sites[name]["value"] for name in self._places}
-                for sites in (self._run(self.batch, vector)[0] for vector in u)
+                values_of(sites, self._places) for sites in (self._sites(self.batch, vector) for vector in u)
             )
             found = Together.of(self.model, self.batch, (first, second))
-        if isinstance(self._rows, _Rows):
+        if isinstance(self._rows, Scored):
             computed = "pseudo-likelihood" in self._rows.measure
         else:
             computed = bool(computed_from_rows(self.batch))
@@ -315,9 +245,10 @@ class BayesianModel:
         """Names of totals of the rows that they are scored given; see ``Structure.own_totals``."""
         return () if isinstance(self._rows, Refused) else self._rows.own_totals
 
-    def site_of(self, coordinate: int) -> str:
-        """Return the name of the latent that a coordinate of u belongs to."""
-        return next(name for name, place in self._places.items() if coordinate < place.entries.stop)
+    @property
+    def site_names(self) -> list[str]:
+        """The name of the latent that each coordinate of u belongs to."""
+        return [name for name, place in self._places.items() for _ in range(place.unconstrained.numel())]
 
     @property
     def labels(self) -> list[str]:
@@ -335,29 +266,20 @@ class BayesianModel:
         """Return the model's sites with the latents at u, and log |det|."""
         placed = _Placed(self._places, u)
         with placed:
-            sites = sample_sites(poutine.trace(self.model), batch)
+            sites = sample_sites(self.model, batch)
         if placed.left:
-            raise _restless(f"no latent {next(iter(placed.left))!r}, which the first call had")
+            raise not_one_density(f"no latent {next(iter(placed.left))!r}, which the first call had")
         return sites, placed.log_det
 
-    def _row_scores(self, batch: Batch, rows: _Rows, u: Tensor) -> Tensor:
-        return self._by_row(batch, u, rows.data_dim)[0]
+    def _sites(self, batch: Batch, u: Tensor) -> Sites:
+        return self._run(batch, u)[0]
 
-    def _by_row(self, batch: Batch, u: Tensor, data_dim: dict[str, int]) -> tuple[Tensor, Tensor]:
-        """Return each row's log-likelihood, shape (rows,), and the terms of the log joint that all rows share."""
-        sites, _ = self._run(batch, u)
-        by_row, rest = u.new_zeros(len(batch["x"])), u.new_zeros(())
-        for name, site in sites.items():
-            term = log_prob(site)
-            if name in data_dim:
-                by_row = by_row + term.movedim(data_dim[name], 0).reshape(len(by_row), -1).sum(1)
-            else:
-                rest = rest + term.sum()
-        return by_row, rest
+    def _scores(self, batch: Batch, u: Tensor) -> Tensor:
+        return by_row(self._sites(batch, u), self.rows.data_dim, len(batch["x"]))[0]
 
     def _each(self, one: Callable[[Tensor], Any], u: Tensor, batch: Batch | None = None) -> Any:
         """Return ``one`` of each u about a batch, stacked; computed by torch.vmap if the model allows it, else in turn."""
-        with self.undisturbed(), torch.no_grad():
+        with self.own_settings(), torch.no_grad():
             if self._vectorised is None:
                 self._vectorised = self._vectorises(u)
             if self._vectorised:
@@ -383,9 +305,8 @@ class BayesianModel:
 
     def _first_run(self) -> Sites:
         """Draw the latents from the prior once, and check the requirements of every method."""
-        args, kwargs = arguments(self.batch)
         try:
-            trace = poutine.trace(self.model).get_trace(*args, **kwargs)
+            sites = first_run(self.model, "model", self.batch)
         except NotImplementedError as error:
             raise bad_value(
                 "model",
@@ -393,7 +314,7 @@ class BayesianModel:
                 str(error).splitlines()[0],
                 "Give every latent a proper prior, such as a wide Normal.",
             ) from error
-        declared = [name for name, site in trace.nodes.items() if site["type"] == "param"]
+        declared = list(pyro.get_param_store())
         if declared:
             raise bad_value(
                 "model",
@@ -401,38 +322,30 @@ class BayesianModel:
                 f"{len(declared)} parameter(s), first {declared[0]!r}",
                 "Give it a prior, pyro.sample or PyroSample, or make it a constant.",
             )
-        sites = sample_sites(poutine.trace(self.model), self.batch)
-        for name, site in sites.items():
-            check_scale("model", name, site)
-        held = [site for site in sites.values() if site["is_observed"] and holds_data(site)]
-        if all(site["is_observed"] for site in sites.values()):
-            raise bad_value(
-                "model",
-                "a latent sample site",
-                "none",
-                "Sample the unknown quantities; only they have a posterior.",
-            )
-        if not held:
-            raise bad_value("model", "a site observed with x", "none", 'Write pyro.sample("x", …, obs=x).')
-        for site in held:
-            _check_support(site)
-        for name, site in sites.items():
-            if not site["is_observed"]:
-                masks.check_density("model", name, site["fn"])
-                counted = masks.entries(site)
-                if counted is not None and not bool(counted.all()):
-                    raise bad_value(
-                        "model",
-                        f"a density at every entry of latent {name!r}",
-                        f"{int((~counted).sum())} entries that are masked",
-                        "A masked latent has no posterior: sample only the entries that exist.",
-                    )
+        fix = "Sample the unknown quantities; only they have a posterior."
+        latents, observed = latent_and_observed(sites, fix)
+        for name in observed:
+            off = masks.off_support(sites[name])
+            if off is not None:
+                value = sites[name]["value"]
+                first = f", the first {float(value[off].flatten()[0]):g}" if off.shape == value.shape else ""
+                raise masks.cannot_score(sites[name], "x", f"{int(off.sum())} off it{first}")
+        for name in latents:
+            masks.check_density("model", name, sites[name]["fn"])
+            counted = masks.entries(sites[name])
+            if counted is not None and not bool(counted.all()):
+                raise bad_value(
+                    "model",
+                    f"a density at every entry of latent {name!r}",
+                    f"{int((~counted).sum())} entries that are masked",
+                    "A masked latent has no posterior: sample only the entries that exist.",
+                )
         return sites
 
-    def _check_it_repeats(self, sites: Sites) -> None:
+    def _check_it_repeats(self) -> None:
         """Raise ``ValueError`` unless the same u has the same log joint, and reordered rows other observed values."""
         u = torch.zeros(self.dim, dtype=torch.float64)
-        first, again = self._run(self.batch, u)[0], self._run(self.batch, u)[0]
+        first, again = (self._sites(self.batch, u) for _ in range(2))
         for name, site in first.items():
             a, b = log_prob(site), log_prob(again[name])
             if a.shape != b.shape or not torch.equal(a.nan_to_num(), b.nan_to_num()):
@@ -446,139 +359,12 @@ class BayesianModel:
         if torch.equal(backwards["x"], self.batch["x"]):
             return
         held = [name for name, site in first.items() if site["is_observed"] and holds_data(site)]
-        turned = self._run(backwards, u)[0]
+        turned = self._sites(backwards, u)
         if all(torch.equal(first[name]["value"], turned[name]["value"]) for name in held):
             raise no_answer(held[0])
 
-    def _rows_apart(self, sites: Sites) -> _Rows:
-        """Return the dims that rows lie on; raise ``ValueError`` unless each row is independent given the globals."""
-        whole = self.batch
-        if len(whole["x"]) == 1:
-            whole = {name: torch.cat([value, value]) for name, value in whole.items()}
-            sites = _on(self.model, whole)
-        # The reversed rows without the first change each row's companions, its place and the number of rows.
-        order = list(range(len(whole["x"]) - 1, 0, -1))
-        fewer = {name: value[order] for name, value in whole.items()}
-        again = _on(self.model, fewer)
-        local = [
-            name
-            for name in self._places
-            if name not in again or again[name]["fn"].shape() != sites[name]["fn"].shape()
-        ]
-        if local:
-            raise bad_value(
-                "model",
-                "latents that all rows share: a new row is scored given them",
-                f"latent {local[0]!r}, which changes with the number of rows",
-                "Integrate it out in the model (a marginal or a mixture for x), or take the evidence of the "
-                "training rows, marginal_likelihood().",
-            )
-        data_dim = {}
-        for name, site in sites.items():
-            if site["is_observed"]:
-                if name not in again:
-                    raise _joint(name)
-                dim = _row_dim(name, site, again[name], len(whole["x"]))
-                if dim is not None:
-                    data_dim[name] = dim
-        self._check_rows_stand_alone(whole, fewer, order, data_dim)
-        # Random values, because a slope of zero would hide a dependence.
-        u = torch.randn(self.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
-        def of_rows(batch: Batch, *_: Any) -> Sites:
-            return self._run(batch, u)[0]
-
-        columns, measure, supports = _measure(
-            sites, tuple(data_dim), data_dim, whole, len(whole["x"]), of_rows
-        )
-        check_order(of_rows, whole, (), tuple(columns), data_dim)
-        computed, own_totals = judge(self.batch, whole, sites, columns, measure)
-        if computed:
-            measure = ("pseudo-likelihood",) * len(measure)
-        return _Rows(data_dim, columns, measure, supports, own_totals)
-
-    def _check_rows_stand_alone(
-        self, whole: Batch, fewer: Batch, order: list[int], data_dim: dict[str, int]
-    ) -> None:
-        """Raise ``ValueError`` unless each row's term and the shared terms stay the same without some of the rows."""
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(2):
-            u = torch.randn(self.dim, generator=generator, dtype=torch.float64)
-            rows, rest = self._by_row(whole, u, data_dim)
-            rows_again, rest_again = self._by_row(fewer, u, data_dim)
-            apart = torch.cat([rows[order] - rows_again, (rest - rest_again)[None]])
-            scale = torch.cat([rows[order], rest[None]]).abs().clamp(min=1)
-            if bool((apart.abs() > 1e-8 * scale).any()):
-                raise _feels(
-                    f"a log-probability that changes by {float(apart.abs().max()):.3g} nats without some of the rows"
-                )
-            self._check_groups(whole, u, rows, data_dim)
-
-    def _check_groups(self, batch: Batch, u: Tensor, scores: Tensor, data_dim: dict[str, int]) -> None:
-        """Raise ``ValueError`` unless rows scored alone or in two halves have the same log-likelihood as together."""
-        for some in groups(batch["x"]):
-            fewer = {name: value[some] for name, value in batch.items()}
-            apart = (self._by_row(fewer, u, data_dim)[0] - scores[some]).abs()
-            if bool((apart > 1e-8 * scores[some].abs().clamp(min=1)).any()):
-                raise _feels(
-                    f"a log-probability that changes by {float(apart.max()):.3g} nats if {len(some)} rows are scored separately"
-                )
-
-
-def _on(model: Callable[..., Any], batch: Batch) -> Sites:
-    """Return the model's sites on some rows; raise ``ValueError`` if it cannot be called on them."""
-    try:
-        sites = sample_sites(poutine.trace(model), batch)
-        for site in sites.values():
-            log_prob(site)
-        return sites
-    except Exception as error:
-        raise bad_value(
-            "model",
-            "a model that can be called on any number of rows",
-            f"{type(error).__name__} from it on {len(batch['x'])} rows: {error}",
-            'Use len(x) for the number of rows, and pass values aligned with the rows beside them: {"x": rows, '
-            '"sigma": …}. The evidence of the training rows, marginal_likelihood(), needs neither.',
-        ) from error
-
-
-def _row_dim(name: str, site: Any, again: Any, num_rows: int) -> int | None:
-    """Return the dim of an observed site's log-probability that the rows lie on; None if all rows share the term."""
-    first, second = log_prob(site).shape, log_prob(again).shape
-    if first == second:
-        if holds_data(site) and site["value"].shape != again["value"].shape:
-            raise _joint(name)
-        return None
-    if len(first) != len(second):
-        raise _joint(name)
-    moved = [dim for dim in range(-len(first), 0) if first[dim] != second[dim]]
-    if [(first[dim], second[dim]) for dim in moved] != [(num_rows, num_rows - 1)]:
-        raise _feels(f"site {name!r}, of shape {tuple(first)} for {num_rows} rows")
-    return moved[0]
-
-
-def _joint(name: str) -> Refused:
-    """Return the error for a site whose log-probability is one number for all rows."""
-    return bad_value(
-        "model",
-        "a log-probability for every row",
-        f"site {name!r}, with one for all of them together",
-        'Put it under "with pyro.plate("data", len(x)):", and declare only a row\'s own dims as event, .to_event(n).',
-    )
-
-
-def _feels(came: str) -> Refused:
-    """Return the error for rows that are not independent given the globals."""
-    return bad_value(
-        "model",
-        "rows that are independent given the latents that they share",
-        came,
-        "A time series has no log P of a single row: use the evidence of the training rows, "
-        "marginal_likelihood(). Keep a constant of the data set in a tensor, instead of a mean over the batch.",
-    )
-
-
-def _restless(came: str) -> Refused:
+def not_one_density(came: str) -> Refused:
     """Return the error for a model that is not one density."""
     return bad_value(
         "model",
@@ -617,20 +403,3 @@ def _places(sites: Sites) -> dict[str, _Place]:
         places[name] = _Place(slice(start, start + unconstrained.numel()), unconstrained, shape)
         start += unconstrained.numel()
     return places
-
-
-def _check_support(site: Any) -> None:
-    """Raise ``ValueError`` if observed values are off the support of their site."""
-    try:
-        inside = site["fn"].support.check(site["value"])
-    except NotImplementedError:
-        return
-    if not bool(inside.all()):
-        raise bad_value(
-            "x",
-            f"values that site {site['name']!r} can score, on {site['fn'].support}",
-            f"{int((~inside).sum())} off it, the first {float(site['value'][~inside].flatten()[0]):g}"
-            if inside.shape == site["value"].shape
-            else f"{int((~inside).sum())} events off it",
-            "Choose a likelihood whose support holds these values.",
-        )

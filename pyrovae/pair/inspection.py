@@ -4,41 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrovae import noise, supports
-from pyrovae.distributions import InDouble
 from pyrovae.entries import elementwise, on_support
 from pyrovae.likelihoods import Likelihood
 from pyrovae.likelihoods.base import off_support
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.pair import masks
-from pyrovae.pair.context import judge
+from pyrovae.pair.context import judged
 from pyrovae.pair.contract import (
     check_log_prob_dims,
     check_modules,
     check_repeats,
-    check_scale,
     check_shape,
     check_sites,
     check_varies,
     check_vectorised,
+    first_run,
     holds_data,
     no_answer,
     unfilled,
 )
 from pyrovae.pair.dependence import check_order, columns_held
-from pyrovae.pair.dependence import flat as _columns
 from pyrovae.pair.on_data import check_rows
 from pyrovae.pair.row_model import RowModel
-from pyrovae.pair.running import Batch, Latents, Site, Sites, Structure, Support, of_rows, run, sample_sites
+from pyrovae.pair.running import (
+    Batch,
+    Latents,
+    Scored,
+    Sites,
+    Structure,
+    Support,
+    flat,
+    of_rows,
+    row_axis,
+    run,
+    take,
+    values_of,
+)
 from pyrovae.refusals import Refused, bad_value
 
 _PROBE_ROWS, _MOST_ROWS = 4, 4096
@@ -67,12 +77,11 @@ def inspect(
             not change with x, subsampling or scaled sites, randomness outside sample sites, rows that depend on
             other rows, values off the likelihood's support.
     """
-    num_rows = min(len(batch["x"]), _PROBE_ROWS)
-    chosen = _distinct_rows(batch["x"], num_rows)
+    chosen = _distinct_rows(batch["x"], min(len(batch["x"]), _PROBE_ROWS))
     # The reversed rows without the first change each row's companions, its place and the batch size.
     order = list(range(len(chosen) - 1, 0, -1))
-    probe = {name: value[chosen] for name, value in batch.items()}
-    fewer = {name: value[order] for name, value in probe.items()}
+    probe = take(batch, chosen)
+    fewer = take(probe, order)
     seeded = noise.seeded(noise.derive(seed, noise.Stream.INSPECT), batch["x"].device)
     if isinstance(pair, VAE) and isinstance(pair.likelihood, Likelihood):
         pair.likelihood.check_rows(batch["x"])
@@ -80,58 +89,58 @@ def inspect(
         sites = _first_runs(pair, probe, batch["x"])
         latents, observed = check_sites(sites["model"], sites["guide"])
         again = _first_runs(pair, fewer, batch["x"])
-        check_modules(pair, probe, {name: sites["guide"][name]["value"] for name in latents})
+        check_modules(pair, probe, values_of(sites["guide"], latents))
         data_dim, plates = _data_dims(pair, sites, again, len(chosen))
-        columns, measure, held_supports = _measure(
-            sites["model"],
-            observed,
-            data_dim,
-            batch,
-            len(chosen),
-            lambda rows: _replayed(pair, latents, rows),
-        )
+        replayed = partial(_replayed, pair, latents)
+        scored = columns_scored(sites["model"], observed, data_dim, batch, len(chosen), replayed)
         masks.check_latents(sites["model"], sites["guide"], latents)
-        if len(set(chosen)) > 1 and not {"mass", "density"} & set(measure):
+        if len(set(chosen)) > 1 and not {"mass", "density"} & set(scored.measure):
             check_varies(sites["model"], observed, data_dim)
-        structure = Structure(
-            latents=latents,
-            observed=observed,
-            data_dim=data_dim,
-            nesting=max(-frame.dim for part in sites.values() for _, frame in _plates(part)),
-            plates=plates,
-            widest=_widest(pair, sites["model"], probe["x"]),
-            batch_dims={name: len(sites["model"][name]["fn"].batch_shape) for name in latents},
-            event_dims={name: sites["model"][name]["fn"].event_dim for name in latents},
-            columns=columns,
-            measure=measure,
-            supports=held_supports,
-            vectorised={"model": True, "guide": True},
-            edges=_edges(sites, latents),
-            fixed_masks=True,
-            reaches=all(
-                supports.same_reach(sites["guide"][name]["fn"], sites["model"][name]["fn"])
-                for name in latents
-            ),
+        structure = _structure(
+            sites, latents, observed, plates, scored, _widest(pair, sites["model"], probe["x"])
         )
         check_supports(structure, batch["x"])
-        computed, own_totals = judge(batch, probe, sites["model"], columns, measure)
-        structure = replace(structure, own_totals=own_totals)
-        if computed:
-            structure = replace(structure, measure=("pseudo-likelihood",) * len(measure))
-        check_log_prob_dims(sites, structure)
-        check_repeats(pair, structure, sites, probe, fewer, order)
-        first = batch if every_row else {name: value[:_MOST_ROWS] for name, value in batch.items()}
-        structure = check_rows(pair, structure, first, seed, argument, every_row)
-        _check_order(pair, structure, batch)
-        structure = replace(structure, vectorised=check_vectorised(pair, structure, probe))
-        return RowModel(pair, structure, RowModel(pair, structure).draws_by_row(probe))
+        model = RowModel(pair, judged(structure, batch, probe, sites["model"]))
+        check_log_prob_dims(sites, model.structure)
+        check_repeats(model, sites, probe, fewer, order)
+        first = batch if every_row else take(batch, slice(_MOST_ROWS))
+        model = check_rows(model, first, seed, argument, every_row)
+        _check_order(model, batch)
+        vectorised = check_vectorised(model, probe)
+        model = replace(model, structure=replace(model.structure, vectorised=vectorised))
+        return replace(model, keyed=model.draws_by_row(probe))
 
 
-def check_supports(structure: Structure, x: Tensor, argument: str = "x") -> None:
+def _structure(
+    sites: dict[str, Sites],
+    latents: tuple[str, ...],
+    observed: tuple[str, ...],
+    plates: frozenset[str],
+    scored: Scored,
+    widest: int,
+) -> Structure:
+    """Return what the sites of both parts and the scored columns tell about the pair."""
+    model, guide = sites["model"], sites["guide"]
+    return Structure(
+        **vars(scored),
+        latents=latents,
+        observed=observed,
+        nesting=max(-frame.dim for part in sites.values() for _, frame in _plates(part)),
+        plates=plates,
+        widest=widest,
+        batch_dims={name: len(model[name]["fn"].batch_shape) for name in latents},
+        event_dims={name: model[name]["fn"].event_dim for name in latents},
+        vectorised={"model": True, "guide": True},
+        edges=_edges(sites, latents),
+        fixed_masks=True,
+        reaches=all(supports.same_reach(guide[name]["fn"], model[name]["fn"]) for name in latents),
+    )
+
+
+def check_supports(scored: Scored, x: Tensor, argument: str = "x") -> None:
     """Raise ``ValueError`` for values off the likelihood's support, naming the first and a likelihood that fits."""
-    rows = _columns(x)
-    for support in structure.supports:
-        on_support(argument, rows, *support, off_support(support.family))
+    for support in scored.supports:
+        on_support(argument, flat(x), *support, off_support(support.family))
 
 
 def _distinct_rows(x: Tensor, num_rows: int) -> list[int]:
@@ -163,7 +172,7 @@ def _first_run(
     pair: LatentVariableModel, part: str, batch: Batch, rows: Tensor, drawn: Sites | None = None
 ) -> Sites:
     """Run a part unchanged; raise ``ValueError`` with a fix if it cannot be called on these rows."""
-    function, before = getattr(pair, part), {name: value._version for name, value in batch.items()}
+    function = getattr(pair, part)
     if drawn is not None:
         trace = poutine.Trace()
         for name, site in drawn.items():
@@ -172,83 +181,62 @@ def _first_run(
         function = poutine.replay(function, trace=trace)
     with pair.own_parameters():
         try:
-            with _RefuseSubsampling(part):
-                sites = sample_sites(poutine.trace(function), batch)
+            sites = first_run(function, part, batch)
+        except Refused:
+            raise
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
-            # Pyro raises the error again with a page of shapes; the first one has the reason.
-            reason = error.__cause__ or error
-            if isinstance(reason, Refused):
-                raise reason from None
-            if isinstance(reason, TypeError) and "unexpected keyword argument" in str(reason):
-                given = [name for name in batch if name != "x"]
-                raise bad_value(
-                    "x",
-                    f"names beside 'x' that the {part} takes as keywords",
-                    f"{', '.join(map(repr, given))}: {reason}",
-                    f"Write {part}(x, {', '.join(f'{name}=None' for name in given)}), or leave them out: model "
-                    "and guide are called alike.",
-                ) from reason
-            if isinstance(reason, TypeError) and "positional argument" in str(reason):
-                raise bad_value(
-                    part,
-                    f"a callable of the rows alone, {part}(x)",
-                    str(reason),
-                    "Pass values aligned with the rows beside them, by name: {'x': rows, 'offset': …}; put other "
-                    "values into a module's buffers.",
-                ) from reason
-            if isinstance(reason, ValueError) and "satisfy the constraint" in str(reason):
-                raise bad_value(
-                    "x",
-                    f"rows of a size that the {part}'s networks can take",
-                    str(reason).splitlines()[0].removesuffix(", but found invalid values:"),
-                    pair.fix_of_rows(rows),
-                ) from reason
-            if any(words in str(reason) for words in _DTYPES):
-                raise bad_value(
-                    "x",
-                    f"rows, and values beside them, in dtypes that the {part} computes with",
-                    f"{type(reason).__name__} from it: {str(reason).splitlines()[0]}",
-                    f"{_dtypes(pair, batch)}. Cast networks and numbers by .float(), labels by .long(), masks by .bool().",
-                ) from reason
-            one_dim = "x has one dim, so every number is a row: for one row of many columns pass x[None]. "
-            raise bad_value(
-                "x",
-                f"rows that the {part} can be called on, any number of them",
-                f"{type(reason).__name__} from it on {len(batch['x'])} rows of shape "
-                f"{tuple(batch['x'].shape[1:])}: {reason}",
-                (one_dim if batch["x"].dim() == 1 else "")
-                + f"Pass rows of the shape the {part} is written for, on dim 0, and use len(x) for their number.",
-            ) from reason
-    for name, value in batch.items():
-        if value._version != before[name]:  # the numbers are the user's own, or in a read-only file
-            raise bad_value(
-                part,
-                "a callable that leaves its rows as they are",
-                f"{name} changed in place",
-                f"Work on a copy: {name} = {name}.clone().",
-            )
+            reason = error.__cause__ or error  # as in first_run
+            raise _explained(reason, pair, part, batch, rows) from reason
     for name, site in sites.items():
-        check_scale(part, name, site)
         if part == "model" and site["is_observed"]:
             check_shape(name, site, len(batch["x"]))
     return sites
 
 
-class _RefuseSubsampling(poutine.messenger.Messenger):
-    """Raises an error for a plate that subsamples its rows, before its sites fail on the wrong number of rows."""
-
-    def __init__(self, part: str) -> None:
-        super().__init__()
-        self.part = part
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) and len(msg["value"]) != msg["fn"].size:
-            raise bad_value(
-                self.part,
-                "plates that hold the rows they are given",
-                f"plate {msg['name']!r}, which subsamples {len(msg['value'])} of {msg['fn'].size}",
-                f'Declare pyro.plate("{msg["name"]}", len(x)); fit draws minibatches and scales them by N/B.',
-            )
+def _explained(
+    reason: BaseException, pair: LatentVariableModel, part: str, batch: Batch, rows: Tensor
+) -> Refused:
+    """Return the error for a part that fails on a batch, with a fix; ``rows`` are all of x."""
+    text = str(reason)
+    if isinstance(reason, TypeError) and "unexpected keyword argument" in text:
+        given = [name for name in batch if name != "x"]
+        return bad_value(
+            "x",
+            f"names beside 'x' that the {part} takes as keywords",
+            f"{', '.join(map(repr, given))}: {text}",
+            f"Write {part}(x, {', '.join(f'{name}=None' for name in given)}), or leave them out: model "
+            "and guide are called alike.",
+        )
+    if isinstance(reason, TypeError) and "positional argument" in text:
+        return bad_value(
+            part,
+            f"a callable of the rows alone, {part}(x)",
+            text,
+            "Pass values aligned with the rows beside them, by name: {'x': rows, 'offset': …}; put other "
+            "values into a module's buffers.",
+        )
+    if isinstance(reason, ValueError) and "satisfy the constraint" in text:
+        return bad_value(
+            "x",
+            f"rows of a size that the {part}'s networks can take",
+            text.splitlines()[0].removesuffix(", but found invalid values:"),
+            pair.fix_of_rows(rows),
+        )
+    if any(words in text for words in _DTYPES):
+        return bad_value(
+            "x",
+            f"rows, and values beside them, in dtypes that the {part} computes with",
+            f"{type(reason).__name__} from it: {text.splitlines()[0]}",
+            f"{_dtypes(pair, batch)}. Cast networks and numbers by .float(), labels by .long(), masks by .bool().",
+        )
+    one_dim = "x has one dim, so every number is a row: for one row of many columns pass x[None]. "
+    return bad_value(
+        "x",
+        f"rows that the {part} can be called on, any number of them",
+        f"{type(reason).__name__} from it on {len(batch['x'])} rows of shape {tuple(batch['x'].shape[1:])}: {text}",
+        (one_dim if batch["x"].dim() == 1 else "")
+        + f"Pass rows of the shape the {part} is written for, on dim 0, and use len(x) for their number.",
+    )
 
 
 def _data_dims(
@@ -332,85 +320,67 @@ def _replayed(pair: LatentVariableModel, latents: tuple[str, ...], rows: Batch) 
     """Return the model's sites on the guide's draws; columns may be off their support."""
     with pyro.validation_enabled(False):
         guide = run(pair, "guide", rows)
-        return run(pair, "model", rows, {name: guide[name]["value"] for name in latents})
+        return run(pair, "model", rows, values_of(guide, latents))
 
 
-def _check_order(pair: LatentVariableModel, structure: Structure, batch: Batch) -> None:
+def _check_order(model: RowModel, batch: Batch) -> None:
     """Raise ``ValueError`` if sites depend on the columns they hold; see ``dependence``."""
+    pair, structure = model.pair, model.structure
     drawn: Latents = {}
 
-    def model_on(rows: Batch, numbers: Tensor, changed: Latents) -> Sites:
+    def model_on(rows: Batch, rows_of: Tensor, changed: Latents) -> Sites:
         if not drawn:
             guide = run(pair, "guide", rows)
-            drawn.update({name: guide[name]["value"] for name in structure.latents})
-        return run(pair, "model", rows, {**of_rows(structure, drawn, numbers), **changed})
+            drawn.update(values_of(guide, structure.latents))
+        return run(pair, "model", rows, {**of_rows(structure, drawn, rows_of), **changed})
 
     data = tuple(name for name in structure.observed if name in structure.columns)
     with pyro.validation_enabled(False):
         check_order(model_on, batch, structure.latents, data, structure.data_dim)
 
 
-def _measure(
+def columns_scored(
     model: Sites,
     observed: tuple[str, ...],
     data_dim: dict[str, int],
     batch: Batch,
     probe_rows: int,
     again: Callable[[Batch], Sites],
-) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...], tuple[Support, ...]]:
+) -> Scored:
     """Return the columns of x that each observed site holds, every column's measure, and the supports of columns.
 
     ``model`` was run on ``probe_rows`` rows; ``again`` runs it on others.
     """
-    num_columns = _columns(batch["x"][:1]).shape[1]
+    num_columns = batch["x"][0].numel()
     found: list[Support] = []
     held: dict[str, tuple[int, ...]] = {}
     measure = ["unscored"] * num_columns
     data = tuple(name for name in observed if holds_data(model[name]))
     for name in data:
         site = model[name]
-        value = site["value"]
-        axis = value.dim() - site["fn"].event_dim + data_dim[name]
+        value, axis = site["value"], row_axis(site, data_dim[name])
         if axis < 0 or value.shape[axis] != probe_rows:
             shape = (probe_rows, *batch["x"].shape[1:])
             raise unfilled(name, site, probe_rows) if value.shape == shape else no_answer(name)
-    tagged = columns_held(again, batch, data, data_dim)
-    once = [column for name in data for column in tagged[name]]
+    columns_of = columns_held(again, batch, data, data_dim)
+    once = [column for name in data for column in columns_of[name]]
     # pyro.factor, an entry that is no column, or a column that counts twice makes the model no distribution of x.
     normalised = len(data) == len(observed) and -1 not in once and len(set(once)) == len(once)
     for name in data:
         site = model[name]
         fn = site["fn"]
-        held[name] = matched = tuple(column for column in tagged[name] if column >= 0)
+        held[name] = matched = tuple(column for column in columns_of[name] if column >= 0)
         try:
             support = fn.support
         except NotImplementedError:
             normalised = False
             continue
-        for index in matched if not _masked(site) else []:
+        # A mask may leave out some of it, on these rows or on others.
+        for index in [] if masks.of(site) else matched:
             measure[index] = "mass" if support.is_discrete else "density"
         each = elementwise(support) if supports.is_fixed(support) else None
         if matched and each is not None:
-            found.append(Support(sorted(matched), each, _family(fn)))
+            found.append(Support(sorted(matched), each, type(supports.innermost(fn)).__name__))
     if not normalised:
         measure = ["transformed"] * len(measure)
-    return held, tuple(measure), tuple(found)
-
-
-def _masked(site: Site) -> bool:
-    """Return whether a mask may leave out some of a site's log-probability, on these rows or on others."""
-    fn, masks = site["fn"], [site["mask"]]
-    while hasattr(fn, "base_dist"):
-        masks.append(getattr(fn, "_mask", None))
-        fn = fn.base_dist
-    return any(mask is not None and mask is not True for mask in masks)
-
-
-def _family(fn: dist.TorchDistribution) -> str:
-    """Return the family's name, without the wrappers of Pyro and this package."""
-    while isinstance(fn, _WRAPPERS):
-        fn = fn.base_dist
-    return type(fn).__name__
-
-
-_WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution, InDouble)
+    return Scored(data_dim=data_dim, columns=held, measure=tuple(measure), supports=tuple(found))

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro.distributions as dist
 import torch
-from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 from torch.distributions import Distribution
 
 from pyrovae import supports
-from pyrovae.pair.running import Site, Sites
-from pyrovae.refusals import bad_value
+from pyrovae.pair.running import Site, Sites, row_axis
+from pyrovae.refusals import Refused, bad_value
 
-_WRAPPERS = (dist.Independent, MaskedDistribution, ExpandedDistribution)
+
+def of(site: Site) -> list[tuple[Any, int]]:
+    """Return the masks that may leave out some of a site's log-probability, each with the number of event dims it lacks."""
+    fn, found = site["fn"], [(site["mask"], site["fn"].event_dim)]
+    while hasattr(fn, "base_dist"):
+        found.append((getattr(fn, "_mask", None), fn.event_dim))
+        fn = fn.base_dist
+    return [(mask, event_dims) for mask, event_dims in found if mask is not None and mask is not True]
 
 
 def entries(site: Site) -> Tensor | None:
@@ -20,17 +29,9 @@ def entries(site: Site) -> Tensor | None:
 
     A mask on a distribution below ``.to_event`` leaves out single entries of the event, one above it whole events.
     """
-    fn, found = site["fn"], None
-    masks = [(site["mask"], len(fn.event_shape))]
-    while isinstance(fn, _WRAPPERS):
-        if isinstance(fn, MaskedDistribution):
-            masks.append((fn._mask, len(fn.event_shape)))
-        fn = fn.base_dist
-    for mask, event_dims in masks:
-        if mask is None or mask is True:
-            continue
-        mask = torch.as_tensor(mask, device=site["value"].device)
-        mask = mask[(...,) + (None,) * event_dims]
+    found = None
+    for mask, event_dims in of(site):
+        mask = torch.as_tensor(mask, device=site["value"].device).bool()[(...,) + (None,) * event_dims]
         found = mask if found is None else found & mask
     return None if found is None else found.expand(site["value"].shape)
 
@@ -106,8 +107,7 @@ def check_masks(
         ours, theirs = (
             torch.ones(shape, dtype=torch.bool) if m is None else m.cpu().expand(shape) for m in both
         )
-        axis = len(shape) - model[name]["fn"].event_dim + data_dim[name]
-        rows = any_by_row(ours != theirs, axis).nonzero()[:, 0]
+        rows = any_by_row(ours != theirs, row_axis(model[name], data_dim[name])).nonzero()[:, 0]
         where = "model" if bool((theirs & ~ours).any()) else "guide"
         other = "guide" if where == "model" else "model"
         fix = f"Mask it in the {other}, too: with poutine.mask(mask=…): around the sample statement."
@@ -133,32 +133,38 @@ def any_by_row(found: Tensor, axis: int) -> Tensor:
 def check_observed(
     model: Sites, observed: tuple[str, ...], data_dim: dict[str, int], first: int, argument: str
 ) -> None:
-    """Raise ``ValueError`` for observed values off a support that is equal for all rows; ``first`` numbers the first row.
+    """Raise ``ValueError`` for values ``off_support``; ``first`` is the number of the first row."""
+    for name in observed:
+        off = off_support(model[name]) if model[name]["fn"]._validate_args else None
+        if off is not None:
+            rows = any_by_row(off, len(model[name]["fn"].batch_shape) + data_dim[name])
+            came = f"{int(rows.sum())} rows or more with others, first row {first + int(rows.int().argmax())}"
+            raise cannot_score(model[name], argument, came)
+
+
+def off_support(site: Site) -> Tensor | None:
+    """Return which observed values are off a support that is equal for all rows; None if no value that counts is.
 
     Bounds that vary by row or with z are part of the likelihood: a row beyond them has probability zero.
     """
-    for name in observed:
-        site = model[name]
-        fn, value = site["fn"], site["value"]
-        if isinstance(fn, dist.Unit) or not fn._validate_args:
-            continue
-        found = supports.support(fn)
-        if found is None or not supports.is_fixed(found):
-            continue
-        inside = found.check(value)
-        if bool(inside.all()):
-            continue
-        counted = entries(site)
-        if counted is not None:  # masked entries are not scored
-            dims = counted.dim() - inside.dim()
-            inside = inside | ~(counted.flatten(-dims).any(-1) if dims > 0 else counted)
-            if bool(inside.all()):
-                continue
-        axis = len(fn.batch_shape) + data_dim[name]
-        rows = any_by_row(~inside, axis)
-        raise bad_value(
-            argument,
-            f"values that site {name!r} can score, on {fn.support}",
-            f"{int(rows.sum())} rows or more with others, first row {first + int(rows.int().argmax())}",
-            "Choose a likelihood whose support holds these values.",
-        )
+    if isinstance(site["fn"], dist.Unit):
+        return None
+    found = supports.support(site["fn"])
+    if found is None or not supports.is_fixed(found):
+        return None
+    off = ~found.check(site["value"])
+    counted = entries(site) if bool(off.any()) else None
+    if counted is not None:  # masked entries are not scored
+        dims = counted.dim() - off.dim()
+        off = off & (counted.flatten(-dims).any(-1) if dims > 0 else counted)
+    return off if bool(off.any()) else None
+
+
+def cannot_score(site: Site, argument: str, came: str) -> Refused:
+    """Return the error for observed values off a site's support."""
+    return bad_value(
+        argument,
+        f"values that site {site['name']!r} can score, on {site['fn'].support}",
+        came,
+        "Choose a likelihood whose support holds these values.",
+    )

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from pyrovae import noise
-from pyrovae.model import LatentVariableModel
 from pyrovae.pair import masks
 from pyrovae.pair.contract import check_scale
-from pyrovae.pair.dependence import by_rows, flat
-from pyrovae.pair.running import Batch, Sites, Structure, by_row, of_rows, run
+from pyrovae.pair.row_model import RowModel
+from pyrovae.pair.running import Batch, Sites, Structure, by_row, by_rows, flat, of_rows, run, take, values_of
 from pyrovae.refusals import Refused, bad_value, refusal
 
 # Numbers of the widest layer in a block of rows; most rows of a block.
@@ -27,64 +26,59 @@ _TOLERANCE, _TOLERANCE_FLOAT32, _ROUNDINGS = {torch.float64: 1e-8}, 1e-5, 50
 
 
 def check_rows(
-    pair: LatentVariableModel,
-    structure: Structure,
-    batch: Batch,
-    seed: int,
-    argument: str = "x",
-    every_row: bool = True,
-) -> Structure:
+    model: RowModel, batch: Batch, seed: int, argument: str = "x", every_row: bool = True
+) -> RowModel:
     """Run the pair once on every row; raise ``ValueError`` if a row's log P(x) would not be defined.
 
     This costs one decoder evaluation per row. Some rows of up to eight blocks are scored again alone, at the same z.
     Without ``every_row``, blocks on which the pair fails are skipped, because training handles such rows itself.
 
     Returns:
-        The structure. Its measure is "transformed" if a site does not hold the columns that it held in inspection.
+        The model. The measure of its structure is "transformed" if a site does not hold the columns that it held in inspection.
 
     Raises:
         ValueError: the networks overflow on a row; a value is off the support of its site; model and guide mask a
             latent differently; or a row's log-probability changes by more than rounding when it is scored alone.
     """
+    pair, structure = model.pair, model.structure
     height = max(2, min(_MOST_ROWS, _NUMBERS // max(1, structure.widest)))
     starts = list(range(0, len(batch["x"]), height))
     compared = {starts[i] for i in torch.linspace(0, len(starts) - 1, _BLOCKS_COMPARED).long().tolist()}
     seeded = noise.seeded(noise.derive(seed, noise.Stream.INSPECT, 1), batch["x"].device)
     with pair.evaluating(), seeded:
         for start in starts:
-            block = {name: value[start : start + height] for name, value in batch.items()}
+            block = take(batch, slice(start, start + height))
             try:
-                guide, model = _run_block(pair, structure, block, start, argument)
+                guide, sites = _run_block(model, block, start, argument)
             except _Overflow:
                 if every_row:
                     raise
                 continue
-            masks.check_masks(model, guide, structure.latents, structure.data_dim, start)
-            if any(masks.entries(model[name]) is not None for name in structure.latents):
-                _check_masked_unused(pair, structure, block, guide, model, start)
-                if structure.fixed_masks and _masks_follow_z(pair, structure, block, model):
+            masks.check_masks(sites, guide, structure.latents, structure.data_dim, start)
+            if any(masks.entries(sites[name]) is not None for name in structure.latents):
+                _check_masked_unused(model, block, guide, sites, start)
+                if structure.fixed_masks and _masks_follow_z(model, block, sites):
                     structure = replace(structure, fixed_masks=False)
-            if not _as_inspected(structure, model, block["x"]):
+            if not _as_inspected(structure, sites, block["x"]):
                 structure = replace(structure, measure=("transformed",) * len(structure.measure))
             if start in compared and len(block["x"]) > 1:
-                _check_alone(pair, structure, block, guide, model, start)
-    return structure
+                _check_alone(model, block, guide, sites, start)
+    return replace(model, structure=structure)
 
 
 class _Overflow(Refused):
     """An error on a row that model or guide fails on."""
 
 
-def _run_block(
-    pair: LatentVariableModel, structure: Structure, block: Batch, start: int, argument: str
-) -> tuple[Sites, Sites]:
+def _run_block(model: RowModel, block: Batch, start: int, argument: str) -> tuple[Sites, Sites]:
     """Run guide and model on a block of rows; if they fail, name the first row that they fail on by itself."""
+    pair, structure = model.pair, model.structure
     try:
         guide = run(pair, "guide", block)
-        model = run(pair, "model", block, _values(structure, guide))
-        _check_sites(structure, guide, model, start)
-        masks.check_observed(model, structure.observed, structure.data_dim, start, argument)
-        return guide, model
+        sites = run(pair, "model", block, values_of(guide, structure.latents))
+        _check_sites(structure, guide, sites, start)
+        masks.check_observed(sites, structure.observed, structure.data_dim, start, argument)
+        return guide, sites
     except (Refused, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError, IndexError) as error:
@@ -92,7 +86,7 @@ def _run_block(
         if count > 1:
             half = count // 2
             for rows, first in ((slice(0, half), start), (slice(half, count), start + half)):
-                _run_block(pair, structure, {n: v[rows] for n, v in block.items()}, first, argument)
+                _run_block(model, take(block, rows), first, argument)
         # Either one row fails by itself, or one of several failed at one draw of z.
         those = f"row {start}" if count == 1 else f"rows {start} to {start + count - 1}"
         reason = str(error).splitlines()[0].removesuffix(", but found invalid values:")
@@ -104,11 +98,11 @@ def _run_block(
         ) from error
 
 
-def _check_sites(structure: Structure, guide: Sites, model: Sites, start: int) -> None:
+def _check_sites(structure: Structure, guide: Sites, model_sites: Sites, start: int) -> None:
     """Raise ``ValueError`` for sites or scales that only some rows have."""
     for part, sites, known in (
         ("guide", guide, structure.latents),
-        ("model", model, structure.latents + structure.observed),
+        ("model", model_sites, structure.names("model")),
     ):
         if sites.keys() != set(known):
             odd = sorted(sites.keys() ^ set(known))
@@ -122,52 +116,49 @@ def _check_sites(structure: Structure, guide: Sites, model: Sites, start: int) -
             check_scale(part, name, site)
 
 
-def _masks_follow_z(pair: LatentVariableModel, structure: Structure, block: Batch, model: Sites) -> bool:
+def _masks_follow_z(model: RowModel, block: Batch, sites: Sites) -> bool:
     """Return whether a latent's mask differs at other draws of z."""
+    pair, structure = model.pair, model.structure
     least, most, of_all = _MASK_DRAWS
     for _ in range(min(most, max(least, of_all // len(block["x"])))):
         guide = run(pair, "guide", block)
-        for sites in (run(pair, "model", block, _values(structure, guide)), run(pair, "model", block)):
+        for other in (
+            run(pair, "model", block, values_of(guide, structure.latents)),
+            run(pair, "model", block),
+        ):
             if not all(
-                masks.same(masks.entries(model[name]), masks.entries(sites[name]))
+                masks.same(masks.entries(sites[name]), masks.entries(other[name]))
                 for name in structure.latents
             ):
                 return True
     return False
 
 
-def _values(structure: Structure, sites: Sites) -> dict[str, Tensor]:
-    return {name: sites[name]["value"] for name in structure.latents}
-
-
-def _as_inspected(structure: Structure, model: Sites, x: Tensor) -> bool:
+def _as_inspected(structure: Structure, sites: Sites, x: Tensor) -> bool:
     """Return whether every site holds the unchanged columns of x that inspection found in it."""
     columns = flat(x)
     for name, held in structure.columns.items():
-        values = by_rows(model[name], structure.data_dim[name])
+        values = by_rows(sites[name], structure.data_dim[name])
         if values.shape[1] == len(held) and not torch.equal(values.to(columns.dtype), columns[:, list(held)]):
             return False
     return True
 
 
-def _check_alone(
-    pair: LatentVariableModel, structure: Structure, block: Batch, guide: Sites, model: Sites, start: int
-) -> None:
+def _check_alone(model: RowModel, block: Batch, guide: Sites, sites: Sites, start: int) -> None:
     """Score some rows of a block alone, and all in two halves, at the same z; raise if log-probabilities change."""
-    count = len(block["x"])
-    latents = _values(structure, guide)
-    names = {"guide": structure.latents, "model": structure.latents + structure.observed}
+    pair, structure, count = model.pair, model.structure, len(block["x"])
+    latents = values_of(guide, structure.latents)
     whole = {
-        part: by_row(sites, names[part], structure, count)
-        for part, sites in (("guide", guide), ("model", model))
+        part: by_row(found, structure.names(part), structure, count)
+        for part, found in (("guide", guide), ("model", sites))
     }
     for rows in groups(block["x"]):
-        fewer = {name: value[rows] for name, value in block.items()}
+        fewer = take(block, rows)
         moved = of_rows(structure, latents, rows)
         for part in ("guide", "model"):
             within = whole[part][rows]
             try:
-                alone = by_row(run(pair, part, fewer, moved), names[part], structure, len(rows))
+                alone = model.plain_scores(part, fewer, moved)
             except (RuntimeError, ValueError, IndexError) as error:
                 raise _depends(
                     part,
@@ -179,9 +170,7 @@ def _check_alone(
             )
             if not bool((apart > tolerance).any()):
                 continue
-            nudged = by_row(
-                run(pair, part, _nudged(fewer), _nudged(moved)), names[part], structure, len(rows)
-            )
+            nudged = model.plain_scores(part, _nudged(fewer), _nudged(moved))
             rounding = (_ROUNDINGS * _distance(alone, nudged)).nan_to_num(posinf=0.0)
             moves = apart > torch.maximum(tolerance, rounding)
             if bool(moves.any()):
@@ -215,22 +204,17 @@ def _depends(part: str, came: str) -> Refused:
     )
 
 
-def _check_masked_unused(
-    pair: LatentVariableModel, structure: Structure, block: Batch, guide: Sites, model: Sites, start: int
-) -> None:
+def _check_masked_unused(model: RowModel, block: Batch, guide: Sites, sites: Sites, start: int) -> None:
     """Draw absent entries of latents again; raise ``ValueError`` if unmasked terms depend on them."""
-    again, other = run(pair, "guide", block), {}
+    structure = model.structure
+    again, other = run(model.pair, "guide", block), {}
     for name in structure.latents:
-        held, value = masks.entries(model[name]), guide[name]["value"]
+        held, value = masks.entries(sites[name]), guide[name]["value"]
         other[name] = value if held is None else torch.where(held, value, again[name]["value"])
-    for part, sites in (("guide", guide), ("model", model)):
-        names = structure.latents if part == "guide" else structure.latents + structure.observed
-        terms = [
-            by_row(found, names, structure, len(block["x"]))
-            for found in (sites, run(pair, part, block, other))
-        ]
-        apart = _distance(*terms)
-        moved = apart > _TOLERANCE_FLOAT32 * (1 + terms[0].abs().nan_to_num(posinf=0.0))
+    for part, first in (("guide", guide), ("model", sites)):
+        scores = by_row(first, structure.names(part), structure, len(block["x"]))
+        apart = _distance(scores, model.plain_scores(part, block, other))
+        moved = apart > _TOLERANCE_FLOAT32 * (1 + scores.abs().nan_to_num(posinf=0.0))
         if bool(moved.any()):
             raise bad_value(
                 part,

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -29,6 +28,8 @@ from pyrovae.pair.running import (
     sample_sites,
     sum_sites,
     unfold,
+    values_of,
+    with_columns,
 )
 from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
@@ -109,6 +110,11 @@ class RowModel:
         sites = self._ask("guide", batch, shape[0], latents)
         return self._terms("guide", sites, self.structure.latents, shape)
 
+    def plain_scores(self, part: str, batch: Batch, latents: Latents) -> Tensor:
+        """Return each row's log-probability under one part, (rows,), for latents in the layout of a plain call."""
+        sites = run(self.pair, part, batch, latents)
+        return by_row(sites, self.structure.names(part), self.structure, len(batch["x"]))
+
     # -----------------------------------------------------------------------------------------------------
     # Rows from the model
 
@@ -129,9 +135,9 @@ class RowModel:
         if noise is not None:
             model = DrawsByRow(noise, 1, structure.data_dim.get, folded=True)(model)
         with self.pair.own_parameters():
-            sites = sample_sites(poutine.trace(model), batch)
-        simulated = {**batch, "x": self._with_columns(batch["x"], sites)}
-        plain = {name: sites[name]["value"] for name in structure.latents}
+            sites = sample_sites(model, batch)
+        simulated = {**batch, "x": with_columns(batch["x"], sites, structure)}
+        plain = values_of(sites, structure.latents)
         again = run(self.pair, "model", simulated, plain)
         for name in structure.observed:
             if not torch.equal(again[name]["value"], sites[name]["value"]) or not torch.allclose(
@@ -152,7 +158,7 @@ class RowModel:
                 source = source_of(noise, count, fn, structure.data_dim[name], folded=True)
             with replaced(source, []):
                 drawn[name] = {**sites[name], "value": fn.sample()}
-        return self._with_columns(repeated["x"], drawn).view(-1, *batch["x"].shape)
+        return with_columns(repeated["x"], drawn, structure).view(-1, *batch["x"].shape)
 
     def check_replicable(self, batch: Batch) -> None:
         """Raise an error if a column of x is not sampled given z, or if the model reads x outside its observed sites.
@@ -176,15 +182,6 @@ class RowModel:
                 here[name]["fn"].log_prob(value), there[name]["fn"].log_prob(value), rtol=1e-4, atol=1e-4
             ):
                 raise bad_value("model", expected, f"site {name!r}, which also depends on x", fix)
-
-    def _with_columns(self, x: Tensor, sites: Sites) -> Tensor:
-        """Return x with the columns that sites hold replaced by the sites' values."""
-        flat = x.flatten(1).clone() if x.dim() > 1 else x[:, None].clone()
-        for name, columns in self.structure.columns.items():
-            value = sites[name]["value"]
-            axis = value.dim() - sites[name]["fn"].event_dim + self.structure.data_dim[name]
-            flat[:, list(columns)] = value.movedim(axis, 0).reshape(len(flat), -1).to(flat.dtype)
-        return flat.view(x.shape)
 
     # -----------------------------------------------------------------------------------------------------
     # Layout
@@ -246,7 +243,7 @@ class RowModel:
 
     def _values(self, part: str, sites: Sites, num_samples: int) -> Latents:
         """Return the latents of sites from ``_ask``."""
-        latents = {name: sites[name]["value"] for name in self.structure.latents}
+        latents = values_of(sites, self.structure.latents)
         return latents if self.structure.vectorised[part] else unfold(self.structure, latents, num_samples)
 
     def _terms(self, part: str, sites: Sites, names: tuple[str, ...], shape: tuple[int, int]) -> Tensor:

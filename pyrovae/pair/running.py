@@ -6,7 +6,7 @@ Latents are a dict from site name to value, in the layout that Pyro gives them u
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -38,14 +38,35 @@ class Support(NamedTuple):
     family: str
 
 
-@dataclass(frozen=True)
-class Structure:
-    """The results of ``inspect`` on a pair.
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """The columns of x that observed sites hold, and what a row's log-probability measures.
+
+    Attributes:
+        data_dim: for each site with a term for every row, the plate dim over rows, negative.
+        columns: for each site that holds data, the columns of the flattened x that its values are, in order.
+        measure: for every column of the flattened x: "mass", "density" or "unscored" (masked, or not observed).
+            All are "transformed" if sites do not hold columns of x, each once. All are "pseudo-likelihood" if
+            the rows are scored given values that were computed from them.
+        supports: the supports of the columns; see ``check_supports``.
+        own_totals: the names of values beside the rows that are totals of the row and that the likelihood is
+            conditional on, as a multinomial is; see ``context.judged``.
+    """
+
+    data_dim: dict[str, int]
+    columns: dict[str, tuple[int, ...]]
+    measure: tuple[str, ...]
+    supports: tuple[Support, ...]
+    own_totals: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure(Scored):
+    """The results of ``inspect`` on a pair. Every latent and observed site has a ``data_dim``.
 
     Attributes:
         latents: the names of the latent sites.
         observed: the names of the observed sites.
-        data_dim: for each latent and observed site, the plate dim over rows, negative.
         nesting: the number of dims of plates; the particles lie left of them.
         batch_dims, event_dims: for each latent, the number of dims of each kind that its value has in a call
             without particles.
@@ -53,34 +74,60 @@ class Structure:
             rows repeated.
         plates: the names of the plates over rows; one, unless sites are in plates of different names.
         widest: numbers in the widest tensor of one row: x, a latent, an observed site, or a layer.
-        columns: for each site that holds data, the columns of the flattened x that its values are, in order.
-        measure: for every column of the flattened x: "mass", "density" or "unscored" (masked, or not observed).
-            All are "transformed" if sites do not hold columns of x, each once. All are "pseudo-likelihood" if
-            the rows are scored given values that were computed from them.
-        supports: the supports of the columns; see ``check_supports``.
         edges: the fixed bounds of each latent in model or guide; a draw may be rounded onto one.
         fixed_masks: whether masks of latents depend on the rows only, and not on z.
         reaches: whether the guide is known to have density wherever the prior has it, by their supports.
-        own_totals: the names of values beside the rows that are totals of the row and that the likelihood is
-            conditional on, as a multinomial is; see ``context.judge``.
     """
 
     latents: tuple[str, ...]
     observed: tuple[str, ...]
-    data_dim: dict[str, int]
     nesting: int
     plates: frozenset[str]
     widest: int
     batch_dims: dict[str, int]
     event_dims: dict[str, int]
-    columns: dict[str, tuple[int, ...]]
-    measure: tuple[str, ...]
-    supports: tuple[Support, ...]
     vectorised: dict[str, bool]
     edges: dict[str, tuple[tuple[float, float], ...]]
     fixed_masks: bool
     reaches: bool
-    own_totals: tuple[str, ...] = ()
+
+    def names(self, part: str) -> tuple[str, ...]:
+        """Return the names of the sites of the guide or the model."""
+        return self.latents if part == "guide" else self.latents + self.observed
+
+
+def take(batch: Batch, rows: Tensor | slice | list[int]) -> Batch:
+    """Return some of the rows, with what goes with them."""
+    return {name: value[rows] for name, value in batch.items()}
+
+
+def values_of(sites: Sites, names: Iterable[str]) -> Latents:
+    """Return the values of some sites by name."""
+    return {name: sites[name]["value"] for name in names}
+
+
+def flat(x: Tensor) -> Tensor:
+    """Return rows flattened: (rows, columns)."""
+    return x.flatten(1) if x.dim() > 1 else x[:, None]
+
+
+def row_axis(site: Site, dim: int) -> int:
+    """Return the axis of a site's value that the rows lie on; ``dim`` is the plate dim over rows, negative."""
+    return site["value"].dim() - site["fn"].event_dim + dim
+
+
+def by_rows(site: Site, dim: int) -> Tensor:
+    """Return a site's value as (rows, entries); ``dim`` is the plate dim over rows, negative."""
+    rows = site["value"].movedim(row_axis(site, dim), 0)
+    return rows.reshape(len(rows), -1)
+
+
+def with_columns(x: Tensor, sites: Sites, scored: Scored) -> Tensor:
+    """Return x with the columns that sites hold replaced by the sites' values."""
+    found = flat(x).clone()
+    for name, columns in scored.columns.items():
+        found[:, list(columns)] = by_rows(sites[name], scored.data_dim[name]).to(found.dtype)
+    return found.view(x.shape)
 
 
 def of_rows(structure: Structure, latents: Latents, rows: Tensor) -> Latents:
@@ -154,10 +201,15 @@ def arguments(batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     return (batch["x"],), {name: value for name, value in batch.items() if name != "x"}
 
 
-def sample_sites(traced: Any, batch: Batch) -> Sites:
-    """Run a traced callable and return its sample statements, without subsampling and deterministic ones."""
+def sample_sites(function: Callable[..., Any], batch: Batch, latents: Latents | None = None) -> Sites:
+    """Run a callable, with latents held at given values if any, and return its sample statements.
+
+    Subsampling and deterministic statements are left out.
+    """
+    if latents is not None:
+        function = poutine.condition(function, data=latents)
     args, kwargs = arguments(batch)
-    trace = traced.get_trace(*args, **kwargs)
+    trace: Any = poutine.trace(function).get_trace(*args, **kwargs)
     return {
         name: site
         for name, site in trace.nodes.items()
@@ -169,11 +221,8 @@ def sample_sites(traced: Any, batch: Batch) -> Sites:
 
 def run(pair: LatentVariableModel, part: str, batch: Batch, latents: Latents | None = None) -> Sites:
     """Run one part of the pair, with latents held at given values if any are given."""
-    function = getattr(pair, part)
-    if latents is not None:
-        function = poutine.condition(function, data=latents)
     with pair.own_parameters():
-        return sample_sites(poutine.trace(function), batch)
+        return sample_sites(getattr(pair, part), batch, latents)
 
 
 def log_prob(site: Site, checked: bool = False) -> Tensor:

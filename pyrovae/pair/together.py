@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from torch import Tensor
 
+from pyrovae.pair import masks
 from pyrovae.pair.contract import holds_data
-from pyrovae.pair.running import Batch, Latents, Site, Sites, log_prob, sample_sites
+from pyrovae.pair.running import Batch, Latents, Site, Sites, flat, log_prob, sample_sites
 
 # Reorderings of x that are tried to tell cells of equal values apart.
 _ORDERS = 64
@@ -44,19 +44,20 @@ class Together:
     @classmethod
     def of(cls, model: Callable[..., Any], batch: Batch, latents: tuple[Latents, Latents]) -> Together:
         """Return the measure of a model of rows, from two draws of its latents in the model's own space."""
-        asked = _Asked(model, batch, latents)
-        held = asked.cells()
-        kinds = np.full(asked.x.numel(), "unscored", dtype=object)
+        runs = _Runs(model, batch, latents)
+        held = runs.cells()
+        kinds = np.full(runs.x.numel(), "unscored", dtype=object)
         normalised = held is not None
         for name, cells in (held or {}).items():
-            site = asked.base[name]
+            site = runs.base[name]
             try:
                 kind = "mass" if site["fn"].support.is_discrete else "density"
             except NotImplementedError:
                 normalised = False
                 continue
-            kinds[cells[_scored(site)]] = kind
-        kinds = kinds.reshape(asked.x.shape)
+            counted = masks.entries(site)
+            kinds[cells if counted is None else cells[counted.flatten().numpy()]] = kind
+        kinds = kinds.reshape(runs.x.shape)
         left_out = torch.from_numpy((kinds == "unscored").astype(bool))
         measure = []
         for column in kinds.T:
@@ -65,25 +66,24 @@ class Together:
             measure.append("unscored in part" if part else "transformed" if len(found) > 1 else column[0])
         if held is None or not normalised or "transformed" in measure:
             measure = ["transformed"] * len(measure)
-        elif not asked.has_an_order(held):
+        elif not runs.has_an_order(held):
             measure = ["pseudo-likelihood"] * len(measure)
         return cls(tuple(measure), left_out)
 
 
-class _Asked:
+class _Runs:
     """Runs a model on changed cells of x, with its latents held."""
 
     def __init__(self, model: Callable[..., Any], batch: Batch, latents: tuple[Latents, Latents]) -> None:
         self._model, self._batch, self._latents = model, batch, latents
-        self.x = batch["x"].flatten(1) if batch["x"].dim() > 1 else batch["x"][:, None]
+        self.x = flat(batch["x"])
         self.base = self.sites(self.x, latents[0])
         self._log_probs: dict[str, Tensor] = {}
         self._generator = torch.Generator().manual_seed(0)
 
     def sites(self, x: Tensor, latents: Latents) -> Sites:
         """Return the model's sites on cells of shape (rows, columns)."""
-        model = poutine.condition(self._model, data=latents)
-        return sample_sites(poutine.trace(model), self._batch | {"x": x.reshape(self._batch["x"].shape)})
+        return sample_sites(self._model, self._batch | {"x": x.reshape(self._batch["x"].shape)}, latents)
 
     def _tried(self, x: Tensor, latents: Latents) -> Sites | None:
         """Return ``sites``, or None if the model fails on such cells."""
@@ -132,7 +132,7 @@ class _Asked:
             if not all(cells):
                 return None
             try:
-                held[name] = np.array([numbers.pop(0) for numbers in cells if numbers is not None])
+                held[name] = np.array([same.pop(0) for same in cells if same is not None])
             except IndexError:  # a cell that is observed twice
                 return None
         return held
@@ -269,20 +269,6 @@ def _entries(site: Site) -> Tensor:
     if isinstance(mask, Tensor):
         mask = mask.reshape(mask.shape + (1,) * (site["fn"].event_dim - fn.event_dim))
     return log_prob({**site, "fn": fn, "mask": mask})
-
-
-def _scored(site: Site) -> np.ndarray:
-    """Return which entries of a site's value no mask leaves out, flattened, bool."""
-    scored = torch.ones(site["value"].shape, dtype=torch.bool)
-    fn, masks = site["fn"], [(site["mask"], site["fn"].event_dim)]
-    while hasattr(fn, "base_dist"):
-        masks.append((getattr(fn, "_mask", None), fn.event_dim))
-        fn = fn.base_dist
-    for mask, event_dim in masks:
-        if mask is not None:
-            mask = torch.as_tensor(mask).bool()
-            scored = scored & mask.reshape(mask.shape + (1,) * event_dim)
-    return scored.flatten().numpy()
 
 
 def _rows_as_bytes(columns: Sequence[Tensor]) -> list[bytes]:

@@ -17,7 +17,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyrovae import arguments, identity, noise, saving, tracing
 from pyrovae.checkpoints import Run, check_answers
-from pyrovae.log_weights import ELBOEstimate, Evaluation, elbo_of
+from pyrovae.evaluation import Evaluation
+from pyrovae.log_weights import ELBOEstimate, elbo_of
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import Batch, RowModel
 from pyrovae.precision import products

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pyrovae.log_weights import Evaluation
+from pyrovae.evaluation import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import RowModel, check_every_leaf
 from pyrovae.refusals import bad_type, bad_value

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrovae import chunks, identity, noise, tracing
 from pyrovae.entries import within
-from pyrovae.log_weights import Names, inspect_rows, read_rows
+from pyrovae.evaluation import Names, inspect_rows, read_rows
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import Batch, RowModel, check_supports
 from pyrovae.refusals import bad_value

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.convert import chain_ess
+from pyrovae.baselines.mcmc.diagnostics import median_ess, series_ess
 from pyrovae.refusals import bad_value
 
 #: The iteration contracts. If 10 000 steps are not enough, target and proposal hardly overlap.
@@ -96,7 +96,7 @@ def bridge(
         log_density(v) + 0.5 * (v**2).sum(-1) + 0.5 * dim * math.log(2 * math.pi)
         for v in (standardised, proposed)
     )
-    effective = min(_median_ess(kept), float(len(at_p)))
+    effective = min(median_ess(kept), float(len(at_p)))
     log_shares = math.log(effective / (effective + len(at_q))), -math.log1p(effective / len(at_q))
     log_c = float(at_p.median())
     for _ in range(_STEPS):
@@ -145,14 +145,3 @@ def _relative_variance(log_values: Tensor) -> float:
     """Return Var f / (E f)² of f = exp(log_values)."""
     values = (log_values - log_values.max()).exp()
     return float(values.var() / values.mean() ** 2)
-
-
-def _median_ess(draws: Tensor) -> float:
-    """Return the median over dimensions of the effective sample size, shape (chains, draws, dim)."""
-    return float(torch.tensor([series_ess(column) for column in draws.unbind(dim=-1)]).median())
-
-
-def series_ess(series: Tensor) -> float:
-    """Return the effective sample size for the mean of a series, shape (chains, draws); all draws if it is constant."""
-    found = chain_ess(series.numpy(), "mean")
-    return found if math.isfinite(found) else float(series.numel())

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pyrovae import arguments, noise
+from pyrovae.evaluation import Evaluation
 from pyrovae.evidence import VERDICTS, LogEvidence, importance, refined
-from pyrovae.log_weights import ELBOEstimate, Evaluation, elbo_of
+from pyrovae.log_weights import ELBOEstimate, elbo_of
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import Latents, Moments, RowModel, posterior_moments
@@ -53,13 +54,13 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class Finding:
-    """A finding, and in ``mend`` a remedy to try; ``mend`` is empty if nothing has to be done."""
+    """A finding and a remedy to try, which is empty if nothing has to be done."""
 
     what: str
-    mend: str = ""
+    remedy: str = ""
 
     def __str__(self) -> str:
-        return f"{self.what} {self.mend}".strip()
+        return f"{self.what} {self.remedy}".strip()
 
 
 @dataclass(frozen=True, repr=False)
@@ -223,46 +224,19 @@ def _judge(found: Diagnosis, gap_is_known: bool) -> tuple[str, tuple[Finding, ..
     poor = not found.inference_gap <= max(_LEAST_GAP, _GAP_BY_DIMENSION * active)  # NaN and ∞ count as poor
     poor |= untrusted > _FEW and not (gap_is_known and found.inference_gap <= _LEAST_GAP)
     silent = active == 0 or found.rate < SILENT
-    findings = []
-    if silent and not poor:
-        findings.append(
-            Finding(
-                f"The code carries no information about x: {active} active dimensions, {found.rate:.3f} nats of rate, "
-                f"and an inference gap of {max(found.inference_gap, 0.0):.3f}. The decoder ignores z.",
-                "Either the decoder's biases already describe x (compare with baselines.IndependentBernoulli or PPCA), "
-                "or training collapsed. In that case try fit(..., kl_warmup=…) over a quarter of the epochs, a "
-                "narrower decoder, a smaller fixed scale, longer training, a higher learning rate, or other initial "
-                "weights.",
-            )
-        )
-    if poor:
-        ignores = (
-            "The encoder ignores x, though the decoder uses z."
-            if silent
-            else "Its means or scales are wrong, or its family is too narrow."
-        )
-        findings.append(
-            Finding(
-                f"The inference gap is {'' if gap_is_known else 'at least '}{found.inference_gap:.3g} nats per row, "
-                f"over {active} active dimensions. {ignores}",
-                "Train the encoder longer, alone if necessary; or give it more width or a richer family "
-                "(encoders.FullRankNormal, encoders.Flow). evidence.gaps tells which of the two is needed. Until then "
-                "the ELBO is below log P(x) by this gap.",
-            )
-        )
     saturated = found.mutual_information > _SATURATED * math.log(found.information_rows)
     mismatched = (
         not (poor or silent or saturated)  # a poor encoder's q(z) does not show whether the prior fits
         and found.prior_gap - 2 * found.prior_gap_mcse > max(_PRIOR_GAP, _PRIOR_SHARE * found.rate)
     )
-    if mismatched:
-        findings.append(
-            Finding(
-                f"{found.prior_gap:.3g} nats of the rate carry no information about x: the codes of all rows together "
-                "are distributed unlike the prior. Samples from the prior will look worse than reconstructions.",
-                "Learn the prior: priors.GaussianMixture, priors.VampPrior, priors.Flow.",
-            )
-        )
+    if poor:
+        verdict, findings = "poor encoder", [_poor_encoder(found, silent, gap_is_known)]
+    elif silent:
+        verdict, findings = "collapsed", [_collapsed(found)]
+    elif mismatched:
+        verdict, findings = "mismatched prior", [_mismatched_prior(found)]
+    else:
+        verdict, findings = "healthy", [_healthy(found)]
     if saturated:
         findings.append(
             Finding(
@@ -284,17 +258,48 @@ def _judge(found: Diagnosis, gap_is_known: bool) -> tuple[str, tuple[Finding, ..
                 'For log P(x) use log_evidence(..., method="auto"), which does not rely on the encoder alone.',
             )
         )
-    if poor:
-        return "poor encoder", tuple(findings)
-    if silent:
-        return "collapsed", tuple(findings)
-    if mismatched:
-        return "mismatched prior", tuple(findings)
-    healthy = Finding(
-        f"The code is used, in {active} dimensions, and the encoder finds it: the inference gap is "
+    return verdict, tuple(findings)
+
+
+def _poor_encoder(found: Diagnosis, silent: bool, gap_is_known: bool) -> Finding:
+    reason = (
+        "The encoder ignores x, though the decoder uses z."
+        if silent
+        else "Its means or scales are wrong, or its family is too narrow."
+    )
+    return Finding(
+        f"The inference gap is {'' if gap_is_known else 'at least '}{found.inference_gap:.3g} nats per row, "
+        f"over {found.active_units} active dimensions. {reason}",
+        "Train the encoder longer, alone if necessary; or give it more width or a richer family "
+        "(encoders.FullRankNormal, encoders.Flow). evidence.gaps tells which of the two is needed. Until then "
+        "the ELBO is below log P(x) by this gap.",
+    )
+
+
+def _collapsed(found: Diagnosis) -> Finding:
+    return Finding(
+        f"The code carries no information about x: {found.active_units} active dimensions, {found.rate:.3f} nats of "
+        f"rate, and an inference gap of {max(found.inference_gap, 0.0):.3f}. The decoder ignores z.",
+        "Either the decoder's biases already describe x (compare with baselines.IndependentBernoulli or PPCA), "
+        "or training collapsed. In that case try fit(..., kl_warmup=…) over a quarter of the epochs, a "
+        "narrower decoder, a smaller fixed scale, longer training, a higher learning rate, or other initial "
+        "weights.",
+    )
+
+
+def _mismatched_prior(found: Diagnosis) -> Finding:
+    return Finding(
+        f"{found.prior_gap:.3g} nats of the rate carry no information about x: the codes of all rows together "
+        "are distributed unlike the prior. Samples from the prior will look worse than reconstructions.",
+        "Learn the prior: priors.GaussianMixture, priors.VampPrior, priors.Flow.",
+    )
+
+
+def _healthy(found: Diagnosis) -> Finding:
+    return Finding(
+        f"The code is used, in {found.active_units} dimensions, and the encoder finds it: the inference gap is "
         f"{max(found.inference_gap, 0.0):.2f} nats per row."
     )
-    return "healthy", (healthy, *findings)
 
 
 def _table(frame: pd.DataFrame) -> Iterator[str]:
@@ -328,10 +333,10 @@ def _dimensions(evaluation: Evaluation) -> pd.DataFrame:
 
     blocks: list[dict[str, Moments]] = []
     for rows in evaluation.blocks():
-        batch, drawn = evaluation.part(rows), evaluation.noise(Stream.DIAGNOSE, rows=rows)
+        batch, row_noise = evaluation.part(rows), evaluation.noise(Stream.DIAGNOSE, rows=rows)
         count = min(_DRAWS, evaluation.num_samples)
-        with evaluation.pair.evaluating(), noise.seeded(drawn.seed, batch["x"].device):
-            blocks.append(posterior_moments(evaluation.model, batch, count, drawn))
+        with evaluation.pair.evaluating(), noise.seeded(row_noise.seed, batch["x"].device):
+            blocks.append(posterior_moments(evaluation.model, batch, count, row_noise))
     frames = []
     for name in evaluation.structure.latents:
         found = [block[name] for block in blocks]
@@ -389,9 +394,9 @@ def _information(evaluation: Evaluation) -> dict[str, Any]:
     latents: dict[str, list[Tensor]] = {name: [] for name in model.structure.latents}
     own, prior = [], []
     for block in part.blocks():
-        batch, drawn = part.part(block), part.noise(Stream.TILE, rows=block)
-        with model.pair.evaluating(), noise.seeded(drawn.seed, batch["x"].device):
-            z, log_q = model.propose(batch, per_row, drawn)
+        batch, row_noise = part.part(block), part.noise(Stream.TILE, rows=block)
+        with model.pair.evaluating(), noise.seeded(row_noise.seed, batch["x"].device):
+            z, log_q = model.propose(batch, per_row, row_noise)
             log_prior = model.log_joint(batch, z).prior
         own.append(log_q.flatten())
         prior.append(log_prior.flatten())

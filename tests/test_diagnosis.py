@@ -16,8 +16,8 @@ from rates import SEED, Z, close
 
 import pyrovae as pv
 from pyrovae import encoders, likelihoods, priors
-from pyrovae.collapse import diagnose
 from pyrovae.demo import Overconfident
+from pyrovae.diagnosis import diagnose
 from pyrovae.refusals import Refused
 
 ORACLE = LinearGaussian.random(3, 6)
@@ -110,7 +110,7 @@ def test_information_of_many_rows_is_the_channels():
 
 
 def test_more_rows_than_are_held_against_each_other_are_sampled(monkeypatch):
-    monkeypatch.setattr("pyrovae.collapse._MOST_ROWS", 40)
+    monkeypatch.setattr("pyrovae.diagnosis._MOST_ROWS", 40)
     found = diagnose(ORACLE.pair(), X, num_samples=100, seed=SEED)
     assert found.information_rows == 40
     assert found.mutual_information < math.log(40)
@@ -267,7 +267,7 @@ def test_a_healthy_vae_is_called_healthy(healthy):
     vae, x = healthy
     found = diagnose(vae, x, num_samples=200)
     assert (found.verdict, found.active_units) == ("healthy", 2)
-    assert found.findings[0].mend == ""
+    assert found.findings[0].remedy == ""
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -360,7 +360,7 @@ def test_a_gap_that_no_method_knows_is_not_healthy(monkeypatch, healthy):
     def refuse(*_, **__):
         raise Refused("no method can move in this space")
 
-    monkeypatch.setattr("pyrovae.collapse.refined", refuse)
+    monkeypatch.setattr("pyrovae.diagnosis.refined", refuse)
     found = diagnose(spoiled, x, num_samples=200)
     assert (found.verdict, found.gap_method) == ("poor encoder", "importance")
     assert "is at least" in words(found)

@@ -4,41 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
-from pyro.infer import NUTS
-from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
 from pyrovae import arguments, identity, noise
 from pyrovae.baselines.base import Fitted
-from pyrovae.baselines.bridge import bridge, series_ess
-from pyrovae.convert import chain_ess, chain_mcse, chain_rhat
+from pyrovae.baselines.mcmc.bridge import bridge
+from pyrovae.baselines.mcmc.chains import run_nuts
+from pyrovae.baselines.mcmc.diagnostics import check, frame_of, row_ess, series_ess
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evidence.result import Columns, LogEvidence, about, given_of, verdicts
 from pyrovae.pair import Batch, Latents
 from pyrovae.pair.globals import BayesianModel
-from pyrovae.progress import Progress
 from pyrovae.refusals import bad_type, bad_value
-from pyrovae.rows import Source, in_double, read
+from pyrovae.rows import Source, read_in_double
 from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LogJoint = Callable[[Tensor], Tensor]
-
-# Thresholds for chains by Vehtari et al. (2021).
-_R_HAT = 1.01
-_EFFECTIVE = 400
 #: With fewer draws, no result is reliable.
 _FEWEST = 100
-#: Number of tries for a start, uniform on (−2, 2) in unconstrained space as in Stan.
-_STARTS = 100
 #: Largest relative error of a bridge at which it is about the error of the logarithm.
 _BRIDGE_ERROR = 0.25
 
@@ -156,26 +148,26 @@ class PyroMCMC(Fitted):
             ValueError: the model has no latents or discrete ones, does not observe x, or has ``pyro.param``
                 statements; values are off the likelihood's support; or no start has finite density.
         """
-        batch, source = as_batch(x)
+        batch, source = read_in_double(x)
         joint = self._joint_of(batch)
-        total = self.num_chains * (self.warmup_steps + self.num_samples)
-        chains, divergences = [], 0
-        with Progress("NUTS", total, "steps", self.progress) as progress, joint.undisturbed():
-            log_joint = joint.traced()
-            for chain in range(self.num_chains):
-                with noise.seeded(noise.derive(self.seed, noise.Stream.STEP, chain)):
-                    drawn, diverged = self._chain(log_joint, joint.dim, progress)
-                joint.check_traced(log_joint, drawn[-1:])
-                chains.append(drawn)
-                divergences += diverged
-        draws = torch.stack(chains)
+        draws, divergences = run_nuts(
+            joint,
+            num_chains=self.num_chains,
+            warmup_steps=self.warmup_steps,
+            num_samples=self.num_samples,
+            seed=self.seed,
+            progress=self.progress,
+            target_accept_prob=self.target_accept_prob,
+            full_mass=self.full_mass,
+            max_tree_depth=self.max_tree_depth,
+        )
         latents = joint.latents(draws.flatten(0, 1))
         self.__dict__.pop("diagnostics", None)
         self._batch, self._joint, self._draws, self.divergences = batch, joint, draws, divergences
         self.posterior = {name: value.unflatten(0, draws.shape[:2]) for name, value in latents.items()}
         self.seen, self.names = identity.row_hashes(source.exact), dict(source.names)
         self._fingerprint = identity.fingerprint(source.exact)
-        self._r_hat, self._ess, self.problems = self._look()
+        self._r_hat, self._ess, self.problems = check(draws, joint.site_names, divergences)
         return self
 
     def _joint_of(self, batch: Batch) -> BayesianModel:
@@ -204,7 +196,7 @@ class PyroMCMC(Fitted):
 
         Args:
             warp: whether to make the posterior symmetric before the bridge (warp-3), which helps skewed
-                posteriors and doubles the evaluations. See ``baselines.bridge.bridge``.
+                posteriors and doubles the evaluations. See ``baselines.mcmc.bridge``.
 
         Returns:
             One entry with target "evidence" and kind "estimate"; its ``mcse`` is the relative error of the evidence.
@@ -228,7 +220,6 @@ class PyroMCMC(Fitted):
             cost=np.full(1, np.nan),
             verdict=np.array([verdict]),
             method="warp-3 bridge" if warp else "bridge",
-            batch=joint.batch,
             measure=joint.measure,
             given=_given_together(joint),
             fingerprint=self._fingerprint,
@@ -265,7 +256,6 @@ class PyroMCMC(Fitted):
             **found,
             verdict=verdict,
             method=type(self).__name__,
-            batch=batch,
             measure=joint.rows.measure,
             given=given_of(batch),
             **about(source, self),
@@ -299,28 +289,8 @@ class PyroMCMC(Fitted):
 
         NaN if a parameter is constant by construction, such as the zeros of a triangular matrix.
         """
-        import pandas as pd
-
         joint = self._require_fit()
-        values = (
-            torch.cat([value.reshape(*value.shape[:2], -1) for value in self.posterior.values()], dim=2)
-            .double()
-            .numpy()
-        )
-        lines = []
-        for series in np.moveaxis(values, 2, 0):
-            moves = np.ptp(series) > 0
-            lines.append(
-                {
-                    "mean": series.mean(),
-                    "sd": series.std(ddof=1),
-                    "mcse_mean": chain_mcse(series) if moves else 0.0,
-                    "ess_bulk": chain_ess(series, "bulk") if moves else math.nan,
-                    "ess_tail": chain_ess(series, "tail") if moves else math.nan,
-                    "r_hat": chain_rhat(series) if moves else math.nan,
-                }
-            )
-        return pd.DataFrame(lines, index=pd.Index(joint.labels, name="parameter"))
+        return frame_of(self.posterior, joint.labels)
 
     def summary(self) -> str:
         """Return a text on the fit and on the checks of the chains."""
@@ -340,71 +310,16 @@ class PyroMCMC(Fitted):
 
     # -----------------------------------------------------------------------------------------------------
 
-    def _chain(self, log_joint: LogJoint, dim: int, progress: Progress) -> tuple[Tensor, int]:
-        """Return the draws of one chain after its warm-up, shape (draws, dim), and the number of divergences."""
-        kernel = NUTS(
-            potential_fn=lambda place: -log_joint(place["u"]),
-            target_accept_prob=self.target_accept_prob,
-            full_mass=self.full_mass,
-            max_tree_depth=self.max_tree_depth,
-        )
-        kernel.initial_params = {"u": _start(log_joint, dim)}
-        kernel.setup(self.warmup_steps)
-        place = kernel.initial_params
-        draws = []
-        for step in range(self.warmup_steps + self.num_samples):
-            place = kernel.sample(place)
-            if step >= self.warmup_steps:
-                draws.append(place["u"].detach().clone())
-            progress.advance()
-        return torch.stack(draws), len(set(kernel.diagnostics()["divergences"]))
-
     def _average(self, log_likelihood: Tensor) -> tuple[Columns, Tensor]:
         """Return the columns of some rows from log P(x_n | θ_s), shape (draws, rows), and P(x_n | θ_s) / P̄(x_n)."""
-        weights = Accumulator.of(log_likelihood)
-        estimate = weights.log_mean_exp()
-        possible = torch.isfinite(estimate)  # under some draw
-        ratio = torch.where(possible, (log_likelihood - estimate).exp(), 1.0)
-        ess = _row_ess(ratio.unflatten(0, self._draws.shape[:2]))
+        found = Columns.of_weights(Accumulator.of(log_likelihood), torch.float64, len(log_likelihood))
+        possible = torch.isfinite(found.estimate)  # under some draw
+        ratio = torch.where(possible, (log_likelihood - found.estimate).exp(), 1.0)
+        ess = row_ess(ratio.unflatten(0, self._draws.shape[:2]))
         squared = torch.where(possible, ratio.var(dim=0), math.inf) / ess
-        k = weights.pareto_k(16 * torch.finfo(torch.float64).eps * estimate.abs().clamp(min=1))
-        cost = torch.full_like(estimate, len(ratio))
-        return Columns(
-            estimate, squared.sqrt(), -0.5 * squared, ess, k, cost, torch.zeros_like(estimate)
-        ), ratio
+        return replace(found, mcse=squared.sqrt(), bias=-0.5 * squared, ess=ess), ratio
 
-    def _look(self) -> tuple[float, float, tuple[str, ...]]:
-        """Return the largest R-hat and smallest effective sample size of all coordinates, and the failed checks."""
-        joint = self._require_fit()
-        columns = self._draws.movedim(2, 0).numpy()
-        if len(self._draws) == 1:  # arviz has no R-hat of one chain, so compare its halves
-            half = self.num_samples // 2
-            pairs = [np.concatenate([c[:, :half], c[:, -half:]]) for c in columns]
-        else:
-            pairs = list(columns)
-        r_hats = np.array([chain_rhat(pair) for pair in pairs])
-        effective = np.array([min(chain_ess(c, "bulk"), chain_ess(c, "tail")) for c in columns])
-        # A chain that does not move has no R-hat; count it as infinite.
-        r_hats, effective = np.nan_to_num(r_hats, nan=np.inf), np.nan_to_num(effective, nan=0.0)
-        found = []
-        if r_hats.max() > _R_HAT:
-            found.append(
-                f"R-hat {r_hats.max():.3f}, above {_R_HAT}, at {joint.site_of(int(r_hats.argmax()))!r}: the chains "
-                "disagree. Run them longer. If that does not help, the posterior has several modes or is not identified."
-            )
-        if effective.min() < _EFFECTIVE:
-            found.append(
-                f"an effective sample size of {effective.min():.0f}, below {_EFFECTIVE}, at "
-                f"{joint.site_of(int(effective.argmin()))!r}: raise num_samples."
-            )
-        if self.divergences:
-            found.append(
-                f"{self.divergences} of {columns[0].size} steps diverged: the posterior has regions of high curvature "
-                "that the steps miss. Raise target_accept_prob, or write the model non-centred."
-            )
-        return float(r_hats.max()), float(effective.min()), tuple(found)
-
-    def _answer(self, *, batch: Batch, method: str, **found: Any) -> LogEvidence:
+    def _answer(self, *, method: str, **found: Any) -> LogEvidence:
         """Return a ``LogEvidence`` of the given fields and of those that all results share."""
         num = len(found["estimate"])
         draws = self._draws.shape[0] * self._draws.shape[1]
@@ -422,7 +337,7 @@ class PyroMCMC(Fitted):
     def _like_fitted(self, x: Any) -> tuple[Batch, Source]:
         """Return rows as a batch and as passed; raise ``ValueError`` unless their columns and names are the fitted ones."""
         fitted = self._require_fit().batch
-        batch, source = as_batch(x, self.names)
+        batch, source = read_in_double(x, self.names)
         for name in fitted.keys() | batch.keys():
             if name not in batch or name not in fitted or batch[name].shape[1:] != fitted[name].shape[1:]:
                 shapes = [str({n: tuple(v.shape[1:]) for n, v in sorted(b.items())}) for b in (fitted, batch)]
@@ -449,37 +364,3 @@ def _given_together(joint: BayesianModel) -> dict[str, str]:
     if "unscored in part" in joint.measure:
         given["left-out cells of x"] = identity.digest(joint.together.left_out.double())
     return given
-
-
-def as_batch(x: Any, names: Mapping[str, tuple[str, ...]] | None = None) -> tuple[Batch, Source]:
-    """Return rows and the values beside them in float64, and the rows as passed."""
-    return read(in_double(x), dtype=torch.float64, names=names)
-
-
-def _start(log_joint: LogJoint, dim: int) -> Tensor:
-    """Return a start of finite density and gradient, shape (dim,)."""
-    for _ in range(_STARTS):
-        u = (torch.rand(dim, dtype=torch.float64) * 4 - 2).requires_grad_()
-        density = log_joint(u)
-        (gradient,) = torch.autograd.grad(density, u, allow_unused=True)
-        if gradient is not None and bool(torch.isfinite(density)) and bool(torch.isfinite(gradient).all()):
-            return u.detach()
-    raise bad_value(
-        "model",
-        "a density that is finite somewhere in (−2, 2) of its unconstrained space",
-        f"none at {_STARTS} starts",
-        "Check the scales of the priors, and that the likelihood can score x.",
-    )
-
-
-def _row_ess(series: Tensor) -> Tensor:
-    """Return the effective sample size for the mean of each row's series, shape (chains, draws, rows) → (rows,).
-
-    It is Pyro's, which handles many rows at once, on half chains as in arviz.
-    """
-    half = series.shape[1] // 2
-    halves = torch.cat([series[:, :half], series[:, series.shape[1] - half :]])
-    total = series.shape[0] * series.shape[1]
-    ess = effective_sample_size(halves)
-    # More than the number of draws is chance, so it is capped there; a constant series has all of them.
-    return ess.nan_to_num(nan=float(total)).clamp(1.0, float(total))

@@ -1,0 +1,105 @@
+"""R-hat and effective sample sizes of chains, and the problems that they show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from pyro.ops.stats import effective_sample_size
+from torch import Tensor
+
+from pyrovae.convert import chain_ess, chain_mcse, chain_rhat
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Thresholds for chains by Vehtari et al. (2021).
+_R_HAT = 1.01
+_EFFECTIVE = 400
+
+
+class Checks(NamedTuple):
+    """The largest R-hat and smallest effective sample size of all coordinates, and the failed checks, in words."""
+
+    r_hat: float
+    ess: float
+    problems: tuple[str, ...]
+
+
+def check(draws: Tensor, sites: Sequence[str], divergences: int) -> Checks:
+    """Return the checks of draws, shape (chains, draws, dim); ``sites`` names the latent of each coordinate."""
+    coordinates = draws.movedim(2, 0).numpy()
+    if len(draws) == 1:  # arviz has no R-hat of one chain, so compare its halves
+        half = draws.shape[1] // 2
+        pairs = [np.concatenate([c[:, :half], c[:, -half:]]) for c in coordinates]
+    else:
+        pairs = list(coordinates)
+    r_hats = np.array([chain_rhat(pair) for pair in pairs])
+    effective = np.array([min(chain_ess(c, "bulk"), chain_ess(c, "tail")) for c in coordinates])
+    # A chain that does not move has no R-hat; count it as infinite.
+    r_hats, effective = np.nan_to_num(r_hats, nan=np.inf), np.nan_to_num(effective, nan=0.0)
+    problems = []
+    if r_hats.max() > _R_HAT:
+        problems.append(
+            f"R-hat {r_hats.max():.3f}, above {_R_HAT}, at {sites[r_hats.argmax()]!r}: the chains "
+            "disagree. Run them longer. If that does not help, the posterior has several modes or is not identified."
+        )
+    if effective.min() < _EFFECTIVE:
+        problems.append(
+            f"an effective sample size of {effective.min():.0f}, below {_EFFECTIVE}, at "
+            f"{sites[effective.argmin()]!r}: raise num_samples."
+        )
+    if divergences:
+        problems.append(
+            f"{divergences} of {coordinates[0].size} steps diverged: the posterior has regions of high curvature "
+            "that the steps miss. Raise target_accept_prob, or write the model non-centred."
+        )
+    return Checks(float(r_hats.max()), float(effective.min()), tuple(problems))
+
+
+def frame_of(latents: Mapping[str, Tensor], labels: Sequence[str]) -> pd.DataFrame:
+    """Return arviz's summary of every entry of latents, each of shape (chains, draws, ...); NaN if it is constant."""
+    import pandas as pd
+
+    values = torch.cat([value.reshape(*value.shape[:2], -1) for value in latents.values()], dim=2).double()
+    lines = []
+    for series in values.movedim(2, 0).numpy():
+        moves = np.ptp(series) > 0
+        lines.append(
+            {
+                "mean": series.mean(),
+                "sd": series.std(ddof=1),
+                "mcse_mean": chain_mcse(series) if moves else 0.0,
+                "ess_bulk": chain_ess(series, "bulk") if moves else math.nan,
+                "ess_tail": chain_ess(series, "tail") if moves else math.nan,
+                "r_hat": chain_rhat(series) if moves else math.nan,
+            }
+        )
+    return pd.DataFrame(lines, index=pd.Index(labels, name="parameter"))
+
+
+def series_ess(series: Tensor) -> float:
+    """Return the effective sample size for the mean of a series, shape (chains, draws); all draws if it is constant."""
+    found = chain_ess(series.numpy(), "mean")
+    return found if math.isfinite(found) else float(series.numel())
+
+
+def median_ess(draws: Tensor) -> float:
+    """Return the median over dimensions of the effective sample size, shape (chains, draws, dim)."""
+    return float(torch.tensor([series_ess(column) for column in draws.unbind(dim=-1)]).median())
+
+
+def row_ess(series: Tensor) -> Tensor:
+    """Return the effective sample size for the mean of each row's series, shape (chains, draws, rows) → (rows,).
+
+    It is Pyro's, which handles many rows at once, on half chains as in arviz.
+    """
+    half = series.shape[1] // 2
+    halves = torch.cat([series[:, :half], series[:, series.shape[1] - half :]])
+    total = series.shape[0] * series.shape[1]
+    ess = effective_sample_size(halves)
+    # More than the number of draws is chance, so it is capped there; a constant series has all of them.
+    return ess.nan_to_num(nan=float(total)).clamp(1.0, float(total))
