@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from pyrovae import noise as noises
 from pyrovae.arrays import cast
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.networks import check_width
-from pyrovae.pair import Batch, RowModel, Structure, check_supports, inspect
+from pyrovae.pair import Batch, Latents, RowModel, Structure, check_supports, inspect
 from pyrovae.refusals import Refused, bad_type, bad_value, parameters_hold
 from pyrovae.row_noise import RowNoise
 from pyrovae.rows import Source
@@ -70,6 +70,36 @@ class Terms:
 
 
 @dataclass(frozen=True)
+class Simulated:
+    """Rows simulated from a model, with the latents that each was simulated with.
+
+    It takes the place of x in estimators.
+
+    Attributes:
+        model: the model and guide, and the results of inspection.
+        batch: the rows, under "x", and the values aligned with them.
+        exact: the latents, each (1, rows, rest...): exact draws of the rows' posteriors.
+    """
+
+    model: RowModel
+    batch: Batch
+    exact: Latents
+
+    def only(self, rows: Tensor) -> Simulated:
+        """Return some of the rows."""
+        batch = {name: value[rows] for name, value in self.batch.items()}
+        return Simulated(self.model, batch, {name: z[:, rows] for name, z in self.exact.items()})
+
+    @classmethod
+    def cat(cls, parts: Sequence[Simulated]) -> Simulated:
+        """Return the rows of several parts together."""
+        first = parts[0]
+        batch = {name: torch.cat([part.batch[name] for part in parts]) for name in first.batch}
+        exact = {name: torch.cat([part.exact[name] for part in parts], dim=1) for name in first.exact}
+        return cls(first.model, batch, exact)
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A pair with checked rows, ready to be evaluated tile by tile.
 
@@ -86,6 +116,8 @@ class Evaluation:
         source: the rows as the user passed them; None for a subset of another evaluation's rows.
         times: how often its tiles will be computed, which decides whether graphs are worth it.
         argument: the name of its rows in errors.
+        exact: for simulated rows, the latents that each was simulated with: an exact draw of the row's posterior, each
+            (1, rows, rest...). Only the step that weighs the answer's own draws may read them.
     """
 
     model: RowModel
@@ -100,6 +132,7 @@ class Evaluation:
     times: int = 1
     argument: str = "x"
     source: Source | None = None
+    exact: Latents | None = None
 
     @classmethod
     def prepare(
@@ -122,7 +155,12 @@ class Evaluation:
         arguments.integer("num_samples", num_samples)
         arguments.integer("seed", seed, minimum=0)
         tile = None if tile is None else arguments.tile(tile)
-        batch, source = read_rows(pair, x, argument, names)
+        exact = None
+        if isinstance(x, Simulated):
+            model, batch, exact = x.model, x.batch, x.exact
+            source = Source(batch["x"], {}, None)
+        else:
+            batch, source = read_rows(pair, x, argument, names)
         if model is None:
             (batch, source), model = inspect_rows(
                 pair,
@@ -132,7 +170,7 @@ class Evaluation:
                 argument,
                 every_row=True,
             )
-        else:
+        elif exact is None:
             check_supports(model.structure, batch["x"], argument)
         if tile is None:
             tile = noises.tile_shape(model.structure.widest, num_samples)
@@ -144,7 +182,19 @@ class Evaluation:
             keys = torch.from_numpy(identity.row_hashes(source.exact)[:, 0].view(np.int64)).to(numbers.device)
         keyed_by = noise if model.keyed else "tile"
         return cls(
-            model, batch, numbers, keys, keyed_by, num_samples, seed, tile, runner, times, argument, source
+            model,
+            batch,
+            numbers,
+            keys,
+            keyed_by,
+            num_samples,
+            seed,
+            tile,
+            runner,
+            times,
+            argument,
+            source,
+            exact,
         )
 
     @property
@@ -193,7 +243,14 @@ class Evaluation:
             seed=seed,
             num_samples=num_samples,
             source=None,
+            exact=None if self.exact is None else {name: z[:, rows] for name, z in self.exact.items()},
         )
+
+    def exact_draw(self, rows: slice) -> Latents | None:
+        """Return the latents that some rows were simulated with, as one sample; None for rows of the user."""
+        if self.exact is None:
+            return None
+        return {name: self.model.rows_back(name, z[:, rows]) for name, z in self.exact.items()}
 
     def noise(self, stream: noises.Stream, *keys: int, rows: slice = slice(None), first: int = 0) -> RowNoise:
         """Return the noise of some rows for one purpose, from sample number ``first`` on."""

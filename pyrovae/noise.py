@@ -83,9 +83,10 @@ class Stream(IntEnum):
     LADDER = 10
     CONVERT = 11
     DIAGNOSE = 12
-    EPOCH = 13
+    EXACT = 13
     IDENTITY = 14
     REACH = 15
+    CHECK = 16
 
 
 def derive(seed: int, stream: Stream, *keys: int) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evaluation import Evaluation, Terms
-from pyrovae.evidence.posterior import Encoder, Posterior, Prior, Proposal, undisturbed
+from pyrovae.evidence.posterior import Encoder, Posterior, Prior, Proposal, exact_draw, undisturbed
 from pyrovae.evidence.reach import unreached
 from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence
 from pyrovae.evidence.run import Folder, Run
@@ -119,7 +119,12 @@ def annealed(
 def weigh_chains(evaluation: Evaluation, path: Path, moves: Moves, rows: slice) -> Columns:
     """Return the log-mean-exp of the weights of a block's chains, run on fresh noise."""
     weights = accumulate(evaluation, path.posterior, rows, 0, partial(path.forward, moves))
-    return Columns.of_weights(weights, path.posterior.dtype, path.posterior.cost)
+    columns = Columns.of_weights(weights, path.posterior.dtype, path.posterior.cost)
+    with undisturbed(evaluation, Stream.EXACT, rows=rows) as drawn:
+        exact = exact_draw(evaluation, path.posterior, rows, drawn)
+        # A chain that runs back from an exact draw is the reverse of a chain whose weight is this one.
+        weight = None if exact is None else path.backward(moves, exact, drawn)[0]
+    return columns.beside(weight, evaluation.num_samples)
 
 
 def accumulate(

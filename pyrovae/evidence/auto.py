@@ -569,7 +569,9 @@ def _sum(evaluation: Evaluation) -> Columns | None:
             terms = torch.cat([total(model.log_joint(batch, z)) for z in every])
         estimate = torch.logsumexp(terms, dim=0)
         zero, unknown = torch.zeros_like(estimate), torch.full_like(estimate, math.nan)
-        found.append(Columns(estimate, zero, zero, unknown, unknown, zero + len(terms), zero))
+        columns = Columns(estimate, zero, zero, unknown, unknown, zero + len(terms), zero, unknown)
+        # A sum over all z leaves none out.
+        found.append(columns.beside(None if evaluation.exact is None else zero - math.inf, 1))
     return Columns.cat(found)
 
 
@@ -597,7 +599,15 @@ def _weigh_both(evaluation: Evaluation) -> Columns:
             terms = Terms(joint.likelihood, joint.prior, log_q)
             log_weights = _against_both(terms, log_q, shares[0] / count, shares[1] / count)
             weights.add(index, log_weights)
-        blocks.append(Columns.of_weights(weights, evaluation.dtype, count))
+        columns = Columns.of_weights(weights, evaluation.dtype, count)
+        exact = evaluation.exact_draw(rows)
+        if exact is not None:
+            with undisturbed(evaluation, Stream.EXACT, rows=rows):
+                joint, log_q = model.log_joint(batch, exact), model.log_proposal(batch, exact)
+            terms = Terms(joint.likelihood, joint.prior, log_q)
+            weight = _against_both(terms, log_q, shares[0] / count, shares[1] / count)[0]
+            columns = columns.beside(weight, count)
+        blocks.append(columns)
     return Columns.cat(blocks)
 
 

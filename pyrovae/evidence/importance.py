@@ -6,14 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evaluation import Evaluation
+from pyrovae.evidence.posterior import total, undisturbed
 from pyrovae.evidence.reach import unreached
 from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence
 from pyrovae.evidence.run import Block, Folder, Run
 from pyrovae.model import LatentVariableModel
+from pyrovae.noise import Stream
 from pyrovae.turns import takes_turns
 
 
@@ -96,9 +99,20 @@ def encoder_block(evaluation: Evaluation, pareto_smoothed: bool = False) -> Bloc
             terms = evaluation.terms(tile)
             weights.add(number, terms.log_weights)
             lost += terms.lost.sum(dim=0)
-        columns = Columns.of_weights(
-            weights, evaluation.dtype, evaluation.num_samples, lost / evaluation.num_samples
-        )
+        count = evaluation.num_samples
+        columns = Columns.of_weights(weights, evaluation.dtype, count, lost / count)
+        columns = columns.beside(exact_weight(evaluation, rows), count)
         return replace(columns, estimate=weights.smoothed()) if pareto_smoothed else columns
 
     return weigh
+
+
+def exact_weight(evaluation: Evaluation, rows: slice) -> Tensor | None:
+    """Return log P(x_n, z) − log Q(z | x_n) at the z that rows were simulated with, (rows,); None without such z."""
+    exact = evaluation.exact_draw(rows)
+    if exact is None:
+        return None
+    batch = evaluation.part(rows)
+    with undisturbed(evaluation, Stream.TILE, rows=rows):
+        weight = total(evaluation.model.log_joint(batch, exact)) - evaluation.model.log_proposal(batch, exact)
+    return weight[0]

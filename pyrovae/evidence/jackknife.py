@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
+from pyrovae.evidence.importance import exact_weight
 from pyrovae.evidence.reach import unreached
 from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence
 from pyrovae.evidence.run import Folder, Run
@@ -72,6 +73,7 @@ def jackknife(
         log_weights = torch.cat([each.log_weights for each in terms])
         lost = torch.cat([each.lost for each in terms]).double().mean(dim=0)
         columns = Columns.of_weights(Accumulator.of(log_weights), dtype, num_samples, lost)
+        columns = columns.beside(exact_weight(run.evaluation, rows), num_samples)
         estimate, mcse = leave_one_out(log_weights)
         return replace(columns, estimate=estimate, mcse=mcse, bias=torch.zeros_like(estimate))
 

@@ -207,6 +207,12 @@ def undisturbed(
         yield drawn
 
 
+def exact_draw(evaluation: Evaluation, posterior: Posterior, rows: slice, noise: RowNoise) -> Tensor | None:
+    """Return the u that rows were simulated with, (1, rows, dim); None for rows of the user."""
+    latents = evaluation.exact_draw(rows)
+    return None if latents is None else posterior.flatten(latents, noise)
+
+
 class Proposal(ABC):
     """A distribution of u for the rows of a posterior, to draw from."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyrovae import arguments
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.gaussians import fit_gaussians
-from pyrovae.evidence.posterior import Gaussian, Posterior, total, undisturbed
+from pyrovae.evidence.posterior import Gaussian, Posterior, exact_draw, total, undisturbed
 from pyrovae.evidence.refined import all_starts
 from pyrovae.evidence.result import Columns, LogEvidence
 from pyrovae.evidence.run import Block, Folder, Run
@@ -142,7 +142,11 @@ def grid_block(
         unknown = torch.full_like(estimate, math.nan)
         cost = grids.cost + posterior.cost
         zero = torch.zeros_like(estimate)
-        return Columns(estimate, error, zero, unknown, unknown, cost, zero)
+        columns = Columns(estimate, error, zero, unknown, unknown, cost, zero, unknown)
+        with undisturbed(evaluation, Stream.EXACT, rows=rows) as drawn:
+            exact = exact_draw(evaluation, posterior, rows, drawn)
+            mass = None if exact is None else grids.cell(posterior, exact)
+        return columns.beside(mass, 1)
 
     return sum_up
 
@@ -184,11 +188,14 @@ class _Grids:
         self._components, self._active = components, active
         self._dim = components[0].loc.shape[-1]
         self.cost = torch.zeros(active.shape[1], dtype=torch.float64, device=active.device)
+        #: Points per dimension of each row's last grids.
+        self.orders = torch.zeros(active.shape[1], dtype=torch.long, device=active.device)
 
     def until(self, tolerance: float, most_cost: float) -> tuple[Tensor, Tensor]:
         """Return log of the integral and its error, each (rows,); double the order up to the tolerance or a limit."""
         waiting = torch.arange(self._active.shape[1], device=self._active.device)
         order = _FIRST_ORDER
+        self.orders[:] = order
         estimate, rim, jump = self._sum(waiting, order)
         moved = torch.full_like(estimate, math.inf)
         error = moved.clone()
@@ -203,6 +210,7 @@ class _Grids:
             waiting = waiting[(error[waiting] > tolerance) & (self.cost[waiting] + price <= most_cost)]
             if not len(waiting):
                 break
+            self.orders[waiting] = order
             finer, rim[waiting], jump[waiting] = self._sum(waiting, order)
             last, moved[waiting] = moved[waiting], (finer - estimate[waiting]).abs()
             # A second-order rule changes a quarter as much at the next doubling, so agreement by chance does not
@@ -215,6 +223,31 @@ class _Grids:
             )
             estimate[waiting] = finer
         return estimate, error
+
+    def cell(self, posterior: Posterior, u: Tensor) -> Tensor:
+        """Return log of the integrand at u, (1, rows, dim), times the volume of its cell; +∞ if no grid covers u; (rows,).
+
+        The pieces' grids cover u if those within reach hold half of the partition of unity there. The cell is that of the
+        piece among them with the largest share.
+        """
+        joint = posterior.log_joint(u)
+        shares = torch.stack([c.log_density(u, joint.prior)[0] for c in self._components])
+        shares[-1] += _BROAD_LOG_WEIGHT
+        shares = shares.masked_fill(~self._active, -math.inf).softmax(dim=0)
+        distance = torch.stack(
+            [
+                torch.linalg.solve_triangular(c.tril, (u[0].double() - c.loc)[..., None], upper=False)
+                for c in self._components
+            ]
+        ).norm(dim=(-2, -1))
+        shares = torch.where(distance <= _RADIUS, shares, 0.0)
+        largest, piece = shares.max(dim=0)
+        tril = torch.stack([c.tril for c in self._components]).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        finer = torch.full_like(tril[0], math.log(_BROAD_FINER[self._dim]))
+        finer = torch.where(piece == len(self._components) - 1, finer, 0.0)
+        spacing = self._dim * (math.log(2 * _RADIUS) - self.orders.double().log() - finer)
+        cell = total(joint)[0] + largest.log() + tril.gather(0, piece[None])[0] + spacing
+        return torch.where(shares.sum(dim=0) > 0.5, cell, math.inf)
 
     def _orders(self, order: int) -> list[int]:
         """Return the points per dimension of every piece's grid."""

@@ -27,6 +27,7 @@ from pyrovae.evidence.posterior import (
     Posterior,
     Prior,
     Proposal,
+    exact_draw,
     split,
     total,
     undisturbed,
@@ -177,7 +178,11 @@ def weigh_mixture(evaluation: Evaluation, rows: slice, fits: list[Gaussian]) -> 
         with undisturbed(evaluation, Stream.TILE, stratum, rows=rows, first=done) as drawn:
             u = mixture.components[stratum].draw(count, drawn)
             weights.add(index, weigh(posterior, mixture, u, width))
-    return Columns.of_weights(weights, posterior.dtype, posterior.cost)
+    columns = Columns.of_weights(weights, posterior.dtype, posterior.cost)
+    with undisturbed(evaluation, Stream.EXACT, rows=rows) as drawn:
+        exact = exact_draw(evaluation, posterior, rows, drawn)
+        weight = None if exact is None else Terms(*posterior.weigh(mixture, exact, 1)).log_weights[0]
+    return columns.beside(weight, evaluation.num_samples)
 
 
 def weigh(posterior: Posterior, proposal: Proposal, u: Tensor, width: int) -> Tensor:

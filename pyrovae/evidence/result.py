@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +20,10 @@ from pyrovae.rows import Source
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pyrovae.evidence.check import Check
+
 KINDS = ("exact", "lower bound", "upper bound", "estimate")
-VERDICTS = ("trust", "more samples", "another method")
+VERDICTS = ("trust", "more samples", "another method", "unchecked")
 
 # Two-sided 95 % of a normal distribution.
 _Z95 = 1.959963984540054
@@ -123,7 +125,8 @@ def _interval(estimate: Any, mcse: Any, bias: Any) -> tuple[Any, Any]:
 class Columns:
     """The numbers of a ``LogEvidence`` on some rows, each float64 of shape (rows,).
 
-    ``lost`` is the share of draws that rounding put onto a bound of their support.
+    ``lost`` is the share of draws that rounding put onto a bound of their support. ``exact`` is the log of the weight
+    of the row's exact draw over the sum of all other weights; NaN for rows of the user, which have none.
     """
 
     estimate: Tensor
@@ -133,6 +136,7 @@ class Columns:
     pareto_k: Tensor
     cost: Tensor
     lost: Tensor
+    exact: Tensor
 
     @classmethod
     def of_weights(
@@ -150,7 +154,18 @@ class Columns:
             weights.pareto_k(resolution),
             torch.full_like(estimate, cost),
             torch.zeros_like(estimate) + lost,
+            torch.full_like(estimate, math.nan),
         )
+
+    def beside(self, log_weight: Tensor | None, num_samples: int) -> Columns:
+        """Return the columns with the exact draw's log weight, (rows,), compared to those of all ``num_samples`` draws.
+
+        A weight that is not a number, as of a draw off the proposal's support, counts as infinite.
+        """
+        if log_weight is None:
+            return self
+        odds = log_weight.nan_to_num(nan=math.inf, posinf=math.inf) - (self.estimate + math.log(num_samples))
+        return replace(self, exact=odds)
 
     @classmethod
     def cat(cls, blocks: Sequence[Columns]) -> Columns:
@@ -159,7 +174,11 @@ class Columns:
 
     def numpy(self) -> dict[str, Any]:
         """Return the columns that a ``LogEvidence`` has, by name, as numpy arrays."""
-        return {f.name: getattr(self, f.name).cpu().numpy() for f in fields(self) if f.name != "lost"}
+        return {
+            f.name: getattr(self, f.name).cpu().numpy()
+            for f in fields(self)
+            if f.name not in ("lost", "exact")
+        }
 
 
 @dataclass(frozen=True)
@@ -185,6 +204,7 @@ class LogEvidence:
         cost: shape (rows,), decoder evaluations per row, pilots included; a gradient counts three.
         num_samples: draws per row; 0 if nothing was sampled or if rows differ in it.
         seed, tile: together with x and the pair, they reproduce the numbers bit for bit.
+        check: how the method did on rows simulated from the model; None if it was not tried on any.
         noise: the key of a row's noise beside the seed: its "index" in x, its "content", or the "tile" if the
             pair's draws cannot be made row by row. None if nothing is drawn.
         fingerprint: of the rows. Comparisons require equal fingerprints.
@@ -230,6 +250,8 @@ class LogEvidence:
     uncompiled: str | None = None
     reasons: tuple[str, ...] = ()
     noise: str | None = None
+    check: Check | None = None
+    log_odds: np.ndarray | None = field(default=None, repr=False)
     _seen: identity.Seen | None = field(default=None, repr=False)
 
     @classmethod
@@ -265,6 +287,7 @@ class LogEvidence:
             uncompiled=None if evaluation.runner is None else evaluation.runner.reason,
             reasons=reasons,
             noise=evaluation.keyed_by,
+            log_odds=None if evaluation.exact is None else columns.exact.cpu().numpy(),
             shared_mcse=_shared_mcse(columns, evaluation.keys, names) if evaluation.repeats else None,
         )
 
@@ -406,6 +429,8 @@ class LogEvidence:
             f"verdict: {self.verdict[0]}" if together else f"rows by verdict: {rows}",
         ]
         lines += [f"not trusted: {reason}" for reason in self.reasons]
+        if self.check is not None:
+            lines.append(self.check.summary())
         if self.given:
             lines.append(f"given {', '.join(self.given)}")
         if self.own_totals:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from pyrovae import arguments
-from pyrovae import noise as noises
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.annealed import STARTS, Moves, Path, accumulate
 from pyrovae.evidence.exact import linear_gaussian
 from pyrovae.evidence.posterior import Encoder, Posterior, Prior, undisturbed
 from pyrovae.evidence.result import frame_of
+from pyrovae.evidence.simulated import simulated
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.progress import Progress
@@ -239,17 +239,14 @@ def _inverse(path: Path, moves: Moves, z: Tensor, num_chains: int, noise: RowNoi
 
 
 def _simulated(evaluation: Evaluation, num_rows: int) -> tuple[Tensor, Evaluation]:
-    """Return rows simulated from the model, and the vectors u they were simulated from, (1, rows, dim)."""
-    index = torch.arange(num_rows, device=evaluation.batch["x"].device) % len(evaluation)
-    template = evaluation.of_rows(index, evaluation.seed, evaluation.num_samples)
+    """Return the vectors u that rows were simulated from, (1, rows, dim), and the evaluation of these rows."""
+    index = torch.arange(num_rows, device=evaluation.batch["x"].device)
+    rows = simulated(evaluation, index % len(evaluation))
+    template = evaluation.of_rows(index % len(evaluation), evaluation.seed, evaluation.num_samples)
     # A simulated row is keyed by its own number, because two of them may share one row of x.
-    keys = torch.arange(num_rows, device=index.device)
-    template = dataclasses.replace(template, keys=keys)
-    drawn = template.noise(Stream.SIMULATE)
-    with evaluation.pair.evaluating(), noises.seeded(drawn.seed, index.device):
-        latents, batch = evaluation.model.simulate(template.batch, drawn)
-    made = dataclasses.replace(template, batch=batch)
+    made = dataclasses.replace(template, batch=rows.batch, keys=index, exact=rows.exact)
     with undisturbed(made, Stream.SIMULATE, 1) as noise:
+        latents = {name: made.model.rows_back(name, z) for name, z in rows.exact.items()}
         return Posterior(made).flatten(latents, noise), made
 
 

@@ -1,0 +1,186 @@
+"""check() tries a method on rows simulated from the model itself, whose exact posterior draws are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pyrovae import arguments
+from pyrovae.evaluation import Evaluation
+from pyrovae.evidence.result import LogEvidence
+from pyrovae.evidence.simulated import Supply
+from pyrovae.model import LatentVariableModel
+from pyrovae.noise import Stream, derive
+from pyrovae.refusals import Refused
+from pyrovae.turns import takes_turns
+
+# With none missed, this many trusted rows decide; with one or two, so many more are tried.
+_AT_ONCE, _MORE, _MOST_MISSED = 64, 256, 2
+_MOST_SIMULATED = 8  # times the number of rows
+#: A row whose log P(x) is too low by this many nats lacks a share 1 − exp(−0.5) of its mass.
+LOW = 0.5
+
+
+@dataclass(frozen=True)
+class Check:
+    """How a method did on rows simulated from the model.
+
+    A simulated row comes with an exact draw z* of its posterior. The method answers the row without it. The row is
+    missed if the method trusts it although z* alone weighs more than all of the method's own draws together: the method
+    has not found where the posterior is.
+
+    Attributes:
+        method: the estimator's name.
+        trusted: simulated rows that the method trusts.
+        missed: those of them that it missed.
+        simulated: rows that it answered.
+        passed: whether the method may be trusted on this model; None if it trusts too few simulated rows to tell.
+        reason: why it was not passed, in words; None if it was.
+        log_odds: of every simulated row, log of the weight of z* over the sum of all other weights, shape (simulated,).
+        beyond: real rows that lie farther from the simulated ones than these do from each other, out of ``compared``.
+        compared: real rows that were compared with the simulated ones.
+    """
+
+    method: str
+    trusted: int
+    missed: int
+    simulated: int
+    passed: bool | None
+    reason: str | None
+    log_odds: np.ndarray
+    beyond: int
+    compared: int
+
+    @property
+    def share_low(self) -> float:
+        """The largest share of trusted rows that may be low by half a nat, at 95 % confidence (Clopper and Pearson 1934).
+
+        It is exact for rows like the simulated ones.
+        """
+        from scipy.stats import beta
+
+        if not self.trusted:
+            return 1.0
+        rate = float(beta.ppf(0.95, self.missed + 1, max(self.trusted - self.missed, 1e-9)))
+        return min(1.0, rate / (1 - math.exp(-LOW)))
+
+    def summary(self) -> str:
+        """Return the outcome in a line or two."""
+        found = f"{self.missed} of {self.trusted} trusted rows missed among {self.simulated} simulated from the model"
+        if self.passed:
+            line = f"check of {self.method!r}: {found}; at most {self.share_low:.0%} of trusted rows may be low by {LOW:g} nats"
+        else:
+            line = f"check of {self.method!r}: {self.reason}"
+        if self.beyond:
+            line += f"\n{self.beyond} of {self.compared} rows lie beyond the simulated rows, which say little about them"
+        return line
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def applied(self, evidence: LogEvidence) -> LogEvidence:
+        """Return a result of the method on this model with the verdicts that the check leaves."""
+        if self.passed:
+            return replace(evidence, check=self)
+        word = "unchecked" if self.passed is None else "another method"
+        verdict = np.where(evidence.verdict == "trust", word, evidence.verdict)
+        return replace(evidence, verdict=verdict, check=self, reasons=(*evidence.reasons, str(self.reason)))
+
+
+@takes_turns
+def check(
+    pair: LatentVariableModel,
+    x: Any,
+    method: str = "auto",
+    num_rows: int = _AT_ONCE,
+    seed: int = 0,
+    **options: Any,
+) -> Check:
+    """Try a method on rows simulated from the model, and count those that it trusts and yet misses.
+
+    Half of the simulated rows are plain draws of P(x). The others are chosen among 20 000 draws to resemble rows of x,
+    by x alone, which leaves z* an exact draw of P(z | x). They are simulated given the values beside rows of x.
+
+    With s = w* / (w* + Σ_k w_k), w* the weight of z* under the method's own proposal and w_k those of its draws, a
+    trusted row is missed if s > ½. The check passes if none of ``num_rows`` trusted rows is missed. After one or two it
+    goes on to four times as many rows, of which at most two may be missed. If the method trusts fewer than ``num_rows``
+    of eight times as many rows, nothing can be said.
+
+    Args:
+        pair: a ``VAE`` or any ``LatentVariableModel``.
+        x: rows on dim 0, in any form that ``log_evidence`` takes.
+        method: one of ``evidence.METHODS`` but "exact".
+        num_rows: trusted rows that decide.
+        seed: of simulated rows and of the method's noise.
+        options: the method's own, as for ``log_evidence``, but ``progress`` and ``checkpoint``.
+
+    Returns:
+        A ``Check``. Its ``passed`` is None, too, if rows cannot be simulated from the model, because a site reads columns
+        of x that it does not sample.
+
+    Raises:
+        TypeError, ValueError: an option, the rows or the pair cannot be used.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> vae = pv.VAE.mlp(6, latent_dim=2, hidden_dims=(8,))
+        >>> pv.evidence.check(vae, torch.ones(4, 6), "importance", num_samples=200).passed
+        True
+    """
+    from pyrovae.evidence import METHODS
+
+    arguments.choice("method", method, tuple(name for name in METHODS if name != "exact"))
+    arguments.options(
+        f"method {method!r}", METHODS[method], options, taken=("pair", "x", "seed", "progress", "checkpoint")
+    )
+    arguments.integer("num_rows", num_rows)
+    template = Evaluation.prepare(pair, x, 1, seed)
+    return _checked(template, method, METHODS[method], num_rows, options)
+
+
+def _checked(
+    template: Evaluation,
+    method: str,
+    estimator: Callable[..., LogEvidence],
+    num_rows: int,
+    options: Mapping[str, Any],
+) -> Check:
+    try:
+        supply = Supply(template, _MOST_SIMULATED * num_rows)
+    except Refused as error:
+        reason = f"rows cannot be simulated from the model: {error}"
+        return Check(method, 0, 0, 0, None, reason, np.empty(0), 0, 0)
+    odds: list[np.ndarray] = []
+    trusted: list[np.ndarray] = []
+    wanted = num_rows
+    while True:
+        rows = supply.take(num_rows, len(odds))
+        found = estimator(template.pair, rows, seed=derive(template.seed, Stream.CHECK, len(odds)), **options)
+        # A closed form leaves no mass out.
+        exact = np.full(len(found), -math.inf) if found.log_odds is None else found.log_odds
+        odds.append(exact)
+        trusted.append(found.verdict == "trust")
+        log_odds, believed = np.concatenate(odds), np.concatenate(trusted)
+        count, missed = int(believed.sum()), int((believed & (log_odds > 0)).sum())
+        if missed > _MOST_MISSED:
+            passed: bool | None = False
+            break
+        if missed:
+            wanted = num_rows * _MORE // _AT_ONCE
+        if count >= wanted:
+            passed = True
+            break
+        if len(log_odds) >= _MOST_SIMULATED * num_rows:
+            passed = None
+            break
+    why = None
+    if passed is None:
+        why = f"the method trusts {count} of {len(log_odds)} rows simulated from the model, too few to try it on them"
+    elif not passed:
+        why = f"the method missed the posterior of {missed} of {count} rows that it trusts, simulated from the model"
+    beyond, compared = supply.beyond()
+    return Check(method, count, missed, len(log_odds), passed, why, log_odds, beyond, compared)

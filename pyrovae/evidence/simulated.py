@@ -1,0 +1,84 @@
+"""Rows simulated from the model, each with the z that it was simulated with: an exact draw of its posterior."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pyrovae.evaluation import Evaluation, Simulated
+from pyrovae.noise import Stream, derive, seeded
+
+# Rows that are simulated to choose from, and the most numbers in them.
+_POOL, _POOL_NUMBERS = 20_000, 1 << 25
+# Real rows that simulated ones are chosen to resemble.
+_LIKE = 256
+# Simulated rows whose distance from the others is that of the model's own.
+_COMPARED = 1000
+
+
+def simulated(template: Evaluation, index: Tensor) -> Simulated:
+    """Return rows simulated from the model, each given the values beside one row of x, by its index.
+
+    Every row has noise of its own, keyed by its place.
+    """
+    parts = []
+    height = max(1, template.tile[0] * template.tile[1])
+    for start in range(0, len(index), height):
+        rows = index[start : start + height]
+        part = template.of_rows(rows, template.seed, 1)
+        keys = torch.arange(start, start + len(rows), device=index.device)
+        drawn = replace(part, keys=keys).noise(Stream.SIMULATE)
+        with template.pair.evaluating(), seeded(drawn.seed, index.device):
+            latents, batch = template.model.simulate(part.batch, drawn)
+        exact = {name: template.model.rows_second(name, z) for name, z in latents.items()}
+        parts.append(Simulated(template.model, batch, exact))
+    return Simulated.cat(parts)
+
+
+class Supply:
+    """Rows simulated from the model, half of them plain, half chosen to resemble rows of x.
+
+    ``most`` is the largest number of rows that will be taken.
+    """
+
+    def __init__(self, template: Evaluation, most: int) -> None:
+        x = template.batch["x"]
+        size = max(2 * most + _COMPARED, min(_POOL, _POOL_NUMBERS // max(1, x[0].numel())))
+        generator = torch.Generator().manual_seed(derive(template.seed, Stream.CHECK))
+        self._pool = simulated(template, torch.randint(len(x), (size,), generator=generator).to(x.device))
+        real = torch.randperm(len(x), generator=generator)[:_LIKE].to(x.device)
+        flat, made = x.reshape(len(x), -1).double(), self._pool.batch["x"].reshape(size, -1).double()
+        centre, spread = made.mean(dim=0), made.std(dim=0)
+        spread = torch.where(spread > 0, spread, 1.0)
+        self._points = ((made - centre) / spread).float()
+        self._real = ((flat[real] - centre) / spread).float()
+        self._free = torch.ones(size, dtype=torch.bool, device=x.device)
+
+    def take(self, num_rows: int, turn: int) -> Simulated:
+        """Return rows that have not been taken before."""
+        plain = self._free.nonzero()[:, 0][: num_rows - num_rows // 2]
+        self._free[plain] = False
+        matched = []
+        for number in range(num_rows // 2):
+            like = self._real[(turn * (num_rows // 2) + number) % len(self._real)]
+            distance = (self._points - like).square().sum(dim=1)
+            distance[~self._free] = math.inf
+            best = int(distance.argmin())
+            self._free[best] = False
+            matched.append(best)
+        return self._pool.only(
+            torch.cat([plain, torch.tensor(matched, dtype=torch.long, device=plain.device)])
+        )
+
+    def beyond(self) -> tuple[int, int]:
+        """Return how many real rows lie beyond the simulated ones, and how many were compared.
+
+        A row lies beyond if its nearest simulated row is farther than that of every one of a thousand simulated rows.
+        """
+        here, rest = self._points[:_COMPARED], self._points[_COMPARED:]
+        among = torch.cdist(here, rest).amin(dim=1)
+        nearest = torch.cdist(self._real, rest).amin(dim=1)
+        return int((nearest > among.max()).sum()), len(self._real)
