@@ -39,6 +39,7 @@ def test_an_offset_multiplies_the_means(name):
     assert torch.equal(zero.log_prob(torch.ones(4, 3)), plain(z).log_prob(torch.ones(4, 3)))
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("method", ["importance", "refined", "auto"])
 def test_log_evidence_of_poisson_rows_with_offsets_against_a_grid(method):
     torch.manual_seed(0)
@@ -247,6 +248,7 @@ def test_missing_labels_are_refused():
         as_batch({"x": torch.ones(12, 1), "label": label}, dtype=torch.float32)
 
 
+@pytest.mark.statistical
 def test_swap_gives_offsets_to_those_that_take_them():
     """Rates that differ by exposure alone: who is told it needs no latent to find it."""
     generator = np.random.default_rng(SEED)
