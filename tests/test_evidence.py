@@ -61,7 +61,12 @@ def test_elbo_is_reconstruction_minus_rate_in_closed_form():
     np.testing.assert_allclose(bound.rate, rate, rtol=0, atol=0.09)
     np.testing.assert_allclose(bound.reconstruction, reconstruction, rtol=0, atol=0.09)
     np.testing.assert_allclose(bound.estimate, bound.reconstruction - bound.rate, rtol=0, atol=1e-12)
-    # a prime number of draws: the last tile is narrower
+
+
+def test_elbo_is_the_mean_of_log_weights_whose_last_tile_is_narrower():
+    """A prime number of draws."""
+    oracle = LinearGaussian.random(3, 10)
+    x = oracle.sample(5)
     lw = pv.log_weights(oracle.pair(1.2), x, num_samples=499, seed=1)
     small = pv.elbo(oracle.pair(1.2), x, num_samples=499, seed=1)
     np.testing.assert_allclose(small.estimate, lw.mean(0), rtol=0, atol=1e-10)
