@@ -155,8 +155,6 @@ def test_stopped_and_resumed_it_is_the_same_fit(case, steps, tmp_path, monkeypat
     """
     thorough = steps == "eager" or (case, steps) == ("Adam", "inside")
     how = {"compile": {"eager": False, "traced": "auto"}.get(steps, True)}
-    if steps == "compiled":
-        how["batch_size"] = 15  # one graph to compile; where steps count as compiled there are two
     monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
     if steps == "inside":
         request.getfixturevalue("inside")
