@@ -256,7 +256,7 @@ def test_swap_gives_offsets_to_those_that_take_them():
     x = generator.poisson(5 * exposure[:, None], (600, 3)).astype(np.float32)
     data = {"x": x, "offset": np.log(exposure)}
     families = ["poisson", ("poisson", {"offset": True})]
-    found = pv.swap(data, 1, families, epochs=20, hidden_dims=(16,))
+    found = pv.swap(data, 1, families, epochs=8, hidden_dims=(16,))
     assert list(found.masses.index) == ["poisson(offset=True)", "poisson"]
     assert found.masses.loc["poisson", "elpd_diff"] < -Z * found.masses.loc["poisson", "dse"]
 

@@ -4,6 +4,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -30,6 +31,7 @@ def test_example(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, *ARGUMENTS.get(name, ())])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    plt.close("all")
     printed = capsys.readouterr().out
     text, figure = EXPECTED[name]
     assert text in printed
