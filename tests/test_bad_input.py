@@ -266,6 +266,7 @@ KINDS = {
     | {"a tensor": lambda: torch.tensor(True)},
     "name": NOT_NAME,
     "name or None": {k: v for k, v in NOT_NAME.items() if k != "None"},
+    "callbacks": values(None, len, 3, "ab", [1], [len, None], {len}, {"a": len}),
     "rule or positive": NOT_POSITIVE | values("wide", None),
     "tile": values(
         5, 1.5, "ab", (1,), (1, 2, 3), (0, 4), (4, -1), ("a", "b"), (1.5, 2), {3, 4}, {1: 1, 2: 2}, (True, 1)
@@ -518,6 +519,7 @@ CASES = {
             "compile": "auto or flag",
             "precision": "name",
             "binarize": "flag",
+            "callbacks": "callbacks",
         },
     ),
     "Checkpoint": Case(

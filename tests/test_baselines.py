@@ -167,6 +167,7 @@ def everything(baseline, x):
     return torch.cartesian_prod(*axes).double(), area
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", [name for name in EVERY if name != "bayesian_linear_regression"])
 def test_probabilities_sum_to_one_and_samples_agree_with_them(name):
     """Σ P(x) = 1 over all x; and E_P of x_0, x_1, x_0², x_1², x_0 x_1 by that sum, and by samples."""
@@ -707,6 +708,7 @@ def test_linear_regression_is_a_multivariate_t(intercept):
     assert fitted.log_evidence(new).measure == ("unscored",) * 3 + ("density",)
 
 
+@pytest.mark.statistical
 def test_linear_regression_samples_its_predictive():
     """Each covariate row is a training row; (y − m·φ)/scale of the samples is Student's t: its quartile, at Z."""
     fitted = baselines.BayesianLinearRegression().fit(REAL)

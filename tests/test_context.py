@@ -39,6 +39,7 @@ def test_an_offset_multiplies_the_means(name):
     assert torch.equal(zero.log_prob(torch.ones(4, 3)), plain(z).log_prob(torch.ones(4, 3)))
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("method", ["importance", "refined", "auto"])
 def test_log_evidence_of_poisson_rows_with_offsets_against_a_grid(method):
     torch.manual_seed(0)
@@ -247,6 +248,7 @@ def test_missing_labels_are_refused():
         as_batch({"x": torch.ones(12, 1), "label": label}, dtype=torch.float32)
 
 
+@pytest.mark.statistical
 def test_swap_gives_offsets_to_those_that_take_them():
     """Rates that differ by exposure alone: who is told it needs no latent to find it."""
     generator = np.random.default_rng(SEED)
@@ -254,7 +256,7 @@ def test_swap_gives_offsets_to_those_that_take_them():
     x = generator.poisson(5 * exposure[:, None], (600, 3)).astype(np.float32)
     data = {"x": x, "offset": np.log(exposure)}
     families = ["poisson", ("poisson", {"offset": True})]
-    found = pv.swap(data, 1, families, epochs=20, hidden_dims=(16,))
+    found = pv.swap(data, 1, families, epochs=8, hidden_dims=(16,))
     assert list(found.masses.index) == ["poisson(offset=True)", "poisson"]
     assert found.masses.loc["poisson", "elpd_diff"] < -Z * found.masses.loc["poisson", "dse"]
 

@@ -41,6 +41,7 @@ def agree(found, exact):
     return close(float(difference.mean()), 0.0, float(difference.std()) / len(difference) ** 0.5)
 
 
+@pytest.mark.statistical
 def test_posterior_draws_are_the_posteriors_and_not_the_encoders(converted):
     z = arrays(converted, "posterior", "z")[0]
     exact = ORACLE.posterior(X)
@@ -50,6 +51,7 @@ def test_posterior_draws_are_the_posteriors_and_not_the_encoders(converted):
     assert agree(z.var(dim=0), exact.variance)  # the encoder's is 1.96 times that
 
 
+@pytest.mark.statistical
 def test_prior_draws_are_the_priors(converted):
     z = arrays(converted, "prior", "z")[0]
     assert z.shape == (500, 60, 2)
@@ -57,6 +59,7 @@ def test_prior_draws_are_the_priors(converted):
     assert agree(z.var(dim=0), torch.ones(60, 2))
 
 
+@pytest.mark.statistical
 def test_replicated_rows_are_from_the_predictive_distributions(converted):
     w, variance = ORACLE.loadings, ORACLE.sigma**2
     exact = ORACLE.posterior(X)
@@ -101,6 +104,7 @@ def test_same_seed_same_bits_and_the_global_generator_stays():
             assert not np.array_equal(first[group][name], other[group][name])
 
 
+@pytest.mark.statistical
 def test_blocks_of_rows_keep_their_order():
     """Tiles of few rows and few samples: every row's draws are its own, and so are the replicates."""
     x = X[:20]
@@ -143,6 +147,7 @@ def test_every_pair_converts(name):
     assert data.log_likelihood_given_z["x"].shape == (1, 12, len(case.x))
 
 
+@pytest.mark.statistical
 def test_latents_in_inner_plates():
     case = PAIRS["columns_inside"]()
     data = to_arviz(case.pair, case.x, num_draws=9, num_samples=100)
@@ -216,6 +221,7 @@ def test_rows_that_cannot_be_replicated_are_refused_with_the_mend():
     )
 
 
+@pytest.mark.statistical
 def test_draws_are_chosen_by_their_weights_alone():
     log_weights = torch.tensor([[0.0, -torch.inf, -1e4], [-torch.inf, -torch.inf, -1e4 - 1]]).double()
     chosen = _resample(log_weights, 10_000, RowNoise(SEED, torch.arange(3)))

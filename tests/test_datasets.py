@@ -51,6 +51,7 @@ def test_seed_of_digits_moves_the_split():
         datasets.digits("grey")
 
 
+@pytest.mark.statistical
 def test_dequantised_is_uniform_and_stays_below_the_next_level():
     """In float32, 255 + u rounds up to 256 once in 131 072 draws."""
     levels = torch.full((2_000_000,), 255.0)
@@ -61,6 +62,7 @@ def test_dequantised_is_uniform_and_stays_below_the_next_level():
     assert close(u.square().mean(), 1 / 3, (4 / 45 / len(u)) ** 0.5)
 
 
+@pytest.mark.statistical
 def test_binarize_draws_each_level_at_its_rate():
     levels = torch.arange(256.0).expand(4000, 256)
     x = datasets.binarize(levels, seed=SEED)
@@ -350,6 +352,7 @@ def test_real_mnist():
     assert picture[:2].mean() < 1
 
 
+@pytest.mark.statistical
 def test_real_binarized_mnist():
     """Larochelle drew each pixel of the 70 000 pictures at its grey level, and put the rows in his own order."""
     x = at_hand(datasets.binarized_mnist)

@@ -48,6 +48,7 @@ def test_a_factorised_posterior_is_exact_by_dimension(mean_field):
     assert mean_field.active_units == 3
 
 
+@pytest.mark.statistical
 def test_the_halves_of_the_elbo_and_of_the_rate_add_up(mean_field):
     bound = pv.elbo(
         ORACLE.mean_field_pair(), X, num_samples=100, seed=SEED, tile=mean_field.log_evidence.tile
@@ -59,6 +60,7 @@ def test_the_halves_of_the_elbo_and_of_the_rate_add_up(mean_field):
     assert abs(total - mean_field.dimensions["rate"].sum()) < Z * error
 
 
+@pytest.mark.statistical
 def test_the_inference_gap_is_what_the_family_misses(mean_field):
     precision = ORACLE.precision()
     exact = 0.5 * float(precision.diagonal().log().sum() - torch.logdet(precision))
@@ -78,6 +80,7 @@ def test_a_full_posterior_has_no_gap_and_marginal_rates():
     assert "do not sum to the rate" in str(found)
 
 
+@pytest.mark.statistical
 def test_information_of_few_rows_is_that_of_the_mixture_on_a_grid():
     """q(z) is a mixture of five Gaussians: its entropy and its KL from the prior, by a dense grid."""
     oracle = LinearGaussian(torch.tensor([[1.5]], dtype=torch.float64), torch.zeros(1).double(), 0.8)
@@ -97,6 +100,7 @@ def test_information_of_few_rows_is_that_of_the_mixture_on_a_grid():
     assert found.prior_gap_mcse < 0.2 * gap
 
 
+@pytest.mark.statistical
 def test_information_of_many_rows_is_the_channels():
     """Rows from the model under its exact posterior: I(x; z) = ½ log |I + WᵀW/σ²|, and q(z) is the prior."""
     oracle = replace(ORACLE, loadings=0.4 * ORACLE.loadings[:, :1])
@@ -155,6 +159,7 @@ def test_means_that_are_estimates_do_not_make_a_dimension_active():
 # Any pair
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", [name for name in PAIRS if name != "mixture"])  # whose latent is discrete
 def test_every_pair_is_diagnosed(name):
     case = PAIRS[name]()
@@ -167,6 +172,7 @@ def test_every_pair_is_diagnosed(name):
     assert str(found)
 
 
+@pytest.mark.statistical
 def test_conditional_rates_of_a_hierarchy_sum_to_the_rate():
     case = PAIRS["hierarchical"]()
     found = diagnose(case.pair, case.x.repeat(60, 1), num_samples=200, seed=SEED)
@@ -330,6 +336,7 @@ def linear(latent_dim, columns, seed):
     return oracle, oracle.sample(8, seed=seed + 1), gap
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("seed", SEEDS[:2])
 def test_a_gap_of_many_nats_is_poor_over_any_number_of_dimensions(seed):
     """The best mean-field encoder of 50 correlated dimensions: 7 nats off, 0.15 a dimension, and no row believed."""

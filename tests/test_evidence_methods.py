@@ -62,6 +62,7 @@ def mean_and_error(values):
 # The contract
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("method", [method for method in QUICK if method != "quadrature"])
 def test_every_method_on_every_pair_is_the_exact_one(method, name):
@@ -117,6 +118,7 @@ def test_a_discrete_latent_is_refused_by_name_where_z_has_to_move(method):
         pv.log_evidence(case.pair, case.x, method=method)
 
 
+@pytest.mark.statistical
 def test_a_discrete_latent_is_answered_by_importance_in_auto():
     case = PAIRS[DISCRETE]()
     ev = pv.log_evidence(case.pair, case.x, method="auto", target_mcse=0.03)
@@ -128,6 +130,7 @@ def test_a_discrete_latent_is_answered_by_importance_in_auto():
 # Constrained latents
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", CONJUGATE)
 @pytest.mark.parametrize("method", [method for method in QUICK if method != "quadrature"])
 def test_constrained_latents_are_the_exact_one(method, name):
@@ -145,6 +148,7 @@ def test_quadrature_over_constrained_latents_is_the_exact_one(name):
     assert ev.settled.all()
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("start", ["encoder", "prior"])
 @pytest.mark.parametrize("name", CONJUGATE)
 def test_sandwich_over_constrained_latents_holds_the_truth(name, start):
@@ -244,6 +248,7 @@ def test_log_det_is_autograds(name):
 # Sandwich
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("start", ["encoder", "prior"])
 def test_sandwich_holds_the_truth_of_the_rows_it_made(start):
     oracle = LinearGaussian.random(3, 6)
@@ -280,6 +285,7 @@ def test_sandwich_opens_where_chains_are_too_short():
     assert (sw.verdict[np.abs(sw.gap) <= sw.tolerance] == "trust").all()
 
 
+@pytest.mark.statistical
 def test_sandwich_of_real_rows_where_the_posterior_is_known():
     torch.manual_seed(3)
     vae = pv.VAE.mlp(6, 2, "gaussian", hidden_dims=())
@@ -447,6 +453,7 @@ def test_sandwich_refuses_a_model_that_reads_x_elsewhere():
 # Exact
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("scale", [0.4, "shared", "per_dimension"])
 def test_a_linear_vae_is_a_multivariate_normal(scale):
     torch.manual_seed(5)
@@ -497,6 +504,7 @@ def test_what_is_not_linear_gaussian_is_not_exact(build, message):
 # Two far modes
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("others", [None, 4], ids=["one latent", "five latents"])
 def test_two_far_modes_fool_importance(others):
     """k-hat is fine, the error is small, every row is trusted; and every row is log 2 too low."""
@@ -634,6 +642,7 @@ def test_auto_settles_rows_right_and_cheaply():
     assert "rows settled to 0.05 nats" in str(ev)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("widen", [1.0, 3.0, 0.4])
 @pytest.mark.parametrize("max_cost", [1000, 3000, 20_000])
 def test_auto_stays_within_its_cost(max_cost, widen):
@@ -647,6 +656,7 @@ def test_auto_stays_within_its_cost(max_cost, widen):
     assert set(ev.answered_by) <= {"importance", "refined", "annealed"}
 
 
+@pytest.mark.statistical
 def test_auto_of_one_row_and_of_many_agree():
     """Rows are asked one by one: a poor neighbour costs a row nothing but noise."""
     oracle = LinearGaussian.random(2, 5)
@@ -712,6 +722,7 @@ def test_step_sizes_are_frozen_in_the_answer(monkeypatch):
     torch.testing.assert_close(torch.stack([size for _, size in used]), tuned[0], rtol=0, atol=0)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
 def test_a_move_leaves_its_density_alone(beta):
     """From exact draws of f_β and fresh momentum, 30 moves on: mean, variance and momentum as at the start.
@@ -753,6 +764,7 @@ def test_a_move_leaves_its_density_alone(beta):
 # Gaps and convergence
 
 
+@pytest.mark.statistical
 def test_gaps_of_the_best_mean_field_encoder():
     """Approximation ½ (Σ log P_ii − log |P|), the same in every row; amortization none."""
     oracle = LinearGaussian.random(4, 8)
@@ -776,6 +788,7 @@ def test_gaps_of_the_best_mean_field_encoder():
     assert (frame["verdict"] == "trust").all()
 
 
+@pytest.mark.statistical
 def test_gaps_of_a_bad_encoder_are_its_amortization():
     """A full-rank family can express the posterior: the whole gap, KL(Q ‖ posterior), is the encoder's."""
     oracle = LinearGaussian.random(3, 8)
@@ -786,6 +799,7 @@ def test_gaps_of_a_bad_encoder_are_its_amortization():
     assert (np.abs(frame["approximation"]) <= 0.01 + Z * frame["approximation_mcse"]).all()
 
 
+@pytest.mark.statistical
 def test_convergence_climbs_from_the_elbo():
     oracle = LinearGaussian.random(4, 8)
     x = oracle.sample(30)
@@ -960,6 +974,7 @@ FLAT = {
 }
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("method", ["importance", "annealed", "refined", "quadrature", "auto"])
 @pytest.mark.parametrize("name", FLAT)
 def test_densities_without_a_gradient_are_weighed_right(name, method):

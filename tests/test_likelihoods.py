@@ -154,6 +154,7 @@ def test_log_prob_is_scipys(name):
     np.testing.assert_allclose(fn.log_prob(x).detach(), log_prob(x.numpy()), rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
 def test_samples_have_the_mean_they_say(name, options):
     """20 000 samples a column; the smallest bias seen is Z standard errors of their mean."""
@@ -243,6 +244,7 @@ def narrow(name, options):
     return vae
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
 def test_log_evidence_against_a_dense_grid(name, options):
     """One latent: ``quadrature`` to 1e-3, ``importance`` within its error."""

@@ -152,6 +152,7 @@ def rows(place):
 BOTH = [(p, m) for p in PLACES for m in METHODS if m != "quadrature" or p not in ("events", "simplex")]
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(("place", "method"), BOTH)
 def test_every_method_gives_what_the_rows_have(place, method):
     model, guide, exact = PLACES[place]()
@@ -243,6 +244,7 @@ def cells(mask_guide):
     return pv.LatentVariableModel(model, guide)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("method", ["importance", "annealed", "refined", "auto", "quadrature"])
 def test_cells_that_obs_mask_leaves_out_cost_nothing(method):
     x, observed = rows("steps")[:, 0], HELD[:, 0]

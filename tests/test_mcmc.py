@@ -49,6 +49,7 @@ def gaussian(dim, seed):
     return log_target, draws.unflatten(0, (4, 250)), truth
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("warp", [False, True])
 def test_bridge_at_50_dimensions(warp):
     """RMSE below 0.05 nats from 1000 draws; unbiased; and the error it reports is the error it has.
@@ -69,6 +70,7 @@ def test_bridge_at_50_dimensions(warp):
     assert abs(((errors / reported) ** 2).mean() - 1) < Z * spread
 
 
+@pytest.mark.statistical
 def test_bridge_sees_autocorrelation():
     """AR(1) draws of N(0, I_20), ρ = 0.9: nineteen are worth one, and the errors reported are those made."""
     replications = 150
@@ -83,6 +85,7 @@ def test_bridge_sees_autocorrelation():
     assert abs(np.mean(squares) - 1) < Z * (2 / replications) ** 0.5
 
 
+@pytest.mark.statistical
 def test_warp_helps_with_skew():
     """Gamma(2) on the log scale, five independent ones: exactly 0, the logarithm of Γ(2)⁵."""
     generator = torch.Generator().manual_seed(SEED)
@@ -125,6 +128,7 @@ def test_bridge_refuses():
 # Closed forms
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("warp", [False, True])
 def test_evidence_of_conjugate_models(name, warp):
@@ -136,6 +140,7 @@ def test_evidence_of_conjugate_models(name, warp):
     assert close(ev.total, CASES[name].log_evidence, float(ev.mcse[0]))
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", ["Beta-Bernoulli", "normal-inverse-gamma"])
 def test_predictive_of_conjugate_models(name):
     """Each row's log P(x_n | training) is a ratio of exact evidences."""
@@ -184,6 +189,7 @@ def test_row_errors_are_arvizs():
         assert ev.mcse[n] == pytest.approx(float(density.std() / density.mean()) / ess**0.5, rel=0.15)
 
 
+@pytest.mark.statistical
 def test_sample_is_the_posterior_predictive():
     """Means of 600 rows of coins; P(x_d = 1) is the exact predictive."""
     x = CASES["Beta-Bernoulli"].x
@@ -215,6 +221,7 @@ def eight_schools():
     return baselines.PyroMCMC(posteriordb.eight_schools, **options).fit(SCHOOLS)
 
 
+@pytest.mark.statistical
 def test_eight_schools():
     """Latents of single rows: fitted, with an evidence; new schools are refused."""
     reference = posteriordb.reference("eight_schools-eight_schools_noncentered")
@@ -235,6 +242,7 @@ def test_eight_schools():
     assert abs(mcmc.marginal_likelihood().total - reference.log_evidence["as_written"]) < 0.05
 
 
+@pytest.mark.statistical
 def test_autoregression():
     """Rows that feel each other: fitted, with an evidence; a row by itself has no log P."""
     reference = posteriordb.reference("arK-arK")
@@ -270,6 +278,7 @@ def schools_evidence(tau):
     return dist.MultivariateNormal(torch.zeros(8).double(), covariance).log_prob(SCHOOLS["x"])
 
 
+@pytest.mark.statistical
 def test_pooled_and_hierarchical_schools_are_compared():
     """τ ~ half-Cauchy(5) by quadrature: substituted by its quantiles, 5 tan(π q / 2), the prior is uniform."""
     q = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
@@ -478,7 +487,7 @@ def test_evidences_of_other_cells_are_not_compared():
 @functools.cache
 def bayesian_pca():
     oracle = LinearGaussian.random(1, 3)
-    options = QUICK | {"num_samples": 150, "warmup_steps": 100}
+    options = QUICK | {"num_samples": 100, "warmup_steps": 60, "full_mass": True}
     return oracle, baselines.BayesianPCA(1, loadings_scale=1.5, **options).fit(
         oracle.sample(60, seed=SEED + 1)
     )
@@ -497,6 +506,7 @@ def test_bayesian_pca_scores_near_ppca():
     assert mcmc.sample(3).shape == (3, 3)
 
 
+@pytest.mark.statistical
 def test_bayesian_pca_is_identified():
     """Lower triangular in its own order with a positive diagonal; nearly the true W Wᵀ; chains that agree."""
     oracle, mcmc = bayesian_pca()
@@ -509,6 +519,7 @@ def test_bayesian_pca_is_identified():
     assert ((common.mean(0) - truth).abs() < Z * common.std(0)).all()
 
 
+@pytest.mark.statistical
 def test_triangular_loadings_have_the_prior_of_full_ones():
     """L = 2, 3 columns: W Wᵀ from the model's prior against W of independent normal entries, means and variances."""
     pca, n = baselines.BayesianPCA(2, loadings_scale=1.5, **QUICK), 4000

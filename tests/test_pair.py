@@ -73,6 +73,7 @@ def global_store_untouched():
 # The contract, over every pair
 
 
+@pytest.mark.statistical
 def test_log_evidence_is_the_exact_one(case):
     ev = pv.log_evidence(case.pair, case.x, num_samples=50_000, seed=SEED, tile=(len(case.x), 5000))
     assert_agrees(ev, case.exact(case.x))
@@ -498,6 +499,7 @@ def on_the_diagonal_guide(x):
         pyro.sample("z", dist.Normal(x / 2, 0.9))
 
 
+@pytest.mark.statistical
 def test_two_plates_over_rows_need_a_name():
     with refused("plate", "site 'x'", "2: ['again', 'rows']", "plate='again'"):
         weigh(on_the_diagonal, on_the_diagonal_guide, X[:, :1])
@@ -824,6 +826,7 @@ def test_names_in_the_global_store_are_refused_not_restarted():
         weigh(model, guide)
 
 
+@pytest.mark.statistical
 def test_an_adopted_store_is_what_is_evaluated():
     model, guide = functional()
     x = X + 5
@@ -851,6 +854,7 @@ def test_an_adopted_store_reaches_a_module_built_anew():
 # Estimating
 
 
+@pytest.mark.statistical
 def test_weights_are_per_row_not_per_batch():
     """PITFALLS 1: 40 rows, whose weights as one batch would collapse to a single draw."""
     case = PAIRS["pyro_module_statements"]()

@@ -101,6 +101,7 @@ def test_shapes_dtype_and_expansion(build, name, latent_dim, dtype):
     assert fn.support is dist.constraints.real_vector or fn.support.base_constraint is dist.constraints.real
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(("build", "name"), DISTRIBUTIONS)
 def test_log_prob_integrates_to_one_and_agrees_with_the_samples(build, name):
     """∫ p = 1, and p's moments and entropy by importance from a wide Student t are those of p's own draws.
@@ -258,6 +259,7 @@ PAIRS = [(name, "diagonal_normal") for name in PRIORS] + [
 ]
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize(("prior_name", "encoder_name"), sorted(set(PAIRS)))
 def test_the_evidence_methods_agree(prior_name, encoder_name):
     """With a dense grid, within 6.1 of their errors where they ask to be trusted, and always within a nat.
@@ -294,6 +296,7 @@ def test_every_part_trains(prior_name, encoder_name):
     assert all(not torch.equal(p, before[name]) for name, p in vae.named_parameters())
 
 
+@pytest.mark.statistical
 def test_full_rank_normal_reaches_the_exact_posterior():
     """On a linear-Gaussian model log P(x) − ELBO goes below 0.01 nats; a diagonal Gaussian cannot get below 0.22.
 
@@ -331,6 +334,7 @@ def clusters(num_rows, seed):
     return corners[label] + 0.3 * torch.randn(num_rows, 2, generator=generator)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", ["gaussian_mixture", "vamp_prior", "flow"])
 def test_a_flexible_prior_beats_the_standard_normal_on_clusters(name):
     """Under a linear decoder, on 200 held-out rows, by more than 6.1 standard errors of the paired difference.
@@ -362,6 +366,7 @@ class Bend(nn.Module):
         return z[:, :1] ** 2 - z[:, 1:]
 
 
+@pytest.mark.statistical
 def test_a_flow_encoder_beats_a_diagonal_normal_where_the_posterior_is_bent():
     """z ~ N(0, I), x = z_1² − z_2 + 0.3 ε: z lies along a parabola. ELBOs against log P(x) by a dense grid.
 

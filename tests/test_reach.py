@@ -110,6 +110,7 @@ CUT_OFF = {
 BY_GUIDE = {"importance": {}, "jackknife": {}, "annealed": {"num_samples": 16, "num_temperatures": 30}}
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("method", BY_GUIDE)
 @pytest.mark.parametrize("name", CUT_OFF)
 def test_no_row_is_trusted_by_draws_of_a_guide_that_is_cut_off(name, method):
@@ -125,6 +126,7 @@ def test_no_row_is_trusted_by_draws_of_a_guide_that_is_cut_off(name, method):
         assert (ev.estimate < exact(x) + Z * ev.mcse + 1e-3).all()
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", CUT_OFF)
 def test_auto_goes_another_way_and_is_right(name):
     model, q, exact = CUT_OFF[name]
@@ -202,6 +204,7 @@ def of_hundred(x):
     return torch.logsumexp(torch.stack(terms).double(), dim=0).numpy()
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", DISCRETE)
 def test_discrete_guides_that_are_cut_off_are_summed_instead(name):
     model, guide, exact = DISCRETE[name]
@@ -217,6 +220,7 @@ def test_discrete_guides_that_are_cut_off_are_summed_instead(name):
     np.testing.assert_array_less(np.abs(ev.estimate - exact(x)), tolerance)
 
 
+@pytest.mark.statistical
 def test_counts_beyond_a_guide_are_not_trusted():
     """z ~ Poisson(1), x ~ N(z, 0.1) with x near 6, a guide up to 4: the prior's draws seldom come by 6."""
 
@@ -275,6 +279,7 @@ BELOW = {
 }
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("method", ["importance", "jackknife", "refined", "auto"])
 @pytest.mark.parametrize("name", BELOW)
 def test_draws_without_probability_weigh_nothing(name, method):
@@ -297,6 +302,7 @@ def test_a_grid_across_a_jump_states_its_error():
     np.testing.assert_array_less(np.abs(ev.estimate + x.numpy()), ev.mcse + 1e-6)
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("method", ["importance", "jackknife", "annealed", "refined", "auto"])
 @pytest.mark.parametrize("scale", [0.5, 2.0])
 def test_draws_beyond_the_prior_weigh_nothing(scale, method):
@@ -337,6 +343,7 @@ def test_a_row_without_probability_says_so(method):
         pv.compare({"it": ev, "again": ev})
 
 
+@pytest.mark.statistical
 def test_values_off_a_bound_of_their_own_are_impossible_rows():
     """A Binomial with a row's own number of trials: known bounds vary, though four rows may have the same."""
 
@@ -389,6 +396,7 @@ def exact_bounded(x, a):
     return np.array([math.log(integrate.quad(integrand, 0, np.pi / 2, args=(v,))[0]) for v in x.tolist()])
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("method", ["importance", "auto", "refined"])
 def test_draws_that_round_onto_a_bound_blame_nobody(method, seed):
@@ -417,6 +425,7 @@ def test_more_than_one_draw_in_a_hundred_on_a_bound_is_not_trusted():
     assert np.isfinite(pv.elbo(pair, x, seed=SEED).estimate).all()
 
 
+@pytest.mark.statistical
 def test_angles_have_one_turn():
     """z ~ VonMises, x ~ N(cos z, ½): a grid over one turn, and no second turn by methods that move z."""
 

@@ -251,6 +251,7 @@ def test_a_standardizing_linear_model_is_exact_far_from_zero(centre):
     np.testing.assert_allclose(one, exact[:1], atol=1e-5)
 
 
+@pytest.mark.statistical
 def test_standardized_rows_are_simulated_and_scored_in_their_own_units(standardized):
     near = standardized[0.0].sample(400, seed=1).double()
     for centre, vae in standardized.items():

@@ -763,7 +763,14 @@ ARGUMENTS = {
     "gaussian_mixture": {"num_components": 2, "num_starts": 1, "covariance": "diag"},
     "bernoulli_mixture": {"num_components": 2, "num_starts": 1},
     "latent_class": {"num_classes": 2, "num_starts": 1},
-    "bayesian_pca": {"latent_dim": 1, "num_samples": 60, "warmup_steps": 40, "num_chains": 2},
+    # short trees: what is saved need not have converged
+    "bayesian_pca": {
+        "latent_dim": 1,
+        "num_samples": 50,
+        "warmup_steps": 20,
+        "num_chains": 2,
+        "max_tree_depth": 2,
+    },
     "normal_inverse_gamma": {"loc": [0.5, 0.2, 0.1]},
 }
 

@@ -5,6 +5,7 @@ from rates import SEED
 from statistical import CHECKS
 
 
+@pytest.mark.statistical
 @pytest.mark.parametrize("name", CHECKS)
 def test_statistical(name):
     assert CHECKS[name](SEED)

@@ -462,7 +462,7 @@ def test_compiled_wide_rows_twice():
         ("annealed", {"num_samples": 5, "num_temperatures": 12}),
         ("annealed", {"num_samples": 5, "num_temperatures": 12, "start": "prior"}),
         ("refined", {"num_samples": 100, "num_steps": 2}),
-        ("auto", {"target_mcse": 0.02, "max_cost": 2_000}),
+        ("auto", {"target_mcse": 0.02, "max_cost": 1_000}),
     ],
 )
 class TestMoves:
