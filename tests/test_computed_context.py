@@ -1,5 +1,6 @@
 """Context that was computed from the scored columns is called so, whatever it is and comes in; other context is not."""
 
+import dataclasses
 import itertools
 import math
 from typing import ClassVar
@@ -508,3 +509,11 @@ def test_a_bayesian_multinomial_is_conditional_on_its_total():
 
     found = BayesianModel(model, {"x": x, "n": x.sum(1).long()})
     assert (set(found.measure), found.own_totals) == ({"mass"}, ("n",))
+
+    given = {"x": x, "n": x.sum(1).long()}
+    mcmc = pv.baselines.PyroMCMC(model, num_samples=100, warmup_steps=50, num_chains=1).fit(given)
+    scored = mcmc.log_evidence(given)
+    assert scored.own_totals == mcmc.marginal_likelihood().own_totals == ("n",)
+    other = dataclasses.replace(scored, own_totals=())
+    with pytest.raises(ValueError, match="which is conditional on n"):
+        pv.compare({"multinomial": scored, "other": other}, x, training_rows=True)

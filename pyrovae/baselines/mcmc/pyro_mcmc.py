@@ -222,6 +222,7 @@ class PyroMCMC(Fitted):
             method="warp-3 bridge" if warp else "bridge",
             measure=joint.measure,
             given=_given_together(joint),
+            own_totals=joint.own_totals,
             fingerprint=self._fingerprint,
             target="evidence",
         )
@@ -258,6 +259,7 @@ class PyroMCMC(Fitted):
             method=type(self).__name__,
             measure=joint.rows.measure,
             given=given_of(batch),
+            own_totals=joint.own_totals,
             **about(source, self),
             shared_mcse=error if np.isfinite(found["estimate"]).all() else math.inf,
         )
