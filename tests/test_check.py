@@ -175,7 +175,9 @@ def test_simulated_rows_do_not_depend_on_how_many_there_are():
     few, many = rows_of(pair, 5, 3), rows_of(pair, 40, 3)
     torch.testing.assert_close(few.batch["x"], many.batch["x"][:5], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(few.exact["z"], many.exact["z"][:, :5], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(many.only(torch.tensor([3, 1])).batch["x"], few.batch["x"][[3, 1]])
+    some = many.only(torch.tensor([3, 1]))
+    torch.testing.assert_close(some.batch["x"], few.batch["x"][[3, 1]], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(some.exact["z"], few.exact["z"][:, [3, 1]], rtol=1e-12, atol=1e-12)
 
 
 # ---------------------------------------------------------------------------------------------------------
