@@ -268,7 +268,12 @@ class VAE(LatentVariableModel):
             pyro.sample("z", self.encoder(x))
 
     def _declare(self) -> None:
-        """Declare parameters as ``pyro.module(self.name, self)`` does, without its warning about frozen ones."""
+        """Declare parameters as ``pyro.module(self.name, self)`` does, without its warning about frozen ones.
+
+        Within ``own_parameters`` nothing reads them: they are the modules' own.
+        """
+        if self._scopes:
+            return
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 pyro.param(f"{self.name}$$${name}", parameter)

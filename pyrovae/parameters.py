@@ -46,6 +46,7 @@ class Parameters(nn.Module):
         self._adopted = params is not None
         self._filled = False  # True if a file filled the store before the first run
         self._store = _store_state(params)
+        self._scopes: list[set[str]] = []  # one for every block of ``own_parameters`` that is running
         self.declared = nn.Module()  # holds what pyro.param and pyro.module declared in plain functions
         self._register_declared()
 
@@ -70,8 +71,12 @@ class Parameters(nn.Module):
     def own_parameters(self) -> Iterator[None]:
         """Run a block in which Pyro's parameter statements use this pair's store instead of the global one."""
         known = set(self.stored)
-        with pyro.get_param_store().scope(self._store):
-            yield
+        self._scopes.append(known)
+        try:
+            with pyro.get_param_store().scope(self._store):
+                yield
+        finally:
+            self._scopes.pop()
         if self.stored.keys() != known:
             self._refuse_taken_names(known)
             self._refuse_unsaved_names(known)
