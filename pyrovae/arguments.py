@@ -1,4 +1,4 @@
-"""Checks of arguments: numbers, choices, paths and options. Each returns the checked value or raises an error."""
+"""Checks of arguments: numbers, choices, paths and options. Each raises an error for a bad value; most return the checked one."""
 
 from __future__ import annotations
 

@@ -334,7 +334,7 @@ def _dimensions(evaluation: Evaluation) -> pd.DataFrame:
     blocks: list[dict[str, Moments]] = []
     for rows in evaluation.blocks():
         batch, row_noise = evaluation.part(rows), evaluation.noise(Stream.DIAGNOSE, rows=rows)
-        count = min(_DRAWS, evaluation.num_samples)
+        count = _DRAWS
         with evaluation.pair.evaluating(), noise.seeded(row_noise.seed, batch["x"].device):
             blocks.append(posterior_moments(evaluation.model, batch, count, row_noise))
     frames = []
@@ -369,7 +369,7 @@ def _inference_gap(
 ) -> tuple[np.ndarray, str, bool]:
     """Return log P(x_n) − ELBO(x_n), its method, and whether it is trusted in at least half of the rows.
 
-    If it is not, it is a lower bound of the gap. Only some of the rows are used if importance weights cannot be
+    If fewer rows are trusted, the value is a lower bound of the gap. Only some of the rows are used if importance weights cannot be
     trusted.
     """
     untrusted = (evidence.verdict != "trust").mean()

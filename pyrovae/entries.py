@@ -100,8 +100,8 @@ def column_sizes(x: Tensor) -> tuple[float, float]:
 def largest_entry(x: Tensor) -> tuple[int, int, float]:
     """Return the row, column and value of the entry with the largest absolute value, in flattened rows."""
     rows = x.detach().reshape(len(x), -1)
-    place = int(rows.abs().argmax())
-    row, column = divmod(place, rows.shape[1])
+    index = int(rows.abs().argmax())
+    row, column = divmod(index, rows.shape[1])
     return row, column, float(rows[row, column])
 
 
@@ -114,7 +114,7 @@ def found(rows: Tensor, bad: Callable[[Tensor], Tensor]) -> tuple[int, list[int]
             continue
         if not count:
             index = int(entries.flatten().int().argmax())
-            row, *place = (int(i) for i in np.unravel_index(index, tuple(entries.shape)))
-            first = [start + row, *place]
+            row, *rest = (int(i) for i in np.unravel_index(index, tuple(entries.shape)))
+            first = [start + row, *rest]
         count += int(entries.sum())
     return count, first

@@ -11,23 +11,23 @@ from contextlib import contextmanager
 from typing import Any
 
 
-def refusal(argument: str, expected: str, came: str, mend: str) -> str:
+def refusal(argument: str, expected: str, came: str, fix: str) -> str:
     """Return the text of an error message: argument, expected value, value that came, fix."""
-    return f"{argument}: expected {expected}, got {came}. {mend}"
+    return f"{argument}: expected {expected}, got {came}. {fix}"
 
 
 class Refused(ValueError):
     """Raised for a value that cannot be used; its message says why and how to fix it."""
 
 
-def bad_value(argument: str, expected: str, came: str, mend: str) -> Refused:
+def bad_value(argument: str, expected: str, came: str, fix: str) -> Refused:
     """Return the ``ValueError`` to raise for a value that cannot be used."""
-    return Refused(refusal(argument, expected, came, mend))
+    return Refused(refusal(argument, expected, came, fix))
 
 
-def bad_type(argument: str, expected: str, came: str, mend: str) -> TypeError:
+def bad_type(argument: str, expected: str, came: str, fix: str) -> TypeError:
     """Return the ``TypeError`` to raise for an object of the wrong type."""
-    return TypeError(refusal(argument, expected, came, mend))
+    return TypeError(refusal(argument, expected, came, fix))
 
 
 def shown(value: Any) -> str:

@@ -55,11 +55,11 @@ def as_batch(
 ) -> dict[str, Tensor]:
     """Return a dict of checked tensors from rows, or from a dict of rows under "x" and of values aligned with them.
 
-    ``rows`` checks ``x["x"]`` and the other values. Other values that are whole numbers or booleans keep their type,
+    ``as_tensor`` checks ``x["x"]`` and the other values. Other values that are whole numbers or booleans keep their type,
     because they may be labels or masks.
 
     Raises:
-        TypeError, ValueError: as ``rows``; a dict without "x", or with another number of rows under a name.
+        TypeError, ValueError: as ``as_tensor``; a dict without "x", or with another number of rows under a name.
     """
     return read(x, dtype=dtype, device=device, argument=argument)[0]
 
@@ -74,7 +74,7 @@ def read(
     double: str = "never",
     spread: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], Source]:
-    """Return ``batch`` and the ``Source`` of its rows.
+    """Return ``as_batch`` and the ``Source`` of its rows.
 
     Frames and series beside the rows are reordered to the index of the rows. If the rows have no index, everything is
     matched by position. A swap of two columns with one name cannot be detected.
@@ -85,7 +85,7 @@ def read(
         spread: the columns' standard deviations, if they are known from other rows.
 
     Raises:
-        TypeError, ValueError: as ``batch``; columns of other names or in another order than ``names``; an index
+        TypeError, ValueError: as ``as_batch``; columns of other names or in another order than ``names``; an index
             that does not match the index of the rows.
     """
     x = _whole(x, argument)
@@ -137,7 +137,7 @@ def _as_tensor(
     double: str = "never",
     spread: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return ``rows``, and the same rows before the cast; ``double`` and ``spread`` are those of ``read``."""
+    """Return ``as_tensor``, and the same rows before the cast; ``double`` and ``spread`` are those of ``read``."""
     if (
         not (isinstance(x, Tensor) and x.is_floating_point())
         and (dtype or torch.get_default_dtype()) not in FLOATS
@@ -227,7 +227,7 @@ def _same_names(argument: str, value: Any, name: str, known: dict[str, tuple[str
 
 
 def _aligned(name: str, value: Any, dtype: torch.dtype | None, device: torch.device) -> Tensor:
-    """Return a value aligned with the rows: whole numbers and booleans keep their type, the rest goes to ``rows``."""
+    """Return a value aligned with the rows: whole numbers and booleans keep their type, the rest goes to ``as_tensor``."""
     value = frames.whole(value)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biu":
         value = torch.from_numpy(as_numpy(value, name)).to(device)

@@ -47,8 +47,8 @@ def log_evidence(
         model: a ``VAE``, a ``LatentVariableModel`` or a fitted baseline.
         x: rows on dim 0; tensor, numpy array or DataFrame.
         method: one of ``evidence.METHODS``; None means "importance". "auto" chooses row by row.
-        check: try the method on rows simulated from the model first; see ``evidence.check``. If it trusts rows there that it
-            missed, none of its rows is "trust". Costs as much as 64 rows if it passes, and a few runs of the decoder on
+        check: also try the method on rows simulated from the model; see ``evidence.check``. If the method trusts rows that it
+            missed, no row of x is "trust". Costs as much as 64 rows if it passes, and a few runs of the decoder on
             20 000 rows. Without it, "trust" judges the drawn weights alone.
         options: the estimator's own. "importance" takes ``num_samples=5000``, ``seed=0``,
             ``pareto_smoothed=False``, ``tile=None`` and ``progress=False``. "auto" takes ``target_mcse=0.05``
@@ -65,12 +65,13 @@ def log_evidence(
         >>> ev.kind[0].item()
         'lower bound'
     """
+    arguments.boolean("check", check)
     own = getattr(model, "log_evidence", None)
     if own is None:
         name = arguments.choice("method", "importance" if method is None else method, tuple(METHODS))
         arguments.options(f"method {name!r}", METHODS[name], options, taken=("pair", "x"))
         found = METHODS[name](model, x, **options)
-        if not arguments.boolean("check", check) or name == "exact":
+        if not check or name == "exact":
             return found
         own_options = {key: value for key, value in options.items() if key not in ("progress", "checkpoint")}
         return check_of(model, x, name, **own_options).applied(found)

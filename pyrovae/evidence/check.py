@@ -18,8 +18,8 @@ from pyrovae.noise import Stream, derive
 from pyrovae.refusals import Refused
 from pyrovae.turns import takes_turns
 
-# With none missed, this many trusted rows decide; with one or two, so many more are tried.
-_AT_ONCE, _MORE, _MOST_MISSED = 64, 256, 2
+# With none missed, 64 trusted rows decide; with one or two missed, four times as many in all do.
+_AT_ONCE, _LONGER, _MOST_MISSED = 64, 4, 2
 _MOST_SIMULATED = 8  # times the number of rows
 #: A row whose log P(x) is too low by this many nats lacks a share 1 − exp(−0.5) of its mass.
 LOW = 0.5
@@ -41,8 +41,9 @@ class Check:
         passed: whether the method may be trusted on this model; None if it trusts too few simulated rows to tell.
         reason: why it was not passed, in words; None if it was.
         log_odds: of every simulated row, log of the weight of z* over the sum of all other weights, shape (simulated,).
-        beyond: real rows that lie farther from the simulated ones than these do from each other, out of ``compared``.
-        compared: real rows that were compared with the simulated ones.
+        beyond: rows of x that lie farther from every draw of the pool than the pool's rows lie from each other, out of
+            ``compared``.
+        compared: rows of x that were compared with the pool.
     """
 
     method: str
@@ -59,7 +60,7 @@ class Check:
     def share_low(self) -> float:
         """The largest share of trusted rows that may be low by half a nat, at 95 % confidence (Clopper and Pearson 1934).
 
-        It is exact for rows like the simulated ones.
+        It holds for rows like the simulated ones.
         """
         from scipy.stats import beta
 
@@ -76,7 +77,7 @@ class Check:
         else:
             line = f"check of {self.method!r}: {self.reason}"
         if self.beyond:
-            line += f"\n{self.beyond} of {self.compared} rows lie beyond the simulated rows, which say little about them"
+            line += f"\n{self.beyond} of {self.compared} rows lie beyond all rows simulated from the model, which say little about them"
         return line
 
     def __str__(self) -> str:
@@ -88,7 +89,7 @@ class Check:
             return replace(evidence, check=self)
         word = "unchecked" if self.passed is None else "another method"
         verdict = np.where(evidence.verdict == "trust", word, evidence.verdict)
-        return replace(evidence, verdict=verdict, check=self, reasons=(*evidence.reasons, str(self.reason)))
+        return replace(evidence, verdict=verdict, check=self)
 
 
 @takes_turns
@@ -102,13 +103,13 @@ def check(
 ) -> Check:
     """Try a method on rows simulated from the model, and count those that it trusts and yet misses.
 
-    Half of the simulated rows are plain draws of P(x). The others are chosen among 20 000 draws to resemble rows of x,
-    by x alone, which leaves z* an exact draw of P(z | x). They are simulated given the values beside rows of x.
+    Half of the simulated rows are plain draws of P(x). The others are chosen from 20 000 draws to resemble rows of x. The
+    choice uses x alone, so z* is still an exact draw of P(z | x). They are simulated given the values beside rows of x.
 
-    With s = w* / (w* + Σ_k w_k), w* the weight of z* under the method's own proposal and w_k those of its draws, a
-    trusted row is missed if s > ½. The check passes if none of ``num_rows`` trusted rows is missed. After one or two it
-    goes on to four times as many rows, of which at most two may be missed. If the method trusts fewer than ``num_rows``
-    of eight times as many rows, nothing can be said.
+    w* is the weight of z* under the method's own proposal, and w_k are the weights of the method's draws. A trusted row is
+    missed if w* > Σ_k w_k. The check passes if none of ``num_rows`` trusted rows is missed. After one or two it goes on to
+    four times as many rows, of which at most two may be missed. The method answers at most eight times ``num_rows`` rows. If
+    it trusts too few of them, ``passed`` is None.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``.
@@ -165,12 +166,12 @@ def _checked(
         odds.append(exact)
         trusted.append(found.verdict == "trust")
         log_odds, believed = np.concatenate(odds), np.concatenate(trusted)
-        count, missed = int(believed.sum()), int((believed & (log_odds > 0)).sum())
+        count, missed = int(believed.sum()), int((believed & ~(log_odds <= 0)).sum())
         if missed > _MOST_MISSED:
             passed: bool | None = False
             break
         if missed:
-            wanted = num_rows * _MORE // _AT_ONCE
+            wanted = _LONGER * num_rows
         if count >= wanted:
             passed = True
             break

@@ -14,7 +14,7 @@ from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.posterior import total, undisturbed
 from pyrovae.evidence.reach import unreached
 from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence
-from pyrovae.evidence.run import Block, Folder, Run
+from pyrovae.evidence.run import BlockFunction, Folder, Run
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.turns import takes_turns
@@ -36,8 +36,8 @@ def importance(
     """Return log P(x_n) ≈ log (1/K) Σ_k P(x_n, z_k) / Q(z_k | x_n), z_k ~ Q(z | x_n).
 
     The estimate is a lower bound in expectation, which tightens with K (Burda, Grosse and Salakhutdinov
-    2016). It streams over tiles: memory does not grow with ``num_samples``, and with the number of rows only
-    by their results.
+    2016). It streams over tiles. Memory does not grow with ``num_samples``. It grows with the rows
+    only by one result each.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``.
@@ -88,7 +88,7 @@ def importance(
     return run.answer(columns, kind, {CUT_OFF: unreached(run.evaluation).rows})
 
 
-def encoder_block(evaluation: Evaluation, pareto_smoothed: bool = False) -> Block:
+def encoder_block(evaluation: Evaluation, pareto_smoothed: bool = False) -> BlockFunction:
     """Return the function of a block that adds up its rows' weights under the encoder, tile by tile."""
     x, tiles = evaluation.batch["x"], list(evaluation.tiles())
 

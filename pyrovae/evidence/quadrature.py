@@ -15,7 +15,7 @@ from pyrovae.evidence.gaussians import fit_gaussians
 from pyrovae.evidence.posterior import Gaussian, Posterior, exact_draw, total, undisturbed
 from pyrovae.evidence.refined import all_starts
 from pyrovae.evidence.result import Columns, LogEvidence
-from pyrovae.evidence.run import Block, Folder, Run
+from pyrovae.evidence.run import BlockFunction, Folder, Run
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.refusals import bad_value
@@ -122,7 +122,7 @@ def grid_block(
     tolerance: float,
     fits: list[Gaussian] | None = None,
     most_cost: float = math.inf,
-) -> Block:
+) -> BlockFunction:
     """Return the function of a block that integrates its rows, with their errors in ``mcse``.
 
     ``most_cost`` bounds a row's decoder evaluations. If ``fits`` is None, Gaussians are fitted for the block.

@@ -125,8 +125,8 @@ def _interval(estimate: Any, mcse: Any, bias: Any) -> tuple[Any, Any]:
 class Columns:
     """The numbers of a ``LogEvidence`` on some rows, each float64 of shape (rows,).
 
-    ``lost`` is the share of draws that rounding put onto a bound of their support. ``exact`` is the log of the weight
-    of the row's exact draw over the sum of all other weights; NaN for rows of the user, which have none.
+    ``lost`` is the share of draws that rounding put onto a bound of their support. ``log_odds`` is log of the weight of
+    the row's exact draw over the sum of all other weights. It is NaN for rows of the user.
     """
 
     estimate: Tensor
@@ -136,7 +136,7 @@ class Columns:
     pareto_k: Tensor
     cost: Tensor
     lost: Tensor
-    exact: Tensor
+    log_odds: Tensor
 
     @classmethod
     def of_weights(
@@ -165,7 +165,7 @@ class Columns:
         if log_weight is None:
             return self
         odds = log_weight.nan_to_num(nan=math.inf, posinf=math.inf) - (self.estimate + math.log(num_samples))
-        return replace(self, exact=odds)
+        return replace(self, log_odds=odds)
 
     @classmethod
     def cat(cls, blocks: Sequence[Columns]) -> Columns:
@@ -177,7 +177,7 @@ class Columns:
         return {
             f.name: getattr(self, f.name).cpu().numpy()
             for f in fields(self)
-            if f.name not in ("lost", "exact")
+            if f.name not in ("lost", "log_odds")
         }
 
 
@@ -193,7 +193,7 @@ class LogEvidence:
         pareto_k: k-hat of the weights' tail, shape (rows,); NaN if nothing or too little was sampled.
         kind: shape (rows,), each "exact", "lower bound", "upper bound" or "estimate". A lower bound holds in
             expectation over the noise.
-        verdict: shape (rows,), each "trust", "more samples" or "another method". It judges the weights that
+        verdict: shape (rows,), each "trust", "more samples", "another method" or "unchecked". It judges the weights that
             were drawn; they carry no information on a mode that the guide never visits.
         measure: one entry per column of x: "mass" or "density". "transformed" means that a function of the
             column is scored. "unscored" means that the number leaves the column out, "unscored in part" that
@@ -205,6 +205,8 @@ class LogEvidence:
         num_samples: draws per row; 0 if nothing was sampled or if rows differ in it.
         seed, tile: together with x and the pair, they reproduce the numbers bit for bit.
         check: how the method did on rows simulated from the model; None if it was not tried on any.
+        log_odds: of simulated rows, log of the exact draw's weight over the sum of all other weights, shape (rows,);
+            else None.
         noise: the key of a row's noise beside the seed: its "index" in x, its "content", or the "tile" if the
             pair's draws cannot be made row by row. None if nothing is drawn.
         fingerprint: of the rows. Comparisons require equal fingerprints.
@@ -287,7 +289,7 @@ class LogEvidence:
             uncompiled=None if evaluation.runner is None else evaluation.runner.reason,
             reasons=reasons,
             noise=evaluation.keyed_by,
-            log_odds=None if evaluation.exact is None else columns.exact.cpu().numpy(),
+            log_odds=None if evaluation.exact is None else columns.log_odds.cpu().numpy(),
             shared_mcse=_shared_mcse(columns, evaluation.keys, names) if evaluation.repeats else None,
         )
 
@@ -420,7 +422,7 @@ class LogEvidence:
         draws = f", {self.num_samples} draws{'' if together else ' a row'}" if self.num_samples else ""
         rows = ", ".join(f"{verdict} {count}" for verdict, count in self.counts().items() if count)
         by, counts = np.unique(self.answered_by, return_counts=True)
-        rungs = ", ".join(f"{name} {count}" for name, count in zip(by, counts, strict=True))
+        methods = ", ".join(f"{name} {count}" for name, count in zip(by, counts, strict=True))
         lines = [
             f"log P(x) = {self.total:.3f} nats for all {len(self.fingerprint)} rows together ({interval})"
             if together
@@ -446,7 +448,7 @@ class LogEvidence:
         if self.target_mcse is not None:
             lines += [
                 f"rows settled to {self.target_mcse:g} nats: {int(self.settled.sum())} of {len(self)}",
-                f"rows by method: {rungs}; {self.cost.mean():.0f} decoder evaluations a row",
+                f"rows by method: {methods}; {self.cost.mean():.0f} decoder evaluations a row",
             ]
         return "\n".join(lines)
 

@@ -24,7 +24,7 @@ from pyrovae.progress import Progress
 #: A folder for finished blocks; None keeps none.
 Folder = str | os.PathLike[str] | None
 #: Returns the columns of one block, from its number and its rows.
-Block = Callable[[int, slice], Columns]
+BlockFunction = Callable[[int, slice], Columns]
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,16 @@ class Run:
         """Return the progress over the rows, a context manager."""
         return Progress("log P(x)", len(self.evaluation), "rows", self.progress)
 
-    def columns(self, block: Block) -> Columns:
-        """Return the columns of all rows; ``block`` computes those of a block that the checkpoint lacks."""
+    def columns(self, compute: BlockFunction) -> Columns:
+        """Return the columns of all rows; ``compute`` is called for blocks that the checkpoint lacks."""
         with self.bar() as bar:
-            return each_block(self.evaluation, block, bar, self.parts)
+            return each_block(self.evaluation, compute, bar, self.parts)
 
     def answer(
         self,
         columns: Columns,
         kind: str | np.ndarray,
-        found: Mapping[str, Tensor] | None = None,
+        findings: Mapping[str, Tensor] | None = None,
         verdict: np.ndarray | None = None,
         **fields: Any,
     ) -> LogEvidence:
@@ -94,15 +94,15 @@ class Run:
 
         Args:
             columns: of all rows.
-            kind: of the numbers, one or one a row.
-            found: rows that are not to be trusted, shape (rows,), by the reason.
+            kind: the kind of the estimates, one word or one per row.
+            findings: for each reason, which rows are not to be trusted; boolean, shape (rows,).
             verdict: by row; None judges by k-hat and the number of draws.
             fields: further fields of ``LogEvidence``.
         """
         if verdict is None:
             fields = {"num_samples": self.evaluation.num_samples} | fields
             verdict = verdicts(columns.pareto_k.cpu().numpy(), self.evaluation.num_samples)
-        verdict, reasons = judge(verdict, columns, dict(found or {}))
+        verdict, reasons = judge(verdict, columns, findings)
         return LogEvidence.of(
             columns,
             self.evaluation,
@@ -115,13 +115,13 @@ class Run:
 
 
 def each_block(
-    evaluation: Evaluation, block: Block, bar: Progress | None = None, parts: Parts | None = None
+    evaluation: Evaluation, compute: BlockFunction, bar: Progress | None = None, parts: Parts | None = None
 ) -> Columns:
     """Return the columns of all rows, computed block by block; skip blocks in ``parts``."""
     whole: dict[str, Tensor] = {}
     for number, rows in enumerate(evaluation.blocks()):
-        compute = functools.partial(_computed, block, number, rows)
-        found = compute() if parts is None else parts.keep(number, compute)
+        block = functools.partial(_columns_of, compute, number, rows)
+        found = block() if parts is None else parts.keep(number, block)
         # Copied into one tensor per column: small tensors kept from every block would fragment the memory that
         # the large ones free.
         whole = whole or {name: part.new_empty(len(evaluation)) for name, part in found.items()}
@@ -132,8 +132,8 @@ def each_block(
     return Columns(**whole)
 
 
-def _computed(block: Block, number: int, rows: slice) -> dict[str, Tensor]:
-    return vars(block(number, rows))
+def _columns_of(compute: BlockFunction, number: int, rows: slice) -> dict[str, Tensor]:
+    return vars(compute(number, rows))
 
 
 def _parts(folder: str | os.PathLike[str], evaluation: Evaluation, **options: Any) -> Parts:

@@ -58,7 +58,7 @@ class Supply:
         self._free = torch.ones(size, dtype=torch.bool, device=x.device)
 
     def take(self, num_rows: int, turn: int) -> Simulated:
-        """Return rows that have not been taken before."""
+        """Return rows that have not been taken before; ``turn`` counts the calls."""
         plain = self._free.nonzero()[:, 0][: num_rows - num_rows // 2]
         self._free[plain] = False
         matched = []
@@ -74,7 +74,7 @@ class Supply:
         )
 
     def beyond(self) -> tuple[int, int]:
-        """Return how many real rows lie beyond the simulated ones, and how many were compared.
+        """Return how many rows of x lie beyond the pool of simulated rows, and how many were compared.
 
         A row lies beyond if its nearest simulated row is farther than that of every one of a thousand simulated rows.
         """

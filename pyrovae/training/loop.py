@@ -97,9 +97,10 @@ class Loop:
     def pins(self) -> dict[str, Any]:
         """Return what a resumed fit has to match, apart from the numbers that the pair computes."""
         state, size = self._state, self._plan.batch_size
-        pins = self._plan.pins(state.objective, state.optimizer, self._schedule) | {
+        return self._plan.pins(state.objective, state.optimizer, self._schedule) | {
             "x": self.rows.digests,
             "validation": None if self._held_out is None else identity.digests(self._held_out.batch),
+            "last batch": self.rows.sizes(size)[-1],
             "steps": self.history.way,
             "evaluations": [e.compiles for e in (self._training, self._held_out) if e is not None],
             "parameters": {
@@ -107,7 +108,6 @@ class Loop:
                 for name, tensor in saving.tensors_of(state.pair).items()
             },
         }
-        return pins | {"last batch": self.rows.sizes(size)[-1]}
 
     def seen(self) -> np.ndarray:
         """Return the hashes of the rows that parameters depend on, as ``identity.row_hashes`` returns them."""
@@ -146,7 +146,7 @@ class Loop:
     def _run_epoch(self, bar: Progress, run: Run | None) -> None:
         """Take the rest of an epoch's steps and end it, unless ``run`` is asked to stop."""
         started = time.monotonic() - self._so_far.seconds
-        rates = [float(group["lr"]) for group in self._state.optimizer.param_groups]
+        lrs = [float(group["lr"]) for group in self._state.optimizer.param_groups]
         minibatches = self.rows.minibatches(self._plan.batch_size, self._plan.seed, self._epoch)
         with products(self._plan.precision):
             while self._so_far.number < self.steps_an_epoch:
@@ -156,27 +156,27 @@ class Loop:
                     if run.stopped_by is not None:
                         self.history.stopped = "interrupted"
                         return
-                self._advance(minibatches, rates, bar)
-        self._end_epoch(rates[0], started)
+                self._advance(minibatches, lrs, bar)
+        self._end_epoch(lrs[0], started)
 
     def _kl_weight(self, taken: int) -> float:
         """Return the weight of the latent sites in the step after ``taken`` steps."""
         warmup = self._plan.kl_warmup * self.steps_an_epoch
         return min(1.0, (taken + 1) / warmup) if warmup else 1.0
 
-    def _advance(self, minibatches: list[tuple[int, Tensor]], rates: list[float], bar: Progress) -> None:
+    def _advance(self, minibatches: list[tuple[int, Tensor]], lrs: list[float], bar: Progress) -> None:
         """Take the steps of a traced call if one begins here, else one step."""
         self.rows.load(minibatches[self._so_far.number][0])
         call = self._call()
         if call is None:
-            return self._take(*minibatches[self._so_far.number], rates, bar)
+            return self._take(*minibatches[self._so_far.number], lrs, bar)
         steps, count = call
         mine = minibatches[self._so_far.number : self._so_far.number + count]
         ahead = range(self.steps_taken, self.steps_taken + count)
         seeds = [noise.derive(self._plan.seed, noise.Stream.STEP, taken) for taken in ahead]
         try:
             losses = steps.run(
-                torch.cat([rows for _, rows in mine]), seeds, rates, [*map(self._kl_weight, ahead)]
+                torch.cat([rows for _, rows in mine]), seeds, lrs, [*map(self._kl_weight, ahead)]
             )
         except tracing.NotFinite as error:
             losses = error.losses
@@ -184,7 +184,7 @@ class Loop:
             self._count(rows, loss, bar)
         # Repeat the failed step eagerly, to find the cause, and then the steps after it.
         for chunk, rows in mine[len(losses) :]:
-            self._take(chunk, rows, rates, bar)
+            self._take(chunk, rows, lrs, bar)
 
     def _call(self) -> tuple[tracing.TracedSteps, int] | None:
         """Return the traced call that begins here and how many steps it takes, or None for an eager step.
@@ -204,12 +204,12 @@ class Loop:
             self._traced, self.history.steps = None, f"eager: {why}"
             return None
 
-    def _take(self, chunk: int, rows: Tensor, rates: list[float], bar: Progress) -> None:
+    def _take(self, chunk: int, rows: Tensor, lrs: list[float], bar: Progress) -> None:
         """Take one step on one minibatch, given by rows of a chunk."""
         minibatch = {name: value[rows] for name, value in self.rows.data.items()}
         seed = noise.derive(self._plan.seed, noise.Stream.STEP, self.steps_taken)
         try:
-            loss = step(self._state, minibatch, seed, rates, self._kl_weight(self.steps_taken))
+            loss = step(self._state, minibatch, seed, lrs, self._kl_weight(self.steps_taken))
         except (FloatingPointError, ValueError) as error:
             if not nonfinite.is_nonfinite(error):
                 raise
@@ -246,9 +246,9 @@ class Loop:
         self._so_far.skipped += 1
         self._so_far.skipped_rows += len(rows)
 
-    def _end_epoch(self, rate: float, started: float) -> None:
+    def _end_epoch(self, lr: float, started: float) -> None:
         """Record the epoch, step the scheduler, call the callbacks, and decide whether to stop."""
-        record = self._record(rate, started)
+        record = self._record(lr, started)
         self.history.records.append(record)
         self._epoch, self._so_far = self._epoch + 1, _Epoch()
         self._scales.check()
@@ -269,7 +269,7 @@ class Loop:
             if _asked_to_stop(callback, dict(record), self._state.pair):
                 self.history.stopped = "callback"
 
-    def _record(self, rate: float, started: float) -> dict[str, float]:
+    def _record(self, lr: float, started: float) -> dict[str, float]:
         """Return the epoch's line of the history."""
         so_far = self._so_far
         taken = 1 - so_far.skipped_rows / self._state.num_rows  # of the epoch's rows
@@ -285,7 +285,7 @@ class Loop:
                 record |= self._evaluate(evaluation)
         return record | {
             "kl_weight": self._kl_weight(self.steps_taken - 1),
-            "lr": rate,
+            "lr": lr,
             "skipped": so_far.skipped,
             "seconds": time.monotonic() - started,
         }

@@ -16,13 +16,15 @@ from pyrovae.training.answers import described, described_optimizer
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 Scheduler = LRScheduler | ReduceLROnPlateau
-#: These are pinned by what they become, not as they were passed.
+#: A checkpoint stores what is made of these, not the arguments.
 _MAKERS = ("loss", "optimizer", "scheduler", "num_particles")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The arguments of ``fit`` that decide its steps, checked; ``fit`` describes them.
+    """The arguments of ``fit`` that decide its steps; ``fit`` describes them.
+
+    Numbers and choices are checked here, the rest in ``prepare`` and ``fit``.
 
     Raises:
         TypeError, ValueError: an argument is wrong.

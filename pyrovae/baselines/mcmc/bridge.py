@@ -16,7 +16,7 @@ from pyrovae.refusals import bad_value
 _STEPS = 10_000
 _TOLERANCE = 1e-10
 #: Draws of q for each draw of the chains, because they cost one evaluation and those of the chains many. With 50
-#: dimensions and 1000 draws, the root mean square error is 0.036 nats, and 0.054 with one for one.
+#: dimensions and 1000 draws, the root mean square error is 0.036 nats, and 0.054 with one draw of q for each.
 _PROPOSED = 8
 
 
@@ -33,8 +33,8 @@ def bridge(
     """Return log C of a density exp(log_target(u)) / C on real vectors u, from draws of it.
 
     The first half of every chain fits a normal proposal q by its moments. The second half and eight times as
-    many draws of q enter the iteration of Meng and Wong (1996) for the optimal bridge. With n₁ the effective
-    sample size of the chains' draws, n₂ the number of q's, s₁ = n₁ / (n₁ + n₂) and s₂ = 1 − s₁:
+    many draws of q enter the iteration of Meng and Wong (1996) for the optimal bridge. n₁ is the effective sample
+    size of the chains' draws and n₂ the number of draws of q. The shares are s₁ = n₁ / (n₁ + n₂) and s₂ = 1 − s₁:
 
         C ← mean_q [p / (s₁ p + s₂ C q)] / mean_p [q / (s₁ p + s₂ C q)],    p = exp(log_target).
 

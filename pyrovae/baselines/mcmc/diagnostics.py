@@ -61,7 +61,10 @@ def check(draws: Tensor, sites: Sequence[str], divergences: int) -> Checks:
 
 
 def frame_of(latents: Mapping[str, Tensor], labels: Sequence[str]) -> pd.DataFrame:
-    """Return arviz's summary of every entry of latents, each of shape (chains, draws, ...); NaN if it is constant."""
+    """Return arviz's summary of every entry of latents, each of shape (chains, draws, ...).
+
+    R-hat and effective sample sizes are NaN for a constant entry.
+    """
     import pandas as pd
 
     values = torch.cat([value.reshape(*value.shape[:2], -1) for value in latents.values()], dim=2).double()

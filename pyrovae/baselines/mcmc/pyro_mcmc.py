@@ -231,10 +231,10 @@ class PyroMCMC(Fitted):
     def log_evidence(self, x: Any) -> LogEvidence:
         """Return log P(x_n | training rows) of each row by itself, new or not, in nats, averaged over the posterior.
 
-        The estimate is log (1/S) Σ_s P(x_n | θ_s). A row's error is that of the delta method, sd / (mean · √ESS) of
-        P(x_n | θ_s) with the effective sample size of this series; its bias is −½ of that squared. All rows share
-        the draws. The error of their mean is therefore that of the series mean_n P(x_n | θ_s) / P̄(x_n), by the
-        same method (``shared_mcse``), and not the root of a sum. k-hat is that of the P(x_n | θ_s).
+        The estimate is log (1/S) Σ_s P(x_n | θ_s). A row's error follows from the delta method: sd / (mean · √ESS) of
+        P(x_n | θ_s), with the effective sample size ESS of this series. The bias is −½ of the squared error. All rows
+        share the draws. The error of their mean therefore comes from the series mean_n P(x_n | θ_s) / P̄(x_n), by the
+        same method (``shared_mcse``). k-hat is that of the P(x_n | θ_s).
 
         Raises:
             ValueError: rows cannot be scored separately, with the reason; or columns differ from the fitted ones.
@@ -289,7 +289,8 @@ class PyroMCMC(Fitted):
     def diagnostics(self) -> pd.DataFrame:
         """One line per parameter of the model: mean, sd, mcse_mean, ess_bulk, ess_tail, r_hat; by arviz.
 
-        NaN if a parameter is constant by construction, such as the zeros of a triangular matrix.
+        R-hat and effective sample sizes are NaN for a parameter that is constant by construction, such as the zeros of a
+        triangular matrix.
         """
         joint = self._require_fit()
         return frame_of(self.posterior, joint.labels)
@@ -327,6 +328,7 @@ class PyroMCMC(Fitted):
         draws = self._draws.shape[0] * self._draws.shape[1]
         return LogEvidence(
             **found,
+            reasons=tuple(self.problems),
             kind=np.full(num, "estimate"),
             method=method,
             answered_by=np.full(num, method),
