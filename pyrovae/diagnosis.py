@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyrovae import arguments, noise
 from pyrovae.evaluation import Evaluation
-from pyrovae.evidence import VERDICTS, LogEvidence, importance, refined
+from pyrovae.evidence import LogEvidence, importance, refined
 from pyrovae.log_weights import ELBOEstimate, elbo_of
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
@@ -126,7 +126,11 @@ class Diagnosis:
 
     def __str__(self) -> str:
         evidence = self.log_evidence
-        counts = ", ".join(f"{verdict} {evidence.counts()[verdict]}" for verdict in VERDICTS)
+        counts = ", ".join(
+            f"{verdict} {count}"
+            for verdict, count in evidence.counts().items()
+            if count or verdict != "unchecked"
+        )
         k = ", ".join(f"{name} {value:.2f}" for name, value in self.pareto_k().items())
         bound = math.log(self.information_rows)
         lines = [
