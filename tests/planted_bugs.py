@@ -281,8 +281,8 @@ BUGS = {
     "missed rows of all, not of the trusted": Bug(
         "evidence/check.py",
         "_checked",
-        "(believed & (log_odds > 0))",
-        "(log_odds > 0)",
+        "(believed & ~(log_odds <= 0))",
+        "(~(log_odds <= 0))",
         "test_check.py::test_too_few_trusted_rows_say_nothing",
     ),
     "rows that fail the check still trusted": Bug(

@@ -253,6 +253,7 @@ KINDS = {
     "count": NOT_COUNT,
     "count or None": {k: v for k, v in NOT_COUNT.items() if k != "None"},
     "two or more": NOT_COUNT | values(1),
+    "eight or more": NOT_COUNT | values(7),
     "hundred or more": NOT_COUNT | values(99),
     "thousand or more": NOT_COUNT | values(999),
     "seed": {k: v for k, v in NOT_COUNT.items() if k not in ("0", f"{10**30!r:.30}")} | values(2**70),
@@ -535,7 +536,7 @@ CASES = {
         pv.log_evidence,
         {"model": a("vae"), "x": a("x")},
         {"model": "pair", "x": "rows of a pair", "method": "name or None", **SLOW, "num_samples": "count"}
-        | {"pareto_smoothed": "flag"},
+        | {"pareto_smoothed": "flag", "check": "flag"},
         aliases={"model": ("pair",)},
     ),
     "evidence.importance": estimator(
@@ -558,6 +559,18 @@ CASES = {
         evidence.exact, {"pair": a("gaussian"), "x": a("x")}, {"pair": "pair", "x": "rows of an encoder"}
     ),
     "evidence.auto": estimator(evidence.auto, **SLOW, target_mcse="positive", max_cost="thousand or more"),
+    "evidence.check": Case(
+        evidence.check,
+        PAIR | {"method": "importance", "num_samples": 20},
+        {
+            "pair": "pair",
+            "x": "rows of a pair",
+            "method": "name",
+            "num_rows": "eight or more",
+            "seed": "seed",
+            "num_samples": "count",
+        },
+    ),
     "evidence.convergence": estimator(evidence.convergence, **SLOW, num_samples="sizes"),
     "evidence.gaps": estimator(evidence.gaps, **SLOW, num_samples="hundred or more", family="name"),
     "evidence.sandwich": estimator(
@@ -938,6 +951,7 @@ RESULTS = {
     "History",
     "LogEvidence",
     "evidence.LogEvidence",
+    "evidence.Check",
     "evidence.Sandwich",
     "datasets.CellCounts",
     "datasets.LabelledImages",
@@ -1087,6 +1101,7 @@ ANYTHING = st.one_of(NUMBERS, OBJECTS)
 DRAWN = {
     "count": BAD_COUNT,
     "two or more": BAD_COUNT | st.just(1),
+    "eight or more": BAD_COUNT | st.integers(1, 7),
     "hundred or more": BAD_COUNT | st.integers(1, 99),
     "thousand or more": BAD_COUNT | st.integers(1, 999),
     "seed": BAD_SEED,

@@ -228,6 +228,28 @@ def test_rows_that_resemble_x_show_what_plain_ones_hide():
     assert len({tuple(row.tolist()) for row in rows.batch["x"]}) == 64
 
 
+@pytest.mark.parametrize("tail", [1.0, 30.0])
+def test_a_heavy_tail_hides_no_columns(tail):
+    """The second column is LogNormal, with infinities in float32 at the larger scale. Rows are still chosen by the first."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("a", dist.Normal(z, 0.1), obs=x[:, 0])
+            pyro.sample("b", dist.LogNormal(torch.zeros(len(x)), tail), obs=x[:, 1])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0] / 1.01, 0.0995))
+
+    x = torch.stack([torch.linspace(2.5, 3.0, 40), torch.ones(40)], 1)
+    supply = Supply(Evaluation.prepare(pv.LatentVariableModel(model, guide), x, 1, 0), 64)
+    first = supply.take(64, 0).batch["x"][:, 0]
+    assert (first[32:] - 2.75).abs().max() < 0.5
+    assert (first[:32] - 2.75).abs().min() > 0.2
+    assert supply.beyond() == (0, 40)
+
+
 def test_too_few_trusted_rows_say_nothing():
     pair, marginal = gaussian(scale=0.02)
     tried = evidence.check(pair, marginal.sample((5,)), "importance", num_rows=8, num_samples=20)
@@ -343,7 +365,7 @@ def test_rows_beyond_the_simulated_ones_are_counted():
         ({"method": "exact"}, "^method: expected one of 'importance'"),
         ({"method": "importance", "checkpoint": "a"}, "^checkpoint: expected an option of method"),
         ({"method": "importance", "tolerance": 1}, "^tolerance: expected an option of method"),
-        ({"num_rows": 0}, "^num_rows: expected a whole number"),
+        ({"num_rows": 7}, "^num_rows: expected a whole number ≥ 8"),
     ],
 )
 def test_bad_options_are_refused(options, error):

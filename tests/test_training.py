@@ -192,6 +192,50 @@ def test_a_step_that_sums_over_a_latent_tells_rate_and_reconstruction_apart(weig
     assert total == pytest.approx(weight * rate - reconstruction, rel=1e-12)
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_masked_cells_with_any_fill_value_count_for_nothing(compile):
+    """A cell of 1e30 has a log-probability of −∞ in float32; masked, it is 0, and so is its part of the gradient."""
+    x, kept = binary_rows(), torch.rand(50, 6, generator=torch.Generator().manual_seed(3)) < 0.7
+    net = torch.nn.Linear(1, 6)
+
+    def model(x, kept):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            with pyro.plate("columns", 6, dim=-2), pyro.poutine.mask(mask=kept.T):
+                pyro.sample("x", dist.Normal(net(z).T, 1.0), obs=x.T)
+
+    def guide(x, kept):
+        with pyro.plate("data", len(x)):
+            loc = torch.where(kept, x, 0.0).sum(1, keepdim=True) * pyro.param("w", torch.tensor(0.1))
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    frames = []
+    for fill in (0.5, 1e30):
+        torch.manual_seed(0)
+        net = torch.nn.Linear(1, 6)
+        rows = {"x": torch.where(kept, x, fill), "kept": kept}
+        pair = pv.LatentVariableModel(model, guide)
+        frames.append(pv.fit(pair, rows, epochs=3, batch_size=20, compile=compile, seed=0).frame)
+    for column in ("loss", "elbo", "rate", "reconstruction"):
+        assert np.isfinite(frames[1][column]).all()
+        np.testing.assert_allclose(frames[0][column], frames[1][column], rtol=1e-5)
+
+
+class Doubled(Trace_ELBO):
+    """A user's objective of which nothing is known."""
+
+    def differentiable_loss(self, *args, **kwargs):
+        return 2 * super().differentiable_loss(*args, **kwargs)
+
+
+def test_the_parts_of_a_users_own_objective_are_evaluated():
+    vae, x = small_vae(), binary_rows()
+    frame = pv.fit(vae, x, epochs=1, batch_size=16, lr=1e-3, loss=Doubled()).frame
+    assert frame["elbo"][0] == pytest.approx(pv.elbo(vae, x, num_samples=1, seed=0).mean, abs=1e-5)
+    assert frame["loss"][0] > -1.5 * frame["elbo"][0]
+
+
 @pytest.mark.parametrize("kl_warmup", [0, 2])
 def test_an_epoch_is_the_mean_of_its_steps(kl_warmup, monkeypatch):
     """By rows, of which the last batch has fewer."""

@@ -17,6 +17,8 @@ _POOL, _POOL_NUMBERS = 20_000, 1 << 25
 _LIKE = 256
 # Simulated rows whose distance from the others is that of the model's own.
 _COMPARED = 1000
+# Values farther from the median than so many spreads count alike.
+_FAR = 20.0
 
 
 def simulated(template: Evaluation, index: Tensor) -> Simulated:
@@ -50,11 +52,8 @@ class Supply:
         generator = torch.Generator().manual_seed(derive(template.seed, Stream.CHECK))
         self._pool = simulated(template, torch.randint(len(x), (size,), generator=generator).to(x.device))
         real = torch.randperm(len(x), generator=generator)[:_LIKE].to(x.device)
-        flat, made = x.reshape(len(x), -1).double(), self._pool.batch["x"].reshape(size, -1).double()
-        centre, spread = made.mean(dim=0), made.std(dim=0)
-        spread = torch.where(spread > 0, spread, 1.0)
-        self._points = ((made - centre) / spread).float()
-        self._real = ((flat[real] - centre) / spread).float()
+        made = self._pool.batch["x"].reshape(size, -1)
+        self._points, self._real = _comparable(made, made), _comparable(x.reshape(len(x), -1)[real], made)
         self._free = torch.ones(size, dtype=torch.bool, device=x.device)
 
     def take(self, num_rows: int, turn: int) -> Simulated:
@@ -82,3 +81,18 @@ class Supply:
         among = torch.cdist(here, rest).amin(dim=1)
         nearest = torch.cdist(self._real, rest).amin(dim=1)
         return int((nearest > among.max()).sum()), len(self._real)
+
+
+def _comparable(rows: Tensor, made: Tensor) -> Tensor:
+    """Return rows in units of the columns' spread among simulated rows, (rows, columns), float32.
+
+    Location and spread are median and quartiles of some simulated rows, so that a heavy tail does not hide the rest. A
+    column that has one value in half of the rows has its standard deviation for a spread.
+    """
+    some = made[:_COMPARED].double().nan_to_num()
+    ordered = some.sort(dim=0).values
+    low, centre, high = (ordered[(len(some) - 1) * quarter // 4] for quarter in (1, 2, 3))
+    spread = (high - low) / 1.35
+    spread = torch.where(spread > 0, spread, some.std(dim=0))
+    spread = torch.where(spread > 0, spread, 1.0)
+    return ((rows.double() - centre) / spread).nan_to_num(0.0, _FAR, -_FAR).clamp(-_FAR, _FAR).float()

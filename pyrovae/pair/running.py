@@ -188,8 +188,17 @@ class _Weigh(poutine.messenger.Messenger):
         self.latent, self.observed = latent, observed
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not site_is_subsample(msg):
-            msg["scale"] = msg["scale"] * (self.observed if msg["is_observed"] else self.latent)
+        if site_is_subsample(msg):
+            return
+        weight = self.observed if msg["is_observed"] else self.latent
+        if isinstance(weight, Tensor) and isinstance(msg["mask"], Tensor):
+            # A masked cell may have a log-probability of −∞, whose product with its gradient, 0, is NaN.
+            value = msg["value"]
+            weight = weight.to(value.dtype if value.is_floating_point() else torch.get_default_dtype())
+            weight = weight.expand(msg["fn"].batch_shape)
+            if weight.requires_grad:
+                weight.register_hook(torch.nan_to_num)
+        msg["scale"] = msg["scale"] * weight
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ def _differentiate(
     parameters: list[nn.Parameter],
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """Return loss and reconstruction, in nats a row, and the gradient of each parameter, None without one."""
-    observed_weight = batch["x"].new_ones(()).requires_grad_()
+    observed_weight = batch["x"].new_ones((), dtype=torch.float64).requires_grad_()
     total = loss(batch, weight, observed_weight) / num_rows
     reached = [*parameters, observed_weight]
     if isinstance(total, Tensor) and total.requires_grad:
@@ -120,7 +120,7 @@ def _differentiate(
         found = [None if p.grad is None else p.grad / num_rows for p in reached]
     last = found.pop()
     total = torch.as_tensor(total, dtype=batch["x"].dtype).detach()
-    return total, torch.zeros_like(total) if last is None else -last, found
+    return total, torch.zeros_like(total) if last is None else -last.to(total.dtype), found
 
 
 def _buffers(pair: LatentVariableModel) -> list[tuple[dict[str, Tensor | None], str, Tensor]]:

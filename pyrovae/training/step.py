@@ -114,7 +114,8 @@ def differentiate(state: State, batch: Batch, seed: int, kl_weight: float) -> St
     """Store the gradient, clipped, in the parameters' ``.grad`` and return the loss."""
     state.pair.zero_grad(set_to_none=True)
     parameters = state.parameters
-    observed_weight = torch.ones((), dtype=batch["x"].dtype, device=batch["x"].device, requires_grad=True)
+    # A number in float64 leaves the dtype of what it multiplies as it is.
+    observed_weight = torch.ones((), dtype=torch.float64, device=batch["x"].device, requires_grad=True)
     with noise.seeded(seed, batch["x"].device), state.pair.fitting():
         total = state.loss(batch, kl_weight, observed_weight)
         if isinstance(total, Tensor):
