@@ -60,17 +60,13 @@ class Supply:
         """Return rows that have not been taken before; ``turn`` counts the calls."""
         plain = self._free.nonzero()[:, 0][: num_rows - num_rows // 2]
         self._free[plain] = False
-        matched = []
-        for number in range(num_rows // 2):
-            like = self._real[(turn * (num_rows // 2) + number) % len(self._real)]
-            distance = (self._points - like).square().sum(dim=1)
-            distance[~self._free] = math.inf
-            best = int(distance.argmin())
-            self._free[best] = False
-            matched.append(best)
-        return self._pool.only(
-            torch.cat([plain, torch.tensor(matched, dtype=torch.long, device=plain.device)])
-        )
+        count = num_rows // 2
+        like = (turn * count + torch.arange(count, device=plain.device)) % len(self._real)
+        matched = torch.empty(count, dtype=torch.long, device=plain.device)
+        for number, distance in enumerate(torch.cdist(self._real[like], self._points)):
+            matched[number] = torch.where(self._free, distance, math.inf).argmin()
+            self._free[matched[number]] = False
+        return self._pool.only(torch.cat([plain, matched]))
 
     def beyond(self) -> tuple[int, int]:
         """Return how many rows of x lie beyond the pool of simulated rows, and how many were compared.
@@ -95,4 +91,5 @@ def _comparable(rows: Tensor, made: Tensor) -> Tensor:
     spread = (high - low) / 1.35
     spread = torch.where(spread > 0, spread, some.std(dim=0))
     spread = torch.where(spread > 0, spread, 1.0)
-    return ((rows.double() - centre) / spread).nan_to_num(0.0, _FAR, -_FAR).clamp(-_FAR, _FAR).float()
+    scaled = (((part.double() - centre) / spread).nan_to_num(0.0, _FAR, -_FAR) for part in rows.split(256))
+    return torch.cat([part.clamp(-_FAR, _FAR).float() for part in scaled])
