@@ -90,6 +90,10 @@ class Simulated:
         batch = {name: value[rows] for name, value in self.batch.items()}
         return Simulated(self.model, batch, {name: z[:, rows] for name, z in self.exact.items()})
 
+    def draw(self, rows: slice) -> Latents:
+        """Return the latents of some rows as one sample, in the layout of ``RowModel``."""
+        return {name: self.model.rows_back(name, z[:, rows]) for name, z in self.exact.items()}
+
     @classmethod
     def cat(cls, parts: Sequence[Simulated]) -> Simulated:
         """Return the rows of several parts together."""
@@ -116,8 +120,8 @@ class Evaluation:
         source: the rows as the user passed them; None for a subset of another evaluation's rows.
         times: how often its tiles will be computed, which decides whether graphs are worth it.
         argument: the name of its rows in errors.
-        exact: for simulated rows, the latents that each was simulated with: an exact draw of the row's posterior, each
-            (1, rows, rest...). Only the step that weighs the answer's own draws may read them.
+        simulated: its rows with the latents that each was simulated with; None for rows of the user. Only the step that
+            weighs the answer's own draws may read these latents.
     """
 
     model: RowModel
@@ -132,7 +136,7 @@ class Evaluation:
     times: int = 1
     argument: str = "x"
     source: Source | None = None
-    exact: Latents | None = None
+    simulated: Simulated | None = None
 
     @classmethod
     def prepare(
@@ -155,9 +159,9 @@ class Evaluation:
         arguments.integer("num_samples", num_samples)
         arguments.integer("seed", seed, minimum=0)
         tile = None if tile is None else arguments.tile(tile)
-        exact = None
-        if isinstance(x, Simulated):
-            model, batch, exact = x.model, x.batch, x.exact
+        simulated = x if isinstance(x, Simulated) else None
+        if simulated is not None:
+            model, batch = simulated.model, simulated.batch
             source = Source(batch["x"], {}, None)
         else:
             batch, source = read_rows(pair, x, argument, names)
@@ -170,7 +174,7 @@ class Evaluation:
                 argument,
                 every_row=True,
             )
-        elif exact is None:
+        elif simulated is None:
             check_supports(model.structure, batch["x"], argument)
         if tile is None:
             tile = noises.tile_shape(model.structure.widest, num_samples)
@@ -194,7 +198,7 @@ class Evaluation:
             times,
             argument,
             source,
-            exact,
+            simulated,
         )
 
     @property
@@ -243,14 +247,12 @@ class Evaluation:
             seed=seed,
             num_samples=num_samples,
             source=None,
-            exact=None if self.exact is None else {name: z[:, rows] for name, z in self.exact.items()},
+            simulated=None if self.simulated is None else self.simulated.only(rows),
         )
 
     def exact_draw(self, rows: slice) -> Latents | None:
         """Return the latents that some rows were simulated with, as one sample; None for rows of the user."""
-        if self.exact is None:
-            return None
-        return {name: self.model.rows_back(name, z[:, rows]) for name, z in self.exact.items()}
+        return None if self.simulated is None else self.simulated.draw(rows)
 
     def noise(self, stream: noises.Stream, *keys: int, rows: slice = slice(None), first: int = 0) -> RowNoise:
         """Return the noise of some rows for one purpose, from sample number ``first`` on."""

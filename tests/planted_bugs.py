@@ -268,7 +268,7 @@ BUGS = {
         "refined",
         "starts = all_starts(posterior, num_starts, drawn)",
         "starts = all_starts(posterior, num_starts, drawn); "
-        "starts.loc[0] = starts.loc[0] if evaluation.exact is None else evaluation.exact['z'][0, rows].double()",
+        "starts.loc[0] = starts.loc[0] if evaluation.simulated is None else evaluation.simulated.exact['z'][0, rows].double()",
         "test_check.py::test_answers_never_see_the_exact_draw[refined]",
     ),
     "any row may be missed": Bug(

@@ -571,7 +571,7 @@ def _sum(evaluation: Evaluation) -> Columns | None:
         zero, unknown = torch.zeros_like(estimate), torch.full_like(estimate, math.nan)
         columns = Columns(estimate, zero, zero, unknown, unknown, zero + len(terms), zero, unknown)
         # A sum over all z leaves none out.
-        found.append(columns.beside(None if evaluation.exact is None else zero - math.inf, 1))
+        found.append(columns.beside(None if evaluation.simulated is None else zero - math.inf, 1))
     return Columns.cat(found)
 
 

@@ -289,7 +289,7 @@ class LogEvidence:
             uncompiled=None if evaluation.runner is None else evaluation.runner.reason,
             reasons=reasons,
             noise=evaluation.keyed_by,
-            log_odds=None if evaluation.exact is None else columns.log_odds.cpu().numpy(),
+            log_odds=None if evaluation.simulated is None else columns.log_odds.cpu().numpy(),
             shared_mcse=_shared_mcse(columns, evaluation.keys, names) if evaluation.repeats else None,
         )
 

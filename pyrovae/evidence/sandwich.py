@@ -240,14 +240,14 @@ def _inverse(path: Path, moves: Moves, z: Tensor, num_chains: int, noise: RowNoi
 
 def _simulated(evaluation: Evaluation, num_rows: int) -> tuple[Tensor, Evaluation]:
     """Return the vectors u that rows were simulated from, (1, rows, dim), and the evaluation of these rows."""
-    index = torch.arange(num_rows, device=evaluation.batch["x"].device)
-    rows = simulated(evaluation, index % len(evaluation))
-    template = evaluation.of_rows(index % len(evaluation), evaluation.seed, evaluation.num_samples)
+    numbers = torch.arange(num_rows, device=evaluation.batch["x"].device)
+    index = numbers % len(evaluation)
+    rows = simulated(evaluation, index)
+    template = evaluation.of_rows(index, evaluation.seed, evaluation.num_samples)
     # A simulated row is keyed by its own number, because two of them may share one row of x.
-    made = dataclasses.replace(template, batch=rows.batch, keys=index, exact=rows.exact)
+    made = dataclasses.replace(template, batch=rows.batch, keys=numbers)
     with undisturbed(made, Stream.SIMULATE, 1) as noise:
-        latents = {name: made.model.rows_back(name, z) for name, z in rows.exact.items()}
-        return Posterior(made).flatten(latents, noise), made
+        return Posterior(made).flatten(rows.draw(slice(None)), noise), made
 
 
 def _known_posterior(evaluation: Evaluation, num_rows: int) -> tuple[Tensor, Evaluation]:
