@@ -223,7 +223,7 @@ def diagnose(
 
 def _judge(found: Diagnosis, gap_is_known: bool) -> tuple[str, tuple[Finding, ...]]:
     """Return the verdict and all findings, the most serious first."""
-    untrusted = 1 - float((found.log_evidence.verdict == "trust").mean())
+    untrusted = _untrusted(found.log_evidence)
     active, total = found.active_units, len(found.dimensions)
     poor = not found.inference_gap <= max(_LEAST_GAP, _GAP_BY_DIMENSION * active)  # NaN and ∞ count as poor
     poor |= untrusted > _FEW and not (gap_is_known and found.inference_gap <= _LEAST_GAP)
@@ -376,7 +376,7 @@ def _inference_gap(
     If fewer rows are trusted, the value is a lower bound of the gap. Only some of the rows are used if importance weights cannot be
     trusted.
     """
-    untrusted = (evidence.verdict != "trust").mean()
+    untrusted = _untrusted(evidence)
     plain = evidence.estimate - bound.estimate, "importance", bool(untrusted <= _FEW)
     if untrusted <= _DOUBTFUL:
         return plain
@@ -385,8 +385,13 @@ def _inference_gap(
         better = refined(evaluation.pair, evaluation.part(chosen), seed=evaluation.seed)
     except Refused:  # a latent on a space in which no method can move draws
         return plain
-    known = bool((better.verdict != "trust").mean() <= _FEW)
+    known = _untrusted(better) <= _FEW
     return better.estimate - bound.estimate[chosen.cpu().numpy()], "refined", known
+
+
+def _untrusted(evidence: LogEvidence) -> float:
+    """Return the share of rows with a reason not to trust their number; that no check was possible is none."""
+    return float(np.isin(evidence.verdict, ("more samples", "another method")).mean())
 
 
 def _information(evaluation: Evaluation) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """evidence.check: the code has exact nulls, traps with closed forms are refused, healthy models pass."""
 
+import copy
 import dataclasses
 import math
+import sys
 
 import numpy as np
 import pyro
@@ -158,7 +160,6 @@ def test_rows_of_the_user_have_no_exact_draw(method):
     pair, marginal = gaussian()
     ev = pv.log_evidence(pair, marginal.sample((4,)), method=method, **METHODS[method])
     assert ev.log_odds is None
-    assert ev.check is None
 
 
 def test_an_exact_draw_off_the_grid_is_missed():
@@ -198,7 +199,7 @@ def test_simulated_rows_do_not_depend_on_how_many_there_are():
 def test_a_narrow_component_is_refused(method, options, shift, seed):
     pair, sample = spike(10, 0.1, shift)
     x = sample(40, narrow=True)
-    ev = pv.log_evidence(pair, x, method=method, check=True, seed=seed, compile=False, **options)
+    ev = pv.log_evidence(pair, x, method=method, seed=seed, compile=False, **options)
     assert ev.check.passed is False
     assert ev.check.missed > 40
     assert ev.counts()["trust"] == 0
@@ -212,7 +213,7 @@ def test_a_narrow_component_is_refused(method, options, shift, seed):
 def test_a_good_guide_passes(method):
     options = {"num_samples": 500} if method == "importance" else {}
     pair, marginal = gaussian()
-    ev = pv.log_evidence(pair, marginal.sample((30,)), method=method, check=True, **options)
+    ev = pv.log_evidence(pair, marginal.sample((30,)), method=method, **options)
     assert ev.check.passed
     assert ev.check.missed == 0
     assert ev.check.beyond <= 2  # a row lies beyond with probability 1/1000
@@ -260,11 +261,7 @@ def test_too_few_trusted_rows_say_nothing():
     pair, marginal = gaussian(scale=0.02)
     tried = evidence.check(pair, marginal.sample((5,)), "importance", num_rows=8, num_samples=20)
     assert (tried.passed, tried.trusted, tried.missed) == (None, 0, 0)
-    ev = pv.log_evidence(pair, marginal.sample((5,)), num_samples=20)
-    unknown = dataclasses.replace(tried, passed=None, reason="too few")
-    believed = dataclasses.replace(ev, verdict=np.array(["trust"] * 3 + ["more samples"] * 2))
-    assert unknown.applied(believed).verdict.tolist() == ["unchecked"] * 3 + ["more samples"] * 2
-    assert "too few" in unknown.applied(believed).summary()
+    assert "too few" in tried.summary()
 
 
 def test_a_model_whose_rows_cannot_be_simulated_is_unchecked():
@@ -278,10 +275,71 @@ def test_a_model_whose_rows_cannot_be_simulated_is_unchecked():
             pyro.sample("z", dist.Normal(x[:, 0] / 2, 0.5**0.5))
 
     pair = pv.LatentVariableModel(model, guide)
-    ev = pv.log_evidence(pair, torch.randn(6, 2), num_samples=50, check=True)
+    ev = pv.log_evidence(pair, torch.randn(6, 2), num_samples=50)
     assert ev.check.passed is None
     assert ev.counts()["trust"] == 0
-    assert "rows cannot be simulated from the model" in ev.summary()
+    assert "cannot be tried on rows simulated from the model" in ev.summary()
+
+
+def test_a_model_that_cannot_run_on_its_own_rows_is_unchecked():
+    """The number is returned nevertheless."""
+    names = torch.randn(3)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Poisson((z + 2).exp()), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(names[x.long()], 1.0))
+
+    pair = pv.LatentVariableModel(model, guide)
+    ev = pv.log_evidence(pair, torch.tensor([0.0, 1.0, 2.0, 2.0]), num_samples=2000)
+    assert ev.check.passed is None
+    assert "IndexError" in ev.check.reason
+    assert "trust" not in ev.verdict
+    assert np.isfinite(ev.estimate).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_row_is_trusted_without_the_check(method):
+    pair, marginal = gaussian()
+    x = marginal.sample((20,))
+    with_check = evidence.METHODS[method](pair, x, **METHODS[method])
+    without = evidence.METHODS[method](pair, x, check=False, **METHODS[method])
+    assert without.check is None
+    assert "trust" not in without.verdict
+    assert with_check.check is None or with_check.check.passed  # four chains are too few for a verdict
+    np.testing.assert_array_equal(with_check.estimate, without.estimate)
+    trusted = with_check.verdict == "trust"
+    np.testing.assert_array_equal(np.where(trusted, "unchecked", with_check.verdict), without.verdict)
+
+
+def test_a_check_is_made_once_for_a_model_rows_and_method(monkeypatch):
+    made = []
+    module = sys.modules["pyrovae.evidence.check"]
+    count = module._count
+    monkeypatch.setattr(module, "_count", lambda *given: made.append(given) or count(*given))
+    pair, x = pv.VAE.mlp(4, 2), torch.ones(6, 4)
+    options = {"num_samples": 200, "compile": False}
+
+    def checks(**changed):
+        made.clear()
+        assert pv.log_evidence(pair, changed.pop("x", x), **options | changed).check is not None
+        return len(made)
+
+    assert [checks(), checks()] == [1, 0]
+    assert [checks(seed=1), checks(num_samples=300), checks(x=torch.zeros(6, 4)), checks()] == [1, 1, 1, 0]
+    with torch.no_grad():
+        pair.likelihood.network.layers[-1].bias += 0.5
+    assert [checks(), checks()] == [1, 0]
+    other = copy.deepcopy(pair)
+    forward = type(pair.encoder).forward
+    monkeypatch.setattr(type(pair.encoder), "forward", lambda self, x: forward(self, x + 1))
+    assert [checks(), checks()] == [1, 0]
+    pair = other
+    assert [checks(), checks()] == [1, 0]
 
 
 def test_discrete_latents_and_values_beside_the_rows():
@@ -313,7 +371,7 @@ def test_discrete_latents_and_values_beside_the_rows():
 def test_the_closed_form_needs_no_check():
     vae = pv.VAE.mlp(4, 2, likelihood="gaussian", hidden_dims=())
     x = LinearGaussian.random(2, 4, dtype=torch.float32).sample(10)
-    assert pv.log_evidence(vae, x, method="exact", check=True).check is None
+    assert pv.log_evidence(vae, x, method="exact").check is None
     assert evidence.check(vae, x, "auto").passed
 
 
@@ -337,13 +395,13 @@ def test_the_rule(missed, expected, monkeypatch):
     pair, marginal = gaussian()
     turns = iter(missed)
 
-    def estimator(pair, x, seed):
+    def importance(pair, x, seed):
         count = next(turns)
-        ev = pv.evidence.importance(pair, x, num_samples=200, seed=seed)
+        ev = evidence.importance(pair, x, num_samples=200, seed=seed)
         odds = np.where(np.arange(64) < count, 1.0, -1.0)
         return dataclasses.replace(ev, verdict=np.full(64, "trust"), log_odds=odds)
 
-    monkeypatch.setitem(evidence.METHODS, "importance", estimator)
+    monkeypatch.setitem(evidence.METHODS, "importance", importance)
     tried = evidence.check(pair, marginal.sample((5,)), "importance")
     assert (tried.passed, tried.trusted, tried.missed) == expected
 

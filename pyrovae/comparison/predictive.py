@@ -28,16 +28,13 @@ from pyrovae.turns import takes_turns
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Draws a row of "importance" if no number is given; they suffice for a verdict.
-_DRAWS = 1000
-
 
 @takes_turns
 def compare(
     models: Mapping[str, Any],
     x: Any = None,
     *,
-    method: str = "importance",
+    method: str = "auto",
     seed: int = 0,
     by: Any = None,
     training_rows: bool = False,
@@ -50,9 +47,7 @@ def compare(
         models: name → a ``VAE``, a ``LatentVariableModel``, a fitted baseline, or a ``LogEvidence``
             computed before.
         x: held-out rows on dim 0; may be left out if every model is a ``LogEvidence``.
-        method, seed, progress, options: of ``log_evidence``, for the pairs among the models. Use "auto" if
-            verdicts of "importance" say "another method". "importance" takes 1000 draws unless
-            ``num_samples`` is given.
+        method, seed, progress, options: of ``log_evidence``, for the pairs among the models.
         by: a label for every row, shape (rows,). The result then has one table for each label, one below the
             other, with differences within the label. A series is aligned by the index of x.
         training_rows: allow rows that models were fitted to. Without it, ``compare`` raises ``ValueError`` if a model
@@ -68,6 +63,9 @@ def compare(
         whether log P(x) is exact, a bound or an estimate. ``given`` names values other than x that the score is
         conditional on. ``parameters`` is "plug-in" or "posterior-averaged". ``num_parameters`` counts the fitted
         numbers, including a VAE's encoder, and is NaN if they were integrated out. Then come the rows by verdict.
+        ``check`` says how the method did on rows simulated from the model (``evidence.check``): "passed", "failed",
+        "unchecked" or "exempt". In print, a difference is "open" if the check of either model
+        leaves it so: then one of the two numbers may be too low by more than its error.
         ``seen`` counts rows that the model was fitted to. ``seconds`` is NaN for a ``LogEvidence``. The frame prints
         in a few columns; ``to_latex`` has the same ones.
 
@@ -93,8 +91,6 @@ def compare(
     arguments.integer("seed", seed, minimum=0)
     arguments.choice("method", method, tuple(METHODS))
     arguments.options(f"method {method!r}", METHODS[method], options, taken=("pair", "x"))
-    if method == "importance":
-        options.setdefault("num_samples", _DRAWS)
     if method != "exact":  # "exact" has no noise and is quick
         options |= {"seed": seed, "progress": progress}
     scores: dict[str, LogEvidence] = {}
@@ -177,6 +173,7 @@ def _table(scores: Mapping[str, LogEvidence], about: Mapping[str, Mapping[str, f
                 "parameters": score.parameters,
                 "num_parameters": about[name]["num_parameters"],
                 **score.counts(),
+                "check": score.checked,
                 "seen": score.seen,
                 "seconds": about[name]["seconds"],
             }

@@ -6,6 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+#: Outcomes of a check that leave differences open.
+OPEN = ("failed", "unchecked")
+
 
 class ComparisonTable(pd.DataFrame):
     """A DataFrame that prints its main columns: in a terminal, in a notebook, and as LaTeX.
@@ -24,9 +27,15 @@ class ComparisonTable(pd.DataFrame):
             f"{'≥ ' if 'lower bound' in kind else ''}{value:.2f} ± {error:.2f}"
             for kind, value, error in zip(self["kind"], self["elpd"], self["se"], strict=True)
         ]
+        best = (self["elpd_diff"] == 0) & (self["dse"] == 0)
+        # With labels, each label has a best model of its own, above the others.
+        open_ = self["check"].isin(OPEN)
+        open_ |= open_.where(best).ffill().astype(bool)
         shown["to the best"] = [
-            "best" if difference == 0 and error == 0 else f"{difference:.2f} ± {error:.2f}"
-            for difference, error in zip(self["elpd_diff"], self["dse"], strict=True)
+            "best" if first else f"{difference:.2f} ± {error:.2f}{', open' if left else ''}"
+            for first, left, difference, error in zip(
+                best, open_, self["elpd_diff"], self["dse"], strict=True
+            )
         ]
         shown["weight"] = [f"{weight:.2f}" for weight in self["weight"]]
         shown["MC error"] = ["exact" if error == 0 else f"{error:.3f}" for error in self["mcse"]]
@@ -40,6 +49,7 @@ class ComparisonTable(pd.DataFrame):
         if (self["given"] != "").any():
             shown["given"] = self["given"]
         shown[labels] = [" / ".join(map(str, counts)) for counts in verdicts]
+        shown["check"] = self["check"]
         return shown
 
     def __repr__(self) -> str:

@@ -9,7 +9,6 @@ from pyrovae import arguments
 from pyrovae.evidence.annealed import annealed
 from pyrovae.evidence.auto import auto
 from pyrovae.evidence.check import Check, check
-from pyrovae.evidence.check import check as check_of
 from pyrovae.evidence.convergence import convergence
 from pyrovae.evidence.exact import exact
 from pyrovae.evidence.gaps import gaps
@@ -35,9 +34,7 @@ METHODS: dict[str, Callable[..., LogEvidence]] = {
 
 
 @takes_turns
-def log_evidence(
-    model: Any, x: Any, *, method: str | None = None, check: bool = False, **options: Any
-) -> LogEvidence:
+def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: Any) -> LogEvidence:
     """Return log P(x_n) of every row under any model that defines it, in nats.
 
     A model with a ``log_evidence`` method of its own, such as a baseline, computes the number itself. For a
@@ -47,13 +44,11 @@ def log_evidence(
         model: a ``VAE``, a ``LatentVariableModel`` or a fitted baseline.
         x: rows on dim 0; tensor, numpy array or DataFrame.
         method: one of ``evidence.METHODS``; None means "importance". "auto" chooses row by row.
-        check: also try the method on rows simulated from the model; see ``evidence.check``. If the method trusts rows that it
-            missed, no row of x is "trust". Costs as much as 64 rows if it passes, and a few runs of the decoder on
-            20 000 rows. Without it, "trust" judges the drawn weights alone.
         options: the estimator's own. "importance" takes ``num_samples=5000``, ``seed=0``,
             ``pareto_smoothed=False``, ``tile=None`` and ``progress=False``. "auto" takes ``target_mcse=0.05``
-            and ``max_cost=50_000``. All but "exact" and "quadrature" take ``compile="auto"``: whether guide
-            and model are traced and compiled. See ``help(pyrovae.evidence.auto)`` and the others.
+            and ``max_cost=50_000``. All but "exact" take ``check=True``: whether the method is also tried on rows
+            simulated from the model, without which no row is "trust"; and, but "quadrature",
+            ``compile="auto"``: whether guide and model are traced and compiled. See ``help(pyrovae.evidence.auto)`` and the others.
 
     Raises:
         TypeError, ValueError: see the estimator; also if a method or options are passed for a model that
@@ -65,18 +60,13 @@ def log_evidence(
         >>> ev.kind[0].item()
         'lower bound'
     """
-    arguments.boolean("check", check)
     own = getattr(model, "log_evidence", None)
     if own is None:
         name = arguments.choice("method", "importance" if method is None else method, tuple(METHODS))
         arguments.options(f"method {name!r}", METHODS[name], options, taken=("pair", "x"))
-        found = METHODS[name](model, x, **options)
-        if not check or name == "exact":
-            return found
-        own_options = {key: value for key, value in options.items() if key not in ("progress", "checkpoint")}
-        return check_of(model, x, name, **own_options).applied(found)
-    if method is not None or check or options:
-        given = [*(["method"] if method is not None else []), *(["check"] if check else []), *options]
+        return METHODS[name](model, x, **options)
+    if method is not None or options:
+        given = [*(["method"] if method is not None else []), *options]
         raise bad_value(
             given[0],
             f"no options: {type(model).__name__} computes log P(x) itself",

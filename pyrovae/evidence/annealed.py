@@ -46,6 +46,7 @@ def annealed(
     checkpoint: Folder = None,
     compile: str | bool = "auto",
     noise: str = "index",
+    check: bool = True,
 ) -> LogEvidence:
     """Return log P(x_n) ≈ log (1/K) Σ_k Π_t f_t(u_{k,t−1}) / f_{t−1}(u_{k,t−1}), f_t = Q^(1−β_t) P(x_n, u)^β_t.
 
@@ -64,7 +65,7 @@ def annealed(
         num_samples: K, chains per row.
         num_temperatures: steps from β = 0 to β = 1; a chain spends three decoder evaluations on each.
         start: "encoder", or "prior" if the guide is unreliable.
-        seed, tile, progress, checkpoint, compile, noise: as in ``importance``; a tile is (rows, chains). Each kind of move
+        seed, tile, progress, checkpoint, compile, noise, check: as in ``importance``; a tile is (rows, chains). Each kind of move
             is compiled separately.
 
     Returns:
@@ -86,7 +87,7 @@ def annealed(
     arguments.choice("start", start, STARTS)
     arguments.integer("num_temperatures", num_temperatures, minimum=2)
     run = Run.prepare(
-        "annealed",
+        annealed,
         pair,
         x,
         num_samples,
@@ -96,6 +97,7 @@ def annealed(
         checkpoint=checkpoint,
         compile=compile,
         noise=noise,
+        check=check,
         num_temperatures=num_temperatures,
         start=start,
     )

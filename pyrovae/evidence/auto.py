@@ -75,6 +75,7 @@ def auto(
     checkpoint: Folder = None,
     compile: str | bool = "auto",
     noise: str = "index",
+    check: bool = True,
 ) -> LogEvidence:
     """Return log P(x_n) to a target error, by the cheapest method that reaches it, chosen row by row.
 
@@ -99,7 +100,7 @@ def auto(
         target_mcse: the requested Monte-Carlo error, in nats per row.
         max_cost: most decoder evaluations to spend on a row; a gradient counts three. A row that would need
             more is answered within this limit, and is not settled.
-        seed, tile, progress, checkpoint, compile, noise: as in ``importance``.
+        seed, tile, progress, checkpoint, compile, noise, check: as in ``importance``.
 
     Returns:
         A ``LogEvidence`` with, for every row, ``answered_by``, ``cost`` and ``settled``.
@@ -117,7 +118,7 @@ def auto(
     arguments.positive("target_mcse", target_mcse)
     arguments.integer("max_cost", max_cost, minimum=1000)
     run = Run.prepare(
-        "auto",
+        auto,
         pair,
         x,
         _PILOT,
@@ -127,6 +128,7 @@ def auto(
         checkpoint=checkpoint,
         compile=compile,
         noise=noise,
+        check=check,
         target_mcse=target_mcse,
         max_cost=max_cost,
     )

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from pyrovae import arguments
+from pyrovae import arguments, identity, noise
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.result import LogEvidence
 from pyrovae.evidence.simulated import Supply
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream, derive
+from pyrovae.pair import behaviour, parameters_digest, probe
 from pyrovae.refusals import Refused
 from pyrovae.turns import takes_turns
 
 # With none missed, 64 trusted rows decide; with one or two missed, four times as many in all do.
 _AT_ONCE, _LONGER, _MOST_MISSED = 64, 4, 2
 _MOST_SIMULATED = 8  # times the number of rows
+_MOST_KEPT = 16  # checks of one pair
+
+Estimator = Callable[..., LogEvidence]
 #: A row whose log P(x) is too low by this many nats lacks a share 1 − exp(−0.5) of its mass.
 LOW = 0.5
 
@@ -83,13 +88,9 @@ class Check:
     def __str__(self) -> str:
         return self.summary()
 
-    def applied(self, evidence: LogEvidence) -> LogEvidence:
-        """Return a result of the method on this model with the verdicts that the check leaves."""
-        if self.passed:
-            return replace(evidence, check=self)
-        word = "unchecked" if self.passed is None else "another method"
-        verdict = np.where(evidence.verdict == "trust", word, evidence.verdict)
-        return replace(evidence, verdict=verdict, check=self)
+
+#: The checks of a pair, by all that they depend on.
+_CHECKS: weakref.WeakKeyDictionary[LatentVariableModel, dict[Hashable, Check]] = weakref.WeakKeyDictionary()
 
 
 @takes_turns
@@ -136,26 +137,65 @@ def check(
 
     arguments.choice("method", method, tuple(name for name in METHODS if name != "exact"))
     arguments.options(
-        f"method {method!r}", METHODS[method], options, taken=("pair", "x", "seed", "progress", "checkpoint")
+        f"method {method!r}",
+        METHODS[method],
+        options,
+        taken=("pair", "x", "seed", "progress", "checkpoint", "check"),
     )
     arguments.integer("num_rows", num_rows, minimum=8)
-    template = Evaluation.prepare(pair, x, 1, seed)
-    return _checked(template, method, METHODS[method], num_rows, options)
+    return _try(Evaluation.prepare(pair, x, 1, seed), METHODS[method], num_rows, options)
 
 
-def _checked(
-    template: Evaluation,
-    method: str,
-    estimator: Callable[..., LogEvidence],
-    num_rows: int,
-    options: Mapping[str, Any],
-) -> Check:
+def judged_by_check(
+    verdict: np.ndarray, evaluation: Evaluation, estimator: Estimator, options: Mapping[str, Any]
+) -> tuple[np.ndarray, Check | None]:
+    """Return the verdicts that are left after the check, shape (rows,), and the check; None if no row is trusted before.
+
+    A check is kept with the pair and made once for the same model, rows, method and options.
+    """
+    if not (verdict == "trust").any():
+        return verdict, None
+    # The same tiles as ``check`` has, for pairs whose noise depends on them.
+    tile = noise.tile_shape(evaluation.structure.widest, 1)
+    template = replace(evaluation, num_samples=1, tile=tile, runner=None)
+    known = _CHECKS.setdefault(evaluation.pair, {})
+    key = _key(template, estimator, options)
+    if key not in known:
+        while len(known) >= _MOST_KEPT:
+            del known[next(iter(known))]
+        known[key] = _try(template, estimator, _AT_ONCE, options)
+    word = {True: "trust", False: "another method", None: "unchecked"}[known[key].passed]
+    return np.where(verdict == "trust", word, verdict), known[key]
+
+
+def _key(template: Evaluation, estimator: Estimator, options: Mapping[str, Any]) -> Hashable:
+    """Return what the outcome of a check depends on: the pair's numbers and what it computes, the rows, the method."""
+    rows = probe(template.structure, template.batch)
+    terms = behaviour(template.model, rows, template.seed)
+    return (
+        estimator.__name__,
+        repr(sorted(options.items())),
+        template.seed,
+        *identity.digests(template.batch).items(),
+        parameters_digest(template.pair),
+        *(term.numpy().tobytes() for term in terms.values()),
+    )
+
+
+def _try(template: Evaluation, estimator: Estimator, num_rows: int, options: Mapping[str, Any]) -> Check:
     try:
-        supply = Supply(template, _MOST_SIMULATED * num_rows)
+        return _count(template, estimator, num_rows, options)
     except Refused as error:
-        # The advice at its end is for methods that need no simulated rows.
-        reason = f"rows cannot be simulated from the model: {str(error).rpartition('. ')[0]}"
-        return Check(method, 0, 0, 0, None, reason, np.empty(0), 0, 0)
+        # The advice at its end is on rows of the user.
+        why = str(error).rpartition(". ")[0] or str(error)
+    except Exception as error:  # the user's model may be unable to run on rows that it simulates
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    reason = f"the method cannot be tried on rows simulated from the model: {why}"
+    return Check(estimator.__name__, 0, 0, 0, None, reason, np.empty(0), 0, 0)
+
+
+def _count(template: Evaluation, estimator: Estimator, num_rows: int, options: Mapping[str, Any]) -> Check:
+    supply = Supply(template, _MOST_SIMULATED * num_rows)
     odds: list[np.ndarray] = []
     trusted: list[np.ndarray] = []
     wanted = num_rows
@@ -168,21 +208,17 @@ def _checked(
         trusted.append(found.verdict == "trust")
         log_odds, believed = np.concatenate(odds), np.concatenate(trusted)
         count, missed = int(believed.sum()), int((believed & ~(log_odds <= 0)).sum())
-        if missed > _MOST_MISSED:
-            passed: bool | None = False
-            break
         if missed:
             wanted = _LONGER * num_rows
-        if count >= wanted:
-            passed = True
+        if missed > _MOST_MISSED or count >= wanted or len(log_odds) >= _MOST_SIMULATED * num_rows:
             break
-        if len(log_odds) >= _MOST_SIMULATED * num_rows:
-            passed = None
-            break
+    passed: bool | None = True
     why = None
-    if passed is None:
-        why = f"the method trusts {count} of {len(log_odds)} rows simulated from the model, too few to try it on them"
-    elif not passed:
+    if missed > _MOST_MISSED:
+        passed = False
         why = f"the method missed the posterior of {missed} of {count} rows that it trusts, simulated from the model"
+    elif count < wanted:
+        passed = None
+        why = f"the method trusts {count} of {len(log_odds)} rows simulated from the model, too few to try it on them"
     beyond, compared = supply.beyond()
-    return Check(method, count, missed, len(log_odds), passed, why, log_odds, beyond, compared)
+    return Check(estimator.__name__, count, missed, len(log_odds), passed, why, log_odds, beyond, compared)

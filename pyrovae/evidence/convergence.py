@@ -10,6 +10,8 @@ import torch
 
 from pyrovae import arguments, diagnostics
 from pyrovae.evaluation import Evaluation
+from pyrovae.evidence.check import judged_by_check
+from pyrovae.evidence.importance import importance
 from pyrovae.evidence.jackknife import leave_one_out
 from pyrovae.evidence.reach import unreached
 from pyrovae.evidence.result import CUT_OFF, Columns, judge, verdicts
@@ -89,6 +91,9 @@ def convergence(
         columns = Columns.cat([block for block, _ in blocks])
         estimates = torch.cat([block for _, block in blocks], dim=1).mean(dim=1)
         numbers = columns.numpy()
+        verdict, _ = judge(verdicts(numbers["pareto_k"], size), columns, {CUT_OFF: beyond})
+        options = {"num_samples": size, "tile": tile, "compile": compile, "noise": noise}
+        verdict, _ = judged_by_check(verdict, evaluation, importance, options)
         lines.append(
             {
                 "num_samples": size,
@@ -98,9 +103,7 @@ def convergence(
                 "bias": numbers["bias"].mean(),
                 "jackknife": float(estimates[0]),
                 "pareto_smoothed": float(estimates[1]),
-                "trusted": (
-                    judge(verdicts(numbers["pareto_k"], size), columns, {CUT_OFF: beyond})[0] == "trust"
-                ).mean(),
+                "trusted": (verdict == "trust").mean(),
             }
         )
     return pd.DataFrame(lines)

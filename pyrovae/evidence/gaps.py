@@ -10,9 +10,10 @@ import torch
 
 from pyrovae import arguments
 from pyrovae.evaluation import Evaluation
+from pyrovae.evidence.check import judged_by_check
 from pyrovae.evidence.gaussians import FAMILIES, fit_cost, fit_gaussians
 from pyrovae.evidence.posterior import Gaussian, Posterior, undisturbed
-from pyrovae.evidence.refined import all_starts, weigh, weigh_mixture
+from pyrovae.evidence.refined import all_starts, refined, weigh, weigh_mixture
 from pyrovae.evidence.result import Columns, frame_of, judge, verdicts
 from pyrovae.log_weights import elbo_of
 from pyrovae.model import LatentVariableModel
@@ -95,6 +96,10 @@ def gaps(
             optimised.append(found)
             bar.advance(posterior.num_rows)
     columns = Columns.cat(evidence)
+    verdict, _ = judge(verdicts(columns.pareto_k.cpu().numpy(), num_samples), columns)
+    options: dict[str, Any] = {"num_samples": num_samples, "num_starts": _STARTS, "num_steps": _STEPS}
+    options |= {"tile": tile, "compile": compile, "noise": noise}
+    verdict, _ = judged_by_check(verdict, evaluation, refined, options)
     log_evidence, error = columns.estimate.cpu().numpy(), columns.mcse.cpu().numpy()
     best_elbo, best_error = torch.cat(optimised, dim=1).cpu().numpy()
     # Fresh noise: the noise of the tiles belongs to the estimate of log P(x).
@@ -110,7 +115,7 @@ def gaps(
             "approximation_mcse": np.hypot(error, best_error),
             "amortization_mcse": np.hypot(best_error, encoder.mcse),
             "inference_mcse": np.hypot(error, encoder.mcse),
-            "verdict": judge(verdicts(columns.pareto_k.cpu().numpy(), num_samples), columns)[0],
+            "verdict": verdict,
         },
         evaluation.source.index if evaluation.source is not None else None,
     )

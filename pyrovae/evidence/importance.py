@@ -32,6 +32,7 @@ def importance(
     checkpoint: Folder = None,
     compile: str | bool = "auto",
     noise: str = "index",
+    check: bool = True,
 ) -> LogEvidence:
     """Return log P(x_n) ≈ log (1/K) Σ_k P(x_n, z_k) / Q(z_k | x_n), z_k ~ Q(z | x_n).
 
@@ -56,6 +57,9 @@ def importance(
             by the amount of work; see ``log_weights``.
         noise: the key of a row's noise beside ``seed``: its "index" in x, or its "content". With "content", a
             row has the same number in any order and selection of rows.
+        check: try the method on rows simulated from the model, too; see ``evidence.check``. If it trusts simulated rows
+            that it missed, no row of x is "trust". It costs as much as 64 rows if it passes. With False, no row is
+            "trust": a row whose weights show nothing wrong is "unchecked".
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds, or estimates if ``pareto_smoothed``.
@@ -71,7 +75,7 @@ def importance(
     """
     arguments.boolean("pareto_smoothed", pareto_smoothed)
     run = Run.prepare(
-        "importance",
+        importance,
         pair,
         x,
         num_samples,
@@ -81,6 +85,7 @@ def importance(
         checkpoint=checkpoint,
         compile=compile,
         noise=noise,
+        check=check,
         pareto_smoothed=pareto_smoothed,
     )
     columns = run.columns(encoder_block(run.evaluation, pareto_smoothed))

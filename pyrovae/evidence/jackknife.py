@@ -30,6 +30,7 @@ def jackknife(
     checkpoint: Folder = None,
     compile: str | bool = "auto",
     noise: str = "index",
+    check: bool = True,
 ) -> LogEvidence:
     """Return log P(x_n) ≈ K L_K − (K − 1) mean_i L_{K−1}^(−i), L the importance-weighted log-mean-exp.
 
@@ -37,7 +38,7 @@ def jackknife(
     reduces the bias from O(1/K) to O(1/K²) with the same draws. The result is no longer a lower bound.
 
     Args:
-        pair, x, seed, tile, progress, checkpoint, compile, noise: as in ``importance``.
+        pair, x, seed, tile, progress, checkpoint, compile, noise, check: as in ``importance``.
         num_samples: K, draws per row, at least 2. A block of rows holds all its log weights in memory.
 
     Returns:
@@ -55,7 +56,7 @@ def jackknife(
     """
     arguments.integer("num_samples", num_samples, minimum=2)
     run = Run.prepare(
-        "jackknife",
+        jackknife,
         pair,
         x,
         num_samples,
@@ -65,6 +66,7 @@ def jackknife(
         checkpoint=checkpoint,
         compile=compile,
         noise=noise,
+        check=check,
     )
     dtype, tiles = run.evaluation.dtype, list(run.evaluation.tiles())
 

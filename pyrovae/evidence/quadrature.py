@@ -50,6 +50,7 @@ def quadrature(
     progress: bool = False,
     checkpoint: Folder = None,
     noise: str = "index",
+    check: bool = True,
 ) -> LogEvidence:
     """Return log P(x_n) = log ∫ P(x_n, u) du over up to three latent dimensions, by the trapezoidal rule.
 
@@ -64,7 +65,7 @@ def quadrature(
         x: rows on dim 0; tensor, numpy array or DataFrame.
         tolerance: the error, in nats, at which a row is done.
         seed: of the search for modes; the grids themselves are not random.
-        tile, progress, checkpoint, noise: as in ``importance``; a tile is (rows, points). There is no ``compile``, because
+        tile, progress, checkpoint, noise, check: as in ``importance``; a tile is (rows, points). There is no ``compile``, because
             the shapes of the grids follow from the rows.
 
     Returns:
@@ -86,7 +87,7 @@ def quadrature(
     """
     arguments.positive("tolerance", tolerance)
     run = Run.prepare(
-        "quadrature",
+        quadrature,
         pair,
         x,
         _POINTS_AT_ONCE,
@@ -96,6 +97,7 @@ def quadrature(
         checkpoint=checkpoint,
         compile=False,
         noise=noise,
+        check=check,
         tolerance=tolerance,
     )
     check_dimensions(run.evaluation)

@@ -62,6 +62,7 @@ def refined(
     checkpoint: Folder = None,
     compile: str | bool = "auto",
     noise: str = "index",
+    check: bool = True,
 ) -> LogEvidence:
     """Return log P(x_n) by importance sampling from posteriors that are fitted to each row.
 
@@ -78,7 +79,7 @@ def refined(
         family: "full_rank" or "mean_field", of the q*.
         num_starts: fits per row. The first starts at the encoder, each of the others at a mode of its own.
         num_steps: steps of a fit, each of 2 · dim gradients per start.
-        seed, tile, progress, checkpoint, compile, noise: as in ``importance``. Each kind of call is compiled separately.
+        seed, tile, progress, checkpoint, compile, noise, check: as in ``importance``. Each kind of call is compiled separately.
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds; its ``mcse`` is that of stratified draws.
@@ -102,7 +103,7 @@ def refined(
     arguments.integer("num_steps", num_steps)
     split(num_samples, shares(num_starts))
     run = Run.prepare(
-        "refined",
+        refined,
         pair,
         x,
         num_samples,
@@ -112,6 +113,7 @@ def refined(
         checkpoint=checkpoint,
         compile=compile,
         noise=noise,
+        check=check,
         family=family,
         num_starts=num_starts,
         num_steps=num_steps,

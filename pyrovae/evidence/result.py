@@ -193,8 +193,10 @@ class LogEvidence:
         pareto_k: k-hat of the weights' tail, shape (rows,); NaN if nothing or too little was sampled.
         kind: shape (rows,), each "exact", "lower bound", "upper bound" or "estimate". A lower bound holds in
             expectation over the noise.
-        verdict: shape (rows,), each "trust", "more samples", "another method" or "unchecked". It judges the weights that
-            were drawn; they carry no information on a mode that the guide never visits.
+        verdict: shape (rows,), each "trust", "more samples", "another method" or "unchecked". The weights that were drawn
+            carry no information on a mode that the guide never visits. So a row is "trust" only if the method also
+            passed on rows simulated from the model, or is exact. It is "unchecked" if its weights show nothing wrong
+            and the method was not tried.
         measure: one entry per column of x: "mass" or "density". "transformed" means that a function of the
             column is scored. "unscored" means that the number leaves the column out, "unscored in part" that
             it does so for some rows. "pseudo-likelihood" means that the score is given values computed from
@@ -204,7 +206,8 @@ class LogEvidence:
         cost: shape (rows,), decoder evaluations per row, pilots included; a gradient counts three.
         num_samples: draws per row; 0 if nothing was sampled or if rows differ in it.
         seed, tile: together with x and the pair, they reproduce the numbers bit for bit.
-        check: how the method did on rows simulated from the model; None if it was not tried on any.
+        check: how the method did on rows simulated from the model; None if it was not tried on any, as when no row's
+            weights allow trust.
         log_odds: of simulated rows, log of the exact draw's weight over the sum of all other weights, shape (rows,);
             else None.
         noise: the key of a row's noise beside the seed: its "index" in x, its "content", or the "tile" if the
@@ -335,6 +338,16 @@ class LogEvidence:
 
     def __len__(self) -> int:
         return len(self.estimate)
+
+    @property
+    def checked(self) -> str:
+        """How the method did on simulated rows: "passed", "failed" or "unchecked"; "exempt" if it needs no such check.
+
+        Exempt are sums, closed forms, and posteriors drawn by MCMC, which has diagnostics of its own.
+        """
+        if self.check is None:
+            return "exempt" if (self.verdict == "trust").any() else "unchecked"
+        return {True: "passed", False: "failed", None: "unchecked"}[self.check.passed]
 
     @property
     def settled(self) -> np.ndarray:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import functools
-import hashlib
+import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pyrovae import arguments, identity
 from pyrovae.checkpoints import Answers, Parts, rounding
 from pyrovae.evaluation import Evaluation
+from pyrovae.evidence.check import judged_by_check
 from pyrovae.evidence.result import Columns, LogEvidence, judge, verdicts
 from pyrovae.model import LatentVariableModel
-from pyrovae.pair import behaviour, probe
+from pyrovae.pair import behaviour, parameters_digest, probe
 from pyrovae.progress import Progress
 
 #: A folder for finished blocks; None keeps none.
@@ -33,24 +33,29 @@ class Run:
 
     An estimator is a function of one block of rows, which returns the block's ``Columns``. ``Run`` does the rest: it
     checks rows, pair and options, calls the function for every block, shows progress, keeps finished blocks in the
-    checkpoint's folder, and builds the ``LogEvidence``. ``importance`` documents the options.
+    checkpoint's folder, tries the estimator on simulated rows, and builds the ``LogEvidence``. ``importance`` documents
+    the options.
 
     Attributes:
-        method: the estimator's name.
+        estimator: the function that the user called.
+        options: those of its arguments that its numbers depend on, but the seed.
         evaluation: the checked rows, with pair, noise and tiles.
         progress: whether to show it.
         parts: the folder's finished blocks; None keeps none.
+        check: whether to try the estimator on rows simulated from the model.
     """
 
-    method: str
+    estimator: Callable[..., LogEvidence]
+    options: Mapping[str, Any]
     evaluation: Evaluation
     progress: bool
     parts: Parts | None
+    check: bool
 
     @classmethod
     def prepare(
         cls,
-        method: str,
+        estimator: Callable[..., LogEvidence],
         pair: LatentVariableModel,
         x: Any,
         num_samples: int,
@@ -61,6 +66,7 @@ class Run:
         checkpoint: Folder,
         compile: str | bool,
         noise: str,
+        check: bool,
         **options: Any,
     ) -> Run:
         """Return a run; ``options`` are the estimator's own, which the checkpoint pins.
@@ -69,9 +75,14 @@ class Run:
             TypeError, ValueError: an option, the rows or the pair cannot be used.
         """
         arguments.boolean("progress", progress)
+        arguments.boolean("check", check)
         evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise)
+        method = estimator.__name__
         parts = None if checkpoint is None else _parts(checkpoint, evaluation, method=method, **options)
-        return cls(method, evaluation, progress, parts)
+        common = {"num_samples": num_samples, "tile": tile, "compile": compile, "noise": noise}
+        taken = inspect.signature(estimator).parameters
+        options |= {name: value for name, value in common.items() if name in taken}
+        return cls(estimator, options, evaluation, progress, parts, check)
 
     def bar(self) -> Progress:
         """Return the progress over the rows, a context manager."""
@@ -103,15 +114,24 @@ class Run:
             fields = {"num_samples": self.evaluation.num_samples} | fields
             verdict = verdicts(columns.pareto_k.cpu().numpy(), self.evaluation.num_samples)
         verdict, reasons = judge(verdict, columns, findings)
-        return LogEvidence.of(
+        found = LogEvidence.of(
             columns,
             self.evaluation,
-            method=self.method,
+            method=self.estimator.__name__,
             kind=kind,
             verdict=verdict,
             reasons=reasons,
             **fields,
         )
+        if self.evaluation.simulated is not None:
+            return found
+        exact = found.kind == "exact"
+        drawn = np.where(exact, "exact", verdict)
+        if self.check:
+            drawn, check = judged_by_check(drawn, self.evaluation, self.estimator, self.options)
+        else:
+            drawn, check = np.where(drawn == "trust", "unchecked", drawn), None
+        return replace(found, verdict=np.where(exact, verdict, drawn), check=check)
 
 
 def each_block(
@@ -146,7 +166,7 @@ def _parts(folder: str | os.PathLike[str], evaluation: Evaluation, **options: An
         "tile": list(evaluation.tile),
         "compile": evaluation.compiles,
         "x": identity.digests(evaluation.batch),
-        "parameters": _digest(evaluation.pair),
+        "parameters": parameters_digest(evaluation.pair),
     }
     return Parts(folder, pins, _answers(evaluation))
 
@@ -156,18 +176,3 @@ def _answers(evaluation: Evaluation) -> Answers:
     rows = probe(evaluation.structure, evaluation.batch)
     terms = behaviour(evaluation.model, rows, evaluation.seed)
     return {name: (term, rounding(rows["x"].dtype)) for name, term in terms.items()}
-
-
-def _digest(pair: LatentVariableModel) -> str:
-    """Return a sha256 of every parameter and buffer, including modules that plain functions refer to."""
-    digest = hashlib.sha256()
-    for module in pair.every_module():
-        held: Iterable[tuple[str, torch.Tensor | None]] = [
-            *module._parameters.items(),
-            *module._buffers.items(),
-        ]
-        for name, tensor in held:
-            if tensor is not None:
-                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -9,10 +9,11 @@ This is the only package that uses ``pyro.poutine``. All code above it works on 
 * ``all_values`` and ``other_values`` list values of discrete latents.
 * ``globals.BayesianModel`` runs a model whose latents are shared by all rows, for MCMC.
 * ``loss`` returns a Pyro ELBO's loss of a minibatch, for training.
-* ``behaviour`` returns the pair's log-probabilities on a few rows, which checkpoints compare.
+* ``behaviour`` returns the pair's log-probabilities on a few rows, which checkpoints and the cache of checks compare.
+* ``parameters_digest`` is a sha256 of a pair's numbers, for the same purpose.
 """
 
-from pyrovae.pair.behaviour import behaviour, left_as_found, probe
+from pyrovae.pair.behaviour import behaviour, left_as_found, parameters_digest, probe
 from pyrovae.pair.contract import check_every_leaf
 from pyrovae.pair.coordinates import Coordinates
 from pyrovae.pair.discrete import all_values, other_values
@@ -37,6 +38,7 @@ __all__ = [
     "left_as_found",
     "loss",
     "other_values",
+    "parameters_digest",
     "posterior_moments",
     "probe",
 ]

@@ -6,7 +6,8 @@ change it without a change of code. The numbers that the pair returns then chang
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,6 +100,18 @@ def _telling(value: Tensor, most: int, generator: torch.Generator) -> Tensor:
             counts.append(count)
     by_count = np.concatenate(found)[np.concatenate(counts).argsort(kind="stable")]
     return pool[list(dict.fromkeys(by_count.tolist()))[:most]]
+
+
+def parameters_digest(pair: LatentVariableModel) -> str:
+    """Return a sha256 of every parameter and buffer, including modules that plain functions refer to."""
+    digest = hashlib.sha256()
+    for module in pair.every_module():
+        held: Iterable[tuple[str, Tensor | None]] = [*module._parameters.items(), *module._buffers.items()]
+        for name, tensor in held:
+            if tensor is not None:
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @contextmanager
