@@ -878,5 +878,5 @@ def test_float32_rows_have_the_vaes_fingerprint():
     vae = pv.VAE.mlp(6, 2, likelihood="gaussian")
     assert (
         baselines.PPCA(2).fit(x).log_evidence(x).fingerprint
-        == pv.log_evidence(vae, x, num_samples=2).fingerprint
+        == pv.log_evidence(vae, x, num_samples=2, check=False).fingerprint
     )

@@ -89,7 +89,7 @@ def test_mapped_rows_give_the_same_fit_and_evidence(mapped):
         torch.manual_seed(0)
         vae = pv.VAE.mlp(3, 1, "gaussian", hidden_dims=(4,), standardize=True)
         history = pv.fit(vae, x, epochs=2, batch_size=20)
-        ev = pv.log_evidence(vae, x, num_samples=20)
+        ev = pv.log_evidence(vae, x, num_samples=20, check=False)
         found.append((ev.estimate.tobytes(), ev.seen, [record["elbo"] for record in history.records]))
     assert found[0] == found[1]
 

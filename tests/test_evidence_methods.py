@@ -70,7 +70,7 @@ def test_every_method_on_every_pair_is_the_exact_one(method, name):
         pytest.skip("refused: see below")
     case = PAIRS[name]()
     state = torch.random.get_rng_state()
-    ev = pv.log_evidence(case.pair, case.x, method=method, **QUICK[method])
+    ev = pv.log_evidence(case.pair, case.x, method=method, check=False, **QUICK[method])
     assert torch.equal(torch.random.get_rng_state(), state)
     compatible(ev, case.exact(case.x).detach())
     for column in ("estimate", "mcse", "bias", "ess", "pareto_k", "cost"):
@@ -88,7 +88,7 @@ def test_every_method_on_every_pair_is_the_exact_one(method, name):
 def test_quadrature_on_every_pair_is_the_exact_one(name):
     case = PAIRS[name]()
     state = torch.random.get_rng_state()
-    ev = pv.log_evidence(case.pair, case.x, method="quadrature", **QUICK["quadrature"])
+    ev = pv.log_evidence(case.pair, case.x, method="quadrature", check=False, **QUICK["quadrature"])
     assert torch.equal(torch.random.get_rng_state(), state)
     assert (np.abs(ev.estimate - case.exact(case.x).detach().numpy()) <= 1e-3 + ev.mcse).all()
     assert (ev.mcse <= 0.01).all()
@@ -104,7 +104,7 @@ def test_same_seed_same_bits_other_seed_other_bits(method, name):
         pytest.skip("refused: see below")
     case = PAIRS[name]()
     first, again, other = (
-        pv.log_evidence(case.pair, case.x, method=method, seed=seed, **LEAST[method]).estimate
+        pv.log_evidence(case.pair, case.x, method=method, seed=seed, check=False, **LEAST[method]).estimate
         for seed in (7, 7, 8)
     )
     assert np.array_equal(first, again)
@@ -115,13 +115,13 @@ def test_same_seed_same_bits_other_seed_other_bits(method, name):
 def test_a_discrete_latent_is_refused_by_name_where_z_has_to_move(method):
     case = PAIRS[DISCRETE]()
     with pytest.raises(ValueError, match=r"discrete latent 'component'.*Use method='importance'"):
-        pv.log_evidence(case.pair, case.x, method=method)
+        pv.log_evidence(case.pair, case.x, method=method, check=False)
 
 
 @pytest.mark.statistical
 def test_a_discrete_latent_is_answered_by_importance_in_auto():
     case = PAIRS[DISCRETE]()
-    ev = pv.log_evidence(case.pair, case.x, method="auto", target_mcse=0.03)
+    ev = pv.log_evidence(case.pair, case.x, method="auto", target_mcse=0.03, check=False)
     assert (ev.answered_by == "importance").all()
     compatible(ev, case.exact(case.x).detach())
 
@@ -136,14 +136,14 @@ def test_a_discrete_latent_is_answered_by_importance_in_auto():
 def test_constrained_latents_are_the_exact_one(method, name):
     """A Jacobian forgotten, or put in twice, is nats off here: log dz/du is about log z."""
     case = CONJUGATE[name]()
-    ev = pv.log_evidence(case.pair, case.x, method=method, **QUICK[method])
+    ev = pv.log_evidence(case.pair, case.x, method=method, check=False, **QUICK[method])
     compatible(ev, case.log_prob(case.x))
 
 
 @pytest.mark.parametrize("name", CONJUGATE)
 def test_quadrature_over_constrained_latents_is_the_exact_one(name):
     case = CONJUGATE[name]()
-    ev = pv.log_evidence(case.pair, case.x, method="quadrature", tolerance=0.01)
+    ev = pv.log_evidence(case.pair, case.x, method="quadrature", tolerance=0.01, check=False)
     np.testing.assert_allclose(ev.estimate, case.log_prob(case.x), rtol=0, atol=1e-3)
     assert ev.settled.all()
 
@@ -477,11 +477,11 @@ def test_a_linear_vae_is_a_multivariate_normal(scale):
     assert (ev.kind == "exact").all()
     assert (ev.mcse == 0).all()
     assert ev.settled.all()
-    auto = pv.log_evidence(vae, x, method="auto")
+    auto = pv.log_evidence(vae, x, method="auto", check=False)
     np.testing.assert_array_equal(auto.estimate, ev.estimate)
     assert (auto.answered_by == "exact").all()
     assert (auto.cost == 0).all()
-    compatible(pv.log_evidence(vae, x, method="importance", num_samples=20_000), truth)
+    compatible(pv.log_evidence(vae, x, method="importance", num_samples=20_000, check=False), truth)
 
 
 @pytest.mark.parametrize(
@@ -510,7 +510,7 @@ def test_two_far_modes_fool_importance(others):
     """k-hat is fine, the error is small, every row is trusted; and every row is log 2 too low."""
     oracle = TwoModes(None if others is None else LinearGaussian.random(others, 8))
     x = oracle.sample(20)
-    ev = pv.log_evidence(oracle.pair(), x, num_samples=5000)
+    ev = pv.log_evidence(oracle.pair(), x, num_samples=5000, check=False)
     assert (ev.pareto_k < 0.5).all()
     assert ev.settled.all()
     error = ev.estimate - oracle.log_prob(x).numpy()
@@ -524,7 +524,7 @@ def test_two_far_modes_are_both_found_or_the_row_is_named(others, method):
     """Starts that know nothing of the encoder find the other mode: 99 % of the rows settled are right."""
     oracle = TwoModes(None if others is None else LinearGaussian.random(others, 8))
     x = oracle.sample(300)
-    ev = pv.log_evidence(oracle.pair(), x, method=method)
+    ev = pv.log_evidence(oracle.pair(), x, method=method, check=False)
     error = np.abs(ev.estimate - oracle.log_prob(x).numpy())
     assert (error[ev.settled] <= 0.1).mean() >= 0.99
     assert ev.settled.mean() > 0.9  # and hardly a row is left unsettled
@@ -598,11 +598,11 @@ def test_pareto_smoothing_is_arvizs_on_the_same_weights(num_samples, spread):
 def test_pareto_smoothed_importance_is_an_estimate_from_the_same_draws():
     oracle = LinearGaussian.random(3, 10)
     x = oracle.sample(11)
-    ev = pv.log_evidence(oracle.pair(1.4), x, num_samples=600, seed=3, pareto_smoothed=True)
+    ev = pv.log_evidence(oracle.pair(1.4), x, num_samples=600, seed=3, pareto_smoothed=True, check=False)
     lw = pv.log_weights(oracle.pair(1.4), x, num_samples=600, seed=3)
     np.testing.assert_allclose(ev.estimate, diagnostics.smoothed_log_mean_exp(lw), rtol=0, atol=1e-10)
     assert (ev.kind == "estimate").all()
-    plain = pv.log_evidence(oracle.pair(1.4), x, num_samples=600, seed=3)
+    plain = pv.log_evidence(oracle.pair(1.4), x, num_samples=600, seed=3, check=False)
     assert (ev.estimate != plain.estimate).all()
     np.testing.assert_array_equal(ev.pareto_k, plain.pareto_k)
 
@@ -632,7 +632,7 @@ def test_auto_settles_rows_right_and_cheaply():
     """The best mean-field encoder in 10 dimensions: importance needs more draws than auto spends."""
     oracle = LinearGaussian.random(10, 20)
     x = oracle.sample(200)
-    ev = pv.log_evidence(oracle.mean_field_pair(), x, method="auto", target_mcse=0.05)
+    ev = pv.log_evidence(oracle.mean_field_pair(), x, method="auto", target_mcse=0.05, check=False)
     error = np.abs(ev.estimate - oracle.log_prob(x).numpy())
     assert ev.settled.mean() > 0.95
     assert (error[ev.settled] <= 0.1).mean() >= 0.99
@@ -649,7 +649,9 @@ def test_auto_stays_within_its_cost(max_cost, widen):
     """Whatever the encoder is like; a row that can't be had for it is not settled, or right."""
     oracle = LinearGaussian.random(6, 12)
     x = oracle.sample(30)
-    ev = pv.log_evidence(oracle.pair(widen), x, method="auto", target_mcse=0.01, max_cost=max_cost)
+    ev = pv.log_evidence(
+        oracle.pair(widen), x, method="auto", target_mcse=0.01, max_cost=max_cost, check=False
+    )
     assert (ev.cost <= max_cost).all()
     error = np.abs(ev.estimate - oracle.log_prob(x).numpy())
     assert (error[ev.settled] <= Z * 0.01).all()
@@ -661,9 +663,9 @@ def test_auto_of_one_row_and_of_many_agree():
     """Rows are asked one by one: a poor neighbour costs a row nothing but noise."""
     oracle = LinearGaussian.random(2, 5)
     x = oracle.sample(40)
-    many = pv.log_evidence(oracle.pair(1.3), x, method="auto")
+    many = pv.log_evidence(oracle.pair(1.3), x, method="auto", check=False)
     compatible(many, oracle.log_prob(x))
-    one = pv.log_evidence(oracle.pair(1.3), x[:1], method="auto")
+    one = pv.log_evidence(oracle.pair(1.3), x[:1], method="auto", check=False)
     compatible(one, oracle.log_prob(x[:1]))
 
 
@@ -678,7 +680,7 @@ def test_auto_answers_from_fresh_noise(monkeypatch):
 
     monkeypatch.setattr(Evaluation, "of_rows", watched)
     oracle = LinearGaussian.random(3, 6)
-    ev = pv.log_evidence(oracle.pair(3.0), oracle.sample(6), method="auto")
+    ev = pv.log_evidence(oracle.pair(3.0), oracle.sample(6), method="auto", check=False)
     assert (ev.answered_by == "refined").any()
     assert len(used) > 3 * len(ev)
     assert len(set(used)) == len(used)
@@ -715,7 +717,9 @@ def test_step_sizes_are_frozen_in_the_answer(monkeypatch):
     monkeypatch.setattr(Path, "_sweep", watched_sweep)
     monkeypatch.setattr(Path, "_move", watched_move)
     oracle = LinearGaussian.random(3, 6)
-    pv.log_evidence(oracle.pair(1.5), oracle.sample(4), method="annealed", num_samples=5, num_temperatures=20)
+    pv.log_evidence(
+        oracle.pair(1.5), oracle.sample(4), method="annealed", num_samples=5, num_temperatures=20, check=False
+    )
     assert len(tuned) == 1
     assert tuned[0].shape == (19, 4)
     assert [beta for beta, _ in used] == pytest.approx([t / 20 for t in range(1, 20)])
@@ -814,7 +818,7 @@ def test_convergence_climbs_from_the_elbo():
     assert close(bound[-1] - frame["bias"].iloc[-1], truth, mcse[-1])
     assert close(frame["jackknife"].iloc[-1], truth, mcse[-1])
     assert close(frame["pareto_smoothed"].iloc[-1], truth, mcse[-1])
-    expected = pv.log_evidence(oracle.pair(1.5), x, num_samples=1000, seed=2)
+    expected = pv.log_evidence(oracle.pair(1.5), x, num_samples=1000, seed=2, check=False)
     assert bound[-1] == pytest.approx(expected.mean, abs=1e-10)
     figure, axes = plt.subplots()
     plots.convergence(axes, frame, title="K")
@@ -855,7 +859,7 @@ def test_convergence_climbs_from_the_elbo():
 )
 def test_bad_options_are_refused_by_name(method, options, message):
     with pytest.raises((ValueError, TypeError), match=message):
-        pv.log_evidence(pv.VAE.mlp(4, 1), torch.ones(3, 4), method=method, **options)
+        pv.log_evidence(pv.VAE.mlp(4, 1), torch.ones(3, 4), method=method, check=False, **options)
 
 
 @pytest.mark.parametrize(
@@ -892,9 +896,9 @@ def test_bad_options_of_gaps_and_convergence_are_refused_by_name():
 def test_quadrature_refuses_four_latent_dimensions():
     case = PAIRS[TOO_WIDE]()
     with pytest.raises(ValueError, match="expected one to 3 latent dimensions for quadrature, got 4"):
-        pv.log_evidence(case.pair, case.x, method="quadrature")
+        pv.log_evidence(case.pair, case.x, method="quadrature", check=False)
     with pytest.raises(ValueError, match="expected one to 3 latent dimensions for quadrature, got 4"):
-        pv.log_evidence(pv.VAE.mlp(6, 4), torch.ones(3, 6), method="quadrature")
+        pv.log_evidence(pv.VAE.mlp(6, 4), torch.ones(3, 6), method="quadrature", check=False)
 
 
 @pytest.mark.parametrize("widen", [1.0, 3.0, 0.4])
@@ -902,7 +906,7 @@ def test_auto_honours_a_max_cost_of_1000(widen):
     """The least that is allowed, less than a fit costs."""
     oracle = LinearGaussian.random(6, 12)
     ev = pv.log_evidence(
-        oracle.pair(widen), oracle.sample(30), method="auto", target_mcse=0.01, max_cost=1000
+        oracle.pair(widen), oracle.sample(30), method="auto", target_mcse=0.01, max_cost=1000, check=False
     )
     assert (ev.cost <= 1000).all()
 
@@ -910,7 +914,7 @@ def test_auto_honours_a_max_cost_of_1000(widen):
 def test_quadrature_is_within_its_own_error_on_two_narrow_modes():
     oracle = TwoModes()
     x = oracle.sample(100)
-    ev = pv.log_evidence(oracle.pair(), x, method="quadrature")
+    ev = pv.log_evidence(oracle.pair(), x, method="quadrature", check=False)
     error = np.abs(ev.estimate - oracle.log_prob(x).numpy())
     assert (error <= ev.mcse + 1e-6)[ev.settled].all()
 
@@ -980,11 +984,11 @@ FLAT = {
 def test_densities_without_a_gradient_are_weighed_right(name, method):
     model, guide, exact = FLAT[name]
     x = torch.linspace(-2, 2, 8)
-    ev = pv.log_evidence(pv.LatentVariableModel(model, guide), x, method=method)
+    ev = pv.log_evidence(pv.LatentVariableModel(model, guide), x, method=method, check=False)
     # A bias of log-mean-exp is at most of the order of mcse²; float32 rounds at 1e-5.
     error = np.abs(ev.estimate - exact(x.double()).numpy())
-    assert (error < Z * ev.mcse + ev.mcse**2 + np.abs(ev.bias) + 1e-4)[ev.verdict == "trust"].all(), error
-    assert (ev.verdict == "trust").any()
+    assert (error < Z * ev.mcse + ev.mcse**2 + np.abs(ev.bias) + 1e-4)[ev.verdict == "unchecked"].all(), error
+    assert (ev.verdict == "unchecked").any()
 
 
 def test_the_gradient_of_what_does_not_depend_on_u_is_zero():

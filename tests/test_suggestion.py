@@ -65,7 +65,7 @@ def test_every_suggestion_can_be_built_and_scores_its_column():
         vae = pv.VAE.mlp(1, 1, line.family, hidden_dims=(4,), **line.options)
         x = table[[line.column]]
         vae.likelihood.start_from(x)
-        assert np.isfinite(pv.log_evidence(vae, x, num_samples=30).estimate).all()
+        assert np.isfinite(pv.log_evidence(vae, x, num_samples=30, check=False).estimate).all()
 
 
 def test_bad_tables_are_refused():
