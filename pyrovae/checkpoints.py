@@ -34,7 +34,7 @@ Answers = Mapping[str, tuple[Tensor, float]]
 
 _LAST = "last.safetensors"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_FORMAT = 4  # of the folders; formats 1 to 3 evaluated training rows after every epoch
+_FORMAT = 5  # of the folders; formats 1 to 3 evaluated training rows after every epoch, 4 had no tail_error
 _LOOSEST = 100  # units in the last place by which processors may round differently
 
 

@@ -82,6 +82,11 @@ def tail_length(num_samples: int) -> int:
     return math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))
 
 
+# See ``Accumulator.tail_error``. With them, 95 % intervals of 2000 rows with Pareto weights of k = 0.3, 0.45, 0.55 and 0.65,
+# given "trust", cover 97, 97, 96 and 91 % at 1000 draws, instead of 94, 91, 86 and 70 %.
+_TAIL_ERRORS, _TAIL_DRAWS = 1.5, 4
+
+
 class Accumulator:
     """Sums of weights over sample tiles, in float64, and each row's largest weights.
 
@@ -112,6 +117,7 @@ class Accumulator:
         length = min(num_samples, tail_length(num_samples) + 1)
         self._top = torch.full((length, num_rows), -math.inf, dtype=torch.float64, device=device)
         self._waiting: list[Tensor] = []  # log weights that may be among the largest
+        self._fitted: list[tuple[Tensor, Tensor, Tensor, Tensor]] | None = None
 
     @classmethod
     def of(cls, log_weights: Tensor) -> Accumulator:
@@ -135,6 +141,7 @@ class Accumulator:
         self._tiles[tile] = torch.stack([offset, w.sum(dim=0), (w * w).sum(dim=0)])
         self._counts[tile] = len(lw)
         self._waiting.append(lw)
+        self._fitted = None
         # topk also searches the largest so far, so one search a tile would not take linear time.
         if sum(map(len, self._waiting)) >= 2 * len(self._top):
             self._largest()
@@ -198,13 +205,13 @@ class Accumulator:
         peak = largest[0]
         if self.num_samples < FEWEST_DRAWS_FOR_K:
             return torch.full_like(peak, math.nan)
-        top, cutoff, lengths = self._tail()
+        top, cutoff, _ = self._tail()
         # With fewer than five weights above the cut-off: if others tie with it, weights take few values, as with a
         # discrete latent, and more draws help; if all others are zero, the weights have collapsed.
         tied = (top == cutoff).sum(dim=0) > 1
         shape = torch.where(tied, math.nan, math.inf).to(torch.float64)
-        for rows, excess in self._excesses(top, cutoff, lengths):
-            shape[rows] = _fit_pareto(excess)[0]
+        for rows, _, k, _ in self._fits():
+            shape[rows] = k
         k = shape.to(peak.device)
         # The largest weights are equal, as with constant weights, so there is no tail.
         k = torch.where(peak - largest[-1] <= resolution, -math.inf, k)
@@ -217,8 +224,7 @@ class Accumulator:
             return self.log_mean_exp()
         peak = self._largest()[0]
         total = (first * torch.exp(offset - peak)).cpu()  # in units of the largest weight
-        for rows, excess in self._excesses(*self._tail()):
-            k, scale = _fit_pareto(excess)
+        for rows, excess, k, scale in self._fits():
             probability = ((torch.arange(len(excess), dtype=torch.float64) + 0.5) / len(excess))[:, None]
             # the quantile function of the excess, σ (−1 + (1 − p)^−k) / k
             quantile = scale * torch.expm1(-k * torch.log1p(-probability)) / k
@@ -227,6 +233,39 @@ class Accumulator:
             total[rows] += torch.where(torch.isfinite(difference), difference, 0.0)
         smoothed = peak + total.to(peak.device).log() - math.log(self.num_samples)
         return torch.where(torch.isfinite(peak), smoothed, self.log_mean_exp())
+
+    def tail_error(self) -> Tensor:
+        """Return the error by weights that were too rare to be drawn, in nats, shape (rows,); 0 without a fitted tail.
+
+        The largest weights decide the variance, and the draws may lack them by luck. Then the estimate, its
+        Monte-Carlo error and k-hat are too small together. The variance is therefore computed again with the fitted
+        tail in place of the largest weights. Its shape is 1.5 standard errors above k-hat, and it ends where four
+        times as many draws would reach it once. The result is the standard deviation that this adds.
+        """
+        peak, found = self._largest()[0], torch.zeros(self._top.shape[1], dtype=torch.float64)
+        if self.num_samples < FEWEST_DRAWS_FOR_K:
+            return found.to(peak.device)
+        offset, first, _ = self._sums()
+        total = (first * torch.exp(offset - peak)).cpu()  # in units of the largest weight
+        _, cutoff, _ = self._tail()
+        for rows, excess, k, scale in self._fits():
+            count = len(excess)
+            k = k + _TAIL_ERRORS * (1 + k) / math.sqrt(count)
+            # Probabilities of larger weights, in equal steps of their logs.
+            beyond = torch.logspace(0, -math.log10(_TAIL_DRAWS * count), 200, dtype=torch.float64)[:, None]
+            start = torch.exp(cutoff[rows])
+            square = (start + scale * torch.expm1(-k * beyond.log()) / k) ** 2
+            expected = count * ((beyond[:-1] - beyond[1:]) * (square[1:] + square[:-1]) / 2).sum(dim=0)
+            more = expected - ((start + excess) ** 2).sum(dim=0)
+            found[rows] = more.clamp(min=0).nan_to_num(0.0, posinf=math.inf).sqrt() / total[rows]
+        return found.to(peak.device)
+
+    def _fits(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Return rows with tails of one length, their excesses, and shape and scale of the fit; computed once."""
+        if self._fitted is None:
+            excesses = self._excesses(*self._tail())
+            self._fitted = [(rows, excess, *_fit_pareto(excess)) for rows, excess in excesses]
+        return self._fitted
 
     def _tail(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the largest weights' logs, largest (zero) first; the cut-off; how many lie above it, (rows,)."""

@@ -299,6 +299,20 @@ BUGS = {
         "",
         "test_check.py::test_a_check_is_made_once_for_a_model_rows_and_method",
     ),
+    "intervals that ignore the tail": Bug(
+        "evidence/result.py",
+        "_interval",
+        "np.hypot(mcse, tail_error)",
+        "mcse",
+        "test_evidence.py::test_intervals_of_heavy_tailed_weights_cover[0.55-0.89]",
+    ),
+    "a tail at its estimated shape": Bug(
+        "diagnostics.py",
+        "Accumulator.tail_error",
+        "k = k + _TAIL_ERRORS * (1 + k) / math.sqrt(count)",
+        "k = k + 0.0",
+        "test_evidence.py::test_intervals_of_heavy_tailed_weights_cover[0.65-0.84]",
+    ),
     "trust without a check": Bug(
         "evidence/run.py",
         "Run.answer",

@@ -571,7 +571,7 @@ def _sum(evaluation: Evaluation) -> Columns | None:
             terms = torch.cat([total(model.log_joint(batch, z)) for z in every])
         estimate = torch.logsumexp(terms, dim=0)
         zero, unknown = torch.zeros_like(estimate), torch.full_like(estimate, math.nan)
-        columns = Columns(estimate, zero, zero, unknown, unknown, zero + len(terms), zero, unknown)
+        columns = Columns(estimate, zero, zero, unknown, unknown, zero + len(terms), zero, zero, unknown)
         # A sum over all z leaves none out.
         found.append(columns.beside(None if evaluation.simulated is None else zero - math.inf, 1))
     return Columns.cat(found)

@@ -115,17 +115,17 @@ def _shared_mcse(columns: Columns, keys: Tensor, answered_by: np.ndarray) -> flo
     return float((np.sqrt((each**2).sum()) + mcse[grid].sum()) / len(mcse))
 
 
-def _interval(estimate: Any, mcse: Any, bias: Any) -> tuple[Any, Any]:
-    """Return estimate ± 1.96 · mcse, widened by the bias on the side of the true value."""
-    half = _Z95 * mcse
-    return estimate - half - np.maximum(bias, 0.0), estimate + half - np.minimum(bias, 0.0)
+def _interval(estimate: Any, mcse: Any, bias: Any, tail_error: Any) -> tuple[Any, Any]:
+    """Return estimate ± 1.96 · mcse, widened by the bias on the side of the true value, and upwards by the tail."""
+    low, high = _Z95 * mcse, _Z95 * np.hypot(mcse, tail_error)
+    return estimate - low - np.maximum(bias, 0.0), estimate + high - np.minimum(bias, 0.0)
 
 
 @dataclass(frozen=True)
 class Columns:
     """The numbers of a ``LogEvidence`` on some rows, each float64 of shape (rows,).
 
-    ``lost`` is the share of draws that rounding put onto a bound of their support. ``log_odds`` is log of the weight of
+    ``tail_error`` is the error by weights that were too rare to be drawn. ``lost`` is the share of draws that rounding put onto a bound of their support. ``log_odds`` is log of the weight of
     the row's exact draw over the sum of all other weights. It is NaN for rows of the user.
     """
 
@@ -135,6 +135,7 @@ class Columns:
     ess: Tensor
     pareto_k: Tensor
     cost: Tensor
+    tail_error: Tensor
     lost: Tensor
     log_odds: Tensor
 
@@ -153,6 +154,7 @@ class Columns:
             weights.ess(),
             weights.pareto_k(resolution),
             torch.full_like(estimate, cost),
+            weights.tail_error(),
             torch.zeros_like(estimate) + lost,
             torch.full_like(estimate, math.nan),
         )
@@ -189,6 +191,8 @@ class LogEvidence:
         estimate: log P(x_n), shape (rows,).
         mcse: its Monte-Carlo standard error, shape (rows,); NaN with a single draw.
         bias: its first-order bias, shape (rows,); negative if the estimate is too low on average.
+        tail_error: the error by weights that were too rare to be drawn, in nats, shape (rows,); it widens the interval
+            upwards. 0 if nothing was sampled, or too little to fit a tail.
         ess: effective sample size, shape (rows,); NaN if nothing was sampled.
         pareto_k: k-hat of the weights' tail, shape (rows,); NaN if nothing or too little was sampled.
         kind: shape (rows,), each "exact", "lower bound", "upper bound" or "estimate". A lower bound holds in
@@ -256,6 +260,7 @@ class LogEvidence:
     reasons: tuple[str, ...] = ()
     noise: str | None = None
     check: Check | None = None
+    tail_error: np.ndarray | float = field(default=0.0, repr=False)
     log_odds: np.ndarray | None = field(default=None, repr=False)
     _seen: identity.Seen | None = field(default=None, repr=False)
 
@@ -385,17 +390,19 @@ class LogEvidence:
     @property
     def interval(self) -> tuple[np.ndarray, np.ndarray]:
         """95 % interval of every row's log P(x_n), each end of shape (rows,), in nats; see ``mean_interval``."""
-        return _interval(self.estimate, self.mcse, self.bias)
+        return _interval(self.estimate, self.mcse, self.bias, self.tail_error)
 
     @property
     def mean_interval(self) -> tuple[float, float]:
         """95 % interval of the mean log P(x_n), in nats per row.
 
-        It reaches from mean − 1.96 · mcse to mean − bias + 1.96 · mcse if the bias is negative, as it usually
-        is. A positive bias lowers the lower end instead. The interval covers Monte-Carlo error only;
+        It reaches from mean − 1.96 · mcse to mean − bias + 1.96 · √(mcse² + tail_error²) if the bias is negative, as
+        it usually is. A positive bias lowers the lower end instead. The interval covers Monte-Carlo error only;
         ``compare``'s ``se`` covers how much the mean would vary with other rows.
         """
-        low, high = _interval(self.mean, self.mean_mcse, self.mean_bias)
+        tail = np.broadcast_to(self.tail_error, len(self))
+        tail_error = tail.mean() if self.shared_mcse is not None else np.sqrt((tail**2).sum()) / len(self)
+        low, high = _interval(self.mean, self.mean_mcse, self.mean_bias, tail_error)
         return float(low), float(high)
 
     @property
