@@ -292,13 +292,6 @@ BUGS = {
         "",
         "test_check.py::test_a_check_is_made_once_for_a_model_rows_and_method",
     ),
-    "a check kept for other rows": Bug(
-        "evidence/check.py",
-        "_key",
-        "        *identity.digests(template.batch).items(),\n",
-        "",
-        "test_check.py::test_a_check_is_made_once_for_a_model_rows_and_method",
-    ),
     "intervals that ignore the tail": Bug(
         "evidence/result.py",
         "_interval",
