@@ -76,7 +76,7 @@ def world():
         "total": binary.marginal_likelihood(),
         "axes": Figure().subplots(),
         "history": pd.DataFrame({"epoch": [1], "elbo": [-1.0], "rate": [0.1], "reconstruction": [-0.9]}),
-        "table": pv.compare({"a": score, "b": binary}, x, training_rows=True),
+        "table": pv.compare({"a": score, "b": binary}, x, training_rows=True, check=False),
         "convergence": evidence.convergence(vae, x, num_samples=(5, 10)),
     }
 
@@ -378,6 +378,7 @@ PAIR = {"pair": a("vae"), "x": a("x")}
 OF_A_PAIR = {"pair": "pair", "x": "rows of a pair", "seed": "seed"}
 TILED = {**OF_A_PAIR, "tile": "tile"}
 SLOW = {**TILED, "progress": "flag"}
+ESTIMATOR = {**SLOW, "check": "flag"}
 
 
 def network(out, inputs=2):
@@ -535,30 +536,38 @@ CASES = {
     "log_evidence": Case(
         pv.log_evidence,
         {"model": a("vae"), "x": a("x")},
-        {"model": "pair", "x": "rows of a pair", "method": "name or None", **SLOW, "num_samples": "count"}
-        | {"pareto_smoothed": "flag", "check": "flag"},
+        {
+            "model": "pair",
+            "x": "rows of a pair",
+            "method": "name or None",
+            **ESTIMATOR,
+            "num_samples": "count",
+        }
+        | {"pareto_smoothed": "flag"},
         aliases={"model": ("pair",)},
     ),
     "evidence.importance": estimator(
-        evidence.importance, **SLOW, num_samples="count", pareto_smoothed="flag"
+        evidence.importance, **ESTIMATOR, num_samples="count", pareto_smoothed="flag"
     ),
-    "evidence.jackknife": estimator(evidence.jackknife, **SLOW, num_samples="two or more"),
+    "evidence.jackknife": estimator(evidence.jackknife, **ESTIMATOR, num_samples="two or more"),
     "evidence.annealed": estimator(
-        evidence.annealed, **SLOW, num_samples="count", num_temperatures="two or more", start="name"
+        evidence.annealed, **ESTIMATOR, num_samples="count", num_temperatures="two or more", start="name"
     ),
     "evidence.refined": estimator(
         evidence.refined,
-        **SLOW,
+        **ESTIMATOR,
         num_samples="hundred or more",
         family="name",
         num_starts="count",
         num_steps="count",
     ),
-    "evidence.quadrature": estimator(evidence.quadrature, **SLOW, tolerance="positive"),
+    "evidence.quadrature": estimator(evidence.quadrature, **ESTIMATOR, tolerance="positive"),
     "evidence.exact": Case(
         evidence.exact, {"pair": a("gaussian"), "x": a("x")}, {"pair": "pair", "x": "rows of an encoder"}
     ),
-    "evidence.auto": estimator(evidence.auto, **SLOW, target_mcse="positive", max_cost="thousand or more"),
+    "evidence.auto": estimator(
+        evidence.auto, **ESTIMATOR, target_mcse="positive", max_cost="thousand or more"
+    ),
     "evidence.check": Case(
         evidence.check,
         PAIR | {"method": "importance", "num_samples": 20},

@@ -86,7 +86,7 @@ def test_loo_does_not_find_the_conditional_terms(converted):
 
 
 def test_constants_say_how_far_to_believe_the_draws(converted):
-    evidence = pv.log_evidence(ORACLE.pair(widen=1.4), X, num_samples=2000, seed=SEED, check=False)
+    evidence = pv.log_evidence(ORACLE.pair(widen=1.4), X, num_samples=2000, seed=SEED)
     constants = converted.constant_data
     for name, values in (("log_evidence", evidence.estimate), ("mcse", evidence.mcse), ("ess", evidence.ess)):
         np.testing.assert_array_equal(constants[name].values, values)

@@ -134,7 +134,12 @@ def test_models_with_an_order_are_probabilities(name):
 @pytest.mark.parametrize("name", READS_ITSELF)
 def test_models_that_read_what_they_score_are_refused(name):
     pair = pv.LatentVariableModel(*READS_ITSELF[name])
-    for score in (pv.log_evidence, pv.elbo, lambda p, x: pv.compare({"it": p}, x), pv.evidence.sandwich):
+    for score in (
+        pv.log_evidence,
+        pv.elbo,
+        lambda p, x: pv.compare({"it": p}, x, check=False),
+        pv.evidence.sandwich,
+    ):
         with pytest.raises(ValueError, match=r"^model: expected sites that depend on earlier columns"):
             score(pair, EVERY)
 

@@ -136,7 +136,7 @@ def test_auto_goes_another_way_and_is_right(name):
     )
     tolerance = Z * ev.mcse + np.abs(ev.bias) + 1e-3
     np.testing.assert_array_less(np.abs(ev.estimate - exact(x)), tolerance)
-    assert (ev.verdict == "unchecked").mean() >= 0.25
+    assert np.isin(ev.verdict, ("unchecked", "trust")).mean() >= 0.25  # sums over categories are exact
     assert not (ev.answered_by == "importance").any()
 
 

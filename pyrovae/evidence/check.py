@@ -143,7 +143,10 @@ def check(
         taken=("pair", "x", "seed", "progress", "checkpoint", "check"),
     )
     arguments.integer("num_rows", num_rows, minimum=8)
-    return _try(Evaluation.prepare(pair, x, 1, seed), METHODS[method], num_rows, options)
+    template = Evaluation.prepare(pair, x, 1, seed)
+    # On a row of x, wrong options raise an error; on a simulated row they would be taken for a fault of the model.
+    METHODS[method](pair, template.part(slice(0, 1)), seed=seed, check=False, **options)
+    return _try(template, METHODS[method], num_rows, options)
 
 
 def judged_by_check(

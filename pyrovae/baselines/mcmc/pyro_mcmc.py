@@ -321,9 +321,7 @@ class PyroMCMC(Fitted):
         ess = row_ess(ratio.unflatten(0, self._draws.shape[:2]))
         squared = torch.where(possible, ratio.var(dim=0), math.inf) / ess
         tail_error = found.tail_error * (len(log_likelihood) / ess).sqrt()
-        return replace(
-            found, mcse=squared.sqrt(), bias=-0.5 * squared, ess=ess, tail_error=tail_error
-        ), ratio
+        return replace(found, mcse=squared.sqrt(), bias=-0.5 * squared, ess=ess, tail_error=tail_error), ratio
 
     def _answer(self, *, method: str, **found: Any) -> LogEvidence:
         """Return a ``LogEvidence`` of the given fields and of those that all results share."""
