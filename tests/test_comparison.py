@@ -11,7 +11,7 @@ from rates import SEED
 from scipy import stats
 
 import pyrovae as pv
-from pyrovae import baselines, identity
+from pyrovae import baselines, evidence, identity
 
 TRAIN = (torch.rand(200, 5, generator=torch.Generator().manual_seed(0)) < 0.1).float()
 X = (torch.rand(40, 5, generator=torch.Generator().manual_seed(1)) < 0.1).float()
@@ -45,7 +45,8 @@ def test_differences_are_paired_and_best_comes_first():
     assert line["mcse_diff"] == pytest.approx(first.mean_mcse)
     assert line["bias"] == pytest.approx(first.mean_bias)
     assert (line["kind"], line["parameters"]) == ("lower bound", "plug-in")
-    assert line[["trust", "more samples", "another method"]].sum() == 40
+    assert line[["trust", "more samples", "another method", "unchecked"]].sum() == 40
+    assert (line["check"], table.loc["independent", "check"]) == ("unchecked", "exempt")
     best = table.loc["independent"]
     assert (best["elpd_diff"], best["dse"], best["mcse"], best["kind"]) == (0, 0, 0, "exact")
     assert table.attrs["unit"] == "nats a row"
@@ -344,6 +345,23 @@ def test_it_prints_in_a_terminal_a_notebook_and_latex():
     assert "≥" not in latex
     assert set(table[["elpd", "se"]].columns) == {"elpd", "se"}  # what is taken from it is a plain frame
     assert type(table[["elpd"]]) is not type(table)
+
+
+def test_a_difference_is_open_unless_both_checks_passed():
+    """In print; a failed check leaves a number that may be too low."""
+    checks = {
+        outcome: evidence.Check("auto", 64, 9, 64, outcome, "why", np.zeros(64), 0, 40)
+        for outcome in (True, False)
+    }
+    best = pv.log_evidence(independent(), X)
+    worse = dataclasses.replace(best, estimate=best.estimate - 1, kind=np.full(40, "lower bound"))
+    passed, failed = (dataclasses.replace(worse, check=checks[outcome]) for outcome in (True, False))
+    table = pv.compare({"best": best, "passed": passed, "failed": failed}, by=np.arange(40) % 2)
+    assert table["check"].tolist() == 2 * ["exempt", "passed", "failed"]
+    shown = table.short()["to the best"].tolist()
+    assert ["open" in cell for cell in shown] == 2 * [False, False, True]
+    table = pv.compare({"best": dataclasses.replace(best, check=checks[False]), "passed": passed})
+    assert "open" in table.short()["to the best"]["passed"]
 
 
 def test_plot_compare_draws_every_model():

@@ -39,16 +39,12 @@ class ComparisonTable(pd.DataFrame):
         ]
         shown["weight"] = [f"{weight:.2f}" for weight in self["weight"]]
         shown["MC error"] = ["exact" if error == 0 else f"{error:.3f}" for error in self["mcse"]]
-        names = ["trust", "more samples", "another method"]
-        labels = "trust / more / other"
-        if "unchecked" in self and (self["unchecked"] > 0).any():
-            names, labels = [*names, "unchecked"], f"{labels} / unchecked"
-        verdicts = self[names].to_numpy()
+        verdicts = self[["trust", "more samples", "another method"]].to_numpy()
         if "seen" in self and (self["seen"] > 0).any():
             shown["fitted to"] = [f"{seen} rows" if seen else "" for seen in self["seen"]]
         if (self["given"] != "").any():
             shown["given"] = self["given"]
-        shown[labels] = [" / ".join(map(str, counts)) for counts in verdicts]
+        shown["trust / more / other"] = [" / ".join(map(str, counts)) for counts in verdicts]
         shown["check"] = self["check"]
         return shown
 
