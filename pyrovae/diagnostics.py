@@ -260,6 +260,17 @@ class Accumulator:
             found[rows] = more.clamp(min=0).nan_to_num(0.0, posinf=math.inf).sqrt() / total[rows]
         return found.to(peak.device)
 
+    def share_of_heavier(self, log_weight: Tensor) -> Tensor:
+        """Return the share of the weight that lies on draws at least as heavy as a given weight of each row, (rows,).
+
+        Only the largest weights are kept. A share beyond theirs is returned as theirs. Weights that differ from the
+        given one by rounding count as heavier.
+        """
+        offset, first, _ = self._sums()
+        largest = self._largest()
+        heavier = largest >= log_weight - 1e-6 * (1 + log_weight.abs())
+        return torch.where(heavier, torch.exp(largest - offset), 0.0).sum(dim=0) / first
+
     def _fits(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Return rows with tails of one length, their excesses, and shape and scale of the fit; computed once."""
         if self._fitted is None:

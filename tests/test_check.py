@@ -375,6 +375,55 @@ def test_the_closed_form_needs_no_check():
     assert evidence.check(vae, x, "auto").passed
 
 
+def two_modes(share, visits, num_samples):
+    """Two distant modes; the guide draws the second, which has ``share`` of every row's mass, ``visits`` times in K draws."""
+    apart = torch.tensor([-10.0, 10.0], dtype=torch.float64)
+    mass = torch.tensor([1 - share, share], dtype=torch.float64)
+    seldom = torch.tensor([1 - visits / num_samples, visits / num_samples], dtype=torch.float64)
+
+    def mixture(weights, x):
+        each = dist.Normal(apart.expand(len(x), 2), torch.ones((), dtype=torch.float64))
+        return dist.MixtureSameFamily(dist.Categorical(weights.expand(len(x), 2)), each)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", mixture(mass, x))
+            pyro.sample("x", dist.Bernoulli(0.3 + 0.0 * z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", mixture(seldom, x))
+
+    return pv.LatentVariableModel(model, guide)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize(("share", "visits"), [(0.45, 0.9), (0.45, 1.5), (0.3, 0.7)])
+def test_a_mode_that_is_seldom_visited_is_missed(share, visits):
+    """Rows that are trusted lack the mode; its weight, if it is drawn, is below that of all others together."""
+    x = torch.zeros(40, dtype=torch.float64)
+    pair = two_modes(share, visits, 1000)
+    ev = pv.log_evidence(pair, x, num_samples=1000, compile=False)
+    assert "trust" not in ev.verdict
+    assert ev.check.passed is False
+    before = pv.log_evidence(pair, x, num_samples=1000, compile=False, check=False)
+    low = before.estimate < math.log(0.7) + math.log1p(-share) + 0.1
+    assert low[before.verdict == "unchecked"].all()
+    good = pv.log_evidence(two_modes(share, share * 1000, 1000), x, num_samples=1000, compile=False)
+    assert (good.verdict == "trust").all()
+
+
+@pytest.mark.statistical
+def test_the_exact_draw_is_as_heavy_as_the_draws():
+    """The share of heavier weight is uniform but for the weights that were kept; a rank of 3000 rows."""
+    pair, marginal = gaussian(shift=0.3, scale=1.3)
+    rows = simulated(Evaluation.prepare(pair, marginal.sample((3000,)), 1, 0), torch.arange(3000))
+    ev = pv.log_evidence(pair, rows, num_samples=1000, compile=False)
+    count = (ev.heavier < 0.05).sum()
+    low, high = scipy.stats.binom.interval(1 - 1e-6, 3000, 0.05)
+    assert low <= count <= high + 30  # the heaviest weights of all were not drawn in some rows
+
+
 # ---------------------------------------------------------------------------------------------------------
 # The rule and its promise
 
@@ -395,11 +444,13 @@ def test_the_rule(missed, expected, monkeypatch):
     pair, marginal = gaussian()
     turns = iter(missed)
 
-    def importance(pair, x, seed):
+    def importance(pair, x, seed, check=True):
+        ev = evidence.importance(pair, x, num_samples=200, seed=seed, check=False)
+        if not check:  # on a row of x
+            return ev
         count = next(turns)
-        ev = evidence.importance(pair, x, num_samples=200, seed=seed)
         odds = np.where(np.arange(64) < count, 1.0, -1.0)
-        return dataclasses.replace(ev, verdict=np.full(64, "trust"), log_odds=odds)
+        return dataclasses.replace(ev, verdict=np.full(64, "trust"), log_odds=odds, heavier=np.ones(64))
 
     monkeypatch.setitem(evidence.METHODS, "importance", importance)
     tried = evidence.check(pair, marginal.sample((5,)), "importance")
@@ -408,7 +459,7 @@ def test_the_rule(missed, expected, monkeypatch):
 
 def test_the_promise():
     """At most so many rows may be low by half a nat: each of them would be missed with probability 1 − exp(−½)."""
-    tried = evidence.Check("auto", 64, 0, 64, True, None, np.zeros(64), 0, 10)
+    tried = evidence.Check("auto", 64, 0, 3, 64, True, None, np.zeros(64), 0, 10)
     assert tried.share_low == pytest.approx((1 - 0.05 ** (1 / 64)) / (1 - math.exp(-0.5)))
     assert 0.11 < tried.share_low < 0.12
     assert dataclasses.replace(tried, trusted=1024).share_low < 0.01

@@ -350,7 +350,7 @@ def test_it_prints_in_a_terminal_a_notebook_and_latex():
 def test_a_difference_is_open_unless_both_checks_passed():
     """In print; a failed check leaves a number that may be too low."""
     checks = {
-        outcome: evidence.Check("auto", 64, 9, 64, outcome, "why", np.zeros(64), 0, 40)
+        outcome: evidence.Check("auto", 64, 9, 9, 64, outcome, "why", np.zeros(64), 0, 40)
         for outcome in (True, False)
     }
     best = pv.log_evidence(independent(), X)

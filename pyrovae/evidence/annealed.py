@@ -126,7 +126,7 @@ def weigh_chains(evaluation: Evaluation, path: Path, moves: Moves, rows: slice) 
         exact = exact_draw(evaluation, path.posterior, rows, drawn)
         # A chain that runs back from an exact draw is the reverse of a chain whose weight is this one.
         weight = None if exact is None else path.backward(moves, exact, drawn)[0]
-    return columns.beside(weight, evaluation.num_samples)
+    return columns.beside(weight, evaluation.num_samples, weights)
 
 
 def accumulate(

@@ -571,7 +571,9 @@ def _sum(evaluation: Evaluation) -> Columns | None:
             terms = torch.cat([total(model.log_joint(batch, z)) for z in every])
         estimate = torch.logsumexp(terms, dim=0)
         zero, unknown = torch.zeros_like(estimate), torch.full_like(estimate, math.nan)
-        columns = Columns(estimate, zero, zero, unknown, unknown, zero + len(terms), zero, zero, unknown)
+        columns = Columns(
+            estimate, zero, zero, unknown, unknown, zero + len(terms), zero, zero, unknown, unknown
+        )
         # A sum over all z leaves none out.
         found.append(columns.beside(None if evaluation.simulated is None else zero - math.inf, 1))
     return Columns.cat(found)
@@ -608,7 +610,7 @@ def _weigh_both(evaluation: Evaluation) -> Columns:
                 joint, log_q = model.log_joint(batch, exact), model.log_proposal(batch, exact)
             terms = Terms(joint.likelihood, joint.prior, log_q)
             weight = _against_both(terms, log_q, shares[0] / count, shares[1] / count)[0]
-            columns = columns.beside(weight, count)
+            columns = columns.beside(weight, count, weights)
         blocks.append(columns)
     return Columns.cat(blocks)
 

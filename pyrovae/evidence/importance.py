@@ -106,7 +106,7 @@ def encoder_block(evaluation: Evaluation, pareto_smoothed: bool = False) -> Bloc
             lost += terms.lost.sum(dim=0)
         count = evaluation.num_samples
         columns = Columns.of_weights(weights, evaluation.dtype, count, lost / count)
-        columns = columns.beside(exact_weight(evaluation, rows), count)
+        columns = columns.beside(exact_weight(evaluation, rows), count, weights)
         return replace(columns, estimate=weights.smoothed()) if pareto_smoothed else columns
 
     return weigh

@@ -74,8 +74,9 @@ def jackknife(
         terms = [run.evaluation.terms(tile) for tile in tiles[block]]
         log_weights = torch.cat([each.log_weights for each in terms])
         lost = torch.cat([each.lost for each in terms]).double().mean(dim=0)
-        columns = Columns.of_weights(Accumulator.of(log_weights), dtype, num_samples, lost)
-        columns = columns.beside(exact_weight(run.evaluation, rows), num_samples)
+        weights = Accumulator.of(log_weights)
+        columns = Columns.of_weights(weights, dtype, num_samples, lost)
+        columns = columns.beside(exact_weight(run.evaluation, rows), num_samples, weights)
         estimate, mcse = leave_one_out(log_weights)
         return replace(columns, estimate=estimate, mcse=mcse, bias=torch.zeros_like(estimate))
 

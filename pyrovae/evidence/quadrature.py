@@ -144,7 +144,7 @@ def grid_block(
         unknown = torch.full_like(estimate, math.nan)
         cost = grids.cost + posterior.cost
         zero = torch.zeros_like(estimate)
-        columns = Columns(estimate, error, zero, unknown, unknown, cost, zero, zero, unknown)
+        columns = Columns(estimate, error, zero, unknown, unknown, cost, zero, zero, unknown, unknown)
         with undisturbed(evaluation, Stream.EXACT, rows=rows) as drawn:
             exact = exact_draw(evaluation, posterior, rows, drawn)
             mass = None if exact is None else grids.cell(posterior, exact)

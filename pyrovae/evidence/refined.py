@@ -184,7 +184,7 @@ def weigh_mixture(evaluation: Evaluation, rows: slice, fits: list[Gaussian]) -> 
     with undisturbed(evaluation, Stream.EXACT, rows=rows) as drawn:
         exact = exact_draw(evaluation, posterior, rows, drawn)
         weight = None if exact is None else Terms(*posterior.weigh(mixture, exact, 1)).log_weights[0]
-    return columns.beside(weight, evaluation.num_samples)
+    return columns.beside(weight, evaluation.num_samples, weights)
 
 
 def weigh(posterior: Posterior, proposal: Proposal, u: Tensor, width: int) -> Tensor:

@@ -126,7 +126,8 @@ class Columns:
     """The numbers of a ``LogEvidence`` on some rows, each float64 of shape (rows,).
 
     ``tail_error`` is the error by weights that were too rare to be drawn. ``lost`` is the share of draws that rounding put onto a bound of their support. ``log_odds`` is log of the weight of
-    the row's exact draw over the sum of all other weights. It is NaN for rows of the user.
+    the row's exact draw over the sum of all other weights. ``heavier`` is the share of the other weights that lies on
+    draws at least as heavy. Both are NaN for rows of the user.
     """
 
     estimate: Tensor
@@ -138,6 +139,7 @@ class Columns:
     tail_error: Tensor
     lost: Tensor
     log_odds: Tensor
+    heavier: Tensor
 
     @classmethod
     def of_weights(
@@ -157,17 +159,22 @@ class Columns:
             weights.tail_error(),
             torch.zeros_like(estimate) + lost,
             torch.full_like(estimate, math.nan),
+            torch.full_like(estimate, math.nan),
         )
 
-    def beside(self, log_weight: Tensor | None, num_samples: int) -> Columns:
+    def beside(
+        self, log_weight: Tensor | None, num_samples: int, weights: Accumulator | None = None
+    ) -> Columns:
         """Return the columns with the exact draw's log weight, (rows,), compared to those of all ``num_samples`` draws.
 
         A weight that is not a number, as of a draw off the proposal's support, counts as infinite.
         """
         if log_weight is None:
             return self
-        odds = log_weight.nan_to_num(nan=math.inf, posinf=math.inf) - (self.estimate + math.log(num_samples))
-        return replace(self, log_odds=odds)
+        log_weight = log_weight.nan_to_num(nan=math.inf, posinf=math.inf)
+        odds = log_weight - (self.estimate + math.log(num_samples))
+        heavier = self.heavier if weights is None else weights.share_of_heavier(log_weight)
+        return replace(self, log_odds=odds, heavier=heavier)
 
     @classmethod
     def cat(cls, blocks: Sequence[Columns]) -> Columns:
@@ -179,7 +186,7 @@ class Columns:
         return {
             f.name: getattr(self, f.name).cpu().numpy()
             for f in fields(self)
-            if f.name not in ("lost", "log_odds")
+            if f.name not in ("lost", "log_odds", "heavier")
         }
 
 
@@ -214,6 +221,7 @@ class LogEvidence:
             weights allow trust.
         log_odds: of simulated rows, log of the exact draw's weight over the sum of all other weights, shape (rows,);
             else None.
+        heavier: of simulated rows, the share of those other weights on draws at least as heavy; NaN if there are no draws.
         noise: the key of a row's noise beside the seed: its "index" in x, its "content", or the "tile" if the
             pair's draws cannot be made row by row. None if nothing is drawn.
         fingerprint: of the rows. Comparisons require equal fingerprints.
@@ -262,6 +270,7 @@ class LogEvidence:
     check: Check | None = None
     tail_error: np.ndarray | float = field(default=0.0, repr=False)
     log_odds: np.ndarray | None = field(default=None, repr=False)
+    heavier: np.ndarray | None = field(default=None, repr=False)
     _seen: identity.Seen | None = field(default=None, repr=False)
 
     @classmethod
@@ -298,6 +307,7 @@ class LogEvidence:
             reasons=reasons,
             noise=evaluation.keyed_by,
             log_odds=None if evaluation.simulated is None else columns.log_odds.cpu().numpy(),
+            heavier=None if evaluation.simulated is None else columns.heavier.cpu().numpy(),
             shared_mcse=_shared_mcse(columns, evaluation.keys, names) if evaluation.repeats else None,
         )
 
