@@ -835,7 +835,7 @@ BUGS = {
         "test_likelihoods.py::test_log_evidence_against_a_dense_grid[poisson-options34]",
     ),
     "tail of one quantile": Bug(
-        "convert.py",
+        "chain_diagnostics.py",
         "chain_ess",
         "(0.05, 0.95)",
         "(0.05, 0.05)",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.baselines.mcmc.diagnostics import median_ess, series_ess
+from pyrovae.chain_diagnostics import median_ess, series_ess
 from pyrovae.refusals import bad_value
 
 #: The iteration contracts. If 10 000 steps are not enough, target and proposal hardly overlap.

@@ -17,7 +17,7 @@ from pyrovae import arguments, identity, noise
 from pyrovae.baselines.base import Fitted
 from pyrovae.baselines.mcmc.bridge import bridge
 from pyrovae.baselines.mcmc.chains import run_nuts
-from pyrovae.baselines.mcmc.diagnostics import check, frame_of, row_ess, series_ess
+from pyrovae.chain_diagnostics import check, frame_of, row_ess, series_ess
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evidence.result import Columns, LogEvidence, about, given_of, verdicts
 from pyrovae.pair import Batch, Latents
