@@ -12,6 +12,7 @@ from pyrovae.evidence.check import Check, check
 from pyrovae.evidence.check import check as check_of
 from pyrovae.evidence.convergence import convergence
 from pyrovae.evidence.exact import exact
+from pyrovae.evidence.from_draws import from_draws
 from pyrovae.evidence.gaps import gaps
 from pyrovae.evidence.importance import importance
 from pyrovae.evidence.jackknife import jackknife
@@ -99,6 +100,7 @@ __all__ = [
     "check",
     "convergence",
     "exact",
+    "from_draws",
     "gaps",
     "importance",
     "jackknife",
