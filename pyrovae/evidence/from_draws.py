@@ -150,7 +150,8 @@ def by_bridge(
         # Standard errors from few effective draws are too small now and then.
         (doubtful if checks.problems else hopeless).append(
             f"the draws are not from this density: they deviate by {found.imbalance:.1f} standard errors. Check "
-            "Jacobians, bounds, the order of columns, and that all modes have their share of the draws"
+            "Jacobians, bounds, the order of columns, that all modes have their share of the draws, and that chains are "
+            "kept apart"
         )
     undefined = found.undefined / found.evaluations
     if undefined > _MOST_UNDEFINED:
@@ -183,7 +184,7 @@ def by_bridge(
 
 def _about(x: Any, measure: Any) -> dict[str, Any]:
     """Return the fields of a ``LogEvidence`` on the rows x, which may be None."""
-    each = (measure,) if isinstance(measure, str) else tuple(measure)
+    each = tuple(measure) if isinstance(measure, list | tuple) else (measure,)
     for kind in each:
         arguments.choice("measure", kind, _MEASURES)
     if x is None:
@@ -237,6 +238,8 @@ class _Space:
             owners = [name for name, shape in self.shapes.items() for _ in range(shape.numel())]
             places = [place for shape in self.shapes.values() for place in np.ndindex(tuple(shape))]
             self.names = [f"{name}{list(place) or ''}" for name, place in zip(owners, places, strict=True)]
+        if not isinstance(bounds, Mapping):
+            raise bad_type("bounds", "a dict", shown(bounds), "Pass {0: (0, math.inf)}, for example.")
         ends = {key: _bound(key, pair, owners) for key, pair in bounds.items()}
         low, high = zip(*(ends.get(owner, (-math.inf, math.inf)) for owner in owners), strict=True)
         self._maps = {
@@ -262,24 +265,26 @@ class _Space:
             return given
         ends = np.cumsum([shape.numel() for shape in self.shapes.values()])
         parts = zip(self.shapes.items(), ends, strict=True)
-        return {name: given[:, end - shape.numel() : end].reshape(-1, *shape) for (name, shape), end in parts}
+        return {
+            name: given[:, end - shape.numel() : end].reshape(len(given), *shape)
+            for (name, shape), end in parts
+        }
 
 
 def _chosen(group: Mapping[str, Any], variables: Sequence[str] | None) -> dict[str, Any]:
     """Return the variables that were asked for, in this order."""
+    names: Sequence[Any] = variables if isinstance(variables, list | tuple) else [variables]
     if variables is None:
-        variables = list(group)
-    elif isinstance(variables, str):
-        variables = [variables]
-    missing = [name for name in variables if name not in group]
-    if missing or not variables:
+        names = list(group)
+    missing = [name for name in names if name not in group]
+    if missing or not names:
         raise bad_value(
             "variables",
             f"names among {', '.join(map(repr, group)) or 'none'}",
             ", ".join(map(repr, missing)) or "none",
             "Pass names of the draws.",
         )
-    return {name: group[name] for name in variables}
+    return {name: group[name] for name in names}
 
 
 def _numbers(value: Any, name: str, labelled: bool) -> Tensor:
@@ -341,6 +346,13 @@ def _from_line(low: float, high: float) -> Any:
 
 def _check_draws(theta: Tensor, low: Tensor, high: Tensor, names: Sequence[str]) -> None:
     """Raise ``ValueError`` unless draws, shape (chains, draws, dim), move continuously within their bounds."""
+    if len(theta.unique(dim=0)) < len(theta):
+        raise bad_value(
+            "draws",
+            "chains of their own",
+            "two chains that are the same",
+            "Give each chain a seed of its own.",
+        )
     whole, still = (
         (theta == other).flatten(0, 1).all(dim=0).expand_as(theta) for other in (theta.round(), theta[:1, :1])
     )
@@ -348,7 +360,7 @@ def _check_draws(theta: Tensor, low: Tensor, high: Tensor, names: Sequence[str])
         (~torch.isfinite(theta), "finite numbers", "NaN or infinite", "Look for a failed run."),
         (still, "draws that move", "constant", "Leave out what is fixed, in draws and in log_density."),
         (
-            whole,
+            whole & (theta.abs() < 2**53),  # beyond, all floats are whole
             "draws of continuous parameters",
             "whole numbers",
             "Sum discrete parameters out of log_density, and leave them out of the draws.",
@@ -394,7 +406,7 @@ class _Target:
             where = {name: (len(u), *shape) for name, shape in self._space.shapes.items()}
             raise bad_value(
                 "log_density",
-                f"a function of {where if self._space.labelled else f'an array of shape {tuple(u.shape)}'}",
+                f"a function of {where if self._space.labelled else f'an array of shape {tuple(u.shape)}'}, float64",
                 f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
                 "Write it for many points at once; compare the draws' columns with those that it expects.",
             ) from error
