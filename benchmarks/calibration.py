@@ -34,7 +34,7 @@ from scipy.stats import binom, chisquare
 from torch import Tensor
 
 from pyrovae import baselines
-from pyrovae.baselines.mcmc.bridge import bridge
+from pyrovae.evidence.bridge import bridge
 from pyrovae.pair.globals import BayesianModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))

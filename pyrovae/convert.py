@@ -1,7 +1,6 @@
 """Converts draws, predictions and log P(x) to ArviZ, as input of ``az.summary``, ``az.loo`` and ``az.compare``.
 
-This is the only module that imports arviz, and only when one of its functions is called. It works with arviz 0.23
-and 1.x; the last section holds their differences.
+It works with arviz 0.23 and 1.x; the last section holds their differences.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pyrovae import arguments, identity, noise
+from pyrovae.chain_diagnostics import load_arviz
 from pyrovae.diagnostics import Accumulator, k_threshold
 from pyrovae.evaluation import Evaluation, Terms
 from pyrovae.evidence import LogEvidence
@@ -397,34 +397,8 @@ def _label(value: Hashable) -> str:
 # Differences between arviz 0.x and 1.x
 
 
-def _arviz() -> tuple[Any, bool]:
-    """Return arviz, and whether it is 1.x, whose container is xarray's ``DataTree``."""
-    with warnings.catch_warnings():
-        # 0.x announces 1.x on import.
-        warnings.simplefilter("ignore", FutureWarning)
-        import arviz
-    return arviz, int(arviz.__version__.split(".")[0]) >= 1
-
-
-def chain_ess(series: np.ndarray, method: str) -> float:
-    """Return the effective sample size of a series, shape (chains, draws), for its "mean", "bulk" or "tail"."""
-    # 1.x has no default for the quantiles of the tail if the input is an array.
-    options = {"prob": (0.05, 0.95)} if method == "tail" else {}
-    return float(_arviz()[0].ess(series, method=method, **options))
-
-
-def chain_rhat(series: np.ndarray) -> float:
-    """Return the rank-normalised split R-hat of a series, shape (chains, draws)."""
-    return float(_arviz()[0].rhat(series))
-
-
-def chain_mcse(series: np.ndarray) -> float:
-    """Return the Monte-Carlo standard error of the mean of a series, shape (chains, draws)."""
-    return float(_arviz()[0].mcse(series, method="mean"))
-
-
 def _stacking_weights(elpds: dict[str, Any]) -> dict[str, float]:
-    arviz, modern = _arviz()
+    arviz, modern = load_arviz()
     # 1.x rounds weights to two digits by default.
     options = {"round_to": "none"} if modern else {}
     with warnings.catch_warnings():
@@ -438,7 +412,7 @@ def _container(groups: Mapping[str, Group], coords: Mapping[str, np.ndarray], at
     """Return groups as an ``InferenceData`` or a ``DataTree``; 0.x's from_dict would accept only its own groups."""
     import xarray
 
-    arviz, modern = _arviz()
+    arviz, modern = load_arviz()
     datasets = {}
     for group, variables in groups.items():
         used = {dim: size for dims, v in variables.values() for dim, size in zip(dims, v.shape, strict=True)}
@@ -453,7 +427,7 @@ def _elpd_data(evidence: LogEvidence) -> Any:
     """Return a ``LogEvidence`` as a Series with named entries (0.x), or an object with fields (1.x)."""
     import xarray
 
-    arviz, modern = _arviz()
+    arviz, modern = load_arviz()
     kinds = ", ".join(sorted(set(evidence.kind.tolist())))
     quantity = f"log P(x_n) of held-out rows, {evidence.parameters}, by {evidence.method}: {kinds}"
     common = {

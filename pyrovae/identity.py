@@ -73,6 +73,10 @@ class Fingerprint:
         return f"other numbers in {len(other)} rows"
 
 
+#: Of a number that belongs to no rows, as far as is known.
+NO_ROWS = Fingerprint("", "", False, "", False, np.zeros(0), 0)
+
+
 def fingerprint(x: Tensor) -> Fingerprint:
     """Return the fingerprint of rows before any cast, shape (rows, ...), of any dtype."""
     columns = x.numel() // len(x)

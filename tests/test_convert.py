@@ -18,7 +18,8 @@ from rates import SEED, close
 
 import pyrovae as pv
 from pyrovae import baselines, identity
-from pyrovae.convert import _resample, chain_ess, chain_mcse, chain_rhat, stacking_weights, to_arviz, to_elpd
+from pyrovae.chain_diagnostics import chain_ess, chain_mcse, chain_rhat
+from pyrovae.convert import _resample, stacking_weights, to_arviz, to_elpd
 from pyrovae.row_noise import RowNoise
 
 ORACLE = LinearGaussian.random(2, 3)

@@ -19,8 +19,8 @@ from scipy.signal import lfilter
 
 import pyrovae as pv
 from pyrovae import baselines
-from pyrovae.baselines.mcmc.bridge import bridge
 from pyrovae.baselines.mcmc.chains import traced
+from pyrovae.evidence.bridge import bridge
 from pyrovae.pair.globals import BayesianModel
 
 QUICK = {"num_samples": 250, "warmup_steps": 120, "num_chains": 2, "seed": SEED}

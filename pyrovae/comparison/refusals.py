@@ -73,6 +73,14 @@ def check_target(scores: Mapping[str, LogEvidence], target: str) -> None:
 def check_comparable(scores: Mapping[str, LogEvidence]) -> None:
     """Raise ``ValueError`` if scores measure different quantities: columns, kinds, rows, units."""
     (first, reference), *others = scores.items()
+    for name, score in scores.items():
+        if others and not len(score.fingerprint):
+            raise bad_value(
+                "models",
+                "evidences of rows that are known to be the same",
+                f"{name!r}, an evidence of unknown rows",
+                "Pass them: from_draws(log_density, draws, x=x).",
+            )
     # Regressions leave out their covariates, the same for all: closed forms have no masks on single entries.
     conditional = len({score.measure for score in scores.values()}) == 1 and all(
         (score.kind == "exact").all() or score.target == "evidence" for score in scores.values()

@@ -11,6 +11,7 @@ from pyrovae.evidence.auto import auto
 from pyrovae.evidence.check import Check, check
 from pyrovae.evidence.convergence import convergence
 from pyrovae.evidence.exact import exact
+from pyrovae.evidence.from_draws import from_draws
 from pyrovae.evidence.gaps import gaps
 from pyrovae.evidence.importance import importance
 from pyrovae.evidence.jackknife import jackknife
@@ -89,6 +90,7 @@ __all__ = [
     "check",
     "convergence",
     "exact",
+    "from_draws",
     "gaps",
     "importance",
     "jackknife",

@@ -423,9 +423,13 @@ class LogEvidence:
 
     @property
     def bits_per_dim(self) -> float:
-        """−mean / (columns · log 2): bits per dimension of x; for a density they depend on the columns' units."""
+        """−mean / (columns · log 2): bits per dimension of x; for a density they depend on the columns' units.
+
+        NaN if the rows are not known.
+        """
         rows = len(self.fingerprint) if self.target == "evidence" else 1
-        return -self.mean / (rows * len(self.measure) * math.log(2))
+        entries = rows * len(self.measure)
+        return -self.mean / (entries * math.log(2)) if entries else math.nan
 
     def to_frame(self) -> pd.DataFrame:
         """Return one line per row of x: estimate, mcse, bias, ess, pareto_k, kind, verdict, settled, answered_by, cost.
@@ -453,8 +457,9 @@ class LogEvidence:
         rows = ", ".join(f"{verdict} {count}" for verdict, count in self.counts().items() if count)
         by, counts = np.unique(self.answered_by, return_counts=True)
         methods = ", ".join(f"{name} {count}" for name, count in zip(by, counts, strict=True))
+        known = f"log P(x) = {self.total:.3f} nats for all {len(self.fingerprint)} rows together"
         lines = [
-            f"log P(x) = {self.total:.3f} nats for all {len(self.fingerprint)} rows together ({interval})"
+            f"{known if len(self.fingerprint) else f'log Z = {self.total:.3f} nats'} ({interval})"
             if together
             else f"log P(x) = {self.mean:.3f} nats a row over {len(self)} rows ({interval})",
             f"{self.method}{draws}: {kinds}, {self.parameters}",

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from pyrovae import arguments, identity, noise
 from pyrovae.baselines.base import Fitted
-from pyrovae.baselines.mcmc.bridge import bridge
 from pyrovae.baselines.mcmc.chains import run_nuts
-from pyrovae.baselines.mcmc.diagnostics import check, frame_of, row_ess, series_ess
+from pyrovae.chain_diagnostics import Checks, check, frame_of, row_ess, series_ess
 from pyrovae.diagnostics import Accumulator
+from pyrovae.evidence.from_draws import by_bridge
 from pyrovae.evidence.result import Columns, LogEvidence, about, given_of, verdicts
 from pyrovae.pair import Batch, Latents
 from pyrovae.pair.globals import BayesianModel
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 #: With fewer draws, no result is reliable.
 _FEWEST = 100
-#: Largest relative error of a bridge at which it is about the error of the logarithm.
-_BRIDGE_ERROR = 0.25
 
 
 class PyroMCMC(Fitted):
@@ -196,35 +194,22 @@ class PyroMCMC(Fitted):
 
         Args:
             warp: whether to make the posterior symmetric before the bridge (warp-3), which helps skewed
-                posteriors and doubles the evaluations. See ``baselines.mcmc.bridge``.
+                posteriors and doubles the evaluations. See ``evidence.from_draws``, which does the work.
 
         Returns:
-            One entry with target "evidence" and kind "estimate"; its ``mcse`` is the relative error of the evidence.
-            The verdict is "trust" if the chains have no ``problems`` and the error is at most 0.25 nats. Above 1
-            nat, proposal and posterior hardly overlap, and it is "another method". Else it is "more samples".
+            One entry with target "evidence" and kind "estimate". The verdicts are those of ``evidence.from_draws``; it is
+            "trust" only if the chains have no ``problems``.
         """
         joint = self._require_fit()
-        found = bridge(
-            joint.log_joints, self._draws, warp=warp, seed=noise.derive(self.seed, noise.Stream.WEIGHTS)
-        )
-        if found.error > 1:
-            verdict = "another method"
-        else:
-            verdict = "more samples" if self.problems or found.error > _BRIDGE_ERROR else "trust"
-        return self._answer(
-            estimate=np.array([found.log_evidence]),
-            mcse=np.array([found.error]),
-            bias=np.zeros(1),
-            ess=np.array([self._ess]),
-            pareto_k=np.full(1, np.nan),
-            cost=np.full(1, np.nan),
-            verdict=np.array([verdict]),
-            method="warp-3 bridge" if warp else "bridge",
+        checks = Checks(self._r_hat, self._ess, self.problems)
+        seed = noise.derive(self.seed, noise.Stream.WEIGHTS)
+        return LogEvidence(
+            **by_bridge(joint.log_joints, self._draws, checks, names=joint.site_names, warp=warp, seed=seed),
             measure=joint.measure,
             given=_given_together(joint),
             own_totals=joint.own_totals,
             fingerprint=self._fingerprint,
-            target="evidence",
+            seed=self.seed,
         )
 
     @takes_turns

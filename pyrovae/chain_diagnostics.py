@@ -1,17 +1,19 @@
-"""R-hat and effective sample sizes of chains, and the problems that they show."""
+"""R-hat and effective sample sizes of chains, by arviz 0.23 or 1.x, and the problems that they show.
+
+This is the only module that imports arviz, and only when one of its functions is called.
+"""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
-
-from pyrovae.convert import chain_ess, chain_mcse, chain_rhat
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +52,7 @@ def check(draws: Tensor, sites: Sequence[str], divergences: int) -> Checks:
     if effective.min() < _EFFECTIVE:
         problems.append(
             f"an effective sample size of {effective.min():.0f}, below {_EFFECTIVE}, at "
-            f"{sites[effective.argmin()]!r}: raise num_samples."
+            f"{sites[effective.argmin()]!r}: draw more samples."
         )
     if divergences:
         problems.append(
@@ -106,3 +108,29 @@ def row_ess(series: Tensor) -> Tensor:
     ess = effective_sample_size(halves)
     # More than the number of draws is chance, so it is capped there; a constant series has all of them.
     return ess.nan_to_num(nan=float(total)).clamp(1.0, float(total))
+
+
+def load_arviz() -> tuple[Any, bool]:
+    """Return arviz, and whether it is 1.x, whose container is xarray's ``DataTree``."""
+    with warnings.catch_warnings():
+        # 0.x announces 1.x on import.
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz
+    return arviz, int(arviz.__version__.split(".")[0]) >= 1
+
+
+def chain_ess(series: np.ndarray, method: str) -> float:
+    """Return the effective sample size of a series, shape (chains, draws), for its "mean", "bulk" or "tail"."""
+    # 1.x has no default for the quantiles of the tail if the input is an array.
+    options = {"prob": (0.05, 0.95)} if method == "tail" else {}
+    return float(load_arviz()[0].ess(series, method=method, **options))
+
+
+def chain_rhat(series: np.ndarray) -> float:
+    """Return the rank-normalised split R-hat of a series, shape (chains, draws)."""
+    return float(load_arviz()[0].rhat(series))
+
+
+def chain_mcse(series: np.ndarray) -> float:
+    """Return the Monte-Carlo standard error of the mean of a series, shape (chains, draws)."""
+    return float(load_arviz()[0].mcse(series, method="mean"))

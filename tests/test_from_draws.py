@@ -1,0 +1,421 @@
+"""evidence.from_draws: the normaliser of densities known in closed form, its error, and what it refuses or does not trust."""
+
+import math
+import re
+
+import arviz
+import numpy as np
+import pytest
+import torch
+import xarray
+from arvizs import MODERN
+from conjugate import CASES
+from rates import SEED, Z, close
+from scipy.signal import lfilter
+from scipy.special import gammaln
+
+import pyrovae as pv
+from pyrovae import baselines, noise
+from pyrovae.evidence import from_draws
+from pyrovae.evidence.bridge import _bias, _iterate, _terms
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def rng(*key):
+    return np.random.default_rng([SEED, *key])
+
+
+def normal(u):
+    return -(u**2).sum(-1) / 2
+
+
+def autocorrelated(generator, rho, shape):
+    """Chains of N(0, 1), AR(1), shape (chains, draws, dim)."""
+    steps = generator.normal(size=shape)
+    steps[:, 1:] *= (1 - rho**2) ** 0.5
+    return lfilter([1.0], [1.0, -rho], steps, axis=1)
+
+
+def right(ev, truth, verdict="trust"):
+    """Whether an estimate is the truth up to its error, and has this verdict."""
+    return close(ev.total - ev.mean_bias, truth, ev.mean_mcse) and ev.verdict[0] == verdict
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Exact answers
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("rho", [0.0, 0.9])
+@pytest.mark.parametrize("dim", [1, 10, 50])
+def test_gaussians(dim, rho):
+    """Correlated, on scales from 1e-6 to 1e6 and far from zero."""
+    generator = rng(dim)
+    scale, loc = 10.0 ** generator.uniform(-6, 6, size=dim), generator.normal(size=dim) * 1e3
+    tril = np.tril(generator.normal(size=(dim, dim))) / dim + np.eye(dim)
+    u = autocorrelated(generator, rho, (4, 4000 if rho else 1000, dim))
+    ev = from_draws(
+        lambda x: normal(np.linalg.solve(tril, ((x - loc) / scale).T).T), u @ tril.T * scale + loc
+    )
+    truth = dim / 2 * LOG_2PI + np.log(scale).sum() + np.log(np.abs(np.diag(tril))).sum()
+    assert right(ev, truth)
+    assert ev.mean_mcse < (0.05 if dim == 50 else 0.02)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("seed", range(5))
+def test_normal_gamma(seed):
+    """Exact posterior draws; in the model's own space, with the precision's bound, or as log precision by hand."""
+    generator, x = rng(seed), CASES["normal-inverse-gamma"].x.numpy()
+    n, a, b, m, kappa = len(x), 2.0, 3.0, 0.5, 0.4
+    rate = b + ((x - x.mean()) ** 2).sum() / 2 + kappa * n * (x.mean() - m) ** 2 / (2 * (kappa + n))
+    precision = generator.gamma(a + n / 2, 1 / rate, size=(4, 500))
+    spread = ((kappa + n) * precision) ** -0.5
+    mu = (kappa * m + x.sum()) / (kappa + n) + spread * generator.normal(size=(4, 500))
+
+    def log_joint(t):
+        s = t["precision"]
+        prior = a * math.log(b) - gammaln(a) + (a - 1) * np.log(s) - b * s
+        prior += (np.log(kappa * s) - LOG_2PI - kappa * s * (t["mu"] - m) ** 2) / 2
+        return prior + ((np.log(s) - LOG_2PI)[:, None] - s[:, None] * (x - t["mu"][:, None]) ** 2).sum(1) / 2
+
+    ev = from_draws(
+        log_joint, {"mu": mu, "precision": precision}, bounds={"precision": (0, math.inf)}, seed=seed
+    )
+    by_hand = from_draws(
+        lambda u: log_joint({"mu": u[:, 0], "precision": np.exp(u[:, 1])}) + u[:, 1],
+        np.stack([mu, np.log(precision)], 2),
+        seed=seed,
+    )
+    assert ev.total == pytest.approx(by_hand.total, abs=1e-9)
+    assert right(ev, CASES["normal-inverse-gamma"].log_evidence)
+
+
+def two_blobs(u):
+    """0.3 · N(6, 0.25 I) + 0.7 · N(0, I) in two dimensions."""
+    far = math.log(0.3) - 2 * ((u - 6) ** 2).sum(-1) - math.log(0.25)
+    return np.logaddexp(math.log(0.7) + normal(u), far) - LOG_2PI
+
+
+def draws_of_two_blobs(generator, share=0.3, chains=4):
+    second = generator.random((chains, 4000 // chains, 1)) < share
+    u = generator.normal(size=(chains, 4000 // chains, 2))
+    return np.where(second, 6 + 0.5 * u, u)
+
+
+def nested(u):
+    """Half N(0, I), half N(0, 0.03² I) in ten dimensions, times exp(−11.534): tempering meets a phase transition."""
+    narrow = normal(u) / 0.03**2 - 10 * math.log(0.03)
+    return np.logaddexp(normal(u), narrow) - math.log(2) - 5 * LOG_2PI - 11.534
+
+
+def funnel(u):
+    """v ~ N(0, 9), nine x ~ N(0, e^v) (Neal 2003)."""
+    v, x = u[:, 0], u[:, 1:]
+    return -(v**2) / 18 - math.log(3) + normal(x * np.exp(-v / 2)[:, None]) - 4.5 * v - 5 * LOG_2PI
+
+
+def draws_of_funnel(generator):
+    u = generator.normal(size=(4, 1000, 10))
+    v = 3 * u[..., :1]
+    return np.concatenate([v, np.exp(v / 2) * u[..., 1:]], 2)
+
+
+def draws_of_nested(generator):
+    return generator.normal(size=(4, 500, 10)) * np.where(generator.random((4, 500, 1)) < 0.5, 1, 0.03)
+
+
+def student(freedom):
+    constant = gammaln((freedom + 1) / 2) - gammaln(freedom / 2) - math.log(freedom * math.pi) / 2
+    return lambda u: (constant - (freedom + 1) / 2 * np.log1p(u**2 / freedom)).sum(-1)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("log_density", "draws", "truth"),
+    [
+        (two_blobs, draws_of_two_blobs, 0.0),
+        (nested, draws_of_nested, -11.534),
+        (funnel, draws_of_funnel, 0.0),
+        (student(2), lambda generator: generator.standard_t(2, size=(4, 500, 3)), 0.0),
+        (student(1), lambda generator: generator.standard_t(1, size=(4, 500, 3)), 0.0),
+    ],
+    ids=["two blobs", "phase transition", "funnel", "t of 2", "Cauchy"],
+)
+def test_shapes_that_one_gaussian_does_not_fit(log_density, draws, truth, seed):
+    ev = from_draws(log_density, draws(rng(seed)), seed=seed)
+    assert right(ev, truth)
+    assert ev.mean_mcse < 0.1
+    assert abs(ev.total - truth) < (0.1 if log_density is nested else 0.3)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("warp", [False, True])
+@pytest.mark.parametrize(
+    ("log_density", "draws", "bound", "truth"),
+    [
+        (lambda x: 2 * np.log(x) - x, lambda g: g.gamma(3, size=(4, 1000, 1)), (0, math.inf), math.log(2)),
+        (lambda x: 2 * np.log(7 - x) + x, lambda g: 7 - g.gamma(3, size=(4, 1000, 1)), (-math.inf, 7), 7 + math.log(2)),
+        (lambda x: np.log(x * (5 - x)), lambda g: 5 * g.beta(2, 2, size=(4, 1000, 1)), (0, 5), 3 * math.log(5) - math.log(6)),
+        (lambda x: 0 * x, lambda g: g.uniform(2, 5, size=(4, 1000, 1)), (2, 5), math.log(3)),
+    ],
+    ids=["from below", "from above", "both", "flat"],
+)  # fmt: skip
+def test_bounds(log_density, draws, bound, truth, warp):
+    ev = from_draws(lambda x: log_density(x)[:, 0], draws(rng()), bounds={0: bound}, warp=warp)
+    assert right(ev, truth)
+    assert ev.mean_mcse < 0.01
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The error and the bias
+
+
+@pytest.mark.statistical
+def test_errors_are_those_made():
+    """200 sets of Cauchy draws, each draw ten times. Mean and variance of error / mcse are 0 and 1; 95 % intervals cover.
+
+    Standard errors 0.07, 0.1 and 0.015. An mcse that ignores the repeats has a variance of 4.8 and is found.
+    """
+    number, found = 200, []
+    for seed in range(number):
+        draws = rng(seed).standard_cauchy(size=(4, 150, 1)).repeat(10, axis=1)
+        found.append(from_draws(student(1), draws, seed=seed))
+    error = np.array([(ev.total - ev.mean_bias) / ev.mean_mcse for ev in found])
+    low, high = np.array([ev.mean_interval for ev in found]).T
+    covered = ((low <= 0) & (high >= 0)).mean()
+    assert close(error.mean(), 0.0, number**-0.5)
+    assert close(error.var(), 1.0, (2 / number) ** 0.5)
+    assert close(covered, 0.95, (0.95 * 0.05 / number) ** 0.5)
+    assert (
+        np.mean([ev.verdict[0] == "trust" for ev in found]) > 0.5
+    )  # the others have too few effective draws
+
+
+@pytest.mark.statistical
+def test_bias_is_that_of_few_draws():
+    """30 draws of N(0, 1) and 240 of N(1.5, 1), 1500 times: −0.0017 nats, by a control variate of mean zero."""
+    generator, shares = torch.Generator().manual_seed(SEED), (math.log(1 / 9), math.log(8 / 9))
+    estimates, reported, control = [], [], []
+    for _ in range(1500):
+        p, q = (torch.randn(n, generator=generator, dtype=torch.float64) for n in (30, 240))
+        at_p, at_q = (((u - 1.5) ** 2 - u**2) / 2 for u in (p, q + 1.5))
+        log_c, converged = _iterate(at_p, at_q, shares)
+        assert converged
+        estimates.append(log_c)
+        above, below = (terms.exp() for terms in _terms(at_p, at_q, log_c, shares))
+        reported.append(_bias(above, below, 30.0, 30.0, shares))
+        above, below = (terms.exp() for terms in _terms(at_p, at_q, 0.0, shares))
+        control.append(float(above.mean() - below.mean()))
+    estimates, control = np.array(estimates), np.array(control)
+    rest = estimates - np.cov(estimates, control)[0, 1] / control.var() * control
+    se = math.hypot(rest.std(), np.std(reported)) / 1500**0.5
+    assert close(rest.mean(), np.mean(reported), se)
+    assert rest.mean() < -Z * se
+
+
+def test_steps_of_chains_joined_step_by_step_are_not_taken_for_independent():
+    """emcee's flat chain: the lag of the autocorrelation is the number of walkers."""
+    walkers = autocorrelated(rng(), 0.97, (20, 1000, 2))
+    flat, apart = (from_draws(normal, d) for d in (walkers.swapaxes(0, 1).reshape(-1, 2), walkers))
+    assert flat.verdict[0] != "trust" or flat.mean_mcse > 0.5 * apart.mean_mcse
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Forms of draws and densities
+
+
+def test_all_forms_give_one_number():
+    """Arrays, tensors, dicts and ArviZ data; the density gets what the draws are made of."""
+    generator = rng()
+    a, b = generator.normal(size=(4, 500)), generator.normal(size=(4, 500, 2, 1))
+    seen = []
+
+    def labelled(t):
+        seen.append({name: (type(value), value.shape[1:]) for name, value in t.items()})
+        return -(t["a"] ** 2) / 2 - (t["b"] ** 2).sum((-1, -2)) / 2
+
+    dims = {"a": ("draw", "chain"), "function of a": ("chain", "draw"), "b": ("chain", "draw", "i", "j")}
+    values = {"a": a.T, "function of a": a + 1, "b": b}
+    dataset = xarray.Dataset({name: (dims[name], value) for name, value in values.items()})
+    tree = xarray.DataTree.from_dict({"posterior": dataset})
+    data = tree if MODERN else arviz.InferenceData(None, False, posterior=dataset)
+    names = ["b", "a"]
+    forms = {
+        "array": from_draws(normal, np.concatenate([b[..., 0], a[..., None]], 2)),
+        "tensor": from_draws(normal, torch.from_numpy(np.concatenate([b[..., 0], a[..., None]], 2))),
+        "dict": from_draws(labelled, {"b": b, "a": a}),
+        "dict of tensors": from_draws(labelled, {"b": torch.from_numpy(b), "a": torch.from_numpy(a)}),
+        "arviz": from_draws(labelled, data, variables=names),
+        "tree": from_draws(labelled, tree, variables=names),
+        "dataset": from_draws(labelled, dataset[names]),
+    }
+    assert len({ev.total for ev in forms.values()}) == 1
+    assert {"a": (np.ndarray, ()), "b": (np.ndarray, (2, 1))} in seen
+    assert {"a": (torch.Tensor, ()), "b": (torch.Tensor, (2, 1))} in seen
+    with pytest.raises(ValueError, match=r"depends on every dimension.*whatever function of a is.*variables"):
+        from_draws(labelled, data)
+
+
+def test_order_of_chains_does_not_matter():
+    for log_density, draws in (
+        (normal, rng().normal(size=(4, 300, 2))),
+        (two_blobs, draws_of_two_blobs(rng())),
+    ):
+        first, other = (from_draws(log_density, d) for d in (draws, draws[[2, 0, 3, 1]]))
+        assert first.total == pytest.approx(other.total, abs=1e-9)
+        assert first.mean_mcse == pytest.approx(other.mean_mcse, rel=1e-6)
+
+
+def test_float32_draws_and_densities():
+    draws = rng().normal(size=(4, 500, 3))
+    exact = from_draws(normal, draws)
+    rounded = from_draws(normal, draws.astype(np.float32))
+    narrow = from_draws(lambda u: normal(u).astype(np.float32), draws)
+    assert exact.total == pytest.approx(rounded.total, abs=1e-5)
+    assert exact.total == pytest.approx(narrow.total, abs=1e-5)
+    assert exact.verdict[0] == rounded.verdict[0] == narrow.verdict[0] == "trust"
+    coarse = from_draws(lambda u: (normal(u) - 1e6).astype(np.float32), draws)
+    assert "rounds to 0.12 nats" in coarse.reasons[0]
+
+
+def test_a_seed_gives_the_same_bits():
+    draws = draws_of_two_blobs(rng())
+    first, again, other = (from_draws(two_blobs, draws, seed=seed) for seed in (1, 1, 2))
+    assert first.total == again.total != other.total
+
+
+# ---------------------------------------------------------------------------------------------------------
+# One mechanism with PyroMCMC, and comparisons
+
+
+def test_a_users_draws_are_compared_with_models():
+    case = CASES["linear regression"]
+    mcmc = baselines.PyroMCMC(case.model, num_samples=200, warmup_steps=100, num_chains=2, seed=SEED).fit(
+        case.x
+    )
+    own = mcmc.marginal_likelihood()
+    seed = noise.derive(SEED, noise.Stream.WEIGHTS)
+    rows = {"x": case.x, "measure": ("unscored",) * 3 + ("density",)}
+    ev = from_draws(mcmc._joint.log_joints, mcmc._draws, seed=seed, **rows)
+    assert ev.total == pytest.approx(own.total, rel=1e-12)
+    assert ev.mean_mcse == pytest.approx(own.mean_mcse, rel=1e-9)
+    assert ev.verdict[0] == own.verdict[0]
+    table = pv.compare_evidence({"NUTS": mcmc, "own": ev})
+    assert table["log_bayes_factor"].abs().max() < 1e-9
+    with pytest.raises(ValueError, match=r"rows that are known to be the same, got 'own', .*from_draws\("):
+        pv.compare_evidence({"NUTS": mcmc, "own": from_draws(mcmc._joint.log_joints, mcmc._draws)})
+    other = from_draws(mcmc._joint.log_joints, mcmc._draws, **rows | {"x": case.x + 1})
+    with pytest.raises(ValueError, match="all scored on the same rows"):
+        pv.compare_evidence({"NUTS": mcmc, "own": other})
+
+
+def test_the_summary_says_what_was_estimated():
+    draws = rng().normal(size=(4, 500, 2))
+    first, second, third = str(from_draws(normal, draws)).splitlines()
+    assert re.match(r"log Z = 1\.8\d\d nats \(95 % interval", first)
+    assert second == "bridge, 2000 draws: estimate, posterior-averaged"
+    assert third == "verdict: trust"
+    assert "all 3 rows together" in str(from_draws(normal, draws, x=torch.ones(3, 2)))
+    assert math.isnan(from_draws(normal, draws).bits_per_dim)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What is not trusted
+
+
+def far_modes(u):
+    return np.logaddexp(normal(u - 10), normal(u + 10))
+
+
+GOOD = np.random.default_rng(0).normal(size=(4, 1000, 2))
+SIDES = np.where(np.random.default_rng(1).random((4, 1000, 1)) < 0.2, -10, 10)
+GAMMA = np.random.default_rng(2).gamma(3, size=(4, 1000, 1))
+
+
+@pytest.mark.parametrize(
+    ("log_density", "draws", "verdict", "reason"),
+    [
+        (far_modes, GOOD + np.array([-10, 10, 10, 10])[:, None, None], "more samples", "R-hat"),
+        (far_modes, GOOD + SIDES, "another method", "all modes have their share"),
+        (two_blobs, draws_of_two_blobs(np.random.default_rng(3), 0.5, 1), "another method", "not from this density"),
+        (lambda u: normal(1.2 * u), GOOD, "another method", "not from this density"),
+        (lambda u: normal(u / [1, 3]), GOOD * [3, 1], "another method", "order of columns"),
+        (lambda u: (2 * u - np.exp(u))[:, 0], np.log(GAMMA), "another method", "Jacobians"),
+        (lambda u: -u[:, 0], np.random.default_rng(4).exponential(size=GAMMA.shape), "another method", "bounds"),
+        (normal, np.abs(GOOD), "another method", "not from this density"),
+        (lambda u: np.where(np.abs(u - 1).max(1) < 1, 0.0, np.nan), np.random.default_rng(5).uniform(0, 2, GOOD.shape), "another method", "NaN at"),
+        (normal, GOOD[:, :25], "more samples", "effective sample size"),
+        (normal, np.random.default_rng(6).normal(size=(2, 60, 50)), "another method", "hardly overlap"),
+    ],
+    ids=[
+        "chains in modes of their own", "modes in wrong shares", "modes in wrong shares, one chain", "other scale",
+        "columns exchanged", "no Jacobian", "no bounds", "draws of one side", "NaN", "few draws", "few draws of many dimensions",
+    ],
+)  # fmt: skip
+def test_not_trusted(log_density, draws, verdict, reason):
+    ev = from_draws(log_density, draws)
+    assert ev.verdict[0] == verdict
+    assert any(reason in words for words in ev.reasons)
+    assert reason in ev.summary()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Refusals
+
+
+def held(name):
+    """draws with one entry or column replaced."""
+    draws = GOOD.copy()
+    if name == "nan":
+        draws[1, 7, 1] = np.nan
+    elif name == "constant":
+        draws[..., 1] = 0.3
+    elif name == "whole":
+        draws[..., 1] = draws[..., 1].round()
+    else:
+        draws[..., 1] = 2 * draws[..., 0]
+    return draws
+
+
+@pytest.mark.parametrize(
+    ("log_density", "draws", "options", "message"),
+    [
+        (3, GOOD, {}, "log_density: expected a function of points, got 3 (int). Pass"),
+        (normal, "draws.csv", {}, "draws: expected a tensor, a numpy array or a DataFrame, got a str. Read"),
+        (normal, GOOD[0, :, 0], {}, "draws: expected shape (chains, draws, dim) or (draws, dim), got (1000,). A single"),
+        (normal, GOOD[..., 0], {}, "got shape (1, 4, 1000), which is 1 chains of 4 draws. Draw more."),
+        (normal, GOOD.swapaxes(0, 1), {}, "no more chains than draws in each, got shape (1000, 4, 2)"),
+        (normal, {"a": GOOD[0, :, 0]}, {}, "draws['a']: expected shape (chains, draws, …), got (1000,). Keep the chains"),
+        (normal, {"a": GOOD, "b": GOOD[:, :500]}, {}, "draws: expected as many chains and draws of every variable, got"),
+        (normal, held("nan"), {}, "got column 1 NaN or infinite at 1 of 4000 draws, first nan at chain 1, draw 7. Look"),
+        (normal, held("constant"), {}, "draws: expected draws that move, got column 1 constant at 4000 of 4000"),
+        (normal, held("whole"), {}, "draws: expected draws of continuous parameters, got column 1 whole numbers"),
+        (normal, held("copied"), {}, "draws: expected draws that fill their space, got column 1 constant, or a linear"),
+        (normal, np.random.default_rng(0).normal(size=(2, 26, 50)), {}, "draws: expected at least 104 to fit 50 dimensions"),
+        (normal, GOOD, {"bounds": {0: (0, 9)}}, "draws: expected draws between their bounds, got column 0 on or beyond"),
+        (normal, GOOD, {"bounds": {0: (9, 0)}}, "bounds: expected a pair (low, high), low < high, got (9, 0)"),
+        (normal, GOOD, {"bounds": [(0, 9)]}, "bounds: expected a dict, got [(0, 9)] (list). Pass"),
+        (normal, GOOD[[0, 1, 2, 1]], {}, "draws: expected chains of their own, got two chains that are the same. Give"),
+        (normal, GOOD, {"bounds": {"mu": (0, 1)}}, "bounds: expected keys among 0, 1, got 'mu'. Use"),
+        (normal, GOOD, {"variables": ["a"]}, "variables: expected draws with names, got a ndarray. Select"),
+        (normal, {"a": GOOD}, {"variables": ["b"]}, "variables: expected names among 'a', got 'b'. Pass"),
+        (normal, GOOD, {"measure": "mas"}, "measure: expected one of 'density', 'mass', 'unscored', got 'mas'"),
+        (normal, GOOD, {"measure": 3}, "measure: expected one of"),
+        (normal, GOOD, {"seed": -1}, "seed: expected a whole number ≥ 0"),
+        (lambda u: u @ np.ones(3), GOOD, {}, "log_density: expected a function of an array of shape (8, 2), float64, got ValueError"),
+        (lambda u: normal(u).sum(), GOOD, {}, "expected a real number for each of 8 points, shape (8,), got shape ()"),
+        (lambda u: normal(u - u.mean(0)), GOOD, {}, "log_density: expected the same number for a point whenever it is"),
+        (lambda u: normal(u) + np.random.default_rng().random(len(u)), GOOD, {}, "the same number for a point"),
+        (lambda u: normal(u[:, :1]), GOOD, {}, "depends on every dimension of the draws, got the same values whatever column 1"),
+        (lambda u: np.where(u[:, 0] > 2, np.nan, normal(u)), GOOD, {}, "log_density: expected finite numbers at the draws, got NaN or −∞"),
+        (lambda u: np.where(u[:, 0] > 2, -np.inf, normal(u)), GOOD, {}, "Check that the columns are in the order"),
+        (lambda u: np.where(u[:, 0] > 2, np.inf, normal(u)), GOOD, {}, "log_density: expected a density that is finite everywhere, got +∞"),
+    ],
+)  # fmt: skip
+def test_refused(log_density, draws, options, message):
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)) as raised:
+        from_draws(log_density, draws, **options)
+    assert re.fullmatch(r"\S+: expected .+, got .+\. .+\.", str(raised.value), re.DOTALL)
