@@ -100,7 +100,9 @@ def widened_against_not() -> list[dict[str, Any]]:
         found = {}
         for name, chosen in (("without", (0.8 - 1e-9, 1e-9)), ("with", shares)):
             refined._FITS_SHARE, refined._WIDE_SHARE = chosen
-            found[name] = int((pv.log_evidence(vae, data.test, method="refined", check=False).pareto_k > 0.7).sum())
+            found[name] = int(
+                (pv.log_evidence(vae, data.test, method="refined", check=False).pareto_k > 0.7).sum()
+            )
         refined._FITS_SHARE, refined._WIDE_SHARE = shares
         lines.append({"vae": f"{kind}, {latent_dim} latents", **found})
         print(

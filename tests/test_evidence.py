@@ -393,6 +393,16 @@ def test_rows_of_equal_weight_values_ask_for_more_samples_not_another_method():
     assert "another method" not in ev.verdict
 
 
+def test_few_effective_draws_are_not_trusted():
+    """A small k-hat of few chains is luck."""
+    weights = torch.zeros(64, 2, dtype=torch.float64)
+    weights[:50, 0] = -4.0  # 14 effective draws
+    weights[:30, 1] = -4.0  # 35
+    columns = evidence.result.Columns.of_weights(diagnostics.Accumulator.of(weights), torch.float64, 64)
+    found, _ = evidence.result.judge(np.array(["trust", "trust"]), columns)
+    assert found.tolist() == ["more samples", "trust"]
+
+
 @pytest.mark.statistical
 @pytest.mark.parametrize(("k", "least"), [(0.1, 0.92), (0.3, 0.92), (0.45, 0.91), (0.55, 0.89), (0.65, 0.84)])
 def test_intervals_of_heavy_tailed_weights_cover(k, least):
