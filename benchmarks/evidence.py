@@ -175,7 +175,7 @@ def ppca(seed: int) -> dict[str, Any]:
         ev = pv.log_evidence(pair, x[:40], method="auto", target_mcse=0.05, seed=seed)
         cost = compare_cost(ev, needed)
         started = time.perf_counter()
-        sandwich = pv.evidence.sandwich(pair, x, num_rows=200, seed=seed)
+        sandwich = pv.evidence.sandwich(pair, x, num_rows=200, seed=seed, start="encoder")
         seconds = time.perf_counter() - started
         found[f"L={latent_dim}"] = {
             "methods": lines,
@@ -242,7 +242,7 @@ def mnist(seed: int) -> dict[str, Any]:
     lines = measure(vae, x, None, seed)
     show("VAE 784-200-200-20, binarized MNIST, 200 test rows", lines)
     started = time.perf_counter()
-    sandwich = pv.evidence.sandwich(vae, x, num_rows=64, num_temperatures=1000, seed=seed)
+    sandwich = pv.evidence.sandwich(vae, x, num_rows=64, num_temperatures=1000, seed=seed, start="encoder")
     seconds = time.perf_counter() - started
     gap = show_sandwich("sandwich, 64 rows simulated from the model, 1000 temperatures", sandwich, seconds)
     return {"methods": lines, "sandwich": gap}

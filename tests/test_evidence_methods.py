@@ -413,7 +413,11 @@ def test_sandwich_refuses_bounds_that_cross(rows):
         match=r"pair: expected a lower bound that is above.*a gap of -.* ± .*num_temperatures.*log_prob",
     ):
         evidence.sandwich(
-            pv.LatentVariableModel(model, guide), torch.zeros(rows, 12), num_samples=32, num_temperatures=3
+            pv.LatentVariableModel(model, guide),
+            torch.zeros(rows, 12),
+            num_samples=32,
+            num_temperatures=3,
+            start="encoder",
         )
 
 

@@ -118,7 +118,7 @@ def sandwich(
     seed: int = 0,
     num_samples: int = 64,
     num_temperatures: int = 300,
-    start: str = "encoder",
+    start: str = "prior",
     rows: str = "simulated",
     tolerance: float = 0.5,
     progress: bool = False,
@@ -138,7 +138,10 @@ def sandwich(
             None means as many as ``x`` has, at most 64.
         seed: the same seed gives the same numbers bit for bit. Noise is keyed by the number of a row.
         num_samples: chains per row in each direction.
-        num_temperatures, start: as in ``annealed``.
+        num_temperatures: as in ``annealed``.
+        start: "prior", or "encoder", from which fewer temperatures suffice. With four modes of which the encoder had one,
+            the upper bound from the encoder lay below log P(x) in 21 of 35 trusted rows, and from the prior in none
+            of 63.
         rows: "simulated", or "real" for the rows of x themselves. "real" needs a pair whose posterior is known
             in closed form (``evidence.exact``).
         tolerance: the gap, in nats, up to which a row's verdict is "trust".
