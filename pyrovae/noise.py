@@ -87,6 +87,7 @@ class Stream(IntEnum):
     IDENTITY = 14
     REACH = 15
     CHECK = 16
+    STARTS = 17
 
 
 def derive(seed: int, stream: Stream, *keys: int) -> int:

@@ -62,6 +62,15 @@ class RowNoise:
         """Return noise that counts as one call here, however many calls are made of it."""
         return RowNoise.of(self.keys, self.first, self._number())
 
+    def of_rows(self, rows: Tensor) -> RowNoise:
+        """Return noise for some rows, which counts as one call here; their numbers do not depend on the others."""
+        return RowNoise.of(self.keys[rows], self.first, self._number())
+
+    def copies(self, count: int) -> RowNoise:
+        """Return noise for ``count`` copies of all rows, each with numbers of its own; it counts as one call here."""
+        keys = torch.cat([mixed(number, self.keys) for number in range(count)])
+        return RowNoise.of(keys, self.first, self._number())
+
     def uniform(self, num_samples: int, *rest: int, dtype: torch.dtype) -> Tensor:
         """Return uniform numbers on (0, 1), shape (samples, rows, rest...)."""
         drawn = self._draw(torch.ops.pyrovae.uniform, num_samples, rest, dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -15,21 +15,25 @@ from torch import Tensor
 
 from pyrovae import arguments, diagnostics, noise
 from pyrovae.evaluation import Evaluation, Terms
+from pyrovae.evidence.adaptive import Cloud, adaptation_cost, adapted
 from pyrovae.evidence.annealed import Path, path_cost, weigh_chains
 from pyrovae.evidence.exact import linear_gaussian
 from pyrovae.evidence.gaussians import (
     PRIOR_DRAWS,
+    Hints,
     Starts,
     encoder_start,
     fit_cost,
     fit_gaussians,
     independent_starts,
+    step_cost,
 )
 from pyrovae.evidence.importance import encoder_block
-from pyrovae.evidence.posterior import Encoder, Gaussian, Posterior, Proposal, total, undisturbed
+from pyrovae.evidence.nearby import Pool
+from pyrovae.evidence.posterior import Encoder, Fit, Gaussian, Posterior, Proposal, total, undisturbed
 from pyrovae.evidence.quadrature import MOST_DIMENSIONS, first_price, grid_block
 from pyrovae.evidence.reach import Unreached, reach_cost, unreached
-from pyrovae.evidence.refined import defended, shares, weigh_mixture
+from pyrovae.evidence.refined import defended, log_defended, shares, weigh_mixture
 from pyrovae.evidence.result import Columns, LogEvidence, about, verdicts
 from pyrovae.evidence.run import Folder, Run, each_block
 from pyrovae.model import LatentVariableModel
@@ -58,7 +62,10 @@ _PRIOR_PILOT = PRIOR_DRAWS * _STARTS
 _FEWEST_SEEN = 40
 _UNCOVERED, _NEGLIGIBLE = 3.0, 7.0  # nats: see _uncovered
 _MATTERS, _FEWEST_VISITS = 4.0, 20  # nats below the answer, and draws: see _answer_defensively
-_STEPS = (4, 8)  # of a fit, and of a second fit if the pilot of the first is not good enough
+_PATIENCE, _FEWEST_STEPS = 2, 4  # of a fit; see fit_gaussians
+_PATIENCE_AGAIN = 6  # of a fit that goes on from another
+_OF_BUDGET = 0.5  # share of the remaining budget that a fit may spend
+_SPARE, _WORSE = 1000, 1.0  # draws kept beside a grid, and nats that its answer may be below their bound
 _CHAINS, _FEWEST_TEMPERATURES, _MOST_TEMPERATURES = 64, 30, 1000
 _ROWS_AT_ONCE = 1 << 22  # numbers in the fitted Gaussians that are held at a time
 
@@ -84,9 +91,13 @@ def auto(
        not sufficient, so 96 draws of the prior search for mass that the encoder misses. If their weights
        are too uneven to tell, gradient ascents from those far from the encoder search for modes.
     3. A row gets Gaussians of its own, as in ``refined``, if it needs too many draws, has a heavy tail or a
-       missed mode. A second pilot tells whether they are good enough.
-    4. If they are not, ``quadrature`` computes rows with one or two latent dimensions, and ``annealed`` all
-       others, starting from the Gaussians.
+       missed mode. A second pilot tells whether they are good enough. If they are not, the fits go on, and then a
+       mixture of up to twelve Gaussians is adapted to the row (Cappé et al. 2008).
+    4. If that is not good enough, ``quadrature`` computes rows with one or two latent dimensions, and ``annealed`` all
+       others. A row whose grid is lower than the pilot's bound is answered by the mixture.
+
+    2000 pairs (x, z) are simulated from the model, once per call. The z of pairs near a row are further starts, and points
+    at which proposals are tested. ``cost`` leaves out the simulation.
 
     Pilots only choose the method. The answer comes from fresh noise and is kept whatever its value, so that a
     lower bound stays one. If a mode is known that a row's answer did not cover, the row is neither settled
@@ -137,13 +148,14 @@ def auto(
     if closed is not None:
         return dataclasses.replace(closed, method="auto", target_mcse=float(target_mcse))
     dim = _dimensions(evaluation)
+    pool = Pool(evaluation if dim else None)
     height = max(1, _ROWS_AT_ONCE // (dim or 1) ** 2)
     answers = []
     with run.bar() as bar:
         everything = torch.arange(len(evaluation), device=evaluation.batch["x"].device)
         for number, rows in enumerate(everything.split(height)):
             part = evaluation.of_rows(rows, evaluation.seed, _PILOT)
-            ladder = _Ladder(part, float(target_mcse), max_cost, bar)
+            ladder = _Ladder(part, pool, float(target_mcse), max_cost, bar)
             climb = functools.partial(ladder.climb, dim)
             answers.append(climb() if run.parts is None else run.parts.keep(number, climb))
     columns = Columns.cat([Columns(**answer["columns"]) for answer in answers])
@@ -200,6 +212,9 @@ class Stage(IntEnum):
     FIT_ALL = 4
     SECOND_PILOT = 5
     ANSWER = 6
+    FIT_AGAIN = 7
+    ADAPT = 8
+    GRID = 9
 
 
 class _Pilot(NamedTuple):
@@ -220,32 +235,91 @@ class _Modes(NamedTuple):
 
     loc: Tensor  # (starts, rows, dim)
     log_joint: Tensor  # (starts, rows)
-    spread: Tensor  # (rows, dim)
+    spread: Tensor  # (starts, rows, dim)
     missed: Tensor  # (rows,)
+    unmet: Tensor  # whether the encoder has little density at a hint that matters, (rows,)
 
     def starts(self, rows: Tensor, chosen: slice) -> Starts:
         """Return some of the starts for some of the rows."""
-        return Starts(self.loc[chosen, rows], self.log_joint[chosen, rows], self.spread[rows])
+        return Starts(self.loc[chosen, rows], self.log_joint[chosen, rows], self.spread[chosen, rows])
 
 
 _ENCODERS, _OTHERS, _ALL = slice(0, 1), slice(1, None), slice(None)
 
 
 class _Fitted(NamedTuple):
-    """Rows and the Gaussians fitted to them."""
+    """Rows and the proposals fitted to them."""
 
     rows: Tensor
-    fits: list[Gaussian]
+    fits: Sequence[Fit]
+
+    @property
+    def gaussians(self) -> list[Gaussian]:
+        return [fit for fit in self.fits if isinstance(fit, Gaussian)]
+
+    @property
+    def kind(self) -> Hashable:
+        """Which proposals can be put together."""
+        return tuple(fit.kind for fit in self.fits)
 
     def only(self, keep: Tensor) -> _Fitted:
         return _Fitted(self.rows[keep], [fit[keep] for fit in self.fits])
+
+    def where(self, better: Tensor, other: _Fitted) -> _Fitted:
+        """Return these proposals for some rows, and those of ``other`` for the rest."""
+        pairs = zip(self.fits, other.fits, strict=True)
+        return _Fitted(self.rows, [fit.where(better, beside) for fit, beside in pairs])
+
+
+def _joined(parts: Sequence[_Fitted]) -> list[_Fitted]:
+    """Return the parts with proposals of one kind together, without those of no row."""
+    kinds: dict[Hashable, list[_Fitted]] = {}
+    for part in parts:
+        if len(part.rows):
+            kinds.setdefault(part.kind, []).append(part)
+    return [
+        _Fitted(
+            torch.cat([part.rows for part in alike]),
+            [each[0].joined(each) for each in zip(*(part.fits for part in alike), strict=True)],
+        )
+        for alike in kinds.values()
+    ]
+
+
+class _Judged(NamedTuple):
+    """Results of a pilot of fitted proposals, each of shape (rows,)."""
+
+    needed: Tensor  # draws for the target
+    tail: Tensor  # k-hat
+    level: Tensor  # a lower bound of log P(x) in expectation
+    unmet: Tensor  # whether they have little density at a hint that matters
+
+    def only(self, keep: Tensor) -> _Judged:
+        return _Judged(*(each[keep] for each in self))
+
+    def where(self, better: Tensor, other: _Judged) -> _Judged:
+        return _Judged(*(torch.where(better, a, b) for a, b in zip(self, other, strict=True)))
+
+    def better(self, other: _Judged) -> Tensor:
+        """Return whether these proposals are to be preferred: a higher bound, else a lighter tail, else fewer draws.
+
+        Bounds within half a nat count as equal. Few draws of a proposal that misses a mode look good, so they come last.
+        """
+        higher, lower = self.level > other.level + 0.5, self.level < other.level - 0.5
+        good, bad = self.tail <= _TAIL, other.tail > _TAIL
+        fewer = (self.needed < other.needed) & (good | bad)
+        return ~lower & (higher | ((good & bad) | fewer) & (other.unmet | ~self.unmet))
 
 
 class _Ladder:
     """The choice of methods for some rows. ``columns`` and the other public attributes hold the answers, each (rows,)."""
 
-    def __init__(self, evaluation: Evaluation, target: float, max_cost: int, bar: Progress) -> None:
-        self._evaluation, self._target, self._max_cost, self._bar = evaluation, target, max_cost, bar
+    def __init__(
+        self, evaluation: Evaluation, pool: Pool, target: float, max_cost: int, bar: Progress
+    ) -> None:
+        self._evaluation, self._pool = evaluation, pool
+        self._target, self._max_cost, self._bar = target, max_cost, bar
+        self._waiting: list[tuple[_Fitted, Tensor, Tensor]] = []
         count, device = len(evaluation), evaluation.batch["x"].device
         self._cost = torch.zeros(count, dtype=torch.float64, device=device)
         empty = torch.full((count,), math.nan, dtype=torch.float64, device=device)
@@ -274,13 +348,23 @@ class _Ladder:
             self._answer_defensively(rows[~reached], pilot.needed[~reached], beyond)
             return
         modes = self._look_for_modes(rows, pilot, dim)
-        enough = ~modes.missed & (pilot.tail <= _ENCODER_TAIL) & (pilot.needed <= self._fit_price(dim, 1, 0))
-        affordable = self._left(rows) >= self._fit_price(dim, 1, 0)
+        enough = (
+            ~modes.missed
+            & ~modes.unmet
+            & (pilot.tail <= _ENCODER_TAIL)
+            & (pilot.needed <= self._fit_price(dim, 1))
+        )
+        affordable = self._left(rows) >= self._fit_price(dim, 1)
         here = enough | ~affordable
-        self._answer_by_importance(rows[here], pilot.needed[here], modes.missed[here])
-        waiting = rows[~here]
-        for turn in range(len(_STEPS)):
-            waiting = self._refine(waiting, pilot, modes, turn, dim)
+        self._answer_by_importance(rows[here], pilot.needed[here], (modes.missed | modes.unmet)[here])
+        self._refine(rows[~here], pilot, modes, dim)
+        for found in _joined([found for found, _, _ in self._waiting]):
+            alike = [each for each in self._waiting if each[0].kind == found.kind]
+            needed = torch.cat([each for _, each, _ in alike])
+            doubtful = torch.cat([each for _, _, each in alike])
+            for chosen, count in self._by_draws(found.rows, needed):
+                columns = self._weigh_mixture(found.only(chosen), count, Stage.ANSWER)
+                self._keep(found.rows[chosen], columns, "refined", count, doubtful[chosen])
 
     # -----------------------------------------------------------------------------------------------------
     # Cost
@@ -289,9 +373,21 @@ class _Ladder:
         """Return the decoder evaluations that rows may still spend, without the reserve for an answer."""
         return self._max_cost - _RESERVE - self._cost[rows]
 
-    def _fit_price(self, dim: int, num_starts: int, turn: int) -> int:
-        """Return the decoder evaluations of a fit and its pilot."""
-        return fit_cost(dim, num_starts, _STEPS[turn]) + _mixture_cost(_SECOND_PILOT) + 8
+    def _fit_price(self, dim: int, num_starts: int) -> int:
+        """Return the decoder evaluations of a short fit and its pilot."""
+        return fit_cost(dim, num_starts, _FEWEST_STEPS) + _mixture_cost(_SECOND_PILOT) + 8
+
+    def _fit(
+        self, rows: Tensor, posterior: Posterior, starts: Starts, noise: RowNoise, tril: Tensor | None = None
+    ) -> tuple[list[Gaussian], Tensor]:
+        """Return fits for a block of rows and their ELBOs, as ``fit_gaussians`` does; count their cost."""
+        price = len(starts.loc) * step_cost(posterior.dim)
+        most = (self._left(rows) - self._fit_price(posterior.dim, len(starts.loc))).clamp(min=0)
+        steps = _FEWEST_STEPS + (_OF_BUDGET * most / price).long()
+        patience = _PATIENCE if tril is None else _PATIENCE_AGAIN
+        fits, elbo, cost = fit_gaussians(posterior, starts, steps, "full_rank", noise, patience, tril)
+        self._cost[rows] += cost
+        return fits, elbo
 
     # -----------------------------------------------------------------------------------------------------
     # Pilots
@@ -366,89 +462,165 @@ class _Ladder:
     def _look_for_modes(self, rows: Tensor, pilot: _Pilot, dim: int) -> _Modes:
         """Return a start at the encoder's mean and, for rows whose pilot asks for it, modes found without the encoder."""
         loc = torch.full((1 + _STARTS, len(rows), dim), math.nan, dtype=torch.float64, device=rows.device)
-        modes = _Modes(loc, loc[..., 0].clone(), loc[0].clone(), pilot.missed.clone())
+        modes = _Modes(
+            loc, loc[..., 0].clone(), loc.clone(), pilot.missed.clone(), torch.zeros_like(pilot.missed)
+        )
+        found = []
         for block, posterior, drawn in self._each_block(rows, Stage.PLACES):
             first = encoder_start(posterior, pilot.prior[block].movedim(0, 1), drawn)
             modes.loc[0, block], modes.log_joint[0, block] = first.loc[0], first.log_joint[0]
-            modes.spread[block] = first.spread
-        for block, posterior, _ in self._each_block(rows[pilot.unseen | pilot.missed], Stage.MODES):
+            modes.spread[0, block] = first.spread[0]
+            near = self._pool.near(self._evaluation.batch["x"][block])
+            if near is not None:
+                hints = Hints.at(posterior, near)
+                found.append(hints)
+                modes.unmet[block] = _unmet(hints, hints.log_encoder, pilot.level[block], first.log_joint[0])
+        self._hints = Hints.cat(found) if found else None
+        self._search(rows[pilot.unseen | pilot.missed], pilot, modes)
+        return modes
+
+    def _search(self, rows: Tensor, pilot: _Pilot, modes: _Modes, turn: int = 0) -> None:
+        """Search for modes of some rows without the encoder, and mark rows in which it misses one."""
+        for block, posterior, drawn in self._each_block(rows, Stage.MODES, turn):
             others = independent_starts(
                 posterior,
                 _STARTS,
                 modes.starts(block, _ENCODERS),
                 pilot.prior[block].movedim(0, 1),
                 pilot.values[block].T,
+                drawn,
+                None if self._hints is None else self._hints.of_rows(block),
             )
             modes.loc[1:, block], modes.log_joint[1:, block] = others.loc, others.log_joint
+            modes.spread[1:, block] = others.spread
             modes.missed[block] |= _uncovered(
                 others, Encoder(posterior), posterior, pilot.level[block], modes.log_joint[0, block]
             )
-        return modes
 
     # -----------------------------------------------------------------------------------------------------
     # Methods
 
-    def _refine(self, rows: Tensor, pilot: _Pilot, modes: _Modes, turn: int, dim: int) -> Tensor:
-        """Fit the rows and answer them; return those for which a longer fit may be better."""
-        fitted = self._fit_beside_the_encoder(rows[~modes.missed[rows]], modes, turn)
+    def _refine(self, rows: Tensor, pilot: _Pilot, modes: _Modes, dim: int) -> None:
+        """Fit the rows and answer them."""
+        fitted = self._fit_beside_the_encoder(rows[~modes.missed[rows]], pilot, modes)
         # If a fit shows an uncovered mode, the row is fitted again, from that mode too.
         several = rows[modes.missed[rows]]
-        affordable = self._left(several) >= self._fit_price(dim, 1 + _STARTS, turn)
+        affordable = self._left(several) >= self._fit_price(dim, 1 + _STARTS)
         for found in fitted:
             missed = modes.missed[found.rows]
-            poor = missed & (self._left(found.rows) < self._fit_price(dim, 1 + _STARTS, turn))
-            self._answer_by_mixture(found.only(poor), pilot.needed[found.rows[poor]], doubtful=True)
+            poor = missed & (self._left(found.rows) < self._fit_price(dim, 1 + _STARTS))
+            self._answer_by_mixture(found.only(poor), pilot.needed[found.rows[poor]], missed[poor])
         fitted = [found.only(~modes.missed[found.rows]) for found in fitted]
-        waiting = [rows[:0]]
         unanswered = torch.from_numpy(self.answered_by[several.cpu().numpy()] == "").to(rows.device)
         given_up = several[~affordable & unanswered]
         self._answer_by_importance(given_up, pilot.needed[given_up], modes.missed[given_up])
-        for block, posterior, drawn in self._each_block(several[affordable], Stage.FIT_ALL, turn):
-            fits, _ = fit_gaussians(posterior, modes.starts(block, _ALL), _STEPS[turn], "full_rank", drawn)
+        for block, posterior, drawn in self._each_block(several[affordable], Stage.FIT_ALL):
+            fits, _ = self._fit(block, posterior, modes.starts(block, _ALL), drawn)
             fitted.append(_Fitted(block, fits))
-        for found in fitted:
-            if len(found.rows):
-                waiting.append(self._answer_or_wait(found, turn, dim))
-        return torch.cat(waiting)
+        for found in _joined(fitted):
+            self._answer_fitted(found, dim)
 
-    def _fit_beside_the_encoder(self, rows: Tensor, modes: _Modes, turn: int) -> list[_Fitted]:
+    def _fit_beside_the_encoder(self, rows: Tensor, pilot: _Pilot, modes: _Modes) -> list[_Fitted]:
         """Return one Gaussian per row, fitted from the encoder's mean; mark in ``modes`` rows with an uncovered mode."""
-        fitted = []
-        for block, posterior, drawn in self._each_block(rows, Stage.FIT, turn):
-            starts = modes.starts(block, _ENCODERS)
-            fits, elbo = fit_gaussians(posterior, starts, _STEPS[turn], "full_rank", drawn)
+        fitted, unsought = [], []
+        for block, posterior, drawn in self._each_block(rows, Stage.FIT):
+            fits, elbo = self._fit(block, posterior, modes.starts(block, _ENCODERS), drawn)
             centre = total(posterior.log_joint(fits[0].loc[None].to(posterior.dtype)))[0]
             others = modes.starts(block, _OTHERS)
             sought = torch.isfinite(others.log_joint[0])
             modes.missed[block] |= sought & _uncovered(others, fits[0], posterior, elbo[0], centre)
+            if self._hints is not None:
+                hints = self._hints.of_rows(block)
+                unmet = _unmet(hints, log_defended(fits, hints), elbo[0], centre)
+                modes.missed[block] |= unmet
+                unsought.append(block[unmet & ~sought])
             fitted.append(_Fitted(block, fits))
+        self._search(torch.cat([rows[:0], *unsought]), pilot, modes, 1)
         return fitted
 
-    def _answer_or_wait(self, found: _Fitted, turn: int, dim: int) -> Tensor:
-        """Answer rows by their fits, by quadrature or by annealing; return those worth a longer fit."""
-        needed, tail = self._pilot_mixture(found, turn)
-        left = self._left(found.rows)
-        good = (tail <= _TAIL) & (_mixture_cost(needed) <= left)
-        if turn + 1 < len(_STEPS):
-            longer = self._fit_price(dim, len(found.fits), turn + 1)
-            # A longer fit is preferred if the draws cost more than it.
-            wait = (~good | (needed > longer)) & (longer <= left)
-        else:
-            wait = torch.zeros_like(good)
-        self._answer_by_mixture(found.only(good & ~wait), needed[good & ~wait])
-        poor = ~good & ~wait
-        if dim < MOST_DIMENSIONS:  # in three dimensions a grid costs more than chains
-            gridded = poor & (left >= first_price(dim, len(found.fits)))
-            self._answer_by_quadrature(found.only(gridded))
-            poor &= ~gridded
-        self._answer_by_annealing(found.only(poor), needed[poor])
-        return found.rows[wait]
+    def _answer_fitted(self, found: _Fitted, dim: int) -> None:
+        """Answer rows by their fits, by longer fits, by adapted mixtures, by quadrature or by annealing."""
+        inhand = self._pilot_mixture(found, 0)
+        # More is done for rows with a heavy tail, and for those whose draws cost more than it.
+        price = fit_cost(dim, len(found.fits), _PATIENCE_AGAIN) + _mixture_cost(_SECOND_PILOT)
+        further = self._wanting(inhand, found.rows, price)
+        self._answer_or_fall_back(found.only(~further), inhand.only(~further), dim)
+        found, inhand = found.only(further), inhand.only(further)
+        if not len(found.rows):
+            return
+        longer = self._go_on(found)
+        other = self._pilot_mixture(longer, 1)
+        better = other.better(inhand)
+        found, inhand = longer.where(better, found), other.where(better, inhand)
+        price = adaptation_cost() + _mixture_cost(_SECOND_PILOT)
+        further = self._wanting(inhand, found.rows, 2 * price)
+        self._answer_or_fall_back(found.only(~further), inhand.only(~further), dim)
+        found, inhand = found.only(further), inhand.only(further)
+        if not len(found.rows):
+            return
+        clouds = self._adapt(found)
+        other = self._pilot_mixture(clouds, 2)
+        better = other.better(inhand)
+        self._answer_or_fall_back(found.only(~better), inhand.only(~better), dim)
+        self._answer_or_fall_back(clouds.only(better), other.only(better), dim, found.only(better))
 
-    def _pilot_mixture(self, found: _Fitted, turn: int) -> tuple[Tensor, Tensor]:
-        """Return the draws needed from the fits with their defensive components, and k-hat; each (rows,)."""
-        columns = self._weigh_mixture(found, _SECOND_PILOT, Stage.SECOND_PILOT, turn)
+    def _wanting(self, pilot: _Judged, rows: Tensor, price: float) -> Tensor:
+        poor = (pilot.tail > _TAIL) | pilot.unmet | (_mixture_cost(pilot.needed) > price)
+        return poor & (price <= self._left(rows))
+
+    def _go_on(self, found: _Fitted) -> _Fitted:
+        """Return the fits after further steps, which average over the noise of each."""
+        loc, tril = (torch.stack([getattr(fit, name) for fit in found.gaussians]) for name in ("loc", "tril"))
+        parts, at = [], 0
+        for block, posterior, drawn in self._each_block(found.rows, Stage.FIT_AGAIN, len(found.fits)):
+            here = slice(at, at := at + len(block))
+            starts = Starts(loc[:, here], loc[:, here, 0], loc[:, here])
+            parts.append(_Fitted(block, self._fit(block, posterior, starts, drawn, tril[:, here])[0]))
+        return _joined(parts)[0]
+
+    def _adapt(self, found: _Fitted) -> _Fitted:
+        """Return mixtures adapted to the posterior, from the fits."""
+        clouds, at = [], 0
+        for block, posterior, drawn in self._each_block(found.rows, Stage.ADAPT, len(found.fits)):
+            here = slice(at, at := at + len(block))
+            hints = None if self._hints is None else self._hints.of_rows(block)
+            cloud = Cloud.around([fit[here] for fit in found.gaussians], hints)
+            clouds.append(_Fitted(block, [adapted(posterior, cloud, drawn)]))
+        return _joined(clouds)[0]
+
+    def _answer_or_fall_back(
+        self, found: _Fitted, pilot: _Judged, dim: int, fits: _Fitted | None = None
+    ) -> None:
+        """Answer rows by their proposals, or by quadrature or annealing if these are poor; grids follow ``fits``.
+
+        A grid's answer that is lower than the pilot's bound has missed the mass that the proposals found. Such rows are
+        answered by the proposals. The pilot's draws are independent of those, so the bound remains one.
+        """
+        if not len(found.rows):
+            return
+        left = self._left(found.rows)
+        good = (pilot.tail <= _TAIL) & (_mixture_cost(pilot.needed) <= left)
+        poor = ~good
+        if dim < MOST_DIMENSIONS:  # in three dimensions a grid costs more than chains
+            grids = fits or found
+            gridded = poor & (left >= first_price(dim, len(grids.fits)))
+            failed = gridded.clone()
+            failed[gridded] = self._answer_by_quadrature(grids.only(gridded), pilot.level[gridded])
+            poor &= ~gridded
+            good |= failed
+        self._answer_by_mixture(found.only(good), pilot.needed[good], pilot.unmet[good])
+        self._answer_by_annealing(found.only(poor), pilot.needed[poor], pilot.unmet[poor])
+
+    def _pilot_mixture(self, found: _Fitted, turn: int) -> _Judged:
+        """Return the results of a pilot of proposals with their defensive components."""
+        columns = self._weigh_mixture(found, _SECOND_PILOT, Stage.SECOND_PILOT, 8 * turn + len(found.fits))
         self._cost[found.rows] += columns.cost
-        return self._needed(columns.mcse, _SECOND_PILOT), columns.pareto_k
+        unmet = torch.zeros_like(found.rows, dtype=torch.bool)
+        if self._hints is not None:
+            hints = self._hints.of_rows(found.rows)
+            unmet = _unmet(hints, log_defended(found.fits, hints), columns.estimate)
+        needed = self._needed(columns.mcse, _SECOND_PILOT)
+        return _Judged(needed, columns.pareto_k, columns.estimate, unmet)
 
     def _weigh_mixture(self, found: _Fitted, draws: int, stage: Stage, turn: int = 0) -> Columns:
         part = self._part(found.rows, draws, stage, turn)
@@ -480,36 +652,37 @@ class _Ladder:
             matters = beyond.log_joint[chosen] > columns.estimate - _MATTERS
             self._keep(rows[chosen], columns, "defensive", count, matters & (visits < _FEWEST_VISITS))
 
-    def _answer_by_mixture(self, found: _Fitted, needed: Tensor, doubtful: bool = False) -> None:
-        for chosen, count in self._by_draws(found.rows, needed):
-            columns = self._weigh_mixture(found.only(chosen), count, Stage.ANSWER)
-            self._keep(found.rows[chosen], columns, "refined", count, doubtful)
+    def _answer_by_mixture(self, found: _Fitted, needed: Tensor, doubtful: Tensor) -> None:
+        """Have rows answered by their proposals, in the end and together, because few rows take as long as many."""
+        if len(found.rows):
+            self._waiting.append((found, needed, doubtful))
 
-    def _answer_by_quadrature(self, found: _Fitted) -> None:
-        for left, alike in self._by_cost(found):
-            part = self._part(alike.rows, _PILOT, Stage.ANSWER)
-            columns = each_block(part, grid_block(part, _MARGIN * self._target, alike.fits, left))
-            self._keep(alike.rows, columns, "quadrature", 0)
+    def _answer_by_quadrature(self, found: _Fitted, level: Tensor) -> Tensor:
+        """Answer rows whose grid is not lower than a bound ``level``, and return which rows are not answered."""
+        if not len(found.rows):
+            return found.rows > 0
+        part = self._part(found.rows, _PILOT, Stage.GRID)
+        left = self._left(found.rows) - _mixture_cost(_SPARE)
+        columns = each_block(part, grid_block(part, _MARGIN * self._target, found.gaussians, left))
+        failed = ~(columns.estimate + columns.mcse.nan_to_num(posinf=0.0) >= level - _WORSE)
+        self._cost[found.rows[failed]] += columns.cost[failed]
+        kept = ~failed
+        answered = Columns(*(getattr(columns, field.name)[kept] for field in dataclasses.fields(Columns)))
+        self._keep(found.rows[kept], answered, "quadrature", 0)
+        return failed
 
-    def _by_cost(self, found: _Fitted) -> Iterator[tuple[float, _Fitted]]:
-        """Yield remaining budgets and the rows that have them, so that no row's budget depends on others."""
-        spent = self._cost[found.rows]
-        for cost in spent.unique().tolist():
-            yield self._max_cost - cost, found.only(spent == cost)
+    def _answer_by_annealing(self, found: _Fitted, needed: Tensor, doubtful: Tensor) -> None:
+        """Anneal with as many temperatures as each row can pay for, in steps of √2; else answer by the mixture."""
+        left, temperatures = self._max_cost - self._cost[found.rows], torch.zeros_like(found.rows)
+        for step in range(2 * int(math.log2(_MOST_TEMPERATURES / _FEWEST_TEMPERATURES)) + 1):
+            count = int(_FEWEST_TEMPERATURES * 2 ** (step / 2))
+            temperatures[path_cost(_CHAINS, count) <= left] = count
+        none = temperatures == 0
+        self._answer_by_mixture(found.only(none), needed[none], doubtful[none])
+        for count in temperatures[~none].unique().tolist():
+            self._anneal(found.only(temperatures == count), count, doubtful[temperatures == count])
 
-    def _answer_by_annealing(self, found: _Fitted, needed: Tensor) -> None:
-        wanted = dict(zip(found.rows.tolist(), needed, strict=True))
-        for left, alike in self._by_cost(found):
-            here = needed.new_tensor([float(wanted[row]) for row in alike.rows.tolist()])
-            self._anneal(alike, here, left)
-
-    def _anneal(self, found: _Fitted, needed: Tensor, left: float) -> None:
-        temperatures = _FEWEST_TEMPERATURES
-        while path_cost(_CHAINS, temperatures + 1) <= left and temperatures < _MOST_TEMPERATURES:
-            temperatures += 1
-        if path_cost(_CHAINS, temperatures) > left:
-            self._answer_by_mixture(found, needed)
-            return
+    def _anneal(self, found: _Fitted, temperatures: int, doubtful: Tensor) -> None:
         part = self._part(found.rows, _CHAINS, Stage.ANSWER)
         columns = []
         for block in part.blocks():
@@ -518,11 +691,10 @@ class _Ladder:
                 posterior = Posterior(part, block)
                 posterior.expect(3 * temperatures * _CHAINS)
                 start = defended(posterior, here, _CHAINS)
-                scale = here[0].tril.norm(dim=-1)
-                path = Path(posterior, start, drawn, scale, min(part.tile[1], _CHAINS))
+                path = Path(posterior, start, drawn, here[0].spread, min(part.tile[1], _CHAINS))
                 moves = path.tune(temperatures, drawn)
             columns.append(weigh_chains(part, path, moves, block))
-        self._keep(found.rows, Columns.cat(columns), "annealed", _CHAINS)
+        self._keep(found.rows, Columns.cat(columns), "annealed", _CHAINS, doubtful)
 
     def _by_draws(self, rows: Tensor, needed: Tensor) -> Iterator[tuple[Tensor, int]]:
         """Yield indices of rows that need about equally many draws, and that number: 128 · 2^(j/2), within the budget."""
@@ -623,12 +795,24 @@ def _mixture_cost(draws: Any) -> Any:
 def _uncovered(
     modes: Starts, proposal: Proposal, posterior: Posterior, level: Tensor, centre: Tensor
 ) -> Tensor:
-    """Return whether the proposal has little density at a mode of the posterior that matters; (rows,).
+    """Return whether the proposal has little density at a mode of the posterior that matters; (rows,)."""
+    u = modes.loc.to(posterior.dtype)
+    log_q = proposal.log_density(u, torch.zeros_like(modes.log_joint))
+    return _little(modes.log_joint, log_q, level, centre, posterior.dim)
+
+
+def _unmet(hints: Hints, log_q: Tensor, level: Tensor, centre: Tensor | None = None) -> Tensor:
+    """Return whether a proposal of log density ``log_q`` has little density at a hint that matters; (rows,)."""
+    highest = hints.log_joint.amax(dim=0)
+    centre = highest if centre is None else torch.maximum(centre, highest)
+    return _little(hints.log_joint, log_q, level, centre, hints.u.shape[-1])
+
+
+def _little(log_joint: Tensor, log_q: Tensor, level: Tensor, centre: Tensor, dim: int) -> Tensor:
+    """Return whether a proposal has little density at any point, (points, rows), that matters; (rows,).
 
     At a mode that the proposal covers, the log weight is about log P(x), the ``level``. If it is far above,
     the proposal hardly draws there. That matters unless the mode is much lower than the ``centre``.
     """
-    u = modes.loc.to(posterior.dtype)
-    log_weight = modes.log_joint - proposal.log_density(u, torch.zeros_like(modes.log_joint))
-    high = modes.log_joint > centre - _NEGLIGIBLE - posterior.dim / 4
-    return ((log_weight > level + _UNCOVERED) & high).any(dim=0)
+    high = log_joint > centre - _NEGLIGIBLE - dim / 4
+    return ((log_joint - log_q > level + _UNCOVERED) & high).any(dim=0)

@@ -14,7 +14,9 @@ dimensions, Adam takes 9600 per row to an effective sample size of 947 in 1000 d
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,10 +30,16 @@ _ENCODER_DRAWS = 128
 PRIOR_DRAWS = 32  # for every start
 _ASCENT_STEPS = 40
 _ASCENT_RATE = 0.2  # of the prior's standard deviation
-# A step moves q by at most this many of its standard deviations, and changes its variances by at most tenfold.
-_TRUST = 2.0
+# The first step moves q by at most this many of its standard deviations, and every step changes its variances by at
+# most tenfold.
+_TRUST, _GROWTH = 2.0, 4.0
+# Nats. A fit has converged if a step promises less than the first, or if PATIENCE steps gain less than the second.
+_GAIN, _STALL, PATIENCE = 0.01, 0.1, 3
+# Weight of the first regressions' precisions when a fit goes on from another.
+_AGAIN = 0.5
 _FEWEST_PAIRS = 4
 _LEAST, _MOST = 0.1, 10.0
+_SPREADS, _SPREAD_PAIRS = (1.0, 0.3, 0.1), 2  # see _spreads
 _LEAST_SPREAD = 0.01  # of the prior's standard deviation
 _ASTRAY = 5.0  # nats of the ELBO that a step may lose
 # A fit this many nats below the row's best covers a negligible share of the posterior.
@@ -40,7 +48,7 @@ _NEGLIGIBLE = 10.0
 
 @dataclass(frozen=True)
 class Starts:
-    """Starting points of fits: loc (starts, rows, dim), log_joint there, and the encoder's spread (rows, dim)."""
+    """Starting points of fits, and standard deviations to start with: loc and spread (starts, rows, dim); log_joint at loc."""
 
     loc: Tensor
     log_joint: Tensor
@@ -58,7 +66,7 @@ def encoder_start(posterior: Posterior, prior: Tensor, noise: RowNoise) -> Start
     u = torch.where(u.isnan(), torch.where(centre.isnan(), prior.double().mean(dim=0), centre), u)
     loc = u.mean(dim=0)
     spread = torch.maximum(u.std(dim=0), _LEAST_SPREAD * _scale(prior))
-    return Starts(loc[None], total(posterior.log_joint(loc[None].to(posterior.dtype))), spread)
+    return Starts(loc[None], total(posterior.log_joint(loc[None].to(posterior.dtype))), spread[None])
 
 
 def _scale(prior: Tensor) -> Tensor:
@@ -66,73 +74,239 @@ def _scale(prior: Tensor) -> Tensor:
     return prior.double().std(dim=0).clamp(min=1e-6)
 
 
-def independent_starts(
-    posterior: Posterior, num_starts: int, encoder: Starts, prior: Tensor, values: Tensor
-) -> Starts:
-    """Return local modes of the posterior, found by gradient ascent from draws of the prior far from the encoder.
+@dataclass(frozen=True)
+class Hints:
+    """Points that other parts of a row's posterior may be near, with densities there.
 
-    ``prior`` holds draws of the prior, (samples, rows, dim), and ``values`` log P(x, u) there. The starts come
-    from the best quarter of the draws. The first is the draw farthest from the encoder's mean; each of the
-    others is the one farthest from all before. With two modes of equal mass, three such starts find the mode
-    that the encoder misses in 400 of 400 rows; starts at the three best draws find it in 349 (benchmarks/fits.py).
+    ``u`` has shape (hints, rows, dim). The log densities are those of P(x_n, u), the encoder and the prior, (hints, rows).
+    """
+
+    u: Tensor
+    log_joint: Tensor
+    log_encoder: Tensor
+    log_prior: Tensor
+
+    @classmethod
+    def at(cls, posterior: Posterior, u: Tensor) -> Hints:
+        """Return hints at some points, with their densities."""
+        u = u.to(posterior.dtype)
+        joint = posterior.log_joint(u)
+        log_joint = total(joint).nan_to_num(nan=-math.inf, posinf=-math.inf)
+        return cls(u, log_joint, posterior.log_encoder(u).nan_to_num(nan=-math.inf), joint.prior)
+
+    @classmethod
+    def cat(cls, parts: Sequence[Hints]) -> Hints:
+        return cls(
+            *(torch.cat([getattr(part, field.name) for part in parts], dim=1) for field in fields(cls))
+        )
+
+    def of_rows(self, rows: Tensor) -> Hints:
+        return Hints(*(getattr(self, field.name)[:, rows] for field in fields(self)))
+
+
+def independent_starts(
+    posterior: Posterior,
+    num_starts: int,
+    encoder: Starts,
+    prior: Tensor,
+    values: Tensor,
+    noise: RowNoise,
+    hints: Hints | None = None,
+) -> Starts:
+    """Return local modes of the posterior, found by gradient ascent from points far from the encoder.
+
+    ``prior`` holds draws of the prior, (samples, rows, dim), and ``values`` log P(x, u) there. The first start is the hint
+    with the largest weight under the encoder. The others come from the hints and the best quarter of the draws: each
+    is the point farthest from the encoder's mean and all earlier starts. With two modes of equal mass, three such starts
+    without hints find the mode that the encoder misses in 400 of 400 rows; starts at the three best draws find it in
+    349 (benchmarks/fits.py). An ascent returns the best point that it has visited.
     """
     scale = _scale(prior)
     values = torch.where(torch.isfinite(values), values, -math.inf)
     better = values.topk(len(prior) // 4, dim=0).indices[..., None].expand(-1, -1, prior.shape[-1])
     candidates = prior.double().gather(0, better) / scale  # (candidates, rows, dim)
-    distance = ((candidates - encoder.loc[0] / scale) ** 2).sum(-1)
     chosen = []
-    for _ in range(num_starts):
+    if hints is not None:
+        candidates = torch.cat([hints.u.double() / scale, candidates])
+        heaviest = (hints.log_joint - hints.log_encoder).nan_to_num(nan=-math.inf).argmax(dim=0)
+        chosen.append(candidates[heaviest, torch.arange(len(heaviest), device=heaviest.device)])
+    distance = ((candidates - encoder.loc[0] / scale) ** 2).sum(-1)
+    for start in chosen:
+        distance = torch.minimum(distance, ((candidates - start) ** 2).sum(-1))
+    while len(chosen) < num_starts:
         farthest = distance.argmax(dim=0)[None, :, None].expand(1, *candidates.shape[1:])
         chosen.append(candidates.gather(0, farthest)[0])
         distance = torch.minimum(distance, ((candidates - chosen[-1]) ** 2).sum(-1))
     v = torch.stack(chosen).requires_grad_()
+    best, highest = v.detach().clone(), torch.full_like(v[..., 0], -math.inf).detach()
     optimizer = torch.optim.Adam([v], lr=_ASCENT_RATE, betas=(0.8, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _ASCENT_STEPS)
     for _ in range(_ASCENT_STEPS):
-        _, gradient = posterior.score((v.detach() * scale).to(posterior.dtype))
+        value, gradient = posterior.score((v.detach() * scale).to(posterior.dtype))
+        best, highest = _higher(v.detach(), value, best, highest)
         v.grad = -gradient.double() * scale
         optimizer.step()
         schedule.step()
-    loc = v.detach() * scale
-    return Starts(loc, total(posterior.log_joint(loc.to(posterior.dtype))), encoder.spread)
+    last = total(posterior.log_joint((v.detach() * scale).to(posterior.dtype)))
+    best, highest = _higher(v.detach(), last, best, highest)
+    loc = best * scale
+    return Starts(loc, highest, _spreads(posterior, loc, encoder.spread[0], noise))
+
+
+def _spreads(posterior: Posterior, loc: Tensor, spread: Tensor, noise: RowNoise) -> Tensor:
+    """Return standard deviations for fits that start at ``loc``: the encoder's times the factor of the largest ELBO.
+
+    A fit that starts much wider than a narrow mode would leave it.
+    """
+    num_starts, num_rows, dim = loc.shape
+    half = noise.normal(_SPREAD_PAIRS, num_starts, dim, dtype=torch.float64).movedim(2, 1)
+    directions = torch.cat([half, -half]) * spread  # (draws, starts, rows, dim)
+    elbos = []
+    for factor in _SPREADS:
+        u = (loc + factor * directions).to(posterior.dtype)
+        values = total(posterior.log_joint(u.view(-1, num_rows, dim))).view(u.shape[:-1])
+        elbos.append(values.mean(dim=0).nan_to_num(nan=-math.inf) + dim * math.log(factor))
+    best = torch.stack(elbos).argmax(dim=0)
+    return torch.tensor(_SPREADS, dtype=loc.dtype, device=loc.device)[best][..., None] * spread
+
+
+def _higher(v: Tensor, value: Tensor, best: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the better of two points for every start and row, with its value."""
+    better = value > highest
+    return torch.where(better[..., None], v, best), torch.where(better, value, highest)
 
 
 def fit_gaussians(
-    posterior: Posterior, starts: Starts, num_steps: int, family: str, noise: RowNoise
-) -> tuple[list[Gaussian], Tensor]:
-    """Return a Gaussian for every start and row, and its ELBO, shape (starts, rows), in nats.
+    posterior: Posterior,
+    starts: Starts,
+    num_steps: int | Tensor,
+    family: str,
+    noise: RowNoise,
+    patience: int = PATIENCE,
+    tril: Tensor | None = None,
+) -> tuple[list[Gaussian], Tensor, Tensor]:
+    """Return a Gaussian for every start and row, its ELBO, (starts, rows), in nats, and the cost, (rows,).
 
-    The fit makes ``num_steps`` steps of ``step_cost`` decoder evaluations per start, and one more such
-    evaluation for the ELBO. A fit with a negligible share of a row's posterior is replaced by the row's best.
+    A fit ends when a full step promises less than ``_GAIN`` nats, or when ``patience`` steps in a row have gained less
+    than ``_STALL``. It makes at most ``num_steps`` steps, a number or one per row. Each costs ``step_cost`` decoder
+    evaluations, and so does the ELBO of the first Gaussian. Fits that have ended cost nothing more. A fit with a
+    negligible share of a row's posterior is replaced by the row's best.
+
+    A step stays within a trust region, whose radius is multiplied by four while the ELBO gains at least half of what is
+    predicted, and divided by four if it gains hardly anything (Conn, Gould and Toint 2000). A step that loses
+    ``_ASTRAY`` nats is undone.
+
+    ``tril``, (starts, rows, dim, dim), replaces the spread of ``starts``, to go on from an earlier fit. Its steps average
+    over the noise from the beginning.
     """
     num_starts, num_rows, dim = starts.loc.shape
-    loc = starts.loc.clone()
-    tril = torch.diag_embed(starts.spread).expand(num_starts, num_rows, dim, dim).clone()
-    best = torch.full((num_starts, num_rows), -math.inf, dtype=torch.float64, device=loc.device)
-    best_loc, best_tril = loc.clone(), tril.clone()
-    for step in range(num_steps + 1):
-        half = _frames(loc, noise)
-        directions = torch.cat([half, -half])  # (pairs · 2, starts, rows, dim): antithetic
+    device, count = starts.loc.device, num_starts * num_rows
+    row = torch.arange(num_rows, device=device).repeat(num_starts)
+    most = torch.as_tensor(num_steps, device=device).expand(num_rows)[row]
+    noise = noise.copies(num_starts)
+    rate = 1.0 if tril is None else _AGAIN
+    if tril is None:
+        tril = torch.diag_embed(starts.spread)
+    walk = _Walk.begin(starts.loc.flatten(0, 1), tril.flatten(0, 1))
+    # Results by start and row. ``walk`` and ``live`` have an entry for each of ``items``.
+    best_loc, best_tril, best = walk.loc.clone(), walk.tril.clone(), walk.elbo.clone()
+    steps = torch.zeros(count, dtype=torch.long, device=device)
+    items, live = torch.arange(count, device=device), torch.ones(count, dtype=torch.bool, device=device)
+    here, cost = posterior, posterior.cost
+    while bool(live.any()):
+        if 2 * int(live.sum()) <= len(live):  # go on without the fits that have ended
+            items, walk, live = items[live], walk.only(live), live[live]
+            here = posterior.only(row[items])
+        loc, tril, predicted = walk.proposal(family)
+        half = _frames(dim, noise.of_rows(items))
+        directions = torch.cat([half, -half])  # (pairs · 2, items, dim): antithetic
         u = (loc + _apply(tril, directions)).to(posterior.dtype)
-        values, gradient = posterior.score(u.flatten(0, 1).view(-1, num_rows, dim))
+        values, gradient = here.score(u.view(-1, here.num_rows, dim))
         values, gradient = values.view(u.shape[:-1]), gradient.view(u.shape).double()
         log_q = -0.5 * (directions**2 + math.log(2 * math.pi)).sum(-1) - _log_det(tril)
         elbo = (values - log_q).mean(dim=0)
+        walk, kept = walk.onward(loc, tril, elbo, predicted, half, gradient, rate)
+        kept &= live
+        best_loc[items[kept]], best_tril[items[kept]], best[items[kept]] = loc[kept], tril[kept], elbo[kept]
+        steps[items[live]] += 1
+        live &= (steps[items] <= most[items]) & (walk.promise > _GAIN) & (walk.stalled < patience)
+    posterior.cost = cost  # the caller adds what its rows have cost
+    best = best.view(num_starts, num_rows)
+    hopeless = best < best.max(dim=0).values - _NEGLIGIBLE
+    index = torch.where(hopeless, best.argmax(dim=0), torch.arange(num_starts, device=device)[:, None])
+    fits = [Gaussian(best_loc[i], best_tril[i], posterior.dtype) for i in index * num_rows + row[:num_rows]]
+    return fits, best.gather(0, index), steps.view(num_starts, num_rows).sum(dim=0) * step_cost(dim)
+
+
+class _Walk(NamedTuple):
+    """Fits on their way, one entry of dim 0 each.
+
+    The regression at an accepted Gaussian gives the Newton step ``shift`` and the eigenvalues and eigenvectors of the
+    posterior's precision, in coordinates where that Gaussian is N(0, I).
+    """
+
+    loc: Tensor  # of the Gaussian accepted last
+    tril: Tensor
+    elbo: Tensor
+    highest: Tensor  # the largest ELBO so far
+    stalled: Tensor  # steps in a row that gained less than _STALL
+    radius: Tensor  # of the trust region, in standard deviations
+    shift: Tensor
+    values: Tensor
+    vectors: Tensor
+    decrement: Tensor  # twice the nats that the whole shift gains
+    promise: Tensor  # nats that a whole step gains
+
+    @classmethod
+    def begin(cls, loc: Tensor, tril: Tensor) -> _Walk:
+        zero, one = loc.new_zeros(len(loc)), torch.ones_like(loc)
+        low, eye = torch.full_like(zero, -math.inf), torch.diag_embed(one)
+        return cls(loc, tril, low, low, zero, zero + _TRUST, torch.zeros_like(loc), one, eye, zero, zero)
+
+    def only(self, chosen: Tensor) -> _Walk:
+        return _Walk(*(each[chosen] for each in self))
+
+    def proposal(self, family: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the Gaussian to try next, and the nats that its shift is predicted to gain."""
+        part = (self.radius / self.shift.norm(dim=-1).clamp(min=1e-300)).clamp(max=1)
+        loc = self.loc + _apply(self.tril, part[:, None] * self.shift)
+        predicted = (part - part**2 / 2) * self.decrement
+        limit = _MOST ** (self.radius / _TRUST).clamp(max=1)[:, None]
+        if family == "mean_field":
+            # The precision of the best mean-field Gaussian is the diagonal of the posterior's.
+            diagonal = (self.vectors**2 @ self.values[..., None])[..., 0]
+            diagonal = torch.minimum(torch.maximum(diagonal, 1 / limit), limit)
+            return loc, self.tril * diagonal.rsqrt()[..., None, :], predicted
+        values = torch.minimum(torch.maximum(self.values, 1 / limit), limit)
+        return loc, _cholesky(self.tril @ self.vectors / values.sqrt()[..., None, :]), predicted
+
+    def onward(
+        self,
+        loc: Tensor,
+        tril: Tensor,
+        elbo: Tensor,
+        predicted: Tensor,
+        half: Tensor,
+        gradient: Tensor,
+        rate: float,
+    ) -> tuple[_Walk, Tensor]:
+        """Return the next state, from gradients at loc ± tril · half, and whether the Gaussian tried is accepted."""
         elbo = torch.where(torch.isfinite(elbo), elbo, -math.inf)
         # Keep the latest fit unless its step lost _ASTRAY nats: the largest ELBO from few draws is large by chance.
-        kept = elbo > best - _ASTRAY
-        best = torch.where(kept, elbo, best)
-        best_loc = torch.where(kept[..., None], loc, best_loc)
-        best_tril = torch.where(kept[..., None, None], tril, best_tril)
-        if step < num_steps:
-            # Full steps at first; later ones average over the noise of earlier ones.
-            loc, tril = _step(loc, tril, half, gradient, 1.0 if 2 * step < num_steps else 0.5, family)
-    hopeless = best < best.max(dim=0).values - _NEGLIGIBLE
-    index = torch.where(hopeless, best.argmax(dim=0), torch.arange(num_starts, device=loc.device)[:, None])
-    rows = torch.arange(num_rows, device=loc.device)
-    fits = [Gaussian(best_loc[i, rows], best_tril[i, rows], posterior.dtype) for i in index]
-    return fits, best.gather(0, index)
+        kept = elbo > self.elbo - _ASTRAY
+        gain = elbo - self.elbo
+        clipped = self.shift.norm(dim=-1) > self.radius
+        good, bad = clipped & (gain > predicted / 2), ~kept | (gain < predicted / 10 - 1)
+        radius = self.radius * torch.where(good, _GROWTH, torch.where(bad, 1 / _GROWTH, 1.0))
+        stalled = torch.where(elbo > self.highest + _STALL, 0.0, self.stalled + 1)
+        # Whole steps while the ELBO rises; then they average over the noise of earlier ones.
+        model = _regress(tril, half, gradient, torch.where(stalled > 0, rate / 2, rate))
+        new = _Walk(loc, tril, elbo, self.highest, stalled, radius, *model)
+        old = self._replace(radius=radius, stalled=stalled)
+        chosen = _Walk(
+            *(torch.where(kept.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in zip(new, old, strict=True))
+        )
+        return chosen._replace(highest=torch.maximum(self.highest, elbo)), kept
 
 
 def fit_cost(dim: int, num_starts: int, num_steps: int) -> int:
@@ -149,39 +323,34 @@ def _num_frames(dim: int) -> int:
     return -(-_FEWEST_PAIRS // dim)
 
 
-def _frames(loc: Tensor, noise: RowNoise) -> Tensor:
-    """Return standard normal vectors, (pairs, starts, rows, dim), orthogonal in sets of ``dim``.
+def _frames(dim: int, noise: RowNoise) -> Tensor:
+    """Return standard normal vectors, (pairs, fits, dim), orthogonal in sets of ``dim``.
 
     Orthogonal vectors determine a regression with as few of them as it has coefficients.
     """
-    starts, _, dim = loc.shape
-    # (frames, rows, starts, dim, dim)
-    drawn, other = (noise.normal(_num_frames(dim), starts, dim, dim, dtype=torch.float64) for _ in range(2))
-    vectors = torch.linalg.qr(drawn).Q * other.norm(dim=-1, keepdim=True)
-    return vectors.permute(0, 3, 2, 1, 4).flatten(0, 1)
+    drawn, other = (noise.normal(_num_frames(dim), dim, dim, dtype=torch.float64) for _ in range(2))
+    vectors = torch.linalg.qr(drawn).Q * other.norm(dim=-1, keepdim=True)  # (frames, fits, dim, dim)
+    return vectors.movedim(2, 1).flatten(0, 1)
 
 
-def _step(
-    loc: Tensor, tril: Tensor, half: Tensor, gradient: Tensor, rate: float, family: str
-) -> tuple[Tensor, Tensor]:
-    """Return the next Gaussian from gradients at loc ± tril · half, in coordinates where the present one is N(0, I)."""
+def _regress(tril: Tensor, half: Tensor, gradient: Tensor, rate: Tensor) -> tuple[Tensor, ...]:
+    """Return ``shift``, ``values``, ``vectors``, ``decrement`` and ``promise`` of a ``_Walk``.
+
+    ``rate`` is the weight of this regression's precision, the rest is that of the present Gaussian.
+    """
     gradient = _apply(tril.mT, gradient)
     pairs, dim = len(half), half.shape[-1]
     odd = (gradient[:pairs] - gradient[pairs:]) / 2  # −A e, without the mean
-    e = half.movedim(0, -2)  # (starts, rows, pairs, dim)
-    eye = torch.eye(dim, dtype=half.dtype, device=half.device)
+    e = half.movedim(0, -2)  # (fits, pairs, dim)
     precision = -torch.linalg.solve(e.mT @ e, e.mT @ odd.movedim(0, -2))
-    precision = (1 - rate) * eye + rate * (precision + precision.mT) / 2
-    values, vectors = torch.linalg.eigh(precision)
-    shift = _apply(vectors, _apply(vectors.mT, gradient.mean(dim=0)) / values.clamp(min=_LEAST))
-    length = shift.norm(dim=-1, keepdim=True)
-    loc = loc + _apply(tril, shift * (_TRUST / length.clamp(min=_TRUST)))
-    if family == "mean_field":
-        # The precision of the best mean-field Gaussian is the diagonal of the posterior's.
-        diagonal = precision.diagonal(dim1=-2, dim2=-1).clamp(_LEAST, _MOST)
-        return loc, tril * diagonal.rsqrt()[..., None, :]
-    root = tril @ vectors / values.clamp(_LEAST, _MOST).sqrt()[..., None, :]
-    return loc, _cholesky(root)
+    eye, rate = torch.eye(dim, dtype=half.dtype, device=half.device), rate[:, None, None]
+    values, vectors = torch.linalg.eigh((1 - rate) * eye + rate * (precision + precision.mT) / 2)
+    slope = _apply(vectors.mT, gradient.mean(dim=0))
+    shift = slope / values.clamp(min=_LEAST)
+    decrement = (slope * shift).sum(-1)
+    held = values.clamp(_LEAST, _MOST)
+    promise = (decrement + (held - 1 - held.log()).sum(-1)) / 2
+    return _apply(vectors, shift), values, vectors, decrement, promise
 
 
 def _cholesky(root: Tensor) -> Tensor:

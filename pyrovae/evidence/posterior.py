@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Self
 
 import pyro
 import torch
@@ -44,6 +45,16 @@ class Posterior:
         self._runner = None if self._coordinates.lacks else evaluation.runner
         self._alike = evaluation.rows_alike(self.num_rows)
         self._numbers = 0
+
+    def only(self, rows: Tensor) -> Posterior:
+        """Return the posterior of some of the rows, each as often as it is named; it runs uncompiled."""
+        other = copy.copy(self)
+        other._batch = {name: value[rows] for name, value in self._batch.items()}
+        other._coordinates = Coordinates(self._model, other._batch)
+        other.numbers, other.num_rows = self.numbers[rows], len(rows)
+        other._width = max(1, self._width * self.num_rows // max(self.num_rows, len(rows)))
+        other._runner, other.cost = None, 0
+        return other
 
     def expect(self, cost: int) -> None:
         """Announce how many decoder evaluations per row ``score``, ``ends`` and ``weigh`` will spend.
@@ -271,7 +282,39 @@ class Prior(Proposal):
         return Prior(posterior)
 
 
-class Gaussian(Proposal):
+class Fit(Proposal):
+    """A proposal fitted to every row, made of tensors alone."""
+
+    @abstractmethod
+    def made(self, tensors: Iterator[Tensor]) -> Self:
+        """Return a proposal of the same kind from other tensors."""
+
+    @abstractmethod
+    def widened(self, factor: float) -> Self:
+        """Return it with its scales multiplied by ``factor``."""
+
+    @property
+    @abstractmethod
+    def spread(self) -> Tensor:
+        """The standard deviations, (rows, dim)."""
+
+    def of(self, posterior: Posterior, tensors: Iterator[Tensor]) -> Self:
+        return self.made(tensors)
+
+    def __getitem__(self, rows: Tensor | slice) -> Self:
+        return self.made(tensor[rows] for tensor in self.tensors)
+
+    def joined(self, parts: Sequence[Fit]) -> Self:
+        """Return the proposal of the rows of several parts, of the same kind as this."""
+        return self.made(torch.cat(each) for each in zip(*(part.tensors for part in parts), strict=True))
+
+    def where(self, rows: Tensor, other: Fit) -> Self:
+        """Return this proposal for some rows, and another of the same kind for the rest."""
+        pairs = zip(self.tensors, other.tensors, strict=True)
+        return self.made(torch.where(rows.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in pairs)
+
+
+class Gaussian(Fit):
     """N(loc, tril trilᵀ) for every row: loc of shape (rows, dim), tril (rows, dim, dim), float64."""
 
     def __init__(self, loc: Tensor, tril: Tensor, dtype: torch.dtype) -> None:
@@ -289,15 +332,15 @@ class Gaussian(Proposal):
     def tensors(self) -> list[Tensor]:
         return [self.loc, self.tril]
 
-    def of(self, posterior: Posterior, tensors: Iterator[Tensor]) -> Gaussian:
+    def made(self, tensors: Iterator[Tensor]) -> Gaussian:
         return Gaussian(next(tensors), next(tensors), self.dtype)
 
     def widened(self, factor: float) -> Gaussian:
-        """Return the same Gaussian with its standard deviations multiplied by ``factor``."""
         return Gaussian(self.loc, factor * self.tril, self.dtype)
 
-    def __getitem__(self, rows: Tensor | slice) -> Gaussian:
-        return Gaussian(self.loc[rows], self.tril[rows], self.dtype)
+    @property
+    def spread(self) -> Tensor:
+        return self.tril.norm(dim=-1)
 
 
 class Mixture(Proposal):

@@ -123,11 +123,11 @@ def grid_block(
     evaluation: Evaluation,
     tolerance: float,
     fits: list[Gaussian] | None = None,
-    most_cost: float = math.inf,
+    most_cost: Tensor | None = None,
 ) -> BlockFunction:
     """Return the function of a block that integrates its rows, with their errors in ``mcse``.
 
-    ``most_cost`` bounds a row's decoder evaluations. If ``fits`` is None, Gaussians are fitted for the block.
+    ``most_cost``, (rows,), bounds a row's decoder evaluations. If ``fits`` is None, Gaussians are fitted for the block.
     """
 
     def sum_up(number: int, rows: slice) -> Columns:
@@ -135,14 +135,17 @@ def grid_block(
             posterior = Posterior(evaluation, rows)
             if fits is None:
                 starts = all_starts(posterior, _STARTS, drawn)
-                here, _ = fit_gaussians(posterior, starts, _FIT_STEPS, "full_rank", drawn)
+                here, _, spent = fit_gaussians(posterior, starts, _FIT_STEPS, "full_rank", drawn)
             else:
+                spent = torch.zeros(posterior.num_rows, dtype=torch.float64, device=posterior.device)
                 here = [fit[rows] for fit in fits]
             components, active = _pieces(posterior, here, drawn)
             grids = _Grids(evaluation, rows, components, active)
-            estimate, error = grids.until(tolerance, most_cost - posterior.cost)
+            estimate, error = grids.until(
+                tolerance, None if most_cost is None else most_cost[rows] - posterior.cost
+            )
         unknown = torch.full_like(estimate, math.nan)
-        cost = grids.cost + posterior.cost
+        cost = grids.cost + posterior.cost + spent
         zero = torch.zeros_like(estimate)
         columns = Columns(estimate, error, zero, unknown, unknown, cost, zero, zero, unknown, unknown)
         with undisturbed(evaluation, Stream.EXACT, rows=rows) as drawn:
@@ -193,7 +196,7 @@ class _Grids:
         #: Points per dimension of each row's last grids.
         self.orders = torch.zeros(active.shape[1], dtype=torch.long, device=active.device)
 
-    def until(self, tolerance: float, most_cost: float) -> tuple[Tensor, Tensor]:
+    def until(self, tolerance: float, most_cost: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return log of the integral and its error, each (rows,); double the order up to the tolerance or a limit."""
         waiting = torch.arange(self._active.shape[1], device=self._active.device)
         order = _FIRST_ORDER
@@ -209,7 +212,10 @@ class _Grids:
                 device=waiting.device,
             )
             price = points @ self._active[:, waiting].double()
-            waiting = waiting[(error[waiting] > tolerance) & (self.cost[waiting] + price <= most_cost)]
+            further = error[waiting] > tolerance
+            if most_cost is not None:
+                further &= self.cost[waiting] + price <= most_cost[waiting]
+            waiting = waiting[further]
             if not len(waiting):
                 break
             self.orders[waiting] = order

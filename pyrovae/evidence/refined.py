@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -13,16 +15,19 @@ from pyrovae.diagnostics import Accumulator
 from pyrovae.evaluation import Evaluation, Terms
 from pyrovae.evidence.gaussians import (
     FAMILIES,
+    PATIENCE,
     PRIOR_DRAWS,
+    Hints,
     Starts,
     encoder_start,
     fit_cost,
     fit_gaussians,
     independent_starts,
 )
+from pyrovae.evidence.nearby import Pool
 from pyrovae.evidence.posterior import (
     Encoder,
-    Gaussian,
+    Fit,
     Mixture,
     Posterior,
     Prior,
@@ -56,7 +61,7 @@ def refined(
     seed: int = 0,
     family: str = "full_rank",
     num_starts: int = 4,
-    num_steps: int = 10,
+    num_steps: int = 200,
     tile: tuple[int, int] | None = None,
     progress: bool = False,
     checkpoint: Folder = None,
@@ -66,7 +71,8 @@ def refined(
 ) -> LogEvidence:
     """Return log P(x_n) by importance sampling from posteriors that are fitted to each row.
 
-    Gaussians q*_j(u | x_n) are fitted from the encoder's mean and from local modes found without the encoder.
+    Gaussians q*_j(u | x_n) are fitted from the encoder's mean and from local modes found without the encoder, among them
+    one near pairs (x, z) simulated from the model.
     Then log P(x_n) ≈ log (1/K) Σ_k P(x_n, u_k) / q(u_k) with fresh, stratified draws of a mixture q. It holds
     the q*_j (50 %), the same widened (30 %), the encoder (10 %) and the prior (10 %). The last three are
     defensive: no weight exceeds ten times the weight under the encoder or the prior alone. The estimate is a
@@ -78,7 +84,8 @@ def refined(
         num_samples: K, draws per row, at least 100. The error estimate is rough below a few hundred.
         family: "full_rank" or "mean_field", of the q*.
         num_starts: fits per row. The first starts at the encoder, each of the others at a mode of its own.
-        num_steps: steps of a fit, each of 2 · dim gradients per start.
+        num_steps: most steps of a fit, each of 2 · dim gradients per start. A fit ends when steps gain less than a tenth
+            of a nat, for most rows after two to six steps.
         seed, tile, progress, checkpoint, compile, noise, check: as in ``importance``. Each kind of call is compiled separately.
 
     Returns:
@@ -119,36 +126,48 @@ def refined(
         num_steps=num_steps,
     )
     evaluation = run.evaluation
+    pool = Pool(evaluation)
 
     def refine(number: int, rows: slice) -> Columns:
         with undisturbed(evaluation, Stream.PILOT, rows=rows) as drawn:
             posterior = Posterior(evaluation, rows)
-            starts = all_starts(posterior, num_starts, drawn)
-            posterior.expect(fit_cost(posterior.dim, num_starts, num_steps))
-            fits, _ = fit_gaussians(posterior, starts, num_steps, family, drawn)
+            starts = all_starts(posterior, num_starts, drawn, pool.near(evaluation.part(rows)["x"]))
+            posterior.expect(fit_cost(posterior.dim, num_starts, min(num_steps, PATIENCE)))
+            fits, _, cost = fit_gaussians(posterior, starts, num_steps, family, drawn)
         columns = weigh_mixture(evaluation, rows, fits)
-        return replace(columns, cost=columns.cost + posterior.cost)
+        return replace(columns, cost=columns.cost + posterior.cost + cost)
 
     return run.answer(run.columns(refine), "lower bound")
 
 
-def all_starts(posterior: Posterior, num_starts: int, noise: RowNoise) -> Starts:
-    """Return starts at the encoder's mean and at modes found without the encoder."""
+def all_starts(posterior: Posterior, num_starts: int, noise: RowNoise, near: Tensor | None = None) -> Starts:
+    """Return starts at the encoder's mean and at modes found without the encoder; ``near`` as from ``Pool.near``."""
     prior, joint = posterior.draw_prior(PRIOR_DRAWS * max(1, num_starts - 1), noise)
     first = encoder_start(posterior, prior, noise)
     if num_starts == 1:
         return first
-    others = independent_starts(posterior, num_starts - 1, first, prior, total(joint))
-    return Starts(
-        torch.cat([first.loc, others.loc]), torch.cat([first.log_joint, others.log_joint]), first.spread
-    )
+    hints = None if near is None else Hints.at(posterior, near)
+    others = independent_starts(posterior, num_starts - 1, first, prior, total(joint), noise, hints)
+    return Starts(*(torch.cat([getattr(part, f.name) for part in (first, others)]) for f in fields(Starts)))
 
 
-def defended(posterior: Posterior, fits: list[Gaussian], num_samples: int) -> Mixture:
+def defended(posterior: Posterior, fits: Sequence[Fit], num_samples: int) -> Mixture:
     """Return the mixture of the fits, the widened fits, the encoder and the prior, for ``num_samples`` draws."""
-    wide = [fit.widened(1 + _WIDER / posterior.dim**0.5) for fit in fits]
+    wide = _wider(fits, posterior.dim)
     components: list[Proposal] = [*fits, *wide, Encoder(posterior), Prior(posterior)]
     return Mixture(components, split(num_samples, shares(len(fits))))
+
+
+def _wider(fits: Sequence[Fit], dim: int) -> list[Fit]:
+    return [fit.widened(1 + _WIDER / dim**0.5) for fit in fits]
+
+
+def log_defended(fits: Sequence[Fit], hints: Hints) -> Tensor:
+    """Return the log density of ``defended`` at hints, (hints, rows)."""
+    parts = [*fits, *_wider(fits, hints.u.shape[-1])]
+    densities = [part.log_density(hints.u, hints.log_prior) for part in parts]
+    each = zip(shares(len(fits)), [*densities, hints.log_encoder, hints.log_prior], strict=True)
+    return torch.logsumexp(torch.stack([math.log(share) + density for share, density in each]), dim=0)
 
 
 def shares(num_fits: int) -> list[float]:
@@ -157,7 +176,7 @@ def shares(num_fits: int) -> list[float]:
     return [*[own] * num_fits, *[wide] * num_fits, _ENCODER_SHARE, _PRIOR_SHARE]
 
 
-def weigh_mixture(evaluation: Evaluation, rows: slice, fits: list[Gaussian]) -> Columns:
+def weigh_mixture(evaluation: Evaluation, rows: slice, fits: Sequence[Fit]) -> Columns:
     """Return the stratified estimate of a block of rows, on fresh noise, in tiles of one stratum each."""
     with undisturbed(evaluation, Stream.TILE, rows=rows):
         posterior = Posterior(evaluation, rows)

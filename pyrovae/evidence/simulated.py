@@ -53,7 +53,7 @@ class Supply:
         self._pool = simulated(template, torch.randint(len(x), (size,), generator=generator).to(x.device))
         real = torch.randperm(len(x), generator=generator)[:_LIKE].to(x.device)
         made = self._pool.batch["x"].reshape(size, -1)
-        self._points, self._real = _comparable(made, made), _comparable(x.reshape(len(x), -1)[real], made)
+        self._points, self._real = comparable(made, made), comparable(x.reshape(len(x), -1)[real], made)
         self._free = torch.ones(size, dtype=torch.bool, device=x.device)
 
     def take(self, num_rows: int, turn: int) -> Simulated:
@@ -79,7 +79,7 @@ class Supply:
         return int((nearest > among.max()).sum()), len(self._real)
 
 
-def _comparable(rows: Tensor, made: Tensor) -> Tensor:
+def comparable(rows: Tensor, made: Tensor) -> Tensor:
     """Return rows in units of the columns' spread among simulated rows, (rows, columns), float32.
 
     Location and spread are median and quartiles of some simulated rows, so that a heavy tail does not hide the rest. A
