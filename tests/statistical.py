@@ -59,14 +59,15 @@ def bias(num_samples: int, seed: int) -> dict[str, float]:
 def coverage(seed: int) -> dict[str, float]:
     """How often each row's 95 % interval holds the truth, K = 1000.
 
-    Standard error 0.0015; smallest deviation seen 6.1 of them, 0.009.
+    The tail's error widens the interval a little where the tail is light, so that up to 97 % is allowed. Standard error
+    0.0015; coverages below 0.95 by 6.1 of them, 0.009, are seen.
     """
     ev, truth = _repeated(1000, seed)
     low, high = ev.interval
     inside = (low <= truth) & (truth <= high)
     se = np.sqrt(0.95 * 0.05 / REPETITIONS)
-    assert close(inside.mean(), 0.95, se)
-    assert (ev.verdict == "trust").mean() > 0.999
+    assert 0.95 - Z * se <= inside.mean() <= 0.97
+    assert (ev.verdict == "unchecked").mean() > 0.999
     return {"coverage": float(inside.mean()), "se": float(se)}
 
 
@@ -89,7 +90,18 @@ def total_interval(seed: int) -> dict[str, float]:
 
 
 def _interval(ev: pv.LogEvidence, rows: np.ndarray) -> tuple[float, float]:
-    names = ("estimate", "mcse", "bias", "ess", "pareto_k", "kind", "verdict", "answered_by", "cost")
+    names = (
+        "estimate",
+        "mcse",
+        "bias",
+        "ess",
+        "pareto_k",
+        "kind",
+        "verdict",
+        "answered_by",
+        "cost",
+        "tail_error",
+    )
     return dataclasses.replace(ev, **{name: getattr(ev, name)[rows] for name in names}).mean_interval
 
 
@@ -226,7 +238,7 @@ def quadrature_error(seed: int) -> dict[str, float]:
         ev = pv.log_evidence(case.pair, rows, method="quadrature", seed=seed, tolerance=0.01, check=False)
         error = np.abs(ev.estimate - case.log_prob(rows).numpy())
         assert (error <= 1e-3 + ev.mcse).all()
-        assert ev.settled.all()
+        assert (ev.verdict == "unchecked").all()
         worst = max(worst, float(error.max()))
     return {"worst": worst}
 

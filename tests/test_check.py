@@ -207,8 +207,8 @@ def test_a_narrow_component_is_refused(method, options, shift, seed, monkeypatch
     assert ev.check.missed > 40
     assert ev.counts()["trust"] == 0
     assert f"missed the posterior of {ev.check.missed} of {ev.check.trusted} rows" in ev.summary()
-    plain = pv.log_evidence(pair, x, method=method, seed=seed, compile=False, **options)
-    assert plain.counts()["trust"] > 30  # what the check is for
+    plain = pv.log_evidence(pair, x, method=method, seed=seed, compile=False, check=False, **options)
+    assert plain.counts()["unchecked"] > 30  # what the check is for
     np.testing.assert_array_equal(plain.estimate, ev.estimate)
 
 

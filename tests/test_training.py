@@ -61,7 +61,7 @@ def test_linear_vae_reaches_probabilistic_pca():
     exact = baselines.PPCA(2).fit(x).log_evidence(x).mean
     ev = pv.log_evidence(vae, x, num_samples=500, check=False)
     assert exact - 0.02 < ev.mean < exact + 0.005
-    assert ev.counts()["trust"] > 490
+    assert ev.counts()["unchecked"] > 490
 
 
 def test_loss_is_pyros_own_and_counts_every_row_once():
