@@ -73,7 +73,7 @@ def test_bridge_at_50_dimensions(warp):
 @pytest.mark.statistical
 def test_bridge_sees_autocorrelation():
     """AR(1) draws of N(0, I_20), ρ = 0.9: nineteen are worth one, and the errors reported are those made."""
-    replications = 150
+    replications = 60
     squares = []
     for replication in range(replications):
         generator = torch.Generator().manual_seed(1000 * SEED + replication)

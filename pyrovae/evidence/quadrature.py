@@ -82,7 +82,7 @@ def quadrature(
     Example:
         >>> import torch
         >>> from pyrovae import VAE
-        >>> quadrature(VAE.mlp(6, latent_dim=2), torch.ones(4, 6)).verdict[0].item()
+        >>> quadrature(VAE.mlp(6, latent_dim=1, hidden_dims=(8,)), torch.ones(4, 6)).verdict[0].item()
         'trust'
     """
     arguments.positive("tolerance", tolerance)
