@@ -87,7 +87,15 @@ def _never(fn: Distribution, value: Tensor) -> Tensor | None:
 
 
 def support(fn: Distribution) -> Constraint | None:
-    """Return a distribution's support without its event dims; None if it has none."""
+    """Return a distribution's support without its event dims; None if it has none.
+
+    That of a mixture is its components' if they share bounds that are numbers.
+    """
+    inner = innermost(fn)
+    if isinstance(inner, dist.MixtureSameFamily):
+        shared = support(inner._component_distribution)
+        if shared is not None and not any(isinstance(bound, Tensor) for bound in vars(shared).values()):
+            return shared
     try:
         found = fn.support
     except NotImplementedError:

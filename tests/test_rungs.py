@@ -281,3 +281,54 @@ def test_a_grid_that_is_below_the_proposals_does_not_answer(monkeypatch):
     assert (ev.answered_by == "refined").all()
     assert (np.abs(ev.estimate - exact) < 1).all()
     assert (ev.cost <= 50_000).all()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Mixtures as priors, in plain Pyro
+
+
+@pytest.mark.parametrize("method", ["refined", "annealed", "quadrature"])
+def test_a_mixture_of_normals_may_be_the_prior(method):
+    """z ~ ½ N(−2, 1) + ½ N(2, 1), x ~ N(z, 0.5²): log P(x) is that of ½ N(−2, 1.25) + ½ N(2, 1.25)."""
+    loc, half = torch.tensor([-2.0, 2.0], dtype=torch.float64), torch.full((2,), 0.5, dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            each = dist.Normal(loc.expand(len(x), 2), torch.ones((), dtype=torch.float64))
+            z = pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(half.expand(len(x), 2)), each))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 0.7))
+
+    x = torch.linspace(-4, 4, 9, dtype=torch.float64)
+    parts = torch.distributions.Normal(loc, 1.25**0.5).log_prob(x[:, None]) + math.log(0.5)
+    ev = pv.log_evidence(pv.LatentVariableModel(model, guide), x, method=method, seed=SEED, check=False)
+    error = np.abs(ev.estimate - parts.logsumexp(dim=1).numpy())
+    assert (error < Z * ev.mcse + np.abs(ev.bias) + 1e-3).all()
+    assert (ev.mcse < 0.1).all()
+
+
+@pytest.mark.parametrize("method", ["refined", "quadrature"])
+def test_a_mixture_of_gammas_may_be_the_prior(method):
+    """z > 0 has a mixture prior, x ~ Poisson(z): a mixture of negative binomials."""
+    shape, rate = torch.tensor([2.0, 30.0]).double(), torch.tensor([2.0, 3.0]).double()
+    half = torch.full((2,), 0.5, dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            each = dist.Gamma(shape.expand(len(x), 2), rate)
+            z = pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(half.expand(len(x), 2)), each))
+            pyro.sample("x", dist.Poisson(z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.LogNormal((x + 0.5).log(), 0.8))
+
+    x = torch.tensor([0.0, 1.0, 3.0, 8.0, 14.0], dtype=torch.float64)
+    parts = dist.GammaPoisson(shape, rate).log_prob(x[:, None]) + math.log(0.5)
+    ev = pv.log_evidence(pv.LatentVariableModel(model, guide), x, method=method, seed=SEED, check=False)
+    error = np.abs(ev.estimate - parts.logsumexp(dim=1).numpy())
+    assert (error < Z * ev.mcse + np.abs(ev.bias) + 1e-3).all()
+    assert (ev.mcse < 0.1).all()
