@@ -263,13 +263,14 @@ class Accumulator:
     def share_of_heavier(self, log_weight: Tensor) -> Tensor:
         """Return the share of the weight that lies on draws at least as heavy as a given weight of each row, (rows,).
 
-        Only the largest weights are kept. A share beyond theirs is returned as theirs. Weights that differ from the
-        given one by rounding count as heavier.
+        Only the largest weights are kept; it is 1 for a weight that is not above the smallest of them. Weights that differ
+        from the given one by rounding count as heavier.
         """
         offset, first, _ = self._sums()
         largest = self._largest()
         heavier = largest >= log_weight - 1e-6 * (1 + log_weight.abs())
-        return torch.where(heavier, torch.exp(largest - offset), 0.0).sum(dim=0) / first
+        share = torch.where(heavier, torch.exp(largest - offset), 0.0).sum(dim=0) / first
+        return torch.where(heavier.all(dim=0), 1.0, share)
 
     def _fits(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Return rows with tails of one length, their excesses, and shape and scale of the fit; computed once."""

@@ -427,6 +427,61 @@ def test_the_exact_draw_is_as_heavy_as_the_draws():
     assert low <= count <= high + 30  # the heaviest weights of all were not drawn in some rows
 
 
+@pytest.mark.parametrize("num_samples", [1000, 5000, 20_000])
+@pytest.mark.parametrize("scale", [1.0, 1.03])
+def test_even_weights_are_no_fault(num_samples, scale):
+    """With many draws of nearly one weight, the heaviest ones that are kept hold less than 5 % of it."""
+    pair, marginal = gaussian(scale=scale)
+    tried = evidence.check(
+        pair, marginal.sample((10,)), "importance", num_rows=16, num_samples=num_samples, compile=False
+    )
+    assert tried.passed
+    assert tried.heaviest < 8
+
+
+def test_rows_with_a_heavy_tail_are_simulated():
+    """A few simulated rows have numbers beyond the largest one."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            scale = pyro.sample("scale", dist.HalfCauchy(torch.ones((), dtype=torch.float32)))
+            pyro.sample("x", dist.Normal(0.0, scale**12), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("scale", dist.LogNormal((x.abs() + 1e-30).log() / 12, 0.3))
+
+    tried = evidence.check(
+        pv.LatentVariableModel(model, guide), torch.randn(20), "importance", num_samples=1000, compile=False
+    )
+    assert tried.simulated > 0
+
+
+def test_the_order_of_the_rows_does_not_matter():
+    pair, marginal = gaussian(scale=1.2)
+    x = marginal.sample((300,))
+    one, other = (
+        evidence.check(pair, rows, "importance", num_rows=16, num_samples=100, compile=False)
+        for rows in (x, x.flip(0))
+    )
+    np.testing.assert_array_equal(one.log_odds, other.log_odds)
+
+
+def test_both_halves_have_to_be_trusted(monkeypatch):
+    """A method that trusts plain rows alone is not passed by them."""
+    pair, marginal = gaussian()
+
+    def importance(pair, x, seed, check=True):
+        ev = evidence.importance(pair, x, num_samples=200, seed=seed, check=False)
+        plain = np.arange(len(ev)) < len(ev) / 2
+        return dataclasses.replace(ev, verdict=np.where(plain, "trust", "another method"))
+
+    monkeypatch.setitem(evidence.METHODS, "importance", importance)
+    tried = evidence.check(pair, marginal.sample((5,)), "importance", num_rows=8)
+    assert (tried.passed, tried.trusted, tried.simulated) == (None, 32, 64)
+    assert "4 of each are needed" in tried.reason
+
+
 # ---------------------------------------------------------------------------------------------------------
 # The rule and its promise
 

@@ -245,6 +245,26 @@ def test_pairs_moved_to_a_row_lie_in_its_posterior():
     assert abs(float(white.std()) - 1) < 0.1
 
 
+def test_pairs_of_wide_rows_cost_little():
+    """The regression has as many equations as pairs, not as columns; some simulated rows may be infinite."""
+    oracle = LinearGaussian.random(2, 3000)
+    pool = Pool(Evaluation.prepare(oracle.pair(), oracle.sample(4), 64, 0))
+    assert pool.near(oracle.sample(4)).shape == (32, 4, 2)
+
+
+@pytest.mark.parametrize("max_cost", [1000, 1200, 2000])
+def test_a_row_is_answered_once(max_cost, monkeypatch):
+    pair, x, _ = bent(40)
+    kept = []
+    keep = auto._Ladder._keep
+    monkeypatch.setattr(
+        auto._Ladder, "_keep", lambda self, rows, *rest: kept.extend(rows.tolist()) or keep(self, rows, *rest)
+    )
+    ev = pv.log_evidence(pair, x, method="auto", max_cost=max_cost, check=False, compile=False)
+    assert sorted(kept) == list(range(40))
+    assert (ev.cost <= max_cost).all()
+
+
 def test_hints_are_about_their_rows():
     oracle = LinearGaussian.random(2, 5)
     x = oracle.sample(6)

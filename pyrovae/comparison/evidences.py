@@ -29,7 +29,7 @@ def compare_evidence(models: Mapping[str, Any]) -> pd.DataFrame:
     Returns:
         A frame, best first, in nats: ``log_evidence``; ``mcse``, its Monte-Carlo error; ``log_bayes_factor`` to the
         best, with ``mcse_diff``; ``probability`` of each model if all are equally probable a priori; ``kind``;
-        ``verdict``.
+        ``verdict``; and ``open``, whether the factor rests on a number that is not trusted.
 
     Raises:
         ValueError: models were fitted to different rows; scores are predictive; a mass is compared with a
@@ -79,6 +79,10 @@ def compare_evidence(models: Mapping[str, Any]) -> pd.DataFrame:
             "probability": odds / odds.sum(),
             "kind": [str(found[name].kind[0]) for name in ranked],
             "verdict": [str(found[name].verdict[0]) for name in ranked],
+            "open": [
+                name != ranked[0] and not {found[name].verdict[0], best.verdict[0]} <= {"trust"}
+                for name in ranked
+            ],
         },
         index=pd.Index(ranked, name="model"),
     )

@@ -64,8 +64,8 @@ def compare(
         conditional on. ``parameters`` is "plug-in" or "posterior-averaged". ``num_parameters`` counts the fitted
         numbers, including a VAE's encoder, and is NaN if they were integrated out. Then come the rows by verdict.
         ``check`` says how the method did on rows simulated from the model (``evidence.check``): "passed", "failed",
-        "unchecked" or "exempt". In print, a difference is "open" if the check of either model
-        leaves it so: then one of the two numbers may be too low by more than its error.
+        "unchecked" or "exempt". ``open`` says whether the check of the model or of the best leaves their difference
+        open: one of the two numbers may be too low by more than its error.
         ``seen`` counts rows that the model was fitted to. ``seconds`` is NaN for a ``LogEvidence``. The frame prints
         in a few columns; ``to_latex`` has the same ones.
 
@@ -174,6 +174,7 @@ def _table(scores: Mapping[str, LogEvidence], about: Mapping[str, Mapping[str, f
                 "num_parameters": about[name]["num_parameters"],
                 **score.counts(),
                 "check": score.checked,
+                "open": not same and bool({score.checked, best.checked} & {"failed", "unchecked"}),
                 "seen": score.seen,
                 "seconds": about[name]["seconds"],
             }

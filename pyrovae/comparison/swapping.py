@@ -43,7 +43,7 @@ class Swapped:
     x_test: Tensor
 
     def __str__(self) -> str:
-        columns = ["elpd", "se", "elpd_diff", "dse", "mcse", "bits_per_dim", "kind"]
+        columns = ["elpd", "se", "elpd_diff", "dse", "mcse", "bits_per_dim", "kind", "check"]
         parts = [
             f"{title}, nats a row over {len(self.x_test)} rows\n{table[columns].round(3).to_string()}"
             for title, table in (("masses", self.masses), ("densities", self.densities))

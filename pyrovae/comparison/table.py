@@ -6,9 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-#: Outcomes of a check that leave differences open.
-OPEN = ("failed", "unchecked")
-
 
 class ComparisonTable(pd.DataFrame):
     """A DataFrame that prints its main columns: in a terminal, in a notebook, and as LaTeX.
@@ -28,23 +25,23 @@ class ComparisonTable(pd.DataFrame):
             for kind, value, error in zip(self["kind"], self["elpd"], self["se"], strict=True)
         ]
         best = (self["elpd_diff"] == 0) & (self["dse"] == 0)
-        # With labels, each label has a best model of its own, above the others.
-        open_ = self["check"].isin(OPEN)
-        open_ |= open_.where(best).ffill().astype(bool)
         shown["to the best"] = [
             "best" if first else f"{difference:.2f} ± {error:.2f}{', open' if left else ''}"
             for first, left, difference, error in zip(
-                best, open_, self["elpd_diff"], self["dse"], strict=True
+                best, self["open"], self["elpd_diff"], self["dse"], strict=True
             )
         ]
         shown["weight"] = [f"{weight:.2f}" for weight in self["weight"]]
         shown["MC error"] = ["exact" if error == 0 else f"{error:.3f}" for error in self["mcse"]]
-        verdicts = self[["trust", "more samples", "another method"]].to_numpy()
+        names, labels = ["trust", "more samples", "another method"], "trust/more/other"
+        if (self["unchecked"] > 0).any():
+            names, labels = [*names, "unchecked"], f"{labels}/un."
+        verdicts = self[names].to_numpy()
         if "seen" in self and (self["seen"] > 0).any():
             shown["fitted to"] = [f"{seen} rows" if seen else "" for seen in self["seen"]]
         if (self["given"] != "").any():
             shown["given"] = self["given"]
-        shown["trust / more / other"] = [" / ".join(map(str, counts)) for counts in verdicts]
+        shown[labels] = ["/".join(map(str, counts)) for counts in verdicts]
         shown["check"] = self["check"]
         return shown
 

@@ -47,9 +47,9 @@ def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: An
         method: one of ``evidence.METHODS``; None means "importance". "auto" chooses row by row.
         options: the estimator's own. "importance" takes ``num_samples=5000``, ``seed=0``,
             ``pareto_smoothed=False``, ``tile=None`` and ``progress=False``. "auto" takes ``target_mcse=0.05``
-            and ``max_cost=50_000``. All but "exact" take ``check=True``: whether the method is also tried on rows
-            simulated from the model, without which no row is "trust"; and, but "quadrature",
-            ``compile="auto"``: whether guide and model are traced and compiled. See ``help(pyrovae.evidence.auto)`` and the others.
+            and ``max_cost=50_000``. All but "exact" take ``check=True``: the method is also tried on rows simulated
+            from the model. Without it no row is "trust". All but "exact" and "quadrature" take ``compile="auto"``:
+            whether guide and model are traced and compiled. See ``help(pyrovae.evidence.auto)`` and the others.
 
     Raises:
         TypeError, ValueError: see the estimator; also if a method or options are passed for a model that

@@ -152,7 +152,7 @@ def adapted(posterior: Posterior, cloud: Cloud, noise: RowNoise) -> Cloud:
             for share, component in zip(shares, components, strict=False)
         ]
         log_q = torch.logsumexp(torch.stack([torch.cat(fixed), *clouds]), dim=0)
-        log_weight = (log_joint - log_q).nan_to_num(nan=-math.inf, posinf=-math.inf)
+        log_weight = (log_joint - log_q).nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
         cloud = _improved(cloud, every.double(), log_weight)
     return cloud
 
@@ -185,7 +185,10 @@ def _improved(cloud: Cloud, u: Tensor, log_weight: Tensor) -> Cloud:
         failed = torch.stack([info > 0 for _, info in tril], dim=1)[..., None, None]
         new = torch.stack([lower for lower, _ in tril], dim=1)
         cloud = Cloud(
-            torch.stack(loc, dim=1), torch.where(failed, cloud.tril, new), share.T.log(), cloud.dtype
+            torch.stack(loc, dim=1),
+            torch.where(failed, cloud.tril, new),
+            share.T.log().log_softmax(dim=-1),
+            cloud.dtype,
         )
     return cloud
 

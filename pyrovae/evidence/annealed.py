@@ -125,7 +125,7 @@ def weigh_chains(evaluation: Evaluation, path: Path, moves: Moves, rows: slice) 
     with undisturbed(evaluation, Stream.EXACT, rows=rows) as drawn:
         exact = exact_draw(evaluation, path.posterior, rows, drawn)
         # A chain that runs back from an exact draw is the reverse of a chain whose weight is this one.
-        weight = None if exact is None else path.backward(moves, exact, drawn)[0]
+        weight = None if exact is None else path.backward(moves, exact, drawn, checked=False)[0]
     return columns.beside(weight, evaluation.num_samples, weights)
 
 
@@ -223,11 +223,16 @@ class Path:
         u, off = self._begin(num_chains, noise)
         return torch.where(off, -math.inf, self._sweep(u, moves, +1, noise))
 
-    def backward(self, moves: Moves, u: Tensor, noise: RowNoise) -> Tensor:
-        """Return log weights of chains from exact posterior draws u to the start: E[exp(−weight)] = 1/P(x_n)."""
-        return self._sweep(u, moves, -1, noise)
+    def backward(self, moves: Moves, u: Tensor, noise: RowNoise, checked: bool = True) -> Tensor:
+        """Return log weights of chains from exact posterior draws u to the start: E[exp(−weight)] = 1/P(x_n).
 
-    def _sweep(self, u: Tensor, moves: Moves, direction: int, noise: RowNoise) -> Tensor:
+        Without ``checked``, a weight may be NaN or +∞, as from a u off the start's support.
+        """
+        return self._sweep(u, moves, -1, noise, checked)
+
+    def _sweep(
+        self, u: Tensor, moves: Moves, direction: int, noise: RowNoise, checked: bool = True
+    ) -> Tensor:
         """Return Σ_t log f_t − log f_{t−1} along the path, or along the reversed path if ``direction`` is −1."""
         betas, sizes = (
             moves.betas[::direction],
@@ -240,6 +245,8 @@ class Path:
             if index < len(sizes):
                 state, momentum, _ = self._move(state, momentum, following, sizes[index], noise)
         log_weights = direction * log_weights
+        if not checked:
+            return log_weights
         zero = torch.zeros_like(log_weights)
         return Terms(log_weights, zero, zero).checked(self.posterior.numbers).log_weights
 

@@ -502,7 +502,8 @@ class _Ladder:
 
     def _refine(self, rows: Tensor, pilot: _Pilot, modes: _Modes, dim: int) -> None:
         """Fit the rows and answer them."""
-        fitted = self._fit_beside_the_encoder(rows[~modes.missed[rows]], pilot, modes)
+        before = modes.missed.clone()
+        fitted = self._fit_beside_the_encoder(rows[~before[rows]], pilot, modes)
         # If a fit shows an uncovered mode, the row is fitted again, from that mode too.
         several = rows[modes.missed[rows]]
         affordable = self._left(several) >= self._fit_price(dim, 1 + _STARTS)
@@ -511,8 +512,7 @@ class _Ladder:
             poor = missed & (self._left(found.rows) < self._fit_price(dim, 1 + _STARTS))
             self._answer_by_mixture(found.only(poor), pilot.needed[found.rows[poor]], missed[poor])
         fitted = [found.only(~modes.missed[found.rows]) for found in fitted]
-        unanswered = torch.from_numpy(self.answered_by[several.cpu().numpy()] == "").to(rows.device)
-        given_up = several[~affordable & unanswered]
+        given_up = several[~affordable & before[several]]
         self._answer_by_importance(given_up, pilot.needed[given_up], modes.missed[given_up])
         for block, posterior, drawn in self._each_block(several[affordable], Stage.FIT_ALL):
             fits, _ = self._fit(block, posterior, modes.starts(block, _ALL), drawn)

@@ -390,4 +390,4 @@ def _imbalance(
     of_p = torch.maximum((g_p * below).var(0), (g_q**2 * above * (1 - s1 * above) / s2).mean(0) - at_q**2)
     of_q = torch.maximum((g_q * above).var(0), (g_p**2 * below * (1 - s2 * below) / s1).mean(0) - at_p**2)
     variance = of_p / row_ess((g_p * below).unflatten(0, (chains, -1))) + of_q / len(above)
-    return float(((at_p - at_q).abs() / variance.sqrt()).nan_to_num(0.0).max())
+    return float(((at_p - at_q).abs() / variance.clamp(min=0).sqrt()).nan_to_num(0.0).max())

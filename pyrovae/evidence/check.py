@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from pyrovae import arguments, identity, noise
 from pyrovae.evaluation import Evaluation
@@ -23,8 +24,8 @@ from pyrovae.turns import takes_turns
 # With none missed, 64 trusted rows decide; with one or two missed, four times as many in all do.
 _AT_ONCE, _LONGER, _MOST_MISSED = 64, 4, 2
 _MOST_SIMULATED = 8  # times the number of rows
-# If the draws stand for the posterior, an exact draw is among its heaviest 5 % in 5 % of the rows. More rows than these
-# have one in ten thousand sets.
+# If the draws stand for the posterior, an exact draw is among its heaviest 5 % in 5 % of the rows. At each of up to eight
+# looks, chance gives more rows than are allowed in one of ten thousand sets.
 _HEAVIEST, _BY_CHANCE = 0.05, 1e-4
 _MOST_KEPT = 16  # checks of one pair
 
@@ -33,13 +34,13 @@ Estimator = Callable[..., LogEvidence]
 LOW = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Check:
     """How a method did on rows simulated from the model.
 
-    A simulated row comes with an exact draw z* of its posterior. The method answers the row without it. The row is
-    missed if the method trusts it although z* alone weighs more than all of the method's own draws together: the method
-    has not found where the posterior is.
+    A simulated row comes with an exact draw z* of its posterior. The method answers the row without it. A row is missed
+    if it is trusted and z* weighs more than all of the method's draws together. Then the method has not found where the
+    posterior is.
 
     z* should also lie among the heaviest draws, those that hold 5 % of the weight, in only 5 % of the rows. It lies there
     more often if trusted rows lack a part of the posterior that each of them seldom visits.
@@ -53,7 +54,7 @@ class Check:
         passed: whether the method may be trusted on this model; None if it trusts too few simulated rows to tell.
         reason: why it was not passed, in words; None if it was.
         log_odds: of every simulated row, log of the weight of z* over the sum of all other weights, shape (simulated,).
-        beyond: rows of x that lie farther from every draw of the pool than the pool's rows lie from each other, out of
+        beyond: rows of x whose nearest simulated row is farther than that of each of a thousand simulated rows, out of
             ``compared``.
         compared: rows of x that were compared with the pool.
     """
@@ -116,8 +117,8 @@ def check(
     choice uses x alone, so z* is still an exact draw of P(z | x). They are simulated given the values beside rows of x.
 
     w* is the weight of z* under the method's own proposal, and w_k are the weights of the method's draws. A trusted row is
-    missed if w* > Σ_k w_k. The check passes if none of ``num_rows`` trusted rows is missed. After one or two it goes on to
-    four times as many rows, of which at most two may be missed. The check fails, too, if w* is among the heaviest 5 % of
+    missed if w* > Σ_k w_k. The check passes if none of ``num_rows`` trusted rows is missed, half of them of each kind. After
+    one or two it goes on to four times as many rows, of which at most two may be missed. The check fails, too, if w* is among the heaviest 5 % of
     the weight in more trusted rows than chance allows. The method answers at most eight times ``num_rows`` rows. If it
     trusts too few of them, ``passed`` is None.
 
@@ -159,14 +160,16 @@ def check(
 
 
 def judged_by_check(
-    verdict: np.ndarray, evaluation: Evaluation, estimator: Estimator, options: Mapping[str, Any]
+    verdict: np.ndarray, evaluation: Evaluation, estimator: Estimator | None, options: Mapping[str, Any]
 ) -> tuple[np.ndarray, Check | None]:
     """Return the verdicts that are left after the check, shape (rows,), and the check; None if no row is trusted before.
 
-    A check is kept with the pair and made once for the same model, rows, method and options.
+    Without an estimator no check is made, and rows that would be trusted are unchecked. A check is kept with the pair and made once for the same model, rows, method and options.
     """
     if not (verdict == "trust").any():
         return verdict, None
+    if estimator is None:
+        return np.where(verdict == "trust", "unchecked", verdict), None
     # The same tiles as ``check`` has, for pairs whose noise depends on them.
     tile = noise.tile_shape(evaluation.structure.widest, 1)
     template = replace(evaluation, num_samples=1, tile=tile, runner=None)
@@ -175,9 +178,13 @@ def judged_by_check(
     if key not in known:
         while len(known) >= _MOST_KEPT:
             del known[next(iter(known))]
-        known[key] = _try(template, estimator, _AT_ONCE, options)
-    word = {True: "trust", False: "another method", None: "unchecked"}[known[key].passed]
-    return np.where(verdict == "trust", word, verdict), known[key]
+        made = _try(template, estimator, _AT_ONCE, options)
+        if made.simulated:  # one that failed is made again
+            known[key] = made
+    else:
+        made = known[key]
+    word = {True: "trust", False: "another method", None: "unchecked"}[made.passed]
+    return np.where(verdict == "trust", word, verdict), made
 
 
 def _key(template: Evaluation, estimator: Estimator, options: Mapping[str, Any]) -> Hashable:
@@ -190,13 +197,15 @@ def _key(template: Evaluation, estimator: Estimator, options: Mapping[str, Any])
         template.seed,
         *identity.digests(template.batch).items(),
         parameters_digest(template.pair),
-        *(term.numpy().tobytes() for term in terms.values()),
+        *(identity.digest(term) for term in terms.values()),
     )
 
 
 def _try(template: Evaluation, estimator: Estimator, num_rows: int, options: Mapping[str, Any]) -> Check:
     try:
         return _count(template, estimator, num_rows, options)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
     except Refused as error:
         # The advice at its end is on rows of the user.
         why = str(error).rpartition(". ")[0] or str(error)
@@ -219,12 +228,14 @@ def _count(template: Evaluation, estimator: Estimator, num_rows: int, options: M
         # A closed form leaves no mass out.
         log_odds = _all(found, "log_odds", -math.inf)
         trusted = np.concatenate([each.verdict == "trust" for each in found])
+        plain = np.arange(len(trusted)) % num_rows < num_rows - num_rows // 2
+        in_halves = (int(trusted[plain].sum()), int(trusted[~plain].sum()))
         count, missed = int(trusted.sum()), int((trusted & ~(log_odds <= 0)).sum())
         heaviest = int((trusted & (_all(found, "heavier", 1.0) < _HEAVIEST)).sum())
         often = heaviest > binom.isf(_BY_CHANCE, count, _HEAVIEST)
         if missed:
             wanted = _LONGER * num_rows
-        enough = count >= wanted or len(log_odds) >= _MOST_SIMULATED * num_rows
+        enough = min(in_halves) >= wanted // 2 or len(log_odds) >= _MOST_SIMULATED * num_rows
         if missed > _MOST_MISSED or often or enough:
             break
     passed: bool | None = True
@@ -238,9 +249,12 @@ def _count(template: Evaluation, estimator: Estimator, num_rows: int, options: M
             f"in {heaviest} of {count} rows that the method trusts, simulated from the model, the exact draw is heavier than "
             f"draws with {1 - _HEAVIEST:.0%} of the weight; {_HEAVIEST * count:.0f} are expected"
         )
-    elif count < wanted:
+    elif min(in_halves) < wanted // 2:
         passed = None
-        why = f"the method trusts {count} of {len(log_odds)} rows simulated from the model, too few to try it on them"
+        why = (
+            f"the method trusts {in_halves[0]} plain rows and {in_halves[1]} like rows of x of {len(log_odds)} simulated from "
+            f"the model, and missed {missed}: too few to try it on them, {wanted // 2} of each are needed"
+        )
     beyond, compared = supply.beyond()
     return Check(
         estimator.__name__, count, missed, heaviest, len(log_odds), passed, why, log_odds, beyond, compared

@@ -34,6 +34,7 @@ def convergence(
     progress: bool = False,
     compile: str | bool = "auto",
     noise: str = "index",
+    check: bool = True,
 ) -> pd.DataFrame:
     """Return the mean log P(x_n) by the first K of the same draws, for growing K: a bound and two estimates.
 
@@ -44,7 +45,7 @@ def convergence(
         pair: a ``VAE`` or any ``LatentVariableModel``.
         x: rows on dim 0; tensor, numpy array or DataFrame.
         num_samples: the values of K, each at least 2.
-        seed, tile, progress, compile, noise: as in ``importance``.
+        seed, tile, progress, compile, noise, check: as in ``importance``.
 
     Returns:
         A frame with one line per K, means over the rows in nats per row. ``elbo`` is the bound at K = 1 from
@@ -73,6 +74,7 @@ def convergence(
         )
     sizes = sorted({arguments.integer("num_samples", size, minimum=2) for size in num_samples})
     arguments.boolean("progress", progress)
+    arguments.boolean("check", check)
     evaluation = Evaluation.prepare(pair, x, sizes[-1], seed, tile, compile=compile, noise=noise)
     dtype = evaluation.dtype
     found: dict[int, list[tuple[Columns, torch.Tensor]]] = {size: [] for size in sizes}
@@ -93,7 +95,7 @@ def convergence(
         numbers = columns.numpy()
         verdict, _ = judge(verdicts(numbers["pareto_k"], size), columns, {CUT_OFF: beyond})
         options = {"num_samples": size, "tile": tile, "compile": compile, "noise": noise}
-        verdict, _ = judged_by_check(verdict, evaluation, importance, options)
+        verdict, _ = judged_by_check(verdict, evaluation, importance if check else None, options)
         lines.append(
             {
                 "num_samples": size,

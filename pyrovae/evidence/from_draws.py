@@ -437,7 +437,7 @@ class _Target:
             raise bad_value(
                 "log_density",
                 "the same number for a point whenever it is called, alone or among others",
-                f"{together[off][0].item():.9g} among 8 points and {apart[off][0].item():.9g} alone",
+                f"{together[off & both][0].item():.9g} among 8 points and {apart[off & both][0].item():.9g} alone",
                 "Sum over data and parameters only, and use neither random numbers nor minibatches.",
             )
         dim, scale = u.shape[2], u.flatten(0, 1).std(dim=0)

@@ -12,6 +12,7 @@ from pyrovae import arguments
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.check import judged_by_check
 from pyrovae.evidence.gaussians import FAMILIES, fit_cost, fit_gaussians
+from pyrovae.evidence.nearby import Pool
 from pyrovae.evidence.posterior import Gaussian, Posterior, undisturbed
 from pyrovae.evidence.refined import all_starts, refined, weigh, weigh_mixture
 from pyrovae.evidence.result import Columns, frame_of, judge, verdicts
@@ -38,6 +39,7 @@ def gaps(
     progress: bool = False,
     compile: str | bool = "auto",
     noise: str = "index",
+    check: bool = True,
 ) -> pd.DataFrame:
     """Return log P(x_n) − ELBO(Q) = approximation gap + amortization gap, for every row.
 
@@ -51,7 +53,7 @@ def gaps(
         num_samples: fresh draws per row for each of the three terms, at least 100.
         family: of q*, "mean_field" or "full_rank". Choose the encoder's own family, else the split does not
             have the meaning above.
-        seed, tile, progress, compile, noise: as in ``importance``.
+        seed, tile, progress, compile, noise, check: as in ``importance``.
 
     Returns:
         A frame with one line per row and the index of x, in nats: ``log_evidence`` (as by ``refined``,
@@ -72,14 +74,15 @@ def gaps(
     arguments.integer("num_samples", num_samples, minimum=100)
     arguments.choice("family", family, FAMILIES)
     arguments.boolean("progress", progress)
+    arguments.boolean("check", check)
     evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise)
-    evidence, optimised = [], []
+    evidence, optimised, pool = [], [], Pool(evaluation)
     with Progress("gaps", len(evaluation), "rows", progress) as bar:
         for rows in evaluation.blocks():
             with undisturbed(evaluation, Stream.PILOT, rows=rows) as drawn:
                 posterior = Posterior(evaluation, rows)
                 posterior.expect(2 * fit_cost(posterior.dim, _STARTS, _STEPS) + num_samples)
-                starts = all_starts(posterior, _STARTS, drawn)
+                starts = all_starts(posterior, _STARTS, drawn, pool.near(evaluation.part(rows)["x"]))
                 fits, _, _ = fit_gaussians(posterior, starts, _STEPS, "full_rank", drawn)
                 family_fits, elbos, _ = fit_gaussians(posterior, starts, _STEPS, family, drawn)
             evidence.append(weigh_mixture(evaluation, rows, fits))
@@ -99,7 +102,7 @@ def gaps(
     verdict, _ = judge(verdicts(columns.pareto_k.cpu().numpy(), num_samples), columns)
     options: dict[str, Any] = {"num_samples": num_samples, "num_starts": _STARTS, "num_steps": _STEPS}
     options |= {"tile": tile, "compile": compile, "noise": noise}
-    verdict, _ = judged_by_check(verdict, evaluation, refined, options)
+    verdict, _ = judged_by_check(verdict, evaluation, refined if check else None, options)
     log_evidence, error = columns.estimate.cpu().numpy(), columns.mcse.cpu().numpy()
     best_elbo, best_error = torch.cat(optimised, dim=1).cpu().numpy()
     # Fresh noise: the noise of the tiles belongs to the estimate of log P(x).

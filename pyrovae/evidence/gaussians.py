@@ -91,8 +91,10 @@ class Hints:
         """Return hints at some points, with their densities."""
         u = u.to(posterior.dtype)
         joint = posterior.log_joint(u)
-        log_joint = total(joint).nan_to_num(nan=-math.inf, posinf=-math.inf)
-        return cls(u, log_joint, posterior.log_encoder(u).nan_to_num(nan=-math.inf), joint.prior)
+        log_joint = total(joint).nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
+        return cls(
+            u, log_joint, posterior.log_encoder(u).nan_to_num(nan=-math.inf, neginf=-math.inf), joint.prior
+        )
 
     @classmethod
     def cat(cls, parts: Sequence[Hints]) -> Hints:

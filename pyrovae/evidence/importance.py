@@ -58,8 +58,8 @@ def importance(
         noise: the key of a row's noise beside ``seed``: its "index" in x, or its "content". With "content", a
             row has the same number in any order and selection of rows.
         check: try the method on rows simulated from the model, too; see ``evidence.check``. If it trusts simulated rows
-            that it missed, no row of x is "trust". It costs as much as 64 rows if it passes. With False, no row is
-            "trust": a row whose weights show nothing wrong is "unchecked".
+            that it missed, no row of x is "trust". It costs as much as 64 rows if it passes, and the simulation of
+            20 000. With False, no row is "trust": a row whose weights show nothing wrong is "unchecked".
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds, or estimates if ``pareto_smoothed``.
@@ -118,6 +118,6 @@ def exact_weight(evaluation: Evaluation, rows: slice) -> Tensor | None:
     if exact is None:
         return None
     batch = evaluation.part(rows)
-    with undisturbed(evaluation, Stream.TILE, rows=rows):
+    with undisturbed(evaluation, Stream.EXACT, rows=rows):
         weight = total(evaluation.model.log_joint(batch, exact)) - evaluation.model.log_proposal(batch, exact)
     return weight[0]

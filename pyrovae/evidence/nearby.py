@@ -16,7 +16,6 @@ from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.posterior import Posterior, undisturbed
 from pyrovae.evidence.simulated import comparable, simulated
 from pyrovae.noise import Stream, derive
-from pyrovae.refusals import Refused
 
 _PAIRS, _MOST_NUMBERS = 2000, 1 << 24
 _NEAREST = 16
@@ -26,7 +25,7 @@ _RIDGE = 1e-3  # of the number of pairs, for columns of unit variance
 class Pool:
     """Pairs simulated once per call, from noise that depends on the seed alone.
 
-    It has no pairs without an evaluation, or if rows cannot be simulated from the model, or are given values beside x, which the pairs would lack.
+    It is empty without an evaluation, for rows with values beside x, or if rows cannot be simulated.
     """
 
     def __init__(self, evaluation: Evaluation | None) -> None:
@@ -40,30 +39,31 @@ class Pool:
         count = min(_PAIRS, _MOST_NUMBERS // max(1, x[0].numel()))
         try:
             made = simulated(plain, torch.zeros(count, dtype=torch.long, device=x.device))
-        except Refused:
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception:  # the user's model may be unable to simulate rows; the search goes on without pairs
             return
         every = torch.arange(count, device=x.device)
         plain = replace(plain, batch=made.batch, numbers=every, keys=every)
         with undisturbed(plain, Stream.STARTS) as drawn:
             u = Posterior(plain).flatten(made.draw(slice(None)), drawn)[0].double()
-        self._rows = made.batch["x"].reshape(count, -1)
-        sound = torch.isfinite(u).all(dim=-1)
-        self._points = comparable(self._rows, self._rows).where(sound[:, None], torch.inf)
-        self._u = u.nan_to_num(0.0, 0.0, 0.0)
-        points = self._points[sound].double()
-        centre = points.mean(dim=0)
-        apart = points - centre
-        ridge = _RIDGE * len(points) * torch.eye(points.shape[1], dtype=points.dtype, device=x.device)
-        self._slope = torch.linalg.solve(apart.T @ apart + ridge, apart.T @ self._u[sound])
+        rows = made.batch["x"].reshape(count, -1)
+        sound = torch.isfinite(u).all(dim=-1) & torch.isfinite(rows).all(dim=-1)
+        if int(sound.sum()) < _NEAREST:
+            return
+        self._rows, self._u = rows[sound], u[sound]
+        self._points = comparable(self._rows, self._rows)
+        apart = (self._points - self._points.mean(dim=0)).double()
+        # Ridge regression with one equation for each pair, because columns may be many more.
+        ridge = _RIDGE * len(apart) * torch.eye(len(apart), dtype=apart.dtype, device=x.device)
+        self._slope = apart.T @ torch.linalg.solve(apart @ apart.T + ridge, self._u)
 
     def near(self, x: Tensor) -> Tensor | None:
         """Return u of pairs near each row, (2 · 16, rows, dim): as simulated, then moved to the row by the regression."""
         if self._points is None:
             return None
         points = comparable(x.reshape(len(x), -1), self._rows)
-        nearest = (
-            torch.cdist(points, self._points).nan_to_num(torch.inf).topk(_NEAREST, largest=False).indices.T
-        )
+        nearest = torch.cdist(points, self._points).topk(_NEAREST, largest=False).indices.T
         u = self._u[nearest]
         moved = u + (points - self._points[nearest]).double() @ self._slope
         return torch.cat([u, moved])

@@ -30,7 +30,7 @@ _Z95 = 1.959963984540054
 # Largest share of draws that may round onto a bound of their support. Such draws weigh nothing, so the
 # estimate misses the mass around them.
 _MOST_LOST = 0.01
-# Fewest effective draws that can tell an error. Of 64 annealed chains, 11 to 15 effective ones were trusted with a small
+# With fewer effective draws, the estimate of the error is unreliable. Of 64 annealed chains, 11 to 15 effective ones were trusted with a small
 # k-hat in rows that were up to ten standard errors off.
 _FEWEST_EFFECTIVE = 25
 
@@ -176,7 +176,7 @@ class Columns:
         """
         if log_weight is None:
             return self
-        log_weight = log_weight.nan_to_num(nan=math.inf, posinf=math.inf)
+        log_weight = log_weight.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
         odds = log_weight - (self.estimate + math.log(num_samples))
         heavier = self.heavier if weights is None else weights.share_of_heavier(log_weight)
         return replace(self, log_odds=odds, heavier=heavier)
@@ -195,7 +195,7 @@ class Columns:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LogEvidence:
     """log P(x_n) of every row, in nats, with its error and a verdict on whether to trust it.
 
@@ -363,10 +363,11 @@ class LogEvidence:
     def checked(self) -> str:
         """How the method did on simulated rows: "passed", "failed" or "unchecked"; "exempt" if it needs no such check.
 
-        Exempt are sums, closed forms, and posteriors drawn by MCMC, which has diagnostics of its own.
+        Exempt are sums, closed forms, posteriors drawn by MCMC, which has diagnostics of its own, and results none of
+        whose weights allow trust.
         """
         if self.check is None:
-            return "exempt" if (self.verdict == "trust").any() else "unchecked"
+            return "unchecked" if (self.verdict == "unchecked").any() else "exempt"
         return {True: "passed", False: "failed", None: "unchecked"}[self.check.passed]
 
     @property

@@ -127,10 +127,8 @@ class Run:
             return found
         exact = found.kind == "exact"
         drawn = np.where(exact, "exact", verdict)
-        if self.check:
-            drawn, check = judged_by_check(drawn, self.evaluation, self.estimator, self.options)
-        else:
-            drawn, check = np.where(drawn == "trust", "unchecked", drawn), None
+        tried = self.estimator if self.check else None
+        drawn, check = judged_by_check(drawn, self.evaluation, tried, self.options)
         return replace(found, verdict=np.where(exact, verdict, drawn), check=check)
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import pyro
 import torch
 from torch import Tensor
 
+from pyrovae import identity
 from pyrovae.evaluation import Evaluation, Simulated
 from pyrovae.noise import Stream, derive, seeded
+from pyrovae.refusals import bad_value
 
 # Rows that are simulated to choose from, and the most numbers in them.
 _POOL, _POOL_NUMBERS = 20_000, 1 << 25
@@ -33,7 +36,8 @@ def simulated(template: Evaluation, index: Tensor) -> Simulated:
         part = template.of_rows(rows, template.seed, 1)
         keys = torch.arange(start, start + len(rows), device=index.device)
         drawn = replace(part, keys=keys).noise(Stream.SIMULATE)
-        with template.pair.evaluating(), seeded(drawn.seed, index.device):
+        # A row may have no density, as one that a heavy tail puts beyond the largest number.
+        with template.pair.evaluating(), seeded(drawn.seed, index.device), pyro.validation_enabled(False):
             latents, batch = template.model.simulate(part.batch, drawn)
         exact = {name: template.model.rows_second(name, z) for name, z in latents.items()}
         parts.append(Simulated(template.model, batch, exact))
@@ -50,11 +54,21 @@ class Supply:
         x = template.batch["x"]
         size = max(2 * most + _COMPARED, min(_POOL, _POOL_NUMBERS // max(1, x[0].numel())))
         generator = torch.Generator().manual_seed(derive(template.seed, Stream.CHECK))
-        self._pool = simulated(template, torch.randint(len(x), (size,), generator=generator).to(x.device))
-        real = torch.randperm(len(x), generator=generator)[:_LIKE].to(x.device)
+        # By content, so that the order of the rows does not matter.
+        order = torch.from_numpy(identity.row_hashes(x)[:, 0].argsort(kind="stable"))
+        given = order[torch.randint(len(x), (size,), generator=generator)]
+        real = order[torch.randperm(len(x), generator=generator)[:_LIKE]].to(x.device)
+        self._pool = simulated(template, given.to(x.device))
         made = self._pool.batch["x"].reshape(size, -1)
         self._points, self._real = comparable(made, made), comparable(x.reshape(len(x), -1)[real], made)
-        self._free = torch.ones(size, dtype=torch.bool, device=x.device)
+        self._free = torch.isfinite(made).all(dim=1)
+        if int(self._free.sum()) < 2 * most:
+            raise bad_value(
+                "model",
+                f"at least {2 * most} of {size} simulated rows with finite numbers",
+                f"{int(self._free.sum())}",
+                "Use a prior or a likelihood with lighter tails.",
+            )
 
     def take(self, num_rows: int, turn: int) -> Simulated:
         """Return rows that have not been taken before; ``turn`` counts the calls."""

@@ -141,7 +141,7 @@ class RowModel:
         again = run(self.pair, "model", simulated, plain)
         for name in structure.observed:
             if not torch.equal(again[name]["value"], sites[name]["value"]) or not torch.allclose(
-                log_prob(again[name]), log_prob(sites[name]), rtol=1e-4, atol=1e-4
+                log_prob(again[name]), log_prob(sites[name]), rtol=1e-4, atol=1e-4, equal_nan=True
             ):
                 raise bad_value("model", expected, f"site {name!r}, which also depends on x", fix)
         return unfold(structure, plain, 1), simulated
@@ -179,7 +179,11 @@ class RowModel:
         for name in structure.columns:
             value = there[name]["value"]
             if not torch.allclose(
-                here[name]["fn"].log_prob(value), there[name]["fn"].log_prob(value), rtol=1e-4, atol=1e-4
+                here[name]["fn"].log_prob(value),
+                there[name]["fn"].log_prob(value),
+                rtol=1e-4,
+                atol=1e-4,
+                equal_nan=True,
             ):
                 raise bad_value("model", expected, f"site {name!r}, which also depends on x", fix)
 

@@ -19,7 +19,7 @@ from pyrovae.baselines.mcmc.chains import run_nuts
 from pyrovae.chain_diagnostics import Checks, check, frame_of, row_ess, series_ess
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evidence.from_draws import by_bridge
-from pyrovae.evidence.result import Columns, LogEvidence, about, given_of, verdicts
+from pyrovae.evidence.result import Columns, LogEvidence, about, given_of, judge, verdicts
 from pyrovae.pair import Batch, Latents
 from pyrovae.pair.globals import BayesianModel
 from pyrovae.refusals import bad_type, bad_value
@@ -233,14 +233,16 @@ class PyroMCMC(Fitted):
             columns, ratio = self._average(log_likelihood)
             blocks.append(columns)
             shared += (ratio - 1).sum(dim=1) / len(batch["x"])
-        found = Columns.cat(blocks).numpy()
+        columns = Columns.cat(blocks)
+        found = columns.numpy()
         error = float(shared.std()) / math.sqrt(series_ess(shared.unflatten(0, self._draws.shape[:2])))
-        verdict = verdicts(found["pareto_k"], found["ess"])
+        verdict, reasons = judge(verdicts(found["pareto_k"], found["ess"]), columns)
         if self.problems:
             verdict = np.where(verdict == "trust", "more samples", verdict)
         return self._answer(
             **found,
             verdict=verdict,
+            reasons=(*self.problems, *reasons),
             method=type(self).__name__,
             measure=joint.rows.measure,
             given=given_of(batch),
@@ -314,7 +316,6 @@ class PyroMCMC(Fitted):
         draws = self._draws.shape[0] * self._draws.shape[1]
         return LogEvidence(
             **found,
-            reasons=tuple(self.problems),
             kind=np.full(num, "estimate"),
             method=method,
             answered_by=np.full(num, method),
