@@ -88,6 +88,7 @@ class Stream(IntEnum):
     REACH = 15
     CHECK = 16
     STARTS = 17
+    ROUNDING = 18
 
 
 def derive(seed: int, stream: Stream, *keys: int) -> int:

@@ -394,6 +394,55 @@ def test_rows_of_equal_weight_values_ask_for_more_samples_not_another_method():
     assert "another method" not in ev.verdict
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_of_large_counts_is_named(dtype):
+    """log P(x | z) of counts in the millions is a difference of numbers that float32 holds to two nats."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=dtype), 1.0))
+            pyro.sample(
+                "x", dist.Poisson((14 + 0.1 * z).exp()[..., None].expand(*z.shape, 3)).to_event(1), obs=x
+            )
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(10 * (x.log().mean(1) - 14), 0.01))
+
+    x = dist.Poisson((14 + 0.1 * torch.randn(30, 1)).exp().expand(30, 3)).sample().to(dtype)
+    ev = pv.log_evidence(pv.LatentVariableModel(model, guide), x, num_samples=200, check=False)
+    named = any("rounds by more than 0.05 nats" in reason for reason in ev.reasons)
+    assert named == (dtype == torch.float32)
+    assert ((ev.verdict == "another method").mean() > 0.5) == named
+
+
+@pytest.mark.parametrize("method", ["refined", "auto", "quadrature"])
+def test_mass_that_rounds_onto_a_bound_is_not_trusted(method):
+    """p ~ Beta(a, a), x ~ Binomial(8, p): at x = 8, much of the posterior lies beyond the last number below one."""
+    a = torch.tensor(0.05)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            p = pyro.sample("p", dist.Beta(a, a))
+            pyro.sample("x", dist.Binomial(8, p), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("p", dist.Beta(a + x, a + 8 - x))
+
+    x = torch.tensor([8.0, 4.0])
+    exact = dist.BetaBinomial(a, a, 8).log_prob(x).numpy()
+    pair = pv.LatentVariableModel(model, guide)
+    ev = (
+        pv.log_evidence(pair, x, method=method, check=False, compile=False)
+        if method != "quadrature"
+        else (pv.log_evidence(pair, x, method=method, check=False))
+    )
+    assert ev.verdict[0] == "another method"
+    assert ev.verdict[1] == "unchecked"
+    assert abs(ev.estimate[1] - exact[1]) < 0.1
+
+
 def test_few_effective_draws_are_not_trusted():
     """A small k-hat of few chains is luck."""
     weights = torch.zeros(64, 2, dtype=torch.float64)

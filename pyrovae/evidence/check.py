@@ -26,7 +26,7 @@ _AT_ONCE, _LONGER, _MOST_MISSED = 64, 4, 2
 _MOST_SIMULATED = 8  # times the number of rows
 # If the draws stand for the posterior, an exact draw is among its heaviest 5 % in 5 % of the rows. At each of up to eight
 # looks, chance gives more rows than are allowed in one of ten thousand sets.
-_HEAVIEST, _BY_CHANCE = 0.05, 1e-4
+_HEAVIEST, _BY_CHANCE, _SUSPICIOUS = 0.05, 1e-4, 0.02
 _MOST_KEPT = 16  # checks of one pair
 
 Estimator = Callable[..., LogEvidence]
@@ -57,6 +57,7 @@ class Check:
         beyond: rows of x whose nearest simulated row is farther than that of each of a thousand simulated rows, out of
             ``compared``.
         compared: rows of x that were compared with the pool.
+        lowest: the smallest log P(x) among the simulated rows that were answered, in nats.
     """
 
     method: str
@@ -69,6 +70,7 @@ class Check:
     log_odds: np.ndarray = field(repr=False)
     beyond: int
     compared: int
+    lowest: float = -math.inf
 
     @property
     def share_low(self) -> float:
@@ -233,7 +235,7 @@ def _count(template: Evaluation, estimator: Estimator, num_rows: int, options: M
         count, missed = int(trusted.sum()), int((trusted & ~(log_odds <= 0)).sum())
         heaviest = int((trusted & (_all(found, "heavier", 1.0) < _HEAVIEST)).sum())
         often = heaviest > binom.isf(_BY_CHANCE, count, _HEAVIEST)
-        if missed:
+        if missed or heaviest > binom.isf(_SUSPICIOUS, count, _HEAVIEST):
             wanted = _LONGER * num_rows
         enough = min(in_halves) >= wanted // 2 or len(log_odds) >= _MOST_SIMULATED * num_rows
         if missed > _MOST_MISSED or often or enough:
@@ -256,8 +258,19 @@ def _count(template: Evaluation, estimator: Estimator, num_rows: int, options: M
             f"the model, and missed {missed}: too few to try it on them, {wanted // 2} of each are needed"
         )
     beyond, compared = supply.beyond()
+    lowest = min(float(each.estimate.min()) for each in found)
     return Check(
-        estimator.__name__, count, missed, heaviest, len(log_odds), passed, why, log_odds, beyond, compared
+        estimator.__name__,
+        count,
+        missed,
+        heaviest,
+        len(log_odds),
+        passed,
+        why,
+        log_odds,
+        beyond,
+        compared,
+        lowest,
     )
 
 

@@ -82,6 +82,10 @@ class Posterior:
         """Return latents of the pair as u; entries that a row lacks are drawn."""
         return self._coordinates.flatten(latents, noise)
 
+    def beyond(self, u: Tensor) -> Tensor:
+        """Return whether z of u rounds onto a bound of its support, where its density is cut off, (samples, rows)."""
+        return self._coordinates.beyond(u)
+
     def log_joint(self, u: Tensor) -> LogJoint:
         """Return log P(u) and log P(x_n | u), each of shape (samples, rows), float64."""
         self.cost += len(u)

@@ -292,6 +292,7 @@ class _Grids:
                 densities = densities.masked_fill(~self._active[:, rows][:, None], -math.inf)
                 terms = total(joint) + densities[j] - torch.logsumexp(densities, dim=0) + volume
                 terms = torch.where(torch.isnan(terms), -math.inf, terms)
+                cut_off = torch.where(posterior.beyond(u), terms, -math.inf)
                 line = (part, torch.isneginf(total(joint)), terms)
                 if before is not None:
                     points_, zeros, values = (torch.cat(each) for each in zip(before, line, strict=True))
@@ -301,6 +302,8 @@ class _Grids:
                     if len(selected):
                         piece = torch.logsumexp(selected, dim=0)
                         sums[index, chosen] = torch.logaddexp(sums[index, chosen], piece)
+                # The mass beyond the last number of a support is like that beyond the grid.
+                sums[1, chosen] = torch.logaddexp(sums[1, chosen], torch.logsumexp(cut_off, dim=0))
             self.cost[rows] += posterior.cost
         rim, jump = torch.exp(sums[1:] - sums[0]).nan_to_num(nan=math.inf)
         return sums[0], rim, jump

@@ -474,6 +474,11 @@ class LogEvidence:
         lines += [f"not trusted: {reason}" for reason in self.reasons]
         if self.check is not None:
             lines.append(self.check.summary())
+            below = int((self.estimate < self.check.lowest).sum())
+            if below:
+                lines.append(
+                    f"{below} rows are less probable than all {self.check.simulated} rows simulated for the check"
+                )
         if self.given:
             lines.append(f"given {', '.join(self.given)}")
         if self.own_totals:

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyrovae import identity
 from pyrovae.evaluation import Evaluation, Simulated
 from pyrovae.noise import Stream, derive, seeded
+from pyrovae.pair import Batch
 from pyrovae.refusals import bad_value
 
 # Rows that are simulated to choose from, and the most numbers in them.
@@ -59,8 +60,8 @@ class Supply:
         given = order[torch.randint(len(x), (size,), generator=generator)]
         real = order[torch.randperm(len(x), generator=generator)[:_LIKE]].to(x.device)
         self._pool = simulated(template, given.to(x.device))
-        made = self._pool.batch["x"].reshape(size, -1)
-        self._points, self._real = comparable(made, made), comparable(x.reshape(len(x), -1)[real], made)
+        made, like = _flat(self._pool.batch), _flat(template.part(real))
+        self._points, self._real = comparable(made, made), comparable(like, made)
         self._free = torch.isfinite(made).all(dim=1)
         if int(self._free.sum()) < 2 * most:
             raise bad_value(
@@ -91,6 +92,11 @@ class Supply:
         among = torch.cdist(here, rest).amin(dim=1)
         nearest = torch.cdist(self._real, rest).amin(dim=1)
         return int((nearest > among.max()).sum()), len(self._real)
+
+
+def _flat(batch: Batch) -> Tensor:
+    """Return rows and the values beside them as one table, (rows, columns)."""
+    return torch.cat([value.reshape(len(value), -1).to(batch["x"].dtype) for value in batch.values()], dim=1)
 
 
 def comparable(rows: Tensor, made: Tensor) -> Tensor:

@@ -103,6 +103,20 @@ class Coordinates:
             parts.append(part.reshape(*part.shape[:2], -1).to(self.dtype))
         return torch.cat(parts, dim=-1)
 
+    def beyond(self, u: Tensor) -> Tensor:
+        """Return whether z of u rounds onto a bound of its support, shape (samples, rows).
+
+        The density is cut off there: it is that of the number next to the bound.
+        """
+        found = torch.zeros(u.shape[:2], dtype=torch.bool, device=u.device)
+        for place in self._places.values():
+            if place.bounds is not None:
+                inside = torch.tensor(place.inside, dtype=place.dtype, device=u.device)
+                ends = place.transform.inv(inside)
+                part = u[..., place.entries]
+                found |= ((part < ends.min()) | (part > ends.max())).any(dim=-1)
+        return found
+
     def unflatten(self, u: Tensor) -> tuple[Latents, Tensor]:
         """Return latents and log |det ∂z/∂u|, (samples, rows), float64, from u, (samples, rows, dim).
 

@@ -181,7 +181,7 @@ def _check_alone(model: RowModel, block: Batch, guide: Sites, sites: Sites, star
 
 
 def _nudged(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return numbers changed by two roundings, to measure the effect of rounding; codes and counts stay."""
+    """Return numbers changed by two roundings, to measure the effect of rounding; whole numbers stay."""
     return {
         name: torch.where(value == value.round(), value, value * (1 + 2 * torch.finfo(value.dtype).eps))
         if value.is_floating_point()
