@@ -12,7 +12,8 @@ Every posterior of ``posteriordb_models.POSTERIORS`` is a Pyro model of one row,
     one_row     ``auto`` without chains, from a rough Gaussian guide; ``refined`` where ``auto`` is not trusted
     grid        the trapezoidal rule around the mode, up to five dimensions: no Monte Carlo
 
-Results are written after every method, and a run with the same options continues after those in the file.
+Results are written after every method, and a run with the same options continues after those in the
+file. Only ``--draws`` may differ; the file says it with each result of chains.
 """
 
 from __future__ import annotations
@@ -231,7 +232,10 @@ def one_row(posterior: Posterior, options: argparse.Namespace) -> dict[str, Any]
 def by_grid(posterior: Posterior, options: argparse.Namespace) -> dict[str, Any]:
     if posterior.dim > MOST_GRID or posterior.relabel is not None:
         return {"skipped": f"more than {MOST_GRID} dimensions, or several modes"}
-    value, error = grid(posterior)
+    try:
+        value, error = grid(posterior)
+    except ArithmeticError as reason:
+        return {"skipped": str(reason)}
     return {"value": value, "error": error, "verdict": "trust", "method": "grid"}
 
 
@@ -277,7 +281,7 @@ def exact(name: str, results: dict[str, dict[str, Any]]) -> tuple[float, str] | 
 
 
 def show(results: dict[str, dict[str, Any]]) -> None:
-    """Print a block of lines per posterior: every method, its difference to the exact value, and to the first method."""
+    """Print a block of lines per posterior: its convention, and every method with its difference to the exact value."""
     head = f"{'':28} {'log evidence':>21} {'verdict':14} {'s':>4} {'− exact':>8} {'errs':>5}"
     print(head)
     for name in POSTERIORS:
@@ -286,7 +290,7 @@ def show(results: dict[str, dict[str, Any]]) -> None:
         if not lines:
             continue
         known_by = "" if truth is None else f"{truth[0]:12.4f}  by {truth[1]}"
-        print(f"{name:28} {known_by}")
+        print(f"{name:28} {known_by}\n  {next(iter(lines.values()))['convention']}")
         for method, result in lines.items():
             if "skipped" in result or (method == "grid" and "value" in result):
                 continue
@@ -333,6 +337,7 @@ def measure(name: str, method: str, options: argparse.Namespace) -> dict[str, An
         result = {"crashed": f"{type(error).__name__}: {error}"[:300]}
     return result | {
         "dim": posterior.dim,
+        **({"draws": options.draws} if method == "chains" else {}),
         "convention": posterior.convention,
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -340,9 +345,7 @@ def measure(name: str, method: str, options: argparse.Namespace) -> dict[str, An
 
 def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Measure what the file does not have yet."""
-    settings = {
-        name: getattr(options, name) for name in ("seed", "draws", "max_cost", "nuts_samples", "check")
-    }
+    settings = {name: getattr(options, name) for name in ("seed", "max_cost", "nuts_samples", "check")}
     found: dict[str, Any] = harness.environment() | {"options": settings, "results": {}}
     if options.json and options.json.exists():
         found = read(options.json)
