@@ -2,7 +2,7 @@
 
     PYROVAE_DATA=… python benchmarks/posteriordb.py --json benchmarks/results/posteriordb.json
     PYROVAE_DATA=… python benchmarks/posteriordb.py --only arK --methods chains one_row
-    python benchmarks/posteriordb.py --show benchmarks/results/posteriordb.json
+    PYROVAE_DATA=… python benchmarks/posteriordb.py --show benchmarks/results/posteriordb.json
 
 Every posterior of ``posteriordb_models.POSTERIORS`` is a Pyro model of one row, the whole data set. The methods:
 
@@ -380,7 +380,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--show", type=Path, help="print the table of this file, and run nothing")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    if folder() is None:
+    if folder() is None and options.show is None:
         print("skipped: posteriordb lies below $PYROVAE_DATA, which is not set or has no such folder")
         return
     show(read(options.show)["results"] if options.show else run(options))
