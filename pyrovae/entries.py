@@ -24,8 +24,11 @@ def blocks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
     return ((start, rows[start : start + height]) for start in range(0, len(rows), height))
 
 
-def finite(argument: str, x: Tensor) -> None:
-    """Raise ``ValueError`` for NaN and ±inf, with their count and the first position."""
+def finite(argument: str, x: Tensor, missing: bool = False) -> None:
+    """Raise ``ValueError`` for NaN and ±inf, with their count and the first position.
+
+    With ``missing``, the caller takes NaN for missing cells and has replaced them; the message says so.
+    """
     # A finite sum needs finite entries and no second array. Otherwise entries are checked: the sum may have overflowed.
     if torch.isfinite(x.sum()):
         return
@@ -35,9 +38,11 @@ def finite(argument: str, x: Tensor) -> None:
     value = float(x[tuple(position)])
     raise bad_value(
         argument,
-        "finite numbers",
-        f"{count} that are NaN or infinite, first {value} at {place(position)}",
-        "Drop those rows or impute them first.",
+        "finite numbers" + (", or NaN in missing cells" if missing else ""),
+        f"{count} that are {'' if missing else 'NaN or '}infinite, first {value} at {place(position)}",
+        "Pass NaN if these cells are missing, or drop those rows."
+        if missing
+        else "Drop those rows or impute them first.",
     )
 
 
@@ -75,10 +80,11 @@ def on_support(
 ) -> None:
     """Raise ``ValueError`` for values off an elementwise ``support`` in ``columns`` of ``rows``, shape (rows, columns).
 
-    The message names the family, the number of values, the first row and column, and the fix.
+    NaN, a missing cell, is left out. The message names the family, the number of values, the first row and column, and
+    the fix.
     """
     held = columns if len(columns) < rows.shape[1] else slice(None)
-    count, position = found(rows, lambda block: ~support.check(block[:, held]))
+    count, position = found(rows, lambda block: ~(support.check(block[:, held]) | block[:, held].isnan()))
     if not count:
         return
     row, column = position[0], columns[position[1]]

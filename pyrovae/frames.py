@@ -45,6 +45,26 @@ def whole(value: Any) -> Any:
     return array if isinstance(array, np.ndarray) and array.dtype.kind in "biu" else value
 
 
+def numbers(x: Any) -> Any:
+    """Return a frame or series whose columns of numbers and missing cells, such as None, have a type of numbers.
+
+    Columns of other objects are unchanged. A series with missing cells becomes an array of float64 with NaN.
+    """
+    if not hasattr(x, "convert_dtypes"):
+        return x
+    if not hasattr(x, "columns"):
+        found = x.convert_dtypes() if x.dtype.kind == "O" else x
+        numeric = getattr(found.dtype, "kind", "O") in "biuf" and found.isna().any()
+        return found.to_numpy(dtype=np.float64, na_value=np.nan) if numeric else x
+    dtypes = list(x.dtypes)
+    for column in (i for i, kind in enumerate(dtypes) if getattr(kind, "kind", "") == "O"):
+        found = x.iloc[:, column].convert_dtypes()
+        if getattr(found.dtype, "kind", "O") in "biuf":
+            x = x.copy() if list(x.dtypes) == dtypes else x
+            x.isetitem(column, found)
+    return x
+
+
 def difference(came: tuple[str, ...], expected: tuple[str, ...]) -> str:
     """Return the first difference between the names that came and the expected ones, in words."""
     for column, (here, there) in enumerate(zip(came, expected, strict=False)):

@@ -30,6 +30,8 @@ class Fingerprint:
         binary: whether every entry is 0 or 1.
         totals: the sum of every row, shape (rows,). ``unlike`` uses it to explain how rows differ.
         columns: entries in a row.
+        missing: how many cells are missing. Hashes include which cells these are.
+        mask: sha256 of which cells are missing; empty if none is.
     """
 
     sha256: str
@@ -39,6 +41,8 @@ class Fingerprint:
     binary: bool
     totals: np.ndarray = field(repr=False)
     columns: int
+    missing: int = 0
+    mask: str = ""
 
     def __len__(self) -> int:
         return len(self.totals)
@@ -58,6 +62,10 @@ class Fingerprint:
         """Return, in words, how other rows differ from these, as far as the two fingerprints show it."""
         if (len(self), self.columns) != (len(other), other.columns):
             return f"{len(other)} rows of {other.columns} columns against {len(self)} of {self.columns}"
+        if self.missing != other.missing:
+            return f"{other.missing} missing cells against {self.missing}"
+        if self.mask != other.mask:
+            return f"{other.missing} missing cells in other places"
         if self.rounded == other.rounded:
             return "numbers that agree in float32 alone"
         if self.floors == other.floors:
@@ -77,10 +85,16 @@ class Fingerprint:
 NO_ROWS = Fingerprint("", "", False, "", False, np.zeros(0), 0)
 
 
-def fingerprint(x: Tensor) -> Fingerprint:
-    """Return the fingerprint of rows before any cast, shape (rows, ...), of any dtype."""
+def fingerprint(x: Tensor, observed: Tensor | None = None) -> Fingerprint:
+    """Return the fingerprint of rows before any cast, shape (rows, ...), of any dtype.
+
+    ``observed`` says which cells are there, a boolean tensor of the same shape; missing cells are 0 in ``x``.
+    """
     columns = x.numel() // len(x)
     exact, rounded, floors = (hashlib.sha256(repr((len(x), columns)).encode()) for _ in range(3))
+    mask = b"" if observed is None else np.packbits(observed.cpu().numpy()).tobytes()
+    for each in (exact, rounded, floors):
+        each.update(mask)
     totals, binary, held = [], True, True
     watch = None if rounding.holds(x.dtype, torch.float32) else rounding.Watch(torch.float32)
     for _, block in blocks(x):
@@ -100,7 +114,15 @@ def fingerprint(x: Tensor) -> Fingerprint:
     lossy = watch is not None and not held and watch.loss(x.detach().cpu()) is not None
     sha256 = rounded.hexdigest() if held else exact.hexdigest()
     return Fingerprint(
-        sha256, rounded.hexdigest(), lossy, floors.hexdigest(), binary, np.concatenate(totals), columns
+        sha256,
+        rounded.hexdigest(),
+        lossy,
+        floors.hexdigest(),
+        binary,
+        np.concatenate(totals),
+        columns,
+        0 if observed is None else int((~observed).sum()),
+        hashlib.sha256(mask).hexdigest() if mask else "",
     )
 
 
@@ -117,25 +139,34 @@ def digests(batch: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: digest(value) for name, value in batch.items()}
 
 
-def row_hashes(x: Tensor) -> np.ndarray:
+def row_hashes(x: Tensor, observed: Tensor | None = None) -> np.ndarray:
     """Return two 64-bit hashes of every row, shape (rows, 2): of its exact values, and of its values in float32.
 
-    Equal rows have equal hashes, whatever their dtype. The two hashes are the same if float32 holds the row.
+    Equal rows have equal hashes, whatever their dtype. The two hashes are the same if float32 holds the row. With
+    ``observed`` (see ``fingerprint``), rows are equal if the same cells are missing; complete rows keep their hashes.
     """
+    masks: dict[int, bytes] = {}
+    if observed is not None:
+        present = observed.reshape(len(x), -1).cpu().numpy()
+        masks = {
+            int(row): np.packbits(present[row]).tobytes() for row in np.flatnonzero(~present.all(axis=1))
+        }
 
-    def of(row: np.ndarray) -> int:
-        return int.from_bytes(hashlib.blake2b(row.data, digest_size=8).digest(), "little")
+    def of(row: np.ndarray, number: int) -> int:
+        found = hashlib.blake2b(row.data, digest_size=8)
+        found.update(masks.get(number, b""))
+        return int.from_bytes(found.digest(), "little")
 
     found = np.empty((len(x), 2), dtype=np.uint64)
     for start, block in blocks(x.detach()):
         flat = block.cpu().reshape(len(block), -1)
         narrow = flat.float().contiguous().numpy() + np.float32(0)
         rows_here = found[start : start + len(block)]
-        rows_here[:, 1] = rows_here[:, 0] = [of(row) for row in narrow]
+        rows_here[:, 1] = rows_here[:, 0] = [of(row, start + i) for i, row in enumerate(narrow)]
         if not rounding.holds(x.dtype, torch.float32):
             wide = flat.double().contiguous().numpy() + 0.0
             odd = np.flatnonzero((wide != narrow).any(axis=1))
-            rows_here[odd, 0] = [of(row) for row in wide[odd]]
+            rows_here[odd, 0] = [of(wide[i], start + int(i)) for i in odd]
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrovae import chunks, frames
 from pyrovae.arrays import FLOATS, as_numpy, cast, from_tensor
 from pyrovae.entries import finite
-from pyrovae.refusals import bad_type, bad_value
+from pyrovae.refusals import bad_type, bad_value, place
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,17 @@ class Source:
     """The rows of a batch as they came.
 
     Attributes:
-        exact: the rows in their own dtype, before any cast.
+        exact: the rows in their own dtype, before any cast; missing cells are 0.
         names: the column names of each frame, by its name in the batch. They include the names that a model was
             fitted to.
         index: of the rows, if they are a frame or a series; else None.
+        observed: whether each cell is there, a boolean tensor of the shape of ``exact``; None if no cell is missing.
     """
 
     exact: Tensor
     names: Mapping[str, tuple[str, ...]]
     index: Any
+    observed: Tensor | None = None
 
 
 def as_tensor(
@@ -73,6 +75,7 @@ def read(
     names: Mapping[str, tuple[str, ...]] | None = None,
     double: str = "never",
     spread: Tensor | None = None,
+    missing: bool = False,
 ) -> tuple[dict[str, Tensor], Source]:
     """Return ``as_batch`` and the ``Source`` of its rows.
 
@@ -83,17 +86,22 @@ def read(
         names: the column names that the model was fitted to, by name in the batch. A frame must have the same.
         double: whether rows may be in float64: "never", if a cast to ``dtype`` is "lossy", or "always".
         spread: the columns' standard deviations, if they are known from other rows.
+        missing: whether rows may have missing cells: NaN in float arrays and tensors; None, NaN and NA in frames. If
+            any is missing, the batch has a boolean tensor "observed" of the shape of the rows, and the rows are 0
+            there. Rows without missing cells give the same batch as with ``missing=False``.
 
     Raises:
         TypeError, ValueError: as ``as_batch``; columns of other names or in another order than ``names``; an index
-            that does not match the index of the rows.
+            that does not match the index of the rows; missing cells beside a value that is named "observed".
     """
     x = _whole(x, argument)
     found = dict(names or {})
     rows_of = _the_rows(x, argument)
     _same_names(argument, rows_of, "x", found)
-    tensor, exact = _as_tensor(rows_of, dtype, device, argument, double, spread)
-    source, batch = Source(exact, found, frames.index(rows_of)), {"x": tensor}
+    tensor, exact, observed = _as_tensor(rows_of, dtype, device, argument, double, spread, missing)
+    source, batch = Source(exact, found, frames.index(rows_of), observed), {"x": tensor}
+    if observed is not None:
+        batch["observed"] = observed.to(tensor.device)
     if not isinstance(x, Mapping):
         return batch, source
     for name, value in x.items():
@@ -101,6 +109,13 @@ def read(
             continue
         if not isinstance(name, str) or not name.isidentifier():
             raise bad_value(argument, "names that model and guide can take", repr(name), "Rename it.")
+        if name in batch:
+            raise bad_value(
+                argument,
+                'rows without missing cells beside a value "observed"',
+                f"{int((~batch[name]).sum())} that are NaN, first at {_first(batch[name])}",
+                'Leave "observed" out, or fill those cells with numbers and let "observed" say which to score.',
+            )
         if hasattr(value, "columns"):
             _same_names(name, value, name, found)
         batch[name] = _aligned(name, align(name, value, source.index), dtype, device or tensor.device)
@@ -123,10 +138,10 @@ def in_double(x: Any) -> Any:
 
 
 def read_in_double(
-    x: Any, names: Mapping[str, tuple[str, ...]] | None = None
+    x: Any, names: Mapping[str, tuple[str, ...]] | None = None, missing: bool = False
 ) -> tuple[dict[str, Tensor], Source]:
     """Return ``read`` of ``x`` in float64, whatever the dtype of its tensors."""
-    return read(in_double(x), dtype=torch.float64, names=names)
+    return read(in_double(x), dtype=torch.float64, names=names, missing=missing)
 
 
 def _as_tensor(
@@ -136,8 +151,12 @@ def _as_tensor(
     argument: str,
     double: str = "never",
     spread: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return ``as_tensor``, and the same rows before the cast; ``double`` and ``spread`` are those of ``read``."""
+    missing: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return ``as_tensor``, the same rows before the cast, and which cells are observed; None if all are.
+
+    ``double``, ``spread`` and ``missing`` are those of ``read``.
+    """
     if (
         not (isinstance(x, Tensor) and x.is_floating_point())
         and (dtype or torch.get_default_dtype()) not in FLOATS
@@ -148,12 +167,17 @@ def _as_tensor(
             f"torch's default, {torch.get_default_dtype()}",
             "Call torch.set_default_dtype(torch.float32).",
         )
+    observed = None
     if isinstance(x, Tensor):
+        if missing and x.dtype in FLOATS and x.layout == torch.strided and x.device.type != "meta":
+            x, observed, spread = _without_missing(x, spread)
         tensor = exact = from_tensor(x, dtype, device, argument, double, spread)
         if not x.is_floating_point() and x.dim():
             exact = x
     else:
-        exact = torch.from_numpy(as_numpy(x, argument))
+        exact = torch.from_numpy(as_numpy(frames.numbers(x) if missing else x, argument))
+        if missing:
+            exact, observed, spread = _without_missing(exact, spread)
         tensor = cast(exact, dtype or torch.get_default_dtype(), argument, frames.names(x), double, spread)
         if device is not None:
             tensor = tensor.to(device)
@@ -165,8 +189,36 @@ def _as_tensor(
         raise bad_value(
             argument, "at least one row and one column", f"shape {tuple(tensor.shape)}", "Pass some rows."
         )
-    finite(argument, tensor)
-    return tensor, exact
+    finite(argument, tensor, missing)
+    if observed is not None:
+        tensor, exact = (rows * observed.to(rows.device) for rows in (tensor, exact))
+    return tensor, exact, observed
+
+
+def _without_missing(rows: Tensor, spread: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return rows whose missing cells have a value, which cells are observed, and ``spread``.
+
+    This is the one place where missing cells are recognised. Each gets the first observed value of its column: a cast
+    of the rows then loses no more than a cast of the observed cells, whose standard deviations are the spread returned.
+    """
+    if not rows.is_floating_point() or not rows.dim() or not rows.numel() or bool(torch.isfinite(rows.sum())):
+        return rows, None, spread
+    observed = ~rows.isnan()
+    if bool(observed.all()):
+        return rows, None, spread
+    first = rows.take_along_dim(observed.int().argmax(dim=0, keepdim=True), dim=0).nan_to_num(0.0, 0.0, 0.0)
+    filled = torch.where(observed, rows, first)
+    if spread is None:
+        moved = (filled - first).double().flatten(1) if rows.dim() > 1 else (filled - first).double()[:, None]
+        count = observed.reshape(len(rows), -1).sum(dim=0).clamp(min=1)
+        mean = moved.sum(dim=0) / count
+        spread = (moved.square().sum(dim=0) / count - mean.square()).clamp(min=0).sqrt()
+    return filled, observed, spread
+
+
+def _first(observed: Tensor) -> str:
+    """Return the position of the first missing cell, in words."""
+    return place(torch.nonzero(~observed)[0].tolist())
 
 
 def _whole(x: Any, argument: str) -> Any:

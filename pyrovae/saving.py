@@ -642,7 +642,9 @@ def _load_baseline(arrays: Mapping[str, Tensor], meta: Mapping[str, Any], into: 
             if here[key] != meta[key]:
                 raise _other(f"{meta[key]}", f"{here[key]}")
     before = dict(vars(into))
-    kept = {name: value for name, value in before.items() if name in (*meta["arguments"], *into.derived)}
+    # All arguments, because a file of an earlier version lacks those that are new.
+    known = (*meta["arguments"], *_argument_names(type(into)), *into.derived)
+    kept = {name: value for name, value in before.items() if name in known}
     try:
         vars(into).clear()
         vars(into).update(kept | state)

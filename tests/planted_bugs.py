@@ -11,6 +11,34 @@ import sys
 from planting import Bug, run
 
 BUGS = {
+    "missing cells filled in without their spread": Bug(
+        "baselines/observed.py",
+        "Patterns.expected",
+        "(weights[:, None, None] * spread)",
+        "(0.0 * weights[:, None, None] * spread)",
+        "test_missing.py::test_a_fit_is_a_maximum_that_its_steps_climb_to[full_gaussian]",
+    ),
+    "missing cells explained by the factors": Bug(
+        "baselines/factors.py",
+        "posterior",
+        "(mean @ loadings.T) * seen",
+        "(mean @ loadings.T)",
+        "test_missing.py::test_gaussians_are_scipys_marginals[ppca]",
+    ),
+    "missing cells counted as zeros": Bug(
+        "baselines/columns.py",
+        "moments",
+        "observed.sum(dim=0).double()",
+        "torch.full_like(rows[0], len(rows))",
+        "test_missing.py::test_a_fit_is_a_maximum_that_its_steps_climb_to[independent_poisson]",
+    ),
+    "rows alike whatever is missing": Bug(
+        "identity.py",
+        "row_hashes",
+        'masks.get(number, b"")',
+        'b""',
+        "test_missing.py::test_fingerprints_and_hashes_tell_masks_apart_and_complete_rows_keep_theirs",
+    ),
     "entries that rows lack without a density": Bug(
         "pair/coordinates.py",
         "_log_det",

@@ -163,6 +163,9 @@ ANY_ROWS = {
     "a class": lambda: torch.Tensor,
     "an object": object,
 }
+#: For baselines that take NaN as a missing cell.
+HOLES_ALLOWED = {what: value for what, value in ANY_ROWS.items() if what != "NaN in an array"}
+
 OTHER_WIDTHS = {
     "too narrow": spoilt(lambda x: x[:, :-1]),
     "too wide": spoilt(lambda x: torch.cat([x, x[:, :1]], 1)),
@@ -292,6 +295,9 @@ KINDS = {
     "rows of a baseline": ANY_ROWS | OTHER_WIDTHS,
     "binary rows": ANY_ROWS | OTHER_WIDTHS | NOT_BINARY,
     "rows to fit": ANY_ROWS,
+    "rows of a baseline with holes": HOLES_ALLOWED | OTHER_WIDTHS,
+    "binary rows with holes": HOLES_ALLOWED | OTHER_WIDTHS | NOT_BINARY,
+    "rows to fit with holes": HOLES_ALLOWED,
     "callable": values(None, 3, "model", [], {}, True) | {"a tensor": lambda: torch.ones(2)},
     "models": NOT_MODELS,
     "evidence": NOT_EVIDENCE,
@@ -416,9 +422,16 @@ def fitted(cls, good=None, rows="real", kind="rows of a baseline"):
     def fit(x):
         return cls(**(good or {})).fit(x)
 
-    name = cls.__name__
-    return {
-        f"baselines.{name}.fit": Case(fit, {"x": a(rows)}, {"x": "rows to fit"}),
+    def draw_missing(**arguments):
+        return baseline().draw_missing(**arguments)
+
+    name, to_fit, more = cls.__name__, "rows to fit", {}
+    if cls.takes_missing:
+        kind, to_fit = f"{kind} with holes", "rows to fit with holes"
+        kinds = {"x": kind, "num_draws": "count", "seed": "seed"}
+        more[f"baselines.{name}.draw_missing"] = Case(draw_missing, {"x": a(rows)}, kinds)
+    return more | {
+        f"baselines.{name}.fit": Case(fit, {"x": a(rows)}, {"x": to_fit}),
         f"baselines.{name}.log_evidence": Case(log_evidence, {"x": a(rows)}, {"x": kind}),
         f"baselines.{name}.sample": Case(sample, {"num_rows": 3}, {"num_rows": "count", "seed": "seed"}),
     }
@@ -719,8 +732,8 @@ CASES = {
         aliases={"x": ("network",)},
     ),
     # baselines
-    "baselines.PPCA": Case(baselines.PPCA, {"latent_dim": 2}, {"latent_dim": "count"}),
-    "baselines.FullGaussian": Case(baselines.FullGaussian),
+    "baselines.PPCA": Case(baselines.PPCA, {"latent_dim": 2}, {"latent_dim": "count", "max_iter": "count"}),
+    "baselines.FullGaussian": Case(baselines.FullGaussian, {}, {"max_iter": "count"}),
     "baselines.IndependentGaussian": Case(baselines.IndependentGaussian),
     "baselines.IndependentPoisson": Case(baselines.IndependentPoisson),
     "baselines.IndependentNegativeBinomial": Case(baselines.IndependentNegativeBinomial),
@@ -1089,7 +1102,7 @@ BAD_WIDTHS = st.one_of(
 
 
 @st.composite
-def bad_rows(draw):
+def bad_rows(draw, bad=(math.nan, math.inf, -math.inf)):
     """Rows with NaN or ±inf somewhere, of any shape and kind, or no rows at all."""
     if draw(st.booleans()):
         return draw(
@@ -1098,7 +1111,7 @@ def bad_rows(draw):
     shape = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
     values = torch.zeros(shape)
     places = draw(st.lists(st.integers(0, values.numel() - 1), min_size=1, max_size=4))
-    values.view(-1)[places] = draw(st.sampled_from([math.nan, math.inf, -math.inf]))
+    values.view(-1)[places] = draw(st.sampled_from(bad))
     if draw(st.booleans()):
         return values.numpy()
     if len(shape) == 2 and draw(st.booleans()):
@@ -1126,6 +1139,9 @@ DRAWN = {
     "rows of a baseline": bad_rows(),
     "binary rows": bad_rows(),
     "rows to fit": bad_rows(),
+    "rows of a baseline with holes": bad_rows((math.inf, -math.inf)),
+    "binary rows with holes": bad_rows((math.inf, -math.inf)),
+    "rows to fit with holes": bad_rows((math.inf, -math.inf)),
     "evidence": ANYTHING,
     "models": ANYTHING,
     "axes": ANYTHING,

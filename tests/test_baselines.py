@@ -113,7 +113,7 @@ def test_a_refused_fit_changes_nothing(name):
     x = ROWS[cls.support]
     baseline = build(cls).fit(x)
     before, seen = baseline.log_evidence(x).estimate, baseline.seen
-    refused("x: expected finite numbers", lambda: baseline.fit(x.index_fill(1, torch.tensor([2]), math.nan)))
+    refused("x: expected finite numbers", lambda: baseline.fit(x.index_fill(1, torch.tensor([2]), math.inf)))
     fit = baseline._fit
 
     def breaks_at_its_end(rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from pyrovae import arguments, identity, noise
+from pyrovae.baselines.observed import Mixture, Patterns
 from pyrovae.entries import on_support
 from pyrovae.evidence.result import LogEvidence, about
 from pyrovae.likelihoods.base import off_support
@@ -63,6 +65,8 @@ class Baseline(Fitted, ABC):
     ``x`` has rows on dim 0: a tensor, an array, a DataFrame, or a mapping with such rows under "x". A baseline
     ignores the other entries of a mapping. It works in float64, on rows flattened to shape (rows, columns).
 
+    NaN, and None and NA in frames, are missing cells. An ``Incomplete`` baseline takes them; others raise an error.
+
     To add a baseline: write ``_fit``, ``_score``, ``_sample`` and ``summary``. If log P(x) has a closed form, see
     ``ClosedForm``. If ``_fit`` raises, the baseline stays as before.
     """
@@ -70,6 +74,8 @@ class Baseline(Fitted, ABC):
     #: The values that a column may hold, and the family that an error names for them.
     support: ClassVar[constraints.Constraint] = constraints.real
     family: ClassVar[str] = "Gaussian"
+    #: Whether rows may have missing cells; see ``Incomplete``.
+    takes_missing: ClassVar[bool] = False
 
     #: Hashes of the fitted rows, shape (rows, 2), by ``identity.row_hashes``.
     seen: np.ndarray
@@ -81,14 +87,17 @@ class Baseline(Fitted, ABC):
 
     @takes_turns
     def fit(self, x: Any) -> Self:
-        """Fit to rows, shape (rows, columns), and return self. If it raises, nothing has changed."""
-        rows, source = self._rows(x, {})
+        """Fit to rows, shape (rows, columns), and return self. If it raises, nothing has changed.
+
+        With missing cells, an ``Incomplete`` baseline maximises the likelihood of the observed cells.
+        """
+        rows, mask, source = self._rows(x, {})
         before = dict(vars(self))
         try:
-            self._fit(rows)
+            self._fit(*_to_fit(rows, mask, source.names.get("x")))
             self._width, self.names = rows.shape[1], dict(source.names)
-            self._fingerprint = identity.fingerprint(source.exact)
-            self.seen = identity.row_hashes(source.exact)
+            self._fingerprint = identity.fingerprint(source.exact, source.observed)
+            self.seen = identity.row_hashes(source.exact, source.observed)
         except BaseException:
             vars(self).clear()
             vars(self).update(before)
@@ -97,9 +106,17 @@ class Baseline(Fitted, ABC):
 
     @takes_turns
     def log_evidence(self, x: Any) -> LogEvidence:
-        """Return log P(x_n) of each row separately, in nats, for rows of shape (rows, columns)."""
+        """Return log P(x_n) of each row separately, in nats, for rows of shape (rows, columns).
+
+        With missing cells, an ``Incomplete`` baseline returns log P of each row's observed cells.
+        """
+        rows, mask, source = self._like_fitted(x)
+        return self._score(rows, about(source, self), *mask)
+
+    def _like_fitted(self, x: Any) -> tuple[Tensor, tuple[Tensor, ...], Source]:
+        """Return ``_rows`` of rows that have the fitted columns."""
         width = self._require_fit()
-        rows, source = self._rows(x, self.names)
+        rows, mask, source = self._rows(x, self.names)
         if rows.shape[1] != width:
             raise bad_value(
                 "x",
@@ -107,7 +124,7 @@ class Baseline(Fitted, ABC):
                 f"width {rows.shape[1]}",
                 "Pass the same columns.",
             )
-        return self._score(rows, about(source, self))
+        return rows, mask, source
 
     @takes_turns
     def sample(self, num_rows: int, seed: int = 0) -> Tensor:
@@ -131,8 +148,11 @@ class Baseline(Fitted, ABC):
         """Fit to checked rows, shape (rows, columns), float64."""
 
     @abstractmethod
-    def _score(self, rows: Tensor, source: dict[str, Any]) -> LogEvidence:
-        """Return log P of checked rows, shape (rows, columns), float64. ``source`` holds fields of ``LogEvidence``."""
+    def _score(self, rows: Tensor, source: dict[str, Any], *mask: Tensor) -> LogEvidence:
+        """Return log P of checked rows, shape (rows, columns), float64. ``source`` holds fields of ``LogEvidence``.
+
+        ``mask`` is empty for complete rows; else it is the boolean mask of observed cells, shape (rows, columns).
+        """
 
     @abstractmethod
     def _sample(self, num_rows: int) -> Tensor:
@@ -141,20 +161,31 @@ class Baseline(Fitted, ABC):
     def __repr__(self) -> str:
         return f"<{self.summary()}>" if self._width is not None else f"<{type(self).__name__}, not fitted>"
 
-    def _rows(self, x: Any, names: Mapping[str, tuple[str, ...]]) -> tuple[Tensor, Source]:
-        """Return checked rows as float64, shape (rows, columns), and the rows as they were passed."""
+    def _rows(
+        self, x: Any, names: Mapping[str, tuple[str, ...]]
+    ) -> tuple[Tensor, tuple[Tensor, ...], Source]:
+        """Return checked rows as float64, shape (rows, columns), the mask, and the rows as they were passed.
+
+        The mask is empty for complete rows; else it is one boolean tensor, shape (rows, columns), True where a cell is
+        observed. Missing cells are 0.
+        """
         if isinstance(x, Mapping):
             if "x" not in x:
                 raise bad_value(
                     "x", 'a mapping with rows under "x"', f"the keys {list(x)}", 'Pass {"x": rows}.'
                 )
             x = x["x"]
-        batch, source = read_in_double(x, names)
-        rows = batch["x"]
+        batch, source = read_in_double(x, names, self.takes_missing)
         # Contiguous, so that equal numbers give equal bits in any memory layout.
-        rows = (rows.flatten(1) if rows.dim() > 1 else rows[:, None]).contiguous()
-        on_support("x", rows, list(range(rows.shape[1])), self.support, self.family, off_support(self.family))
-        return rows, source
+        rows, *mask = (
+            (batch[name].flatten(1) if batch[name].dim() > 1 else batch[name][:, None]).contiguous()
+            for name in ("x", "observed")
+            if name in batch
+        )
+        checked = rows.masked_fill(~mask[0], math.nan) if mask else rows
+        columns = list(range(rows.shape[1]))
+        on_support("x", checked, columns, self.support, self.family, off_support(self.family))
+        return rows, tuple(mask), source
 
     def _require_fit(self) -> int:
         """Return the width of the fitted rows; raises ``ValueError`` before a fit."""
@@ -185,8 +216,10 @@ class ClosedForm(Baseline):
         """Return for every column what the number measures."""
         return (self.measure,) * columns
 
-    def _score(self, rows: Tensor, source: dict[str, Any]) -> LogEvidence:
-        log_prob = self._log_prob(rows)
+    def _score(self, rows: Tensor, source: dict[str, Any], *mask: Tensor) -> LogEvidence:
+        log_prob = self._log_prob(rows, *mask)
+        if mask:
+            log_prob = log_prob.masked_fill(~mask[0].any(dim=1), 0.0)
         impossible = torch.nonzero(log_prob == -torch.inf).flatten()
         if len(impossible):
             raise bad_value(
@@ -203,6 +236,92 @@ class ClosedForm(Baseline):
             parameters=self.parameters,
             **source,
         )
+
+
+class Incomplete(ClosedForm):
+    """A closed form that takes missing cells: log P(x_obs), with the missing cells summed or integrated out.
+
+        log P(x_obs) = log ∫ P(x_obs, x_mis) dx_mis
+
+    ``fit`` maximises Σ_n log P(x_n,obs), which ignores why cells are missing. That is right if the chance that a cell
+    is missing depends on observed cells only (missing at random; Rubin 1976; Little and Rubin 2019). A row without an
+    observed cell has log P = 0 and leaves the fit unchanged.
+
+    To add one: let ``_fit`` and ``_log_prob`` take the mask of observed cells, and write ``_draw``. The mask is None for
+    complete rows. For independent columns see ``Columnwise``; for Gaussians see ``baselines.observed``.
+    """
+
+    takes_missing = True
+
+    #: Σ_n log P(x_n,obs) / N at each step of a fit to rows with missing cells, in nats a row and in the units of the fit's own
+    #: standardised columns. It never falls. Empty if no cell was missing.
+    history: tuple[float, ...] = ()
+    #: Whether the last fit reached its maximum.
+    converged: bool = True
+
+    @takes_turns
+    def draw_missing(self, x: Any, num_draws: int = 1, seed: int = 0) -> Tensor:
+        """Return rows whose missing cells are drawn from P(x_mis | x_obs), shape (draws, rows, columns), float64.
+
+        Draws are exact and independent. Observed cells are unchanged. Parameters that were fitted are plugged in;
+        parameters that were integrated out are averaged over their posterior.
+
+        Args:
+            x: rows, shape (rows, columns), with NaN in missing cells.
+            num_draws: how many times each row is completed.
+            seed: of the draws. A row's draws also depend on the rows before it.
+
+        Raises:
+            ValueError: the baseline is not fitted; rows are those that ``log_evidence`` refuses.
+
+        Rubin (1987).
+
+        Example:
+            >>> import torch
+            >>> from pyrovae import baselines
+            >>> fitted = baselines.IndependentGaussian().fit(torch.tensor([[0.0, 1.0], [2.0, 7.0]]))
+            >>> fitted.draw_missing(torch.tensor([[1.0, torch.nan]]), num_draws=3)[:, 0, 0].tolist()
+            [1.0, 1.0, 1.0]
+        """
+        arguments.integer("num_draws", num_draws)
+        noise_seed = noise.derive(seed, noise.Stream.SAMPLE)
+        rows, mask, _ = self._like_fitted(x)
+        self._log_prob(rows, *mask)  # raises for values that no training row has
+        if not mask:
+            return rows.expand(num_draws, -1, -1).clone()
+        with noise.seeded(noise_seed):
+            drawn = self._draw(rows, mask[0], num_draws)
+        return torch.where(mask[0], rows, drawn)
+
+    @abstractmethod
+    def _fit(self, rows: Tensor, observed: Tensor | None = None) -> None:
+        """Fit to rows, shape (rows, columns), in which every column and every row has an observed cell."""
+
+    @abstractmethod
+    def _log_prob(self, rows: Tensor, observed: Tensor | None = None) -> Tensor:
+        """Return log P of the observed cells, shape (rows,)."""
+
+    @abstractmethod
+    def _draw(self, rows: Tensor, observed: Tensor, num_draws: int) -> Tensor:
+        """Return draws of the missing cells, shape (draws, rows, columns), by torch's generator, which the caller seeds.
+
+        The caller ignores values at observed cells.
+        """
+
+
+class Columnwise(Incomplete):
+    """Independent columns. To add one: write ``_fit``, ``_log_probs``, ``_sample`` and ``summary``."""
+
+    @abstractmethod
+    def _log_probs(self, rows: Tensor) -> Tensor:
+        """Return log P of every cell, shape (rows, columns)."""
+
+    def _log_prob(self, rows: Tensor, observed: Tensor | None = None) -> Tensor:
+        found = self._log_probs(rows)
+        return (found if observed is None else found.masked_fill(~observed, 0.0)).sum(dim=1)
+
+    def _draw(self, rows: Tensor, observed: Tensor, num_draws: int) -> Tensor:
+        return self._sample(num_draws * len(rows)).unflatten(0, (num_draws, len(rows)))
 
 
 class Distributed(ClosedForm):
@@ -252,6 +371,45 @@ class Conjugate(ClosedForm):
     @abstractmethod
     def _log_marginal(self) -> float:
         """Return the joint log P of the fitted rows."""
+
+
+class Gaussian(Distributed, Incomplete):
+    """A Gaussian, or a mixture of them. To add one: write the methods of ``Distributed`` and ``_components``."""
+
+    @abstractmethod
+    def _components(self) -> Mixture:
+        """Return weights (components,), means (components, columns) and covariances (components, columns, columns)."""
+
+    def _log_prob(self, rows: Tensor, observed: Tensor | None = None) -> Tensor:
+        if observed is None:
+            return super()._log_prob(rows)
+        return Patterns(rows, observed).log_joint(*self._components()).logsumexp(dim=1)
+
+    def _draw(self, rows: Tensor, observed: Tensor, num_draws: int) -> Tensor:
+        return Patterns(rows, observed).draw(*self._components(), num_draws)
+
+
+def _to_fit(rows: Tensor, mask: tuple[Tensor, ...], names: tuple[str, ...] | None) -> tuple[Tensor, ...]:
+    """Return the arguments of ``_fit``: the rows that have an observed cell and, if any cell is missing, their mask.
+
+    Raises:
+        ValueError: a column without an observed cell.
+    """
+    if not mask:
+        return (rows,)
+    empty = torch.nonzero(~mask[0].any(dim=0)).flatten()
+    if len(empty):
+        column = int(empty[0])
+        name = f" ({names[column]!r})" if names else ""
+        raise bad_value(
+            "x",
+            "an observed cell in every column",
+            f"{len(empty)} column(s) without any in {len(rows)} rows, first column {column}{name}",
+            "Drop those columns, or fit on rows that have them.",
+        )
+    kept = mask[0].any(dim=1)
+    rows, observed = rows[kept], mask[0][kept]
+    return (rows,) if bool(observed.all()) else (rows, observed)
 
 
 def warn_unconverged(baseline: Baseline, max_iter: int) -> None:

@@ -10,15 +10,15 @@ from torch.distributions import constraints
 
 from pyrovae import arguments
 from pyrovae.baselines import columns
-from pyrovae.baselines.base import Conjugate, register
+from pyrovae.baselines.base import Columnwise, Conjugate, register
 
 
 @register("dirichlet_categorical")
-class DirichletCategorical(Conjugate):
+class DirichletCategorical(Columnwise, Conjugate):
     """x_d ~ Categorical(θ_d), θ_d ~ Dirichlet(a, …, a), for independent columns of categories 0, 1, …; exact.
 
-    A new row's predictive is P(x_d = k | training) = (a + n_dk)/(a K_d + N), where n_dk training rows have k. The
-    evidence is Π_d Γ(a K_d)/Γ(a K_d + N) · Π_k Γ(a + n_dk)/Γ(a).
+    A new row's predictive is P(x_d = k | training) = (a + n_dk)/(a K_d + N_d), where N_d training rows have column
+    d and n_dk of them have k. The evidence is Π_d Γ(a K_d)/Γ(a K_d + N_d) · Π_k Γ(a + n_dk)/Γ(a).
 
     Args:
         concentration: a, the prior's pseudo-count of every category.
@@ -47,19 +47,22 @@ class DirichletCategorical(Conjugate):
         self.concentration = arguments.positive("concentration", concentration)
         self.num_categories = num_categories
 
-    def _fit(self, rows: Tensor) -> None:
+    def _fit(self, rows: Tensor, observed: Tensor | None = None) -> None:
         sizes = columns.categories(rows, self.num_categories)
         columns.known(rows, sizes)
-        counts = [torch.bincount(c, minlength=k).double() for c, k in zip(rows.long().T, sizes, strict=True)]
-        self._counts = tuple(counts)
+        seen = torch.ones_like(rows, dtype=torch.bool) if observed is None else observed
+        self._counts = tuple(
+            torch.bincount(column[there], minlength=k).double()
+            for column, there, k in zip(rows.long().T, seen.T, sizes, strict=True)
+        )
         self.probabilities = tuple(
-            (self.concentration + n) / (self.concentration * len(n) + len(rows)) for n in counts
+            (self.concentration + n) / (self.concentration * len(n) + n.sum()) for n in self._counts
         )
 
-    def _log_prob(self, rows: Tensor) -> Tensor:
+    def _log_probs(self, rows: Tensor) -> Tensor:
         columns.known(rows, tuple(len(p) for p in self.probabilities))
         labels = rows.long().T
-        return torch.stack([p.log()[c] for p, c in zip(self.probabilities, labels, strict=True)]).sum(dim=0)
+        return torch.stack([p.log()[c] for p, c in zip(self.probabilities, labels, strict=True)]).T
 
     def _sample(self, num_rows: int) -> Tensor:
         drawn = [torch.multinomial(p, num_rows, replacement=True) for p in self.probabilities]

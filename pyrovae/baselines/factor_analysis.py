@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from pyrovae import arguments
-from pyrovae.baselines import columns
-from pyrovae.baselines.base import Distributed, register, warn_unconverged
+from pyrovae.baselines import columns, factors
+from pyrovae.baselines.base import register, warn_unconverged
 from pyrovae.refusals import bad_value
 
 _LEAST = 1e-8  # the least noise variance, relative to a column's variance
 
 
 @register("factor_analysis")
-class FactorAnalysis(Distributed):
+class FactorAnalysis(factors.FactorModel):
     """z ~ N(0, I_L), x | z ~ N(W z + μ, diag(ψ)), hence x ~ N(μ, W Wᵀ + diag(ψ)): exact.
 
     ``fit`` maximises the likelihood. EM (scikit-learn's) comes near the maximum, but becomes very slow if a ψ_d
@@ -26,12 +26,15 @@ class FactorAnalysis(Distributed):
     (Jöreskog 1967). If the likelihood stays bounded as a ψ_d tends to 0, the fit is accepted. No ψ_d is below
     1e-8 of its column's variance.
 
+    If cells are missing, quasi-Newton steps over all parameters maximise the likelihood of the observed
+    cells, which may have several maxima. Ghahramani and Hinton (1994).
+
     Args:
         latent_dim: L, less than the number of columns, and than the number of rows less one.
         max_iter: of the quasi-Newton steps. A fit that needs more warns and says so in ``summary``.
 
     After ``fit``: ``loc`` μ, shape (columns,); ``loadings`` W, shape (columns, L); ``noise_variance`` ψ,
-    shape (columns,); ``converged``.
+    shape (columns,); ``converged``; ``history`` (see ``Incomplete``).
 
     Raises:
         ValueError: L is too large; columns are constant or determined by others, which takes the density to +∞.
@@ -54,9 +57,7 @@ class FactorAnalysis(Distributed):
         self.latent_dim = arguments.integer("latent_dim", latent_dim)
         self.max_iter = arguments.integer("max_iter", max_iter)
 
-    def _fit(self, rows: Tensor) -> None:
-        from scipy.optimize import minimize
-
+    def _fit(self, rows: Tensor, observed: Tensor | None = None) -> None:
         n, width = rows.shape
         if self.latent_dim >= min(n - 1, width):
             raise bad_value(
@@ -65,7 +66,31 @@ class FactorAnalysis(Distributed):
                 str(self.latent_dim),
                 "Pass a smaller latent_dim.",
             )
-        standard, self.loc, scale = columns.standardized(rows)
+        standard, self.loc, scale = columns.standardized(rows, observed=observed)
+        if observed is None:
+            loadings, noise_variance, self.converged = self._fit_complete(standard)
+            self.history = ()
+        else:
+            (loc, loadings, noise_variance), self.history, self.converged = factors.fit(
+                standard, observed, self.latent_dim, False, _LEAST, self.max_iter
+            )
+            self.loc = self.loc + loc * scale
+        if columns.singular(loadings @ loadings.T + noise_variance.diag(), least=10 * _LEAST):
+            raise bad_value(
+                "x",
+                f"columns with noise that {self.latent_dim} factors do not explain",
+                "columns that others determine: the density goes to +∞",
+                "Drop columns that repeat others, use a smaller latent_dim or PPCA, or fit on more rows.",
+            )
+        self.loadings, self.noise_variance = loadings * scale[:, None], noise_variance * scale**2
+        if not self.converged:
+            warn_unconverged(self, self.max_iter)
+
+    def _fit_complete(self, standard: Tensor) -> tuple[Tensor, Tensor, bool]:
+        """Return W and ψ of standardised rows, and whether the fit converged."""
+        from scipy.optimize import minimize
+
+        n, width = standard.shape
         correlation = (standard.T @ standard / n).numpy()
         found = minimize(
             _profile,
@@ -76,19 +101,9 @@ class FactorAnalysis(Distributed):
             bounds=[(np.log(_LEAST), 0.0)] * width,
             options={"maxiter": self.max_iter, "maxfun": 10 * self.max_iter, "ftol": 1e-15, "gtol": 1e-8},
         )
-        noise_variance = torch.from_numpy(np.exp(found.x))
-        loadings = torch.from_numpy(_loadings(np.exp(found.x), correlation, self.latent_dim)[0])
-        if columns.singular(loadings @ loadings.T + noise_variance.diag(), least=10 * _LEAST):
-            raise bad_value(
-                "x",
-                f"columns with noise that {self.latent_dim} factors do not explain",
-                "columns that others determine: the density goes to +∞",
-                "Drop columns that repeat others, use a smaller latent_dim or PPCA, or fit on more rows.",
-            )
-        self.loadings, self.noise_variance = loadings * scale[:, None], noise_variance * scale**2
-        self.converged = found.status != 1  # 1: out of steps
-        if not self.converged:
-            warn_unconverged(self, self.max_iter)
+        noise = np.exp(found.x)
+        loadings, _ = _loadings(noise, correlation, self.latent_dim)
+        return torch.from_numpy(loadings), torch.from_numpy(noise), found.status != 1  # 1: out of steps
 
     def _start(self, standard: Tensor) -> np.ndarray:
         """Return ψ of scikit-learn's fit, shape (columns,)."""

@@ -6,20 +6,29 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from pyrovae import arguments
 from pyrovae.baselines import columns
-from pyrovae.baselines.base import Distributed, register
+from pyrovae.baselines.base import Gaussian, register, warn_unconverged
+from pyrovae.baselines.observed import LinAlgError, Mixture, Patterns, climb, em_step
 from pyrovae.refusals import bad_value
 
 
 @register("full_gaussian")
-class FullGaussian(Distributed):
+class FullGaussian(Gaussian):
     """x ~ N(μ, Σ), fitted by maximum likelihood: mean and covariance of the rows, divided by N; exact.
 
-    After ``fit``: ``loc`` μ, shape (columns,); ``covariance`` Σ, shape (columns, columns).
+    If cells are missing, EM fills in their conditional means and covariances. Dempster, Laird and Rubin (1977); Little
+    and Rubin (2019), 11.2.
+
+    Args:
+        max_iter: of EM over missing cells. A fit that needs more warns and says so in ``summary``.
+
+    After ``fit``: ``loc`` μ, shape (columns,); ``covariance`` Σ, shape (columns, columns);
+    ``converged``; ``history`` (see ``Incomplete``).
 
     Raises:
         ValueError: rows are not more than columns; columns are constant or determined by others. The density
-            then goes to +∞.
+            then goes to +∞. Two columns are never observed in one row.
 
     Example:
         >>> import torch
@@ -33,7 +42,10 @@ class FullGaussian(Distributed):
     loc: Tensor
     covariance: Tensor
 
-    def _fit(self, rows: Tensor) -> None:
+    def __init__(self, max_iter: int = 5000) -> None:
+        self.max_iter = arguments.integer("max_iter", max_iter)
+
+    def _fit(self, rows: Tensor, observed: Tensor | None = None) -> None:
         from sklearn.covariance import EmpiricalCovariance
 
         n, width = rows.shape
@@ -44,8 +56,14 @@ class FullGaussian(Distributed):
                 f"{n} rows: the density goes to +∞",
                 "Use PPCA or FactorAnalysis, or fit on more rows.",
             )
-        standard, self.loc, scale = columns.standardized(rows)
-        correlation = torch.from_numpy(EmpiricalCovariance().fit(standard.numpy()).covariance_)
+        standard, self.loc, scale = columns.standardized(rows, observed=observed)
+        self.converged, self.history = True, ()
+        if observed is None:
+            correlation = torch.from_numpy(EmpiricalCovariance().fit(standard.numpy()).covariance_)
+        else:
+            columns.together(observed)
+            loc, correlation = self._climb(Patterns(standard, observed))
+            self.loc = self.loc + loc * scale
         if columns.singular(correlation):
             raise bad_value(
                 "x",
@@ -56,6 +74,25 @@ class FullGaussian(Distributed):
             )
         self.covariance = correlation * torch.outer(scale, scale)
         self._factor = torch.linalg.cholesky(self.covariance)
+        if not self.converged:
+            warn_unconverged(self, self.max_iter)
+
+    def _climb(self, patterns: Patterns) -> tuple[Tensor, Tensor]:
+        """Return mean and covariance of standardised rows by EM; a covariance of zeros if it becomes singular."""
+        width = patterns.rows.shape[1]
+        start = torch.ones(1), torch.zeros(1, width), torch.eye(width)[None]
+        at: Mixture = start[0].double(), start[1].double(), start[2].double()
+        try:
+            (_, loc, covariance), history, self.converged = climb(
+                lambda at: em_step(patterns, at), at, self.max_iter, 1e-12
+            )
+        except LinAlgError:
+            return at[1][0], torch.zeros_like(at[2][0])
+        self.history = tuple(history)
+        return loc[0], covariance[0]
+
+    def _components(self) -> Mixture:
+        return torch.ones(1).to(self.loc), self.loc[None], self.covariance[None]
 
     def _distribution(self) -> MultivariateNormal:
         return MultivariateNormal(self.loc, scale_tril=self._factor)
@@ -67,4 +104,5 @@ class FullGaussian(Distributed):
 
     def summary(self) -> str:
         width = self._require_fit()
-        return f"FullGaussian, {width} columns, {len(self.seen)} rows, plug-in, exact"
+        state = "" if self.converged else ", not converged"
+        return f"FullGaussian, {width} columns, {len(self.seen)} rows{state}, plug-in, exact"

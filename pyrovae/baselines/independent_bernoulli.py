@@ -7,15 +7,15 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyrovae import arguments
-from pyrovae.baselines.base import Conjugate, register
+from pyrovae.baselines.base import Columnwise, Conjugate, register
 
 
 @register("independent_bernoulli")
-class IndependentBernoulli(Conjugate):
+class IndependentBernoulli(Columnwise, Conjugate):
     """x_d ~ Bernoulli(θ_d), θ_d ~ Beta(a, b), for independent columns; exact.
 
     A new row's score is its posterior predictive, with θ integrated out by Beta–Bernoulli conjugacy:
-    P(x_d = 1 | training) = (a + ones_d) / (a + b + N).
+    P(x_d = 1 | training) = (a + ones_d) / (a + b + N_d), where N_d training rows have column d.
 
     Args:
         a, b: the prior's pseudo-counts of ones and zeros.
@@ -42,17 +42,18 @@ class IndependentBernoulli(Conjugate):
         self.a = arguments.positive("a", a)
         self.b = arguments.positive("b", b)
 
-    def _fit(self, rows: Tensor) -> None:
-        self._num_rows, self._ones = len(rows), rows.sum(dim=0)
-        self.probabilities = (self.a + rows.sum(dim=0)) / (self.a + self.b + len(rows))
+    def _fit(self, rows: Tensor, observed: Tensor | None = None) -> None:
+        self._num_rows: int | Tensor = len(rows) if observed is None else observed.sum(dim=0)
+        self._ones = rows.sum(dim=0)
+        self.probabilities = (self.a + rows.sum(dim=0)) / (self.a + self.b + self._num_rows)
 
     def _sample(self, num_rows: int) -> Tensor:
         return torch.bernoulli(self.probabilities.expand(num_rows, -1))
 
-    def _log_prob(self, rows: Tensor) -> Tensor:
+    def _log_probs(self, rows: Tensor) -> Tensor:
         # log1p keeps the digits that log(1 − p) loses near p = 1; the prior keeps p inside (0, 1).
         p = self.probabilities
-        return (rows * p.log() + (1 - rows) * torch.log1p(-p)).sum(dim=1)
+        return rows * p.log() + (1 - rows) * torch.log1p(-p)
 
     def _log_marginal(self) -> float:
         a, b = self._ones.new_tensor([self.a, self.b])
@@ -63,7 +64,7 @@ class IndependentBernoulli(Conjugate):
         self._require_fit()
         return (
             f"IndependentBernoulli, {len(self.probabilities)} columns, Beta({self.a:g}, {self.b:g}) prior, "
-            f"{self._num_rows} rows, posterior-averaged, exact"
+            f"{len(self.seen)} rows, posterior-averaged, exact"
         )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.distributions import Independent, Normal
+from torch.distributions import Normal
 
 from pyrovae.baselines import columns
-from pyrovae.baselines.base import Distributed, register
+from pyrovae.baselines.base import Columnwise, register
 
 
 @register("independent_gaussian")
-class IndependentGaussian(Distributed):
+class IndependentGaussian(Columnwise):
     """x_d ~ N(μ_d, σ_d²), independent columns, fitted by maximum likelihood; exact.
 
     After ``fit``: ``loc`` μ and ``scale`` σ (divided by N), each of shape (columns,).
@@ -29,11 +29,14 @@ class IndependentGaussian(Distributed):
     loc: Tensor
     scale: Tensor
 
-    def _fit(self, rows: Tensor) -> None:
-        _, self.loc, self.scale = columns.standardized(rows)
+    def _fit(self, rows: Tensor, observed: Tensor | None = None) -> None:
+        _, self.loc, self.scale = columns.standardized(rows, observed=observed)
 
-    def _distribution(self) -> Independent:
-        return Independent(Normal(self.loc, self.scale), 1)
+    def _log_probs(self, rows: Tensor) -> Tensor:
+        return Normal(self.loc, self.scale).log_prob(rows)
+
+    def _sample(self, num_rows: int) -> Tensor:
+        return Normal(self.loc, self.scale).sample((num_rows,))
 
     @property
     def num_parameters(self) -> float:

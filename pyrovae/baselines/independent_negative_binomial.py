@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 from torch.distributions import Gamma, Poisson, constraints
 
-from pyrovae.baselines.base import ClosedForm, register
+from pyrovae.baselines import columns
+from pyrovae.baselines.base import Columnwise, register
 
 # At r above this times max(m, 1), a negative binomial is within 1e-12 nats a row of its Poisson limit.
 _POISSON = 1e6
 
 
 @register("independent_negative_binomial")
-class IndependentNegativeBinomial(ClosedForm):
+class IndependentNegativeBinomial(Columnwise):
     """x_d ~ NB(mean m_d, concentration r_d), of variance m + m²/r, for independent columns of counts; exact.
 
     Fitted by maximum likelihood. m is the column's mean for every r. If the variance (divided by N) exceeds the
@@ -42,17 +43,18 @@ class IndependentNegativeBinomial(ClosedForm):
     loc: Tensor
     concentration: Tensor
 
-    def _fit(self, rows: Tensor) -> None:
-        self.loc = rows.mean(dim=0)
-        self.concentration = rows.new_tensor([_best_concentration(column) for column in rows.T.numpy()])
+    def _fit(self, rows: Tensor, observed: Tensor | None = None) -> None:
+        self.loc = rows.mean(dim=0) if observed is None else columns.moments(rows, observed)[1]
+        seen = torch.ones_like(rows, dtype=torch.bool) if observed is None else observed
+        cells = [column[there] for column, there in zip(rows.T.numpy(), seen.T.numpy(), strict=True)]
+        self.concentration = rows.new_tensor([_best_concentration(column) for column in cells])
 
-    def _log_prob(self, rows: Tensor) -> Tensor:
+    def _log_probs(self, rows: Tensor) -> Tensor:
         # Above r = 100, a Poisson mass with a correction is used, because differences of log Γ near r lose digits.
         low, high = self.concentration.clamp(max=100.0), self.concentration.clamp(min=100.0, max=1e300)
-        log_prob = torch.where(
+        return torch.where(
             self.concentration <= 100.0, _log_mass(rows, self.loc, low), _near_poisson(rows, self.loc, high)
         )
-        return log_prob.sum(dim=1)
 
     def _sample(self, num_rows: int) -> Tensor:
         finite = torch.isfinite(self.concentration)

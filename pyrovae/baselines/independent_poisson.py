@@ -5,16 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 from torch.distributions import Poisson, constraints
 
-from pyrovae.baselines.base import ClosedForm, register
+from pyrovae.baselines import columns
+from pyrovae.baselines.base import Columnwise, register
 
 
 @register("independent_poisson")
-class IndependentPoisson(ClosedForm):
+class IndependentPoisson(Columnwise):
     """x_d ~ Poisson(λ_d), independent columns of counts, fitted by maximum likelihood; exact.
 
     A column of zeros has λ = 0. Other rows have to be zero there, too; otherwise ``log_evidence`` raises ``ValueError``.
 
-    After ``fit``: ``rate`` λ, the columns' means, shape (columns,).
+    After ``fit``: ``rate`` λ, the means of each column's observed cells, shape (columns,).
 
     Raises:
         ValueError: values are not counts.
@@ -31,11 +32,11 @@ class IndependentPoisson(ClosedForm):
 
     rate: Tensor
 
-    def _fit(self, rows: Tensor) -> None:
-        self.rate = rows.mean(dim=0)
+    def _fit(self, rows: Tensor, observed: Tensor | None = None) -> None:
+        self.rate = rows.mean(dim=0) if observed is None else columns.moments(rows, observed)[1]
 
-    def _log_prob(self, rows: Tensor) -> Tensor:
-        return Poisson(self.rate).log_prob(rows).sum(dim=1)
+    def _log_probs(self, rows: Tensor) -> Tensor:
+        return Poisson(self.rate).log_prob(rows)
 
     def _sample(self, num_rows: int) -> Tensor:
         return Poisson(self.rate).sample((num_rows,))

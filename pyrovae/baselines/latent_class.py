@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Categorical, constraints
 
 from pyrovae import arguments, noise
 from pyrovae.baselines import columns
-from pyrovae.baselines.base import ClosedForm, register, warn_unconverged
+from pyrovae.baselines.base import Incomplete, register, warn_unconverged
+from pyrovae.baselines.observed import climb
 
 _BLOCK = 4096  # rows one-hot encoded at once
 _SCOUTING = 30  # steps from every start; only the best start continues (Biernacki, Celeux and Govaert 2003)
@@ -37,7 +38,7 @@ class Classes:
 
 
 @register("latent_class")
-class LatentClass(ClosedForm):
+class LatentClass(Incomplete):
     """x ~ Σ_c π_c Π_d Categorical(x_d; θ_cd), for columns of categories 0, 1, …; exact.
 
     Fitted by EM from several starts. The best start continues to a local maximum of
@@ -46,7 +47,8 @@ class LatentClass(ClosedForm):
 
     the likelihood with pseudo-counts that keep every category possible in every class. This maximum is the
     posterior's mode under a Dirichlet(1 + pseudo_count) prior. Lazarsfeld and Henry (1968); Dempster,
-    Laird and Rubin (1977).
+    Laird and Rubin (1977). If cells are missing, a row's class is inferred from its observed cells, and only these are
+    counted.
 
     Args:
         num_classes: how many classes.
@@ -97,13 +99,16 @@ class LatentClass(ClosedForm):
         self.max_iter = arguments.integer("max_iter", max_iter)
         self.seed = arguments.integer("seed", seed, minimum=0)
 
-    def _fit(self, rows: Tensor) -> None:
+    def _fit(self, rows: Tensor, observed: Tensor | None = None) -> None:
         self._sizes = columns.categories(rows, self.num_categories)
         columns.known(rows, self._sizes)
         self._one_hot = columns.OneHot(self._sizes)
-        scouts = [self._climb(rows, self._start(rows, i), _SCOUTING)[:2] for i in range(self.num_starts)]
+        scouts = [
+            self._climb(rows, self._start(rows, i, observed), _SCOUTING, observed)[:2]
+            for i in range(self.num_starts)
+        ]
         start, before = max(scouts, key=lambda scout: scout[1][-1])
-        classes, after, self.converged = self._climb(rows, start, self.max_iter)
+        classes, after, self.converged = self._climb(rows, start, self.max_iter, observed)
         self.history = (*before, *after)
         order = classes.weights.argsort(descending=True)
         self.weights, self._mass = classes.weights[order], classes.mass[order]
@@ -120,31 +125,33 @@ class LatentClass(ClosedForm):
         """Return θ in the form that the user reads."""
         return self._one_hot.split(self._classes.mass)
 
-    def _start(self, rows: Tensor, start: int) -> Classes:
-        """Return classes whose θ is half the columns' marginals and half one training row."""
+    def _start(self, rows: Tensor, start: int, observed: Tensor | None = None) -> Classes:
+        """Return classes whose θ is half the columns' marginals and half one training row, if that row has the column."""
         with noise.seeded(noise.derive(self.seed, noise.Stream.WEIGHTS, start)):
             chosen = torch.randperm(len(rows)).repeat(1 + self.num_classes // len(rows))[: self.num_classes]
-        counts = torch.stack([self._one_hot(block).sum(dim=0) for block in rows.split(_BLOCK)]).sum(dim=0)
+        counts = torch.stack([hot.sum(dim=0) for hot in self._hot(rows, observed)]).sum(dim=0)
         marginal = self._one_hot.normalized(counts + self.pseudo_count)
         weights = rows.new_full((self.num_classes,), 1 / self.num_classes)
+        if observed is not None:
+            hot = self._one_hot(rows[chosen], observed[chosen])
+            return Classes(weights, self._one_hot.normalized(marginal + hot))
         return Classes(weights, (marginal + self._one_hot(rows[chosen])) / 2)
 
-    def _climb(self, rows: Tensor, classes: Classes, steps: int) -> tuple[Classes, list[float], bool]:
-        """Run EM and return the classes, the objective at every step and whether it converged."""
-        history: list[float] = []
-        for _ in range(steps):
-            objective, after = self._step(rows, classes)
-            history.append(objective)
-            if len(history) > 1 and history[-1] - history[-2] < _TOLERANCE:
-                return classes, history, True
-            classes = after
-        return classes, history, False
+    def _hot(self, rows: Tensor, observed: Tensor | None) -> Iterator[Tensor]:
+        """Yield the one-hot rows block by block."""
+        for block in torch.arange(len(rows)).split(_BLOCK):
+            yield self._one_hot(rows[block], None if observed is None else observed[block])
 
-    def _step(self, rows: Tensor, classes: Classes) -> tuple[float, Classes]:
+    def _climb(
+        self, rows: Tensor, classes: Classes, steps: int, observed: Tensor | None = None
+    ) -> tuple[Classes, list[float], bool]:
+        """Run EM and return the classes, the objective at every step and whether it converged."""
+        return climb(lambda at: self._step(rows, at, observed), classes, steps, _TOLERANCE)
+
+    def _step(self, rows: Tensor, classes: Classes, observed: Tensor | None = None) -> tuple[float, Classes]:
         """Take one EM step: return the objective before it, in nats a row, and the parameters after it."""
         counts, sizes, total = torch.zeros_like(classes.mass), torch.zeros_like(classes.weights), 0.0
-        for block in rows.split(_BLOCK):
-            hot = self._one_hot(block)
+        for hot in self._hot(rows, observed):
             log_joint = classes.log_joint(hot)
             log_evidence = log_joint.logsumexp(dim=1, keepdim=True)
             shares = (log_joint - log_evidence).exp()  # (rows, classes)
@@ -152,18 +159,30 @@ class LatentClass(ClosedForm):
             total += float(log_evidence.sum())
         if self.pseudo_count:
             total += self.pseudo_count * float(classes.mass.log().sum())
-        # Without pseudo-counts, a class that no row belongs to has no best θ and keeps its own.
-        kept = (sizes == 0)[:, None]
-        mass = self._one_hot.normalized(torch.where(kept, classes.mass, counts + self.pseudo_count))
+        counts = counts + self.pseudo_count
+        # Without pseudo-counts, a class that no row with the column belongs to has no best θ and keeps its own.
+        kept = (sizes == 0)[:, None] | (self._one_hot.totals(counts) == 0)
+        mass = self._one_hot.normalized(torch.where(kept, classes.mass, counts))
         return total / len(rows), Classes(sizes / len(rows), mass)
 
-    def _log_prob(self, rows: Tensor) -> Tensor:
+    def _log_prob(self, rows: Tensor, observed: Tensor | None = None) -> Tensor:
+        return self._log_joint(rows, observed).logsumexp(dim=1)
+
+    def _log_joint(self, rows: Tensor, observed: Tensor | None) -> Tensor:
+        """Return log π_c + log P(x_n,obs | class c), shape (rows, classes)."""
         columns.known(rows, self._one_hot.sizes)
-        blocks = [self._classes.log_joint(self._one_hot(block)) for block in rows.split(_BLOCK)]
-        return torch.cat(blocks).logsumexp(dim=1)
+        return torch.cat([self._classes.log_joint(hot) for hot in self._hot(rows, observed)])
+
+    def _draw(self, rows: Tensor, observed: Tensor, num_draws: int) -> Tensor:
+        drawn = Categorical(logits=self._log_joint(rows, observed)).sample((num_draws,))
+        return self._of_classes(drawn.flatten()).unflatten(0, drawn.shape)
 
     def _sample(self, num_rows: int) -> Tensor:
         drawn = torch.multinomial(self.weights, num_rows, replacement=True)
+        return self._of_classes(drawn)
+
+    def _of_classes(self, drawn: Tensor) -> Tensor:
+        """Return a row of each class in ``drawn``, shape (rows,)."""
         tables = self._one_hot.split(self._classes.mass[drawn])
         return torch.cat([torch.multinomial(table, 1) for table in tables], dim=1).double()
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import StudentT
 
 from pyrovae import arguments
-from pyrovae.baselines.base import Conjugate, register
+from pyrovae.baselines import columns
+from pyrovae.baselines.base import Columnwise, Conjugate, register
 from pyrovae.refusals import bad_value
 
 
 @register("normal_inverse_gamma")
-class NormalInverseGamma(Conjugate):
+class NormalInverseGamma(Columnwise, Conjugate):
     """x_d ~ N(μ_d, σ_d²), μ_d | σ_d² ~ N(loc, σ_d²/kappa), σ_d² ~ InverseGamma(alpha, beta), by column; exact.
 
     Let N rows in a column have mean x̄ and S = Σ (x − x̄)². The posterior has kappa_N = kappa + N,
@@ -37,7 +39,8 @@ class NormalInverseGamma(Conjugate):
         beta: alpha times the variance that the prior expects (1/E[1/σ²]), in x's units squared: a number, or one
             a column.
 
-    After ``fit``: ``loc_n`` and ``beta_n``, each of shape (columns,), ``kappa_n`` and ``alpha_n``, of the posterior.
+    After ``fit``: ``loc_n`` and ``beta_n``, each of shape (columns,), ``kappa_n`` and ``alpha_n``, of the posterior,
+    numbers, or one a column if cells were missing: N is then each column's number of observed cells.
 
     Raises:
         ValueError: the prior is not proper; the number of locs or betas is not that of columns.
@@ -52,8 +55,11 @@ class NormalInverseGamma(Conjugate):
     measure = "density"
 
     loc_n: Tensor
-    kappa_n: float
-    alpha_n: float
+    kappa_n: float | Tensor
+    alpha_n: float | Tensor
+    _num_rows: int | Tensor | None = (
+        None  # N, one a column if cells were missing; None in files of the first version
+    )
     beta_n: Tensor
 
     def __init__(
@@ -70,30 +76,45 @@ class NormalInverseGamma(Conjugate):
         arguments.per_column("beta", beta, arguments.positive)
         self.beta = beta
 
-    def _fit(self, rows: Tensor) -> None:
+    def _fit(self, rows: Tensor, observed: Tensor | None = None) -> None:
+        n: Any
         n, width = rows.shape
         loc, self._beta = (_per_column(name, getattr(self, name), width) for name in ("loc", "beta"))
-        mean = rows.mean(dim=0)
+        if observed is None:
+            mean, squares = rows.mean(dim=0), None
+        else:
+            n, mean, squares = columns.moments(rows, observed)
+        self._num_rows = n
         self.kappa_n, self.alpha_n = self.kappa + n, self.alpha + n / 2
         self.loc_n = (self.kappa * loc + n * mean) / self.kappa_n
-        spread = ((rows - mean) ** 2).sum(dim=0) + self.kappa * n / self.kappa_n * (mean - loc) ** 2
+        squares = ((rows - mean) ** 2).sum(dim=0) if squares is None else squares
+        spread = squares + self.kappa * n / self.kappa_n * (mean - loc) ** 2
         self.beta_n = self._beta + spread / 2
 
     def _distribution(self) -> StudentT:
         variance = self.beta_n * (self.kappa_n + 1) / (self.alpha_n * self.kappa_n)
         return StudentT(2 * self.alpha_n, self.loc_n, variance.sqrt())
 
-    def _log_prob(self, rows: Tensor) -> Tensor:
-        return self._distribution().log_prob(rows).sum(dim=1)
+    def _log_probs(self, rows: Tensor) -> Tensor:
+        return self._distribution().log_prob(rows)
 
     def _sample(self, num_rows: int) -> Tensor:
         return self._distribution().sample((num_rows,))
 
     def _log_marginal(self) -> float:
-        n = len(self.seen)
-        constant = math.lgamma(self.alpha_n) - math.lgamma(self.alpha)
-        constant += 0.5 * math.log(self.kappa / self.kappa_n) - 0.5 * n * math.log(2 * math.pi)
-        return float((constant + self.alpha * self._beta.log() - self.alpha_n * self.beta_n.log()).sum())
+        num_rows = len(self.seen) if self._num_rows is None else self._num_rows
+        counts, alphas, kappas = (
+            torch.as_tensor(value, dtype=torch.float64).reshape(-1).tolist()
+            for value in (num_rows, self.alpha_n, self.kappa_n)
+        )
+        constants = []
+        for n, alpha, kappa in zip(counts, alphas, kappas, strict=True):
+            constant = math.lgamma(alpha) - math.lgamma(self.alpha)
+            constants.append(
+                constant + (0.5 * math.log(self.kappa / kappa) - 0.5 * n * math.log(2 * math.pi))
+            )
+        fixed = self.beta_n.new_tensor(constants)
+        return float((fixed + self.alpha * self._beta.log() - self.alpha_n * self.beta_n.log()).sum())
 
     def summary(self) -> str:
         width = self._require_fit()

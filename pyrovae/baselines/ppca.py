@@ -7,12 +7,15 @@ from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal
 
 from pyrovae import arguments
-from pyrovae.baselines.base import Distributed, register
+from pyrovae.baselines import columns, factors
+from pyrovae.baselines.base import register, warn_unconverged
 from pyrovae.refusals import bad_value
+
+_LEAST = 1e-10  # the least noise variance, relative to the largest variance
 
 
 @register("ppca")
-class PPCA(Distributed):
+class PPCA(factors.FactorModel):
     """z ~ N(0, I_L), x | z ~ N(W z + μ, σ² I), hence x ~ N(μ, W Wᵀ + σ² I): exact.
 
     Fitted by maximum likelihood, in closed form: W = U (Λ − σ² I)^½ from the L largest eigenvalues of
@@ -20,10 +23,15 @@ class PPCA(Distributed):
     does not maximise the likelihood; ``fit`` corrects that. A VAE with linear networks has the same
     optimum. Tipping and Bishop (1999); Lucas, Tucker, Grosse and Norouzi (2019).
 
+    If cells are missing, quasi-Newton steps maximise the likelihood of the observed cells. This likelihood
+    may have several maxima; the start is the closed form on rows filled with column means. Ilin and Raiko (2010).
+
     Args:
         latent_dim: L, less than the number of columns and the number of rows.
+        max_iter: of the quasi-Newton steps over missing cells. A fit that needs more warns and says so in ``summary``.
 
-    After ``fit``: ``loc`` μ, shape (columns,); ``loadings`` W, shape (columns, L); ``noise_variance`` σ².
+    After ``fit``: ``loc`` μ, shape (columns,); ``loadings`` W, shape (columns, L); ``noise_variance`` σ²;
+    ``converged``; ``history`` (see ``Incomplete``).
 
     Raises:
         ValueError: L is too large for the rows; rows lie in an L-dimensional plane, which takes the density
@@ -42,10 +50,11 @@ class PPCA(Distributed):
     loadings: Tensor
     noise_variance: float
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, latent_dim: int, max_iter: int = 2000) -> None:
         self.latent_dim = arguments.integer("latent_dim", latent_dim)
+        self.max_iter = arguments.integer("max_iter", max_iter)
 
-    def _fit(self, rows: Tensor) -> None:
+    def _fit(self, rows: Tensor, observed: Tensor | None = None) -> None:
         from sklearn.decomposition import PCA
 
         n, columns = rows.shape
@@ -56,24 +65,46 @@ class PPCA(Distributed):
                 str(self.latent_dim),
                 "Pass a smaller latent_dim.",
             )
+        self.converged, self.history = True, ()
+        if observed is not None:
+            self._fit_observed(rows, observed)
+            if not self.converged:
+                warn_unconverged(self, self.max_iter)
+            return
         pca = PCA(self.latent_dim, svd_solver="full").fit(rows.numpy())
         shrink = (n - 1) / n
         variance = torch.from_numpy(pca.explained_variance_) * shrink  # (L,)
         # scikit-learn averages over the eigenvalues it has; with fewer rows than columns, the others are zero.
         discarded = (min(n, columns) - self.latent_dim) / (columns - self.latent_dim)
         noise_variance = float(pca.noise_variance_) * shrink * discarded
-        if noise_variance < 1e-10 * float(variance.max()):
+        self._check_noise(noise_variance, float(variance.max()))
+        self.loc = rows.mean(dim=0)
+        self.loadings = (
+            torch.from_numpy(pca.components_.T * 1.0) * (variance - noise_variance).clamp(min=0).sqrt()
+        )
+        self.noise_variance = noise_variance
+
+    def _fit_observed(self, rows: Tensor, observed: Tensor) -> None:
+        """Fit to rows with missing cells, in one unit for all columns."""
+        standard, loc, scale = columns.standardized(rows, shared=True, observed=observed)
+        fitted, self.history, self.converged = factors.fit(
+            standard, observed, self.latent_dim, True, _LEAST, self.max_iter
+        )
+        noise_variance = float(fitted.noise[0])
+        largest = float(torch.linalg.matrix_norm(fitted.loadings, 2)) ** 2 + noise_variance
+        self._check_noise(noise_variance / 10, largest)  # / 10, because the fit stops at the least
+        self.loc, self.loadings = fitted.loc * scale + loc, fitted.loadings * scale[:, None]
+        self.noise_variance = noise_variance * float(scale[0]) ** 2
+
+    def _check_noise(self, noise_variance: float, largest: float) -> None:
+        """Raise ``ValueError`` for rows in a plane, from σ² and the largest variance."""
+        if noise_variance < _LEAST * largest:
             raise bad_value(
                 "x",
                 f"rows that fill more than {self.latent_dim} dimensions",
                 f"a residual variance of {noise_variance:.2g}: the density goes to +∞",
                 "Use a smaller latent_dim, drop columns that repeat others, or dequantise whole numbers.",
             )
-        self.loc = rows.mean(dim=0)
-        self.loadings = (
-            torch.from_numpy(pca.components_.T * 1.0) * (variance - noise_variance).clamp(min=0).sqrt()
-        )
-        self.noise_variance = noise_variance
 
     def _distribution(self) -> LowRankMultivariateNormal:
         diagonal = torch.full_like(self.loc, self.noise_variance)
@@ -87,4 +118,5 @@ class PPCA(Distributed):
 
     def summary(self) -> str:
         self._require_fit()
-        return f"PPCA, {self.latent_dim} latent dimensions, noise variance {self.noise_variance:.4g}, plug-in, exact"
+        state = "" if self.converged else ", not converged"
+        return f"PPCA, {self.latent_dim} latent dimensions, noise variance {self.noise_variance:.4g}{state}, plug-in, exact"

@@ -95,9 +95,14 @@ def about(source: Source | None, model: Any) -> dict[str, Any]:
     fitted = getattr(model, "seen", None)
     rows = identity.Seen(np.zeros(len(source.exact), dtype=bool))
     if fitted is not None:
-        rows = identity.seen(identity.row_hashes(source.exact), fitted)
+        rows = identity.seen(identity.row_hashes(source.exact, source.observed), fitted)
+    observed = None
+    if source.observed is not None:
+        observed = source.observed.reshape(len(source.exact), -1).sum(dim=1).cpu().numpy()
+        rows = identity.Seen(rows.matches & (observed > 0), rows.chance)  # rows without a cell are all equal
     return {
-        "fingerprint": identity.fingerprint(source.exact),
+        "fingerprint": identity.fingerprint(source.exact, source.observed),
+        "observed": observed,
         "seen": rows.number,
         "index": source.index,
         "_seen": rows,
@@ -224,6 +229,8 @@ class LogEvidence:
         seed, tile: together with x and the pair, they reproduce the numbers bit for bit.
         check: how the method did on rows simulated from the model; None if it was not tried on any, as when no row's
             weights allow trust.
+        observed: how many cells of each row are observed, shape (rows,); None if none is missing. The estimate is then
+            log P of the observed cells, and 0 for a row without any.
         log_odds: of simulated rows, log of the exact draw's weight over the sum of all other weights, shape (rows,);
             else None.
         heavier: of simulated rows, the share of those other weights on draws at least as heavy; NaN if there are no draws.
@@ -273,6 +280,7 @@ class LogEvidence:
     reasons: tuple[str, ...] = ()
     noise: str | None = None
     check: Check | None = None
+    observed: np.ndarray | None = None
     tail_error: np.ndarray | float = field(default=0.0, repr=False)
     log_odds: np.ndarray | None = field(default=None, repr=False)
     heavier: np.ndarray | None = field(default=None, repr=False)
@@ -328,6 +336,7 @@ class LogEvidence:
         index: Any = None,
         target: str = "predictive",
         parameters: str = "plug-in",
+        observed: np.ndarray | None = None,
         _seen: identity.Seen | None = None,
     ) -> LogEvidence:
         """Return a ``LogEvidence`` of rows whose log P(x) is known in closed form: no error, nothing sampled."""
@@ -353,6 +362,7 @@ class LogEvidence:
             index=index,
             target=target,
             parameters=parameters,
+            observed=observed,
             _seen=_seen,
         )
 
@@ -431,19 +441,24 @@ class LogEvidence:
     def bits_per_dim(self) -> float:
         """−mean / (columns · log 2): bits per dimension of x; for a density they depend on the columns' units.
 
-        NaN if the rows are not known.
+        If cells are missing, it is −total / (observed cells · log 2): bits per observed cell. NaN if the rows are not
+        known or no cell is observed.
         """
+        if self.observed is not None:
+            cells = int(self.observed.sum())
+            return -self.total / (cells * math.log(2)) if cells else math.nan
         rows = len(self.fingerprint) if self.target == "evidence" else 1
-        entries = rows * len(self.measure)
+        entries = rows * len(self.measure) - (self.fingerprint.missing if self.target == "evidence" else 0)
         return -self.mean / (entries * math.log(2)) if entries else math.nan
 
     def to_frame(self) -> pd.DataFrame:
         """Return one line per row of x: estimate, mcse, bias, ess, pareto_k, kind, verdict, settled, answered_by, cost.
 
-        The frame has the index of x.
+        The frame has the index of x. If cells are missing, it also has ``observed``, the number of observed cells.
         """
         numbers = ("estimate", "mcse", "bias", "ess", "pareto_k")
-        columns = (*numbers, "kind", "verdict", "settled", "answered_by", "cost")
+        more = () if self.observed is None else ("observed",)
+        columns = (*numbers, "kind", "verdict", "settled", "answered_by", "cost", *more)
         frame = frame_of({name: getattr(self, name) for name in columns}, self.index)
         return frame if self.target == "predictive" else frame.rename_axis("training set")
 
