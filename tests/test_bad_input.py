@@ -593,8 +593,16 @@ CASES = {
             "num_samples": "count",
         },
     ),
-    "evidence.convergence": estimator(evidence.convergence, **SLOW, num_samples="sizes"),
-    "evidence.gaps": estimator(evidence.gaps, **SLOW, num_samples="hundred or more", family="name"),
+    "evidence.from_draws": Case(
+        evidence.from_draws,
+        {
+            "log_density": lambda: lambda u: -(u**2).sum(-1) / 2,
+            "draws": lambda: np.random.default_rng(0).normal(size=(2, 200, 2)),
+        },
+        {"seed": "seed", "warp": "flag"},
+    ),
+    "evidence.convergence": estimator(evidence.convergence, **ESTIMATOR, num_samples="sizes"),
+    "evidence.gaps": estimator(evidence.gaps, **ESTIMATOR, num_samples="hundred or more", family="name"),
     "evidence.sandwich": estimator(
         evidence.sandwich,
         **OF_A_PAIR,
@@ -985,7 +993,11 @@ RESULTS = {
 #: The same function under two names.
 AGAIN = {"evidence.log_evidence": "log_evidence"}
 #: Arguments that take anything: a model of any class, a path that only has to be a path.
-SPARED = {("load", "into")}
+SPARED = {("load", "into")} | {
+    # test_from_draws.py has what is refused of these.
+    ("evidence.from_draws", name)
+    for name in ("log_density", "draws", "variables", "bounds", "x", "measure")
+}
 
 
 def public():
