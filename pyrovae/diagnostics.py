@@ -258,7 +258,7 @@ class Accumulator:
             expected = count * ((beyond[:-1] - beyond[1:]) * (square[1:] + square[:-1]) / 2).sum(dim=0)
             more = expected - ((start + excess) ** 2).sum(dim=0)
             found[rows] = more.clamp(min=0).nan_to_num(0.0, posinf=math.inf).sqrt() / total[rows]
-        return found.to(peak.device)
+        return torch.where(torch.isfinite(peak), found.to(peak.device), 0.0)
 
     def share_of_heavier(self, log_weight: Tensor) -> Tensor:
         """Return the share of the weight that lies on draws at least as heavy as a given weight of each row, (rows,).

@@ -203,7 +203,7 @@ class _Grids:
         self.orders[:] = order
         estimate, rim, jump = self._sum(waiting, order)
         moved = torch.full_like(estimate, math.inf)
-        error = moved.clone()
+        error, stuck = moved.clone(), torch.zeros_like(moved, dtype=torch.bool)
         while (2 * order) ** self._dim <= _MOST_POINTS:
             order *= 2
             points = torch.tensor(
@@ -212,7 +212,7 @@ class _Grids:
                 device=waiting.device,
             )
             price = points @ self._active[:, waiting].double()
-            further = error[waiting] > tolerance
+            further = (error[waiting] > tolerance) & ~stuck[waiting]
             if most_cost is not None:
                 further &= self.cost[waiting] + price <= most_cost[waiting]
             waiting = waiting[further]
@@ -226,9 +226,9 @@ class _Grids:
             doubling = 2 * (moved[waiting] + last / 4)
             rounding = torch.finfo(self._components[0].dtype).eps * finer.abs()
             known = torch.isfinite(finer)
-            error[waiting] = torch.where(
-                known, doubling + jump[waiting] + _BEYOND * rim[waiting] + rounding, math.inf
-            )
+            outside = _BEYOND * rim[waiting]  # finer grids do not change it
+            stuck[waiting] = (outside > tolerance) & (doubling < outside)
+            error[waiting] = torch.where(known, doubling + jump[waiting] + outside + rounding, math.inf)
             estimate[waiting] = finer
         return estimate, error
 

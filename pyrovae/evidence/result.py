@@ -128,7 +128,8 @@ def _shared_mcse(columns: Columns, keys: Tensor, answered_by: np.ndarray) -> flo
 def _interval(estimate: Any, mcse: Any, bias: Any, tail_error: Any) -> tuple[Any, Any]:
     """Return estimate ± 1.96 · mcse, widened by the bias on the side of the true value, and upwards by the tail."""
     low, high = _Z95 * mcse, _Z95 * np.hypot(mcse, tail_error)
-    return estimate - low - np.maximum(bias, 0.0), estimate + high - np.minimum(bias, 0.0)
+    with np.errstate(invalid="ignore"):  # of an estimate of −∞
+        return estimate - low - np.maximum(bias, 0.0), estimate + high - np.minimum(bias, 0.0)
 
 
 @dataclass(frozen=True)
