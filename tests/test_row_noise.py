@@ -319,13 +319,14 @@ def test_gaps_and_convergence_by_content():
     x = (torch.rand(9, 4) < 0.5).double().unique(dim=0)
     order = torch.randperm(len(x))
     whole, moved = (
-        pv.evidence.gaps(vae, rows, num_samples=100, noise="content", tile=tile)
+        pv.evidence.gaps(vae, rows, num_samples=100, noise="content", tile=tile, check=False)
         for rows, tile in ((x, (3, 40)), (x[order], (2, 40)))
     )
     for name in whole.columns.drop("verdict"):
         np.testing.assert_allclose(moved[name], whole[name].to_numpy()[order], rtol=1e-9, atol=1e-9)
     curves = [
-        pv.evidence.convergence(vae, rows, (10, 50), noise="content", tile=(2, 25)) for rows in (x, x[order])
+        pv.evidence.convergence(vae, rows, (10, 50), noise="content", tile=(2, 25), check=False)
+        for rows in (x, x[order])
     ]
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-9)
 
