@@ -39,6 +39,19 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def read(path: Path) -> dict[str, Any]:
+    """Return the results that a file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    """Replace a file of results, all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".tmp")
+    new.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    os.replace(new, path)
+
+
 @dataclass(frozen=True)
 class Peer:
     """One way to do the job.

@@ -22,7 +22,6 @@ import argparse
 import functools
 import json
 import math
-import os
 import sys
 import time
 import warnings
@@ -314,17 +313,6 @@ def show(results: dict[str, dict[str, Any]]) -> None:
 # Running
 
 
-def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write(path: Path, found: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".tmp")
-    new.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    os.replace(new, path)
-
-
 def measure(name: str, method: str, options: argparse.Namespace) -> dict[str, Any]:
     posterior = POSTERIORS[name]()
     started = time.perf_counter()
@@ -348,7 +336,7 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     settings = {name: getattr(options, name) for name in ("seed", "max_cost", "nuts_samples", "check")}
     found: dict[str, Any] = harness.environment() | {"options": settings, "results": {}}
     if options.json and options.json.exists():
-        found = read(options.json)
+        found = harness.read(options.json)
         if found["options"] != settings:
             raise SystemExit(f"{options.json} is of other options, {found['options']}. Name another file.")
     for name in POSTERIORS:
@@ -359,7 +347,7 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
             result = found["results"][key] = measure(name, method, options)
             print(f"{name:28} {method:10} {result['seconds']:5.0f} s", file=sys.stderr, flush=True)
             if options.json:
-                write(options.json, found)
+                harness.write(options.json, found)
     return found["results"]
 
 
@@ -383,7 +371,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if folder() is None and options.show is None:
         print("skipped: posteriordb lies below $PYROVAE_DATA, which is not set or has no such folder")
         return
-    show(read(options.show)["results"] if options.show else run(options))
+    show(harness.read(options.show)["results"] if options.show else run(options))
 
 
 if __name__ == "__main__":

@@ -26,8 +26,6 @@ not tell versions of pyrovae apart: use a new one for each.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import time
 import warnings
 from collections import Counter, defaultdict
@@ -244,23 +242,12 @@ def in_turn(settings: Iterable[Setting]) -> list[Setting]:
     return [setting for _, setting in sorted(places, key=lambda place: place[0])]
 
 
-def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write(path: Path, found: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".tmp")
-    new.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    os.replace(new, path)
-
-
 def run(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Measure what the file does not have yet."""
     options = {"rows": arguments.rows, "compile": arguments.compile, "methods": METHODS}
     found: dict[str, Any] = harness.environment() | {"options": options, "results": {}}
     if arguments.out and arguments.out.exists():
-        found = read(arguments.out)
+        found = harness.read(arguments.out)
         if found["options"] != options:
             raise SystemExit(f"{arguments.out} is of other options, {found['options']}. Name another file.")
     chosen = [
@@ -282,7 +269,7 @@ def run(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 found["results"][key] = measure(setting, method, seed, arguments.rows, arguments.compile)
             if new:
                 if arguments.out:
-                    write(arguments.out, found)
+                    harness.write(arguments.out, found)
                 print(
                     f"{setting.name:27} {method:10} {line([found['results'][key] for key in keys])}",
                     flush=True,
@@ -326,7 +313,9 @@ def main() -> None:
         verified(arguments.only)
         return
     if arguments.show:
-        results = {key: result for path in arguments.show for key, result in read(path)["results"].items()}
+        results = {
+            key: result for path in arguments.show for key, result in harness.read(path)["results"].items()
+        }
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -544,9 +544,7 @@ class _Ladder:
         inhand = self._pilot_mixture(found, 0)
         # More is done for rows with a heavy tail, and for those whose draws cost more than it.
         price = fit_cost(dim, len(found.fits), _PATIENCE_AGAIN) + _mixture_cost(_SECOND_PILOT)
-        further = self._wanting(inhand, found.rows, price)
-        self._answer_or_fall_back(found.only(~further), inhand.only(~further), dim)
-        found, inhand = found.only(further), inhand.only(further)
+        found, inhand = self._answer_good(found, inhand, price, dim)
         if not len(found.rows):
             return
         longer = self._go_on(found)
@@ -554,9 +552,7 @@ class _Ladder:
         better = other.better(inhand)
         found, inhand = longer.where(better, found), other.where(better, inhand)
         price = adaptation_cost() + _mixture_cost(_SECOND_PILOT)
-        further = self._wanting(inhand, found.rows, 2 * price)
-        self._answer_or_fall_back(found.only(~further), inhand.only(~further), dim)
-        found, inhand = found.only(further), inhand.only(further)
+        found, inhand = self._answer_good(found, inhand, 2 * price, dim)
         if not len(found.rows):
             return
         clouds = self._adapt(found)
@@ -565,9 +561,12 @@ class _Ladder:
         self._answer_or_fall_back(found.only(~better), inhand.only(~better), dim)
         self._answer_or_fall_back(clouds.only(better), other.only(better), dim, found.only(better))
 
-    def _wanting(self, pilot: _Judged, rows: Tensor, price: float) -> Tensor:
+    def _answer_good(self, found: _Fitted, pilot: _Judged, price: float, dim: int) -> tuple[_Fitted, _Judged]:
+        """Answer rows whose proposals are good, or that cannot pay ``price`` for better ones; return the others."""
         poor = (pilot.tail > _TAIL) | pilot.unmet | (_mixture_cost(pilot.needed) > price)
-        return poor & (price <= self._left(rows))
+        further = poor & (price <= self._left(found.rows))
+        self._answer_or_fall_back(found.only(~further), pilot.only(~further), dim)
+        return found.only(further), pilot.only(further)
 
     def _go_on(self, found: _Fitted) -> _Fitted:
         """Return the fits after further steps, which average over the noise of each."""
@@ -743,10 +742,8 @@ def _sum(evaluation: Evaluation) -> Columns | None:
                 return None
             terms = torch.cat([total(model.log_joint(batch, z)) for z in every])
         estimate = torch.logsumexp(terms, dim=0)
-        zero, unknown = torch.zeros_like(estimate), torch.full_like(estimate, math.nan)
-        columns = Columns(
-            estimate, zero, zero, unknown, unknown, zero + len(terms), zero, zero, unknown, unknown
-        )
+        zero = torch.zeros_like(estimate)
+        columns = Columns.without_draws(estimate, zero, zero + len(terms))
         # A sum over all z leaves none out.
         found.append(columns.beside(None if evaluation.simulated is None else zero - math.inf, 1))
     return Columns.cat(found)

@@ -166,7 +166,8 @@ def judged_by_check(
 ) -> tuple[np.ndarray, Check | None]:
     """Return the verdicts that are left after the check, shape (rows,), and the check; None if no row is trusted before.
 
-    Without an estimator no check is made, and rows that would be trusted are unchecked. A check is kept with the pair and made once for the same model, rows, method and options.
+    Without an estimator no check is made, and rows that would be trusted are unchecked. A check is kept with the pair and
+    made once for the same model, rows, method and options.
     """
     if not (verdict == "trust").any():
         return verdict, None

@@ -144,10 +144,7 @@ def grid_block(
             estimate, error = grids.until(
                 tolerance, None if most_cost is None else most_cost[rows] - posterior.cost
             )
-        unknown = torch.full_like(estimate, math.nan)
-        cost = grids.cost + posterior.cost + spent
-        zero = torch.zeros_like(estimate)
-        columns = Columns(estimate, error, zero, unknown, unknown, cost, zero, zero, unknown, unknown)
+        columns = Columns.without_draws(estimate, error, grids.cost + posterior.cost + spent)
         with undisturbed(evaluation, Stream.EXACT, rows=rows) as drawn:
             exact = exact_draw(evaluation, posterior, rows, drawn)
             mass = None if exact is None else grids.cell(posterior, exact)

@@ -173,6 +173,12 @@ class Columns:
             torch.full_like(estimate, math.nan),
         )
 
+    @classmethod
+    def without_draws(cls, estimate: Tensor, error: Tensor, cost: Tensor) -> Columns:
+        """Return the columns of a sum over a grid or over all z, which has no weights; each argument (rows,)."""
+        zero, unknown = torch.zeros_like(estimate), torch.full_like(estimate, math.nan)
+        return cls(estimate, error, zero, unknown, unknown, cost, zero, zero, unknown, unknown)
+
     def beside(
         self, log_weight: Tensor | None, num_samples: int, weights: Accumulator | None = None
     ) -> Columns:
