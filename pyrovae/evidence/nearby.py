@@ -53,10 +53,7 @@ class Pool:
             return
         self._rows, self._u = rows[sound], u[sound]
         self._points = comparable(self._rows, self._rows)
-        apart = (self._points - self._points.mean(dim=0)).double()
-        # Ridge regression with one equation for each pair, because columns may be many more.
-        ridge = _RIDGE * len(apart) * torch.eye(len(apart), dtype=apart.dtype, device=x.device)
-        self._slope = apart.T @ torch.linalg.solve(apart @ apart.T + ridge, self._u)
+        self._slope = _slopes((self._points - self._points.mean(dim=0)).double(), self._u)
 
     def near(self, x: Tensor) -> Tensor | None:
         """Return u of pairs near each row, (2 · 16, rows, dim): as simulated, then moved to the row by the regression."""
@@ -67,3 +64,11 @@ class Pool:
         u = self._u[nearest]
         moved = u + (points - self._points[nearest]).double() @ self._slope
         return torch.cat([u, moved])
+
+
+def _slopes(x: Tensor, u: Tensor) -> Tensor:
+    """Return the slopes of a ridge regression of u on centred columns, (columns, dim): (xᵀx + λI)⁻¹xᵀu = xᵀ(xxᵀ + λI)⁻¹u."""
+    few = x.shape[1] < len(x)
+    products = x.T @ x if few else x @ x.T
+    products.diagonal().add_(_RIDGE * len(x))
+    return torch.linalg.solve(products, x.T @ u) if few else x.T @ torch.linalg.solve(products, u)
