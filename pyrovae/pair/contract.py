@@ -23,7 +23,6 @@ from pyrovae.pair.running import (
     arguments,
     by_row,
     by_rows,
-    fold,
     loss,
     of_rows,
     particles,
@@ -278,26 +277,21 @@ def _vectorises(model: RowModel, probe: Batch) -> dict[str, bool]:
     """Return ``check_vectorised`` on the given rows alone."""
     pair, structure = model.pair, model.structure
     num_samples, num_rows = 2, len(probe["x"])
-    latents, _ = model.plainly().propose(probe, num_samples)
+    plain = model.plainly()
+    latents, log_q = plain.propose(probe, num_samples)
 
-    def agrees(part: str) -> bool:
-        # The reference is one sample at a time, in the plain layout.
-        each = [
-            model.plain_scores(part, probe, fold(structure, take(latents, slice(s, s + 1))))
-            for s in range(num_samples)
-        ]
+    def agrees(part: str, expected: Tensor) -> bool:
         try:
             with particles(structure, num_samples):
                 if part == "guide":  # a guide must also draw with additional left dims
                     run(pair, part, probe)
                 sites = run(pair, part, probe, latents)
             together = sum_sites(sites, structure.names(part), structure, lead=1)
-            expected, dtype = torch.stack(each), pair.dtype or probe["x"].dtype
-            return _agree(expected, together.expand(num_samples, num_rows), dtype)
+            return _agree(expected, together.expand(num_samples, num_rows), pair.dtype or probe["x"].dtype)
         except Exception:  # a pair may fail in any way on unknown dims; its rows are then repeated instead
             return False
 
-    return {part: agrees(part) for part in ("model", "guide")}
+    return {"model": agrees("model", sum(plain.log_joint(probe, latents))), "guide": agrees("guide", log_q)}
 
 
 def _agree(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
