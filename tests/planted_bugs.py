@@ -1063,7 +1063,7 @@ BUGS = {
         "_judge",
         "untrusted > _FEW",
         "False",
-        "test_diagnosis.py::test_a_gap_of_many_nats_is_poor_over_any_number_of_dimensions[1]",
+        "test_diagnosis.py::test_a_gap_of_many_nats_is_poor_over_any_number_of_dimensions",
     ),
     "pilot's draws answer": Bug(
         "evidence/auto.py",

@@ -337,11 +337,10 @@ def linear(latent_dim, columns, seed):
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("seed", SEEDS[:2])
-def test_a_gap_of_many_nats_is_poor_over_any_number_of_dimensions(seed):
+def test_a_gap_of_many_nats_is_poor_over_any_number_of_dimensions():
     """The best mean-field encoder of 50 correlated dimensions: 7 nats off, 0.15 a dimension, and no row believed."""
-    oracle, x, exact = linear(50, 100, seed)
-    found = diagnose(oracle.mean_field_pair(), x, num_samples=100, seed=seed)
+    oracle, x, exact = linear(50, 100, SEED)
+    found = diagnose(oracle.mean_field_pair(), x, num_samples=100, seed=SEED)
     assert exact > 5
     assert close(found.inference_gap, exact, found.inference_gap_se + 0.05)
     assert found.active_units == 50
@@ -349,7 +348,7 @@ def test_a_gap_of_many_nats_is_poor_over_any_number_of_dimensions(seed):
     assert "healthy" not in str(found)
 
 
-@pytest.mark.parametrize(("latent_dim", "columns"), [(3, 12), (10, 60), (30, 800)])
+@pytest.mark.parametrize(("latent_dim", "columns"), [(3, 12), (10, 60), (20, 200)])
 def test_a_good_encoder_is_healthy_over_any_number_of_dimensions(latent_dim, columns):
     """Posteriors that nearly factorise, under the best mean-field encoder; and the exact one."""
     oracle, x, exact = linear(latent_dim, columns, SEED)
