@@ -14,7 +14,7 @@ from pyrovae.tracing import TracedDensity
 #: nutpie does not find a step size in fewer steps of warm-up; a chain may then never move.
 FEWEST_STEPS = 20
 #: Leapfrog steps of a draw, and so calls of the density, of an ordinary posterior.
-CALLS_A_STEP = 8
+CALLS_A_STEP = 12
 
 
 def nutpie() -> Any:
