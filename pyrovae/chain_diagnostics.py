@@ -127,8 +127,9 @@ def chain_ess(series: np.ndarray, method: str) -> float:
 
 
 def chain_rhat(series: np.ndarray) -> float:
-    """Return the rank-normalised split R-hat of a series, shape (chains, draws)."""
-    return float(load_arviz()[0].rhat(series))
+    """Return the rank-normalised split R-hat of a series, shape (chains, draws); NaN of one that does not move."""
+    with np.errstate(invalid="ignore"):
+        return float(load_arviz()[0].rhat(series))
 
 
 def chain_mcse(series: np.ndarray) -> float:

@@ -60,7 +60,19 @@ ROOMS = [
     "cli",
 ]
 #: Imported where used, so that ``import pyrovae`` costs little more than ``import pyro``.
-LATE = {"pandas", "arviz", "sklearn", "matplotlib", "rich", "typer", "scipy", "zuko", "pooch", "xarray"}
+LATE = {
+    "pandas",
+    "arviz",
+    "sklearn",
+    "matplotlib",
+    "rich",
+    "typer",
+    "scipy",
+    "zuko",
+    "pooch",
+    "xarray",
+    "nutpie",
+}
 
 
 def imports(path, top_level_only=False):
@@ -145,7 +157,7 @@ def test_importing_changes_nothing_and_brings_nothing_heavy():
         assert validation == torch.distributions.Distribution._validate_args
         assert len(pyro.get_param_store()) == 0
         assert torch.get_default_dtype() == torch.float32
-        print(*sorted({"pandas", "arviz", "sklearn", "matplotlib", "rich", "typer"} & set(sys.modules)))
+        print(*sorted({"pandas", "arviz", "sklearn", "matplotlib", "rich", "typer", "nutpie"} & set(sys.modules)))
         """
     )
     assert output == ""

@@ -1,9 +1,11 @@
 """PyroMCMC, its bridge and BayesianPCA against closed forms and reference draws; and what they refuse."""
 
+import _thread
 import copy
 import functools
 import math
 import re
+import sys
 
 import arviz
 import numpy as np
@@ -19,15 +21,29 @@ from scipy.signal import lfilter
 
 import pyrovae as pv
 from pyrovae import baselines
-from pyrovae.baselines.mcmc.chains import traced
+from pyrovae.baselines.mcmc import native
+from pyrovae.baselines.mcmc.chains import traced, with_gradient
 from pyrovae.evidence.bridge import bridge
 from pyrovae.pair.globals import BayesianModel
+from pyrovae.progress import Progress
+from pyrovae.tracing import TracedDensity, Untraceable
 
 QUICK = {"num_samples": 250, "warmup_steps": 120, "num_chains": 2, "seed": SEED}
 
 
+@pytest.fixture(params=["nutpie", "pyro"])
+def sampler(request, monkeypatch):
+    """Each of the two samplers; Pyro's runs where nutpie is not installed."""
+    if request.param == "nutpie":
+        pytest.importorskip("nutpie")
+    else:
+        monkeypatch.setitem(sys.modules, "nutpie", None)
+    return request.param
+
+
 @functools.cache
-def fitted(name):
+def fitted(name, sampler="nutpie"):
+    """A conjugate model's chains. ``sampler`` is what the test's fixture of that name has installed."""
     return baselines.PyroMCMC(CASES[name].model, **QUICK).fit(CASES[name].x)
 
 
@@ -202,6 +218,14 @@ def test_sample_is_the_posterior_predictive():
         assert close(
             float(rows[:, column].mean()), float(p[column]), float((p * (1 - p))[column] / 600) ** 0.5
         )
+
+
+@pytest.mark.statistical
+def test_both_samplers_give_the_exact_evidence(sampler):
+    mcmc = fitted("normal-inverse-gamma", sampler)
+    ev = mcmc.marginal_likelihood()
+    assert close(ev.total, CASES["normal-inverse-gamma"].log_evidence, float(ev.mcse[0]))
+    assert mcmc.posterior["mu"].shape == (2, 250)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -553,7 +577,7 @@ def test_order_of_columns_does_not_change_the_density():
 # The chains
 
 
-def test_seeds_decide_and_nothing_is_disturbed():
+def test_seeds_decide_and_nothing_is_disturbed(sampler):
     x = CASES["Beta-Bernoulli"].x
     state = torch.random.get_rng_state()
     pyro.param("mine", torch.tensor(3.0))
@@ -601,7 +625,7 @@ def test_modes_that_chains_disagree_about_are_not_trusted():
     assert set(mcmc.log_evidence(torch.full((2,), 1.5)).verdict) == {"more samples"}
 
 
-def test_divergences_are_reported():
+def test_divergences_are_reported(sampler):
     """A wall of 10⁶ nats at 1, which no gradient announces: steps run into it."""
 
     def wall(x):
@@ -610,10 +634,125 @@ def test_divergences_are_reported():
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
 
-    mcmc = baselines.PyroMCMC(wall, **QUICK | {"num_samples": 100}).fit(torch.zeros(1))
+    mcmc = baselines.PyroMCMC(wall, **QUICK | {"num_samples": 50, "warmup_steps": 30}).fit(torch.zeros(1))
     assert mcmc.divergences > 0
     assert any("steps diverged" in problem for problem in mcmc.problems)
     assert mcmc.marginal_likelihood().verdict[0] != "trust"
+
+
+def normal_chain(density, steps=60, dim=2, **options):
+    """A chain of nutpie on a density."""
+    pytest.importorskip("nutpie")
+    with Progress("NUTS", steps, "steps", show=False) as bar:
+        options = {"target_accept_prob": 0.8, "full_mass": False, "max_tree_depth": 10, "bar": bar} | options
+        start = torch.full((dim,), 0.1, dtype=torch.float64)
+        run = {"warmup_steps": steps // 2, "num_samples": steps // 2, "seed": SEED}
+        return native.run_chain(native.nutpie(), density, start, **run | options)
+
+
+def smooth(u):
+    """A standard normal density and its gradient."""
+    return -(u**2).sum() / 2, -u
+
+
+class Failing:
+    """The same density, which raises an error at its 31st call."""
+
+    def __init__(self, error):
+        self.error, self.calls = error, 0
+
+    def __call__(self, u):
+        self.calls += 1
+        if self.calls > 30:
+            raise self.error
+        return smooth(u)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the model's own words"), KeyboardInterrupt()])
+def test_errors_of_a_density_reach_the_caller(error):
+    """They are raised in the sampler's thread. The next chain runs as before."""
+    density = Failing(error)
+    with pytest.raises(type(error)) as raised:
+        normal_chain(density)
+    assert raised.value is error
+    assert density.calls == 31
+    assert normal_chain(smooth)[0].shape == (30, 2)
+
+
+def test_a_keyboard_interrupt_stops_the_chain():
+    calls = 0
+
+    def interrupted(u):
+        nonlocal calls
+        calls += 1
+        if calls == 31:
+            _thread.interrupt_main()
+        return smooth(u)
+
+    with pytest.raises(KeyboardInterrupt):
+        normal_chain(interrupted, steps=10**6)
+    stopped = calls
+    assert stopped < 10**6
+    assert normal_chain(smooth)[0].shape == (30, 2)
+    assert calls == stopped
+
+
+def test_errors_of_a_progress_bar_reach_the_caller():
+    class Stopped(Progress):
+        def advance(self, steps=1, note=""):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        normal_chain(smooth, bar=Stopped("NUTS", 60, "steps", show=False))
+
+
+def test_options_reach_the_sampler():
+    """Trees of depth 1 have 1 or 2 steps: draws move less. A dense mass matrix draws other numbers."""
+    shallow, _ = normal_chain(smooth, steps=400, max_tree_depth=1)
+    deep, _ = normal_chain(smooth, steps=400)
+    strict, _ = normal_chain(smooth, steps=400, target_accept_prob=0.99)
+    full, _ = normal_chain(smooth, steps=400, full_mass=True)
+    assert not torch.equal(deep, full)
+    for less in (shallow, strict):
+        assert (less.diff(dim=0) ** 2).mean() < (deep.diff(dim=0) ** 2).mean()
+
+
+def test_singular_matrices_have_no_density():
+    """log |Σ| of a matrix that is not positive definite: torch raises an error, the graph gives NaN."""
+
+    def density(u):
+        matrix = torch.eye(2, dtype=torch.float64) + u[0] * torch.ones(2, 2, dtype=torch.float64)
+        return -torch.linalg.cholesky(matrix).diagonal().log().sum() - u[0] ** 2
+
+    traced = TracedDensity(lambda u: density(0.05 * u), 1)
+    value, gradient = traced(torch.tensor([4.0], dtype=torch.float64))
+    assert float(value) == pytest.approx(-0.5 * math.log(1.4) - 0.04)
+    assert float(gradient) == pytest.approx(0.05 * (-1 / 1.4 - 0.4))
+    assert torch.isnan(traced(torch.tensor([-20.0], dtype=torch.float64))[0])
+
+
+def test_a_density_is_compiled_where_that_saves_time(monkeypatch):
+    """By the size of the graph and the number of calls alone. Without a compiler the graph runs as it is."""
+    density = TracedDensity(lambda u: -(u**2).sum() / 2, 3)
+    assert not density.pays(1000)
+    assert density.pays(10**7)
+    assert TracedDensity(lambda u: -(u**2).cos().sum() / 2, 10**6).pays(10**4)
+    u = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    value, gradient = density(u)
+    assert float(value) == -2.625
+    assert torch.equal(gradient, -u)
+    monkeypatch.setattr("pyrovae.tracing.densities.why_not_compiled", lambda device: "no compiler")
+    with pytest.raises(Untraceable, match="no compiler"):
+        density.compile()
+    assert float(density(u)[0]) == -2.625
+
+
+def test_chains_move_after_a_short_warm_up():
+    """nutpie finds no step size in 5 steps, so Pyro's NUTS runs; 20 steps are enough for it."""
+    x = CASES["Beta-Bernoulli"].x
+    for steps in (5, native.FEWEST_STEPS):
+        mcmc = baselines.PyroMCMC(coins, num_samples=50, warmup_steps=steps, num_chains=2, seed=SEED).fit(x)
+        assert all(len(set(chain)) > 25 for chain in mcmc.posterior["p"][..., 0].tolist())
 
 
 def test_traced_and_called_agree():
@@ -621,8 +760,7 @@ def test_traced_and_called_agree():
     joint = BayesianModel(CASES["normal-inverse-gamma"].model, {"x": CASES["normal-inverse-gamma"].x})
     u = torch.tensor([0.3, -0.7], dtype=torch.float64, requires_grad=True)
     with joint.own_settings():
-        log_joint = traced(joint)
-        assert log_joint != joint.log_joint
+        log_joint = with_gradient(traced(joint))
         (a,), (b,) = (torch.autograd.grad(f(u), u) for f in (log_joint, joint.log_joint))
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
     precision, mu = torch.tensor(0.3).double().exp(), torch.tensor(-0.7).double()
@@ -641,7 +779,7 @@ def test_traced_and_called_agree():
             pyro.sample("x", dist.Bernoulli(p), obs=x)
 
     joint = BayesianModel(branching, {"x": torch.ones(3, dtype=torch.float64)})
-    assert traced(joint) == joint.log_joint
+    assert traced(joint) is None
     u = torch.tensor([[0.3], [-0.4]], dtype=torch.float64)
     p = torch.sigmoid(u[:, 0])
     torch.testing.assert_close(joint.log_joints(u), 3 * p.log() + (p * (1 - p)).log())

@@ -141,6 +141,6 @@ def _triangular(diagonal: Tensor, below: Tensor | None, columns: int) -> Tensor:
     row, column = torch.meshgrid(torch.arange(columns), torch.arange(latent_dim), indexing="ij")
     under = row > column
     place = torch.where(row == column, 1 + column, 0).masked_scatter(
-        under, 1 + latent_dim + torch.arange(int(under.sum()))
+        under, torch.arange(1 + latent_dim, values.shape[-1])
     )
     return values[..., place]

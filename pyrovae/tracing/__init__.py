@@ -11,6 +11,7 @@ The learning rate and the KL weight are inputs, too. A traced step equals ``trai
 """
 
 from pyrovae.tracing.compiling import why_not_compiled
+from pyrovae.tracing.densities import TracedDensity
 from pyrovae.tracing.drawing import Untraceable
 from pyrovae.tracing.evaluation import Call, Runner, tile_terms
 from pyrovae.tracing.gradients import trace_gradients
@@ -23,6 +24,7 @@ __all__ = [
     "NotFinite",
     "Runner",
     "StepLoss",
+    "TracedDensity",
     "TracedSteps",
     "Untraceable",
     "batch_sizes",

@@ -15,8 +15,15 @@ from pyrovae.torch_private import Moved, private
 from pyrovae.tracing.graphs import untraceable
 
 
-def compile_graph(module: fx.GraphModule, example: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """Return a graph compiled by inductor to one C++ call, for tensors like the examples.
+def compile_graph(
+    module: fx.GraphModule, example: list[Tensor], *, cpp_wrapper: bool = True
+) -> Callable[..., Sequence[Tensor]]:
+    """Return a graph compiled by inductor, for tensors like the examples.
+
+    Args:
+        module: the graph.
+        example: its inputs.
+        cpp_wrapper: whether C++ calls the kernels, which is quicker if there are many; Python calls one or two.
 
     Raises:
         Untraceable: the graph cannot be compiled, or not on this machine.
@@ -29,7 +36,7 @@ def compile_graph(module: fx.GraphModule, example: list[Tensor]) -> Callable[...
         fakes: list[Any] = [mode.from_tensor(tensor, static_shapes=True) for tensor in example]
         with private("tracing")(private("TracingContext")(mode)):
             prop(module, mode).propagate_dont_convert_inputs(*fakes)
-            return inductor(module, fakes, options={"cpp_wrapper": True})
+            return inductor(module, fakes, options={"cpp_wrapper": cpp_wrapper})
 
 
 @contextmanager

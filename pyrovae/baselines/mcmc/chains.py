@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from pyro.infer import NUTS
 from torch import Tensor
 
 from pyrovae import noise
+from pyrovae.baselines.mcmc import native
 from pyrovae.pair.globals import BayesianModel, not_one_density
 from pyrovae.progress import Progress
 from pyrovae.refusals import bad_value
-from pyrovae.torch_private import private
+from pyrovae.tracing import TracedDensity, Untraceable
 
 LogJoint = Callable[[Tensor], Tensor]
 
@@ -33,66 +35,84 @@ def run_nuts(
 ) -> tuple[Tensor, int]:
     """Run the chains one after the other; return draws of u, (chains, draws, dim), and the number of divergences.
 
-    ``options`` are those of Pyro's ``NUTS``.
+    nutpie runs them if it is installed, the log joint can be traced, and warm-up has at least 20 steps; otherwise
+    Pyro's NUTS does.
+
+    Args:
+        joint: the model.
+        num_chains: number of chains.
+        warmup_steps: steps per chain that adapt step size and mass.
+        num_samples: draws per chain.
+        seed: of starts and steps.
+        progress: whether to show it.
+        options: ``target_accept_prob``, ``full_mass`` and ``max_tree_depth``, as Pyro's ``NUTS`` has them.
 
     Raises:
         ValueError: no start has finite density; or the log joint changes by Python's own if.
     """
     draws, divergences = [], 0
-    total = num_chains * (warmup_steps + num_samples)
-    with Progress("NUTS", total, "steps", progress) as bar, joint.own_settings():
-        log_joint = traced(joint)
+    steps = num_chains * (warmup_steps + num_samples)
+    with Progress("NUTS", steps, "steps", progress) as bar, joint.own_settings():
+        density = traced(joint)
+        nutpie = native.nutpie() if warmup_steps >= native.FEWEST_STEPS else None
+        log_joint = joint.log_joint if density is None else with_gradient(density)
+        if density is not None and density.pays(steps * native.CALLS_A_STEP):
+            with suppress(Untraceable):  # the graph then runs as it is
+                density.compile()
         for chain in range(num_chains):
-            with noise.seeded(noise.derive(seed, noise.Stream.STEP, chain)):
-                kernel = NUTS(potential_fn=lambda place: -log_joint(place["u"]), **options)
-                kernel.initial_params = place = {"u": _start(log_joint, joint.dim)}
-                kernel.setup(warmup_steps)
-                kept = []
-                for step in range(warmup_steps + num_samples):
-                    place = kernel.sample(place)
-                    if step >= warmup_steps:
-                        kept.append(place["u"].detach().clone())
-                    bar.advance()
-            draws.append(torch.stack(kept))
-            _check_traced(log_joint, joint, draws[-1][-1])
-            divergences += len(set(kernel.diagnostics()["divergences"]))
+            key = noise.derive(seed, noise.Stream.STEP, chain)
+            with noise.seeded(key):
+                start = _start(log_joint, joint.dim)
+                run: dict[str, Any] = {
+                    "warmup_steps": warmup_steps,
+                    "num_samples": num_samples,
+                    "bar": bar,
+                } | options
+                if density is None or nutpie is None:
+                    kept, diverged = _by_pyro(log_joint, start, **run)
+                else:
+                    kept, diverged = native.run_chain(nutpie, density, start, seed=key, **run)
+            draws.append(kept)
+            divergences += diverged
+            _check_traced(log_joint, joint, kept[-1])
     return torch.stack(draws), divergences
 
 
-def traced(joint: BayesianModel) -> LogJoint:
-    """Return ``joint.log_joint`` traced to torch operations, with its gradient computed alongside.
+def _by_pyro(
+    log_joint: LogJoint, start: Tensor, *, warmup_steps: int, num_samples: int, bar: Progress, **options: Any
+) -> tuple[Tensor, int]:
+    """Return the draws of a chain by Pyro's NUTS, shape (draws, dim), and the number of divergences."""
+    kernel = NUTS(potential_fn=lambda place: -log_joint(place["u"]), **options)
+    kernel.initial_params = place = {"u": start}
+    kernel.setup(warmup_steps)
+    kept = []
+    for step in range(warmup_steps + num_samples):
+        place = kernel.sample(place)
+        if step >= warmup_steps:
+            kept.append(place["u"].detach().clone())
+        bar.advance()
+    return torch.stack(kept), len(set(kernel.diagnostics()["divergences"]))
 
-    It is two to three times as fast as calling Pyro at every step. It is ``log_joint`` itself if the model
-    cannot be traced, because it reads values back, or if the two differ at random u.
-    """
 
-    def both(u: Tensor) -> Any:
-        return torch.func.grad_and_value(joint.log_joint)(u)
-
-    generator = torch.Generator().manual_seed(0)
-    points = torch.randn(5, joint.dim, generator=generator, dtype=torch.float64)
+def traced(joint: BayesianModel) -> TracedDensity | None:
+    """Return the log joint as a graph, or None if the model cannot be traced, because it reads values back."""
     try:
-        graph = private("make_fx")(both)(points[0])
-    except Exception:  # a model may fail in any way under the tracer; it is then called instead
-        return joint.log_joint
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
+        return TracedDensity(joint.log_joint, joint.dim)
+    except Untraceable:
+        return None
 
-    def log_joint(u: Tensor) -> Tensor:
-        return _WithGradient.apply(u, graph)
 
-    for u in points:
-        if not torch.allclose(log_joint(u), joint.log_joint(u), rtol=1e-9, atol=1e-9, equal_nan=True):
-            return joint.log_joint
-    return log_joint
+def with_gradient(density: TracedDensity) -> LogJoint:
+    """Return a density as a function that autograd can differentiate once."""
+    return lambda u: _WithGradient.apply(u, density)
 
 
 class _WithGradient(torch.autograd.Function):
     """A number whose gradient was computed together with it."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, both: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-        gradient, value = both(u)
+    def forward(ctx: Any, u: Tensor, density: TracedDensity) -> Tensor:
+        value, gradient = density(u)
         ctx.save_for_backward(gradient)
         return value
 

@@ -47,8 +47,10 @@ class PyroMCMC(Fitted):
       latents outside it. Latents of single rows (the schools of eight schools) and rows that depend on each other
       (a time series) raise an error with the reason.
 
-    NUTS is Pyro's (Hoffman and Gelman 2014). Chains run one after the other. Each has its own start and noise from the
-    seed. Three checks follow: rank-normalised split R-hat (at most 1.01), the effective sample size in bulk and
+    NUTS (Hoffman and Gelman 2014) follows the gradient of the log joint, which is traced from Pyro once and compiled
+    if the steps take longer than compiling. With the extra ``pyrovae[nuts]``, nutpie runs the chains. Pyro's NUTS
+    runs them without it, if the model cannot be traced because it reads values back, or with fewer than 20 warm-up steps. Both sample the same posterior; the same seed gives other draws. Chains run one
+    after the other. Each has its own start and noise from the seed. Three checks follow: rank-normalised split R-hat (at most 1.01), the effective sample size in bulk and
     tails (at least 400; Vehtari et al. 2021) and divergences (none). If one fails, ``problems`` says which, and no
     number computed from the chains gets the verdict "trust". No check detects a mode that no chain has visited.
 
@@ -58,7 +60,8 @@ class PyroMCMC(Fitted):
         warmup_steps: steps per chain that adapt step size and mass, and are discarded.
         num_chains: number of chains; with only one, R-hat compares its halves.
         target_accept_prob: closer to 1 takes smaller steps, which removes a few divergences.
-        full_mass: whether to adapt a dense mass matrix, for strongly correlated posteriors of few dimensions.
+        full_mass: whether the mass matrix has correlations, for strongly correlated posteriors. Pyro's NUTS adapts a
+            dense matrix; nutpie adapts a diagonal one and the directions that differ most from it.
         max_tree_depth: a draw takes at most 2 to this power steps.
         seed: of the chains.
         progress: whether to show progress and the remaining time.
