@@ -279,6 +279,7 @@ def _vectorises(model: RowModel, probe: Batch) -> dict[str, bool]:
     num_samples, num_rows = 2, len(probe["x"])
     plain = model.plainly()
     latents, log_q = plain.propose(probe, num_samples)
+    prior, likelihood = plain.log_joint(probe, latents)
 
     def agrees(part: str, expected: Tensor) -> bool:
         try:
@@ -291,7 +292,7 @@ def _vectorises(model: RowModel, probe: Batch) -> dict[str, bool]:
         except Exception:  # a pair may fail in any way on unknown dims; its rows are then repeated instead
             return False
 
-    return {"model": agrees("model", sum(plain.log_joint(probe, latents))), "guide": agrees("guide", log_q)}
+    return {"model": agrees("model", prior + likelihood), "guide": agrees("guide", log_q)}
 
 
 def _agree(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
