@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrovae import chunks, frames, rounding
 from pyrovae.arrays import FLOATS, as_numpy, cast, from_tensor
 from pyrovae.entries import finite
-from pyrovae.refusals import bad_type, bad_value, place
+from pyrovae.refusals import bad_type, bad_value
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,8 @@ class Inseparable(Refused):
             refusal(
                 "x",
                 f"rows without missing cells, because {family} is joint over columns and has no simple marginals",
-                f"{len(missing)} missing cells" + (f", first at {place(missing[0].tolist())}" if len(missing) else ""),
+                f"{len(missing)} missing cells"
+                + (f", first at {place(missing[0].tolist())}" if len(missing) else ""),
                 "Use a likelihood with independent columns given z, or drop or impute those rows.",
             )
         )

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pyrovae import noise
-from pyrovae.model import VAE
 from pyrovae.pair import masks
 from pyrovae.pair.contract import check_scale
 from pyrovae.pair.row_model import RowModel
@@ -64,7 +63,7 @@ def check_rows(
                     structure = replace(structure, fixed_masks=False)
             if not _as_inspected(structure, sites, block):
                 structure = replace(structure, measure=("transformed",) * len(structure.measure))
-            if type(pair).model is not VAE.model and not bool(block.get("observed", torch.ones(())).all()):
+            if "observed" in block and not bool(block["observed"].all()):
                 _check_missing_unused(model, block, guide, sites, start)
             if start in compared and len(block["x"]) > 1:
                 _check_alone(model, block, guide, sites, start)
@@ -164,7 +163,10 @@ def _check_missing_unused(model: RowModel, block: Batch, guide: Sites, sites: Si
     structure, observed = model.structure, block["observed"]
     seen = restored(block["x"], observed)
     # A value that another row has is on the column's support.
-    low, high = (getattr(seen.nan_to_num(fill), f"a{name}")(0) for name, fill in (("min", torch.inf), ("max", -torch.inf)))
+    low, high = (
+        getattr(seen.nan_to_num(fill), f"a{name}")(0)
+        for name, fill in (("min", torch.inf), ("max", -torch.inf))
+    )
     other = torch.where(high != 0, high, low).nan_to_num(1.0, 1.0, 1.0)
     changed = {**block, "x": torch.where(observed, block["x"], other)}
     with pyro.validation_enabled(False):

@@ -116,7 +116,9 @@ class Reader:
 
 def with_mask(batch: Batch) -> Batch:
     """Return a batch with the mask of its observed cells; chunks without a missing cell come without one."""
-    return batch if "observed" in batch else batch | {"observed": torch.ones_like(batch["x"], dtype=torch.bool)}
+    return (
+        batch if "observed" in batch else batch | {"observed": torch.ones_like(batch["x"], dtype=torch.bool)}
+    )
 
 
 def _counts(batch: Batch) -> Tensor:
