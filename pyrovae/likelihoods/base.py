@@ -156,17 +156,24 @@ def off_support(family: str) -> str:
 class Inseparable(Refused):
     """The error for missing cells under a distribution that is no product over the columns of x."""
 
-    def __init__(self, family: str, observed: Tensor) -> None:
-        self.family, missing = family, torch.nonzero(~observed)
-        super().__init__(
-            refusal(
-                "x",
-                f"rows without missing cells, because {family} is joint over columns and has no simple marginals",
-                f"{len(missing)} missing cells"
-                + (f", first at {place(missing[0].tolist())}" if len(missing) else ""),
-                "Use a likelihood with independent columns given z, or drop or impute those rows.",
-            )
+    #: The distribution's class name.
+    family = ""
+
+
+def inseparable(family: str, observed: Tensor) -> Inseparable:
+    """Return the error for missing cells under a distribution that is joint over columns, by its class name."""
+    missing = torch.nonzero(~observed)
+    error = Inseparable(
+        refusal(
+            "x",
+            f"rows without missing cells, because {family} is joint over the columns of x",
+            f"{len(missing)} missing cells"
+            + (f", first at {place(missing[0].tolist())}" if len(missing) else ""),
+            "Use a likelihood with independent columns given z, or drop or impute those rows.",
         )
+    )
+    error.family = family
+    return error
 
 
 def of_observed(
@@ -184,7 +191,7 @@ def of_observed(
     while isinstance(base, dist.Independent):
         base = base.base_dist
     if base.event_dim:
-        raise Inseparable(type(base).__name__, observed)
+        raise inseparable(type(base).__name__, observed)
     masked = base.mask(observed).to_event(fn.event_dim)
     return masked, torch.where(observed, x, supports.some_value(supports.support(base)))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyrovae import noise, supports
 from pyrovae.entries import elementwise, on_support
 from pyrovae.likelihoods import Likelihood
-from pyrovae.likelihoods.base import Inseparable, off_support
+from pyrovae.likelihoods.base import Inseparable, inseparable, off_support
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.pair import masks
 from pyrovae.pair.context import judged
@@ -186,7 +186,7 @@ def _first_run(
         try:
             sites = first_run(function, part, batch)
         except Inseparable as error:
-            raise Inseparable(error.family, every["observed"]) from None
+            raise inseparable(error.family, every["observed"]) from None
         except Refused:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
