@@ -97,8 +97,8 @@ def auto(
        others. A row whose grid is lower than the pilot's bound is answered by the mixture.
 
     2000 pairs (x, z) are simulated from the model, once per call. The z of pairs near a row are further starts, and points
-    at which proposals are tested. ``cost`` leaves out the simulation. Rows with values beside x, such as context or masks,
-    have no pairs.
+    at which proposals are tested. ``cost`` leaves out the simulation. Rows with values beside x, such as context, have
+    no pairs.
 
     Pilots only choose the method. The answer comes from fresh noise and is kept whatever its value, so that a
     lower bound stays one. If a mode is known that a row's answer did not cover, the row is neither settled

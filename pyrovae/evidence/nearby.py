@@ -27,7 +27,8 @@ _RIDGE = 1e-3  # of the number of pairs, for columns of unit variance
 class Pool:
     """Pairs simulated once per call, from noise that depends on the seed alone.
 
-    It is empty without an evaluation, for rows with values beside x, or if rows cannot be simulated.
+    Pairs are complete rows. There are none without an evaluation, for rows with values beside x other than ``observed``, or
+    if rows cannot be simulated.
     """
 
     def __init__(self, evaluation: Evaluation | None) -> None:
