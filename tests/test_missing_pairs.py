@@ -22,6 +22,7 @@ from pyrovae.evidence.exact import linear_gaussian
 from pyrovae.evidence.nearby import Pool
 from pyrovae.evidence.simulated import simulated
 from pyrovae.training import traced
+from pyrovae.training.rows import Reader
 
 NAN = math.nan
 GENERATOR = torch.Generator().manual_seed(5)
@@ -376,6 +377,11 @@ def test_traced_steps_and_chunks_take_the_mask(monkeypatch, tmp_path):
 
     rows = holed(x, observed)
     eager, history = fitted([rows[:30], rows[30:]], compile=False)
+    reader = Reader(eager, [rows[:30], rows[30:]], 0, False)
+    held = reader.rows(reader.inspect(), False)
+    for number, part in enumerate((observed[:30], observed[30:])):
+        held.load(number)
+        assert torch.equal(held.data["observed"], part)
     monkeypatch.setattr(traced, "_TRACING_PAYS", 1)
     other, again = fitted([rows[:30], rows[30:]])
     assert (history.way, again.way) == ("eager", "traced")
