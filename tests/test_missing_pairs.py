@@ -21,6 +21,7 @@ from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.exact import linear_gaussian
 from pyrovae.evidence.nearby import Pool
 from pyrovae.evidence.simulated import simulated
+from pyrovae.likelihoods.base import of_observed
 from pyrovae.training import traced
 from pyrovae.training.rows import Reader
 
@@ -259,7 +260,7 @@ def test_every_pattern_is_the_sum_over_its_first_missing_cell(name, options):
     tolerance = 1e-10 if support.is_discrete else 1e-5
 
     def log_p(rows, observed):
-        masked, filled = likelihoods.of_observed(fn, rows, observed)
+        masked, filled = of_observed(fn, rows, observed)
         return masked.log_prob(filled).detach()
 
     for pattern in PATTERNS[1:]:
