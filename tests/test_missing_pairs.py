@@ -206,8 +206,8 @@ def test_a_linear_vae_has_scipys_marginals(linear):
 
 def test_a_grid_finds_the_marginals(linear):
     vae, x = linear
-    found = score(vae, holed(x)[8:], "quadrature", check=False)
-    exact = gaussian_marginals(vae, x)[8:]
+    found = score(vae, holed(x)[12:], "quadrature", check=False)
+    exact = gaussian_marginals(vae, x)[12:]
     np.testing.assert_array_less(np.abs(found.estimate - exact), found.mcse + 1e-6)
 
 
@@ -362,7 +362,7 @@ def test_a_fit_to_half_of_the_cells_approaches_the_best_log_p():
     torch.manual_seed(0)
     vae = pv.VAE.mlp(4, 1, "gaussian", (), scale="shared", missing=True)
     vae.encoder.network = pv.MLP(8, (32,), 2)
-    history = pv.fit(vae, rows, epochs=120, lr=3e-2, batch_size=100)
+    history = pv.fit(vae, rows, epochs=60, lr=3e-2, batch_size=100)
     best = baselines.PPCA(1).fit(rows).log_evidence(rows).mean
     found = score(vae, rows, "auto").mean
     assert history.frame["elbo"].iloc[-10:].mean() < found <= best + 1e-6
