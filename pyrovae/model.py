@@ -231,7 +231,8 @@ class VAE(LatentVariableModel):
     Args:
         prior: module whose forward() returns the distribution of z, event shape (latent_dim,).
         likelihood: module whose forward(z) returns the distribution of a row of x.
-        encoder: module whose forward(x) returns a distribution of z for each row.
+        encoder: module whose forward(x) returns a distribution of z for each row. If its forward takes ``observed``, it also
+            gets which cells of x are observed, for rows with missing cells, which are 0 in x.
 
     Raises:
         TypeError: a part is not a torch module.
