@@ -25,7 +25,7 @@ from pyrovae.noise import Stream
 from pyrovae.pair import Batch, Latents, RowModel
 from pyrovae.refusals import bad_type, bad_value, shown
 from pyrovae.row_noise import RowNoise
-from pyrovae.rows import read_in_double
+from pyrovae.rows import read_in_double, restored
 from pyrovae.turns import takes_turns
 
 # 4 GiB of float64. A larger number of draws × rows × columns is a mistake or should be requested in parts.
@@ -61,7 +61,7 @@ def to_arviz(
     * ``log_likelihood_given_z``: log P(x_n | z) of the posterior draws, dims (chain, draw, row), in nats.
       It is not named ``log_likelihood``, because ``az.loo`` of it does not estimate log P(x): every row has
       its own z, and leaving the row out leaves no data about this z;
-    * ``observed_data``: ``x``;
+    * ``observed_data``: ``x``, NaN in missing cells;
     * ``constant_data``: the importance-weighted ``log_evidence`` of every row, with its ``mcse``, ``ess``,
       ``pareto_k`` and ``verdict``, and the values that ``x`` holds beside the rows. The draws of a row can be
       trusted only if its verdict is "trust".
@@ -99,7 +99,7 @@ def to_arviz(
         arguments.integer("num_draws", num_draws)
         evaluation = Evaluation.prepare(model, x, num_samples, seed, tile)
         groups, attrs = _of_pair(evaluation, num_draws, arguments.boolean("predictive", predictive))
-        observed = evaluation.batch["x"]
+        observed = restored(evaluation.batch["x"], evaluation.batch.get("observed"))
     elif hasattr(model, "posterior") and hasattr(model, "log_likelihood"):
         groups, attrs, observed = _of_chains(model, x)
     else:

@@ -1,8 +1,8 @@
 """Q_Ψ(z | x): encoders. Each is a module whose forward returns a Pyro distribution over z.
 
 ``forward(x)`` takes rows of shape (batch, ...) and returns a distribution of batch shape (batch,) and event
-shape (latent_dim,). To add an encoder: write ``outputs`` and ``forward``, which begins with
-``self.encode(x)``, and decorate the class with its name.
+shape (latent_dim,). ``forward(x, observed)`` also takes which of their cells are observed. To add an encoder: write
+``outputs`` and ``forward``, which begins with ``self.encode(x, observed)``, and decorate the class with its name.
 """
 
 from __future__ import annotations
@@ -30,20 +30,33 @@ class Encoder(nn.Module, ABC):
     Args:
         network: maps rows of x to outputs, (batch, outputs).
         standardize: applied to the rows before the network; see ``networks.Standardize``.
+        missing: whether ``network`` takes the mask of observed cells beside the rows, (batch, 2 · columns): the flattened
+            row, then 1 for every observed cell and 0 for every missing one.
     """
 
-    def __init__(self, network: nn.Module, standardize: Standardize | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, standardize: Standardize | None = None, missing: bool = False
+    ) -> None:
         super().__init__()
         self.network = arguments.module("network", network)
         self.standardize = standardization(standardize)
+        self.missing = arguments.boolean("missing", missing)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Return the network's outputs, (batch, outputs), for rows standardised by ``standardize`` if there is one."""
-        if self.standardize is None:
-            return self.network(x)
-        own = next((p.dtype for p in self.network.parameters()), x.dtype)
-        # float64 rows are rounded to the network's dtype only after they are standardised
-        return self.network(self.standardize(x).to(own))
+    def encode(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
+        """Return the network's outputs, (batch, outputs), for rows standardised by ``standardize`` if there is one.
+
+        Missing cells are 0 after standardising. ``observed`` has the shape of x; None means that no cell is missing.
+        """
+        if self.standardize is not None:
+            own = next((p.dtype for p in self.network.parameters()), x.dtype)
+            # float64 rows are rounded to the network's dtype only after they are standardised
+            x = self.standardize(x).to(own)
+        if observed is not None:
+            x = x.masked_fill(~observed, 0.0)
+        if self.missing:
+            mask = torch.ones_like(x) if observed is None else observed.to(x)
+            x = torch.cat([x.reshape(len(x), -1), mask.reshape(len(x), -1)], dim=1)
+        return self.network(x)
 
     @classmethod
     @abstractmethod
@@ -51,8 +64,11 @@ class Encoder(nn.Module, ABC):
         """Return how many network outputs ``latent_dim`` latent dimensions need."""
 
     @abstractmethod
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        """Return Q(z | x) for rows of shape (batch, ...): batch shape (batch,), event shape (latent_dim,)."""
+    def forward(self, x: Tensor, observed: Tensor | None = None) -> dist.TorchDistribution:
+        """Return Q(z | x_obs) for rows of shape (batch, ...): batch shape (batch,), event shape (latent_dim,).
+
+        ``observed`` tells which cells are there, a boolean tensor of the shape of x; None if all are.
+        """
 
 
 @REGISTRY.register("diagonal_normal")
@@ -73,8 +89,8 @@ class DiagonalNormal(Encoder):
     def outputs(cls, latent_dim: int) -> int:
         return 2 * latent_dim
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        loc, log_scale = self.encode(x).chunk(2, dim=-1)
+    def forward(self, x: Tensor, observed: Tensor | None = None) -> dist.TorchDistribution:
+        loc, log_scale = self.encode(x, observed).chunk(2, dim=-1)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
 
@@ -101,8 +117,8 @@ class FullRankNormal(Encoder):
     def outputs(cls, latent_dim: int) -> int:
         return latent_dim * (latent_dim + 3) // 2
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        outputs = self.encode(x)
+    def forward(self, x: Tensor, observed: Tensor | None = None) -> dist.TorchDistribution:
+        outputs = self.encode(x, observed)
         width = outputs.shape[-1]
         latent_dim = (math.isqrt(9 + 8 * width) - 3) // 2
         if self.outputs(latent_dim) != width:
@@ -133,6 +149,7 @@ class Flow(Encoder):
         num_transforms: how many transformations. They alternate between the order of the entries and its reverse.
         hidden_dims: hidden widths of the masked networks.
         standardize: applied to the rows before the network.
+        missing: as in ``Encoder``.
 
     Kingma et al. (2016).
 
@@ -157,8 +174,9 @@ class Flow(Encoder):
         num_transforms: int = 2,
         hidden_dims: Sequence[int] = (64, 64),
         standardize: Standardize | None = None,
+        missing: bool = False,
     ) -> None:
-        super().__init__(network, standardize)
+        super().__init__(network, standardize, missing)
         width = output_width(network)
         self.latent_dim = ((width or 0) - self.num_features) // 2
         if self.latent_dim < 1 or width != self.outputs(self.latent_dim):
@@ -183,8 +201,8 @@ class Flow(Encoder):
     def outputs(cls, latent_dim: int) -> int:
         return 2 * latent_dim + cls.num_features
 
-    def forward(self, x: Tensor) -> dist.TorchDistribution:
-        loc, log_scale, features = self.encode(x).split(
+    def forward(self, x: Tensor, observed: Tensor | None = None) -> dist.TorchDistribution:
+        loc, log_scale, features = self.encode(x, observed).split(
             [self.latent_dim, self.latent_dim, self.num_features], dim=-1
         )
         return flows.NormalizingFlow(dist.Normal(loc, log_scale.exp()).to_event(1), self.transform(features))

@@ -162,7 +162,7 @@ class Evaluation:
         simulated = x if isinstance(x, Simulated) else None
         if simulated is not None:
             model, batch = simulated.model, simulated.batch
-            source = Source(batch["x"], {}, None)
+            source = Source(batch["x"], {}, None, batch.get("observed"))
         else:
             batch, source = read_rows(pair, x, argument, names)
         if model is None:
@@ -175,7 +175,7 @@ class Evaluation:
                 every_row=True,
             )
         elif simulated is None:
-            check_supports(model.structure, batch["x"], argument)
+            check_supports(model.structure, batch, argument)
         if tile is None:
             tile = noises.tile_shape(model.structure.widest, num_samples)
         numbers = torch.arange(len(batch["x"]), device=batch["x"].device)
@@ -183,7 +183,8 @@ class Evaluation:
         runner = Runner(model, compile, main) if compile else None
         keys = numbers
         if noise == "content" and model.keyed:
-            keys = torch.from_numpy(identity.row_hashes(source.exact)[:, 0].view(np.int64)).to(numbers.device)
+            hashes = identity.row_hashes(source.exact, source.observed)[:, 0]
+            keys = torch.from_numpy(hashes.view(np.int64)).to(numbers.device)
         keyed_by = noise if model.keyed else "tile"
         return cls(
             model,
@@ -318,7 +319,8 @@ def read_rows(
     pair.check_numbers()
     batch, source = pair.checked(x, argument, names)
     if isinstance(pair, VAE):
-        check_width(getattr(pair.encoder, "network", pair.encoder), batch["x"], argument)
+        times = 2 if getattr(pair.encoder, "missing", False) else 1
+        check_width(getattr(pair.encoder, "network", pair.encoder), batch["x"], argument, times)
     return batch, source
 
 

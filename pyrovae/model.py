@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import uuid
@@ -14,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn
 
 from pyrovae import arguments, encoders, likelihoods, noise, priors
 from pyrovae.entries import column_sizes, largest_entry
+from pyrovae.likelihoods.base import of_observed
 from pyrovae.networks import MLP, Standardize, output_width, widths
 from pyrovae.parameters import Parameters, owners_of, plain_attributes, unwrapped
 from pyrovae.refusals import bad_type, bad_value, parameters_hold, shown
@@ -57,6 +60,12 @@ class LatentVariableModel(Parameters):
 
     Both are called with a batch of rows, ``model(x)`` and ``guide(x)``. Both declare a plate of size ``len(x)``
     around every latent.
+
+    A model that takes the keyword ``observed`` gets rows with missing cells: NaN in arrays, None and NA in frames. x is 0
+    there, and ``observed`` is a boolean tensor of the shape of x, True where a cell is observed; without missing cells it
+    is passed only if it has no default. The model has to leave missing cells out, by ``.mask(observed)`` on the
+    distribution below ``.to_event`` or by ``obs_mask=observed``. log P(x) is then log P of the observed cells. The guide
+    gets the mask if it takes ``observed``, too.
 
     If model or guide is a torch module, or a method of one, the pair has the module's parameters. PyroModules are
     included. Parameters that ``pyro.param`` and ``pyro.module`` declare in plain functions are in the pair's own
@@ -159,7 +168,8 @@ class LatentVariableModel(Parameters):
         pair was fitted to. Before a fit, they must have those in ``names``, if given.
         """
         double, spread = self._rounding()
-        return read(
+        mask = _parameters(self.model).get("observed")
+        batch, source = read(
             x,
             dtype=self.dtype,
             device=self.device,
@@ -167,7 +177,19 @@ class LatentVariableModel(Parameters):
             names={**(names or {}), **self.names},
             double=double,
             spread=spread,
+            missing=mask is not None,
         )
+        if mask is not None and mask.default is mask.empty and "observed" not in batch:
+            batch["observed"] = torch.ones_like(batch["x"], dtype=torch.bool)
+        return batch, source
+
+    def part(self, name: str) -> Callable[..., Any]:
+        """Return the "model" or the "guide", to be called with a batch; a guide that takes no ``observed`` does not get it."""
+        function: Callable[..., Any] = getattr(self, name)
+        taken = _parameters(function)
+        if "observed" in taken or any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+            return function
+        return functools.partial(_without_observed, function)
 
     def _rounding(self) -> tuple[str, Tensor | None]:
         """Return the arguments ``double`` and ``spread`` of ``read``."""
@@ -209,7 +231,8 @@ class VAE(LatentVariableModel):
     Args:
         prior: module whose forward() returns the distribution of z, event shape (latent_dim,).
         likelihood: module whose forward(z) returns the distribution of a row of x.
-        encoder: module whose forward(x) returns a distribution of z for each row.
+        encoder: module whose forward(x) returns a distribution of z for each row. If its forward takes ``observed``, it also
+            gets which cells of x are observed, for rows with missing cells, which are 0 in x.
 
     Raises:
         TypeError: a part is not a torch module.
@@ -251,21 +274,32 @@ class VAE(LatentVariableModel):
         self.name = _unique_name()
         self.plate, self.fitted = None, None
 
-    def model(self, x: Tensor, **context: Tensor) -> None:
-        """Run P(x, z): rows of x, shape (batch, ...), observed at site "x"; latent site "z".
+    def model(self, x: Tensor, observed: Tensor | None = None, **context: Tensor) -> None:
+        """Run P(x_obs, z): rows of x, shape (batch, ...), observed at site "x"; latent site "z".
 
-        Values beside the rows, such as an offset, are passed to the likelihood.
+        ``observed`` tells which cells of x are there, a boolean tensor of its shape; None if all are. Values beside the
+        rows, such as an offset, are passed to the likelihood.
         """
         self._declare()
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior())
-            pyro.sample("x", self.likelihood(z, **context), obs=x)
+            fn = self.likelihood(z, **context)
+            if observed is not None:
+                fn, x = of_observed(fn, x, observed)
+            pyro.sample("x", fn, obs=x)
 
-    def guide(self, x: Tensor, **context: Tensor) -> None:
-        """Run Q(z | x): latent site "z" for rows of x, shape (batch, ...). Values beside the rows are ignored."""
+    def guide(self, x: Tensor, observed: Tensor | None = None, **context: Tensor) -> None:
+        """Run Q(z | x_obs): latent site "z" for rows of x, shape (batch, ...). Values beside the rows are ignored."""
         self._declare()
         with pyro.plate("data", len(x)):
-            pyro.sample("z", self.encoder(x))
+            pyro.sample("z", self.encode(x, observed))
+
+    def encode(self, x: Tensor, observed: Tensor | None = None) -> dist.TorchDistribution:
+        """Return Q(z | x_obs) of checked rows. An encoder that takes no ``observed`` gets x with 0 in missing cells."""
+        if observed is None or "observed" not in _parameters(self.encoder):
+            found: dist.TorchDistribution = self.encoder(x)
+            return found
+        return self.encoder(x, observed=observed)
 
     def _declare(self) -> None:
         """Declare parameters as ``pyro.module(self.name, self)`` does, without its warning about frozen ones.
@@ -290,6 +324,7 @@ class VAE(LatentVariableModel):
         prior: str = "standard_normal",
         encoder: str = "diagonal_normal",
         standardize: bool = False,
+        missing: bool = False,
         **likelihood_options: Any,
     ) -> VAE:
         """Return a VAE whose networks are multilayer perceptrons and whose parts are chosen by name.
@@ -307,6 +342,9 @@ class VAE(LatentVariableModel):
                 scale, the decoder returns those of standardised x, and they are transformed back. log P(x) stays in
                 x's own units. Such a family takes rows in float64 whatever the networks' dtype, because the mean
                 is subtracted before any rounding.
+            missing: whether the encoder sees which cells of a row are missing. Any VAE takes rows with missing cells,
+                and its encoder sees the column's mean there, or 0 without ``standardize``. With ``missing=True`` the
+                mask is beside the row, which lets the encoder find z better.
             likelihood_options: passed to the family. ``scale`` of a Gaussian is a number, ``"shared"``,
                 ``"per_dimension"`` or ``"decoder"``.
 
@@ -321,6 +359,7 @@ class VAE(LatentVariableModel):
         arguments.integer("data_dim", data_dim)
         arguments.integer("latent_dim", latent_dim)
         hidden = widths("hidden_dims", hidden_dims)
+        inputs = data_dim * (2 if arguments.boolean("missing", missing) else 1)
         outputs = family.outputs_per_dimension(**likelihood_options) * data_dim
         scaling = None
         if arguments.boolean("standardize", standardize):
@@ -331,8 +370,9 @@ class VAE(LatentVariableModel):
             prior=priors.REGISTRY[prior](latent_dim),
             likelihood=family(MLP(latent_dim, hidden[::-1], outputs, activation), **likelihood_options),
             encoder=encoders.REGISTRY[encoder](
-                MLP(data_dim, hidden, encoders.REGISTRY[encoder].outputs(latent_dim), activation),
+                MLP(inputs, hidden, encoders.REGISTRY[encoder].outputs(latent_dim), activation),
                 standardize=scaling,
+                **({"missing": True} if missing else {}),
             ),
         )
 
@@ -362,11 +402,11 @@ class VAE(LatentVariableModel):
         """Return the mean of P(x | z) for one draw z ~ Q(z | x) per row, in the shape of the likelihood's rows."""
         self.check_numbers()
         context, _ = self.checked(x)
-        rows = context.pop("x")
+        rows, observed = context.pop("x"), context.pop("observed", None)
         self._refuse_untaken(context)
         seeded = noise.seeded(noise.derive(seed, noise.Stream.RECONSTRUCT), self.device)
         with self.evaluating(), seeded, parameters_hold(fix=lambda: self.fix_of_rows(rows)):
-            return self.likelihood(self.encoder(rows).sample(), **context).mean
+            return self.likelihood(self.encode(rows, observed).sample(), **context).mean
 
     def _refuse_untaken(self, context: Mapping[str, Tensor]) -> None:
         """Raise ``ValueError`` for a value beside the rows that is not an argument of the likelihood's forward."""
@@ -433,6 +473,20 @@ class VAE(LatentVariableModel):
                 str(width),
                 f"Give it {type(encoder).__name__}.outputs({latent_dim}) outputs.",
             )
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a function or of a module's forward, by name; empty if they cannot be read."""
+    try:
+        return inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def _without_observed(
+    function: Callable[..., Any], x: Tensor, observed: Tensor | None = None, **context: Any
+) -> Any:
+    return function(x, **context)
 
 
 def _of_one_argument(registry: Mapping[str, type]) -> tuple[str, ...]:

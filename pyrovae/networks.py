@@ -239,16 +239,29 @@ class Standardize(nn.Module):
         self.register_buffer("learned", torch.tensor(False))
 
     def learn(self, x: Tensor) -> None:
-        """Set loc and scale to the columns' means and standard deviations. A constant column keeps scale 1."""
+        """Set loc and scale to the means and standard deviations of the columns' cells; NaN is a missing cell.
+
+        A column that is constant or has no cell keeps scale 1.
+        """
         mean, squares = torch.zeros(2, self.num_features, dtype=torch.float64, device=x.device)
-        for start, block in blocks(_rows_of(self.num_features, x)):
+        total: Tensor | int = 0
+        for _, block in blocks(_rows_of(self.num_features, x)):
             rows = block.double().log() if self.log else block.double()
-            variance, centre = torch.var_mean(rows, dim=0, correction=0)
+            seen = ~rows.isnan()
+            count: Tensor | int = len(rows)
+            if bool(seen.all()):
+                variance, centre = torch.var_mean(rows, dim=0, correction=0)
+            else:
+                count = seen.sum(dim=0)
+                each = count.clamp(min=1)
+                centre = rows.nan_to_num(0.0).sum(dim=0) / each
+                variance = (rows - centre).square().nan_to_num(0.0).sum(dim=0) / each
             # merge means and squared deviations block by block (Chan, Golub and LeVeque 1983)
-            weight = len(rows) / (start + len(rows))
-            squares = squares + len(rows) * (variance + (1 - weight) * (centre - mean) ** 2)
+            total = total + count
+            weight = count / (total.clamp(min=1) if isinstance(total, Tensor) else total)
+            squares = squares + count * (variance + (1 - weight) * (centre - mean) ** 2)
             mean = mean + weight * (centre - mean)
-        scale = (squares / len(x)).sqrt()
+        scale = (squares / (total.clamp(min=1) if isinstance(total, Tensor) else total)).sqrt()
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         if x.dtype == torch.float64:
             self.loc, self.scale = mean, scale
@@ -355,10 +368,10 @@ def _as_rows(width: int, x: Tensor) -> str:
     return "Pass rows of that width, on dim 0."
 
 
-def check_width(network: nn.Module, x: Tensor, argument: str = "x") -> None:
-    """Raise ``ValueError`` if the width of rows differs from an MLP's. Other networks are checked by running them."""
+def check_width(network: nn.Module, x: Tensor, argument: str = "x", times: int = 1) -> None:
+    """Raise ``ValueError`` unless an MLP takes ``times`` the width of rows. Other networks are checked by running them."""
     if isinstance(network, MLP):
-        _rows_of(network.in_features, x, argument)
+        _rows_of(network.in_features // times, x, argument)
 
 
 def _image(argument: str, shape: Sequence[int]) -> tuple[int, ...]:

@@ -82,15 +82,19 @@ def cast(x: Tensor, dtype: torch.dtype, spread: Tensor | None = None) -> tuple[T
     return out, watch.loss(x, spread)
 
 
-def spread(x: Tensor) -> Tensor:
-    """Return the standard deviation of every column of flattened rows: shape (columns,), float64, block by block."""
+def spread(x: Tensor, count: Tensor | int | None = None) -> Tensor:
+    """Return the standard deviation of every column of flattened rows: shape (columns,), float64, block by block.
+
+    ``count`` is the number of observed cells of each column, (columns,). Missing cells must equal the column's first row.
+    """
+    count = len(x) if count is None else count
     first = x[0].reshape(-1).double()
     total = squares = torch.zeros_like(first)
     for _, block in _blocks(x):
         centred = block.reshape(len(block), -1).double() - first
         total = total + centred.sum(dim=0)
         squares = squares + centred.square_().sum(dim=0)
-    return (squares / len(x) - (total / len(x)) ** 2).clamp(min=0).sqrt()
+    return (squares / count - (total / count) ** 2).clamp(min=0).sqrt()
 
 
 class Watch:

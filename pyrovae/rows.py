@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import chunks, frames
+from pyrovae import chunks, frames, rounding
 from pyrovae.arrays import FLOATS, as_numpy, cast, from_tensor
 from pyrovae.entries import finite
-from pyrovae.refusals import bad_type, bad_value, place
+from pyrovae.refusals import bad_type, bad_value
 
 
 @dataclass(frozen=True)
@@ -86,15 +86,20 @@ def read(
         names: the column names that the model was fitted to, by name in the batch. A frame must have the same.
         double: whether rows may be in float64: "never", if a cast to ``dtype`` is "lossy", or "always".
         spread: the columns' standard deviations, if they are known from other rows.
-        missing: whether rows may have missing cells: NaN in float arrays and tensors; None, NaN and NA in frames. If
-            any is missing, the batch has a boolean tensor "observed" of the shape of the rows, and the rows are 0
-            there. Rows without missing cells give the same batch as with ``missing=False``.
+        missing: whether rows may have missing cells: NaN in float arrays and tensors; None, NaN and NA in frames; or
+            cells where a value "observed" beside the rows, of their shape, is False. If any is missing, the batch has a
+            boolean tensor "observed" of the shape of the rows, and the rows are 0 there. Rows without missing cells
+            give the same batch as with ``missing=False``, without "observed".
 
     Raises:
         TypeError, ValueError: as ``as_batch``; columns of other names or in another order than ``names``; an index
-            that does not match the index of the rows; missing cells beside a value that is named "observed".
+            that does not match the index of the rows; a mask of another shape than the rows.
     """
     x = _whole(x, argument)
+    if missing and isinstance(x, Mapping) and "observed" in x:
+        rows_of = _the_rows(x, argument)
+        mask = align("observed", x["observed"], frames.index(rows_of))
+        x = {n: value for n, value in x.items() if n != "observed"} | {"x": _without(rows_of, mask)}
     found = dict(names or {})
     rows_of = _the_rows(x, argument)
     _same_names(argument, rows_of, "x", found)
@@ -109,13 +114,6 @@ def read(
             continue
         if not isinstance(name, str) or not name.isidentifier():
             raise bad_value(argument, "names that model and guide can take", repr(name), "Rename it.")
-        if name in batch:
-            raise bad_value(
-                argument,
-                'rows without missing cells beside a value "observed"',
-                f"{int((~batch[name]).sum())} that are NaN, first at {_first(batch[name])}",
-                'Leave "observed" out, or fill those cells with numbers and let "observed" say which to score.',
-            )
         if hasattr(value, "columns"):
             _same_names(name, value, name, found)
         batch[name] = _aligned(name, align(name, value, source.index), dtype, device or tensor.device)
@@ -209,16 +207,64 @@ def _without_missing(rows: Tensor, spread: Tensor | None) -> tuple[Tensor, Tenso
     first = rows.take_along_dim(observed.int().argmax(dim=0, keepdim=True), dim=0).nan_to_num(0.0, 0.0, 0.0)
     filled = torch.where(observed, rows, first)
     if spread is None:
-        moved = (filled - first).double().flatten(1) if rows.dim() > 1 else (filled - first).double()[:, None]
-        count = observed.reshape(len(rows), -1).sum(dim=0).clamp(min=1)
-        mean = moved.sum(dim=0) / count
-        spread = (moved.square().sum(dim=0) / count - mean.square()).clamp(min=0).sqrt()
+        spread = rounding.spread(filled, observed.reshape(len(rows), -1).sum(dim=0).clamp(min=1))
     return filled, observed, spread
 
 
-def _first(observed: Tensor) -> str:
-    """Return the position of the first missing cell, in words."""
-    return place(torch.nonzero(~observed)[0].tolist())
+def spread_of(source: Source) -> Tensor:
+    """Return the standard deviation of every column's observed cells, shape (columns,), float64."""
+    if source.observed is None:
+        return rounding.spread(source.exact)
+    spread = _without_missing(restored(source.exact, source.observed), None)[2]
+    if spread is None:
+        raise RuntimeError("rows with a mask have a missing cell")
+    return spread
+
+
+def _without(rows: Any, observed: Any) -> Any:
+    """Return rows with NaN where a mask is False; raise an error unless the mask is boolean and of their shape."""
+    mask = observed
+    if not isinstance(observed, Tensor):
+        mask = torch.from_numpy(as_numpy(frames.whole(observed), "observed"))
+    shape = tuple(getattr(rows, "shape", ()))
+    if mask.dtype != torch.bool or tuple(mask.shape) != shape:
+        raise bad_value(
+            "observed",
+            f"booleans of the shape of the rows, {shape}: True where a cell is observed",
+            f"{mask.dtype} of shape {tuple(mask.shape)}",
+            "Pass the mask in that shape, or leave it out and pass NaN in missing cells.",
+        )
+    if bool(mask.all()):
+        return rows
+    if isinstance(rows, Tensor) and rows.is_floating_point():
+        return restored(rows, mask)
+    if hasattr(rows, "to_numpy"):
+        return frames.numbers(rows).where(mask.cpu().numpy())
+    held = rows.cpu().numpy() if isinstance(rows, Tensor) else as_numpy(rows, "x")
+    held = held.astype(held.dtype if held.dtype.kind == "f" else np.float64)  # a copy
+    held[~mask.cpu().numpy()] = np.nan
+    return held
+
+
+def restored(rows: Tensor, observed: Tensor | None) -> Tensor:
+    """Return rows with NaN in missing cells, for checks and statistics that leave NaN out; unchanged if none is missing."""
+    return rows if observed is None else rows.masked_fill(~observed.to(rows.device), torch.nan)
+
+
+def check_columns_observed(
+    argument: str, seen: Tensor, num_rows: int, names: tuple[str, ...] | None = None
+) -> None:
+    """Raise ``ValueError`` for columns without an observed cell; ``seen`` tells which have one, shape (columns,)."""
+    empty = torch.nonzero(~seen.flatten()).flatten()
+    if len(empty):
+        column = int(empty[0])
+        name = f" ({names[column]!r})" if names else ""
+        raise bad_value(
+            argument,
+            "an observed cell in every column",
+            f"{len(empty)} column(s) without any in {num_rows} rows, first column {column}{name}",
+            "Drop those columns, or fit on rows that have them.",
+        )
 
 
 def _whole(x: Any, argument: str) -> Any:

@@ -202,6 +202,16 @@ def bounds(found: Constraint | None) -> tuple[float, float] | None:
     return tuple(float(b.flatten()[0] if isinstance(b, Tensor) else b) for b in (low, high))  # type: ignore[return-value]
 
 
+def some_value(found: Constraint | None) -> Any:
+    """Return a number in a support of single numbers, off the bounds of a continuous one; 0 if it has no bounds."""
+    low, high = getattr(found, "lower_bound", None), getattr(found, "upper_bound", None)
+    if low is None:
+        return 0.0 if high is None else high - 1
+    if found is None or found.is_discrete:
+        return low
+    return low + 1 if high is None else (low + high) / 2
+
+
 def is_fixed(found: Constraint) -> bool:
     """Return whether a support's bounds are the same for all rows and columns: numbers, or one number expanded."""
     return all(

@@ -32,6 +32,69 @@ BUGS = {
         "torch.full_like(rows[0], len(rows))",
         "test_missing.py::test_a_fit_is_a_maximum_that_its_steps_climb_to[independent_poisson]",
     ),
+    "missing cells scored": Bug(
+        "likelihoods/base.py",
+        "of_observed",
+        "base.mask(observed)",
+        "base.mask(torch.ones_like(observed))",
+        "test_missing_pairs.py::test_every_pattern_is_the_sum_over_its_first_missing_cell",
+    ),
+    "a missing column counted as noise": Bug(
+        "evidence/exact.py",
+        "LinearGaussian.log_prob",
+        "0.5 * math.log(2 * math.pi) * missing",
+        "0.0 * missing",
+        "test_missing_pairs.py::test_a_linear_vae_has_scipys_marginals",
+    ),
+    "posterior pulled by missing cells": Bug(
+        "evidence/exact.py",
+        "LinearGaussian.posterior",
+        "centred.masked_fill(~observed, 0.0)",
+        "centred",
+        "test_missing_pairs.py::test_a_linear_vae_has_scipys_marginals",
+    ),
+    "missing cells standardised before they are zero": Bug(
+        "encoders.py",
+        "Encoder.encode",
+        "x = x.masked_fill(~observed, 0.0)",
+        "x = x",
+        "test_missing_pairs.py::test_an_encoder_gets_zeros_and_the_mask",
+    ),
+    "moments over missing cells": Bug(
+        "networks.py",
+        "Standardize.learn",
+        "count = seen.sum(dim=0)",
+        "count = len(rows) + 0 * seen.sum(dim=0)",
+        "test_missing_pairs.py::test_two_fits_differ_in_nothing_if_their_fills_do",
+    ),
+    "pairs near in missing cells": Bug(
+        "evidence/nearby.py",
+        "Pool.near",
+        "seen @ self._points.square().T",
+        "torch.ones_like(seen) @ self._points.square().T",
+        "test_missing_pairs.py::test_near_pairs_are_near_in_the_observed_cells",
+    ),
+    "rows without a cell drawn for": Bug(
+        "evidence/run.py",
+        "_with_cells",
+        "bool(cells.all())",
+        "True",
+        "test_missing_pairs.py::test_a_row_without_a_cell_scores_zero_without_a_draw",
+    ),
+    "a model that scores missing cells passes": Bug(
+        "pair/on_data.py",
+        "_check_missing_unused",
+        "if bool(moved.any()):",
+        "if False:",
+        "test_missing_pairs.py::test_a_prior_that_reads_missing_cells_is_refused",
+    ),
+    "the mask left out of later chunks": Bug(
+        "training/rows.py",
+        "with_mask",
+        "torch.ones_like",
+        "torch.zeros_like",
+        "test_missing_pairs.py::test_traced_steps_and_chunks_take_the_mask",
+    ),
     "rows alike whatever is missing": Bug(
         "identity.py",
         "row_hashes",
@@ -322,8 +385,8 @@ BUGS = {
     "pairs moved away from the row": Bug(
         "evidence/nearby.py",
         "Pool.near",
-        "u + (points",
-        "u - (points",
+        "u + ((points",
+        "u - ((points",
         "test_rungs.py::test_pairs_moved_to_a_row_lie_in_its_posterior",
     ),
     "starts at the exact draws of the check's rows": Bug(
@@ -350,7 +413,7 @@ BUGS = {
     "a start at the exact draw": Bug(
         "evidence/refined.py",
         "refined",
-        'starts = all_starts(posterior, num_starts, drawn, pool.near(evaluation.part(rows)["x"]))',
+        "starts = all_starts(posterior, num_starts, drawn, pool.near(evaluation.part(rows)))",
         "starts = all_starts(posterior, num_starts, drawn); "
         "starts.loc[0] = starts.loc[0] if evaluation.simulated is None else evaluation.simulated.exact['z'][0, rows].double()",
         "test_check.py::test_answers_never_see_the_exact_draw[refined]",
@@ -725,8 +788,8 @@ BUGS = {
     "whole numbers taken for no totals": Bug(
         "pair/context.py",
         "_Sample.__init__",
-        'if name != "x"}',
-        'if name != "x" and value.is_floating_point()}',
+        'if n not in ("x", "observed")}',
+        'if n not in ("x", "observed") and value.is_floating_point()}',
         "test_computed_context.py::test_no_function_of_the_rows_passes_silently[binary]",
     ),
     "rows that alone have a column taken for evidence": Bug(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -21,7 +20,7 @@ from pyrovae.entries import on_support
 from pyrovae.evidence.result import LogEvidence, about
 from pyrovae.likelihoods.base import off_support
 from pyrovae.refusals import bad_value
-from pyrovae.rows import Source, read_in_double
+from pyrovae.rows import Source, check_columns_observed, read_in_double, restored
 from pyrovae.turns import takes_turns
 
 #: Baselines by their class name in snake case; the contract tests cover every ``ClosedForm`` among them.
@@ -182,7 +181,7 @@ class Baseline(Fitted, ABC):
             for name in ("x", "observed")
             if name in batch
         )
-        checked = rows.masked_fill(~mask[0], math.nan) if mask else rows
+        checked = restored(rows, mask[0] if mask else None)
         columns = list(range(rows.shape[1]))
         on_support("x", checked, columns, self.support, self.family, off_support(self.family))
         return rows, tuple(mask), source
@@ -397,16 +396,7 @@ def _to_fit(rows: Tensor, mask: tuple[Tensor, ...], names: tuple[str, ...] | Non
     """
     if not mask:
         return (rows,)
-    empty = torch.nonzero(~mask[0].any(dim=0)).flatten()
-    if len(empty):
-        column = int(empty[0])
-        name = f" ({names[column]!r})" if names else ""
-        raise bad_value(
-            "x",
-            "an observed cell in every column",
-            f"{len(empty)} column(s) without any in {len(rows)} rows, first column {column}{name}",
-            "Drop those columns, or fit on rows that have them.",
-        )
+    check_columns_observed("x", mask[0].any(dim=0), len(rows), names)
     kept = mask[0].any(dim=1)
     rows, observed = rows[kept], mask[0][kept]
     return (rows,) if bool(observed.all()) else (rows, observed)

@@ -115,7 +115,7 @@ def swap(
         with noise.seeded(noise.derive(seed, noise.Stream.WEIGHTS)):
             vae = VAE.mlp(batch["x"][0].numel(), latent_dim, name, hidden_dims, standardize=True, **options)
         scored = _scored(vae, name, _taken(vae, batch, names), seed)
-        check_supports(scored, test["x"], "x_test" if x_test is not None else "x")
+        check_supports(scored, test, "x_test" if x_test is not None else "x")
         label = ", ".join(f"{key}={value}" for key, value in options.items())
         label = f"{name}({label})" if label else name
         models[label], kinds[label] = vae, scored.measure[0]

@@ -97,8 +97,8 @@ def auto(
        others. A row whose grid is lower than the pilot's bound is answered by the mixture.
 
     2000 pairs (x, z) are simulated from the model, once per call. The z of pairs near a row are further starts, and points
-    at which proposals are tested. ``cost`` leaves out the simulation. Rows with values beside x, such as context or masks,
-    have no pairs.
+    at which proposals are tested. ``cost`` leaves out the simulation. Rows with values beside x, such as context, have
+    no pairs.
 
     Pilots only choose the method. The answer comes from fresh noise and is kept whatever its value, so that a
     lower bound stays one. If a mode is known that a row's answer did not cover, the row is neither settled
@@ -145,7 +145,7 @@ def auto(
         max_cost=max_cost,
     )
     evaluation = run.evaluation
-    closed = _closed_form(evaluation)
+    closed = _closed_form(run.whole)
     if closed is not None:
         return dataclasses.replace(closed, method="auto", target_mcse=float(target_mcse))
     dim = _dimensions(evaluation)
@@ -187,7 +187,7 @@ def _closed_form(evaluation: Evaluation) -> LogEvidence | None:
     except Refused:
         return None
     return LogEvidence.exact(
-        known.log_prob(rows.flatten(1).double()).cpu().numpy(),
+        known.log_prob(*known.cells(evaluation.batch)).cpu().numpy(),
         measure=evaluation.structure.measure,
         method="exact",
         **about(evaluation.source, evaluation.pair),
@@ -471,7 +471,7 @@ class _Ladder:
             first = encoder_start(posterior, pilot.prior[block].movedim(0, 1), drawn)
             modes.loc[0, block], modes.log_joint[0, block] = first.loc[0], first.log_joint[0]
             modes.spread[0, block] = first.spread[0]
-            near = self._pool.near(self._evaluation.batch["x"][block])
+            near = self._pool.near(self._evaluation.part(block))
             if near is not None:
                 hints = Hints.at(posterior, near)
                 found.append(hints)

@@ -82,7 +82,7 @@ def gaps(
             with undisturbed(evaluation, Stream.PILOT, rows=rows) as drawn:
                 posterior = Posterior(evaluation, rows)
                 posterior.expect(2 * fit_cost(posterior.dim, _STARTS, _STEPS) + num_samples)
-                starts = all_starts(posterior, _STARTS, drawn, pool.near(evaluation.part(rows)["x"]))
+                starts = all_starts(posterior, _STARTS, drawn, pool.near(evaluation.part(rows)))
                 fits, _, _ = fit_gaussians(posterior, starts, _STEPS, "full_rank", drawn)
                 family_fits, elbos, _ = fit_gaussians(posterior, starts, _STEPS, family, drawn)
             evidence.append(weigh_mixture(evaluation, rows, fits))

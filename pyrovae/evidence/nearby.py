@@ -16,6 +16,8 @@ from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.posterior import Posterior, undisturbed
 from pyrovae.evidence.simulated import comparable, simulated
 from pyrovae.noise import Stream, derive
+from pyrovae.pair import Batch
+from pyrovae.rows import restored
 
 _PAIRS, _MOST_NUMBERS = 2000, 1 << 24
 _NEAREST = 16
@@ -25,17 +27,20 @@ _RIDGE = 1e-3  # of the number of pairs, for columns of unit variance
 class Pool:
     """Pairs simulated once per call, from noise that depends on the seed alone.
 
-    It is empty without an evaluation, for rows with values beside x, or if rows cannot be simulated.
+    Pairs are complete rows. There are none without an evaluation, for rows with values beside x other than ``observed``, or
+    if rows cannot be simulated.
     """
 
     def __init__(self, evaluation: Evaluation | None) -> None:
         self._points: Tensor | None = None
-        if evaluation is None or set(evaluation.batch) != {"x"}:
+        if evaluation is None or evaluation.batch.keys() - {"x", "observed"}:
             return
         # Simulated rows bring an exact draw of their posterior. The pool is made without them.
         seed = derive(evaluation.seed, Stream.STARTS)
-        plain = replace(evaluation, seed=seed, simulated=None, source=None, runner=None)
-        x = evaluation.batch["x"]
+        x, batch = evaluation.batch["x"], evaluation.batch
+        if "observed" in batch:
+            batch = batch | {"observed": torch.ones_like(batch["observed"])}
+        plain = replace(evaluation, batch=batch, seed=seed, simulated=None, source=None, runner=None)
         count = min(_PAIRS, _MOST_NUMBERS // max(1, x[0].numel()))
         try:
             made = simulated(plain, torch.zeros(count, dtype=torch.long, device=x.device))
@@ -55,14 +60,24 @@ class Pool:
         self._points = comparable(self._rows, self._rows)
         self._slope = _slopes((self._points - self._points.mean(dim=0)).double(), self._u)
 
-    def near(self, x: Tensor) -> Tensor | None:
-        """Return u of pairs near each row, (2 · 16, rows, dim): as simulated, then moved to the row by the regression."""
+    def near(self, batch: Batch) -> Tensor | None:
+        """Return u of pairs near each row, (2 · 16, rows, dim): as simulated, then moved to the row by the regression.
+
+        Distances and moves leave out the row's missing cells.
+        """
         if self._points is None:
             return None
-        points = comparable(x.reshape(len(x), -1), self._rows)
-        nearest = torch.cdist(points, self._points).topk(_NEAREST, largest=False).indices.T
+        rows = restored(batch["x"], batch.get("observed")).reshape(len(batch["x"]), -1)
+        points, observed = comparable(rows, self._rows), ~rows.isnan()
+        apart = torch.cdist(points, self._points)
+        holed = (~observed).any(dim=1)
+        if bool(holed.any()):
+            seen = observed[holed].to(points)
+            # Σ_d (point_d − pair_d)² over observed d, without the row's own constant
+            apart[holed] = seen @ self._points.square().T - 2 * (seen * points[holed]) @ self._points.T
+        nearest = apart.topk(_NEAREST, largest=False).indices.T
         u = self._u[nearest]
-        moved = u + (points - self._points[nearest]).double() @ self._slope
+        moved = u + ((points - self._points[nearest]) * observed).double() @ self._slope
         return torch.cat([u, moved])
 
 

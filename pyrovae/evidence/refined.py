@@ -133,7 +133,7 @@ def refined(
     def refine(number: int, rows: slice) -> Columns:
         with undisturbed(evaluation, Stream.PILOT, rows=rows) as drawn:
             posterior = Posterior(evaluation, rows)
-            starts = all_starts(posterior, num_starts, drawn, pool.near(evaluation.part(rows)["x"]))
+            starts = all_starts(posterior, num_starts, drawn, pool.near(evaluation.part(rows)))
             posterior.expect(fit_cost(posterior.dim, num_starts, min(num_steps, PATIENCE)))
             fits, _, cost = fit_gaussians(posterior, starts, num_steps, family, drawn)
         columns = weigh_mixture(evaluation, rows, fits)

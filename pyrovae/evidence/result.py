@@ -84,8 +84,12 @@ def _same(word: str, num_rows: int) -> np.ndarray:
 
 
 def given_of(batch: Batch) -> dict[str, str]:
-    """Return a sha256 of each value that was given with the rows, by name."""
-    return {name: identity.digest(value.double()) for name, value in batch.items() if name != "x"}
+    """Return a sha256 of each value that was given with the rows, by name. The fingerprint covers which cells are missing."""
+    return {
+        name: identity.digest(value.double())
+        for name, value in batch.items()
+        if name not in ("x", "observed")
+    }
 
 
 def about(source: Source | None, model: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from pyrovae.evidence.posterior import total, undisturbed
 from pyrovae.evidence.result import Columns, LogEvidence, judge, verdicts
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
-from pyrovae.pair import Latents, behaviour, parameters_digest, probe
+from pyrovae.pair import Batch, Latents, behaviour, parameters_digest, probe
 from pyrovae.progress import Progress
 
 _COARSE = "log P(x, z) rounds by more than 0.05 nats in float32: pass pair.double()"
@@ -45,7 +46,8 @@ class Run:
     Attributes:
         estimator: the function that the user called.
         options: those of its arguments that its numbers depend on, but the seed.
-        evaluation: the checked rows, with pair, noise and tiles.
+        evaluation: the checked rows that have an observed cell, with pair, noise and tiles.
+        whole: all checked rows. One without an observed cell has log P = 0 and needs no estimator.
         progress: whether to show it.
         parts: the folder's finished blocks; None keeps none.
         check: whether to try the estimator on rows simulated from the model.
@@ -54,6 +56,7 @@ class Run:
     estimator: Callable[..., LogEvidence]
     options: Mapping[str, Any]
     evaluation: Evaluation
+    whole: Evaluation
     progress: bool
     parts: Parts | None
     check: bool
@@ -88,7 +91,9 @@ class Run:
         common = {"num_samples": num_samples, "tile": tile, "compile": compile, "noise": noise}
         taken = inspect.signature(estimator).parameters
         options |= {name: value for name, value in common.items() if name in taken}
-        return cls(estimator, options, evaluation, progress, parts, check)
+        rows = _with_cells(evaluation.batch)
+        some = evaluation if rows is None else evaluation.of_rows(rows, seed, num_samples)
+        return cls(estimator, options, some, evaluation, progress, parts, check)
 
     def bar(self) -> Progress:
         """Return the progress over the rows, a context manager."""
@@ -119,10 +124,16 @@ class Run:
         if verdict is None:
             fields = {"num_samples": self.evaluation.num_samples} | fields
             verdict = verdicts(columns.pareto_k.cpu().numpy(), self.evaluation.num_samples)
-        verdict, reasons = judge(verdict, columns, {_COARSE: _coarse(self.evaluation), **(findings or {})})
+        findings = {_COARSE: _coarse(self.evaluation), **(findings or {})}
+        rows = _with_cells(self.whole.batch)
+        if rows is not None:
+            columns, kind, verdict, findings, fields = self._with_empty(
+                rows, columns, kind, verdict, findings, fields
+            )
+        verdict, reasons = judge(verdict, columns, findings)
         found = LogEvidence.of(
             columns,
-            self.evaluation,
+            self.whole,
             method=self.estimator.__name__,
             kind=kind,
             verdict=verdict,
@@ -136,6 +147,53 @@ class Run:
         tried = self.estimator if self.check else None
         drawn, check = judged_by_check(drawn, self.evaluation, tried, self.options)
         return replace(found, verdict=np.where(exact, verdict, drawn), check=check)
+
+    def _with_empty(
+        self,
+        rows: Tensor,
+        columns: Columns,
+        kind: str | np.ndarray,
+        verdict: np.ndarray,
+        findings: Mapping[str, Tensor],
+        fields: dict[str, Any],
+    ) -> tuple[Columns, np.ndarray, np.ndarray, dict[str, Tensor], dict[str, Any]]:
+        """Return the arguments of ``answer`` for all rows, from those of ``rows``, which have an observed cell.
+
+        log P of no cell is 0: exact, without an error, a cost or a draw.
+        """
+        count = len(self.whole)
+        # False for the row that stands for none
+        cells = self.whole.batch["observed"].reshape(count, -1).any(dim=1)[rows]
+        zero = torch.zeros(count, dtype=torch.float64, device=rows.device)
+        empty = replace(Columns.without_draws(zero, zero, zero), log_odds=zero - math.inf)
+
+        def all_rows(known: Tensor, given: Tensor) -> Tensor:
+            return known.index_put((rows[cells],), given.to(known)[cells])
+
+        def all_words(word: str, given: str | np.ndarray) -> np.ndarray:
+            given = np.broadcast_to(np.asarray(given), len(rows))
+            found = np.full(count, word, dtype=np.result_type(given, np.array(word)))
+            found[rows[cells].cpu().numpy()] = given[cells.cpu().numpy()]
+            return found
+
+        filled = Columns(
+            **{name: all_rows(known, getattr(columns, name)) for name, known in vars(empty).items()}
+        )
+        flags = {name: all_rows(zero.bool(), each) for name, each in findings.items()}
+        answered = fields.get("answered_by", self.estimator.__name__)
+        fields = {**fields, "answered_by": all_words("exact", answered)}
+        return filled, all_words("exact", kind), all_words("trust", verdict), flags, fields
+
+
+def _with_cells(batch: Batch) -> Tensor | None:
+    """Return the numbers of the rows that have an observed cell, or the first row if none has; None if all have."""
+    if "observed" not in batch:
+        return None
+    cells = batch["observed"].reshape(len(batch["x"]), -1).any(dim=1)
+    if bool(cells.all()):
+        return None
+    rows = cells.nonzero()[:, 0]
+    return rows if len(rows) else rows.new_zeros(1)
 
 
 def _coarse(evaluation: Evaluation) -> Tensor:

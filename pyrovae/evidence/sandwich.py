@@ -258,7 +258,7 @@ def _known_posterior(evaluation: Evaluation, num_rows: int) -> tuple[Tensor, Eva
     x = evaluation.batch["x"][:num_rows]
     known = linear_gaussian(evaluation.pair, x)
     index = torch.arange(len(x), device=x.device)
-    posterior = known.posterior(x.flatten(1).double())
+    posterior = known.posterior(*known.cells(evaluation.part(slice(0, len(x)))))
     rows = evaluation.noise(Stream.SIMULATE, rows=slice(0, len(x)))
     standard = rows.normal(1, posterior.loc.shape[-1], dtype=torch.float64)
     z = posterior.loc + (posterior.scale_tril @ standard[..., None])[..., 0]

@@ -14,6 +14,7 @@ from pyrovae.evaluation import Evaluation, Simulated
 from pyrovae.noise import Stream, derive, seeded
 from pyrovae.pair import Batch
 from pyrovae.refusals import bad_value
+from pyrovae.rows import restored
 
 # Rows that are simulated to choose from, and the most numbers in them.
 _POOL, _POOL_NUMBERS = 20_000, 1 << 25
@@ -56,13 +57,15 @@ class Supply:
         size = max(2 * most + _COMPARED, min(_POOL, _POOL_NUMBERS // max(1, x[0].numel())))
         generator = torch.Generator().manual_seed(derive(template.seed, Stream.CHECK))
         # By content, so that the order of the rows does not matter.
-        order = torch.from_numpy(identity.row_hashes(x)[:, 0].argsort(kind="stable"))
+        hashes = identity.row_hashes(x, template.batch.get("observed"))
+        order = torch.from_numpy(hashes[:, 0].argsort(kind="stable"))
         given = order[torch.randint(len(x), (size,), generator=generator)]
         real = order[torch.randperm(len(x), generator=generator)[:_LIKE]].to(x.device)
         self._pool = simulated(template, given.to(x.device))
         made, like = _flat(self._pool.batch), _flat(template.part(real))
         self._points, self._real = comparable(made, made), comparable(like, made)
-        self._free = torch.isfinite(made).all(dim=1)
+        self._free = torch.isfinite(self._pool.batch["x"].reshape(len(made), -1)).all(dim=1)
+        self._free &= ~torch.isinf(made).any(dim=1)
         if int(self._free.sum()) < 2 * most:
             raise bad_value(
                 "model",
@@ -95,19 +98,24 @@ class Supply:
 
 
 def _flat(batch: Batch) -> Tensor:
-    """Return rows and the values beside them as one table, (rows, columns)."""
-    return torch.cat([value.reshape(len(value), -1).to(batch["x"].dtype) for value in batch.values()], dim=1)
+    """Return rows, with NaN in missing cells, and the values beside them as one table, (rows, columns)."""
+    values = batch | {"x": restored(batch["x"], batch.get("observed"))}
+    return torch.cat([value.reshape(len(value), -1).to(batch["x"].dtype) for value in values.values()], dim=1)
 
 
 def comparable(rows: Tensor, made: Tensor) -> Tensor:
     """Return rows in units of the columns' spread among simulated rows, (rows, columns), float32.
 
     Location and spread are median and quartiles of some simulated rows, so that a heavy tail does not hide the rest. A
-    column that has one value in half of the rows has its standard deviation for a spread.
+    column that has one value in half of the rows has its standard deviation for a spread. A missing cell, NaN, gets the
+    location.
     """
-    some = made[:_COMPARED].double().nan_to_num()
-    ordered = some.sort(dim=0).values
-    low, centre, high = (ordered[(len(some) - 1) * quarter // 4] for quarter in (1, 2, 3))
+    some = made[:_COMPARED].double().nan_to_num(nan=math.nan)
+    ordered, last = (
+        some.sort(dim=0).values,
+        (~some.isnan()).sum(dim=0).clamp(min=1) - 1,
+    )  # NaN is sorted behind the rest
+    low, centre, high = (ordered.gather(0, (last * q // 4)[None])[0] for q in (1, 2, 3))
     spread = (high - low) / 1.35
     spread = torch.where(spread > 0, spread, some.std(dim=0))
     spread = torch.where(spread > 0, spread, 1.0)

@@ -10,11 +10,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrovae import arguments
+from pyrovae import arguments, supports
 from pyrovae.distributions import InDouble
 from pyrovae.entries import elementwise, on_support
 from pyrovae.networks import output_width
-from pyrovae.refusals import Refused, bad_value
+from pyrovae.refusals import Refused, bad_value, place, refusal
 from pyrovae.registry import Registry
 from pyrovae.rows import as_batch, in_double
 
@@ -151,6 +151,49 @@ def off_support(family: str) -> str:
     """
     named = (cls.off_support for cls in REGISTRY.values() if family in (cls.__name__, cls.family))
     return next(named, Likelihood.off_support)
+
+
+class Inseparable(Refused):
+    """The error for missing cells under a distribution that is no product over the columns of x."""
+
+    #: The distribution's class name.
+    family = ""
+
+
+def inseparable(family: str, observed: Tensor) -> Inseparable:
+    """Return the error for missing cells under a distribution that is joint over columns, by its class name."""
+    missing = torch.nonzero(~observed)
+    error = Inseparable(
+        refusal(
+            "x",
+            f"rows without missing cells, because {family} is joint over the columns of x",
+            f"{len(missing)} missing cells"
+            + (f", first at {place(missing[0].tolist())}" if len(missing) else ""),
+            "Use a likelihood with independent columns given z, or drop or impute those rows.",
+        )
+    )
+    error.family = family
+    return error
+
+
+def of_observed(
+    fn: dist.TorchDistribution, x: Tensor, observed: Tensor
+) -> tuple[dist.TorchDistribution, Tensor]:
+    """Return P(x_obs | z) = Π_{d observed} P(x_d | z), and rows with a value of the support in missing cells.
+
+    ``fn`` is P(x | z), independent over the columns of x. ``observed`` has the shape of ``x``, True where a cell is
+    observed. The values in missing cells add exactly 0 to the log-probability and to its gradient.
+
+    Raises:
+        ValueError: ``fn`` is joint over columns, such as a multinomial or a multivariate normal.
+    """
+    base = fn
+    while isinstance(base, dist.Independent):
+        base = base.base_dist
+    if base.event_dim:
+        raise inseparable(type(base).__name__, observed)
+    masked = base.mask(observed).to_event(fn.event_dim)
+    return masked, torch.where(observed, x, supports.some_value(supports.support(base)))
 
 
 def _wrong_offset(likelihood: Likelihood, offset: Tensor | None) -> Refused:

@@ -45,7 +45,7 @@ def scored_apart(model: Callable[..., Any], run: Run, batch: Batch, sites: Sites
     def again(rows: Batch, *_: Any) -> Sites:
         return run(rows, u)
 
-    scored = columns_scored(sites, tuple(data_dim), data_dim, whole, len(whole["x"]), again)
+    scored = columns_scored(sites, tuple(data_dim), data_dim, whole, whole, again)
     check_order(again, whole, (), tuple(scored.columns), data_dim)
     return judged(scored, batch, whole, sites)
 

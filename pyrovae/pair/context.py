@@ -84,9 +84,9 @@ def judged(scored: S, batch: Batch, probe: Batch, sites: Sites) -> S:
         for name, some in held.items()
         for block in _given_total(sites[name]["fn"], sites[name]["value"], some)
     ]
-    if len(batch) == 1 and not blocks:
+    if not batch.keys() - {"x", "observed"} and not blocks:
         return scored
-    masked = any(measure[column] == "unscored" for column in columns)
+    masked = "observed" in batch or any(measure[column] == "unscored" for column in columns)
     sample = _Sample(batch, columns or list(range(len(measure))), masked)
     totals = sample.totals(blocks)
     own = []
@@ -200,7 +200,8 @@ class _Sample:
 
     def __init__(self, batch: Batch, scored: list[int], masked: bool) -> None:
         x = flat(batch["x"])
-        given = {name: value.reshape(len(x), -1) for name, value in batch.items() if name != "x"}
+        # Which cells are missing is context by its name.
+        given = {n: value.reshape(len(x), -1) for n, value in batch.items() if n not in ("x", "observed")}
         rows = _chosen(x, given)
         whole = x[rows].double().cpu()
         #: Scored columns: of all chosen rows, and of those that are compared with statistics.

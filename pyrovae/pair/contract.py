@@ -25,6 +25,7 @@ from pyrovae.pair.running import (
     by_rows,
     loss,
     of_rows,
+    part_for,
     particles,
     row_axis,
     run,
@@ -169,7 +170,7 @@ def check_modules(pair: LatentVariableModel, batch: Batch, latents: Latents) -> 
     owned = {id(p) for p in pair.owners_parameters()}
     args, kwargs = arguments(batch)
     for part in ("guide", "model"):
-        function = poutine.condition(getattr(pair, part), data=latents)
+        function = poutine.condition(part_for(pair, part, batch), data=latents)
         with pair.own_parameters():
             nodes = poutine.trace(function, param_only=True).get_trace(*args, **kwargs).nodes
         for name, site in nodes.items():

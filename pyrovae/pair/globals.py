@@ -162,7 +162,7 @@ class BayesianModel:
                 other, or the model takes no other rows; or values are off the likelihood's support.
         """
         rows = self.rows
-        check_supports(rows, batch["x"])
+        check_supports(rows, batch)
         height = max(1, _BLOCK // len(u))
         for start in range(0, len(batch["x"]), height):
             block = take(batch, slice(start, start + height))

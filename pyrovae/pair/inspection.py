@@ -15,7 +15,7 @@ from torch import Tensor
 from pyrovae import noise, supports
 from pyrovae.entries import elementwise, on_support
 from pyrovae.likelihoods import Likelihood
-from pyrovae.likelihoods.base import off_support
+from pyrovae.likelihoods.base import Inseparable, inseparable, off_support
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.pair import masks
 from pyrovae.pair.context import judged
@@ -44,12 +44,14 @@ from pyrovae.pair.running import (
     Support,
     flat,
     of_rows,
+    part_for,
     row_axis,
     run,
     take,
     values_of,
 )
 from pyrovae.refusals import Refused, bad_value
+from pyrovae.rows import restored
 
 _PROBE_ROWS, _MOST_ROWS = 4, 4096
 # Fragments of torch's errors on dtypes that differ or that cannot be an index.
@@ -84,22 +86,22 @@ def inspect(
     fewer = take(probe, order)
     seeded = noise.seeded(noise.derive(seed, noise.Stream.INSPECT), batch["x"].device)
     if isinstance(pair, VAE) and isinstance(pair.likelihood, Likelihood):
-        pair.likelihood.check_rows(batch["x"])
+        pair.likelihood.check_rows(restored(batch["x"], batch.get("observed")))
     with pair.nothing_declared_on_error(), pair.evaluating(), seeded:
-        sites = _first_runs(pair, probe, batch["x"])
+        sites = _first_runs(pair, probe, batch)
         latents, observed = check_sites(sites["model"], sites["guide"])
-        again = _first_runs(pair, fewer, batch["x"])
+        again = _first_runs(pair, fewer, batch)
         check_modules(pair, probe, values_of(sites["guide"], latents))
         data_dim, plates = _data_dims(pair, sites, again, len(chosen))
         replayed = partial(_replayed, pair, latents)
-        scored = columns_scored(sites["model"], observed, data_dim, batch, len(chosen), replayed)
+        scored = columns_scored(sites["model"], observed, data_dim, batch, probe, replayed)
         masks.check_latents(sites["model"], sites["guide"], latents)
         if len(set(chosen)) > 1 and not {"mass", "density"} & set(scored.measure):
             check_varies(sites["model"], observed, data_dim)
         structure = _structure(
             sites, latents, observed, plates, scored, _widest(pair, sites["model"], probe["x"])
         )
-        check_supports(structure, batch["x"])
+        check_supports(structure, batch)
         model = RowModel(pair, judged(structure, batch, probe, sites["model"]))
         check_log_prob_dims(sites, model.structure)
         check_repeats(model, sites, probe, fewer, order)
@@ -137,8 +139,9 @@ def _structure(
     )
 
 
-def check_supports(scored: Scored, x: Tensor, argument: str = "x") -> None:
-    """Raise ``ValueError`` for values off the likelihood's support, naming the first and a likelihood that fits."""
+def check_supports(scored: Scored, batch: Batch, argument: str = "x") -> None:
+    """Raise ``ValueError`` for observed values off the likelihood's support, naming the first and a likelihood that fits."""
+    x = restored(batch["x"], batch.get("observed"))
     for support in scored.supports:
         on_support(argument, flat(x), *support, off_support(support.family))
 
@@ -155,10 +158,10 @@ def _distinct_rows(x: Tensor, num_rows: int) -> list[int]:
     return (chosen * num_rows)[: max(2, num_rows)] if len(chosen) == 1 else chosen
 
 
-def _first_runs(pair: LatentVariableModel, batch: Batch, rows: Tensor) -> dict[str, Sites]:
-    """Run the guide, and the model on its draws, as training does; ``rows`` are all of x."""
-    guide = _first_run(pair, "guide", batch, rows)
-    return {"guide": guide, "model": _first_run(pair, "model", batch, rows, guide)}
+def _first_runs(pair: LatentVariableModel, batch: Batch, every: Batch) -> dict[str, Sites]:
+    """Run the guide, and the model on its draws, as training does; ``every`` holds all rows."""
+    guide = _first_run(pair, "guide", batch, every)
+    return {"guide": guide, "model": _first_run(pair, "model", batch, every, guide)}
 
 
 def _dtypes(pair: LatentVariableModel, batch: Batch) -> str:
@@ -169,10 +172,10 @@ def _dtypes(pair: LatentVariableModel, batch: Batch) -> str:
 
 
 def _first_run(
-    pair: LatentVariableModel, part: str, batch: Batch, rows: Tensor, drawn: Sites | None = None
+    pair: LatentVariableModel, part: str, batch: Batch, every: Batch, drawn: Sites | None = None
 ) -> Sites:
     """Run a part unchanged; raise ``ValueError`` with a fix if it cannot be called on these rows."""
-    function = getattr(pair, part)
+    function = part_for(pair, part, batch)
     if drawn is not None:
         trace = poutine.Trace()
         for name, site in drawn.items():
@@ -182,11 +185,13 @@ def _first_run(
     with pair.own_parameters():
         try:
             sites = first_run(function, part, batch)
+        except Inseparable as error:
+            raise inseparable(error.family, every["observed"]) from None
         except Refused:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
             reason = error.__cause__ or error  # as in first_run
-            raise _explained(reason, pair, part, batch, rows) from reason
+            raise _explained(reason, pair, part, batch, every["x"]) from reason
     for name, site in sites.items():
         if part == "model" and site["is_observed"]:
             check_shape(name, site, len(batch["x"]))
@@ -344,13 +349,16 @@ def columns_scored(
     observed: tuple[str, ...],
     data_dim: dict[str, int],
     batch: Batch,
-    probe_rows: int,
+    probe: Batch,
     again: Callable[[Batch], Sites],
 ) -> Scored:
     """Return the columns of x that each observed site holds, every column's measure, and the supports of columns.
 
-    ``model`` was run on ``probe_rows`` rows; ``again`` runs it on others.
+    ``model`` was run on ``probe``, some rows of the batch; ``again`` runs it on others.
     """
+    probe_rows = len(probe["x"])
+    if "observed" in batch:  # a missing cell has no value to follow through the model
+        batch = {**batch, "observed": torch.ones_like(batch["observed"])}
     num_columns = batch["x"][0].numel()
     found: list[Support] = []
     held: dict[str, tuple[int, ...]] = {}
@@ -376,7 +384,8 @@ def columns_scored(
             normalised = False
             continue
         # A mask may leave out some of it, on these rows or on others.
-        for index in [] if masks.of(site) else matched:
+        left_out = masks.of(site) and not masks.only_missing(site, data_dim[name], matched, probe)
+        for index in [] if left_out else matched:
             measure[index] = "mass" if support.is_discrete else "density"
         each = elementwise(support) if supports.is_fixed(support) else None
         if matched and each is not None:

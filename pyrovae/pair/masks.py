@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyrovae import supports
-from pyrovae.pair.running import Site, Sites, row_axis
+from pyrovae.pair.running import Batch, Site, Sites, flat, row_axis
 from pyrovae.refusals import Refused, bad_value
 
 
@@ -34,6 +35,20 @@ def entries(site: Site) -> Tensor | None:
         mask = torch.as_tensor(mask, device=site["value"].device).bool()[(...,) + (None,) * event_dims]
         found = mask if found is None else found & mask
     return None if found is None else found.expand(site["value"].shape)
+
+
+def only_missing(site: Site, dim: int, columns: Sequence[int], batch: Batch) -> bool:
+    """Return whether a site's masks leave out just the missing cells of the columns of x that it holds.
+
+    ``dim`` is the plate dim over rows, negative; ``batch`` holds the rows of the site.
+    """
+    counted = entries(site)
+    if counted is None or "observed" not in batch:
+        return False
+    rows = counted.movedim(row_axis(site, dim), 0)
+    rows = rows.reshape(len(rows), -1)
+    expected = flat(batch["observed"])[:, list(columns)]
+    return rows.shape == expected.shape and torch.equal(rows, expected)
 
 
 def same(a: Tensor | None, b: Tensor | None) -> bool:

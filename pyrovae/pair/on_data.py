@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from pyrovae.pair.contract import check_scale
 from pyrovae.pair.row_model import RowModel
 from pyrovae.pair.running import Batch, Sites, Structure, by_row, by_rows, flat, of_rows, run, take, values_of
 from pyrovae.refusals import Refused, bad_value, refusal
+from pyrovae.rows import restored
 
 # Numbers of the widest layer in a block of rows; most rows of a block.
 _NUMBERS, _MOST_ROWS = 1 << 21, 4096
@@ -59,8 +61,10 @@ def check_rows(
                 _check_masked_unused(model, block, guide, sites, start)
                 if structure.fixed_masks and _masks_follow_z(model, block, sites):
                     structure = replace(structure, fixed_masks=False)
-            if not _as_inspected(structure, sites, block["x"]):
+            if not _as_inspected(structure, sites, block):
                 structure = replace(structure, measure=("transformed",) * len(structure.measure))
+            if "observed" in block and not bool(block["observed"].all()):
+                _check_missing_unused(model, block, guide, sites, start)
             if start in compared and len(block["x"]) > 1:
                 _check_alone(model, block, guide, sites, start)
     return replace(model, structure=structure)
@@ -134,14 +138,51 @@ def _masks_follow_z(model: RowModel, block: Batch, sites: Sites) -> bool:
     return False
 
 
-def _as_inspected(structure: Structure, sites: Sites, x: Tensor) -> bool:
-    """Return whether every site holds the unchanged columns of x that inspection found in it."""
-    columns = flat(x)
+def _as_inspected(structure: Structure, sites: Sites, block: Batch) -> bool:
+    """Return whether every site holds the unchanged columns of x that inspection found in it, and leaves no other cell out."""
+    columns, observed = flat(block["x"]), block.get("observed")
     for name, held in structure.columns.items():
         values = by_rows(sites[name], structure.data_dim[name])
-        if values.shape[1] == len(held) and not torch.equal(values.to(columns.dtype), columns[:, list(held)]):
+        expected = columns[:, list(held)]
+        if values.shape[1] != len(held):
+            continue
+        values = values.to(columns.dtype)
+        if observed is not None:
+            # A model may put any value into a missing cell.
+            values = torch.where(flat(observed)[:, list(held)], values, expected)
+            scored = {structure.measure[column] for column in held} & {"mass", "density"}
+            if scored and not masks.only_missing(sites[name], structure.data_dim[name], held, block):
+                return False
+        if not torch.equal(values, expected):
             return False
     return True
+
+
+def _check_missing_unused(model: RowModel, block: Batch, guide: Sites, sites: Sites, start: int) -> None:
+    """Put other values into missing cells; raise ``ValueError`` if a site's log-probability changes with them."""
+    structure, observed = model.structure, block["observed"]
+    seen = restored(block["x"], observed)
+    # A value that another row has is on the column's support.
+    low, high = (
+        getattr(seen.nan_to_num(fill), f"a{name}")(0)
+        for name, fill in (("min", torch.inf), ("max", -torch.inf))
+    )
+    other = torch.where(high != 0, high, low).nan_to_num(1.0, 1.0, 1.0)
+    changed = {**block, "x": torch.where(observed, block["x"], other)}
+    with pyro.validation_enabled(False):
+        again = run(model.pair, "model", changed, values_of(guide, structure.latents))
+    for name in structure.names("model"):
+        here, there = (by_row(each, (name,), structure, len(observed)) for each in (sites, again))
+        moved = _distance(here, there) > _TOLERANCE_FLOAT32 * (1 + here.abs().nan_to_num(posinf=0.0))
+        if bool(moved.any()):
+            raise bad_value(
+                "model",
+                "sites that leave missing cells out, because the model takes observed",
+                f"site {name!r}, whose log-probability changes with the value in a missing cell in {int(moved.sum())} rows, "
+                f"first row {start + int(moved.int().argmax())}",
+                "Mask the distribution below .to_event, .mask(observed).to_event(1), or pass obs_mask=observed; compute "
+                "nothing else of missing cells.",
+            )
 
 
 def _check_alone(model: RowModel, block: Batch, guide: Sites, sites: Sites, start: int) -> None:

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from pyrovae import supports
 from pyrovae.model import LatentVariableModel
+from pyrovae.pair import masks
 from pyrovae.pair.drawing import DrawsByRow, replaced, source_of
 from pyrovae.pair.running import (
     Batch,
     Latents,
+    Site,
     Sites,
     Structure,
     by_row,
@@ -48,6 +50,12 @@ class _Unconditioned(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] and not msg["infer"].get("_deterministic"):
             msg.update(is_observed=False, value=None, done=False)
+
+
+def _same_where_scored(a: Site, b: Site) -> bool:
+    """Return whether two runs of an observed site have the same values in the entries that the first one scores."""
+    held = masks.entries(a)
+    return torch.equal(a["value"], b["value"] if held is None else torch.where(held, b["value"], a["value"]))
 
 
 @dataclass(frozen=True)
@@ -140,10 +148,12 @@ class RowModel:
         plain = values_of(sites, structure.latents)
         again = run(self.pair, "model", simulated, plain)
         for name in structure.observed:
-            if not torch.equal(again[name]["value"], sites[name]["value"]) or not torch.allclose(
+            if not _same_where_scored(again[name], sites[name]) or not torch.allclose(
                 log_prob(again[name]), log_prob(sites[name]), rtol=1e-4, atol=1e-4, equal_nan=True
             ):
                 raise bad_value("model", expected, f"site {name!r}, which also depends on x", fix)
+        if "observed" in batch:
+            simulated["x"] = simulated["x"].masked_fill(~batch["observed"], 0.0)
         return unfold(structure, plain, 1), simulated
 
     def replicate(self, batch: Batch, latents: Latents, noise: RowNoise | None = None) -> Tensor:

@@ -177,7 +177,8 @@ def loss(
     compute = objective.differentiable_loss if differentiable else objective.loss_and_grads
     with pair.own_parameters():
         args, kwargs = arguments(batch)
-        return compute(scaled(pair.model), scaled(pair.guide), *args, **kwargs)
+        parts = (scaled(part_for(pair, part, batch)) for part in ("model", "guide"))
+        return compute(*parts, *args, **kwargs)
 
 
 class _Weigh(poutine.messenger.Messenger):
@@ -210,6 +211,11 @@ def arguments(batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     return (batch["x"],), {name: value for name, value in batch.items() if name != "x"}
 
 
+def part_for(pair: LatentVariableModel, part: str, batch: Batch) -> Callable[..., Any]:
+    """Return a part of the pair as a function of the batch's rows and of all values beside them."""
+    return pair.part(part) if "observed" in batch else getattr(pair, part)
+
+
 def sample_sites(function: Callable[..., Any], batch: Batch, latents: Latents | None = None) -> Sites:
     """Run a callable, with latents held at given values if any, and return its sample statements.
 
@@ -231,7 +237,7 @@ def sample_sites(function: Callable[..., Any], batch: Batch, latents: Latents | 
 def run(pair: LatentVariableModel, part: str, batch: Batch, latents: Latents | None = None) -> Sites:
     """Run one part of the pair, with latents held at given values if any are given."""
     with pair.own_parameters():
-        return sample_sites(getattr(pair, part), batch, latents)
+        return sample_sites(part_for(pair, part, batch), batch, latents)
 
 
 def log_prob(site: Site, checked: bool = False) -> Tensor:

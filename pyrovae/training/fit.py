@@ -13,12 +13,13 @@ import torch
 from pyro.infer import ELBO
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyrovae import arguments, rounding
+from pyrovae import arguments
 from pyrovae.checkpoints import Checkpoint, running
 from pyrovae.model import FitRecord, LatentVariableModel
 from pyrovae.networks import standardizing
 from pyrovae.precision import check_precision
 from pyrovae.progress import Progress
+from pyrovae.rows import restored, spread_of
 from pyrovae.training.history import History
 from pyrovae.training.loop import Callback, Loop
 from pyrovae.training.plan import Plan
@@ -58,6 +59,9 @@ def fit(
     the whole data set without bias. Loss and gradient are divided by N and thus in nats a row, so that ``lr``
     and ``clip_norm`` mean the same for any number of rows.
 
+    With missing cells, the loss bounds log P of the observed cells, and so does every number of the History. That ignores
+    why cells are missing, which is right if the chance of it depends on observed cells only (Rubin 1976).
+
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``; changed in place.
         x: training rows on dim 0, one of:
@@ -67,6 +71,10 @@ def fit(
               ``{"x": counts, "offset": log_exposure}``. Model and guide get these as keywords.
             - a ``numpy.memmap`` of the pair's dtype, for rows that do not fit into memory.
             - chunks: an iterable of arrays or dicts that can be iterated again, such as a list or a ``DataLoader``.
+
+            NaN in float arrays, and None and NA in frames, are missing cells. A ``VAE`` takes them if its likelihood has
+            independent columns given z; so does a model that takes ``observed``, see ``LatentVariableModel``. Every
+            column needs an observed cell.
 
             Every function that takes x accepts arrays, frames and dicts. ``fit`` shuffles rows within a chunk and
             scales chunks of all sizes alike. It checks the values of every chunk before training, but
@@ -166,8 +174,9 @@ def fit(
     reader = Reader(pair, x, seed, binarize)
     check_precision(precision, pair.dtype or reader.first["x"].dtype, reader.first["x"].device)
     with ExitStack() as held:  # holds the checkpoint's folder until the end
-        shown = reader.presented(reader.first)["x"]
-        with standardizing(pair.modules(), shown), pair.nothing_declared_on_error():
+        shown = reader.presented(reader.first)
+        known = restored(shown["x"], shown.get("observed"))
+        with standardizing(pair.modules(), known), pair.nothing_declared_on_error():
             loop = prepare(pair, reader, plan, validation, called, digests=folder is not None)
             run = None if folder is None else held.enter_context(running(folder, loop.pins()))
             if run is not None and run.state is not None:
@@ -190,6 +199,6 @@ def _record(pair: LatentVariableModel, reader: Reader, loop: Loop) -> FitRecord:
         rows=len(loop.rows),
         seen=seen,
         names=dict(reader.source.names),
-        spread=rounding.spread(reader.source.exact).cpu(),
+        spread=spread_of(reader.source).cpu(),
         history=vars(loop.history),
     )

@@ -117,7 +117,8 @@ class Loop:
             and self._held_out is not None
             and self._held_out.source is not None
         ):
-            hashes.append(identity.row_hashes(self._held_out.source.exact))  # they choose the epoch
+            source = self._held_out.source  # these rows choose the epoch
+            hashes.append(identity.row_hashes(source.exact, source.observed))
         return np.concatenate(hashes)
 
     @property

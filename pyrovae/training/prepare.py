@@ -9,6 +9,7 @@ from pyrovae.evaluation import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import RowModel, check_every_leaf
 from pyrovae.refusals import bad_type, bad_value
+from pyrovae.rows import restored
 from pyrovae.training.answers import FitAnswers
 from pyrovae.training.arguments import (
     check_objective_fits,
@@ -73,8 +74,8 @@ def prepare(
         plan.loss, plan.num_particles, minibatches=minibatches, annealed=plan.kl_warmup > 0
     )
     check_objective_fits(objective, model.structure)
-    check_columns_vary(pair, shown["x"])
-    scales = Scales(pair, shown["x"], plan.seed)
+    check_columns_vary(pair, restored(shown["x"], shown.get("observed")))
+    scales = Scales(pair, shown, plan.seed)
     held_out = None if validation is None else _evaluation(model, plan, validation, "validation", reader)
     training = None if is_sum_over_sites(objective) else _evaluation(model, plan, shown, "x", reader)
     if held_out is not None and held_out.batch["x"].shape[1:] != shown["x"].shape[1:]:

@@ -15,7 +15,7 @@ from pyrovae.evaluation import Names, inspect_rows, read_rows
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import Batch, RowModel, check_supports
 from pyrovae.refusals import bad_value
-from pyrovae.rows import Source, unreadable
+from pyrovae.rows import Source, check_columns_observed, unreadable
 from pyrovae.training.step import binarized
 
 
@@ -108,10 +108,23 @@ class Reader:
 
         def read(chunk: Any, argument: str) -> tuple[Batch, Source]:
             batch, source = self._read(chunk, argument, self.source.names)
-            check_supports(model.structure, self.presented(batch)["x"], argument)
+            check_supports(model.structure, self.presented(batch), argument)
             return batch, source
 
         return Rows(self._chunks, read, digests)
+
+
+def with_mask(batch: Batch) -> Batch:
+    """Return a batch with the mask of its observed cells; chunks without a missing cell come without one."""
+    return (
+        batch if "observed" in batch else batch | {"observed": torch.ones_like(batch["x"], dtype=torch.bool)}
+    )
+
+
+def _counts(batch: Batch) -> Tensor:
+    """Return how many observed cells each column of a batch has, in the shape of a row."""
+    observed, x = batch.get("observed"), batch["x"]
+    return torch.full(x.shape[1:], float(len(x))) if observed is None else observed.sum(dim=0).cpu().float()
 
 
 class Rows:
@@ -143,13 +156,20 @@ class Rows:
         self.digests: list[dict[str, str]] = []
         hashes: list[np.ndarray] = []
         first: Batch = {}
+        names: tuple[str, ...] | None = None
+        seen, masked = torch.zeros(()), False
         for batch, source in self._each():
-            first = first or batch
+            first, names = first or batch, names or source.names.get("x")
             self._check_alike(batch, first, len(self.lengths))
+            masked = masked or "observed" in batch
+            seen = seen + _counts(batch)
             self.lengths.append(len(batch["x"]))
             if digests:
                 self.digests.append(identity.digests(batch))
-            hashes.append(identity.row_hashes(source.exact))
+            hashes.append(identity.row_hashes(source.exact, source.observed))
+        check_columns_observed("x", seen > 0, sum(self.lengths), names)
+        if masked:
+            first = with_mask(first)
         self.hashes = np.concatenate(hashes)
         self.data, self._at_hand = first, 0
         if len(self.lengths) > 1:  # separate memory, into which chunks are copied
@@ -210,7 +230,7 @@ class Rows:
                 f"other rows in chunk {chunk}",
                 "Pass chunks in a fixed order, because fit shuffles within each; or leave the checkpoint out.",
             )
-        for name, value in batch.items():
+        for name, value in (with_mask(batch) if "observed" in self.data else batch).items():
             self.data[name][: len(value)] = value
         self._at_hand = chunk
 
@@ -220,7 +240,8 @@ class Rows:
 
     def _check_alike(self, batch: Batch, first: Batch, chunk: int) -> None:
         described, expected = (
-            {name: (tuple(v.shape[1:]), v.dtype) for name, v in b.items()} for b in (batch, first)
+            {name: (tuple(v.shape[1:]), v.dtype) for name, v in b.items() if name != "observed"}
+            for b in (batch, first)
         )
         if described != expected:
             raise bad_value(

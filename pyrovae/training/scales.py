@@ -10,7 +10,9 @@ from torch import Tensor
 from pyrovae import noise
 from pyrovae.entries import blocks
 from pyrovae.model import VAE, LatentVariableModel
+from pyrovae.pair import Batch
 from pyrovae.refusals import bad_value, parameters_hold
+from pyrovae.rows import Source, spread_of
 
 
 def _learns_scale(pair: LatentVariableModel) -> bool:
@@ -28,13 +30,13 @@ def check_columns_vary(pair: LatentVariableModel, x: Tensor) -> None:
 class Scales:
     """Checks the scales that a likelihood learns: one that shrinks to zero takes the density to +∞."""
 
-    def __init__(self, pair: LatentVariableModel, x: Tensor, seed: int) -> None:
+    def __init__(self, pair: LatentVariableModel, batch: Batch, seed: int) -> None:
         #: The smallest scale of every column before training, shape (columns,); None if no scale is learned.
         self.start: Tensor | None = None
         if _learns_scale(pair):
             self._pair: Any = pair
-            self._x, self._seed = x[:128], seed
-            self._spread = x.flatten(1).std(dim=0, correction=0)
+            self._rows, self._seed = {name: value[:128] for name, value in batch.items()}, seed
+            self._spread = spread_of(Source(batch["x"], {}, None, batch.get("observed")))
             self.start = self._smallest()
 
     def check(self) -> None:
@@ -56,14 +58,15 @@ class Scales:
     def _smallest(self) -> Tensor:
         """Return the smallest scale of every column over some rows, shape (columns,)."""
         pair = self._pair
-        seeded = noise.seeded(noise.derive(self._seed, noise.Stream.INSPECT), self._x.device)
-        with pair.evaluating(), seeded, parameters_hold(fix=lambda: pair.fix_of_rows(self._x)):
-            scale = pair.likelihood(pair.encoder(self._x).sample()).base_dist.scale
+        x, observed = self._rows["x"], self._rows.get("observed")
+        seeded = noise.seeded(noise.derive(self._seed, noise.Stream.INSPECT), x.device)
+        with pair.evaluating(), seeded, parameters_hold(fix=lambda: pair.fix_of_rows(x)):
+            scale = pair.likelihood(pair.encode(x, observed).sample()).base_dist.scale
         return scale.flatten(1).amin(dim=0)
 
 
 def _check_varying(x: Tensor, every: bool) -> None:
-    """Raise ``ValueError`` if one value fills over 99 % of the rows of any column, or of all if not ``every``.
+    """Raise ``ValueError`` if one value fills over 99 % of the cells of any column, or of all if not ``every``.
 
     On such a column, a scale that is learned for each column would shrink towards 0. The density, and with it
     log P(x), would grow to +∞. A scale that all columns share does so only if every column is like that.
@@ -84,7 +87,7 @@ def _check_varying(x: Tensor, every: bool) -> None:
 def _commonest(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return, for every column, the value that fills more than half of its rows, and its share of them.
 
-    If no value fills more than half, the result is some value and its share. The algorithm is a majority vote block by
+    NaN is a missing cell. If no value fills more than half, the result is some value and its share. The algorithm is a majority vote block by
     block (Boyer and Moore 1991). A value that fills more than half of a block is the block's median. It gets as many
     votes as it has rows more than all other values together. This runs on the CPU, because a GPU's medians are not
     deterministic.
@@ -93,11 +96,14 @@ def _commonest(x: Tensor) -> tuple[Tensor, Tensor]:
     lead, count = (torch.zeros_like(candidate, dtype=torch.int64) for _ in range(2))
     for _, block in blocks(x):
         values = block.cpu().reshape(len(block), -1)
-        median = values.median(dim=0).values
-        more = (2 * (values == median).sum(dim=0) - len(values)).clamp(min=0)
+        median = values.nanmedian(dim=0).values
+        more = (2 * (values == median).sum(dim=0) - (~values.isnan()).sum(dim=0)).clamp(min=0)
         lead = torch.where(median == candidate, lead + more, lead - more)
         candidate = torch.where(lead < 0, median, candidate)
         lead = lead.abs()
+    seen = torch.zeros_like(count)
     for _, block in blocks(x):
-        count += (block.cpu().reshape(len(block), -1) == candidate).sum(dim=0)
-    return candidate, count.double() / len(x)
+        values = block.cpu().reshape(len(block), -1)
+        count += (values == candidate).sum(dim=0)
+        seen += (~values.isnan()).sum(dim=0)
+    return candidate, count.double() / seen.clamp(min=1)
