@@ -19,7 +19,10 @@ from pyrovae.baselines.observed import Mixture, Patterns
 from pyrovae.entries import on_support
 from pyrovae.evidence.result import LogEvidence, about
 from pyrovae.likelihoods.base import off_support
+from pyrovae.pair.drawing import Source as NoiseSource
+from pyrovae.pair.drawing import replaced
 from pyrovae.refusals import bad_value
+from pyrovae.row_noise import RowNoise
 from pyrovae.rows import Source, check_columns_observed, read_in_double, restored
 from pyrovae.turns import takes_turns
 
@@ -268,7 +271,7 @@ class Incomplete(ClosedForm):
         Args:
             x: rows, shape (rows, columns), with NaN in missing cells.
             num_draws: how many times each row is completed.
-            seed: of the draws. A row's draws also depend on the rows before it.
+            seed: of the draws. A row's draws depend on the seed and its number in ``x``, and not on the other rows.
 
         Raises:
             ValueError: the baseline is not fitted; rows are those that ``log_evidence`` refuses.
@@ -283,14 +286,29 @@ class Incomplete(ClosedForm):
             [1.0, 1.0, 1.0]
         """
         arguments.integer("num_draws", num_draws)
-        noise_seed = noise.derive(seed, noise.Stream.SAMPLE)
+        noise_seed = noise.derive(seed, noise.Stream.IMPUTE)
         rows, mask, _ = self._like_fitted(x)
         self._log_prob(rows, *mask)  # raises for values that no training row has
         if not mask:
             return rows.expand(num_draws, -1, -1).clone()
-        with noise.seeded(noise_seed):
-            drawn = self._draw(rows, mask[0], num_draws)
+        drawn = rows.expand(num_draws, -1, -1).clone()
+        holed = (~mask[0]).any(dim=1).nonzero()[:, 0]
+        drawn[:, holed] = self._by_row(rows[holed], mask[0][holed], num_draws, RowNoise(noise_seed, holed))
         return torch.where(mask[0], rows, drawn)
+
+    def _by_row(self, rows: Tensor, observed: Tensor, num_draws: int, row_noise: RowNoise) -> Tensor:
+        """Return ``_draw`` with the noise of each row; rows are drawn one by one if an operation cannot take it."""
+        missed: list[str] = []
+        source = NoiseSource(row_noise.branch(), num_draws, (num_draws, len(rows)), 1, False)
+        with noise.seeded(row_noise.seed), replaced(source, missed):
+            drawn = self._draw(rows, observed, num_draws)
+        if not missed:
+            return drawn
+        parts = []
+        for row, own in zip(torch.arange(len(rows)).split(1), row_noise.each(), strict=True):
+            with noise.seeded(own.seed):
+                parts.append(self._draw(rows[row], observed[row], num_draws))
+        return torch.cat(parts, dim=1)
 
     @abstractmethod
     def _fit(self, rows: Tensor, observed: Tensor | None = None) -> None:
@@ -302,9 +320,10 @@ class Incomplete(ClosedForm):
 
     @abstractmethod
     def _draw(self, rows: Tensor, observed: Tensor, num_draws: int) -> Tensor:
-        """Return draws of the missing cells, shape (draws, rows, columns), by torch's generator, which the caller seeds.
+        """Return draws of the missing cells, shape (draws, rows, columns), by torch's random operations.
 
-        The caller ignores values at observed cells.
+        The caller gives each row numbers of its own, if an operation draws for all draws and rows at once: a result of
+        shape (draws, rows, ...) or (draws · rows, ...). The caller ignores values at observed cells.
         """
 
 

@@ -82,6 +82,10 @@ class Posterior:
         """Return latents of the pair as u; entries that a row lacks are drawn."""
         return self._coordinates.flatten(latents, noise)
 
+    def unflatten(self, u: Tensor) -> Latents:
+        """Return u as latents of the pair."""
+        return self._coordinates.unflatten(u)[0]
+
     def beyond(self, u: Tensor) -> Tensor:
         """Return whether z of u rounds onto a bound of its support, where its density is cut off, (samples, rows)."""
         return self._coordinates.beyond(u)
