@@ -294,7 +294,10 @@ class Evaluation:
 
     def weighed(self, tile: noises.Tile) -> tuple[Latents, Terms]:
         """Return the draws of ``terms`` beside the same terms; it runs uncompiled."""
-        noise, batch = self.noise(noises.Stream.TILE, rows=tile.rows, first=tile.samples.start), self.part(tile.rows)
+        noise, batch = (
+            self.noise(noises.Stream.TILE, rows=tile.rows, first=tile.samples.start),
+            self.part(tile.rows),
+        )
         with self.pair.evaluating(), noises.seeded(noise.seed, batch["x"].device):
             latents, joint, log_q = self.model.weigh(batch, tile.num_samples, noise)
         return latents, Terms(joint.likelihood, joint.prior, log_q).checked(self.numbers[tile.rows])

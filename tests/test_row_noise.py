@@ -85,7 +85,9 @@ def test_poisson_counts_have_their_distribution(rate):
     source = Source(made(), 100, (100, 500), 1, False)
     with replaced(source, []):
         drawn = torch.poisson(torch.full((100, 500), rate, dtype=torch.float64)).flatten().numpy()
-    within = made(seed=noise.derive(13, noise.Stream.TILE)).uniform(100, dtype=torch.float64).flatten().numpy()
+    within = (
+        made(seed=noise.derive(13, noise.Stream.TILE)).uniform(100, dtype=torch.float64).flatten().numpy()
+    )
     place = stats.poisson.cdf(drawn - 1, rate) + within * stats.poisson.pmf(drawn, rate)
     assert stats.kstest(place, "uniform").pvalue > RARE
 

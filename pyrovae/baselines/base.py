@@ -176,7 +176,11 @@ class Baseline(Fitted, ABC):
                 raise bad_value(
                     "x", 'a mapping with rows under "x"', f"the keys {list(x)}", 'Pass {"x": rows}.'
                 )
-            x = x["x"]
+            x = {
+                name: x[name]
+                for name in ("x", "observed")
+                if name == "x" or (name in x and self.takes_missing)
+            }
         batch, source = read_in_double(x, names, self.takes_missing)
         # Contiguous, so that equal numbers give equal bits in any memory layout.
         rows, *mask = (
@@ -286,15 +290,19 @@ class Incomplete(ClosedForm):
             [1.0, 1.0, 1.0]
         """
         arguments.integer("num_draws", num_draws)
+        return self._completed(x, num_draws, seed)[0]
+
+    def _completed(self, x: Any, num_draws: int, seed: int) -> tuple[Tensor, Source, tuple[str, ...]]:
+        """Return ``draw_missing``, the rows as they were passed, and what log P measures of each column."""
         noise_seed = noise.derive(seed, noise.Stream.IMPUTE)
-        rows, mask, _ = self._like_fitted(x)
+        rows, mask, source = self._like_fitted(x)
         self._log_prob(rows, *mask)  # raises for values that no training row has
-        if not mask:
-            return rows.expand(num_draws, -1, -1).clone()
         drawn = rows.expand(num_draws, -1, -1).clone()
-        holed = (~mask[0]).any(dim=1).nonzero()[:, 0]
-        drawn[:, holed] = self._by_row(rows[holed], mask[0][holed], num_draws, RowNoise(noise_seed, holed))
-        return torch.where(mask[0], rows, drawn)
+        if mask:
+            holed = (~mask[0]).any(dim=1).nonzero()[:, 0]
+            made = self._by_row(rows[holed], mask[0][holed], num_draws, RowNoise(noise_seed, holed))
+            drawn[:, holed] = torch.where(mask[0][holed], rows[holed], made)
+        return drawn, source, self._measures(rows.shape[1])
 
     def _by_row(self, rows: Tensor, observed: Tensor, num_draws: int, row_noise: RowNoise) -> Tensor:
         """Return ``_draw`` with the noise of each row; rows are drawn one by one if an operation cannot take it."""

@@ -94,6 +94,11 @@ class Run:
         options |= {name: value for name, value in common.items() if name in taken}
         return cls(estimator, options, _of_cells(evaluation), evaluation, progress, parts, check)
 
+    def by(self, estimator: Callable[..., LogEvidence], **options: Any) -> Run:
+        """Return the run of another estimator with the same draws a row; ``options`` are the estimator's own."""
+        common = {name: self.options[name] for name in ("num_samples", "tile", "compile", "noise")}
+        return replace(self, estimator=estimator, options=options | common, parts=None)
+
     def only(self, rows: Tensor) -> Run:
         """Return the run of some of the rows, each with the noise that it has among all; it has no checkpoint."""
         whole, source = self.whole.of_rows(rows, self.whole.seed, self.whole.num_samples), self.whole.source

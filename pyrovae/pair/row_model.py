@@ -201,8 +201,14 @@ class RowModel:
             sites = run(self.pair, "model", repeat(batch, count), plain)
             values = {name: {**sites[name], "value": plain[latent]} for name, latent in held.items()}
             columns = {name: structure.columns[name] for name in held}
-            drawn = with_columns(drawn.flatten(0, 1), values, replace(structure, columns=columns)).view(drawn.shape)
-        return torch.where(batch["observed"], batch["x"], drawn) if "observed" in batch else batch["x"].expand_as(drawn)
+            drawn = with_columns(drawn.flatten(0, 1), values, replace(structure, columns=columns)).view(
+                drawn.shape
+            )
+        return (
+            torch.where(batch["observed"], batch["x"], drawn)
+            if "observed" in batch
+            else batch["x"].expand_as(drawn)
+        )
 
     def _one_by_one(self, batch: Batch, latents: Latents, noise: RowNoise, row: int) -> Tensor:
         """Return new rows for one of the rows, whose noise is ``noise``, shape (samples, 1, *row)."""
@@ -234,12 +240,14 @@ class RowModel:
         for name, columns in structure.columns.items():
             fn = sites[name]["fn"]
             inner = supports.innermost(fn)
-            if inner.event_dim:
+            if len(inner.event_shape):
                 came = f"site {name!r}, a {type(inner).__name__}, which scores columns jointly"
                 raise bad_value("model", expected, came, fix)
             term = supports.log_prob(inner, sites[name]["value"], checked=True).double()
             for mask, dims in masks.of(sites[name]):
-                term = torch.where(torch.as_tensor(mask, device=term.device)[(...,) + (None,) * dims], term, 0.0)
+                term = torch.where(
+                    torch.as_tensor(mask, device=term.device)[(...,) + (None,) * dims], term, 0.0
+                )
             term = term.expand(torch.broadcast_shapes(term.shape, fn.shape()))
             term = term.reshape((1,) * (lead + structure.nesting + fn.event_dim - term.dim()) + term.shape)
             axis = term.dim() - fn.event_dim + structure.data_dim[name]
