@@ -9,7 +9,7 @@ from pyrovae.imputation import Imputation, impute
 from pyrovae.log_weights import elbo, log_weights
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.networks import MLP, ConvDecoder, ConvEncoder
-from pyrovae.outliers import outliers
+from pyrovae.outlying import outliers
 from pyrovae.saving import load, save
 from pyrovae.training import History, fit
 

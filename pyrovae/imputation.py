@@ -223,7 +223,7 @@ def impute(
     _, passed = as_passed(x)
     if isinstance(model, LatentVariableModel):
         return _of_pair(prepare(model, x, method, num_samples, seed, check), passed, num_imputations, method)
-    if not hasattr(model, "draw_missing"):
+    if isinstance(model, type) or not hasattr(model, "draw_missing"):
         raise bad_type(
             "model",
             "a VAE, a LatentVariableModel or a baseline that takes missing cells",

@@ -311,7 +311,7 @@ def test_baselines_impute_exactly(linear):
     masked = pv.impute(full, {"x": x.nan_to_num(5.0), "observed": seen}, 3, seed=4)
     np.testing.assert_array_equal(masked.draws, found.draws)
     with pytest.raises(
-        TypeError, match="model: expected a VAE.*or a baseline that takes missing cells, got a KernelDensity"
+        TypeError, match=r"model: expected a VAE.*or a baseline that takes missing cells, got a KernelDensity"
     ):
         pv.impute(baselines.KernelDensity().fit(rows), x)
 

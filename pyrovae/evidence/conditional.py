@@ -10,7 +10,7 @@ import numpy as np
 
 from pyrovae import frames
 from pyrovae.evidence.result import LogEvidence
-from pyrovae.refusals import bad_value
+from pyrovae.refusals import bad_value, shown
 from pyrovae.rows import as_passed, column_numbers, without
 
 
@@ -27,10 +27,8 @@ def columns_of(x: Any) -> tuple[tuple[str, ...] | None, int]:
     """Return the names of the columns of x, if it is a frame, and their number."""
     _, rows = as_passed(x)
     shape = getattr(rows, "shape", ())
-    if len(shape) < 2:
-        raise bad_value(
-            "x", "rows of several columns", f"shape {tuple(shape)}", "Pass rows of shape (rows, columns)."
-        )
+    if not isinstance(shape, tuple) or len(shape) < 2:
+        raise bad_value("x", "rows of several columns", shown(rows), "Pass rows of shape (rows, columns).")
     return frames.names(rows), int(np.prod(shape[1:]))
 
 

@@ -91,6 +91,13 @@ def outliers(
         (0, 2)
     """
     arguments.boolean("cells", cells)
+    if hasattr(model, "log_evidence") and not getattr(model, "takes_missing", False):
+        raise bad_value(
+            "model",
+            "a pair, or a baseline that takes missing cells, so that one can be left out",
+            f"a {type(model).__name__}",
+            "Use one that does, such as PPCA or FullGaussian, or a VAE.",
+        )
     names, count = columns_of(x)
     if isinstance(model, LatentVariableModel):
         evidence, found = _of_pair(model, x, count, method, num_samples, seed, check)
@@ -138,13 +145,6 @@ def outliers(
 
 def _by_leaving_out(model: Any, x: Any, count: int, evidence: LogEvidence) -> _Cells:
     """Return log P(x_obs) − log P(x_obs without d) of every cell, by leaving out each column in turn."""
-    if not getattr(model, "takes_missing", False):
-        raise bad_value(
-            "model",
-            "a baseline that takes missing cells, so that one can be left out",
-            f"a {type(model).__name__}",
-            "Use one that does, such as PPCA or FullGaussian, or a VAE.",
-        )
     log_p = np.empty((len(evidence), count))
     for column in range(count):
         rest = [other for other in range(count) if other != column]
@@ -229,4 +229,4 @@ def _with(evidence: LogEvidence, rows: Tensor, other: LogEvidence) -> LogEvidenc
         found[numbers] = getattr(other, name)
         return found
 
-    return replace(evidence, **{name: put(name) for name in ("estimate", "mcse", "verdict")})
+    return replace(evidence, estimate=put("estimate"), mcse=put("mcse"), verdict=put("verdict"))
