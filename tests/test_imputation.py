@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from rates import SEED, Z
 from test_missing_pairs import (
     NAN,
@@ -15,8 +16,6 @@ from test_missing_pairs import (
     GammaPoisson,
     Guide,
     Mixture,
-    by_obs_mask,
-    guide_of_obs_mask,
     holed,
 )
 
@@ -105,16 +104,34 @@ def test_fitted_posteriors_impute_a_linear_vae(linear):
 
 @pytest.mark.statistical
 def test_cells_that_a_pair_holds_in_a_latent_are_read_from_it():
-    """x_d | x_obs ~ N(s/(1 + n), 1 + 1/(1 + n)) under z ~ N(0, 1), x_d ~ N(z, 1)."""
-    pair = pv.LatentVariableModel(by_obs_mask, guide_of_obs_mask)
-    x = holed(torch.tensor([[0.5, -1.0, 2.0, 0.3]], dtype=torch.float64).expand(COPIES, 4), HOLES[:1])
-    found = pv.impute(pair, x, 10, method="importance", num_samples=200, seed=SEED, check=False)
-    mean, variance = 2.3 / 3, 1 / 3
-    agree(
-        torch.stack(found.completed).numpy(),
-        [mean, mean],
-        torch.full((2, 2), mean**2 + variance) + torch.eye(2),
+    """z ~ N(0, 1), a ~ N(z, 1) always missing, b ~ N(a, s²): a | b ~ N(2 b / (2 + s²), 2 s² / (2 + s²))."""
+    s = 0.5
+
+    def model(x, observed):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            a = pyro.sample("a", dist.Normal(z, 1.0), obs=x[:, 0], obs_mask=observed[:, 0])
+            pyro.sample("b", dist.Normal(a, s).mask(observed[:, 1]), obs=x[:, 1])
+
+    def guide(x, observed):
+        with pyro.plate("data", len(x)):
+            with poutine.mask(mask=~observed[:, 0]):
+                a = pyro.sample("a_unobserved", dist.Normal(x[:, 1], 0.6))
+            pyro.sample("z", dist.Normal(a / 2, 0.8))
+
+    x = torch.tensor([[NAN, 1.5]], dtype=torch.float64).expand(COPIES, 2)
+    found = pv.impute(
+        pv.LatentVariableModel(model, guide),
+        x,
+        10,
+        method="importance",
+        num_samples=400,
+        seed=SEED,
+        check=False,
     )
+    mean, variance = 3.0 / (2 + s**2), 2 * s**2 / (2 + s**2)
+    second = torch.tensor([[mean**2 + variance, 1.5 * mean], [1.5 * mean, 1.5**2]])
+    agree(torch.stack(found.completed).numpy(), [mean, 1.5], second)
 
 
 # --- rows and noise

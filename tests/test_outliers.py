@@ -32,6 +32,7 @@ def test_cells_given_the_rest_have_the_closed_form(linear):
     assert sound.mean() > 0.9
     apart = np.abs(found["log_p"] - exact)
     assert (apart <= Z * found["error"] + 0.02)[sound].all()
+    assert 0.4 < np.sqrt(((apart / found["error"])[sound] ** 2).mean()) < 2.5
     full = baselines.FullGaussian().fit(rows.repeat(3, 1) + torch.randn(48, 4))
     cells = pv.outliers(full, rows, cells=True)
     precision = torch.linalg.inv(full.covariance)
