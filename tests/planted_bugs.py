@@ -252,8 +252,8 @@ BUGS = {
     "mean of logs": Bug(
         "evidence/importance.py",
         "encoder_block",
-        "terms.log_weights",
-        "(w := terms.log_weights).mean(0).expand_as(w)",
+        "weights.add(number, terms.log_weights)",
+        "weights.add(number, (w := terms.log_weights).mean(0).expand_as(w))",
         "test_evidence.py::test_streaming_is_the_matrix",
     ),
     "divided by K − 1": Bug(
@@ -482,7 +482,7 @@ BUGS = {
     ),
     "a start at the exact draw": Bug(
         "evidence/refined.py",
-        "refined",
+        "answered",
         "starts = all_starts(posterior, num_starts, drawn, pool.near(evaluation.part(rows)))",
         "starts = all_starts(posterior, num_starts, drawn); "
         "starts.loc[0] = starts.loc[0] if evaluation.simulated is None else evaluation.simulated.exact['z'][0, rows].double()",
