@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,10 +18,12 @@ from pyrovae.evidence.conditional import columns_of, keeping
 from pyrovae.evidence.draws import Draws
 from pyrovae.evidence.posterior import undisturbed
 from pyrovae.evidence.result import frame_of, verdicts
+from pyrovae.evidence.run import Run
 from pyrovae.evidence.sampled import METHODS, answers, prepare
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.refusals import bad_value
+from pyrovae.rows import as_passed, without
 from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
@@ -59,9 +62,10 @@ def outliers(
 
         log P(x_d | rest) = log Σ_k w_k − log Σ_k w_k / P(x_d | z_k),   w_k = P(x_obs, z_k) / q(z_k).
 
-    The second sum has heavier tails, and so a k-hat of its own. If that is too large, the draws cannot tell the cell's oddness,
-    and its verdict is "another method": pass ``log_evidence(model, x, given=[the other columns])``. A baseline that takes
-    missing cells is exact.
+    The second sum has heavier tails, and so a k-hat of its own. If that is too large, the draws given all cells do not tell the
+    cell's oddness, and it is "another method". The oddest cell of such a row is then answered again, as
+    log P(x_obs) − log P(rest) with draws given the rest, if the pair takes missing cells. A baseline that takes missing cells is
+    exact.
 
     Densities have units, and a column of many values has smaller probabilities than a column of few. So cells are compared by
     how far log P(x_d | rest) lies below its median over the rows of ``x`` that have the column, in nats.
@@ -110,6 +114,23 @@ def outliers(
     median = np.full(count, np.nan)
     median[known] = np.nanmedian(found.log_p[:, known], axis=0)
     below = median - found.log_p
+    oddest = np.where(seen, below, -math.inf).argmax(axis=1)
+    every, empty = np.arange(len(oddest)), ~seen.any(axis=1)
+    if isinstance(model, LatentVariableModel) and "observed" in inspect.signature(model.model).parameters:
+        poor = (
+            np.isin(found.verdict[every, oddest], _ORDER[2:]) & np.isin(evidence.verdict, _ORDER[:2]) & ~empty
+        )
+        if poor.any():
+            left_out = np.zeros(seen.shape, dtype=bool)
+            left_out[every[poor], oddest[poor]] = True
+            _answer_again(
+                prepare(model, _holed(x, left_out), method, num_samples, seed, check),
+                method,
+                left_out,
+                evidence,
+                found,
+            )
+            below[left_out] = np.broadcast_to(median, seen.shape)[left_out] - found.log_p[left_out]
     if cells:
         rows, columns = np.nonzero(seen)
         index = None if evidence.index is None else evidence.index[rows]
@@ -126,8 +147,6 @@ def outliers(
             index,
         )
         return frame.set_index("row") if places else frame
-    oddest = np.where(seen, below, -math.inf).argmax(axis=1)
-    every, empty = np.arange(len(oddest)), ~seen.any(axis=1)
     return frame_of(
         {
             "score": 0.0 - evidence.estimate,
@@ -181,9 +200,30 @@ def _of_pair(
             each[~whole.batch["observed"].cpu().reshape(shape)] = math.nan
     own = verdicts(tail.numpy(), num_samples)
     own = np.where((effective < _FEWEST_EFFECTIVE).numpy() & (own == "trust"), "more samples", own)
-    rank = {word: number for number, word in enumerate(_ORDER)}
-    worst = np.maximum(*(np.vectorize(rank.__getitem__)(words) for words in (own, evidence.verdict[:, None])))
-    return evidence, _Cells(log_p.numpy(), error.numpy(), np.array(_ORDER)[worst])
+    return evidence, _Cells(log_p.numpy(), error.numpy(), _worse(own, evidence.verdict[:, None]))
+
+
+def _holed(x: Any, left_out: np.ndarray) -> Any:
+    """Return x with further missing cells, boolean of shape (rows, columns)."""
+    beside, rows = as_passed(x)
+    return {**beside, "x": without(rows, ~left_out.reshape(rows.shape))}
+
+
+def _answer_again(run: Run, method: str, left_out: np.ndarray, evidence: LogEvidence, found: _Cells) -> None:
+    """Replace log P(x_d | rest) of the cells that a run leaves out, at most one a row, by a difference of two log P."""
+    every = torch.from_numpy(np.flatnonzero(left_out.any(axis=1))).to(run.whole.numbers.device)
+    for _, rows, rest in answers(run, method, every, None, _FEWEST_EFFECTIVE):
+        numbers = rows.cpu().numpy()
+        cells = numbers, left_out[numbers].argmax(axis=1)
+        found.log_p[cells] = evidence.estimate[numbers] - rest.estimate
+        found.error[cells] = np.hypot(evidence.mcse[numbers], rest.mcse)
+        found.verdict[cells] = _worse(evidence.verdict[numbers], rest.verdict)
+
+
+def _worse(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the worse of two verdicts, entry by entry."""
+    rank = np.vectorize({word: number for number, word in enumerate(_ORDER)}.__getitem__, otypes=[int])
+    return np.array(_ORDER)[np.maximum(rank(one), rank(other))]
 
 
 def _leave_one_out(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:

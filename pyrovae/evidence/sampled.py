@@ -44,7 +44,7 @@ def answer(run: Run, keep: Keep | None) -> LogEvidence:
 
 
 def answers(
-    run: Run, method: str, rows: Tensor, keep: Keep, least_ess: float
+    run: Run, method: str, rows: Tensor, keep: Keep | None, least_ess: float
 ) -> list[tuple[Run, Tensor, LogEvidence]]:
     """Return the answer of some rows: the run, the rows' numbers, and log P(x).
 
