@@ -414,7 +414,7 @@ def uniform_ranks(
     The rank of x among m draws is (#{draws < x} + v (#{draws = x} + 1)) / (m + 1) with v ~ U(0, 1), which is uniform if x and
     the draws are exchangeable, for masses and densities. Kolmogorov–Smirnov tests have one rank u per row, since cells of
     a row depend on each other: of a missing cell chosen at random, of a sum of all missing cells with random signs, and of
-    each column that enough rows lack. Each is done for u and for \\|2u − 1\\|, which shows draws that are too narrow or too
+    each column that enough rows lack. Each is done for u and for |2u − 1|, which shows draws that are too narrow or too
     wide.
 
     Args:

@@ -17,7 +17,7 @@ from pyrovae.evidence import LogEvidence, log_evidence
 from pyrovae.evidence.conditional import columns_of, keeping
 from pyrovae.evidence.draws import Draws
 from pyrovae.evidence.posterior import undisturbed
-from pyrovae.evidence.result import frame_of, verdicts
+from pyrovae.evidence.result import frame_of, verdicts, worse
 from pyrovae.evidence.run import Run
 from pyrovae.evidence.sampled import METHODS, answers, prepare
 from pyrovae.model import LatentVariableModel
@@ -34,7 +34,7 @@ __all__ = ["METHODS", "outliers"]
 # Log densities of cells that are in memory at once.
 _CELLS = 1 << 21
 _FEWEST_EFFECTIVE = 25
-_ORDER = ("trust", "unchecked", "more samples", "another method")
+_SOUND = ("trust", "unchecked")
 
 
 class _Cells(NamedTuple):
@@ -117,9 +117,7 @@ def outliers(
     oddest = np.where(seen, below, -math.inf).argmax(axis=1)
     every, empty = np.arange(len(oddest)), ~seen.any(axis=1)
     if isinstance(model, LatentVariableModel) and "observed" in inspect.signature(model.model).parameters:
-        poor = (
-            np.isin(found.verdict[every, oddest], _ORDER[2:]) & np.isin(evidence.verdict, _ORDER[:2]) & ~empty
-        )
+        poor = ~np.isin(found.verdict[every, oddest], _SOUND) & np.isin(evidence.verdict, _SOUND) & ~empty
         if poor.any():
             left_out = np.zeros(seen.shape, dtype=bool)
             left_out[every[poor], oddest[poor]] = True
@@ -200,7 +198,7 @@ def _of_pair(
             each[~whole.batch["observed"].cpu().reshape(shape)] = math.nan
     own = verdicts(tail.numpy(), num_samples)
     own = np.where((effective < _FEWEST_EFFECTIVE).numpy() & (own == "trust"), "more samples", own)
-    return evidence, _Cells(log_p.numpy(), error.numpy(), _worse(own, evidence.verdict[:, None]))
+    return evidence, _Cells(log_p.numpy(), error.numpy(), worse(own, evidence.verdict[:, None]))
 
 
 def _holed(x: Any, left_out: np.ndarray) -> Any:
@@ -217,13 +215,7 @@ def _answer_again(run: Run, method: str, left_out: np.ndarray, evidence: LogEvid
         cells = numbers, left_out[numbers].argmax(axis=1)
         found.log_p[cells] = evidence.estimate[numbers] - rest.estimate
         found.error[cells] = np.hypot(evidence.mcse[numbers], rest.mcse)
-        found.verdict[cells] = _worse(evidence.verdict[numbers], rest.verdict)
-
-
-def _worse(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the worse of two verdicts, entry by entry."""
-    rank = np.vectorize({word: number for number, word in enumerate(_ORDER)}.__getitem__, otypes=[int])
-    return np.array(_ORDER)[np.maximum(rank(one), rank(other))]
+        found.verdict[cells] = worse(evidence.verdict[numbers], rest.verdict)
 
 
 def _leave_one_out(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -148,6 +148,8 @@ def test_a_rows_draws_are_its_own():
     fewer[:2], fewer[5:] = 1.0, 2.0
     some = pv.impute(pair, fewer, 3, seed=1, **options)
     np.testing.assert_array_equal(some.draws, found.draws[:, np.isin(found.rows, [2, 3, 4])])
+    chunks = pv.impute(pair, list(x.split(4)), 3, seed=1, **options)
+    assert torch.equal(chunks.completed[0], found.completed[0])
     more = pv.impute(pair, x, 5, seed=1, **options)
     np.testing.assert_array_equal(more.draws[:3], found.draws)
 

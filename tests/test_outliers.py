@@ -122,6 +122,12 @@ def test_verdicts_and_errors_are_those_of_both_terms(linear, monkeypatch):
     np.testing.assert_array_equal(found.estimate, whole.estimate - part.estimate)
     np.testing.assert_allclose(found.bias, whole.bias - part.bias)
     np.testing.assert_allclose(found.mcse**2, whole.mcse**2 + part.mcse**2)
+    chunks = pv.log_evidence(vae, list(x.split(1)), num_samples=50, given=[2], check=False)
+    np.testing.assert_array_equal(chunks.estimate, found.estimate)
+    with pytest.raises(TypeError, match=r"given: expected an option of method 'refined'"):
+        pv.compare({"a": vae}, rows, method="refined", given=[2])
+    with pytest.raises(ValueError, match="checkpoint: expected None with given"):
+        pv.log_evidence(vae, x, given=[2], checkpoint="folder")
     order = ["trust", "unchecked", "more samples", "another method"]
     worst = [max(pair, key=order.index) for pair in zip(whole.verdict, part.verdict, strict=True)]
     assert found.verdict.tolist() == worst

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pyrovae import frames
-from pyrovae.evidence.result import LogEvidence
+from pyrovae.evidence.result import LogEvidence, worse
 from pyrovae.refusals import bad_value, shown
 from pyrovae.rows import as_passed, column_numbers, without
 
@@ -38,8 +38,6 @@ def conditional(score: Callable[[Any], LogEvidence], x: Any, given: Any) -> LogE
     columns = column_numbers("given", given, names, count)
     whole = score(x)
     part = score(keeping(x, columns))
-    ranks = {word: rank for rank, word in enumerate(("trust", "unchecked", "more samples", "another method"))}
-    worse = np.vectorize(ranks.__getitem__)(part.verdict) > np.vectorize(ranks.__getitem__)(whole.verdict)
     failed = next(
         (each.check for each in (whole, part) if each.check is not None and not each.check.passed),
         whole.check,
@@ -57,7 +55,7 @@ def conditional(score: Callable[[Any], LogEvidence], x: Any, given: Any) -> LogE
         pareto_k=np.fmax(whole.pareto_k, part.pareto_k),
         cost=whole.cost + part.cost,
         kind=np.where(exact, "exact", "estimate"),
-        verdict=np.where(worse, part.verdict, whole.verdict),
+        verdict=worse(whole.verdict, part.verdict),
         check=failed,
         observed=np.broadcast_to(cells[0] - cells[1], len(whole)),
         shared_mcse=None
