@@ -65,7 +65,7 @@ class Baseline(Fitted, ABC):
     """A model that is fitted to rows and then returns log P(x) of other rows.
 
     ``x`` has rows on dim 0: a tensor, an array, a DataFrame, or a mapping with such rows under "x". A baseline
-    ignores the other entries of a mapping. It works in float64, on rows flattened to shape (rows, columns).
+    ignores the other entries of a mapping, but for a mask "observed" if it takes missing cells. It works in float64, on rows flattened to shape (rows, columns).
 
     NaN, and None and NA in frames, are missing cells. An ``Incomplete`` baseline takes them; others raise an error.
 
@@ -176,11 +176,8 @@ class Baseline(Fitted, ABC):
                 raise bad_value(
                     "x", 'a mapping with rows under "x"', f"the keys {list(x)}", 'Pass {"x": rows}.'
                 )
-            x = {
-                name: x[name]
-                for name in ("x", "observed")
-                if name == "x" or (name in x and self.takes_missing)
-            }
+            mask = x.get("observed") if self.takes_missing else None
+            x = {"x": x["x"]} if mask is None else {"x": x["x"], "observed": mask}
         batch, source = read_in_double(x, names, self.takes_missing)
         # Contiguous, so that equal numbers give equal bits in any memory layout.
         rows, *mask = (
