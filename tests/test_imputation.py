@@ -10,6 +10,7 @@ import pytest
 import torch
 from pyro import poutine
 from rates import SEED, Z
+from test_likelihoods import LIKELIHOODS
 from test_missing_pairs import (
     NAN,
     BetaBernoulli,
@@ -20,7 +21,7 @@ from test_missing_pairs import (
 )
 
 import pyrovae as pv
-from pyrovae import baselines, imputation
+from pyrovae import baselines, imputation, likelihoods
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.exact import linear_gaussian
 from pyrovae.evidence.posterior import undisturbed
@@ -349,6 +350,26 @@ def test_columns_add_up_to_the_likelihood(form, plainly):
     assert columns.shape == (5, 16, 4)
     assert (columns[:, ~evaluation.batch["observed"]] == 0).all()
     torch.testing.assert_close(columns.sum(-1), joint.likelihood)
+
+
+@pytest.mark.parametrize("name", likelihoods.REGISTRY)
+def test_every_family_imputes_on_its_support_and_scores_its_columns(name):
+    torch.manual_seed(0)
+    vae = pv.VAE.mlp(4, 1, name, (4,), missing=True, **next(o for n, o in LIKELIHOODS if n == name))
+    x = vae.sample(16, seed=1)
+    x = holed(x.clamp(1e-3, 1 - 1e-3) if name == "beta" else x)
+    found = pv.impute(vae, x, 2, method="importance", num_samples=100, check=False)
+    support = vae.likelihood(torch.zeros(1, 1)).support.base_constraint
+    assert support.check(found.completed[1].to(x)).all()
+    fewer = x.clone()
+    fewer[:9] = x[0]
+    again = pv.impute(vae, fewer, 2, method="importance", num_samples=100, check=False)
+    np.testing.assert_array_equal(again.draws, found.draws[:, found.rows >= 9])
+    evaluation = Evaluation.prepare(vae, x, 3, 0)
+    with undisturbed(evaluation, Stream.TILE):
+        latents, joint, _ = evaluation.model.weigh(evaluation.batch, 3, RowNoise(0, torch.arange(16)))
+        columns = evaluation.model.log_columns(evaluation.batch, latents)
+    torch.testing.assert_close(columns.sum(-1), joint.likelihood, rtol=1e-4, atol=1e-4)
 
 
 def test_columns_of_a_joint_site_are_refused():
