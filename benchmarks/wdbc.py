@@ -36,9 +36,9 @@ def vae_of(x: torch.Tensor, epochs: int, seed: int) -> pv.VAE:
     """Return a VAE fitted to rows with missing cells; its encoder sees which cells they are."""
     torch.manual_seed(seed)
     vae = pv.VAE.mlp(
-        x.shape[1], 10, "student_t", (128,), activation="tanh", scale="per_dimension", missing=True
+        x.shape[1], 8, "gaussian", (64,), activation="tanh", scale="per_dimension", missing=True
     ).double()
-    pv.fit(vae, x, epochs=epochs, batch_size=64, lr=1e-3, seed=seed)
+    pv.fit(vae, x, epochs=epochs, batch_size=64, lr=3e-3, seed=seed)
     return vae
 
 
@@ -83,7 +83,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--masks", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--epochs", type=int, default=150)
     parser.add_argument("--trees", type=int, default=50)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
