@@ -50,6 +50,8 @@ ROOMS = [
     "evidence",
     "convert",
     "baselines",
+    "imputation",
+    "outlying",
     "saving",
     "training",
     "diagnosis",

@@ -265,6 +265,7 @@ KINDS = {
     "flag": values(None, 0, 1, 1.0, "yes", "False", [], [True], math.nan, len)
     | {"a tensor": lambda: torch.tensor(True)},
     "name": NOT_NAME,
+    "columns": values("a", 3, [], [COLUMNS], [-1], ["b"], [0, 0], [1.0], [True], [None], len),
     "name or None": {k: v for k, v in NOT_NAME.items() if k != "None"},
     "callbacks": values(None, len, 3, "ab", [1], [len, None], {len}, {"a": len}),
     "rule or positive": NOT_POSITIVE | values("wide", None),
@@ -381,6 +382,7 @@ OF_A_PAIR = {"pair": "pair", "x": "rows of a pair", "seed": "seed"}
 TILED = {**OF_A_PAIR, "tile": "tile"}
 SLOW = {**TILED, "progress": "flag"}
 ESTIMATOR = {**SLOW, "check": "flag"}
+KEPT = {"method": "name", "num_samples": "hundred or more", "seed": "seed", "check": "flag"}
 
 
 def network(out, inputs=2):
@@ -550,10 +552,23 @@ CASES = {
             "model": "pair",
             "x": "rows of a pair",
             "method": "name or None",
+            "given": "columns",
             **ESTIMATOR,
             "num_samples": "count",
         }
         | {"pareto_smoothed": "flag"},
+        aliases={"model": ("pair",)},
+    ),
+    "impute": Case(
+        pv.impute,
+        {"model": a("vae"), "x": a("x"), "check": False, "num_samples": 100},
+        {"model": "pair", "x": "rows of a pair", "num_imputations": "count", **KEPT},
+        aliases={"model": ("pair",)},
+    ),
+    "outliers": Case(
+        pv.outliers,
+        {"model": a("vae"), "x": a("x"), "check": False, "num_samples": 100},
+        {"model": "pair", "x": "rows of a pair", "cells": "flag", **KEPT},
         aliases={"model": ("pair",)},
     ),
     "evidence.importance": estimator(
@@ -976,6 +991,7 @@ def test_every_malformed_value_is_refused(name, argument):
 #: What users get and do not build, and what they derive from: no arguments of theirs to check.
 RESULTS = {
     "History",
+    "Imputation",
     "LogEvidence",
     "evidence.LogEvidence",
     "evidence.Check",
