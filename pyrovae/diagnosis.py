@@ -15,7 +15,7 @@ from torch import Tensor
 from pyrovae import arguments, noise
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence import LogEvidence, importance, refined
-from pyrovae.likelihoods import of_observed
+from pyrovae.likelihoods.base import of_observed
 from pyrovae.log_weights import ELBOEstimate, elbo_of
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.noise import Stream

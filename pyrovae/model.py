@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pyrovae import arguments, encoders, likelihoods, noise, priors
 from pyrovae.entries import column_sizes, largest_entry
+from pyrovae.likelihoods.base import of_observed
 from pyrovae.networks import MLP, Features, Standardize, output_width, widths
 from pyrovae.parameters import Parameters, owners_of, plain_attributes, unwrapped
 from pyrovae.refusals import bad_type, bad_value, parameters_hold, shown
@@ -231,7 +232,8 @@ class VAE(LatentVariableModel):
     Args:
         prior: module whose forward() returns the distribution of z, event shape (latent_dim,).
         likelihood: module whose forward(z) returns the distribution of a row of x.
-        encoder: module whose forward(x) returns a distribution of z for each row.
+        encoder: module whose forward(x) returns a distribution of z for each row. If its forward takes ``observed``, it also
+            gets which cells of x are observed, for rows with missing cells, which are 0 in x.
 
     Raises:
         TypeError: a part is not a torch module.
@@ -293,7 +295,7 @@ class VAE(LatentVariableModel):
             z = pyro.sample("z", self.prior())
             fn = self.likelihood(z, **context)
             if observed is not None:
-                fn, x = likelihoods.of_observed(fn, x, observed)
+                fn, x = of_observed(fn, x, observed)
             pyro.sample("x", fn, obs=x)
 
     def guide(self, x: Tensor, observed: Tensor | None = None, **context: Tensor) -> None:

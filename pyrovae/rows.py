@@ -97,9 +97,9 @@ def read(
     """
     x = _whole(x, argument)
     if missing and isinstance(x, Mapping) and "observed" in x:
-        x = {name: value for name, value in x.items() if name != "observed"} | {
-            "x": _without(_the_rows(x, argument), x["observed"])
-        }
+        rows_of = _the_rows(x, argument)
+        mask = align("observed", x["observed"], frames.index(rows_of))
+        x = {n: value for n, value in x.items() if n != "observed"} | {"x": _without(rows_of, mask)}
     found = dict(names or {})
     rows_of = _the_rows(x, argument)
     _same_names(argument, rows_of, "x", found)

@@ -420,8 +420,8 @@ BUGS = {
     "pairs moved away from the row": Bug(
         "evidence/nearby.py",
         "Pool.near",
-        "u + (points",
-        "u - (points",
+        "u + ((points",
+        "u - ((points",
         "test_rungs.py::test_pairs_moved_to_a_row_lie_in_its_posterior",
     ),
     "starts at the exact draws of the check's rows": Bug(
@@ -448,7 +448,7 @@ BUGS = {
     "a start at the exact draw": Bug(
         "evidence/refined.py",
         "refined",
-        'starts = all_starts(posterior, num_starts, drawn, pool.near(evaluation.part(rows)["x"]))',
+        "starts = all_starts(posterior, num_starts, drawn, pool.near(evaluation.part(rows)))",
         "starts = all_starts(posterior, num_starts, drawn); "
         "starts.loc[0] = starts.loc[0] if evaluation.simulated is None else evaluation.simulated.exact['z'][0, rows].double()",
         "test_check.py::test_answers_never_see_the_exact_draw[refined]",
@@ -823,8 +823,8 @@ BUGS = {
     "whole numbers taken for no totals": Bug(
         "pair/context.py",
         "_Sample.__init__",
-        'if name != "x"}',
-        'if name != "x" and value.is_floating_point()}',
+        'if n not in ("x", "observed")}',
+        'if n not in ("x", "observed") and value.is_floating_point()}',
         "test_computed_context.py::test_no_function_of_the_rows_passes_silently[binary]",
     ),
     "rows that alone have a column taken for evidence": Bug(

@@ -490,6 +490,7 @@ CASES = {
             "prior": "name",
             "encoder": "name",
             "standardize": "flag",
+            "missing": "flag",
         },
     ),
     "VAE.sample": Case(
@@ -703,7 +704,7 @@ CASES = {
         f"encoders.{cls.__name__}": Case(
             cls,
             {"network": network(cls.outputs(2), COLUMNS)},
-            {"network": "module", "standardize": "standardize"}
+            {"network": "module", "standardize": "standardize", "missing": "flag"}
             | ({"num_transforms": "count", "hidden_dims": "widths"} if cls is encoders.Flow else {}),
         )
         for cls in encoders.REGISTRY.values()

@@ -228,7 +228,7 @@ def test_pairs_do_not_depend_on_the_rows():
     oracle = LinearGaussian.random(3, 6)
     x = oracle.sample(9)
     made = [Evaluation.prepare(oracle.pair(), rows, 64, 5) for rows in (x, x[4:])]
-    here, there = (Pool(each).near(x[4:]) for each in made)
+    here, there = (Pool(each).near({"x": x[4:]}) for each in made)
     torch.testing.assert_close(here, there)
 
 
@@ -236,7 +236,7 @@ def test_pairs_moved_to_a_row_lie_in_its_posterior():
     """In a linear Gaussian model the regression is exact: moved pairs scatter like draws of the posterior."""
     oracle = LinearGaussian.random(3, 12)
     x = oracle.sample(300)
-    moved = Pool(Evaluation.prepare(oracle.pair(), x, 64, SEED)).near(x)[16:]
+    moved = Pool(Evaluation.prepare(oracle.pair(), x, 64, SEED)).near({"x": x})[16:]
     whole = oracle.posterior(x)
     white = torch.linalg.solve_triangular(whole.scale_tril, (moved - whole.mean)[..., None], upper=False)[
         ..., 0
@@ -249,7 +249,7 @@ def test_pairs_of_wide_rows_cost_little():
     """The regression has as many equations as pairs, not as columns; some simulated rows may be infinite."""
     oracle = LinearGaussian.random(2, 3000)
     pool = Pool(Evaluation.prepare(oracle.pair(), oracle.sample(4), 64, 0))
-    assert pool.near(oracle.sample(4)).shape == (32, 4, 2)
+    assert pool.near({"x": oracle.sample(4)}).shape == (32, 4, 2)
 
 
 @pytest.mark.parametrize("max_cost", [1000, 1200, 2000])

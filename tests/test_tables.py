@@ -11,6 +11,7 @@ from torch import nn
 
 import pyrovae as pv
 from pyrovae import distributions, likelihoods, supports
+from pyrovae.likelihoods.base import of_observed
 from pyrovae.networks import Features
 from pyrovae.registry import rebuild
 from pyrovae.tables import Table
@@ -265,7 +266,7 @@ def test_missing_cells_are_summed_out():
     x = every[:1].clone()
     observed = torch.tensor([[True, False, True, False, False]])
     with torch.no_grad():
-        fn, filled = likelihoods.of_observed(vae.likelihood(z), x, observed)
+        fn, filled = of_observed(vae.likelihood(z), x, observed)
         whole = vae.likelihood(z).log_prob(every).logsumexp(dim=0)
     assert float(fn.log_prob(filled)) == pytest.approx(float(whole), abs=1e-10)
     assert fn.base_dist.log_prob(filled)[0, [1, 3, 4]].tolist() == [0.0, 0.0, 0.0]

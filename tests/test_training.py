@@ -543,7 +543,7 @@ def test_dropout_is_on_in_training_and_off_in_evaluation():
             TypeError,
             "optimizer: expected a torch optimizer's class",
         ),
-        ({"validation": torch.full((3, 6), math.nan)}, ValueError, "validation: expected finite numbers"),
+        ({"validation": torch.full((3, 6), math.inf)}, ValueError, "validation: expected finite numbers"),
         ({"validation": torch.full((3, 6), 0.5)}, ValueError, "ContinuousBernoulli"),
         ({"validation": torch.ones(3, 7)}, ValueError, r"validation: expected rows of width 6"),
         ({"validation": torch.ones(3)}, ValueError, "validation: expected"),

@@ -161,29 +161,28 @@ class Run:
 
         log P of no cell is 0: exact, without an error, a cost or a draw.
         """
-        count, index = len(self.whole), rows.cpu().numpy()
+        count = len(self.whole)
+        # False for the row that stands for none
+        cells = self.whole.batch["observed"].reshape(count, -1).any(dim=1)[rows]
         zero = torch.zeros(count, dtype=torch.float64, device=rows.device)
-        whole = replace(Columns.without_draws(zero, zero, zero), log_odds=zero - math.inf)
-        filled = Columns(**{name: each.clone() for name, each in vars(whole).items()})
-        cells = (
-            self.whole.batch["observed"].reshape(count, -1).any(dim=1)[rows]
-        )  # not of the row that stands for none
-        for name, each in vars(filled).items():
-            each[rows[cells]] = getattr(columns, name)[cells]
+        empty = replace(Columns.without_draws(zero, zero, zero), log_odds=zero - math.inf)
 
-        def all_rows(words: Any, word: str) -> np.ndarray:
-            given = np.asarray(words)
+        def all_rows(known: Tensor, given: Tensor) -> Tensor:
+            return known.index_put((rows[cells],), given.to(known)[cells])
+
+        def all_words(word: str, given: str | np.ndarray) -> np.ndarray:
+            given = np.broadcast_to(np.asarray(given), len(rows))
             found = np.full(count, word, dtype=np.result_type(given, np.array(word)))
-            found[index[cells.cpu().numpy()]] = given[cells.cpu().numpy()] if given.ndim else given
+            found[rows[cells].cpu().numpy()] = given[cells.cpu().numpy()]
             return found
 
-        flags = {
-            name: zero.bool().index_put((rows,), each.to(rows.device) & cells)
-            for name, each in findings.items()
-        }
+        filled = Columns(
+            **{name: all_rows(known, getattr(columns, name)) for name, known in vars(empty).items()}
+        )
+        flags = {name: all_rows(zero.bool(), each) for name, each in findings.items()}
         answered = fields.get("answered_by", self.estimator.__name__)
-        fields = {**fields, "answered_by": all_rows(answered, "exact")}
-        return filled, all_rows(kind, "exact"), all_rows(verdict, "trust"), flags, fields
+        fields = {**fields, "answered_by": all_words("exact", answered)}
+        return filled, all_words("exact", kind), all_words("trust", verdict), flags, fields
 
 
 def _with_cells(batch: Batch) -> Tensor | None:
@@ -191,13 +190,10 @@ def _with_cells(batch: Batch) -> Tensor | None:
     if "observed" not in batch:
         return None
     cells = batch["observed"].reshape(len(batch["x"]), -1).any(dim=1)
-    return (
-        None
-        if bool(cells.all())
-        else cells.nonzero()[:, 0]
-        if bool(cells.any())
-        else cells.new_zeros(1).long()
-    )
+    if bool(cells.all()):
+        return None
+    rows = cells.nonzero()[:, 0]
+    return rows if len(rows) else rows.new_zeros(1)
 
 
 def _coarse(evaluation: Evaluation) -> Tensor:

@@ -6,7 +6,7 @@ decoder. It always gets input of shape (batch, latent_dim), so it may contain co
 To add a family: write ``distribution`` and ``marginal_outputs`` and decorate the class with its name.
 """
 
-from pyrovae.likelihoods.base import REGISTRY, Likelihood, of_observed
+from pyrovae.likelihoods.base import REGISTRY, Likelihood
 from pyrovae.likelihoods.bounded import Beta, ContinuousBernoulli, Gamma, LogNormal
 from pyrovae.likelihoods.counts import Binomial, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from pyrovae.likelihoods.levels import Bernoulli, Categorical, DiscretizedLogistic, Ordinal
@@ -36,6 +36,5 @@ __all__ = [
     "RoundedLogNormal",
     "StudentT",
     "ZeroInflatedNegativeBinomial",
-    "of_observed",
     "suggest",
 ]
