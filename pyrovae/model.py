@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pyrovae import arguments, encoders, likelihoods, noise, priors
 from pyrovae.entries import column_sizes, largest_entry
 from pyrovae.likelihoods.base import of_observed
+from pyrovae.likelihoods.mixed import Mixed
 from pyrovae.networks import MLP, Features, Standardize, output_width, widths
 from pyrovae.parameters import Parameters, owners_of, plain_attributes, unwrapped
 from pyrovae.refusals import bad_type, bad_value, parameters_hold, shown
@@ -443,8 +444,9 @@ class VAE(LatentVariableModel):
         table = Table.of(df, families, resolution)
         table.warn_left_out()
         groups, features = table.groups(), Features(**table.features())
-        outputs = likelihoods.Mixed.width(groups)
-        likelihood = likelihoods.Mixed(MLP(latent_dim, hidden[::-1], outputs, activation), groups)
+        Mixed(nn.Identity(), groups)  # refuses options before a network draws its weights
+        outputs = Mixed.width(groups)
+        likelihood = Mixed(MLP(latent_dim, hidden[::-1], outputs, activation), groups)
         likelihood.start_from(table.encode(df))
         found = encoders.REGISTRY[encoder]
         network = MLP(features.out_features, hidden, found.outputs(latent_dim), activation)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pyrovae import arguments, baselines, encoders, likelihoods, networks, priors, storage
 from pyrovae.baselines.base import Fitted
+from pyrovae.likelihoods.mixed import TABLES
 from pyrovae.model import VAE, FitRecord, LatentVariableModel
 from pyrovae.refusals import Refused, bad_type, bad_value, shown
 from pyrovae.tables import Table
@@ -31,7 +32,7 @@ from pyrovae.turns import takes_turns
 _REGISTRIES: dict[str, Mapping[str, type]] = {
     "priors": priors.REGISTRY,
     "likelihoods": likelihoods.REGISTRY,
-    "tables": likelihoods.TABLES,
+    "tables": TABLES,
     "encoders": encoders.REGISTRY,
     "networks": networks.REGISTRY,
     "torch": {

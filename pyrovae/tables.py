@@ -15,6 +15,7 @@ from pyrovae import arguments, chunks
 from pyrovae.likelihoods import REGISTRY, suggest
 from pyrovae.likelihoods.mixed import family_of
 from pyrovae.refusals import Refused, bad_type, bad_value, shown
+from pyrovae.rows import unreadable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +40,7 @@ class Column:
         name: in the frame.
         sort: "number", "bool" or "label".
         dtype: of pandas, as a string; ``sample`` and ``reconstruct`` return it.
-        family: a name in ``likelihoods.REGISTRY`` or ``likelihoods.TABLES``.
+        family: a name in ``likelihoods.REGISTRY`` or ``likelihoods.mixed.TABLES``.
         options: of the family.
         why: the reason for the family.
         levels: the values of the training rows, in the order of their codes 0, 1, …; None for numbers.
@@ -176,10 +177,8 @@ class Table:
         """
         try:
             x = chunks.joined(x) if chunks.several(x) else x
-        except chunks.NoRows as reason:
-            raise bad_type(f"{argument}{reason.place}", reason.expected, reason.came, reason.fix) from None
         except chunks.Unreadable as reason:
-            raise bad_value(f"{argument}{reason.place}", reason.expected, reason.came, reason.fix) from None
+            raise unreadable(argument, reason) from None
         if isinstance(x, Mapping):
             return {**x, "x": self.read(x["x"], argument)} if "x" in x else x
         if _is_frame(x):
@@ -255,7 +254,7 @@ class Table:
     # Modules
 
     def groups(self) -> list[dict[str, Any]]:
-        """Return the groups of columns of one family and its options, as ``likelihoods.Mixed`` takes them."""
+        """Return the groups of columns of one family and its options, as ``likelihoods.mixed.Mixed`` takes them."""
         found: dict[str, dict[str, Any]] = {}
         for number, column in enumerate(self.columns):
             key = f"{column.family} {sorted(column.options.items())}"
@@ -276,12 +275,13 @@ class Table:
 
 
 def _is_frame(x: Any) -> bool:
-    return hasattr(x, "to_pandas") or (hasattr(x, "to_numpy") and hasattr(x, "columns"))
+    frame = hasattr(x, "to_pandas") or (hasattr(x, "to_numpy") and hasattr(x, "columns"))
+    return frame and not isinstance(x, type)
 
 
 def _frame(x: Any, argument: str) -> pd.DataFrame:
     """Return a frame of pandas, from one of another library if it converts itself; raise for anything else."""
-    x = x.to_pandas() if hasattr(x, "to_pandas") else x
+    x = x.to_pandas() if hasattr(x, "to_pandas") and not isinstance(x, type) else x
     if not (_is_frame(x) and hasattr(x, "iloc")):
         raise bad_type(argument, "a pandas DataFrame", f"a {type(x).__name__}", "Pass pandas.DataFrame(x).")
     if not len(x) or not len(x.columns):
@@ -445,7 +445,11 @@ def _column(name: Any, values: pd.Series, given: Any, resolution: float | None) 
         came = f"{_WORDS.get(sort, sort)} of dtype {values.dtype}, first {_plain(values.iloc[at[0]])!r}"
         raise _refused("df", name, "numbers, booleans, strings or categories", came, fix)
     family, options = given if isinstance(given, tuple) and len(given) == 2 else (given, {})
-    if family:
+    if not isinstance(options, dict):
+        raise bad_type(
+            f"families[{name!r}]", "a dict of options after the name", shown(options), 'Pass {"scale": 1.0}.'
+        )
+    if family != "":
         arguments.choice(f"families[{name!r}]", family, tuple(REGISTRY))
         set_here = ("network", "standardize", "offset", "num_categories", "num_levels")
         arguments.options(family, REGISTRY[family], options, taken=set_here)

@@ -25,6 +25,7 @@ EXPECTED = {
     "docs/methods.md": "pareto_smoothed",
     "docs/reading-a-number.md": "rows settled to 0.05 nats",
     "docs/speed.md": "eager",
+    "docs/tables.md": "rounded_gaussian",
     "docs/training.md": "validation_elbo",
     "docs/your-own-model.md": "ContinuousBernoulli",
 }

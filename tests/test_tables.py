@@ -10,8 +10,9 @@ from scipy import stats
 from torch import nn
 
 import pyrovae as pv
-from pyrovae import distributions, likelihoods, supports
+from pyrovae import distributions, supports
 from pyrovae.likelihoods.base import of_observed
+from pyrovae.likelihoods.mixed import Mixed
 from pyrovae.networks import Features
 from pyrovae.registry import rebuild
 from pyrovae.tables import Table
@@ -384,7 +385,7 @@ GROUPS = [
 
 def mixed():
     torch.manual_seed(0)
-    return likelihoods.Mixed(pv.MLP(2, (), likelihoods.Mixed.width(GROUPS)), GROUPS).double()
+    return Mixed(pv.MLP(2, (), Mixed.width(GROUPS)), GROUPS).double()
 
 
 def test_mixed_is_the_product_of_its_groups():
@@ -438,9 +439,9 @@ def test_mixed_is_rebuilt_and_refuses_other_widths_and_columns():
     z = torch.randn(3, 2, dtype=torch.float64)
     torch.testing.assert_close(again.double()(z).mean, family(z).mean)
     with pytest.raises(ValueError, match="network: expected 8 outputs for these groups, got 7"):
-        likelihoods.Mixed(pv.MLP(2, (), 7), GROUPS)
+        Mixed(pv.MLP(2, (), 7), GROUPS)
     with pytest.raises(ValueError, match="every column from 0 on in exactly one group"):
-        likelihoods.Mixed(nn.Identity(), GROUPS[:2])
+        Mixed(nn.Identity(), GROUPS[:2])
 
 
 def test_features_are_standardised_logarithms_levels_and_the_mask():

@@ -10,13 +10,11 @@ from pyrovae.likelihoods.base import REGISTRY, Likelihood
 from pyrovae.likelihoods.bounded import Beta, ContinuousBernoulli, Gamma, LogNormal
 from pyrovae.likelihoods.counts import Binomial, NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from pyrovae.likelihoods.levels import Bernoulli, Categorical, DiscretizedLogistic, Ordinal
-from pyrovae.likelihoods.mixed import TABLES, Mixed, RoundedGaussian, RoundedLogNormal
 from pyrovae.likelihoods.real import Gaussian, Laplace, StudentT
 from pyrovae.likelihoods.suggestion import suggest
 
 __all__ = [
     "REGISTRY",
-    "TABLES",
     "Bernoulli",
     "Beta",
     "Binomial",
@@ -28,12 +26,9 @@ __all__ = [
     "Laplace",
     "Likelihood",
     "LogNormal",
-    "Mixed",
     "NegativeBinomial",
     "Ordinal",
     "Poisson",
-    "RoundedGaussian",
-    "RoundedLogNormal",
     "StudentT",
     "ZeroInflatedNegativeBinomial",
     "suggest",

@@ -97,7 +97,7 @@ class Mixed(Likelihood):
 
     Args:
         network: returns the outputs of the first group, as its family takes them, then those of the second, and so on.
-        groups: a dict for every group: "family", a name in ``likelihoods.REGISTRY`` or ``likelihoods.TABLES``; "options",
+        groups: a dict for every group: "family", a name in ``likelihoods.REGISTRY`` or ``TABLES``; "options",
             a dict of the family's options; "columns", the numbers of the columns; and for families with a location and
             a scale "loc" and "scale", one number a column, between which and the standard units it converts.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyrovae import noise
 from pyrovae.entries import blocks
-from pyrovae.likelihoods import Mixed
+from pyrovae.likelihoods.mixed import Mixed
 from pyrovae.likelihoods.real import LocationScale
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.pair import Batch
