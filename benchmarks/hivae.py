@@ -98,7 +98,7 @@ def by_forests(data: Data, seen: pd.DataFrame, trees: int) -> pd.DataFrame:
         levels[column] = np.sort(seen[column].dropna().unique())
         hot = pd.DataFrame({f"{column}={v}": (seen[column] == v).astype(float) for v in levels[column]})
         parts.append(hot.mask(seen[column].isna()))
-    forest = RandomForestRegressor(trees, min_samples_leaf=2, max_features="sqrt", n_jobs=1, random_state=0)
+    forest = RandomForestRegressor(trees, n_jobs=1, random_state=0)
     wide = pd.concat(parts, axis=1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Early stopping criterion not reached")
@@ -132,7 +132,7 @@ def by_vae(
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Fill in by imputations of a VAE; also return the ends of 90 % intervals of every missing cell, by column."""
     vae = vae_of(data, seen, latent_dim, epochs, seed=0)
-    codes = vae.table.encode(seen).to_numpy()
+    codes = vae.table.encode(seen)
     imputed = pv.impute(vae, codes, DRAWS, method="importance", check=False)
     kind = {"cat": imputed.mode, "ordinal": imputed.median}
     low, high = imputed.interval(0.9)

@@ -80,7 +80,7 @@ class Table:
         >>> import pandas as pd
         >>> frame = pd.DataFrame({"age": [31.5, 40.2, 22.9], "member": [True, False, None]})
         >>> table = Table.of(frame)
-        >>> table.encode(frame)["member"].tolist()
+        >>> table.encode(frame)[:, 1].tolist()
         [1.0, 0.0, nan]
         >>> table.decode(table.encode(frame))["member"].tolist()
         [True, False, None]
@@ -98,10 +98,8 @@ class Table:
     ) -> Table:
         """Return the table of some training rows; see ``VAE.for_table`` for the arguments and the errors."""
         frame = _frame(x, "df")
-        families, resolution = (
-            _by_name("families", families, frame),
-            _by_name("resolution", resolution, frame),
-        )
+        families = _by_name("families", families, frame)
+        resolution = _by_name("resolution", resolution, frame)
         columns, left_out = [], {}
         for name in frame.columns:
             given = families.get(name, "")
@@ -136,17 +134,8 @@ class Table:
         """Return a frame with a line for each column: its family, its levels and the reason; left-out columns last."""
         import pandas as pd
 
-        lines = [
-            {
-                "column": c.name,
-                "family": c.family,
-                "levels": c.levels,
-                "resolution": c.resolution,
-                "why": c.why,
-            }
-            for c in self.columns
-        ]
-        lines += [{"column": name, "family": None, "why": why} for name, why in self.left_out.items()]
+        lines: list[Any] = [(c.name, c.family, c.levels, c.resolution, c.why) for c in self.columns]
+        lines += [(name, None, None, None, why) for name, why in self.left_out.items()]
         return pd.DataFrame(lines, columns=["column", "family", "levels", "resolution", "why"])
 
     def record(self) -> dict[str, Any]:
@@ -182,7 +171,7 @@ class Table:
         if isinstance(x, Mapping):
             return {**x, "x": self.read(x["x"], argument)} if "x" in x else x
         if _is_frame(x):
-            return self.encode(x, argument)
+            return self._coded(x, argument)
         shape = tuple(getattr(x, "shape", ()))
         if len(shape) != 2 or shape[1] != len(self.columns):
             raise bad_value(
@@ -193,15 +182,20 @@ class Table:
             )
         return x
 
-    def encode(self, x: Any, argument: str = "x") -> pd.DataFrame:
-        """Return a frame of codes, float64, with the table's columns and the index of ``x``; NaN in missing cells.
+    def encode(self, x: Any, argument: str = "x") -> np.ndarray:
+        """Return the codes of a frame, shape (rows, columns), float64, in the table's order; NaN in missing cells.
 
-        Numbers are their own codes, or the number of steps where a resolution was given. Levels are numbered from 0.
+        Numbers are their own codes, or the number of steps where a resolution was given. Levels are numbered from 0. Every
+        function that takes the frame takes these codes, too.
 
         Raises:
             TypeError: not a frame.
             ValueError: columns are missing or more, have other types, or hold levels that the training rows do not.
         """
+        return np.array(self._coded(x, argument))
+
+    def _coded(self, x: Any, argument: str) -> pd.DataFrame:
+        """Return ``encode`` as a frame with the names of the columns and the index of ``x``."""
         import pandas as pd
 
         frame = _frame(x, argument)
@@ -210,9 +204,8 @@ class Table:
         if missing or more:
             came = [f"none named {', '.join(map(repr, missing))}"] * bool(missing)
             came += [f"{', '.join(map(repr, more))}, which the training rows did not have"] * bool(more)
-            raise bad_value(
-                argument, f"the columns {self.names}", "; ".join(came), "Rename, add or drop these columns."
-            )
+            fix = "Rename, add or drop these columns."
+            raise bad_value(argument, f"the columns {self.names}", "; ".join(came), fix)
         codes = {i: _codes(c, frame[c.name], argument) for i, c in enumerate(self.columns)}
         return pd.DataFrame(codes, index=frame.index).set_axis(self.names, axis=1)
 
@@ -471,7 +464,8 @@ def _column(name: Any, values: pd.Series, given: Any, resolution: float | None) 
 def _levels(made: dict[str, Any], held: list[Any], family: str) -> Column | str:
     """Return a column of levels, or the reason why it is left out."""
     name, ordered, distinct = made["name"], made.get("ordered", False), set(held)
-    levels = [level for level in made.get("categories", sorted(distinct)) if level in distinct]
+    known = made["categories"] if "categories" in made else sorted(distinct)
+    levels = [level for level in known if level in distinct]
     if len(levels) == 1:
         return f"constant: {levels[0]!r} in every row"
     if len(levels) == len(held) and made["sort"] == "label" and not ordered and not family:

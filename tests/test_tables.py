@@ -95,20 +95,20 @@ def test_decoding_inverts_encoding_in_every_dtype(vae):
     pd.testing.assert_frame_equal(table.decode(codes, like=FRAME), FRAME)
     shuffled = FRAME.sample(frac=1, random_state=0)[FRAME.columns[::-1]]
     pd.testing.assert_frame_equal(table.decode(table.encode(shuffled), like=shuffled), shuffled)
-    pd.testing.assert_frame_equal(table.encode(shuffled).loc[codes.index], codes)
+    np.testing.assert_array_equal(table.encode(shuffled), codes[shuffled.index])
 
 
 def test_missing_cells_of_every_kind_are_nan_and_come_back(vae):
     df = holed(FRAME)
     codes = vae.table.encode(df)
-    np.testing.assert_array_equal(codes.isna(), df.isna())
+    np.testing.assert_array_equal(np.isnan(codes), df.isna())
     back = vae.table.decode(codes, like=df)
     for name in df:
         assert back[name].isna().equals(df[name].isna()), name
         assert list(back[name].dropna()) == list(df[name].dropna()), name
     odd = pd.DataFrame({name: pd.Series([None] * 3, dtype=object) for name in FRAME})
     odd["job"] = [None, np.nan, pd.NA]
-    assert vae.table.encode(odd).isna().all(axis=None)
+    assert np.isnan(vae.table.encode(odd)).all()
     assert pv.log_evidence(vae, odd, num_samples=2).estimate.tolist() == [0.0] * 3
 
 
@@ -130,7 +130,7 @@ def test_what_is_left_out_is_named():
         vae = pv.VAE.for_table(df, 1, families={"note": None}, hidden_dims=())
     assert vae.table.names == ["real", "job"]
     codes = vae.table.encode(df)
-    assert vae.table.encode(df[["job", "real"]]).equals(codes)  # they may be there or not
+    np.testing.assert_array_equal(vae.table.encode(df[["job", "real"]]), codes)  # they may be there or not
     assert vae.table.decode(codes, like=df).columns.tolist() == df.columns.tolist()
 
 
@@ -242,7 +242,7 @@ def test_mass_of_a_mixed_table_is_one():
     rows = itertools.product([False, True], [False, True], [False, True], ["p", "q", "r"], reals)
     every = pd.DataFrame(rows, columns=df.columns)
     z = torch.linspace(-9, 9, 601, dtype=torch.float64)
-    codes = torch.tensor(vae.table.encode(every).to_numpy())
+    codes = torch.from_numpy(vae.table.encode(every))
     with torch.no_grad():
         given = vae.likelihood(z[:, None, None]).log_prob(codes)  # (z, rows)
     prior = torch.distributions.Normal(0.0, 1.0).log_prob(z) + np.log(18 / 600)
@@ -263,7 +263,7 @@ def test_missing_cells_are_summed_out():
         columns=df.columns,
     )
     z = torch.tensor([[0.7]], dtype=torch.float64)
-    every = torch.tensor(vae.table.encode(every).to_numpy())
+    every = torch.from_numpy(vae.table.encode(every))
     x = every[:1].clone()
     observed = torch.tensor([[True, False, True, False, False]])
     with torch.no_grad():
@@ -274,7 +274,7 @@ def test_missing_cells_are_summed_out():
 
 
 def test_rows_score_the_same_beside_others(vae):
-    codes = torch.tensor(vae.table.encode(FRAME).to_numpy())
+    codes = torch.from_numpy(vae.table.encode(FRAME))
     z = torch.randn(N, 1, dtype=torch.float64)
     with torch.no_grad():
         together = vae.likelihood(z).log_prob(codes)
@@ -513,7 +513,7 @@ def test_chunks_and_masks_beside_the_rows_are_those_of_the_frame(vae):
     mask = RNG.random(FRAME.shape) < 0.7
     beside = pv.elbo(vae, {"x": FRAME, "observed": mask}, num_samples=2).estimate
     np.testing.assert_array_equal(beside, pv.elbo(vae, FRAME.where(mask), num_samples=2).estimate)
-    codes = vae.table.encode(FRAME).to_numpy()
+    codes = vae.table.encode(FRAME)
     np.testing.assert_array_equal(pv.elbo(vae, codes, num_samples=2).estimate, whole)
 
 
