@@ -26,7 +26,8 @@ import harness
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.ensemble import RandomForestRegressor
+from sklearn.base import BaseEstimator
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer
 
@@ -88,29 +89,37 @@ def by_mean(data: Data, seen: pd.DataFrame) -> pd.DataFrame:
     return seen.fillna(dict(zip(seen, values, strict=True)))
 
 
+#: Nominal columns are coded _NOMINAL, _NOMINAL + 1, …, so that the chain can tell them from numbers.
+_NOMINAL = 1e9
+
+
+class Forest(BaseEstimator):
+    """A random forest that classifies the codes of nominal columns, and regresses all others."""
+
+    def __init__(self, trees: int = 30) -> None:
+        self.trees = trees
+
+    def fit(self, x: np.ndarray, y: np.ndarray) -> Forest:
+        kind = RandomForestClassifier if y.min() >= _NOMINAL else RandomForestRegressor
+        self.forest_ = kind(self.trees, n_jobs=1, random_state=0).fit(x, y)
+        return self
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return self.forest_.predict(x)
+
+
 def by_forests(data: Data, seen: pd.DataFrame, trees: int) -> pd.DataFrame:
-    """Fill in by a chain of random forests; each level of a nominal column is a column of zeros and ones."""
-    parts, levels = [], {}
-    for column, sort in zip(seen, data.sorts, strict=True):
-        if sort != "cat":
-            parts.append(seen[[column]])
-            continue
-        levels[column] = np.sort(seen[column].dropna().unique())
-        hot = pd.DataFrame({f"{column}={v}": (seen[column] == v).astype(float) for v in levels[column]})
-        parts.append(hot.mask(seen[column].isna()))
-    forest = RandomForestRegressor(trees, n_jobs=1, random_state=0)
-    wide = pd.concat(parts, axis=1)
+    """Fill in by a chain of random forests, starting from each column's most frequent value."""
+    nominal = [column for column, sort in zip(seen, data.sorts, strict=True) if sort == "cat"]
+    coded = seen.astype(float)
+    coded[nominal] += _NOMINAL
+    chain = IterativeImputer(Forest(trees), max_iter=3, initial_strategy="most_frequent", random_state=0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Early stopping criterion not reached")
-        found = IterativeImputer(forest, max_iter=3, random_state=0).fit_transform(wide)
-    wide = pd.DataFrame(found, columns=wide.columns, index=seen.index)
-    filled = seen.copy()
-    for column, sort in zip(seen, data.sorts, strict=True):
-        if sort == "cat":
-            hot = wide[[f"{column}={v}" for v in levels[column]]].to_numpy()
-            filled[column] = levels[column][hot.argmax(axis=1)]
-        else:
-            filled[column] = wide[column].round() if sort == "ordinal" else wide[column]
+        filled = pd.DataFrame(chain.fit_transform(coded), columns=seen.columns, index=seen.index)
+    filled[nominal] -= _NOMINAL
+    ordinal = [column for column, sort in zip(seen, data.sorts, strict=True) if sort == "ordinal"]
+    filled[ordinal] = filled[ordinal].round()
     return filled
 
 
