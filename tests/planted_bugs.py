@@ -11,6 +11,41 @@ import sys
 from planting import Bug, run
 
 BUGS = {
+    "groups joined in their own order": Bug(
+        "distributions.py",
+        "ByColumn.joined",
+        ".index_select(-1, self.inverse)",
+        "",
+        "test_tables.py::test_mixed_is_the_product_of_its_groups",
+    ),
+    "an interval half a step to the left": Bug(
+        "distributions.py",
+        "RoundedNormal.log_prob",
+        "value - 0.5, value + 0.5",
+        "value - 1.0, value",
+        "test_tables.py::test_mass_of_an_interval_is_exact[0.3-2.0-0]",
+    ),
+    "a narrow interval without its bend": Bug(
+        "distributions.py",
+        "log_normal_mass",
+        "torch.log1p(bend)",
+        "0.0 * bend",
+        "test_tables.py::test_mass_of_an_interval_is_exact[0.0-4200.0-12600]",
+    ),
+    "scales of a table from missing cells": Bug(
+        "likelihoods/mixed.py",
+        "Mixed.marginal_outputs",
+        "missing = x[:, column].isnan()",
+        "missing = x[:, column].isnan() & (x[:, column] == 0)",
+        "test_tables.py::test_mixed_starts_from_the_marginals_of_observed_cells",
+    ),
+    "levels of a table beside each other": Bug(
+        "networks.py",
+        "Features.forward",
+        "== self.level",
+        "== self.level + 1",
+        "test_tables.py::test_features_are_standardised_logarithms_levels_and_the_mask",
+    ),
     "missing cells filled in without their spread": Bug(
         "baselines/observed.py",
         "Patterns.expected",

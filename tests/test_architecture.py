@@ -41,6 +41,7 @@ ROOMS = [
     "priors",
     "likelihoods",
     "encoders",
+    "tables",
     "parameters",
     "model",
     "pair",

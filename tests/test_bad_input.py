@@ -249,6 +249,30 @@ NOT_EVIDENCE = values(None, "score", 3.0, [], {}) | {
 }
 
 KINDS = {
+    "frame of training rows": values(None, 3, "df", [], {}, len)
+    | {
+        "rows": a("x"),
+        "an empty frame": pd.DataFrame,
+        "a frame without rows": lambda: pd.DataFrame({"a": []}),
+        "a frame of objects": lambda: pd.DataFrame({"a": [object(), object()]}),
+        "a class": lambda: pd.DataFrame,
+    },
+    "families of columns": values(
+        3,
+        "gaussian",
+        ["gaussian"],
+        {"c": "gaussian"},
+        {"a": 3},
+        {"a": "no such"},
+        {"a": ("gaussian", 3)},
+        {"a": ("gaussian", {"scale": -1.0})},
+        {"a": ("poisson", {"offset": True})},
+        {"b": "gaussian"},
+        {"a": None, "b": None},
+    ),
+    "resolutions": values(
+        0.5, [0.5], {"c": 1}, {"b": 1}, {"a": 0}, {"a": -0.5}, {"a": "1"}, {"a": 1}, {"a": math.inf}
+    ),
     "count": NOT_COUNT,
     "count or None": {k: v for k, v in NOT_COUNT.items() if k != "None"},
     "two or more": NOT_COUNT | values(1),
@@ -489,6 +513,25 @@ CASES = {
             "encoder": "name",
             "standardize": "flag",
             "missing": "flag",
+        },
+    ),
+    "VAE.for_table": Case(
+        pv.VAE.for_table,
+        {"df": lambda: pd.DataFrame({"a": [0.5, 2.0, 3.5], "b": ["x", "y", "x"]}), "latent_dim": 1},
+        {
+            "df": "frame of training rows",
+            "latent_dim": "count",
+            "families": "families of columns",
+            "resolution": "resolutions",
+            "hidden_dims": "widths",
+            "activation": "name",
+            "prior": "name",
+            "encoder": "name",
+        },
+        aliases={
+            "df": ("df['a']",),
+            "families": ("families['a']", "families['b']", "scale", "offset", "df"),
+            "resolution": ("resolution['a']", "resolution['b']", "df['a']"),
         },
     ),
     "VAE.sample": Case(
@@ -1041,7 +1084,7 @@ def test_every_public_callable_is_in_the_table():
     ):
         for cls in registry.REGISTRY.values():
             assert f"{room}.{cls.__name__}" in CASES
-    assert {cls.__name__ for cls in NETWORKS.values()} - {"Standardize"} <= set(CASES)
+    assert {cls.__name__ for cls in NETWORKS.values()} - {"Standardize", "Features"} <= set(CASES)
     for cls in baselines.REGISTRY.values():
         assert f"baselines.{cls.__name__}.fit" in CASES
 
@@ -1288,7 +1331,7 @@ def test_refusals_do_not_need_pyros_validation():
     """The same refusals, word for word, where ``python -O`` switches off the validation of torch and Pyro."""
     vae, x = pv.VAE.mlp(3, 1), torch.ones(4, 3)
     bad = x.clone()
-    bad[2, 1] = math.nan
+    bad[2, 1] = math.inf
     calls = [
         lambda: pv.fit(vae, bad),
         lambda: pv.fit(vae, x, epochs=0),

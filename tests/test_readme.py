@@ -26,6 +26,7 @@ EXPECTED = {
     "docs/missing.md": "missing cells in",
     "docs/reading-a-number.md": "rows settled to 0.05 nats",
     "docs/speed.md": "eager",
+    "docs/tables.md": "rounded_gaussian",
     "docs/training.md": "validation_elbo",
     "docs/your-own-model.md": "ContinuousBernoulli",
 }
