@@ -146,7 +146,7 @@ def as_numpy(x: Any, argument: str) -> np.ndarray:
             argument,
             "an array without masked entries",
             f"{int(np.ma.count_masked(x))} that are masked",
-            "Fill them, x.filled(value), or drop their rows.",
+            "Pass x.filled(numpy.nan) to a model that takes missing cells, or drop their rows.",
         )
     if not isinstance(x, np.ndarray):
         came, fix = _described(x)

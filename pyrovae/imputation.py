@@ -19,7 +19,7 @@ from pyrovae.evidence.result import LogEvidence
 from pyrovae.evidence.run import Run
 from pyrovae.evidence.sampled import METHODS, answer, answers, prepare
 from pyrovae.evidence.simulated import simulated
-from pyrovae.model import LatentVariableModel
+from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.noise import Stream, derive
 from pyrovae.refusals import Refused, bad_type, bad_value
 from pyrovae.rows import as_passed, filled
@@ -27,6 +27,8 @@ from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from pyrovae.tables import Table
 
 __all__ = ["METHODS", "Imputation", "impute"]
 
@@ -58,6 +60,8 @@ class Imputation:
         measure: for every column, whether log P measures it by "mass" or "density".
         names: the columns' names, if x was a frame.
         index: of the rows, if x was a frame or a series.
+        table: of a VAE made by ``for_table`` whose x was a frame; draws and points are then codes, and rows and ``to_frame``
+            have the values in the frame's types. None otherwise.
     """
 
     draws: np.ndarray
@@ -72,6 +76,7 @@ class Imputation:
     index: Any
     _passed: Any = field(repr=False)
     _observed: Tensor | None = field(repr=False)
+    table: Table | None = None
 
     def __len__(self) -> int:
         """Return the number of imputations."""
@@ -83,12 +88,20 @@ class Imputation:
 
         A frame keeps its index, its columns and their types; observed cells are unchanged.
         """
-        return [filled(self._passed, self._observed, values) for values in self.draws]
+        return [self._filled(values) for values in self.draws]
+
+    def _filled(self, values: np.ndarray) -> Any:
+        if self.table is None or self._observed is None:
+            return filled(self._passed, self._observed, values)
+        return self.table.filled(self._passed, ~self._observed.cpu().numpy(), values)
 
     def point(self, kind: str = "mean") -> Any:
-        """Return the rows as they were passed, with the "mean", "median" or "mode" in the missing cells."""
+        """Return the rows as they were passed, with the "mean", "median" or "mode" in the missing cells.
+
+        Columns of a table that have levels without an order get the mode.
+        """
         arguments.choice("kind", kind, _POINTS)
-        values: np.ndarray = getattr(self, kind)
+        values = np.where(self._unordered[self.columns], self.mode, getattr(self, kind))
         if np.isnan(values).any():
             odd = np.flatnonzero(np.isnan(values))
             raise bad_value(
@@ -97,7 +110,14 @@ class Imputation:
                 f"{kind!r}, which {len(odd)} cells lack, first in column {self.columns[odd[0]]}, a density",
                 "Pass kind='median'.",
             )
-        return filled(self._passed, self._observed, values)
+        return self._filled(values)
+
+    @property
+    def _unordered(self) -> np.ndarray:
+        """Whether a column's codes have no order, shape (columns,)."""
+        columns = () if self.table is None else self.table.columns
+        unordered = [column.levels is not None and column.family != "ordinal" for column in columns]
+        return np.array(unordered or [False] * len(self.measure))
 
     @cached_property
     def mean(self) -> np.ndarray:
@@ -139,18 +159,29 @@ class Imputation:
         import pandas as pd
 
         low, high = self.interval(coverage)
+        found: dict[str, Any] = {"median": self.median, "mode": self.mode, "low": low, "high": high}
+        if self.table is not None:
+            found = {name: self._decoded(values) for name, values in found.items()}
+        levels = self._unordered[self.columns]
         return pd.DataFrame(
             {
                 "row": self.rows if self.index is None else self.index[self.rows],
                 "column": self.columns if self.names is None else np.array(self.names)[self.columns],
-                "mean": self.mean,
-                "median": self.median,
-                "mode": self.mode,
-                "low": low,
-                "high": high,
+                "mean": np.where(levels, np.nan, self.mean),
+                **found,
                 "verdict": self.verdict[self.rows],
             }
         )
+
+    def _decoded(self, codes: np.ndarray) -> np.ndarray:
+        """Return codes of the missing cells as the values of their columns, shape (missing cells,)."""
+        if self.table is None:
+            return codes
+        found = np.empty(len(codes), dtype=object)
+        for number in range(len(self.table.columns)):
+            here = self.columns == number
+            found[here] = self.table.values(number, codes[here]).to_numpy(dtype=object)
+        return found
 
     def summary(self) -> str:
         """Return a short text: how many cells were drawn, by what, and how many rows are trusted."""
@@ -301,6 +332,9 @@ def _of_pair(run: Run, passed: Any, num_draws: int, method: str) -> Imputation:
         source.index,
         passed,
         source.observed,
+        run.evaluation.pair.table
+        if isinstance(run.evaluation.pair, VAE) and hasattr(passed, "columns")
+        else None,
     )
 
 

@@ -261,6 +261,14 @@ class Standardize(nn.Module):
             weight = count / (total.clamp(min=1) if isinstance(total, Tensor) else total)
             squares = squares + count * (variance + (1 - weight) * (centre - mean) ** 2)
             mean = mean + weight * (centre - mean)
+        unseen = torch.nonzero(torch.as_tensor(total) == 0).flatten()
+        if isinstance(total, Tensor) and len(unseen):
+            raise bad_value(
+                "x",
+                "an observed cell of every column in the first chunk, from which Standardize learns",
+                f"{len(unseen)} column(s) without any, first column {int(unseen[0])}",
+                "Pass a chunk that has them first, or all rows in one chunk.",
+            )
         scale = (squares / (total.clamp(min=1) if isinstance(total, Tensor) else total)).sqrt()
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         if x.dtype == torch.float64:

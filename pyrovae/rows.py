@@ -98,7 +98,11 @@ def read(
     x = _whole(x, argument)
     if missing and isinstance(x, Mapping) and "observed" in x:
         rows_of = _the_rows(x, argument)
-        mask = align("observed", x["observed"], frames.index(rows_of))
+        mask = x["observed"]
+        columns = frames.names(rows_of)
+        if hasattr(mask, "columns") and columns is not None:
+            _same_names("observed", mask, "x", {"x": columns})
+        mask = align("observed", mask, frames.index(rows_of))
         x = {n: value for n, value in x.items() if n != "observed"} | {"x": without(rows_of, mask)}
     found = dict(names or {})
     rows_of = _the_rows(x, argument)

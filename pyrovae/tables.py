@@ -169,7 +169,7 @@ class Table:
         except chunks.Unreadable as reason:
             raise unreadable(argument, reason) from None
         if isinstance(x, Mapping):
-            return {**x, "x": self.read(x["x"], argument)} if "x" in x else x
+            return {**x, **self._mask(x), "x": self.read(x["x"], argument)} if "x" in x else x
         if _is_frame(x):
             return self._coded(x, argument)
         shape = tuple(getattr(x, "shape", ()))
@@ -181,6 +181,18 @@ class Table:
                 "Pass the frame, or vae.table.encode(frame).",
             )
         return x
+
+    def _mask(self, x: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a mask of observed cells that is a frame with the modelled columns alone, in their order."""
+        mask: Any = x.get("observed")
+        if not (_is_frame(mask) and _is_frame(x["x"])):
+            return {}
+        missing = [name for name in self.names if name not in mask.columns]
+        if missing:
+            raise bad_value(
+                "observed", f"the columns {self.names}", f"none named {missing[0]!r}", "Name them as in x."
+            )
+        return {"observed": mask[self.names]}
 
     def encode(self, x: Any, argument: str = "x") -> np.ndarray:
         """Return the codes of a frame, shape (rows, columns), float64, in the table's order; NaN in missing cells.
@@ -242,6 +254,27 @@ class Table:
             if name in self.left_out:
                 frame[name] = like[name]
         return frame[list(like.columns)]
+
+    def values(self, number: int, codes: np.ndarray) -> pd.Series:
+        """Return codes of one column, by its number among those modelled, as a column in its own type."""
+        return _values(self.columns[number], codes, None)
+
+    def filled(self, x: pd.DataFrame, missing: np.ndarray, codes: np.ndarray) -> pd.DataFrame:
+        """Return a copy of a frame with ``codes``, (cells,), decoded, in its missing cells, by row and then by column.
+
+        ``missing`` has shape (rows, modelled columns). Observed cells keep their values. A column keeps its type if that can
+        hold the new values, and otherwise has that of the training rows.
+        """
+        found, into = x.copy(), np.full(missing.shape, np.nan)
+        into[missing] = codes
+        for number in map(int, np.flatnonzero(missing.any(axis=0))):
+            name, holes = self.columns[number].name, missing[:, number]
+            held, new = x[name], self.values(number, into[holes, number])
+            whole = held.astype(object)
+            whole[holes] = new.astype(object).to_numpy()
+            same = hasattr(held, "cat") and set(new.dropna()) - set(held.cat.categories)
+            found[name] = whole.astype(new.dtype if same else held.dtype)
+        return found
 
     # -----------------------------------------------------------------------------------------------------
     # Modules

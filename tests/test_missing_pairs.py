@@ -584,3 +584,61 @@ def test_a_column_that_is_never_observed_is_refused_in_a_fit_and_scored():
         pv.fit(vae, frame, epochs=1)
     assert vae.fitted is None
     assert np.isfinite(score(vae, frame, num_samples=2, check=False).estimate).all()
+
+
+def test_a_mask_in_a_frame_has_the_columns_of_the_rows():
+    torch.manual_seed(SEED)
+    x = pd.DataFrame(np.random.default_rng(SEED).normal(size=(6, 3)), columns=list("abc"))
+    observed = x.notna()
+    observed.loc[1, "a"] = False
+    vae = pv.VAE.mlp(3, 1, "gaussian", hidden_dims=(3,))
+    right = score(vae, {"x": x, "observed": observed}, num_samples=5, check=False)
+    assert right.fingerprint == score(vae, x.where(observed), num_samples=5, check=False).fingerprint
+    for mask in (observed[["c", "b", "a"]], observed.rename(columns={"c": "d"})):
+        for call in (lambda m: score(vae, m, check=False), baselines.PPCA(1).fit):
+            with pytest.raises(ValueError, match="observed: expected the columns that were fitted, by name"):
+                call({"x": x, "observed": mask})
+
+
+def test_a_total_of_the_whole_row_is_seen_beside_a_few_missing_cells():
+    """It is a function of the complete rows, though not of what is left of the others."""
+    generator = torch.Generator().manual_seed(SEED)
+    x = torch.poisson(3 * torch.rand(100, 4, generator=generator) + 1, generator=generator)
+    vae = pv.VAE.mlp(4, 1, "poisson", hidden_dims=(3,), offset=True)
+    hidden = holed(x, torch.rand(x.shape, generator=generator) < 0.98)
+    for offset, measure in ((x.sum(1).log(), "pseudo-likelihood"), (x.new_ones(100).uniform_(), "mass")):
+        ev = score(vae, {"x": hidden, "offset": offset}, num_samples=5, check=False)
+        assert set(ev.measure) == {measure}
+
+
+def test_a_first_chunk_without_a_column_does_not_standardise_it():
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(SEED))
+    empty = x.clone()
+    empty[:, 1] = NAN
+    vae = pv.VAE.mlp(3, 1, "gaussian", hidden_dims=(3,), standardize=True)
+    with pytest.raises(ValueError, match=r"in the first chunk.*got 1 column.*first column 1"):
+        pv.fit(vae, [empty, x], epochs=1, compile=False)
+    assert len(pv.fit(vae, [x, empty], epochs=1, compile=False)) == 1
+
+
+def test_a_mask_that_is_ignored_is_found_where_all_that_is_seen_of_a_column_is_zero():
+    def model(x, observed=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Poisson(z.exp()[..., None]).expand([*z.shape, 2]).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0).expand([len(x)]))
+
+    x = torch.tensor([[0.0, NAN], [0.0, 0.0], [0.0, 0.0]])
+    with pytest.raises(
+        ValueError, match="site 'x', whose log-probability changes with the value in a missing"
+    ):
+        score(pv.LatentVariableModel(model, guide), x, check=False)
+
+
+def test_a_masked_mixture_refuses_missing_cells_by_name():
+    family = dist.MaskedMixture(torch.ones(2, dtype=torch.bool), dist.Normal(0.0, 1.0), dist.Normal(0.0, 2.0))
+    with pytest.raises(ValueError, match="MaskedMixture is joint over the columns"):
+        of_observed(family.to_event(1), torch.zeros(1, 2), torch.tensor([[True, False]]))

@@ -197,7 +197,9 @@ def of_observed(
     base = fn
     while isinstance(base, dist.Independent):
         base = base.base_dist
-    if base.event_dim:
+    if base.event_dim or not callable(
+        getattr(base, "mask", None)
+    ):  # Pyro's MaskedMixture has a tensor of that name
         raise inseparable(type(base).__name__, observed)
     masked = base.mask(observed).to_event(fn.event_dim)
     some = supports.some_value(supports.support(base))

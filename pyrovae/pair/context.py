@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from pyrovae import supports
-from pyrovae.pair.running import Batch, Scored, Sites, flat
+from pyrovae.pair.running import Batch, Scored, Sites, flat, take
 
 # The largest probability that unrelated context is called computed, over all functions of all its columns.
 _FALSE_ALARMS = 1e-4
@@ -87,7 +87,14 @@ def judged(scored: S, batch: Batch, probe: Batch, sites: Sites) -> S:
     if not batch.keys() - {"x", "observed"} and not blocks:
         return scored
     masked = "observed" in batch or any(measure[column] == "unscored" for column in columns)
-    sample = _Sample(batch, columns or list(range(len(measure))), masked)
+    chosen = columns or list(range(len(measure)))
+    sample = _Sample(batch, chosen, masked)
+    # A function of the whole row shows on complete rows, and one of the observed cells on all.
+    samples = [sample]
+    if "observed" in batch:
+        complete = batch["observed"].flatten(1).all(dim=1).nonzero()[:, 0]
+        if len(complete):
+            samples.append(_Sample(take(batch, complete), chosen, masked))
     totals = sample.totals(blocks)
     own = []
     left = torch.ones(len(totals.values), dtype=torch.bool)
@@ -98,7 +105,7 @@ def judged(scored: S, batch: Batch, probe: Batch, sites: Sites) -> S:
             own.append(name)
         if len(columns) == 1 and _is_its_count(sites, held, probe[name]):
             continue
-        if sample.is_computed(value[~excused]):
+        if any(each.is_computed(each.context[name][~excused]) for each in samples):
             measure = ("pseudo-likelihood",) * len(measure)
     if bool((left & totals.varies()).any()):
         own.append(OWN_TOTAL)

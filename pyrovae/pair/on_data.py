@@ -168,9 +168,16 @@ def _check_missing_unused(model: RowModel, block: Batch, guide: Sites, sites: Si
         for name, fill in (("min", torch.inf), ("max", -torch.inf))
     )
     other = torch.where(high != 0, high, low).nan_to_num(1.0, 1.0, 1.0)
-    changed = {**block, "x": torch.where(observed, block["x"], other)}
-    with pyro.validation_enabled(False):
-        again = run(model.pair, "model", changed, values_of(guide, structure.latents))
+    others = [other] if bool((other != 0).all()) else [torch.where(other == 0, 1.0, other), other]
+    for fill in others:
+        changed = {**block, "x": torch.where(observed, block["x"], fill)}
+        try:
+            with pyro.validation_enabled(False):
+                again = run(model.pair, "model", changed, values_of(guide, structure.latents))
+            break
+        except (RuntimeError, ValueError, IndexError):
+            if fill is other:
+                raise  # 1 may be a code that the model does not know; a value of the data is not
     for name in structure.names("model"):
         here, there = (by_row(each, (name,), structure, len(observed)) for each in (sites, again))
         moved = _distance(here, there) > _TOLERANCE_FLOAT32 * (1 + here.abs().nan_to_num(posinf=0.0))
