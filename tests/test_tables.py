@@ -539,3 +539,43 @@ def test_dependence_between_a_label_and_a_number_is_learned():
     pv.fit(vae, df, epochs=150, lr=2e-2, batch_size=n)
     found, held = (each.groupby("label")["number"].mean() for each in (vae.sample(3000), df))
     assert (found - held).abs().max() < 0.5
+
+
+def test_imputed_rows_have_the_frames_own_types_and_cells(vae):
+    """Every column keeps its type and its observed cells; a missing cell gets a value of the training rows' kind."""
+    rows = vae.table.decode(vae.table.encode(frame(8)))
+    holed = rows.astype(object).mask(np.random.default_rng(1).random(rows.shape) < 0.3)
+    holed = pd.DataFrame({c: rows[c].where(holed[c].notna()) for c in rows})
+    holed.index = pd.Index(list("abcdefgh"), name="id")
+    found = pv.impute(vae, holed, 5, num_samples=100, check=False)
+    for completed in (*found.completed, found.point("median")):
+        assert completed.index.equals(holed.index)
+        assert completed.dtypes.equals(holed.dtypes)
+        assert not completed.isna().any().any()
+        kept = holed.notna()
+        for column in holed:
+            assert completed[column][kept[column]].tolist() == holed[column][kept[column]].tolist()
+        assert not np.isnan(vae.table.encode(completed)).any()  # values that the table knows
+    lines = found.to_frame()
+    assert set(lines["median"][lines["column"] == "job"]) <= {"cook", "nurse", "smith"}
+    assert lines["mean"][lines["column"] == "job"].isna().all()
+
+
+def test_a_category_that_lacks_the_drawn_level_becomes_that_of_the_training_rows():
+    train = pd.DataFrame({"c": pd.Categorical(["r", "s"] * 10), "n": np.arange(20) % 7 + 0.5})
+    vae = pv.VAE.for_table(train, 1, hidden_dims=(2,))
+    x = pd.DataFrame({"c": pd.Categorical(["r", None], categories=["r"]), "n": [0.5, 1.5]})
+    drawn = [completed["c"] for completed in pv.impute(vae, x, 20, num_samples=100, check=False).completed]
+    assert {column[1] for column in drawn} == {"r", "s"}
+    assert all(column.dtype == train["c"].dtype for column in drawn if column[1] == "s")
+
+
+def test_a_mask_beside_a_tables_frame_has_its_columns_by_name(vae):
+    rows = vae.table.decode(vae.table.encode(frame(4)))
+    observed = rows.notna()
+    observed.loc[2, "job"] = False
+    right = pv.elbo(vae, rows.where(observed), num_samples=5).estimate
+    for mask in (observed, observed[observed.columns[::-1]]):
+        assert np.array_equal(pv.elbo(vae, {"x": rows, "observed": mask}, num_samples=5).estimate, right)
+    with pytest.raises(ValueError, match=r"observed: expected the columns .* got none named 'job'"):
+        pv.elbo(vae, {"x": rows, "observed": observed.drop(columns="job")}, num_samples=5)
