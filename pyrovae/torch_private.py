@@ -26,6 +26,10 @@ NAMES = {
 }
 
 
+#: The error of singular matrices: documented, but unknown to type checkers.
+LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+
+
 class Moved(Exception):
     """The installed torch has no such name, in one line."""
 

@@ -11,6 +11,27 @@ import sys
 from planting import Bug, run
 
 BUGS = {
+    "one singular draw among many leaves none a density": Bug(
+        "pair/globals.py",
+        "BayesianModel.log_joints",
+        "self._each(self._log_joint, u)",
+        "self._each(self.log_joint, u)",
+        "test_mcmc.py::test_latents_at_which_a_matrix_is_singular_have_density_zero[True]",
+    ),
+    "a mask's columns by position": Bug(
+        "rows.py",
+        "read",
+        '_same_names("observed", mask, "x", {"x": columns})',
+        "pass",
+        "test_missing_pairs.py::test_a_mask_in_a_frame_has_the_columns_of_the_rows",
+    ),
+    "totals of complete rows hidden by others": Bug(
+        "pair/context.py",
+        "judged",
+        "if len(complete):",
+        "if not len(complete):",
+        "test_missing_pairs.py::test_a_total_of_the_whole_row_is_seen_beside_a_few_missing_cells",
+    ),
     "groups joined in their own order": Bug(
         "distributions.py",
         "ByColumn.joined",

@@ -979,3 +979,27 @@ def test_other_refusals():
         mcmc.log_evidence(torch.full((2, 3), 0.5))
     assert "not fitted" in repr(baselines.PyroMCMC(coins))
     assert "3 parameters, 20 rows" in repr(mcmc)
+
+
+@pytest.mark.parametrize("warp", [False, True])
+def test_latents_at_which_a_matrix_is_singular_have_density_zero(warp):
+    """r ~ N(0, 1), x ~ N(0, [[1, r], [r, 1]]), which is a density for |r| < 1 only: 32 % of the prior is not."""
+
+    def model(x):
+        r = pyro.sample("r", dist.Normal(0.0, 1.0))
+        one = torch.ones(())
+        covariance = torch.stack([torch.stack([one, r]), torch.stack([r, one])])
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), covariance), obs=x)
+
+    x = torch.randn(12, 2, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
+    x[:, 1] = 0.5 * x[:, 0] + 0.75**0.5 * x[:, 1]
+    mcmc = baselines.PyroMCMC(model, num_samples=400, warmup_steps=200, num_chains=2, seed=SEED).fit(x)
+    ev = mcmc.marginal_likelihood(warp=warp)
+    r = torch.linspace(-1, 1, 4001, dtype=torch.float64)[1:-1]
+    quadratic = (x**2).sum(1) - 2 * r[:, None] * x.prod(1)
+    terms = (
+        -math.log(2 * math.pi) - 0.5 * (1 - r[:, None] ** 2).log() - quadratic / (2 * (1 - r[:, None] ** 2))
+    )
+    exact = float((terms.sum(1) + dist.Normal(0.0, 1.0).log_prob(r)).logsumexp(0) + math.log(2 / 4000))
+    assert close(ev.total, exact, ev.mean_mcse)

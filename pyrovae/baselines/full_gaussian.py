@@ -9,8 +9,9 @@ from torch.distributions import MultivariateNormal
 from pyrovae import arguments
 from pyrovae.baselines import columns
 from pyrovae.baselines.base import Gaussian, register, warn_unconverged
-from pyrovae.baselines.observed import LinAlgError, Mixture, Patterns, climb, em_step
+from pyrovae.baselines.observed import Mixture, Patterns, climb, em_step
 from pyrovae.refusals import bad_value
+from pyrovae.torch_private import LinAlgError
 
 
 @register("full_gaussian")

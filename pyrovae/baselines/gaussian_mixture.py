@@ -12,8 +12,9 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from pyrovae import arguments, noise
 from pyrovae.baselines import columns
 from pyrovae.baselines.base import Gaussian, register, warn_unconverged
-from pyrovae.baselines.observed import LinAlgError, Mixture, Patterns, climb, em_step
+from pyrovae.baselines.observed import Mixture, Patterns, climb, em_step
 from pyrovae.refusals import bad_value
+from pyrovae.torch_private import LinAlgError
 
 _SCOUTING = 30  # steps of EM over missing cells from every start; only the best starts continue
 _TOLERANCE = 1e-12  # nats a row and step of this EM

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 #: Raised by torch for a matrix that is not positive definite.
-LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
 # Entries of the matrices that are in memory at once: 32 MiB in float64.
 _ENTRIES = 2**22

@@ -15,9 +15,12 @@ from pyrovae.pair.inspection import columns_scored
 from pyrovae.pair.on_data import groups
 from pyrovae.pair.running import Batch, Scored, Sites, log_prob, sample_sites, take
 from pyrovae.refusals import Refused, bad_value
+from pyrovae.torch_private import LinAlgError
 
 #: Runs a model on some rows with its latents at u, shape (dim,).
 Run = Callable[[Batch, Tensor], Sites]
+#: Tries of a random u, each closer to 0 than the one before.
+_TRIES, _CLOSER = 50, 0.9
 
 
 def scored_apart(model: Callable[..., Any], run: Run, batch: Batch, sites: Sites, dim: int) -> Scored:
@@ -38,9 +41,10 @@ def scored_apart(model: Callable[..., Any], run: Run, batch: Batch, sites: Sites
     order = list(range(len(whole["x"]) - 1, 0, -1))
     fewer = take(whole, order)
     data_dim = _row_dims(sites, _on(model, fewer), len(whole["x"]))
-    _check_stand_alone(run, dim, whole, fewer, order, data_dim)
     # Random values, because a slope of zero would hide a dependence.
-    u = torch.randn(dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    points = some_points(run, whole, dim)
+    _check_stand_alone(run, points, whole, fewer, order, data_dim)
+    u = points[0]
 
     def again(rows: Batch, *_: Any) -> Sites:
         return run(rows, u)
@@ -48,6 +52,36 @@ def scored_apart(model: Callable[..., Any], run: Run, batch: Batch, sites: Sites
     scored = columns_scored(sites, tuple(data_dim), data_dim, whole, whole, again)
     check_order(again, whole, (), tuple(scored.columns), data_dim)
     return judged(scored, batch, whole, sites)
+
+
+def some_points(run: Run, batch: Batch, dim: int, seed: int = 0) -> list[Tensor]:
+    """Return two random u, shape (dim,), at which no matrix of the model is singular."""
+    generator, found = torch.Generator().manual_seed(seed), list[Tensor]()
+    for number in range(_TRIES):
+        u = _CLOSER**number * torch.randn(dim, generator=generator, dtype=torch.float64)
+        try:
+            run(batch, u)
+        except LinAlgError:
+            continue
+        found.append(u)
+        if len(found) == 2:
+            return found
+    raise bad_value(
+        "model",
+        "matrices that can be factored at the latents of two random points",
+        f"singular ones at all but {len(found)} of {_TRIES}",
+        "Add a small number to the diagonal, or constrain the latents: LKJCholesky for correlations.",
+    )
+
+
+def at_some_draw(drawn: Callable[[], Sites]) -> Sites:
+    """Return the sites of a run on draws from the prior, the first at which no matrix of the model is singular."""
+    for _ in range(_TRIES - 1):
+        try:
+            return drawn()
+        except LinAlgError:
+            continue
+    return drawn()
 
 
 def by_row(sites: Sites, data_dim: dict[str, int], num_rows: int) -> tuple[Tensor, Tensor]:
@@ -75,12 +109,10 @@ def check_groups(run: Run, batch: Batch, u: Tensor, data_dim: dict[str, int]) ->
 
 
 def _check_stand_alone(
-    run: Run, dim: int, whole: Batch, fewer: Batch, order: list[int], data_dim: dict[str, int]
+    run: Run, points: list[Tensor], whole: Batch, fewer: Batch, order: list[int], data_dim: dict[str, int]
 ) -> None:
     """Raise ``ValueError`` unless each row's term and the shared terms stay the same without some of the rows."""
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(2):
-        u = torch.randn(dim, generator=generator, dtype=torch.float64)
+    for u in points:
         rows, rest = by_row(run(whole, u), data_dim, len(order) + 1)
         rows_again, rest_again = by_row(run(fewer, u), data_dim, len(order))
         apart = torch.cat([rows[order] - rows_again, (rest - rest_again)[None]])
@@ -116,7 +148,7 @@ def _row_dims(sites: Sites, again: Sites, num_rows: int) -> dict[str, int]:
 def _on(model: Callable[..., Any], batch: Batch) -> Sites:
     """Return the model's sites on some rows; raise ``ValueError`` if it cannot be called on them."""
     try:
-        sites = sample_sites(model, batch)
+        sites = at_some_draw(lambda: sample_sites(model, batch))
         for site in sites.values():
             log_prob(site)
         return sites

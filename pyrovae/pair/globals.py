@@ -6,6 +6,7 @@ and a row is scored given them. ``BayesianModel`` computes the log joint and eac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from torch import Size, Tensor
 from torch.distributions import biject_to
 
 from pyrovae.pair import masks
-from pyrovae.pair.apart import by_row, check_groups, scored_apart
+from pyrovae.pair.apart import at_some_draw, by_row, check_groups, scored_apart, some_points
 from pyrovae.pair.context import computed_from_rows
 from pyrovae.pair.contract import first_run, holds_data, latent_and_observed, no_answer
 from pyrovae.pair.inspection import check_supports
@@ -37,6 +38,7 @@ from pyrovae.pair.running import (
 )
 from pyrovae.pair.together import Together
 from pyrovae.refusals import Refused, bad_value
+from pyrovae.torch_private import LinAlgError
 
 # Most numbers, draws × rows, in a block of log-likelihoods.
 _BLOCK = 1 << 21
@@ -136,14 +138,20 @@ class BayesianModel:
     def log_joint(self, u: Tensor) -> Tensor:
         """Return log P(x, latents) + log |det| of one u, shape (dim,): a number with a graph, in nats.
 
-        Call it within ``own_settings()``.
+        It is NaN where a matrix of the model is singular. Call it within ``own_settings()``.
         """
-        sites, log_det = self._run(self.batch, u)
-        return sum((log_prob(site, site["is_observed"]).sum() for site in sites.values()), start=log_det)
+        try:
+            return self._log_joint(u)
+        except LinAlgError:
+            return (u * math.nan).sum()
 
     def log_joints(self, u: Tensor) -> Tensor:
         """Return ``log_joint`` of many u, shape (draws, dim) → (draws,), without graphs."""
-        return self._each(self.log_joint, u)
+        try:
+            return self._each(self._log_joint, u)
+        except LinAlgError:  # at some u
+            with self.own_settings(), torch.no_grad():
+                return torch.stack([self.log_joint(vector) for vector in u])
 
     def latents(self, u: Tensor) -> Latents:
         """Return the latents by name, in the model's own space, each of shape (draws, ...)."""
@@ -225,12 +233,9 @@ class BayesianModel:
     @cached_property
     def together(self) -> Together:
         """The measure of log P of all rows together, which is defined even if rows cannot be scored separately."""
-        generator = torch.Generator().manual_seed(1)
-        u = torch.randn(2, self.dim, generator=generator, dtype=torch.float64)
         with self.own_settings(), torch.no_grad():
-            first, second = (
-                values_of(sites, self._places) for sites in (self._sites(self.batch, vector) for vector in u)
-            )
+            points = some_points(self._sites, self.batch, self.dim, seed=1)
+            first, second = (values_of(self._sites(self.batch, u), self._places) for u in points)
             found = Together.of(self.model, self.batch, (first, second))
         if isinstance(self._rows, Scored):
             computed = "pseudo-likelihood" in self._rows.measure
@@ -271,6 +276,10 @@ class BayesianModel:
             raise not_one_density(f"no latent {next(iter(placed.left))!r}, which the first call had")
         return sites, placed.log_det
 
+    def _log_joint(self, u: Tensor) -> Tensor:
+        sites, log_det = self._run(self.batch, u)
+        return sum((log_prob(site, site["is_observed"]).sum() for site in sites.values()), start=log_det)
+
     def _sites(self, batch: Batch, u: Tensor) -> Sites:
         return self._run(batch, u)[0]
 
@@ -295,7 +304,7 @@ class BayesianModel:
         pair = u[[0, -1]]
         each = torch.stack([self.log_joint(vector) for vector in pair])
         try:
-            together = torch.vmap(self.log_joint)(pair)
+            together = torch.vmap(self._log_joint)(pair)
         except Exception:  # a model may fail in any way under vmap; it is then called in turn
             return False
         return bool(torch.isclose(each, together, rtol=1e-9, atol=1e-9, equal_nan=True).all())
@@ -306,7 +315,7 @@ class BayesianModel:
     def _first_run(self) -> Sites:
         """Draw the latents from the prior once, and check the requirements of every method."""
         try:
-            sites = first_run(self.model, "model", self.batch)
+            sites = at_some_draw(lambda: first_run(self.model, "model", self.batch))
         except NotImplementedError as error:
             raise bad_value(
                 "model",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, fx
@@ -39,8 +40,7 @@ class TracedDensity:
     """
 
     def __init__(self, density: Callable[[Tensor], Tensor], dim: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        points = torch.randn(5, dim, generator=generator, dtype=torch.float64)
+        points = _points(density, dim)
 
         def both(u: Tensor) -> Sequence[Tensor]:
             gradient, value = torch.func.grad_and_value(density)(u)
@@ -93,6 +93,17 @@ class TracedDensity:
 
     def _right(self) -> bool:
         return all(agree(self(u), expected, _TOLERANCE) for u, expected in self._expected)
+
+
+def _points(density: Callable[[Tensor], Tensor], dim: int) -> list[Tensor]:
+    """Return up to five of fifty random u at which the density is finite; raise ``Untraceable`` if there are not two."""
+    generator = torch.Generator().manual_seed(0)
+    candidates = torch.randn(50, dim, generator=generator, dtype=torch.float64)
+    with untraceable():
+        found = list(islice((u for u in candidates if bool(torch.isfinite(density(u)))), 5))
+    if len(found) < 2:
+        raise Untraceable("a density that is hardly ever finite")
+    return found
 
 
 def _nan_if_singular(module: fx.GraphModule) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.progress import Progress
+from pyrovae.torch_private import LinAlgError
 from pyrovae.tracing import TracedDensity
 
 #: nutpie does not find a step size in fewer steps of warm-up; a chain may then never move.
@@ -106,7 +107,7 @@ class _Watched:
             try:
                 value, gradient = self._density(torch.from_numpy(u))
                 return float(value), gradient.numpy()
-            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            except LinAlgError:
                 pass  # a matrix is singular at u; Pyro's NUTS counts a divergence, too
             except BaseException as error:
                 self.error = error
