@@ -1,4 +1,4 @@
-"""A table with holes, in a frame: a VAE with a family for each column, its log P(x), and rows drawn from it."""
+"""A table with missing cells: a family for each column, log P(x), imputed cells, odd cells, and rows drawn from the VAE."""
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,15 @@ print(vae.table.summary()[["column", "family", "why"]].to_string(index=False))
 
 pv.fit(vae, train, epochs=60, lr=1e-2)
 print(pv.log_evidence(vae, test, num_samples=500))
-print(vae.sample(4).to_string(index=False))
+
+imputed = pv.impute(vae, test, num_imputations=20)
+print(imputed)
+print(imputed.to_frame().head(6).round(2).to_string(index=False))  # with intervals, in the columns' own values
+print(imputed.point("median").head(3).to_string())
+
+odd = pd.concat([test.dropna()[:20], pd.DataFrame([["day", False, 45.0, 1.0, 40.0]], columns=test.columns)])
+scores = pv.outliers(vae, odd, check=False)
+print(scores.sort_values("score").tail(2)[["score", "oddest", "below"]].round(1).to_string())  # a dose of 40 on a day ward
+
 print("mean dose in the rows:   ", df.groupby("ward")["dose"].mean().round(2).to_dict())
 print("mean dose in the samples:", vae.sample(5000).groupby("ward")["dose"].mean().round(2).to_dict())
