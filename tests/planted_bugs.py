@@ -118,7 +118,7 @@ BUGS = {
     ),
     "guides that are cut off trusted": Bug(
         "evidence/reach.py",
-        "unreached",
+        "reach_blocks",
         "evaluation.structure.reaches",
         "True",
         "test_reach.py::test_no_row_is_trusted_by_draws_of_a_guide_that_is_cut_off[categories-importance]",
@@ -412,7 +412,7 @@ BUGS = {
     ),
     "a start at the exact draw": Bug(
         "evidence/refined.py",
-        "refined",
+        "refined_block",
         "starts = all_starts(posterior, num_starts, drawn, pool.near(evaluation.part(rows)))",
         "starts = all_starts(posterior, num_starts, drawn); "
         "starts.loc[0] = starts.loc[0] if evaluation.simulated is None else evaluation.simulated.exact['z'][0, rows].double()",
