@@ -74,6 +74,27 @@ BUGS = {
         "torch.ones_like(seen) @ self._points.square().T",
         "test_missing_pairs.py::test_near_pairs_are_near_in_the_observed_cells",
     ),
+    "rows left where they lie in memory": Bug(
+        "evaluation.py",
+        "Evaluation.part",
+        "value[rows].clone() if isinstance(rows, slice) else value[rows]",
+        "value[rows]",
+        "test_workers.py::test_bits_do_not_depend_on_where_in_memory_rows_begin[10]",
+    ),
+    "keys counted from the first row of a task": Bug(
+        "evidence/workers.py",
+        "_rows",
+        "evaluation.keys[rows].clone()",
+        "torch.arange(last - first)",
+        "test_workers.py::test_other_workers_in_another_order_give_the_same_bits[jackknife]",
+    ),
+    "a task traced by its own rows": Bug(
+        "evaluation.py",
+        "Evaluation.rows_alike",
+        "self.out_of or len(self)",
+        "len(self)",
+        "test_workers.py::test_a_task_is_traced_as_the_whole_would_be",
+    ),
     "rows without a cell drawn for": Bug(
         "evidence/run.py",
         "_with_cells",

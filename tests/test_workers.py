@@ -28,7 +28,7 @@ class Here(Executor):
     def __init__(self, *fates, workers=2):
         self.num_workers, self.fates, self.futures, self.setups = workers, list(fates), [], 0
 
-    def submit(self, work, caller, key, setup, rows):
+    def submit(self, work, call, caller, key, setup, rows):
         future = Future()
         self.futures.append(future)
         self.setups += setup is not None
@@ -37,7 +37,7 @@ class Here(Executor):
             return future
         future.set_running_or_notify_cancel()
         if fate is None:
-            future.set_result(work(caller, key, setup, rows))
+            future.set_result(work(call, caller, key, setup, rows))
         else:
             future.set_exception(fate)
         return future
@@ -105,7 +105,7 @@ def reversed_order(monkeypatch):
 METHODS = {
     "importance": FEW,
     "jackknife": FEW,
-    "annealed": FEW | {"num_samples": 4, "num_temperatures": 4},
+    "annealed": FEW | {"num_samples": 4, "num_temperatures": 4, "tile": (20, 4)},
     "refined": {"num_samples": 100, "tile": (20, 100), "num_starts": 2, "check": False},
     "quadrature": {"tile": (20, 4096), "tolerance": 0.1, "check": False},
     "auto": {"target_mcse": 0.2, "max_cost": 2000, "check": False},
@@ -115,7 +115,7 @@ METHODS = {
 @pytest.mark.usefixtures("reversed_order")
 @pytest.mark.parametrize("method", METHODS)
 def test_other_workers_in_another_order_give_the_same_bits(method, monkeypatch):
-    """In tasks of one block and of several; x as one array and in chunks."""
+    """In tasks of one block and of several."""
     if method == "auto":
         monkeypatch.setattr(sys.modules["pyrovae.evidence.auto"], "_ROWS_AT_ONCE", 40)
     pair = vae(1 if method == "quadrature" else 2)
@@ -123,12 +123,10 @@ def test_other_workers_in_another_order_give_the_same_bits(method, monkeypatch):
     here = Here()
     assert_same(whole, pv.log_evidence(pair, X, method=method, executor=here, **METHODS[method]))
     assert len(here.futures) > 1
-    chunks = [X[:11], X[11:]]
-    assert_same(whole, pv.log_evidence(pair, chunks, method=method, executor=Here(), **METHODS[method]))
 
 
 def test_a_pair_of_local_functions_goes_to_spawned_workers(pool):
-    """With the caller's default dtype and threads; a value that is not keyed by rows draws the same as well."""
+    """Under the caller's default dtype, which is not theirs."""
     torch.set_default_dtype(torch.float64)
     try:
         pair, x = of_functions(), X.double()
@@ -140,12 +138,20 @@ def test_a_pair_of_local_functions_goes_to_spawned_workers(pool):
     assert "density 0" in whole.reasons[0]
 
 
-def test_the_check_is_made_once_by_the_caller():
-    options = FEW | {"check": True}
-    whole = pv.log_evidence(vae(), X, **options)
-    spread = pv.log_evidence(vae(), X, executor=Here(), **options)
-    assert_same(whole, spread)
-    assert whole.check.simulated == spread.check.simulated > 0
+def test_chunks_of_rows_are_spread():
+    whole = pv.log_evidence(vae(), X, **FEW)
+    assert_same(whole, pv.log_evidence(vae(), [X[:11], X[11:]], executor=Here(), **FEW))
+
+
+def test_the_check_is_made_by_the_caller():
+    """With a check, workers get no more tasks."""
+    counts = []
+    for check in (False, True):
+        here = Here()
+        found = pv.log_evidence(vae(), X, executor=here, **FEW | {"check": check, "num_samples": 200})
+        counts.append(len(here.futures))
+    assert counts[0] == counts[1]
+    assert found.check.simulated >= 64
 
 
 def test_compare_passes_the_executor_on():
@@ -307,7 +313,7 @@ def test_threads_and_forks_are_refused():
         pytest.raises(ValueError, match=r"executor: .* got a thread, whose calls"),
     ):
         pv.log_evidence(vae(), X, executor=threads, **FEW)
-    state, text = workers.work((workers._HOME, os.getpid() + 1, 0), "", None, b"")
+    state, text = workers.work(0, (workers._HOME, os.getpid() + 1, 0), "", None, b"")
     assert state == "refused"
     assert "got a forked process, in which torch's threads can hang" in text
 

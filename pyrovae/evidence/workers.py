@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import math
 import os
 import pickle
@@ -69,16 +70,17 @@ class Pool:
             )
         self._make = None if isinstance(executor, Executor) else executor
         self._executor = executor if isinstance(executor, Executor) else None
+        self._calls = itertools.count()
 
     def submit(self, *task: Any) -> Future[tuple[str, Any]]:
         """Send a task; raise ``RuntimeError`` if the workers have died and there is no function to make others."""
         try:
-            return self._now.submit(work, *task)
+            return self._now.submit(work, next(self._calls), *task)
         except RuntimeError:  # broken, or shut down
             if self._make is None:
                 raise
             self._executor = None
-            return self._now.submit(work, *task)
+            return self._now.submit(work, next(self._calls), *task)
 
     @property
     def workers(self) -> int:
@@ -317,8 +319,13 @@ def _fail_here(
 # The worker's side
 
 
-def work(caller: tuple[str, int, int], key: str, setup: bytes | None, rows: bytes) -> tuple[str, Any]:
-    """Return what became of a task: "done" with values, "unknown" without ``setup``, "refused" or "failed" with a text."""
+def work(
+    call: int, caller: tuple[str, int, int], key: str, setup: bytes | None, rows: bytes
+) -> tuple[str, Any]:
+    """Return what became of a task: "done" with values, "unknown" without ``setup``, "refused" or "failed" with a text.
+
+    ``call`` numbers the calls, because Dask answers equal ones by the result of the first.
+    """
     home, *place = caller
     if home == _HOME and place != [os.getpid(), threading.get_ident()]:
         return "refused", refusal(
