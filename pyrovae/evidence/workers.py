@@ -175,8 +175,9 @@ def _spread(
     waiting, running = deque(left), dict[Future[tuple[str, Any]], _Task]()
 
     def submit(task: _Task, *, known: bool = True) -> None:
+        rows = _rows(evaluation, blocks, task)
         try:
-            future = pool.submit(caller, key, None if known else setup, _rows(evaluation, blocks, task))
+            future = pool.submit(caller, key, None if known else setup, rows)
         except RuntimeError as error:
             raise _broken(evaluation, blocks, task, error, kept) from error
         running[future] = task
