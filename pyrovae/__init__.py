@@ -5,9 +5,11 @@ from pyrovae.checkpoints import Checkpoint
 from pyrovae.comparison import compare, compare_evidence, swap
 from pyrovae.diagnosis import diagnose
 from pyrovae.evidence import LogEvidence, log_evidence
+from pyrovae.imputation import Imputation, impute
 from pyrovae.log_weights import elbo, log_weights
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.networks import MLP, ConvDecoder, ConvEncoder
+from pyrovae.outlying import outliers
 from pyrovae.saving import load, save
 from pyrovae.training import History, fit
 
@@ -20,6 +22,7 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "History",
+    "Imputation",
     "LatentVariableModel",
     "LogEvidence",
     "baselines",
@@ -32,10 +35,12 @@ __all__ = [
     "encoders",
     "evidence",
     "fit",
+    "impute",
     "likelihoods",
     "load",
     "log_evidence",
     "log_weights",
+    "outliers",
     "plots",
     "priors",
     "save",

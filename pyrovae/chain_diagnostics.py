@@ -92,11 +92,6 @@ def series_ess(series: Tensor) -> float:
     return found if math.isfinite(found) else float(series.numel())
 
 
-def median_ess(draws: Tensor) -> float:
-    """Return the median over dimensions of the effective sample size, shape (chains, draws, dim)."""
-    return float(torch.tensor([series_ess(column) for column in draws.unbind(dim=-1)]).median())
-
-
 def row_ess(series: Tensor) -> Tensor:
     """Return the effective sample size for the mean of each row's series, shape (chains, draws, rows) → (rows,).
 

@@ -17,14 +17,14 @@ from torch import Tensor
 from pyrovae import arguments, identity, noise
 from pyrovae.chain_diagnostics import load_arviz
 from pyrovae.diagnostics import Accumulator, k_threshold
-from pyrovae.evaluation import Evaluation, Terms
+from pyrovae.evaluation import Evaluation
 from pyrovae.evidence import LogEvidence
+from pyrovae.evidence.draws import Draws, resample
 from pyrovae.evidence.result import Columns, verdicts
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import Batch, Latents, RowModel
 from pyrovae.refusals import bad_type, bad_value, shown
-from pyrovae.row_noise import RowNoise
 from pyrovae.rows import read_in_double, restored
 from pyrovae.turns import takes_turns
 
@@ -244,22 +244,17 @@ def _of_block(
     batch = evaluation.part(rows)
     height, device = rows.stop - rows.start, batch["x"].device
     weights = Accumulator(evaluation.num_samples, height, len(tiles), device)
-    proposed: dict[str, list[Tensor]] = {name: [] for name in model.structure.latents}
-    terms = []
+    proposed, likelihoods = [], []
     for number, tile in enumerate(tiles):
-        latents, found = _weigh(evaluation, tile, batch)
+        latents, found = evaluation.weighed(tile)
         weights.add(number, found.log_weights)
-        terms.append((found.log_weights, found.likelihood))
-        for name, value in latents.items():
-            proposed[name].append(model.rows_second(name, value))
-    log_weights, likelihood = (torch.cat(parts) for parts in zip(*terms, strict=True))
+        likelihoods.append(found.likelihood)
+        proposed.append((latents, found.log_weights))
+    draws = Draws.cat(evaluation, rows, proposed)
     row_noise = evaluation.noise(Stream.CONVERT, rows=rows)
     with model.pair.evaluating(), noise.seeded(row_noise.seed, device):
-        chosen = _resample(log_weights, num_draws, row_noise)  # (draws, rows)
-        every = torch.arange(height, device=device)
-        kept = {
-            name: model.rows_back(name, torch.cat(values)[chosen, every]) for name, values in proposed.items()
-        }
+        chosen = resample(draws.log_weights, num_draws, row_noise)  # (draws, rows)
+        kept = draws.chosen(chosen)
         prior, _ = model.draw_prior(batch, num_draws, row_noise)
         groups: dict[str, Group] = {}
         for key, (group, latents) in enumerate((("posterior", kept), ("prior", prior)), start=1):
@@ -269,26 +264,9 @@ def _of_block(
                 groups[f"{group}_predictive"] = {
                     "x": (("chain", "draw", *_dims_of_rows(batch["x"])), _numpy(replicated)[None])
                 }
-    given_z = likelihood.gather(0, chosen)
+    given_z = torch.cat(likelihoods).gather(0, chosen)
     groups["log_likelihood_given_z"] = {"x": (("chain", "draw", "row"), _numpy(given_z)[None])}
     return groups, Columns.of_weights(weights, evaluation.dtype, evaluation.num_samples)
-
-
-def _weigh(evaluation: Evaluation, tile: noise.Tile, batch: Batch) -> tuple[Latents, Terms]:
-    """Return the latents of ``evaluation.terms(tile)`` and its terms."""
-    row_noise = evaluation.noise(Stream.TILE, rows=tile.rows, first=tile.samples.start)
-    with evaluation.pair.evaluating(), noise.seeded(row_noise.seed, batch["x"].device):
-        latents, joint, log_q = evaluation.model.weigh(batch, tile.num_samples, row_noise)
-    return latents, Terms(joint.likelihood, joint.prior, log_q).checked(evaluation.numbers[tile.rows])
-
-
-def _resample(log_weights: Tensor, num_draws: int, row_noise: RowNoise) -> Tensor:
-    """Return indices of draws chosen with probability ∝ their weights, (num_draws, rows), from (samples, rows)."""
-    impossible = torch.isneginf(log_weights).all(dim=0)  # P(x_n, z) = 0 at every draw: all are equally likely
-    weights = torch.softmax(torch.where(impossible, 0.0, log_weights), dim=0)
-    ends = weights.double().cumsum(dim=0).T.contiguous()  # (rows, samples)
-    at = row_noise.uniform(num_draws, dtype=torch.float64).T * ends[:, -1:]
-    return torch.searchsorted(ends, at.contiguous(), right=True).clamp(max=len(weights) - 1).T
 
 
 def _replicate(evaluation: Evaluation, rows: slice, batch: Batch, latents: Latents, key: int) -> Tensor:

@@ -15,8 +15,9 @@ from torch import Tensor
 from pyrovae import arguments, noise
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence import LogEvidence, importance, refined
+from pyrovae.likelihoods.base import of_observed
 from pyrovae.log_weights import ELBOEstimate, elbo_of
-from pyrovae.model import LatentVariableModel
+from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import Latents, Moments, RowModel, posterior_moments
 from pyrovae.refusals import Refused
@@ -48,6 +49,8 @@ _DRAWS = 64
 _MOST_ROWS, _FEWEST_DRAWS = 2000, 2000
 # Rows for log P(x) by ``refined``, which is used if importance sampling cannot be trusted in more than this share.
 _REFINED_ROWS, _DOUBTFUL = 64, 0.1
+# One column of a table determines z alone if it has more than this share of the squared gradients.
+_DROWNS = 0.9
 _NUMBERS_AT_ONCE = 1 << 20
 _SHOWN = 12
 
@@ -90,6 +93,9 @@ class Diagnosis:
         gap_method: the method of its log P(x_n): "importance", or "refined" on some of the rows if the
             importance weights cannot be trusted.
         log_evidence: log P(x_n) by importance sampling, with k-hat and verdict for every row.
+        columns: for a VAE made by ``for_table`` a frame with one line per column; else None. ``gradient`` is the root mean
+            square over rows of ∂ log P(x_d | z)/∂z at one draw z ~ Q(z | x), and ``share`` the column's share of all
+            squares. A column with nearly all of them determines z, and training ignores the others.
     """
 
     verdict: str
@@ -107,6 +113,7 @@ class Diagnosis:
     inference_gap_se: float
     gap_method: str
     log_evidence: LogEvidence
+    columns: pd.DataFrame | None = None
 
     @property
     def active_units(self) -> int:
@@ -147,6 +154,7 @@ class Diagnosis:
             "",
             *_table(self.dimensions),
             "",
+            *([] if self.columns is None else [*_table_of_columns(self.columns), ""]),
             *(f"• {line}" for line in _wrapped(self.findings)),
         ]
         return "\n".join(lines)
@@ -212,6 +220,7 @@ def diagnose(
         inference_gap_se=float(gap.std(ddof=1) / len(gap) ** 0.5) if len(gap) > 1 else math.nan,
         gap_method=method if len(gap) == len(evidence) else f"{method} on {len(gap)} rows",
         log_evidence=evidence,
+        columns=_columns(evaluation),
     )
     verdict, findings = _judge(found, known)
     return replace(found, verdict=verdict, findings=findings)
@@ -260,6 +269,15 @@ def _judge(found: Diagnosis, gap_is_known: bool) -> tuple[str, tuple[Finding, ..
             Finding(
                 f"The encoder's importance weights cannot be trusted in {untrusted:.0%} of the rows.",
                 'For log P(x) use log_evidence(..., method="auto"), which does not rely on the encoder alone.',
+            )
+        )
+    if found.columns is not None and len(found.columns) > 2 and found.columns["share"].max() > _DROWNS:
+        name, share = found.columns["share"].idxmax(), found.columns["share"].max()
+        findings.append(
+            Finding(
+                f"Column {name!r} has {share:.0%} of the squared gradients that reach z: it drowns the other columns.",
+                "Look for repeated values under a density with a small scale. Give the column a resolution or another "
+                'family, such as families={column: "student_t"}, or leave it out.',
             )
         )
     return verdict, tuple(findings)
@@ -323,6 +341,15 @@ def _table(frame: pd.DataFrame) -> Iterator[str]:
         yield "  ~ KL of the dimension's marginals, from their moments: these do not sum to the rate"
 
 
+def _table_of_columns(frame: pd.DataFrame) -> Iterator[str]:
+    """Yield the columns of a table, the one with the largest gradient first, each with a bar."""
+    ranked = frame.sort_values("share", ascending=False, kind="stable").head(_SHOWN)
+    widest = max(6, *(len(str(name)) for name in ranked.index))
+    yield f"  {'column':<{widest}} gradient  share of the squared gradients of log P(x | z) by z"
+    for name, line in ranked.iterrows():
+        yield f"  {name!s:<{widest}} {line['gradient']:8.3f}  {line['share']:4.0%} {'█' * round(20 * line['share'])}"
+
+
 def _wrapped(findings: tuple[Finding, ...]) -> Iterator[str]:
     for finding in findings:
         yield "\n  ".join(textwrap.wrap(str(finding), width=76))
@@ -366,6 +393,33 @@ def _dimensions(evaluation: Evaluation) -> pd.DataFrame:
             )
         )
     return pd.concat(frames).rename_axis("dimension")
+
+
+def _columns(evaluation: Evaluation) -> pd.DataFrame | None:
+    """Return how strongly each column of a table moves z, or None if the pair has no table."""
+    import pandas as pd
+
+    vae = evaluation.pair
+    if not isinstance(vae, VAE) or vae.table is None:
+        return None
+    batch = evaluation.part(_some_rows(evaluation, _MOST_ROWS))
+    x = batch["x"]
+    observed = batch.get("observed", torch.ones_like(x, dtype=torch.bool))
+    seeded = noise.seeded(noise.derive(evaluation.seed, Stream.DIAGNOSE), x.device)
+    with vae.evaluating(), seeded, torch.enable_grad():
+        z = vae.encode(x, observed).sample().requires_grad_()
+        fn, x = of_observed(vae.likelihood(z), x, observed)
+        terms = fn.base_dist.log_prob(x).sum(dim=0)
+        each = [torch.autograd.grad(term, z, retain_graph=True)[0].square().sum() for term in terms]
+    squares = torch.stack(each).double().cpu().numpy()
+    return pd.DataFrame(
+        {
+            "family": [column.family for column in vae.table.columns],
+            "gradient": (squares / len(x)) ** 0.5,
+            "share": squares / max(squares.sum(), 1e-300),
+        },
+        index=pd.Index(vae.table.names, name="column"),
+    )
 
 
 def _inference_gap(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -204,3 +205,178 @@ class DiscretizedLogistic(TorchDistribution):
         # Σ_{k ≥ 1} P(x ≥ k)
         k = torch.arange(1, self.levels, dtype=self.loc.dtype, device=self.loc.device)
         return torch.sigmoid((self.loc[..., None] - k + 0.5) / self.scale[..., None]).sum(-1)
+
+
+def log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
+    """Return log(Φ(upper) − Φ(lower)) for lower < upper, exact to rounding in the tails and for narrow intervals.
+
+    An interval right of 0 is mirrored, so that both Φ are small. If an interval is so narrow that
+    the difference would lose digits, the result is log φ(m) + log w + log(1 + w²(m² − 1)/24), with midpoint m and width w.
+    """
+    right = lower + upper > 0
+    low, high = torch.where(right, -upper, lower), torch.where(right, -lower, upper)
+    low = torch.maximum(low, high.clamp(max=0) - 50)  # the rest is below e^−1000 of the interval's mass
+    width, middle = high - low, (high + low) / 2
+    narrow = width * (1 + middle.abs()) < 1e-3
+    above = torch.special.log_ndtr(high)
+    gap = torch.where(narrow, torch.ones_like(above), above - torch.special.log_ndtr(low))
+    wide = above + torch.where(
+        gap < math.log(2), torch.log(-torch.expm1(-gap)), torch.log1p(-torch.exp(-gap))
+    )
+    small = torch.where(narrow, width, torch.full_like(width, 1e-3))
+    bend = torch.where(narrow, small**2 * (middle**2 - 1) / 24, torch.zeros_like(small))
+    thin = -(middle**2) / 2 - math.log(2 * math.pi) / 2 + small.log() + torch.log1p(bend)
+    return torch.where(narrow, thin, wide)
+
+
+class RoundedNormal(TorchDistribution):
+    """P(k) = Φ((k + ½ − loc)/scale) − Φ((k − ½ − loc)/scale) for whole numbers k: a normal number, rounded.
+
+    With ``log=True`` the logarithm is normal: P(k) is the mass of k − ½ < e^u < k + ½ for k = 0, 1, …. ``mean`` is the mean
+    before rounding, which is within ½ of the mean of k.
+
+    Example:
+        >>> fn = RoundedNormal(torch.tensor(0.3), torch.tensor(2.0))
+        >>> round(float(fn.log_prob(torch.arange(-40.0, 41.0)).exp().sum()), 5)
+        1.0
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {"loc": constraints.real, "scale": constraints.positive}
+
+    def __init__(
+        self, loc: Tensor, scale: Tensor, log: bool = False, validate_args: bool | None = None
+    ) -> None:
+        self.loc, self.scale = broadcast_all(loc, scale)
+        self.log = log
+        super().__init__(self.loc.shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.nonnegative_integer if self.log else constraints.integer
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> RoundedNormal:
+        batch_shape = Size(batch_shape)
+        return RoundedNormal(
+            self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.log, validate_args=False
+        )
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        lower, upper = value - 0.5, value + 0.5
+        if not self.log:
+            return log_normal_mass((lower - self.loc) / self.scale, (upper - self.loc) / self.scale)
+        above = (upper.clamp(min=0.5).log() - self.loc) / self.scale
+        below = (lower.clamp(min=0.5).log() - self.loc) / self.scale
+        # 0 has no lower bound; beyond 50 scales nothing is left. −∞ would make gradients NaN.
+        return log_normal_mass(torch.where(value > 0, below, above.clamp(max=0) - 50), above)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():
+            shape = self._extended_shape(Size(sample_shape))
+            drawn = torch.normal(self.loc.expand(shape), self.scale.expand(shape))
+            return (drawn.exp() if self.log else drawn).round()
+
+    @property
+    def mean(self) -> Tensor:
+        return (self.loc + self.scale**2 / 2).exp() if self.log else self.loc
+
+    @property
+    def median(self) -> Tensor:
+        """The median before rounding, rounded."""
+        return (self.loc.exp() if self.log else self.loc).round()
+
+
+class EachColumn(constraints.Constraint):
+    """A support of single numbers that differs by column of the last dim. ``parts`` holds (columns, support)."""
+
+    def __init__(self, parts: Sequence[tuple[tuple[int, ...], constraints.Constraint]]) -> None:
+        self.parts = list(parts)
+
+    @property
+    def is_discrete(self) -> bool:  # type: ignore[override]  # a plain attribute in torch
+        return all(support.is_discrete for _, support in self.parts)
+
+    def check(self, value: Tensor) -> Tensor:
+        inside = torch.ones_like(value, dtype=torch.bool)
+        for columns, support in self.parts:
+            inside[..., list(columns)] = support.check(value[..., list(columns)])
+        return inside
+
+    def __repr__(self) -> str:
+        return ", ".join(f"{support} in columns {list(columns)}" for columns, support in self.parts)
+
+
+class ByColumn(TorchDistribution):
+    """Independent columns, each of its own family: batch shape (..., columns), no event dims.
+
+    Args:
+        fns: for each group of columns a distribution of batch shape (..., columns of the group), no event dims.
+        columns: the numbers of the columns in each group.
+        order: the same numbers in one tensor, shape (columns,), int64.
+        inverse: the place of every column in ``order``.
+
+    Example:
+        >>> order = torch.tensor([1, 0])
+        >>> fns = [dist.Poisson(torch.ones(3, 1)), dist.Normal(torch.zeros(3, 1), 1.0)]
+        >>> fn = ByColumn(fns, [[1], [0]], order, order)
+        >>> fn.log_prob(torch.tensor([[0.0, 2.0]]))[0]
+        tensor([-0.9189, -1.6931])
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self,
+        fns: Sequence[TorchDistribution],
+        columns: Sequence[Sequence[int]],
+        order: Tensor,
+        inverse: Tensor,
+    ) -> None:
+        self.fns, self.columns, self.order, self.inverse = list(fns), columns, order, inverse
+        # The groups' distributions validate values themselves.
+        super().__init__(Size((*fns[0].batch_shape[:-1], len(order))), validate_args=False)
+
+    @property
+    def support(self) -> EachColumn:
+        supports: list[Any] = [fn.support for fn in self.fns]
+        return EachColumn([(tuple(c), each) for c, each in zip(self.columns, supports, strict=True)])
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ByColumn:
+        lead = Size(batch_shape)[:-1]
+        fns = [fn.expand(Size((*lead, fn.batch_shape[-1]))) for fn in self.fns]
+        return ByColumn(fns, self.columns, self.order, self.inverse)
+
+    def joined(self, values: Sequence[Tensor]) -> Tensor:
+        """Return the groups' values, each (..., columns of the group), in the order of the columns."""
+        return torch.cat(list(values), dim=-1).index_select(-1, self.inverse)
+
+    def each(self, log_prob: Callable[[TorchDistribution, Tensor], Tensor], value: Tensor) -> Tensor:
+        """Return ``log_prob`` of every group and its columns of ``value``, in the order of the columns."""
+        values = value.index_select(-1, self.order).split([len(each) for each in self.columns], dim=-1)
+        return self.joined([log_prob(fn, part) for fn, part in zip(self.fns, values, strict=True)])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.each(lambda fn, part: fn.log_prob(part), value)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.joined([fn.sample(Size(sample_shape)) for fn in self.fns])
+
+    @property
+    def mean(self) -> Tensor:
+        return self.joined([fn.mean for fn in self.fns])
+
+    @property
+    def typical(self) -> Tensor:
+        """The most probable level of columns with levels, the median of rounded numbers, the mean of all others."""
+        return self.joined([_typical(fn) for fn in self.fns])
+
+
+def _typical(fn: Any) -> Tensor:
+    if isinstance(fn, InDouble):
+        return _typical(fn.base_dist).to(fn.dtype)
+    if isinstance(fn, Levels):
+        return fn.logits.argmax(dim=-1).to(fn.logits.dtype)
+    if isinstance(fn, dist.Bernoulli):
+        return (fn.mean > 0.5).to(fn.mean.dtype)
+    return fn.median if isinstance(fn, RoundedNormal) else fn.mean

@@ -84,11 +84,14 @@ class Simulated:
     model: RowModel
     batch: Batch
     exact: Latents
+    #: The same rows without missing cells.
+    complete: Tensor
 
     def only(self, rows: Tensor) -> Simulated:
         """Return some of the rows."""
         batch = {name: value[rows] for name, value in self.batch.items()}
-        return Simulated(self.model, batch, {name: z[:, rows] for name, z in self.exact.items()})
+        exact = {name: z[:, rows] for name, z in self.exact.items()}
+        return Simulated(self.model, batch, exact, self.complete[rows])
 
     def draw(self, rows: slice) -> Latents:
         """Return the latents of some rows as one sample, in the layout of ``RowModel``."""
@@ -100,7 +103,7 @@ class Simulated:
         first = parts[0]
         batch = {name: torch.cat([part.batch[name] for part in parts]) for name in first.batch}
         exact = {name: torch.cat([part.exact[name] for part in parts], dim=1) for name in first.exact}
-        return cls(first.model, batch, exact)
+        return cls(first.model, batch, exact, torch.cat([part.complete for part in parts]))
 
 
 @dataclass(frozen=True)
@@ -297,6 +300,16 @@ class Evaluation:
         with parameters_hold(self.argument, fix):
             terms = call.by_pyro(self.pair) if self.runner is None else self.runner.run(call)
         return Terms(*terms).checked(self.numbers[tile.rows], fix)
+
+    def weighed(self, tile: noises.Tile) -> tuple[Latents, Terms]:
+        """Return the draws of ``terms`` beside the same terms; it runs uncompiled."""
+        noise, batch = (
+            self.noise(noises.Stream.TILE, rows=tile.rows, first=tile.samples.start),
+            self.part(tile.rows),
+        )
+        with self.pair.evaluating(), noises.seeded(noise.seed, batch["x"].device):
+            latents, joint, log_q = self.model.weigh(batch, tile.num_samples, noise)
+        return latents, Terms(joint.likelihood, joint.prior, log_q).checked(self.numbers[tile.rows])
 
     def rows_alike(self, num_rows: int) -> int:
         """Return how many rows lie in blocks of ``num_rows`` rows."""

@@ -65,6 +65,30 @@ def numbers(x: Any) -> Any:
     return x
 
 
+def filled(x: Any, missing: np.ndarray, values: np.ndarray) -> Any:
+    """Return a copy of a frame with values, (cells,), where ``missing``, (rows, columns), by row and then by column.
+
+    Columns keep their types. A column whose type cannot hold its values becomes one of float64.
+    """
+    found, into = x.copy(), np.empty(missing.shape)
+    into[missing] = values
+    for column in np.flatnonzero(missing.any(axis=0)):
+        holes = missing[:, column]
+        new, held = into[holes, column], x.iloc[:, column]
+        if getattr(held.dtype, "kind", "O") == "b":
+            new = new.astype(bool) if np.isin(new, (0, 1)).all() else new
+        elif getattr(held.dtype, "kind", "O") in "iu":
+            new = new.astype(np.int64) if (new == np.rint(new)).all() else new
+        if new.dtype.kind == "f" and getattr(held.dtype, "kind", "O") in "biu":
+            held = held.astype("float64" if isinstance(held.dtype, np.dtype) else "Float64")
+        if isinstance(held.dtype, np.dtype):
+            new = new.astype(held.dtype)
+        held = held.sparse.to_dense() if hasattr(held, "sparse") else held.copy()
+        held[holes] = new
+        found.isetitem(column, held)
+    return found
+
+
 def difference(came: tuple[str, ...], expected: tuple[str, ...]) -> str:
     """Return the first difference between the names that came and the expected ones, in words."""
     for column, (here, there) in enumerate(zip(came, expected, strict=False)):

@@ -32,6 +32,7 @@ class Fingerprint:
         columns: entries in a row.
         missing: how many cells are missing. Hashes include which cells these are.
         mask: sha256 of which cells are missing; empty if none is.
+        given: columns that a number is conditional on, by number; empty for log P of all columns.
     """
 
     sha256: str
@@ -43,6 +44,7 @@ class Fingerprint:
     columns: int
     missing: int = 0
     mask: str = ""
+    given: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.totals)
@@ -50,6 +52,8 @@ class Fingerprint:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Fingerprint):
             return NotImplemented
+        if self.given != other.given:
+            return False
         if self.sha256 == other.sha256:
             return True
         one_in_float32 = self.sha256 == self.rounded or other.sha256 == other.rounded
@@ -62,6 +66,8 @@ class Fingerprint:
         """Return, in words, how other rows differ from these, as far as the two fingerprints show it."""
         if (len(self), self.columns) != (len(other), other.columns):
             return f"{len(other)} rows of {other.columns} columns against {len(self)} of {self.columns}"
+        if self.given != other.given:
+            return f"log P given the columns {list(other.given)} against {list(self.given)}"
         if self.missing != other.missing:
             return f"{other.missing} missing cells against {self.missing}"
         if self.mask != other.mask:

@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from pyrovae import arguments, encoders, likelihoods, noise, priors
 from pyrovae.entries import column_sizes, largest_entry
 from pyrovae.likelihoods.base import of_observed
-from pyrovae.networks import MLP, Standardize, output_width, widths
+from pyrovae.likelihoods.mixed import Mixed
+from pyrovae.networks import MLP, Features, Standardize, output_width, widths
 from pyrovae.parameters import Parameters, owners_of, plain_attributes, unwrapped
 from pyrovae.refusals import bad_type, bad_value, parameters_hold, shown
 from pyrovae.rows import Source, as_tensor, read
+from pyrovae.tables import Table
 from pyrovae.turns import takes_turns
 
 # Advise to standardise if column sizes differ by more than the factor 100, or the largest is not in (0.01, 10).
@@ -273,6 +275,15 @@ class VAE(LatentVariableModel):
         self.encoder = encoder
         self.name = _unique_name()
         self.plate, self.fitted = None, None
+        #: The columns of the frames whose rows the VAE takes, if it was made by ``for_table``; else None.
+        self.table: Table | None = None
+
+    def checked(
+        self, x: Any, argument: str = "x", names: Mapping[str, tuple[str, ...]] | None = None
+    ) -> tuple[dict[str, Tensor], Source]:
+        if self.table is not None:
+            x = self.table.read(x, argument)
+        return super().checked(x, argument, names)
 
     def model(self, x: Tensor, observed: Tensor | None = None, **context: Tensor) -> None:
         """Run P(x_obs, z): rows of x, shape (batch, ...), observed at site "x"; latent site "z".
@@ -376,11 +387,82 @@ class VAE(LatentVariableModel):
             ),
         )
 
+    @classmethod
     @takes_turns
-    def sample(self, num_rows: int, seed: int = 0, **context: Tensor) -> Tensor:
+    def for_table(
+        cls,
+        df: Any,
+        latent_dim: int,
+        *,
+        families: Mapping[Any, Any] | None = None,
+        resolution: Mapping[Any, float] | None = None,
+        hidden_dims: Sequence[int] = (200, 200),
+        activation: str = "relu",
+        prior: str = "standard_normal",
+        encoder: str = "diagonal_normal",
+    ) -> VAE:
+        """Return a VAE of the rows of a pandas frame, whose columns each have their own family.
+
+        P(x | z) = Π_d P_d(x_d | z). Strings, booleans and pandas categories get masses of their levels, ordered categories an
+        ``Ordinal``. ``likelihoods.suggest`` chooses the families of numbers: counts for whole numbers, densities for others.
+        Whole numbers that are negative, or vary less than counts, get the mass of an interval of width 1.
+
+        Every function that takes rows then takes such a frame, with None, NaN or NA in missing cells. ``sample`` and
+        ``reconstruct`` return frames. Levels, locations and scales come from ``df`` and never change, so ``df`` should
+        hold the training rows alone. Networks compute in float64. ``vae.table.summary()`` lists the columns.
+
+        A warning names the columns that are left out: constant ones, strings that all differ, and consecutive numbers.
+
+        Args:
+            df: the training rows.
+            latent_dim: entries of z.
+            families: for some columns a name in ``likelihoods.REGISTRY``, a pair of a name and a dict of the family's
+                options, or None to leave the column out.
+            resolution: for columns of real numbers the step to which they were recorded, such as {"age": 1}. The column is
+                then scored as the mass of its interval, x ± step/2, under a Gaussian or log-normal. If every column is a
+                mass, log P(x) has no units and compares across families.
+            hidden_dims, activation, prior, encoder: as in ``mlp``.
+
+        Raises:
+            TypeError: df is no frame; families or resolution are no dicts.
+            ValueError: a column holds dates, mixed types or no observed cell, or values that its family cannot score; a
+                number is no whole multiple of its resolution. The message names the column and the first row.
+
+        Nazábal, Olmos, Ghahramani and Valera (2020) on VAEs of mixed columns.
+
+        Example:
+            >>> import pandas as pd
+            >>> df = pd.DataFrame({"age": [31, 40, 23], "job": ["nurse", "cook", "cook"], "dose": [0.7, None, 1.2]})
+            >>> vae = VAE.for_table(df, latent_dim=1, resolution={"age": 1})
+            >>> vae.sample(2, seed=0).columns.tolist()
+            ['age', 'job', 'dose']
+        """
+        arguments.integer("latent_dim", latent_dim)
+        arguments.choice("prior", prior, _of_one_argument(priors.REGISTRY))
+        arguments.choice("encoder", encoder, _of_one_argument(encoders.REGISTRY))
+        hidden = widths("hidden_dims", hidden_dims)
+        table = Table.of(df, families, resolution)
+        table.warn_left_out()
+        groups, features = table.groups(), Features(**table.features())
+        Mixed(nn.Identity(), groups)  # refuses options before a network draws its weights
+        outputs = Mixed.width(groups)
+        likelihood = Mixed(MLP(latent_dim, hidden[::-1], outputs, activation), groups)
+        likelihood.start_from(table.encode(df))
+        found = encoders.REGISTRY[encoder]
+        network = MLP(features.out_features, hidden, found.outputs(latent_dim), activation)
+        vae = cls(
+            prior=priors.REGISTRY[prior](latent_dim),
+            likelihood=likelihood,
+            encoder=found(nn.Sequential(features, network), missing=True),
+        )
+        vae.table = table
+        return vae.double()
+
+    @takes_turns
+    def sample(self, num_rows: int, seed: int = 0, **context: Tensor) -> Any:
         """Return rows drawn from P(x), shape (num_rows, ...): z from the prior, x from the likelihood.
 
-        Other arguments of the likelihood, such as offsets of shape (num_rows,), are passed by name.
+        A VAE for a table returns a frame in the types of its training rows. Other arguments of the likelihood, such as offsets of shape (num_rows,), are passed by name.
         """
         arguments.integer("num_rows", num_rows)
         self.check_numbers()
@@ -395,18 +477,26 @@ class VAE(LatentVariableModel):
                     "Pass as many.",
                 )
         with self.evaluating(), noise.seeded(noise.derive(seed, noise.Stream.SAMPLE), self.device):
-            return self.likelihood(self.prior().sample((num_rows,)), **context).sample()
+            drawn = self.likelihood(self.prior().sample((num_rows,)), **context).sample()
+        return drawn if self.table is None else self.table.decode(drawn)
 
     @takes_turns
-    def reconstruct(self, x: Any, seed: int = 0) -> Tensor:
-        """Return the mean of P(x | z) for one draw z ~ Q(z | x) per row, in the shape of the likelihood's rows."""
+    def reconstruct(self, x: Any, seed: int = 0) -> Any:
+        """Return the mean of P(x | z) for one draw z ~ Q(z | x) per row, in the shape of the likelihood's rows.
+
+        A VAE for a table returns a frame in the types of its training rows. It holds the most probable level of columns
+        with levels, and the median of columns with a resolution.
+        """
         self.check_numbers()
-        context, _ = self.checked(x)
+        context, source = self.checked(x)
         rows, observed = context.pop("x"), context.pop("observed", None)
         self._refuse_untaken(context)
         seeded = noise.seeded(noise.derive(seed, noise.Stream.RECONSTRUCT), self.device)
         with self.evaluating(), seeded, parameters_hold(fix=lambda: self.fix_of_rows(rows)):
-            return self.likelihood(self.encode(rows, observed).sample(), **context).mean
+            fn = self.likelihood(self.encode(rows, observed).sample(), **context)
+            if self.table is None:
+                return fn.mean
+            return self.table.decode(fn.base_dist.typical).set_axis(source.index, axis=0)
 
     def _refuse_untaken(self, context: Mapping[str, Tensor]) -> None:
         """Raise ``ValueError`` for a value beside the rows that is not an argument of the likelihood's forward."""

@@ -302,6 +302,66 @@ class Standardize(nn.Module):
         return f"{self.num_features}, log={self.log}"
 
 
+@REGISTRY.register("features")
+class Features(nn.Module):
+    """The rows of a table, with the mask of observed cells beside them, as inputs of a network.
+
+    Each column becomes its standardised value, or a zero and ones for its levels. A missing cell becomes zeros. The mask follows.
+
+    Args:
+        kinds: for every column "identity", "log" (for positive numbers), "log1p" (for counts), or how many levels it has.
+        loc, scale: for every column the numbers that standardise its value, its logarithm or log(1 + x); unused for levels.
+
+    Input of shape (batch, 2 · columns), as ``Encoder(..., missing=True)`` makes it. Output of shape (batch, ``out_features``).
+
+    Raises:
+        ValueError: rows have another number of columns.
+
+    Example:
+        >>> import torch
+        >>> features = Features(["identity", 3], loc=[1.0, 0.0], scale=[2.0, 1.0])
+        >>> features(torch.tensor([[5.0, 2.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0]]))
+        tensor([[2., 0., 0., 1., 1., 1.],
+                [0., 1., 0., 0., 0., 1.]])
+    """
+
+    loc: Tensor
+    scale: Tensor
+    log: Tensor
+    log1p: Tensor
+    plain: Tensor
+    held_by: Tensor
+    level: Tensor
+
+    def __init__(self, kinds: Sequence[str | int], loc: Sequence[float], scale: Sequence[float]) -> None:
+        super().__init__()
+        for kind in kinds:
+            if isinstance(kind, str):
+                arguments.choice("kinds", kind, ("identity", "log", "log1p"))
+        self.in_columns = len(kinds)
+        plain = [column for column, kind in enumerate(kinds) if isinstance(kind, str)]
+        hot = [(column, k) for column, kind in enumerate(kinds) if isinstance(kind, int) for k in range(kind)]
+        self.out_features = len(plain) + len(hot) + len(kinds)
+        self.register_buffer("loc", torch.tensor(loc, dtype=torch.get_default_dtype()))
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.get_default_dtype()))
+        self.register_buffer("log", torch.tensor([kind == "log" for kind in kinds]))
+        self.register_buffer("log1p", torch.tensor([kind == "log1p" for kind in kinds]))
+        self.register_buffer("plain", torch.tensor(plain, dtype=torch.long))
+        self.register_buffer("held_by", torch.tensor([column for column, _ in hot], dtype=torch.long))
+        self.register_buffer("level", torch.tensor([float(k) for _, k in hot]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, observed = _rows_of(2 * self.in_columns, x).chunk(2, dim=-1)
+        logs = x.clamp(min=torch.finfo(x.dtype).tiny).log()
+        value = torch.where(self.log, logs, torch.where(self.log1p, x.clamp(min=0).log1p(), x))
+        value = ((value - self.loc) / self.scale).masked_fill(observed == 0, 0.0)
+        hot = (x.index_select(-1, self.held_by) == self.level) * observed.index_select(-1, self.held_by)
+        return torch.cat([value.index_select(-1, self.plain), hot, observed], dim=-1)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_columns} columns, {self.out_features} outputs"
+
+
 @contextmanager
 def standardizing(modules: Iterable[nn.Module], x: Tensor) -> Iterator[None]:
     """Let every ``Standardize`` among modules that has not learned yet learn from x; undo it if the block raises."""

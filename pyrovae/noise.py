@@ -89,6 +89,7 @@ class Stream(IntEnum):
     CHECK = 16
     STARTS = 17
     ROUNDING = 18
+    IMPUTE = 19
 
 
 def derive(seed: int, stream: Stream, *keys: int) -> int:

@@ -66,6 +66,11 @@ class RowNoise:
         """Return noise for some rows, which counts as one call here; their numbers do not depend on the others."""
         return RowNoise.of(self.keys[rows], self.first, self._number())
 
+    def each(self) -> list[RowNoise]:
+        """Return noise for every row by itself; together they count as one call here."""
+        number = self._number()
+        return [RowNoise.of(self.keys[row : row + 1], self.first, number) for row in range(len(self))]
+
     def copies(self, count: int) -> RowNoise:
         """Return noise for ``count`` copies of all rows, each with numbers of its own; it counts as one call here."""
         keys = torch.cat([mixed(number, self.keys) for number in range(count)])

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrovae import chunks, frames, rounding
 from pyrovae.arrays import FLOATS, as_numpy, cast, from_tensor
 from pyrovae.entries import finite
-from pyrovae.refusals import bad_type, bad_value
+from pyrovae.refusals import bad_type, bad_value, shown
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def read(
     if missing and isinstance(x, Mapping) and "observed" in x:
         rows_of = _the_rows(x, argument)
         mask = align("observed", x["observed"], frames.index(rows_of))
-        x = {n: value for n, value in x.items() if n != "observed"} | {"x": _without(rows_of, mask)}
+        x = {n: value for n, value in x.items() if n != "observed"} | {"x": without(rows_of, mask)}
     found = dict(names or {})
     rows_of = _the_rows(x, argument)
     _same_names(argument, rows_of, "x", found)
@@ -221,7 +221,71 @@ def spread_of(source: Source) -> Tensor:
     return spread
 
 
-def _without(rows: Any, observed: Any) -> Any:
+def as_passed(x: Any, argument: str = "x") -> tuple[dict[str, Any], Any]:
+    """Return what came beside the rows, by name, and the rows as they came; chunks are joined."""
+    x = _whole(x, argument)
+    beside = {name: value for name, value in x.items() if name != "x"} if isinstance(x, Mapping) else {}
+    return beside, _the_rows(x, argument)
+
+
+def filled(rows: Any, observed: Tensor | None, values: np.ndarray) -> Any:
+    """Return rows of any kind with ``values``, (missing cells,), in the missing cells, by row and then by column.
+
+    A frame keeps its index, its columns and their types. A type of whole numbers or booleans gives way to float64 if the
+    values are not of it. Without missing cells the rows are returned as they are.
+    """
+    if observed is None:
+        return rows
+    missing = ~observed.cpu().numpy()
+    if hasattr(rows, "isetitem"):
+        return frames.filled(rows, missing, values)
+    whole = bool((values == np.rint(values)).all())
+    if isinstance(rows, Tensor):
+        wide = rows if rows.is_floating_point() or whole else rows.double()
+        place = torch.from_numpy(missing).to(rows.device)
+        return wide.masked_scatter(place, torch.from_numpy(values).to(wide))
+    held = np.asarray(rows)
+    found = held.astype(held.dtype if held.dtype.kind == "f" or whole else np.float64)  # a copy
+    found[missing] = values
+    return found
+
+
+def column_numbers(argument: str, chosen: Any, names: tuple[str, ...] | None, num_columns: int) -> list[int]:
+    """Return the numbers of columns that are named, or numbered from 0 in the flattened rows.
+
+    Raises:
+        TypeError: no list of names or whole numbers.
+        ValueError: none; a column that is unknown or named twice.
+    """
+    if isinstance(chosen, str | bytes) or not hasattr(chosen, "__iter__"):
+        raise bad_type(argument, "a list of columns", shown(chosen), "Pass [name] or [number].")
+    found: list[int] = []
+    known = f"of {', '.join(map(repr, names))}" if names else f"numbers from 0 to {num_columns - 1}"
+    for column in chosen:
+        if isinstance(column, str) and names and column in names:
+            place = names.index(column)
+        elif (
+            isinstance(column, int | np.integer)
+            and not isinstance(column, bool)
+            and 0 <= column < num_columns
+        ):
+            place = int(column)
+        else:
+            raise bad_value(
+                argument,
+                f"columns {known}",
+                shown(column),
+                "Pass names of a frame's columns, or their numbers.",
+            )
+        if place in found:
+            raise bad_value(argument, "each column once", f"{column!r} twice", "Name it once.")
+        found.append(place)
+    if not found:
+        raise bad_value(argument, "at least one column", "none", "Name a column, or leave the argument out.")
+    return found
+
+
+def without(rows: Any, observed: Any) -> Any:
     """Return rows with NaN where a mask is False; raise an error unless the mask is boolean and of their shape."""
     mask = observed
     if not isinstance(observed, Tensor):

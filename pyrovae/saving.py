@@ -22,14 +22,17 @@ from torch import Tensor, nn
 
 from pyrovae import arguments, baselines, encoders, likelihoods, networks, priors, storage
 from pyrovae.baselines.base import Fitted
+from pyrovae.likelihoods.mixed import TABLES
 from pyrovae.model import VAE, FitRecord, LatentVariableModel
 from pyrovae.refusals import Refused, bad_type, bad_value, shown
+from pyrovae.tables import Table
 from pyrovae.turns import takes_turns
 
 # The classes that names refer to: those in the registries, and torch's layers whose state is all in tensors.
 _REGISTRIES: dict[str, Mapping[str, type]] = {
     "priors": priors.REGISTRY,
     "likelihoods": likelihoods.REGISTRY,
+    "tables": TABLES,
     "encoders": encoders.REGISTRY,
     "networks": networks.REGISTRY,
     "torch": {
@@ -271,6 +274,9 @@ def _check_same(
     dtypes: bool,
 ) -> None:
     """Raise ``ValueError`` if a pair differs from the saved one, before anything in it is changed."""
+    saved_table = meta["architecture"].get("table")
+    if "unknown" not in meta["architecture"] and saved_table != _table(pair):
+        raise _other("the saved model's table", "another one" if _table(pair) else "a model without one")
     tensors = tensors_of(pair)
     here = [*tensors, *(f"store:{name}" for name in declared)]
     _check_names("parameters and buffers", saved, here)
@@ -480,7 +486,7 @@ def _architecture(pair: LatentVariableModel, arrays: dict[str, Tensor]) -> dict[
             part: _describe(getattr(pair, part), part, modules, more, numbers)
             for part in ("prior", "likelihood", "encoder")
         }
-        described = {"parts": parts, "modules": modules}
+        described = {"parts": parts, "modules": modules, "table": _table(pair)}
         # Changes after construction are not among the arguments.
         with torch.random.fork_rng(devices=[]):  # zuko draws random numbers to print
             difference = _difference(pair, _built(described, more))
@@ -549,7 +555,16 @@ def _built(architecture: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> VAE
                 built.append(nn.Sequential(OrderedDict(arguments)))
             else:
                 built.append(_REGISTRIES[room][name](**arguments))
-        return VAE(**{part: built[number] for part, number in architecture["parts"].items()}).cpu()
+        vae = VAE(**{part: built[number] for part, number in architecture["parts"].items()}).cpu()
+    table = architecture.get("table")  # files of earlier versions have none
+    vae.table = None if table is None else Table.from_record(storage.unpack(table, arrays))
+    return vae
+
+
+def _table(pair: LatentVariableModel) -> Any:
+    """Return the record of a VAE's table as JSON; None for other pairs."""
+    table = getattr(pair, "table", None)
+    return None if table is None else storage.pack(table.record(), {}, "table")
 
 
 def _difference(pair: VAE, rebuilt: VAE) -> str | None:

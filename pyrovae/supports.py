@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
-from pyrovae.distributions import InDouble
+from pyrovae.distributions import ByColumn, EachColumn, InDouble
 
 # torch calls their support real, but their density is periodic: one turn is the whole support.
 _CIRCULAR = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
@@ -56,6 +56,8 @@ def log_prob(fn: Distribution, value: Tensor, checked: bool = False) -> Tensor:
         return sum_rightmost(log_prob(fn.base_dist, value, checked), fn.reinterpreted_batch_ndims)
     if isinstance(fn, MaskedDistribution) and not isinstance(fn._mask, bool):
         return scale_and_mask(log_prob(fn.base_dist, value, checked), mask=fn._mask)
+    if isinstance(fn, ByColumn):
+        return fn.each(lambda each, part: log_prob(each, part, checked), value)
     if isinstance(fn, dist.MixtureSameFamily) and not _everywhere(fn):
         each = log_prob(fn._component_distribution, value.unsqueeze(-1 - fn._event_ndims))
         return torch.logsumexp(each + torch.log_softmax(fn._mixture_distribution.logits, dim=-1), dim=-1)
@@ -203,7 +205,13 @@ def bounds(found: Constraint | None) -> tuple[float, float] | None:
 
 
 def some_value(found: Constraint | None) -> Any:
-    """Return a number in a support of single numbers, off the bounds of a continuous one; 0 if it has no bounds."""
+    """Return a number in a support of single numbers, off the bounds of a continuous one; 0 if it has no bounds.
+
+    If the support differs by column, return a number for each, shape (columns,).
+    """
+    if isinstance(found, EachColumn):
+        each = {column: some_value(support) for columns, support in found.parts for column in columns}
+        return torch.tensor([float(each[column]) for column in range(len(each))])
     low, high = getattr(found, "lower_bound", None), getattr(found, "upper_bound", None)
     if low is None:
         return 0.0 if high is None else high - 1

@@ -249,6 +249,30 @@ NOT_EVIDENCE = values(None, "score", 3.0, [], {}) | {
 }
 
 KINDS = {
+    "frame of training rows": values(None, 3, "df", [], {}, len)
+    | {
+        "rows": a("x"),
+        "an empty frame": pd.DataFrame,
+        "a frame without rows": lambda: pd.DataFrame({"a": []}),
+        "a frame of objects": lambda: pd.DataFrame({"a": [object(), object()]}),
+        "a class": lambda: pd.DataFrame,
+    },
+    "families of columns": values(
+        3,
+        "gaussian",
+        ["gaussian"],
+        {"c": "gaussian"},
+        {"a": 3},
+        {"a": "no such"},
+        {"a": ("gaussian", 3)},
+        {"a": ("gaussian", {"scale": -1.0})},
+        {"a": ("poisson", {"offset": True})},
+        {"b": "gaussian"},
+        {"a": None, "b": None},
+    ),
+    "resolutions": values(
+        0.5, [0.5], {"c": 1}, {"b": 1}, {"a": 0}, {"a": -0.5}, {"a": "1"}, {"a": 1}, {"a": math.inf}
+    ),
     "count": NOT_COUNT,
     "count or None": {k: v for k, v in NOT_COUNT.items() if k != "None"},
     "two or more": NOT_COUNT | values(1),
@@ -265,6 +289,7 @@ KINDS = {
     "flag": values(None, 0, 1, 1.0, "yes", "False", [], [True], math.nan, len)
     | {"a tensor": lambda: torch.tensor(True)},
     "name": NOT_NAME,
+    "columns": values("a", 3, [], [COLUMNS], [-1], ["b"], [0, 0], [1.0], [True], [None], len),
     "name or None": {k: v for k, v in NOT_NAME.items() if k != "None"},
     "callbacks": values(None, len, 3, "ab", [1], [len, None], {len}, {"a": len}),
     "rule or positive": NOT_POSITIVE | values("wide", None),
@@ -381,6 +406,7 @@ OF_A_PAIR = {"pair": "pair", "x": "rows of a pair", "seed": "seed"}
 TILED = {**OF_A_PAIR, "tile": "tile"}
 SLOW = {**TILED, "progress": "flag"}
 ESTIMATOR = {**SLOW, "check": "flag"}
+KEPT = {"method": "name", "num_samples": "hundred or more", "seed": "seed", "check": "flag"}
 
 
 def network(out, inputs=2):
@@ -489,6 +515,25 @@ CASES = {
             "missing": "flag",
         },
     ),
+    "VAE.for_table": Case(
+        pv.VAE.for_table,
+        {"df": lambda: pd.DataFrame({"a": [0.5, 2.0, 3.5], "b": ["x", "y", "x"]}), "latent_dim": 1},
+        {
+            "df": "frame of training rows",
+            "latent_dim": "count",
+            "families": "families of columns",
+            "resolution": "resolutions",
+            "hidden_dims": "widths",
+            "activation": "name",
+            "prior": "name",
+            "encoder": "name",
+        },
+        aliases={
+            "df": ("df['a']",),
+            "families": ("families['a']", "families['b']", "scale", "offset", "df"),
+            "resolution": ("resolution['a']", "resolution['b']", "df['a']"),
+        },
+    ),
     "VAE.sample": Case(
         lambda **arguments: world()["vae"].sample(**arguments),
         {"num_rows": 3},
@@ -550,10 +595,23 @@ CASES = {
             "model": "pair",
             "x": "rows of a pair",
             "method": "name or None",
+            "given": "columns",
             **ESTIMATOR,
             "num_samples": "count",
         }
         | {"pareto_smoothed": "flag"},
+        aliases={"model": ("pair",)},
+    ),
+    "impute": Case(
+        pv.impute,
+        {"model": a("vae"), "x": a("x"), "check": False, "num_samples": 100},
+        {"model": "pair", "x": "rows of a pair", "num_imputations": "count", **KEPT},
+        aliases={"model": ("pair",)},
+    ),
+    "outliers": Case(
+        pv.outliers,
+        {"model": a("vae"), "x": a("x"), "check": False, "num_samples": 100},
+        {"model": "pair", "x": "rows of a pair", "cells": "flag", **KEPT},
         aliases={"model": ("pair",)},
     ),
     "evidence.importance": estimator(
@@ -976,6 +1034,7 @@ def test_every_malformed_value_is_refused(name, argument):
 #: What users get and do not build, and what they derive from: no arguments of theirs to check.
 RESULTS = {
     "History",
+    "Imputation",
     "LogEvidence",
     "evidence.LogEvidence",
     "evidence.Check",
@@ -1025,7 +1084,7 @@ def test_every_public_callable_is_in_the_table():
     ):
         for cls in registry.REGISTRY.values():
             assert f"{room}.{cls.__name__}" in CASES
-    assert {cls.__name__ for cls in NETWORKS.values()} - {"Standardize"} <= set(CASES)
+    assert {cls.__name__ for cls in NETWORKS.values()} - {"Standardize", "Features"} <= set(CASES)
     for cls in baselines.REGISTRY.values():
         assert f"baselines.{cls.__name__}.fit" in CASES
 
@@ -1272,7 +1331,7 @@ def test_refusals_do_not_need_pyros_validation():
     """The same refusals, word for word, where ``python -O`` switches off the validation of torch and Pyro."""
     vae, x = pv.VAE.mlp(3, 1), torch.ones(4, 3)
     bad = x.clone()
-    bad[2, 1] = math.nan
+    bad[2, 1] = math.inf
     calls = [
         lambda: pv.fit(vae, bad),
         lambda: pv.fit(vae, x, epochs=0),

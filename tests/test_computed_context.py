@@ -254,9 +254,9 @@ def rows_of(kind, num_rows, columns, g):
 @pytest.mark.parametrize("num_rows", [4, 6, 12, 60, 300])
 @pytest.mark.parametrize("rows", ["counts", "few counts", "real", "binary", "one-hot", "constant"])
 def test_other_context_is_not_accused(rows, num_rows):
-    for seed, columns in itertools.product(range(2 if num_rows < 60 else 1), (1, 3, 20)):
-        x = rows_of(rows, num_rows, columns, generator(seed + 1000 * num_rows))
-        assert computed_from_rows({"x": x, **honest(x, seed)}) == []
+    for columns in (1, 3, 20):
+        x = rows_of(rows, num_rows, columns, generator(1000 * num_rows))
+        assert computed_from_rows({"x": x, **honest(x, columns)}) == []
 
 
 def test_an_exposure_of_ten_million_is_not_its_total():

@@ -19,7 +19,8 @@ from rates import SEED, close
 import pyrovae as pv
 from pyrovae import baselines, identity
 from pyrovae.chain_diagnostics import chain_ess, chain_mcse, chain_rhat
-from pyrovae.convert import _resample, stacking_weights, to_arviz, to_elpd
+from pyrovae.convert import stacking_weights, to_arviz, to_elpd
+from pyrovae.evidence.draws import resample
 from pyrovae.row_noise import RowNoise
 
 ORACLE = LinearGaussian.random(2, 3)
@@ -225,7 +226,7 @@ def test_rows_that_cannot_be_replicated_are_refused_with_the_mend():
 @pytest.mark.statistical
 def test_draws_are_chosen_by_their_weights_alone():
     log_weights = torch.tensor([[0.0, -torch.inf, -1e4], [-torch.inf, -torch.inf, -1e4 - 1]]).double()
-    chosen = _resample(log_weights, 10_000, RowNoise(SEED, torch.arange(3)))
+    chosen = resample(log_weights, 10_000, RowNoise(SEED, torch.arange(3)))
     assert not chosen[:, 0].any()
     share = 1 / (1 + np.e)
     assert close(float(chosen[:, 2].double().mean()), share, (share * (1 - share) / 1e4) ** 0.5)

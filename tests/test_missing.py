@@ -404,6 +404,9 @@ def test_draws_are_rows_on_the_support_and_repeat_with_the_seed(name, fitted):
     assert not torch.equal(drawn, baseline.draw_missing(x, 2, seed=4))
     complete = ROWS[EVERY[name].support]
     assert torch.equal(baseline.draw_missing(complete, 2), complete.expand(2, -1, -1))
+    # Not of the rows beside it, up to rounding: all rows have a missing cell or none, so that numbers stay.
+    fewer = torch.cat([complete[:5], x[5:7]])
+    torch.testing.assert_close(baseline.draw_missing(fewer, 2, seed=3)[:, 5:], drawn[:, 5:7])
     with pytest.raises(ValueError, match="num_draws: expected a whole number ≥ 1"):
         baseline.draw_missing(x, 0)
     with pytest.raises(ValueError, match="expected a fitted baseline"):

@@ -25,8 +25,10 @@ EXPECTED = {
     "docs/likelihoods.md": "negative_binomial(offset=True)",
     "docs/limits.md": None,
     "docs/methods.md": "pareto_smoothed",
+    "docs/missing.md": "missing cells in",
     "docs/reading-a-number.md": "rows settled to 0.05 nats",
     "docs/speed.md": "eager",
+    "docs/tables.md": "rounded_gaussian",
     "docs/training.md": "validation_elbo",
     "docs/your-own-model.md": "ContinuousBernoulli",
 }

@@ -167,14 +167,14 @@ def bent(num_rows, wide=1.5, narrow=0.1):
 
 @pytest.mark.statistical
 def test_the_bound_of_an_adapted_mixture_holds_in_expectation(monkeypatch):
-    """E[exp(estimate)] = P(x): one bent row with 1000 noises, all of them answered by an adapted mixture."""
+    """E[exp(estimate)] = P(x): one bent row with 400 noises, all of them answered by an adapted mixture."""
     pair, x, exact = bent(1)
     monkeypatch.setattr(
         auto, "_TAIL", -math.inf
     )  # no fit is good enough, nor is the mixture: annealed or refined
     monkeypatch.setattr(auto, "MOST_DIMENSIONS", 0)
     monkeypatch.setattr(auto, "path_cost", lambda *_: math.inf)
-    ev = pv.log_evidence(pair, x.expand(1000, -1), method="auto", target_mcse=0.2, seed=SEED, check=False)
+    ev = pv.log_evidence(pair, x.expand(400, -1), method="auto", target_mcse=0.2, seed=SEED, check=False)
     assert set(ev.answered_by) == {"refined"}
     ratio = np.exp(ev.estimate - exact)
     assert close(ratio.mean(), 1.0, ratio.std() / len(ratio) ** 0.5)

@@ -52,9 +52,9 @@ def test_the_density_integrates_to_one_in_x_s_own_units():
     x = rows()[:, 2:]
     vae = pv.VAE.mlp(1, 1, "gaussian", hidden_dims=(4,), scale="shared", standardize=True).double()
     pv.fit(vae, x.double(), epochs=3)
-    grid = torch.linspace(-1000, 3000, 4001, dtype=torch.float64)[:, None]
+    grid = torch.linspace(-1000, 3000, 401, dtype=torch.float64)[:, None]
     ev = pv.log_evidence(vae, grid, method="quadrature", check=False)
-    assert np.exp(ev.estimate).sum() * 1.0 == pytest.approx(1.0, abs=1e-4)
+    assert np.exp(ev.estimate).sum() * 10.0 == pytest.approx(1.0, abs=1e-4)
 
 
 def test_a_linear_model_reaches_ppca_whatever_the_units():

@@ -1,5 +1,6 @@
 """Blocks computed by an executor's workers have the bits of one process, whatever happens to the workers."""
 
+import itertools
 import multiprocessing
 import os
 import sys
@@ -319,7 +320,7 @@ def test_threads_and_forks_are_refused():
 
 
 def test_workers_of_another_version_are_refused(monkeypatch):
-    versions = iter(["here", "there"])
+    versions = itertools.chain(["here"], itertools.repeat("there"))
     monkeypatch.setattr(workers, "_machine", lambda: {"torch": next(versions)})
     with pytest.raises(
         ValueError, match="executor: expected workers with the caller's torch, here, got there"

@@ -19,7 +19,10 @@ from pyrovae.baselines.observed import Mixture, Patterns
 from pyrovae.entries import on_support
 from pyrovae.evidence.result import LogEvidence, about
 from pyrovae.likelihoods.base import off_support
+from pyrovae.pair.drawing import Source as NoiseSource
+from pyrovae.pair.drawing import replaced
 from pyrovae.refusals import bad_value
+from pyrovae.row_noise import RowNoise
 from pyrovae.rows import Source, check_columns_observed, read_in_double, restored
 from pyrovae.turns import takes_turns
 
@@ -62,7 +65,7 @@ class Baseline(Fitted, ABC):
     """A model that is fitted to rows and then returns log P(x) of other rows.
 
     ``x`` has rows on dim 0: a tensor, an array, a DataFrame, or a mapping with such rows under "x". A baseline
-    ignores the other entries of a mapping. It works in float64, on rows flattened to shape (rows, columns).
+    ignores the other entries of a mapping, but for a mask "observed" if it takes missing cells. It works in float64, on rows flattened to shape (rows, columns).
 
     NaN, and None and NA in frames, are missing cells. An ``Incomplete`` baseline takes them; others raise an error.
 
@@ -173,7 +176,8 @@ class Baseline(Fitted, ABC):
                 raise bad_value(
                     "x", 'a mapping with rows under "x"', f"the keys {list(x)}", 'Pass {"x": rows}.'
                 )
-            x = x["x"]
+            mask = x.get("observed") if self.takes_missing else None
+            x = {"x": x["x"]} if mask is None else {"x": x["x"], "observed": mask}
         batch, source = read_in_double(x, names, self.takes_missing)
         # Contiguous, so that equal numbers give equal bits in any memory layout.
         rows, *mask = (
@@ -268,7 +272,7 @@ class Incomplete(ClosedForm):
         Args:
             x: rows, shape (rows, columns), with NaN in missing cells.
             num_draws: how many times each row is completed.
-            seed: of the draws. A row's draws also depend on the rows before it.
+            seed: of the draws. A row's draws depend on the seed and its number in ``x``, and not on the other rows.
 
         Raises:
             ValueError: the baseline is not fitted; rows are those that ``log_evidence`` refuses.
@@ -283,14 +287,33 @@ class Incomplete(ClosedForm):
             [1.0, 1.0, 1.0]
         """
         arguments.integer("num_draws", num_draws)
-        noise_seed = noise.derive(seed, noise.Stream.SAMPLE)
-        rows, mask, _ = self._like_fitted(x)
+        return self._completed(x, num_draws, seed)[0]
+
+    def _completed(self, x: Any, num_draws: int, seed: int) -> tuple[Tensor, Source, tuple[str, ...]]:
+        """Return ``draw_missing``, the rows as they were passed, and what log P measures of each column."""
+        noise_seed = noise.derive(seed, noise.Stream.IMPUTE)
+        rows, mask, source = self._like_fitted(x)
         self._log_prob(rows, *mask)  # raises for values that no training row has
-        if not mask:
-            return rows.expand(num_draws, -1, -1).clone()
-        with noise.seeded(noise_seed):
-            drawn = self._draw(rows, mask[0], num_draws)
-        return torch.where(mask[0], rows, drawn)
+        drawn = rows.expand(num_draws, -1, -1).clone()
+        if mask:
+            holed = (~mask[0]).any(dim=1).nonzero()[:, 0]
+            made = self._by_row(rows[holed], mask[0][holed], num_draws, RowNoise(noise_seed, holed))
+            drawn[:, holed] = torch.where(mask[0][holed], rows[holed], made)
+        return drawn, source, self._measures(rows.shape[1])
+
+    def _by_row(self, rows: Tensor, observed: Tensor, num_draws: int, row_noise: RowNoise) -> Tensor:
+        """Return ``_draw`` with the noise of each row; rows are drawn one by one if an operation cannot take it."""
+        missed: list[str] = []
+        source = NoiseSource(row_noise.branch(), num_draws, (num_draws, len(rows)), 1, False)
+        with noise.seeded(row_noise.seed), replaced(source, missed):
+            drawn = self._draw(rows, observed, num_draws)
+        if not missed:
+            return drawn
+        parts = []
+        for row, own in zip(torch.arange(len(rows)).split(1), row_noise.each(), strict=True):
+            with noise.seeded(own.seed):
+                parts.append(self._draw(rows[row], observed[row], num_draws))
+        return torch.cat(parts, dim=1)
 
     @abstractmethod
     def _fit(self, rows: Tensor, observed: Tensor | None = None) -> None:
@@ -302,9 +325,10 @@ class Incomplete(ClosedForm):
 
     @abstractmethod
     def _draw(self, rows: Tensor, observed: Tensor, num_draws: int) -> Tensor:
-        """Return draws of the missing cells, shape (draws, rows, columns), by torch's generator, which the caller seeds.
+        """Return draws of the missing cells, shape (draws, rows, columns), by torch's random operations.
 
-        The caller ignores values at observed cells.
+        The caller gives each row numbers of its own, if an operation draws for all draws and rows at once: a result of
+        shape (draws, rows, ...) or (draws · rows, ...). The caller ignores values at observed cells.
         """
 
 

@@ -65,8 +65,8 @@ class DirichletCategorical(Columnwise, Conjugate):
         return torch.stack([p.log()[c] for p, c in zip(self.probabilities, labels, strict=True)]).T
 
     def _sample(self, num_rows: int) -> Tensor:
-        drawn = [torch.multinomial(p, num_rows, replacement=True) for p in self.probabilities]
-        return torch.stack(drawn, dim=1).double()
+        drawn = [torch.multinomial(p.expand(num_rows, -1), 1) for p in self.probabilities]
+        return torch.cat(drawn, dim=1).double()
 
     def _log_marginal(self) -> float:
         prior = [torch.full_like(n, self.concentration) for n in self._counts]

@@ -174,7 +174,7 @@ class LatentClass(Incomplete):
         return torch.cat([self._classes.log_joint(hot) for hot in self._hot(rows, observed)])
 
     def _draw(self, rows: Tensor, observed: Tensor, num_draws: int) -> Tensor:
-        drawn = Categorical(logits=self._log_joint(rows, observed)).sample((num_draws,))
+        drawn = Categorical(logits=self._log_joint(rows, observed).expand(num_draws, -1, -1)).sample()
         return self._of_classes(drawn.flatten()).unflatten(0, drawn.shape)
 
     def _sample(self, num_rows: int) -> Tensor:

@@ -81,7 +81,7 @@ class Patterns:
         x'_m + Σ_mo Σ_oo⁻¹ (x_o − x'_o) ~ P(x_m | x_o), which needs no factor of the conditional covariance.
         """
         log_joint = self.log_joint(weights, loc, covariances)
-        chosen = Categorical(logits=log_joint).sample((num_draws,))
+        chosen = Categorical(logits=log_joint.expand(num_draws, -1, -1)).sample()
         found = torch.empty(num_draws, *self.rows.shape, dtype=self.rows.dtype)
         for k, covariance in enumerate(covariances):
             free = loc[k] + torch.randn_like(found) @ torch.linalg.cholesky(covariance).T

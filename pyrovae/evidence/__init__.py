@@ -9,6 +9,7 @@ from pyrovae import arguments
 from pyrovae.evidence.annealed import annealed
 from pyrovae.evidence.auto import auto
 from pyrovae.evidence.check import Check, check
+from pyrovae.evidence.conditional import conditional
 from pyrovae.evidence.convergence import convergence
 from pyrovae.evidence.exact import exact
 from pyrovae.evidence.from_draws import from_draws
@@ -35,8 +36,10 @@ METHODS: dict[str, Callable[..., LogEvidence]] = {
 
 
 @takes_turns
-def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: Any) -> LogEvidence:
-    """Return log P(x_n) of every row under any model that defines it, in nats.
+def log_evidence(
+    model: Any, x: Any, *, method: str | None = None, given: Any = None, **options: Any
+) -> LogEvidence:
+    """Return log P(x_n) of every row under any model that defines it, in nats; or that of some columns given others.
 
     A model with a ``log_evidence`` method of its own, such as a baseline, computes the number itself. For a
     ``VAE`` or ``LatentVariableModel``, the estimator named by ``method`` computes it.
@@ -45,6 +48,14 @@ def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: An
         model: a ``VAE``, a ``LatentVariableModel`` or a fitted baseline.
         x: rows on dim 0; tensor, numpy array or DataFrame.
         method: one of ``evidence.METHODS``; None means "importance". "auto" chooses row by row.
+        given: columns of x, names of a frame's or numbers. The result is then
+
+                log P(rest | given) = log P(x_obs) − log P(x_given)
+
+            of every row, for a model that takes missing cells. It is "exact" if both terms are, else an "estimate": a
+            difference of bounds is no bound. Its ``bias`` is the difference of the two biases. Its ``mcse`` is √(a² + b²)
+            of the two errors, as of independent terms; equal seeds may make the true error smaller. A row is "trust" only
+            if both terms are. ``checkpoint`` cannot be used with it.
         options: the estimator's own. "importance" takes ``num_samples=5000``, ``seed=0``,
             ``pareto_smoothed=False``, ``tile=None`` and ``progress=False``. "auto" takes ``target_mcse=0.05``
             and ``max_cost=50_000``. All but "exact" take ``check=True``: the method is also tried on rows simulated
@@ -53,7 +64,7 @@ def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: An
             ``executor=None``, worker processes; see ``help(pyrovae.evidence.importance)``. See ``help(pyrovae.evidence.auto)`` and the others.
 
     Raises:
-        TypeError, ValueError: see the estimator; also if a method or options are passed for a model that
+        TypeError, ValueError: see the estimator; an unknown column in ``given``; also if a method or options are passed for a model that
             computes log P(x) itself.
 
     Example:
@@ -62,6 +73,15 @@ def log_evidence(model: Any, x: Any, *, method: str | None = None, **options: An
         >>> ev.kind[0].item()
         'lower bound'
     """
+    if given is not None:
+        if options.get("checkpoint") is not None:
+            raise bad_value(
+                "checkpoint",
+                "None with given, whose two terms are two evaluations",
+                "a folder",
+                "Leave it out.",
+            )
+        return conditional(lambda rows: log_evidence(model, rows, method=method, **options), x, given)
     own = getattr(model, "log_evidence", None)
     if own is None:
         name = arguments.choice("method", "importance" if method is None else method, tuple(METHODS))

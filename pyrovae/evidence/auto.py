@@ -30,7 +30,16 @@ from pyrovae.evidence.gaussians import (
 )
 from pyrovae.evidence.importance import encoder_block
 from pyrovae.evidence.nearby import Pool
-from pyrovae.evidence.posterior import Encoder, Fit, Gaussian, Posterior, Proposal, total, undisturbed
+from pyrovae.evidence.posterior import (
+    Encoder,
+    Fit,
+    Gaussian,
+    Posterior,
+    Proposal,
+    dimensions,
+    total,
+    undisturbed,
+)
 from pyrovae.evidence.quadrature import MOST_DIMENSIONS, first_price, grid_block
 from pyrovae.evidence.reach import Unreached, reach_cost, unreached
 from pyrovae.evidence.refined import defended, log_defended, shares, weigh_mixture
@@ -151,7 +160,7 @@ def auto(
     closed = _closed_form(run.whole)
     if closed is not None:
         return dataclasses.replace(closed, method="auto", target_mcse=float(target_mcse))
-    dim = _dimensions(evaluation)
+    dim = dimensions(evaluation)
     pool = Pool(evaluation if dim else None)
     height = max(1, _ROWS_AT_ONCE // (dim or 1) ** 2)
     blocks = [slice(at, min(at + height, len(evaluation))) for at in range(0, len(evaluation), height)]
@@ -210,15 +219,6 @@ def _closed_form(evaluation: Evaluation) -> LogEvidence | None:
         method="exact",
         **about(evaluation.source, evaluation.pair),
     )
-
-
-def _dimensions(evaluation: Evaluation) -> int:
-    """Return the number of entries of u, or zero if latents cannot be moved."""
-    try:
-        with undisturbed(evaluation, Stream.PILOT):
-            return Posterior(evaluation, slice(0, 1)).dim
-    except Refused:
-        return 0
 
 
 class Stage(IntEnum):

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evaluation import Evaluation
+from pyrovae.evidence.draws import Draws, Keep
 from pyrovae.evidence.posterior import total, undisturbed
 from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence
 from pyrovae.evidence.run import BlockFunction, Folder, Run
@@ -97,22 +98,37 @@ def importance(
         executor=executor,
         pareto_smoothed=pareto_smoothed,
     )
-    columns = run.columns(partial(encoder_block, pareto_smoothed=pareto_smoothed))
+    return answered(run)
+
+
+def answered(run: Run, keep: Keep | None = None) -> LogEvidence:
+    """Return the answer of a run of ``importance``; ``keep`` gets every block's draws."""
+    pareto_smoothed = bool(run.options["pareto_smoothed"])
+    columns = run.columns(partial(encoder_block, pareto_smoothed=pareto_smoothed, keep=keep))
     kind = "estimate" if pareto_smoothed else "lower bound"
     return run.answer(columns, kind, {CUT_OFF: run.unreached()})
 
 
-def encoder_block(evaluation: Evaluation, pareto_smoothed: bool = False) -> BlockFunction:
+def encoder_block(
+    evaluation: Evaluation, pareto_smoothed: bool = False, keep: Keep | None = None
+) -> BlockFunction:
     """Return the function of a block that adds up its rows' weights under the encoder, tile by tile."""
     x, tiles = evaluation.batch["x"], list(evaluation.tiles())
 
     def weigh(block: int, rows: slice) -> Columns:
         weights = Accumulator(evaluation.num_samples, rows.stop - rows.start, len(tiles[block]), x.device)
         lost = torch.zeros(rows.stop - rows.start, dtype=torch.float64, device=x.device)
+        held = []
         for number, tile in enumerate(tiles[block]):
-            terms = evaluation.terms(tile)
+            if keep is None:
+                terms = evaluation.terms(tile)
+            else:
+                latents, terms = evaluation.weighed(tile)
+                held.append((latents, terms.log_weights))
             weights.add(number, terms.log_weights)
             lost += terms.lost.sum(dim=0)
+        if keep is not None:
+            keep(Draws.cat(evaluation, rows, held))
         count = evaluation.num_samples
         columns = Columns.of_weights(weights, evaluation.dtype, count, lost / count)
         columns = columns.beside(exact_weight(evaluation, rows), count, weights)

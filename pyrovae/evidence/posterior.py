@@ -17,7 +17,7 @@ from torch.distributions import MultivariateNormal
 from pyrovae import noise
 from pyrovae.evaluation import Evaluation
 from pyrovae.pair import Coordinates, Latents, LogJoint
-from pyrovae.refusals import bad_value
+from pyrovae.refusals import Refused, bad_value
 from pyrovae.row_noise import RowNoise
 from pyrovae.tracing import Call
 
@@ -81,6 +81,10 @@ class Posterior:
     def flatten(self, latents: Latents, noise: RowNoise) -> Tensor:
         """Return latents of the pair as u; entries that a row lacks are drawn."""
         return self._coordinates.flatten(latents, noise)
+
+    def unflatten(self, u: Tensor) -> Latents:
+        """Return u as latents of the pair."""
+        return self._coordinates.unflatten(u)[0]
 
     def beyond(self, u: Tensor) -> Tensor:
         """Return whether z of u rounds onto a bound of its support, where its density is cut off, (samples, rows)."""
@@ -220,6 +224,15 @@ def undisturbed(
     seeded = noise.seeded(drawn.seed, evaluation.batch["x"].device)
     with evaluation.pair.evaluating(), seeded, pyro.validation_enabled(False):
         yield drawn
+
+
+def dimensions(evaluation: Evaluation) -> int:
+    """Return the number of entries of u, or zero if latents cannot be moved."""
+    try:
+        with undisturbed(evaluation, noise.Stream.PILOT):
+            return Posterior(evaluation, slice(0, 1)).dim
+    except Refused:
+        return 0
 
 
 def exact_draw(evaluation: Evaluation, posterior: Posterior, rows: slice, noise: RowNoise) -> Tensor | None:

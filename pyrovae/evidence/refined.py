@@ -14,6 +14,7 @@ from torch import Tensor
 from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evaluation import Evaluation, Terms
+from pyrovae.evidence.draws import Draws, Keep
 from pyrovae.evidence.gaussians import (
     FAMILIES,
     PATIENCE,
@@ -131,13 +132,18 @@ def refined(
         num_starts=num_starts,
         num_steps=num_steps,
     )
-    pool = Pool(run.evaluation)
-    make = partial(refined_block, pool=pool, family=family, num_starts=num_starts, num_steps=num_steps)
+    return answered(run)
+
+
+def answered(run: Run, keep: Keep | None = None) -> LogEvidence:
+    """Return the answer of a run of ``refined``; ``keep`` gets every block's draws."""
+    own = {name: run.options[name] for name in ("family", "num_starts", "num_steps")}
+    make = partial(refined_block, pool=Pool(run.evaluation), keep=keep, **own)
     return run.answer(run.columns(make), "lower bound")
 
 
 def refined_block(
-    evaluation: Evaluation, pool: Pool, family: str, num_starts: int, num_steps: int
+    evaluation: Evaluation, pool: Pool, keep: Keep | None, family: str, num_starts: int, num_steps: int
 ) -> BlockFunction:
     """Return the function of a block that fits its rows' posteriors and draws from the fits."""
 
@@ -147,7 +153,7 @@ def refined_block(
             starts = all_starts(posterior, num_starts, drawn, pool.near(evaluation.part(rows)))
             posterior.expect(fit_cost(posterior.dim, num_starts, min(num_steps, PATIENCE)))
             fits, _, cost = fit_gaussians(posterior, starts, num_steps, family, drawn)
-        columns = weigh_mixture(evaluation, rows, fits)
+        columns = weigh_mixture(evaluation, rows, fits, keep)
         return replace(columns, cost=columns.cost + posterior.cost + cost)
 
     return refine
@@ -189,8 +195,13 @@ def shares(num_fits: int) -> list[float]:
     return [*[own] * num_fits, *[wide] * num_fits, _ENCODER_SHARE, _PRIOR_SHARE]
 
 
-def weigh_mixture(evaluation: Evaluation, rows: slice, fits: Sequence[Fit]) -> Columns:
-    """Return the stratified estimate of a block of rows, on fresh noise, in tiles of one stratum each."""
+def weigh_mixture(
+    evaluation: Evaluation, rows: slice, fits: Sequence[Fit], keep: Keep | None = None
+) -> Columns:
+    """Return the stratified estimate of a block of rows, on fresh noise, in tiles of one stratum each.
+
+    ``keep`` gets the draws.
+    """
     with undisturbed(evaluation, Stream.TILE, rows=rows):
         posterior = Posterior(evaluation, rows)
         posterior.expect(evaluation.num_samples)
@@ -209,13 +220,18 @@ def weigh_mixture(evaluation: Evaluation, rows: slice, fits: Sequence[Fit]) -> C
         [stratum for stratum, _, _ in strata],
     )
     at_bounds = torch.full((posterior.num_rows,), -math.inf, dtype=torch.float64, device=posterior.device)
+    held = []
     for index, (stratum, done, count) in enumerate(strata):
         with undisturbed(evaluation, Stream.TILE, stratum, rows=rows, first=done) as drawn:
             u = mixture.components[stratum].draw(count, drawn)
             log_weights = weigh(posterior, mixture, u, width)
             weights.add(index, log_weights)
+            if keep is not None:
+                held.append((posterior.unflatten(u), log_weights))
             rounded = torch.where(posterior.beyond(u), log_weights, -math.inf)
             at_bounds = torch.logaddexp(at_bounds, torch.logsumexp(rounded, dim=0))
+    if keep is not None:
+        keep(Draws.cat(evaluation, rows, held))
     columns = Columns.of_weights(weights, posterior.dtype, posterior.cost)
     # The density is cut off at a bound, so that the mass there is several times what its weight says.
     share = (at_bounds - columns.estimate).exp() / evaluation.num_samples

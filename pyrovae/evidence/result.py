@@ -50,6 +50,13 @@ def verdicts(pareto_k: np.ndarray, num_samples: int | np.ndarray) -> np.ndarray:
     return np.array(VERDICTS)[np.where(hopeless, 2, np.where(believed, 0, 1))]
 
 
+def worse(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the worse of two verdicts, entry by entry: "trust", "unchecked", "more samples", "another method"."""
+    order = np.array(["trust", "unchecked", "more samples", "another method"])
+    rank = np.vectorize({word: number for number, word in enumerate(order)}.__getitem__, otypes=[int])
+    return order[np.maximum(rank(one), rank(other))]
+
+
 #: Reasons that more than one method reports.
 CUT_OFF = "the guide has density 0 where P(x, z) > 0, so its draws miss part of log P(x)"
 

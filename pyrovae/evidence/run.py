@@ -26,6 +26,7 @@ from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import Batch, Latents, behaviour, parameters_digest, probe
 from pyrovae.progress import Progress
+from pyrovae.rows import Source
 
 _COARSE = "log P(x, z) rounds by more than 0.05 nats in float32: pass pair.double()"
 _DRAWS, _STEP, _ROUGH = 4, 1e-5, 0.1  # draws of z, the step, and the second difference in nats
@@ -80,7 +81,7 @@ class Run:
         compile: str | bool,
         noise: str,
         check: bool,
-        executor: Workers,
+        executor: Workers = None,
         **options: Any,
     ) -> Run:
         """Return a run; ``options`` are the estimator's own, which the checkpoint pins.
@@ -97,9 +98,22 @@ class Run:
         common = {"num_samples": num_samples, "tile": tile, "compile": compile, "noise": noise}
         taken = inspect.signature(estimator).parameters
         options |= {name: value for name, value in common.items() if name in taken}
-        rows = _with_cells(evaluation.batch)
-        some = evaluation if rows is None else evaluation.of_rows(rows, seed, num_samples)
-        return cls(estimator, options, some, evaluation, progress, parts, check, pool)
+        return cls(estimator, options, _of_cells(evaluation), evaluation, progress, parts, check, pool)
+
+    def by(self, estimator: Callable[..., LogEvidence], **options: Any) -> Run:
+        """Return the run of another estimator with the same draws a row; ``options`` are the estimator's own."""
+        common = {name: self.options[name] for name in ("num_samples", "tile", "compile", "noise")}
+        return replace(self, estimator=estimator, options=options | common, parts=None)
+
+    def only(self, rows: Tensor) -> Run:
+        """Return the run of some of the rows, each with the noise that it has among all; it has no checkpoint."""
+        whole, source = self.whole.of_rows(rows, self.whole.seed, self.whole.num_samples), self.whole.source
+        if source is not None:
+            place = rows.to(source.exact.device)
+            observed = None if source.observed is None else source.observed[place]
+            index = None if source.index is None else source.index[rows.cpu().numpy()]
+            whole = replace(whole, source=Source(source.exact[place], source.names, index, observed))
+        return replace(self, evaluation=_of_cells(whole), whole=whole, parts=None)
 
     def bar(self) -> Progress:
         """Return the progress over the rows, a context manager."""
@@ -222,6 +236,12 @@ def _with_cells(batch: Batch) -> Tensor | None:
         return None
     rows = cells.nonzero()[:, 0]
     return rows if len(rows) else rows.new_zeros(1)
+
+
+def _of_cells(evaluation: Evaluation) -> Evaluation:
+    """Return the evaluation of the rows of ``_with_cells``."""
+    rows = _with_cells(evaluation.batch)
+    return evaluation if rows is None else evaluation.of_rows(rows, evaluation.seed, evaluation.num_samples)
 
 
 def coarse_block(evaluation: Evaluation) -> Callable[[int, slice], dict[str, Tensor]]:

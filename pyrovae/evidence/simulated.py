@@ -40,9 +40,9 @@ def simulated(template: Evaluation, index: Tensor) -> Simulated:
         drawn = replace(part, keys=keys).noise(Stream.SIMULATE)
         # A row may have no density, as one that a heavy tail puts beyond the largest number.
         with template.pair.evaluating(), seeded(drawn.seed, index.device), pyro.validation_enabled(False):
-            latents, batch = template.model.simulate(part.batch, drawn)
+            latents, batch, complete = template.model.simulate(part.batch, drawn)
         exact = {name: template.model.rows_second(name, z) for name, z in latents.items()}
-        parts.append(Simulated(template.model, batch, exact))
+        parts.append(Simulated(template.model, batch, exact, complete))
     return Simulated.cat(parts)
 
 

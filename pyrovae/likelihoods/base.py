@@ -63,11 +63,14 @@ class Likelihood(nn.Module, ABC):
             first, *more = outputs.chunk(self.num_kinds, dim=-1)
             first = first + offset.view(-1, *[1] * (outputs.dim() - len(batch_shape)))
             outputs = torch.cat([first, *more], dim=-1) if more else first
-        if self.in_double:
-            fn: dist.TorchDistribution = InDouble(self.distribution(outputs.double()), outputs.dtype)
-        else:
-            fn = self.distribution(outputs)
+        fn = self.computed(outputs)
         return fn.to_event(len(fn.batch_shape) - len(batch_shape))
+
+    def computed(self, outputs: Tensor) -> dist.TorchDistribution:
+        """Return ``distribution(outputs)``, computed in float64 if the family needs it."""
+        if self.in_double:
+            return InDouble(self.distribution(outputs.double()), outputs.dtype)
+        return self.distribution(outputs)
 
     @classmethod
     def outputs_per_dimension(cls, **options: Any) -> int:
@@ -107,7 +110,11 @@ class Likelihood(nn.Module, ABC):
             exposure = batch["offset"].double().exp().view(-1, *[1] * (rows.dim() - 1))
             kinds = self.marginal_outputs(rows * (exposure.mean() / exposure))
             kinds[0] = kinds[0] - exposure.mean().log()
-        outputs = torch.cat([kind.flatten() for kind in kinds])
+        self._start(torch.cat([kind.flatten() for kind in kinds]))
+
+    def _start(self, outputs: Tensor) -> None:
+        """Set the decoder's last bias; raise ``ValueError`` unless it is as wide as ``outputs``."""
+        bias = _last_bias(self.network)
         if bias is None or len(bias) != len(outputs):
             raise bad_value(
                 "network",
@@ -193,7 +200,8 @@ def of_observed(
     if base.event_dim:
         raise inseparable(type(base).__name__, observed)
     masked = base.mask(observed).to_event(fn.event_dim)
-    return masked, torch.where(observed, x, supports.some_value(supports.support(base)))
+    some = supports.some_value(supports.support(base))
+    return masked, torch.where(observed, x, some.to(x) if isinstance(some, Tensor) else some)
 
 
 def _wrong_offset(likelihood: Likelihood, offset: Tensor | None) -> Refused:

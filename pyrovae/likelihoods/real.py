@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ class LocationScale(Spread):
 
     spread_name = "scale"
     standardizes = "x"
+    #: Whether x is rounded, so that the likelihood is a mass.
+    rounds: ClassVar[bool] = False
 
     def __init__(
         self, network: nn.Module, scale: float | str = 1.0, standardize: Standardize | None = None

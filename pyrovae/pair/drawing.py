@@ -85,7 +85,8 @@ class Source:
     def gamma(self, shape: Tensor) -> Tensor:
         """Return gamma variables of rate 1 for the given shape parameters, in the layout of the site."""
         rows_second = self._rows_second(shape)
-        return self._back(self._noise.gamma(rows_second)).reshape(shape.shape)
+        # On a branch, because the number of its rounds depends on all rows.
+        return self._back(self._noise.branch().gamma(rows_second)).reshape(shape.shape)
 
     def _laid_out(self, draw: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         count = len(self._batch_shape)
@@ -179,6 +180,23 @@ def _gamma(source: Source, shape: Tensor) -> Tensor:
     return source.gamma(shape)
 
 
+def _poisson(source: Source, rate: Tensor) -> Tensor:
+    """Return the smallest counts k with P(X ≤ k) ≥ u, by bisection; u is a uniform number for each count."""
+    wide = rate.double()
+    u = source.uniform(rate.shape, torch.float64)
+    # P(X > high) is below the resolution of u, 2⁻⁵², by Bernstein's inequality.
+    low, high = torch.full_like(wide, -1.0), (wide + 9 * wide.sqrt() + 40).ceil()
+    while bool(((high - low) > 1).any()):
+        middle = ((low + high) / 2).floor()
+        enough = torch.special.gammaincc(middle.clamp(min=0) + 1, wide) >= u
+        apart = high - low > 1
+        high, low = (
+            torch.where(apart & enough, middle, high),
+            torch.where(apart & ~enough, middle, low),
+        )
+    return torch.where(torch.isfinite(wide), high, math.nan).to(rate.dtype)
+
+
 def _dirichlet(source: Source, concentration: Tensor) -> Tensor:
     # In float64, as torch does: in float32, all parts may underflow where concentrations are small.
     parts, limits = source.gamma(concentration.double()), torch.finfo(concentration.dtype)
@@ -209,6 +227,7 @@ _DRAWS: dict[Any, Callable[..., Tensor]] = {
     aten.bernoulli.default: _bernoulli,
     aten.multinomial.default: _multinomial,
     aten._standard_gamma.default: _gamma,
+    aten.poisson.default: _poisson,
     aten._sample_dirichlet.default: _dirichlet,
     aten.rand.default: _made(Source.uniform),
     aten.rand_like.default: _made(Source.uniform),

@@ -13,6 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrovae import noise, supports
+from pyrovae.distributions import ByColumn
 from pyrovae.entries import elementwise, on_support
 from pyrovae.likelihoods import Likelihood
 from pyrovae.likelihoods.base import Inseparable, inseparable, off_support
@@ -379,17 +380,32 @@ def columns_scored(
         fn = site["fn"]
         held[name] = matched = tuple(column for column in columns_of[name] if column >= 0)
         try:
-            support = fn.support
+            families = list(_by_family(fn, columns_of[name]))
         except NotImplementedError:
             normalised = False
             continue
         # A mask may leave out some of it, on these rows or on others.
         left_out = masks.of(site) and not masks.only_missing(site, data_dim[name], matched, probe)
-        for index in [] if left_out else matched:
-            measure[index] = "mass" if support.is_discrete else "density"
-        each = elementwise(support) if supports.is_fixed(support) else None
-        if matched and each is not None:
-            found.append(Support(sorted(matched), each, type(supports.innermost(fn)).__name__))
+        for part, columns, family in families:
+            for index in [] if left_out else columns:
+                measure[index] = "mass" if part.is_discrete else "density"
+            each = elementwise(part) if supports.is_fixed(part) else None
+            if columns and each is not None:
+                found.append(Support(sorted(columns), each, family))
     if not normalised:
         measure = ["transformed"] * len(measure)
     return Scored(data_dim=data_dim, columns=held, measure=tuple(measure), supports=tuple(found))
+
+
+def _by_family(fn: Any, columns: list[int]) -> Iterator[tuple[Any, list[int], str]]:
+    """Yield each support of a site's distribution, the columns of x that have it, and its family's class name.
+
+    ``columns`` holds for every entry of the site the column of x that it equals, −1 if none.
+    """
+    inner = supports.innermost(fn)
+    if not isinstance(inner, ByColumn):
+        yield fn.support, [column for column in columns if column >= 0], type(inner).__name__
+        return
+    for part, entries in zip(inner.fns, inner.columns, strict=True):
+        held = [columns[entry] for entry in entries if columns[entry] >= 0]
+        yield part.support, held, type(supports.innermost(part)).__name__

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyrovae import supports
 from pyrovae.model import LatentVariableModel
+from pyrovae.noise import seeded
 from pyrovae.pair import masks
 from pyrovae.pair.drawing import DrawsByRow, replaced, source_of
 from pyrovae.pair.running import (
@@ -29,6 +30,7 @@ from pyrovae.pair.running import (
     run,
     sample_sites,
     sum_sites,
+    take,
     unfold,
     values_of,
     with_columns,
@@ -126,8 +128,10 @@ class RowModel:
     # -----------------------------------------------------------------------------------------------------
     # Rows from the model
 
-    def simulate(self, batch: Batch, noise: RowNoise | None = None) -> tuple[Latents, Batch]:
+    def simulate(self, batch: Batch, noise: RowNoise | None = None) -> tuple[Latents, Batch, Tensor]:
         """Return latents and rows simulated from the model, as many as in ``batch`` and of their shape: z ~ P(z), x ~ P(x | z).
+
+        The rows have 0 in the missing cells of ``batch``. The last entry holds the same rows without missing cells.
 
         Raises:
             ValueError: no site samples some columns of x, or the model also reads x outside its observed sites, so
@@ -152,12 +156,18 @@ class RowModel:
                 log_prob(again[name]), log_prob(sites[name]), rtol=1e-4, atol=1e-4, equal_nan=True
             ):
                 raise bad_value("model", expected, f"site {name!r}, which also depends on x", fix)
+        complete = simulated["x"]
         if "observed" in batch:
-            simulated["x"] = simulated["x"].masked_fill(~batch["observed"], 0.0)
-        return unfold(structure, plain, 1), simulated
+            simulated["x"] = complete.masked_fill(~batch["observed"], 0.0)
+        return unfold(structure, plain, 1), simulated, complete
 
-    def replicate(self, batch: Batch, latents: Latents, noise: RowNoise | None = None) -> Tensor:
-        """Return new rows x ~ P(x | z) for given latents, shape (samples, rows, *row)."""
+    def replicate(
+        self, batch: Batch, latents: Latents, noise: RowNoise | None = None, missed: list[str] | None = None
+    ) -> Tensor:
+        """Return new rows x ~ P(x | z) for given latents, shape (samples, rows, *row).
+
+        ``missed`` gets the operations that draw from torch's own generator, in which a row's numbers depend on other rows.
+        """
         count, structure = self._count(latents), self.structure
         repeated = repeat(batch, count)
         sites = run(self.pair, "model", repeated, fold(structure, latents))
@@ -166,19 +176,97 @@ class RowModel:
             fn, source = sites[name]["fn"], None
             if noise is not None:
                 source = source_of(noise, count, fn, structure.data_dim[name], folded=True)
-            with replaced(source, []):
+            with replaced(source, [] if missed is None else missed):
                 drawn[name] = {**sites[name], "value": fn.sample()}
         return with_columns(repeated["x"], drawn, structure).view(-1, *batch["x"].shape)
 
-    def check_replicable(self, batch: Batch) -> None:
+    def complete(self, batch: Batch, latents: Latents, noise: RowNoise) -> Tensor:
+        """Return the rows with missing cells drawn from P(x_mis | z) for given latents, shape (samples, rows, *row).
+
+        A pair with ``obs_mask`` holds its missing cells in a latent, "x_unobserved" beside "x_observed", which is read. A
+        row's draws do not depend on the other rows. If a distribution draws from torch's own generator, rows are drawn one
+        by one, each with a seed of its own.
+        """
+        structure, count = self.structure, self._count(latents)
+        missed: list[str] = []
+        with seeded(noise.seed, batch["x"].device):
+            drawn = self.replicate(batch, latents, noise.branch(), missed)
+        if missed:
+            parts = [self._one_by_one(batch, latents, own, row) for row, own in enumerate(noise.each())]
+            drawn = torch.cat(parts, dim=1)
+        held = {name: name.removesuffix("_observed") + "_unobserved" for name in structure.columns}
+        held = {name: latent for name, latent in held.items() if latent in structure.latents}
+        if held:
+            plain = fold(structure, latents)
+            sites = run(self.pair, "model", repeat(batch, count), plain)
+            values = {name: {**sites[name], "value": plain[latent]} for name, latent in held.items()}
+            columns = {name: structure.columns[name] for name in held}
+            drawn = with_columns(drawn.flatten(0, 1), values, replace(structure, columns=columns)).view(
+                drawn.shape
+            )
+        return (
+            torch.where(batch["observed"], batch["x"], drawn)
+            if "observed" in batch
+            else batch["x"].expand_as(drawn)
+        )
+
+    def _one_by_one(self, batch: Batch, latents: Latents, noise: RowNoise, row: int) -> Tensor:
+        """Return new rows for one of the rows, whose noise is ``noise``, shape (samples, 1, *row)."""
+        one = torch.tensor([row], device=batch["x"].device)
+        here = {name: self.rows_back(name, self.rows_second(name, z)[:, one]) for name, z in latents.items()}
+        with seeded(noise.seed, batch["x"].device):
+            return self.replicate(take(batch, one), here, noise)
+
+    def log_columns(self, batch: Batch, latents: Latents) -> Tensor:
+        """Return log P(x_d | z) of every column d of the flattened rows, shape (samples, rows, columns), 0 in missing cells.
+
+        In float64, in nats. Their sum over the columns is ``log_joint(batch, latents).likelihood`` if every observed site
+        holds columns of x.
+
+        Raises:
+            ValueError: a site scores several columns jointly, as a multivariate normal or a multinomial does; or a
+                column is not scored by a site that holds it.
+        """
+        structure, shape = self.structure, (self._count(latents), len(batch["x"]))
+        sites = self._ask("model", batch, shape[0], latents)
+        lead = 1 if structure.vectorised["model"] else 0
+        found = torch.zeros(*shape, len(structure.measure), dtype=torch.float64, device=batch["x"].device)
+        held = {column for columns in structure.columns.values() for column in columns}
+        expected = "a likelihood with independent columns given z, so that each cell has a log P(x_d | z)"
+        fix = "Use a likelihood of independent columns: a distribution of single numbers and .to_event(1)."
+        if len(held) < len(structure.measure):
+            first = min(set(range(len(structure.measure))) - held)
+            raise bad_value("model", expected, f"column {first}, which no observed site holds", fix)
+        for name, columns in structure.columns.items():
+            fn = sites[name]["fn"]
+            inner = supports.innermost(fn)
+            if len(inner.event_shape):
+                came = f"site {name!r}, a {type(inner).__name__}, which scores columns jointly"
+                raise bad_value("model", expected, came, fix)
+            term = supports.log_prob(inner, sites[name]["value"], checked=True).double()
+            for mask, dims in masks.of(sites[name]):
+                term = torch.where(
+                    torch.as_tensor(mask, device=term.device)[(...,) + (None,) * dims], term, 0.0
+                )
+            term = term.expand(torch.broadcast_shapes(term.shape, fn.shape()))
+            term = term.reshape((1,) * (lead + structure.nesting + fn.event_dim - term.dim()) + term.shape)
+            axis = term.dim() - fn.event_dim + structure.data_dim[name]
+            term = term.movedim(axis, lead)  # (samples, rows, rest...) or (samples · rows, rest...)
+            if lead:
+                term = term.expand(shape[0], *term.shape[1:])
+            found[..., list(columns)] = term.reshape(*shape, -1)
+        return found
+
+    def check_replicable(self, batch: Batch, fix: str = "Pass predictive=False.") -> None:
         """Raise an error if a column of x is not sampled given z, or if the model reads x outside its observed sites.
+
+        ``fix`` is the advice in the message.
 
         Raises:
             ValueError: naming the columns, or the site that changes with x.
         """
         structure = self.structure
         expected = "every column of x sampled by an observed site, and read nowhere else, to replicate rows"
-        fix = "Pass predictive=False."
         odd = sorted(set(structure.measure) - {"mass", "density", "pseudo-likelihood"})
         held = {column for columns in structure.columns.values() for column in columns}
         if odd or len(held) < len(structure.measure):

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from pyrovae import noise
 from pyrovae.entries import blocks
+from pyrovae.likelihoods.mixed import Mixed
+from pyrovae.likelihoods.real import LocationScale
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.pair import Batch
 from pyrovae.refusals import bad_value, parameters_hold
@@ -16,12 +18,30 @@ from pyrovae.rows import Source, spread_of
 
 
 def _learns_scale(pair: LatentVariableModel) -> bool:
-    return isinstance(pair, VAE) and isinstance(getattr(pair.likelihood, "scale", None), str)
+    return isinstance(pair, VAE) and (
+        isinstance(getattr(pair.likelihood, "scale", None), str) or bool(_learned(pair.likelihood))
+    )
+
+
+def _learned(likelihood: Any) -> list[tuple[int, list[int]]]:
+    """Return the groups of a ``Mixed`` with a density whose scale is learned: their numbers and columns."""
+    if not isinstance(likelihood, Mixed):
+        return []
+    return [
+        (number, columns)
+        for number, (part, columns) in enumerate(likelihood.each())
+        if isinstance(part, LocationScale) and not part.rounds and isinstance(part.scale, str)
+    ]
 
 
 def check_columns_vary(pair: LatentVariableModel, x: Tensor) -> None:
     """Raise ``ValueError`` for constant columns, on which a learned or standardising scale would shrink to zero."""
     likelihood: Any = pair.likelihood if isinstance(pair, VAE) else None
+    if isinstance(likelihood, Mixed):
+        columns = sorted(column for _, group in _learned(likelihood) for column in group)
+        if columns:
+            _check_varying(x, every=True, columns=columns)
+        return
     standardizes = getattr(likelihood, "standardize", None) is not None
     if standardizes or _learns_scale(pair):
         _check_varying(x, every=standardizes or likelihood.learns_scale_per_column)
@@ -61,17 +81,24 @@ class Scales:
         x, observed = self._rows["x"], self._rows.get("observed")
         seeded = noise.seeded(noise.derive(self._seed, noise.Stream.INSPECT), x.device)
         with pair.evaluating(), seeded, parameters_hold(fix=lambda: pair.fix_of_rows(x)):
-            scale = pair.likelihood(pair.encode(x, observed).sample()).base_dist.scale
-        return scale.flatten(1).amin(dim=0)
+            fn = pair.likelihood(pair.encode(x, observed).sample()).base_dist
+            if not isinstance(pair.likelihood, Mixed):
+                return fn.scale.flatten(1).amin(dim=0)
+            scale = torch.full(x.shape[1:], torch.inf, dtype=torch.float64, device=x.device)
+            for number, columns in _learned(pair.likelihood):
+                scale[columns] = fn.fns[number].scale.double().amin(dim=0)
+        return scale
 
 
-def _check_varying(x: Tensor, every: bool) -> None:
+def _check_varying(x: Tensor, every: bool, columns: list[int] | None = None) -> None:
     """Raise ``ValueError`` if one value fills over 99 % of the cells of any column, or of all if not ``every``.
 
     On such a column, a scale that is learned for each column would shrink towards 0. The density, and with it
     log P(x), would grow to +∞. A scale that all columns share does so only if every column is like that.
     """
     value_of, share = _commonest(x)
+    if columns is not None:  # the scales of others are not learned
+        share = share.new_zeros(len(share)).index_copy(0, torch.tensor(columns), share[columns])
     stuck = torch.nonzero(share > 0.99).flatten()
     if len(stuck) == len(share) or (every and len(stuck)):
         column = int(stuck[0])

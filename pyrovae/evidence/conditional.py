@@ -1,0 +1,67 @@
+"""log P(rest | given): the difference of two log P, of a row's observed cells and of its given cells alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from pyrovae import frames
+from pyrovae.evidence.result import LogEvidence, worse
+from pyrovae.refusals import bad_value, shown
+from pyrovae.rows import as_passed, column_numbers, without
+
+
+def keeping(x: Any, columns: list[int]) -> Any:
+    """Return x with missing cells in all columns but some, which are numbered in the flattened rows."""
+    beside, rows = as_passed(x)
+    mask = np.zeros(int(np.prod(rows.shape[1:])), dtype=bool)
+    mask[columns] = True
+    held = without(rows, np.broadcast_to(mask.reshape(rows.shape[1:]), rows.shape))
+    return {**beside, "x": held} if beside or isinstance(x, Mapping) else held
+
+
+def columns_of(x: Any) -> tuple[tuple[str, ...] | None, int]:
+    """Return the names of the columns of x, if it is a frame, and their number."""
+    _, rows = as_passed(x)
+    shape = getattr(rows, "shape", ())
+    if not isinstance(shape, tuple) or len(shape) < 2:
+        raise bad_value("x", "rows of several columns", shown(rows), "Pass rows of shape (rows, columns).")
+    return frames.names(rows), int(np.prod(shape[1:]))
+
+
+def conditional(score: Callable[[Any], LogEvidence], x: Any, given: Any) -> LogEvidence:
+    """Return log P(x_obs) − log P(x_given) of every row; ``score`` returns log P of the observed cells of its argument."""
+    names, count = columns_of(x)
+    columns = column_numbers("given", given, names, count)
+    whole = score(x)
+    part = score(keeping(x, columns))
+    failed = next(
+        (each.check for each in (whole, part) if each.check is not None and not each.check.passed),
+        whole.check,
+    )
+    cells = [count if each.observed is None else each.observed for each in (whole, part)]
+    exact = (whole.kind == "exact") & (part.kind == "exact")
+    words = [str(names[column]) if names else str(column) for column in sorted(columns)]
+    return replace(
+        whole,
+        estimate=whole.estimate - part.estimate,
+        mcse=np.hypot(whole.mcse, part.mcse),
+        bias=whole.bias - part.bias,
+        tail_error=np.hypot(whole.tail_error, part.tail_error),
+        ess=np.fmin(whole.ess, part.ess),
+        pareto_k=np.fmax(whole.pareto_k, part.pareto_k),
+        cost=whole.cost + part.cost,
+        kind=np.where(exact, "exact", "estimate"),
+        verdict=worse(whole.verdict, part.verdict),
+        check=failed,
+        observed=np.broadcast_to(cells[0] - cells[1], len(whole)),
+        shared_mcse=None
+        if whole.shared_mcse is None
+        else float(np.hypot(whole.shared_mcse, part.shared_mcse or 0.0)),
+        reasons=(*whole.reasons, *(f"of the given columns: {reason}" for reason in part.reasons)),
+        fingerprint=replace(whole.fingerprint, given=tuple(sorted(columns))),
+        method=f"{whole.method}, given {', '.join(words)}",
+    )

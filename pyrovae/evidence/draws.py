@@ -1,0 +1,61 @@
+"""Draws of z with importance weights, kept beside an answer, and draws of P(z | x) chosen from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyrovae.evaluation import Evaluation
+from pyrovae.pair import Latents
+from pyrovae.row_noise import RowNoise
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws of z for a block of rows, and their log weights.
+
+    Attributes:
+        evaluation: of the rows.
+        rows: the block.
+        latents: the draws, in the layout of ``RowModel``.
+        log_weights: log P(x_n, z) − log q(z), shape (samples, rows), for the density q that z was drawn from.
+    """
+
+    evaluation: Evaluation
+    rows: slice
+    latents: Latents
+    log_weights: Tensor
+
+    @classmethod
+    def cat(cls, evaluation: Evaluation, rows: slice, parts: Sequence[tuple[Latents, Tensor]]) -> Draws:
+        """Return the draws of several tiles of one block together."""
+        names = evaluation.structure.latents
+        latents = {name: torch.cat([part[name] for part, _ in parts]) for name in names}
+        return cls(evaluation, rows, latents, torch.cat([log_weights for _, log_weights in parts]))
+
+    def chosen(self, draws: Tensor) -> Latents:
+        """Return the draws of every row with the given numbers, (some, rows), in the layout of ``RowModel``."""
+        model, every = self.evaluation.model, torch.arange(draws.shape[1], device=draws.device)
+        return {
+            name: model.rows_back(name, model.rows_second(name, z)[draws, every])
+            for name, z in self.latents.items()
+        }
+
+
+#: Gets the draws of each block of rows.
+Keep = Callable[[Draws], None]
+
+
+def resample(log_weights: Tensor, num_draws: int, row_noise: RowNoise) -> Tensor:
+    """Return numbers of draws chosen with probability ∝ their weights, (num_draws, rows), from (samples, rows).
+
+    Rubin (1987).
+    """
+    impossible = torch.isneginf(log_weights).all(dim=0)  # P(x_n, z) = 0 at every draw: all are equally likely
+    weights = torch.softmax(torch.where(impossible, 0.0, log_weights), dim=0)
+    ends = weights.double().cumsum(dim=0).T.contiguous()  # (rows, samples)
+    at = row_noise.uniform(num_draws, dtype=torch.float64).T * ends[:, -1:]
+    return torch.searchsorted(ends, at.contiguous(), right=True).clamp(max=len(weights) - 1).T

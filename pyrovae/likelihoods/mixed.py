@@ -1,0 +1,195 @@
+"""Rows whose columns have different families, and real numbers that were recorded to a resolution: rows of tables.
+
+``VAE.for_table`` builds them from a frame. Their registry is apart from that of the other families, because ``Mixed`` needs a
+list of its columns and the others work on the whole numbers that a table's ``resolution`` defines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyrovae import distributions
+from pyrovae.entries import on_support
+from pyrovae.likelihoods.base import REGISTRY, Likelihood
+from pyrovae.likelihoods.real import LocationScale
+from pyrovae.networks import Standardize
+from pyrovae.refusals import bad_value
+from pyrovae.registry import Registry
+from pyrovae.rows import read_in_double, restored
+
+#: The likelihoods of tables by name.
+TABLES: Registry[Likelihood] = Registry()
+
+
+@TABLES.register("rounded_gaussian")
+class RoundedGaussian(LocationScale):
+    """P(k_d | z) = Φ((k_d + ½ − μ_d(z))/σ_d) − Φ((k_d − ½ − μ_d(z))/σ_d) for whole numbers: a mass.
+
+    k counts steps of the resolution to which a real number was recorded. ``network``, ``scale`` and ``standardize`` are as in
+    ``Gaussian``, in steps.
+
+    Example:
+        >>> import torch
+        >>> from pyrovae.networks import MLP
+        >>> RoundedGaussian(MLP(2, (8,), 5))(torch.zeros(3, 2)).event_shape
+        torch.Size([5])
+    """
+
+    off_support = "It takes whole numbers: divide by the resolution and round."
+    family = "RoundedNormal"
+    in_double = True
+    rounds = True
+
+    def __init__(
+        self, network: nn.Module, scale: float | str = 1.0, standardize: Standardize | None = None
+    ) -> None:
+        super().__init__(network, scale, standardize)
+        self.learns_scale_per_column = False  # constant columns are allowed: a mass is at most 1
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        log = self.standardizes == "log x"
+        return distributions.RoundedNormal(*self.loc_and_scale(outputs), log=log)
+
+
+@TABLES.register("rounded_log_normal")
+class RoundedLogNormal(RoundedGaussian):
+    """P(k_d | z), the mass of k_d − ½ < y < k_d + ½ for log y ~ N(μ_d(z), σ_d²), k_d = 0, 1, …: a mass.
+
+    ``network``, ``scale`` and ``standardize`` are as in ``RoundedGaussian``, but refer to log y.
+
+    Example:
+        >>> import torch
+        >>> from pyrovae.networks import MLP
+        >>> RoundedLogNormal(MLP(2, (8,), 5))(torch.zeros(3, 2)).event_shape
+        torch.Size([5])
+    """
+
+    off_support = (
+        'It takes whole numbers from 0 on: use "gaussian" with a resolution if negative numbers occur.'
+    )
+    standardizes = "log x"
+
+    def marginal_parts(self, x: Tensor) -> list[Tensor]:
+        return super().marginal_parts(x.clamp(min=0.5).log())
+
+
+class _Outputs(nn.Identity):
+    """Stands for the decoder in the family of one group of columns, which gets its share of the outputs."""
+
+    def __init__(self, out_features: int) -> None:
+        super().__init__()
+        self.out_features = out_features
+
+
+def family_of(name: str) -> type[Likelihood]:
+    """Return the class of a family by its name in ``TABLES`` or ``REGISTRY``."""
+    return TABLES[name] if name in TABLES else REGISTRY[name]
+
+
+@TABLES.register("mixed")
+class Mixed(Likelihood):
+    """P(x | z) = Π_d P_d(x_d | z), where every group of columns has its own family.
+
+    Args:
+        network: returns the outputs of the first group, as its family takes them, then those of the second, and so on.
+        groups: a dict for every group: "family", a name in ``likelihoods.REGISTRY`` or ``TABLES``; "options",
+            a dict of the family's options; "columns", the numbers of the columns; and for families with a location and
+            a scale "loc" and "scale", one number a column, between which and the standard units it converts.
+
+    Raises:
+        ValueError: the network's output width is not ``Mixed.width(groups)``; a column is in no group or in two.
+
+    Example:
+        >>> import torch
+        >>> from pyrovae.networks import MLP
+        >>> groups = [
+        ...     {"family": "bernoulli", "options": {}, "columns": [0, 2]},
+        ...     {"family": "categorical", "options": {"num_categories": 3}, "columns": [1]},
+        ... ]
+        >>> fn = Mixed(MLP(2, (8,), Mixed.width(groups)), groups)(torch.zeros(4, 2))
+        >>> fn.batch_shape, fn.event_shape
+        (torch.Size([4]), torch.Size([3]))
+    """
+
+    family = "ByColumn"
+    order: Tensor
+    inverse: Tensor
+
+    def __init__(self, network: nn.Module, groups: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__(network)
+        columns = [column for group in groups for column in group["columns"]]
+        if sorted(columns) != list(range(len(columns))) or not columns:
+            raise bad_value(
+                "groups",
+                "every column from 0 on in exactly one group",
+                repr(columns),
+                "Number the columns from 0 and list each once.",
+            )
+        self.widths = [self.width([group]) for group in groups]
+        found = getattr(network, "out_features", None)
+        if isinstance(found, int) and found != sum(self.widths):
+            raise bad_value(
+                "network",
+                f"{sum(self.widths)} outputs for these groups",
+                str(found),
+                "Give it Mixed.width(groups) outputs.",
+            )
+        self.columns = [list(group["columns"]) for group in groups]
+        self.parts = nn.ModuleList([_part(group) for group in groups])
+        self.register_buffer("order", torch.tensor(columns))
+        self.register_buffer("inverse", torch.tensor(columns).argsort())
+
+    @classmethod
+    def width(cls, groups: Sequence[Mapping[str, Any]]) -> int:
+        """Return how many decoder outputs groups of columns need."""
+        return sum(
+            family_of(group["family"]).outputs_per_dimension(**group["options"]) * len(group["columns"])
+            for group in groups
+        )
+
+    def each(self) -> list[tuple[Any, list[int]]]:
+        """Return the family of every group, and its columns."""
+        return list(zip(self.parts, self.columns, strict=True))
+
+    def distribution(self, outputs: Tensor) -> distributions.ByColumn:
+        shares = outputs.split(self.widths, dim=-1)
+        fns = [part.computed(share) for (part, _), share in zip(self.each(), shares, strict=True)]
+        return distributions.ByColumn(fns, self.columns, self.order, self.inverse)
+
+    def marginal_outputs(self, x: Tensor) -> list[Tensor]:
+        """Return the outputs that fit the marginals; NaN is a missing cell, each filled with an observed cell in turn."""
+        filled = x.clone()
+        for column in range(x.shape[1]):
+            missing = x[:, column].isnan()
+            seen = x[~missing, column]
+            filled[missing, column] = seen[torch.arange(int(missing.sum())) % len(seen)]
+        return [kind for part, columns in self.each() for kind in part.marginal_outputs(filled[:, columns])]
+
+    def start_from(self, x: Any) -> None:
+        """Set the decoder's last bias so that training starts at the marginals of the observed cells of rows ``x``."""
+        batch, source = read_in_double(x, missing=True)
+        rows = restored(batch["x"], source.observed)
+        self.check_rows(rows)
+        self._start(torch.cat([kind.flatten() for kind in self.marginal_outputs(rows)]))
+
+    def check_rows(self, x: Tensor) -> None:
+        for part, columns in self.each():
+            if part.inside is not None:
+                on_support("x", x, columns, part.inside, type(part).__name__, part.off_support)
+
+
+def _part(group: Mapping[str, Any]) -> Likelihood:
+    """Return the family of one group of columns, with its location and scale."""
+    family, options, width = family_of(group["family"]), dict(group["options"]), len(group["columns"])
+    if "loc" in group:
+        scaling = Standardize(width, log=family.standardizes == "log x")
+        scaling.loc = torch.tensor(group["loc"], dtype=torch.float64)
+        scaling.scale = torch.tensor(group["scale"], dtype=torch.float64)
+        scaling.learned.fill_(True)
+        options["standardize"] = scaling
+    return family(_Outputs(width * family.outputs_per_dimension(**group["options"])), **options)

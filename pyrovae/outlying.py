@@ -1,0 +1,264 @@
+"""outliers() scores how odd each row is under a model, and names the cell that makes it odd."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovae import arguments
+from pyrovae.diagnostics import Accumulator
+from pyrovae.evidence import LogEvidence, log_evidence
+from pyrovae.evidence.conditional import columns_of, keeping
+from pyrovae.evidence.draws import Draws
+from pyrovae.evidence.posterior import undisturbed
+from pyrovae.evidence.result import frame_of, verdicts, worse
+from pyrovae.evidence.run import Run
+from pyrovae.evidence.sampled import METHODS, answers, prepare
+from pyrovae.model import LatentVariableModel
+from pyrovae.noise import Stream
+from pyrovae.refusals import bad_value
+from pyrovae.rows import as_passed, without
+from pyrovae.turns import takes_turns
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["METHODS", "outliers"]
+
+# Log densities of cells that are in memory at once.
+_CELLS = 1 << 21
+_FEWEST_EFFECTIVE = 25
+_SOUND = ("trust", "unchecked")
+
+
+class _Cells(NamedTuple):
+    """log P(x_d | the rest) of every cell, its error and its verdict, each of shape (rows, columns); NaN if missing."""
+
+    log_p: np.ndarray
+    error: np.ndarray
+    verdict: np.ndarray
+
+
+@takes_turns
+def outliers(
+    model: Any,
+    x: Any,
+    *,
+    cells: bool = False,
+    method: str = "auto",
+    num_samples: int = 2000,
+    seed: int = 0,
+    check: bool = True,
+) -> pd.DataFrame:
+    """Return how odd each row is, −log P(x_obs) in nats, and which of its cells is the oddest given the others.
+
+    The oddness of a cell is −log P(x_d | the row's other cells). Under a pair both come from one set of weighted draws of z:
+
+        log P(x_d | rest) = log Σ_k w_k − log Σ_k w_k / P(x_d | z_k),   w_k = P(x_obs, z_k) / q(z_k).
+
+    The second sum has heavier tails, and so a k-hat of its own. If that is too large, the draws given all cells do not tell the
+    cell's oddness, and it is "another method". The oddest cell of such a row is then answered again, as
+    log P(x_obs) − log P(rest) with draws given the rest, if the pair takes missing cells. A baseline that takes missing cells is
+    exact.
+
+    Densities have units, and a column of many values has smaller probabilities than a column of few. So cells are compared by
+    how far log P(x_d | rest) lies below its median over the rows of ``x`` that have the column, in nats.
+
+    Args:
+        model: a ``VAE`` or ``LatentVariableModel`` whose columns are independent given z, or a fitted baseline.
+        x: rows on dim 0, in any form that ``log_evidence`` takes; cells may be missing if the model allows it.
+        cells: return a line for each observed cell instead of one for each row.
+        method, num_samples, seed, check: as in ``impute``; they apply to pairs. ``check`` tries log P(x_obs) only.
+
+    Returns:
+        A frame with the index of ``x``. Of rows: ``score``, its ``error`` (one standard error), its ``verdict``, the
+        ``oddest`` column, its ``log_p``, how far ``below`` the column's median that is, and its ``cell_error`` and
+        ``cell_verdict``. Of cells: row, column, ``log_p``, ``below``, ``error`` and ``verdict``.
+
+    Raises:
+        TypeError, ValueError: an option, the rows or the model cannot be used; a site that scores several columns jointly.
+
+    Gelfand, Dey and Chang (1992) for the estimate of a conditional predictive density.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> x = torch.randn(200, 3) + torch.randn(200, 1)
+        >>> x[0, 2] = 30.0
+        >>> found = outliers(pv.baselines.FullGaussian().fit(x), x)
+        >>> int(found["score"].idxmax()), int(found["oddest"][0])
+        (0, 2)
+    """
+    arguments.boolean("cells", cells)
+    if hasattr(model, "log_evidence") and not getattr(model, "takes_missing", False):
+        raise bad_value(
+            "model",
+            "a pair, or a baseline that takes missing cells, so that one can be left out",
+            f"a {type(model).__name__}",
+            "Use one that does, such as PPCA or FullGaussian, or a VAE.",
+        )
+    names, count = columns_of(x)
+    if isinstance(model, LatentVariableModel):
+        evidence, found = _of_pair(model, x, count, method, num_samples, seed, check)
+    else:
+        evidence = log_evidence(model, x)
+        found = _by_leaving_out(model, x, count, evidence)
+    labels = np.array(names) if names else np.arange(count)
+    seen = ~np.isnan(found.log_p)
+    known = seen.any(axis=0)
+    median = np.full(count, np.nan)
+    median[known] = np.nanmedian(found.log_p[:, known], axis=0)
+    below = median - found.log_p
+    oddest = np.where(seen, below, -math.inf).argmax(axis=1)
+    every, empty = np.arange(len(oddest)), ~seen.any(axis=1)
+    if isinstance(model, LatentVariableModel) and "observed" in inspect.signature(model.model).parameters:
+        poor = ~np.isin(found.verdict[every, oddest], _SOUND) & np.isin(evidence.verdict, _SOUND) & ~empty
+        if poor.any():
+            left_out = np.zeros(seen.shape, dtype=bool)
+            left_out[every[poor], oddest[poor]] = True
+            _answer_again(
+                prepare(model, _holed(x, left_out), method, num_samples, seed, check),
+                method,
+                left_out,
+                evidence,
+                found,
+            )
+            below[left_out] = np.broadcast_to(median, seen.shape)[left_out] - found.log_p[left_out]
+    if cells:
+        rows, columns = np.nonzero(seen)
+        index = None if evidence.index is None else evidence.index[rows]
+        places = {} if index is not None else {"row": rows}
+        frame = frame_of(
+            {
+                **places,
+                "column": labels[columns],
+                "log_p": found.log_p[seen],
+                "below": below[seen],
+                "error": found.error[seen],
+                "verdict": found.verdict[seen],
+            },
+            index,
+        )
+        return frame.set_index("row") if places else frame
+    return frame_of(
+        {
+            "score": 0.0 - evidence.estimate,
+            "error": evidence.mcse,
+            "verdict": evidence.verdict,
+            "oddest": [None if none else labels[d] for d, none in zip(oddest, empty, strict=True)],
+            "log_p": found.log_p[every, oddest],
+            "below": below[every, oddest],
+            "cell_error": found.error[every, oddest],
+            "cell_verdict": np.where(empty, "trust", found.verdict[every, oddest]),
+        },
+        evidence.index,
+    )
+
+
+def _by_leaving_out(model: Any, x: Any, count: int, evidence: LogEvidence) -> _Cells:
+    """Return log P(x_obs) − log P(x_obs without d) of every cell, by leaving out each column in turn."""
+    log_p = np.empty((len(evidence), count))
+    for column in range(count):
+        rest = [other for other in range(count) if other != column]
+        log_p[:, column] = evidence.estimate - log_evidence(model, keeping(x, rest)).estimate
+    observed = model._like_fitted(x)[1]
+    if observed:
+        log_p[~observed[0].numpy()] = np.nan
+    return _Cells(log_p, np.where(np.isnan(log_p), np.nan, 0.0), np.full(log_p.shape, "trust"))
+
+
+def _of_pair(
+    pair: LatentVariableModel, x: Any, count: int, method: str, num_samples: int, seed: int, check: bool
+) -> tuple[LogEvidence, _Cells]:
+    run = prepare(pair, x, method, num_samples, seed, check)
+    whole = run.whole
+    shape = (len(whole), count)
+    log_p, error, tail = (torch.full(shape, math.nan, dtype=torch.float64) for _ in range(3))
+    effective = torch.full(shape, math.inf, dtype=torch.float64)
+    with undisturbed(whole, Stream.IMPUTE, rows=slice(0, 1)) as drawn:
+        some = whole.part(slice(0, 1))
+        whole.model.log_columns(some, whole.model.draw_prior(some, 1, drawn)[0])  # raises for joint sites
+
+    def keep(draws: Draws) -> None:
+        numbers = draws.evaluation.numbers[draws.rows].cpu()
+        for into, found in zip((log_p, error, tail, effective), _leave_one_out(draws), strict=True):
+            into[numbers] = found.cpu()
+
+    every = torch.arange(len(whole), device=whole.numbers.device)
+    (_, _, evidence), *again = answers(run, method, every, keep, _FEWEST_EFFECTIVE)
+    if again:
+        evidence = _with(evidence, *again[0][1:])
+    if "observed" in whole.batch:
+        for each in (log_p, error):
+            each[~whole.batch["observed"].cpu().reshape(shape)] = math.nan
+    own = verdicts(tail.numpy(), num_samples)
+    own = np.where((effective < _FEWEST_EFFECTIVE).numpy() & (own == "trust"), "more samples", own)
+    return evidence, _Cells(log_p.numpy(), error.numpy(), worse(own, evidence.verdict[:, None]))
+
+
+def _holed(x: Any, left_out: np.ndarray) -> Any:
+    """Return x with further missing cells, boolean of shape (rows, columns)."""
+    beside, rows = as_passed(x)
+    return {**beside, "x": without(rows, ~left_out.reshape(rows.shape))}
+
+
+def _answer_again(run: Run, method: str, left_out: np.ndarray, evidence: LogEvidence, found: _Cells) -> None:
+    """Replace log P(x_d | rest) of the cells that a run leaves out, at most one a row, by a difference of two log P."""
+    every = torch.from_numpy(np.flatnonzero(left_out.any(axis=1))).to(run.whole.numbers.device)
+    for _, rows, rest in answers(run, method, every, None, _FEWEST_EFFECTIVE):
+        numbers = rows.cpu().numpy()
+        cells = numbers, left_out[numbers].argmax(axis=1)
+        found.log_p[cells] = evidence.estimate[numbers] - rest.estimate
+        found.error[cells] = np.hypot(evidence.mcse[numbers], rest.mcse)
+        found.verdict[cells] = worse(evidence.verdict[numbers], rest.verdict)
+
+
+def _leave_one_out(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return log P(x_d | rest), its standard error, k-hat and ESS of the weights without d, each (rows, columns).
+
+    With the shares a_k of the weights w_k, and b_k of w_k / P(x_d | z_k), the variance of the difference of the two logs is
+    Σ_k (a_k − b_k)² (delta method).
+    """
+    evaluation, rows = draws.evaluation, draws.rows
+    batch, log_weights = evaluation.part(rows), draws.log_weights
+    samples, height = log_weights.shape
+    columns = batch["x"][0].numel()
+    width = max(1, _CELLS // (height * columns))
+    parts = range(0, samples, width)
+    without = Accumulator(samples, height * columns, len(parts), log_weights.device)
+    crossed = torch.full((height, columns), -math.inf, dtype=torch.float64, device=log_weights.device)
+    with undisturbed(evaluation, Stream.IMPUTE, rows=rows):
+        for number, start in enumerate(parts):
+            some = {name: z[start : start + width] for name, z in draws.latents.items()}
+            weights = log_weights[start : start + width, :, None]
+            terms = evaluation.model.log_columns(batch, some)
+            less = torch.where(torch.isneginf(weights), -math.inf, weights - terms)
+            without.add(number, less.flatten(1))
+            crossed = torch.logaddexp(crossed, torch.logsumexp(weights + less, dim=0))
+    total = torch.logsumexp(log_weights, dim=0)[:, None]
+    rest = (without.log_mean_exp() + math.log(samples)).view(height, columns)
+    ess = without.ess().view(height, columns)
+    own = (torch.logsumexp(2 * log_weights, dim=0)[:, None] - 2 * total).exp()
+    variance = own - 2 * (crossed - total - rest).exp() + 1 / ess
+    resolution = 16 * torch.finfo(evaluation.dtype).eps * rest.abs().clamp(min=1)
+    k = without.pareto_k(resolution.flatten()).view(height, columns)
+    return total - rest, variance.clamp(min=0).sqrt(), k, ess
+
+
+def _with(evidence: LogEvidence, rows: Tensor, other: LogEvidence) -> LogEvidence:
+    """Return log P(x) with some rows answered by another method."""
+    numbers = rows.cpu().numpy()
+
+    def put(name: str) -> np.ndarray:
+        found = np.array(
+            getattr(evidence, name), dtype=np.result_type(getattr(evidence, name), getattr(other, name))
+        )
+        found[numbers] = getattr(other, name)
+        return found
+
+    return replace(evidence, estimate=put("estimate"), mcse=put("mcse"), verdict=put("verdict"))

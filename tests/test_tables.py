@@ -1,0 +1,541 @@
+"""Tables: log P of mixed rows as one mass, frames to codes and back, what is refused by name, and saved tables."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+import pyrovae as pv
+from pyrovae import distributions, supports
+from pyrovae.likelihoods.base import of_observed
+from pyrovae.likelihoods.mixed import Mixed
+from pyrovae.networks import Features
+from pyrovae.registry import rebuild
+from pyrovae.tables import Table
+
+RNG = np.random.default_rng(0)
+N = 60
+GRADES = pd.CategoricalDtype(["low", "mid", "high"], ordered=True)
+
+
+def frame(n=N):
+    """A column of every sort, in different dtypes."""
+    return pd.DataFrame(
+        {
+            "real": RNG.normal(5, 2, n).astype("float32"),
+            "dose": RNG.lognormal(0, 1, n),
+            "visits": RNG.negative_binomial(2, 0.3, n),
+            "calls": pd.array(RNG.negative_binomial(2, 0.3, n), dtype="Int64"),
+            "year": RNG.integers(1990, 2020, n),
+            "height": np.round(RNG.normal(1.7, 0.1, n), 2),
+            "flag": RNG.random(n) < 0.5,
+            "known": pd.array(RNG.random(n) < 0.5, dtype="boolean"),
+            "coded": RNG.integers(1, 3, n),
+            "job": RNG.choice(["cook", "nurse", "smith"], n),
+            "town": pd.array(RNG.choice(["A", "B", "C"], n), dtype="string"),
+            "kind": pd.Series(RNG.choice(["x", "y", "z"], n), dtype=object),
+            "group": pd.Categorical(RNG.choice(["r", "s", "t"], n), categories=["t", "s", "r", "never"]),
+            "grade": pd.Series(RNG.choice(GRADES.categories, n)).astype(GRADES),
+        }
+    )
+
+
+FAMILIES = {
+    "real": "gaussian",
+    "dose": "log_normal",
+    "visits": "negative_binomial",
+    "calls": "negative_binomial",
+    "year": "rounded_gaussian",
+    "height": "rounded_gaussian",
+    "flag": "bernoulli",
+    "known": "bernoulli",
+    "coded": "bernoulli",
+    "job": "categorical",
+    "town": "categorical",
+    "kind": "categorical",
+    "group": "categorical",
+    "grade": "ordinal",
+}
+GIVEN = {"real": "gaussian", "dose": "log_normal", "height": "gaussian", "visits": "negative_binomial"}
+FRAME = frame()
+
+
+def holed(df, share=0.2):
+    """The frame with missing cells; integers become floats, booleans objects, as in pandas."""
+    return df.mask(RNG.random(df.shape) < share)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    given = {**GIVEN, "calls": "negative_binomial"}
+    return pv.VAE.for_table(
+        FRAME, 1, families=given, resolution={"height": 0.01}, hidden_dims=(8,), activation="tanh"
+    )
+
+
+# --- frames to codes, and back
+
+
+def test_families_of_every_sort_of_column(vae):
+    summary = vae.table.summary().set_index("column")
+    assert {n: f for n, f in summary["family"].items() if FAMILIES[n] != f} == {}
+    assert summary.loc["grade", "levels"] == ("low", "mid", "high")
+    assert summary.loc["group", "levels"] == ("t", "s", "r")  # those of the training rows alone
+    assert summary.loc["coded", "levels"] == (1.0, 2.0)
+
+
+def test_decoding_inverts_encoding_in_every_dtype(vae):
+    table = vae.table
+    codes = table.encode(FRAME)
+    pd.testing.assert_frame_equal(table.decode(codes, like=FRAME), FRAME)
+    shuffled = FRAME.sample(frac=1, random_state=0)[FRAME.columns[::-1]]
+    pd.testing.assert_frame_equal(table.decode(table.encode(shuffled), like=shuffled), shuffled)
+    np.testing.assert_array_equal(table.encode(shuffled), codes[shuffled.index])
+
+
+def test_missing_cells_of_every_kind_are_nan_and_come_back(vae):
+    df = holed(FRAME)
+    codes = vae.table.encode(df)
+    np.testing.assert_array_equal(np.isnan(codes), df.isna())
+    back = vae.table.decode(codes, like=df)
+    for name in df:
+        assert back[name].isna().equals(df[name].isna()), name
+        assert list(back[name].dropna()) == list(df[name].dropna()), name
+    odd = pd.DataFrame({name: pd.Series([None] * 3, dtype=object) for name in FRAME})
+    odd["job"] = [None, np.nan, pd.NA]
+    assert np.isnan(vae.table.encode(odd)).all()
+    assert pv.log_evidence(vae, odd, num_samples=2).estimate.tolist() == [0.0] * 3
+
+
+def test_numbers_beyond_a_dtype_are_kept_in_a_wider_one():
+    table = Table.of(pd.DataFrame({"n": np.array([0, 1, 1, 5, 90], dtype="int8")}))
+    assert table.decode([[300.2]])["n"].tolist() == [300]
+    assert table.decode([[3.0]])["n"].dtype == "int8"
+
+
+def test_resolution_gives_back_the_decimals_that_came():
+    df = pd.DataFrame({"x": [0.1, 0.3, 0.7, 1.1]})
+    table = Table.of(df, resolution={"x": 0.1})
+    assert table.decode(table.encode(df))["x"].tolist() == [0.1, 0.3, 0.7, 1.1]
+
+
+def test_what_is_left_out_is_named():
+    df = FRAME[["real", "job"]].assign(id=[f"p{i}" for i in range(N)], row=range(N), same=3, note="a")
+    with pytest.warns(UserWarning, match=r"'id' \(like an id.*'row' .*consecutive.*'same' \(constant: 3"):
+        vae = pv.VAE.for_table(df, 1, families={"note": None}, hidden_dims=())
+    assert vae.table.names == ["real", "job"]
+    codes = vae.table.encode(df)
+    np.testing.assert_array_equal(vae.table.encode(df[["job", "real"]]), codes)  # they may be there or not
+    assert vae.table.decode(codes, like=df).columns.tolist() == df.columns.tolist()
+
+
+# --- what is refused, by name
+
+
+def changed(**columns):
+    return FRAME.assign(**columns)
+
+
+REFUSED = {
+    "missing": (FRAME.drop(columns="dose"), "none named 'dose'"),
+    "more": (FRAME.assign(extra=1.0), "'extra', which the training rows did not have"),
+    "renamed": (FRAME.rename(columns={"dose": "Dose"}), "none named 'dose'; 'Dose', which"),
+    "level": (changed(job=["nurse"] * 7 + ["pilot"] * (N - 7)), r"x\['job'\].*first 'pilot' in row 7"),
+    "category": (
+        changed(group=pd.Categorical(["never"] * N, categories=FRAME["group"].cat.categories)),
+        r"x\['group'\].*first 'never' in row 0",
+    ),
+    "ordered": (changed(grade=["low"] * (N - 1) + ["best"]), rf"x\['grade'\].*first 'best' in row {N - 1}"),
+    "strings for numbers": (
+        changed(real=[1.0, 2.0, "n/a"] + [3.0] * (N - 3)),
+        r"x\['real'\]: expected numbers.*first 'n/a' in row 2",
+    ),
+    "numbers for booleans": (changed(flag=[1] * N), r"x\['flag'\]: expected booleans.*first 1 in row 0"),
+    "dates for numbers": (changed(year=pd.Timestamp("2020-01-01")), r"x\['year'\]: expected numbers.*dates"),
+    "step": (
+        changed(height=[1.7] * 4 + [1.705] * (N - 4)),
+        r"x\['height'\]: expected whole multiples.*row 4",
+    ),
+    "infinite": (changed(real=[1.0] * 5 + [np.inf] * (N - 5)), "infinite, first inf at row 5, column 0"),
+    "negative count": (changed(visits=[-1] * N), "values on the support of NegativeBinomial"),
+    "twice": (pd.concat([FRAME, FRAME[["real"]]], axis=1), "'real' more than once"),
+    "width": (torch.zeros(3, 2), r"codes of shape \(rows, 14\), got shape \(3, 2\)"),
+    "no rows": (FRAME[:0], "at least one row"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_rows_unlike_the_training_rows_are_refused_by_name(name, vae):
+    rows, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        pv.elbo(vae, rows, num_samples=2)
+
+
+DAYS = pd.Series(pd.date_range("2020-01-01", periods=4))
+REFUSED_FIRST = {
+    "dates": ({"day": DAYS}, {}, r"df\['day'\].*dt\.days.*families=\{'day': None\}"),
+    "mixed": ({"a": ["x", 1, 2, 3]}, {}, r"df\['a'\].*mixed.*first 'x'"),
+    "empty": ({"a": [None] * 4}, {}, r"df\['a'\].*an observed cell"),
+    "infinite": ({"a": [1.0, np.inf, 2.5, 3.0]}, {}, r"df\['a'\].*first in row 1"),
+    "intervals": ({"a": pd.cut([1, 2, 3, 4], 2)}, {}, r"df\['a'\].*levels that are strings.*astype\(str\)"),
+    "unknown family": ({"a": [1.5, 2, 3, 4]}, {"families": {"a": "normal"}}, "families.*gaussian"),
+    "unknown column": ({"a": [1.5, 2, 3, 4]}, {"families": {"b": "gaussian"}}, "names of columns.*'b'"),
+    "option": ({"a": [1.5, 2, 3, 4]}, {"families": {"a": ("gaussian", {"sd": 1})}}, "sd"),
+    "gaussian strings": (
+        {"a": list("xyxx")},
+        {"families": {"a": "gaussian"}},
+        r"families\['a'\].*'gaussian'",
+    ),
+    "ordinal strings": ({"a": list("xyzx")}, {"families": {"a": "ordinal"}}, "ordered=True"),
+    "three for two": ({"a": list("xyzx")}, {"families": {"a": "bernoulli"}}, "3 levels"),
+    "gamma of 0": ({"a": [0.0, 2.5, 3, 4]}, {"families": {"a": "gamma"}}, r"df\['a'\].*first 0 in row 0"),
+    "step": ({"a": [1.0, 2.5, 3, 4]}, {"resolution": {"a": 1}}, r"df\['a'\].*first 2.5 in row 1"),
+    "step of strings": ({"a": list("xyxx")}, {"resolution": {"a": 1}}, r"resolution\['a'\]"),
+    "negative step": ({"a": [1.0, 2.0, 3, 4]}, {"resolution": {"a": -1}}, "resolution.*-1"),
+    "nothing": ({"a": [1.0] * 4}, {}, "a column that varies"),
+    "no dict": ({"a": [1.5, 2, 3, 4]}, {"families": ["gaussian"]}, "a dict by the names"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_FIRST)
+def test_training_rows_that_cannot_be_used_are_refused_by_name(name):
+    columns, options, message = REFUSED_FIRST[name]
+    with pytest.raises((ValueError, TypeError), match=message):
+        pv.VAE.for_table(pd.DataFrame(columns), 1, **options)
+
+
+def test_an_array_is_no_table():
+    with pytest.raises(TypeError, match="df: expected a pandas DataFrame"):
+        pv.VAE.for_table(np.zeros((3, 2)), 1)
+
+
+# --- log P of a row
+
+
+def small():
+    """Three binary columns, one of three levels and one rounded to 0.5, and a VAE whose decoder matters."""
+    df = pd.DataFrame(
+        {
+            **{name: RNG.random(N) < 0.4 for name in "abc"},
+            "level": RNG.choice(["p", "q", "r"], N),
+            "real": np.round(2 * RNG.normal(1, 1, N)) / 2,
+        }
+    )
+    torch.manual_seed(1)
+    vae = pv.VAE.for_table(
+        df, 1, families={"real": "gaussian"}, resolution={"real": 0.5}, hidden_dims=(6,), activation="tanh"
+    )
+    for p in vae.likelihood.parameters():
+        p.data += 0.5 * torch.randn_like(p)
+    return df, vae
+
+
+def test_mass_of_a_mixed_table_is_one():
+    """Σ over every row of ∫ P(x | z) P(z) dz = 1, by the package's quadrature and by one on a grid of z."""
+    df, vae = small()
+    reals = np.arange(-60, 61) / 2
+    rows = itertools.product([False, True], [False, True], [False, True], ["p", "q", "r"], reals)
+    every = pd.DataFrame(rows, columns=df.columns)
+    z = torch.linspace(-9, 9, 601, dtype=torch.float64)
+    codes = torch.from_numpy(vae.table.encode(every))
+    with torch.no_grad():
+        given = vae.likelihood(z[:, None, None]).log_prob(codes)  # (z, rows)
+    prior = torch.distributions.Normal(0.0, 1.0).log_prob(z) + np.log(18 / 600)
+    by_grid = (given + prior[:, None]).logsumexp(dim=0)
+    assert float(by_grid.exp().sum()) == pytest.approx(1.0, abs=1e-9)
+    some = every.iloc[::97]
+    found = pv.log_evidence(vae, some, method="quadrature")
+    np.testing.assert_allclose(found.estimate, by_grid[::97], atol=1e-6)
+    assert set(found.measure) == {"mass"}
+
+
+def test_missing_cells_are_summed_out():
+    """P(x_obs | z) is the sum over the values of the missing cells, at fixed z."""
+    df, vae = small()
+    reals = np.arange(-60, 61) / 2
+    every = pd.DataFrame(
+        [(True, b, False, level, r) for b in (False, True) for level in "pqr" for r in reals],
+        columns=df.columns,
+    )
+    z = torch.tensor([[0.7]], dtype=torch.float64)
+    every = torch.from_numpy(vae.table.encode(every))
+    x = every[:1].clone()
+    observed = torch.tensor([[True, False, True, False, False]])
+    with torch.no_grad():
+        fn, filled = of_observed(vae.likelihood(z), x, observed)
+        whole = vae.likelihood(z).log_prob(every).logsumexp(dim=0)
+    assert float(fn.log_prob(filled)) == pytest.approx(float(whole), abs=1e-10)
+    assert fn.base_dist.log_prob(filled)[0, [1, 3, 4]].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_rows_score_the_same_beside_others(vae):
+    codes = torch.from_numpy(vae.table.encode(FRAME))
+    z = torch.randn(N, 1, dtype=torch.float64)
+    with torch.no_grad():
+        together = vae.likelihood(z).log_prob(codes)
+        for row in range(0, N, 7):
+            alone = vae.likelihood(z[row : row + 1]).log_prob(codes[row : row + 1])
+            torch.testing.assert_close(alone, together[row : row + 1], rtol=0, atol=1e-10)
+    every = pv.elbo(vae, FRAME, num_samples=4, noise="content").estimate
+    few = pv.elbo(vae, FRAME[5:9], num_samples=4, noise="content").estimate
+    np.testing.assert_allclose(few, every[5:9], rtol=0, atol=1e-10)
+
+
+def test_measure_is_by_column_and_units_are_those_of_the_frame(vae):
+    found = pv.log_evidence(vae, FRAME, num_samples=2)
+    densities = [name for name, kind in zip(FRAME.columns, found.measure, strict=True) if kind == "density"]
+    assert densities == ["real", "dose"]
+    torch.manual_seed(0)
+    df = FRAME[["real", "job"]]
+    one, other = (
+        pv.VAE.for_table(rows, 1, families={"real": "gaussian"}, hidden_dims=(4,))
+        for rows in (df, df.assign(real=1000 * df["real"]))
+    )
+    state = {k: v for k, v in one.state_dict().items() if not k.endswith((".loc", ".scale"))}
+    other.load_state_dict(state, strict=False)
+    apart = (
+        pv.elbo(one, df, num_samples=2).estimate
+        - pv.elbo(other, df.assign(real=1000 * df["real"]), num_samples=2).estimate
+    )
+    np.testing.assert_allclose(apart, np.log(1000), atol=1e-4)  # float32 rounds 1000 x
+
+
+# --- rounded numbers
+
+
+@pytest.mark.parametrize(
+    ("loc", "scale", "value"),
+    [
+        *((0.3, 2.0, k) for k in (-3, 0, 1, 5)),
+        *((0.0, 1.0, k) for k in (-30, 8, 30)),  # the tails
+        *((0.0, s, k) for s in (4200.0, 1e7) for k in (0, 12600, -40000)),  # narrow intervals
+        (0.2, 1e-3, 0),
+        (0.2, 1e-3, 3),
+    ],
+)
+def test_mass_of_an_interval_is_exact(loc, scale, value):
+    """Beside 50 digits of mpmath."""
+    mpmath = pytest.importorskip("mpmath")
+    fn = distributions.RoundedNormal(*torch.tensor([loc, scale], dtype=torch.float64))
+    found = fn.log_prob(torch.tensor(value, dtype=torch.float64))
+    with mpmath.workdps(60):
+        s, m = mpmath.mpf(scale), mpmath.mpf(loc)
+        low, high = ((mpmath.mpf(value) + h - m) / s / mpmath.sqrt(2) for h in (-0.5, 0.5))
+        low, high = (-high, -low) if low > 0 else (low, high)
+        exact = mpmath.log((mpmath.erfc(-high) - mpmath.erfc(-low)) / 2)
+    if exact > -5e5:  # 3 at a scale of 1e-3 lies 2800 scales out
+        assert float(found) == pytest.approx(float(exact), rel=1e-10, abs=1e-10)
+
+
+def test_rounded_log_normal_is_scipys():
+    fn = distributions.RoundedNormal(
+        torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.6, dtype=torch.float64), log=True
+    )
+    k = np.arange(400)
+    exact = stats.lognorm(0.6, scale=np.e)
+    mass = exact.cdf(k + 0.5) - exact.cdf(np.maximum(k - 0.5, 0))
+    found = fn.log_prob(torch.from_numpy(k).double()).exp()
+    np.testing.assert_allclose(found, mass, atol=1e-13)
+    assert float(found.sum()) == pytest.approx(1.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_gradients_of_rounded_numbers_are_finite_and_right(log):
+    loc = torch.tensor([0.0, 1.0, -3.0, 2.0], dtype=torch.float64, requires_grad=True)
+    log_scale = torch.tensor([0.0, 9.0, -2.0, -7.0], dtype=torch.float64, requires_grad=True)
+    value = torch.tensor([0.0, 7.0, 12.0, 4.0], dtype=torch.float64)
+
+    def log_prob(loc, log_scale):
+        return distributions.RoundedNormal(loc, log_scale.exp(), log).log_prob(value)
+
+    assert torch.isfinite(log_prob(loc, log_scale)).all()
+    assert torch.autograd.gradcheck(log_prob, (loc, log_scale), eps=1e-7, atol=1e-3, rtol=1e-4)
+
+
+def test_rounded_normal_draws_what_it_scores():
+    torch.manual_seed(0)
+    fn = distributions.RoundedNormal(torch.tensor([0.3, 1.0]), torch.tensor([1.5, 0.7]))
+    drawn = fn.sample((20_000,))
+    for k in (-1.0, 0.0, 2.0):
+        p = fn.log_prob(torch.full((2,), k)).exp()
+        assert (((drawn == k).float().mean(dim=0) - p).abs() < 5.5 * (p * (1 - p) / 20_000).sqrt()).all()
+    assert fn.median.tolist() == [0.0, 1.0]
+
+
+# --- parts
+
+
+GROUPS = [
+    {"family": "poisson", "options": {}, "columns": [2]},
+    {
+        "family": "gaussian",
+        "options": {"scale": "decoder"},
+        "columns": [3, 0],
+        "loc": [1.0, 5.0],
+        "scale": [2.0, 0.1],
+    },
+    {"family": "categorical", "options": {"num_categories": 3}, "columns": [1]},
+]
+
+
+def mixed():
+    torch.manual_seed(0)
+    return Mixed(pv.MLP(2, (), Mixed.width(GROUPS)), GROUPS).double()
+
+
+def test_mixed_is_the_product_of_its_groups():
+    family = mixed()
+    z = torch.randn(5, 3, 2, dtype=torch.float64)
+    fn = family(z)
+    x = fn.sample()
+    outputs = family.network(z.reshape(-1, 2)).view(5, 3, -1)
+    counts, loc, log_scale, logits = outputs.split([1, 2, 2, 3], dim=-1)
+    unit, middle = torch.tensor([2.0, 0.1]), torch.tensor([1.0, 5.0])
+    each = torch.stack(
+        [
+            torch.distributions.Normal(middle + unit * loc, unit * log_scale.exp()).log_prob(x[..., [3, 0]])[
+                ..., 1
+            ],
+            torch.distributions.Categorical(logits=logits).log_prob(x[..., 1]),
+            torch.distributions.Poisson(counts.exp()).log_prob(x[..., [2]])[..., 0],
+            torch.distributions.Normal(middle + unit * loc, unit * log_scale.exp()).log_prob(x[..., [3, 0]])[
+                ..., 0
+            ],
+        ],
+        dim=-1,
+    )
+    torch.testing.assert_close(fn.base_dist.log_prob(x), each)
+    torch.testing.assert_close(fn.log_prob(x), each.sum(-1))
+    torch.testing.assert_close(supports.log_prob(fn, x), each.sum(-1))
+    torch.testing.assert_close(fn.expand((4, 5, 3)).log_prob(x), each.sum(-1).expand(4, 5, 3))
+    assert fn.mean.shape == x.shape
+    off = x.clone()
+    off[..., 2] = -1.0
+    assert (supports.log_prob(fn, off) == -torch.inf).all()
+    assert not fn.base_dist.support.check(off)[..., 2].any()
+
+
+def test_mixed_starts_from_the_marginals_of_observed_cells():
+    family = mixed()
+    family.network.layers[-1].weight.data.zero_()
+    x = torch.stack(
+        [torch.randn(400) * 0.1 + 5, torch.randint(3, (400,)), torch.randint(9, (400,)), torch.randn(400)], 1
+    )
+    x = x.double().masked_fill(torch.rand(400, 4) < 0.3, torch.nan)
+    family.start_from(x)
+    mean = family(torch.zeros(1, 2, dtype=torch.float64)).mean[0]
+    torch.testing.assert_close(mean, x.nanmean(dim=0), rtol=0.02, atol=0.02)
+
+
+def test_mixed_is_rebuilt_and_refuses_other_widths_and_columns():
+    family = mixed()
+    again = rebuild(family)
+    again.load_state_dict(family.state_dict())
+    z = torch.randn(3, 2, dtype=torch.float64)
+    torch.testing.assert_close(again.double()(z).mean, family(z).mean)
+    with pytest.raises(ValueError, match="network: expected 8 outputs for these groups, got 7"):
+        Mixed(pv.MLP(2, (), 7), GROUPS)
+    with pytest.raises(ValueError, match="every column from 0 on in exactly one group"):
+        Mixed(nn.Identity(), GROUPS[:2])
+
+
+def test_features_are_standardised_logarithms_levels_and_the_mask():
+    features = Features(["log", 2, "log1p"], loc=[0.0, 0.0, 1.0], scale=[2.0, 1.0, 0.5])
+    x = torch.tensor([[np.e**3, 1.0, 0.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]])
+    expected = [[1.5, -2.0, 0.0, 1.0, 1.0, 1.0, 1.0], [0.0, -2.0, 0.0, 0.0, 0.0, 0.0, 1.0]]
+    torch.testing.assert_close(features(x), torch.tensor(expected))
+    with pytest.raises(ValueError, match="rows of width 6"):
+        features(x[:, :4])
+
+
+# --- every function that takes rows
+
+
+def test_every_function_takes_the_frame(vae, tmp_path):
+    df = holed(FRAME)
+    history = pv.fit(vae, df, epochs=2, validation=FRAME)
+    assert len(history.frame) == 2
+    found = pv.log_evidence(vae, df[:6], method="refined", num_samples=100, check=False)
+    assert np.isfinite(found.estimate).all()
+    table = pv.compare({"a": vae, "b": vae}, df[:6], method="importance", num_samples=100, training_rows=True)
+    assert table["elpd_diff"].abs().max() == 0
+    drawn = vae.sample(4, seed=1)
+    assert drawn.dtypes.equals(FRAME.dtypes)
+    means = vae.reconstruct(df)
+    assert means.index.equals(df.index)
+    assert means.dtypes.equals(FRAME.dtypes)
+    assert means["job"].isin(["cook", "nurse", "smith"]).all()
+
+    vae.save(tmp_path / "vae")
+    again = pv.load(tmp_path / "vae")
+    assert again.table == vae.table
+    pd.testing.assert_frame_equal(again.sample(4, seed=1), drawn)
+    scores = (pv.elbo(each, df, num_samples=3, seed=2).estimate for each in (vae, again))
+    np.testing.assert_array_equal(*scores)
+    with pytest.raises(ValueError, match=r"job.*first 'pilot'"):
+        pv.elbo(again, df.assign(job="pilot"))
+    again.table = None
+    with pytest.raises(ValueError, match="the saved model's table"):
+        pv.load(tmp_path / "vae", into=again)
+
+
+def test_diagnosis_names_the_column_that_drowns_the_others():
+    """With means w z and a guide that draws z from the loud column, ∂ log P(x_d | z)/∂z has the root mean square w/σ."""
+    df = pd.DataFrame({name: RNG.normal(size=200) for name in ("loud", "soft", "mute")})
+    vae = pv.VAE.for_table(df, 1, families=dict.fromkeys(df, "gaussian"), hidden_dims=())
+    family, decoder = vae.likelihood.parts[0], vae.likelihood.network.layers[-1]
+    features, encoder = vae.encoder.network[0], vae.encoder.network[1].layers[-1]
+    with torch.no_grad():
+        decoder.weight[:, 0] = torch.tensor([1.0, 0.5, 0.0])
+        family.log_scale[:] = torch.tensor([0.05, 0.5, 1.0]).log()
+        encoder.weight.zero_()
+        encoder.weight[0, 0] = 1.0
+        encoder.bias[:] = torch.tensor([0.0, np.log(0.05)])
+        decoder.bias.zero_()
+    torch.testing.assert_close(features.loc, family.standardize.loc)
+    found = pv.diagnose(vae, vae.sample(1000), num_samples=100)
+    gradient = found.columns["gradient"]
+    assert gradient["loud"] == pytest.approx(20.0, rel=0.1)
+    assert gradient["soft"] == pytest.approx(1.0, rel=0.1)
+    assert gradient["mute"] == 0.0
+    assert found.columns["share"].sum() == pytest.approx(1.0)
+    assert "Column 'loud' has 100% of the squared gradients" in " ".join(str(found).split())
+
+
+def test_chunks_and_masks_beside_the_rows_are_those_of_the_frame(vae):
+    whole = pv.elbo(vae, FRAME, num_samples=2).estimate
+    np.testing.assert_array_equal(pv.elbo(vae, [FRAME[:20], FRAME[20:]], num_samples=2).estimate, whole)
+    mask = RNG.random(FRAME.shape) < 0.7
+    beside = pv.elbo(vae, {"x": FRAME, "observed": mask}, num_samples=2).estimate
+    np.testing.assert_array_equal(beside, pv.elbo(vae, FRAME.where(mask), num_samples=2).estimate)
+    codes = vae.table.encode(FRAME)
+    np.testing.assert_array_equal(pv.elbo(vae, codes, num_samples=2).estimate, whole)
+
+
+def test_repeated_values_and_copied_columns_are_refused_in_training():
+    """A learned scale would shrink to 0 there."""
+    df = FRAME[["real", "job"]].assign(real=[1.5] * (N - 0))
+    df.loc[0, "real"] = 2.5
+    df = pd.concat([df] * 2)
+    df.iloc[N, 0] = 1.5
+    vae = pv.VAE.for_table(df, 1, families={"real": "gaussian"}, hidden_dims=())
+    with pytest.raises(ValueError, match="one value in over 99 % of the rows, first column 0"):
+        pv.fit(vae, df, epochs=1)
+
+
+def test_dependence_between_a_label_and_a_number_is_learned():
+    """Means of samples given the label, beside those of the rows: each within 0.5, where they lie 3 apart."""
+    torch.manual_seed(0)
+    n = 400
+    label = RNG.choice(["a", "b", "c"], n)
+    number = pd.Series(label).map({"a": -3.0, "b": 0.0, "c": 3.0}).to_numpy() + 0.5 * RNG.normal(size=n)
+    df = pd.DataFrame({"label": label, "number": number})
+    vae = pv.VAE.for_table(df, 1, families={"number": "gaussian"}, hidden_dims=(24,), activation="tanh")
+    pv.fit(vae, df, epochs=150, lr=2e-2, batch_size=n)
+    found, held = (each.groupby("label")["number"].mean() for each in (vae.sample(3000), df))
+    assert (found - held).abs().max() < 0.5
