@@ -75,7 +75,7 @@ class Run:
         self.folder = Path(checkpoint.folder)
         self._path = self.folder / _LAST
         self._seconds = checkpoint.seconds
-        self._pins = dict(pins) | _machine()
+        self._pins = dict(pins) | machine()
         self._written = time.monotonic()
         self._best = 0
         self.state: Any = None
@@ -176,7 +176,7 @@ class Parts:
 
     def __init__(self, folder: str | os.PathLike[str], pins: Mapping[str, Any], answers: Answers) -> None:
         self._folder = Path(Checkpoint(folder).folder)
-        self._pins = dict(pins) | _machine()
+        self._pins = dict(pins) | machine()
         with storage.lock(self._folder):
             known = self._folder / "evaluation.safetensors"
             if known.exists():
@@ -186,9 +186,13 @@ class Parts:
             else:
                 self._write(known, dict(answers))
 
+    def __contains__(self, number: int) -> bool:
+        """Return whether part ``number`` is finished."""
+        return self._path(number).exists()
+
     def keep(self, number: int, compute: Callable[[], T]) -> T:
         """Return part ``number``, read from its file or computed and written. Takes what ``storage.pack`` takes."""
-        path = self._folder / f"part-{number}.safetensors"
+        path = self._path(number)
         if path.exists():
             arrays, meta = storage.read(path)
             _check_pins(self._folder, storage.unpack(meta["pins"], arrays), self._pins)
@@ -196,6 +200,9 @@ class Parts:
         value = compute()
         self._write(path, value)
         return value
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"part-{number}.safetensors"
 
     def _write(self, path: Path, value: Any) -> None:
         arrays: dict[str, Tensor] = {}
@@ -237,7 +244,7 @@ def running(checkpoint: Checkpoint, pins: Mapping[str, Any]) -> Iterator[Run]:
         signal.raise_signal(signal.SIGTERM)
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     """Return the properties of machine and libraries that change the bits of a computation."""
     return {
         "format": _FORMAT,

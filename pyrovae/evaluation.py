@@ -125,6 +125,7 @@ class Evaluation:
         argument: the name of its rows in errors.
         simulated: its rows with the latents that each was simulated with; None for rows of the user. Only the step that
             weighs the answer's own draws may read these latents.
+        out_of: how many rows there are in all, if these are the rows of one task; None if they are all.
     """
 
     model: RowModel
@@ -140,6 +141,7 @@ class Evaluation:
     argument: str = "x"
     source: Source | None = None
     simulated: Simulated | None = None
+    out_of: int | None = None
 
     @classmethod
     def prepare(
@@ -237,8 +239,14 @@ class Evaluation:
         return (block[0].rows for block in self.tiles())
 
     def part(self, rows: slice | Tensor) -> Batch:
-        """Return some of the rows, with what goes with them."""
-        return {name: value[rows] for name, value in self.batch.items()}
+        """Return a copy of some of the rows, with what goes with them.
+
+        A copy, because the last bits of products depend on where in memory the rows begin.
+        """
+        return {
+            name: value[rows].clone() if isinstance(rows, slice) else value[rows]
+            for name, value in self.batch.items()
+        }
 
     def of_rows(self, rows: Tensor, seed: int, num_samples: int) -> Evaluation:
         """Return the evaluation of some of the rows, with noise of its own and tiles of the same shape."""
@@ -252,6 +260,7 @@ class Evaluation:
             num_samples=num_samples,
             source=None,
             simulated=None if self.simulated is None else self.simulated.only(rows),
+            out_of=None,
         )
 
     def exact_draw(self, rows: slice) -> Latents | None:
@@ -273,7 +282,7 @@ class Evaluation:
         Raises:
             ValueError: a log weight is NaN or +∞; names the term, the first row and the count.
         """
-        columns = [value[tile.rows] for value in self.batch.values()]
+        columns = list(self.part(tile.rows).values())
         noise = self.noise(noises.Stream.TILE, rows=tile.rows, first=tile.samples.start)
         shape = (tile.rows.stop - tile.rows.start, tile.num_samples)
         call = Call(
@@ -304,7 +313,7 @@ class Evaluation:
 
     def rows_alike(self, num_rows: int) -> int:
         """Return how many rows lie in blocks of ``num_rows`` rows."""
-        blocks, last = divmod(len(self), self.tile[0])
+        blocks, last = divmod(self.out_of or len(self), self.tile[0])
         return blocks * num_rows if num_rows == self.tile[0] else num_rows * (num_rows == last)
 
     def _numbers_ahead(self, num_rows: int, num_samples: int) -> int:

@@ -130,6 +130,27 @@ BUGS = {
         "torch.ones_like(seen) @ self._points.square().T",
         "test_missing_pairs.py::test_near_pairs_are_near_in_the_observed_cells",
     ),
+    "rows left where they lie in memory": Bug(
+        "evaluation.py",
+        "Evaluation.part",
+        "value[rows].clone() if isinstance(rows, slice) else value[rows]",
+        "value[rows]",
+        "test_workers.py::test_bits_do_not_depend_on_where_in_memory_rows_begin[10]",
+    ),
+    "keys counted from the first row of a task": Bug(
+        "evidence/workers.py",
+        "_rows",
+        "evaluation.keys[rows].clone()",
+        "torch.arange(last - first)",
+        "test_workers.py::test_other_workers_in_another_order_give_the_same_bits[jackknife]",
+    ),
+    "a task traced by its own rows": Bug(
+        "evaluation.py",
+        "Evaluation.rows_alike",
+        "self.out_of or len(self)",
+        "len(self)",
+        "test_workers.py::test_a_task_is_traced_as_the_whole_would_be",
+    ),
     "z chosen without its weights": Bug(
         "evidence/draws.py",
         "resample",
@@ -244,7 +265,7 @@ BUGS = {
     ),
     "guides that are cut off trusted": Bug(
         "evidence/reach.py",
-        "unreached",
+        "reach_blocks",
         "evaluation.structure.reaches",
         "True",
         "test_reach.py::test_no_row_is_trusted_by_draws_of_a_guide_that_is_cut_off[categories-importance]",
@@ -538,7 +559,7 @@ BUGS = {
     ),
     "a start at the exact draw": Bug(
         "evidence/refined.py",
-        "answered",
+        "refined_block",
         "starts = all_starts(posterior, num_starts, drawn, pool.near(evaluation.part(rows)))",
         "starts = all_starts(posterior, num_starts, drawn); "
         "starts.loc[0] = starts.loc[0] if evaluation.simulated is None else evaluation.simulated.exact['z'][0, rows].double()",

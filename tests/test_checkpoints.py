@@ -758,10 +758,10 @@ def test_a_fit_with_another_momentum_of_buffers_is_another(layer, tmp_path):
 
 
 def test_folders_of_an_earlier_format_are_refused_by_name(tmp_path, monkeypatch):
-    machine = pv.checkpoints._machine
+    machine = pv.checkpoints.machine
     with monkeypatch.context() as patch:
         patch.setattr(
-            pv.checkpoints, "_machine", lambda: {k: v for k, v in machine().items() if k != "format"}
+            pv.checkpoints, "machine", lambda: {k: v for k, v in machine().items() if k != "format"}
         )
         patch.setattr(pv.checkpoints, "_check_pins", lambda *_: None)
         short_fit(pair_of("partial", 2.0), tmp_path)

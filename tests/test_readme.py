@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from test_architecture import ROOMS
+from test_workers import Here
 
 from pyrovae import datasets
 
@@ -20,6 +21,7 @@ PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").gl
 EXPECTED = {
     "README.md": "rows by verdict",
     "docs/baselines.md": "biased coin",
+    "docs/cluster.md": "same bits: True",
     "docs/likelihoods.md": "negative_binomial(offset=True)",
     "docs/limits.md": None,
     "docs/methods.md": "pareto_smoothed",
@@ -71,6 +73,8 @@ def test_every_page_is_listed():
 def test_python_blocks_run_from_top_to_bottom(page, capsys, tmp_path, monkeypatch, trackers):
     """In a namespace and a folder of their own: no page needs another."""
     monkeypatch.chdir(tmp_path)
+    # Workers would take seconds to start; tests/test_workers.py has some.
+    monkeypatch.setattr("joblib.externals.loky.get_reusable_executor", lambda _: Here())
     digits = datasets.digits
 
     def few(*arguments):

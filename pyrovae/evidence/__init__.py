@@ -60,7 +60,8 @@ def log_evidence(
             ``pareto_smoothed=False``, ``tile=None`` and ``progress=False``. "auto" takes ``target_mcse=0.05``
             and ``max_cost=50_000``. All but "exact" take ``check=True``: the method is also tried on rows simulated
             from the model. Without it no row is "trust". All but "exact" and "quadrature" take ``compile="auto"``:
-            whether guide and model are traced and compiled. See ``help(pyrovae.evidence.auto)`` and the others.
+            whether guide and model are traced and compiled. All but "exact" take ``checkpoint=None``, a folder, and
+            ``executor=None``, worker processes; see ``help(pyrovae.evidence.importance)``. See ``help(pyrovae.evidence.auto)`` and the others.
 
     Raises:
         TypeError, ValueError: see the estimator; an unknown column in ``given``; also if a method or options are passed for a model that

@@ -15,9 +15,9 @@ from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evaluation import Evaluation, Terms
 from pyrovae.evidence.posterior import Encoder, Posterior, Prior, Proposal, exact_draw, undisturbed
-from pyrovae.evidence.reach import unreached
 from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence
-from pyrovae.evidence.run import Folder, Run
+from pyrovae.evidence.run import BlockFunction, Folder, Run
+from pyrovae.evidence.workers import Workers
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.row_noise import RowNoise
@@ -47,6 +47,7 @@ def annealed(
     compile: str | bool = "auto",
     noise: str = "index",
     check: bool = True,
+    executor: Workers = None,
 ) -> LogEvidence:
     """Return log P(x_n) ≈ log (1/K) Σ_k Π_t f_t(u_{k,t−1}) / f_{t−1}(u_{k,t−1}), f_t = Q^(1−β_t) P(x_n, u)^β_t.
 
@@ -65,7 +66,7 @@ def annealed(
         num_samples: K, chains per row.
         num_temperatures: steps from β = 0 to β = 1; a chain spends three decoder evaluations on each.
         start: "encoder", or "prior" if the guide is unreliable.
-        seed, tile, progress, checkpoint, compile, noise, check: as in ``importance``; a tile is (rows, chains). Each kind of move
+        seed, tile, progress, checkpoint, compile, noise, check, executor: as in ``importance``; a tile is (rows, chains). Each kind of move
             is compiled separately.
 
     Returns:
@@ -98,10 +99,17 @@ def annealed(
         compile=compile,
         noise=noise,
         check=check,
+        executor=executor,
         num_temperatures=num_temperatures,
         start=start,
     )
-    evaluation = run.evaluation
+    columns = run.columns(partial(annealed_block, num_temperatures=num_temperatures, start=start))
+    return run.answer(columns, "lower bound", {CUT_OFF: run.unreached()} if start == "encoder" else {})
+
+
+def annealed_block(evaluation: Evaluation, num_temperatures: int, start: str) -> BlockFunction:
+    """Return the function of a block that anneals its rows' chains."""
+    num_samples = evaluation.num_samples
 
     def anneal(number: int, rows: slice) -> Columns:
         with undisturbed(evaluation, Stream.PILOT, rows=rows) as drawn:
@@ -112,10 +120,7 @@ def annealed(
             moves = path.tune(num_temperatures, drawn)
         return weigh_chains(evaluation, path, moves, rows)
 
-    columns = run.columns(anneal)
-    return run.answer(
-        columns, "lower bound", {CUT_OFF: unreached(evaluation).rows} if start == "encoder" else {}
-    )
+    return anneal
 
 
 def weigh_chains(evaluation: Evaluation, path: Path, moves: Moves, rows: slice) -> Columns:

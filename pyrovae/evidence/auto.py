@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -45,6 +45,7 @@ from pyrovae.evidence.reach import Unreached, reach_cost, unreached
 from pyrovae.evidence.refined import defended, log_defended, shares, weigh_mixture
 from pyrovae.evidence.result import Columns, LogEvidence, about, verdicts
 from pyrovae.evidence.run import Folder, Run, each_block
+from pyrovae.evidence.workers import Workers, computed
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import all_values
@@ -92,6 +93,7 @@ def auto(
     compile: str | bool = "auto",
     noise: str = "index",
     check: bool = True,
+    executor: Workers = None,
 ) -> LogEvidence:
     """Return log P(x_n) to a target error, by the cheapest method that reaches it, chosen row by row.
 
@@ -121,7 +123,7 @@ def auto(
         target_mcse: the requested Monte-Carlo error, in nats per row.
         max_cost: most decoder evaluations to spend on a row; a gradient counts three. A row that would need
             more is answered within this limit, and is not settled.
-        seed, tile, progress, checkpoint, compile, noise, check: as in ``importance``.
+        seed, tile, progress, checkpoint, compile, noise, check, executor: as in ``importance``.
 
     Returns:
         A ``LogEvidence`` with, for every row, ``answered_by``, ``cost`` and ``settled``.
@@ -150,6 +152,7 @@ def auto(
         compile=compile,
         noise=noise,
         check=check,
+        executor=executor,
         target_mcse=target_mcse,
         max_cost=max_cost,
     )
@@ -160,14 +163,16 @@ def auto(
     dim = dimensions(evaluation)
     pool = Pool(evaluation if dim else None)
     height = max(1, _ROWS_AT_ONCE // (dim or 1) ** 2)
-    answers = []
+    blocks = [slice(at, min(at + height, len(evaluation))) for at in range(0, len(evaluation), height)]
+    make = functools.partial(auto_block, pool=pool, target=float(target_mcse), max_cost=max_cost, dim=dim)
+    found: dict[int, dict[str, Any]] = {}
     with run.bar() as bar:
-        everything = torch.arange(len(evaluation), device=evaluation.batch["x"].device)
-        for number, rows in enumerate(everything.split(height)):
-            part = evaluation.of_rows(rows, evaluation.seed, _PILOT)
-            ladder = _Ladder(part, pool, float(target_mcse), max_cost, bar)
-            climb = functools.partial(ladder.climb, dim)
-            answers.append(climb() if run.parts is None else run.parts.keep(number, climb))
+        here = functools.partial(make, bar=bar) if run.pool is None else make
+        for rows, answer in computed(evaluation, blocks, here, run.parts, run.pool):
+            found[rows.start] = answer
+            if run.pool is not None:
+                bar.advance(rows.stop - rows.start)
+    answers = [found[rows.start] for rows in blocks]
     columns = Columns.cat([Columns(**answer["columns"]) for answer in answers])
     answered_by, draws, doubtful = (
         np.concatenate([np.asarray(answer[name]) for answer in answers])
@@ -187,6 +192,19 @@ def auto(
         answered_by=answered_by,
         target_mcse=float(target_mcse),
     )
+
+
+def auto_block(
+    evaluation: Evaluation, pool: Pool, target: float, max_cost: int, dim: int, bar: Progress | None = None
+) -> Callable[[int, slice], dict[str, Any]]:
+    """Return the function of a block that answers its rows; ``bar`` counts rows as they are answered."""
+    device = evaluation.batch["x"].device
+
+    def answer(number: int, rows: slice) -> dict[str, Any]:
+        part = evaluation.of_rows(torch.arange(rows.start, rows.stop, device=device), evaluation.seed, _PILOT)
+        return _Ladder(part, pool, target, max_cost, bar).climb(dim)
+
+    return answer
 
 
 def _closed_form(evaluation: Evaluation) -> LogEvidence | None:
@@ -316,7 +334,7 @@ class _Ladder:
     """The choice of methods for some rows. ``columns`` and the other public attributes hold the answers, each (rows,)."""
 
     def __init__(
-        self, evaluation: Evaluation, pool: Pool, target: float, max_cost: int, bar: Progress
+        self, evaluation: Evaluation, pool: Pool, target: float, max_cost: int, bar: Progress | None
     ) -> None:
         self._evaluation, self._pool = evaluation, pool
         self._target, self._max_cost, self._bar = target, max_cost, bar
@@ -718,7 +736,8 @@ class _Ladder:
         index = rows.cpu().numpy()
         self.answered_by[index], self.draws[index] = name, draws
         self.doubtful[index] = doubtful.cpu().numpy() if isinstance(doubtful, Tensor) else doubtful
-        self._bar.advance(len(rows))
+        if self._bar is not None:
+            self._bar.advance(len(rows))
 
 
 def _against_both(drawn: Terms, log_q: Tensor, of_guide: float, of_prior: float) -> Tensor:

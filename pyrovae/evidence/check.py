@@ -130,7 +130,7 @@ def check(
         method: one of ``evidence.METHODS`` but "exact".
         num_rows: trusted rows that decide, at least 8; 64 promise 12 %, 1024 less than 1 %.
         seed: of simulated rows and of the method's noise.
-        options: the method's own, as for ``log_evidence``, but ``progress`` and ``checkpoint``.
+        options: the method's own, as for ``log_evidence``, but ``progress``, ``checkpoint`` and ``executor``.
 
     Returns:
         A ``Check``. Its ``passed`` is None, too, if rows cannot be simulated from the model, because a site reads columns
@@ -152,7 +152,7 @@ def check(
         f"method {method!r}",
         METHODS[method],
         options,
-        taken=("pair", "x", "seed", "progress", "checkpoint", "check"),
+        taken=("pair", "x", "seed", "progress", "checkpoint", "executor", "check"),
     )
     arguments.integer("num_rows", num_rows, minimum=8)
     template = Evaluation.prepare(pair, x, 1, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,9 @@ from pyrovae.diagnostics import Accumulator
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.draws import Draws, Keep
 from pyrovae.evidence.posterior import total, undisturbed
-from pyrovae.evidence.reach import unreached
 from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence
 from pyrovae.evidence.run import BlockFunction, Folder, Run
+from pyrovae.evidence.workers import Workers
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.turns import takes_turns
@@ -34,6 +35,7 @@ def importance(
     compile: str | bool = "auto",
     noise: str = "index",
     check: bool = True,
+    executor: Workers = None,
 ) -> LogEvidence:
     """Return log P(x_n) ≈ log (1/K) Σ_k P(x_n, z_k) / Q(z_k | x_n), z_k ~ Q(z | x_n).
 
@@ -61,12 +63,18 @@ def importance(
         check: try the method on rows simulated from the model, too; see ``evidence.check``. If it trusts simulated rows
             that it missed, no row of x is "trust". It costs as much as 64 rows if it passes, and the simulation of
             20 000. With False, no row is "trust": a row whose weights show nothing wrong is "unchecked".
+        executor: an ``Executor`` of ``concurrent.futures`` whose worker processes compute blocks of rows: a spawned
+            ``ProcessPoolExecutor``, loky's, Dask's ``client.get_executor()``. The bits are those without it. Workers have
+            as many threads as the caller; call ``torch.set_num_threads(1)`` first. A block whose worker died is tried up
+            to five times. A function that returns an executor is called again if a pool breaks. The ``check`` runs in the
+            caller. See ``docs/cluster.md``.
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds, or estimates if ``pareto_smoothed``.
 
     Raises:
         TypeError, ValueError: an option, the rows or the pair cannot be used; see ``pyrovae.pair.inspect``.
+        BrokenExecutor: the executor's workers died too often; finished blocks are in ``checkpoint``.
 
     Example:
         >>> import torch
@@ -87,6 +95,7 @@ def importance(
         compile=compile,
         noise=noise,
         check=check,
+        executor=executor,
         pareto_smoothed=pareto_smoothed,
     )
     return answered(run)
@@ -95,9 +104,9 @@ def importance(
 def answered(run: Run, keep: Keep | None = None) -> LogEvidence:
     """Return the answer of a run of ``importance``; ``keep`` gets every block's draws."""
     pareto_smoothed = bool(run.options["pareto_smoothed"])
-    columns = run.columns(encoder_block(run.evaluation, pareto_smoothed, keep))
+    columns = run.columns(partial(encoder_block, pareto_smoothed=pareto_smoothed, keep=keep))
     kind = "estimate" if pareto_smoothed else "lower bound"
-    return run.answer(columns, kind, {CUT_OFF: unreached(run.evaluation).rows})
+    return run.answer(columns, kind, {CUT_OFF: run.unreached()})
 
 
 def encoder_block(

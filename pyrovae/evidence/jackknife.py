@@ -11,10 +11,11 @@ from torch import Tensor
 
 from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
+from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.importance import exact_weight
-from pyrovae.evidence.reach import unreached
 from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence
-from pyrovae.evidence.run import Folder, Run
+from pyrovae.evidence.run import BlockFunction, Folder, Run
+from pyrovae.evidence.workers import Workers
 from pyrovae.model import LatentVariableModel
 from pyrovae.turns import takes_turns
 
@@ -31,6 +32,7 @@ def jackknife(
     compile: str | bool = "auto",
     noise: str = "index",
     check: bool = True,
+    executor: Workers = None,
 ) -> LogEvidence:
     """Return log P(x_n) ≈ K L_K − (K − 1) mean_i L_{K−1}^(−i), L the importance-weighted log-mean-exp.
 
@@ -38,7 +40,7 @@ def jackknife(
     reduces the bias from O(1/K) to O(1/K²) with the same draws. The result is no longer a lower bound.
 
     Args:
-        pair, x, seed, tile, progress, checkpoint, compile, noise, check: as in ``importance``.
+        pair, x, seed, tile, progress, checkpoint, compile, noise, check, executor: as in ``importance``.
         num_samples: K, draws per row, at least 2. A block of rows holds all its log weights in memory.
 
     Returns:
@@ -67,20 +69,26 @@ def jackknife(
         compile=compile,
         noise=noise,
         check=check,
+        executor=executor,
     )
-    dtype, tiles = run.evaluation.dtype, list(run.evaluation.tiles())
+    return run.answer(run.columns(jackknife_block), "estimate", {CUT_OFF: run.unreached()})
+
+
+def jackknife_block(evaluation: Evaluation) -> BlockFunction:
+    """Return the function of a block that computes JVI-1 of its rows."""
+    num_samples, tiles = evaluation.num_samples, list(evaluation.tiles())
 
     def weigh(block: int, rows: slice) -> Columns:
-        terms = [run.evaluation.terms(tile) for tile in tiles[block]]
+        terms = [evaluation.terms(tile) for tile in tiles[block]]
         log_weights = torch.cat([each.log_weights for each in terms])
         lost = torch.cat([each.lost for each in terms]).double().mean(dim=0)
         weights = Accumulator.of(log_weights)
-        columns = Columns.of_weights(weights, dtype, num_samples, lost)
-        columns = columns.beside(exact_weight(run.evaluation, rows), num_samples, weights)
+        columns = Columns.of_weights(weights, evaluation.dtype, num_samples, lost)
+        columns = columns.beside(exact_weight(evaluation, rows), num_samples, weights)
         estimate, mcse = leave_one_out(log_weights)
         return replace(columns, estimate=estimate, mcse=mcse, bias=torch.zeros_like(estimate))
 
-    return run.answer(run.columns(weigh), "estimate", {CUT_OFF: unreached(run.evaluation).rows})
+    return weigh
 
 
 def leave_one_out(log_weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from pyrovae.evidence.posterior import Gaussian, Posterior, exact_draw, total, u
 from pyrovae.evidence.refined import all_starts
 from pyrovae.evidence.result import Columns, LogEvidence
 from pyrovae.evidence.run import BlockFunction, Folder, Run
+from pyrovae.evidence.workers import Workers
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.refusals import bad_value
@@ -51,6 +53,7 @@ def quadrature(
     checkpoint: Folder = None,
     noise: str = "index",
     check: bool = True,
+    executor: Workers = None,
 ) -> LogEvidence:
     """Return log P(x_n) = log ∫ P(x_n, u) du over up to three latent dimensions, by the trapezoidal rule.
 
@@ -65,7 +68,7 @@ def quadrature(
         x: rows on dim 0; tensor, numpy array or DataFrame.
         tolerance: the error, in nats, at which a row is done.
         seed: of the search for modes; the grids themselves are not random.
-        tile, progress, checkpoint, noise, check: as in ``importance``; a tile is (rows, points). There is no ``compile``, because
+        tile, progress, checkpoint, noise, check, executor: as in ``importance``; a tile is (rows, points). There is no ``compile``, because
             the shapes of the grids follow from the rows.
 
     Returns:
@@ -98,10 +101,11 @@ def quadrature(
         compile=False,
         noise=noise,
         check=check,
+        executor=executor,
         tolerance=tolerance,
     )
     check_dimensions(run.evaluation)
-    columns = run.columns(grid_block(run.evaluation, tolerance))
+    columns = run.columns(partial(grid_block, tolerance=tolerance))
     settled = (columns.mcse <= tolerance).cpu().numpy()
     return run.answer(columns, "estimate", verdict=np.where(settled, "trust", "another method"))
 

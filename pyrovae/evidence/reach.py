@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -52,12 +53,24 @@ def unreached(evaluation: Evaluation) -> Unreached:
     alone do not decide, because the guide may be zero wherever P(x, z) = 0. Nothing is run if the guide is
     known to have density wherever the prior has it.
     """
-    if evaluation.structure.reaches:
+    seen = [_seen(evaluation, rows) for rows in reach_blocks(evaluation)]
+    if not seen:
         return _nothing(len(evaluation), evaluation.batch["x"].device)
+    return Unreached(*map(torch.cat, zip(*seen, strict=True)))
+
+
+def reach_blocks(evaluation: Evaluation) -> list[slice]:
+    """Return the blocks of rows that ``unreached`` searches; none if nothing has to be searched."""
+    if evaluation.structure.reaches:
+        return []
     height, _ = tile_shape(evaluation.structure.widest, _AT_ONCE)
     starts = range(0, len(evaluation), height)
-    seen = [_seen(evaluation, slice(start, min(start + height, len(evaluation)))) for start in starts]
-    return Unreached(*map(torch.cat, zip(*seen, strict=True)))
+    return [slice(start, min(start + height, len(evaluation))) for start in starts]
+
+
+def reach_block(evaluation: Evaluation) -> Callable[[int, slice], dict[str, Tensor]]:
+    """Return the function of a block that searches its rows; its values are the findings, by name."""
+    return lambda number, rows: _seen(evaluation, rows)._asdict()
 
 
 def _nothing(num_rows: int, device: torch.device) -> Unreached:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +40,8 @@ from pyrovae.evidence.posterior import (
     undisturbed,
 )
 from pyrovae.evidence.result import Columns, LogEvidence
-from pyrovae.evidence.run import Folder, Run
+from pyrovae.evidence.run import BlockFunction, Folder, Run
+from pyrovae.evidence.workers import Workers
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.row_noise import RowNoise
@@ -71,6 +73,7 @@ def refined(
     compile: str | bool = "auto",
     noise: str = "index",
     check: bool = True,
+    executor: Workers = None,
 ) -> LogEvidence:
     """Return log P(x_n) by importance sampling from posteriors that are fitted to each row.
 
@@ -89,7 +92,7 @@ def refined(
         num_starts: fits per row. The first starts at the encoder, each of the others at a mode of its own.
         num_steps: most steps of a fit, each of 2 · dim gradients per start. A fit ends when steps gain less than a tenth
             of a nat, for most rows after two to six steps.
-        seed, tile, progress, checkpoint, compile, noise, check: as in ``importance``. Each kind of call is compiled separately.
+        seed, tile, progress, checkpoint, compile, noise, check, executor: as in ``importance``. Each kind of call is compiled separately.
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds; its ``mcse`` is that of stratified draws.
@@ -124,6 +127,7 @@ def refined(
         compile=compile,
         noise=noise,
         check=check,
+        executor=executor,
         family=family,
         num_starts=num_starts,
         num_steps=num_steps,
@@ -133,9 +137,15 @@ def refined(
 
 def answered(run: Run, keep: Keep | None = None) -> LogEvidence:
     """Return the answer of a run of ``refined``; ``keep`` gets every block's draws."""
-    family, num_starts, num_steps = (run.options[name] for name in ("family", "num_starts", "num_steps"))
-    evaluation = run.evaluation
-    pool = Pool(evaluation)
+    own = {name: run.options[name] for name in ("family", "num_starts", "num_steps")}
+    make = partial(refined_block, pool=Pool(run.evaluation), keep=keep, **own)
+    return run.answer(run.columns(make), "lower bound")
+
+
+def refined_block(
+    evaluation: Evaluation, pool: Pool, keep: Keep | None, family: str, num_starts: int, num_steps: int
+) -> BlockFunction:
+    """Return the function of a block that fits its rows' posteriors and draws from the fits."""
 
     def refine(number: int, rows: slice) -> Columns:
         with undisturbed(evaluation, Stream.PILOT, rows=rows) as drawn:
@@ -146,7 +156,7 @@ def answered(run: Run, keep: Keep | None = None) -> LogEvidence:
         columns = weigh_mixture(evaluation, rows, fits, keep)
         return replace(columns, cost=columns.cost + posterior.cost + cost)
 
-    return run.answer(run.columns(refine), "lower bound")
+    return refine
 
 
 def all_starts(posterior: Posterior, num_starts: int, noise: RowNoise, near: Tensor | None = None) -> Starts:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,9 @@ from pyrovae.checkpoints import Answers, Parts, rounding
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.check import judged_by_check
 from pyrovae.evidence.posterior import total, undisturbed
+from pyrovae.evidence.reach import reach_block, reach_blocks
 from pyrovae.evidence.result import Columns, LogEvidence, judge, verdicts
+from pyrovae.evidence.workers import Make, Pool, Workers, computed
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import Batch, Latents, behaviour, parameters_digest, probe
@@ -40,8 +42,8 @@ class Run:
     """One call of an estimator.
 
     An estimator is a function of one block of rows, which returns the block's ``Columns``. ``Run`` does the rest: it
-    checks rows, pair and options, calls the function for every block, shows progress, keeps finished blocks in the
-    checkpoint's folder, tries the estimator on simulated rows, and builds the ``LogEvidence``. ``importance`` documents
+    checks rows, pair and options, has the function called for every block, here or by the executor's workers, shows
+    progress, keeps finished blocks in the checkpoint's folder, tries the estimator on simulated rows, and builds the ``LogEvidence``. ``importance`` documents
     the options.
 
     Attributes:
@@ -52,6 +54,7 @@ class Run:
         progress: whether to show it.
         parts: the folder's finished blocks; None keeps none.
         check: whether to try the estimator on rows simulated from the model.
+        pool: whose workers compute blocks; None computes them here.
     """
 
     estimator: Callable[..., LogEvidence]
@@ -61,6 +64,7 @@ class Run:
     progress: bool
     parts: Parts | None
     check: bool
+    pool: Pool | None
 
     @classmethod
     def prepare(
@@ -77,6 +81,7 @@ class Run:
         compile: str | bool,
         noise: str,
         check: bool,
+        executor: Workers = None,
         **options: Any,
     ) -> Run:
         """Return a run; ``options`` are the estimator's own, which the checkpoint pins.
@@ -86,13 +91,14 @@ class Run:
         """
         arguments.boolean("progress", progress)
         arguments.boolean("check", check)
+        pool = None if executor is None else Pool(executor)
         evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise)
         method = estimator.__name__
         parts = None if checkpoint is None else _parts(checkpoint, evaluation, method=method, **options)
         common = {"num_samples": num_samples, "tile": tile, "compile": compile, "noise": noise}
         taken = inspect.signature(estimator).parameters
         options |= {name: value for name, value in common.items() if name in taken}
-        return cls(estimator, options, _of_cells(evaluation), evaluation, progress, parts, check)
+        return cls(estimator, options, _of_cells(evaluation), evaluation, progress, parts, check, pool)
 
     def by(self, estimator: Callable[..., LogEvidence], **options: Any) -> Run:
         """Return the run of another estimator with the same draws a row; ``options`` are the estimator's own."""
@@ -113,10 +119,32 @@ class Run:
         """Return the progress over the rows, a context manager."""
         return Progress("log P(x)", len(self.evaluation), "rows", self.progress)
 
-    def columns(self, compute: BlockFunction) -> Columns:
-        """Return the columns of all rows; ``compute`` is called for blocks that the checkpoint lacks."""
+    def columns(self, make: Callable[[Evaluation], BlockFunction]) -> Columns:
+        """Return the columns of all rows; the function that ``make`` returns is called for blocks that the checkpoint lacks.
+
+        Workers call ``make`` for the rows of a task. It is a function of a module, or a ``functools.partial`` of one.
+        """
+        blocks, make = list(self.evaluation.blocks()), functools.partial(_by_name, make)
         with self.bar() as bar:
-            return each_block(self.evaluation, compute, bar, self.parts)
+            found = computed(self.evaluation, blocks, make, self.parts, self.pool)
+            return Columns(**_joined(self.evaluation, found, bar))
+
+    def unreached(self) -> Tensor:
+        """Return which rows have a posterior beyond the guide, (rows,); see ``reach.unreached``."""
+        return self._finding("rows", reach_blocks(self.evaluation), reach_block)
+
+    def _coarse(self) -> Tensor:
+        """Return in which rows log P(x_n, z) in float32 is rough on steps of z that hardly bend a smooth function, (rows,)."""
+        known = self.evaluation.dtype != torch.float32
+        return self._finding("coarse", [] if known else list(self.evaluation.blocks()), coarse_block)
+
+    def _finding(self, name: str, blocks: list[slice], make: Make) -> Tensor:
+        """Return one of the values that a function of blocks returns; False for all rows if there are no blocks."""
+        if not blocks:
+            return torch.zeros(
+                len(self.evaluation), dtype=torch.bool, device=self.evaluation.batch["x"].device
+            )
+        return _joined(self.evaluation, computed(self.evaluation, blocks, make, pool=self.pool))[name]
 
     def answer(
         self,
@@ -138,7 +166,7 @@ class Run:
         if verdict is None:
             fields = {"num_samples": self.evaluation.num_samples} | fields
             verdict = verdicts(columns.pareto_k.cpu().numpy(), self.evaluation.num_samples)
-        findings = {_COARSE: _coarse(self.evaluation), **(findings or {})}
+        findings = {_COARSE: self._coarse(), **(findings or {})}
         rows = _with_cells(self.whole.batch)
         if rows is not None:
             columns, kind, verdict, findings, fields = self._with_empty(
@@ -216,19 +244,19 @@ def _of_cells(evaluation: Evaluation) -> Evaluation:
     return evaluation if rows is None else evaluation.of_rows(rows, evaluation.seed, evaluation.num_samples)
 
 
-def _coarse(evaluation: Evaluation) -> Tensor:
-    """Return whether log P(x_n, z) in float32 is rough on steps of z that hardly bend a smooth function, shape (rows,)."""
-    if evaluation.dtype != torch.float32:
-        return torch.zeros(len(evaluation), dtype=torch.bool, device=evaluation.batch["x"].device)
-    found, model = [], evaluation.model
-    for rows in evaluation.blocks():
+def coarse_block(evaluation: Evaluation) -> Callable[[int, slice], dict[str, Tensor]]:
+    """Return the function of a block that tells where log P(x_n, z) in float32 is rough; see ``Run``."""
+    model = evaluation.model
+
+    def rough(number: int, rows: slice) -> dict[str, Tensor]:
         batch = evaluation.part(rows)
         with undisturbed(evaluation, Stream.ROUNDING, rows=rows) as drawn:
             latents, _ = model.propose(batch, _DRAWS, drawn)
             below, at, above = (total(model.log_joint(batch, _moved(latents, sign))) for sign in (-1, 0, 1))
         bend = (below + above - 2 * at).abs().nan_to_num(0.0, 0.0, 0.0)
-        found.append(bend.median(dim=0).values > _ROUGH)
-    return torch.cat(found)
+        return {"coarse": bend.median(dim=0).values > _ROUGH}
+
+    return rough
 
 
 def _moved(latents: Latents, sign: int) -> Latents:
@@ -239,26 +267,32 @@ def _moved(latents: Latents, sign: int) -> Latents:
     }
 
 
-def each_block(
-    evaluation: Evaluation, compute: BlockFunction, bar: Progress | None = None, parts: Parts | None = None
-) -> Columns:
-    """Return the columns of all rows, computed block by block; skip blocks in ``parts``."""
+def each_block(evaluation: Evaluation, compute: BlockFunction) -> Columns:
+    """Return the columns of all rows, computed here, block by block."""
+    found = ((rows, vars(compute(number, rows))) for number, rows in enumerate(evaluation.blocks()))
+    return Columns(**_joined(evaluation, found))
+
+
+def _by_name(make: Callable[[Evaluation], BlockFunction], evaluation: Evaluation) -> Any:
+    """Return the function of a block that returns its columns by name, as checkpoints keep them."""
+    compute = make(evaluation)
+    return lambda number, rows: vars(compute(number, rows))
+
+
+def _joined(
+    evaluation: Evaluation, found: Iterable[tuple[slice, Mapping[str, Tensor]]], bar: Progress | None = None
+) -> dict[str, Tensor]:
+    """Return the columns of all rows by name, from those of blocks in any order."""
     whole: dict[str, Tensor] = {}
-    for number, rows in enumerate(evaluation.blocks()):
-        block = functools.partial(_columns_of, compute, number, rows)
-        found = block() if parts is None else parts.keep(number, block)
+    for rows, block in found:
         # Copied into one tensor per column: small tensors kept from every block would fragment the memory that
         # the large ones free.
-        whole = whole or {name: part.new_empty(len(evaluation)) for name, part in found.items()}
-        for name, part in found.items():
+        whole = whole or {name: part.new_empty(len(evaluation)) for name, part in block.items()}
+        for name, part in block.items():
             whole[name][rows] = part
         if bar is not None:
             bar.advance(rows.stop - rows.start)
-    return Columns(**whole)
-
-
-def _columns_of(compute: BlockFunction, number: int, rows: slice) -> dict[str, Tensor]:
-    return vars(compute(number, rows))
+    return whole
 
 
 def _parts(folder: str | os.PathLike[str], evaluation: Evaluation, **options: Any) -> Parts:

@@ -1,0 +1,386 @@
+"""Blocks of rows, computed one after the other or by the workers of any ``concurrent.futures.Executor``.
+
+A task is a run of consecutive blocks. It goes to a worker as bytes: the rows, their numbers and their keys. The pair goes
+to every worker once, by cloudpickle, because scripts and notebooks define pairs that pickle cannot send. Noise is keyed by
+rows, and a worker computes under the caller's settings, so that a block has the same bits wherever and whenever it is
+computed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import math
+import os
+import pickle
+import threading
+import time
+import uuid
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cloudpickle
+import torch
+
+from pyrovae.checkpoints import Parts, machine
+from pyrovae.evaluation import Evaluation
+from pyrovae.precision import products
+from pyrovae.refusals import Refused, bad_type, bad_value, refusal, shown
+from pyrovae.tracing import Runner
+from pyrovae.turns import takes_turns
+
+#: Returns the value of one block, from its number and its rows.
+Compute = Callable[[int, slice], Any]
+#: Returns the function of an evaluation's blocks; a function of a module, or a ``functools.partial`` of one.
+Make = Callable[[Evaluation], Compute]
+#: Where blocks are computed; None computes them here.
+Workers = Executor | Callable[[], Executor] | None
+
+_SECONDS = 1.0  # that a task should take: short enough to repeat, long enough to be worth sending
+_AHEAD = 2  # tasks in flight for each worker, so that memory does not grow with the rows
+_WORKERS = 32  # assumed of an executor that does not tell
+_TRIES = 5  # of a task whose worker died
+
+_HOME = uuid.uuid4().hex  # a forked process has its parent's; a thread has that of its process
+_known: dict[
+    str, tuple[Evaluation, Make, Mapping[str, Any]]
+] = {}  # in a worker: the last evaluation, by its hash
+
+
+class Pool:
+    """An executor, or one that a function returns, which is called again when its workers have died.
+
+    Raises:
+        TypeError: ``executor`` is neither; or, when it is used, the function returns something else.
+    """
+
+    def __init__(self, executor: Executor | Callable[[], Executor]) -> None:
+        if not isinstance(executor, Executor) and not callable(executor):
+            raise bad_type(
+                "executor",
+                "an Executor of concurrent.futures, or a function that returns one",
+                shown(executor),
+                "Pass ProcessPoolExecutor(2, mp_context=multiprocessing.get_context('spawn')), for example.",
+            )
+        self._make = None if isinstance(executor, Executor) else executor
+        self._executor = executor if isinstance(executor, Executor) else None
+        self._calls = itertools.count()
+
+    def submit(self, *task: Any) -> Future[tuple[str, Any]]:
+        """Send a task; raise ``RuntimeError`` if the workers have died and there is no function to make others."""
+        try:
+            return self._now.submit(work, next(self._calls), *task)
+        except RuntimeError:  # broken, or shut down
+            if self._make is None:
+                raise
+            self._executor = None
+            return self._now.submit(work, next(self._calls), *task)
+
+    @property
+    def workers(self) -> int:
+        """How many workers there are. Executors tell by different names, some of them private."""
+        executor: Any = self._now
+        local = getattr(executor, "_max_workers", None)  # ProcessPoolExecutor and loky
+        threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+        if local and threads > 1 and local * threads > cores:
+            warnings.warn(
+                f"executor: {local} workers of {threads} threads wait for one another on {cores} cores. Workers have as "
+                "many threads as the caller: call torch.set_num_threads(1) first.",
+                stacklevel=2,
+            )
+        nthreads = getattr(getattr(executor, "_client", None), "nthreads", None)  # Dask
+        told = local or getattr(executor, "num_workers", None) or (nthreads and sum(nthreads().values()))
+        return int(told or _WORKERS)
+
+    @property
+    def _now(self) -> Executor:
+        if self._executor is None and self._make is not None:
+            self._executor = self._make()
+        if not isinstance(self._executor, Executor):
+            raise bad_type(
+                "executor", "a function that returns an Executor", shown(self._executor), "Return the pool."
+            )
+        return self._executor
+
+
+def computed(
+    evaluation: Evaluation,
+    blocks: Sequence[slice],
+    make: Make,
+    parts: Parts | None = None,
+    pool: Pool | None = None,
+) -> Iterator[tuple[slice, Any]]:
+    """Yield the rows and the value of every block, as they become known; blocks in ``parts`` are read, others kept there.
+
+    Raises:
+        BrokenExecutor: workers died too often.
+        ValueError: the pair cannot be sent to workers, or these are threads, forked, or another version's.
+    """
+    if pool is None:
+        compute = make(evaluation)
+        for number, rows in enumerate(blocks):
+            block = functools.partial(compute, number, rows)
+            yield rows, block() if parts is None else parts.keep(number, block)
+        return
+    left = []
+    for number, rows in enumerate(blocks):
+        if parts is not None and number in parts:
+            yield rows, parts.keep(number, lambda: None)
+        else:
+            left.append(number)
+    with closing(_spread(evaluation, blocks, left, make, pool, parts is not None)) as found:
+        for number, value in found:
+            yield (
+                blocks[number],
+                value if parts is None else parts.keep(number, functools.partial(_same, value)),
+            )
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The caller's side
+
+
+@dataclass
+class _Task:
+    """Consecutive blocks by their numbers, and how often their workers have died."""
+
+    numbers: list[int]
+    tries: int = 0
+
+
+def _spread(
+    evaluation: Evaluation,
+    blocks: Sequence[slice],
+    left: Sequence[int],
+    make: Make,
+    pool: Pool,
+    kept: bool,
+) -> Generator[tuple[int, Any], None, None]:
+    """Yield number and value of the blocks that are left, in any order; ``kept`` says whether finished ones are safe."""
+    if not left:
+        return
+    setup = _packed(evaluation, make)
+    key, caller = hashlib.sha256(setup).hexdigest(), (_HOME, os.getpid(), threading.get_ident())
+    ahead, size = _AHEAD * pool.workers, 1
+    waiting, running = deque(left), dict[Future[tuple[str, Any]], _Task]()
+
+    def submit(task: _Task, *, known: bool = True) -> None:
+        rows = _rows(evaluation, blocks, task)
+        try:
+            future = pool.submit(caller, key, None if known else setup, rows)
+        except RuntimeError as error:
+            raise _broken(evaluation, blocks, task, error, kept) from error
+        running[future] = task
+
+    try:
+        while waiting or running:
+            while waiting and len(running) < ahead:
+                # The last tasks are short, so that all workers end together.
+                most = min(size, math.ceil(len(waiting) / ahead))
+                numbers = [waiting.popleft()]
+                while len(numbers) < most and waiting[0] == numbers[-1] + 1:
+                    numbers.append(waiting.popleft())
+                submit(_Task(numbers))
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in sorted(done, key=_is_done, reverse=True):
+                task = running.pop(future)
+                try:
+                    state, answer = future.result()
+                except Exception as error:  # of the executor itself: ``work`` returns the pair's own
+                    task.tries += 1
+                    if task.tries == _TRIES:
+                        raise _broken(evaluation, blocks, task, error, kept) from error
+                    submit(task)
+                    continue
+                if state == "unknown":
+                    submit(task, known=False)
+                elif state == "refused":
+                    raise Refused(answer)
+                elif state == "failed":
+                    _fail_here(evaluation, blocks, task, make, answer)
+                else:
+                    values, seconds, reason = pickle.loads(answer)
+                    size = max(1, min(2 * size, int(len(task.numbers) * _SECONDS / max(seconds, 1e-9))))
+                    if evaluation.runner is not None and reason is not None:
+                        evaluation.runner.reason = reason
+                    yield from zip(task.numbers, values, strict=True)
+    finally:
+        for future in running:
+            future.cancel()
+
+
+def _is_done(future: Future[tuple[str, Any]]) -> bool:
+    return not future.cancelled() and future.exception() is None and future.result()[0] == "done"
+
+
+def _packed(evaluation: Evaluation, make: Make) -> bytes:
+    """Return all but the rows as bytes; raise ``ValueError`` if the pair cannot be sent."""
+    none, runner = evaluation.numbers[:0], evaluation.runner
+    plain = replace(
+        evaluation,
+        batch={},
+        numbers=none,
+        keys=none,
+        runner=None,
+        source=None,
+        simulated=None,
+        out_of=evaluation.out_of or len(evaluation),
+    )
+    settings = {
+        "threads": torch.get_num_threads(),
+        "dtype": torch.get_default_dtype(),
+        "precision": torch.get_float32_matmul_precision(),
+        "machine": _machine(),
+        "runner": None if runner is None else (runner.compile, runner.main),
+    }
+    try:
+        packed: bytes = cloudpickle.dumps((plain, make, settings))
+    except Exception as error:
+        raise bad_value(
+            "executor",
+            "a pair that can be sent to other processes",
+            f"{type(error).__name__}: {error}",
+            "Open files, locks and generators inside the functions that use them, or leave out executor.",
+        ) from error
+    return packed
+
+
+def _machine() -> dict[str, Any]:
+    from pyrovae import __version__
+
+    return {**machine(), "pyrovae": __version__}
+
+
+def _rows(evaluation: Evaluation, blocks: Sequence[slice], task: _Task) -> bytes:
+    """Return the rows of a task as bytes, with the blocks among them."""
+    first, last = blocks[task.numbers[0]].start, blocks[task.numbers[-1]].stop
+    rows = slice(first, last)
+    # Copies, because a pickle of a view holds all that it is a view of.
+    within = [slice(blocks[n].start - first, blocks[n].stop - first) for n in task.numbers]
+    return pickle.dumps(
+        (evaluation.part(rows), evaluation.numbers[rows].clone(), evaluation.keys[rows].clone(), within)
+    )
+
+
+def _named(evaluation: Evaluation, blocks: Sequence[slice], task: _Task) -> str:
+    numbers = evaluation.numbers[blocks[task.numbers[0]].start : blocks[task.numbers[-1]].stop]
+    return f"rows {int(numbers[0])} to {int(numbers[-1])} of {evaluation.argument}"
+
+
+def _broken(
+    evaluation: Evaluation, blocks: Sequence[slice], task: _Task, error: Exception, kept: bool
+) -> BrokenExecutor:
+    saved = (
+        "Finished blocks are in the checkpoint's folder: repeat the call with a new executor to compute the rest."
+        if kept
+        else "Pass checkpoint=… as well, so that finished blocks are kept."
+    )
+    return BrokenExecutor(
+        refusal(
+            "executor",
+            f"workers that live, in {_TRIES} tries if the executor recovers",
+            f"{type(error).__name__} while {_named(evaluation, blocks, task)} and others were computed: {error}",
+            f"{saved} A pool that does not recover is replaced if executor is a function that returns one.",
+        )
+    )
+
+
+def _fail_here(
+    evaluation: Evaluation, blocks: Sequence[slice], task: _Task, make: Make, failure: str
+) -> None:
+    """Compute a task that failed in a worker, and raise its error as without an executor."""
+    compute, rows = make(evaluation), _named(evaluation, blocks, task)
+    try:
+        for number in task.numbers:
+            compute(number, blocks[number])
+    except Exception as error:
+        error.add_note(f"Raised for {rows}.")
+        raise
+    raise RuntimeError(
+        refusal(
+            "executor",
+            "workers that compute what this process computes",
+            f"{failure} for {rows}, which raise nothing here",
+            "Give workers the same modules, files and memory.",
+        )
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The worker's side
+
+
+def work(
+    call: int, caller: tuple[str, int, int], key: str, setup: bytes | None, rows: bytes
+) -> tuple[str, Any]:
+    """Return what became of a task: "done" with values, "unknown" without ``setup``, "refused" or "failed" with a text.
+
+    ``call`` numbers the calls, because Dask answers equal ones by the result of the first.
+    """
+    home, *place = caller
+    if home == _HOME and place != [os.getpid(), threading.get_ident()]:
+        return "refused", refusal(
+            "executor",
+            "workers in processes of their own, not forked",
+            "a thread, whose calls take turns with the caller's"
+            if place[0] == os.getpid()
+            else "a forked process, in which torch's threads can hang",
+            "Pass ProcessPoolExecutor(2, mp_context=multiprocessing.get_context('spawn')), for example.",
+        )
+    try:
+        return _work(key, setup, rows)
+    except Exception as error:
+        return "failed", f"{type(error).__name__}: {error}"
+
+
+@takes_turns
+def _work(key: str, setup: bytes | None, rows: bytes) -> tuple[str, Any]:
+    started = time.perf_counter()
+    if setup is not None:
+        plain, make, settings = pickle.loads(setup)
+        if settings["runner"] is not None:
+            plain = replace(plain, runner=Runner(plain.model, *settings["runner"]))
+        _known.clear()
+        _known[key] = (plain, make, settings)
+    if key not in _known:
+        return "unknown", None
+    plain, make, settings = _known[key]
+    with _as_caller(settings):
+        here, there = _machine(), settings["machine"]
+        for name in there:
+            if here.get(name) != there[name]:
+                return "refused", refusal(
+                    "executor",
+                    f"workers with the caller's {name}, {there[name]}",
+                    str(here.get(name)),
+                    "Install the same versions on machines of one kind; other ones give other bits.",
+                )
+        batch, numbers, keys, blocks = pickle.loads(rows)
+        compute = make(replace(plain, batch=batch, numbers=numbers, keys=keys))
+        values = [compute(number, block) for number, block in enumerate(blocks)]
+    reason = None if plain.runner is None else plain.runner.reason
+    return "done", pickle.dumps((values, time.perf_counter() - started, reason))
+
+
+@contextmanager
+def _as_caller(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Run a block under the caller's settings of torch that change bits, and restore the worker's."""
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.set_num_threads(settings["threads"])
+    torch.set_default_dtype(settings["dtype"])
+    try:
+        with products(settings["precision"]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
