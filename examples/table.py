@@ -30,12 +30,16 @@ print(pv.log_evidence(vae, test, num_samples=500))
 
 imputed = pv.impute(vae, test, num_imputations=20)
 print(imputed)
-print(imputed.to_frame().head(6).round(2).to_string(index=False))  # with intervals, in the columns' own values
+print(
+    imputed.to_frame().head(6).round(2).to_string(index=False)
+)  # with intervals, in the columns' own values
 print(imputed.point("median").head(3).to_string())
 
 odd = pd.concat([test.dropna()[:20], pd.DataFrame([["day", False, 45.0, 1.0, 40.0]], columns=test.columns)])
 scores = pv.outliers(vae, odd, check=False)
-print(scores.sort_values("score").tail(2)[["score", "oddest", "below"]].round(1).to_string())  # a dose of 40 on a day ward
+print(
+    scores.sort_values("score").tail(2)[["score", "oddest", "below"]].round(1).to_string()
+)  # a dose of 40 on a day ward
 
 print("mean dose in the rows:   ", df.groupby("ward")["dose"].mean().round(2).to_dict())
 print("mean dose in the samples:", vae.sample(5000).groupby("ward")["dose"].mean().round(2).to_dict())
