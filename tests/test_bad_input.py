@@ -306,6 +306,7 @@ KINDS = {
     "path": NOT_PATH,
     "checkpoint": {k: v for k, v in NOT_PATH.items() if k != "None"},
     "rows": ANY_ROWS,
+    "rows with holes": {what: value for what, value in HOLES_ALLOWED.items() if what != "NaN in a frame"},
     "rows of a pair": HOLES_ALLOWED | OTHER_WIDTHS | NOT_BINARY | NOT_FLOAT32 | NOT_ALIGNED,
     "rows of an encoder": HOLES_ALLOWED | OTHER_WIDTHS | NOT_FLOAT32,
     "validation": {
@@ -787,7 +788,7 @@ CASES = {
     "likelihoods.Binomial": likelihood(likelihoods.Binomial, good={"total_count": 3}, total_count="count"),
     "likelihoods.Gamma": likelihood(likelihoods.Gamma, concentration="spread"),
     "likelihoods.Beta": likelihood(likelihoods.Beta, concentration="spread"),
-    "likelihoods.suggest": Case(likelihoods.suggest, {"x": a("x")}, {"x": "rows"}),
+    "likelihoods.suggest": Case(likelihoods.suggest, {"x": a("x")}, {"x": "rows with holes"}),
     "likelihoods.Likelihood.start_from": Case(
         lambda x: world()["vae"].likelihood.start_from(x),
         {"x": a("x")},
@@ -1203,6 +1204,7 @@ DRAWN = {
     "module": ANYTHING,
     "pair": ANYTHING,
     "rows": bad_rows(),
+    "rows with holes": bad_rows((math.inf, -math.inf)),
     "rows of a pair": bad_rows((math.inf, -math.inf)),
     "rows of a baseline": bad_rows(),
     "binary rows": bad_rows(),

@@ -70,7 +70,7 @@ def test_every_suggestion_can_be_built_and_scores_its_column():
 
 def test_bad_tables_are_refused():
     with pytest.raises(ValueError, match="row 1, column 0"):
-        likelihoods.suggest(torch.tensor([[1.0], [torch.nan]]))
+        likelihoods.suggest(torch.tensor([[1.0], [torch.inf]]))
     with pytest.raises(TypeError, match="x: expected"):
         likelihoods.suggest("table")
 
@@ -124,3 +124,15 @@ def test_student_s_t_is_fitted_as_scipy_does():
     column = stats.t.rvs(3, 1.0, 2.0, size=500, random_state=0)
     best = stats.t.logpdf(column, *stats.t.fit(column, fix_df=3)).sum()
     assert _student_t(column) >= best - 0.1
+
+
+def test_missing_cells_are_left_out():
+    frame = pd.DataFrame(
+        {"count": [0.0, None, 2.0, 1.0] * 20, "empty": [np.nan] * 80, "real": [0.5, None, 1.5, 3.0] * 20}
+    )
+    found = likelihoods.suggest(frame)
+    whole = likelihoods.suggest(frame[["count", "real"]].dropna())
+    pd.testing.assert_frame_equal(found[found["column"] != "empty"].reset_index(drop=True), whole)
+    (empty,) = found[found["column"] == "empty"].itertuples()
+    assert pd.isna(empty.family)
+    assert empty.why == "no observed cell"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
-from pyrovae.rows import as_tensor, in_double
+from pyrovae.rows import read_in_double, restored
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,11 +40,11 @@ def suggest(x: Any) -> pd.DataFrame:
     The order may differ for models with latents. Fit them with ``pyrovae.swap`` and compare held-out log P(x).
 
     Args:
-        x: rows on dim 0, columns on dim 1: a tensor, numpy array or DataFrame.
+        x: rows on dim 0, columns on dim 1: a tensor, numpy array or DataFrame. Missing cells, NaN, None or NA, are left out.
 
     Returns:
         A frame with a line for every column and family: ``column``, ``family`` (its name in
-        ``likelihoods.REGISTRY``), ``options`` for it, and ``why``. A constant column has family None.
+        ``likelihoods.REGISTRY``), ``options`` for it, and ``why``. A constant or empty column has family None.
 
     Raises:
         TypeError, ValueError: see ``pyrovae.as_tensor``.
@@ -61,16 +60,19 @@ def suggest(x: Any) -> pd.DataFrame:
     import pandas as pd
 
     names = list(x.columns) if hasattr(x, "columns") else None
-    rows = as_tensor(in_double(x), dtype=torch.float64).flatten(1).cpu().numpy()
+    batch, source = read_in_double(x, missing=True)
+    rows = restored(batch["x"], source.observed).flatten(1).cpu().numpy()
     lines = [
         {"column": index if names is None else names[index], "family": family, "options": options, "why": why}
         for index, column in enumerate(rows.T)
-        for family, options, why in _ordered(column)
+        for family, options, why in _ordered(column[~np.isnan(column)])
     ]
     return pd.DataFrame(lines, columns=["column", "family", "options", "why"])
 
 
 def _ordered(column: np.ndarray) -> list[tuple[str | None, dict[str, Any], str]]:
+    if not len(column):
+        return [(None, {}, "no observed cell")]
     low, high = column.min(), column.max()
     if low == high:
         return [(None, {}, f"does not vary: {low:g} in every row")]
