@@ -207,8 +207,10 @@ class DiscretizedLogistic(TorchDistribution):
         return torch.sigmoid((self.loc[..., None] - k + 0.5) / self.scale[..., None]).sum(-1)
 
 
-def log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
+def log_normal_mass(lower: Tensor, upper: Tensor, given: Tensor) -> Tensor:
     """Return log(Φ(upper) − Φ(lower)) for lower < upper, exact to rounding in the tails and for narrow intervals.
+
+    ``given`` is upper − lower, computed without cancellation; it is used for narrow intervals only.
 
     An interval right of 0 is mirrored, so that both Φ are small. If an interval is so narrow that
     the difference would lose digits, the result is log φ(m) + log w + log(1 + w²(m² − 1)/24), with midpoint m and width w.
@@ -216,7 +218,9 @@ def log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
     right = lower + upper > 0
     low, high = torch.where(right, -upper, lower), torch.where(right, -lower, upper)
     low = torch.maximum(low, high.clamp(max=0) - 50)  # the rest is below e^−1000 of the interval's mass
-    width, middle = high - low, (high + low) / 2
+    middle = (high + low) / 2
+    # A wide interval may have been cut, and its ends do not cancel.
+    width = torch.where(given * (1 + middle.abs()) < 1e-3, given, high - low)
     narrow = width * (1 + middle.abs()) < 1e-3
     above = torch.special.log_ndtr(high)
     gap = torch.where(narrow, torch.ones_like(above), above - torch.special.log_ndtr(low))
@@ -265,11 +269,14 @@ class RoundedNormal(TorchDistribution):
             self._validate_sample(value)
         lower, upper = value - 0.5, value + 0.5
         if not self.log:
-            return log_normal_mass((lower - self.loc) / self.scale, (upper - self.loc) / self.scale)
+            low, high = (lower - self.loc) / self.scale, (upper - self.loc) / self.scale
+            return log_normal_mass(low, high, 1 / self.scale)
         above = (upper.clamp(min=0.5).log() - self.loc) / self.scale
         below = (lower.clamp(min=0.5).log() - self.loc) / self.scale
         # 0 has no lower bound; beyond 50 scales nothing is left. −∞ would make gradients NaN.
-        return log_normal_mass(torch.where(value > 0, below, above.clamp(max=0) - 50), above)
+        below = torch.where(value > 0, below, above.clamp(max=0) - 50)
+        width = torch.where(value > 0, (1 / lower.clamp(min=0.5)).log1p() / self.scale, above - below)
+        return log_normal_mass(below, above, width)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():

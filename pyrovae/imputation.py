@@ -90,10 +90,10 @@ class Imputation:
         """
         return [self._filled(values) for values in self.draws]
 
-    def _filled(self, values: np.ndarray) -> Any:
+    def _filled(self, values: np.ndarray, rounded: bool = True) -> Any:
         if self.table is None or self._observed is None:
             return filled(self._passed, self._observed, values)
-        return self.table.filled(self._passed, ~self._observed.cpu().numpy(), values)
+        return self.table.filled(self._passed, ~self._observed.cpu().numpy(), values, rounded)
 
     def point(self, kind: str = "mean") -> Any:
         """Return the rows as they were passed, with the "mean", "median" or "mode" in the missing cells.
@@ -110,7 +110,7 @@ class Imputation:
                 f"{kind!r}, which {len(odd)} cells lack, first in column {self.columns[odd[0]]}, a density",
                 "Pass kind='median'.",
             )
-        return self._filled(values)
+        return self._filled(values, rounded=kind != "mean")
 
     @property
     def _unordered(self) -> np.ndarray:
@@ -159,28 +159,32 @@ class Imputation:
         import pandas as pd
 
         low, high = self.interval(coverage)
-        found: dict[str, Any] = {"median": self.median, "mode": self.mode, "low": low, "high": high}
+        found: dict[str, Any] = {
+            "mean": np.where(self._unordered[self.columns], np.nan, self.mean),
+            "median": self.median,
+            "mode": self.mode,
+            "low": low,
+            "high": high,
+        }
         if self.table is not None:
-            found = {name: self._decoded(values) for name, values in found.items()}
-        levels = self._unordered[self.columns]
+            found = {name: self._decoded(values, name != "mean") for name, values in found.items()}
         return pd.DataFrame(
             {
                 "row": self.rows if self.index is None else self.index[self.rows],
                 "column": self.columns if self.names is None else np.array(self.names)[self.columns],
-                "mean": np.where(levels, np.nan, self.mean),
                 **found,
                 "verdict": self.verdict[self.rows],
             }
         )
 
-    def _decoded(self, codes: np.ndarray) -> np.ndarray:
+    def _decoded(self, codes: np.ndarray, rounded: bool) -> np.ndarray:
         """Return codes of the missing cells as the values of their columns, shape (missing cells,)."""
         if self.table is None:
             return codes
         found = np.empty(len(codes), dtype=object)
         for number in range(len(self.table.columns)):
             here = self.columns == number
-            found[here] = self.table.values(number, codes[here]).to_numpy(dtype=object)
+            found[here] = self.table.values(number, codes[here], rounded).to_numpy(dtype=object)
         return found
 
     def summary(self) -> str:

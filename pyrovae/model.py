@@ -185,6 +185,10 @@ class LatentVariableModel(Parameters):
             batch["observed"] = torch.ones_like(batch["x"], dtype=torch.bool)
         return batch, source
 
+    def arranged(self, x: Any) -> Any:
+        """Return rows with their columns in the model's order; see ``Table.arranged``. Rows of other models stay as they are."""
+        return x
+
     def part(self, name: str) -> Callable[..., Any]:
         """Return the "model" or the "guide", to be called with a batch; a guide that takes no ``observed`` does not get it."""
         function: Callable[..., Any] = getattr(self, name)
@@ -284,6 +288,9 @@ class VAE(LatentVariableModel):
         if self.table is not None:
             x = self.table.read(x, argument)
         return super().checked(x, argument, names)
+
+    def arranged(self, x: Any) -> Any:
+        return x if self.table is None else self.table.arranged(x)
 
     def model(self, x: Tensor, observed: Tensor | None = None, **context: Tensor) -> None:
         """Run P(x_obs, z): rows of x, shape (batch, ...), observed at site "x"; latent site "z".

@@ -102,6 +102,7 @@ def outliers(
             f"a {type(model).__name__}",
             "Use one that does, such as PPCA or FullGaussian, or a VAE.",
         )
+    x = model.arranged(x) if isinstance(model, LatentVariableModel) else x
     names, count = columns_of(x)
     if isinstance(model, LatentVariableModel):
         evidence, found = _of_pair(model, x, count, method, num_samples, seed, check)

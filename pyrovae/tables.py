@@ -28,6 +28,8 @@ _POSITIVE = ("log_normal", "gamma")
 _SAME = 1e-9
 # A column of whole numbers is numbered like an id if at least so many rows hold consecutive numbers, each once.
 _FEWEST_IDS = 20
+# Larger whole numbers are not counted one by one.
+_MOST_COUNTED = 2**24
 _BY_FAMILIES = "left out by families"
 _WORDS = {"number": "numbers", "bool": "booleans", "label": "strings or categories", "date": "dates"}
 
@@ -162,14 +164,11 @@ class Table:
         """Return rows with frames as frames of codes: ``x``, ``x["x"]``, or chunks of either; arrays of codes unchanged.
 
         Raises:
-            TypeError, ValueError: as ``encode``; an array of another width.
+            TypeError, ValueError: as ``encode``; an array of another width; a mask of another shape than its frame.
         """
-        try:
-            x = chunks.joined(x) if chunks.several(x) else x
-        except chunks.Unreadable as reason:
-            raise unreadable(argument, reason) from None
+        x = self.arranged(x, argument)
         if isinstance(x, Mapping):
-            return {**x, **self._mask(x), "x": self.read(x["x"], argument)} if "x" in x else x
+            return {**x, "x": self.read(x["x"], argument)} if "x" in x else x
         if _is_frame(x):
             return self._coded(x, argument)
         shape = tuple(getattr(x, "shape", ()))
@@ -182,17 +181,50 @@ class Table:
             )
         return x
 
-    def _mask(self, x: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a mask of observed cells that is a frame with the modelled columns alone, in their order."""
-        mask: Any = x.get("observed")
-        if not (_is_frame(mask) and _is_frame(x["x"])):
-            return {}
-        missing = [name for name in self.names if name not in mask.columns]
-        if missing:
-            raise bad_value(
-                "observed", f"the columns {self.names}", f"none named {missing[0]!r}", "Name them as in x."
-            )
-        return {"observed": mask[self.names]}
+    def arranged(self, x: Any, argument: str = "x") -> Any:
+        """Return rows in frames with the modelled columns alone, in the table's order, and a mask beside them likewise.
+
+        Chunks are joined. Codes in arrays are returned as they are.
+        """
+        try:
+            x = chunks.joined(x) if chunks.several(x) else x
+        except chunks.Unreadable as reason:
+            raise unreadable(argument, reason) from None
+        if not isinstance(x, Mapping):
+            return self._selected(x, argument) if _is_frame(x) else x
+        if "x" not in x or not _is_frame(x["x"]):
+            return x
+        frame, found = _frame(x["x"], argument), dict(x)
+        found["x"] = self._selected(frame, argument)
+        if "observed" in x:
+            found["observed"] = self._mask(x["observed"], frame)
+        return found
+
+    def _selected(self, x: Any, argument: str) -> pd.DataFrame:
+        frame = _frame(x, argument)
+        missing = [name for name in self.names if name not in frame.columns]
+        more = [name for name in frame.columns if name not in {*self.names, *self.left_out}]
+        if missing or more:
+            came = [f"none named {', '.join(map(repr, missing))}"] * bool(missing)
+            came += [f"{', '.join(map(repr, more))}, which the training rows did not have"] * bool(more)
+            fix = "Rename, add or drop these columns."
+            raise bad_value(argument, f"the columns {self.names}", "; ".join(came), fix)
+        return frame[self.names]
+
+    def _mask(self, mask: Any, frame: pd.DataFrame) -> Any:
+        """Return the modelled columns of a mask: by their names in a frame, by their places in ``frame`` in an array."""
+        if _is_frame(mask):
+            missing = [name for name in self.names if name not in mask.columns]
+            if missing:
+                fix = "Name them as in x."
+                raise bad_value("observed", f"the columns {self.names}", f"none named {missing[0]!r}", fix)
+            return mask[self.names]
+        shape = tuple(getattr(mask, "shape", ()))
+        if shape != frame.shape:
+            came = f"shape {shape}" if shape else shown(mask)
+            fix = "Pass a boolean for every cell of the frame."
+            raise bad_value("observed", f"the shape of the frame, {frame.shape}", came, fix)
+        return mask[:, [frame.columns.get_loc(name) for name in self.names]]
 
     def encode(self, x: Any, argument: str = "x") -> np.ndarray:
         """Return the codes of a frame, shape (rows, columns), float64, in the table's order; NaN in missing cells.
@@ -210,14 +242,7 @@ class Table:
         """Return ``encode`` as a frame with the names of the columns and the index of ``x``."""
         import pandas as pd
 
-        frame = _frame(x, argument)
-        missing = [name for name in self.names if name not in frame.columns]
-        more = [name for name in frame.columns if name not in {*self.names, *self.left_out}]
-        if missing or more:
-            came = [f"none named {', '.join(map(repr, missing))}"] * bool(missing)
-            came += [f"{', '.join(map(repr, more))}, which the training rows did not have"] * bool(more)
-            fix = "Rename, add or drop these columns."
-            raise bad_value(argument, f"the columns {self.names}", "; ".join(came), fix)
+        frame = self._selected(x, argument)
         codes = {i: _codes(c, frame[c.name], argument) for i, c in enumerate(self.columns)}
         return pd.DataFrame(codes, index=frame.index).set_axis(self.names, axis=1)
 
@@ -255,25 +280,32 @@ class Table:
                 frame[name] = like[name]
         return frame[list(like.columns)]
 
-    def values(self, number: int, codes: np.ndarray) -> pd.Series:
-        """Return codes of one column, by its number among those modelled, as a column in its own type."""
-        return _values(self.columns[number], codes, None)
+    def values(self, number: int, codes: np.ndarray, rounded: bool = True) -> pd.Series:
+        """Return codes of one column, by its number among those modelled, as a column in its own type.
 
-    def filled(self, x: pd.DataFrame, missing: np.ndarray, codes: np.ndarray) -> pd.DataFrame:
+        Without ``rounded``, such as for means, numbers that are no whole steps or counts stay as they are, in float64.
+        """
+        return _values(self.columns[number], codes, None, rounded)
+
+    def filled(
+        self, x: pd.DataFrame, missing: np.ndarray, codes: np.ndarray, rounded: bool = True
+    ) -> pd.DataFrame:
         """Return a copy of a frame with ``codes``, (cells,), decoded, in its missing cells, by row and then by column.
 
-        ``missing`` has shape (rows, modelled columns). Observed cells keep their values. A column keeps its type if that can
-        hold the new values, and otherwise has that of the training rows.
+        ``missing`` has shape (rows, modelled columns), in the table's order. Observed cells keep their values. A column keeps
+        its type if that can hold every value of the training rows, and otherwise has theirs, whatever the codes are.
         """
-        found, into = x.copy(), np.full(missing.shape, np.nan)
+        found, into = _frame(x, "x").copy(), np.full(missing.shape, np.nan)
         into[missing] = codes
         for number in map(int, np.flatnonzero(missing.any(axis=0))):
-            name, holes = self.columns[number].name, missing[:, number]
-            held, new = x[name], self.values(number, into[holes, number])
+            column, holes = self.columns[number], missing[:, number]
+            held, new = found[column.name], self.values(number, into[holes, number], rounded)
             whole = held.astype(object)
             whole[holes] = new.astype(object).to_numpy()
-            same = hasattr(held, "cat") and set(new.dropna()) - set(held.cat.categories)
-            found[name] = whole.astype(new.dtype if same else held.dtype)
+            kind = new.dtype if _lacks(held, column) else held.dtype
+            if kind == held.dtype and not rounded and getattr(kind, "kind", "O") in "iu":
+                kind = "Float64"
+            found[column.name] = whole.astype(kind)
         return found
 
     # -----------------------------------------------------------------------------------------------------
@@ -298,6 +330,15 @@ class Table:
             "loc": [column.feature_loc for column in self.columns],
             "scale": [column.feature_scale for column in self.columns],
         }
+
+
+def _lacks(held: pd.Series, column: Column) -> bool:
+    """Return whether a column's type cannot hold some value of the training rows."""
+    if column.levels is None:
+        return False
+    if hasattr(held, "cat"):
+        return bool(set(column.levels) - set(held.cat.categories))
+    return column.sort != "number" and getattr(held.dtype, "kind", "O") in "iuf"  # no cell was observed
 
 
 def _is_frame(x: Any) -> bool:
@@ -372,10 +413,14 @@ def _codes(column: Column, values: pd.Series, argument: str) -> np.ndarray:
     if column.levels is None:
         numbers = values.iloc[at].to_numpy(dtype=np.float64)
         step = column.resolution
-        found[at] = numbers if step is None else _steps(argument, column.name, numbers, step, at)
+        found[at] = (
+            numbers if step is None else _steps(argument, column.name, numbers, step, at, values.dtype)
+        )
         return found
     held = values.iloc[at].astype(object).to_numpy()
     codes = pd.Index(column.levels, dtype=object).get_indexer(pd.Index(held, dtype=object))
+    if held.size and isinstance(column.levels[0], bool):  # True == 1
+        codes = np.where([isinstance(value, bool | np.bool_) for value in held], codes, -1)
     new = np.flatnonzero(codes < 0)
     if len(new):
         raise _refused(
@@ -389,10 +434,16 @@ def _codes(column: Column, values: pd.Series, argument: str) -> np.ndarray:
     return found
 
 
-def _steps(argument: str, name: Any, numbers: np.ndarray, resolution: float, at: np.ndarray) -> np.ndarray:
-    """Return how many steps numbers are from 0; raise ``ValueError`` unless all are whole. ``at`` are their rows."""
+def _steps(
+    argument: str, name: Any, numbers: np.ndarray, resolution: float, at: np.ndarray, dtype: Any
+) -> np.ndarray:
+    """Return how many steps numbers are from 0; raise ``ValueError`` unless all are whole, up to their type's rounding.
+
+    ``at`` are their rows.
+    """
     steps = numbers / resolution
-    odd = np.flatnonzero(np.abs(steps - np.round(steps)) > 1e-6)
+    rounding = 4 * np.finfo(np.float32 if str(dtype).lower() == "float32" else np.float64).eps
+    odd = np.flatnonzero(np.abs(steps - np.round(steps)) > np.clip(rounding * np.abs(steps), 1e-6, 0.1))
     if len(odd):
         came = f"{len(odd)} others, first {numbers[odd[0]]:g} in row {at[odd[0]]}"
         fix = "Give a finer resolution, or round the column."
@@ -408,8 +459,8 @@ def _some(levels: tuple[Any, ...]) -> str:
     return ", ".join(map(repr, levels[:10])) + (f" and {len(levels) - 10} more" if len(levels) > 10 else "")
 
 
-def _values(column: Column, codes: np.ndarray, index: Any) -> pd.Series:
-    """Return the values of codes as a column in its own type."""
+def _values(column: Column, codes: np.ndarray, index: Any, rounded: bool = True) -> pd.Series:
+    """Return the values of codes as a column in its own type; in float64 if they are numbers and not ``rounded``."""
     import pandas as pd
 
     index = pd.RangeIndex(len(codes)) if index is None else index
@@ -422,12 +473,15 @@ def _values(column: Column, codes: np.ndarray, index: Any) -> pd.Series:
     elif column.resolution is not None:
         per = round(1 / column.resolution)  # 3 / 10 is 0.3, and 3 * 0.1 is not
         whole = per > 0 and abs(per * column.resolution - 1) < 1e-9
-        held = np.round(codes) / per if whole else np.round(codes) * column.resolution
+        steps = np.round(codes) if rounded else codes
+        held = steps / per if whole else steps * column.resolution
     else:
-        held = np.round(codes) if column.family in _COUNTS else codes
+        held = np.round(codes) if rounded and column.family in _COUNTS else codes
     if column.categories is not None:
         kind: Any = pd.CategoricalDtype(list(column.categories), ordered=column.ordered)
         return pd.Series(pd.Categorical(list(held), dtype=kind), index=index)
+    if column.sort == "number" and not rounded and column.levels is None:
+        return pd.Series(np.asarray(held, dtype=np.float64), index=index)
     if column.sort == "number":
         return _as_numbers(np.asarray(held, dtype=np.float64), column.dtype, index)
     lost = missing.any() and column.dtype == "bool"  # a boolean array holds no missing cell
@@ -561,7 +615,11 @@ def _numbers(
         family, resolution, made["why"] = _suggested(held, whole)
     codes = held
     if resolution is not None:
-        codes, log = _steps("df", name, held, resolution, at), family == "log_normal"
+        codes = _steps("df", name, held, resolution, at, made["dtype"])
+        if np.ptp(codes) == 0:
+            came, fix = f"{resolution:g}, in which all are {codes[0]:g}", "Give a finer one."
+            raise _refused("resolution", name, "a step in which the numbers differ", came, fix)
+        log = family == "log_normal"
         if not family:
             # Far from zero, both are alike.
             log = codes.min() > 0 and _fits(np.log(codes)) - np.log(codes).sum() > _fits(codes) + 1
@@ -590,6 +648,8 @@ def _numbers(
 
 def _suggested(held: np.ndarray, whole: bool) -> tuple[str, float | None, str]:
     """Return the family of a column of numbers, a resolution if it needs one, and the reason."""
+    if whole and held.max() > _MOST_COUNTED:
+        return "", 1.0, f"whole, up to {held.max():.2g}: the mass of an interval of 1"
     ratio = held.var() / max(held.mean(), 1e-300)
     # Counts vary at least as much as their mean, even given z. That is too much for years or ages.
     if whole and (held.min() < 0 or ratio < (20 if held.mean() > 10 else 1)):

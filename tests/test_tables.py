@@ -579,3 +579,108 @@ def test_a_mask_beside_a_tables_frame_has_its_columns_by_name(vae):
         assert np.array_equal(pv.elbo(vae, {"x": rows, "observed": mask}, num_samples=5).estimate, right)
     with pytest.raises(ValueError, match=r"observed: expected the columns .* got none named 'job'"):
         pv.elbo(vae, {"x": rows, "observed": observed.drop(columns="job")}, num_samples=5)
+
+
+def trained():
+    """A small table in which one column is left out, and rows with their columns in another order."""
+    rng = np.random.default_rng(3)
+    n = 60
+    frame = pd.DataFrame(
+        {
+            "same": np.ones(n),
+            "age": np.round(rng.normal(40, 10, n)),
+            "dose": rng.lognormal(0, 0.3, n),
+            "visits": rng.poisson(3.0, n),
+            "job": rng.choice(["cook", "nurse"], n),
+        }
+    )
+    with pytest.warns(UserWarning, match="left out"):
+        vae = pv.VAE.for_table(frame, 1, resolution={"age": 1}, hidden_dims=(3,))
+    return vae, frame, frame[["job", "visits", "same", "dose", "age"]]
+
+
+def test_columns_in_another_order_and_columns_left_out_change_nothing():
+    """Neither scores, nor names of odd columns, nor what is given, nor masks in arrays, nor imputations."""
+    vae, frame, turned = trained()
+    frame.loc[5, "age"], turned.loc[5, "age"] = 150.0, 150.0
+    few = {"num_samples": 100, "check": False}
+    found, again = (pv.outliers(vae, rows, **few) for rows in (frame, turned))
+    assert found["oddest"][5] == "age"
+    pd.testing.assert_frame_equal(found, again)
+    given = [pv.log_evidence(vae, rows, given=["job", "age"], **few) for rows in (frame, turned)]
+    assert np.array_equal(given[0].estimate, given[1].estimate)
+    assert given[0].fingerprint == given[1].fingerprint
+    assert (given[0].observed == 2).all()  # dose and visits
+    other = pv.log_evidence(vae, turned, given=["dose", "visits"], **few)
+    with pytest.raises(ValueError, match="given"):
+        pv.compare({"a": given[0], "b": other})
+    with pytest.raises(ValueError, match="given"):
+        pv.log_evidence(vae, frame, given=["same"], **few)
+    observed = np.random.default_rng(0).random(frame.shape) < 0.7
+    moved = observed[:, [frame.columns.get_loc(name) for name in turned.columns]]
+    imputed = [
+        pv.impute(vae, {"x": rows, "observed": mask}, 3, **few)
+        for rows, mask in ((frame, observed), (turned, moved))
+    ]
+    assert np.array_equal(imputed[0].draws, imputed[1].draws)
+    with pytest.raises(ValueError, match="observed: expected the shape of the frame"):
+        pv.elbo(vae, {"x": frame, "observed": observed[:, 1:]})
+
+
+def test_means_are_not_rounded_and_in_the_units_of_the_frame():
+    vae, frame, _ = trained()
+    frame = frame.astype({"visits": "Int64"})
+    frame.loc[:20, ["age", "visits"]] = None
+    found = pv.impute(vae, frame, 7, num_samples=100, check=False)
+    lines = found.to_frame()
+    ages = lines[lines["column"] == "age"]
+    assert (ages["mean"].astype(float) - found.mean[found.columns == 0] < 1e-12).all()
+    assert (ages["mean"] < ages["high"].max() + 1).all()
+    means = found.point("mean")
+    np.testing.assert_allclose(means["visits"][:21].astype(float), found.mean[found.columns == 2], rtol=1e-12)
+    assert found.point("median")["visits"].dtype == "Int64"
+
+
+def test_a_column_that_is_all_missing_is_imputed_in_the_type_of_the_training_rows():
+    vae, frame, _ = trained()
+    drawn = pv.impute(vae, frame.assign(job=np.nan), 2, num_samples=100, check=False).completed
+    assert {dtype for completed in drawn for dtype in [completed["job"].dtype]} == {frame["job"].dtype}
+    assert set(drawn[0]["job"]) <= {"cook", "nurse"}
+
+
+def test_steps_are_whole_up_to_the_rounding_of_the_numbers():
+    rng = np.random.default_rng(0)
+    cents = np.round(rng.uniform(1e8, 2e8, 50), 2)
+    tenths = np.round(rng.normal(60, 9, 50), 1).astype("float32")
+    table = Table.of(
+        pd.DataFrame({"cents": cents, "tenths": tenths}), resolution={"cents": 0.01, "tenths": 0.1}
+    )
+    codes = table.encode(pd.DataFrame({"cents": cents, "tenths": tenths}))
+    np.testing.assert_array_equal(codes, np.stack([np.round(cents * 100), np.round(tenths * 10.0)], axis=1))
+    with pytest.raises(
+        ValueError, match=r"resolution\['r'\]: expected a step in which the numbers differ, got 1e\+07"
+    ):
+        Table.of(pd.DataFrame({"r": rng.normal(size=30)}), resolution={"r": 1e7})
+
+
+def test_zeros_and_ones_are_no_booleans_in_a_category():
+    table = Table.of(pd.DataFrame({"flag": pd.Categorical([True, False, False]), "n": [1.5, 2.5, 3.5]}))
+    with pytest.raises(ValueError, match="levels of the training rows, False, True, got 3 cells with others"):
+        table.encode(pd.DataFrame({"flag": pd.Categorical([1, 0, 0]), "n": [1.5, 2.5, 3.5]}))
+
+
+def test_whole_numbers_beyond_counting_are_intervals():
+    held = np.random.default_rng(0).integers(0, 2**40, 50)
+    table = Table.of(pd.DataFrame({"hash": held}))
+    assert table.columns[0].family.startswith("rounded")
+
+
+@pytest.mark.parametrize("k", [1e6, 1e10, 1e13, 4e15])
+@pytest.mark.parametrize("log", [False, True])
+def test_masses_of_large_numbers_keep_their_digits(k, log):
+    """Against the midpoint rule, exact to (1/k)²: the interval is narrow."""
+    loc, scale = (np.log(k) - 0.3, 0.7) if log else (0.9 * k, 0.2 * k)
+    u = np.log(k) if log else k
+    exact = stats.norm.logpdf(u, loc, scale) - (np.log(k) if log else 0.0)
+    fn = distributions.RoundedNormal(*(torch.tensor(v, dtype=torch.float64) for v in (loc, scale)), log=log)
+    assert float(fn.log_prob(torch.tensor(k, dtype=torch.float64))) == pytest.approx(exact, abs=1e-6)

@@ -20,6 +20,7 @@ from pyrovae.evidence.quadrature import quadrature
 from pyrovae.evidence.refined import refined
 from pyrovae.evidence.result import KINDS, VERDICTS, LogEvidence
 from pyrovae.evidence.sandwich import Sandwich, sandwich
+from pyrovae.model import LatentVariableModel
 from pyrovae.refusals import bad_value
 from pyrovae.turns import takes_turns
 
@@ -81,6 +82,7 @@ def log_evidence(
                 "a folder",
                 "Leave it out.",
             )
+        x = model.arranged(x) if isinstance(model, LatentVariableModel) else x
         return conditional(lambda rows: log_evidence(model, rows, method=method, **options), x, given)
     own = getattr(model, "log_evidence", None)
     if own is None:
