@@ -1261,13 +1261,6 @@ BUGS = {
         "False",
         "test_mcmc.py::test_what_all_rows_together_measure[True-of_itself--]",
     ),
-    "gradients that point downhill": Bug(
-        "baselines/mcmc/native.py",
-        "_Watched.score",
-        "gradient.numpy()",
-        "-gradient.numpy()",
-        "test_mcmc.py::test_both_samplers_give_the_exact_evidence[nutpie]",
-    ),
     "depth of trees that nutpie never hears of": Bug(
         "baselines/mcmc/native.py",
         "run_chain",
