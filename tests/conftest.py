@@ -1,5 +1,6 @@
 """Every test starts and ends with an empty parameter store and torch's generator as it found it."""
 
+import gc
 import os
 
 import matplotlib
@@ -20,6 +21,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def pytest_collection_modifyitems(items):
     """The longest test first: the others fill the second worker while it runs."""
     items.sort(key=lambda item: "planted_bug" not in item.name)
+
+
+def pytest_collection_finish():
+    """The collector leaves alone what was imported and collected: looking through it took a twentieth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)

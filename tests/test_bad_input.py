@@ -286,6 +286,7 @@ KINDS = {
     "share": {k: v for k, v in NOT_POSITIVE.items() if k not in ("0", "0.0")} | values(1, 1.0, 1.5),
     "below one": NOT_POSITIVE | values(1, 1.0, 1.5),
     "auto or flag": values(None, 0, 1, 1.0, "yes", "False", [], [True], math.nan, len),
+    "executor": values(0, "processes", [], {}) | {"a function that returns none": lambda: lambda: None},
     "flag": values(None, 0, 1, 1.0, "yes", "False", [], [True], math.nan, len)
     | {"a tensor": lambda: torch.tensor(True)},
     "name": NOT_NAME,
@@ -417,7 +418,12 @@ def network(out, inputs=2):
 def estimator(function, **kinds):
     kinds |= {
         name: kind
-        for name, kind in {"checkpoint": "checkpoint", "compile": "auto or flag", "noise": "name"}.items()
+        for name, kind in {
+            "checkpoint": "checkpoint",
+            "compile": "auto or flag",
+            "noise": "name",
+            "executor": "executor",
+        }.items()
         if name in inspect.signature(function).parameters
     }
     return Case(function, PAIR, kinds)

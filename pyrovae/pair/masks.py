@@ -42,8 +42,8 @@ def only_missing(site: Site, dim: int, columns: Sequence[int], batch: Batch) -> 
 
     ``dim`` is the plate dim over rows, negative; ``batch`` holds the rows of the site.
     """
-    counted = entries(site)
-    if counted is None or "observed" not in batch:
+    counted = entries(site) if "observed" in batch else None
+    if counted is None:
         return False
     rows = counted.movedim(row_axis(site, dim), 0)
     rows = rows.reshape(len(rows), -1)
