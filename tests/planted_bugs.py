@@ -747,13 +747,6 @@ BUGS = {
         "0",
         "test_row_noise.py::test_seeds_and_calls_are_independent",
     ),
-    "rejections that move later draws": Bug(
-        "pair/drawing.py",
-        "DrawsByRow._pyro_sample",
-        "self._noise.branch()",
-        "self._noise",
-        "test_row_noise.py::test_sites_draw_from_their_distributions_row_by_row[gamma-together]",
-    ),
     "noise of absent entries beside that of others": Bug(
         "pair/coordinates.py",
         "Coordinates.flatten",

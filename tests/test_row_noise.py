@@ -92,6 +92,13 @@ def test_poisson_counts_have_their_distribution(rate):
     assert stats.kstest(place, "uniform").pvalue > RARE
 
 
+def test_poisson_counts_beyond_whole_floats_end():
+    rate = torch.tensor([[0.0, 1e12, 1e20, 1e300]], dtype=torch.float64)
+    with replaced(Source(made(rows=4), 1, (1, 4), 1, False), []):
+        drawn = torch.poisson(rate)
+    assert ((drawn - rate).abs() <= 10 * rate.sqrt() + rate * 1e-15).all()
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Sites
 

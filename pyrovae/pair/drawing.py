@@ -186,10 +186,12 @@ def _poisson(source: Source, rate: Tensor) -> Tensor:
     u = source.uniform(rate.shape, torch.float64)
     # P(X > high) is below the resolution of u, 2⁻⁵², by Bernstein's inequality.
     low, high = torch.full_like(wide, -1.0), (wide + 9 * wide.sqrt() + 40).ceil()
-    while bool(((high - low) > 1).any()):
+    while True:
         middle = ((low + high) / 2).floor()
+        apart = (middle > low) & (middle < high)  # not so for neighbours, whole numbers or floats
+        if not bool(apart.any()):
+            break
         enough = torch.special.gammaincc(middle.clamp(min=0) + 1, wide) >= u
-        apart = high - low > 1
         high, low = (
             torch.where(apart & enough, middle, high),
             torch.where(apart & ~enough, middle, low),
