@@ -118,6 +118,7 @@ class Planter:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         if threading.active_count() > 1:
             raise SystemExit("collecting the tests started a thread: a fork is not safe")
+        gc.unfreeze()  # conftest.py froze what the tests imported
         self._loaded = [
             found
             for found in gc.get_objects()
