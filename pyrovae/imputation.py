@@ -159,26 +159,24 @@ class Imputation:
         import pandas as pd
 
         low, high = self.interval(coverage)
-        found: dict[str, Any] = {
+        found = {
             "mean": np.where(self._unordered[self.columns], np.nan, self.mean),
             "median": self.median,
             "mode": self.mode,
             "low": low,
             "high": high,
         }
-        if self.table is not None:
-            found = {name: self._decoded(values, name != "mean") for name, values in found.items()}
         return pd.DataFrame(
             {
                 "row": self.rows if self.index is None else self.index[self.rows],
                 "column": self.columns if self.names is None else np.array(self.names)[self.columns],
-                **found,
+                **{name: self._decoded(values, name != "mean") for name, values in found.items()},
                 "verdict": self.verdict[self.rows],
             }
         )
 
     def _decoded(self, codes: np.ndarray, rounded: bool) -> np.ndarray:
-        """Return codes of the missing cells as the values of their columns, shape (missing cells,)."""
+        """Return numbers of the missing cells; of a table the values of their columns; shape (missing cells,)."""
         if self.table is None:
             return codes
         found = np.empty(len(codes), dtype=object)

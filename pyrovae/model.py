@@ -179,11 +179,16 @@ class LatentVariableModel(Parameters):
             names={**(names or {}), **self.names},
             double=double,
             spread=spread,
-            missing=mask is not None,
+            missing=self.takes_missing,
         )
         if mask is not None and mask.default is mask.empty and "observed" not in batch:
             batch["observed"] = torch.ones_like(batch["x"], dtype=torch.bool)
         return batch, source
+
+    @property
+    def takes_missing(self) -> bool:
+        """Whether rows may have missing cells: the model takes ``observed``."""
+        return "observed" in _parameters(self.model)
 
     def arranged(self, x: Any) -> Any:
         """Return rows with their columns in the model's order; see ``Table.arranged``. Rows of other models stay as they are."""

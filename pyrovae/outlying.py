@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -117,7 +116,7 @@ def outliers(
     below = median - found.log_p
     oddest = np.where(seen, below, -math.inf).argmax(axis=1)
     every, empty = np.arange(len(oddest)), ~seen.any(axis=1)
-    if isinstance(model, LatentVariableModel) and "observed" in inspect.signature(model.model).parameters:
+    if isinstance(model, LatentVariableModel) and model.takes_missing:
         poor = ~np.isin(found.verdict[every, oddest], _SOUND) & np.isin(evidence.verdict, _SOUND) & ~empty
         if poor.any():
             left_out = np.zeros(seen.shape, dtype=bool)

@@ -95,7 +95,7 @@ def read(
         TypeError, ValueError: as ``as_batch``; columns of other names or in another order than ``names``; an index
             that does not match the index of the rows; a mask of another shape than the rows.
     """
-    x = _whole(x, argument)
+    x = joined(x, argument)
     if missing and isinstance(x, Mapping) and "observed" in x:
         rows_of = _the_rows(x, argument)
         mask = x["observed"]
@@ -133,7 +133,7 @@ def read(
 
 def in_double(x: Any) -> Any:
     """Return ``x`` with its float tensors in float64, for code that computes in float64; chunks are joined."""
-    x = _whole(x, "x")
+    x = joined(x, "x")
     if isinstance(x, Mapping):
         return {name: in_double(value) for name, value in x.items()}
     return x.double() if isinstance(x, Tensor) and x.dtype in FLOATS else x
@@ -227,7 +227,7 @@ def spread_of(source: Source) -> Tensor:
 
 def as_passed(x: Any, argument: str = "x") -> tuple[dict[str, Any], Any]:
     """Return what came beside the rows, by name, and the rows as they came; chunks are joined."""
-    x = _whole(x, argument)
+    x = joined(x, argument)
     beside = {name: value for name, value in x.items() if name != "x"} if isinstance(x, Mapping) else {}
     return beside, _the_rows(x, argument)
 
@@ -335,7 +335,7 @@ def check_columns_observed(
         )
 
 
-def _whole(x: Any, argument: str) -> Any:
+def joined(x: Any, argument: str) -> Any:
     """Return chunks joined into one; anything else unchanged."""
     try:
         return chunks.joined(x) if chunks.several(x) else x

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from pyrovae import arguments, chunks
+from pyrovae import arguments
 from pyrovae.likelihoods import REGISTRY, suggest
 from pyrovae.likelihoods.mixed import family_of
 from pyrovae.refusals import Refused, bad_type, bad_value, shown
-from pyrovae.rows import unreadable
+from pyrovae.rows import joined
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,10 +186,7 @@ class Table:
 
         Chunks are joined. Codes in arrays are returned as they are.
         """
-        try:
-            x = chunks.joined(x) if chunks.several(x) else x
-        except chunks.Unreadable as reason:
-            raise unreadable(argument, reason) from None
+        x = joined(x, argument)
         if not isinstance(x, Mapping):
             return self._selected(x, argument) if _is_frame(x) else x
         if "x" not in x or not _is_frame(x["x"]):
@@ -236,13 +233,12 @@ class Table:
             TypeError: not a frame.
             ValueError: columns are missing or more, have other types, or hold levels that the training rows do not.
         """
-        return np.array(self._coded(x, argument))
+        return np.array(self._coded(self._selected(x, argument), argument))
 
-    def _coded(self, x: Any, argument: str) -> pd.DataFrame:
-        """Return ``encode`` as a frame with the names of the columns and the index of ``x``."""
+    def _coded(self, frame: pd.DataFrame, argument: str) -> pd.DataFrame:
+        """Return the codes of an arranged frame, with the names of the columns and its index."""
         import pandas as pd
 
-        frame = self._selected(x, argument)
         codes = {i: _codes(c, frame[c.name], argument) for i, c in enumerate(self.columns)}
         return pd.DataFrame(codes, index=frame.index).set_axis(self.names, axis=1)
 
