@@ -12,10 +12,15 @@ from pyrovae import tracing
 from pyrovae.training import traced
 
 matplotlib.use("Agg")
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # The workers share the cores: two threads each, and in each process they start, would wait for one another.
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_configure(config):
+    """Workers share the cores: two threads each, of torch or of NumPy's BLAS, would wait for one another.
+
+    Both read the variable once, when they are loaded: it must stand before the workers start.
+    """
+    if config.getoption("numprocesses", None):
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items):
