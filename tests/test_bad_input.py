@@ -1237,7 +1237,7 @@ DRAWN_ARGUMENTS = [
 
 
 @settings(
-    max_examples=2000,
+    max_examples=1000,
     derandomize=True,
     deadline=None,
     database=None,

@@ -214,7 +214,7 @@ def test_a_narrow_component_is_refused(method, options, shift, seed, monkeypatch
 
 @pytest.mark.parametrize("method", ["importance", "refined", "auto", "quadrature", "annealed"])
 def test_a_good_guide_passes(method):
-    options = {"num_samples": 500} if method == "importance" else {}
+    options = {"importance": {"num_samples": 500}, "annealed": {"num_temperatures": 40}}.get(method, {})
     pair, marginal = gaussian()
     ev = pv.log_evidence(pair, marginal.sample((30,)), method=method, **options)
     assert ev.check.passed

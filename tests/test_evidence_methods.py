@@ -97,11 +97,15 @@ def test_quadrature_on_every_pair_is_the_exact_one(name):
     assert (ev.cost > 0).all()
 
 
-@pytest.mark.parametrize("name", PAIRS)
-@pytest.mark.parametrize("method", LEAST)
+#: Importance on every pair, the other methods on every fourth.
+SEEDED = [("importance", name) for name in PAIRS] + [
+    (method, name) for method in LEAST if method != "importance" for name in [*PAIRS][::4] if name != DISCRETE
+]
+
+
+@pytest.mark.parametrize(("method", "name"), SEEDED)
 def test_same_seed_same_bits_other_seed_other_bits(method, name):
-    if method in MOVES and name == DISCRETE:
-        pytest.skip("refused: see below")
+    """Noise is keyed below all methods, and test_row_noise.py asks every pair for it."""
     case = PAIRS[name]()
     first, again, other = (
         pv.log_evidence(case.pair, case.x, method=method, seed=seed, check=False, **LEAST[method]).estimate
@@ -365,7 +369,7 @@ def test_the_error_of_the_gap_is_that_of_its_spread_where_that_is_larger():
     assert sw.gap_error == pytest.approx((1 / 39) ** 0.5)
 
 
-@pytest.mark.parametrize(("rows", "chains"), [(40, 4), (40, 64), (6, 8), (1, 8)])
+@pytest.mark.parametrize(("rows", "chains"), [(40, 4), (1, 8)])
 def test_bounds_of_a_right_pair_do_not_cross_beyond_noise(rows, chains):
     """A guide that is nearly right, so that the true gap is nearly 0 and half of the gaps are negative."""
     crossed = 0
