@@ -180,9 +180,9 @@ class Imputation:
         if self.table is None:
             return codes
         found = np.empty(len(codes), dtype=object)
-        for number in range(len(self.table.columns)):
+        for number, column in enumerate(self.table.columns):
             here = self.columns == number
-            found[here] = self.table.values(number, codes[here], rounded).to_numpy(dtype=object)
+            found[here] = column.decode(codes[here], rounded=rounded).to_numpy(dtype=object)
         return found
 
     def summary(self) -> str:

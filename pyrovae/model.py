@@ -508,7 +508,7 @@ class VAE(LatentVariableModel):
             fn = self.likelihood(self.encode(rows, observed).sample(), **context)
             if self.table is None:
                 return fn.mean
-            return self.table.decode(fn.base_dist.typical).set_axis(source.index, axis=0)
+            return self.table.decode(fn.base_dist.typical, source.index)
 
     def _refuse_untaken(self, context: Mapping[str, Tensor]) -> None:
         """Raise ``ValueError`` for a value beside the rows that is not an argument of the likelihood's forward."""

@@ -37,6 +37,8 @@ class Likelihood(nn.Module, ABC):
     offset = False
     #: The quantity that a ``networks.Standardize`` has to standardise: "x", "log x", or None.
     standardizes: ClassVar[str | None] = None
+    #: What a column of a table must hold for the family: "numbers", "positive" ones, "counts" from 0 on, or "levels".
+    takes: ClassVar[str] = "numbers"
     #: How many kinds of outputs the network has.
     num_kinds = 1
     #: Whether log-probabilities are computed in float64 whatever the decoder's dtype: see ``InDouble``.

@@ -39,6 +39,7 @@ class LogNormal(LocationScale):
         torch.Size([5])
     """
 
+    takes = "positive"
     off_support = 'LogNormal takes positive numbers; use "gaussian" if zeros or negatives occur.'
     inside = constraints.positive
     standardizes = "log x"
@@ -65,6 +66,7 @@ class Gamma(Concentrated):
         torch.Size([5])
     """
 
+    takes = "positive"
     off_support = 'Gamma takes positive numbers; use "gaussian" if zeros or negatives occur.'
     inside = constraints.positive
 

@@ -33,6 +33,7 @@ class Poisson(Likelihood):
         torch.Size([5])
     """
 
+    takes = "counts"
     off_support = 'Poisson takes counts 0, 1, 2, …; use "gaussian" for real values.'
     in_double = True
 
@@ -63,6 +64,7 @@ class NegativeBinomial(Concentrated):
         torch.Size([5])
     """
 
+    takes = "counts"
     off_support = 'It takes counts 0, 1, 2, …; use "gaussian" for real values.'
 
     def __init__(

@@ -30,6 +30,7 @@ class Bernoulli(Likelihood):
         (torch.Size([3, 7]), torch.Size([5]))
     """
 
+    takes = "levels"
     off_support = (
         "Binarize grey levels, x > 0.5, or score them as a density: ContinuousBernoulli, "
         'likelihood="continuous_bernoulli"; or "beta" without exact 0 and 1.'
@@ -57,6 +58,7 @@ class Categorical(Likelihood):
         torch.Size([5])
     """
 
+    takes = "levels"
     off_support = 'Number the levels 0, 1, 2, … and say how many there are; use "gaussian" for real values.'
     family = "Levels"
 
@@ -96,6 +98,7 @@ class Ordinal(Likelihood):
         torch.Size([5])
     """
 
+    takes = "levels"
     off_support = Categorical.off_support
     family = "Levels"
 

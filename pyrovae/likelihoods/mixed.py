@@ -69,6 +69,7 @@ class RoundedLogNormal(RoundedGaussian):
         torch.Size([5])
     """
 
+    takes = "counts"
     off_support = (
         'It takes whole numbers from 0 on: use "gaussian" with a resolution if negative numbers occur.'
     )

@@ -1,0 +1,190 @@
+"""One column of a table: the values of a frame as codes for the column's family, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrovae.likelihoods.mixed import family_of
+from pyrovae.refusals import Refused, bad_value
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WORDS = {"number": "numbers", "bool": "booleans", "label": "strings or categories", "date": "dates"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        name: in the frame.
+        sort: "number", "bool" or "label".
+        dtype: of pandas, as a string; ``sample`` and ``reconstruct`` return it.
+        family: a name in ``likelihoods.REGISTRY`` or ``likelihoods.mixed.TABLES``.
+        options: of the family.
+        why: the reason for the family.
+        levels: the values of the training rows, in the order of their codes 0, 1, …; None for numbers.
+        categories, ordered: of a pandas category; else None and False.
+        resolution: the step to which numbers were recorded; codes count steps. None if none was given.
+        loc, scale: of the training rows in standard units of the family: mean and standard deviation of codes or of
+            their logarithms.
+        feature: the encoder's input, as in ``networks.Features``.
+        feature_loc, feature_scale: its mean and standard deviation over the training rows.
+    """
+
+    name: Any
+    sort: str
+    dtype: str
+    family: str
+    options: dict[str, Any]
+    why: str
+    levels: tuple[Any, ...] | None = None
+    categories: tuple[Any, ...] | None = None
+    ordered: bool = False
+    resolution: float | None = None
+    loc: float = 0.0
+    scale: float = 1.0
+    feature: str | int = "identity"
+    feature_loc: float = 0.0
+    feature_scale: float = 1.0
+
+    def encode(self, values: pd.Series, argument: str) -> np.ndarray:
+        """Return the codes of a frame's column, float64, NaN in missing cells; raise ``ValueError`` for what the training rows lack."""
+        import pandas as pd
+
+        at = np.flatnonzero(values.notna())
+        found = np.full(len(values), np.nan)
+        sort = sort_of(values) if len(at) else self.sort
+        if sort != self.sort:
+            each = (i for i in at if sort_of(values.iloc[[i]].astype(object)) != self.sort)
+            row = next(each, at[0])  # a category of numbers has no odd cell
+            came = f"{WORDS.get(sort, sort)} of dtype {values.dtype}, first {unwrapped(values.iloc[row])!r} in row {row}"
+            expected = f"{WORDS[self.sort]}, as in the training rows"
+            raise refused(argument, self.name, expected, came, "Convert the column to the type it had.")
+        if self.levels is None:
+            numbers = values.iloc[at].to_numpy(dtype=np.float64)
+            step = self.resolution
+            found[at] = (
+                numbers if step is None else steps_of(argument, self.name, numbers, step, at, values.dtype)
+            )
+            return found
+        held = values.iloc[at].astype(object).to_numpy()
+        codes = pd.Index(self.levels, dtype=object).get_indexer(pd.Index(held, dtype=object))
+        if held.size and isinstance(self.levels[0], bool):  # True == 1
+            codes = np.where([isinstance(value, bool | np.bool_) for value in held], codes, -1)
+        new = np.flatnonzero(codes < 0)
+        if len(new):
+            raise refused(
+                argument,
+                self.name,
+                f"levels of the training rows, {some(self.levels)}",
+                f"{len(new)} cells with others, first {held[new[0]]!r} in row {at[new[0]]}",
+                "Leave these cells missing (None), or merge the level into one that was there.",
+            )
+        found[at] = codes
+        return found
+
+    def decode(self, codes: np.ndarray, index: Any = None, rounded: bool = True) -> pd.Series:
+        """Return codes as a column in its own type; numbers in float64, as they are, if not ``rounded``, such as means."""
+        import pandas as pd
+
+        index = pd.RangeIndex(len(codes)) if index is None else index
+        missing = np.isnan(codes)
+        if self.levels is not None:
+            levels = np.empty(len(self.levels), dtype=object)
+            levels[:] = self.levels
+            at = np.where(missing, 0, np.round(codes)).astype(int).clip(0, len(levels) - 1)
+            held: Any = np.where(missing, None, levels[at])
+        elif self.resolution is not None:
+            per = round(1 / self.resolution)  # 3 / 10 is 0.3, and 3 * 0.1 is not
+            whole = per > 0 and abs(per * self.resolution - 1) < 1e-9
+            steps = np.round(codes) if rounded else codes
+            held = steps / per if whole else steps * self.resolution
+        else:
+            held = np.round(codes) if rounded and family_of(self.family).takes == "counts" else codes
+        if self.categories is not None:
+            kind: Any = pd.CategoricalDtype(list(self.categories), ordered=self.ordered)
+            return pd.Series(pd.Categorical(list(held), dtype=kind), index=index)
+        if self.sort == "number" and not rounded and self.levels is None:
+            return pd.Series(np.asarray(held, dtype=np.float64), index=index)
+        if self.sort == "number":
+            return _as_numbers(np.asarray(held, dtype=np.float64), self.dtype, index)
+        lost = missing.any() and self.dtype == "bool"  # a boolean array holds no missing cell
+        return pd.Series(held, index=index, dtype=object).astype(object if lost else self.dtype)
+
+    def lacked_by(self, held: pd.Series) -> bool:
+        """Return whether the type of a frame's column cannot hold some value of the training rows."""
+        if self.levels is None:
+            return False
+        if hasattr(held, "cat"):
+            return bool(set(self.levels) - set(held.cat.categories))
+        return self.sort != "number" and getattr(held.dtype, "kind", "O") in "iuf"  # no cell was observed
+
+
+def steps_of(
+    argument: str, name: Any, numbers: np.ndarray, resolution: float, at: np.ndarray, dtype: Any
+) -> np.ndarray:
+    """Return how many steps numbers are from 0; raise ``ValueError`` unless all are whole, up to their type's rounding.
+
+    ``at`` are their rows.
+    """
+    steps = numbers / resolution
+    rounding = 4 * np.finfo(np.float32 if str(dtype).lower() == "float32" else np.float64).eps
+    odd = np.flatnonzero(np.abs(steps - np.round(steps)) > np.clip(rounding * np.abs(steps), 1e-6, 0.1))
+    if len(odd):
+        came = f"{len(odd)} others, first {numbers[odd[0]]:g} in row {at[odd[0]]}"
+        fix = "Give a finer resolution, or round the column."
+        raise refused(argument, name, f"whole multiples of the resolution {resolution:g}", came, fix)
+    return np.round(steps)
+
+
+def _as_numbers(numbers: np.ndarray, dtype: str, index: Any) -> pd.Series:
+    """Return numbers as a column of a dtype; of a wider one if it cannot hold them."""
+    import pandas as pd
+
+    kind: Any = pd.api.types.pandas_dtype(dtype)
+    missing, nullable = np.isnan(numbers), not isinstance(kind, np.dtype)
+    if kind.kind in "iu":
+        numbers, limits = np.round(numbers), np.iinfo(getattr(kind, "numpy_dtype", kind))
+        held = numbers[~missing]
+        if missing.any() and not nullable:
+            kind = np.dtype(np.float64)
+        elif len(held) and (held.min() < limits.min or held.max() > limits.max):
+            kind = "Int64" if nullable else np.dtype(np.int64)
+    found = pd.Series(numbers, index=index)
+    if nullable:
+        found = found.astype("Float64")
+    return found.astype(kind)
+
+
+def sort_of(values: pd.Series) -> str:
+    """Return what a column holds: "number", "bool", "label", "date", "empty", or pandas' name for a mixture."""
+    from pandas.api import types
+
+    if isinstance(values.dtype, types.CategoricalDtype):
+        return "label"
+    kind = types.infer_dtype(values, skipna=True)
+    if kind in ("integer", "floating", "mixed-integer-float", "decimal", "integer-na"):
+        return "number"
+    if kind.startswith(("date", "timedelta", "period", "time")):
+        return "date"
+    return {"boolean": "bool", "string": "label"}.get(kind, kind)
+
+
+def refused(argument: str, name: Any, expected: str, came: str, fix: str) -> Refused:
+    """Return the error for a column of an argument that holds frames."""
+    return bad_value(f"{argument}[{name!r}]", expected, came, fix)
+
+
+def unwrapped(value: Any) -> Any:
+    """Return a scalar of NumPy as Python's own; other values unchanged."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def some(levels: tuple[Any, ...]) -> str:
+    """Return the first ten levels in words, and how many more there are."""
+    return ", ".join(map(repr, levels[:10])) + (f" and {len(levels) - 10} more" if len(levels) > 10 else "")

@@ -1,0 +1,299 @@
+"""The table of a frame: its modelled columns, the columns left out, and frames as rows of codes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from pyrovae.likelihoods.mixed import family_of
+from pyrovae.refusals import bad_type, bad_value, shown
+from pyrovae.rows import joined
+from pyrovae.tables.columns import Column
+from pyrovae.tables.training_rows import column_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_BY_FAMILIES = "left out by families"
+
+
+class Table:
+    """The columns of a frame: how each becomes a number that its family scores, and back.
+
+    Args:
+        columns: that are modelled.
+        left_out: the reasons why other columns of the training rows are left out, by name. Frames may have them or not.
+
+    Example:
+        >>> import pandas as pd
+        >>> frame = pd.DataFrame({"age": [31.5, 40.2, 22.9], "member": [True, False, None]})
+        >>> table = Table.of(frame)
+        >>> table.encode(frame)[:, 1].tolist()
+        [1.0, 0.0, nan]
+        >>> table.decode(table.encode(frame))["member"].tolist()
+        [True, False, None]
+    """
+
+    def __init__(self, columns: tuple[Column, ...], left_out: Mapping[Any, str]) -> None:
+        self.columns, self.left_out = tuple(columns), dict(left_out)
+
+    @classmethod
+    def of(
+        cls,
+        x: Any,
+        families: Mapping[Any, Any] | None = None,
+        resolution: Mapping[Any, float] | None = None,
+    ) -> Table:
+        """Return the table of some training rows; see ``VAE.for_table`` for the arguments and the errors."""
+        frame = _frame(x, "df")
+        families = _by_name("families", families, frame)
+        resolution = _by_name("resolution", resolution, frame)
+        columns, left_out = [], {}
+        for name in frame.columns:
+            given = families.get(name, "")
+            if given is None:
+                left_out[name] = _BY_FAMILIES
+                continue
+            found = column_of(name, frame[name], given, resolution.get(name))
+            if isinstance(found, str):
+                left_out[name] = found
+            else:
+                columns.append(found)
+        if not columns:
+            raise bad_value("df", "a column that varies", f"{left_out}", "Pass other columns.")
+        return cls(tuple(columns), left_out)
+
+    @property
+    def names(self) -> list[Any]:
+        """The names of the modelled columns."""
+        return [column.name for column in self.columns]
+
+    def warn_left_out(self) -> None:
+        """Warn of columns that are left out without having been named in ``families``."""
+        found = [f"{name!r} ({why})" for name, why in self.left_out.items() if why != _BY_FAMILIES]
+        if found:
+            warnings.warn(
+                f"These columns are left out: {', '.join(found)}. Pass families={{name: None}} to leave a column out "
+                "without this warning, or name a family.",
+                stacklevel=4,
+            )
+
+    def summary(self) -> pd.DataFrame:
+        """Return a frame with a line for each column: its family, its levels and the reason; left-out columns last."""
+        import pandas as pd
+
+        lines: list[Any] = [(c.name, c.family, c.levels, c.resolution, c.why) for c in self.columns]
+        lines += [(name, None, None, None, why) for name, why in self.left_out.items()]
+        return pd.DataFrame(lines, columns=["column", "family", "levels", "resolution", "why"])
+
+    def record(self) -> dict[str, Any]:
+        """Return the table as plain data, for files; ``Table.from_record`` inverts it."""
+        return {
+            "columns": [asdict(column) for column in self.columns],
+            "left_out": list(self.left_out.items()),
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Table:
+        """Return the table of a ``record``."""
+        return cls(tuple(Column(**column) for column in record["columns"]), dict(record["left_out"]))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Table) and self.record() == other.record()
+
+    __hash__ = None  # type: ignore[assignment]  # as for every class with __eq__
+
+    # -----------------------------------------------------------------------------------------------------
+    # Frames as codes, and back
+
+    def read(self, x: Any, argument: str = "x") -> Any:
+        """Return rows with frames as frames of codes: ``x``, ``x["x"]``, or chunks of either; arrays of codes unchanged.
+
+        Raises:
+            TypeError, ValueError: as ``encode``; an array of another width; a mask of another shape than its frame.
+        """
+        x = self.arranged(x, argument)
+        if isinstance(x, Mapping):
+            return {**x, "x": self.read(x["x"], argument)} if "x" in x else x
+        if _is_frame(x):
+            return self._coded(x, argument)
+        shape = tuple(getattr(x, "shape", ()))
+        if len(shape) != 2 or shape[1] != len(self.columns):
+            raise bad_value(
+                argument,
+                f"a frame with the columns {self.names}, or codes of shape (rows, {len(self.columns)})",
+                f"shape {shape}" if shape else shown(x),
+                "Pass the frame, or vae.table.encode(frame).",
+            )
+        return x
+
+    def arranged(self, x: Any, argument: str = "x") -> Any:
+        """Return rows in frames with the modelled columns alone, in the table's order, and a mask beside them likewise.
+
+        Chunks are joined. Codes in arrays are returned as they are.
+        """
+        x = joined(x, argument)
+        if not isinstance(x, Mapping):
+            return self._selected(x, argument) if _is_frame(x) else x
+        if "x" not in x or not _is_frame(x["x"]):
+            return x
+        frame, found = _frame(x["x"], argument), dict(x)
+        found["x"] = self._selected(frame, argument)
+        if "observed" in x:
+            found["observed"] = self._mask(x["observed"], frame)
+        return found
+
+    def _selected(self, x: Any, argument: str) -> pd.DataFrame:
+        frame = _frame(x, argument)
+        missing = [name for name in self.names if name not in frame.columns]
+        more = [name for name in frame.columns if name not in {*self.names, *self.left_out}]
+        if missing or more:
+            came = [f"none named {', '.join(map(repr, missing))}"] * bool(missing)
+            came += [f"{', '.join(map(repr, more))}, which the training rows did not have"] * bool(more)
+            fix = "Rename, add or drop these columns."
+            raise bad_value(argument, f"the columns {self.names}", "; ".join(came), fix)
+        return frame[self.names]
+
+    def _mask(self, mask: Any, frame: pd.DataFrame) -> Any:
+        """Return the modelled columns of a mask: by their names in a frame, by their places in ``frame`` in an array."""
+        if _is_frame(mask):
+            missing = [name for name in self.names if name not in mask.columns]
+            if missing:
+                fix = "Name them as in x."
+                raise bad_value("observed", f"the columns {self.names}", f"none named {missing[0]!r}", fix)
+            return mask[self.names]
+        shape = tuple(getattr(mask, "shape", ()))
+        if shape != frame.shape:
+            came = f"shape {shape}" if shape else shown(mask)
+            fix = "Pass a boolean for every cell of the frame."
+            raise bad_value("observed", f"the shape of the frame, {frame.shape}", came, fix)
+        return mask[:, [frame.columns.get_loc(name) for name in self.names]]
+
+    def encode(self, x: Any, argument: str = "x") -> np.ndarray:
+        """Return the codes of a frame, shape (rows, columns), float64, in the table's order; NaN in missing cells.
+
+        Numbers are their own codes, or the number of steps where a resolution was given. Levels are numbered from 0. Every
+        function that takes the frame takes these codes, too.
+
+        Raises:
+            TypeError: not a frame.
+            ValueError: columns are missing or more, have other types, or hold levels that the training rows do not.
+        """
+        return np.array(self._coded(self._selected(x, argument), argument))
+
+    def _coded(self, frame: pd.DataFrame, argument: str) -> pd.DataFrame:
+        """Return the codes of an arranged frame, with the names of the columns and its index."""
+        import pandas as pd
+
+        codes = {i: c.encode(frame[c.name], argument) for i, c in enumerate(self.columns)}
+        return pd.DataFrame(codes, index=frame.index).set_axis(self.names, axis=1)
+
+    def decode(self, codes: Any, index: Any = None) -> pd.DataFrame:
+        """Return codes, shape (rows, columns), as a frame in the types of the training rows; NaN becomes a missing cell.
+
+        Codes of levels and of whole-number families are rounded. So are numbers in integer columns. An integer or boolean
+        column with a missing cell gets float64 or object, as in pandas.
+
+        Args:
+            codes: a tensor, array or frame.
+            index: of the frame; None numbers the rows.
+
+        Example:
+            >>> import pandas as pd
+            >>> table = Table.of(pd.DataFrame({"size": ["S", "L", "S"]}))
+            >>> table.decode([[1.0], [0.0]])["size"].tolist()
+            ['S', 'L']
+        """
+        import pandas as pd
+
+        array = codes.detach().cpu().numpy() if isinstance(codes, Tensor) else np.asarray(codes)
+        array = array.astype(np.float64)
+        if array.ndim != 2 or array.shape[1] != len(self.columns):
+            raise bad_value(
+                "codes", f"shape (rows, {len(self.columns)})", f"shape {array.shape}", "Pass a code a column."
+            )
+        found = {i: c.decode(array[:, i], index) for i, c in enumerate(self.columns)}
+        return pd.DataFrame(found, index=index).set_axis(self.names, axis=1)
+
+    def filled(
+        self, x: pd.DataFrame, missing: np.ndarray, codes: np.ndarray, rounded: bool = True
+    ) -> pd.DataFrame:
+        """Return a copy of a frame with ``codes``, (cells,), decoded, in its missing cells, by row and then by column.
+
+        ``missing`` has shape (rows, modelled columns), in the table's order. Observed cells keep their values. A column keeps
+        its type if that can hold every value of the training rows, and otherwise has theirs, whatever the codes are.
+        """
+        found, into = _frame(x, "x").copy(), np.full(missing.shape, np.nan)
+        into[missing] = codes
+        for number in map(int, np.flatnonzero(missing.any(axis=0))):
+            column, holes = self.columns[number], missing[:, number]
+            held, new = found[column.name], column.decode(into[holes, number], rounded=rounded)
+            whole = held.astype(object)
+            whole[holes] = new.astype(object).to_numpy()
+            kind = new.dtype if column.lacked_by(held) else held.dtype
+            if kind == held.dtype and not rounded and getattr(kind, "kind", "O") in "iu":
+                kind = "Float64"
+            found[column.name] = whole.astype(kind)
+        return found
+
+    # -----------------------------------------------------------------------------------------------------
+    # Modules
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return the groups of columns of one family and its options, as ``likelihoods.mixed.Mixed`` takes them."""
+        found: dict[str, dict[str, Any]] = {}
+        for number, column in enumerate(self.columns):
+            key = f"{column.family} {sorted(column.options.items())}"
+            group = found.setdefault(key, {"family": column.family, "options": column.options, "columns": []})
+            group["columns"].append(number)
+            if family_of(column.family).standardizes:
+                group.setdefault("loc", []).append(column.loc)
+                group.setdefault("scale", []).append(column.scale)
+        return list(found.values())
+
+    def features(self) -> dict[str, list[Any]]:
+        """Return the arguments of ``networks.Features``."""
+        return {
+            "kinds": [column.feature for column in self.columns],
+            "loc": [column.feature_loc for column in self.columns],
+            "scale": [column.feature_scale for column in self.columns],
+        }
+
+
+def _is_frame(x: Any) -> bool:
+    frame = hasattr(x, "to_pandas") or (hasattr(x, "to_numpy") and hasattr(x, "columns"))
+    return frame and not isinstance(x, type)
+
+
+def _frame(x: Any, argument: str) -> pd.DataFrame:
+    """Return a frame of pandas, from one of another library if it converts itself; raise for anything else."""
+    x = x.to_pandas() if hasattr(x, "to_pandas") and not isinstance(x, type) else x
+    if not (_is_frame(x) and hasattr(x, "iloc")):
+        raise bad_type(argument, "a pandas DataFrame", f"a {type(x).__name__}", "Pass pandas.DataFrame(x).")
+    if not len(x) or not len(x.columns):
+        raise bad_value(argument, "at least one row and one column", f"shape {x.shape}", "Pass some rows.")
+    twice = x.columns[x.columns.duplicated()]
+    if len(twice):
+        raise bad_value(
+            argument, "one column of each name", f"{twice[0]!r} more than once", "Rename the columns."
+        )
+    return x
+
+
+def _by_name(argument: str, value: Mapping[Any, Any] | None, frame: pd.DataFrame) -> dict[Any, Any]:
+    """Return a dict by the names of columns; raise for other names or other types."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise bad_type(argument, "a dict by the names of columns", shown(value), 'Pass {"column": …}.')
+    for name in value:
+        if name not in frame.columns:
+            raise bad_value(
+                argument, f"names of columns, {list(frame.columns)}", repr(name), "Use one of these names."
+            )
+    return dict(value)

@@ -1,0 +1,185 @@
+"""The columns of training rows: family, levels, location and scale of each, or the reason why it is left out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrovae import arguments
+from pyrovae.likelihoods import REGISTRY, suggest
+from pyrovae.likelihoods.mixed import family_of
+from pyrovae.refusals import bad_type, shown
+from pyrovae.tables.columns import WORDS, Column, refused, some, sort_of, steps_of, unwrapped
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# A column is constant if its values differ by less than this share of the largest one.
+_SAME = 1e-9
+# A column of whole numbers is numbered like an id if at least so many rows hold consecutive numbers, each once.
+_FEWEST_IDS = 20
+# Larger whole numbers are not counted one by one.
+_MOST_COUNTED = 2**24
+
+
+def column_of(name: Any, values: pd.Series, given: Any, resolution: float | None) -> Column | str:
+    """Return a column of the training rows, or the reason why it is left out; raise if it cannot be used."""
+    at, sort = np.flatnonzero(values.notna()), sort_of(values)
+    out = f"families={{{name!r}: None}}"
+    if not len(at):
+        raise refused("df", name, "an observed cell", "none", f"Drop the column, or leave it out by {out}.")
+    if sort not in WORDS or sort == "date":
+        fix = f"Convert the column to one of these, or leave it out by {out}."
+        if sort == "date":
+            days = f"(df[{name!r}] - df[{name!r}].min()).dt.days"
+            fix = f"Choose a meaning: days as a number, {days}; a part, such as .dt.month; or leave it out by {out}."
+        came = f"{WORDS.get(sort, sort)} of dtype {values.dtype}, first {unwrapped(values.iloc[at[0]])!r}"
+        raise refused("df", name, "numbers, booleans, strings or categories", came, fix)
+    family, options = given if isinstance(given, tuple) and len(given) == 2 else (given, {})
+    if not isinstance(options, dict):
+        raise bad_type(
+            f"families[{name!r}]", "a dict of options after the name", shown(options), 'Pass {"scale": 1.0}.'
+        )
+    if family != "":
+        arguments.choice(f"families[{name!r}]", family, tuple(REGISTRY))
+        set_here = ("network", "standardize", "offset", "num_categories", "num_levels")
+        arguments.options(family, REGISTRY[family], options, taken=set_here)
+    column = Column(name, sort, str(values.dtype), family, options, "given")
+    if hasattr(values, "cat"):
+        categories, ordered = tuple(values.cat.categories), bool(values.cat.ordered)
+        column = replace(column, dtype="category", categories=categories, ordered=ordered)
+    if resolution is not None:
+        resolution = arguments.positive(f"resolution[{name!r}]", resolution)
+        if sort != "number" or family not in ("", "gaussian", "log_normal"):
+            came = f"{family or WORDS[sort]}"
+            expected = "a column of numbers, gaussian or log_normal"
+            raise refused("resolution", name, expected, came, "Leave the resolution out.")
+    if sort == "number" and not (family and _takes(family) == "levels"):
+        column = replace(column, resolution=resolution)
+        return _numbers(column, values.iloc[at].to_numpy(dtype=np.float64), at)
+    return _levels(column, list(values.iloc[at].astype(object)))
+
+
+def _takes(family: str) -> str:
+    return family_of(family).takes
+
+
+def _levels(column: Column, held: list[Any]) -> Column | str:
+    """Return a column of levels, or the reason why it is left out."""
+    family, ordered, distinct = column.family, column.ordered, set(held)
+    known = sorted(distinct) if column.categories is None else column.categories
+    levels = [level for level in known if level in distinct]
+    if len(levels) == 1:
+        return f"constant: {levels[0]!r} in every row"
+    if len(levels) == len(held) and column.sort == "label" and not ordered and not family:
+        return f"like an id: {len(levels)} rows, and all values differ"
+    plain = [unwrapped(level) for level in levels]
+    odd = [level for level in plain if type(level) not in (str, int, float, bool)]
+    if odd:
+        expected = "levels that are strings, numbers or booleans"
+        raise refused("df", column.name, expected, shown(odd[0]), "Convert the column by .astype(str).")
+    if not family:
+        family = "bernoulli" if len(levels) == 2 else "ordinal" if ordered else "categorical"
+        column = replace(column, why=f"{len(levels)} levels" + (", ordered" if ordered else ""))
+    unordered = column.sort == "label" and not ordered
+    if (
+        _takes(family) != "levels"
+        or (family == "bernoulli" and len(levels) > 2)
+        or (family == "ordinal" and unordered)
+    ):
+        raise refused(
+            "families",
+            column.name,
+            "'categorical', 'bernoulli' for two levels, or 'ordinal' for numbers and ordered categories",
+            f"{family!r} for {len(levels)} levels, {some(tuple(plain))}",
+            "Name one of these. df[column].astype(pandas.CategoricalDtype(levels, ordered=True)) orders levels.",
+        )
+    counted = {"categorical": "num_categories", "ordinal": "num_levels"}.get(family)
+    return replace(
+        column,
+        family=family,
+        options={counted: len(levels)} if counted else {},
+        levels=tuple(plain),
+        feature=len(levels) if family == "categorical" else "identity",
+        **_unit("feature_", np.array([levels.index(value) for value in held], dtype=np.float64)),
+    )
+
+
+def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
+    """Return a column of numbers, or the reason why it is left out; ``at`` are the rows of the observed cells."""
+    name, family, resolution = column.name, column.family, column.resolution
+    endless = np.flatnonzero(~np.isfinite(held))
+    if len(endless):
+        came = f"{len(endless)} that are infinite, first in row {at[endless[0]]}"
+        raise refused("df", name, "finite numbers, or NaN in missing cells", came, "Pass NaN in these cells.")
+    if np.ptp(held) <= _SAME * np.abs(held).max():
+        return f"constant: {held[0]:g} in every row"
+    if resolution is None and not family:
+        values, whole = np.unique(held), bool((held == np.round(held)).all())
+        if whole and len(values) == len(held) >= _FEWEST_IDS and np.ptp(held) == len(held) - 1:
+            return f"like an id: {len(held)} rows with consecutive numbers"
+        if whole and len(values) == 2:
+            return _levels(column, list(held))
+        family, resolution, why = _suggested(held, whole)
+        column = replace(column, why=why)
+    codes = held
+    if resolution is not None:
+        codes = steps_of("df", name, held, resolution, at, column.dtype)
+        if np.ptp(codes) == 0:
+            came, fix = f"{resolution:g}, in which all are {codes[0]:g}", "Give a finer one."
+            raise refused("resolution", name, "a step in which the numbers differ", came, fix)
+        log = family == "log_normal"
+        if not family:
+            # Far from zero, both are alike.
+            log = codes.min() > 0 and _fits(np.log(codes)) - np.log(codes).sum() > _fits(codes) + 1
+            column = replace(column, why=f"recorded to {resolution:g}") if column.why == "given" else column
+        family = "rounded_log_normal" if log else "rounded_gaussian"
+    takes = _takes(family)
+    least = {"counts": 0.0, "positive": np.nextafter(0, 1)}.get(takes, -np.inf)
+    if codes.min() < least:
+        few = f"{int((codes < least).sum())} others, first {held[codes < least][0]:g} in row {at[codes < least][0]}"
+        raise refused("df", name, f"numbers that {family!r} can score", few, 'Use "gaussian" for it.')
+    spread = getattr(family_of(family), "spread_name", None)
+    feature = {"counts": "log1p", "positive": "log"}.get(takes, "identity")
+    seen_by = np.log(codes) if feature == "log" else np.log1p(codes) if feature == "log1p" else codes
+    own = codes
+    if family_of(family).standardizes == "log x":
+        own = np.log(codes.clip(min=0.5) if resolution else codes)
+    return replace(
+        column,
+        family=family,
+        options={spread: "per_dimension", **column.options} if spread else column.options,
+        resolution=resolution,
+        feature=feature,
+        **_unit("", own),
+        **_unit("feature_", seen_by),
+    )
+
+
+def _suggested(held: np.ndarray, whole: bool) -> tuple[str, float | None, str]:
+    """Return the family of a column of numbers, a resolution if it needs one, and the reason."""
+    if whole and held.max() > _MOST_COUNTED:
+        return "", 1.0, f"whole, up to {held.max():.2g}: the mass of an interval of 1"
+    ratio = held.var() / max(held.mean(), 1e-300)
+    # Counts vary at least as much as their mean, even given z. That is too much for years or ages.
+    if whole and (held.min() < 0 or ratio < (20 if held.mean() > 10 else 1)):
+        why = "down to negative numbers" if held.min() < 0 else f"variance {ratio:.2g} times the mean"
+        return "", 1.0, f"whole, {why}: the mass of an interval of 1"
+    lines = suggest(held[:, None])
+    if whole:
+        lines = lines[lines["family"].map(_takes) == "counts"]
+    return lines["family"].iloc[0], None, lines["why"].iloc[0]
+
+
+def _fits(values: np.ndarray) -> float:
+    """Return the largest Gaussian log-likelihood of values, up to a constant."""
+    return -len(values) * math.log(max(values.std(), 1e-300))
+
+
+def _unit(prefix: str, values: np.ndarray) -> dict[str, Any]:
+    """Return mean and standard deviation; the latter is at least the rounding of the largest value."""
+    scale = max(float(values.std()), _SAME * float(np.abs(values).max()))
+    return {f"{prefix}loc": float(values.mean()), f"{prefix}scale": scale if scale > 0 else 1.0}
