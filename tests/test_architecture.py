@@ -75,6 +75,7 @@ LATE = {
     "pooch",
     "xarray",
     "nutpie",
+    "threadpoolctl",
 }
 
 

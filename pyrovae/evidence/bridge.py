@@ -266,6 +266,7 @@ class _Partner(NamedTuple):
 def _fit(v: Tensor, effective: float, seed: int) -> _Partner:
     """Return the Gaussian or the mixture of lowest BIC, from standardised draws that are worth ``effective`` ones."""
     from sklearn.mixture import GaussianMixture
+    from threadpoolctl import threadpool_limits
 
     dim = v.shape[1]
     v = v[:: -(-len(v) // _FITTED)]
@@ -278,7 +279,8 @@ def _fit(v: Tensor, effective: float, seed: int) -> _Partner:
             if free > effective * dim:
                 break
             fit = GaussianMixture(components, covariance_type=kind, random_state=seed % 2**32)
-            with warnings.catch_warnings():
+            # Products of a few thousand draws: two threads of NumPy's BLAS wait for each other on a busy machine.
+            with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
                 warnings.simplefilter("ignore")  # of EM that has not converged; any mixture is a partner
                 fit.fit(v.numpy())
             bic = _bic(free, float(fit.score(v.numpy())), effective)
