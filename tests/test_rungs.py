@@ -284,22 +284,23 @@ def test_hints_are_about_their_rows():
 # A fallback
 
 
-def test_a_grid_that_is_below_the_proposals_does_not_answer(monkeypatch):
+@pytest.mark.parametrize("dimensions_of_grids", [3, 0])
+def test_a_fallback_that_is_below_the_proposals_does_not_answer(monkeypatch, dimensions_of_grids):
+    """A grid in two dimensions; chains, where grids serve none."""
     pair, x, exact = bent(30)
-    grid_block = auto.grid_block
+    keep, seen = auto._Ladder._keep_unless_lower, []
 
-    def poor(*args):
-        block = grid_block(*args)
+    def poor(self, rows, found, level, name, *rest):
+        seen.append(name)
+        columns = vars(found)
+        low = {"estimate": columns["estimate"] - 4240, "mcse": 0 * columns["mcse"]}
+        return keep(self, rows, Columns(**{**columns, **low}), level, name, *rest)
 
-        def of_block(number, rows):
-            columns = vars(block(number, rows))
-            return Columns(**{**columns, "estimate": columns["estimate"] - 4240, "mcse": 0 * columns["mcse"]})
-
-        return of_block
-
-    monkeypatch.setattr(auto, "_TAIL", -math.inf)  # every row comes to quadrature
-    monkeypatch.setattr(auto, "grid_block", poor)
+    monkeypatch.setattr(auto, "_TAIL", -math.inf)  # every row comes to the fallback
+    monkeypatch.setattr(auto, "MOST_DIMENSIONS", dimensions_of_grids)
+    monkeypatch.setattr(auto._Ladder, "_keep_unless_lower", poor)
     ev = pv.log_evidence(pair, x, method="auto", check=False)
+    assert set(seen) == {"quadrature" if dimensions_of_grids else "annealed"}
     assert (ev.answered_by == "refined").all()
     assert (np.abs(ev.estimate - exact) < 1).all()
     assert (ev.cost <= 50_000).all()

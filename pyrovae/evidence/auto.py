@@ -75,7 +75,10 @@ _MATTERS, _FEWEST_VISITS = 4.0, 20  # nats below the answer, and draws: see _ans
 _PATIENCE, _FEWEST_STEPS = 2, 4  # of a fit; see fit_gaussians
 _PATIENCE_AGAIN = 6  # of a fit that goes on from another
 _OF_BUDGET = 0.5  # share of the remaining budget that a fit may spend
-_SPARE, _WORSE = 1000, 1.0  # draws kept beside a grid, and nats that its answer may be below their bound
+_SPARE, _WORSE = (
+    1000,
+    1.0,
+)  # draws kept beside a grid or chains, and nats that their answer may be below the pilot's
 _CHAINS, _FEWEST_TEMPERATURES, _MOST_TEMPERATURES = 64, 30, 1000
 _ROWS_AT_ONCE = 1 << 22  # numbers in the fitted Gaussians that are held at a time
 
@@ -105,7 +108,7 @@ def auto(
        missed mode. A second pilot tells whether they are good enough. If they are not, the fits go on, and then a
        mixture of up to twelve Gaussians is adapted to the row (Cappé et al. 2008).
     4. If that is not good enough, ``quadrature`` computes rows with one or two latent dimensions, and ``annealed`` all
-       others. A row whose grid is lower than the pilot's bound is answered by the mixture.
+       others. A row whose grid or chains give a nat less than the pilot's bound is answered by the mixture.
 
     2000 pairs (x, z) are simulated from the model, once per call. The z of pairs near a row are further starts, and points
     at which proposals are tested. ``cost`` leaves out the simulation. Rows with values beside x, such as context, have
@@ -611,8 +614,8 @@ class _Ladder:
     ) -> None:
         """Answer rows by their proposals, or by quadrature or annealing if these are poor; grids follow ``fits``.
 
-        A grid's answer that is lower than the pilot's bound has missed the mass that the proposals found. Such rows are
-        answered by the proposals. The pilot's draws are independent of those, so the bound remains one.
+        An answer of grid or chains that is lower than the pilot's bound has missed mass that the proposals found. Such rows
+        are answered by the proposals, whose pilot is independent of the answer.
         """
         if not len(found.rows):
             return
@@ -622,12 +625,10 @@ class _Ladder:
         if dim < MOST_DIMENSIONS:  # in three dimensions a grid costs more than chains
             grids = fits or found
             gridded = poor & (left >= first_price(dim, len(grids.fits)))
-            failed = gridded.clone()
-            failed[gridded] = self._answer_by_quadrature(grids.only(gridded), pilot.level[gridded])
+            good[gridded] = self._answer_by_quadrature(grids.only(gridded), pilot.level[gridded])
             poor &= ~gridded
-            good |= failed
+        good[poor] = self._answer_by_annealing(found.only(poor), pilot.level[poor], pilot.unmet[poor])
         self._answer_by_mixture(found.only(good), pilot.needed[good], pilot.unmet[good])
-        self._answer_by_annealing(found.only(poor), pilot.needed[poor], pilot.unmet[poor])
 
     def _pilot_mixture(self, found: _Fitted, turn: int) -> _Judged:
         """Return the results of a pilot of proposals with their defensive components."""
@@ -682,25 +683,28 @@ class _Ladder:
         part = self._part(found.rows, _PILOT, Stage.GRID)
         left = self._left(found.rows) - _mixture_cost(_SPARE)
         columns = each_block(part, grid_block(part, _MARGIN * self._target, found.gaussians, left))
-        failed = ~(columns.estimate + columns.mcse.nan_to_num(posinf=0.0) >= level - _WORSE)
-        self._cost[found.rows[failed]] += columns.cost[failed]
-        kept = ~failed
-        answered = Columns(*(getattr(columns, field.name)[kept] for field in dataclasses.fields(Columns)))
-        self._keep(found.rows[kept], answered, "quadrature", 0)
-        return failed
+        return self._keep_unless_lower(found.rows, columns, level, "quadrature", 0)
 
-    def _answer_by_annealing(self, found: _Fitted, needed: Tensor, doubtful: Tensor) -> None:
-        """Anneal with as many temperatures as each row can pay for, in steps of √2; else answer by the mixture."""
-        left, temperatures = self._max_cost - self._cost[found.rows], torch.zeros_like(found.rows)
+    def _answer_by_annealing(self, found: _Fitted, level: Tensor, doubtful: Tensor) -> Tensor:
+        """Anneal with as many temperatures as each row can pay for, in steps of √2, and return which rows have no answer.
+
+        These can pay for too few, or their chains give less than a bound ``level``.
+        """
+        left, temperatures = self._left(found.rows) - _mixture_cost(_SPARE), torch.zeros_like(found.rows)
         for step in range(2 * int(math.log2(_MOST_TEMPERATURES / _FEWEST_TEMPERATURES)) + 1):
             count = int(_FEWEST_TEMPERATURES * 2 ** (step / 2))
             temperatures[path_cost(_CHAINS, count) <= left] = count
-        none = temperatures == 0
-        self._answer_by_mixture(found.only(none), needed[none], doubtful[none])
-        for count in temperatures[~none].unique().tolist():
-            self._anneal(found.only(temperatures == count), count, doubtful[temperatures == count])
+        failed = temperatures == 0
+        for count in temperatures[~failed].unique().tolist():
+            here = temperatures == count
+            columns = self._anneal(found.only(here), count)
+            rows = found.rows[here]
+            failed[here] = self._keep_unless_lower(
+                rows, columns, level[here], "annealed", _CHAINS, doubtful[here]
+            )
+        return failed
 
-    def _anneal(self, found: _Fitted, temperatures: int, doubtful: Tensor) -> None:
+    def _anneal(self, found: _Fitted, temperatures: int) -> Columns:
         part = self._part(found.rows, _CHAINS, Stage.ANSWER)
         columns = []
         for block in part.blocks():
@@ -712,7 +716,7 @@ class _Ladder:
                 path = Path(posterior, start, drawn, here[0].spread, min(part.tile[1], _CHAINS))
                 moves = path.tune(temperatures, drawn)
             columns.append(weigh_chains(part, path, moves, block))
-        self._keep(found.rows, Columns.cat(columns), "annealed", _CHAINS, doubtful)
+        return Columns.cat(columns)
 
     def _by_draws(self, rows: Tensor, needed: Tensor) -> Iterator[tuple[Tensor, int]]:
         """Yield indices of rows that need about equally many draws, and that number: 128 · 2^(j/2), within the budget."""
@@ -724,6 +728,22 @@ class _Ladder:
         draws = torch.minimum((_FEWEST * 2 ** (steps / 2)).nan_to_num(posinf=2.0**62), most).long()
         for count in draws.unique().tolist():
             yield (draws == count).nonzero()[:, 0], count
+
+    def _keep_unless_lower(
+        self,
+        rows: Tensor,
+        found: Columns,
+        level: Tensor,
+        name: str,
+        draws: int,
+        doubtful: Tensor | None = None,
+    ) -> Tensor:
+        """Keep answers that are not lower than a bound ``level``, and return which are; those have cost, too."""
+        lower = ~(found.estimate + found.mcse.nan_to_num(posinf=0.0) >= level - _WORSE)
+        self._cost[rows[lower]] += found.cost[lower]
+        answered = Columns(*(getattr(found, field.name)[~lower] for field in dataclasses.fields(Columns)))
+        self._keep(rows[~lower], answered, name, draws, False if doubtful is None else doubtful[~lower])
+        return lower
 
     def _keep(
         self, rows: Tensor, found: Columns, name: str, draws: int, doubtful: Tensor | bool = False
