@@ -408,7 +408,7 @@ class VAE(LatentVariableModel):
         *,
         families: Mapping[Any, Any] | None = None,
         resolution: Mapping[Any, float] | None = None,
-        hidden_dims: Sequence[int] = (200, 200),
+        hidden_dims: Sequence[int] = (200,),
         activation: str = "relu",
         prior: str = "standard_normal",
         encoder: str = "diagonal_normal",
@@ -433,7 +433,9 @@ class VAE(LatentVariableModel):
             resolution: for columns of real numbers the step to which they were recorded, such as {"age": 1}. The column is
                 then scored as the mass of its interval, x ± step/2, under a Gaussian or log-normal. If every column is a
                 mass, log P(x) has no units and compares across families.
-            hidden_dims, activation, prior, encoder: as in ``mlp``.
+            hidden_dims: of both networks. With two or more layers, pass ``fit`` a ``kl_warmup``: where many cells are
+                missing, z says little about a row at first, and the fit may end with a decoder that ignores it.
+            activation, prior, encoder: as in ``mlp``.
 
         Raises:
             TypeError: df is no frame; families or resolution are no dicts.
