@@ -131,8 +131,8 @@ def vae_of(data: Data, seen: pd.DataFrame, latent_dim: int, epochs: int, seed: i
             two = seen[column].nunique() == 2
             families[column] = "bernoulli" if two else "ordinal" if sort == "ordinal" else "categorical"
     torch.manual_seed(seed)
-    vae = pv.VAE.for_table(seen, latent_dim, families=families, hidden_dims=(128,))
-    pv.fit(vae, seen, epochs=epochs, lr=3e-3, batch_size=512, seed=seed)
+    vae = pv.VAE.for_table(seen, latent_dim, families=families, hidden_dims=(200, 200))
+    pv.fit(vae, seen, epochs=epochs, lr=3e-3, batch_size=512, kl_warmup=10, seed=seed)
     return vae
 
 
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--masks", type=int, default=1, help="how many of the ten masks")
     parser.add_argument("--methods", nargs="+", default=["mean or mode", "forests", "VAE"])
     parser.add_argument("--latent-dim", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--trees", type=int, default=30)
     parser.add_argument("--json", type=Path, help="where results are kept, and read from")
     options = parser.parse_args()
