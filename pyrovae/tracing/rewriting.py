@@ -92,7 +92,7 @@ def _log_mass(logits: Any, x: Any, columns: int) -> Any:
     terms = []
     if pieces:
         linear = sum(b * a - a.clamp(min=0) for a, b in pieces)
-        product = math.prod(1 + torch.exp(-a.abs()) for a, _ in pieces)
+        product: Any = math.prod(1 + torch.exp(-a.abs()) for a, _ in pieces)
         terms.append((linear - product.log()).sum(-1))
     if _SLICES * width < columns:
         rest = slice(_SLICES * width, None)
