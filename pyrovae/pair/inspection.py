@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 from pyrovae import noise, supports
 from pyrovae.distributions import ByColumn
@@ -90,7 +91,11 @@ def inspect(
     if isinstance(pair, VAE) and isinstance(pair.likelihood, Likelihood):
         pair.likelihood.check_rows(restored(batch["x"], batch.get("observed")))
     with pair.nothing_declared_on_error(), pair.evaluating(), seeded:
-        with FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False)
+        counter.mod_tracker = (
+            _NoModules()
+        )  # torch's would hook inputs that require gradients, which fails here
+        with counter:
             sites = _first_runs(pair, probe, batch)
         latents, observed = check_sites(sites["model"], sites["guide"])
         again = _first_runs(pair, fewer, batch)
@@ -299,6 +304,16 @@ def _data_dims(
                     "Give the plate the same dim in model and guide.",
                 )
     return found, frozenset(names)
+
+
+class _NoModules(ModuleTracker):
+    """Counts all modules together."""
+
+    def __enter__(self) -> _NoModules:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
 
 
 def _widest(pair: LatentVariableModel, model: Sites, probe: Tensor) -> int:
