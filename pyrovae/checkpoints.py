@@ -168,13 +168,23 @@ class Parts:
         folder: for this evaluation alone; created if missing.
         pins: the values that all parts depend on.
         answers: the numbers that the evaluated model computes.
+        number_of_threads: how many threads a new folder's parts are computed with.
+
+    Attributes:
+        threads: how many threads this folder's parts are computed with.
 
     Raises:
         OSError: the folder cannot be written to.
         ValueError: the folder holds parts of another evaluation (the message says what differs), or a damaged file.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], pins: Mapping[str, Any], answers: Answers) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        pins: Mapping[str, Any],
+        answers: Answers,
+        number_of_threads: int,
+    ) -> None:
         self._folder = Path(Checkpoint(folder).folder)
         self._pins = dict(pins) | machine()
         with storage.lock(self._folder):
@@ -183,8 +193,11 @@ class Parts:
                 arrays, meta = storage.read(known)
                 _check_pins(self._folder, storage.unpack(meta["pins"], arrays), self._pins)
                 check_answers(self._folder, storage.unpack(meta["value"], arrays), answers)
+                # A version that kept no number used all threads.
+                self.threads: int = meta.get("threads", torch.get_num_threads())
             else:
-                self._write(known, dict(answers))
+                self.threads = number_of_threads
+                self._write(known, dict(answers), threads=number_of_threads)
 
     def __contains__(self, number: int) -> bool:
         """Return whether part ``number`` is finished."""
@@ -204,11 +217,12 @@ class Parts:
     def _path(self, number: int) -> Path:
         return self._folder / f"part-{number}.safetensors"
 
-    def _write(self, path: Path, value: Any) -> None:
+    def _write(self, path: Path, value: Any, **more: int) -> None:
         arrays: dict[str, Tensor] = {}
         meta = {
             "pins": storage.pack(self._pins, arrays, "pins"),
             "value": storage.pack(value, arrays, "value"),
+            **more,
         }
         storage.write(path, arrays, meta)
 

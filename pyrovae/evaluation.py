@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import arguments, identity
+from pyrovae import arguments, identity, threads
 from pyrovae import noise as noises
 from pyrovae.arrays import cast
 from pyrovae.model import VAE, LatentVariableModel
@@ -122,6 +122,7 @@ class Evaluation:
         runner: runs tiles as graphs; None if they are never run so.
         source: the rows as the user passed them; None for a subset of another evaluation's rows.
         times: how often its tiles will be computed, which decides whether graphs are worth it.
+        threads: how many of torch's threads compute its tiles.
         argument: the name of its rows in errors.
         simulated: its rows with the latents that each was simulated with; None for rows of the user. Only the step that
             weighs the answer's own draws may read these latents.
@@ -138,6 +139,7 @@ class Evaluation:
     tile: tuple[int, int]
     runner: Runner | None = None
     times: int = 1
+    threads: int = 1
     argument: str = "x"
     source: Source | None = None
     simulated: Simulated | None = None
@@ -202,6 +204,7 @@ class Evaluation:
             tile,
             runner,
             times,
+            threads.fitting(model.structure.work * math.prod(main)),
             argument,
             source,
             simulated,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrovae import threads
 from pyrovae.evaluation import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.refusals import bad_value
@@ -71,9 +72,10 @@ def log_weights(
             f"{shape[0]} × {shape[1]} numbers, {math.prod(shape) * 8 / 1e9:.3g} GB",
             "Use log_evidence, which keeps no matrix, or pass fewer.",
         ) from error
-    for block in evaluation.tiles():
-        for part in block:
-            matrix[part.samples, part.rows] = evaluation.terms(part).log_weights
+    with threads.using(evaluation.threads):
+        for block in evaluation.tiles():
+            for part in block:
+                matrix[part.samples, part.rows] = evaluation.terms(part).log_weights
     return matrix
 
 
@@ -137,7 +139,8 @@ def elbo_of(evaluation: Evaluation) -> ELBOEstimate:
             5, rows.stop - rows.start, dtype=torch.float64, device=evaluation.batch["x"].device
         )
         for tile in block:
-            terms = evaluation.terms(tile)
+            with threads.using(evaluation.threads):
+                terms = evaluation.terms(tile)
             kept = ~terms.lost
             r, k, w = (
                 torch.where(kept, term, 0.0)

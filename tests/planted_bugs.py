@@ -1303,6 +1303,27 @@ BUGS = {
         ")",
         "test_evidence_methods.py::test_auto_answers_from_fresh_noise",
     ),
+    "other threads' default changed": Bug(
+        "threads.py",
+        "using",
+        "args=(before,)",
+        "args=(number,)",
+        "test_threads.py::test_only_the_calling_thread_changes_and_only_for_the_block",
+    ),
+    "all cores taken by small work": Bug(
+        "threads.py",
+        "fitting",
+        "_cores() // 2",
+        "_cores()",
+        "test_threads.py::test_number_grows_with_the_work_and_leaves_half_of_the_cores",
+    ),
+    "a resumed fit on another number of threads": Bug(
+        "training/loop.py",
+        "Loop.restore",
+        'self._threads = numbers.get("steps", every)',
+        "pass",
+        "test_threads.py::test_a_resumed_fit_uses_the_number_of_its_checkpoint_or_all",
+    ),
     "threads that do not wait for one another": Bug(
         "turns.py",
         "takes_turns",

@@ -32,6 +32,7 @@ ROOMS = [
     "noise",
     "row_noise",
     "precision",
+    "threads",
     "storage",
     "checkpoints",
     "progress",

@@ -17,6 +17,7 @@ import torch
 from pairs import PAIRS
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.optim import SGD, Adam, AdamW, RMSprop
 
 import pyrovae as pv
@@ -476,7 +477,10 @@ def test_compiled_fits_repeat_themselves():
         lambda: vae("bernoulli", dtype=torch.float32, columns=130),
         {"clip_norm": 0.5, "annealed": True},
     )
-    first, again = (train(build, True, compiled=True, sizes=(4, 3), **options) for _ in range(2))
+    loaded = counters["aot_autograd"]["autograd_cache_hit"]
+    with torch._functorch.config.patch(strict_autograd_cache=True):  # an error if torch cannot cache a graph
+        first, again = (train(build, True, compiled=True, sizes=(4, 3), **options) for _ in range(2))
+    assert counters["aot_autograd"]["autograd_cache_hit"] > loaded
     assert first[0] == again[0]
     for (_, a), (_, b) in zip(everything(*first[1:]), everything(*again[1:]), strict=True):
         assert torch.equal(a, b)

@@ -95,6 +95,8 @@ class Run:
         evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise)
         method = estimator.__name__
         parts = None if checkpoint is None else _parts(checkpoint, evaluation, method=method, **options)
+        if parts is not None:
+            evaluation = replace(evaluation, threads=parts.threads)
         common = {"num_samples": num_samples, "tile": tile, "compile": compile, "noise": noise}
         taken = inspect.signature(estimator).parameters
         options |= {name: value for name, value in common.items() if name in taken}
@@ -307,7 +309,7 @@ def _parts(folder: str | os.PathLike[str], evaluation: Evaluation, **options: An
         "x": identity.digests(evaluation.batch),
         "parameters": parameters_digest(evaluation.pair),
     }
-    return Parts(folder, pins, _answers(evaluation))
+    return Parts(folder, pins, _answers(evaluation), evaluation.threads)
 
 
 def _answers(evaluation: Evaluation) -> Answers:

@@ -28,6 +28,7 @@ from typing import Any
 import cloudpickle
 import torch
 
+from pyrovae import threads
 from pyrovae.checkpoints import Parts, machine
 from pyrovae.evaluation import Evaluation
 from pyrovae.precision import products
@@ -87,10 +88,10 @@ class Pool:
         """How many workers there are. Executors tell by different names, some of them private."""
         executor: Any = self._now
         local = getattr(executor, "_max_workers", None)  # ProcessPoolExecutor and loky
-        threads, cores = torch.get_num_threads(), os.cpu_count() or 1
-        if local and threads > 1 and local * threads > cores:
+        each, cores = torch.get_num_threads(), os.cpu_count() or 1
+        if local and each > 1 and local * each > cores:
             warnings.warn(
-                f"executor: {local} workers of {threads} threads wait for one another on {cores} cores. Workers have as "
+                f"executor: {local} workers of {each} threads wait for one another on {cores} cores. Workers have as "
                 "many threads as the caller: call torch.set_num_threads(1) first.",
                 stacklevel=2,
             )
@@ -123,7 +124,7 @@ def computed(
         ValueError: the pair cannot be sent to workers, or these are threads, forked, or another version's.
     """
     if pool is None:
-        compute = make(evaluation)
+        compute = _made(make, evaluation)
         for number, rows in enumerate(blocks):
             block = functools.partial(compute, number, rows)
             yield rows, block() if parts is None else parts.keep(number, block)
@@ -144,6 +145,17 @@ def computed(
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _made(make: Make, evaluation: Evaluation) -> Callable[[int, slice], Any]:
+    """Return the function of a block, which computes with the evaluation's number of threads."""
+    compute = make(evaluation)
+
+    def block(number: int, rows: slice) -> Any:
+        with threads.using(evaluation.threads):
+            return compute(number, rows)
+
+    return block
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -299,7 +311,7 @@ def _fail_here(
     evaluation: Evaluation, blocks: Sequence[slice], task: _Task, make: Make, failure: str
 ) -> None:
     """Compute a task that failed in a worker, and raise its error as without an executor."""
-    compute, rows = make(evaluation), _named(evaluation, blocks, task)
+    compute, rows = _made(make, evaluation), _named(evaluation, blocks, task)
     try:
         for number in task.numbers:
             compute(number, blocks[number])
@@ -366,7 +378,7 @@ def _work(key: str, setup: bytes | None, rows: bytes) -> tuple[str, Any]:
                     "Install the same versions on machines of one kind; other ones give other bits.",
                 )
         batch, numbers, keys, blocks = pickle.loads(rows)
-        compute = make(replace(plain, batch=batch, numbers=numbers, keys=keys))
+        compute = _made(make, replace(plain, batch=batch, numbers=numbers, keys=keys))
         values = [compute(number, block) for number, block in enumerate(blocks)]
     reason = None if plain.runner is None else plain.runner.reason
     return "done", pickle.dumps((values, time.perf_counter() - started, reason))
@@ -375,12 +387,12 @@ def _work(key: str, setup: bytes | None, rows: bytes) -> tuple[str, Any]:
 @contextmanager
 def _as_caller(settings: Mapping[str, Any]) -> Iterator[None]:
     """Run a block under the caller's settings of torch that change bits, and restore the worker's."""
-    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    before, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(settings["threads"])
     torch.set_default_dtype(settings["dtype"])
     try:
         with products(settings["precision"]):
             yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
         torch.set_default_dtype(dtype)

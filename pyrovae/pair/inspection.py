@@ -11,6 +11,8 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 from pyrovae import noise, supports
 from pyrovae.distributions import ByColumn
@@ -89,7 +91,12 @@ def inspect(
     if isinstance(pair, VAE) and isinstance(pair.likelihood, Likelihood):
         pair.likelihood.check_rows(restored(batch["x"], batch.get("observed")))
     with pair.nothing_declared_on_error(), pair.evaluating(), seeded:
-        sites = _first_runs(pair, probe, batch)
+        counter = FlopCounterMode(display=False)
+        counter.mod_tracker = (
+            _NoModules()
+        )  # torch's would hook inputs that require gradients, which fails here
+        with counter:
+            sites = _first_runs(pair, probe, batch)
         latents, observed = check_sites(sites["model"], sites["guide"])
         again = _first_runs(pair, fewer, batch)
         check_modules(pair, probe, values_of(sites["guide"], latents))
@@ -99,8 +106,9 @@ def inspect(
         masks.check_latents(sites["model"], sites["guide"], latents)
         if len(set(chosen)) > 1 and not {"mass", "density"} & set(scored.measure):
             check_varies(sites["model"], observed, data_dim)
+        work = max(counter.get_total_flops() // (2 * len(chosen)), sum(p.numel() for p in pair.parameters()))
         structure = _structure(
-            sites, latents, observed, plates, scored, _widest(pair, sites["model"], probe["x"])
+            sites, latents, observed, plates, scored, _widest(pair, sites["model"], probe["x"]), work
         )
         check_supports(structure, batch)
         model = RowModel(pair, judged(structure, batch, probe, sites["model"]))
@@ -121,6 +129,7 @@ def _structure(
     plates: frozenset[str],
     scored: Scored,
     widest: int,
+    work: int,
 ) -> Structure:
     """Return what the sites of both parts and the scored columns tell about the pair."""
     model, guide = sites["model"], sites["guide"]
@@ -131,6 +140,7 @@ def _structure(
         nesting=max(-frame.dim for part in sites.values() for _, frame in _plates(part)),
         plates=plates,
         widest=widest,
+        work=work,
         batch_dims={name: len(model[name]["fn"].batch_shape) for name in latents},
         event_dims={name: model[name]["fn"].event_dim for name in latents},
         vectorised={"model": True, "guide": True},
@@ -294,6 +304,16 @@ def _data_dims(
                     "Give the plate the same dim in model and guide.",
                 )
     return found, frozenset(names)
+
+
+class _NoModules(ModuleTracker):
+    """Counts all modules together."""
+
+    def __enter__(self) -> _NoModules:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
 
 
 def _widest(pair: LatentVariableModel, model: Sites, probe: Tensor) -> int:

@@ -74,6 +74,8 @@ class Structure(Scored):
             rows repeated.
         plates: the names of the plates over rows; one, unless sites are in plates of different names.
         widest: numbers in the widest tensor of one row: x, a latent, an observed site, or a layer.
+        work: multiply-adds of matrix products and convolutions of one row in guide and model, or the number of
+            parameters if that is larger.
         edges: the fixed bounds of each latent in model or guide; a draw may be rounded onto one.
         fixed_masks: whether masks of latents depend on the rows only, and not on z.
         reaches: whether the guide is known to have density wherever the prior has it, by their supports.
@@ -84,6 +86,7 @@ class Structure(Scored):
     nesting: int
     plates: frozenset[str]
     widest: int
+    work: int
     batch_dims: dict[str, int]
     event_dims: dict[str, int]
     vectorised: dict[str, bool]

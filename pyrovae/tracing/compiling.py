@@ -36,6 +36,9 @@ def compile_graph(
         fakes: list[Any] = [mode.from_tensor(tensor, static_shapes=True) for tensor in example]
         with private("tracing")(private("TracingContext")(mode)):
             prop(module, mode).propagate_dont_convert_inputs(*fakes)
+            for node in module.graph.nodes:
+                # As Dynamo marks tensors. Otherwise torch retraces graphs with methods instead of loading them from disk.
+                node.meta["example_value"] = node.meta.get("val")
             return inductor(module, fakes, options={"cpp_wrapper": cpp_wrapper})
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 aten = torch.ops.aten
@@ -45,14 +46,19 @@ def _sum_bernoulli_masses(module: fx.GraphModule) -> None:
     time. A sum of logarithms is the logarithm of a product, whose factors are between 1 and 2.
     """
     graph = module.graph
+    tracer = fx.proxy.GraphAppendingTracer(graph)
     for node in list(graph.nodes):
         path = _summed(node)
         if path is None:
             continue
         *between, last = path
         shape = next((n.args[1] for n in between if n.target is aten.view.default), None)
+        columns = between[-1].meta["tensor_meta"].shape[-1]
         with graph.inserting_before(last):
-            found = graph.call_function(_log_mass, (node.args[0], node.args[1], shape))
+            logits, x = (fx.Proxy(argument, tracer) for argument in node.args[:2])
+            if shape is not None:
+                logits, x = logits.reshape(shape), x.reshape(shape)
+            found = _log_mass(logits, x, columns).node
         last.replace_all_uses_with(found)
         for dead in reversed([node, *path]):
             graph.erase_node(dead)
@@ -78,24 +84,18 @@ def _summed(node: fx.Node) -> list[fx.Node] | None:
     return path if path[-1].args[1:] == ([-1],) and not path[-1].kwargs else None
 
 
-def _log_mass(logits: Tensor, x: Tensor, shape: Sequence[int] | None) -> Tensor:
-    """Return Σ_d log Bernoulli(x_d; l_d) over the last dim."""
-    if shape is not None:
-        logits, x = logits.reshape(shape), x.reshape(shape)
-    columns = logits.shape[-1]
+def _log_mass(logits: Any, x: Any, columns: int) -> Any:
+    """Return Σ_d log Bernoulli(x_d; l_d) over the last dim, of tensors or proxies."""
     width = columns // (_SLICES * _LANES) * _LANES
-    sliced = _SLICES * width
-    total = torch.zeros((), dtype=logits.dtype, device=logits.device)
-    if width:
-        pieces = list(
-            zip(logits[..., :sliced].split(width, -1), x[..., :sliced].split(width, -1), strict=True)
-        )
+    starts = range(0, _SLICES * width, width) if width else ()
+    pieces = [(logits[..., start : start + width], x[..., start : start + width]) for start in starts]
+    terms = []
+    if pieces:
         linear = sum(b * a - a.clamp(min=0) for a, b in pieces)
-        product = torch.ones((), dtype=logits.dtype, device=logits.device)
-        for a, _ in pieces:
-            product = product * (1 + torch.exp(-a.abs()))
-        total = total + (linear - product.log()).sum(-1)
-    if sliced < columns:
-        rest = binary_cross_entropy_with_logits(logits[..., sliced:], x[..., sliced:], reduction="none")
-        total = total - rest.sum(-1)
-    return total
+        product: Any = math.prod(1 + torch.exp(-a.abs()) for a, _ in pieces)
+        terms.append((linear - product.log()).sum(-1))
+    if _SLICES * width < columns:
+        rest = slice(_SLICES * width, None)
+        masses = binary_cross_entropy_with_logits(logits[..., rest], x[..., rest], reduction="none")
+        terms.append(-masses.sum(-1))
+    return sum(terms)

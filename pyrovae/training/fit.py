@@ -112,7 +112,7 @@ def fit(
 
             - False: Pyro runs guide and model at each step.
             - True: torch traces guide and model once and compiles them with their gradients and the optimizer's update.
-              Takes some 10 seconds, 30 the first time on a machine, and needs a C++ compiler.
+              Takes 20 to 30 seconds the first time on a machine, 3 or less later, and needs a C++ compiler.
             - "auto": compiles long fits, only traces shorter ones, and leaves the shortest and untraceable ones to Pyro.
               The choice depends on the other arguments only; ``History.steps`` reports it.
 

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from pyrovae import arguments, identity, noise, saving, tracing
+from pyrovae import arguments, identity, noise, saving, threads, tracing
 from pyrovae.checkpoints import Run, check_answers
 from pyrovae.evaluation import Evaluation
 from pyrovae.log_weights import ELBOEstimate, elbo_of
@@ -75,6 +75,7 @@ class Loop:
         traced: Traced | None,
         answers: FitAnswers,
         callbacks: Sequence[Callback],
+        number_of_threads: int,
     ) -> None:
         self._plan, self._state, self.rows, self._model = plan, state, rows, model
         #: Of all training rows; only for objectives that do not consist of a rate and a reconstruction.
@@ -84,6 +85,7 @@ class Loop:
         self._traced = traced
         self._answers = answers
         self._callbacks = callbacks
+        self._threads = number_of_threads
         # These run user code between epochs.
         self._others = runs_code_of_others(schedule) or len(rows.lengths) > 1 or bool(callbacks)
         self.history = History()
@@ -102,7 +104,7 @@ class Loop:
             "validation": None if self._held_out is None else identity.digests(self._held_out.batch),
             "last batch": self.rows.sizes(size)[-1],
             "steps": self.history.way,
-            "evaluations": [e.compiles for e in (self._training, self._held_out) if e is not None],
+            "evaluations": [evaluation.compiles for evaluation in self._evaluations],
             "parameters": {
                 name: [list(tensor.shape), str(tensor.dtype)]
                 for name, tensor in saving.tensors_of(state.pair).items()
@@ -120,6 +122,11 @@ class Loop:
             source = self._held_out.source  # these rows choose the epoch
             hashes.append(identity.row_hashes(source.exact, source.observed))
         return np.concatenate(hashes)
+
+    @property
+    def _evaluations(self) -> list[Evaluation]:
+        """Return the evaluations that are repeated after every epoch."""
+        return [e for e in (self._training, self._held_out) if e is not None]
 
     @property
     def steps_taken(self) -> int:
@@ -149,7 +156,7 @@ class Loop:
         started = time.monotonic() - self._so_far.seconds
         lrs = [float(group["lr"]) for group in self._state.optimizer.param_groups]
         minibatches = self.rows.minibatches(self._plan.batch_size, self._plan.seed, self._epoch)
-        with products(self._plan.precision):
+        with products(self._plan.precision), threads.using(self._threads):
             while self._so_far.number < self.steps_an_epoch:
                 self._so_far.seconds = time.monotonic() - started
                 if run is not None and run.due:
@@ -281,9 +288,8 @@ class Loop:
         record = {"epoch": self._epoch + 1, "loss": loss}
         if self._training is None:
             record |= {"elbo": reconstruction - kl, "rate": kl, "reconstruction": reconstruction}
-        for evaluation in (self._training, self._held_out):
-            if evaluation is not None:
-                record |= self._evaluate(evaluation)
+        for evaluation in self._evaluations:
+            record |= self._evaluate(evaluation)
         return record | {
             "kl_weight": self._kl_weight(self.steps_taken - 1),
             "lr": lr,
@@ -322,6 +328,7 @@ class Loop:
             "history": vars(self.history),
             "best": None if self._best is None else vars(self._best),
             "scales": self._scales.start,
+            "threads": {"steps": self._threads} | {e.argument: e.threads for e in self._evaluations},
             "finished": self._finished,
         }
 
@@ -349,6 +356,13 @@ class Loop:
             self._traced = None
         self._best = None if snapshot["best"] is None else _Best(**snapshot["best"])
         self._scales.start = snapshot["scales"]
+        # A version that kept no numbers computed everything with all threads.
+        numbers, every = snapshot.get("threads", {}), torch.get_num_threads()
+        self._threads = numbers.get("steps", every)
+        self._training, self._held_out = (
+            None if e is None else replace(e, threads=numbers.get(e.argument, every))
+            for e in (self._training, self._held_out)
+        )
         self._finished = snapshot["finished"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pyrovae import threads
 from pyrovae.evaluation import Evaluation
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import RowModel, check_every_leaf
@@ -93,7 +94,21 @@ def prepare(
         check_one_row(state, model, shown, plan.batch_size, plan.seed)
     traced, how = choose(plan, state, rows)
     answers = FitAnswers.of(state, model, shown, reader.first, plan.batch_size, plan.seed)
-    loop = Loop(plan, state, rows, model, training, held_out, schedule, scales, traced, answers, callbacks)
+    draws = getattr(objective, "num_particles", 1)
+    loop = Loop(
+        plan,
+        state,
+        rows,
+        model,
+        training,
+        held_out,
+        schedule,
+        scales,
+        traced,
+        answers,
+        callbacks,
+        threads.fitting(model.structure.work * plan.batch_size * draws),
+    )
     loop.history.steps = how
     return loop
 
