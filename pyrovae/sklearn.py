@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.base import (
     BaseEstimator,
@@ -55,7 +56,9 @@ class _Estimator(BaseEstimator):
 
     def _rows(self, X: Any, fitting: bool = False) -> np.ndarray:
         """Return rows as float64, shape (rows, columns); check or set the columns' number and names."""
-        if not fitting:
+        if fitting:
+            self.__dict__.pop("evidence_", None)  # of the model before this fit
+        else:
             check_is_fitted(self)
         missing = self.__sklearn_tags__().input_tags.allow_nan
         found: np.ndarray = validate_data(
@@ -67,6 +70,11 @@ class _Estimator(BaseEstimator):
             ensure_min_samples=2 if fitting else 1,
         )
         return found
+
+    def _named(self, rows: np.ndarray, kept: Any = slice(None)) -> Any:
+        """Return rows as a frame if ``fit`` got names; the model then takes frames of these columns only."""
+        names = getattr(self, "feature_names_in_", None)
+        return rows if names is None else pd.DataFrame(rows, columns=names[kept])
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "model_")
@@ -116,10 +124,10 @@ class _VAE(_Estimator):
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Fit a VAE to rows, shape (rows, columns), and return self; ``y`` is ignored."""
-        return self._fit(self._rows(X, fitting=True))
+        return self._fit(self._named(self._rows(X, fitting=True)))
 
     @takes_turns
-    def _fit(self, rows: np.ndarray) -> Self:
+    def _fit(self, rows: Any) -> Self:
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with seeded(derive(seed, Stream.WEIGHTS)):
             model = VAE.mlp(
@@ -128,7 +136,7 @@ class _VAE(_Estimator):
                 self.likelihood,
                 self.hidden_dims,
                 standardize=self.standardize,
-                missing=bool(np.isnan(rows).any()),
+                missing=bool(np.isnan(np.asarray(rows)).any()),
                 **self._options(),
             ).double()
         fit(model, rows, epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, seed=seed)
@@ -170,7 +178,7 @@ class _Scores(_Estimator):
     def score_samples(self, X: Any) -> np.ndarray:
         """Return log P(x_n) of every row in nats, shape (rows,); ``evidence_`` then holds errors and verdicts."""
         self.evidence_ = self.log_evidence(X)
-        return self.evidence_.estimate
+        return self.evidence_.estimate.copy()
 
     def _evidence_options(self) -> dict[str, Any]:
         return {}
@@ -492,7 +500,7 @@ class VAEImputer(OneToOneFeatureMixin, TransformerMixin, _VAE):
         self._modelled = ~np.isnan(rows).all(axis=0)
         if not self._modelled.any():
             raise bad_value("X", "an observed cell", "none", "Pass rows with numbers.")
-        return self._fit(rows[:, self._modelled])
+        return self._fit(self._named(rows[:, self._modelled], self._modelled))
 
     def transform(self, X: Any) -> np.ndarray:
         """Return the rows with their missing cells filled, then the indicator's columns; float64."""
@@ -555,7 +563,7 @@ class BaselineDensity(_Density):
         rows = self._rows(X, fitting=True)
         options = {} if self.options is None else self.options
         arguments.options(self.baseline, found, options, taken=())
-        self.model_ = found(**options).fit(rows)
+        self.model_ = found(**options).fit(self._named(rows))
         return self
 
     def __sklearn_tags__(self) -> Any:

@@ -112,6 +112,7 @@ def test_the_same_random_state_gives_the_same_bits_and_refits_start_anew():
     vae = VAEDensity(**SMALL)
     first = vae.fit(X[:50]).score_samples(X)
     vae.fit(X + 1.0)
+    assert not hasattr(vae, "evidence_")
     assert np.array_equal(vae.fit(X[:50]).score_samples(X), first)
     assert not np.array_equal(vae.set_params(random_state=1).fit(X[:50]).score_samples(X), first)
     assert vae.n_features_in_ == 4
@@ -179,10 +180,17 @@ def test_codes_are_the_encoders_means_and_decode_to_means_of_x():
     assert np.array_equal(codes, transformer.model_.encoder(tensor).mean.detach().numpy())
     mean, _ = normal_of(transformer.model_)
     np.testing.assert_allclose(transformer.inverse_transform(np.zeros((1, 2)))[0], mean, rtol=1e-12)
+    decoded = transformer.model_.likelihood(torch.eye(2).double())
+    loadings, precision = decoded.mean.detach().numpy() - mean, 1 / decoded.variance[0].detach().numpy()
+    inverse = np.linalg.inv(np.eye(2) + loadings * precision @ loadings.T)
+    exact = (X[:5] - mean) * precision @ loadings.T @ inverse
+    found = transformer.set_params(method="refined").transform(frame[:5]).to_numpy()
+    assert (np.abs(found - exact) < 5 * np.sqrt(np.diag(inverse) / 500)).all()  # of 1000 draws, half count
     with pytest.raises(ValueError, match="2 columns"):
         transformer.inverse_transform(X)
-    with pytest.raises(ValueError, match="feature names"):
-        transformer.transform(frame[NAMES[::-1]])
+    for wrong in (transformer.transform, lambda rows: pv.embed(transformer.model_, rows)):
+        with pytest.raises(ValueError, match="order"):
+            wrong(frame[NAMES[::-1]])
 
 
 def test_outliers_are_the_least_probable_rows():
