@@ -1,9 +1,13 @@
 """pyrovae: variational autoencoders on Pyro whose log P(x) can be trusted."""
 
+import importlib
+from typing import Any
+
 from pyrovae import baselines, convert, datasets, encoders, evidence, likelihoods, plots, priors
 from pyrovae.checkpoints import Checkpoint
 from pyrovae.comparison import compare, compare_evidence, swap
 from pyrovae.diagnosis import diagnose
+from pyrovae.embedding import embed
 from pyrovae.evidence import LogEvidence, log_evidence
 from pyrovae.imputation import Imputation, impute
 from pyrovae.log_weights import elbo, log_weights
@@ -32,6 +36,7 @@ __all__ = [
     "datasets",
     "diagnose",
     "elbo",
+    "embed",
     "encoders",
     "evidence",
     "fit",
@@ -46,3 +51,10 @@ __all__ = [
     "save",
     "swap",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``pyrovae.sklearn`` when it is first used, because scikit-learn takes a second to import."""
+    if name == "sklearn":
+        return importlib.import_module("pyrovae.sklearn")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -210,6 +210,7 @@ def impute(
     method: str = "auto",
     num_samples: int = 2000,
     seed: int = 0,
+    noise: str = "index",
     check: bool = True,
 ) -> Imputation:
     """Return draws of the missing cells of rows, from P(x_mis | x_obs).
@@ -226,13 +227,14 @@ def impute(
         method: whose draws of z to use. "importance": the encoder's; "refined": those of posteriors fitted to each row;
             "auto": the encoder's, and the fitted ones for rows that the first do not answer.
         num_samples: K, draws of z a row, at least 100.
-        seed: a row's draws depend on the seed and its number in ``x``, and not on the other rows. With "auto", which of the
-            two methods draws them may depend on the check, and so on all of ``x``.
+        seed: a row's draws depend on the seed and its key, and not on the other rows. With "auto", which of the two methods
+            draws them may depend on the check, and so on all of ``x``.
+        noise: the key of a row's draws: its "index" in ``x`` or its "content".
         check: try the method on rows simulated from the model with the masks of ``x``. The check of log P is that of
             ``evidence.check``. In the second, the true values of missing cells take their ranks among the imputations, which
             are uniform if the draws are right. False leaves both out; no row is then "trust".
 
-    ``method``, ``num_samples`` and ``check`` apply to pairs.
+    ``method``, ``num_samples``, ``noise`` and ``check`` apply to pairs.
 
     Returns:
         An ``Imputation``. A row without missing cells is returned unchanged. A row without an observed cell gets draws of
@@ -255,7 +257,9 @@ def impute(
     arguments.integer("seed", seed, minimum=0)
     _, passed = as_passed(x)
     if isinstance(model, LatentVariableModel):
-        return _of_pair(prepare(model, x, method, num_samples, seed, check), passed, num_imputations, method)
+        return _of_pair(
+            prepare(model, x, method, num_samples, seed, check, noise), passed, num_imputations, method
+        )
     if isinstance(model, type) or not hasattr(model, "draw_missing"):
         raise bad_type(
             "model",

@@ -11,6 +11,55 @@ import sys
 from planting import Bug, run
 
 BUGS = {
+    "moments of weighted draws without their weights": Bug(
+        "embedding.py",
+        "_weighted",
+        "normalised(draws.log_weights)",
+        "normalised(0.0 * draws.log_weights)",
+        "test_embedding.py::test_weighted_draws_have_the_moments_of_the_posterior[importance]",
+    ),
+    "the variance of conditional means left out": Bug(
+        "embedding.py",
+        "_by_encoder",
+        "mean.var(dim=0) if",
+        "0.0 * mean.var(dim=0) if",
+        "test_embedding.py::test_a_latent_drawn_after_another_gets_its_marginal_moments",
+    ),
+    "scores keyed by the place of a row": Bug(
+        "sklearn.py",
+        "_VAEScores._evidence_options",
+        '"noise": "content"',
+        '"noise": "index"',
+        "test_sklearn.py::test_a_row_has_one_score_whatever_is_beside_it[importance]",
+    ),
+    "imputations keyed by the place of a row": Bug(
+        "imputation.py",
+        "impute",
+        "seed, check, noise)",
+        'seed, check, "index")',
+        "test_sklearn.py::test_imputations_do_not_depend_on_the_rows_beside",
+    ),
+    "codes of standardised rows decoded to standardised rows": Bug(
+        "sklearn.py",
+        "VAETransformer.inverse_transform",
+        ".mean.numpy()",
+        ".mean.numpy() - self.model_.likelihood.standardize.loc.numpy()",
+        "test_sklearn.py::test_codes_are_the_encoders_means_and_decode_to_means_of_x",
+    ),
+    "the inner quantile as offset": Bug(
+        "sklearn.py",
+        "VAEOutlier.fit",
+        "100 * share",
+        "100 - 100 * share",
+        "test_sklearn.py::test_outliers_are_the_least_probable_rows",
+    ),
+    "an indicator's names before the columns are dropped": Bug(
+        "sklearn.py",
+        "VAEImputer.get_feature_names_out",
+        "names if self.keep_empty_features else names[self._modelled]",
+        "names",
+        "test_sklearn.py::test_columns_that_are_all_missing[False]",
+    ),
     "one singular draw among many leaves none a density": Bug(
         "pair/globals.py",
         "BayesianModel.log_joints",
@@ -153,7 +202,7 @@ BUGS = {
     ),
     "z chosen without its weights": Bug(
         "evidence/draws.py",
-        "resample",
+        "normalised",
         "torch.where(impossible, 0.0, log_weights)",
         "torch.zeros_like(log_weights)",
         "test_imputation.py::test_fitted_posteriors_impute_a_linear_vae",

@@ -612,7 +612,7 @@ CASES = {
     "impute": Case(
         pv.impute,
         {"model": a("vae"), "x": a("x"), "check": False, "num_samples": 100},
-        {"model": "pair", "x": "rows of a pair", "num_imputations": "count", **KEPT},
+        {"model": "pair", "x": "rows of a pair", "num_imputations": "count", "noise": "name", **KEPT},
         aliases={"model": ("pair",)},
     ),
     "outliers": Case(

@@ -27,6 +27,7 @@ EXPECTED = {
     "docs/methods.md": "pareto_smoothed",
     "docs/missing.md": "missing cells in",
     "docs/reading-a-number.md": "rows settled to 0.05 nats",
+    "docs/scikit-learn.md": "outliers",
     "docs/speed.md": "eager",
     "docs/tables.md": "rounded_gaussian",
     "docs/training.md": "validation_elbo",
