@@ -1345,6 +1345,27 @@ BUGS = {
         "torch.ones_like(u)",
         "test_evidence_methods.py::test_the_gradient_of_what_does_not_depend_on_u_is_zero",
     ),
+    "one reference line for all groups": Bug(
+        "plots.py",
+        "compare",
+        "ax.vlines(lines[value].iloc[0]",
+        "ax.vlines(table[value].iloc[0]",
+        "test_plots.py::test_each_group_has_its_own_reference_and_no_label_is_cut",
+    ),
+    "distance of two densities instead of two distributions": Bug(
+        "plots.py",
+        "_distance",
+        "abs(difference.cumsum()).max()",
+        "abs(difference).max()",
+        "test_plots.py::test_distance_exceeds_chance_as_often_as_it_says",
+    ),
+    "draws of a column's observed cells": Bug(
+        "plots.py",
+        "imputation",
+        "[each[name][missing[name]] for each in completed]",
+        "[each[name] for each in completed]",
+        "test_plots.py::test_draws_of_missing_cells_are_beside_the_observed_cells[False]",
+    ),
     "rows of 16 bits": Bug(
         "arrays.py",
         "from_tensor",
