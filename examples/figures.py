@@ -31,7 +31,9 @@ data = pv.datasets.digits("binary")
 x = data.test[: chosen.rows]
 ink = pd.Series(x.mean(dim=1), name="share of black pixels")
 vae = pv.VAE.mlp(64, latent_dim=8, hidden_dims=(128, 128))
-history = pv.fit(vae, data.train, epochs=chosen.epochs, lr=2e-3, kl_warmup=5, validation=data.validation)
+history = pv.fit(
+    vae, data.train, epochs=chosen.epochs, lr=2e-3, kl_warmup=chosen.epochs // 20, validation=data.validation
+)
 evidence = pv.log_evidence(vae, x, num_samples=1000)
 simulated = pv.log_evidence(vae, vae.sample(len(x)), num_samples=1000, check=False)
 models = {
