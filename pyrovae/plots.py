@@ -127,7 +127,7 @@ def training_curves(history: History | pd.DataFrame, *, ax: Axes | None = None, 
         ax.set_ylabel("nats a row")
         ax.tick_params(labelbottom=False)
         below.set(xlabel="epoch", ylabel="rate,\nnats a row")
-        ax.legend(loc="lower right")
+        ax.legend(loc="best")
     return ax
 
 
@@ -647,7 +647,7 @@ def _panels(
             each.set_title(titles[name])
         for rest in given[len(names) :]:
             rest.axis("off")
-        _legend(given[0], 0.15)
+        _legend(given[0], 0.2)
         given[0].set_ylabel("share")
     return given[: len(names)]
 

@@ -368,9 +368,17 @@ KINDS = {
     "height and width": values(
         None, 3, "ab", (), (3,), (2, 0), (2, -3), (2.0, 3), (1, 2, 3), ("2", "3"), (5, 5)
     ),
+    "height and width or None": values(
+        3, "ab", (), (3,), (2, 0), (2, -3), (2.0, 3), (1, 2, 3), ("2", "3"), (5, 5)
+    ),
     "limits": values(3, "ab", (), (1,), (1, 0), (0, 0), (0, math.nan), (0, math.inf), ("0", "1"), (0, 1, 2)),
     "text": values(None, 3, 1.5, [], True, len, b"title"),
     "evidences": values(None, 3, "ab", [], (), [3], [("a",)], [("a", 3)], {}, len),
+    "text or None": values(3, 1.5, [], True, len, b"title"),
+    "train": {
+        what: value for what, value in (HOLES_ALLOWED | OTHER_WIDTHS | NOT_BINARY).items() if what != "None"
+    }
+    | {"rows of x": a("x")},
     "name of a plate": values(3, "", [], True, len, b"data"),
     "params": values(3, "store", [], True, len, {"a": 1}) | {"tensors": lambda: {"a": torch.ones(1)}},
     "categories": {k: v for k, v in NOT_COUNT.items() if k not in ("None", "[3]", "(1,)")}
@@ -981,6 +989,25 @@ CASES = {
     "plots.compare": figure(plots.compare, table=(a("table"), "frame")),
     "plots.diagnosis": figure(plots.diagnosis, found=(diagnosed, "result")),
     "plots.latent": figure(plots.latent, z=(a("x"), "rows"), color=(None, "a label for each row")),
+    "report": Case(
+        pv.report,
+        {"x": a("x"), "model": a("vae"), "path": "report.html", "method": "importance"},
+        {
+            "model": "pair",
+            "x": "rows of a pair",
+            "path": "path",
+            "train": "train",
+            "color": "a label for each row",
+            "image_shape": "height and width or None",
+            "method": "name",
+            "num_rows": "two or more",
+            "seed": "seed",
+            "title": "text",
+            "command": "text or None",
+            "progress": "flag",
+        },
+        aliases={"model": ("pair",), "train": ("x",)},
+    ),
     "plots.column_distances": Case(
         plots.column_distances,
         {"x": a("x"), "simulated": a("x")},
@@ -1148,7 +1175,7 @@ def test_every_argument_is_in_the_table():
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in CASES if not n.startswith(("datasets.", "swap", "fit", "evidence.gaps"))]
+    "name", [n for n in CASES if not n.startswith(("datasets.", "swap", "fit", "report", "evidence.gaps"))]
 )
 def test_the_table_calls_everything_well(name, tmp_path, monkeypatch):
     """A table whose good calls were refused for another reason would show nothing."""
