@@ -156,36 +156,19 @@ def report(
         f"pyrovae.report(model, x, {os.fspath(path)!r}, method={method!r}, num_rows={num_rows}, seed={seed})"
     )
     with replacing(target, "a file to write the report to") as file:
-        found = _Report.of(model, x, train, color, image_shape, method, num_rows, seed, progress)
+        found = _Report(model, x, train, color, image_shape, method, num_rows, seed, progress)
         sections = [found.section(name, make) for name, make in found.parts().items()]
         sections.append(found.provenance(call))
-        page = pages.render(
-            "report.html", title=title, subtitle=found.subtitle(), tiles=found.tiles(), sections=sections
-        )
+        page = pages.render("report.html", title=title, report=found, sections=sections)
         file.write(page.encode())
 
 
-@dataclass
 class _Report:
-    """The model, the rows that are scored, and what several parts of the report need, computed once."""
+    """The model, the rows that are scored, and what several parts of the report need."""
 
-    model: LatentVariableModel
-    evaluation: Evaluation
-    x: Any
-    rest: Any
-    compared: np.ndarray
-    total: int
-    train: Any
-    color: Any
-    image_shape: tuple[int, int] | None
-    method: str
-    seed: int
-    progress: bool
-
-    @classmethod
-    def of(
-        cls,
-        model: Any,
+    def __init__(
+        self,
+        model: LatentVariableModel,
         x: Any,
         train: Any,
         color: Any,
@@ -194,39 +177,39 @@ class _Report:
         num_rows: int,
         seed: int,
         progress: bool,
-    ) -> _Report:
-        """Check the rows and draw those that are scored."""
-        whole = Evaluation.prepare(model, joined(x, "x"), 1, seed)
-        x, count = model.arranged(joined(x, "x")), len(whole)
+    ) -> None:
+        """Check the rows, draw those that are scored, and score them."""
+        x = joined(x, "x")
+        whole = Evaluation.prepare(model, x, 1, seed)
+        x, self.total = model.arranged(x), len(whole)
+        self.model, self.method, self.seed, self.image_shape = model, method, seed, image_shape
         if image_shape is not None:
             _check_image_shape(image_shape, whole.batch["x"][0].numel())
-        if color is not None:
-            color = np.asarray(align("color", color, frames.index(as_passed(x)[1])))
-            if color.shape != (count,):
-                came = f"shape {color.shape}"
-                raise bad_value("color", f"one for each of the {count} rows", came, "Pass one column.")
         if train is not None:
-            train = model.arranged(joined(train, "train"))
+            train = joined(train, "train")
             _check_apart(whole, Evaluation.prepare(model, train, 1, seed, argument="train"))
         with noise.seeded(noise.derive(seed, Stream.DATA)):
-            order = torch.randperm(count).numpy()
-        chosen = np.sort(order[: min(num_rows, count)])
-        few = order[: min(num_rows, max(count // 2, 1))]
-        here = _some(x, chosen)
-        return cls(
-            model,
-            Evaluation.prepare(model, here, 1, seed),
-            here,
-            _some(x, np.sort(np.setdiff1d(order, few))[:_FITTED]),
-            np.ones(len(chosen), dtype=bool) if train is not None else np.isin(chosen, few),
-            count,
-            train,
-            None if color is None else color[chosen],
-            image_shape,
-            method,
-            seed,
-            progress,
-        )
+            order = torch.randperm(self.total).numpy()
+        chosen, few = np.sort(order[:num_rows]), order[: min(num_rows, max(self.total // 2, 1))]
+        self.color = None if color is None else _series(color, as_passed(x)[1]).iloc[chosen]
+        self.x = _some(x, chosen)
+        #: The rows that baselines are fitted to, whose rows these are, and which rows are compared.
+        self.train, self.whose, self.compared = train, "rows of train", np.ones(len(chosen), dtype=bool)
+        if train is None:
+            rest = _some(x, np.sort(np.setdiff1d(order, few)))
+            self.train, self.whose, self.compared = rest, "other rows of x", np.isin(chosen, few)
+        self.evaluation = Evaluation.prepare(model, self.x, 1, seed)
+        self.evidence = METHODS[method](model, self.x, seed=seed, progress=progress)
+        drawn = f", drawn from {self.total}" if self.total > len(chosen) else ""
+        self.about = f"{type(model).__name__}, {len(chosen)} rows{drawn}, {len(self.names)} columns"
+        low, high = self.evidence.mean_interval
+        trusted = f"{self.evidence.counts()['trust']} of {len(chosen)}"
+        #: Names, values and notes of the most important numbers.
+        self.tiles = [
+            ("log P(x), nats a row", f"{self.evidence.mean:.3f}", f"95 % interval {low:.3f} to {high:.3f}"),
+            ("rows trusted", trusted, f"by method {method!r}"),
+            ("check of the method", self.evidence.checked, "on rows simulated from the model"),
+        ]
 
     def parts(self) -> dict[str, Callable[[_Section], None]]:
         """Return the parts of the report by their titles, in order; each fills its section."""
@@ -257,13 +240,6 @@ class _Report:
 
     # -----------------------------------------------------------------------------------------------------
     # What several parts need
-
-    @cached_property
-    def evidence(self) -> LogEvidence:
-        return self._score(self.x, self.method, seed=self.seed, progress=self.progress)
-
-    def _score(self, x: Any, method: str, **options: Any) -> LogEvidence:
-        return METHODS[method](self.model, x, **options)
 
     @cached_property
     def simulated(self) -> Simulated:
@@ -297,28 +273,7 @@ class _Report:
         return found if self.evidence.index is None else found.set_axis(self.evidence.index, axis=0)
 
     # -----------------------------------------------------------------------------------------------------
-    # Head and foot
-
-    def subtitle(self) -> str:
-        drawn = f", drawn from {self.total}" if self.total > len(self.evidence) else ""
-        return f"{type(self.model).__name__}, {len(self.evidence)} rows{drawn}, {len(self.names)} columns"
-
-    def tiles(self) -> list[dict[str, str]]:
-        low, high = self.evidence.mean_interval
-        trusted = self.evidence.counts()["trust"]
-        found = [
-            ("log P(x), nats a row", f"{self.evidence.mean:.3f}", f"95 % interval {low:.3f} to {high:.3f}"),
-            ("rows trusted", f"{trusted} of {len(self.evidence)}", f"by method {self.method!r}"),
-            ("check of the method", self.evidence.checked, "on rows simulated from the model"),
-        ]
-        if hasattr(self, "_verdict"):
-            found.append(("diagnosis", self._verdict, self._verdict_note))
-        if hasattr(self, "_best"):
-            found.append(("best of three", *self._best))
-        return [
-            {"name": name, "value": value.replace("-", "−"), "note": note.replace("-", "−")}
-            for name, value, note in found
-        ]
+    # Foot
 
     def provenance(self, call: str) -> _Section:
         import pyrovae
@@ -394,9 +349,8 @@ class _Report:
     def _log_evidence(self, section: _Section) -> None:
         section.text += self.evidence.summary().splitlines()
         try:
-            of_model: LogEvidence | None = self._score(
-                self.simulated, self.method, seed=self.seed, check=False
-            )
+            method = METHODS[self.method]
+            of_model: LogEvidence | None = method(self.model, self.simulated, seed=self.seed, check=False)
         except Refused as reason:
             of_model = None
             section.text.append(f"No simulated rows: {reason}")
@@ -422,19 +376,19 @@ class _Report:
                 plots.check(check, ax=figure.subplots())
 
     def _comparison(self, section: _Section) -> None:
-        train = self.rest if self.train is None else self.train
-        kept, rows = np.flatnonzero(self.compared), as_passed(train)[1]
+        kept, count = np.flatnonzero(self.compared), min(len(as_passed(self.train)[1]), _FITTED)
+        if not count:
+            raise bad_value("x", "two rows, one of which baselines are fitted to", "one", "Pass train.")
         here = _some(self.x, kept)
         scored = Evaluation.prepare(self.model, here, 1, self.seed).source
         own = subset(self.evidence, self.compared)
         if scored is not None:
             own = replace(own, fingerprint=identity.fingerprint(scored.exact, scored.observed))
         scores = {"this model": own}
-        for name, score in self._baselines(_some(train, np.arange(min(len(rows), _FITTED))), here):
+        for name, score in self._baselines(_some(self.train, np.arange(count)), here):
             scores[name] = score
-        whose = "rows of train" if self.train is not None else "other rows of x"
         section.text.append(
-            f"Baselines are fitted to {min(len(rows), _FITTED)} {whose}, and all are compared on {len(kept)}."
+            f"Baselines are fitted to {count} {self.whose}, and all are compared on {len(kept)}."
         )
         seen = {name: score.seen for name, score in scores.items()}
         if seen.pop("this model") > max(seen.values()):
@@ -443,7 +397,8 @@ class _Report:
             )
         table = compare(scores, training_rows=True)
         lead = table["elpd"].iloc[0] - table["elpd"].iloc[1]
-        self._best = (str(table.index[0]), f"by {lead:.2f} ± {table['dse'].iloc[1]:.2f} nats a row")
+        note = f"by {lead:.2f} ± {table['dse'].iloc[1]:.2f} nats a row"
+        self.tiles.append(("best of three", str(table.index[0]), note))
         section.grids.append(Grid.of(table.short(), "log P(x), nats a row ± standard error over rows."))
         with self._picture(section, "The best model is at the top.", height=2.2) as figure:
             plots.compare(table, ax=figure.subplots())
@@ -512,7 +467,8 @@ class _Report:
         codes = embed(self.model, self.x, seed=self.seed)
         section.text.append("Each point is the posterior mean of a row's latent code, by the encoder.")
         with self._picture(section, "Rows in the latent space.", height=3.0) as figure:
-            plots.latent(codes, self.color, ax=figure.subplots())
+            color = None if self.color is None else self.color.set_axis(codes.index)
+            plots.latent(codes, color, ax=figure.subplots())
 
     def _rows(self, section: _Section) -> None:
         model, batch = self.model, self.evaluation.batch
@@ -586,9 +542,9 @@ class _Report:
     def _diagnosis(self, section: _Section) -> None:
         few = _some(self.x, np.arange(min(len(self.evaluation), _DIAGNOSED)))
         found = diagnose(self.model, few, seed=self.seed)
-        self._verdict = found.verdict
-        self._verdict_note = f"{found.active_units} of {len(found.dimensions)} latent dimensions active"
-        section.text += [f"{found.verdict}: {self._verdict_note}.", *map(str, found.findings)]
+        active = f"{found.active_units} of {len(found.dimensions)} latent dimensions active"
+        self.tiles.append(("diagnosis", found.verdict, active))
+        section.text += [f"{found.verdict}: {active}.", *map(str, found.findings)]
         section.text.append(
             f"ELBO {found.elbo:.3f} = reconstruction {found.reconstruction:.3f} − rate {found.rate:.3f}; inference gap "
             f"{found.inference_gap:.3f} ± {found.inference_gap_se:.3f}, by {found.gap_method}; mutual information "
@@ -632,6 +588,17 @@ def _some(x: Any, numbers: np.ndarray) -> Any:
     return (
         {"x": part(rows), **{name: part(value) for name, value in beside.items()}} if beside else part(rows)
     )
+
+
+def _series(color: Any, rows: Any) -> pd.Series:
+    """Return a label or a number for each row, in the order of the rows."""
+    import pandas as pd
+
+    values = np.asarray(align("color", color, frames.index(rows)))
+    if values.shape != (len(rows),):
+        came = f"shape {values.shape}"
+        raise bad_value("color", f"one for each of the {len(rows)} rows", came, "Pass one column.")
+    return pd.Series(values, name=getattr(color, "name", None))
 
 
 def _inside(data: pd.Series, made: pd.Series, share: float) -> float:

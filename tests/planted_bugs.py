@@ -1361,7 +1361,7 @@ BUGS = {
     ),
     "baselines fitted to the rows that they are scored on": Bug(
         "report.py",
-        "_Report.of",
+        "_Report.__init__",
         "np.setdiff1d(order, few)",
         "order",
         "test_report.py::test_a_pair_with_context_is_reported_and_the_same_bytes_again",

@@ -163,10 +163,10 @@ def test_a_pair_with_context_is_reported_and_the_same_bytes_again(tmp_path):
     given = {"x": x, "shift": torch.randint(0, 2, (30,)).float()}
     pair = pv.LatentVariableModel(model, guide)
     before = (tmp_path / "report.html", tmp_path / "again.html")
-    for path in before:
+    for path, rows in zip(before, (given, [given]), strict=True):
         pv.report(
             pair,
-            given,
+            rows,
             path,
             method="importance",
             image_shape=(2, 2),
@@ -199,9 +199,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(
     table, tmp_path, monkeypatch, place, message
 ):
     (tmp_path / "file").write_text("kept")
-    monkeypatch.setattr(
-        pv.report.__wrapped__.__globals__["_Report"], "of", lambda *_: pytest.fail("computed")
-    )
+    monkeypatch.setitem(pv.report.__wrapped__.__globals__, "_Report", lambda *_: pytest.fail("computed"))
     with pytest.raises(OSError, match=message):
         pv.report(table, rows(1), tmp_path / place)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
