@@ -665,7 +665,7 @@ def _panel(ax: Axes, values: Sequence[np.ndarray], labels: Sequence[str]) -> Non
         shares = [(held == level).mean() if len(held) else 0.0 for level in levels]
         ax.bar(np.arange(len(levels)) + 0.4 * (number - 0.5), shares, 0.4, color=colour, label=label)
     words = [f"{level:g}" if numbers else str(level) for level in levels]
-    words = [word if len(word) <= 12 else f"{word[:11]}…" for word in words]
+    words = [word if len(word) <= 9 else f"{word[:8]}…" for word in words]
     tilted = len(words) > 4 or max(map(len, words)) > 5
     ax.set_xticks(range(len(levels)), words, rotation=90 if tilted else 0)
 

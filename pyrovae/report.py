@@ -137,12 +137,13 @@ def report(
         OSError: the file cannot be written. Nothing is computed if its folder is missing or it is a folder.
 
     Example:
-        >>> import tempfile, torch, pyrovae as pv
-        >>> x = (torch.rand(40, 4, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+        >>> import pathlib, tempfile, torch, pyrovae as pv
+        >>> x = (torch.rand(20, 3, generator=torch.Generator().manual_seed(0)) < 0.5).float()
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     report(pv.VAE.mlp(4, 1), x, f"{folder}/report.html", method="importance")
-        ...     open(f"{folder}/report.html", encoding="utf-8").readline()
-        '<!DOCTYPE html>\\n'
+        ...     path = pathlib.Path(folder, "report.html")
+        ...     report(pv.VAE.mlp(3, 1), x, path, method="importance")
+        ...     path.read_text(encoding="utf-8").splitlines()[0]
+        '<!DOCTYPE html>'
     """
     target = arguments.path("path", path)
     arguments.choice("method", method, tuple(name for name in METHODS if name != "exact"))
