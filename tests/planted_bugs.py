@@ -1364,7 +1364,7 @@ BUGS = {
         "_Report.__init__",
         "np.setdiff1d(order, few)",
         "order",
-        "test_report.py::test_a_pair_with_context_is_reported_and_the_same_bytes_again",
+        "test_report.py::test_a_pair_with_context_is_reported",
     ),
     "markup of the user's data in a notebook": Bug(
         "pages.py",
