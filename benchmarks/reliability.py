@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from xml.etree import ElementTree
 
 import harness
@@ -110,10 +110,11 @@ def train(folder: Path | None, result: Path) -> None:
     storage.write(result, arrays, {"answer": storage.pack(answer, arrays, "answer")})
 
 
-def in_place(target: Path, content: bytearray) -> None:
+@contextmanager
+def in_place(path: Path, expected: str) -> Iterator[BinaryIO]:
     """The control: over the earlier file, flushed, but neither beside it nor renamed."""
-    with open(target, "wb") as file:
-        file.write(content)
+    with open(path, "wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
 
@@ -205,7 +206,7 @@ def kill(
 
     def work() -> None:
         if not atomic:
-            storage.replace = in_place
+            storage.replacing = in_place
         train(folder, result)
 
     while kills.training < count:

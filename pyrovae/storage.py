@@ -16,9 +16,9 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -58,44 +58,60 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Tensor], meta: Mapp
         TypeError: JSON would change meta, or safetensors cannot hold a tensor. Nothing is written.
     """
     content = _encode(arrays, meta)
-    target = Path(os.path.realpath(path))
-    try:
-        if target.exists():
-            _require_file(target)  # a rename would replace a device or a pipe
-        replace(target, content)
-    except OSError as error:
-        raise _trouble(error, target, f"a file to write {len(content)} bytes to") from error
+    expected = f"a file to write {len(content)} bytes to"
+    with replacing(path, expected) as file, named(path, expected):
+        file.write(content)
 
 
-def _require_file(path: Path) -> None:
-    """Raise ``OSError`` if the path is something other than a file."""
-    if not path.is_file():
+def require_file(path: Path) -> None:
+    """Raise ``OSError`` if the path exists and is something other than a file."""
+    if path.exists() and not path.is_file():
         raise IsADirectoryError(errno.EISDIR, "no file, but a folder, device or pipe")
 
 
-def replace(target: Path, content: bytes | bytearray) -> None:
-    """Write a file beside the target, flush it, rename it to the target and flush the folder, which has to exist."""
+@contextmanager
+def replacing(path: str | os.PathLike[str], expected: str = "a file to write to") -> Iterator[BinaryIO]:
+    """Yield a new file beside ``path``, which replaces it when the block ends, atomically as by ``write``.
+
+    If the block raises, ``path`` is unchanged and no file is left behind.
+
+    Raises:
+        OSError: as ``write``; ``expected`` says in its message what the path should be.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replacing(f"{folder}/rows") as file:
+        ...         _ = file.write(b"one")
+        ...     Path(folder, "rows").read_bytes()
+        b'one'
+    """
+    target = Path(os.path.realpath(path))
     temporary = target.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}.tmp")
-    folder = _open_folder(target.parent)
-    try:
-        # O_EXCL never overwrites an existing file. With 0o666, the user's umask decides who may read it.
-        descriptor = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
-        )
+    with ExitStack() as held:
+        with named(target, expected):
+            require_file(target)  # a rename would replace a device or a pipe
+            folder = _open_folder(target.parent)
+            if folder is not None:
+                held.callback(os.close, folder)
+            # O_EXCL never overwrites an existing file. With 0o666, the user's umask decides who may read it.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+            file = open(os.open(temporary, flags, 0o666), "wb")  # noqa: SIM115  # closed below, in any case
         try:
-            with open(descriptor, "wb") as file:
-                file.write(content)
+            yield file
+            with named(target, expected):
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, target)
+                file.close()
+                os.replace(temporary, target)
         except BaseException:
+            with suppress(OSError):  # of a full disk, once more
+                file.close()
             temporary.unlink(missing_ok=True)
             raise
         if folder is not None:
-            os.fsync(folder)  # writes the rename itself to the disk
-    finally:
-        if folder is not None:
-            os.close(folder)
+            with named(target, expected):
+                os.fsync(folder)  # writes the rename itself to the disk
 
 
 def _open_folder(folder: Path) -> int | None:
@@ -179,9 +195,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         ValueError: ``write`` did not write the file; it is of a newer version, cut short, or has a changed bit.
     """
     path = Path(path)
-    try:
-        if path.exists():
-            _require_file(path)  # opening a pipe would block
+    with named(path, "a file to read"):
+        require_file(path)  # opening a pipe would block
         with open(path, "rb") as file:
             # Check the header first, so that other files are not read in full.
             start = file.read(8)
@@ -191,8 +206,6 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
             header = file.read(length)
             about = _about(path, header)
             content = start + header + file.read()
-    except OSError as error:
-        raise _trouble(error, path, "a file to read") from error
     if _digest(content, 8 + header.index(about["sha256"].encode())) != about["sha256"]:
         raise _refused(path, "one whose sha256 is not the one it was written with: changed, or cut short")
     try:
@@ -246,10 +259,15 @@ _MENDS = {
 }
 
 
-def _trouble(error: OSError, path: Path, expected: str) -> OSError:
-    """Return an error of the same type, with the four parts of an error message."""
-    mend = _MENDS.get(errno.errorcode.get(error.errno or 0, ""), "Try again, or choose another folder.")
-    return type(error)(error.errno, refusal("path", expected, f"{error.strerror or error}, {path}", mend))
+@contextmanager
+def named(path: str | os.PathLike[str], expected: str) -> Iterator[None]:
+    """Give an ``OSError`` of the block the four parts of an error message: ``path`` was not what was ``expected``."""
+    try:
+        yield
+    except OSError as error:
+        mend = _MENDS.get(errno.errorcode.get(error.errno or 0, ""), "Try again, or choose another folder.")
+        came = f"{error.strerror or error}, {os.fspath(path)}"
+        raise type(error)(error.errno, refusal("path", expected, came, mend)) from error
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -270,11 +288,9 @@ def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
         OSError: another process, or another block of this one, holds the folder; or it cannot be created.
     """
     place = Path(folder)
-    try:
+    with named(place, "a folder to write to"):
         place.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(place / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise _trouble(error, place, "a folder to write to") from error
     try:
         _hold(descriptor, place)
         for leftover in place.glob(f"{_TEMPORARY}*.tmp"):
@@ -290,7 +306,8 @@ def _hold(descriptor: int, folder: Path) -> None:
     except ImportError:
         return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with named(folder, "a folder that can be locked"):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
         raise BlockingIOError(
@@ -302,8 +319,6 @@ def _hold(descriptor: int, folder: Path) -> None:
                 "Wait until that process ends, or use a separate folder for each run.",
             ),
         ) from None
-    except OSError as error:
-        raise _trouble(error, folder, "a folder that can be locked") from error
     os.truncate(descriptor, 0)
     os.pwrite(descriptor, str(os.getpid()).encode(), 0)
 

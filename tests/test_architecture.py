@@ -19,6 +19,7 @@ ROOMS = [
     "frames",
     "chunks",
     "refusals",
+    "pages",
     "arguments",
     "entries",
     "arrays",
@@ -62,6 +63,7 @@ ROOMS = [
     "sklearn",
     "datasets",
     "plots",
+    "report",
     "demo",
     "cli",
 ]
@@ -79,6 +81,7 @@ LATE = {
     "xarray",
     "nutpie",
     "threadpoolctl",
+    "jinja2",
 }
 
 
