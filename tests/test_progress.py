@@ -42,3 +42,23 @@ def test_a_bar_in_a_terminal(monkeypatch):
 
 def test_nothing_where_it_is_not_wanted(monkeypatch):
     assert count(monkeypatch, Terminal(), show=False) == ""
+
+
+def test_time_left_follows_from_steps_after_the_first(monkeypatch):
+    """The first step compiles for a minute, or comes from an earlier run; the other nine take a second each."""
+    now = {"time": 0.0}
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now["time"])
+    monkeypatch.setattr(progress.Progress, "_SECONDS_BETWEEN_LINES", 0.5)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with Progress("fit", 10, "steps") as bar:
+        now["time"] = 60.0
+        bar.advance()
+        for _ in range(3):
+            now["time"] += 1.0
+            bar.advance()
+        now["time"] += 0.5
+        bar.advance(0.5)
+    lines = sys.stderr.getvalue().splitlines()
+    assert lines[0] == "fit: 1/10, 0.0167 steps/s"
+    assert lines[3] == "fit: 4/10, 1 steps/s, 6 s left"
+    assert lines[-1] == "fit: 4/10, 1 steps/s, 6 s left"
