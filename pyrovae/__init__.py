@@ -4,6 +4,7 @@ from pyrovae import baselines, convert, datasets, encoders, evidence, likelihood
 from pyrovae.checkpoints import Checkpoint
 from pyrovae.comparison import compare, compare_evidence, swap
 from pyrovae.diagnosis import diagnose
+from pyrovae.embedding import embed
 from pyrovae.evidence import LogEvidence, log_evidence
 from pyrovae.imputation import Imputation, impute
 from pyrovae.log_weights import elbo, log_weights
@@ -32,6 +33,7 @@ __all__ = [
     "datasets",
     "diagnose",
     "elbo",
+    "embed",
     "encoders",
     "evidence",
     "fit",

@@ -90,6 +90,7 @@ class Stream(IntEnum):
     STARTS = 17
     ROUNDING = 18
     IMPUTE = 19
+    EMBED = 20
 
 
 def derive(seed: int, stream: Stream, *keys: int) -> int:

@@ -11,6 +11,20 @@ import sys
 from planting import Bug, run
 
 BUGS = {
+    "moments of weighted draws without their weights": Bug(
+        "embedding.py",
+        "_weighted",
+        "normalised(draws.log_weights)",
+        "normalised(0.0 * draws.log_weights)",
+        "test_embedding.py::test_weighted_draws_have_the_moments_of_the_posterior[importance]",
+    ),
+    "the variance of conditional means left out": Bug(
+        "embedding.py",
+        "_by_encoder",
+        "mean.var(dim=0) if",
+        "0.0 * mean.var(dim=0) if",
+        "test_embedding.py::test_a_latent_drawn_after_another_gets_its_marginal_moments",
+    ),
     "one singular draw among many leaves none a density": Bug(
         "pair/globals.py",
         "BayesianModel.log_joints",
@@ -153,7 +167,7 @@ BUGS = {
     ),
     "z chosen without its weights": Bug(
         "evidence/draws.py",
-        "resample",
+        "normalised",
         "torch.where(impossible, 0.0, log_weights)",
         "torch.zeros_like(log_weights)",
         "test_imputation.py::test_fitted_posteriors_impute_a_linear_vae",

@@ -53,6 +53,7 @@ ROOMS = [
     "baselines",
     "imputation",
     "outlying",
+    "embedding",
     "saving",
     "training",
     "diagnosis",

@@ -49,13 +49,18 @@ class Draws:
 Keep = Callable[[Draws], None]
 
 
+def normalised(log_weights: Tensor) -> Tensor:
+    """Return weights that sum to one over dim 0, float64; equal ones for a row with P(x_n, z) = 0 at every draw."""
+    impossible = torch.isneginf(log_weights).all(dim=0)
+    return torch.softmax(torch.where(impossible, 0.0, log_weights), dim=0).double()
+
+
 def resample(log_weights: Tensor, num_draws: int, row_noise: RowNoise) -> Tensor:
     """Return numbers of draws chosen with probability ∝ their weights, (num_draws, rows), from (samples, rows).
 
     Rubin (1987).
     """
-    impossible = torch.isneginf(log_weights).all(dim=0)  # P(x_n, z) = 0 at every draw: all are equally likely
-    weights = torch.softmax(torch.where(impossible, 0.0, log_weights), dim=0)
-    ends = weights.double().cumsum(dim=0).T.contiguous()  # (rows, samples)
+    weights = normalised(log_weights)
+    ends = weights.cumsum(dim=0).T.contiguous()  # (rows, samples)
     at = row_noise.uniform(num_draws, dtype=torch.float64).T * ends[:, -1:]
     return torch.searchsorted(ends, at.contiguous(), right=True).clamp(max=len(weights) - 1).T

@@ -29,12 +29,20 @@ _ANSWERS: dict[str, tuple[Callable[..., LogEvidence], Callable[[Run, Keep | None
 METHODS = ("auto", *_ANSWERS)
 
 
-def prepare(pair: LatentVariableModel, x: Any, method: str, num_samples: int, seed: int, check: bool) -> Run:
+def prepare(
+    pair: LatentVariableModel,
+    x: Any,
+    method: str,
+    num_samples: int,
+    seed: int,
+    check: bool,
+    noise: str = "index",
+) -> Run:
     """Return a run of ``method``, which for "auto" is that of "importance"; its other options are the defaults."""
     arguments.choice("method", method, METHODS)
     arguments.integer("num_samples", num_samples, minimum=100)
     estimator, _ = _ANSWERS["importance" if method == "auto" else method]
-    given = {"num_samples": num_samples, "seed": seed, "check": check}
+    given = {"num_samples": num_samples, "seed": seed, "check": check, "noise": noise}
     return Run.prepare(estimator, pair, x, **_options(estimator) | given)
 
 

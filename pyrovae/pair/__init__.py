@@ -18,13 +18,21 @@ from pyrovae.pair.contract import check_every_leaf
 from pyrovae.pair.coordinates import Coordinates
 from pyrovae.pair.discrete import all_values, other_values
 from pyrovae.pair.inspection import check_supports, inspect
-from pyrovae.pair.moments import Moments, posterior_moments
+from pyrovae.pair.moments import (
+    Given,
+    Moments,
+    check_have_means,
+    guide_moments,
+    lacking,
+    posterior_moments,
+)
 from pyrovae.pair.row_model import LogJoint, RowModel
 from pyrovae.pair.running import Batch, Latents, Structure, loss
 
 __all__ = [
     "Batch",
     "Coordinates",
+    "Given",
     "Latents",
     "LogJoint",
     "Moments",
@@ -33,8 +41,11 @@ __all__ = [
     "all_values",
     "behaviour",
     "check_every_leaf",
+    "check_have_means",
     "check_supports",
+    "guide_moments",
     "inspect",
+    "lacking",
     "left_as_found",
     "loss",
     "other_values",

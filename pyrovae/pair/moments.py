@@ -1,19 +1,22 @@
-"""Computes moments of Q(z | x) and its rate, dimension by dimension."""
+"""Computes moments of Q(z | x), and its rate, dimension by dimension."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyrovae import supports
 from pyrovae.pair.masks import entries as entries_of
 from pyrovae.pair.row_model import RowModel
-from pyrovae.pair.running import Batch, fold, repeat, run
+from pyrovae.pair.running import Batch, Latents, Site, Sites, fold, repeat, run
 from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
 
@@ -32,6 +35,61 @@ class Moments:
     kind: str
 
 
+class Given(NamedTuple):
+    """Moments of one latent under Q(z | x), given the latents that the guide draws before it.
+
+    Mean and variance have shape (draws, rows, entries), float64. By the law of total variance, the latent's mean is the mean of
+    the means over the draws, and its variance the mean of the variances plus the variance of the means. Without a closed form
+    the mean is the draw itself and the variance 0. ``lacks`` tells which entries a row lacks, (rows, entries); None if masks
+    leave out none.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    closed: bool
+    lacks: Tensor | None
+
+
+def check_have_means(model: RowModel, batch: Batch) -> None:
+    """Raise ``ValueError`` for a latent whose mean has no meaning: labels without an order, and angles."""
+    sites = run(model.pair, "guide", batch)
+    for name in model.structure.latents:
+        inner = supports.innermost(sites[name]["fn"])
+        if isinstance(inner, dist.Categorical) or supports.circle(inner):
+            raise bad_value(
+                "pair",
+                "latents that have a mean",
+                f"{name!r}, labels or angles of a {type(inner).__name__}",
+                "Write labels as a OneHotCategorical, whose mean is the probability of each; leave angles to the guide.",
+            )
+
+
+def guide_moments(
+    model: RowModel, batch: Batch, count: int, noise: RowNoise
+) -> tuple[dict[str, Given], Latents, Sites]:
+    """Return every latent's moments given ``count`` draws of the guide, the draws in plain layout, and the guide's sites."""
+    latents, _ = model.propose(batch, count, noise)
+    held = fold(model.structure, latents)
+    drawn = run(model.pair, "guide", repeat(batch, count), held)
+    found = {}
+    for name in model.structure.latents:
+        entries = partial(_entries, model, name, count)
+        moments = _conditional_moments(drawn[name]["fn"], entries, entries(held[name]))
+        found[name] = Given(*moments, _lacks(drawn[name], entries))
+    return found, held, drawn
+
+
+def lacking(model: RowModel, batch: Batch, latents: Latents) -> dict[str, Tensor | None]:
+    """Return which entries of latents a row lacks, as ``Given.lacks``, for one sample in the layout of ``RowModel``."""
+    drawn = run(model.pair, "guide", batch, fold(model.structure, latents))
+    return {name: _lacks(drawn[name], partial(_entries, model, name, 1)) for name in model.structure.latents}
+
+
+def _lacks(site: Site, entries: Callable[[Tensor], Tensor]) -> Tensor | None:
+    counted = entries_of(site)
+    return None if counted is None else ~entries(counted)[0].bool()
+
+
 def posterior_moments(model: RowModel, batch: Batch, count: int, noise: RowNoise) -> dict[str, Moments]:
     """Return every latent's posterior moments and rate, by name, from ``count`` draws of the guide.
 
@@ -39,10 +97,9 @@ def posterior_moments(model: RowModel, batch: Batch, count: int, noise: RowNoise
         ValueError: a latent is discrete.
     """
     pair, structure = model.pair, model.structure
-    latents, _ = model.propose(batch, count, noise)
+    given, held, drawn = guide_moments(model, batch, count, noise)
     repeated = repeat(batch, count)
-    held = fold(structure, latents)
-    drawn, scored = (run(pair, part, repeated, held) for part in ("guide", "model"))
+    scored = run(pair, "model", repeated, held)
     found = {}
     for name in structure.latents:
         q, p = drawn[name]["fn"], scored[name]["fn"]
@@ -53,13 +110,8 @@ def posterior_moments(model: RowModel, batch: Batch, count: int, noise: RowNoise
                 f"the discrete latent {name!r}",
                 "Sum it out in the model, or use log_evidence and elbo only.",
             )
-
-        def entries(value: Tensor, name: str = name) -> Tensor:
-            """Return the plain layout as (draws, rows, dimensions)."""
-            axis = value.dim() - structure.event_dims[name] + structure.data_dim[name]
-            return value.movedim(axis, 0).reshape(count, len(batch["x"]), -1).double()
-
-        mean, within = _conditional_moments(q, entries, entries(held[name]))
+        entries = partial(_entries, model, name, count)
+        mean, within, _, lacks = given[name]
         spread = mean.var(dim=0)
         variance = within.mean(dim=0) + spread
         terms = _factors(q, p)
@@ -67,31 +119,34 @@ def posterior_moments(model: RowModel, batch: Batch, count: int, noise: RowNoise
             prior, _ = model.draw_prior(batch, count, noise)
             prior = fold(structure, prior)
             p = run(pair, "model", repeated, prior)[name]["fn"]
-            at, between = _conditional_moments(p, entries, entries(prior[name]))
+            at, between, _ = _conditional_moments(p, entries, entries(prior[name]))
             prior_mean, prior_variance = at.mean(dim=0), between.mean(dim=0) + at.var(dim=0)
             ratio = (variance + (mean.mean(dim=0) - prior_mean) ** 2) / prior_variance
             each, kind = 0.5 * (ratio - 1 - torch.log(variance / prior_variance)), "marginal"
         else:
             each, kind = _rate_of(*terms, held[name], entries)
-        average, counted = mean.mean(dim=0), entries_of(drawn[name])
-        if counted is not None:
-            lacks = ~entries(counted)[0].bool()
+        average = mean.mean(dim=0)
+        if lacks is not None:
             average, each = average.masked_fill(lacks, math.nan), each.masked_fill(lacks, 0.0)
         found[name] = Moments(average, spread / count, each, kind)
     return found
 
 
+def _entries(model: RowModel, name: str, count: int, value: Tensor) -> Tensor:
+    """Return a latent's plain layout of draws · rows as (draws, rows, entries), float64."""
+    axis = value.dim() - model.structure.event_dims[name] + model.structure.data_dim[name]
+    rows = value.movedim(axis, 0)
+    return rows.reshape(count, len(rows) // count, -1).double()
+
+
 def _conditional_moments(
     fn: dist.TorchDistribution, entries: Callable[[Tensor], Tensor], draws: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return mean and variance given earlier latents, (draws, rows, dimensions); the draw and 0 if unknown.
-
-    The law of total variance then holds for both: variance = mean of the variances + variance of the means.
-    """
+) -> tuple[Tensor, Tensor, bool]:
+    """Return the mean, the variance and whether they are closed forms, as in ``Given``."""
     try:
-        return entries(fn.mean), entries(fn.variance)
+        return entries(fn.mean), entries(fn.variance), True
     except NotImplementedError:
-        return draws, torch.zeros_like(draws)
+        return draws, torch.zeros_like(draws), False
 
 
 def _factors(

@@ -1,0 +1,237 @@
+"""embed() returns the posterior means and standard deviations of the latents of rows, as a frame."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyrovae import arguments
+from pyrovae import noise as noises
+from pyrovae.evaluation import Evaluation
+from pyrovae.evidence import sampled
+from pyrovae.evidence.draws import Draws, normalised
+from pyrovae.evidence.posterior import undisturbed
+from pyrovae.evidence.result import frame_of
+from pyrovae.evidence.run import Run
+from pyrovae.model import LatentVariableModel
+from pyrovae.noise import Stream
+from pyrovae.pair import Given, check_have_means, guide_moments, lacking
+from pyrovae.refusals import bad_type, bad_value, parameters_hold
+from pyrovae.turns import takes_turns
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["METHODS", "embed"]
+
+METHODS = ("encoder", *sampled.METHODS)
+# Effective draws below which "auto" asks fitted posteriors: a mean then has an error of a seventh of its standard deviation.
+_FEWEST_EFFECTIVE = 50
+
+#: Mean and standard deviation of every latent by name, shape (2, rows, entries), float64; NaN where a row lacks the entry.
+_Moments = dict[str, Tensor]
+
+
+@takes_turns
+def embed(
+    model: Any,
+    x: Any,
+    *,
+    method: str = "encoder",
+    num_samples: int = 1000,
+    seed: int = 0,
+    noise: str = "index",
+    check: bool = True,
+) -> pd.DataFrame:
+    """Return the posterior mean and standard deviation of every latent of every row.
+
+    With "encoder" they are those of the guide Q(z | x). They are exact if the guide has one latent, in a distribution with a
+    closed mean and variance. Otherwise they come from K draws, and a mean has a standard error of at most sd/√K. Other methods
+    weigh K draws of a proposal q:
+
+        E[z | x] ≈ Σ_k w_k z_k / Σ_k w_k,   w_k = P(x, z_k) / q(z_k),   with standard error of about sd/√ESS.
+
+    Args:
+        model: a ``VAE``, a ``LatentVariableModel``, or a fitted ``PPCA`` or ``FactorAnalysis``, whose posterior is exact.
+        x: rows on dim 0, in any form that ``log_evidence`` takes; cells may be missing if the model allows it.
+        method: "encoder": moments of Q(z | x). "refined": of P(z | x), by draws from posteriors fitted to each row.
+            "importance": of P(z | x), by draws of the encoder. "auto": the encoder's draws, and the fitted posteriors for
+            rows with fewer than 50 effective draws or a bad verdict.
+        num_samples: K, draws of z a row, at least 100.
+        seed: of the draws; a row's numbers depend on the seed and its key, not on other rows.
+        noise: the key of a row's draws: its "index" in ``x`` or its "content".
+        check: try methods that weigh draws on rows simulated from the model; see ``evidence.check``.
+
+    The options apply to pairs.
+
+    Returns:
+        A frame with the index of ``x``, float64. A scalar latent "z" has the columns "z" and "z_sd". Elements of others are
+        numbered: "z_0", "z_1", …, then "z_0_sd", "z_1_sd", …; with plates, the plate's number comes first, as in "z_2_0".
+        A latent is NaN in rows that its mask leaves out. Methods that weigh draws add the column "verdict" on each row's
+        log P(x), as in ``log_evidence``: only with "trust" are the draws known to cover the posterior.
+
+    Raises:
+        TypeError, ValueError: an option, the rows or the model cannot be used; a latent has no mean, because it is a label or
+            an angle; two columns would have one name.
+
+    Example:
+        >>> import torch, pyrovae as pv
+        >>> embed(pv.VAE.mlp(6, latent_dim=2), torch.ones(4, 6)).columns.tolist()
+        ['z_0', 'z_1', 'z_0_sd', 'z_1_sd']
+    """
+    arguments.choice("method", method, METHODS)
+    arguments.integer("num_samples", num_samples, minimum=100)
+    if isinstance(model, LatentVariableModel):
+        if method == "encoder":
+            return _by_encoder(Evaluation.prepare(model, x, num_samples, seed, noise=noise))
+        return _by_weights(sampled.prepare(model, x, method, num_samples, seed, check, noise), method)
+    if isinstance(model, type) or not hasattr(model, "_embedded"):
+        raise bad_type(
+            "model",
+            "a VAE, a LatentVariableModel, or a baseline with continuous latents",
+            f"a {type(model).__name__}",
+            "Fit PPCA or FactorAnalysis, or wrap a Pyro model and guide: LatentVariableModel(model, guide).",
+        )
+    mean, spread, source = model._embedded(x)
+    return _frame({"z": torch.stack([mean, spread])}, {"z": mean.shape[1:]}, source.index)
+
+
+def _by_encoder(evaluation: Evaluation) -> pd.DataFrame:
+    """Return the moments of the guide."""
+    shapes, closed = _shapes(evaluation)
+    if closed:  # the moments given one draw are those of all
+        tile = noises.tile_shape(evaluation.structure.widest, 1)
+        evaluation = replace(evaluation, num_samples=1, tile=tile)
+    found = _empty(shapes, len(evaluation))
+    for block in evaluation.tiles():
+        parts = [_given(evaluation, tile) for tile in block]
+        for name in found:
+            given = [part[name] for part in parts]
+            mean, within = (torch.cat([getattr(g, field) for g in given]) for field in ("mean", "variance"))
+            between = mean.var(dim=0) if len(mean) > 1 else 0.0
+            moments = mean.mean(dim=0), (within.mean(dim=0) + between).sqrt()
+            found[name][:, block[0].rows] = _stacked(*moments, given[0].lacks)
+    return _frame(found, shapes, _index(evaluation))
+
+
+def _given(evaluation: Evaluation, tile: noises.Tile) -> dict[str, Given]:
+    batch = evaluation.part(tile.rows)
+    drawn = evaluation.noise(Stream.EMBED, rows=tile.rows, first=tile.samples.start)
+    seeded = noises.seeded(drawn.seed, batch["x"].device)
+
+    def fix() -> str:
+        return evaluation.pair.fix_of_rows(batch["x"], evaluation.numbers[tile.rows])
+
+    with evaluation.pair.evaluating(), seeded, parameters_hold(evaluation.argument, fix):
+        return guide_moments(evaluation.model, batch, tile.num_samples, drawn)[0]
+
+
+def _by_weights(run: Run, method: str) -> pd.DataFrame:
+    """Return the moments of weighted draws; rows without an observed cell have draws of the prior."""
+    whole = run.whole
+    shapes, _ = _shapes(whole)
+    found = _empty(shapes, len(whole))
+
+    def keep(draws: Draws) -> None:
+        numbers = draws.evaluation.numbers[draws.rows].cpu()
+        for name, moments in _weighted(draws).items():
+            found[name][:, numbers] = moments
+
+    verdict = np.full(len(whole), "trust", dtype="<U14")
+    every = torch.arange(len(whole), device=whole.numbers.device)
+    for _, rows, evidence in sampled.answers(run, method, every, keep, _FEWEST_EFFECTIVE):
+        verdict[rows.cpu().numpy()] = evidence.verdict
+    for draws in _of_prior(whole):
+        keep(draws)
+    return _frame(found, shapes, _index(whole), verdict)
+
+
+def _of_prior(whole: Evaluation) -> Iterator[Draws]:
+    """Yield draws of P(z), of equal weight, for rows without an observed cell, whose posterior is the prior."""
+    if "observed" not in whole.batch:
+        return
+    empty = (~whole.batch["observed"].reshape(len(whole), -1).any(dim=1)).nonzero()[:, 0]
+    if len(empty):
+        rows_of = whole.of_rows(empty, whole.seed, whole.num_samples)
+        for rows in rows_of.blocks():
+            with undisturbed(rows_of, Stream.EMBED, rows=rows) as drawn:
+                latents, joint = rows_of.model.draw_prior(rows_of.part(rows), whole.num_samples, drawn)
+            yield Draws(rows_of, rows, latents, torch.zeros_like(joint.prior))
+
+
+def _weighted(draws: Draws) -> _Moments:
+    """Return the moments of a block's weighted draws."""
+    model, batch = draws.evaluation.model, draws.evaluation.part(draws.rows)
+    weights = normalised(draws.log_weights)[..., None]
+    one = {name: z[:1] for name, z in draws.latents.items()}
+    with undisturbed(draws.evaluation, Stream.EMBED, rows=draws.rows):
+        lacks = lacking(model, batch, one)
+    found = {}
+    for name, value in draws.latents.items():
+        z = model.rows_second(name, value)
+        z = z.reshape(*z.shape[:2], -1).double()
+        z = torch.where(weights > 0, z, 0.0)  # a draw off the support is NaN and weighs nothing
+        mean = (weights * z).sum(dim=0)
+        spread = (weights * (z - mean).square()).sum(dim=0).sqrt()
+        found[name] = _stacked(mean, spread, lacks[name])
+    return found
+
+
+def _stacked(mean: Tensor, spread: Tensor, lacks: Tensor | None) -> Tensor:
+    """Return moments as in ``_Moments``."""
+    moments = torch.stack([mean, spread]).cpu()
+    return moments if lacks is None else moments.masked_fill(lacks.cpu(), math.nan)
+
+
+def _shapes(evaluation: Evaluation) -> tuple[dict[str, tuple[int, ...]], bool]:
+    """Return the shape of every latent in one row, and whether one draw tells the moments of Q(z | x).
+
+    Plates of size one have no number in the names of columns, so they are left out.
+    """
+    model, first = evaluation.model, slice(0, 1)
+    batch, plates = evaluation.part(first), evaluation.structure.nesting - 1
+    with undisturbed(evaluation, Stream.EMBED, rows=first) as drawn:
+        check_have_means(model, batch)
+        latents, _ = model.propose(batch, 1, drawn)
+        given, _, _ = guide_moments(model, batch, 1, drawn)
+    shapes = {name: tuple(model.rows_second(name, z).shape[2:]) for name, z in latents.items()}
+    closed = len(given) == 1 and all(each.closed for each in given.values())
+    return {
+        n: (*(s for s in shape[:plates] if s > 1), *shape[plates:]) for n, shape in shapes.items()
+    }, closed
+
+
+def _index(evaluation: Evaluation) -> Any:
+    return None if evaluation.source is None else evaluation.source.index
+
+
+def _empty(shapes: Mapping[str, tuple[int, ...]], num_rows: int) -> _Moments:
+    return {
+        name: torch.empty(2, num_rows, math.prod(shape), dtype=torch.float64)
+        for name, shape in shapes.items()
+    }
+
+
+def _frame(
+    found: _Moments, shapes: Mapping[str, tuple[int, ...]], index: Any, verdict: np.ndarray | None = None
+) -> pd.DataFrame:
+    columns: dict[str, Any] = {}
+    for name, moments in found.items():
+        for suffix, values in zip(("", "_sd"), moments, strict=True):
+            for place, value in zip(np.ndindex(*shapes[name]), values.T, strict=True):
+                column = "_".join([name, *map(str, place)]) + suffix
+                if column in columns or (column == "verdict" and verdict is not None):
+                    raise bad_value(
+                        "pair",
+                        "latents whose columns have different names",
+                        f"two columns {column!r}",
+                        f"Rename the site {name!r}.",
+                    )
+                columns[column] = value.numpy()
+    return frame_of(columns if verdict is None else {**columns, "verdict": verdict}, index)
