@@ -226,6 +226,17 @@ def _pyarrow(does: str) -> Any:
 # Writing
 
 
+def beside(path: str | os.PathLike[str]) -> Any:
+    """Return a temporary file without a name in the folder of ``path``, which closing removes.
+
+    Raises:
+        OSError: ``path`` is something other than a file, or no file can be made in its folder.
+    """
+    with storage.named(path, "a file to write to"):
+        storage.require_file(Path(path))
+        return tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path)))
+
+
 @contextmanager
 def writing(path: str, labels: bool = True) -> Iterator[Callable[[pd.DataFrame], None]]:
     """Yield a function that writes frames, one below the other, to a file or to standard output ("-").
@@ -244,13 +255,10 @@ def writing(path: str, labels: bool = True) -> Iterator[Callable[[pd.DataFrame],
     with ExitStack() as held:
         if suffix == ".parquet":
             _pyarrow("writes")
-        with storage.named(path, expected):
-            storage.require_file(Path(path))
-            folder = os.path.dirname(os.path.realpath(path))
-            spool = held.enter_context(tempfile.TemporaryFile(dir=folder))
-            file: Any = spool
-            if suffix.endswith(".gz"):  # without a name and a time, so that equal rows are equal bytes
-                file = gzip.GzipFile("", "wb", fileobj=spool, mtime=0)
+        spool = held.enter_context(beside(path))
+        file: Any = spool
+        if suffix.endswith(".gz"):  # without a name and a time, so that equal rows are equal bytes
+            file = gzip.GzipFile("", "wb", fileobj=spool, mtime=0)
         write = _text_writer(
             lambda text: file.write(text.encode()), "\t" if ".tsv" in suffix else ",", labels
         )

@@ -3,51 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-import numpy as np
 import typer
 
-from pyrovae import arguments, baselines, noise
+from pyrovae import arguments, baselines
+from pyrovae.cli.columns import Columns, Dates, Drop, Families, Resolutions, to_number
 from pyrovae.cli.main import Check, Data, Index, Model, Out, Seed, app, load, log, shows_progress
-from pyrovae.refusals import bad_value
+from pyrovae.model import VAE
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from pyrovae.model import VAE
-
-N = TypeVar("N", int, float)
 _COMPONENTS = 10  # of a mixture
-LEVELS = ("bernoulli", "categorical", "ordinal")
 
-Families = Annotated[
-    list[str] | None,
-    typer.Option("--family", metavar="COLUMN=FAMILY", help="Family of a column; may be repeated."),
-]
-Resolutions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--resolution", metavar="COLUMN=STEP", help="Step to which a column was recorded; may be repeated."
-    ),
-]
-Dates = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--date",
-        metavar="COLUMN=PART",
-        help="Number to take from a column of dates: days, year, month, day, dayofweek or hour; may be repeated.",
-    ),
-]
-Drop = Annotated[
-    list[str] | None, typer.Option("--drop", metavar="COLUMN", help="Column to leave out; may be repeated.")
-]
 LatentDim = Annotated[int, typer.Option(min=1, help="Entries of z.")]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training rows.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows a step.")]
 Rate = Annotated[float, typer.Option(help="Learning rate.")]
+HiddenDims = Annotated[
+    str, typer.Option(help="Hidden widths of the encoder; the decoder has them in reverse order.")
+]
 
 
 @app.command()
@@ -60,6 +35,7 @@ def fit(
     drop: Drop = None,
     index: Index = None,
     latent_dim: LatentDim = 8,
+    hidden_dims: HiddenDims = "200,200",
     validation: Annotated[
         float,
         typer.Option(
@@ -78,11 +54,11 @@ def fit(
     ] = None,
 ) -> None:
     """Fit a VAE to the rows of a file, each column with a family of its own, and print the families."""
-    from pyrovae import storage, training
+    from pyrovae import training
+    from pyrovae.cli import files
 
-    with storage.named(out, "a file to write to"):
-        storage.require_file(out)
-    table = _Table(data, index, family, resolution, date, drop, seed)
+    files.beside(out).close()  # refuses a place that cannot be written to before the fit
+    table = Columns(data, index, family, resolution, date, drop, hidden_dims, seed)
     train, held_out = table.split(validation)
     vae = table.vae(train, latent_dim)
     columns: Any = vae.table
@@ -129,6 +105,7 @@ def compare(
     drop: Drop = None,
     index: Index = None,
     latent_dim: LatentDim = 8,
+    hidden_dims: HiddenDims = "200,200",
     epochs: Epochs = 50,
     batch_size: BatchSize = 128,
     lr: Rate = 1e-3,
@@ -139,39 +116,39 @@ def compare(
     from pyrovae import comparison, training
     from pyrovae.cli import files
 
-    table = _Table(data, index, family, resolution, date, drop, seed)
-    train, held_out = table.split(test)
-    vae = table.vae(train, latent_dim)
-    columns: Any = vae.table
-    codes, scored = columns.encode(train), columns.encode(held_out)
-    made = {
-        name: _made(name, latent_dim, codes.shape[1], lambda dim: table.vae(train, dim))
-        for name in models.split(",")
-    }
-    pairs = {name: model for name, model in made.items() if hasattr(model, "table")}
-    for name, model in made.items():
-        if name not in pairs:
-            log.info("%s", model.fit(codes).summary())
-    # Refuses models that cannot be compared before the long fits.
-    comparison.compare(made, scored[:2], method="importance", num_samples=2, check=False, training_rows=True)
-    for name, pair in pairs.items():
-        log.info("%s", name)
-        training.fit(
-            pair, codes, epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, progress=shows_progress()
-        )
-    found = comparison.compare(made, scored, seed=seed, progress=shows_progress(), check=check)
-    if out == "-":
-        print(found)
-        return
     with files.writing(out) as put:
-        put(found)
+        table = Columns(data, index, family, resolution, date, drop, hidden_dims, seed)
+        train, held_out = table.split(test)
+        columns: Any = table.vae(train, latent_dim).table
+        codes, scored = columns.encode(train), columns.encode(held_out)
+        made = {
+            name: _made(name, latent_dim, codes.shape[1], lambda dim: table.vae(train, dim))
+            for name in models.split(",")
+        }
+        pairs = {name: model for name, model in made.items() if hasattr(model, "table")}
+        for name in made:
+            if name not in pairs:
+                log.info("%s", made[name].fit(codes).summary())
+        # Refuses models that cannot be compared before the long fits.
+        few = scored[: min(2, len(scored))]
+        comparison.compare(made, few, method="importance", num_samples=2, check=False, training_rows=True)
+        options: dict[str, Any] = {"seed": seed, "progress": shows_progress()}
+        for name, pair in pairs.items():
+            log.info("%s", name)
+            training.fit(pair, codes, epochs=epochs, batch_size=batch_size, lr=lr, **options)
+        found = comparison.compare(made, scored, check=check, **options)
+        if out == "-":
+            print(found)
+        else:
+            put(found)
 
 
 @app.command()
 def check(
     model: Model,
     data: Data,
-    method: Annotated[str, typer.Option(help="A method of evidence.METHODS.")] = "auto",
+    method: Annotated[str, typer.Option(help="One of the methods of score, but exact.")] = "auto",
+    num_rows: Annotated[int, typer.Option(min=2, help="Trusted rows that are wanted.")] = 64,
     seed: Seed = 0,
     index: Index = None,
 ) -> None:
@@ -180,7 +157,8 @@ def check(
     from pyrovae.cli import files
 
     pair, table = load(model)
-    print(evidence.check(pair, files.Rows(data, index, table).whole(), method=method, seed=seed))
+    rows = files.Rows(data, index, table).whole()
+    print(evidence.check(pair, rows, method=method, num_rows=num_rows, seed=seed))
 
 
 @app.command()
@@ -200,88 +178,10 @@ def info(model: Model) -> None:
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
 
 
-class _Table:
-    """The rows of a file, and what the options say about its columns.
-
-    Args:
-        data, index, family, resolution, date, drop, seed: as the commands take them.
-
-    Raises:
-        ValueError, OSError: as ``files.Rows``; a column of dates without a choice of what they mean.
-    """
-
-    def __init__(
-        self,
-        data: str,
-        index: str | None,
-        family: list[str] | None,
-        resolution: list[str] | None,
-        date: list[str] | None,
-        drop: list[str] | None,
-        seed: int,
-    ) -> None:
-        from pyrovae.cli import cells, files
-
-        self._seed = seed
-        self._families: dict[str, Any] = dict(_named("--family", family)) | dict.fromkeys(drop or ())
-        self._resolution = {
-            name: _number("--resolution", step, float) for name, step in _named("--resolution", resolution)
-        }
-        rows, parts = files.Rows(data, index).whole(), _named("--date", date)
-        for name, part in parts:
-            arguments.choice(f"--date {name}", part, cells.PARTS)
-            if name not in rows:
-                raise bad_value(
-                    "--date", f"a column of {data}, {list(rows.columns)}", repr(name), "Name one of these."
-                )
-        self._frame = cells.with_dates(rows, parts, {name for name, given in self._families.items() if given})
-        undecided = [name for name in cells.dates(self._frame) if name not in self._families]
-        if undecided:
-            name = undecided[0]
-            came = f"dates in {', '.join(map(repr, undecided))}, first {self._frame[name].dropna().iloc[0]!s}"
-            fix = f"Choose what they mean: --date {name}=days, a part of them such as --date {name}=month, or --drop {name}."
-            raise bad_value(data, "numbers, booleans or labels in every column", came, fix)
-
-    def split(self, share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Return training rows and a random share of held-out rows, none of which has a label that the former lack."""
-        import pandas as pd
-
-        frame, held_out = self._frame, np.zeros(len(self._frame), dtype=bool)
-        order = np.random.default_rng(self._seed).permutation(len(frame))
-        held_out[order[: round(share * len(frame))]] = True
-        for name in frame:
-            if not pd.api.types.is_numeric_dtype(frame[name]) or self._families.get(name) in LEVELS:
-                held_out &= frame[name].isna() | frame[name].isin(frame[name][~held_out])
-        return frame[~held_out], frame[held_out]
-
-    def vae(self, train: pd.DataFrame, latent_dim: int) -> VAE:
-        """Return a VAE of the training rows that is not fitted yet."""
-        from pyrovae import VAE
-
-        with noise.seeded(noise.derive(self._seed, noise.Stream.WEIGHTS)):
-            return VAE.for_table(train, latent_dim, families=self._families, resolution=self._resolution)
-
-
-def _named(option: str, values: Iterable[str] | None) -> list[tuple[str, str]]:
-    """Return the pairs of an option COLUMN=VALUE."""
-    pairs = [value.rpartition("=") for value in values or ()]
-    for name, _, value in pairs:
-        if not name or not value:
-            raise typer.BadParameter(f"expected COLUMN=VALUE, got {name or value!r}", param_hint=option)
-    return [(name, value) for name, _, value in pairs]
-
-
-def _number(option: str, text: str, kind: type[N]) -> N:
-    try:
-        return kind(text)
-    except ValueError:
-        raise typer.BadParameter(f"expected a number, got {text!r}", param_hint=option) from None
-
-
 def _made(text: str, latent_dim: int, columns: int, vae: Callable[[int], VAE]) -> Any:
     """Return a model of a name, or of name:number; ``vae`` returns a VAE with so many entries of z."""
     name, _, given = text.strip().partition(":")
-    number = _number("--models", given, int) if given else None
+    number = to_number("--models", given, int) if given else None
     if name == "vae":
         return vae(number or latent_dim)
     name = "gaussian_mixture" if name == "mixture" else name

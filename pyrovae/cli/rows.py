@@ -1,14 +1,16 @@
-"""Commands about rows: score, impute, sample, outliers."""
+"""Commands about rows: score, impute, embed, outliers, sample."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyrovae import arguments, checkpoints, evidence, imputation, outlying
+from pyrovae import arguments, checkpoints, embedding, evidence, imputation, outlying
 from pyrovae.cli.main import Check, Data, Index, Model, Out, Seed, app, load, log, shows_progress
 from pyrovae.refusals import Refused
 
@@ -82,11 +84,18 @@ def _scored(
     model: Any, frame: pd.DataFrame, start: int, method: str | None, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Return log P(x) of some rows of a file as plain data, which checkpoints keep; ``start`` is the first row."""
-    try:
+    with _numbered_from(start):
         found = evidence.log_evidence(model, frame, method=method, **options)
-    except Refused as error:
-        raise Refused(f"{error} (Row 0 is row {start} of the file.)" if start else str(error)) from None
     return {"scores": found.to_frame().to_dict("list"), "summary": found.summary()}
+
+
+@contextmanager
+def _numbered_from(start: int) -> Iterator[None]:
+    """Add to a refusal which row of the file the numbers in it are counted from."""
+    try:
+        yield
+    except Refused as error:
+        raise Refused(f"{error} Row 0 here is row {start} of the file." if start else str(error)) from None
 
 
 @app.command()
@@ -133,6 +142,31 @@ def impute(
         else:
             put(done.point(kind))
         log.info("%s", done)
+
+
+@app.command()
+def embed(
+    model: Model,
+    data: Data,
+    out: Out = "-",
+    method: Annotated[
+        str, typer.Option(help=f"Whose mean and standard deviation: {', '.join(embedding.METHODS)}.")
+    ] = "encoder",
+    num_samples: NumSamples = 1000,
+    seed: Seed = 0,
+    check: Check = True,
+    index: Index = None,
+) -> None:
+    """Write the posterior mean and standard deviation of every latent of every row."""
+    from pyrovae.cli import files
+
+    found, table = load(model)
+    options: dict[str, Any] = {"method": method, "num_samples": num_samples, "seed": seed, "check": check}
+    with files.writing(out) as put:
+        for start, frame in files.Rows(data, index, table).chunks(_AT_ONCE):
+            with _numbered_from(start):
+                codes = embedding.embed(found, frame, noise="content", **options)
+            put(codes if codes.index.name else codes.rename_axis("row"))
 
 
 @app.command()
