@@ -1,5 +1,7 @@
 """pyrovae: variational autoencoders on Pyro whose log P(x) can be trusted."""
 
+import logging
+
 from pyrovae import baselines, convert, datasets, encoders, evidence, likelihoods, plots, priors
 from pyrovae.checkpoints import Checkpoint
 from pyrovae.comparison import compare, compare_evidence, swap
@@ -48,3 +50,6 @@ __all__ = [
     "save",
     "swap",
 ]
+
+# The logger "pyrovae" is quiet unless the program that imports pyrovae adds a handler.
+logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -1,6 +1,10 @@
 """Commands as a user sees them. The demo runs in two epochs, on few rows and without the checks, which CI's demo makes."""
 
+import functools
 import io
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -258,6 +262,49 @@ def test_models_are_compared_on_rows_that_none_has_seen(tmp_path):
     frame.assign(a=rng.poisson(3.0, 150)).to_csv(counts, index=False)
     refused = run("compare", counts, "--models", "vae,ppca", "--epochs", 9999, code=1)
     assert "all masses or all densities" in refused.stderr
+
+
+def test_commands_of_the_page_run(people, tmp_path, monkeypatch):
+    """From top to bottom, in one folder, with less work."""
+    for module, name, less in (
+        ("training", "fit", {"epochs": 1}),
+        ("evidence", "log_evidence", {"method": "importance", "num_samples": 50, "check": False}),
+        ("imputation", "impute", {"num_samples": 100, "method": "importance", "check": False}),
+        ("outlying", "outliers", {"num_samples": 100, "method": "importance", "check": False}),
+        ("comparison", "compare", {"method": "importance", "num_samples": 20, "check": False}),
+        ("evidence", "check", {"num_rows": 8, "num_samples": 100}),
+    ):
+        function = getattr(getattr(pv, module), name)
+        monkeypatch.setattr(getattr(pv, module), name, lessened(function, less))
+    frame = pd.read_csv(people / "people.csv").rename(columns={"seen": "joined"})
+    frame.to_csv(tmp_path / "people.csv", index=False)
+    rng = np.random.default_rng(0)
+    labs = pd.DataFrame(rng.standard_normal((60, 4)), columns=list("abcd"))
+    labs.to_csv(tmp_path / "labs.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text()
+    blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).splitlines()
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        assert program == "pyrovae"
+        run(*arguments)
+    commands = {each.name or each.callback.__name__ for each in app.registered_commands}
+    assert {shlex.split(line)[1] for line in lines} | {"demo"} == commands
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        "scores.csv",
+        "full.csv",
+        "codes.csv",
+        "simulated.csv",
+    }
+
+
+def lessened(function, less):
+    @functools.wraps(function)
+    def call(*arguments, **options):
+        return function(*arguments, **options | less)
+
+    return call
 
 
 def test_levels_of_held_out_rows_are_in_the_training_rows(tmp_path):

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+import pandas as pd
 import typer
 
 from pyrovae import arguments, noise
+from pyrovae.cli import cells, files
 from pyrovae.cli.main import log
 from pyrovae.model import VAE
 from pyrovae.refusals import bad_value
 from pyrovae.tables import Table
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 N = TypeVar("N", int, float)
 
@@ -64,8 +63,6 @@ class Columns:
         hidden_dims: str,
         seed: int,
     ) -> None:
-        from pyrovae.cli import cells, files
-
         self._seed = seed
         self._hidden_dims = [
             to_number("--hidden-dims", width, int) for width in hidden_dims.split(",") if width

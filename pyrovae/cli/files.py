@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +24,7 @@ import pandas as pd
 
 from pyrovae import storage
 from pyrovae.cli import cells
+from pyrovae.cli.main import show
 from pyrovae.refusals import Refused, bad_value, shown
 from pyrovae.tables import Table
 
@@ -248,7 +250,7 @@ def writing(path: str, labels: bool = True) -> Iterator[Callable[[pd.DataFrame],
         ValueError, OSError: no known ending; a folder, a full disk or no permission. ``path`` is unchanged.
     """
     if path == "-":
-        yield _text_writer(sys.stdout.write, ",", labels)
+        yield _text_writer(partial(show, end=""), ",", labels)
         return
     suffix, expected = _suffix(path, "--out", _OUTPUTS), "a file to write to"
     parquet = list[pd.DataFrame]()

@@ -57,9 +57,7 @@ class _Group(TyperGroup):
             with warnings.catch_warnings():
                 warnings.simplefilter("default", UserWarning)
                 warnings.showwarning = lambda message, *_, **__: log.warning("%s", message)
-                super().invoke(ctx)
-                with storage.named("standard output", "a place to write to"):
-                    sys.stdout.flush()
+                return super().invoke(ctx)
         except (Refused, RefusedType, FloatingPointError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # the reader of standard output has gone; typer ends the command
@@ -87,7 +85,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from pyrovae import __version__
 
-        print(__version__)
+        show(__version__)
         raise typer.Exit
 
 
@@ -100,6 +98,12 @@ def main(
 ) -> None:
     """Variational autoencoders on Pyro whose log P(x) can be trusted."""
     log.setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def show(text: object, end: str = "\n") -> None:
+    """Print to standard output, at once; an error names it."""
+    with storage.named("standard output", "a place to write to"):
+        print(text, end=end, flush=True)
 
 
 def shows_progress() -> bool:

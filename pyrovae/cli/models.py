@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from pyrovae import arguments, baselines
+from pyrovae import arguments, baselines, comparison, evidence, storage, training
+from pyrovae.cli import files
 from pyrovae.cli.columns import Columns, Dates, Drop, Families, Resolutions, to_number
-from pyrovae.cli.main import Check, Data, Index, Model, Out, Seed, app, load, log, shows_progress
+from pyrovae.cli.main import Check, Data, Index, Model, Out, Seed, app, load, log, show, shows_progress
 from pyrovae.model import VAE
 
 _COMPONENTS = 10  # of a mixture
@@ -54,15 +55,12 @@ def fit(
     ] = None,
 ) -> None:
     """Fit a VAE to the rows of a file, each column with a family of its own, and print the families."""
-    from pyrovae import training
-    from pyrovae.cli import files
-
     files.beside(out).close()  # refuses a place that cannot be written to before the fit
     table = Columns(data, index, family, resolution, date, drop, hidden_dims, seed)
     train, held_out = table.split(validation)
     vae = table.vae(train, latent_dim)
     columns: Any = vae.table
-    print(columns.summary().to_string(index=False))
+    show(columns.summary().to_string(index=False))
     history = training.fit(
         vae,
         train,
@@ -113,9 +111,6 @@ def compare(
     check: Check = True,
 ) -> None:
     """Fit VAEs and baselines to the same rows and rank them by log P(x) of held-out rows."""
-    from pyrovae import comparison, training
-    from pyrovae.cli import files
-
     with files.writing(out) as put:
         table = Columns(data, index, family, resolution, date, drop, hidden_dims, seed)
         train, held_out = table.split(test)
@@ -138,7 +133,7 @@ def compare(
             training.fit(pair, codes, epochs=epochs, batch_size=batch_size, lr=lr, **options)
         found = comparison.compare(made, scored, check=check, **options)
         if out == "-":
-            print(found)
+            show(found)
         else:
             put(found)
 
@@ -148,34 +143,31 @@ def check(
     model: Model,
     data: Data,
     method: Annotated[str, typer.Option(help="One of the methods of score, but exact.")] = "auto",
-    num_rows: Annotated[int, typer.Option(min=2, help="Trusted rows that are wanted.")] = 64,
+    num_rows: Annotated[int, typer.Option(min=8, help="Trusted rows that are wanted.")] = 64,
     seed: Seed = 0,
     index: Index = None,
 ) -> None:
     """Try a method on rows simulated from the model and count those that it trusts and yet misses."""
-    from pyrovae import evidence
-    from pyrovae.cli import files
-
     pair, table = load(model)
     rows = files.Rows(data, index, table).whole()
-    print(evidence.check(pair, rows, method=method, num_rows=num_rows, seed=seed))
+    show(evidence.check(pair, rows, method=method, num_rows=num_rows, seed=seed))
 
 
 @app.command()
 def info(model: Model) -> None:
     """Print what a model is: its columns and families, its fit, and the versions that wrote it."""
-    from pyrovae import storage
-    from pyrovae.training import History
-
     found, table = load(model)
     versions = storage.read(model)[1]["versions"]
     fitted = getattr(found, "fitted", None)
-    print(found.summary() if hasattr(found, "summary") else found)
+    if hasattr(found, "summary"):
+        show(found.summary())
+    else:
+        show(f"{type(found).__name__} with {sum(each.numel() for each in found.parameters())} parameters")
     if table is not None:
-        print(table.summary().to_string(index=False))
+        show(table.summary().to_string(index=False))
     if fitted is not None:
-        print(f"fitted to {fitted.rows} rows: {History(**fitted.history)}")
-    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+        show(f"fitted to {fitted.rows} rows: {training.History(**fitted.history)}")
+    show(", ".join(f"{name} {version}" for name, version in versions.items()))
 
 
 def _made(text: str, latent_dim: int, columns: int, vae: Callable[[int], VAE]) -> Any:

@@ -6,16 +6,15 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import pandas as pd
 import typer
 
 from pyrovae import arguments, checkpoints, embedding, evidence, imputation, outlying
+from pyrovae.cli import files
 from pyrovae.cli.main import Check, Data, Index, Model, Out, Seed, app, load, log, shows_progress
 from pyrovae.refusals import Refused
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Rows of one call of log_evidence, whose check takes as long as the scores of some hundred rows.
 _AT_ONCE = 10_000
@@ -53,10 +52,6 @@ def score(
 
     Each 10 000 rows are one call of log_evidence with noise="content": equal rows get equal draws wherever they are.
     """
-    import pandas as pd
-
-    from pyrovae.cli import files
-
     found, table = load(model)
     options: dict[str, Any] = {"num_samples": num_samples, "target_mcse": target_mcse}
     options = {name: value for name, value in options.items() if value is not None}
@@ -118,10 +113,6 @@ def impute(
     index: Index = None,
 ) -> None:
     """Complete the missing cells of rows by draws from P(missing cells | observed cells)."""
-    import pandas as pd
-
-    from pyrovae.cli import files
-
     arguments.choice("--kind", kind, ("median", "mean", "mode", "draws", "cells"))
     found, table = load(model)
     rows = files.Rows(data, index, table).whole()
@@ -158,8 +149,6 @@ def embed(
     index: Index = None,
 ) -> None:
     """Write the posterior mean and standard deviation of every latent of every row."""
-    from pyrovae.cli import files
-
     found, table = load(model)
     options: dict[str, Any] = {"method": method, "num_samples": num_samples, "seed": seed, "check": check}
     with files.writing(out) as put:
@@ -183,8 +172,6 @@ def outliers(
     index: Index = None,
 ) -> None:
     """Write how odd each row is, and its oddest cell given the others."""
-    from pyrovae.cli import files
-
     found, table = load(model)
     rows = files.Rows(data, index, table).whole()
     with files.writing(out) as put:
@@ -203,10 +190,6 @@ def sample(
     seed: Seed = 0,
 ) -> None:
     """Write rows drawn from P(x)."""
-    import pandas as pd
-
-    from pyrovae.cli import files
-
     found, table = load(model)
     with files.writing(out, labels=False) as put:
         drawn = found.sample(num_rows, seed=seed)
