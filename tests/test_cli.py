@@ -146,6 +146,7 @@ def test_scores_are_those_of_the_library(people, monkeypatch):
     assert found.index.tolist() == [f"p{number}" for number in range(80)]
     assert set(found["verdict"]) <= set(pv.evidence.VERDICTS)
     assert result.stderr.count("log P(x) = ") == 3
+    assert sum(map(int, re.findall(r"not held out: (\d+)", result.stderr))) == 64
     frame = pd.read_csv(people / "people.csv")
     frame["seen.days"] = (pd.to_datetime(frame["seen"]) - pd.Timestamp(0)).dt.days
     frame = frame.drop(columns=["id", "seen"])

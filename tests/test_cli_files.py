@@ -45,7 +45,7 @@ def test_rows_are_read_as_they_were_written(tmp_path, name):
     assert rows.count == 3
     assert_same(rows.whole(), FRAME)
     starts, parts = zip(*rows.chunks(2), strict=True)
-    assert starts[:1] == (0,)
+    assert starts == (0, 2)
     assert pd.concat(parts).index.tolist() == [0, 1, 2]
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -66,6 +66,12 @@ def test_text_of_many_kinds_is_the_same_rows(tmp_path, monkeypatch, text):
     assert_same(whole(written(tmp_path / "rows.csv", text)), expected)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     assert whole("-").equals(whole(tmp_path / "rows.csv"))
+
+
+def test_groups_of_rows_in_parquet_are_one_table(tmp_path):
+    FRAME.to_parquet(tmp_path / "rows.parquet", row_group_size=2)
+    assert_same(whole(tmp_path / "rows.parquet"), FRAME)
+    assert whole(tmp_path / "rows.parquet").index.tolist() == [0, 1, 2]
 
 
 def test_labels_of_rows_are_no_part_of_them(tmp_path):

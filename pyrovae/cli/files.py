@@ -70,7 +70,8 @@ class Rows:
 
     def whole(self) -> pd.DataFrame:
         """Return all rows."""
-        return next(frame for _, frame in self.chunks(self.count))
+        frames = [frame for _, frame in self.chunks(self.count)]
+        return frames[0] if len(frames) == 1 else pd.concat(frames)  # Parquet has groups of rows
 
     @property
     def digest(self) -> str:
@@ -149,7 +150,7 @@ class Rows:
             raise self._refused(
                 "names of columns in the first line", "an empty file", "Pass a file with rows."
             )
-        if all(re.fullmatch(r"[-+.\deE]+", name) for name in names):
+        if all(re.fullmatch(r"[-+]?[.\d][-+.\deE]*", name) for name in names):
             came = f"numbers, {names[0]!r} first"
             raise self._refused("names of columns in the first line", came, "Add a line with names.")
         twice = [name for number, name in enumerate(names) if name in names[:number]]
@@ -165,8 +166,8 @@ class Rows:
                 yield batch.to_pandas()
 
     def _arrays(self, size: int) -> Iterator[pd.DataFrame]:
-        with self._binary() as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        with self._binary() as file:
+            arrays = dict(np.lib.npyio.NpzFile(file, allow_pickle=False))
         if len(arrays) == 1 and (only := next(iter(arrays.values()))).ndim == 2:
             arrays = {f"x{number}": column for number, column in enumerate(only.T)}
         shapes = {array.shape for array in arrays.values()}
@@ -187,7 +188,7 @@ class Rows:
                     "--index", f"a column of {self.path}", f"{self._index!r}, not among {came}", "Name one."
                 )
             return frame.set_index(self._index)
-        if frame.columns[0] == "":
+        if frame.columns[:1].tolist() == [""]:
             return frame.set_index("").rename_axis(None)
         if isinstance(frame.index, pd.RangeIndex):
             return frame.set_axis(pd.RangeIndex(start, start + len(frame), name="row"), axis=0)

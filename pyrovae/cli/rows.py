@@ -81,7 +81,10 @@ def _scored(
     """Return log P(x) of some rows of a file as plain data, which checkpoints keep; ``start`` is the first row."""
     with _numbered_from(start):
         found = evidence.log_evidence(model, frame, method=method, **options)
-    return {"scores": found.to_frame().to_dict("list"), "summary": found.summary()}
+    summary = found.summary()
+    if found.seen:
+        summary += f"\nnot held out: {found.seen} of these rows, which the model was fitted to"
+    return {"scores": found.to_frame().to_dict("list"), "summary": summary}
 
 
 @contextmanager
