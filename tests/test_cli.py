@@ -4,6 +4,7 @@ import functools
 import io
 import re
 import shlex
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,25 @@ def test_a_fit_by_command_is_the_fit_by_python(people):
     assert vae.table.names == ["job", "visits", "dose", "seen.days"]
     assert vae.fitted.rows == 64
     assert "fitted to 64 rows: History(2 epochs" in run("info", people / "people.pv").stdout
+
+
+def test_an_interrupted_fit_writes_nothing_and_goes_on(people, tmp_path, monkeypatch):
+    options = ["--drop", "id", "--drop", "seen", "--hidden-dims", "", "--latent-dim", 1, "--epochs", 3]
+    command = ["fit", people / "people.csv", *options, "-o"]
+    run(*command, tmp_path / "whole.pv")
+    with monkeypatch.context() as patch:
+
+        def stop(record, pair):
+            signal.raise_signal(signal.SIGINT)
+
+        patch.setattr(pv.training, "fit", functools.partial(pv.fit, callbacks=[stop]))
+        assert "With --checkpoint" in run(*command, tmp_path / "no.pv", code=130).stderr
+        command += [tmp_path / "resumed.pv", "--checkpoint", tmp_path / "kept"]
+        assert "The same command goes on" in run(*command, code=130).stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "whole.pv"]
+    assert "resumed after 1 steps" in run(*command).stderr
+    whole, resumed = (pv.load(tmp_path / name).state_dict() for name in ("whole.pv", "resumed.pv"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_scores_are_those_of_the_library(people, monkeypatch):
