@@ -114,19 +114,21 @@ def compare(
     with files.writing(out) as put:
         table = Columns(data, index, family, resolution, date, drop, hidden_dims, seed)
         train, held_out = table.split(test)
-        columns: Any = table.vae(train, latent_dim).table
+        untrained = table.vae(train, latent_dim)
+        columns: Any = untrained.table
         codes, scored = columns.encode(train), columns.encode(held_out)
         made = {
             name: _made(name, latent_dim, codes.shape[1], lambda dim: table.vae(train, dim))
             for name in models.split(",")
         }
-        pairs = {name: model for name, model in made.items() if hasattr(model, "table")}
+        pairs = {name: model for name, model in made.items() if isinstance(model, VAE)}
+        # Scores of two rows refuse a baseline that cannot be compared with a VAE before the long fits.
+        rehearsal: dict[str, Any] = {"method": "importance", "num_samples": 2, "check": False}
         for name in made:
             if name not in pairs:
                 log.info("%s", made[name].fit(codes).summary())
-        # Refuses models that cannot be compared before the long fits.
-        few = scored[: min(2, len(scored))]
-        comparison.compare(made, few, method="importance", num_samples=2, check=False, training_rows=True)
+                both = {name: made[name]} | ({"vae": untrained} if pairs else {})
+                comparison.compare(both, scored[:2], training_rows=True, **rehearsal)
         options: dict[str, Any] = {"seed": seed, "progress": shows_progress()}
         for name, pair in pairs.items():
             log.info("%s", name)
