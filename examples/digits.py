@@ -27,7 +27,7 @@ table = pv.compare({"VAE": evidence, "independent pixels": independent}, data.te
 print(table[["elpd", "se", "elpd_diff", "dse", "mcse", "trust", "more samples", "another method"]].round(3))
 
 figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
-plots.training_curves(axes[0], history.frame, "training")
-plots.image_grid(axes[1], vae.sample(64), (8, 8), columns=8, title="samples from P(x)")
-plots.pareto_k(axes[2], [("VAE", evidence)], "k-hat of every row")
+plots.training_curves(history, ax=axes[0], title="training")
+plots.image_grid(vae.sample(64), (8, 8), columns=8, ax=axes[1], title="samples from P(x)")
+plots.pareto_k({"VAE": evidence}, ax=axes[2], title="k-hat of every row")
 figure.savefig(sys.argv[1] if len(sys.argv) > 1 else "digits.png")

@@ -144,7 +144,7 @@ def write(parts: list[Part], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     figure = folder / "demo.png"
     drawn = draw(parts)
-    drawn.savefig(figure, dpi=110)
+    drawn.savefig(figure, dpi=150)
     written = [figure]
     for part in parts:
         label = part.title.split(":")[0].lower()
@@ -166,17 +166,23 @@ def _rows(part: Part) -> pd.DataFrame:
 
 def draw(parts: list[Part]) -> Figure:
     """Draw a line of panels for each part: training, samples, reconstructions, k-hat of every row."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 3.8 * len(parts)), layout="constrained")
-    for axes, part in zip(figure.subplots(len(parts), 4, squeeze=False), parts, strict=True):
-        plots.training_curves(axes[0], part.history.frame, part.title.replace(", P", "\nP"))
-        limits = (float(part.data.train.min()), float(part.data.train.max()))
-        plots.image_grid(axes[1], part.vae.sample(80), (8, 8), 10, "samples from P(x)", limits)
-        pairs = torch.stack([part.data.test[:40], part.vae.reconstruct(part.data.test[:40])], dim=1)
-        plots.image_grid(axes[2], pairs, (8, 8), 10, "held-out digits and reconstructions", limits)
-        sampled = [
-            (name, score) for name, score in part.scores.items() if score.method in ("importance", "auto")
-        ]
-        plots.pareto_k(axes[3], sampled, "k-hat of every held-out row")
+    with rc_context(plots.STYLE):
+        figure = Figure(figsize=(12, 3.4 * len(parts)), layout="constrained")
+        for axes, part in zip(figure.subplots(len(parts), 4, squeeze=False), parts, strict=True):
+            some = part.data.test[:40]
+            limits = (float(part.data.train.min()), float(part.data.train.max()))
+            sampled = {
+                name: score for name, score in part.scores.items() if score.method in ("importance", "auto")
+            }
+            plots.training_curves(part.history, ax=axes[0], title=part.title.replace(", P", "\nP"))
+            plots.image_grid(
+                part.vae.sample(80), (8, 8), limits=limits, ax=axes[1], title="samples from P(x)"
+            )
+            plots.reconstructions(
+                some, part.vae.reconstruct(some), (8, 8), limits=limits, ax=axes[2], title="held-out digits"
+            )
+            plots.pareto_k(sampled, ax=axes[3], title="k-hat of every held-out row")
     return figure

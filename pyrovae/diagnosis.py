@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import arguments, noise
+from pyrovae import arguments, noise, pages
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence import LogEvidence, importance, refined
 from pyrovae.likelihoods.base import of_observed
@@ -131,26 +131,48 @@ class Diagnosis:
             name: float(np.quantile(known, level, method="inverted_cdf")) for name, level in levels.items()
         }
 
-    def __str__(self) -> str:
-        evidence = self.log_evidence
+    def _numbers(self) -> list[tuple[str, str, str]]:
+        """Return the name, the value and a note of each number, in nats per row, then of k-hat and the verdicts."""
         counts = ", ".join(
             f"{verdict} {count}"
-            for verdict, count in evidence.counts().items()
+            for verdict, count in self.log_evidence.counts().items()
             if count or verdict != "unchecked"
         )
         k = ", ".join(f"{name} {value:.2f}" for name, value in self.pareto_k().items())
-        bound = math.log(self.information_rows)
-        lines = [
+        bound = f"at most log {self.information_rows} = {math.log(self.information_rows):.3f}"
+        parts = f"= reconstruction {self.reconstruction:.3f} − rate {self.rate:.3f}"
+        return [
+            ("ELBO", f"{self.elbo:.3f}", parts),
+            (
+                "mutual information",
+                f"{self.mutual_information:.3f}",
+                f"± {self.mutual_information_mcse:.3f}, {bound}",
+            ),
+            ("KL(q(z) ‖ P(z))", f"{self.prior_gap:.3f}", f"± {self.prior_gap_mcse:.3f}"),
+            (
+                "inference gap",
+                f"{self.inference_gap:.3f}",
+                f"± {self.inference_gap_se:.3f}, by {self.gap_method}",
+            ),
+            ("k-hat over rows", "", k),
+            ("rows by verdict", "", counts),
+        ]
+
+    def _heading(self) -> tuple[str, str]:
+        rows, draws = len(self.log_evidence), self.log_evidence.num_samples
+        return (
             f"{self.verdict}: {self.active_units} of {len(self.dimensions)} latent dimensions active",
-            f"nats per row, over {len(evidence)} rows, {evidence.num_samples} draws each",
+            f"nats per row, over {rows} rows, {draws} draws each",
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            *self._heading(),
             "",
-            f"  ELBO                  {self.elbo:10.3f}   = reconstruction {self.reconstruction:.3f} − rate {self.rate:.3f}",
-            f"  mutual information    {self.mutual_information:10.3f}   ± {self.mutual_information_mcse:.3f}, "
-            f"at most log {self.information_rows} = {bound:.3f}",
-            f"  KL(q(z) ‖ P(z))       {self.prior_gap:10.3f}   ± {self.prior_gap_mcse:.3f}",
-            f"  inference gap         {self.inference_gap:10.3f}   ± {self.inference_gap_se:.3f}, by {self.gap_method}",
-            f"  k-hat over rows       {k}",
-            f"  rows by verdict       {counts}",
+            *(
+                f"  {name:<22}{value:>10}   {note}" if value else f"  {name:<22}{note}"
+                for name, value, note in self._numbers()
+            ),
             "",
             *_table(self.dimensions),
             "",
@@ -158,6 +180,16 @@ class Diagnosis:
             *(f"• {line}" for line in _wrapped(self.findings)),
         ]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return the findings, the numbers and all columns of the frames, for notebooks."""
+        title, about = self._heading()
+        grids = [pages.Grid(("", "", ""), tuple(self._numbers()), about)]
+        for frame, by in ((self.dimensions, "rate"), (self.columns, "share")):
+            if frame is not None:
+                ranked = frame.sort_values(by, ascending=False, kind="stable")
+                grids.append(pages.Grid.of(ranked, most=_SHOWN))
+        return pages.summary(title, map(str, self.findings), *grids)
 
     def __repr__(self) -> str:
         return str(self)

@@ -19,6 +19,7 @@ ROOMS = [
     "frames",
     "chunks",
     "refusals",
+    "pages",
     "arguments",
     "entries",
     "arrays",
@@ -60,6 +61,7 @@ ROOMS = [
     "comparison",
     "datasets",
     "plots",
+    "report",
     "demo",
     "cli",
 ]
@@ -76,6 +78,7 @@ LATE = {
     "pooch",
     "xarray",
     "nutpie",
+    "jinja2",
 }
 
 

@@ -356,16 +356,29 @@ KINDS = {
     "scheduler": values(3, "cosine", True, [], len, torch.optim.lr_scheduler.StepLR, lambda optimizer: None),
     "labels": values("a", 3, len, ["a"], [])
     | {"a table": lambda: np.zeros((ROWS, 2)), "too few": lambda: range(ROWS - 1)},
-    "axes": values(None, 3, "axes", [], len) | {"a figure": Figure},
+    "axes": values(3, "axes", [], len) | {"a figure": Figure},
+    "result": values(None, 3, "ab", [], {}, len),
+    "result or None": values(3, "ab", [], {}, len),
+    "table": values(None, 3, "ab", [], {}, len) | {"other columns": spoilt(lambda x: x[:, :2])},
+    "columns to draw": values(3, "ab", [], {}, len, ["no"], [7], [[]]),
+    "a label for each row": values(3, "ab", [], len, ["a"], range(ROWS - 1)),
     "frame": values(None, 3, "frame", [], {}, len)
     | {"without columns": pd.DataFrame, "others": lambda: pd.DataFrame({"a": [1]})},
     "images": ANY_ROWS | {"another size": spoilt(lambda x: x[:, :-1])},
     "height and width": values(
         None, 3, "ab", (), (3,), (2, 0), (2, -3), (2.0, 3), (1, 2, 3), ("2", "3"), (5, 5)
     ),
+    "height and width or None": values(
+        3, "ab", (), (3,), (2, 0), (2, -3), (2.0, 3), (1, 2, 3), ("2", "3"), (5, 5)
+    ),
     "limits": values(3, "ab", (), (1,), (1, 0), (0, 0), (0, math.nan), (0, math.inf), ("0", "1"), (0, 1, 2)),
     "text": values(None, 3, 1.5, [], True, len, b"title"),
     "evidences": values(None, 3, "ab", [], (), [3], [("a",)], [("a", 3)], {}, len),
+    "text or None": values(3, 1.5, [], True, len, b"title"),
+    "train": {
+        what: value for what, value in (HOLES_ALLOWED | OTHER_WIDTHS | NOT_BINARY).items() if what != "None"
+    }
+    | {"rows of x": a("x")},
     "name of a plate": values(3, "", [], True, len, b"data"),
     "params": values(3, "store", [], True, len, {"a": 1}) | {"tensors": lambda: {"a": torch.ones(1)}},
     "categories": {k: v for k, v in NOT_COUNT.items() if k not in ("None", "[3]", "(1,)")}
@@ -464,6 +477,29 @@ def fitted(cls, good=None, rows="real", kind="rows of a baseline"):
         f"baselines.{name}.log_evidence": Case(log_evidence, {"x": a(rows)}, {"x": kind}),
         f"baselines.{name}.sample": Case(sample, {"num_rows": 3}, {"num_rows": "count", "seed": "seed"}),
     }
+
+
+def figure(function, aliases=None, **arguments):
+    """A plot function; ``arguments`` are pairs of a good value and a kind."""
+    good = {name: value for name, (value, _) in arguments.items()} | {"ax": a("axes")}
+    kinds = {name: kind for name, (_, kind) in arguments.items()} | {"ax": "axes", "title": "text"}
+    return Case(function, good, kinds, aliases or {})
+
+
+@functools.cache
+def diagnosed():
+    return pv.diagnose(world()["vae"], world()["x"], num_samples=100)
+
+
+@functools.cache
+def imputed():
+    x = world()["x"].clone()
+    x[0, 0] = math.nan
+    return pv.impute(world()["vae"], x, num_imputations=2, num_samples=100, check=False)
+
+
+def checked():
+    return evidence.Check("importance", 2, 0, 0, 2, True, None, np.array([-1.0, -2.0]), 0, 0)
 
 
 CASES = {
@@ -926,38 +962,68 @@ CASES = {
         datasets.binarize, {"levels": a("x")}, {"levels": "levels", "highest": "positive", "seed": "seed"}
     ),
     # figures
-    "plots.training_curves": Case(
-        plots.training_curves,
-        {"axes": a("axes"), "frame": a("history")},
-        {"axes": "axes", "frame": "frame", "title": "text"},
-    ),
-    "plots.image_grid": Case(
+    "plots.training_curves": figure(plots.training_curves, history=(a("history"), "frame")),
+    "plots.image_grid": figure(
         plots.image_grid,
-        {"axes": a("axes"), "rows": a("x"), "shape": (2, 3), "columns": 4},
-        {
-            "axes": "axes",
-            "rows": "images",
-            "shape": "height and width",
-            "columns": "count",
-            "title": "text",
-            "limits": "limits",
-        },
+        rows=(a("x"), "images"),
+        shape=((2, 3), "height and width"),
+        columns=(4, "count"),
+        limits=(None, "limits"),
         aliases={"rows": ("shape",), "shape": ("rows",)},
     ),
-    "plots.pareto_k": Case(
-        plots.pareto_k,
-        {"axes": a("axes"), "evidences": lambda: [("a", world()["score"])]},
-        {"axes": "axes", "evidences": "evidences", "title": "text"},
+    "plots.reconstructions": figure(
+        plots.reconstructions,
+        x=(a("x"), "images"),
+        reconstructed=(a("x"), "images"),
+        shape=((2, 3), "height and width"),
+        columns=(4, "count"),
+        limits=(None, "limits"),
+        aliases={"x": ("shape", "reconstructed"), "shape": ("x",), "reconstructed": ("shape",)},
     ),
-    "plots.plot_compare": Case(
-        plots.plot_compare,
-        {"axes": a("axes"), "table": a("table")},
-        {"axes": "axes", "table": "frame", "title": "text"},
+    "plots.log_evidence": figure(
+        plots.log_evidence, evidence=(a("score"), "result"), simulated=(None, "result or None")
     ),
-    "plots.convergence": Case(
-        plots.convergence,
-        {"axes": a("axes"), "frame": a("convergence")},
-        {"axes": "axes", "frame": "frame", "title": "text"},
+    "plots.pareto_k": figure(plots.pareto_k, evidences=(lambda: {"a": world()["score"]}, "evidences")),
+    "plots.convergence": figure(plots.convergence, frame=(a("convergence"), "frame")),
+    "plots.check": figure(plots.check, found=(checked, "result")),
+    "plots.compare": figure(plots.compare, table=(a("table"), "frame")),
+    "plots.diagnosis": figure(plots.diagnosis, found=(diagnosed, "result")),
+    "plots.latent": figure(plots.latent, z=(a("x"), "rows"), color=(None, "a label for each row")),
+    "report": Case(
+        pv.report,
+        {"x": a("x"), "model": a("vae"), "path": "report.html", "method": "importance"},
+        {
+            "model": "pair",
+            "x": "rows of a pair",
+            "path": "path",
+            "train": "train",
+            "color": "a label for each row",
+            "image_shape": "height and width or None",
+            "method": "name",
+            "num_rows": "two or more",
+            "seed": "seed",
+            "title": "text",
+            "command": "text or None",
+            "progress": "flag",
+        },
+        aliases={"model": ("pair",), "train": ("x",)},
+    ),
+    "plots.column_distances": Case(
+        plots.column_distances,
+        {"x": a("x"), "simulated": a("x")},
+        {"x": "table", "simulated": "table"},
+        aliases={"x": ("simulated",)},
+    ),
+    "plots.predictive": Case(
+        plots.predictive,
+        {"x": a("x"), "simulated": a("x"), "columns": [0], "ax": a("axes")},
+        {"x": "table", "simulated": "table", "columns": "columns to draw", "ax": "axes"},
+        aliases={"x": ("simulated",)},
+    ),
+    "plots.imputation": Case(
+        plots.imputation,
+        {"found": imputed, "columns": [0], "ax": a("axes")},
+        {"found": "result", "columns": "columns to draw", "ax": "axes"},
     ),
 }
 
@@ -1054,7 +1120,7 @@ RESULTS = {
     "baselines.Baseline",
 }
 #: The same function under two names.
-AGAIN = {"evidence.log_evidence": "log_evidence"}
+AGAIN = {"evidence.log_evidence": "log_evidence", "plots.plot_compare": "plots.compare"}
 #: Arguments that take anything: a model of any class, a path that only has to be a path.
 SPARED = {("load", "into")} | {
     # test_from_draws.py has what is refused of these.
@@ -1109,7 +1175,7 @@ def test_every_argument_is_in_the_table():
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in CASES if not n.startswith(("datasets.", "swap", "fit", "evidence.gaps"))]
+    "name", [n for n in CASES if not n.startswith(("datasets.", "swap", "fit", "report", "evidence.gaps"))]
 )
 def test_the_table_calls_everything_well(name, tmp_path, monkeypatch):
     """A table whose good calls were refused for another reason would show nothing."""
@@ -1220,7 +1286,7 @@ DRAWN = {
     "rows to fit with holes": bad_rows((math.inf, -math.inf)),
     "evidence": ANYTHING,
     "models": ANYTHING,
-    "axes": ANYTHING,
+    "axes": ANYTHING.filter(lambda value: value is not None),
     "frame": ANYTHING,
     "loss": NUMBERS | OBJECTS.filter(lambda value: value is not None),
     "tile": st.one_of(

@@ -364,25 +364,6 @@ def test_a_difference_is_open_unless_both_checks_passed():
     assert "open" in table.short()["to the best"]["passed"]
 
 
-def test_plot_compare_draws_every_model():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    _, axes = plt.subplots()
-    table = pv.compare(
-        {"VAE": bernoulli_vae(), "independent": independent()},
-        X,
-        num_samples=50,
-        method="importance",
-        check=False,
-    )
-    pv.plots.plot_compare(axes, table)
-    assert [label.get_text() for label in axes.get_yticklabels()] == list(table.index)
-    plt.close("all")
-
-
 def test_numbers_that_were_fitted_are_counted():
     vae = bernoulli_vae()
     table = pv.compare(

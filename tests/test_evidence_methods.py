@@ -2,7 +2,6 @@
 
 import math
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -14,7 +13,7 @@ from pairs import PAIRS
 from rates import SEED, Z, close
 
 import pyrovae as pv
-from pyrovae import diagnostics, evidence, plots
+from pyrovae import diagnostics, evidence
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.annealed import Path
 from pyrovae.evidence.jackknife import leave_one_out
@@ -828,11 +827,6 @@ def test_convergence_climbs_from_the_elbo():
     assert close(frame["pareto_smoothed"].iloc[-1], truth, mcse[-1])
     expected = pv.log_evidence(oracle.pair(1.5), x, num_samples=1000, seed=2, check=False)
     assert bound[-1] == pytest.approx(expected.mean, abs=1e-10)
-    figure, axes = plt.subplots()
-    plots.convergence(axes, frame, title="K")
-    assert len(axes.get_lines()) == 4
-    assert axes.get_xscale() == "log"
-    plt.close(figure)
 
 
 # ---------------------------------------------------------------------------------------------------------

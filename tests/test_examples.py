@@ -9,17 +9,24 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
-#: What each prints that shows it did its job, and the figure it leaves.
+#: What each prints that shows it did its job, and the figures it leaves.
 EXPECTED = {
-    "your_own_model.py": ("rows by verdict", None),
-    "linear_gaussian.py": ("nats a row", "linear_gaussian.png"),
-    "swap_likelihood.py": ("Refused. models: expected all masses or all densities", None),
-    "two_stochastic_layers.py": ("of 50 units active", None),
-    "table.py": ("mean dose in the samples", None),
-    "digits.py": ("independent pixels", "digits.png"),
+    "your_own_model.py": ("rows by verdict", set()),
+    "linear_gaussian.py": ("nats a row", {"linear_gaussian.png"}),
+    "swap_likelihood.py": ("Refused. models: expected all masses or all densities", set()),
+    "two_stochastic_layers.py": ("of 50 units active", set()),
+    "table.py": ("mean dose in the samples", set()),
+    "figures.py": (
+        "12 figures in",
+        {path.name for path in (EXAMPLES.parent / "docs" / "figures").glob("*.png")},
+    ),
+    "digits.py": ("independent pixels", {"digits.png"}),
 }
 #: Arguments of those that take some.
-ARGUMENTS = {"two_stochastic_layers.py": ["--rows", "200", "--epochs", "3"]}
+ARGUMENTS = {
+    "two_stochastic_layers.py": ["--rows", "200", "--epochs", "3"],
+    "figures.py": ["--rows", "20", "--epochs", "2"],
+}
 
 
 def test_every_example_is_listed():
@@ -34,9 +41,9 @@ def test_example(name, tmp_path, monkeypatch, capsys):
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     plt.close("all")
     printed = capsys.readouterr().out
-    text, figure = EXPECTED[name]
+    text, figures = EXPECTED[name]
     assert text in printed
-    assert {path.name for path in tmp_path.iterdir()} == ({figure} if figure else set())
+    assert {path.name for path in tmp_path.iterdir()} == figures
     if name == "linear_gaussian.py":
         bounds_are_in_order(printed)
 

@@ -133,7 +133,7 @@ def _table_by(
     index = next((score.index for score in scores.values() if score.index is not None), None)
     labels = _labels(align("by", by, index), len(next(iter(scores.values()))))
     within = {
-        label: {name: _rows(score, labels == label) for name, score in scores.items()}
+        label: {name: subset(score, labels == label) for name, score in scores.items()}
         for label in pd.unique(labels)
     }
     if not training_rows:
@@ -216,7 +216,7 @@ def _labels(by: Any, num_rows: int) -> np.ndarray:
     return labels
 
 
-def _rows(score: LogEvidence, chosen: np.ndarray) -> LogEvidence:
+def subset(score: LogEvidence, chosen: np.ndarray) -> LogEvidence:
     """Return the score of some of the rows."""
     per_row = [
         f.name

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyrovae import arguments, noise
+from pyrovae import arguments, noise, pages
 from pyrovae.comparison.predictive import compare
 from pyrovae.evaluation import Names
 from pyrovae.evidence import METHODS, log_evidence
@@ -41,6 +41,14 @@ class Swapped:
     masses: pd.DataFrame | None
     densities: pd.DataFrame | None
     x_test: Tensor
+
+    def _repr_html_(self) -> str:
+        grids = [
+            pages.Grid.of(table.short(), f"{title}, nats a row", most=len(table))
+            for title, table in (("masses", self.masses), ("densities", self.densities))
+            if table is not None
+        ]
+        return pages.summary(f"log P(x) of {len(self.x_test)} held-out rows", [], *grids)
 
     def __str__(self) -> str:
         columns = ["elpd", "se", "elpd_diff", "dse", "mcse", "bits_per_dim", "kind", "check"]

@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from pyrovae import pages
+
 
 class ComparisonTable(pd.DataFrame):
     """A DataFrame that prints its main columns: in a terminal, in a notebook, and as LaTeX.
@@ -31,6 +33,8 @@ class ComparisonTable(pd.DataFrame):
                 best, self["open"], self["elpd_diff"], self["dse"], strict=True
             )
         ]
+        if "bits_per_dim" in self:
+            shown["bits/dim"] = [f"{bits:.3f}" for bits in self["bits_per_dim"]]
         shown["weight"] = [f"{weight:.2f}" for weight in self["weight"]]
         shown["MC error"] = ["exact" if error == 0 else f"{error:.3f}" for error in self["mcse"]]
         names, labels = ["trust", "more samples", "another method"], "trust/more/other"
@@ -45,12 +49,15 @@ class ComparisonTable(pd.DataFrame):
         shown["check"] = self["check"]
         return shown
 
+    def about(self) -> str:
+        """Return what the numbers measure: masses or densities, and over how many rows."""
+        return f"{self.attrs.get('measure', '')}, nats a row over {self.attrs.get('rows', '?')} rows"
+
     def __repr__(self) -> str:
-        about = f"{self.attrs.get('measure', '')}, nats a row over {self.attrs.get('rows', '?')} rows"
-        return f"{about}\n{self.short().to_string()}"
+        return f"{self.about()}\n{self.short().to_string()}"
 
     def _repr_html_(self) -> str:
-        return self.short().to_html()
+        return pages.summary(self.about(), [], pages.Grid.of(self.short(), most=len(self)))
 
     def to_latex(self, *args: Any, **kwargs: Any) -> str:
         """Return LaTeX with the same columns as in print; ``DataFrame(table).to_latex()`` has all columns."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import identity
+from pyrovae import identity, pages
 from pyrovae.diagnostics import Accumulator, k_threshold
 from pyrovae.evaluation import Evaluation
 from pyrovae.pair import Batch
@@ -533,3 +533,8 @@ class LogEvidence:
 
     def __str__(self) -> str:
         return self.summary()
+
+    def _repr_html_(self) -> str:
+        """Return the summary and the first rows, with all their columns, for notebooks."""
+        first, *lines = self.summary().splitlines()
+        return pages.summary(first, lines, pages.Grid.of(self.to_frame(), most=5))

@@ -1,0 +1,258 @@
+"""Figures: the numbers behind the pictures, with and without axes; colours, labels and settings."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+import pyrovae as pv
+from pyrovae import plots
+from pyrovae.evidence import Check
+from pyrovae.refusals import Refused
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return (torch.rand(60, 4, generator=torch.Generator().manual_seed(1)) < 0.4).float()
+
+
+@pytest.fixture(scope="module")
+def score(rows):
+    with torch.random.fork_rng(devices=[]):
+        return pv.log_evidence(pv.VAE.mlp(4, 2, hidden_dims=(4,)), rows, num_samples=100, check=False)
+
+
+@pytest.fixture
+def ax():
+    return Figure(layout="constrained").subplots()
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    settings = dict(matplotlib.rcParams)
+    yield
+    plt.close("all")
+    assert dict(matplotlib.rcParams) == settings
+
+
+def heights(ax, number):
+    return ax.patches[number].get_data().values
+
+
+def inside(ax):
+    """Whether everything drawn lies within the figure, and so no label is cut off."""
+    ax.figure.draw_without_rendering()
+    drawn, (width, height) = ax.get_tightbbox(), ax.figure.bbox.size
+    return drawn.x0 >= -1 and drawn.y0 >= -1 and drawn.x1 <= width + 1 and drawn.y1 <= height + 1
+
+
+def test_rate_has_axes_of_its_own_and_late_epochs_fill_the_others():
+    history = pv.History(
+        [
+            {
+                "epoch": n,
+                "elbo": -1000.0 / n,
+                "rate": n,
+                "reconstruction": -1000.0 / n + n,
+                "validation_elbo": -2.0,
+            }
+            for n in range(1, 41)
+        ]
+    )
+    for given in (None, Figure(layout="constrained").subplots(), Figure().add_axes((0, 0, 1, 1))):
+        ax = plots.training_curves(history, ax=given)
+        assert given is None or ax is given
+        above, below = ax.figure.axes
+        assert above is ax
+        (line,) = below.get_lines()
+        assert line.get_ydata().tolist() == list(range(1, 41))
+        assert ax.get_ylim()[0] > -300  # the first epochs are at −1000
+        assert below.get_position().y1 <= ax.get_position().y0
+        assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+            "reconstruction",
+            "ELBO",
+            "validation",
+        ]
+
+
+def test_pairs_of_images_are_one_below_the_other(ax):
+    x = torch.arange(12.0).reshape(3, 4)
+    plots.reconstructions(x, 100 + x, (2, 2), columns=2, ax=ax)
+    canvas = np.ma.filled(ax.get_images()[0].get_array(), np.nan)
+    assert canvas.shape == (4 * 3 - 1, 2 * 3 - 1)
+    assert canvas[:2, :2].tolist() == [[0, 1], [2, 3]]
+    assert canvas[3:5, 3:5].tolist() == [[104, 105], [106, 107]]
+    assert canvas[6:8, :2].tolist() == [[8, 9], [10, 11]]
+    assert np.isnan(canvas[2]).all()
+    assert np.isnan(canvas[6:, 3:]).all()
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["row", "reconstruction"] * 2
+
+
+def test_log_evidence_is_a_histogram_beside_simulated_rows(score):
+    ax = plots.log_evidence(score, score)
+    assert ax.get_legend().get_texts()[1].get_text() == "simulated rows (60)"
+    assert heights(ax, 0).sum() == pytest.approx(1)
+    assert np.array_equal(heights(ax, 0), heights(ax, 1))
+    assert ax.get_lines()[0].get_xdata()[0] == score.mean
+    assert inside(ax)
+
+
+def test_k_hat_says_whose_it_is(score, ax):
+    plots.pareto_k(
+        {
+            "narrow": score,
+            "exact": pv.LogEvidence.exact(
+                score.estimate, measure=score.measure, method="exact", fingerprint=score.fingerprint
+            ),
+        },
+        ax=ax,
+    )
+    words = [text.get_text() for text in ax.get_legend().get_texts()]
+    limit = ax.get_lines()[-1].get_ydata()[0]
+    assert limit == pytest.approx(0.5)  # 1 − 1 / log10 of 100 draws
+    assert words == [f"narrow: {(score.pareto_k <= limit).sum()} of 60", "exact: no draws"]
+    assert ax.get_lines()[0].get_ydata().tolist() == sorted(score.pareto_k)
+    assert plots.pareto_k(score).get_legend().get_texts()[0].get_text().startswith("importance: ")
+
+
+def test_check_shows_where_rows_are_missed(ax):
+    odds = np.array([-3.0, -1.0, 2.0, -np.inf])
+    plots.check(Check("auto", 3, 1, 0, 4, None, "too few", odds, 0, 0), ax=ax)
+    assert "1 of 3 trusted" in ax.get_legend().get_texts()[1].get_text()
+    assert heights(ax, 0).sum() == pytest.approx(1)
+    empty = Check("quadrature", 0, 0, 0, 0, None, "no draws", np.empty(0), 0, 0)
+    with pytest.raises(Refused, match="no draws"):
+        plots.check(empty)
+
+
+def test_each_group_has_its_own_reference_and_no_label_is_cut(score, rows):
+    models = {
+        "a model with a name of forty characters": score,
+        "b": pv.baselines.IndependentBernoulli().fit(rows),
+    }
+    labels = pd.Series(["left", "right"] * 30)
+    table = pv.compare(models, rows, by=labels, training_rows=True)
+    ax = plots.compare(table)
+    ends = [
+        tuple(segment[0])
+        for line in ax.collections[:]
+        for segment in line.get_segments()
+        if segment[0][0] == segment[1][0]
+    ]
+    best = [table.loc[label]["elpd"].iloc[0] for label in ("left", "right")]
+    assert {round(value, 9) for value in best} <= {round(x, 9) for x, _ in ends}
+    names = [label.get_text().replace("\n", " ") for label in ax.get_yticklabels()]
+    assert names == ["left:", *table.loc["left"].index, "right:", *table.loc["right"].index]
+    assert inside(ax)
+    assert inside(plots.compare(pv.compare_evidence({"b": models["b"].marginal_likelihood()})))
+
+
+def test_convergence_and_diagnosis_draw_their_numbers(rows, score):
+    frame = pd.DataFrame(
+        {
+            "num_samples": [10, 100],
+            "elbo": -3.0,
+            "lower_bound": [-2.5, -2.2],
+            "mcse": 0.1,
+            "bias": -0.1,
+            "jackknife": -2.1,
+            "pareto_smoothed": -2.1,
+        }
+    )
+    ax = plots.convergence(frame)
+    assert ax.get_xscale() == "log"
+    assert ax.get_lines()[0].get_ydata().tolist() == [-2.5, -2.2]
+    dimensions = pd.DataFrame({"rate": [0.1, 2.0], "active": [False, True]}, index=["z[0]", "z[1]"])
+    found = pv.diagnosis.Diagnosis("healthy", (), dimensions, *[0.0] * 8, 60, *[0.0] * 2, "importance", score)
+    ax = plots.diagnosis(found)
+    assert [bar.get_height() for bar in ax.patches] == [2.0, 0.1]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["z[1]", "z[0]"]
+    assert ax.patches[0].get_facecolor() != ax.patches[1].get_facecolor()
+
+
+def test_codes_of_many_dimensions_are_principal_components():
+    z = torch.randn(50, 3, dtype=torch.float64) @ torch.diag(
+        torch.tensor([1.0, 5.0, 2.0], dtype=torch.float64)
+    )
+    frame = pd.DataFrame(
+        torch.cat([z, z], 1), columns=[f"z_{k}{end}" for end in ("", "_sd") for k in range(3)]
+    )
+    ax = plots.latent(frame, pd.Series(range(50), name="dose, mg").sample(frac=1, random_state=0))
+    drawn, colours = ax.collections[0].get_offsets().data, ax.collections[0].get_array()
+    centred = z - z.mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred)
+    expected = (centred @ vectors.flip(1)[:, :2]).numpy()
+    assert np.allclose(abs(drawn), abs(expected))
+    assert colours.tolist() == list(range(50))
+    share = float(values[-1] / values.sum())
+    assert ax.get_xlabel() == f"principal component 1 ({share:.0%} of variance)"
+    assert ax.figure.axes[1].get_ylabel() == "dose, mg"
+
+
+def test_labels_get_colours_and_marks_and_rare_ones_are_other(ax):
+    labels = [str(n % 20) if n % 20 < 14 else "0" for n in range(400)]
+    plots.latent(np.zeros((400, 1)), labels, ax=ax)
+    words = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert len(words) == 13
+    assert words[-1] == "other"
+    sizes = [len(drawn.get_offsets()) for drawn in ax.collections]
+    assert sum(sizes) == 400
+    assert sizes[-1] == 40
+    marks = {(tuple(d.get_facecolor()[0]), d.get_paths()[0].vertices.tobytes()) for d in ax.collections}
+    assert len(marks) == 13
+
+
+def test_numbers_and_levels_of_columns_are_drawn_as_shares():
+    data = pd.DataFrame({"age": [1.5, None, 3.5, 9.0] * 5, "job": ["a", "b", None, "b"] * 5})
+    simulated = pd.DataFrame({"age": [1.5, 2.0, 3.5, 50.0] * 5, "job": ["a", "c", "b", "b"] * 5})
+    axes = plots.predictive(data, simulated)
+    assert [bar.get_height() for bar in axes[1].patches[:3]] == pytest.approx([1 / 3, 2 / 3, 0])
+    assert [bar.get_height() for bar in axes[1].patches[3:]] == pytest.approx([1 / 4, 1 / 2, 1 / 4])
+    found = plots.column_distances(data, simulated)["distance"]
+    # at 9: all of the data, three quarters of the others; c and b differ by a quarter and a sixth
+    assert found["age"] == pytest.approx(0.25)
+    assert found["job"] == pytest.approx(0.25)
+    assert [each.get_title() for each in axes] == ["age: 0.25", "job: 0.25"]
+    with pytest.raises(Refused, match="columns of other names"):
+        plots.column_distances(data, simulated.rename(columns={"age": "years"}))
+
+
+def test_distance_exceeds_chance_as_often_as_it_says():
+    draws = np.random.default_rng(0).normal(size=(2, 200, 400))
+    found = plots.column_distances(draws[0], draws[1])
+    from scipy.stats import ks_2samp
+
+    assert found["distance"][3] == pytest.approx(ks_2samp(draws[0, :, 3], draws[1, :, 3]).statistic)
+    # 5 % of 400 columns are 20; the bound is conservative for finite rows
+    assert 4 <= (found["distance"] > found["by_chance"]).sum() <= 38
+
+
+def test_the_worst_columns_are_drawn_in_their_order():
+    x = np.arange(200.0).reshape(20, 10)
+    moved = x + np.where(np.arange(10) == 0, 0.0, 5.0)
+    axes = plots.predictive(x, moved)
+    assert [each.get_title().split(":")[0] for each in axes] == [str(n) for n in range(1, 10)]
+    few = Figure().subplots(1, 2)
+    assert [each.get_title()[0] for each in plots.predictive(x, moved, columns=[3, 0], ax=few)] == ["3", "0"]
+
+
+@pytest.mark.parametrize("framed", [False, True])
+def test_draws_of_missing_cells_are_beside_the_observed_cells(framed):
+    x = np.arange(40.0).reshape(20, 2) % 13 + np.eye(20, 2)
+    x[0, 1] = x[3, 1] = np.nan
+    if framed:
+        x = pd.DataFrame(x, columns=["a", "b"])
+    found = pv.impute(pv.baselines.FullGaussian().fit(x), x, num_imputations=30)
+    (ax,) = plots.imputation(found)
+    assert ax.get_title() == f"{'b' if framed else 1}: 2 missing"
+    observed, drawn = (heights(ax, n) * count for n, count in ((0, 18), (1, 60)))
+    assert observed.sum() == pytest.approx(18)
+    assert drawn.sum() == pytest.approx(60)
+    edges = ax.patches[1].get_data().edges
+    expected, _ = np.histogram(found.draws.clip(edges[0], edges[-1]), edges)
+    assert np.allclose(drawn, expected)
+    with pytest.raises(Refused, match="columns of"):
+        plots.imputation(found, ["a" if framed else 0])

@@ -1,0 +1,241 @@
+"""The report: one file that opens in a browser, with the numbers that the library returns; nothing half-written."""
+
+import dataclasses
+import html
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyrovae as pv
+from pyrovae import pages
+from pyrovae.refusals import Refused
+
+HOSTILE = "<script>alert('x')</script>"
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SECTIONS = [
+    "Data and families",
+    "Training",
+    "log P(x)",
+    "Check of the method on this model",
+    "Comparison with baselines",
+    "Columns of the data and of simulated rows",
+    "Latent space",
+    "Missing cells",
+    "Least likely rows",
+    "Diagnosis",
+    "How to repeat this report",
+]
+
+
+def rows(seed, count=60):
+    rng = np.random.default_rng(seed)
+    job = rng.choice(["cook", "nurse", HOSTILE], count)
+    frame = pd.DataFrame({"job": job, HOSTILE: rng.normal(np.where(job == "cook", 5, 0), 1)})
+    frame.loc[::5, "job"] = None
+    return frame.set_axis([f"{HOSTILE} {n}" for n in range(count)], axis=0)
+
+
+@pytest.fixture(scope="module")
+def table():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vae = pv.VAE.for_table(rows(0), 1, hidden_dims=(4,))
+        pv.fit(vae, rows(0), epochs=3, lr=1e-2)
+    return vae
+
+
+@pytest.fixture(scope="module")
+def written(table, tmp_path_factory):
+    """A report and its text."""
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    pv.report(table, rows(1, 40), path, train=rows(2), method="importance", title=f"Jobs {HOSTILE}")
+    return path, path.read_text(encoding="utf-8")
+
+
+def section(text, title):
+    """The words of a section."""
+    (found,) = re.findall(rf"<h2>{re.escape(title)}</h2>(.*?)</section>", text, re.DOTALL)
+    return html.unescape(re.sub(r"<[^>]+>", " ", re.sub(r'src="[^"]*"', "", found)))
+
+
+def test_every_part_is_there_and_escaped(written):
+    _, text = written
+    assert [html.unescape(title) for title in re.findall(r"<h2>(.*?)</h2>", text)] == SECTIONS
+    assert "Not available" not in text
+    assert "<script" not in text
+    assert text.count(html.escape(HOSTILE, quote=False).replace("'", "&#39;")) > 20
+    # nothing from elsewhere: every picture is inline, and no address is loaded
+    assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*', text) == []
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_numbers_are_those_of_the_library(table, written):
+    _, text = written
+    evidence = pv.log_evidence(table, rows(1, 40))
+    for line in evidence.summary().splitlines():
+        assert line in section(text, "log P(x)")
+    assert evidence.fingerprint.sha256 in section(text, "How to repeat this report")
+    assert evidence.check.summary() in section(text, "Check of the method on this model")
+    worst = section(text, "Least likely rows")
+    assert rows(1, 40).index[evidence.estimate.argmin()] in worst
+    words = section(text, "Comparison with baselines")
+    assert "fitted to 60 rows of train, and all are compared on 40" in words
+    assert "independent columns" in words
+
+
+def test_independent_columns_are_the_marginals_of_their_families(table):
+    from scipy.stats import norm
+
+    from pyrovae.report import independent_columns
+
+    train, x = rows(2), rows(1, 40)
+    found = independent_columns(table, train, x)
+    number, job = train[HOSTILE], train["job"].dropna()
+    share = x["job"].map(job.value_counts(normalize=True))
+    expected = norm(number.mean(), number.std(ddof=0)).logpdf(x[HOSTILE]) + np.log(share.fillna(1.0))
+    assert np.allclose(
+        found.estimate, expected, atol=0.08
+    )  # of 60 rows, 12 missing cells are filled with others
+    assert (found.kind == "exact").all()
+    assert found.observed.sum() == x.notna().to_numpy().sum()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium: Debian has it in the package chromium")
+@pytest.mark.parametrize("width", [400, 1400])
+def test_a_browser_shows_it_without_an_error(written, width, tmp_path):
+    """In a frame of that width, because a browser's own window may not get as narrow."""
+    path, _ = written
+    page = tmp_path / "page.html"
+    script = (
+        "const f = document.querySelector('iframe'); f.onload = () => { const d = f.contentDocument; "
+        "document.title = [d.documentElement.scrollWidth, "
+        "[...d.images].filter(i => !i.complete || !i.naturalWidth).length, d.images.length].join(' ') }"
+    )
+    # In the page itself, so that both are of one origin.
+    inner = html.escape(path.read_text(encoding="utf-8"))
+    page.write_text(
+        f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{inner}"></iframe><script>{script}</script>'
+    )
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--dump-dom",
+    ]
+    run = subprocess.run(
+        [*command, f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    console = [line for line in run.stderr.splitlines() if "CONSOLE" in line]
+    assert console == []
+    (found,) = re.findall(r"<title>(\d+) (\d+) (\d+)</title>", run.stdout)
+    assert int(found[0]) <= width  # nothing makes the page wider than the window
+    assert int(found[1]) == 0
+    assert int(found[2]) >= 7
+
+
+def model(x, shift):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal((z + shift)[:, None], 1.0).expand([len(x), 4]).to_event(1), obs=x)
+
+
+def guide(x, shift):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal((x.mean(1) - shift) * 0.8, 0.45))
+
+
+def test_a_pair_with_context_is_reported_and_the_same_bytes_again(tmp_path):
+    x = torch.randn(30, 4) + torch.randn(30, 1)
+    given = {"x": x, "shift": torch.randint(0, 2, (30,)).float()}
+    pair = pv.LatentVariableModel(model, guide)
+    before = (tmp_path / "report.html", tmp_path / "again.html")
+    for path in before:
+        pv.report(
+            pair,
+            given,
+            path,
+            method="importance",
+            image_shape=(2, 2),
+            color=["a", "b"] * 15,
+            command="make report",
+        )
+    text = before[0].read_text(encoding="utf-8")
+    assert text == before[1].read_text(encoding="utf-8")
+    assert "Not available: the model has no record of a fit" in section(text, "Training")
+    assert text.count("Not available") == 1
+    assert "given shift" in section(text, "Data and families")
+    assert "PPCA(3)" in section(text, "Comparison with baselines")
+    assert "fitted to 15 other rows of x, and all are compared on 15" in section(
+        text, "Comparison with baselines"
+    )
+    assert "make report" in section(text, "How to repeat this report")
+    assert "row" in section(text, "Reconstructions").lower()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("missing/report.html", "its folder has to exist"),
+        (".", "no file, but a folder"),
+        ("file/report.html", "path: expected"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(
+    table, tmp_path, monkeypatch, place, message
+):
+    (tmp_path / "file").write_text("kept")
+    monkeypatch.setattr(
+        pv.report.__wrapped__.__globals__["_Report"], "of", lambda *_: pytest.fail("computed")
+    )
+    with pytest.raises(OSError, match=message):
+        pv.report(table, rows(1), tmp_path / place)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_failure_leaves_the_earlier_report(table, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("earlier")
+    with pytest.raises(Refused, match="train: expected rows that are not in x, got 40 of the 40 rows of x"):
+        pv.report(table, rows(1, 40), path, train=rows(1, 40))
+    assert path.read_text() == "earlier"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_objects_are_escaped_in_notebooks_and_keep_their_columns(table):
+    x = rows(1, 30)
+    evidence = dataclasses.replace(
+        pv.log_evidence(table, x, method="importance", num_samples=100, check=False), reasons=(HOSTILE,)
+    )
+    found = evidence._repr_html_()
+    for name in evidence.to_frame().columns:
+        assert f">{name.replace('_', ' ')}<" in found
+    diagnosis = pv.diagnose(table, x, num_samples=100)
+    comparison = pv.compare({HOSTILE: evidence, "again": evidence})
+    for shown in (found, diagnosis._repr_html_(), comparison._repr_html_()):
+        assert "<script" not in shown
+        assert "&lt;script&gt;" in shown
+        assert ">…<" not in shown
+        assert ">...<" not in shown
+    assert "KL(q(z) ‖ P(z))" in diagnosis._repr_html_()
+
+
+def test_long_frames_say_how_much_is_left_out():
+    grid = pages.Grid.of(pd.DataFrame({"a_b": range(30)}), "Rows.", most=4)
+    assert grid.head == ("index", "a b")
+    assert grid.lines[-1] == ("3", "3")
+    assert grid.caption == "Rows. 26 more lines are not shown."
