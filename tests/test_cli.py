@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import pyrovae as pv
 from pyrovae import VAE, baselines, datasets, log_evidence
 from pyrovae import demo as computations
-from pyrovae.cli import app, rows
+from pyrovae.cli import app, models, rows
 
 ROWS = 4  # of the 400 that are held out; all of them are scored four times where the README's line is run
 
@@ -297,6 +297,8 @@ def test_commands_of_the_page_run(people, tmp_path, monkeypatch):
     ):
         function = getattr(getattr(pv, module), name)
         monkeypatch.setattr(getattr(pv, module), name, lessened(function, less))
+    page = []
+    monkeypatch.setattr(models, "write_report", lambda *places, **options: page.append((*places, options)))
     frame = pd.read_csv(people / "people.csv").rename(columns={"seen": "joined"})
     frame.to_csv(tmp_path / "people.csv", index=False)
     rng = np.random.default_rng(0)
@@ -310,6 +312,9 @@ def test_commands_of_the_page_run(people, tmp_path, monkeypatch):
         program, *arguments = shlex.split(line)
         assert program == "pyrovae"
         run(*arguments)
+    ((model, shown, path, options),) = page
+    assert (model.table.names[0], len(shown), path.name) == ("job", 80, "report.html")
+    assert options["color"].tolist() == shown["job"].tolist()
     commands = {each.name or each.callback.__name__ for each in app.registered_commands}
     assert {shlex.split(line)[1] for line in lines} | {"demo"} == commands
     assert {path.name for path in tmp_path.iterdir()} >= {
@@ -347,6 +352,7 @@ COMMANDS = {
     "outliers": ["outliers", "{model}", "{data}", "-o", "{out}"],
     "embed": ["embed", "{model}", "{data}", "-o", "{out}"],
     "check": ["check", "{model}", "{data}"],
+    "report": ["report", "{model}", "{data}", "-o", "{out}"],
     "info": ["info", "{model}"],
     "sample": ["sample", "{model}", "3", "-o", "{out}"],
 }

@@ -1,8 +1,10 @@
-"""Commands about whole models: fit, compare, check, info."""
+"""Commands about whole models: fit, compare, check, report, info."""
 
 from __future__ import annotations
 
 import inspect
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +16,8 @@ from pyrovae.cli import files
 from pyrovae.cli.columns import Columns, Dates, Drop, Families, Resolutions, to_number
 from pyrovae.cli.main import Check, Data, Index, Model, Out, Seed, app, load, log, show, shows_progress
 from pyrovae.model import VAE
+from pyrovae.refusals import bad_value
+from pyrovae.report import report as write_report
 
 _COMPONENTS = 10  # of a mixture
 
@@ -153,6 +157,44 @@ def check(
     pair, table = load(model)
     rows = files.Rows(data, index, table).whole()
     show(evidence.check(pair, rows, method=method, num_rows=num_rows, seed=seed))
+
+
+@app.command()
+def report(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")],
+    train: Annotated[
+        str | None, typer.Option(help="Rows to fit the two baselines to, in a file that has none of DATA's.")
+    ] = None,
+    color: Annotated[str | None, typer.Option(help="Column that colours the latent space.")] = None,
+    method: Annotated[str, typer.Option(help="One of the methods of score, but exact.")] = "auto",
+    num_rows: Annotated[int, typer.Option(min=2, help="The most rows that are scored.")] = 500,
+    seed: Seed = 0,
+    title: Annotated[str, typer.Option(help="Of the page.")] = "Report on a model of rows",
+    index: Index = None,
+) -> None:
+    """Write one HTML file on a model and rows: log P(x), its checks, comparisons, figures and odd rows."""
+    pair, table = load(model)
+    rows = files.Rows(data, index, table).whole()
+    if color is not None and color not in rows:
+        raise bad_value(
+            "--color", f"a column of {data}, {list(rows.columns)}", repr(color), "Name one of these."
+        )
+    write_report(
+        pair,
+        rows,
+        out,
+        train=None if train is None else files.Rows(train, index, table).whole(),
+        color=None if color is None else rows[color],
+        method=method,
+        num_rows=num_rows,
+        seed=seed,
+        title=title,
+        command=shlex.join(["pyrovae", *sys.argv[1:]]),
+        progress=shows_progress(),
+    )
+    log.info("Report: %s", out)
 
 
 @app.command()
