@@ -2,6 +2,7 @@
 
 import importlib
 from typing import Any
+import logging
 
 from pyrovae import baselines, convert, datasets, encoders, evidence, likelihoods, plots, priors
 from pyrovae.checkpoints import Checkpoint
@@ -53,6 +54,9 @@ __all__ = [
     "save",
     "swap",
 ]
+
+# The logger "pyrovae" is quiet unless the program that imports pyrovae adds a handler.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

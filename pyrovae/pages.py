@@ -36,7 +36,8 @@ class Grid:
         rest = len(frame) - len(shown)
         caption += f" {rest} more lines are not shown." * (rest > 0)
         head = tuple(str(name).replace("_", " ") for name in shown.columns)
-        lines = (tuple(map(cell, line)) for line in shown.astype(object).itertuples(index=False, name=None))
+        plain = shown.astype(object).where(shown.notna(), None)  # pandas.NA has no truth value
+        lines = (tuple(map(cell, line)) for line in plain.itertuples(index=False, name=None))
         return cls(head, tuple(lines), caption.strip())
 
 

@@ -19,16 +19,20 @@ class Progress:
 
     A context manager; ``advance`` counts. If standard error is a terminal, it shows a bar (rich). If it is a file or a
     pipe, it prints a line at most every ten seconds, and one at the end.
+
+    The time left follows from the steps after the first ones that were counted: those may hold what is done once, such as
+    compiling, or come from an earlier run.
     """
 
     _SECONDS_BETWEEN_LINES = 10.0
 
     def __init__(self, description: str, total: int, unit: str, show: bool = True) -> None:
         self.description, self.total, self.unit, self.show = description, total, unit, show
-        self.done = 0
+        self.done = 0.0
         self._note = ""
         self._bar: Any = None
         self._started = self._last_line = time.monotonic()
+        self._first: tuple[float, float] | None = None
 
     def __enter__(self) -> Progress:
         self._started = self._last_line = time.monotonic()
@@ -49,9 +53,10 @@ class Progress:
             self._task = self._bar.add_task(self.description, total=self.total, rate="", note="")
         return self
 
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        """Count ``steps`` more and show ``note`` next to the rate until the next note."""
+    def advance(self, steps: float = 1, note: str = "") -> None:
+        """Count ``steps`` more, or parts of steps, and show ``note`` next to the rate until the next note."""
         self.done += steps
+        self._first = self._first or (time.monotonic(), self.done)
         self._note = note or self._note
         if self._bar is not None:
             self._bar.update(self._task, advance=steps, rate=self._rate(), note=self._note)
@@ -66,18 +71,21 @@ class Progress:
         elif self.show:
             self._line()
 
+    def _seconds_a_step(self) -> float:
+        """Return the time of a step after the first ones that were counted; of all steps if there are no others."""
+        now = time.monotonic()
+        since, before = self._first or (now, 0.0)
+        if self.done == before:
+            since, before = self._started, 0.0
+        return max(now - since, 1e-9) / (self.done - before) if self.done else float("inf")
+
     def _rate(self) -> str:
-        elapsed = max(time.monotonic() - self._started, 1e-9)
-        return f"{self.done / elapsed:.3g} {self.unit}/s"
+        return f"{1 / self._seconds_a_step():.3g} {self.unit}/s"
 
     def _line(self) -> None:
         self._last_line = time.monotonic()
-        elapsed = self._last_line - self._started
-        left = elapsed / self.done * (self.total - self.done) if self.done else float("nan")
-        parts = [
-            f"{self.description}: {self.done}/{self.total}",
-            self._rate(),
-            f"{left:.0f} s left",
-            self._note,
-        ]
-        print(", ".join(part for part in parts if part), file=sys.stderr)
+        parts = [f"{self.description}: {int(self.done + 1e-6)}/{self.total}", self._rate()]
+        known = self._first is not None and self.done > self._first[1]
+        if known or self.done >= self.total:
+            parts.append(f"{self._seconds_a_step() * (self.total - self.done):.0f} s left")
+        print(", ".join([*parts, self._note] if self._note else parts), file=sys.stderr)

@@ -25,9 +25,13 @@ def bad_value(argument: str, expected: str, came: str, fix: str) -> Refused:
     return Refused(refusal(argument, expected, came, fix))
 
 
-def bad_type(argument: str, expected: str, came: str, fix: str) -> TypeError:
+class RefusedType(TypeError):
+    """Raised for an object of the wrong type; its message says why and how to fix it."""
+
+
+def bad_type(argument: str, expected: str, came: str, fix: str) -> RefusedType:
     """Return the ``TypeError`` to raise for an object of the wrong type."""
-    return TypeError(refusal(argument, expected, came, fix))
+    return RefusedType(refusal(argument, expected, came, fix))
 
 
 def shown(value: Any) -> str:

@@ -11,6 +11,48 @@ import sys
 from planting import Bug, run
 
 BUGS = {
+    "rows of a resumed file numbered from 0 in each chunk": Bug(
+        "cli/files.py",
+        "Rows._raw",
+        "start += len(frame)",
+        "start = start",
+        "test_cli_files.py::test_rows_are_read_as_they_were_written[rows.csv]",
+    ),
+    "the types of a chunk from its own cells": Bug(
+        "cli/cells.py",
+        "typed",
+        "known.get(name)",
+        "None",
+        "test_cli_files.py::test_chunks_are_read_by_the_models_table",
+    ),
+    "days of a month in place of its number": Bug(
+        "cli/cells.py",
+        "with_dates",
+        "getattr(dates.dt, part)",
+        "dates.dt.day",
+        "test_cli_files.py::test_dates_become_numbers_of_the_same_name",
+    ),
+    "held-out rows among the training rows": Bug(
+        "cli/columns.py",
+        "Columns.split",
+        "frame[~held_out], frame[held_out]",
+        "frame, frame[held_out]",
+        "test_cli.py::test_a_fit_by_command_is_the_fit_by_python",
+    ),
+    "kept scores of another seed": Bug(
+        "cli/rows.py",
+        "score",
+        'files.digest(model), "rows": rows.digest, "options": given',
+        'files.digest(model), "rows": rows.digest',
+        "test_cli.py::test_interrupted_scores_resume_to_the_same_bytes",
+    ),
+    "time left from the first step": Bug(
+        "progress.py",
+        "Progress._seconds_a_step",
+        "self._first or (now, 0.0)",
+        "(self._started, 0.0)",
+        "test_progress.py::test_time_left_follows_from_steps_after_the_first",
+    ),
     "moments of weighted draws without their weights": Bug(
         "embedding.py",
         "_weighted",

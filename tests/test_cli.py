@@ -1,12 +1,22 @@
-"""``pyrovae demo`` as a user sees it, in two epochs, on few rows and without the checks, which CI's demo makes."""
+"""Commands as a user sees them. The demo runs in two epochs, on few rows and without the checks, which CI's demo makes."""
 
+import functools
+import io
+import re
+import shlex
+import signal
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from pyrovae import VAE, datasets, log_evidence
+import pyrovae as pv
+from pyrovae import VAE, baselines, datasets, log_evidence
 from pyrovae import demo as computations
-from pyrovae.cli import app
+from pyrovae.cli import app, models, rows
 
 ROWS = 4  # of the 400 that are held out; all of them are scored four times where the README's line is run
 
@@ -80,3 +90,346 @@ def test_a_file_in_the_way_is_refused_before_anything_runs(tmp_path):
     assert "expected a folder" in result.stderr
     result = CliRunner().invoke(app, ["demo", "--epochs", "0"])
     assert result.exit_code == 2
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Files and models
+
+
+def run(*arguments, code=0, **options):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
+    assert result.exit_code == code, (result.output, result.exception)
+    assert isinstance(result.exception, SystemExit | None)
+    return result
+
+
+def table_of(text, **options):
+    return pd.read_csv(io.StringIO(text), **options)
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """A folder with people.csv, which has holes, strings, dates and counts, and people.pv, fitted to it."""
+    folder, rng = tmp_path_factory.mktemp("people"), np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "id": [f"p{number}" for number in range(80)],
+            "seen": pd.date_range("2020-01-01", periods=80, freq="5D").strftime("%Y-%m-%d"),
+            "job": rng.choice(["cook", "nurse"], 80),
+            "visits": rng.poisson(3.0, 80),
+            "dose": rng.standard_normal(80).round(3),
+        }
+    )
+    holes = rng.random(frame.shape) < 0.1
+    holes[:, 0] = False
+    frame.astype(object).mask(holes).to_csv(folder / "people.csv", index=False)
+    options = ["--index", "id", "--date", "seen=days", "--latent-dim", 1, "--epochs", 2, "--hidden-dims", 16]
+    options += ["--validation", 0.2]
+    result = run("fit", folder / "people.csv", "-o", folder / "people.pv", *options)
+    assert result.stdout.split()[:5] == ["column", "family", "levels", "resolution", "why"]
+    assert "rounded_gaussian" in result.stdout
+    assert "History(2 epochs" in result.stderr
+    return folder
+
+
+def test_a_fit_by_command_is_the_fit_by_python(people):
+    vae = pv.load(people / "people.pv")
+    assert vae.table.names == ["job", "visits", "dose", "seen.days"]
+    assert vae.fitted.rows == 64
+    assert "fitted to 64 rows: History(2 epochs" in run("info", people / "people.pv").stdout
+
+
+def test_an_interrupted_fit_writes_nothing_and_goes_on(people, tmp_path, monkeypatch):
+    options = ["--drop", "id", "--drop", "seen", "--hidden-dims", "", "--latent-dim", 1, "--epochs", 3]
+    command = ["fit", people / "people.csv", *options, "-o"]
+    run(*command, tmp_path / "whole.pv")
+    with monkeypatch.context() as patch:
+
+        def stop(record, pair):
+            signal.raise_signal(signal.SIGINT)
+
+        patch.setattr(pv.training, "fit", functools.partial(pv.fit, callbacks=[stop]))
+        assert "With --checkpoint" in run(*command, tmp_path / "no.pv", code=130).stderr
+        command += [tmp_path / "resumed.pv", "--checkpoint", tmp_path / "kept"]
+        assert "The same command goes on" in run(*command, code=130).stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "whole.pv"]
+    assert "resumed after 1 steps" in run(*command).stderr
+    whole, resumed = (pv.load(tmp_path / name).state_dict() for name in ("whole.pv", "resumed.pv"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_scores_are_those_of_the_library(people, monkeypatch):
+    monkeypatch.setattr(rows, "_AT_ONCE", 30)
+    options = ["--method", "importance", "--num-samples", 50, "--no-check", "--index", "id"]
+    result = run("score", people / "people.pv", people / "people.csv", *options)
+    found = table_of(result.stdout, index_col="id", dtype=str)
+    assert found.index.tolist() == [f"p{number}" for number in range(80)]
+    assert set(found["verdict"]) <= set(pv.evidence.VERDICTS)
+    assert result.stderr.count("log P(x) = ") == 3
+    assert sum(map(int, re.findall(r"not held out: (\d+)", result.stderr))) == 64
+    frame = pd.read_csv(people / "people.csv")
+    frame["seen.days"] = (pd.to_datetime(frame["seen"]) - pd.Timestamp(0)).dt.days
+    frame = frame.drop(columns=["id", "seen"])
+    for start in (0, 30, 60):
+        part = log_evidence(
+            pv.load(people / "people.pv"),
+            frame[start : start + 30].reset_index(drop=True),
+            num_samples=50,
+            check=False,
+            noise="content",
+        )
+        assert part.estimate.tolist() == [float(cell) for cell in found["estimate"][start : start + 30]]
+
+
+def test_interrupted_scores_resume_to_the_same_bytes(people, monkeypatch, tmp_path):
+    monkeypatch.setattr(rows, "_AT_ONCE", 30)
+    options = ["--method", "importance", "--num-samples", 50, "--no-check", "--index", "id", "-o"]
+    run("score", people / "people.pv", people / "people.csv", *options, tmp_path / "whole.csv")
+    options = ["--checkpoint", tmp_path / "kept", *options, tmp_path / "resumed.csv"]
+    calls, scored = [], rows._scored
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return scored(*arguments)
+
+    monkeypatch.setattr(rows, "_scored", interrupted)
+    run("score", people / "people.pv", people / "people.csv", *options, code=130)
+    assert not (tmp_path / "resumed.csv").exists()
+    run("score", people / "people.pv", people / "people.csv", *options)
+    assert len(calls) == 2 + 2
+    assert (tmp_path / "resumed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    other = run("score", people / "people.pv", people / "people.csv", "--seed", 1, *options, code=1)
+    assert "options" in other.stderr
+
+
+def test_missing_cells_are_completed(people):
+    common = [
+        "--index",
+        "id",
+        "--no-check",
+        "--num-samples",
+        100,
+        "--num-imputations",
+        2,
+        "--method",
+        "importance",
+    ]
+    command = ["impute", people / "people.pv", people / "people.csv", *common]
+    given = pd.read_csv(people / "people.csv", index_col="id").drop(columns="seen")
+    full = table_of(run(*command).stdout, index_col="id")
+    assert full.notna().all(axis=None)
+    there = given.notna()
+    assert (full[given.columns].where(there) == given).to_numpy()[there].all()
+    assert len(table_of(run(*command, "--kind", "draws").stdout)) == 2 * 80
+    cells = table_of(run(*command, "--kind", "cells").stdout)
+    assert (
+        len(cells)
+        == full.size
+        - given.size
+        + given.isna().sum().sum()
+        - 80
+        + pd.read_csv(people / "people.csv")["seen"].isna().sum()
+    )
+
+
+def test_odd_rows_codes_and_draws(people):
+    common = [people / "people.csv", "--index", "id", "--no-check", "--num-samples", 100, "--method"]
+    odd = table_of(run("outliers", people / "people.pv", *common, "importance", "--top", 3).stdout)
+    assert odd["score"].is_monotonic_decreasing
+    assert len(odd) == 3
+    codes = table_of(run("embed", people / "people.pv", *common, "encoder").stdout, index_col="id")
+    assert list(codes) == ["z_0", "z_0_sd"]
+    assert len(codes) == 80
+    drawn = table_of(run("sample", people / "people.pv", 5).stdout)
+    assert list(drawn) == ["job", "visits", "dose", "seen.days"]
+    assert drawn["visits"].dtype.kind == "i"
+
+
+def test_models_without_a_table_and_standard_input(tmp_path):
+    x = torch.randn(30, 2, generator=torch.Generator().manual_seed(0)) @ torch.tensor(
+        [[1.0, 0.5], [0.0, 1.0]]
+    )
+    frame = pd.DataFrame(x.numpy(), columns=["a", "b"])
+    fitted = baselines.FullGaussian().fit(frame)
+    fitted.save(tmp_path / "g.pv")
+    found = run("score", tmp_path / "g.pv", "-", input=frame.to_csv(index=False)).stdout
+    assert np.allclose(
+        table_of(found, index_col="row")["estimate"], fitted.log_evidence(frame).estimate, rtol=1e-5
+    )
+    assert list(table_of(run("sample", tmp_path / "g.pv", 3).stdout)) == ["a", "b"]
+    assert "FullGaussian" in run("info", tmp_path / "g.pv").stdout
+
+
+def test_a_check_is_the_librarys(people, monkeypatch):
+    called = {}
+    monkeypatch.setattr(pv.evidence, "check", lambda pair, x, **options: called.update(options, rows=len(x)))
+    run("check", people / "people.pv", people / "people.csv", "--index", "id", "--num-rows", 8)
+    assert called == {"method": "auto", "num_rows": 8, "seed": 0, "rows": 80}
+
+
+def test_models_are_compared_on_rows_that_none_has_seen(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.standard_normal((150, 3)) @ rng.standard_normal((3, 3)), columns=["a", "b", "c"])
+    frame.to_csv(tmp_path / "real.csv", index=False)
+    options = ["--latent-dim", 2, "--epochs", 2, "--no-check"]
+    result = run("compare", tmp_path / "real.csv", "--models", "vae:1,ppca,mixture:2", *options)
+    assert {line.split()[0] for line in result.stdout.splitlines()} >= {"vae:1", "ppca", "mixture:2"}
+    assert "over 30 rows" in result.stdout
+    run("compare", tmp_path / "real.csv", "--models", "ppca", "-o", tmp_path / "table.csv")
+    assert pd.read_csv(tmp_path / "table.csv", index_col=0)["seen"].tolist() == [0]
+    counts = tmp_path / "counts.csv"
+    frame.assign(a=rng.poisson(3.0, 150)).to_csv(counts, index=False)
+    refused = run("compare", counts, "--models", "vae,ppca", "--epochs", 9999, code=1)
+    assert "all masses or all densities" in refused.stderr
+
+
+def test_commands_of_the_page_run(people, tmp_path, monkeypatch):
+    """From top to bottom, in one folder, with less work."""
+    for module, name, less in (
+        ("training", "fit", {"epochs": 1}),
+        ("evidence", "log_evidence", {"method": "importance", "num_samples": 50, "check": False}),
+        ("imputation", "impute", {"num_samples": 100, "method": "importance", "check": False}),
+        ("outlying", "outliers", {"num_samples": 100, "method": "importance", "check": False}),
+        ("comparison", "compare", {"method": "importance", "num_samples": 20, "check": False}),
+        ("evidence", "check", {"num_rows": 8, "num_samples": 100}),
+    ):
+        function = getattr(getattr(pv, module), name)
+        monkeypatch.setattr(getattr(pv, module), name, lessened(function, less))
+    page = []
+    monkeypatch.setattr(models, "write_report", lambda *places, **options: page.append((*places, options)))
+    frame = pd.read_csv(people / "people.csv").rename(columns={"seen": "joined"})
+    frame.to_csv(tmp_path / "people.csv", index=False)
+    rng = np.random.default_rng(0)
+    labs = pd.DataFrame(rng.standard_normal((60, 4)), columns=list("abcd"))
+    labs.to_csv(tmp_path / "labs.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text()
+    blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).splitlines()
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        assert program == "pyrovae"
+        run(*arguments)
+    ((model, shown, path, options),) = page
+    assert (model.table.names[0], len(shown), path.name) == ("job", 80, "report.html")
+    assert options["color"].tolist() == shown["job"].tolist()
+    commands = {each.name or each.callback.__name__ for each in app.registered_commands}
+    assert {shlex.split(line)[1] for line in lines} | {"demo"} == commands
+    assert {path.name for path in tmp_path.iterdir()} >= {
+        "scores.csv",
+        "full.csv",
+        "codes.csv",
+        "simulated.csv",
+    }
+
+
+def lessened(function, less):
+    @functools.wraps(function)
+    def call(*arguments, **options):
+        return function(*arguments, **options | less)
+
+    return call
+
+
+def test_levels_of_held_out_rows_are_in_the_training_rows(tmp_path):
+    """Every level but one stands in a single row, so none of them can be held out."""
+    levels = [f"l{number}" for number in range(15)] + ["often"] * 15
+    pd.DataFrame({"level": levels, "x": np.arange(30) ** 1.5}).to_csv(tmp_path / "rows.csv", index=False)
+    run("fit", tmp_path / "rows.csv", "-o", tmp_path / "m.pv", "--validation", 0.5, "--epochs", 1)
+    assert set(pv.load(tmp_path / "m.pv").table.columns[0].levels) == set(levels)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Refusals
+
+COMMANDS = {
+    "fit": ["fit", "{data}", "-o", "{out}"],
+    "compare": ["compare", "{data}", "-o", "{out}"],
+    "score": ["score", "{model}", "{data}", "-o", "{out}"],
+    "impute": ["impute", "{model}", "{data}", "-o", "{out}"],
+    "outliers": ["outliers", "{model}", "{data}", "-o", "{out}"],
+    "embed": ["embed", "{model}", "{data}", "-o", "{out}"],
+    "check": ["check", "{model}", "{data}"],
+    "report": ["report", "{model}", "{data}", "-o", "{out}"],
+    "info": ["info", "{model}"],
+    "sample": ["sample", "{model}", "3", "-o", "{out}"],
+}
+
+
+def refused(command, **places):
+    """A message of one paragraph and exit code 1, and no file."""
+    result = run(*(part.format(**places) for part in COMMANDS[command]), code=1)
+    assert result.stderr.startswith("Error: "), result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    return result.stderr
+
+
+@pytest.mark.parametrize("command", [name for name, parts in COMMANDS.items() if "{data}" in parts])
+def test_malformed_rows_are_refused(people, tmp_path, command):
+    text = (people / "people.csv").read_text()
+    malformed = {
+        "an empty file": "",
+        "cells in every line": text + "1,2\n",
+    }
+    if command not in ("fit", "compare"):
+        frame = table_of(text).drop(columns="id")
+        malformed |= {
+            "none named 'dose'": frame.drop(columns="dose").to_csv(index=False),
+            "'more'": frame.assign(more=1).to_csv(index=False),
+            "first 'much'": frame.assign(dose="much").to_csv(index=False),
+            "levels of the training rows": frame.assign(job="smith").to_csv(index=False),
+        }
+    else:
+        malformed |= {"Choose what they mean: --date seen=days": text}
+    places = {"model": people / "people.pv", "out": tmp_path / "out.csv"}
+    for message, content in malformed.items():
+        (tmp_path / "rows.csv").write_text(content)
+        assert message in refused(command, data=tmp_path / "rows.csv", **places)
+    assert "No such file" in refused(command, data=tmp_path / "no.csv", **places)
+    (tmp_path / "folder.csv").mkdir()
+    assert "Is a directory" in refused(command, data=tmp_path / "folder.csv", **places)
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.csv", "folder.csv"}
+
+
+@pytest.mark.parametrize("command", [name for name, parts in COMMANDS.items() if "{model}" in parts])
+def test_malformed_models_are_refused(people, tmp_path, command):
+    (tmp_path / "cut.pv").write_bytes((people / "people.pv").read_bytes()[:-1])
+    for name, message in {"cut.pv": "sha256", "no.pv": "No such file", "": "folder"}.items():
+        places = {"data": people / "people.csv", "out": tmp_path / "out.csv"}
+        assert message in refused(command, model=tmp_path / name, **places)
+    assert [path.name for path in tmp_path.iterdir()] == ["cut.pv"]
+
+
+@pytest.mark.parametrize("command", [name for name, parts in COMMANDS.items() if "{out}" in parts])
+def test_outputs_that_cannot_be_written_are_refused_before_any_work(people, tmp_path, monkeypatch, command):
+    def work(*_, **__):
+        raise AssertionError
+
+    for module, name in (("training", "fit"), ("evidence", "log_evidence"), ("imputation", "impute")):
+        monkeypatch.setattr(f"pyrovae.{module}.{name}", work)
+    places = {"data": people / "people.csv", "model": people / "people.pv"}
+    (tmp_path / "folder.csv").mkdir()
+    assert "folder, device or pipe" in refused(command, out=tmp_path / "folder.csv", **places)
+    assert "No such file" in refused(command, out=tmp_path / "no" / "such.csv", **places)
+
+
+def test_usage_is_exit_code_two(people):
+    for arguments in (
+        ["fit"],
+        ["fit", people / "people.csv", "-o", "m", "--family", "dose"],
+        ["fit", people / "people.csv", "-o", "m", "--resolution", "dose=some"],
+        ["sample", people / "people.pv", 0],
+        ["compare", people / "people.csv", "--models", "full_gaussian:2.5", "--drop", "seen"],
+    ):
+        assert "Traceback" not in run(*arguments, code=2).output
+
+
+def test_messages_are_quiet_on_request(people):
+    assert run("--version").stdout.strip() == pv.__version__
+    command = ["sample", people / "people.pv", 2]
+    assert run("--quiet", *command).stderr == ""
+    score = ["score", people / "people.pv", people / "people.csv", "--index", "id", "--method", "importance"]
+    assert run("-q", *score, "--num-samples", 20, "--no-check").stderr == ""

@@ -3,6 +3,9 @@
 import io
 import sys
 
+import torch
+
+import pyrovae as pv
 from pyrovae import progress
 from pyrovae.progress import Progress
 
@@ -42,3 +45,35 @@ def test_a_bar_in_a_terminal(monkeypatch):
 
 def test_nothing_where_it_is_not_wanted(monkeypatch):
     assert count(monkeypatch, Terminal(), show=False) == ""
+
+
+def test_time_left_follows_from_steps_after_the_first(monkeypatch):
+    """The first step compiles for a minute, or comes from an earlier run; the other nine take a second each."""
+    now = {"time": 0.0}
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now["time"])
+    monkeypatch.setattr(progress.Progress, "_SECONDS_BETWEEN_LINES", 0.5)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with Progress("fit", 10, "steps") as bar:
+        now["time"] = 60.0
+        bar.advance()
+        for _ in range(3):
+            now["time"] += 1.0
+            bar.advance()
+        now["time"] += 0.5
+        bar.advance(0.5)
+    lines = sys.stderr.getvalue().splitlines()
+    assert lines[0] == "fit: 1/10, 0.0167 steps/s"
+    assert lines[3] == "fit: 4/10, 1 steps/s, 6 s left"
+    assert lines[-1] == "fit: 4/10, 1 steps/s, 6 s left"
+
+
+def test_auto_counts_the_work_on_rows_before_their_answers(monkeypatch, capsys):
+    monkeypatch.setattr(progress.Progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    vae = pv.VAE.mlp(5, latent_dim=2, hidden_dims=(8,))
+    x = (torch.rand(20, 5) < 0.5).float()
+    pv.log_evidence(vae, x, method="auto", check=False, progress=True)
+    counts = [int(line.split()[2].partition("/")[0]) for line in capsys.readouterr().err.splitlines()]
+    assert counts == sorted(counts)
+    assert counts[-1] == 20
+    assert len(set(counts)) > 2
+    assert 0 < counts[0] < 20

@@ -22,6 +22,7 @@ EXPECTED = {
     "README.md": "rows by verdict",
     "docs/baselines.md": "biased coin",
     "docs/cluster.md": "same bits: True",
+    "docs/command-line.md": None,  # its commands run in tests/test_cli.py
     "docs/figures.md": "figures written",
     "docs/likelihoods.md": "negative_binomial(offset=True)",
     "docs/limits.md": None,

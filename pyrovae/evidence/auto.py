@@ -200,7 +200,7 @@ def auto(
 def auto_block(
     evaluation: Evaluation, pool: Pool, target: float, max_cost: int, dim: int, bar: Progress | None = None
 ) -> Callable[[int, slice], dict[str, Any]]:
-    """Return the function of a block that answers its rows; ``bar`` counts rows as they are answered."""
+    """Return the function of a block that answers its rows; ``bar`` counts rows, and parts of rows before their answer."""
     device = evaluation.batch["x"].device
 
     def answer(number: int, rows: slice) -> dict[str, Any]:
@@ -237,6 +237,10 @@ class Stage(IntEnum):
     FIT_AGAIN = 7
     ADAPT = 8
     GRID = 9
+
+
+#: The share of a row's work that is done after a stage, roughly, for the time left.
+_WORK = {Stage.PILOT: 0.1, Stage.PLACES: 0.2, Stage.MODES: 0.4, Stage.FIT: 0.6, Stage.FIT_ALL: 0.6}
 
 
 class _Pilot(NamedTuple):
@@ -345,6 +349,7 @@ class _Ladder:
         count, device = len(evaluation), evaluation.batch["x"].device
         self._cost = torch.zeros(count, dtype=torch.float64, device=device)
         empty = torch.full((count,), math.nan, dtype=torch.float64, device=device)
+        self._worked = torch.zeros(count, dtype=torch.float64)
         self.columns = Columns(*(empty.clone() for _ in dataclasses.fields(Columns)))
         self.answered_by = np.full(count, "", dtype=f"<U{max(map(len, RUNGS))}")
         self.draws = np.zeros(count, dtype=np.int64)
@@ -429,6 +434,7 @@ class _Ladder:
                 posterior = Posterior(part, block)
                 yield rows[block], posterior, drawn
             self._cost[rows[block]] += posterior.cost
+            self._count(rows[block], _WORK.get(stage, 0.0))
 
     def _needed(self, mcse: Tensor, draws: int) -> Tensor:
         """Return the draws that reach the target error, (rows,), as estimated from a pilot of ``draws``."""
@@ -476,6 +482,7 @@ class _Ladder:
                     values=values.T,
                 )
             )
+            self._count(rows[block], _WORK[Stage.PILOT])
         self._cost[rows] += total_draws + 2 + reach_cost(part)
         tensors = [[each for name, each in part._asdict().items() if name != "beyond"] for part in found]
         needed, tail, level, missed, unseen, prior_draws, at = map(torch.cat, zip(*tensors, strict=True))
@@ -756,8 +763,15 @@ class _Ladder:
         index = rows.cpu().numpy()
         self.answered_by[index], self.draws[index] = name, draws
         self.doubtful[index] = doubtful.cpu().numpy() if isinstance(doubtful, Tensor) else doubtful
+        self._count(rows, 1.0)
+
+    def _count(self, rows: Tensor, share: float) -> None:
+        """Show that a share of the work on some rows is done."""
         if self._bar is not None:
-            self._bar.advance(len(rows))
+            rows = rows.cpu()
+            more = (share - self._worked[rows]).clamp(min=0)
+            self._worked[rows] += more
+            self._bar.advance(float(more.sum()))
 
 
 def _against_both(drawn: Terms, log_q: Tensor, of_guide: float, of_prior: float) -> Tensor:

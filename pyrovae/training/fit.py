@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -26,6 +27,8 @@ from pyrovae.training.plan import Plan
 from pyrovae.training.prepare import check_callbacks, prepare
 from pyrovae.training.rows import Reader
 from pyrovae.turns import takes_turns
+
+_log = logging.getLogger(__name__)
 
 
 @takes_turns
@@ -181,6 +184,7 @@ def fit(
             run = None if folder is None else held.enter_context(running(folder, loop.pins()))
             if run is not None and run.state is not None:
                 loop.restore(run)
+                _log.info("%s: resumed after %d steps", run.folder, loop.steps_taken)
         pair.fitted = _record(pair, reader, loop)
         with Progress("fit", epochs * loop.steps_an_epoch, "steps", progress) as bar:
             bar.advance(loop.steps_taken)

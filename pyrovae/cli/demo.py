@@ -1,4 +1,4 @@
-"""The command line: ``pyrovae demo``."""
+"""The command demo, and its tables."""
 
 from __future__ import annotations
 
@@ -9,17 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pyrovae.cli.main import app, log, shows_progress
+
 if TYPE_CHECKING:
     from rich.table import Table
 
     from pyrovae.demo import Part
-
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-
-@app.callback()
-def main() -> None:
-    """Variational autoencoders on Pyro whose log P(x) can be trusted."""
 
 
 @app.command()
@@ -46,8 +41,8 @@ def demo(
     console = Console(width=None if sys.stdout.isatty() else 80, highlight=False)
     parts = []
     for compute in (room.discrete, room.continuous):
-        print(f"{compute.__doc__}", file=sys.stderr)
-        parts.append(compute(seed, epochs, progress=True))
+        log.info("%s", compute.__doc__)
+        parts.append(compute(seed, epochs, progress=shows_progress()))
     for part in parts:
         console.print()
         console.print(_table(part))

@@ -1,0 +1,136 @@
+"""The columns of training rows: what the options of fit and compare say about them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import typer
+
+from pyrovae import arguments, noise
+from pyrovae.cli import cells, files
+from pyrovae.cli.main import log
+from pyrovae.model import VAE
+from pyrovae.refusals import bad_value
+from pyrovae.tables import Table
+
+N = TypeVar("N", int, float)
+
+Families = Annotated[
+    list[str] | None,
+    typer.Option("--family", metavar="COLUMN=FAMILY", help="Family of a column; may be repeated."),
+]
+Resolutions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--resolution", metavar="COLUMN=STEP", help="Step to which a column was recorded; may be repeated."
+    ),
+]
+Dates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--date",
+        metavar="COLUMN=PART",
+        help="Number to take from a column of dates: days, year, month, day, dayofweek or hour; may be repeated.",
+    ),
+]
+Drop = Annotated[
+    list[str] | None, typer.Option("--drop", metavar="COLUMN", help="Column to leave out; may be repeated.")
+]
+
+
+class Columns:
+    """The rows of a file, and what the options say about its columns.
+
+    Args:
+        data, index, family, resolution, date, drop, hidden_dims, seed: as the commands take them.
+
+    Raises:
+        ValueError, OSError: as ``files.Rows``; a column of dates without a choice of what they mean.
+    """
+
+    def __init__(
+        self,
+        data: str,
+        index: str | None,
+        family: list[str] | None,
+        resolution: list[str] | None,
+        date: list[str] | None,
+        drop: list[str] | None,
+        hidden_dims: str,
+        seed: int,
+    ) -> None:
+        self._seed = seed
+        self._hidden_dims = [
+            to_number("--hidden-dims", width, int) for width in hidden_dims.split(",") if width
+        ]
+        self._families: dict[str, Any] = dict(_pairs("--family", family)) | dict.fromkeys(drop or ())
+        self._resolution = {
+            name: to_number("--resolution", step, float) for name, step in _pairs("--resolution", resolution)
+        }
+        rows, parts = files.Rows(data, index).whole(), _pairs("--date", date)
+        for name, part in parts:
+            arguments.choice(f"--date {name}", part, cells.PARTS)
+            if name not in rows:
+                raise bad_value(
+                    "--date", f"a column of {data}, {list(rows.columns)}", repr(name), "Name one of these."
+                )
+        self._frame = cells.with_dates(rows, parts, {name for name, given in self._families.items() if given})
+        undecided = [name for name in cells.dates(self._frame) if name not in self._families]
+        if undecided:
+            name = undecided[0]
+            came = f"dates in {', '.join(map(repr, undecided))}, first {self._frame[name].dropna().iloc[0]!s}"
+            fix = f"Choose what they mean: --date {name}=days, a part of them such as --date {name}=month, or --drop {name}."
+            raise bad_value(data, "numbers, booleans or labels in every column", came, fix)
+
+    def split(self, share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return training rows and a random share of held-out rows, none of which has a level that the former lack."""
+        frame, held_out = self._frame, np.zeros(len(self._frame), dtype=bool)
+        order = np.random.default_rng(self._seed).permutation(len(frame))
+        held_out[order[: round(share * len(frame))]] = True
+        for column in Table.of(frame, self._families, self._resolution).columns:
+            if column.levels is not None:
+                cells = frame[column.name]
+                held_out &= cells.isna() | cells.isin(cells[~held_out])
+        if share and not held_out.any():
+            fix = "Leave out columns of text by --drop, or hold out fewer rows."
+            raise bad_value("rows", "some to hold out, whose labels other rows have", "none", fix)
+        return frame[~held_out], frame[held_out]
+
+    def vae(self, train: pd.DataFrame, latent_dim: int) -> VAE:
+        """Return a VAE of the training rows that is not fitted yet; say which columns are left out."""
+        with warnings.catch_warnings(), noise.seeded(noise.derive(self._seed, noise.Stream.WEIGHTS)):
+            warnings.filterwarnings("ignore", "These columns are left out")  # says how to choose in Python
+            vae = VAE.for_table(
+                train,
+                latent_dim,
+                families=self._families,
+                resolution=self._resolution,
+                hidden_dims=self._hidden_dims,
+            )
+        for name, why in ({} if vae.table is None else vae.table.left_out).items():
+            if name not in self._families:
+                log.warning(
+                    "%s is left out, %s. Choose by --drop %s or --family %s=….", name, why, name, name
+                )
+        return vae
+
+
+def _pairs(option: str, values: Iterable[str] | None) -> list[tuple[str, str]]:
+    """Return the pairs of an option COLUMN=VALUE."""
+    pairs = [value.rpartition("=") for value in values or ()]
+    for name, _, value in pairs:
+        if not name or not value:
+            raise typer.BadParameter(f"expected COLUMN=VALUE, got {name or value!r}", param_hint=option)
+    return [(name, value) for name, _, value in pairs]
+
+
+def to_number(option: str, text: str, kind: type[N]) -> N:
+    """Return the number that an option spells."""
+    try:
+        return kind(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected a number, got {text!r}", param_hint=option) from None

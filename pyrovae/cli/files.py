@@ -1,0 +1,297 @@
+"""Tables in files: rows in chunks from CSV, TSV, Parquet and .npz, and frames into CSV, TSV and Parquet, atomically."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import os
+import re
+import shutil
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pandas as pd
+
+from pyrovae import storage
+from pyrovae.cli import cells
+from pyrovae.cli.main import show
+from pyrovae.refusals import Refused, bad_value, shown
+from pyrovae.tables import Table
+
+_TEXT = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+_INPUTS, _OUTPUTS = (*_TEXT, ".parquet", ".npz"), (*_TEXT, ".parquet")
+_SEPARATORS = ",;\t"
+
+
+class Rows:
+    """The rows of a file. The whole file is read through once, so that a malformed one is refused before any work.
+
+    Cells of text are read as the columns of the model's table: "01" is a label where the training rows had labels, and a
+    number where they had numbers. Without a table, whole columns decide.
+
+    Args:
+        path: a file, or "-" for CSV from standard input.
+        index: the column that labels the rows; it is no part of a row.
+        table: of the model; None before there is one.
+
+    Raises:
+        ValueError, OSError: the file cannot be read; no rows; lines of other lengths; names that are missing or repeated.
+    """
+
+    def __init__(self, path: str, index: str | None = None, table: Table | None = None) -> None:
+        self.path, self._index, self._table = path, index, table
+        self._suffix = ".csv" if path == "-" else _suffix(path, "DATA", _INPUTS)
+        self._content = sys.stdin.buffer.read() if path == "-" else None
+        self._separator = "\t"
+        #: How many rows there are.
+        self.count = sum(len(frame) for _, frame in self._raw(1 << 16))
+        if not self.count:
+            raise self._refused(
+                "at least one row below the names of the columns", "none", "Pass a file with rows."
+            )
+
+    def chunks(self, size: int) -> Iterator[tuple[int, pd.DataFrame]]:
+        """Yield frames of at most ``size`` rows, each with the number of its first row.
+
+        Rows without labels are numbered from 0, by an index named "row".
+        """
+        for start, frame in self._raw(size):
+            yield start, cells.typed(frame, self._table, self._suffix in _TEXT, self._separator == ";")
+
+    def whole(self) -> pd.DataFrame:
+        """Return all rows."""
+        frames = [frame for _, frame in self.chunks(self.count)]
+        return frames[0] if len(frames) == 1 else pd.concat(frames)  # Parquet has groups of rows
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the file."""
+        return digest(self.path) if self._content is None else hashlib.sha256(self._content).hexdigest()
+
+    # -----------------------------------------------------------------------------------------------------
+    # Rows as they stand in the file
+
+    def _raw(self, size: int) -> Iterator[tuple[int, pd.DataFrame]]:
+        read = {".parquet": self._parquet, ".npz": self._arrays}.get(self._suffix, self._text)
+        start = 0
+        with self._readable():
+            for frame in read(size):
+                yield start, self._labelled(frame, start)
+                start += len(frame)
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Turn the errors of readers into refusals that name the file."""
+        try:
+            with storage.named(self.path, "a file to read"):
+                yield
+        except Refused:
+            raise
+        except UnicodeDecodeError as error:
+            came = f"the byte {error.object[error.start]:#x} ({error.reason})"
+            raise self._refused("text in UTF-8", came, "Save the file as UTF-8.") from None
+        except (csv.Error, EOFError, zlib.error, zipfile.BadZipFile, ValueError) as error:
+            came = str(error).partition("\n")[0] or type(error).__name__
+            raise self._refused(
+                f"a whole {self._suffix} file", came, "Check or write the file again."
+            ) from None
+
+    def _refused(self, expected: str, came: str, fix: str) -> Refused:
+        return bad_value(str(self.path), expected, came, fix)
+
+    @contextmanager
+    def _binary(self) -> Iterator[BinaryIO]:
+        if self._content is not None:
+            yield io.BytesIO(self._content)
+            return
+        with open(self.path, "rb") as file:
+            yield file
+
+    def _text(self, size: int) -> Iterator[pd.DataFrame]:
+        with ExitStack() as held:
+            file: Any = held.enter_context(self._binary())
+            if self._suffix.endswith(".gz"):
+                file = held.enter_context(gzip.open(file))
+            text = held.enter_context(io.TextIOWrapper(file, "utf-8-sig", newline=""))
+            first = text.readline()
+            if self._suffix.startswith(".csv"):
+                self._separator = max(_SEPARATORS, key=first.count)
+            lines = csv.reader(
+                _after(first, text), delimiter=self._separator, skipinitialspace=True, strict=True
+            )
+            names = next(lines, [])
+            self._check_names(names)
+            width, held_rows = len(names), list[list[str]]()
+            for row in lines:
+                if len(row) == width:
+                    held_rows.append(row)
+                elif row:
+                    came = f"{len(row)} in line {lines.line_num}"
+                    fix = "Quote cells that hold the separator, or complete the line."
+                    raise self._refused(f"{width} cells in every line, as in the first", came, fix)
+                if len(held_rows) == size:
+                    yield cells.of_text(held_rows, names)
+                    held_rows = []
+            if held_rows:
+                yield cells.of_text(held_rows, names)
+
+    def _check_names(self, names: list[str]) -> None:
+        if not names:
+            raise self._refused(
+                "names of columns in the first line", "an empty file", "Pass a file with rows."
+            )
+        if all(re.fullmatch(r"[-+]?[.\d][-+.\deE]*", name) for name in names):
+            came = f"numbers, {names[0]!r} first"
+            raise self._refused("names of columns in the first line", came, "Add a line with names.")
+        twice = [name for number, name in enumerate(names) if name in names[:number]]
+        if twice:
+            raise self._refused(
+                "one column of each name", f"{twice[0]!r} more than once", "Rename the columns."
+            )
+
+    def _parquet(self, size: int) -> Iterator[pd.DataFrame]:
+        parquet = _pyarrow("reads")
+        with self._binary() as file:
+            for batch in parquet.ParquetFile(file).iter_batches(size):
+                yield batch.to_pandas()
+
+    def _arrays(self, size: int) -> Iterator[pd.DataFrame]:
+        with self._binary() as file:
+            arrays = dict(np.lib.npyio.NpzFile(file, allow_pickle=False))
+        if len(arrays) == 1 and (only := next(iter(arrays.values()))).ndim == 2:
+            arrays = {f"x{number}": column for number, column in enumerate(only.T)}
+        shapes = {array.shape for array in arrays.values()}
+        if len(shapes) != 1 or len(shapes.pop()) != 1:
+            came = ", ".join(f"{name} of shape {array.shape}" for name, array in arrays.items()) or "none"
+            raise self._refused(
+                "one array of shape (rows, columns), or one of shape (rows,) a column", came, "Save it so."
+            )
+        frame = pd.DataFrame(arrays)
+        for start in range(0, len(frame), size):
+            yield frame[start : start + size]
+
+    def _labelled(self, frame: pd.DataFrame, start: int) -> pd.DataFrame:
+        if self._index is not None:
+            if self._index not in frame.columns:
+                came = f"{list(frame.columns)}"
+                raise bad_value(
+                    "--index", f"a column of {self.path}", f"{self._index!r}, not among {came}", "Name one."
+                )
+            return frame.set_index(self._index)
+        if frame.columns[:1].tolist() == [""]:
+            return frame.set_index("").rename_axis(None)
+        if isinstance(frame.index, pd.RangeIndex):
+            return frame.set_axis(pd.RangeIndex(start, start + len(frame), name="row"), axis=0)
+        return frame  # the index of a frame in Parquet
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """Return the sha256 of a file."""
+    with storage.named(path, "a file to read"), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _after(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _suffix(path: str, argument: str, known: tuple[str, ...]) -> str:
+    """Return the ending of a file's name that tells its format."""
+    found = next((suffix for suffix in known if path.lower().endswith(suffix)), None)
+    if found is None:
+        raise bad_value(
+            argument, f"a name that ends in {', '.join(known)}", shown(path), "Rename or convert the file."
+        )
+    return found
+
+
+def _pyarrow(does: str) -> Any:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        fix = "Install it by pip install 'pyrovae[parquet]', or use CSV."
+        raise bad_value("pyarrow", f"the package, which {does} Parquet", "no such package", fix) from None
+    return parquet
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def beside(path: str | os.PathLike[str]) -> Any:
+    """Return a temporary file without a name in the folder of ``path``, which closing removes.
+
+    Raises:
+        OSError: ``path`` is something other than a file, or no file can be made in its folder.
+    """
+    with storage.named(path, "a file to write to"):
+        storage.require_file(Path(path))
+        return tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path)))
+
+
+@contextmanager
+def writing(path: str, labels: bool = True) -> Iterator[Callable[[pd.DataFrame], None]]:
+    """Yield a function that writes frames, one below the other, to a file or to standard output ("-").
+
+    The file is replaced when the block ends, atomically. Until then the rows are in a temporary file without a name, which
+    the system removes however the process ends, or in memory for Parquet. Without ``labels``, numbers of rows are left out.
+
+    Raises:
+        ValueError, OSError: no known ending; a folder, a full disk or no permission. ``path`` is unchanged.
+    """
+    if path == "-":
+        yield _text_writer(partial(show, end=""), ",", labels)
+        return
+    suffix, expected = _suffix(path, "--out", _OUTPUTS), "a file to write to"
+    parquet = list[pd.DataFrame]()
+    with ExitStack() as held:
+        if suffix == ".parquet":
+            _pyarrow("writes")
+        spool = held.enter_context(beside(path))
+        file: Any = spool
+        if suffix.endswith(".gz"):  # without a name and a time, so that equal rows are equal bytes
+            file = gzip.GzipFile("", "wb", fileobj=spool, mtime=0)
+        write = _text_writer(
+            lambda text: file.write(text.encode()), "\t" if ".tsv" in suffix else ",", labels
+        )
+
+        def put(frame: pd.DataFrame) -> None:
+            with storage.named(path, expected):
+                parquet.append(frame) if suffix == ".parquet" else write(frame)
+
+        yield put
+        with storage.named(path, expected):
+            if parquet:
+                spool.write(pd.concat(parquet).to_parquet(index=_shown(parquet[0], labels)))
+            if file is not spool:
+                file.close()
+            spool.seek(0)
+        with storage.replacing(path, expected) as target, storage.named(path, expected):
+            shutil.copyfileobj(spool, target)
+
+
+def _shown(frame: pd.DataFrame, labels: bool) -> bool:
+    return labels or not isinstance(frame.index, pd.RangeIndex)
+
+
+def _text_writer(write: Callable[[str], Any], separator: str, labels: bool) -> Callable[[pd.DataFrame], None]:
+    """Return a function that writes frames as text, the first with the names of the columns."""
+    written = list[bool]()
+
+    def put(frame: pd.DataFrame) -> None:
+        shown = _shown(frame, labels)
+        write(frame.to_csv(sep=separator, index=shown, header=not written, lineterminator="\n"))
+        written.append(True)
+
+    return put

@@ -1,0 +1,117 @@
+"""The app: messages go to standard error by the logger ``pyrovae``, and refusals are one message and exit code 1."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pyrovae import saving, storage
+from pyrovae.refusals import Refused, RefusedType
+
+if TYPE_CHECKING:
+    from pyrovae.tables import Table
+
+log = logging.getLogger("pyrovae")
+
+Model = Annotated[Path, typer.Argument(help="A model that `pyrovae fit` or `pv.save` wrote.")]
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="Rows: a .csv, .tsv, .csv.gz, .tsv.gz, .parquet or .npz file; - reads CSV from standard input."
+    ),
+]
+Out = Annotated[
+    str,
+    typer.Option(
+        "--out", "-o", help="File to write, .csv, .tsv, .csv.gz, .tsv.gz or .parquet; - is standard output."
+    ),
+]
+Index = Annotated[
+    str | None,
+    typer.Option(
+        help="Column that labels the rows. It is no part of a row. A first column without a name is one, too."
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all noise.")]
+Check = Annotated[
+    bool, typer.Option(help="Try the method on rows simulated from the model. Without it, no row is trusted.")
+]
+
+
+class _Group(TyperGroup):
+    """Commands whose refusals are a message and exit code 1; a traceback is a mistake in pyrovae."""
+
+    def invoke(self, ctx: Any) -> Any:
+        handler = logging.StreamHandler()
+        log.addHandler(handler)
+        before = log.level
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("default", UserWarning)
+                warnings.showwarning = lambda message, *_, **__: log.warning("%s", message)
+                return super().invoke(ctx)
+        except (Refused, RefusedType, FloatingPointError, OSError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # the reader of standard output has gone; typer ends the command
+            text = error.strerror if isinstance(error, OSError) and error.strerror else error
+            log.error("Error: %s", text)
+            _forget_output()
+            raise typer.Exit(1) from None
+        finally:
+            log.removeHandler(handler)
+            log.setLevel(before)
+
+
+app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _forget_output() -> None:
+    """Throw away what standard output cannot take, so that Python does not fail once more when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from pyrovae import __version__
+
+        show(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Variational autoencoders on Pyro whose log P(x) can be trusted."""
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+def show(text: object, end: str = "\n") -> None:
+    """Print to standard output, at once; an error names it."""
+    with storage.named("standard output", "a place to write to"):
+        print(text, end=end, flush=True)
+
+
+def shows_progress() -> bool:
+    """Return whether progress is shown, which --quiet turns off."""
+    return log.isEnabledFor(logging.INFO)
+
+
+def load(path: Path) -> tuple[Any, Table | None]:
+    """Return a saved model, and the table of its columns if it has one."""
+    found = saving.load(path)
+    return found, getattr(found, "table", None)

@@ -1,0 +1,232 @@
+"""Commands about whole models: fit, compare, check, report, info."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pyrovae import arguments, baselines, comparison, evidence, storage, training
+from pyrovae.cli import files
+from pyrovae.cli.columns import Columns, Dates, Drop, Families, Resolutions, to_number
+from pyrovae.cli.main import Check, Data, Index, Model, Out, Seed, app, load, log, show, shows_progress
+from pyrovae.model import VAE
+from pyrovae.refusals import bad_value
+from pyrovae.report import report as write_report
+
+_COMPONENTS = 10  # of a mixture
+
+LatentDim = Annotated[int, typer.Option(min=1, help="Entries of z.")]
+Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training rows.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows a step.")]
+Rate = Annotated[float, typer.Option(help="Learning rate.")]
+HiddenDims = Annotated[
+    str, typer.Option(help="Hidden widths of the encoder; the decoder has them in reverse order.")
+]
+
+
+@app.command()
+def fit(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File for the model.")],
+    family: Families = None,
+    resolution: Resolutions = None,
+    date: Dates = None,
+    drop: Drop = None,
+    index: Index = None,
+    latent_dim: LatentDim = 8,
+    hidden_dims: HiddenDims = "200,200",
+    validation: Annotated[
+        float,
+        typer.Option(
+            min=0, max=0.9, help="Share of the rows that is held out and evaluated after every epoch."
+        ),
+    ] = 0.0,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many epochs without a better validation ELBO.")
+    ] = None,
+    epochs: Epochs = 50,
+    batch_size: BatchSize = 128,
+    lr: Rate = 1e-3,
+    seed: Seed = 0,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder of this fit. The same command resumes an interrupted fit.")
+    ] = None,
+) -> None:
+    """Fit a VAE to the rows of a file, each column with a family of its own, and print the families."""
+    files.beside(out).close()  # refuses a place that cannot be written to before the fit
+    table = Columns(data, index, family, resolution, date, drop, hidden_dims, seed)
+    train, held_out = table.split(validation)
+    vae = table.vae(train, latent_dim)
+    columns: Any = vae.table
+    show(columns.summary().to_string(index=False))
+    history = training.fit(
+        vae,
+        train,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        validation=held_out if len(held_out) else None,
+        patience=patience,
+        progress=shows_progress(),
+        checkpoint=checkpoint,
+    )
+    if history.stopped == "interrupted":
+        log.warning("Interrupted after %d epochs. %s was not written.", len(history), out)
+        log.warning(
+            "The same command goes on." if checkpoint else "With --checkpoint, the same command would go on."
+        )
+        raise typer.Exit(130)
+    vae.save(out)
+    log.info("%s", history)
+
+
+@app.command()
+def compare(
+    data: Data,
+    models: Annotated[
+        str,
+        typer.Option(
+            help="Names with commas: vae, mixture (gaussian_mixture) and the names of the baselines. A number after a "
+            "colon is the number of latent entries or components, such as vae:2,ppca:4."
+        ),
+    ] = "vae,ppca,mixture",
+    test: Annotated[
+        float, typer.Option(min=0.01, max=0.9, help="Share of the rows that is held out and scored.")
+    ] = 0.2,
+    out: Out = "-",
+    family: Families = None,
+    resolution: Resolutions = None,
+    date: Dates = None,
+    drop: Drop = None,
+    index: Index = None,
+    latent_dim: LatentDim = 8,
+    hidden_dims: HiddenDims = "200,200",
+    epochs: Epochs = 50,
+    batch_size: BatchSize = 128,
+    lr: Rate = 1e-3,
+    seed: Seed = 0,
+    check: Check = True,
+) -> None:
+    """Fit VAEs and baselines to the same rows and rank them by log P(x) of held-out rows."""
+    with files.writing(out) as put:
+        table = Columns(data, index, family, resolution, date, drop, hidden_dims, seed)
+        train, held_out = table.split(test)
+        untrained = table.vae(train, latent_dim)
+        columns: Any = untrained.table
+        codes, scored = columns.encode(train), columns.encode(held_out)
+        made = {
+            name: _made(name, latent_dim, codes.shape[1], lambda dim: table.vae(train, dim))
+            for name in models.split(",")
+        }
+        pairs = {name: model for name, model in made.items() if isinstance(model, VAE)}
+        # Scores of two rows refuse a baseline that cannot be compared with a VAE before the long fits.
+        rehearsal: dict[str, Any] = {"method": "importance", "num_samples": 2, "check": False}
+        for name in made:
+            if name not in pairs:
+                log.info("%s", made[name].fit(codes).summary())
+                both = {name: made[name]} | ({"vae": untrained} if pairs else {})
+                comparison.compare(both, scored[:2], training_rows=True, **rehearsal)
+        options: dict[str, Any] = {"seed": seed, "progress": shows_progress()}
+        for name, pair in pairs.items():
+            log.info("%s", name)
+            training.fit(pair, codes, epochs=epochs, batch_size=batch_size, lr=lr, **options)
+        found = comparison.compare(made, scored, check=check, **options)
+        if out == "-":
+            show(found)
+        else:
+            put(found)
+
+
+@app.command()
+def check(
+    model: Model,
+    data: Data,
+    method: Annotated[str, typer.Option(help="One of the methods of score, but exact.")] = "auto",
+    num_rows: Annotated[int, typer.Option(min=8, help="Trusted rows that are wanted.")] = 64,
+    seed: Seed = 0,
+    index: Index = None,
+) -> None:
+    """Try a method on rows simulated from the model and count those that it trusts and yet misses."""
+    pair, table = load(model)
+    rows = files.Rows(data, index, table).whole()
+    show(evidence.check(pair, rows, method=method, num_rows=num_rows, seed=seed))
+
+
+@app.command()
+def report(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")],
+    train: Annotated[
+        str | None, typer.Option(help="Rows to fit the two baselines to, in a file that has none of DATA's.")
+    ] = None,
+    color: Annotated[str | None, typer.Option(help="Column that colours the latent space.")] = None,
+    method: Annotated[str, typer.Option(help="One of the methods of score, but exact.")] = "auto",
+    num_rows: Annotated[int, typer.Option(min=2, help="The most rows that are scored.")] = 500,
+    seed: Seed = 0,
+    title: Annotated[str, typer.Option(help="Of the page.")] = "Report on a model of rows",
+    index: Index = None,
+) -> None:
+    """Write one HTML file on a model and rows: log P(x), its checks, comparisons, figures and odd rows."""
+    pair, table = load(model)
+    rows = files.Rows(data, index, table).whole()
+    if color is not None and color not in rows:
+        raise bad_value(
+            "--color", f"a column of {data}, {list(rows.columns)}", repr(color), "Name one of these."
+        )
+    write_report(
+        pair,
+        rows,
+        out,
+        train=None if train is None else files.Rows(train, index, table).whole(),
+        color=None if color is None else rows[color],
+        method=method,
+        num_rows=num_rows,
+        seed=seed,
+        title=title,
+        command=shlex.join(["pyrovae", *sys.argv[1:]]),
+        progress=shows_progress(),
+    )
+    log.info("Report: %s", out)
+
+
+@app.command()
+def info(model: Model) -> None:
+    """Print what a model is: its columns and families, its fit, and the versions that wrote it."""
+    found, table = load(model)
+    versions = storage.read(model)[1]["versions"]
+    fitted = getattr(found, "fitted", None)
+    if hasattr(found, "summary"):
+        show(found.summary())
+    else:
+        show(f"{type(found).__name__} with {sum(each.numel() for each in found.parameters())} parameters")
+    if table is not None:
+        show(table.summary().to_string(index=False))
+    if fitted is not None:
+        show(f"fitted to {fitted.rows} rows: {training.History(**fitted.history)}")
+    show(", ".join(f"{name} {version}" for name, version in versions.items()))
+
+
+def _made(text: str, latent_dim: int, columns: int, vae: Callable[[int], VAE]) -> Any:
+    """Return a model of a name, or of name:number; ``vae`` returns a VAE with so many entries of z."""
+    name, _, given = text.strip().partition(":")
+    number = to_number("--models", given, int) if given else None
+    if name == "vae":
+        return vae(number or latent_dim)
+    name = "gaussian_mixture" if name == "mixture" else name
+    known = sorted(name for name, kind in baselines.REGISTRY.items() if issubclass(kind, baselines.Baseline))
+    kind: Any = baselines.REGISTRY[arguments.choice("--models", name, ("vae", "mixture", *known))]
+    sizes = [each for each in inspect.signature(kind).parameters.values() if each.default is each.empty]
+    if not sizes:
+        if given:
+            raise typer.BadParameter(f"{name} takes no number, got {text!r}", param_hint="--models")
+        return kind()
+    default = min(latent_dim, max(1, columns - 1)) if sizes[0].name == "latent_dim" else _COMPONENTS
+    return kind(number or default)

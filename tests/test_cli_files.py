@@ -1,0 +1,194 @@
+"""Rows of files: what is read is what was written, malformed files are named, and outputs are whole or not there."""
+
+import gzip
+import io
+import resource
+import signal
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pyrovae.cli import cells, files
+from pyrovae.refusals import Refused
+from pyrovae.tables import Table
+
+FRAME = pd.DataFrame(
+    {"name": ["ann", None, "joe"], "count": pd.array([1, 2, None], "Int64"), "size": [0.5, -1.25, 3.0]}
+)
+
+
+def assert_same(frame, expected):
+    """The same cells under the same names, whatever types of strings pandas has."""
+    assert list(frame) == list(expected)
+    for name in frame:
+        pairs = zip(frame[name].tolist(), expected[name].tolist(), strict=True)
+        assert all((pd.isna(a) and pd.isna(b)) or a == b for a, b in pairs), name
+
+
+def written(path, text):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def whole(path, **options):
+    return files.Rows(str(path), **options).whole()
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.csv.gz", "rows.tsv.gz", "rows.parquet"])
+def test_rows_are_read_as_they_were_written(tmp_path, name):
+    with files.writing(str(tmp_path / name), labels=False) as put:
+        put(FRAME[:2])
+        put(FRAME[2:])
+    rows = files.Rows(str(tmp_path / name))
+    assert rows.count == 3
+    assert_same(rows.whole(), FRAME)
+    starts, parts = zip(*rows.chunks(2), strict=True)
+    assert starts == (0, 2)
+    assert pd.concat(parts).index.tolist() == [0, 1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a,b\n1,x y\n2.5,\n",
+        "\ufeffa,b\r\n1,x y\r\n2.5,NA\r\n",
+        "a;b\n1,0;x y\n2,5;\n",
+        'a\tb\n1\t"x y"\n2.5\tnull\n',
+        '"a", "b"\n1, "x y"\n\n2.5, nan',
+    ],
+    ids=["plain", "with a BOM", "semicolons", "tabs", "spaces and an empty line"],
+)
+def test_text_of_many_kinds_is_the_same_rows(tmp_path, monkeypatch, text):
+    expected = pd.DataFrame({"a": [1.0, 2.5], "b": ["x y", None]})
+    assert_same(whole(written(tmp_path / "rows.csv", text)), expected)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert whole("-").equals(whole(tmp_path / "rows.csv"))
+
+
+def test_groups_of_rows_in_parquet_are_one_table(tmp_path):
+    FRAME.to_parquet(tmp_path / "rows.parquet", row_group_size=2)
+    assert_same(whole(tmp_path / "rows.parquet"), FRAME)
+    assert whole(tmp_path / "rows.parquet").index.tolist() == [0, 1, 2]
+
+
+def test_labels_of_rows_are_no_part_of_them(tmp_path):
+    unnamed = whole(written(tmp_path / "a.csv", ",x\nr1,1\nr2,2\n"))
+    named = whole(written(tmp_path / "b.csv", "x,id\n1,r1\n2,r2\n"), index="id")
+    assert unnamed.index.tolist() == named.index.tolist() == ["r1", "r2"]
+    assert list(unnamed) == list(named) == ["x"]
+    with pytest.raises(Refused, match=r"a column of .*'no'"):
+        whole(tmp_path / "b.csv", index="no")
+
+
+def test_arrays_are_columns(tmp_path):
+    matrix = np.arange(6.0).reshape(3, 2)
+    np.savez(tmp_path / "one.npz", x=matrix)
+    np.savez(tmp_path / "many.npz", x0=matrix[:, 0], x1=matrix[:, 1])
+    assert whole(tmp_path / "one.npz").equals(whole(tmp_path / "many.npz"))
+    np.savez(tmp_path / "odd.npz", x=matrix, y=matrix[0])
+    with pytest.raises(Refused, match=r"one array of shape \(rows, columns\)"):
+        whole(tmp_path / "odd.npz")
+
+
+def test_chunks_are_read_by_the_models_table(tmp_path):
+    """The first rows of each column, seen alone, would be of another type."""
+    text = "code,count,flag,odd\n" + "01,3,,5\n" * 2 + "A2,,true,x\n01,1,false,7\n"
+    path = written(tmp_path / "rows.csv", text)
+    table = Table.of(whole(path))
+    assert [(c.sort, c.dtype) for c in table.columns][1:3] == [("number", "Int64"), ("bool", "boolean")]
+    codes = table.encode(whole(path))
+    parts = [table.encode(frame) for _, frame in files.Rows(path, table=table).chunks(2)]
+    assert np.array_equal(np.concatenate(parts), codes, equal_nan=True)
+    bad = written(tmp_path / "bad.csv", "code,count,flag,odd\n01,3,,5\n01,many,,5\n")
+    with pytest.raises(Refused, match=r"count.*first 'many' in row 1"):
+        table.encode(whole(bad, table=table))
+
+
+def test_dates_become_numbers_of_the_same_name(tmp_path):
+    path = written(tmp_path / "rows.csv", "seen,x\n1970-01-02,1\n2020-02-29T12:00:00Z,2\n,3\n")
+    frame = whole(path)
+    assert cells.dates(frame) == ["seen"]
+    taken = cells.with_dates(frame, [("seen", "days"), ("seen", "month")], ())
+    assert list(taken) == ["x", "seen.days", "seen.month"]
+    assert taken["seen.days"].tolist()[:2] == [1.0, 18321.5]
+    assert taken["seen.month"].tolist()[:2] == [1.0, 2.0]
+    later = whole(path, table=Table.of(taken, {"x": "gaussian"}))
+    assert later[list(taken)].equals(taken.astype(later[list(taken)].dtypes))
+    with pytest.raises(Refused, match=r"ISO 8601.*first '31/12/2020' in row 0"):
+        cells.with_dates(pd.DataFrame({"seen": ["31/12/2020"]}), [("seen", "days")], ())
+    assert cells.dates(pd.DataFrame({"a": ["31/12/2020"], "b": ["1.5-2"], "c": [pd.Timestamp(0)]})) == [
+        "a",
+        "c",
+    ]
+
+
+MALFORMED = {
+    "empty": ("rows.csv", b"", "an empty file"),
+    "no rows": ("rows.csv", b"a,b\n", "at least one row"),
+    "a long line": ("rows.csv", b"a,b\n1,2\n1,2,3\n", "3 in line 3"),
+    "a short line": ("rows.csv", b"a,b\n1,2\n1\n", "1 in line 3"),
+    "an open quote": ("rows.csv", b'a,b\n1,"2\n', "unexpected end of data"),
+    "names twice": ("rows.csv", b"a,a\n1,2\n", "'a' more than once"),
+    "no names": ("rows.csv", b"1.5,2\n1,2\n", "numbers, '1.5' first"),
+    "Latin-1": ("rows.csv", "a,b\nJosé,2\n".encode("latin-1"), "0xe9"),
+    "a cut gzip": ("rows.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99)[:-9], "ended before"),
+    "no gzip": ("rows.csv.gz", b"a,b\n1,2\n", "Not a gzipped file"),
+    "no archive": ("rows.npz", b"a,b\n1,2\n", "rows.npz"),
+    "no Parquet": ("rows.parquet", b"a,b\n1,2\n", "rows.parquet"),
+    "another ending": ("rows.xlsx", b"a,b\n1,2\n", "a name that ends in .csv"),
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_malformed_files_are_refused_when_they_are_opened(tmp_path, kind):
+    name, content, message = MALFORMED[kind]
+    with pytest.raises((Refused, OSError), match=message) as caught:
+        files.Rows(written(tmp_path / name, content))
+    assert str(caught.value).count(": expected ") == 1
+    assert "\n" not in str(caught.value)
+
+
+def test_parquet_without_its_package_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(Refused, match=r"pip install 'pyrovae\[parquet\]'"):
+        files.Rows(written(tmp_path / "rows.parquet", "x"))
+    with pytest.raises(Refused, match="pyarrow"):
+        write(tmp_path / "out.parquet", FRAME)
+
+
+def write(path, *frames):
+    with files.writing(str(path)) as put:
+        for frame in frames:
+            put(frame)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz", "rows.parquet"])
+def test_a_full_disk_or_an_error_leaves_the_earlier_file(tmp_path, name):
+    """The limit on the size of files stands for a full disk: no write beyond it succeeds."""
+    path = tmp_path / name
+    path.write_text("earlier")
+    frame = pd.DataFrame({"x": np.random.default_rng(0).random(9000)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="a file to write to"):
+            write(path, frame, frame)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    with pytest.raises((AttributeError, TypeError)):
+        write(path, frame, 1)
+    assert path.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("place", ["device.csv", "no/such.csv", "folder.csv"])
+def test_places_that_are_no_file_are_refused(tmp_path, place):
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "device.csv").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="a file to write to"):
+        write(tmp_path / place, FRAME)
