@@ -1,8 +1,8 @@
 """pyrovae: variational autoencoders on Pyro whose log P(x) can be trusted."""
 
 import importlib
-from typing import Any
 import logging
+from typing import Any
 
 from pyrovae import baselines, convert, datasets, encoders, evidence, likelihoods, plots, priors
 from pyrovae.checkpoints import Checkpoint

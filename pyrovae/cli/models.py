@@ -40,7 +40,7 @@ def fit(
     drop: Drop = None,
     index: Index = None,
     latent_dim: LatentDim = 8,
-    hidden_dims: HiddenDims = "200,200",
+    hidden_dims: HiddenDims = "200",
     validation: Annotated[
         float,
         typer.Option(
@@ -107,7 +107,7 @@ def compare(
     drop: Drop = None,
     index: Index = None,
     latent_dim: LatentDim = 8,
-    hidden_dims: HiddenDims = "200,200",
+    hidden_dims: HiddenDims = "200",
     epochs: Epochs = 50,
     batch_size: BatchSize = 128,
     lr: Rate = 1e-3,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
+import torch
 import typer
 
 from pyrovae import arguments, checkpoints, embedding, evidence, imputation, outlying
@@ -62,7 +63,7 @@ def score(
     if checkpoint is not None:
         given = f"{method} {sorted(options.items())}"
         pins = {"model": files.digest(model), "rows": rows.digest, "options": given}
-        kept = checkpoints.Parts(checkpoint, pins, {})
+        kept = checkpoints.Parts(checkpoint, pins, {}, torch.get_num_threads())
     options |= {"progress": shows_progress()} if "seed" in options else {}
     with files.writing(out) as put:
         for number, (start, frame) in enumerate(rows.chunks(_AT_ONCE)):
