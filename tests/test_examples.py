@@ -15,6 +15,7 @@ EXPECTED = {
     "linear_gaussian.py": ("nats a row", "linear_gaussian.png"),
     "swap_likelihood.py": ("Refused. models: expected all masses or all densities", None),
     "two_stochastic_layers.py": ("of 50 units active", None),
+    "cells.py": ("of held-out cells get their type", None),
     "table.py": ("mean dose in the samples", None),
     "digits.py": ("independent pixels", "digits.png"),
 }
