@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyrovae import rounding
 from pyrovae.refusals import bad_type, bad_value, place
+from pyrovae.sparse import SparseRows
 
 #: The dtypes that log P(x) is computed in. In 16-bit dtypes, sums over columns have errors of nats.
 FLOATS = (torch.float32, torch.float64)
@@ -114,6 +115,21 @@ def from_tensor(
     return x.to(device or x.device, torch.float64 if double == "always" else x.dtype)
 
 
+def from_array(x: Any, argument: str) -> Tensor:
+    """Return an array, a frame or a series as a tensor of the same numbers; a scipy.sparse matrix stays sparse.
+
+    Raises:
+        TypeError, ValueError: as ``as_numpy``.
+    """
+    if not hasattr(x, "tocsr") or len(x.shape) != 2:
+        return torch.from_numpy(as_numpy(x, argument))
+    from scipy.sparse import csr_array
+
+    found = csr_array(x)
+    values = as_numpy(found.data, argument)
+    return SparseRows(csr_array((values, found.indices, found.indptr), shape=found.shape))
+
+
 def as_numpy(x: Any, argument: str) -> np.ndarray:
     """Return an array, a frame or a series as a numpy array of numbers that torch can read.
 
@@ -150,7 +166,7 @@ def as_numpy(x: Any, argument: str) -> np.ndarray:
         )
     if not isinstance(x, np.ndarray):
         came, fix = _described(x)
-        raise bad_type(argument, "a tensor, a numpy array or a DataFrame", came, fix)
+        raise bad_type(argument, "a tensor, an array, a sparse matrix or a DataFrame", came, fix)
     if x.dtype.kind not in "biuf":
         raise bad_type(argument, "real numbers", *_odd_array(x))
     if x.dtype.itemsize > 8:  # torch has no long doubles
@@ -192,7 +208,11 @@ def _described(x: Any) -> tuple[str, str]:
         )
     if isinstance(x, list | tuple):
         return _listed(x)
-    for method in ("toarray", "to_pandas", "compute"):  # scipy.sparse; pyarrow; dask
+    for method in (
+        "toarray",
+        "collect",
+        "compute",
+    ):  # sparse arrays that are no matrices; lazy frames of polars; dask
         if hasattr(x, method):
             return came, f"Pass x.{method}()."
     if hasattr(x, "__array__") or isinstance(x, memoryview):

@@ -1,4 +1,4 @@
-"""Rows in chunks: an iterable of arrays, frames or dicts, such as a list of tensors or a DataLoader."""
+"""Rows in chunks: an iterable of arrays, frames, dicts or tuples with names, such as a list or a DataLoader."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from pyrovae import frames
 
 
 class Unreadable(Exception):
@@ -28,7 +30,8 @@ def several(x: Any) -> bool:
         x,
         Tensor | torch.nn.Module | np.ndarray | Mapping | Set | range | str | bytes | bytearray | memoryview,
     ) or any(
-        hasattr(x, name) for name in ("to_numpy", "toarray", "to_pandas", "compute", "__array__", "read")
+        hasattr(x, name)
+        for name in ("to_numpy", "toarray", "to_pandas", "compute", "__array__", "read", "_fields")
     )
     if one or not isinstance(x, Iterable):
         return False
@@ -41,11 +44,24 @@ def several(x: Any) -> bool:
     return not isinstance(first, int | float | str | list | tuple)
 
 
+def plain(x: Any) -> Any:
+    """Return a tuple with names as a dict; there or by themselves, frames of other libraries as pandas frames and sparse
+    matrices as CSR.
+    """
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        x = dict(zip(x._fields, x, strict=True))
+    if hasattr(x, "tocsr"):  # before mappings, because scipy's DOK matrices are some
+        return x.tocsr()
+    return (
+        {name: plain(value) for name, value in x.items()} if isinstance(x, Mapping) else frames.as_pandas(x)
+    )
+
+
 def each(x: Iterable[Any]) -> Iterator[Any]:
-    """Yield the chunks of x in turn.
+    """Yield the chunks of x in turn, each ``plain``.
 
     Raises:
-        Unreadable: an iterator, which can be iterated only once; a chunk that is a tuple, such as (rows, labels).
+        Unreadable: an iterator, which can be iterated only once; a chunk that is a tuple without names, such as (rows, labels).
     """
     if isinstance(x, Iterator):
         raise Unreadable(
@@ -55,16 +71,17 @@ def each(x: Iterable[Any]) -> Iterator[Any]:
             "Pass a list, a DataLoader, or an object whose __iter__ starts from the beginning.",
         )
     for number, chunk in enumerate(x):
-        if not (isinstance(chunk, list | tuple) and chunk):
-            yield chunk
+        if not (isinstance(chunk, list | tuple) and chunk) or hasattr(chunk, "_fields"):
+            yield plain(chunk)
         elif len(chunk) == 1:  # a DataLoader puts every batch into a list of one
-            yield chunk[0]
+            yield plain(chunk[0])
         else:
             raise NoRows(
                 f"[{number}]",
                 "an array of rows, or a dict with them",
                 f"a {type(chunk).__name__} of {len(chunk)}, such as (rows, labels)",
-                'Leave the labels out, TensorDataset(rows), or let the collate_fn return {"x": rows}.',
+                "Leave the labels out, TensorDataset(rows), or name the parts: let the dataset return namedtuples with a "
+                'field x, or the collate_fn return {"x": rows, "offset": …}.',
             )
 
 
@@ -95,9 +112,6 @@ def _one(parts: Sequence[Any], place: str) -> Any:
         if not len(getattr(part, "shape", ())):
             came = f"a {type(part).__name__}"
             raise NoRows(f"[{number}]{place}", "an array of rows", came, "Pass arrays with rows on dim 0.")
-        if hasattr(part, "toarray"):
-            came, fix = f"a {type(part).__name__}", "Pass chunk.toarray() of each chunk."
-            raise Unreadable(f"[{number}]{place}", "a dense array", came, fix)
         if hasattr(part, "columns") and list(part.columns) != list(parts[0].columns):
             raise Unreadable(
                 f"[{number}]{place}",
@@ -116,6 +130,10 @@ def _one(parts: Sequence[Any], place: str) -> Any:
             )
     if isinstance(parts[0], Tensor):
         return torch.cat(list(parts))
+    if hasattr(parts[0], "tocsr"):
+        from scipy.sparse import vstack
+
+        return vstack(parts, format="csr")
     if hasattr(parts[0], "iloc"):
         import pandas as pd
 

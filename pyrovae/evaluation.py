@@ -20,6 +20,7 @@ from pyrovae.pair import Batch, Latents, RowModel, Structure, check_supports, in
 from pyrovae.refusals import Refused, bad_type, bad_value, parameters_hold
 from pyrovae.row_noise import RowNoise
 from pyrovae.rows import Source
+from pyrovae.sparse import chosen
 from pyrovae.tracing import Call, Runner, tile_terms, why_not_compiled
 
 #: The keys that a row's noise may have.
@@ -256,7 +257,7 @@ class Evaluation:
         numbers = self.numbers[rows]
         return replace(
             self,
-            batch=self.part(rows),
+            batch={name: chosen(value, rows) for name, value in self.batch.items()},
             numbers=numbers,
             keys=self.keys[rows],
             seed=seed,

@@ -28,6 +28,11 @@ def _is_number(name: Any) -> bool:
     return isinstance(name, int | float | np.number | np.bool_) and not isinstance(name, str)
 
 
+def as_pandas(x: Any) -> Any:
+    """Return a frame or column of another library, such as polars or pyarrow, by its ``to_pandas``; others unchanged."""
+    return x.to_pandas() if hasattr(x, "to_pandas") and not isinstance(x, type) else x
+
+
 def whole(value: Any) -> Any:
     """Return a frame or series of whole numbers or booleans as an array of their own type; other values unchanged."""
     if not hasattr(value, "to_numpy"):

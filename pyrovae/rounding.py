@@ -74,10 +74,8 @@ def cast(x: Tensor, dtype: torch.dtype, spread: Tensor | None = None) -> tuple[T
     """
     if holds(x.dtype, dtype) or x.numel() == 0 or x.dim() == 0:
         return x.to(dtype), None
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    watch = Watch(dtype)
+    out, watch = x.to(dtype), Watch(dtype)
     for rows, block in _blocks(x):
-        out[rows] = block.to(dtype)
         watch.add(block, out[rows])
     return out, watch.loss(x, spread)
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from pyrovae import chunks, frames, rounding
-from pyrovae.arrays import FLOATS, as_numpy, cast, from_tensor
+from pyrovae.arrays import FLOATS, as_numpy, cast, from_array, from_tensor
 from pyrovae.entries import finite
 from pyrovae.refusals import bad_type, bad_value, shown
+from pyrovae.sparse import dense
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def _as_tensor(
         if not x.is_floating_point() and x.dim():
             exact = x
     else:
-        exact = torch.from_numpy(as_numpy(frames.numbers(x) if missing else x, argument))
+        exact = from_array(frames.numbers(x) if missing else x, argument)
         if missing:
             exact, observed, spread = _without_missing(exact, spread)
         tensor = cast(exact, dtype or torch.get_default_dtype(), argument, frames.names(x), double, spread)
@@ -205,6 +206,7 @@ def _without_missing(rows: Tensor, spread: Tensor | None) -> tuple[Tensor, Tenso
     """
     if not rows.is_floating_point() or not rows.dim() or not rows.numel() or bool(torch.isfinite(rows.sum())):
         return rows, None, spread
+    rows = dense(rows)
     observed = ~rows.isnan()
     if bool(observed.all()):
         return rows, None, spread
@@ -248,7 +250,7 @@ def filled(rows: Any, observed: Tensor | None, values: np.ndarray) -> Any:
         wide = rows if rows.is_floating_point() or whole else rows.double()
         place = torch.from_numpy(missing).to(rows.device)
         return wide.masked_scatter(place, torch.from_numpy(values).to(wide))
-    held = np.asarray(rows)
+    held = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows)
     found = held.astype(held.dtype if held.dtype.kind == "f" or whole else np.float64)  # a copy
     found[missing] = values
     return found
@@ -308,7 +310,7 @@ def without(rows: Any, observed: Any) -> Any:
         return restored(rows, mask)
     if hasattr(rows, "to_numpy"):
         return frames.numbers(rows).where(mask.cpu().numpy())
-    held = rows.cpu().numpy() if isinstance(rows, Tensor) else as_numpy(rows, "x")
+    held = dense(rows if isinstance(rows, Tensor) else from_array(rows, "x")).cpu().numpy()
     held = held.astype(held.dtype if held.dtype.kind == "f" else np.float64)  # a copy
     held[~mask.cpu().numpy()] = np.nan
     return held
@@ -336,9 +338,9 @@ def check_columns_observed(
 
 
 def joined(x: Any, argument: str) -> Any:
-    """Return chunks joined into one; anything else unchanged."""
+    """Return chunks joined into one, and other rows as ``chunks.plain``."""
     try:
-        return chunks.joined(x) if chunks.several(x) else x
+        return chunks.joined(x) if chunks.several(x) else chunks.plain(x)
     except chunks.Unreadable as reason:
         raise unreadable(argument, reason) from None
 

@@ -17,6 +17,7 @@ ROOMS = [
     "torch_private",
     "rounding",
     "frames",
+    "sparse",
     "chunks",
     "refusals",
     "pages",

@@ -15,6 +15,7 @@ EXPECTED = {
     "linear_gaussian.py": ("nats a row", {"linear_gaussian.png"}),
     "swap_likelihood.py": ("Refused. models: expected all masses or all densities", set()),
     "two_stochastic_layers.py": ("of 50 units active", set()),
+    "cells.py": ("of held-out cells get their type", set()),
     "table.py": ("mean dose in the samples", set()),
     "figures.py": (
         "12 figures in",

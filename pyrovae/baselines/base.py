@@ -23,7 +23,8 @@ from pyrovae.pair.drawing import Source as NoiseSource
 from pyrovae.pair.drawing import replaced
 from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
-from pyrovae.rows import Source, check_columns_observed, read_in_double, restored
+from pyrovae.rows import Source, check_columns_observed, joined, read_in_double, restored
+from pyrovae.sparse import dense
 from pyrovae.turns import takes_turns
 
 #: Baselines by their class name in snake case; the contract tests cover every ``ClosedForm`` among them.
@@ -171,6 +172,7 @@ class Baseline(Fitted, ABC):
         The mask is empty for complete rows; else it is one boolean tensor, shape (rows, columns), True where a cell is
         observed. Missing cells are 0.
         """
+        x = joined(x, "x")
         if isinstance(x, Mapping):
             if "x" not in x:
                 raise bad_value(
@@ -181,7 +183,7 @@ class Baseline(Fitted, ABC):
         batch, source = read_in_double(x, names, self.takes_missing)
         # Contiguous, so that equal numbers give equal bits in any memory layout.
         rows, *mask = (
-            (batch[name].flatten(1) if batch[name].dim() > 1 else batch[name][:, None]).contiguous()
+            dense(batch[name].flatten(1) if batch[name].dim() > 1 else batch[name][:, None]).contiguous()
             for name in ("x", "observed")
             if name in batch
         )

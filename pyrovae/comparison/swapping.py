@@ -19,6 +19,7 @@ from pyrovae.networks import standardizing
 from pyrovae.pair import Batch, Structure, check_supports, inspect
 from pyrovae.refusals import bad_type, bad_value, shown
 from pyrovae.rows import read
+from pyrovae.sparse import SparseRows, chosen
 from pyrovae.training import fit
 from pyrovae.turns import takes_turns
 
@@ -153,7 +154,8 @@ def _held_out(batch: Batch, seed: int) -> tuple[Batch, Batch]:
         order = torch.randperm(len(batch["x"]))
     count = max(1, len(order) // 5)
     fitted, held_out = (
-        {name: value[rows] for name, value in batch.items()} for rows in (order[count:], order[:count])
+        {name: chosen(value, rows) for name, value in batch.items()}
+        for rows in (order[count:], order[:count])
     )
     return fitted, held_out
 
@@ -202,11 +204,14 @@ def _taken(vae: VAE, batch: Batch, names: Names) -> dict[str, Any]:
     import pandas as pd
 
     offset = bool(getattr(vae.likelihood, "offset", False))
-    taken: dict[str, Any] = {
-        name: value.cpu().numpy() if value.is_floating_point() else value
-        for name, value in batch.items()
-        if name == "x" or offset
-    }
+    taken: dict[str, Any] = {name: _passed(value) for name, value in batch.items() if name == "x" or offset}
     if "x" in names:
         taken["x"] = pd.DataFrame(taken["x"], columns=list(names["x"]))
     return taken
+
+
+def _passed(value: Tensor) -> Any:
+    """Return a value of a batch as an array of its own kind; whole numbers and booleans stay tensors."""
+    if isinstance(value, SparseRows):
+        return value.matrix
+    return value.cpu().numpy() if value.is_floating_point() else value

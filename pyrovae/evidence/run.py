@@ -27,6 +27,7 @@ from pyrovae.noise import Stream
 from pyrovae.pair import Batch, Latents, behaviour, parameters_digest, probe
 from pyrovae.progress import Progress
 from pyrovae.rows import Source
+from pyrovae.sparse import chosen
 
 _COARSE = "log P(x, z) rounds by more than 0.05 nats in float32: pass pair.double()"
 _DRAWS, _STEP, _ROUGH = 4, 1e-5, 0.1  # draws of z, the step, and the second difference in nats
@@ -114,7 +115,8 @@ class Run:
             place = rows.to(source.exact.device)
             observed = None if source.observed is None else source.observed[place]
             index = None if source.index is None else source.index[rows.cpu().numpy()]
-            whole = replace(whole, source=Source(source.exact[place], source.names, index, observed))
+            exact = chosen(source.exact, place)
+            whole = replace(whole, source=Source(exact, source.names, index, observed))
         return replace(self, evaluation=_of_cells(whole), whole=whole, parts=None)
 
     def bar(self) -> Progress:

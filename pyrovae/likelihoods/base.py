@@ -17,6 +17,7 @@ from pyrovae.networks import output_width
 from pyrovae.refusals import Refused, bad_value, place, refusal
 from pyrovae.registry import Registry
 from pyrovae.rows import as_batch, in_double
+from pyrovae.sparse import dense
 
 #: Every likelihood by its name: the class name in snake case.
 REGISTRY: Registry[Likelihood] = Registry()
@@ -103,7 +104,7 @@ class Likelihood(nn.Module, ABC):
         """
         batch, bias = as_batch(in_double(x), dtype=torch.float64), _last_bias(self.network)
         self._check_support(batch["x"], bias)
-        rows = batch["x"]
+        rows = dense(batch["x"])
         if not self.offset:
             kinds = self.marginal_outputs(rows)
         elif "offset" not in batch:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pyrovae.rows import read_in_double, restored
+from pyrovae.rows import as_passed, read_in_double, restored
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,6 +15,7 @@ _FEW_LEVELS = 20  # a column of up to so many levels may hold labels or grades
 _MOST_LEVELS = 256  # a column of up to so many levels may hold pixels
 _REPEATED = 0.05  # densities leave out one value if it fills more than this share of the rows
 _ROWS = 2000  # families are compared on so many rows, evenly spread
+_COLUMNS = 64  # columns of a sparse matrix that are dense at once
 _CONCENTRATIONS = np.geomspace(0.01, 1000, 60)  # of a negative binomial
 _DEGREES = np.array([1.5, 3.0, 5.0, 10.0, 30.0])  # of freedom of Student's t
 
@@ -59,12 +60,14 @@ def suggest(x: Any) -> pd.DataFrame:
     """
     import pandas as pd
 
-    names = list(x.columns) if hasattr(x, "columns") else None
+    _, passed = as_passed(x)
+    names = list(passed.columns) if hasattr(passed, "columns") else None
     batch, source = read_in_double(x, missing=True)
-    rows = restored(batch["x"], source.observed).flatten(1).cpu().numpy()
+    rows = restored(batch["x"], source.observed).flatten(1)
     lines = [
         {"column": index if names is None else names[index], "family": family, "options": options, "why": why}
-        for index, column in enumerate(rows.T)
+        for first in range(0, rows.shape[1], _COLUMNS)
+        for index, column in enumerate(rows[:, first : first + _COLUMNS].cpu().numpy().T, start=first)
         for family, options, why in _ordered(column[~np.isnan(column)])
     ]
     return pd.DataFrame(lines, columns=["column", "family", "options", "why"])

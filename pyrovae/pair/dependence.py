@@ -17,6 +17,7 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 
 from pyrovae import supports
+from pyrovae.entries import blocks
 from pyrovae.pair.contract import no_answer
 from pyrovae.pair.running import Batch, Latents, Site, Sites, by_rows, flat, row_axis, take
 from pyrovae.refusals import Refused, bad_value
@@ -150,8 +151,8 @@ def check_order(
     shifts = torch.arange(x.shape[1], device=x.device) % max(1, len(some) - 1) + 1
     each = (every[:, None] + shifts) % len(some)  # a different row for each column
     reading = torch.zeros(len(some), dtype=torch.float64, device=x.device)
-    everything = flat(batch["x"])
-    low, high = everything.amin(0), everything.amax(0)
+    ends = [torch.stack(block.aminmax(dim=0)) for _, block in blocks(flat(batch["x"]))]
+    low, high = torch.stack(ends)[:, 0].amin(0), torch.stack(ends)[:, 1].amax(0)
     # The other of 0 and 1, else a value that the data may not have.
     beyond = torch.where((x == 0) | (x == 1), 1 - x, x + 1)
     copies = (x.roll(1, 0), x.gather(0, each), low.expand_as(x), high.expand_as(x))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from pyrovae.pair import Batch
+from pyrovae.sparse import SparseRows
 from pyrovae.tracing.compiling import compile_graph
 from pyrovae.tracing.drawing import Noise, Untraceable
 from pyrovae.tracing.gradients import Gradients
@@ -86,7 +87,14 @@ class TracedSteps:
         width = 1 + sum(update.width for update in self._updates)
         rows = torch.zeros(sum(sizes), dtype=torch.long, device=data["x"].device)
         numbers = torch.ones(len(sizes), width, dtype=self._dtype, device=data["x"].device)
-        self._inputs = [*(t.detach() for t in held), *data.values(), *self._noise.flat]
+        # A graph cannot take rows from sparse ones: they are copied into memory of a call's size first.
+        self._data, self._copied = data, any(isinstance(value, SparseRows) for value in data.values())
+        if self._copied:
+            data = {
+                name: value[:1].expand(len(rows), *value.shape[1:]).clone() for name, value in data.items()
+            }
+        self._columns, self._at = list(data.values()), torch.arange(len(rows), device=rows.device)
+        self._inputs = [*(t.detach() for t in held), *self._columns, *self._noise.flat]
 
         graph = fx.Graph()
         tracer = fx.proxy.GraphAppendingTracer(graph)
@@ -174,6 +182,10 @@ class TracedSteps:
             NotFinite: a loss or gradient is not finite. Parameters, buffers and moments are as before that step.
         """
         self._noise.draw(seeds)
+        if self._copied:
+            for column, value in zip(self._columns, self._data.values(), strict=True):
+                column.copy_(value[rows])
+            rows = self._at
         numbers = [
             [
                 weight,

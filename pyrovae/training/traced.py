@@ -104,8 +104,9 @@ class Traced:
         starts = accumulate(map(len, epoch), initial=0)
         #: The sizes of the traced call that begins with a step of the epoch.
         self._sizes = {start: sizes for start, sizes in zip(starts, epoch, strict=False) if sizes in ways}
-        # The memory for longer chunks is empty behind the first chunk's rows.
-        shown = {name: column[: rows.lengths[0]] for name, column in self._data.items()}
+        shown = self._data
+        if len(rows.lengths) > 1:  # the memory for longer chunks is empty behind the first chunk's rows
+            shown = {name: column[: rows.lengths[0]] for name, column in self._data.items()}
         self._graphs = {
             size: tracing.trace_gradients(
                 state.pair,
