@@ -166,7 +166,7 @@ def as_numpy(x: Any, argument: str) -> np.ndarray:
         )
     if not isinstance(x, np.ndarray):
         came, fix = _described(x)
-        raise bad_type(argument, "a tensor, an array, a sparse matrix or a DataFrame", came, fix)
+        raise bad_type(argument, "a tensor, a numpy array or a DataFrame", came, fix)
     if x.dtype.kind not in "biuf":
         raise bad_type(argument, "real numbers", *_odd_array(x))
     if x.dtype.itemsize > 8:  # torch has no long doubles
