@@ -86,6 +86,7 @@ def embed(
         ['z_0', 'z_1', 'z_0_sd', 'z_1_sd']
     """
     arguments.choice("method", method, METHODS)
+    arguments.boolean("check", check)
     arguments.integer("num_samples", num_samples, minimum=100)
     if isinstance(model, LatentVariableModel):
         if method == "encoder":

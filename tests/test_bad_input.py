@@ -651,6 +651,12 @@ CASES = {
         {"model": "pair", "x": "rows of a pair", "num_imputations": "count", "noise": "name", **KEPT},
         aliases={"model": ("pair",)},
     ),
+    "embed": Case(
+        pv.embed,
+        {"model": a("vae"), "x": a("x"), "check": False, "num_samples": 100},
+        {"model": "pair", "x": "rows of a pair", "noise": "name", **KEPT},
+        aliases={"model": ("pair",)},
+    ),
     "outliers": Case(
         pv.outliers,
         {"model": a("vae"), "x": a("x"), "check": False, "num_samples": 100},
