@@ -321,6 +321,23 @@ def restored(rows: Tensor, observed: Tensor | None) -> Tensor:
     return rows if observed is None else rows.masked_fill(~observed.to(rows.device), torch.nan)
 
 
+def completed(rows: Tensor, observed: Tensor | None) -> Tensor:
+    """Return rows whose missing cells hold the observed cells of their column in turn, for statistics of columns.
+
+    Raises:
+        ValueError: a column has no observed cell.
+    """
+    if observed is None:
+        return rows
+    check_columns_observed("x", observed.any(dim=0), len(rows))
+    found = rows.clone()
+    for column in (~observed.all(dim=0)).nonzero().tolist():
+        at = (slice(None), *column)
+        held, there = found[at], observed[at]
+        held[~there] = held[there][torch.arange(int((~there).sum()), device=held.device) % int(there.sum())]
+    return found
+
+
 def check_columns_observed(
     argument: str, seen: Tensor, num_rows: int, names: tuple[str, ...] | None = None
 ) -> None:

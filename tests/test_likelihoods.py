@@ -277,6 +277,17 @@ def test_values_off_the_support_are_refused_by_the_family_s_name(name, options):
         pv.log_evidence(vae, x, check=False)
 
 
+def test_start_from_the_marginals_of_observed_cells():
+    """Half of the cells are missing: the means are those of the others."""
+    x = torch.tensor([[0.0, torch.nan], [torch.nan, 1.0], [1.0, torch.nan], [torch.nan, 3.0]])
+    family = likelihoods.Poisson(pv.MLP(1, (), 2))
+    family.start_from(x)
+    torch.testing.assert_close(family.network.layers[-1].bias.exp(), torch.tensor([0.5, 2.0]))
+    x[:, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"an observed cell in every column, got 1 column\(s\) without any"):
+        family.start_from(x)
+
+
 @pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
 def test_start_from_the_marginals(name, options):
     """Where z tells nothing, the mean is the columns' mean."""

@@ -18,7 +18,7 @@ from pyrovae.model import VAE
 from pyrovae.networks import standardizing
 from pyrovae.pair import Batch, Structure, check_supports, inspect
 from pyrovae.refusals import bad_type, bad_value, shown
-from pyrovae.rows import read
+from pyrovae.rows import read, restored
 from pyrovae.sparse import SparseRows, chosen
 from pyrovae.training import fit
 from pyrovae.turns import takes_turns
@@ -80,7 +80,7 @@ def swap(
     the columns' marginals.
 
     Args:
-        x: rows on dim 0; a tensor, numpy array or DataFrame. With offsets, a dict as in ``fit``; families without
+        x: rows on dim 0; a tensor, numpy array or DataFrame, with NaN, None or NA in missing cells. With offsets, a dict as in ``fit``; families without
             ``offset=True`` get only the rows.
         latent_dim: entries of z.
         families: names in ``likelihoods.REGISTRY``, or pairs of a name and its options, such as
@@ -122,7 +122,15 @@ def swap(
     kinds: dict[str, str] = {}
     for name, options in named:
         with noise.seeded(noise.derive(seed, noise.Stream.WEIGHTS)):
-            vae = VAE.mlp(batch["x"][0].numel(), latent_dim, name, hidden_dims, standardize=True, **options)
+            vae = VAE.mlp(
+                batch["x"][0].numel(),
+                latent_dim,
+                name,
+                hidden_dims,
+                standardize=True,
+                missing="observed" in batch,
+                **options,
+            )
         scored = _scored(vae, name, _taken(vae, batch, names), seed)
         check_supports(scored, test, "x_test" if x_test is not None else "x")
         label = ", ".join(f"{key}={value}" for key, value in options.items())
@@ -163,7 +171,7 @@ def _held_out(batch: Batch, seed: int) -> tuple[Batch, Batch]:
 def _scored(vae: VAE, family: str, x: Any, seed: int) -> Structure:
     """Return the structure of an unfitted VAE on its rows; raise ``ValueError`` if P(x) is no mass or density."""
     rows, _ = vae.checked(x)
-    with standardizing(vae.modules(), rows["x"]):
+    with standardizing(vae.modules(), restored(rows["x"], rows.get("observed"))):
         structure = inspect(vae, rows, seed).structure
     if structure.measure[0] not in ("mass", "density"):
         raise bad_value(
@@ -195,7 +203,7 @@ def _named(families: Any) -> list[tuple[str, Mapping[str, Any]]]:
 
 def _read(x: Any, argument: str, names: Names | None = None) -> tuple[Batch, Names]:
     """Return checked rows, in float32 or, if that loses something, float64; and the names of their columns."""
-    batch, source = read(x, dtype=None, argument=argument, names=names, double="lossy")
+    batch, source = read(x, dtype=None, argument=argument, names=names, double="lossy", missing=True)
     return batch, source.names
 
 
@@ -204,7 +212,12 @@ def _taken(vae: VAE, batch: Batch, names: Names) -> dict[str, Any]:
     import pandas as pd
 
     offset = bool(getattr(vae.likelihood, "offset", False))
-    taken: dict[str, Any] = {name: _passed(value) for name, value in batch.items() if name == "x" or offset}
+    taken = {
+        name: _passed(value)
+        for name, value in batch.items()
+        if name != "observed" and (name == "x" or offset)
+    }
+    taken["x"] = _passed(restored(batch["x"], batch.get("observed")))
     if "x" in names:
         taken["x"] = pd.DataFrame(taken["x"], columns=list(names["x"]))
     return taken

@@ -16,7 +16,7 @@ from pyrovae.entries import elementwise, on_support
 from pyrovae.networks import output_width
 from pyrovae.refusals import Refused, bad_value, place, refusal
 from pyrovae.registry import Registry
-from pyrovae.rows import as_batch, in_double
+from pyrovae.rows import completed, read_in_double
 from pyrovae.sparse import dense
 
 #: Every likelihood by its name: the class name in snake case.
@@ -96,15 +96,16 @@ class Likelihood(nn.Module, ABC):
         """Set the decoder's last bias so that training starts at the marginals of the rows of ``x``.
 
         Args:
-            x: rows on dim 0. If the family takes an offset, a dict {"x": rows, "offset": offsets}.
+            x: rows on dim 0, with NaN, None or NA in missing cells, which are left out. If the family takes an offset, a dict
+                {"x": rows, "offset": offsets}.
 
         Raises:
-            ValueError: values are off the family's support; the last layer has no bias as wide as its
+            ValueError: values are off the family's support; a column has no observed cell; the last layer has no bias as wide as its
                 outputs; the family takes an offset and x has none.
         """
-        batch, bias = as_batch(in_double(x), dtype=torch.float64), _last_bias(self.network)
-        self._check_support(batch["x"], bias)
-        rows = dense(batch["x"])
+        batch, source = read_in_double(x, missing=True)
+        rows = completed(dense(batch["x"]), source.observed)
+        self._check_support(rows, _last_bias(self.network))
         if not self.offset:
             kinds = self.marginal_outputs(rows)
         elif "offset" not in batch:

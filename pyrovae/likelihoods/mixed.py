@@ -20,7 +20,7 @@ from pyrovae.likelihoods.real import LocationScale
 from pyrovae.networks import Standardize
 from pyrovae.refusals import bad_value
 from pyrovae.registry import Registry
-from pyrovae.rows import read_in_double, restored
+from pyrovae.rows import completed, read_in_double, restored
 
 #: The likelihoods of tables by name.
 TABLES: Registry[Likelihood] = Registry()
@@ -163,20 +163,15 @@ class Mixed(Likelihood):
         return distributions.ByColumn(fns, self.columns, self.order, self.inverse)
 
     def marginal_outputs(self, x: Tensor) -> list[Tensor]:
-        """Return the outputs that fit the marginals; NaN is a missing cell, each filled with an observed cell in turn."""
-        filled = x.clone()
-        for column in range(x.shape[1]):
-            missing = x[:, column].isnan()
-            seen = x[~missing, column]
-            filled[missing, column] = seen[torch.arange(int(missing.sum())) % len(seen)]
-        return [kind for part, columns in self.each() for kind in part.marginal_outputs(filled[:, columns])]
+        return [kind for part, columns in self.each() for kind in part.marginal_outputs(x[:, columns])]
 
     def start_from(self, x: Any) -> None:
         """Set the decoder's last bias so that training starts at the marginals of the observed cells of rows ``x``."""
         batch, source = read_in_double(x, missing=True)
         rows = restored(batch["x"], source.observed)
         self.check_rows(rows)
-        self._start(torch.cat([kind.flatten() for kind in self.marginal_outputs(rows)]))
+        kinds = self.marginal_outputs(completed(rows, source.observed))
+        self._start(torch.cat([kind.flatten() for kind in kinds]))
 
     def check_rows(self, x: Tensor) -> None:
         for part, columns in self.each():
