@@ -10,7 +10,7 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 __all__ = ["report"]
 
 # Rows for the parts that take long, or that show single rows.
-_SIMULATED, _SEARCHED, _COMPLETED, _SHOWN, _DIAGNOSED = 300, 200, 100, 10, 500
+_SIMULATED, _SEARCHED, _COMPLETED, _SHOWN, _DIAGNOSED = 300, 100, 50, 10, 500
 # Rows that baselines are fitted to, epochs of the linear one, components of mixtures, most levels of a label.
 _FITTED, _EPOCHS, _COMPONENTS, _MOST_LEVELS = 5000, 50, 5, 20
 _BY_CHANCE = 1e-3  # probability of matches of two sets of rows that is no reason to refuse them
@@ -482,10 +482,11 @@ class _Report:
                 Grid.of(found.to_frame(), "Missing cells, with 90 % intervals.", _SHOWN, index=False)
             )
             names = self.names if found.table is None else found.table.names
-            for number in np.argsort(-np.bincount(found.columns), kind="stable")[:_PANELS]:
-                if number in found.columns:
-                    with self._picture(section, *_PANEL) as figure:
-                        plots.imputation(found, [names[number]], ax=figure.subplots())
+            most = np.argsort(-np.bincount(found.columns), kind="stable")[:_PANELS]
+            drawn = [names[number] for number in most if number in found.columns]
+            with ExitStack() as stack:  # which leaves the last picture first
+                figures = [stack.enter_context(self._picture(section, *_PANEL)) for _ in drawn]
+                plots.imputation(found, drawn[::-1], ax=[figure.subplots() for figure in figures])
             return
         few = 20 if self.image_shape else 4
         some = self.evaluation.of_rows(torch.arange(min(few, len(batch["x"]))), self.seed, 1)
