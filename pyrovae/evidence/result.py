@@ -510,7 +510,7 @@ class LogEvidence:
             below = int((self.estimate < self.check.lowest).sum())
             if below:
                 lines.append(
-                    f"{below} rows are less probable than all {self.check.simulated} rows simulated for the check"
+                    f"{below} {'row is' if below == 1 else 'rows are'} less probable than all {self.check.simulated} rows simulated for the check"
                 )
         if self.given:
             lines.append(f"given {', '.join(self.given)}")
