@@ -38,7 +38,8 @@ _ESS_PER_DRAW = 10
 # in one of a thousand models.
 _SIMULATED, _FEWEST, _FALSE_ALARM = 200, 50, 1e-3
 _FEWEST_IN_COLUMN = 20
-_POINTS = ("mean", "median", "mode")
+#: The points of ``Imputation.point``.
+POINTS = ("mean", "median", "mode")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +101,7 @@ class Imputation:
 
         Columns of a table that have levels without an order get the mode.
         """
-        arguments.choice("kind", kind, _POINTS)
+        arguments.choice("kind", kind, POINTS)
         values = np.where(self._unordered[self.columns], self.mode, getattr(self, kind))
         if np.isnan(values).any():
             odd = np.flatnonzero(np.isnan(values))

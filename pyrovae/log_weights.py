@@ -132,6 +132,11 @@ def elbo(
 
 def elbo_of(evaluation: Evaluation) -> ELBOEstimate:
     """Return ``elbo`` of a prepared evaluation."""
+    with threads.using(evaluation.threads):
+        return _elbo_of(evaluation)
+
+
+def _elbo_of(evaluation: Evaluation) -> ELBOEstimate:
     reconstruction, rate, mcse = (torch.empty(len(evaluation), dtype=torch.float64) for _ in range(3))
     for block in evaluation.tiles():
         rows = block[0].rows
@@ -139,8 +144,7 @@ def elbo_of(evaluation: Evaluation) -> ELBOEstimate:
             5, rows.stop - rows.start, dtype=torch.float64, device=evaluation.batch["x"].device
         )
         for tile in block:
-            with threads.using(evaluation.threads):
-                terms = evaluation.terms(tile)
+            terms = evaluation.terms(tile)
             kept = ~terms.lost
             r, k, w = (
                 torch.where(kept, term, 0.0)

@@ -31,14 +31,17 @@ class Grid:
     def of(cls, frame: pd.DataFrame, caption: str = "", most: int = 20, index: bool = True) -> Grid:
         """Return the first lines of a frame with every column, and in the caption how many lines are left out."""
         shown = frame.head(most)
-        if index:
-            shown = shown.reset_index()
         rest = len(frame) - len(shown)
         caption += f" {rest} more lines are not shown." * (rest > 0)
-        head = tuple(str(name).replace("_", " ") for name in shown.columns)
+        labels = range(shown.index.nlevels if index else 0)
+        names = ["index" if name is None else name for name in shown.index.names[: len(labels)]]
+        head = tuple(str(name).replace("_", " ") for name in [*names, *shown.columns])
         plain = shown.astype(object).where(shown.notna(), None)  # pandas.NA has no truth value
-        lines = (tuple(map(cell, line)) for line in plain.itertuples(index=False, name=None))
-        return cls(head, tuple(lines), caption.strip())
+        parts = [
+            *(shown.index.get_level_values(level) for level in labels),
+            *(plain.iloc[:, i] for i in range(shown.shape[1])),
+        ]
+        return cls(head, tuple(tuple(map(cell, line)) for line in zip(*parts, strict=True)), caption.strip())
 
 
 def cell(value: Any) -> str:

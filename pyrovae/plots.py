@@ -70,6 +70,22 @@ def _drawing(ax: Any, title: Any, height: float = _HEIGHT) -> Iterator[Axes]:
             ax = pyplot.figure(figsize=(_WIDTH, height), layout="constrained").add_subplot()
         yield ax
         ax.set_title(title)
+        _as_written(ax)
+
+
+def _as_written(ax: Axes) -> None:
+    """Show dollar signs of names as they are; matplotlib reads text between two of them as mathematics."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import FuncFormatter
+
+    found = [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
+    legend = ax.get_legend()
+    found += [] if legend is None else legend.findobj(Text)
+    for axis in (ax.xaxis, ax.yaxis):
+        if isinstance(axis.get_major_formatter(), FuncFormatter):  # the names of ticks
+            found += [tick.label1 for tick in axis.get_major_ticks()]
+    for text in found:
+        text.set_parse_math(False)
 
 
 def _split(ax: Axes) -> Axes:
@@ -460,7 +476,7 @@ def latent(z: Any, color: Any = None, *, ax: Axes | None = None, title: str = ""
             ax.scatter(codes[:, 0], codes[:, 1], color=_BLUE, **small)
         elif labels.dtype.kind in "iuf" and len(np.unique(labels)) > _MOST_LEVELS:
             drawn = ax.scatter(codes[:, 0], codes[:, 1], c=labels.astype(float), cmap="viridis", **small)
-            ax.figure.colorbar(drawn, ax=ax, label=name)
+            _as_written(ax.figure.colorbar(drawn, ax=ax, label=name).ax)
         else:
             for level, (these, style) in _levels(labels).items():
                 ax.scatter(codes[these, 0], codes[these, 1], label=level, **style, **small)
@@ -647,8 +663,11 @@ def _panels(
             each.set_title(titles[name])
         for rest in given[len(names) :]:
             rest.axis("off")
-        _legend(given[0], 0.2)
-        given[0].set_ylabel("share")
+        for first in {each.figure: each for each in given[len(names) - 1 :: -1]}.values():
+            _legend(first, 0.2)
+            first.set_ylabel("share")
+        for each in given[: len(names)]:
+            _as_written(each)
     return given[: len(names)]
 
 

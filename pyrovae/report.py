@@ -48,7 +48,7 @@ from pyrovae.noise import Stream
 from pyrovae.outlying import outliers
 from pyrovae.pages import Grid
 from pyrovae.pair import parameters_digest
-from pyrovae.refusals import Refused, bad_type, bad_value, shown
+from pyrovae.refusals import Refused, RefusedType, bad_type, bad_value, shown
 from pyrovae.rows import align, as_passed, joined, restored
 from pyrovae.storage import replacing
 from pyrovae.training import History, fit
@@ -64,6 +64,7 @@ __all__ = ["report"]
 _SIMULATED, _SEARCHED, _COMPLETED, _SHOWN, _DIAGNOSED = 300, 100, 50, 10, 500
 # Rows that baselines are fitted to, epochs of the linear one, components of mixtures, most levels of a label.
 _FITTED, _EPOCHS, _COMPONENTS, _MOST_LEVELS = 5000, 50, 5, 20
+_TITLE = "Report on a model of rows"
 _BY_CHANCE = 1e-3  # probability of matches of two sets of rows that is no reason to refuse them
 # Columns that are drawn, and the caption and size of the picture of one.
 _PANELS, _PANEL = 9, ("", 2.3, 1.8)
@@ -101,7 +102,7 @@ def report(
     method: str = "auto",
     num_rows: int = 500,
     seed: int = 0,
-    title: str = "Report on a model of rows",
+    title: str = _TITLE,
     command: str | None = None,
     progress: bool = False,
 ) -> None:
@@ -113,20 +114,20 @@ def report(
     versions, seeds and hashes. A part that the model does not allow says why. The same arguments, files and versions give
     the same bytes.
 
-    The baselines are fitted at once, to rows that they are not scored on. Rows of real numbers get independent Gaussians and
+    ``report`` fits the baselines, to rows that it does not score. Rows of real numbers get independent Gaussians and
     PPCA, binary rows independent Bernoullis and a mixture of them, labels latent classes, and counts independent Poissons and
     negative binomials. A table gets independent columns of its families, and its VAE with a linear decoder.
 
     Args:
         model: a ``VAE`` or any ``LatentVariableModel``.
         x: rows on dim 0, in any form that ``log_evidence`` takes, preferably held out.
-        path: of the file, whose folder has to exist. It is replaced at the end, at once.
+        path: of the file, whose folder has to exist. The finished report replaces it in one step.
         train: rows to fit the baselines to, none of them in ``x``. None fits them to the rows of ``x`` that are not compared,
             at least half of them.
         color: a label or a number for each row, which colours the latent space; see ``plots.latent``.
         image_shape: (height, width) of rows that are images.
         method: of ``log_evidence``.
-        num_rows: the most rows that are scored. If x has more, as many are drawn by ``seed``.
+        num_rows: the most rows that are scored. If x has more, ``num_rows`` of them are drawn at random.
         seed: of all noise.
         title: of the page.
         command: the command to show for repeating the report; None shows the call of this function.
@@ -153,15 +154,25 @@ def report(
     for name, text in (("title", title), ("command", "" if command is None else command)):
         if not isinstance(text, str):
             raise bad_type(name, "a string", shown(text), "Pass one, or leave it out.")
-    call = command or (
-        f"pyrovae.report(model, x, {os.fspath(path)!r}, method={method!r}, num_rows={num_rows}, seed={seed})"
-    )
+    call = command or _call(path, train, color, image_shape, method, num_rows, seed, title)
     with replacing(target, "a file to write the report to") as file:
         found = _Report(model, x, train, color, image_shape, method, num_rows, seed, progress)
         sections = [found.section(name, make) for name, make in found.parts().items()]
         sections.append(found.provenance(call))
         page = pages.render("report.html", title=title, report=found, sections=sections)
-        file.write(page.encode())
+        file.write(page.encode(errors="replace"))  # half of a surrogate pair has no UTF-8
+
+
+def _call(
+    path: Any, train: Any, color: Any, image_shape: Any, method: str, num_rows: int, seed: int, title: str
+) -> str:
+    """Return the call of ``report`` that makes the same page."""
+    named = {"train": train, "color": color}
+    given = [f"{name}={name}" for name, value in named.items() if value is not None]
+    plain = {"image_shape": image_shape, "method": method, "num_rows": num_rows, "seed": seed, "title": title}
+    usual = {"image_shape": None, "title": _TITLE}
+    given += [f"{name}={value!r}" for name, value in plain.items() if usual.get(name, ...) != value]
+    return f"pyrovae.report({', '.join(['model', 'x', repr(os.fspath(path)), *given])})"
 
 
 class _Report:
@@ -234,7 +245,7 @@ class _Report:
             warnings.simplefilter("always")
             try:
                 make(section)
-            except Refused as reason:
+            except (Refused, RefusedType, FloatingPointError) as reason:
                 section.text.append(f"Not available: {reason}")
         section.text += [f"Warning: {text}" for text in dict.fromkeys(str(each.message) for each in warned)]
         return section
@@ -377,7 +388,7 @@ class _Report:
                 plots.check(check, ax=figure.subplots())
 
     def _comparison(self, section: _Section) -> None:
-        kept, count = np.flatnonzero(self.compared), min(len(as_passed(self.train)[1]), _FITTED)
+        kept, count = np.flatnonzero(self.compared), min(as_passed(self.train)[1].shape[0], _FITTED)
         if not count:
             raise bad_value("x", "two rows, one of which baselines are fitted to", "one", "Pass train.")
         here = _some(self.x, kept)
@@ -484,9 +495,9 @@ class _Report:
             names = self.names if found.table is None else found.table.names
             most = np.argsort(-np.bincount(found.columns), kind="stable")[:_PANELS]
             drawn = [names[number] for number in most if number in found.columns]
-            with ExitStack() as stack:  # which leaves the last picture first
-                figures = [stack.enter_context(self._picture(section, *_PANEL)) for _ in drawn]
-                plots.imputation(found, drawn[::-1], ax=[figure.subplots() for figure in figures])
+            with ExitStack() as stack:  # which leaves the picture that it entered last first
+                figures = [stack.enter_context(self._picture(section, *_PANEL)) for _ in drawn][::-1]
+                plots.imputation(found, drawn, ax=[figure.subplots() for figure in figures])
             return
         few = 20 if self.image_shape else 4
         some = self.evaluation.of_rows(torch.arange(min(few, len(batch["x"]))), self.seed, 1)
@@ -597,9 +608,9 @@ def _series(color: Any, rows: Any) -> pd.Series:
     import pandas as pd
 
     values = np.asarray(align("color", color, frames.index(rows)))
-    if values.shape != (len(rows),):
+    if values.shape != (rows.shape[0],):
         came = f"shape {values.shape}"
-        raise bad_value("color", f"one for each of the {len(rows)} rows", came, "Pass one column.")
+        raise bad_value("color", f"one for each of the {rows.shape[0]} rows", came, "Pass one column.")
     return pd.Series(values, name=getattr(color, "name", None))
 
 

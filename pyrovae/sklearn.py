@@ -217,9 +217,17 @@ class _VAEScores(_Scores, _VAE):
         self.num_samples = num_samples
         self.check = check
 
-    def _evidence_options(self) -> dict[str, Any]:
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Fit a VAE to rows, shape (rows, columns), and return self; ``y`` is ignored."""
+        self._check_options()
+        return super().fit(X, y)
+
+    def _check_options(self) -> None:
         arguments.choice("method", self.method, tuple(evidence.METHODS))
         arguments.boolean("check", self.check)
+
+    def _evidence_options(self) -> dict[str, Any]:
+        self._check_options()
         options: dict[str, Any] = {"method": self.method}
         if self.num_samples is not None:
             options["num_samples"] = self.num_samples
@@ -495,6 +503,10 @@ class VAEImputer(OneToOneFeatureMixin, TransformerMixin, _VAE):
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Fit a VAE to the observed cells of rows, shape (rows, columns), and return self; ``y`` is ignored."""
+        arguments.choice("method", self.method, imputation.METHODS)
+        arguments.choice("strategy", self.strategy, imputation.POINTS)
+        for name in ("sample_posterior", "add_indicator", "keep_empty_features"):
+            arguments.boolean(name, getattr(self, name))
         rows = self._rows(X, fitting=True)
         self.indicator_ = MissingIndicator(features="missing-only", error_on_new=False).fit(rows)
         self._modelled = ~np.isnan(rows).all(axis=0)

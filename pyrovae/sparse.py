@@ -15,7 +15,7 @@ class SparseRows(Tensor):
 
     Indexing rows, ``x[some]``, returns an ordinary dense tensor. Casts and moves to a device keep rows sparse, and so does
     ``chosen``. Every other operation makes all rows dense first: its result is right, but takes the memory of dense rows.
-    Code for many rows therefore goes through them in tiles, minibatches or ``entries.blocks``.
+    Operations in place raise ``TypeError``. Code for many rows therefore goes through them in tiles, minibatches or ``entries.blocks``.
 
     Attributes:
         matrix: the CSR array, in the dtype in which it came. Its entries are cast when they are used.
@@ -53,7 +53,10 @@ class SparseRows(Tensor):
         kwargs = kwargs or {}
         if func in _ABOUT:
             return super().__torch_function__(func, types, args, kwargs)
-        if isinstance(rows := args[0], SparseRows):
+        name = getattr(func, "__name__", "")
+        if "out" in kwargs or func is Tensor.__setitem__ or (name.endswith("_") and not name.endswith("__")):
+            raise TypeError(f"{name}: sparse rows cannot be changed in place. Call it on rows.dense().")
+        if args and isinstance(rows := args[0], SparseRows):
             if func in _NEW or func in _CASTS:
                 found = func(torch.empty(0, dtype=rows.dtype, device=rows.device), *args[1:], **kwargs)
                 return found if func in _NEW else SparseRows(rows.matrix, found.dtype, found.device)

@@ -113,6 +113,8 @@ FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__
 
 def test_every_file_is_in_a_room():
     assert {room(path) for path in FILES} == set(ROOMS)
+    # A package hides the module of its name.
+    assert [path for path in FILES if path.with_suffix("").is_dir()] == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

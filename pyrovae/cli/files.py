@@ -125,7 +125,9 @@ class Rows:
             text = held.enter_context(io.TextIOWrapper(file, "utf-8-sig", newline=""))
             first = text.readline()
             if self._suffix.startswith(".csv"):
-                self._separator = max(_SEPARATORS, key=first.count)
+                self._separator = max(
+                    _SEPARATORS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), []))
+                )
             lines = csv.reader(
                 _after(first, text), delimiter=self._separator, skipinitialspace=True, strict=True
             )

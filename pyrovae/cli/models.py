@@ -217,9 +217,9 @@ def info(model: Model) -> None:
 def _made(text: str, latent_dim: int, columns: int, vae: Callable[[int], VAE]) -> Any:
     """Return a model of a name, or of name:number; ``vae`` returns a VAE with so many entries of z."""
     name, _, given = text.strip().partition(":")
-    number = to_number("--models", given, int) if given else None
+    number = arguments.integer("--models", to_number("--models", given, int)) if given else None
     if name == "vae":
-        return vae(number or latent_dim)
+        return vae(latent_dim if number is None else number)
     name = "gaussian_mixture" if name == "mixture" else name
     known = sorted(name for name, kind in baselines.REGISTRY.items() if issubclass(kind, baselines.Baseline))
     kind: Any = baselines.REGISTRY[arguments.choice("--models", name, ("vae", "mixture", *known))]
@@ -229,4 +229,4 @@ def _made(text: str, latent_dim: int, columns: int, vae: Callable[[int], VAE]) -
             raise typer.BadParameter(f"{name} takes no number, got {text!r}", param_hint="--models")
         return kind()
     default = min(latent_dim, max(1, columns - 1)) if sizes[0].name == "latent_dim" else _COMPONENTS
-    return kind(number or default)
+    return kind(default if number is None else number)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from pyrovae import frames
 from pyrovae.likelihoods.mixed import family_of
 from pyrovae.refusals import bad_type, bad_value, shown
 from pyrovae.rows import joined
@@ -272,7 +273,7 @@ def _is_frame(x: Any) -> bool:
 
 def _frame(x: Any, argument: str) -> pd.DataFrame:
     """Return a frame of pandas, from one of another library if it converts itself; raise for anything else."""
-    x = x.to_pandas() if hasattr(x, "to_pandas") and not isinstance(x, type) else x
+    x = frames.as_pandas(x)
     if not (_is_frame(x) and hasattr(x, "iloc")):
         raise bad_type(argument, "a pandas DataFrame", f"a {type(x).__name__}", "Pass pandas.DataFrame(x).")
     if not len(x) or not len(x.columns):
