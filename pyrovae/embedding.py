@@ -13,11 +13,12 @@ from torch import Tensor
 
 from pyrovae import arguments
 from pyrovae import noise as noises
+from pyrovae.diagnostics import pareto_k
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence import sampled
 from pyrovae.evidence.draws import Draws, normalised
 from pyrovae.evidence.posterior import undisturbed
-from pyrovae.evidence.result import frame_of
+from pyrovae.evidence.result import frame_of, verdicts, worse
 from pyrovae.evidence.run import Run
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
@@ -60,7 +61,8 @@ def embed(
     Args:
         model: a ``VAE``, a ``LatentVariableModel``, or a fitted ``PPCA`` or ``FactorAnalysis``, whose posterior is exact.
         x: rows on dim 0, in any form that ``log_evidence`` takes; cells may be missing if the model allows it.
-        method: "encoder": moments of Q(z | x). "refined": of P(z | x), by draws from posteriors fitted to each row.
+        method: "encoder": moments of Q(z | x), which are as good as the guide; for rows with missing cells, a guide that was
+            not trained on such rows may be far off. "refined": of P(z | x), by draws from posteriors fitted to each row.
             "importance": of P(z | x), by draws of the encoder. "auto": the encoder's draws, and the fitted posteriors for
             rows with fewer than 50 effective draws or a bad verdict.
         num_samples: K, draws of z a row, at least 100.
@@ -73,8 +75,9 @@ def embed(
     Returns:
         A frame with the index of ``x``, float64. A scalar latent "z" has the columns "z" and "z_sd". Elements of others are
         numbered: "z_0", "z_1", …, then "z_0_sd", "z_1_sd", …; with plates, the plate's number comes first, as in "z_2_0".
-        A latent is NaN in rows that its mask leaves out. Methods that weigh draws add the column "verdict" on each row's
-        log P(x), as in ``log_evidence``: only with "trust" are the draws known to cover the posterior.
+        A latent is NaN in rows that its mask leaves out. Methods that weigh draws add the column "verdict": the
+        worse of that on log P(x), as in ``log_evidence``, and one by the k-hat of w_k · (z_k − mean)². Where a posterior has
+        no variance, the second is no "trust".
 
     Raises:
         TypeError, ValueError: an option, the rows or the model cannot be used; a latent has no mean, because it is a label or
@@ -137,12 +140,13 @@ def _by_weights(run: Run, method: str) -> pd.DataFrame:
     """Return the moments of weighted draws; rows without an observed cell have draws of the prior."""
     whole = run.whole
     shapes, _ = _shapes(whole)
-    found = _empty(shapes, len(whole))
+    found, tail = _empty(shapes, len(whole)), np.full(len(whole), -np.inf)
 
     def keep(draws: Draws) -> None:
         numbers = draws.evaluation.numbers[draws.rows].cpu()
-        for name, moments in _weighted(draws).items():
-            found[name][:, numbers] = moments
+        moments, tail[numbers.numpy()] = _weighted(draws)
+        for name, each in moments.items():
+            found[name][:, numbers] = each
 
     verdict = np.full(len(whole), "trust", dtype="<U14")
     every = torch.arange(len(whole), device=whole.numbers.device)
@@ -150,7 +154,7 @@ def _by_weights(run: Run, method: str) -> pd.DataFrame:
         verdict[rows.cpu().numpy()] = evidence.verdict
     for draws in _of_prior(whole):
         keep(draws)
-    return _frame(found, shapes, _index(whole), verdict)
+    return _frame(found, shapes, _index(whole), worse(verdict, verdicts(tail, whole.num_samples)))
 
 
 def _of_prior(whole: Evaluation) -> Iterator[Draws]:
@@ -166,22 +170,30 @@ def _of_prior(whole: Evaluation) -> Iterator[Draws]:
             yield Draws(rows_of, rows, latents, torch.zeros_like(joint.prior))
 
 
-def _weighted(draws: Draws) -> _Moments:
-    """Return the moments of a block's weighted draws."""
+def _weighted(draws: Draws) -> tuple[_Moments, np.ndarray]:
+    """Return the moments of a block's weighted draws, and for each row the largest k-hat of w_k · (z_k − mean)².
+
+    Where the posterior's tails leave no variance, the weights of log P(x) may be even; those of the moments are not.
+    """
     model, batch = draws.evaluation.model, draws.evaluation.part(draws.rows)
     weights = normalised(draws.log_weights)[..., None]
     one = {name: z[:1] for name, z in draws.latents.items()}
     with undisturbed(draws.evaluation, Stream.EMBED, rows=draws.rows):
         lacks = lacking(model, batch, one)
     found = {}
+    tail = torch.full(draws.log_weights.shape[1:], -math.inf, dtype=torch.float64)
     for name, value in draws.latents.items():
         z = model.rows_second(name, value)
         z = z.reshape(*z.shape[:2], -1).double()
         z = torch.where(weights > 0, z, 0.0)  # a draw off the support is NaN and weighs nothing
         mean = (weights * z).sum(dim=0)
-        spread = (weights * (z - mean).square()).sum(dim=0).sqrt()
-        found[name] = _stacked(mean, spread, lacks[name])
-    return found
+        apart = (z - mean).square()
+        found[name] = _stacked(mean, (weights * apart).sum(dim=0).sqrt(), lacks[name])
+        k = pareto_k((draws.log_weights[..., None] + apart.log()).flatten(1)).view(mean.shape).cpu()
+        absent = lacks[name]
+        k = k if absent is None else k.masked_fill(absent.cpu(), -math.inf)
+        tail = torch.maximum(tail, k.nan_to_num(-math.inf).amax(dim=1))
+    return found, tail.numpy()
 
 
 def _stacked(mean: Tensor, spread: Tensor, lacks: Tensor | None) -> Tensor:

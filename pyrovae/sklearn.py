@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,12 +30,12 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch.distributions import constraints
 
-from pyrovae import arguments, baselines, embedding, evidence, imputation, likelihoods
+from pyrovae import arguments, baselines, embedding, evidence, frames, imputation, likelihoods
 from pyrovae.baselines.base import ClosedForm
 from pyrovae.evidence import LogEvidence, log_evidence
 from pyrovae.model import VAE
 from pyrovae.noise import Stream, derive, seeded
-from pyrovae.refusals import bad_value
+from pyrovae.refusals import bad_type, bad_value, shown
 from pyrovae.saving import load, save
 from pyrovae.training import History, fit
 from pyrovae.turns import takes_turns
@@ -128,6 +129,10 @@ class _VAE(_Estimator):
 
     @takes_turns
     def _fit(self, rows: Any) -> Self:
+        arguments.choice("likelihood", self.likelihood, tuple(likelihoods.REGISTRY))
+        if not isinstance(self.likelihood_options, Mapping | None):
+            fix = 'Pass {"scale": "shared"}, or leave it out.'
+            raise bad_type("likelihood_options", "a dict or None", shown(self.likelihood_options), fix)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with seeded(derive(seed, Stream.WEIGHTS)):
             model = VAE.mlp(
@@ -160,7 +165,8 @@ class _VAE(_Estimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         # Of all families, only those with a location take negative numbers.
-        family = likelihoods.REGISTRY.get(self.likelihood)
+        known = isinstance(self.likelihood, str)
+        family = likelihoods.REGISTRY.get(self.likelihood) if known else None
         tags.input_tags.positive_only = family is not None and family.standardizes != "x"
         return tags
 
@@ -171,9 +177,12 @@ class _Scores(_Estimator):
     evidence_: LogEvidence
 
     def log_evidence(self, X: Any) -> LogEvidence:
-        """Return log P(x) of every row with its error and verdict; so ``pyrovae.compare`` takes the estimator, too."""
-        rows = self._rows(X)
-        return log_evidence(self.model_, rows, **self._evidence_options())
+        """Return log P(x) of every row with its error and verdict; so ``pyrovae.compare`` takes the estimator, too.
+
+        It has the index of X if X is a frame.
+        """
+        found = log_evidence(self.model_, self._rows(X), **self._evidence_options())
+        return replace(found, index=frames.index(X))
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Return log P(x_n) of every row in nats, shape (rows,); ``evidence_`` then holds errors and verdicts."""
@@ -374,7 +383,8 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _VAE):
     """The posterior mean of z for each row: columns for the next step of a pipeline.
 
     Args:
-        method: how ``pyrovae.embed`` computes the mean. "encoder": of Q(z | x). "refined", "importance" and "auto": of P(z | x).
+        method: how ``pyrovae.embed`` computes the mean. "encoder": of Q(z | x), and for rows with missing
+            cells as "auto". "refined", "importance" and "auto": of P(z | x).
 
     The other arguments and the attributes are those of ``VAEDensity``. ``pyrovae.embed(transformer.model_, X)`` also returns standard deviations.
 
@@ -414,10 +424,17 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _VAE):
     def transform(self, X: Any) -> np.ndarray:
         """Return the posterior mean of z for each row, shape (rows, latent_dim)."""
         rows = self._rows(X)
-        frame = embedding.embed(
-            self.model_, rows, method=self.method, seed=self.seed_, noise="content", check=False
-        )
-        found: np.ndarray = frame.iloc[:, : self._n_features_out].to_numpy(dtype=np.float64)
+        holed, found = np.isnan(rows).any(axis=1), np.empty((len(rows), self._n_features_out))
+        # An encoder tells little of rows with missing cells unless it was trained on many of them.
+        for some, method in (
+            (~holed, self.method),
+            (holed, "auto" if self.method == "encoder" else self.method),
+        ):
+            if some.any():
+                frame = embedding.embed(
+                    self.model_, rows[some], method=method, seed=self.seed_, noise="content", check=False
+                )
+                found[some] = frame.iloc[:, : self._n_features_out].to_numpy(dtype=np.float64)
         return found
 
     @takes_turns
@@ -553,7 +570,7 @@ class BaselineDensity(_Density):
 
     Args:
         baseline: a name in ``baselines.REGISTRY`` of a baseline whose log P(x) has a closed form.
-        options: of the baseline's constructor, such as {"num_factors": 2}.
+        options: of the baseline's constructor, such as {"latent_dim": 2}.
 
     Attributes:
         model_: the fitted baseline.

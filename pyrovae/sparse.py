@@ -53,10 +53,10 @@ class SparseRows(Tensor):
         kwargs = kwargs or {}
         if func in _ABOUT:
             return super().__torch_function__(func, types, args, kwargs)
-        name = getattr(func, "__name__", "")
-        if "out" in kwargs or func is Tensor.__setitem__ or (name.endswith("_") and not name.endswith("__")):
-            raise TypeError(f"{name}: sparse rows cannot be changed in place. Call it on rows.dense().")
         if args and isinstance(rows := args[0], SparseRows):
+            name = getattr(func, "__name__", "")
+            if func is Tensor.__setitem__ or (name.endswith("_") and not name.endswith("__")):
+                raise TypeError(f"{name}: sparse rows cannot be changed in place. Call it on rows.dense().")
             if func in _NEW or func in _CASTS:
                 found = func(torch.empty(0, dtype=rows.dtype, device=rows.device), *args[1:], **kwargs)
                 return found if func in _NEW else SparseRows(rows.matrix, found.dtype, found.device)

@@ -136,3 +136,21 @@ def test_what_has_no_moments_is_refused():
     model = named("z", "z_sd")
     with pytest.raises(Refused, match="two columns 'z_sd'"):
         pv.embed(pv.LatentVariableModel(model, named("z", "z_sd")), torch.randn(3))
+
+
+def test_moments_that_do_not_exist_are_not_trusted():
+    """z half-Cauchy and x ~ N(0, z²): the posterior's density falls as z⁻³, so it has a mean and no variance."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.HalfCauchy(torch.ones(())))
+            pyro.sample("x", dist.Normal(0.0, z[..., None]).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.LogNormal(torch.log(x.abs().mean(-1) + 0.3) + 0.3, 1.0))
+
+    pair, x = pv.LatentVariableModel(model, guide), torch.tensor([[1.0], [0.5], [2.0]]).repeat(20, 1)
+    for method in ("importance", "refined"):
+        verdict = pv.embed(pair, x, method=method, num_samples=10_000)["verdict"]
+        assert (verdict == "trust").mean() < 0.25

@@ -311,3 +311,42 @@ def test_the_module_is_an_attribute_of_the_package():
     assert pv.sklearn is importlib.import_module("pyrovae.sklearn")
     with pytest.raises(AttributeError, match="no attribute 'sk'"):
         _ = pv.sk
+
+
+def test_scores_have_the_index_of_the_frame():
+    frame = pd.DataFrame(
+        np.random.default_rng(0).normal(size=(20, 2)), columns=["a", "b"], index=range(40, 60)
+    )
+    density = VAEDensity(latent_dim=1, hidden_dims=(4,), epochs=1, random_state=0).fit(frame)
+    found = density.log_evidence(frame[::-1]).to_frame()["estimate"]
+    assert found.index.equals(frame.index[::-1])
+    np.testing.assert_allclose(found[frame.index], density.score_samples(frame), rtol=1e-9)
+
+
+def test_rows_with_holes_get_the_mean_of_their_posterior():
+    """Trained on complete rows, the encoder knows nothing of missing cells: its means would be far off."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(400, 2)) @ rng.normal(size=(2, 6)) + 0.5 * rng.normal(size=(400, 6))
+    transformer = VAETransformer(latent_dim=2, hidden_dims=(), epochs=30, lr=1e-2, random_state=0).fit(X)
+    holed = X[:40].copy()
+    holed[:20, :4] = np.nan
+    found = transformer.transform(holed)
+    exact = pv.embed(transformer.model_, holed[:20], method="refined")
+    sd = exact[["z_0_sd", "z_1_sd"]].to_numpy()
+    assert (np.abs(found[:20] - exact[["z_0", "z_1"]].to_numpy()) < 0.5 * sd).all()
+    np.testing.assert_allclose(found[20:], transformer.transform(X[20:40]), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "argument"),
+    [
+        (VAEDensity(method="foo"), "method"),
+        (VAEDensity(likelihood=["gaussian"]), "likelihood"),
+        (VAEDensity(likelihood_options=[1]), "likelihood_options"),
+        (VAEImputer(strategy="foo"), "strategy"),
+        (VAEImputer(method="foo"), "method"),
+    ],
+)
+def test_options_are_refused_before_a_fit(estimator, argument):
+    with pytest.raises((TypeError, ValueError), match=f"^{argument}: expected"):
+        estimator.set_params(epochs=10**9).fit(np.random.default_rng(0).normal(size=(20, 2)))

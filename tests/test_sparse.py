@@ -202,3 +202,11 @@ def test_chunks_of_matrices_and_of_tuples_with_names_give_the_numbers_of_the_who
     pv.fit(pair, parts, epochs=1, validation=loader)
     with pytest.raises(TypeError, match="name the parts: let the dataset return namedtuples with a field x"):
         pv.embed(pair, [tuple(part) for part in parts])
+
+
+def test_sparse_rows_refuse_writes():
+    rows = SparseRows(scipy.sparse.csr_array(np.eye(3)))
+    for change in (lambda: rows.__setitem__(0, 7.0), lambda: rows.mul_(2), lambda: rows.add_(1)):
+        with pytest.raises(TypeError, match="cannot be changed in place"):
+            change()
+    assert float(rows.sum()) == 3
