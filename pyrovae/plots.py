@@ -530,7 +530,7 @@ def predictive(x: Any, simulated: Any, columns: Sequence[Any] | None = None, *, 
 def imputation(found: Imputation, columns: Sequence[Any] | None = None, *, ax: Any = None) -> np.ndarray:
     """Draw the distribution of the observed cells of each column beside that of the draws of its missing cells.
 
-    The two may differ: cells may be missing more often where their values are large, which the other columns tell.
+    The two may differ: cells may be missing more often where their values are large. The other columns can predict this.
 
     Args:
         found: what ``impute`` returns.

@@ -695,7 +695,7 @@ class _Ladder:
     def _answer_by_annealing(self, found: _Fitted, level: Tensor, doubtful: Tensor) -> Tensor:
         """Anneal with as many temperatures as each row can pay for, in steps of √2, and return which rows have no answer.
 
-        These can pay for too few, or their chains give less than a bound ``level``.
+        A row has no answer if its budget is too small, or if its chains give less than a bound ``level``.
         """
         left, temperatures = self._left(found.rows) - _mixture_cost(_SPARE), torch.zeros_like(found.rows)
         for step in range(2 * int(math.log2(_MOST_TEMPERATURES / _FEWEST_TEMPERATURES)) + 1):
