@@ -45,9 +45,7 @@ def several(x: Any) -> bool:
 
 
 def plain(x: Any) -> Any:
-    """Return a tuple with names as a dict; there or by themselves, frames of other libraries as pandas frames and sparse
-    matrices as CSR.
-    """
+    """Return named tuples as dicts, frames of other libraries as pandas frames and sparse matrices as CSR, also in dicts."""
     if isinstance(x, tuple) and hasattr(x, "_fields"):
         x = dict(zip(x._fields, x, strict=True))
     if hasattr(x, "tocsr"):  # before mappings, because scipy's DOK matrices are some
