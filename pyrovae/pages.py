@@ -35,7 +35,7 @@ class Grid:
         caption += f" {rest} more lines are not shown." * (rest > 0)
         labels = range(shown.index.nlevels if index else 0)
         names = ["index" if name is None else name for name in shown.index.names[: len(labels)]]
-        head = tuple(str(name).replace("_", " ") for name in [*names, *shown.columns])
+        head = tuple(str(name) for name in [*names, *shown.columns])
         plain = shown.astype(object).where(shown.notna(), None)  # pandas.NA has no truth value
         parts = [
             *(shown.index.get_level_values(level) for level in labels),

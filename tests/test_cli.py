@@ -202,6 +202,45 @@ def test_interrupted_scores_resume_to_the_same_bytes(people, monkeypatch, tmp_pa
     assert (tmp_path / "resumed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     other = run("score", people / "people.pv", people / "people.csv", "--seed", 1, *options, code=1)
     assert "options" in other.stderr
+    options[options.index("id")] = "job"
+    assert "options" in run("score", people / "people.pv", people / "people.csv", *options, code=1).stderr
+
+
+def test_chunks_with_and_without_holes_have_the_same_columns(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "_AT_ONCE", 4)
+    frame = pd.DataFrame(np.random.default_rng(0).standard_normal((12, 2)).round(2), columns=["a", "b"])
+    fitted = baselines.FullGaussian().fit(frame)
+    fitted.save(tmp_path / "g.pv")
+    frame.iloc[5, 0] = None
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    for name, read in (("s.csv", pd.read_csv), ("s.parquet", pd.read_parquet)):
+        run("score", tmp_path / "g.pv", tmp_path / "rows.csv", "-o", tmp_path / name)
+        found = read(tmp_path / name)
+        assert found["observed"].tolist() == frame.notna().sum(axis=1).tolist()
+        assert np.allclose(found["estimate"], fitted.log_evidence(frame).estimate, rtol=1e-5)
+
+
+@pytest.mark.parametrize("command", ["fit", "compare", "score", "impute", "embed", "outliers", "report"])
+def test_inputs_are_not_overwritten(people, tmp_path, command):
+    data, model, link = tmp_path / "rows.csv", tmp_path / "m.pv", tmp_path / "link.csv"
+    data.write_bytes((people / "people.csv").read_bytes())
+    model.write_bytes((people / "people.pv").read_bytes())
+    link.symlink_to(data)
+    places = [data, link, model] if "{model}" in COMMANDS[command] else [data, link]
+    for out in places:
+        assert "a file that is not read" in refused(command, data=data, model=model, out=out)
+    assert data.read_bytes() == (people / "people.csv").read_bytes()
+    assert model.read_bytes() == (people / "people.pv").read_bytes()
+
+
+def test_scores_of_draws_in_a_file_are_those_of_the_draws(people, tmp_path):
+    model = pv.load(people / "people.pv")
+    run("sample", people / "people.pv", 6, "-o", tmp_path / "drawn.csv")
+    options = ["--method", "importance", "--num-samples", 20, "--no-check"]
+    found = table_of(run("score", people / "people.pv", tmp_path / "drawn.csv", *options).stdout, dtype=str)
+    drawn = model.sample(6, seed=0)
+    expected = log_evidence(model, drawn, num_samples=20, check=False, noise="content").estimate
+    assert [float(cell) for cell in found["estimate"]] == expected.tolist()
 
 
 def test_missing_cells_are_completed(people):
@@ -224,6 +263,7 @@ def test_missing_cells_are_completed(people):
     assert (full[given.columns].where(there) == given).to_numpy()[there].all()
     assert len(table_of(run(*command, "--kind", "draws").stdout)) == 2 * 80
     cells = table_of(run(*command, "--kind", "cells").stdout)
+    assert list(cells)[:2] == ["id", "column"]
     assert (
         len(cells)
         == full.size
@@ -339,6 +379,8 @@ def test_levels_of_held_out_rows_are_in_the_training_rows(tmp_path):
     pd.DataFrame({"level": levels, "x": np.arange(30) ** 1.5}).to_csv(tmp_path / "rows.csv", index=False)
     run("fit", tmp_path / "rows.csv", "-o", tmp_path / "m.pv", "--validation", 0.5, "--epochs", 1)
     assert set(pv.load(tmp_path / "m.pv").table.columns[0].levels) == set(levels)
+    none = run("fit", tmp_path / "rows.csv", "-o", tmp_path / "m.pv", "--validation", 0.001, code=1)
+    assert "a share of 0.001 of 30" in none.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------

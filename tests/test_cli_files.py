@@ -58,8 +58,9 @@ def test_rows_are_read_as_they_were_written(tmp_path, name):
         "a;b\n1,0;x y\n2,5;\n",
         'a\tb\n1\t"x y"\n2.5\tnull\n',
         '"a", "b"\n1, "x y"\n\n2.5, nan',
+        "\r\nsep=|\r\na|b\r\n1|x y\r\n 2.5 |\r\n",
     ],
-    ids=["plain", "with a BOM", "semicolons", "tabs", "spaces and an empty line"],
+    ids=["plain", "with a BOM", "semicolons", "tabs", "spaces and an empty line", "a named separator"],
 )
 def test_text_of_many_kinds_is_the_same_rows(tmp_path, monkeypatch, text):
     expected = pd.DataFrame({"a": [1.0, 2.5], "b": ["x y", None]})
@@ -79,6 +80,9 @@ def test_labels_of_rows_are_no_part_of_them(tmp_path):
     named = whole(written(tmp_path / "b.csv", "x,id\n1,r1\n2,r2\n"), index="id")
     assert unnamed.index.tolist() == named.index.tolist() == ["r1", "r2"]
     assert list(unnamed) == list(named) == ["x"]
+    words = whole(written(tmp_path / "c.csv", "x,id\n1,NA\n,None\n2.5,NA\n"), index="id")
+    assert words.index.tolist() == ["NA", "None", "NA"]
+    assert words["x"].isna().tolist() == [False, True, False]
     with pytest.raises(Refused, match=r"a column of .*'no'"):
         whole(tmp_path / "b.csv", index="no")
 
@@ -125,10 +129,84 @@ def test_dates_become_numbers_of_the_same_name(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("cell", ["now", "today", "1.2.3", "2007.11", "200711", "11/2007", "-5"])
+def test_only_iso_dates_and_years_are_dates(tmp_path, cell):
+    path = written(tmp_path / "rows.csv", f"seen,x\n2007,1\n2008,2\n{cell},3\n")
+    with pytest.raises(Refused, match=rf"ISO 8601.*first '{cell}' in row 2"):
+        whole(path, dates=[("seen", "days")])
+
+
+def test_dates_of_a_column_of_numbers_are_the_same_with_a_model(tmp_path):
+    path = written(tmp_path / "rows.csv", "seen,x\n2007,1.5\n,2\n20080229,3\n1970,4\n")
+    taken = whole(path, dates=[("seen", "days"), ("seen", "year")])
+    assert taken["seen.days"].dropna().tolist() == [13514.0, 13938.0, 0.0]
+    assert taken["seen.year"].dropna().tolist() == [2007.0, 2008.0, 1970.0]
+    later = pd.concat(frame for _, frame in files.Rows(path, table=Table.of(taken)).chunks(1))
+    assert later[list(taken)].astype(float).equals(taken.astype(float))
+    pd.DataFrame({"seen": [2007.0, None], "x": [1.5, 2.0]}).to_parquet(tmp_path / "rows.parquet")
+    parquet = whole(tmp_path / "rows.parquet", dates=[("seen", "days")])
+    assert parquet["seen.days"].dropna().tolist() == [13514.0]
+
+
+LEVELS = {
+    "words": ["none", "NA", " ", " a", "a", "nan"],
+    "numbers": [1, 2, 10],
+    "booleans": [True, False],
+    "strings of digits": ["01", "1"],
+}
+
+
+@pytest.mark.parametrize("kind", LEVELS)
+def test_levels_of_a_model_are_read_as_they_are(tmp_path, kind):
+    """A cell that looks missing is a level if the model has it; other such cells are missing."""
+    levels = LEVELS[kind]
+    cells = np.array([*levels, *levels], dtype=object)
+    frame = pd.DataFrame({"size": np.arange(len(cells)) ** 1.5, "level": pd.Categorical(cells, levels)})
+    table = Table.of(frame)
+    drawn = table.decode(table.encode(frame))
+    with files.writing(str(tmp_path / "rows.csv"), labels=False) as put:
+        put(drawn)
+    assert np.array_equal(table.encode(whole(tmp_path / "rows.csv", table=table)), table.encode(frame))
+    holes = whole(written(tmp_path / "holes.csv", "size,level\n1,NULL\n1,n/a\n"), table=table)
+    assert np.isnan(table.encode(holes)[:, 1]).all()
+    other = whole(written(tmp_path / "other.csv", f"size,level\n1,{levels[0]}\n1,other\n"), table=table)
+    with pytest.raises(Refused, match="1 cells with others, first 'other' in row 1"):
+        table.encode(other)
+
+
+def test_separators_of_thousands_are_named(tmp_path, caplog):
+    dots = written(tmp_path / "dots.csv", "a;b\n900;1,5\n1.234;2,5\n12.345.678;3,5\n")
+    with pytest.raises(Refused, match=r"a: .*'1\.234' in row 1.*Write 1234, or 1,234"):
+        whole(dots)
+    assert whole(written(tmp_path / "real.csv", "a;b\n0.123;1\n1.234;2\n2.345;3\n"))["a"].sum() == 3.702
+    assert not caplog.messages
+    assert whole(written(tmp_path / "commas.tsv", "a\tb\n1,234\t1\n5,678\t2\n"))["a"][0] == "1,234"
+    (message,) = caplog.messages
+    assert "a has labels: '1,234' in row 0" in message
+
+
+def test_an_odd_cell_among_numbers_is_named(tmp_path, caplog):
+    """Where nine in ten cells are numbers, the column becomes labels with a warning."""
+    numbers = [str(number) for number in range(9)]
+    whole(written(tmp_path / "rows.csv", "\n".join(["a", *numbers, "?"])))
+    (message,) = caplog.messages
+    assert "1 of 10 cells are no numbers, first '?' in row 9" in message
+    whole(written(tmp_path / "rows.csv", "\n".join(["a", *numbers, "?", "-"])))
+    assert len(caplog.messages) == 1
+
+
+def test_a_date_that_the_table_leaves_out_may_stand_in_later_files(tmp_path):
+    path = written(tmp_path / "rows.csv", "seen,x\n2020-01-01,1.5\n2020-01-01,2.5\n2020-01-01,4\n")
+    table = Table.of(whole(path, dates=[("seen", "days")]))
+    assert list(table.left_out) == ["seen.days"]
+    assert table.encode(whole(path, table=table)).tolist() == [[1.5], [2.5], [4.0]]
+
+
 MALFORMED = {
     "empty": ("rows.csv", b"", "an empty file"),
     "no rows": ("rows.csv", b"a,b\n", "at least one row"),
     "a long line": ("rows.csv", b"a,b\n1,2\n1,2,3\n", "3 in line 3"),
+    "blank lines before a short one": ("rows.csv", b"\n\na,b\n1\n", "1 in line 4"),
     "a short line": ("rows.csv", b"a,b\n1,2\n1\n", "1 in line 3"),
     "an open quote": ("rows.csv", b'a,b\n1,"2\n', "unexpected end of data"),
     "names twice": ("rows.csv", b"a,a\n1,2\n", "'a' more than once"),
@@ -184,6 +262,13 @@ def test_a_full_disk_or_an_error_leaves_the_earlier_file(tmp_path, name):
         write(path, frame, 1)
     assert path.read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet"])
+def test_tables_of_other_columns_are_refused(tmp_path, name):
+    with pytest.raises(Refused, match=r"the columns \['name', 'count', 'size'\]"):
+        write(tmp_path / name, FRAME, FRAME.assign(more=1))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("place", ["device.csv", "no/such.csv", "folder.csv"])

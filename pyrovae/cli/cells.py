@@ -2,86 +2,167 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from pyrovae.cli.main import log
 from pyrovae.refusals import bad_value
 from pyrovae.tables import Column, Table
 
 _MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>"}
 _DATE = r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}(?:[ T].*)?"
+_TIME = r"\d{2}(?::?\d{2}(?::?\d{2}(?:[.,]\d+)?)?)?\s?(?:Z|[+-]\d{2}(?::?\d{2})?)?"
+_ISO = re.compile(rf"\d{{4}}|\d{{4}}-\d{{2}}|(?:\d{{4}}-\d{{2}}-\d{{2}}|\d{{8}})(?:[T ]{_TIME})?")
+_MOSTLY = 0.9  # the share of numbers from which another cell is likely to mean a missing one
 #: What a column of dates may be replaced by: a number under the name "column.part".
 PARTS = ("days", "year", "month", "day", "dayofweek", "hour")
 
 
-def of_text(rows: list[list[str]], names: list[str]) -> pd.DataFrame:
-    """Return rows of text as a frame, with None in missing cells: empty, NA, NaN, null or None, in any case."""
-    frame = pd.DataFrame(rows, columns=names, dtype=object)
-    return frame.mask(frame.apply(lambda column: column.str.strip().str.lower().isin(_MISSING)), None)
-
-
-def typed(frame: pd.DataFrame, table: Table | None, text: bool, decimal_comma: bool) -> pd.DataFrame:
+def typed(
+    frame: pd.DataFrame,
+    table: Table | None,
+    parts: Collection[tuple[str, str]] = (),
+    kept: Collection[str] = (),
+    *,
+    text: bool,
+    decimal_comma: bool,
+    start: int,
+) -> pd.DataFrame:
     """Return a frame whose columns are what the model's table says; without a table, what their cells are.
+
+    Cells of text that are empty, NA, N/A, NaN, null or None, in any case, are missing unless they are levels of the table.
 
     Args:
         frame: rows of a file.
         table: of the model, or None. Its columns "name.part" are taken from columns of dates, see ``with_dates``.
+        parts, kept: as ``with_dates`` takes them, if there is no table.
         text: whether the cells are text.
         decimal_comma: whether 1,5 is a number.
+        start: the number of the first row, for messages.
+
+    Raises:
+        ValueError: as ``with_dates``; numbers whose separators may stand for thousands.
     """
+    index, frame = frame.index, frame.reset_index(drop=True)  # labels of rows may repeat
     known = {} if table is None else {column.name: column for column in table.columns}
+    if text:
+        frame = frame.apply(lambda cells: _present(cells, known.get(cells.name)))
     if table is not None:
-        named = [name.rpartition(".") for name in known if isinstance(name, str) and name not in frame]
-        parts = [(name, part) for name, _, part in named if part in PARTS and name in frame]
-        frame = with_dates(frame, parts, {*known, *table.left_out})
-    if not text:
-        return frame
-    cells = [name for name in frame if frame[name].dtype == object]
-    return frame.assign(**{name: _typed(frame[name], known.get(name), decimal_comma) for name in cells})
+        kept = {*known, *table.left_out}
+        named = [(*str(name).rpartition(".")[::2], name in known) for name in kept if name not in frame]
+        named = [each for each in named if each[1] in PARTS and each[0] in frame]
+        parts = [(name, part) for name, part, modelled in named if modelled]
+        frame = frame.drop(
+            columns=list({name for name, _, modelled in named if not modelled}.difference(kept))
+        )
+    frame = with_dates(frame, parts, kept, start)
+    if text:
+        cells = [name for name in frame if frame[name].dtype == object]
+        frame = frame.assign(
+            **{name: _typed(frame[name], known.get(name), decimal_comma, start) for name in cells}
+        )
+    return frame.set_axis(index, axis=0)
 
 
-def _typed(text: pd.Series, column: Column | None, decimal_comma: bool) -> pd.Series:
+def _present(cells: pd.Series, column: Column | None) -> pd.Series:
+    """Return cells of text with None where one is missing: a word for it that is no level of the model's column."""
+    levels = {str(level) for level in (column.levels if column is not None and column.levels else ())}
+    missing = cells.str.strip().str.lower().isin(_MISSING) & ~cells.isin(levels)
+    return cells.mask(missing, None)
+
+
+def _typed(text: pd.Series, column: Column | None, decimal_comma: bool, start: int) -> pd.Series:
     """Return a column of text as numbers, booleans or labels."""
-    seen = text.dropna()
     if column is not None and column.sort == "label":
-        levels = {str(level): level for level in column.levels or ()}
-        return text.map(lambda cell: levels.get(cell, cell), na_action="ignore")
+        return _labels(text, column.levels or ())
+    seen = text.dropna().str.strip()
     if (column is None or column.sort == "bool") and len(seen) and set(seen.str.lower()) <= {"true", "false"}:
-        return text.str.lower().map({"true": True, "false": False}).astype("boolean")
+        return seen.str.lower().map({"true": True, "false": False}).astype("boolean").reindex(text.index)
+    grouped = _thousands(seen, "." if decimal_comma else ",")
+    if decimal_comma and grouped is not None:
+        row, cell = grouped
+        came = f"{cell!r} in row {start + row}, whose dot may separate thousands"
+        fix = f"Write {cell.replace('.', '')}, or {cell.replace('.', ',', 1)} if it is a decimal."
+        raise bad_value(str(text.name), "numbers with decimal commas between semicolons", came, fix)
     numbers = pd.to_numeric(seen.str.replace(",", ".") if decimal_comma else seen, errors="coerce")
     if column is not None:  # the table refuses what is left as text
         return numbers.astype(object).where(numbers.notna(), seen).reindex(text.index).infer_objects()
-    if numbers.isna().any() or seen.str.match(r"[+-]?0\d").any():  # 01 is a label
+    odd = numbers.index[numbers.isna()]
+    leading_zeros = seen.str.match(r"[+-]?0\d").any()  # 01 is a label
+    if len(odd) and grouped is not None:
+        fix = "Write numbers without separators of thousands to make them numbers."
+        log.warning("%s has labels: %r in row %d. %s", text.name, grouped[1], start + grouped[0], fix)
+    elif len(odd) and not leading_zeros and 1 - len(odd) / len(seen) >= _MOSTLY:
+        found = (
+            f"{len(odd)} of {len(seen)} cells are no numbers, first {seen[odd[0]]!r} in row {start + odd[0]}"
+        )
+        log.warning("%s has labels: %s. Empty such cells to make them missing.", text.name, found)
+    if len(odd) or leading_zeros:
         return text
     whole = numbers.dtype.kind == "i" and len(seen)
     return numbers.astype("Int64" if whole else "float64").reindex(text.index)
 
 
+def _labels(text: pd.Series, levels: tuple[Any, ...]) -> pd.Series:
+    """Return cells as the levels that they spell. Levels that are no strings need a categorical to be labels."""
+    if all(isinstance(level, str) for level in levels):
+        return text
+    spelled = {str(level): level for level in levels}
+    cells = pd.Series([spelled.get(cell, cell) for cell in text], index=text.index, dtype=object)
+    others = [cell for cell in text.dropna().unique() if cell not in spelled]
+    return cells.astype(pd.CategoricalDtype(pd.Index([*levels, *others], dtype=object)))
+
+
+def _thousands(seen: pd.Series, mark: str) -> tuple[int, str] | None:
+    """Return the row and the text of the first number with separators of thousands, if most cells are such numbers.
+
+    A cell with the mark elsewhere, such as 0.25, shows that the mark stands before decimals.
+    """
+    found = seen.str.fullmatch(rf"[+-]?[1-9]\d{{0,2}}(?:{re.escape(mark)}\d{{3}})+")
+    if 2 * found.sum() <= len(seen) or seen[~found].str.contains(mark, regex=False).any():
+        return None
+    return int(found.idxmax()), str(seen[found.idxmax()])
+
+
 def with_dates(
-    frame: pd.DataFrame, parts: Collection[tuple[str, str]], kept: Collection[Any]
+    frame: pd.DataFrame, parts: Collection[tuple[str, str]], kept: Collection[Any], start: int = 0
 ) -> pd.DataFrame:
     """Return a frame with a number "name.part" for each part of a column of dates, without the dates that are not ``kept``.
 
-    ``days`` counts days from 1970-01-01, with decimals if there are times. Times with a zone are converted to UTC.
+    ``days`` counts days from 1970-01-01, with decimals if there are times. Times with a zone are converted to UTC. A whole
+    year is its first day. ``start`` is the number of the first row, for messages.
 
     Raises:
-        ValueError: a cell that is no date in ISO 8601.
+        ValueError: no such column; a cell that is no date in ISO 8601.
     """
     made = dict[str, Any]()
     for name, part in parts:
-        dates = pd.to_datetime(frame[name], format="ISO8601", errors="coerce", utc=True).dt.tz_localize(None)
+        if name not in frame:
+            raise bad_value("--date", f"a column, {list(frame.columns)}", repr(name), "Name one of these.")
+        spelled = [None if pd.isna(cell) else _spelled(cell) for cell in frame[name]]
+        iso = [cell if cell is not None and _ISO.fullmatch(cell) else None for cell in spelled]
+        found = pd.to_datetime(
+            pd.Series(iso, frame.index, dtype=object), format="ISO8601", errors="coerce", utc=True
+        )
+        dates = found.dt.tz_localize(None)
         odd = np.flatnonzero(dates.isna() & frame[name].notna())
         if len(odd):
-            came = f"{len(odd)} others, first {frame[name].iloc[odd[0]]!r} in row {odd[0]}"
+            came = f"{len(odd)} others, first {spelled[odd[0]]!r} in row {start + odd[0]}"
             fix = "Write them so, or drop the column."
-            raise bad_value(name, "dates in ISO 8601, such as 2026-11-29", came, fix)
+            raise bad_value(name, "dates in ISO 8601, such as 2026-11-29, or years", came, fix)
         days = (dates - pd.Timestamp("1970-01-01")) / pd.Timedelta("1D")
         made[f"{name}.{part}"] = (days if part == "days" else getattr(dates.dt, part)).astype("float64")
     replaced = {name for name, _ in parts}.difference(kept)
     return frame.drop(columns=list(replaced)).assign(**made)
+
+
+def _spelled(cell: Any) -> str:
+    """Return a date or a year as text."""
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
 
 
 def dates(frame: pd.DataFrame) -> list[Any]:
@@ -90,7 +171,7 @@ def dates(frame: pd.DataFrame) -> list[Any]:
     for name in frame:
         seen = frame[name].dropna()
         kind = pd.api.types.infer_dtype(seen)
-        text = kind == "string" and seen.str.fullmatch(_DATE).all()
+        text = kind == "string" and seen.str.strip().str.fullmatch(_DATE).all()
         if text or kind.startswith(("date", "time", "period")):
             found.append(name)
     return found

@@ -71,14 +71,11 @@ class Columns:
         self._resolution = {
             name: to_number("--resolution", step, float) for name, step in _pairs("--resolution", resolution)
         }
-        rows, parts = files.Rows(data, index).whole(), _pairs("--date", date)
+        parts = _pairs("--date", date)
         for name, part in parts:
             arguments.choice(f"--date {name}", part, cells.PARTS)
-            if name not in rows:
-                raise bad_value(
-                    "--date", f"a column of {data}, {list(rows.columns)}", repr(name), "Name one of these."
-                )
-        self._frame = cells.with_dates(rows, parts, {name for name, given in self._families.items() if given})
+        kept = {name for name, given in self._families.items() if given}
+        self._frame = files.Rows(data, index, dates=parts, kept=kept).whole()
         undecided = [name for name in cells.dates(self._frame) if name not in self._families]
         if undecided:
             name = undecided[0]
@@ -90,7 +87,11 @@ class Columns:
         """Return training rows and a random share of held-out rows, none of which has a level that the former lack."""
         frame, held_out = self._frame, np.zeros(len(self._frame), dtype=bool)
         order = np.random.default_rng(self._seed).permutation(len(frame))
-        held_out[order[: round(share * len(frame))]] = True
+        wanted = round(share * len(frame))
+        if share and not wanted:
+            came = f"a share of {share:g} of {len(frame)}, which is none"
+            raise bad_value("rows", "some to hold out", came, "Hold out a larger share.")
+        held_out[order[:wanted]] = True
         for column in Table.of(frame, self._families, self._resolution).columns:
             if column.levels is not None:
                 cells = frame[column.name]

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -37,19 +37,27 @@ class Rows:
     """The rows of a file. The whole file is read through once, so that a malformed one is refused before any work.
 
     Cells of text are read as the columns of the model's table: "01" is a label where the training rows had labels, and a
-    number where they had numbers. Without a table, whole columns decide.
+    number where they had numbers. Without a table, the cells of each chunk decide.
 
     Args:
         path: a file, or "-" for CSV from standard input.
         index: the column that labels the rows; it is no part of a row.
         table: of the model; None before there is one.
+        dates, kept: as ``cells.with_dates`` takes them, if there is no table.
 
     Raises:
         ValueError, OSError: the file cannot be read; no rows; lines of other lengths; names that are missing or repeated.
     """
 
-    def __init__(self, path: str, index: str | None = None, table: Table | None = None) -> None:
-        self.path, self._index, self._table = path, index, table
+    def __init__(
+        self,
+        path: str,
+        index: str | None = None,
+        table: Table | None = None,
+        dates: Collection[tuple[str, str]] = (),
+        kept: Collection[str] = (),
+    ) -> None:
+        self.path, self._index, self._table, self._dates, self._kept = path, index, table, dates, kept
         self._suffix = ".csv" if path == "-" else _suffix(path, "DATA", _INPUTS)
         self._content = sys.stdin.buffer.read() if path == "-" else None
         self._separator = "\t"
@@ -66,7 +74,13 @@ class Rows:
         Rows without labels are numbered from 0, by an index named "row".
         """
         for start, frame in self._raw(size):
-            yield start, cells.typed(frame, self._table, self._suffix in _TEXT, self._separator == ";")
+            text, comma = self._suffix in _TEXT, self._separator == ";"
+            yield (
+                start,
+                cells.typed(
+                    frame, self._table, self._dates, self._kept, text=text, decimal_comma=comma, start=start
+                ),
+            )
 
     def whole(self) -> pd.DataFrame:
         """Return all rows."""
@@ -123,13 +137,20 @@ class Rows:
             if self._suffix.endswith(".gz"):
                 file = held.enter_context(gzip.open(file))
             text = held.enter_context(io.TextIOWrapper(file, "utf-8-sig", newline=""))
-            first = text.readline()
-            if self._suffix.startswith(".csv"):
+            skipped, first = 0, text.readline()
+            while first and not first.strip("\r\n"):
+                skipped, first = skipped + 1, text.readline()
+            if told := re.fullmatch(r'"?sep=(.)"?', first.rstrip("\r\n")):  # as Excel writes it
+                self._separator, skipped, first = told[1], skipped + 1, text.readline()
+            elif self._suffix.startswith(".csv"):
                 self._separator = max(
                     _SEPARATORS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), []))
                 )
+            # Spaces after separators are part of cells, unless the names of the columns have them, too.
+            names = next(csv.reader([first], delimiter=self._separator), [])
+            spaced = len(names) > 1 and all(name.startswith(" ") for name in names[1:])
             lines = csv.reader(
-                _after(first, text), delimiter=self._separator, skipinitialspace=True, strict=True
+                _after(first, text), delimiter=self._separator, skipinitialspace=spaced, strict=True
             )
             names = next(lines, [])
             self._check_names(names)
@@ -138,14 +159,14 @@ class Rows:
                 if len(row) == width:
                     held_rows.append(row)
                 elif row:
-                    came = f"{len(row)} in line {lines.line_num}"
+                    came = f"{len(row)} in line {skipped + lines.line_num}"
                     fix = "Quote cells that hold the separator, or complete the line."
                     raise self._refused(f"{width} cells in every line, as in the first", came, fix)
                 if len(held_rows) == size:
-                    yield cells.of_text(held_rows, names)
+                    yield pd.DataFrame(held_rows, columns=names, dtype=object)
                     held_rows = []
             if held_rows:
-                yield cells.of_text(held_rows, names)
+                yield pd.DataFrame(held_rows, columns=names, dtype=object)
 
     def _check_names(self, names: list[str]) -> None:
         if not names:
@@ -231,6 +252,14 @@ def _pyarrow(does: str) -> Any:
 # Writing
 
 
+def require_apart(out: str | os.PathLike[str], *inputs: str | os.PathLike[str] | None) -> None:
+    """Raise ``ValueError`` if a file to write is one of the files to read, under whatever name."""
+    for path in inputs:
+        if path is not None and os.path.exists(path) and os.path.exists(out) and os.path.samefile(path, out):
+            fix = "Write to another file."
+            raise bad_value("--out", "a file that is not read", f"{str(out)!r}, which is {str(path)!r}", fix)
+
+
 def beside(path: str | os.PathLike[str]) -> Any:
     """Return a temporary file without a name in the folder of ``path``, which closing removes.
 
@@ -250,10 +279,10 @@ def writing(path: str, labels: bool = True) -> Iterator[Callable[[pd.DataFrame],
     the system removes however the process ends, or in memory for Parquet. Without ``labels``, numbers of rows are left out.
 
     Raises:
-        ValueError, OSError: no known ending; a folder, a full disk or no permission. ``path`` is unchanged.
+        ValueError, OSError: no known ending; a frame with other columns than the first; a folder, a full disk or no permission. ``path`` is unchanged.
     """
     if path == "-":
-        yield _text_writer(partial(show, end=""), ",", labels)
+        yield _of_equal_columns(_text_writer(partial(show, end=""), ",", labels))
         return
     suffix, expected = _suffix(path, "--out", _OUTPUTS), "a file to write to"
     parquet = list[pd.DataFrame]()
@@ -272,7 +301,7 @@ def writing(path: str, labels: bool = True) -> Iterator[Callable[[pd.DataFrame],
             with storage.named(path, expected):
                 parquet.append(frame) if suffix == ".parquet" else write(frame)
 
-        yield put
+        yield _of_equal_columns(put)
         with storage.named(path, expected):
             if parquet:
                 spool.write(pd.concat(parquet).to_parquet(index=_shown(parquet[0], labels)))
@@ -281,6 +310,21 @@ def writing(path: str, labels: bool = True) -> Iterator[Callable[[pd.DataFrame],
             spool.seek(0)
         with storage.replacing(path, expected) as target, storage.named(path, expected):
             shutil.copyfileobj(spool, target)
+
+
+def _of_equal_columns(put: Callable[[pd.DataFrame], None]) -> Callable[[pd.DataFrame], None]:
+    """Return ``put`` for frames which all have the columns of the first."""
+    first = list[list[Any]]()
+
+    def checked(frame: pd.DataFrame) -> None:
+        first.append(list(frame.columns))
+        if first[-1] != first[0]:
+            raise bad_value(
+                "frame", f"the columns {first[0]}", f"{first[-1]}", "Write tables to files of their own."
+            )
+        put(frame)
+
+    return checked
 
 
 def _shown(frame: pd.DataFrame, labels: bool) -> bool:

@@ -59,6 +59,7 @@ def fit(
     ] = None,
 ) -> None:
     """Fit a VAE to the rows of a file, each column with a family of its own, and print the families."""
+    files.require_apart(out, data)
     files.beside(out).close()  # refuses a place that cannot be written to before the fit
     table = Columns(data, index, family, resolution, date, drop, hidden_dims, seed)
     train, held_out = table.split(validation)
@@ -115,6 +116,7 @@ def compare(
     check: Check = True,
 ) -> None:
     """Fit VAEs and baselines to the same rows and rank them by log P(x) of held-out rows."""
+    files.require_apart(out, data)
     with files.writing(out) as put:
         table = Columns(data, index, family, resolution, date, drop, hidden_dims, seed)
         train, held_out = table.split(test)
@@ -175,6 +177,7 @@ def report(
     index: Index = None,
 ) -> None:
     """Write one HTML file on a model and rows: log P(x), its checks, comparisons, figures and odd rows."""
+    files.require_apart(out, model, data, train)
     pair, table = load(model)
     rows = files.Rows(data, index, table).whole()
     if color is not None and color not in rows:

@@ -53,6 +53,7 @@ def score(
 
     Each 10 000 rows are one call of log_evidence with noise="content": equal rows get equal draws wherever they are.
     """
+    files.require_apart(out, model, data)
     found, table = load(model)
     options: dict[str, Any] = {"num_samples": num_samples, "target_mcse": target_mcse}
     options = {name: value for name, value in options.items() if value is not None}
@@ -61,7 +62,7 @@ def score(
         options |= {} if method == "exact" else {"seed": seed, "check": check, "noise": "content"}
     rows, kept = files.Rows(data, index, table), None
     if checkpoint is not None:
-        given = f"{method} {sorted(options.items())}"
+        given = f"{method} {sorted(options.items())} index {index}"
         pins = {"model": files.digest(model), "rows": rows.digest, "options": given}
         kept = checkpoints.Parts(checkpoint, pins, {}, torch.get_num_threads())
     options |= {"progress": shows_progress()} if "seed" in options else {}
@@ -71,7 +72,11 @@ def score(
                 log.info("Rows %d to %d of %d", start, start + len(frame) - 1, rows.count)
             compute = functools.partial(_scored, found, frame, start, method, options)
             part = compute() if kept is None else kept.keep(number, compute)
-            scores = pd.DataFrame(part["scores"], index=frame.index)
+            modelled = frame.shape[1] if table is None else len(table.columns)
+            columns = part["scores"] | {
+                "observed": part["scores"].get("observed", modelled)
+            }  # if there is no hole
+            scores = pd.DataFrame(columns, index=frame.index)
             put(scores if scores.index.name else scores.rename_axis("row"))
             log.info("%s", part["summary"])
 
@@ -118,6 +123,7 @@ def impute(
 ) -> None:
     """Complete the missing cells of rows by draws from P(missing cells | observed cells)."""
     arguments.choice("--kind", kind, ("median", "mean", "mode", "draws", "cells"))
+    files.require_apart(out, model, data)
     found, table = load(model)
     rows = files.Rows(data, index, table).whole()
     with files.writing(out, labels=kind in ("draws", "cells")) as put:
@@ -131,7 +137,7 @@ def impute(
             check=check,
         )
         if kind == "cells":
-            put(done.to_frame().set_index("row"))
+            put(done.to_frame().set_index("row").rename_axis(rows.index.name or "row"))
         elif kind == "draws":
             put(pd.concat(dict(enumerate(done.completed)), names=["imputation", rows.index.name or "row"]))
         else:
@@ -153,6 +159,7 @@ def embed(
     index: Index = None,
 ) -> None:
     """Write the posterior mean and standard deviation of every latent of every row."""
+    files.require_apart(out, model, data)
     found, table = load(model)
     options: dict[str, Any] = {"method": method, "num_samples": num_samples, "seed": seed, "check": check}
     with files.writing(out) as put:
@@ -176,6 +183,7 @@ def outliers(
     index: Index = None,
 ) -> None:
     """Write how odd each row is, and its oddest cell given the others."""
+    files.require_apart(out, model, data)
     found, table = load(model)
     rows = files.Rows(data, index, table).whole()
     with files.writing(out) as put:
@@ -194,6 +202,7 @@ def sample(
     seed: Seed = 0,
 ) -> None:
     """Write rows drawn from P(x)."""
+    files.require_apart(out, model)
     found, table = load(model)
     with files.writing(out, labels=False) as put:
         drawn = found.sample(num_rows, seed=seed)
