@@ -314,7 +314,7 @@ KINDS = {
         k: v for k, v in (HOLES_ALLOWED | OTHER_WIDTHS | NOT_BINARY | NOT_FLOAT32).items() if k != "None"
     },
     "rows or None": {k: v for k, v in (ANY_ROWS | NOT_BINARY).items() if k != "None"},
-    "test rows": {k: v for k, v in (ANY_ROWS | OTHER_WIDTHS | NOT_BINARY).items() if k != "None"},
+    "test rows": {k: v for k, v in (HOLES_ALLOWED | OTHER_WIDTHS | NOT_BINARY).items() if k != "None"},
     "rows of a baseline": ANY_ROWS | OTHER_WIDTHS,
     "binary rows": ANY_ROWS | OTHER_WIDTHS | NOT_BINARY,
     "rows to fit": ANY_ROWS,
@@ -746,7 +746,7 @@ CASES = {
         pv.swap,
         {"x": a("x"), "latent_dim": 1, "families": ["bernoulli"], "epochs": 1, "hidden_dims": (2,)},
         {
-            "x": "rows",
+            "x": "rows to fit with holes",
             "latent_dim": "count",
             "families": "families",
             "x_test": "test rows",
@@ -840,7 +840,7 @@ CASES = {
     "likelihoods.Likelihood.start_from": Case(
         lambda x: world()["vae"].likelihood.start_from(x),
         {"x": a("x")},
-        {"x": "rows of a baseline"},
+        {"x": "rows of a baseline with holes"},
         aliases={"x": ("network",)},
     ),
     # baselines
