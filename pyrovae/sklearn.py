@@ -181,7 +181,8 @@ class _Scores(_Estimator):
 
         It has the index of X if X is a frame.
         """
-        found = log_evidence(self.model_, self._rows(X), **self._evidence_options())
+        rows = self._rows(X)  # which raises for an estimator without a fit
+        found = log_evidence(self.model_, rows, **self._evidence_options())
         return replace(found, index=frames.index(X))
 
     def score_samples(self, X: Any) -> np.ndarray:

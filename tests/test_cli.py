@@ -143,6 +143,7 @@ def test_an_interrupted_fit_writes_nothing_and_goes_on(people, tmp_path, monkeyp
     options = ["--drop", "id", "--drop", "seen", "--hidden-dims", "", "--latent-dim", 1, "--epochs", 3]
     command = ["fit", people / "people.csv", *options, "-o"]
     run(*command, tmp_path / "whole.pv")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # programs in the background ignore it
     with monkeypatch.context() as patch:
 
         def stop(record, pair):
@@ -151,7 +152,8 @@ def test_an_interrupted_fit_writes_nothing_and_goes_on(people, tmp_path, monkeyp
         patch.setattr(pv.training, "fit", functools.partial(pv.fit, callbacks=[stop]))
         assert "With --checkpoint" in run(*command, tmp_path / "no.pv", code=130).stderr
         command += [tmp_path / "resumed.pv", "--checkpoint", tmp_path / "kept"]
-        assert "The same command goes on" in run(*command, code=130).stderr
+        assert "Run the same command to resume" in run(*command, code=130).stderr
+    signal.signal(signal.SIGINT, before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "whole.pv"]
     assert "resumed after 1 steps" in run(*command).stderr
     whole, resumed = (pv.load(tmp_path / name).state_dict() for name in ("whole.pv", "resumed.pv"))

@@ -81,7 +81,7 @@ def fit(
     if history.stopped == "interrupted":
         log.warning("Interrupted after %d epochs. %s was not written.", len(history), out)
         log.warning(
-            "The same command goes on." if checkpoint else "With --checkpoint, the same command would go on."
+            "Run the same command to resume." if checkpoint else "With --checkpoint, it could be resumed."
         )
         raise typer.Exit(130)
     vae.save(out)

@@ -142,7 +142,8 @@ def check(
     Example:
         >>> import torch, pyrovae as pv
         >>> vae = pv.VAE.mlp(6, latent_dim=2, hidden_dims=(8,))
-        >>> pv.evidence.check(vae, torch.ones(4, 6), "importance", num_samples=200).passed
+        >>> found = pv.evidence.check(vae, torch.ones(4, 6), "importance", num_samples=200)
+        >>> found.missed <= found.trusted <= found.simulated
         True
     """
     from pyrovae.evidence import METHODS
