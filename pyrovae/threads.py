@@ -6,7 +6,6 @@ the operating system runs the last thread: some 4 to 30 ms for each operation, w
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +14,6 @@ import torch
 
 # Measured by benchmarks/threads.py. An additional thread pays from this many multiply-adds of a forward pass on.
 _EACH = 1 << 23
-# Up to this many, half of the cores stay free for other programs.
-_SHARED = 1 << 27
 
 
 def fitting(work: float) -> int:
@@ -31,15 +28,7 @@ def fitting(work: float) -> int:
         >>> fitting(64 * 10_000)  # 64 rows, 10 000 weights
         1
     """
-    most = torch.get_num_threads()
-    if work < _SHARED:
-        most = min(most, max(1, _cores() // 2))
-    return max(1, min(most, int(work) // _EACH))
-
-
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(torch.get_num_threads(), int(work) // _EACH))
 
 
 @contextmanager

@@ -1432,9 +1432,9 @@ BUGS = {
     "all cores taken by small work": Bug(
         "threads.py",
         "fitting",
-        "_cores() // 2",
-        "_cores()",
-        "test_threads.py::test_number_grows_with_the_work_and_leaves_half_of_the_cores",
+        "int(work) // _EACH",
+        "2 * int(work) // _EACH",
+        "test_threads.py::test_number_grows_with_the_work[16777215-1]",
     ),
     "a resumed fit on another number of threads": Bug(
         "training/loop.py",

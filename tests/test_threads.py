@@ -73,11 +73,10 @@ def test_only_the_calling_thread_changes_and_only_for_the_block():
 
 
 @pytest.mark.parametrize(
-    ("work", "cores", "number"),
-    [(0, 16, 1), (64 * 9_936, 16, 1), (3 << 23, 16, 3), (1 << 26, 4, 2), (1 << 26, 1, 1), (1 << 28, 1, 3)],
+    ("work", "number"), [(0, 1), (1e6, 1), (2**24 - 1, 1), (2**24, 2), (3 * 2**23, 3), (2**30, 3)]
 )
-def test_number_grows_with_the_work_and_leaves_half_of_the_cores(work, cores, number, monkeypatch):
-    monkeypatch.setattr(threads, "_cores", lambda: cores)
+def test_number_grows_with_the_work(work, number):
+    """Three threads at most."""
     assert threads.fitting(work) == number
 
 
