@@ -144,3 +144,11 @@ def module(argument: str, value: Any) -> torch.nn.Module:
     if not isinstance(value, torch.nn.Module):
         raise bad_type(argument, "a torch module", shown(value), "Pass a network such as pyrovae.MLP.")
     return value
+
+
+def image_shape(argument: str, shape: Any) -> tuple[int, int]:
+    """Return the height and the width of images; raise for anything but two whole numbers."""
+    if not isinstance(shape, tuple | list) or len(shape) != 2:
+        raise bad_type(argument, "(height, width)", shown(shape), "Pass two whole numbers.")
+    height, width = (integer(argument, side) for side in shape)
+    return height, width

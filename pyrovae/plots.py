@@ -21,7 +21,7 @@ from pyrovae.evidence.check import Check
 from pyrovae.evidence.result import LogEvidence
 from pyrovae.imputation import Imputation
 from pyrovae.refusals import bad_type, bad_value, shown
-from pyrovae.rows import align, as_passed, as_tensor
+from pyrovae.rows import as_passed, as_tensor, row_labels
 from pyrovae.training import History
 
 if TYPE_CHECKING:
@@ -200,9 +200,7 @@ def reconstructions(
 
 def _images(argument: str, rows: Any, shape: Any) -> np.ndarray:
     """Return rows as images, (images, height, width)."""
-    if not isinstance(shape, tuple | list) or len(shape) != 2:
-        raise bad_type("shape", "(height, width)", shown(shape), "Pass two whole numbers.")
-    height, width = (arguments.integer("shape", side) for side in shape)
+    height, width = arguments.image_shape("shape", shape)
     flat = as_tensor(rows, dtype=None, argument=argument).flatten(1)
     pixels = flat.shape[1:].numel()
     if flat.dim() != 2 or pixels % (height * width):
@@ -465,10 +463,7 @@ def latent(z: Any, color: Any = None, *, ax: Axes | None = None, title: str = ""
         names = [f"principal component {k + 1} ({shares[k]:.0%} of variance)" for k in (0, 1)]
     elif codes.shape[1] == 1:
         codes, names = np.c_[np.arange(len(codes)), codes], ["row", names[0]]
-    labels = None if color is None else np.asarray(align("color", color, index))
-    if labels is not None and labels.shape != (len(codes),):
-        came = f"shape {labels.shape}"
-        raise bad_value("color", f"one for each of the {len(codes)} rows", came, "Pass one column.")
+    labels = None if color is None else row_labels("color", color, index, len(codes))
     with _drawing(ax, title, 3.0) as ax:
         small: dict[str, Any] = {"s": 8 if len(codes) < 1000 else 3, "linewidths": 0}
         name = str(getattr(color, "name", None) or "")

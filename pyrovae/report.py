@@ -49,7 +49,7 @@ from pyrovae.outlying import outliers
 from pyrovae.pages import Grid
 from pyrovae.pair import parameters_digest
 from pyrovae.refusals import Refused, RefusedType, bad_type, bad_value, shown
-from pyrovae.rows import align, as_passed, joined, restored
+from pyrovae.rows import as_passed, joined, restored, row_labels
 from pyrovae.storage import replacing
 from pyrovae.training import History, fit
 from pyrovae.turns import takes_turns
@@ -607,10 +607,7 @@ def _series(color: Any, rows: Any) -> pd.Series:
     """Return a label or a number for each row, in the order of the rows."""
     import pandas as pd
 
-    values = np.asarray(align("color", color, frames.index(rows)))
-    if values.shape != (rows.shape[0],):
-        came = f"shape {values.shape}"
-        raise bad_value("color", f"one for each of the {rows.shape[0]} rows", came, "Pass one column.")
+    values = row_labels("color", color, frames.index(rows), rows.shape[0])
     return pd.Series(values, name=getattr(color, "name", None))
 
 
@@ -638,9 +635,7 @@ def _check_apart(x: Evaluation, train: Evaluation) -> None:
 
 
 def _check_image_shape(shape: Any, pixels: int) -> None:
-    if not isinstance(shape, tuple | list) or len(shape) != 2:
-        raise bad_type("image_shape", "(height, width)", shown(shape), "Pass two whole numbers.")
-    height, width = (arguments.integer("image_shape", side) for side in shape)
+    height, width = arguments.image_shape("image_shape", shape)
     if pixels != height * width:
         came = f"{height} × {width}"
         raise bad_value("image_shape", f"the shape of rows of {pixels} pixels", came, "Pass (height, width).")

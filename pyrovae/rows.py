@@ -316,6 +316,15 @@ def without(rows: Any, observed: Any) -> Any:
     return held
 
 
+def row_labels(argument: str, labels: Any, index: Any, num_rows: int) -> np.ndarray:
+    """Return a label or a number for each row, shape (rows,), in the order of the rows' index; refuse another number."""
+    found = np.asarray(align(argument, labels, index))
+    if found.shape != (num_rows,):
+        came = f"shape {found.shape}"
+        raise bad_value(argument, f"one for each of the {num_rows} rows", came, "Pass one column.")
+    return found
+
+
 def restored(rows: Tensor, observed: Tensor | None) -> Tensor:
     """Return rows with NaN in missing cells, for checks and statistics that leave NaN out; unchanged if none is missing."""
     return rows if observed is None else rows.masked_fill(~observed.to(rows.device), torch.nan)

@@ -16,7 +16,7 @@ from pyrovae.entries import elementwise, on_support
 from pyrovae.networks import output_width
 from pyrovae.refusals import Refused, bad_value, place, refusal
 from pyrovae.registry import Registry
-from pyrovae.rows import completed, read_in_double
+from pyrovae.rows import completed, read_in_double, restored
 from pyrovae.sparse import dense
 
 #: Every likelihood by its name: the class name in snake case.
@@ -104,8 +104,9 @@ class Likelihood(nn.Module, ABC):
                 outputs; the family takes an offset and x has none.
         """
         batch, source = read_in_double(x, missing=True)
-        rows = completed(dense(batch["x"]), source.observed)
+        rows = restored(dense(batch["x"]), source.observed)
         self._check_support(rows, _last_bias(self.network))
+        rows = completed(rows, source.observed)
         if not self.offset:
             kinds = self.marginal_outputs(rows)
         elif "offset" not in batch:

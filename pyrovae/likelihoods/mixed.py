@@ -20,7 +20,6 @@ from pyrovae.likelihoods.real import LocationScale
 from pyrovae.networks import Standardize
 from pyrovae.refusals import bad_value
 from pyrovae.registry import Registry
-from pyrovae.rows import completed, read_in_double, restored
 
 #: The likelihoods of tables by name.
 TABLES: Registry[Likelihood] = Registry()
@@ -165,18 +164,13 @@ class Mixed(Likelihood):
     def marginal_outputs(self, x: Tensor) -> list[Tensor]:
         return [kind for part, columns in self.each() for kind in part.marginal_outputs(x[:, columns])]
 
-    def start_from(self, x: Any) -> None:
-        """Set the decoder's last bias so that training starts at the marginals of the observed cells of rows ``x``."""
-        batch, source = read_in_double(x, missing=True)
-        rows = restored(batch["x"], source.observed)
-        self.check_rows(rows)
-        kinds = self.marginal_outputs(completed(rows, source.observed))
-        self._start(torch.cat([kind.flatten() for kind in kinds]))
-
     def check_rows(self, x: Tensor) -> None:
         for part, columns in self.each():
             if part.inside is not None:
                 on_support("x", x, columns, part.inside, type(part).__name__, part.off_support)
+
+    def _check_support(self, x: Tensor, bias: Tensor | None) -> None:
+        self.check_rows(x)
 
 
 def _part(group: Mapping[str, Any]) -> Likelihood:
