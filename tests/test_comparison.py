@@ -79,6 +79,22 @@ def test_a_mass_never_meets_a_density():
     )
 
 
+def test_what_cannot_be_compared_is_refused_before_the_work(monkeypatch):
+    """A draw of each pair tells; "auto" may take hours."""
+
+    methods = []
+    monkeypatch.setattr(
+        "pyrovae.comparison.predictive.log_evidence",
+        lambda *args, method, **options: (
+            methods.append(method) or pv.log_evidence(*args, method=method, **options)
+        ),
+    )
+    gaussian = pv.VAE.mlp(5, latent_dim=2, likelihood="gaussian")
+    with pytest.raises(ValueError, match="models: expected all masses or all densities"):
+        pv.compare({"b": bernoulli_vae(), "g": gaussian}, X)
+    assert methods == ["importance", "importance"]
+
+
 @pytest.mark.parametrize("other", [X[:10], 1 - X, X.flip(0)])
 def test_only_the_same_rows_in_the_same_units(other):
     first, second = (pv.log_evidence(bernoulli_vae(), x, num_samples=5, check=False) for x in (X, other))

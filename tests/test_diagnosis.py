@@ -256,7 +256,7 @@ def trained(x, seed, scale, epochs):
     return vae
 
 
-SEEDS = [SEED, SEED + 1, SEED + 2]
+SEEDS = [SEED, SEED + 1]
 
 
 @pytest.fixture(scope="module", params=SEEDS)
@@ -348,7 +348,7 @@ def test_a_gap_of_many_nats_is_poor_over_any_number_of_dimensions():
     assert "healthy" not in str(found)
 
 
-@pytest.mark.parametrize(("latent_dim", "columns"), [(3, 12), (10, 60), (20, 200)])
+@pytest.mark.parametrize(("latent_dim", "columns"), [(3, 12), (20, 200)])
 def test_a_good_encoder_is_healthy_over_any_number_of_dimensions(latent_dim, columns):
     """Posteriors that nearly factorise, under the best mean-field encoder; and the exact one."""
     oracle, x, exact = linear(latent_dim, columns, SEED)

@@ -533,7 +533,7 @@ def test_two_far_modes_fool_importance(others):
 def test_two_far_modes_are_both_found_or_the_row_is_named(others, method):
     """Starts that know nothing of the encoder find the other mode: 99 % of the rows settled are right."""
     oracle = TwoModes(None if others is None else LinearGaussian.random(others, 8))
-    x = oracle.sample(300)
+    x = oracle.sample(100)
     ev = pv.log_evidence(oracle.pair(), x, method=method)
     error = np.abs(ev.estimate - oracle.log_prob(x).numpy())
     assert (error[ev.settled] <= 0.1).mean() >= 0.99
@@ -658,7 +658,7 @@ def test_auto_settles_rows_right_and_cheaply():
 def test_auto_stays_within_its_cost(max_cost, widen):
     """Whatever the encoder is like; a row that can't be had for it is not settled, or right."""
     oracle = LinearGaussian.random(6, 12)
-    x = oracle.sample(30)
+    x = oracle.sample(12)
     ev = pv.log_evidence(
         oracle.pair(widen), x, method="auto", target_mcse=0.01, max_cost=max_cost, check=False
     )

@@ -132,7 +132,7 @@ def student(freedom):
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     ("log_density", "draws", "truth"),
     [
@@ -175,11 +175,11 @@ def test_bounds(log_density, draws, bound, truth, warp):
 
 @pytest.mark.statistical
 def test_errors_are_those_made():
-    """100 sets of Cauchy draws, each draw ten times. Mean and variance of error / mcse are 0 and 1; 95 % intervals cover.
+    """40 sets of Cauchy draws, each draw ten times. Mean and variance of error / mcse are 0 and 1; 95 % intervals cover.
 
-    Standard errors 0.1, 0.14 and 0.022. An mcse that ignores the repeats has a variance of 4.8 and is found.
+    Standard errors 0.16, 0.22 and 0.034. An mcse that ignores the repeats has a variance of 4.8 and is found.
     """
-    number, found = 100, []
+    number, found = 40, []
     for seed in range(number):
         draws = rng(seed).standard_cauchy(size=(4, 150, 1)).repeat(10, axis=1)
         found.append(from_draws(student(1), draws, seed=seed))
@@ -196,10 +196,10 @@ def test_errors_are_those_made():
 
 @pytest.mark.statistical
 def test_bias_is_that_of_few_draws():
-    """30 draws of N(0, 1) and 240 of N(1.5, 1), 1500 times: −0.0017 nats, by a control variate of mean zero."""
+    """30 draws of N(0, 1) and 240 of N(1.5, 1), 800 times: −0.0017 nats, by a control variate of mean zero."""
     generator, shares = torch.Generator().manual_seed(SEED), (math.log(1 / 9), math.log(8 / 9))
     estimates, reported, control = [], [], []
-    for _ in range(1500):
+    for _ in range(800):
         p, q = (torch.randn(n, generator=generator, dtype=torch.float64) for n in (30, 240))
         at_p, at_q = (((u - 1.5) ** 2 - u**2) / 2 for u in (p, q + 1.5))
         log_c, converged = _iterate(at_p, at_q, shares)
@@ -211,7 +211,7 @@ def test_bias_is_that_of_few_draws():
         control.append(float(above.mean() - below.mean()))
     estimates, control = np.array(estimates), np.array(control)
     rest = estimates - np.cov(estimates, control)[0, 1] / control.var() * control
-    se = math.hypot(rest.std(), np.std(reported)) / 1500**0.5
+    se = math.hypot(rest.std(), np.std(reported)) / 800**0.5
     assert close(rest.mean(), np.mean(reported), se)
     assert rest.mean() < -Z * se
 

@@ -167,14 +167,14 @@ def bent(num_rows, wide=1.5, narrow=0.1):
 
 @pytest.mark.statistical
 def test_the_bound_of_an_adapted_mixture_holds_in_expectation(monkeypatch):
-    """E[exp(estimate)] = P(x): one bent row with 400 noises, all of them answered by an adapted mixture."""
+    """E[exp(estimate)] = P(x): one bent row with 200 noises, all of them answered by an adapted mixture."""
     pair, x, exact = bent(1)
     monkeypatch.setattr(
         auto, "_TAIL", -math.inf
     )  # no fit is good enough, nor is the mixture: annealed or refined
     monkeypatch.setattr(auto, "MOST_DIMENSIONS", 0)
     monkeypatch.setattr(auto, "path_cost", lambda *_: math.inf)
-    ev = pv.log_evidence(pair, x.expand(400, -1), method="auto", target_mcse=0.2, seed=SEED, check=False)
+    ev = pv.log_evidence(pair, x.expand(200, -1), method="auto", target_mcse=0.2, seed=SEED, check=False)
     assert set(ev.answered_by) == {"refined"}
     ratio = np.exp(ev.estimate - exact)
     assert close(ratio.mean(), 1.0, ratio.std() / len(ratio) ** 0.5)
@@ -210,7 +210,7 @@ def test_adaptation_finds_the_arms_of_a_bent_posterior():
 def test_a_narrow_component_that_no_draw_meets_is_found(shift, method):
     """Without the pairs every trusted row is 3 or 6 nats low."""
     pair, sample = spike(10, 0.1, shift)
-    x = sample(200, narrow=True)
+    x = sample(100, narrow=True)
     off = torch.eye(10)[0] * shift
     parts = [
         math.log(weight) + torch.distributions.Normal(loc, scale).log_prob(x).sum(-1)
@@ -287,7 +287,7 @@ def test_hints_are_about_their_rows():
 @pytest.mark.parametrize("dimensions_of_grids", [3, 0])
 def test_a_fallback_that_is_below_the_proposals_does_not_answer(monkeypatch, dimensions_of_grids):
     """A grid in two dimensions; chains, where grids serve none."""
-    pair, x, exact = bent(30)
+    pair, x, exact = bent(8)
     keep, seen = auto._Ladder._keep_unless_lower, []
 
     def poor(self, rows, found, level, name, *rest):

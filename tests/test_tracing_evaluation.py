@@ -466,7 +466,7 @@ def test_compiled_wide_rows_twice():
         ("annealed", {"num_samples": 5, "num_temperatures": 12}),
         ("annealed", {"num_samples": 5, "num_temperatures": 12, "start": "prior"}),
         ("refined", {"num_samples": 100, "num_steps": 2}),
-        ("auto", {"target_mcse": 0.02, "max_cost": 1_000}),
+        ("auto", {"target_mcse": 0.05, "max_cost": 1_000}),
     ],
 )
 class TestMoves:
@@ -475,7 +475,7 @@ class TestMoves:
     @pytest.mark.parametrize("case", [lambda: vae("gaussian"), lambda: functional("double_precision")])
     def test_traced(self, method, options, case, made, always_traced):
         case = case()
-        case.data["x"] = case.data["x"][:9]
+        case.data["x"] = case.data["x"][:6]
         by_graph, by_pyro = (
             pv.log_evidence(
                 case.pair, case.data, method=method, tile=(7, 5), compile=compile, check=False, **options

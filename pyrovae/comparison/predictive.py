@@ -94,18 +94,26 @@ def compare(
     arguments.options(f"method {method!r}", METHODS[method], options, taken=("pair", "x"))
     if method != "exact":  # "exact" has no noise and is quick
         options |= {"seed": seed, "progress": progress}
-    scores: dict[str, LogEvidence] = {}
-    about: dict[str, dict[str, float]] = {}
-    for name, model in models.items():
+    seconds: dict[str, float] = {}
+
+    def score(name: str, method: str, options: Mapping[str, Any]) -> LogEvidence:
         started = time.perf_counter()
-        scores[name] = _score(name, model, x, method, options)
-        seconds = math.nan if scores[name] is model else time.perf_counter() - started
-        about[name] = {"num_parameters": _num_parameters(model), "seconds": seconds}
+        found = _score(name, models[name], x, method, options)
+        seconds[name] = math.nan if found is models[name] else time.perf_counter() - started
+        return found
+
+    # Two draws tell what a pair scores, and on which rows: refusals come before the work, not after an hour of it.
+    scores = {name: score(name, "importance", {"num_samples": 2, "check": False}) for name in models}
     check_target(scores, "predictive")
     check_comparable(scores)
-    check_possible(scores)
     if not training_rows:
         check_held_out(scores)
+    scores |= {name: score(name, method, options) for name, model in models.items() if _is_pair(model)}
+    check_possible(scores)
+    about = {
+        name: {"num_parameters": _num_parameters(model), "seconds": seconds[name]}
+        for name, model in models.items()
+    }
     return _table(scores, about) if by is None else _table_by(by, scores, about, training_rows)
 
 
@@ -117,9 +125,12 @@ def _score(name: str, model: Any, x: Any, method: str, options: Mapping[str, Any
         raise bad_value(
             "x", f"rows to score {name!r} on", "None", "Pass held-out rows as the second argument."
         )
-    if hasattr(model, "log_evidence"):
-        return log_evidence(model, x)
-    return log_evidence(model, x, method=method, **options)
+    return log_evidence(model, x, method=method, **options) if _is_pair(model) else log_evidence(model, x)
+
+
+def _is_pair(model: Any) -> bool:
+    """Return whether an estimator has to compute the score of a model."""
+    return not isinstance(model, LogEvidence) and not hasattr(model, "log_evidence")
 
 
 def _table_by(
