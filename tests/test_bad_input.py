@@ -754,6 +754,7 @@ CASES = {
             "method": "name",
             "seed": "seed",
             "progress": "flag",
+            "executor": "executor",
             "epochs": "count",
             "lr": "positive",
             "batch_size": "count",
