@@ -166,10 +166,13 @@ def _made(make: Make, evaluation: Evaluation) -> Callable[[int, slice], Any]:
 
 @dataclass
 class _Task:
-    """Consecutive blocks by their numbers, and how often their workers have died."""
+    """Consecutive blocks, or the tasks of ``each``, by their numbers; and how often their workers have died."""
 
     numbers: list[int]
     tries: int = 0
+
+
+_Running = dict[Future[tuple[str, Any]], _Task]
 
 
 def _spread(
@@ -186,51 +189,67 @@ def _spread(
     setup = _packed(evaluation, make)
     key = hashlib.sha256(setup).hexdigest()
     ahead, size = _AHEAD * pool.workers, 1
-    waiting, running = deque(left), dict[Future[tuple[str, Any]], _Task]()
+    waiting, running = deque(left), _Running()
+
+    def died(task: _Task, error: Exception) -> BrokenExecutor:
+        return _broken(evaluation, blocks, task, error, kept)
 
     def submit(task: _Task, *, known: bool = True) -> None:
         rows = _rows(evaluation, blocks, task)
         try:
-            future = pool.submit(work, key, None if known else setup, rows)
+            running[pool.submit(work, key, None if known else setup, rows)] = task
         except RuntimeError as error:
-            raise _broken(evaluation, blocks, task, error, kept) from error
-        running[future] = task
+            raise died(task, error) from error
+
+    def fill() -> None:
+        while waiting and len(running) < ahead:
+            # The last tasks are short, so that all workers end together.
+            most = min(size, math.ceil(len(waiting) / ahead))
+            numbers = [waiting.popleft()]
+            while len(numbers) < most and waiting[0] == numbers[-1] + 1:
+                numbers.append(waiting.popleft())
+            submit(_Task(numbers))
 
     try:
-        while waiting or running:
-            while waiting and len(running) < ahead:
-                # The last tasks are short, so that all workers end together.
-                most = min(size, math.ceil(len(waiting) / ahead))
-                numbers = [waiting.popleft()]
-                while len(numbers) < most and waiting[0] == numbers[-1] + 1:
-                    numbers.append(waiting.popleft())
-                submit(_Task(numbers))
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in sorted(done, key=_is_done, reverse=True):
-                task = running.pop(future)
-                try:
-                    state, answer = future.result()
-                except Exception as error:  # of the executor itself: ``work`` returns the pair's own
-                    task.tries += 1
-                    if task.tries == _TRIES:
-                        raise _broken(evaluation, blocks, task, error, kept) from error
-                    submit(task)
-                    continue
-                if state == "unknown":
-                    submit(task, known=False)
-                elif state == "refused":
-                    raise Refused(answer)
-                elif state == "failed":
-                    _fail_here(evaluation, blocks, task, make, answer)
-                else:
-                    values, seconds, reason = pickle.loads(answer)
-                    size = max(1, min(2 * size, int(len(task.numbers) * _SECONDS / max(seconds, 1e-9))))
-                    if evaluation.runner is not None and reason is not None:
-                        evaluation.runner.reason = reason
-                    yield from zip(task.numbers, values, strict=True)
+        fill()
+        for task, state, answer in _ended(running, submit, died):
+            if state == "unknown":
+                submit(task, known=False)
+            elif state == "failed":
+                _fail_here(evaluation, blocks, task, make, answer)
+            else:
+                values, seconds, reason = pickle.loads(answer)
+                size = max(1, min(2 * size, int(len(task.numbers) * _SECONDS / max(seconds, 1e-9))))
+                if evaluation.runner is not None and reason is not None:
+                    evaluation.runner.reason = reason
+                yield from zip(task.numbers, values, strict=True)
+            fill()
     finally:
         for future in running:
             future.cancel()
+
+
+def _ended(
+    running: _Running, submit: Callable[[_Task], None], died: Callable[[_Task, Exception], BrokenExecutor]
+) -> Iterator[tuple[_Task, str, Any]]:
+    """Yield tasks as they end, with their states and answers; a task whose worker died is sent again, up to a limit."""
+    while running:
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in sorted(done, key=_is_done, reverse=True):
+            task = running.pop(future)
+            try:
+                state, answer = future.result()
+            except (
+                Exception
+            ) as error:  # of the executor itself: workers return the errors of what they compute
+                task.tries += 1
+                if task.tries == _TRIES:
+                    raise died(task, error) from error
+                submit(task)
+                continue
+            if state == "refused":
+                raise Refused(answer)
+            yield task, state, answer
 
 
 def each(tasks: Sequence[Callable[[], T]], pool: Pool) -> list[T]:
@@ -243,36 +262,24 @@ def each(tasks: Sequence[Callable[[], T]], pool: Pool) -> list[T]:
         ValueError: a task cannot be sent to workers, or these are threads, forked, or another version's.
     """
     packed = [_pickled((task, _settings())) for task in tasks]
-    found, tries = dict[int, T](), [0] * len(tasks)
-    running = dict[Future[tuple[str, Any]], int]()
+    found, running = dict[int, T](), _Running()
 
-    def died(error: Exception, number: int) -> BrokenExecutor:
-        return _died(error, f"task {number} of {len(tasks)}", "Repeat the call with a new executor.")
+    def died(task: _Task, error: Exception) -> BrokenExecutor:
+        what = f"task {task.numbers[0]} of {len(tasks)}"
+        return _died(error, what, "Repeat the call with a new executor.")
 
-    def submit(number: int) -> None:
+    def submit(task: _Task) -> None:
         try:
-            running[pool.submit(work_alone, packed[number])] = number
+            running[pool.submit(work_alone, packed[task.numbers[0]])] = task
         except RuntimeError as error:
-            raise died(error, number) from error
+            raise died(task, error) from error
 
     try:
         for number in range(len(tasks)):
-            submit(number)
-        while running:
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                number = running.pop(future)
-                try:
-                    state, answer = future.result()
-                except Exception as error:  # of the executor itself: ``work_alone`` returns the task's own
-                    tries[number] += 1
-                    if tries[number] == _TRIES:
-                        raise died(error, number) from error
-                    submit(number)
-                    continue
-                if state == "refused":
-                    raise Refused(answer)
-                found[number] = pickle.loads(answer) if state == "done" else tasks[number]()
+            submit(_Task([number]))
+        for task, state, answer in _ended(running, submit, died):
+            (number,) = task.numbers
+            found[number] = pickle.loads(answer) if state == "done" else tasks[number]()
     finally:
         for future in running:
             future.cancel()
