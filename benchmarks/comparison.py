@@ -144,7 +144,7 @@ def draw(table: Any, title: str, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
-    pv.plots.compare(table, ax=axes, title=title.partition(":")[0])
+    pv.plots.compare(table, ax=axes).set_title(title.partition(":")[0])
     figure.savefig(path, dpi=110)
 
 

@@ -27,7 +27,7 @@ table = pv.compare({"VAE": evidence, "independent pixels": independent}, data.te
 print(table[["elpd", "se", "elpd_diff", "dse", "mcse", "trust", "more samples", "another method"]].round(3))
 
 figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
-plots.training_curves(history, ax=axes[0], title="training")
-plots.image_grid(vae.sample(64), (8, 8), columns=8, ax=axes[1], title="samples from P(x)")
-plots.pareto_k({"VAE": evidence}, ax=axes[2], title="k-hat of every row")
+plots.training_curves(history, ax=axes[0]).set_title("training")
+plots.image_grid(vae.sample(64), (8, 8), columns=8, ax=axes[1]).set_title("samples from P(x)")
+plots.pareto_k({"VAE": evidence}, ax=axes[2]).set_title("k-hat of every row")
 figure.savefig(sys.argv[1] if len(sys.argv) > 1 else "digits.png")

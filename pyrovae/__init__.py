@@ -15,7 +15,7 @@ from pyrovae.log_weights import elbo, log_weights
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.networks import MLP, ConvDecoder, ConvEncoder
 from pyrovae.outlying import outliers
-from pyrovae.report import report
+from pyrovae.reporting import report
 from pyrovae.saving import load, save
 from pyrovae.training import History, fit
 

@@ -177,12 +177,16 @@ def draw(parts: list[Part]) -> Figure:
             sampled = {
                 name: score for name, score in part.scores.items() if score.method in ("importance", "auto")
             }
-            plots.training_curves(part.history, ax=axes[0], title=part.title.replace(", P", "\nP"))
-            plots.image_grid(
-                part.vae.sample(80), (8, 8), limits=limits, ax=axes[1], title="samples from P(x)"
+            plots.training_curves(part.history, ax=axes[0])
+            plots.image_grid(part.vae.sample(80), (8, 8), limits=limits, ax=axes[1])
+            plots.reconstructions(some, part.vae.reconstruct(some), (8, 8), limits=limits, ax=axes[2])
+            plots.pareto_k(sampled, ax=axes[3])
+            titles = (
+                part.title.replace(", P", "\nP"),
+                "samples from P(x)",
+                "held-out digits",
+                "k-hat of every held-out row",
             )
-            plots.reconstructions(
-                some, part.vae.reconstruct(some), (8, 8), limits=limits, ax=axes[2], title="held-out digits"
-            )
-            plots.pareto_k(sampled, ax=axes[3], title="k-hat of every held-out row")
+            for ax, title in zip(axes, titles, strict=True):
+                ax.set_title(title)
     return figure

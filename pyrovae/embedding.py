@@ -95,15 +95,15 @@ def embed(
         if method == "encoder":
             return _by_encoder(Evaluation.prepare(model, x, num_samples, seed, noise=noise))
         return _by_weights(sampled.prepare(model, x, method, num_samples, seed, check, noise), method)
-    if isinstance(model, type) or not hasattr(model, "_embedded"):
+    if isinstance(model, type) or not hasattr(model, "posterior_moments"):
         raise bad_type(
             "model",
             "a VAE, a LatentVariableModel, or a baseline with continuous latents",
             f"a {type(model).__name__}",
             "Fit PPCA or FactorAnalysis, or wrap a Pyro model and guide: LatentVariableModel(model, guide).",
         )
-    mean, spread, source = model._embedded(x)
-    return _frame({"z": torch.stack([mean, spread])}, {"z": mean.shape[1:]}, source.index)
+    mean, spread, index = model.posterior_moments(x)
+    return _frame({"z": torch.stack([mean, spread])}, {"z": mean.shape[1:]}, index)
 
 
 def _by_encoder(evaluation: Evaluation) -> pd.DataFrame:
@@ -241,7 +241,7 @@ def _frame(
                 column = "_".join([name, *map(str, place)]) + suffix
                 if column in columns or (column == "verdict" and verdict is not None):
                     raise bad_value(
-                        "pair",
+                        "model",
                         "latents whose columns have different names",
                         f"two columns {column!r}",
                         f"Rename the site {name!r}.",

@@ -19,19 +19,27 @@ def refusal(argument: str, expected: str, came: str, fix: str) -> str:
 class Refused(ValueError):
     """Raised for a value that cannot be used; its message says why and how to fix it."""
 
-
-def bad_value(argument: str, expected: str, came: str, fix: str) -> Refused:
-    """Return the ``ValueError`` to raise for a value that cannot be used."""
-    return Refused(refusal(argument, expected, came, fix))
+    argument = ""  # the name that the message begins with
 
 
 class RefusedType(TypeError):
     """Raised for an object of the wrong type; its message says why and how to fix it."""
 
+    argument = ""
+
+
+def bad_value(argument: str, expected: str, came: str, fix: str) -> Refused:
+    """Return the ``ValueError`` to raise for a value that cannot be used."""
+    error = Refused(refusal(argument, expected, came, fix))
+    error.argument = argument
+    return error
+
 
 def bad_type(argument: str, expected: str, came: str, fix: str) -> RefusedType:
     """Return the ``TypeError`` to raise for an object of the wrong type."""
-    return RefusedType(refusal(argument, expected, came, fix))
+    error = RefusedType(refusal(argument, expected, came, fix))
+    error.argument = argument
+    return error
 
 
 def shown(value: Any) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -96,32 +96,19 @@ class _Estimator(BaseEstimator):
         super().__setstate__(state)
 
 
+@dataclass(eq=False, repr=False)
 class _VAE(_Estimator):
     """Base of the estimators that fit a VAE; ``VAEDensity`` documents the parameters."""
 
-    seed_: int
-
-    def __init__(
-        self,
-        likelihood: str = "gaussian",
-        latent_dim: int = 8,
-        hidden_dims: Sequence[int] = (128,),
-        likelihood_options: Mapping[str, Any] | None = None,
-        standardize: bool = True,
-        epochs: int = 100,
-        batch_size: int = 128,
-        lr: float = 1e-3,
-        random_state: Any = None,
-    ) -> None:
-        self.likelihood = likelihood
-        self.latent_dim = latent_dim
-        self.hidden_dims = hidden_dims
-        self.likelihood_options = likelihood_options
-        self.standardize = standardize
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.random_state = random_state
+    likelihood: str = "gaussian"
+    latent_dim: int = 8
+    hidden_dims: Sequence[int] = (128,)
+    likelihood_options: Mapping[str, Any] | None = None
+    standardize: bool = True
+    epochs: int = 100
+    batch_size: int = 128
+    lr: float = 1e-3
+    random_state: Any = None
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Fit a VAE to rows, shape (rows, columns), and return self; ``y`` is ignored."""
@@ -164,10 +151,8 @@ class _VAE(_Estimator):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
-        # Of all families, only those with a location take negative numbers.
-        known = isinstance(self.likelihood, str)
-        family = likelihoods.REGISTRY.get(self.likelihood) if known else None
-        tags.input_tags.positive_only = family is not None and family.standardizes != "x"
+        family = likelihoods.REGISTRY.get(self.likelihood) if isinstance(self.likelihood, str) else None
+        tags.input_tags.positive_only = family is not None and family.takes != "numbers"
         return tags
 
 
@@ -194,38 +179,13 @@ class _Scores(_Estimator):
         return {}
 
 
+@dataclass(eq=False, repr=False)
 class _VAEScores(_Scores, _VAE):
     """log P(x) of rows under a VAE."""
 
-    def __init__(
-        self,
-        likelihood: str = "gaussian",
-        latent_dim: int = 8,
-        hidden_dims: Sequence[int] = (128,),
-        likelihood_options: Mapping[str, Any] | None = None,
-        standardize: bool = True,
-        epochs: int = 100,
-        batch_size: int = 128,
-        lr: float = 1e-3,
-        random_state: Any = None,
-        method: str = "auto",
-        num_samples: int | None = None,
-        check: bool = False,
-    ) -> None:
-        super().__init__(
-            likelihood,
-            latent_dim,
-            hidden_dims,
-            likelihood_options,
-            standardize,
-            epochs,
-            batch_size,
-            lr,
-            random_state,
-        )
-        self.method = method
-        self.num_samples = num_samples
-        self.check = check
+    method: str = "auto"
+    num_samples: int | None = None
+    check: bool = False
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Fit a VAE to rows, shape (rows, columns), and return self; ``y`` is ignored."""
@@ -303,6 +263,7 @@ class VAEDensity(_Density, _VAEScores):
     """
 
 
+@dataclass(eq=False, repr=False)
 class VAEOutlier(OutlierMixin, _VAEScores):
     """Outliers: the rows with the smallest log P(x) under a VAE.
 
@@ -322,39 +283,7 @@ class VAEOutlier(OutlierMixin, _VAEScores):
         5
     """
 
-    offset_: float
-
-    def __init__(
-        self,
-        likelihood: str = "gaussian",
-        latent_dim: int = 8,
-        hidden_dims: Sequence[int] = (128,),
-        likelihood_options: Mapping[str, Any] | None = None,
-        standardize: bool = True,
-        epochs: int = 100,
-        batch_size: int = 128,
-        lr: float = 1e-3,
-        random_state: Any = None,
-        method: str = "auto",
-        num_samples: int | None = None,
-        check: bool = False,
-        contamination: float = 0.1,
-    ) -> None:
-        super().__init__(
-            likelihood,
-            latent_dim,
-            hidden_dims,
-            likelihood_options,
-            standardize,
-            epochs,
-            batch_size,
-            lr,
-            random_state,
-            method,
-            num_samples,
-            check,
-        )
-        self.contamination = contamination
+    contamination: float = 0.1
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Fit a VAE and the offset to rows, shape (rows, columns), and return self; ``y`` is ignored."""
@@ -380,6 +309,7 @@ class VAEOutlier(OutlierMixin, _VAEScores):
         return np.where(found < self.offset_, -1, 1)
 
 
+@dataclass(eq=False, repr=False)
 class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _VAE):
     """The posterior mean of z for each row: columns for the next step of a pipeline.
 
@@ -396,31 +326,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _VAE):
         (50, 2)
     """
 
-    def __init__(
-        self,
-        likelihood: str = "gaussian",
-        latent_dim: int = 8,
-        hidden_dims: Sequence[int] = (128,),
-        likelihood_options: Mapping[str, Any] | None = None,
-        standardize: bool = True,
-        epochs: int = 100,
-        batch_size: int = 128,
-        lr: float = 1e-3,
-        random_state: Any = None,
-        method: str = "encoder",
-    ) -> None:
-        super().__init__(
-            likelihood,
-            latent_dim,
-            hidden_dims,
-            likelihood_options,
-            standardize,
-            epochs,
-            batch_size,
-            lr,
-            random_state,
-        )
-        self.method = method
+    method: str = "encoder"
 
     def transform(self, X: Any) -> np.ndarray:
         """Return the posterior mean of z for each row, shape (rows, latent_dim)."""
@@ -456,6 +362,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _VAE):
         return int(self.model_.prior.latent_dim)
 
 
+@dataclass(eq=False, repr=False)
 class VAEImputer(OneToOneFeatureMixin, TransformerMixin, _VAE):
     """Fills missing cells by draws from P(x_mis | x_obs) under a VAE; observed cells are unchanged.
 
@@ -481,43 +388,13 @@ class VAEImputer(OneToOneFeatureMixin, TransformerMixin, _VAE):
         False
     """
 
-    def __init__(
-        self,
-        likelihood: str = "gaussian",
-        latent_dim: int = 8,
-        hidden_dims: Sequence[int] = (128,),
-        likelihood_options: Mapping[str, Any] | None = None,
-        standardize: bool = True,
-        epochs: int = 100,
-        batch_size: int = 128,
-        lr: float = 1e-3,
-        random_state: Any = None,
-        method: str = "auto",
-        num_samples: int = 1000,
-        num_imputations: int = 20,
-        strategy: str = "mean",
-        sample_posterior: bool = False,
-        add_indicator: bool = False,
-        keep_empty_features: bool = False,
-    ) -> None:
-        super().__init__(
-            likelihood,
-            latent_dim,
-            hidden_dims,
-            likelihood_options,
-            standardize,
-            epochs,
-            batch_size,
-            lr,
-            random_state,
-        )
-        self.method = method
-        self.num_samples = num_samples
-        self.num_imputations = num_imputations
-        self.strategy = strategy
-        self.sample_posterior = sample_posterior
-        self.add_indicator = add_indicator
-        self.keep_empty_features = keep_empty_features
+    method: str = "auto"
+    num_samples: int = 1000
+    num_imputations: int = 20
+    strategy: str = "mean"
+    sample_posterior: bool = False
+    add_indicator: bool = False
+    keep_empty_features: bool = False
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Fit a VAE to the observed cells of rows, shape (rows, columns), and return self; ``y`` is ignored."""
@@ -566,6 +443,7 @@ class VAEImputer(OneToOneFeatureMixin, TransformerMixin, _VAE):
         return np.concatenate([kept, marks]).astype(object)
 
 
+@dataclass(eq=False, repr=False)
 class BaselineDensity(_Density):
     """The density or mass P(x) of a baseline, with exact log P(x).
 
@@ -583,9 +461,8 @@ class BaselineDensity(_Density):
         -2.6
     """
 
-    def __init__(self, baseline: str = "full_gaussian", options: Mapping[str, Any] | None = None) -> None:
-        self.baseline = baseline
-        self.options = options
+    baseline: str = "full_gaussian"
+    options: Mapping[str, Any] | None = None
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Fit the baseline to rows, shape (rows, columns), and return self; ``y`` is ignored."""

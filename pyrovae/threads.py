@@ -6,11 +6,14 @@ the operating system runs the last thread: some 4 to 30 ms for each operation, w
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 # Measured by benchmarks/threads.py. An additional thread pays from this many multiply-adds of a forward pass on.
 _EACH = 1 << 23
@@ -35,18 +38,27 @@ def fitting(work: float) -> int:
 def using(number: int) -> Iterator[None]:
     """Run a block in which this thread's operations use at most ``number`` of torch's threads.
 
-    ``torch.set_num_threads`` sets the calling thread, and the default of threads that have not used torch yet. Another
+    ``torch.set_num_threads`` sets the calling thread, and the default of threads that have not used torch yet. A new
     thread restores that default at once, so that only the calling thread changes.
     """
     before = torch.get_num_threads()
     if number >= before:
         yield
         return
-    torch.set_num_threads(number)
+    _set(number)
     try:
-        other = threading.Thread(target=torch.set_num_threads, args=(before,))
-        other.start()
-        other.join()
         yield
     finally:
-        torch.set_num_threads(before)
+        _set(before)
+
+
+def _set(number: int) -> None:
+    """Set the number of threads of the calling thread alone."""
+    default = _in_a_new_thread(torch.get_num_threads)
+    torch.set_num_threads(number)
+    _in_a_new_thread(lambda: torch.set_num_threads(default))
+
+
+def _in_a_new_thread(call: Callable[[], T]) -> T:
+    with ThreadPoolExecutor(1) as new:
+        return new.submit(call).result()

@@ -64,7 +64,7 @@ ROOMS = [
     "sklearn",
     "datasets",
     "plots",
-    "report",
+    "reporting",
     "demo",
     "cli",
 ]

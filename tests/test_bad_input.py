@@ -482,7 +482,7 @@ def fitted(cls, good=None, rows="real", kind="rows of a baseline"):
 def figure(function, aliases=None, **arguments):
     """A plot function; ``arguments`` are pairs of a good value and a kind."""
     good = {name: value for name, (value, _) in arguments.items()} | {"ax": a("axes")}
-    kinds = {name: kind for name, (_, kind) in arguments.items()} | {"ax": "axes", "title": "text"}
+    kinds = {name: kind for name, (_, kind) in arguments.items()} | {"ax": "axes"}
     return Case(function, good, kinds, aliases or {})
 
 
@@ -754,6 +754,7 @@ CASES = {
             "method": "name",
             "seed": "seed",
             "progress": "flag",
+            "executor": "executor",
             "epochs": "count",
             "lr": "positive",
             "batch_size": "count",
@@ -1126,7 +1127,7 @@ RESULTS = {
     "baselines.Baseline",
 }
 #: The same function under two names.
-AGAIN = {"evidence.log_evidence": "log_evidence", "plots.plot_compare": "plots.compare"}
+AGAIN = {"evidence.log_evidence": "log_evidence"}
 #: Arguments that take anything: a model of any class, a path that only has to be a path.
 SPARED = {("load", "into")} | {
     # test_from_draws.py has what is refused of these.

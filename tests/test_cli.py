@@ -5,6 +5,7 @@ import io
 import re
 import shlex
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_a_file_in_the_way_is_refused_before_anything_runs(tmp_path):
     (tmp_path / "taken").write_text("")
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "taken")])
     assert result.exit_code == 2
-    assert "expected a folder" in result.stderr
+    assert "--out: expected a folder" in result.stderr
     result = CliRunner().invoke(app, ["demo", "--epochs", "0"])
     assert result.exit_code == 2
 
@@ -185,7 +186,8 @@ def test_scores_are_those_of_the_library(people, monkeypatch):
 
 def test_interrupted_scores_resume_to_the_same_bytes(people, monkeypatch, tmp_path):
     monkeypatch.setattr(rows, "_AT_ONCE", 30)
-    options = ["--method", "importance", "--num-samples", 50, "--no-check", "--index", "id", "-o"]
+    counted_checks(monkeypatch)
+    options = ["--method", "importance", "--num-samples", 100, "--index", "id", "-o"]
     run("score", people / "people.pv", people / "people.csv", *options, tmp_path / "whole.csv")
     options = ["--checkpoint", tmp_path / "kept", *options, tmp_path / "resumed.csv"]
     calls, scored = [], rows._scored
@@ -202,10 +204,34 @@ def test_interrupted_scores_resume_to_the_same_bytes(people, monkeypatch, tmp_pa
     run("score", people / "people.pv", people / "people.csv", *options)
     assert len(calls) == 2 + 2
     assert (tmp_path / "resumed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
-    other = run("score", people / "people.pv", people / "people.csv", "--seed", 1, *options, code=1)
-    assert "options" in other.stderr
+    other = run("score", people / "people.pv", people / "people.csv", "--seed", 1, *options, code=2)
+    assert "--checkpoint: expected the run in" in other.stderr
     options[options.index("id")] = "job"
-    assert "options" in run("score", people / "people.pv", people / "people.csv", *options, code=1).stderr
+    assert "options" in run("score", people / "people.pv", people / "people.csv", *options, code=2).stderr
+
+
+def counted_checks(monkeypatch):
+    """Let every check pass, and return the list of the checks made."""
+    made = []
+
+    def passes(template, estimator, *_):
+        made.append(estimator.__name__)
+        return pv.evidence.Check(estimator.__name__, 64, 0, 0, 64, True, None, np.full(64, -1.0), 0, 0)
+
+    monkeypatch.setattr(sys.modules["pyrovae.evidence.check"], "_try", passes)
+    return made
+
+
+def test_a_model_is_checked_once_a_file(people, monkeypatch):
+    monkeypatch.setattr(rows, "_AT_ONCE", 30)
+    made = counted_checks(monkeypatch)
+    places = [people / "people.pv", people / "people.csv", "--index", "id", "--method", "importance"]
+    found = table_of(run("score", *places, "--num-samples", 500).stdout)
+    assert made == ["importance"]
+    assert (found["verdict"][60:] == "trust").any()
+    codes = table_of(run("embed", *places, "--num-samples", 500).stdout)
+    assert made == ["importance"] * 2
+    assert (codes["verdict"][60:] == "trust").any()
 
 
 def test_chunks_with_and_without_holes_have_the_same_columns(tmp_path, monkeypatch):
@@ -230,7 +256,7 @@ def test_inputs_are_not_overwritten(people, tmp_path, command):
     link.symlink_to(data)
     places = [data, link, model] if "{model}" in COMMANDS[command] else [data, link]
     for out in places:
-        assert "a file that is not read" in refused(command, data=data, model=model, out=out)
+        assert "a file that is not read" in refused(command, code=2, data=data, model=model, out=out)
     assert data.read_bytes() == (people / "people.csv").read_bytes()
     assert model.read_bytes() == (people / "people.pv").read_bytes()
 
@@ -323,8 +349,8 @@ def test_models_are_compared_on_rows_that_none_has_seen(tmp_path):
     assert pd.read_csv(tmp_path / "table.csv", index_col=0)["seen"].tolist() == [0]
     counts = tmp_path / "counts.csv"
     frame.assign(a=rng.poisson(3.0, 150)).to_csv(counts, index=False)
-    refused = run("compare", counts, "--models", "vae,ppca", "--epochs", 9999, code=1)
-    assert "all masses or all densities" in refused.stderr
+    refused = run("compare", counts, "--models", "vae,ppca", "--epochs", 9999, code=2)
+    assert "--models: expected all masses or all densities" in refused.stderr
 
 
 def test_commands_of_the_page_run(people, tmp_path, monkeypatch):
@@ -381,8 +407,8 @@ def test_levels_of_held_out_rows_are_in_the_training_rows(tmp_path):
     pd.DataFrame({"level": levels, "x": np.arange(30) ** 1.5}).to_csv(tmp_path / "rows.csv", index=False)
     run("fit", tmp_path / "rows.csv", "-o", tmp_path / "m.pv", "--validation", 0.5, "--epochs", 1)
     assert set(pv.load(tmp_path / "m.pv").table.columns[0].levels) == set(levels)
-    none = run("fit", tmp_path / "rows.csv", "-o", tmp_path / "m.pv", "--validation", 0.001, code=1)
-    assert "a share of 0.001 of 30" in none.stderr
+    none = run("fit", tmp_path / "rows.csv", "-o", tmp_path / "m.pv", "--validation", 0.001, code=2)
+    assert "--validation: expected rows to hold out, got a share of 0.001 of 30" in none.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -402,9 +428,9 @@ COMMANDS = {
 }
 
 
-def refused(command, **places):
-    """A message of one paragraph and exit code 1, and no file."""
-    result = run(*(part.format(**places) for part in COMMANDS[command]), code=1)
+def refused(command, code=1, **places):
+    """A message of one paragraph and an exit code, and no file."""
+    result = run(*(part.format(**places) for part in COMMANDS[command]), code=code)
     assert result.stderr.startswith("Error: "), result.stderr
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
@@ -460,15 +486,33 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(people, tmp_
     assert "No such file" in refused(command, out=tmp_path / "no" / "such.csv", **places)
 
 
-def test_usage_is_exit_code_two(people):
-    for arguments in (
-        ["fit"],
-        ["fit", people / "people.csv", "-o", "m", "--family", "dose"],
-        ["fit", people / "people.csv", "-o", "m", "--resolution", "dose=some"],
-        ["sample", people / "people.pv", 0],
-        ["compare", people / "people.csv", "--models", "full_gaussian:2.5", "--drop", "seen"],
-    ):
-        assert "Traceback" not in run(*arguments, code=2).output
+USAGE = {
+    "Missing argument": "fit {data}",
+    "--family: expected COLUMN=VALUE, got 'dose'": "fit {data} -o {out} --family dose",
+    "--family: expected one of": "fit {data} -o {out} --family zz=gaussian --drop seen",
+    "--family['dose']: expected one of": "fit {data} -o {out} --family dose=zz --drop seen",
+    "--drop: expected one of": "fit {data} -o {out} --drop zz --drop seen",
+    "--resolution: expected a number, got 'some'": "fit {data} -o {out} --resolution dose=some",
+    "--date: expected a column": "fit {data} -o {out} --date zz=days",
+    "--lr: expected": "fit {data} -o {out} --lr -1 --drop seen",
+    "--out: expected a name that ends in": "sample {model} 2 -o rows.xlsx",
+    "--index: expected a column": "score {model} {data} --index zz",
+    "--kind: expected one of": "impute {model} {data} --kind zz",
+    "--method: expected one of": "embed {model} {data} --index id --method zz",
+    "Usage: root sample": "sample {model} 0",
+    "--models: expected a whole number": "compare {data} --models full_gaussian:2.5 --drop seen",
+    "--models: expected full_gaussian without a number": "compare {data} --models full_gaussian:2 --drop seen",
+}
+
+
+@pytest.mark.parametrize("message", USAGE)
+def test_usage_is_exit_code_two_and_names_the_option(people, tmp_path, message):
+    places = {"data": people / "people.csv", "model": people / "people.pv", "out": tmp_path / "m.pv"}
+    arguments = [part.format(**places) for part in USAGE[message].split()]
+    if message.startswith("Missing"):
+        arguments = arguments[:1]
+    assert message in run(*arguments, code=2).stderr.replace("\n", " ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_messages_are_quiet_on_request(people):

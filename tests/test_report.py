@@ -94,7 +94,7 @@ def test_numbers_are_those_of_the_library(table, written):
 def test_independent_columns_are_the_marginals_of_their_families(table):
     from scipy.stats import norm
 
-    from pyrovae.report import independent_columns
+    from pyrovae.reporting.baselines import independent_columns
 
     train, x = rows(2), rows(1, 40)
     found = independent_columns(table, train, x)
@@ -202,7 +202,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(
     table, tmp_path, monkeypatch, place, message
 ):
     (tmp_path / "file").write_text("kept")
-    monkeypatch.setitem(pv.report.__wrapped__.__globals__, "_Report", lambda *_: pytest.fail("computed"))
+    monkeypatch.setitem(pv.report.__wrapped__.__globals__, "Contents", lambda *_: pytest.fail("computed"))
     with pytest.raises(OSError, match=message):
         pv.report(table, rows(1), tmp_path / place)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

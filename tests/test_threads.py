@@ -1,6 +1,6 @@
 """Small computations use few threads, and torch's setting is left as it was."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -48,12 +48,9 @@ def three_threads():
     torch.set_num_threads(before)
 
 
-def number_in_a_new_thread() -> int:
-    seen: list[int] = []
-    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
-    thread.start()
-    thread.join()
-    return seen[0]
+def in_a_new_thread(call):
+    with ThreadPoolExecutor(1) as new:
+        return new.submit(call).result()
 
 
 def test_only_the_calling_thread_changes_and_only_for_the_block():
@@ -61,15 +58,25 @@ def test_only_the_calling_thread_changes_and_only_for_the_block():
 
     def fail():
         with threads.using(1):
-            inside.extend([torch.get_num_threads(), number_in_a_new_thread()])
+            inside.extend([torch.get_num_threads(), in_a_new_thread(torch.get_num_threads)])
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
     assert inside == [1, 3]
-    assert torch.get_num_threads() == number_in_a_new_thread() == 3
+    assert torch.get_num_threads() == in_a_new_thread(torch.get_num_threads) == 3
     with threads.using(4):
         assert torch.get_num_threads() == 3
+
+
+def test_the_default_of_new_threads_is_kept_if_the_caller_has_another():
+    """Also if another thread sets it during the block."""
+    in_a_new_thread(lambda: torch.set_num_threads(2))
+    with threads.using(1):
+        assert in_a_new_thread(torch.get_num_threads) == 2
+        in_a_new_thread(lambda: torch.set_num_threads(4))
+    assert torch.get_num_threads() == 3
+    assert in_a_new_thread(torch.get_num_threads) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Blocks computed by an executor's workers have the bits of one process, whatever happens to the workers."""
 
+import functools
 import itertools
 import multiprocessing
 import os
@@ -29,16 +30,16 @@ class Here(Executor):
     def __init__(self, *fates, workers=2):
         self.num_workers, self.fates, self.futures, self.setups = workers, list(fates), [], 0
 
-    def submit(self, work, call, caller, key, setup, rows):
+    def submit(self, work, call, caller, *task):
         future = Future()
         self.futures.append(future)
-        self.setups += setup is not None
+        self.setups += len(task) == 3 and task[1] is not None
         fate = self.fates.pop(0) if self.fates else None
         if fate == "wait":
             return future
         future.set_running_or_notify_cancel()
         if fate is None:
-            future.set_result(work(call, caller, key, setup, rows))
+            future.set_result(work(call, caller, *task))
         else:
             future.set_exception(fate)
         return future
@@ -185,6 +186,61 @@ def test_graphs_and_the_reason_for_none_come_from_the_workers(monkeypatch):
     assert_same(pv.log_evidence(vae(), X, **options), pv.log_evidence(vae(), X, executor=Here(), **options))
     spread = pv.log_evidence(of_functions(reads), X, executor=Here(), **options)
     assert "reads a tensor's value" in spread.uncompiled
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Tasks that are no blocks of rows: the fits of swap
+
+
+FAMILIES = {
+    "families": ["bernoulli", "poisson", "gaussian"],
+    "hidden_dims": (4,),
+    "epochs": 2,
+    "compile": False,
+}
+
+
+def swapped(monkeypatch, executor):
+    options = {"num_samples": 20, "check": False, "tile": (7, 20), "compile": False}
+    scored = functools.partial(pv.log_evidence, **options)
+    monkeypatch.setattr("pyrovae.comparison.swapping.log_evidence", scored)
+    return pv.swap(X, 1, **FAMILIES, method="importance", executor=executor)
+
+
+def assert_same_families(one, other):
+    assert list(one.models) == list(other.models)
+    for name, vae in one.models.items():
+        again = other.models[name]
+        assert vae.fitted.fingerprint == again.fitted.fingerprint
+        assert all(torch.equal(a, b) for a, b in zip(vae.parameters(), again.parameters(), strict=True))
+    for table in ("masses", "densities"):
+        a, b = (getattr(found, table).drop(columns="seconds") for found in (one, other))
+        assert a.equals(b)
+
+
+@pytest.mark.usefixtures("reversed_order")
+def test_families_fitted_by_workers_in_another_order_have_the_same_bits(monkeypatch):
+    """One worker dies while it fits."""
+    here = Here(None, BrokenProcessPool("a worker died"))
+    assert_same_families(swapped(monkeypatch, None), swapped(monkeypatch, here))
+    assert len(here.futures) > len(FAMILIES["families"]) + 1  # scores, too
+
+
+def test_families_are_fitted_by_spawned_workers(pool, monkeypatch):
+    assert_same_families(swapped(monkeypatch, None), swapped(monkeypatch, pool))
+
+
+def test_a_fit_that_fails_raises_its_error_and_dead_workers_theirs(monkeypatch):
+    def fails(record, pair):
+        raise KeyError("a callback")
+
+    with pytest.raises(KeyError, match="a callback"):
+        pv.swap(X, 1, **FAMILIES, callbacks=[fails], executor=Here())
+    died = [BrokenProcessPool("a worker died")] * 99
+    with pytest.raises(BrokenExecutor, match=r"5 tries .* while task \d of 3 and others"):
+        swapped(monkeypatch, Here(*died))
+    with pytest.raises(ValueError, match="executor: expected a pair that can be sent"):
+        pv.swap(X, 1, **FAMILIES, callbacks=[threading.Lock().acquire], executor=Here())
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pyrovae.baselines.base import Distributed, Incomplete
-from pyrovae.rows import Source
 
 _BLOCK = 2**20  # entries of the matrices that are in memory at once
 
@@ -42,13 +41,13 @@ class FactorModel(Distributed, Incomplete):
     def _draw(self, rows: Tensor, observed: Tensor, num_draws: int) -> Tensor:
         return draw(self._factors(), rows, observed, num_draws)
 
-    def _embedded(self, x: Any) -> tuple[Tensor, Tensor, Source]:
-        """Return means and standard deviations of P(z | x_obs), each (rows, L), and the rows as they were passed."""
+    def posterior_moments(self, x: Any) -> tuple[Tensor, Tensor, Any]:
+        """Return means and standard deviations of P(z | x_obs), each (rows, L), and the index of x or None."""
         rows, mask, source = self._like_fitted(x)
         blocks = _blocks(self._factors(), rows, mask[0] if mask else torch.ones_like(rows, dtype=torch.bool))
         means, factors = zip(*(posterior(self._factors(), *block)[1:] for block in blocks), strict=True)
         spread = [torch.cholesky_inverse(each).diagonal(dim1=-2, dim2=-1).sqrt() for each in factors]
-        return torch.cat(means), torch.cat(spread), source
+        return torch.cat(means), torch.cat(spread), source.index
 
 
 def posterior(factors: Factors, rows: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_integer_dtype
 
 from pyrovae.cli.main import log
 from pyrovae.refusals import bad_value
 from pyrovae.tables import Column, Table
 
 _MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>"}
-_DATE = r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}(?:[ T].*)?"
+_DATE, _LIKE_A_DATE = r"\d{4}-\d{2}(?:-\d{2}.*)?", r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}(?:[ T].*)?"
 _TIME = r"\d{2}(?::?\d{2}(?::?\d{2}(?:[.,]\d+)?)?)?\s?(?:Z|[+-]\d{2}(?::?\d{2})?)?"
 _ISO = re.compile(rf"\d{{4}}|\d{{4}}-\d{{2}}|(?:\d{{4}}-\d{{2}}-\d{{2}}|\d{{8}})(?:[T ]{_TIME})?")
 _MOSTLY = 0.9  # the share of numbers from which another cell is likely to mean a missing one
@@ -89,6 +90,8 @@ def _typed(text: pd.Series, column: Column | None, decimal_comma: bool, start: i
         fix = f"Write {cell.replace('.', '')}, or {cell.replace('.', ',', 1)} if it is a decimal."
         raise bad_value(str(text.name), "numbers with decimal commas between semicolons", came, fix)
     numbers = pd.to_numeric(seen.str.replace(",", ".") if decimal_comma else seen, errors="coerce")
+    if column is not None and is_integer_dtype(column.dtype) and (numbers % 1 == 0).all():
+        return numbers.astype("Int64").reindex(text.index)
     if column is not None:  # the table refuses what is left as text
         return numbers.astype(object).where(numbers.notna(), seen).reindex(text.index).infer_objects()
     odd = numbers.index[numbers.isna()]
@@ -143,15 +146,10 @@ def with_dates(
     for name, part in parts:
         if name not in frame:
             raise bad_value("--date", f"a column, {list(frame.columns)}", repr(name), "Name one of these.")
-        spelled = [None if pd.isna(cell) else _spelled(cell) for cell in frame[name]]
-        iso = [cell if cell is not None and _ISO.fullmatch(cell) else None for cell in spelled]
-        found = pd.to_datetime(
-            pd.Series(iso, frame.index, dtype=object), format="ISO8601", errors="coerce", utc=True
-        )
-        dates = found.dt.tz_localize(None)
+        dates = _parsed(frame[name])
         odd = np.flatnonzero(dates.isna() & frame[name].notna())
         if len(odd):
-            came = f"{len(odd)} others, first {spelled[odd[0]]!r} in row {start + odd[0]}"
+            came = f"{len(odd)} others, first {_spelled(frame[name].iloc[odd[0]])!r} in row {start + odd[0]}"
             fix = "Write them so, or drop the column."
             raise bad_value(name, "dates in ISO 8601, such as 2026-11-29, or years", came, fix)
         days = (dates - pd.Timestamp("1970-01-01")) / pd.Timedelta("1D")
@@ -160,18 +158,30 @@ def with_dates(
     return frame.drop(columns=list(replaced)).assign(**made)
 
 
+def _parsed(cells: pd.Series) -> pd.Series:
+    """Return cells as dates and times in UTC; NaT if one is missing or not in ISO 8601."""
+    spelled = [None if pd.isna(cell) else _spelled(cell) for cell in cells]
+    iso = [cell if cell is not None and _ISO.fullmatch(cell) else None for cell in spelled]
+    found = pd.Series(iso, cells.index, dtype=object)
+    return pd.to_datetime(found, format="ISO8601", errors="coerce", utc=True).dt.tz_localize(None)
+
+
 def _spelled(cell: Any) -> str:
     """Return a date or a year as text."""
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
 
 
 def dates(frame: pd.DataFrame) -> list[Any]:
-    """Return the names of columns that hold dates, as such or as text."""
+    """Return the names of columns that hold dates, as such or as text in ISO 8601; warn of text like other dates."""
     found = []
     for name in frame:
         seen = frame[name].dropna()
         kind = pd.api.types.infer_dtype(seen)
-        text = kind == "string" and seen.str.strip().str.fullmatch(_DATE).all()
-        if text or kind.startswith(("date", "time", "period")):
+        text = seen.str.strip() if kind == "string" else seen[:0].astype(str)
+        dated = len(text) and text.str.fullmatch(_DATE).all() and _parsed(text).notna().all()
+        if dated or kind.startswith(("date", "time", "period")):
             found.append(name)
+        elif len(text) and text.str.fullmatch(_LIKE_A_DATE).all():
+            fix = "Write dates in ISO 8601, such as 2026-11-29, to make them numbers."
+            log.warning("%s has labels, first %r. %s", name, seen.iloc[0], fix)
     return found

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pyrovae.cli.main import app, log, shows_progress
+from pyrovae.refusals import bad_value
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,12 +30,10 @@ def demo(
     from rich.console import Console
 
     started = time.monotonic()
-    if out.exists() and not out.is_dir():
-        raise typer.BadParameter(f"expected a folder, got the file {out}. Name another.", param_hint="--out")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise typer.BadParameter(f"expected a folder to write to, got {error}.", param_hint="--out") from None
+        raise bad_value("--out", "a folder to write to", str(error), "Name another.") from None
     from pyrovae import demo as room
 
     # Tables are made to fit 80 columns; a pipe has no width.

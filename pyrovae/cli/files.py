@@ -185,8 +185,11 @@ class Rows:
     def _parquet(self, size: int) -> Iterator[pd.DataFrame]:
         parquet = _pyarrow("reads")
         with self._binary() as file:
-            for batch in parquet.ParquetFile(file).iter_batches(size):
-                yield batch.to_pandas()
+            rows = parquet.ParquetFile(file)
+            for group in range(rows.num_row_groups):
+                # One after the other, because pyarrow reads ahead in all groups that it is asked for.
+                for batch in rows.iter_batches(size, row_groups=[group]):
+                    yield batch.to_pandas()
 
     def _arrays(self, size: int) -> Iterator[pd.DataFrame]:
         with self._binary() as file:

@@ -1,10 +1,11 @@
-"""The app: messages go to standard error by the logger ``pyrovae``, and refusals are one message and exit code 1."""
+"""The app: messages go to standard error by the logger ``pyrovae``. Refusals are one message, and exit code 2 if it names an option, else 1."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -47,7 +48,7 @@ Check = Annotated[
 
 
 class _Group(TyperGroup):
-    """Commands whose refusals are a message and exit code 1; a traceback is a mistake in pyrovae."""
+    """Commands whose refusals are a message and an exit code; a traceback is a mistake in pyrovae."""
 
     def invoke(self, ctx: Any) -> Any:
         handler = logging.StreamHandler()
@@ -61,13 +62,23 @@ class _Group(TyperGroup):
         except (Refused, RefusedType, FloatingPointError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # the reader of standard output has gone; typer ends the command
-            text = error.strerror if isinstance(error, OSError) and error.strerror else error
-            log.error("Error: %s", text)
+            text = str(error.strerror if isinstance(error, OSError) and error.strerror else error)
+            argument = re.split(r"[\[ ]", getattr(error, "argument", ""))[0]
+            option = self._option(ctx, argument)
+            log.error("Error: %s", option + text.removeprefix(argument) if option else text)
             _forget_output()
-            raise typer.Exit(1) from None
+            raise typer.Exit(2 if option else 1) from None
         finally:
             log.removeHandler(handler)
             log.setLevel(before)
+
+    def _option(self, ctx: Any, argument: str) -> str:
+        """Return the option of the command that an argument of the library came from; "" if it came from none."""
+        command = self.get_command(ctx, ctx.invoked_subcommand or "")
+        options = {
+            each.name: each.opts[0] for each in getattr(command, "params", ()) if each.opts[0][0] == "-"
+        }
+        return argument if argument in options.values() else options.get(argument, "")
 
 
 app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

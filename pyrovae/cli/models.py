@@ -13,11 +13,11 @@ import typer
 
 from pyrovae import arguments, baselines, comparison, evidence, storage, training
 from pyrovae.cli import files
-from pyrovae.cli.columns import Columns, Dates, Drop, Families, Resolutions, to_number
 from pyrovae.cli.main import Check, Data, Index, Model, Out, Seed, app, load, log, show, shows_progress
+from pyrovae.cli.training_rows import Dates, Drop, Families, Resolutions, TrainingRows, to_number
 from pyrovae.model import VAE
 from pyrovae.refusals import bad_value
-from pyrovae.report import report as write_report
+from pyrovae.reporting import report as write_report
 
 _COMPONENTS = 10  # of a mixture
 
@@ -34,7 +34,7 @@ HiddenDims = Annotated[
 def fit(
     data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the model.")],
-    family: Families = None,
+    families: Families = None,
     resolution: Resolutions = None,
     date: Dates = None,
     drop: Drop = None,
@@ -61,9 +61,9 @@ def fit(
     """Fit a VAE to the rows of a file, each column with a family of its own, and print the families."""
     files.require_apart(out, data)
     files.beside(out).close()  # refuses a place that cannot be written to before the fit
-    table = Columns(data, index, family, resolution, date, drop, hidden_dims, seed)
-    train, held_out = table.split(validation)
-    vae = table.vae(train, latent_dim)
+    rows = TrainingRows(data, index, families, resolution, date, drop, hidden_dims, seed)
+    train, held_out = rows.split("--validation", validation)
+    vae = rows.vae(train, latent_dim)
     columns: Any = vae.table
     show(columns.summary().to_string(index=False))
     history = training.fit(
@@ -102,7 +102,7 @@ def compare(
         float, typer.Option(min=0.01, max=0.9, help="Share of the rows that is held out and scored.")
     ] = 0.2,
     out: Out = "-",
-    family: Families = None,
+    families: Families = None,
     resolution: Resolutions = None,
     date: Dates = None,
     drop: Drop = None,
@@ -118,13 +118,13 @@ def compare(
     """Fit VAEs and baselines to the same rows and rank them by log P(x) of held-out rows."""
     files.require_apart(out, data)
     with files.writing(out) as put:
-        table = Columns(data, index, family, resolution, date, drop, hidden_dims, seed)
-        train, held_out = table.split(test)
-        untrained = table.vae(train, latent_dim)
+        rows = TrainingRows(data, index, families, resolution, date, drop, hidden_dims, seed)
+        train, held_out = rows.split("--test", test)
+        untrained = rows.vae(train, latent_dim)
         columns: Any = untrained.table
         codes, scored = columns.encode(train), columns.encode(held_out)
         made = {
-            name: _made(name, latent_dim, codes.shape[1], lambda dim: table.vae(train, dim))
+            name: _made(name, latent_dim, codes.shape[1], lambda dim: rows.vae(train, dim))
             for name in models.split(",")
         }
         pairs = {name: model for name, model in made.items() if isinstance(model, VAE)}
@@ -229,7 +229,7 @@ def _made(text: str, latent_dim: int, columns: int, vae: Callable[[int], VAE]) -
     sizes = [each for each in inspect.signature(kind).parameters.values() if each.default is each.empty]
     if not sizes:
         if given:
-            raise typer.BadParameter(f"{name} takes no number, got {text!r}", param_hint="--models")
+            raise bad_value("--models", f"{name} without a number", repr(text), "Leave the number out.")
         return kind()
     default = min(latent_dim, max(1, columns - 1)) if sizes[0].name == "latent_dim" else _COMPONENTS
     return kind(default if number is None else number)

@@ -15,9 +15,10 @@ import typer
 from pyrovae import arguments, checkpoints, embedding, evidence, imputation, outlying
 from pyrovae.cli import files
 from pyrovae.cli.main import Check, Data, Index, Model, Out, Seed, app, load, log, shows_progress
+from pyrovae.evidence.check import once
 from pyrovae.refusals import Refused
 
-# Rows of one call of log_evidence, whose check takes as long as the scores of some hundred rows.
+# Rows of one call of log_evidence.
 _AT_ONCE = 10_000
 
 Method = Annotated[str, typer.Option(help=f"Whose draws of z to use: {', '.join(imputation.METHODS)}.")]
@@ -51,7 +52,8 @@ def score(
 ) -> None:
     """Write log P(x) of every row with its error and a verdict, 10 000 rows at a time.
 
-    Each 10 000 rows are one call of log_evidence with noise="content": equal rows get equal draws wherever they are.
+    Each 10 000 rows are one call of log_evidence with noise="content": equal rows get equal draws wherever they are. The
+    method is tried on rows simulated from the model once, with the first 10 000 rows that have a row to trust.
     """
     files.require_apart(out, model, data)
     found, table = load(model)
@@ -66,12 +68,13 @@ def score(
         pins = {"model": files.digest(model), "rows": rows.digest, "options": given}
         kept = checkpoints.Parts(checkpoint, pins, {}, torch.get_num_threads())
     options |= {"progress": shows_progress()} if "seed" in options else {}
-    with files.writing(out) as put:
+    with files.writing(out) as put, once() as made:
         for number, (start, frame) in enumerate(rows.chunks(_AT_ONCE)):
             if rows.count > len(frame):
                 log.info("Rows %d to %d of %d", start, start + len(frame) - 1, rows.count)
-            compute = functools.partial(_scored, found, frame, start, method, options)
+            compute = functools.partial(_scored, found, frame, start, method, options, made)
             part = compute() if kept is None else kept.keep(number, compute)
+            made.update({fields["method"]: evidence.Check(**fields) for fields in part["checks"]})
             modelled = frame.shape[1] if table is None else len(table.columns)
             columns = part["scores"] | {
                 "observed": part["scores"].get("observed", modelled)
@@ -82,15 +85,24 @@ def score(
 
 
 def _scored(
-    model: Any, frame: pd.DataFrame, start: int, method: str | None, options: dict[str, Any]
+    model: Any,
+    frame: pd.DataFrame,
+    start: int,
+    method: str | None,
+    options: dict[str, Any],
+    made: dict[str, evidence.Check],
 ) -> dict[str, Any]:
-    """Return log P(x) of some rows of a file as plain data, which checkpoints keep; ``start`` is the first row."""
+    """Return log P(x) of some rows of a file as plain data, which checkpoints keep.
+
+    ``start`` is the first row, and ``made`` the checks so far.
+    """
     with _numbered_from(start):
         found = evidence.log_evidence(model, frame, method=method, **options)
     summary = found.summary()
     if found.seen:
         summary += f"\nnot held out: {found.seen} of these rows, which the model was fitted to"
-    return {"scores": found.to_frame().to_dict("list"), "summary": summary}
+    checks = [vars(check) for check in made.values()]
+    return {"scores": found.to_frame().to_dict("list"), "summary": summary, "checks": checks}
 
 
 @contextmanager
@@ -99,7 +111,9 @@ def _numbered_from(start: int) -> Iterator[None]:
     try:
         yield
     except Refused as error:
-        raise Refused(f"{error} Row 0 here is row {start} of the file." if start else str(error)) from None
+        if start:
+            error.args = (f"{error} Row 0 here is row {start} of the file.",)
+        raise
 
 
 @app.command()
@@ -162,7 +176,7 @@ def embed(
     files.require_apart(out, model, data)
     found, table = load(model)
     options: dict[str, Any] = {"method": method, "num_samples": num_samples, "seed": seed, "check": check}
-    with files.writing(out) as put:
+    with files.writing(out) as put, once():
         for start, frame in files.Rows(data, index, table).chunks(_AT_ONCE):
             with _numbered_from(start):
                 codes = embedding.embed(found, frame, noise="content", **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from pyrovae import arguments, noise, pages
 from pyrovae.comparison.predictive import compare
 from pyrovae.evaluation import Names
 from pyrovae.evidence import METHODS, log_evidence
+from pyrovae.evidence.workers import Pool, Workers, each
 from pyrovae.likelihoods import REGISTRY, Likelihood
 from pyrovae.model import VAE
 from pyrovae.networks import standardizing
@@ -72,6 +74,7 @@ def swap(
     method: str = "auto",
     seed: int = 0,
     progress: bool = False,
+    executor: Workers = None,
     **fitting: Any,
 ) -> Swapped:
     """Fit one VAE a family to the same rows and compare their held-out log P(x).
@@ -89,7 +92,9 @@ def swap(
         hidden_dims: of every VAE.
         method: of ``log_evidence``.
         seed: of weights, the split, and all noise.
-        progress: show progress bars.
+        progress: show progress bars; those of fits in workers are not shown.
+        executor: as in ``log_evidence``. Each family is fitted by one worker, and then scored by all, with the same bits as
+            without. What ``callbacks`` change in a worker stays there.
         fitting: options of ``fit``: ``epochs``, ``lr``, ``validation``, ``patience``, …
 
     Raises:
@@ -108,6 +113,7 @@ def swap(
     arguments.choice("method", method, tuple(METHODS))
     arguments.boolean("progress", progress)
     arguments.options("swap and of fit", fit, fitting, taken=("pair", "x", "seed", "progress"))
+    pool = None if executor is None else Pool(executor)
     validation = fitting.pop("validation", None)
     if validation is not None:
         validation, _ = _read(validation, "validation", names)
@@ -136,17 +142,20 @@ def swap(
         label = ", ".join(f"{key}={value}" for key, value in options.items())
         label = f"{name}({label})" if label else name
         models[label], kinds[label] = vae, scored.measure[0]
+    tasks = []
     for vae in models.values():
-        given = _taken(vae, batch, names)
-        if isinstance(vae.likelihood, Likelihood):
-            vae.likelihood.start_from(given)
-        if validation is not None:
-            fitting["validation"] = _taken(vae, validation, names)
-        fit(vae, given, seed=seed, progress=progress, **fitting)
+        own = {} if validation is None else {"validation": _taken(vae, validation, names)}
+        options = {"seed": seed, "progress": progress and executor is None, **fitting, **own}
+        tasks.append(functools.partial(_fitted, vae, _taken(vae, batch, names), options))
+    fitted = [task() for task in tasks] if pool is None else each(tasks, pool)
+    models = dict(zip(models, fitted, strict=True))
+    scoring: dict[str, Any] = {"method": method, "seed": seed, "progress": progress}
+    if executor is not None:
+        scoring["executor"] = executor
     tables: dict[str, pd.DataFrame | None] = {}
     for kind in dict.fromkeys(kinds.values()):
         scores = {
-            name: log_evidence(vae, _taken(vae, test, names), method=method, seed=seed, progress=progress)
+            name: log_evidence(vae, _taken(vae, test, names), **scoring)
             for name, vae in models.items()
             if kinds[name] == kind
         }
@@ -154,6 +163,14 @@ def swap(
         table.insert(1, "bits_per_dim", [scores[name].bits_per_dim for name in table.index])
         tables[kind] = table
     return Swapped(models, tables.get("mass"), tables.get("density"), test["x"])
+
+
+def _fitted(vae: VAE, x: Any, options: Mapping[str, Any]) -> VAE:
+    """Fit a VAE, which starts from the marginals of x, and return it."""
+    if isinstance(vae.likelihood, Likelihood):
+        vae.likelihood.start_from(x)
+    fit(vae, x, **options)
+    return vae
 
 
 def _held_out(batch: Batch, seed: int) -> tuple[Batch, Batch]:

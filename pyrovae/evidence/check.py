@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -104,6 +106,24 @@ class Check:
 _CHECKS: weakref.WeakKeyDictionary[LatentVariableModel, dict[Hashable, Check]] = weakref.WeakKeyDictionary()
 
 
+#: In a block of ``once``, the checks made in it.
+_MADE: ContextVar[dict[str, Check] | None] = ContextVar("_MADE", default=None)
+
+
+@contextmanager
+def once() -> Iterator[dict[str, Check]]:
+    """Run a block about one model, in which each method is checked on the first rows that it trusts and on no others.
+
+    Yields the checks by method. Those that are put there are not made.
+    """
+    made: dict[str, Check] = {}
+    token = _MADE.set(made)
+    try:
+        yield made
+    finally:
+        _MADE.reset(token)
+
+
 @takes_turns
 def check(
     pair: LatentVariableModel,
@@ -174,21 +194,31 @@ def judged_by_check(
         return verdict, None
     if estimator is None:
         return np.where(verdict == "trust", "unchecked", verdict), None
+    shared = _MADE.get()
+    made = None if shared is None else shared.get(estimator.__name__)
+    if made is None:
+        made = _kept(evaluation, estimator, options)
+    if shared is not None:
+        shared[estimator.__name__] = made
+    word = {True: "trust", False: "another method", None: "unchecked"}[made.passed]
+    return np.where(verdict == "trust", word, verdict), made
+
+
+def _kept(evaluation: Evaluation, estimator: Estimator, options: Mapping[str, Any]) -> Check:
+    """Return the check that is kept with the pair, made now if there is none."""
     # The same tiles as ``check`` has, for pairs whose noise depends on them.
     tile = noise.tile_shape(evaluation.structure.widest, 1)
     template = replace(evaluation, num_samples=1, tile=tile, runner=None)
     known = _CHECKS.setdefault(evaluation.pair, {})
     key = _key(template, estimator, options)
-    if key not in known:
-        while len(known) >= _MOST_KEPT:
-            del known[next(iter(known))]
-        made = _try(template, estimator, _AT_ONCE, options)
-        if made.simulated:  # one that failed is made again
-            known[key] = made
-    else:
-        made = known[key]
-    word = {True: "trust", False: "another method", None: "unchecked"}[made.passed]
-    return np.where(verdict == "trust", word, verdict), made
+    if key in known:
+        return known[key]
+    while len(known) >= _MOST_KEPT:
+        del known[next(iter(known))]
+    made = _try(template, estimator, _AT_ONCE, options)
+    if made.simulated:  # one that failed is made again
+        known[key] = made
+    return made
 
 
 def _key(template: Evaluation, estimator: Estimator, options: Mapping[str, Any]) -> Hashable:

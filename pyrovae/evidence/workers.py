@@ -23,7 +23,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import cloudpickle
 import torch
@@ -35,6 +35,8 @@ from pyrovae.precision import products
 from pyrovae.refusals import Refused, bad_type, bad_value, refusal, shown
 from pyrovae.tracing import Runner
 from pyrovae.turns import takes_turns
+
+T = TypeVar("T")
 
 #: Returns the value of one block, from its number and its rows.
 Compute = Callable[[int, slice], Any]
@@ -73,15 +75,15 @@ class Pool:
         self._executor = executor if isinstance(executor, Executor) else None
         self._calls = itertools.count()
 
-    def submit(self, *task: Any) -> Future[tuple[str, Any]]:
+    def submit(self, work: Callable[..., tuple[str, Any]], *task: Any) -> Future[tuple[str, Any]]:
         """Send a task; raise ``RuntimeError`` if the workers have died and there is no function to make others."""
         try:
-            return self._now.submit(work, next(self._calls), *task)
+            return self._now.submit(work, next(self._calls), _place(), *task)
         except RuntimeError:  # broken, or shut down
             if self._make is None:
                 raise
             self._executor = None
-            return self._now.submit(work, next(self._calls), *task)
+            return self._now.submit(work, next(self._calls), _place(), *task)
 
     @property
     def workers(self) -> int:
@@ -164,10 +166,13 @@ def _made(make: Make, evaluation: Evaluation) -> Callable[[int, slice], Any]:
 
 @dataclass
 class _Task:
-    """Consecutive blocks by their numbers, and how often their workers have died."""
+    """Consecutive blocks, or the tasks of ``each``, by their numbers; and how often their workers have died."""
 
     numbers: list[int]
     tries: int = 0
+
+
+_Running = dict[Future[tuple[str, Any]], _Task]
 
 
 def _spread(
@@ -182,53 +187,103 @@ def _spread(
     if not left:
         return
     setup = _packed(evaluation, make)
-    key, caller = hashlib.sha256(setup).hexdigest(), (_HOME, os.getpid(), threading.get_ident())
+    key = hashlib.sha256(setup).hexdigest()
     ahead, size = _AHEAD * pool.workers, 1
-    waiting, running = deque(left), dict[Future[tuple[str, Any]], _Task]()
+    waiting, running = deque(left), _Running()
+
+    def died(task: _Task, error: Exception) -> BrokenExecutor:
+        return _broken(evaluation, blocks, task, error, kept)
 
     def submit(task: _Task, *, known: bool = True) -> None:
         rows = _rows(evaluation, blocks, task)
         try:
-            future = pool.submit(caller, key, None if known else setup, rows)
+            running[pool.submit(work, key, None if known else setup, rows)] = task
         except RuntimeError as error:
-            raise _broken(evaluation, blocks, task, error, kept) from error
-        running[future] = task
+            raise died(task, error) from error
+
+    def fill() -> None:
+        while waiting and len(running) < ahead:
+            # The last tasks are short, so that all workers end together.
+            most = min(size, math.ceil(len(waiting) / ahead))
+            numbers = [waiting.popleft()]
+            while len(numbers) < most and waiting[0] == numbers[-1] + 1:
+                numbers.append(waiting.popleft())
+            submit(_Task(numbers))
 
     try:
-        while waiting or running:
-            while waiting and len(running) < ahead:
-                # The last tasks are short, so that all workers end together.
-                most = min(size, math.ceil(len(waiting) / ahead))
-                numbers = [waiting.popleft()]
-                while len(numbers) < most and waiting[0] == numbers[-1] + 1:
-                    numbers.append(waiting.popleft())
-                submit(_Task(numbers))
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in sorted(done, key=_is_done, reverse=True):
-                task = running.pop(future)
-                try:
-                    state, answer = future.result()
-                except Exception as error:  # of the executor itself: ``work`` returns the pair's own
-                    task.tries += 1
-                    if task.tries == _TRIES:
-                        raise _broken(evaluation, blocks, task, error, kept) from error
-                    submit(task)
-                    continue
-                if state == "unknown":
-                    submit(task, known=False)
-                elif state == "refused":
-                    raise Refused(answer)
-                elif state == "failed":
-                    _fail_here(evaluation, blocks, task, make, answer)
-                else:
-                    values, seconds, reason = pickle.loads(answer)
-                    size = max(1, min(2 * size, int(len(task.numbers) * _SECONDS / max(seconds, 1e-9))))
-                    if evaluation.runner is not None and reason is not None:
-                        evaluation.runner.reason = reason
-                    yield from zip(task.numbers, values, strict=True)
+        fill()
+        for task, state, answer in _ended(running, submit, died):
+            if state == "unknown":
+                submit(task, known=False)
+            elif state == "failed":
+                _fail_here(evaluation, blocks, task, make, answer)
+            else:
+                values, seconds, reason = pickle.loads(answer)
+                size = max(1, min(2 * size, int(len(task.numbers) * _SECONDS / max(seconds, 1e-9))))
+                if evaluation.runner is not None and reason is not None:
+                    evaluation.runner.reason = reason
+                yield from zip(task.numbers, values, strict=True)
+            fill()
     finally:
         for future in running:
             future.cancel()
+
+
+def _ended(
+    running: _Running, submit: Callable[[_Task], None], died: Callable[[_Task, Exception], BrokenExecutor]
+) -> Iterator[tuple[_Task, str, Any]]:
+    """Yield tasks as they end, with their states and answers; a task whose worker died is sent again, up to a limit."""
+    while running:
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in sorted(done, key=_is_done, reverse=True):
+            task = running.pop(future)
+            try:
+                state, answer = future.result()
+            except (
+                Exception
+            ) as error:  # of the executor itself: workers return the errors of what they compute
+                task.tries += 1
+                if task.tries == _TRIES:
+                    raise died(task, error) from error
+                submit(task)
+                continue
+            if state == "refused":
+                raise Refused(answer)
+            yield task, state, answer
+
+
+def each(tasks: Sequence[Callable[[], T]], pool: Pool) -> list[T]:
+    """Return what every task returns, computed by workers; a task depends on nothing but itself and the caller's settings.
+
+    A task that fails in a worker is computed here, which raises its error as without an executor.
+
+    Raises:
+        BrokenExecutor: workers died too often.
+        ValueError: a task cannot be sent to workers, or these are threads, forked, or another version's.
+    """
+    packed = [_pickled((task, _settings())) for task in tasks]
+    found, running = dict[int, T](), _Running()
+
+    def died(task: _Task, error: Exception) -> BrokenExecutor:
+        what = f"task {task.numbers[0]} of {len(tasks)}"
+        return _died(error, what, "Repeat the call with a new executor.")
+
+    def submit(task: _Task) -> None:
+        try:
+            running[pool.submit(work_alone, packed[task.numbers[0]])] = task
+        except RuntimeError as error:
+            raise died(task, error) from error
+
+    try:
+        for number in range(len(tasks)):
+            submit(_Task([number]))
+        for task, state, answer in _ended(running, submit, died):
+            (number,) = task.numbers
+            found[number] = pickle.loads(answer) if state == "done" else tasks[number]()
+    finally:
+        for future in running:
+            future.cancel()
+    return [found[number] for number in range(len(tasks))]
 
 
 def _is_done(future: Future[tuple[str, Any]]) -> bool:
@@ -248,15 +303,23 @@ def _packed(evaluation: Evaluation, make: Make) -> bytes:
         simulated=None,
         out_of=evaluation.out_of or len(evaluation),
     )
-    settings = {
+    traced = None if runner is None else (runner.compile, runner.main)
+    return _pickled((plain, make, _settings() | {"runner": traced}))
+
+
+def _settings() -> dict[str, Any]:
+    """Return what a worker needs to compute the caller's bits."""
+    return {
         "threads": torch.get_num_threads(),
         "dtype": torch.get_default_dtype(),
         "precision": torch.get_float32_matmul_precision(),
         "machine": _machine(),
-        "runner": None if runner is None else (runner.compile, runner.main),
     }
+
+
+def _pickled(task: Any) -> bytes:
     try:
-        packed: bytes = cloudpickle.dumps((plain, make, settings))
+        packed: bytes = cloudpickle.dumps(task)
     except Exception as error:
         raise bad_value(
             "executor",
@@ -297,14 +360,14 @@ def _broken(
         if kept
         else "Pass checkpoint=… as well, so that finished blocks are kept."
     )
-    return BrokenExecutor(
-        refusal(
-            "executor",
-            f"workers that live, in {_TRIES} tries if the executor recovers",
-            f"{type(error).__name__} while {_named(evaluation, blocks, task)} and others were computed: {error}",
-            f"{saved} A pool that does not recover is replaced if executor is a function that returns one.",
-        )
-    )
+    return _died(error, _named(evaluation, blocks, task), saved)
+
+
+def _died(error: Exception, what: str, fix: str) -> BrokenExecutor:
+    expected = f"workers that live, in {_TRIES} tries if the executor recovers"
+    came = f"{type(error).__name__} while {what} and others were computed: {error}"
+    fix += " A pool that does not recover is replaced if executor is a function that returns one."
+    return BrokenExecutor(refusal("executor", expected, came, fix))
 
 
 def _fail_here(
@@ -332,13 +395,27 @@ def _fail_here(
 # The worker's side
 
 
-def work(
-    call: int, caller: tuple[str, int, int], key: str, setup: bytes | None, rows: bytes
-) -> tuple[str, Any]:
-    """Return what became of a task: "done" with values, "unknown" without ``setup``, "refused" or "failed" with a text.
+_Place = tuple[str, int, int]
+
+
+def _place() -> _Place:
+    return _HOME, os.getpid(), threading.get_ident()
+
+
+def work(call: int, caller: _Place, key: str, setup: bytes | None, rows: bytes) -> tuple[str, Any]:
+    """Return what became of some blocks: "done" with values, "unknown" without ``setup``, "refused" or "failed" with a text.
 
     ``call`` numbers the calls, because Dask answers equal ones by the result of the first.
     """
+    return _in_a_process(caller, _work, key, setup, rows)
+
+
+def work_alone(call: int, caller: _Place, task: bytes) -> tuple[str, Any]:
+    """Return what became of a task of ``each``, as ``work``."""
+    return _in_a_process(caller, _work_alone, task)
+
+
+def _in_a_process(caller: _Place, compute: Callable[..., tuple[str, Any]], *task: Any) -> tuple[str, Any]:
     home, *place = caller
     if home == _HOME and place != [os.getpid(), threading.get_ident()]:
         return "refused", refusal(
@@ -350,9 +427,18 @@ def work(
             "Pass ProcessPoolExecutor(2, mp_context=multiprocessing.get_context('spawn')), for example.",
         )
     try:
-        return _work(key, setup, rows)
+        return compute(*task)
     except Exception as error:
+        if getattr(error, "argument", "") == "executor":
+            return "refused", str(error)
         return "failed", f"{type(error).__name__}: {error}"
+
+
+@takes_turns
+def _work_alone(task: bytes) -> tuple[str, Any]:
+    compute, settings = pickle.loads(task)
+    with _as_caller(settings):
+        return "done", cloudpickle.dumps(compute())
 
 
 @takes_turns
@@ -368,15 +454,6 @@ def _work(key: str, setup: bytes | None, rows: bytes) -> tuple[str, Any]:
         return "unknown", None
     plain, make, settings = _known[key]
     with _as_caller(settings):
-        here, there = _machine(), settings["machine"]
-        for name in there:
-            if here.get(name) != there[name]:
-                return "refused", refusal(
-                    "executor",
-                    f"workers with the caller's {name}, {there[name]}",
-                    str(here.get(name)),
-                    "Install the same versions on machines of one kind; other ones give other bits.",
-                )
         batch, numbers, keys, blocks = pickle.loads(rows)
         compute = _made(make, replace(plain, batch=batch, numbers=numbers, keys=keys))
         values = [compute(number, block) for number, block in enumerate(blocks)]
@@ -386,11 +463,21 @@ def _work(key: str, setup: bytes | None, rows: bytes) -> tuple[str, Any]:
 
 @contextmanager
 def _as_caller(settings: Mapping[str, Any]) -> Iterator[None]:
-    """Run a block under the caller's settings of torch that change bits, and restore the worker's."""
+    """Run a block under the caller's settings of torch that change bits, and restore the worker's.
+
+    Raises:
+        ValueError: the worker has other versions than the caller, or a processor of another kind.
+    """
     before, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(settings["threads"])
     torch.set_default_dtype(settings["dtype"])
     try:
+        here, there = _machine(), settings["machine"]
+        for name in there:
+            if here.get(name) != there[name]:
+                fix = "Install the same versions on machines of one kind; other ones give other bits."
+                expected = f"workers with the caller's {name}, {there[name]}"
+                raise bad_value("executor", expected, str(here.get(name)), fix)
         with products(settings["precision"]):
             yield
     finally:

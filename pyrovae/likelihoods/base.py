@@ -38,7 +38,7 @@ class Likelihood(nn.Module, ABC):
     offset = False
     #: The quantity that a ``networks.Standardize`` has to standardise: "x", "log x", or None.
     standardizes: ClassVar[str | None] = None
-    #: What a column of a table must hold for the family: "numbers", "positive" ones, "counts" from 0 on, or "levels".
+    #: What x must be: any "numbers", "positive" or "bounded" ones (0 or more up to a bound), "counts" from 0 on, or "levels".
     takes: ClassVar[str] = "numbers"
     #: How many kinds of outputs the network has.
     num_kinds = 1

@@ -98,6 +98,7 @@ class Beta(Concentrated):
         torch.Size([5])
     """
 
+    takes = "bounded"
     off_support = 'Use "continuous_bernoulli" if exact 0 or 1 occur, "gaussian" if values leave [0, 1].'
     inside = _Inside()
 
@@ -126,6 +127,7 @@ class ContinuousBernoulli(Likelihood):
         torch.Size([5])
     """
 
+    takes = "bounded"
     off_support = 'It takes numbers in [0, 1]: divide by the largest value, or use "gaussian".'
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:

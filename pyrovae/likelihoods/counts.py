@@ -129,6 +129,7 @@ class Binomial(Likelihood):
         torch.Size([5])
     """
 
+    takes = "bounded"
     off_support = 'It takes counts from 0 to total_count: raise total_count, or use "negative_binomial", which has no largest count.'
     in_double = True
 

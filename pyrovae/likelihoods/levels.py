@@ -161,6 +161,7 @@ class DiscretizedLogistic(Spread):
         torch.Size([5])
     """
 
+    takes = "bounded"
     off_support = "It takes whole numbers from 0 to levels − 1: multiply shares by 255, or raise levels."
     spread_name = "scale"
 

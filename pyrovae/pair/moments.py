@@ -57,7 +57,7 @@ def check_have_means(model: RowModel, batch: Batch) -> None:
         inner = supports.innermost(sites[name]["fn"])
         if isinstance(inner, dist.Categorical) or supports.circle(inner):
             raise bad_value(
-                "pair",
+                "model",
                 "latents that have a mean",
                 f"{name!r}, labels or angles of a {type(inner).__name__}",
                 "Write labels as a OneHotCategorical, whose mean is the probability of each; leave angles to the guide.",

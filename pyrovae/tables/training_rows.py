@@ -138,7 +138,7 @@ def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
             column = replace(column, why=f"recorded to {resolution:g}") if column.why == "given" else column
         family = "rounded_log_normal" if log else "rounded_gaussian"
     takes = _takes(family)
-    least = {"counts": 0.0, "positive": np.nextafter(0, 1)}.get(takes, -np.inf)
+    least = {"counts": 0.0, "bounded": 0.0, "positive": np.nextafter(0, 1)}.get(takes, -np.inf)
     if codes.min() < least:
         few = f"{int((codes < least).sum())} others, first {held[codes < least][0]:g} in row {at[codes < least][0]}"
         raise refused("df", name, f"numbers that {family!r} can score", few, 'Use "gaussian" for it.')

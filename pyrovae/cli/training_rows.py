@@ -1,4 +1,4 @@
-"""The columns of training rows: what the options of fit and compare say about them."""
+"""The rows to fit to in a file, with what the options of fit and compare say about their columns."""
 
 from __future__ import annotations
 
@@ -42,21 +42,22 @@ Drop = Annotated[
 ]
 
 
-class Columns:
-    """The rows of a file, and what the options say about its columns.
+class TrainingRows:
+    """The rows to fit to in a file, with what the options say about their columns.
 
     Args:
-        data, index, family, resolution, date, drop, hidden_dims, seed: as the commands take them.
+        data, index, families, resolution, date, drop, hidden_dims, seed: as the commands take them.
 
     Raises:
-        ValueError, OSError: as ``files.Rows``; a column of dates without a choice of what they mean.
+        ValueError, OSError: as ``files.Rows``; an option names no column; a column of dates without a choice of what they
+            mean.
     """
 
     def __init__(
         self,
         data: str,
         index: str | None,
-        family: list[str] | None,
+        families: list[str] | None,
         resolution: list[str] | None,
         date: list[str] | None,
         drop: list[str] | None,
@@ -67,15 +68,23 @@ class Columns:
         self._hidden_dims = [
             to_number("--hidden-dims", width, int) for width in hidden_dims.split(",") if width
         ]
-        self._families: dict[str, Any] = dict(_pairs("--family", family)) | dict.fromkeys(drop or ())
+        given = dict(_pairs("--family", families))
+        self._families: dict[str, Any] = given | dict.fromkeys(drop or ())
         self._resolution = {
             name: to_number("--resolution", step, float) for name, step in _pairs("--resolution", resolution)
         }
         parts = _pairs("--date", date)
         for name, part in parts:
             arguments.choice(f"--date {name}", part, cells.PARTS)
-        kept = {name for name, given in self._families.items() if given}
+        kept = {name for name, family in self._families.items() if family}
         self._frame = files.Rows(data, index, dates=parts, kept=kept).whole()
+        for option, names in (
+            ("--family", given),
+            ("--resolution", self._resolution),
+            ("--drop", drop or ()),
+        ):
+            for name in names:
+                arguments.choice(option, name, tuple(self._frame.columns))
         undecided = [name for name in cells.dates(self._frame) if name not in self._families]
         if undecided:
             name = undecided[0]
@@ -83,14 +92,14 @@ class Columns:
             fix = f"Choose what they mean: --date {name}=days, a part of them such as --date {name}=month, or --drop {name}."
             raise bad_value(data, "numbers, booleans or labels in every column", came, fix)
 
-    def split(self, share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def split(self, option: str, share: float) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return training rows and a random share of held-out rows, none of which has a level that the former lack."""
         frame, held_out = self._frame, np.zeros(len(self._frame), dtype=bool)
         order = np.random.default_rng(self._seed).permutation(len(frame))
         wanted = round(share * len(frame))
         if share and not wanted:
             came = f"a share of {share:g} of {len(frame)}, which is none"
-            raise bad_value("rows", "some to hold out", came, "Hold out a larger share.")
+            raise bad_value(option, "rows to hold out", came, "Hold out a larger share.")
         held_out[order[:wanted]] = True
         for column in Table.of(frame, self._families, self._resolution).columns:
             if column.levels is not None:
@@ -98,7 +107,7 @@ class Columns:
                 held_out &= cells.isna() | cells.isin(cells[~held_out])
         if share and not held_out.any():
             fix = "Leave out columns of text by --drop, or hold out fewer rows."
-            raise bad_value("rows", "some to hold out, whose labels other rows have", "none", fix)
+            raise bad_value(option, "rows to hold out, whose labels other rows have", "none", fix)
         return frame[~held_out], frame[held_out]
 
     def vae(self, train: pd.DataFrame, latent_dim: int) -> VAE:
@@ -125,7 +134,8 @@ def _pairs(option: str, values: Iterable[str] | None) -> list[tuple[str, str]]:
     pairs = [value.rpartition("=") for value in values or ()]
     for name, _, value in pairs:
         if not name or not value:
-            raise typer.BadParameter(f"expected COLUMN=VALUE, got {name or value!r}", param_hint=option)
+            came = repr(f"{name}={value}" if name else value)
+            raise bad_value(option, "COLUMN=VALUE", came, "Give both sides of the equals sign.")
     return [(name, value) for name, _, value in pairs]
 
 
@@ -134,4 +144,6 @@ def to_number(option: str, text: str, kind: type[N]) -> N:
     try:
         return kind(text)
     except ValueError:
-        raise typer.BadParameter(f"expected a number, got {text!r}", param_hint=option) from None
+        raise bad_value(
+            option, "a whole number" if kind is int else "a number", repr(text), "Give one."
+        ) from None

@@ -1,0 +1,193 @@
+"""Figures of one panel for each column of the data, and how far columns are from simulated ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrovae.imputation import Imputation
+from pyrovae.plots import drawing
+from pyrovae.plots.drawing import BLUE, GREY, MOST_BARS, STYLE, WIDTH
+from pyrovae.refusals import bad_type, bad_value, shown
+from pyrovae.rows import as_passed
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+_MOST_PANELS = 9
+
+
+def predictive(x: Any, simulated: Any, columns: Sequence[Any] | None = None, *, ax: Any = None) -> np.ndarray:
+    """Draw the distribution of each column of the data beside that of rows simulated from the model.
+
+    Titles have the distance of the two, as in ``column_distances``.
+
+    Args:
+        x: rows of the data, shape (rows, columns): a tensor, an array or a frame. Missing cells are left out.
+        simulated: simulated rows, such as ``vae.sample(len(x))``, with the same columns.
+        columns: names or numbers of columns; None draws the nine with the largest distance, in their order.
+        ax: an axes for each column; None makes a new figure.
+
+    Returns:
+        An array of axes, shape (columns,).
+    """
+    real, drawn = _columns("x", x), _columns("simulated", simulated)
+    distances = column_distances(x, simulated)["distance"]
+    names = _chosen(columns, list(real), distances.to_numpy())
+    titles = {name: f"{name}: {distances[name]:.2f}" for name in names}
+    return _panels(titles, real, drawn, ("data", "simulated"), ax)
+
+
+def imputation(found: Imputation, columns: Sequence[Any] | None = None, *, ax: Any = None) -> np.ndarray:
+    """Draw the distribution of the observed cells of each column beside that of the draws of its missing cells.
+
+    The two may differ: cells may be missing more often where their values are large. The other columns can predict this.
+
+    Args:
+        found: what ``impute`` returns.
+        columns: names or numbers of columns; None draws the nine with most missing cells, in their order.
+        ax: an axes for each column; None makes a new figure.
+
+    Returns:
+        An array of axes, shape (columns,).
+    """
+    if not len(drawing.instance("found", found, Imputation).rows):
+        raise bad_value("found", "a missing cell", "none", "Pass rows with missing cells to impute.")
+    completed = [_columns("found", rows) for rows in found.completed]
+    known = list(completed[0]) if found.table is None else found.table.names
+    missing = {known[number]: found.rows[found.columns == number] for number in np.unique(found.columns)}
+    names = _chosen(columns, list(missing), np.array([len(rows) for rows in missing.values()]))
+    titles = {name: f"{name}: {len(missing[name])} missing" for name in names}
+    real = {name: np.delete(completed[0][name], missing[name]) for name in names}
+    drawn = {name: np.concatenate([each[name][missing[name]] for each in completed]) for name in names}
+    return _panels(titles, real, drawn, ("observed", "drawn"), ax)
+
+
+def column_distances(x: Any, simulated: Any) -> pd.DataFrame:
+    """Return how far the distribution of each column lies from that of simulated rows, between 0 and 1.
+
+    Of numbers, the ``distance`` is the largest difference of the two distribution functions (Kolmogorov and Smirnov). Of
+    other values, it is the largest difference of the probabilities of any set of them (total variation). ``by_chance`` is
+    the distance that two samples of one continuous distribution exceed with probability 5 %.
+
+    Args:
+        x, simulated: as in ``predictive``.
+
+    Example:
+        >>> column_distances(np.array([[0.0], [1.0]]), np.array([[0.0], [3.0]]))["distance"].tolist()
+        [0.5]
+    """
+    import pandas as pd
+
+    real, drawn = _columns("x", x), _columns("simulated", simulated)
+    if list(real) != list(drawn):
+        more = f"{len(drawn)} columns for {len(real)}"
+        came = more if len(real) != len(drawn) else "columns of other names"
+        raise bad_value("simulated", "the columns of x", came, "Simulate rows of the model of x.")
+    found = {}
+    for name, values in real.items():
+        counts = len(values), len(drawn[name])
+        chance = 1.358 * (sum(counts) / max(counts[0] * counts[1], 1)) ** 0.5
+        found[name] = {"distance": _distance(values, drawn[name]), "by_chance": min(chance, 1.0)}
+    return pd.DataFrame.from_dict(found, orient="index").rename_axis("column")
+
+
+def _distance(one: np.ndarray, other: np.ndarray) -> float:
+    if not len(one) or not len(other):
+        return 0.0
+    values, numbers = _alike([one, other])
+    levels = np.unique(np.concatenate(values))
+    counts = [np.bincount(np.searchsorted(levels, each), minlength=len(levels)) for each in values]
+    difference = counts[0] / len(one) - counts[1] / len(other)
+    return float(abs(difference.cumsum()).max() if numbers else abs(difference).sum() / 2)
+
+
+def _alike(values: Sequence[np.ndarray]) -> tuple[list[np.ndarray], bool]:
+    """Return values of one column as text, unless all are numbers; and whether they are."""
+    numbers = all(each.dtype.kind == "f" for each in values)
+    return [each if numbers else each.astype(str) for each in values], numbers
+
+
+def _columns(argument: str, x: Any) -> dict[Any, np.ndarray]:
+    """Return the observed values of each column by its name or number: float64, or objects such as strings."""
+    import pandas as pd
+
+    rows = as_passed(x, argument)[1]
+    if isinstance(rows, pd.DataFrame):
+        numbers = rows.select_dtypes("number").columns
+        kinds = {name: np.float64 if name in numbers else object for name in rows.columns}
+        return {name: rows[name].dropna().to_numpy(dtype=kind) for name, kind in kinds.items()}
+    array = rows.detach().cpu().numpy() if hasattr(rows, "detach") else rows
+    numbers = isinstance(array, np.ndarray) and array.dtype.kind in "biuf"
+    if not numbers or array.ndim < 2 or not array.size:
+        expected = "rows of several columns: a tensor, an array of numbers or a frame"
+        raise bad_type(argument, expected, shown(x), "Pass rows of shape (rows, columns).")
+    flat = array.reshape(len(array), -1).astype(np.float64)
+    return {column: values[~np.isnan(values)] for column, values in enumerate(flat.T)}
+
+
+def _chosen(columns: Any, names: list[Any], order: np.ndarray) -> list[Any]:
+    """Return the columns that were asked for, or those of the largest numbers in ``order``."""
+    if columns is None:
+        largest = np.argsort(-order, kind="stable")[:_MOST_PANELS]
+        return [names[number] for number in sorted(largest)]
+    if isinstance(columns, str | bytes) or not isinstance(columns, Sequence) or not len(columns):
+        raise bad_type("columns", "a list of columns", shown(columns), "Pass a list of names or numbers.")
+    odd = [column for column in columns if isinstance(column, list | dict | set) or column not in names]
+    if odd:
+        few = ", ".join(map(repr, names[:_MOST_PANELS])) + (", …" if len(names) > _MOST_PANELS else "")
+        raise bad_value("columns", f"columns of {few}", shown(odd[0]), "Name columns that can be drawn.")
+    return list(columns)
+
+
+def _panels(
+    titles: Mapping[Any, str],
+    one: Mapping[Any, np.ndarray],
+    other: Mapping[Any, np.ndarray],
+    labels: tuple[str, str],
+    ax: Any,
+) -> np.ndarray:
+    """Draw two distributions of each column that has a title, and a legend in each figure."""
+    from matplotlib import pyplot, rc_context
+
+    if ax is None:
+        wide, lines = min(len(titles), 3), -(-len(titles) // 3)
+        size = max(WIDTH, 2.0 * wide), 0.3 + 1.6 * lines
+        with rc_context(STYLE):
+            ax = pyplot.figure(figsize=size, layout="constrained").subplots(lines, wide, squeeze=False)
+    given = np.asarray(ax, dtype=object).ravel()
+    if len(given) < len(titles):
+        fix = "Pass figure.subplots(…), or leave it out for a new figure."
+        raise bad_type("ax", f"axes for each of {len(titles)} columns", shown(ax), fix)
+    figures = list[Any]()
+    for each, (name, title) in zip(given, titles.items(), strict=False):
+        with drawing.axes(each) as panel:
+            _panel(panel, [one[name], other[name]], labels)
+            panel.set_title(title)
+            if panel.figure not in figures:
+                drawing.legend(panel, 0.2)
+                panel.set_ylabel("share")
+                figures.append(panel.figure)
+    for rest in given[len(titles) :]:
+        rest.axis("off")
+    return given[: len(titles)]
+
+
+def _panel(ax: Axes, values: Sequence[np.ndarray], labels: Sequence[str]) -> None:
+    """Draw bars of levels or of few numbers, and otherwise histograms."""
+    values, numbers = _alike(values)
+    levels, counts = np.unique(np.concatenate(values), return_counts=True)
+    if numbers and len(levels) > MOST_BARS:
+        drawing.histograms(ax, values, labels)
+        return
+    levels = np.sort(levels[np.argsort(-counts, kind="stable")[:MOST_BARS]])
+    for each, label, colour, side in zip(values, labels, (GREY, BLUE), (-0.2, 0.2), strict=True):
+        shares = [(each == level).mean() if len(each) else 0.0 for level in levels]
+        ax.bar(np.arange(len(levels)) + side, shares, 0.4, color=colour, label=label)
+    words = [f"{level:g}" if numbers else str(level) for level in levels]
+    words = [word if len(word) <= 9 else f"{word[:8]}…" for word in words]
+    tilted = len(words) > 4 or max(map(len, words)) > 5
+    ax.set_xticks(range(len(levels)), words, rotation=90 if tilted else 0)

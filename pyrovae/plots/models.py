@@ -1,0 +1,138 @@
+"""Figures of comparisons, of a diagnosis and of the latent space."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrovae import frames
+from pyrovae.diagnosis import Diagnosis
+from pyrovae.plots import drawing
+from pyrovae.plots.drawing import BLACK, BLUE, GREY, MOST_BARS
+from pyrovae.rows import as_tensor, row_labels
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+_MOST_LEVELS = 12
+
+
+def compare(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw a comparison: each model's number ± its error, the best at the top, and ± the error of the difference to it.
+
+    A hollow mark is a model's number with the error of its difference to the best as the bar. Models whose hollow bar
+    reaches the dotted line are not clearly worse. With ``by``, each label has a group of lines with its own dotted line.
+
+    Args:
+        table: what ``compare`` or ``compare_evidence`` returns.
+        ax: as in ``training_curves``.
+    """
+    total = hasattr(table, "columns") and "log_evidence" in table
+    value, error, paired = ("log_evidence", "mcse", "mcse_diff") if total else ("elpd", "se", "dse")
+    drawing.check_frame("table", table, (value, error, paired), "what compare returns")
+    groups = [(None, table)]
+    if table.index.nlevels > 1:
+        groups = [(label, table.loc[label]) for label in table.index.unique(level=0)]
+    ticks: list[tuple[float, str]] = []
+    height = max(1.6, 0.8 + 0.3 * (len(table) + len(groups)))
+    with drawing.axes(ax, height) as ax:
+        place = 0.0
+        for label, lines in groups:
+            if label is not None:
+                ticks.append((place, f"{label}:"))
+                place -= 1
+            places = place - np.arange(len(lines))
+            ax.errorbar(lines[value], places, xerr=lines[error], fmt="o", color=BLACK, capsize=2)
+            others = lines[paired].to_numpy() > 0
+            centres, beside = lines[value][others], places[others] - 0.25
+            hollow: dict[str, Any] = {"markerfacecolor": "white", "capsize": 2, "color": BLUE}
+            ax.errorbar(centres, beside, xerr=lines[paired][others], fmt="^", **hollow)
+            ax.vlines(lines[value].iloc[0], places[-1] - 0.5, places[0] + 0.4, color=BLACK, linestyle=":")
+            ticks += zip(places, (textwrap.fill(str(name), 22) for name in lines.index), strict=True)
+            place = places[-1] - 1.0
+        ax.set_yticks(*zip(*ticks, strict=True))
+        ax.errorbar([], [], xerr=[], fmt="o", color=BLACK, capsize=2, label=f"{value} ± {error}")
+        ax.errorbar([], [], xerr=[], fmt="^", label="± error of the difference", **hollow)
+        unit = "nats for all rows" if total else "nats a row"
+        ax.set(xlabel=f"log P(x), {unit}", ylim=(place + 0.4, 0.6))
+        drawing.legend(ax, 0.24 / height, "lower left")
+    return ax
+
+
+def diagnosis(found: Diagnosis, *, ax: Axes | None = None) -> Axes:
+    """Draw the rate KL(Q ‖ P) of every latent dimension, the largest first, under the verdict. Inactive dimensions are grey.
+
+    Args:
+        found: what ``diagnose`` returns.
+        ax: as in ``training_curves``.
+    """
+    frame = drawing.instance("found", found, Diagnosis).dimensions
+    frame = frame.sort_values("rate", ascending=False, kind="stable")
+    with drawing.axes(ax) as ax:
+        active = frame["active"].to_numpy()
+        for these, colour, label in ((active, BLUE, "active"), (~active, GREY, "inactive")):
+            if these.any():
+                ax.bar(np.flatnonzero(these), frame["rate"][these], color=colour, label=label)
+        if len(frame) <= MOST_BARS:
+            ax.set_xticks(range(len(frame)), [str(name) for name in frame.index], rotation=90)
+        verdict = f"{found.verdict}: {found.active_units} of {len(frame)} dimensions active"
+        ax.set(xlabel="latent dimension, in the order of its rate", ylabel="rate, nats a row", title=verdict)
+        ax.legend()
+    return ax
+
+
+def latent(z: Any, color: Any = None, *, ax: Axes | None = None) -> Axes:
+    """Draw the rows in the space of the latent code, coloured by a label or a number of each row.
+
+    Above two dimensions, the axes are the first two principal components of the codes. With one dimension, the code is
+    drawn against its row.
+
+    Args:
+        z: codes, shape (rows, dimensions): an array, or a frame such as ``embed`` returns, whose ``_sd`` columns are left
+            out.
+        color: a label or a number for each row, shape (rows,). A series is aligned by the index of ``z``. More than twelve
+            different numbers get a colour bar; of more than twelve labels, the rarest are drawn as "other".
+        ax: as in ``training_curves``.
+    """
+    index = frames.index(z)
+    if hasattr(z, "columns"):
+        z = z[[name for name in z.columns if not str(name).endswith("_sd")]]
+    codes = as_tensor(z, dtype=None, argument="z").flatten(1).cpu().double().numpy()
+    names = [f"z_{number}" for number in range(codes.shape[1])]
+    if codes.shape[1] > 2:
+        codes = codes - codes.mean(axis=0)
+        left, spread, _ = np.linalg.svd(codes, full_matrices=False)
+        codes, shares = (left * spread)[:, :2], spread**2 / max((spread**2).sum(), 1e-300)
+        names = [f"principal component {k + 1} ({shares[k]:.0%} of variance)" for k in (0, 1)]
+    elif codes.shape[1] == 1:
+        codes, names = np.c_[np.arange(len(codes)), codes], ["row", names[0]]
+    labels = None if color is None else row_labels("color", color, index, len(codes))
+    with drawing.axes(ax, 3.0) as ax:
+        small: dict[str, Any] = {"s": 8 if len(codes) < 1000 else 3, "linewidths": 0}
+        name = str(getattr(color, "name", None) or "")
+        if labels is None:
+            ax.scatter(codes[:, 0], codes[:, 1], color=BLUE, **small)
+        elif labels.dtype.kind in "iuf" and len(np.unique(labels)) > _MOST_LEVELS:
+            drawn = ax.scatter(codes[:, 0], codes[:, 1], c=labels.astype(float), cmap="viridis", **small)
+            drawing.as_written(ax.figure.colorbar(drawn, ax=ax, label=name).ax)
+        else:
+            for level, (these, style) in _levels(labels).items():
+                ax.scatter(codes[these, 0], codes[these, 1], label=level, **style, **small)
+            ax.legend(title=name, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2)
+        ax.set(xlabel=names[0], ylabel=names[1])
+    return ax
+
+
+def _levels(labels: np.ndarray) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
+    """Return which rows have each label, and its colour and mark; the rarest of many labels are "other", in grey."""
+    words = np.array([f"{label:g}" if isinstance(label, float) else str(label) for label in labels.tolist()])
+    levels, counts = np.unique(words, return_counts=True)
+    kept = levels[np.sort(np.argsort(-counts, kind="stable")[:_MOST_LEVELS])].tolist()
+    if labels.dtype.kind in "iuf":
+        kept.sort(key=float)
+    found = {level: (words == level, drawing.mark(number)) for number, level in enumerate(kept)}
+    rest = ~np.isin(words, kept)
+    return found | ({"other": (rest, {"color": GREY, "marker": "."})} if rest.any() else {})
