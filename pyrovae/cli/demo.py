@@ -34,12 +34,12 @@ def demo(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise bad_value("--out", "a folder to write to", str(error), "Name another.") from None
-    from pyrovae import demo as room
+    from pyrovae import demo as computations
 
     # Tables are made to fit 80 columns; a pipe has no width.
     console = Console(width=None if sys.stdout.isatty() else 80, highlight=False)
     parts = []
-    for compute in (room.discrete, room.continuous):
+    for compute in (computations.discrete, computations.continuous):
         log.info("%s", compute.__doc__)
         parts.append(compute(seed, epochs, progress=shows_progress()))
     for part in parts:
@@ -48,7 +48,7 @@ def demo(
         console.print(f"Baseline: {part.baseline.summary()}.")
     console.print(f"\n{_lesson(parts)}")
     console.print(f"\n{_HOW_TO_READ}")
-    written = room.write(parts, out)
+    written = computations.write(parts, out)
     console.print(f"\nFigure: {written[0]}", soft_wrap=True)
     console.print(f"Tables: {', '.join(str(path) for path in written[1:])}", soft_wrap=True)
     console.print(f"{time.monotonic() - started:.0f} seconds")

@@ -1,4 +1,4 @@
-"""The app: messages go to standard error by the logger ``pyrovae``. Refusals are one message, and exit code 2 if it names an option, else 1."""
+"""The app: messages go to standard error by the logger ``pyrovae``. A refusal is one message; its exit code is 2 if it names an option."""
 
 from __future__ import annotations
 
