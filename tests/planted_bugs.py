@@ -11,6 +11,27 @@ import sys
 from planting import Bug, run
 
 BUGS = {
+    "ranges of columns unchecked": Bug(
+        "entries.py",
+        "check_sizes",
+        "& (width < least / 2) & spread",
+        "& (width < 0)",
+        "test_units.py::test_units_without_squares_are_refused_by_name[IndependentGaussian--160]",
+    ),
+    "a learned scale of log x held to the spread of x": Bug(
+        "training/scales.py",
+        "_in_units",
+        "if not of_log:",
+        "if of_log:",
+        "test_units.py::test_vaes_of_real_columns_in_extreme_units[log_normal-float64]",
+    ),
+    "a start that depends on the units of x": Bug(
+        "likelihoods/bounded.py",
+        "Gamma.marginal_parts",
+        "((mean / x.std(dim=0)) ** 2).clamp(max=1e6)",
+        "mean**2 / x.var(dim=0).clamp(min=1e-6)",
+        "test_units.py::test_training_starts_from_the_marginals_in_any_unit[gamma]",
+    ),
     "rows of a resumed file numbered from 0 in each chunk": Bug(
         "cli/files.py",
         "Rows._raw",

@@ -16,7 +16,7 @@ from torch.distributions import Distribution, constraints
 
 from pyrovae import arguments, identity, noise
 from pyrovae.baselines.observed import Mixture, Patterns
-from pyrovae.entries import on_support
+from pyrovae.entries import check_sizes, on_support
 from pyrovae.evidence.result import LogEvidence, about
 from pyrovae.likelihoods.base import off_support
 from pyrovae.pair.drawing import Source as NoiseSource
@@ -94,7 +94,7 @@ class Baseline(Fitted, ABC):
 
         With missing cells, an ``Incomplete`` baseline maximises the likelihood of the observed cells.
         """
-        rows, mask, source = self._rows(x, {})
+        rows, mask, source = self._rows(x, {}, fitting=True)
         before = dict(vars(self))
         try:
             self._fit(*_to_fit(rows, mask, source.names.get("x")))
@@ -165,7 +165,7 @@ class Baseline(Fitted, ABC):
         return f"<{self.summary()}>" if self._width is not None else f"<{type(self).__name__}, not fitted>"
 
     def _rows(
-        self, x: Any, names: Mapping[str, tuple[str, ...]]
+        self, x: Any, names: Mapping[str, tuple[str, ...]], fitting: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...], Source]:
         """Return checked rows as float64, shape (rows, columns), the mask, and the rows as they were passed.
 
@@ -190,6 +190,8 @@ class Baseline(Fitted, ABC):
         checked = restored(rows, mask[0] if mask else None)
         columns = list(range(rows.shape[1]))
         on_support("x", checked, columns, self.support, self.family, off_support(self.family))
+        if self.support is constraints.real:
+            check_sizes("x", checked, source.names.get("x"), spread=fitting)
         return rows, tuple(mask), source
 
     def _require_fit(self) -> int:
@@ -226,6 +228,13 @@ class ClosedForm(Baseline):
         if mask:
             log_prob = log_prob.masked_fill(~mask[0].any(dim=1), 0.0)
         impossible = torch.nonzero(log_prob == -torch.inf).flatten()
+        if len(impossible) and self.support is constraints.real:
+            raise bad_value(
+                "x",
+                "rows whose log P(x) is above -1e308",
+                f"{len(impossible)} below it, first row {int(impossible[0])}",
+                "They lie too far from the training rows: drop them, or fit on rows like them.",
+            )
         if len(impossible):
             raise bad_value(
                 "x",

@@ -252,6 +252,8 @@ class Spread(Likelihood):
     spread_name: ClassVar[str]
     #: How many kinds of outputs follow the first and the spread.
     more_outputs: ClassVar[int] = 0
+    #: Training does not start from a smaller spread.
+    least_spread: ClassVar[float] = 1e-3
 
     def __init__(self, network: nn.Module, spread: float | str) -> None:
         super().__init__(network)
@@ -308,7 +310,7 @@ class Spread(Likelihood):
 
     def marginal_outputs(self, x: Tensor) -> list[Tensor]:
         first, spread, *more = self.marginal_parts(x)
-        option, log_spread = getattr(self, self.spread_name), spread.clamp(min=1e-3).log()
+        option, log_spread = getattr(self, self.spread_name), spread.clamp(min=self.least_spread).log()
         if option == "decoder":
             return [first, log_spread, *more]
         if isinstance(option, str):
