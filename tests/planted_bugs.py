@@ -11,6 +11,20 @@ import sys
 from planting import Bug, run
 
 BUGS = {
+    "a number that is the label of another column taken as a position": Bug(
+        "rows.py",
+        "column_numbers",
+        "not in ([], [place])",
+        "not in ([], numbered)",
+        "test_outliers.py::test_a_number_is_a_position_or_is_refused",
+    ),
+    "columns of a frame scored in the order in which they came": Bug(
+        "comparison/predictive.py",
+        "_like",
+        "score.measure[own.index(column)] for column in order",
+        "score.measure[order.index(column)] for column in order",
+        "test_comparison.py::test_tables_are_matched_by_name_with_masses_and_densities",
+    ),
     "ranges of columns unchecked": Bug(
         "entries.py",
         "check_sizes",

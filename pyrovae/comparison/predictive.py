@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from pyrovae import arguments
+from pyrovae import arguments, frames
 from pyrovae.comparison.refusals import (
     check_comparable,
     check_held_out,
@@ -22,7 +22,7 @@ from pyrovae.comparison.refusals import (
 from pyrovae.convert import stacking_weights
 from pyrovae.evidence import METHODS, VERDICTS, LogEvidence, log_evidence
 from pyrovae.refusals import bad_value
-from pyrovae.rows import align
+from pyrovae.rows import align, as_passed, joined
 from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def compare(
     Args:
         models: name → a ``VAE``, a ``LatentVariableModel``, a fitted baseline, or a ``LogEvidence``
             computed before.
-        x: held-out rows on dim 0; may be left out if every model is a ``LogEvidence``.
+        x: held-out rows on dim 0; may be left out if every model is a ``LogEvidence``. Columns of a frame are matched by
+            name, so models may be fitted to frames with their columns in different orders.
         method, seed, progress, options: of ``log_evidence``, for the pairs among the models.
         by: a label for every row, shape (rows,). The result then has one table for each label, one below the
             other, with differences within the label. A series is aligned by the index of x.
@@ -96,9 +97,14 @@ def compare(
         options |= {"seed": seed, "progress": progress}
     scores: dict[str, LogEvidence] = {}
     about: dict[str, dict[str, float]] = {}
+    x = None if x is None else joined(x, "x")
+    reference = next((model for model in models.values() if not isinstance(model, LogEvidence)), None)
     for name, model in models.items():
         started = time.perf_counter()
         scores[name] = _score(name, model, x, method, options)
+        if model is not reference and not isinstance(model, LogEvidence):
+            like = next(scores[other] for other, each in models.items() if each is reference)
+            scores[name] = _like(like, scores[name], *(_columns(each, x) for each in (reference, model)))
         seconds = math.nan if scores[name] is model else time.perf_counter() - started
         about[name] = {"num_parameters": _num_parameters(model), "seconds": seconds}
     check_target(scores, "predictive")
@@ -117,9 +123,52 @@ def _score(name: str, model: Any, x: Any, method: str, options: Mapping[str, Any
         raise bad_value(
             "x", f"rows to score {name!r} on", "None", "Pass held-out rows as the second argument."
         )
+    x = _arranged(model, x)
     if hasattr(model, "log_evidence"):
         return log_evidence(model, x)
     return log_evidence(model, x, method=method, **options)
+
+
+def _fitted_names(model: Any) -> tuple[str, ...] | None:
+    """Return the names of the columns that a model was fitted to, in their order; None if they had no names."""
+    names = getattr(model, "names", None)
+    return names.get("x") if isinstance(names, Mapping) else None
+
+
+def _arranged(model: Any, x: Any) -> Any:
+    """Return rows with the columns of a frame in the order in which the model was fitted; others as they are."""
+    beside, rows = as_passed(x)
+    came, known = frames.names(rows), _fitted_names(model)
+    if came is None or known is None or came == known or sorted(came) != sorted(known):
+        return x
+    if len(set(came)) < len(came) or hasattr(beside.get("observed"), "shape"):
+        return x
+    rows = rows.iloc[:, [came.index(name) for name in known]]
+    return {**beside, "x": rows} if isinstance(x, Mapping) else rows
+
+
+def _columns(model: Any, x: Any) -> list[Any] | None:
+    """Return what a model scores of a frame's columns, in its order: names, and a table's levels and resolutions."""
+    names = frames.names(as_passed(x)[1])
+    table = getattr(model, "table", None)
+    if names is None or table is None:
+        return None if names is None else [(name, None, None) for name in _fitted_names(model) or names]
+    return [(str(column.name), column.levels, column.resolution) for column in table.columns]
+
+
+def _like(
+    first: LogEvidence, score: LogEvidence, order: list[Any] | None, own: list[Any] | None
+) -> LogEvidence:
+    """Return a score of the same frame whose columns stand in another order as one in the order of the first.
+
+    The models score equal columns if these have the same names and, in tables, the same levels and resolutions.
+    """
+    if order is None or own is None or order == own or len({name for name, *_ in own}) < len(own):
+        return score
+    if len(own) != len(order) or not all(column in own for column in order):
+        return score
+    measure = tuple(score.measure[own.index(column)] for column in order)
+    return replace(score, measure=measure, fingerprint=first.fingerprint)
 
 
 def _table_by(
