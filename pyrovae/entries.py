@@ -14,9 +14,37 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyrovae.refusals import bad_value, place
+from pyrovae.sparse import SparseRows
 
 #: Entries in a block of rows: 8 MiB in float64.
 _BLOCK = 2**20
+#: Bytes of memory that sparse rows may take if a computation needs all of them dense.
+_MOST_DENSE = 2 * 10**9
+
+
+def most_dense(rows: Tensor) -> int:
+    """Return how many sparse rows may be dense at once."""
+    return int(_MOST_DENSE / (rows.dtype.itemsize * rows[0].numel()))
+
+
+def all_dense(argument: str, rows: Tensor, reader: str) -> Tensor:
+    """Return sparse rows as dense ones, for a ``reader`` that needs all of them at once; other rows as they are.
+
+    Raises:
+        ValueError: they would take more than 2 GB.
+    """
+    if not isinstance(rows, SparseRows):
+        return rows
+    most = most_dense(rows)
+    if len(rows) > most:
+        size = rows.numel() * rows.dtype.itemsize / 1e9
+        raise bad_value(
+            argument,
+            f"sparse rows of at most {_MOST_DENSE / 1e9:g} GB when they are dense, because {reader} needs all of them at once",
+            f"{len(rows)} rows of {size:.3g} GB",
+            f"Pass a random sample of at most {most} rows, or a dense array.",
+        )
+    return rows.dense()
 
 
 def blocks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -11,6 +11,13 @@ import sys
 from planting import Bug, run
 
 BUGS = {
+    "the mean of sparse rows without their zeros": Bug(
+        "sparse.py",
+        "SparseRows.__torch_function__",
+        "sums / len(rows)",
+        "sums / (rows.matrix != 0).sum(axis=0).max()",
+        "test_sparse.py::test_independent_families_fit_and_score_in_parts",
+    ),
     "a number that is the label of another column taken as a position": Bug(
         "rows.py",
         "column_numbers",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyrovae import arguments, noise, pages
 from pyrovae.comparison.predictive import compare
+from pyrovae.entries import most_dense
 from pyrovae.evaluation import Names
 from pyrovae.evidence import METHODS, log_evidence
 from pyrovae.likelihoods import REGISTRY, Likelihood
@@ -139,7 +140,10 @@ def swap(
     for vae in models.values():
         given = _taken(vae, batch, names)
         if isinstance(vae.likelihood, Likelihood):
-            vae.likelihood.start_from(given)
+            # Training may start from the marginals of some rows.
+            sparse = isinstance(batch["x"], SparseRows)
+            most = most_dense(batch["x"].double()) if sparse else len(batch["x"])
+            vae.likelihood.start_from({name: value[:most] for name, value in given.items()})
         if validation is not None:
             fitting["validation"] = _taken(vae, validation, names)
         fit(vae, given, seed=seed, progress=progress, **fitting)

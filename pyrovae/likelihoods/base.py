@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from pyrovae import arguments, supports
 from pyrovae.distributions import InDouble
-from pyrovae.entries import elementwise, on_support
+from pyrovae.entries import all_dense, elementwise, on_support
 from pyrovae.networks import output_width
 from pyrovae.refusals import Refused, bad_value, place, refusal
 from pyrovae.registry import Registry
 from pyrovae.rows import completed, read_in_double, restored
-from pyrovae.sparse import dense
 
 #: Every likelihood by its name: the class name in snake case.
 REGISTRY: Registry[Likelihood] = Registry()
@@ -100,11 +99,11 @@ class Likelihood(nn.Module, ABC):
                 {"x": rows, "offset": offsets}.
 
         Raises:
-            ValueError: values are off the family's support; a column has no observed cell; the last layer has no bias as wide as its
+            ValueError: sparse rows that would take over 2 GB; values are off the family's support; a column has no observed cell; the last layer has no bias as wide as its
                 outputs; the family takes an offset and x has none.
         """
         batch, source = read_in_double(x, missing=True)
-        rows = restored(dense(batch["x"]), source.observed)
+        rows = restored(all_dense("x", batch["x"], "start_from"), source.observed)
         self._check_support(rows, _last_bias(self.network))
         rows = completed(rows, source.observed)
         if not self.offset:
