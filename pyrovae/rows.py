@@ -325,7 +325,7 @@ def without(rows: Any, observed: Any) -> Any:
         return restored(rows, mask)
     if hasattr(rows, "to_numpy"):
         return frames.numbers(rows).where(mask.cpu().numpy())
-    held = dense(rows if isinstance(rows, Tensor) else from_array(rows, "x")).cpu().numpy()
+    held = dense(rows if isinstance(rows, Tensor) else from_array(frames.numbers(rows), "x")).cpu().numpy()
     held = held.astype(held.dtype if held.dtype.kind == "f" else np.float64)  # a copy
     held[~mask.cpu().numpy()] = np.nan
     return held
