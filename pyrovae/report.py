@@ -208,6 +208,7 @@ class _Report:
         #: The rows that baselines are fitted to, whose rows these are, and which rows are compared.
         self.train, self.whose, self.compared = train, "rows of train", np.ones(len(chosen), dtype=bool)
         if train is None:
+            few = _leaving_cells(few, whole.batch.get("observed"))
             rest = _some(x, np.sort(np.setdiff1d(order, few)))
             self.train, self.whose, self.compared = rest, "other rows of x", np.isin(chosen, few)
         self.evaluation = Evaluation.prepare(model, self.x, 1, seed)
@@ -397,11 +398,16 @@ class _Report:
         if scored is not None:
             own = replace(own, fingerprint=identity.fingerprint(scored.exact, scored.observed))
         scores = {"this model": own}
-        for name, score in self._baselines(_some(self.train, np.arange(count)), here):
-            scores[name] = score
         section.text.append(
             f"Baselines are fitted to {count} {self.whose}, and all are compared on {len(kept)}."
         )
+        for name, score in self._baselines(_some(self.train, np.arange(count)), here):
+            if isinstance(score, Refused):
+                section.text.append(f"{name}: not available: {score}")
+            else:
+                scores[name] = score
+        if len(scores) == 1:
+            return
         seen = {name: score.seen for name, score in scores.items()}
         if seen.pop("this model") > max(seen.values()):
             section.text.append(
@@ -410,13 +416,13 @@ class _Report:
         table = compare(scores, training_rows=True)
         lead = table["elpd"].iloc[0] - table["elpd"].iloc[1]
         note = f"by {lead:.2f} ± {table['dse'].iloc[1]:.2f} nats a row"
-        self.tiles.append(("best of three", str(table.index[0]), note))
+        self.tiles.append((f"best of {len(scores)}", str(table.index[0]), note))
         section.grids.append(Grid.of(table.short(), "log P(x), nats a row ± standard error over rows."))
         with self._picture(section, "The best model is at the top.", height=2.2) as figure:
             plots.compare(table, ax=figure.subplots())
 
-    def _baselines(self, train: Any, x: Any) -> Iterator[tuple[str, LogEvidence]]:
-        """Yield two fitted baselines' log P of rows, by name: quick ones for the kind of the data."""
+    def _baselines(self, train: Any, x: Any) -> Iterator[tuple[str, LogEvidence | Refused]]:
+        """Yield two fitted baselines' log P of rows, by name, or why there is none: quick ones for the kind of the data."""
         model = self.model
         if isinstance(model, VAE) and model.table is not None:
             yield "independent columns", independent_columns(model, train, x)
@@ -451,7 +457,11 @@ class _Report:
                 "negative binomials": IndependentNegativeBinomial(),
             }
         for name, baseline in fitted.items():
-            yield name, log_evidence(baseline.fit(train), x)
+            try:
+                found: LogEvidence | Refused = log_evidence(baseline.fit(train), x)
+            except Refused as reason:  # such as columns with too few cells for it
+                found = reason
+            yield name, found
 
     def _predictive(self, section: _Section) -> None:
         data, made = self.data, self.frame(self.simulated.complete)
@@ -601,6 +611,24 @@ def _some(x: Any, numbers: np.ndarray) -> Any:
     return (
         {"x": part(rows), **{name: part(value) for name, value in beside.items()}} if beside else part(rows)
     )
+
+
+def _leaving_cells(few: np.ndarray, observed: Tensor | None) -> np.ndarray:
+    """Return the numbers of some rows, without those that the others need for two observed cells in every column.
+
+    A column with one cell is constant. ``observed`` tells which cells of all rows are observed; None if all are.
+    """
+    if observed is None:
+        return few
+    seen = observed.reshape(len(observed), -1).cpu().numpy()
+    left = seen.sum(axis=0) - seen[few].sum(axis=0)
+    kept = []
+    for row in few:
+        if (seen[row] & (left < 2)).any():
+            left = left + seen[row]
+        else:
+            kept.append(row)
+    return np.array(kept, dtype=few.dtype)
 
 
 def _series(color: Any, rows: Any) -> pd.Series:
