@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,9 +14,37 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyrovae.refusals import bad_value, place
+from pyrovae.sparse import SparseRows
 
 #: Entries in a block of rows: 8 MiB in float64.
 _BLOCK = 2**20
+#: Bytes of memory that sparse rows may take if a computation needs all of them dense.
+_MOST_DENSE = 2 * 10**9
+
+
+def most_dense(rows: Tensor) -> int:
+    """Return how many sparse rows may be dense at once."""
+    return int(_MOST_DENSE / (rows.dtype.itemsize * rows[0].numel()))
+
+
+def all_dense(argument: str, rows: Tensor, reader: str) -> Tensor:
+    """Return sparse rows as dense ones, for a ``reader`` that needs all of them at once; other rows as they are.
+
+    Raises:
+        ValueError: they would take more than 2 GB.
+    """
+    if not isinstance(rows, SparseRows):
+        return rows
+    most = most_dense(rows)
+    if len(rows) > most:
+        size = rows.numel() * rows.dtype.itemsize / 1e9
+        raise bad_value(
+            argument,
+            f"sparse rows of at most {_MOST_DENSE / 1e9:g} GB when they are dense, because {reader} needs all of them at once",
+            f"{len(rows)} rows of {size:.3g} GB",
+            f"Pass a random sample of at most {most} rows, or a dense array.",
+        )
+    return rows.dense()
 
 
 def blocks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -94,6 +123,48 @@ def on_support(
         f"{count} off it, first {float(rows[row, column]):g} at {place([row, column])}",
         fix,
     )
+
+
+def check_sizes(argument: str, x: Tensor, names: tuple[str, ...] | None = None, spread: bool = True) -> None:
+    """Raise ``ValueError`` for columns of real numbers whose squares leave the range of their dtype.
+
+    log P(x) squares differences within a column. In float64, values up to 1e151 and ranges from 1e-151 on serve; in float32,
+    1e16 and 1e-16. The range of a column is its largest value less its smallest; a constant column has none.
+
+    Args:
+        argument: of the user.
+        x: rows, NaN in missing cells.
+        names: of the columns.
+        spread: whether ranges are checked, too; a few rows to score may be close to each other.
+    """
+    info = torch.finfo(x.dtype)
+    least, most = 1e3 * info.tiny**0.5, 1e-3 * info.max**0.5
+    low, high = (x.new_full((x[0].numel(),), edge) for edge in (torch.inf, -torch.inf))
+    for _, block in blocks(x):
+        flat = block.reshape(len(block), -1)
+        hole = flat.isnan()
+        low = torch.minimum(low, flat.masked_fill(hole, torch.inf).amin(dim=0))
+        high = torch.maximum(high, flat.masked_fill(hole, -torch.inf).amax(dim=0))
+    width = high / 2 - low / 2  # halves, because the difference may overflow
+    size = torch.maximum(high, -low)
+    small = (width > 0) & (width < least / 2) & spread
+    bad = torch.nonzero(((size > most) & (low <= high)) | small).flatten()
+    if len(bad):
+        column = int(bad[0])
+        held = float(2 * width[column] if small[column] else size[column])
+        unit = float(f"1e{math.floor(math.log10(held))}")
+        double = x.dtype != torch.float64
+        raise bad_value(
+            argument,
+            f"columns of values up to {most:.0e}"
+            + (f" and of ranges from {least:.0e} on" if spread else "")
+            + f", whose squares {str(x.dtype).removeprefix('torch.')} can represent",
+            f"{len(bad)} other column(s), first column {column}"
+            + (f" ({names[column]!r})" if names else "")
+            + f" with a {'range' if small[column] else 'value'} of {held:.2g}",
+            f"Divide that column by {unit:g}; log P(x) in its old units is then lower by {math.log(unit):.2f} for each of "
+            "its cells." + (" Or use float64: call .double() on the model and on x." if double else ""),
+        )
 
 
 def column_sizes(x: Tensor) -> tuple[float, float]:

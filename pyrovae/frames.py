@@ -53,8 +53,12 @@ def whole(value: Any) -> Any:
 def numbers(x: Any) -> Any:
     """Return a frame or series whose columns of numbers and missing cells, such as None, have a type of numbers.
 
-    Columns of other objects are unchanged. A series with missing cells becomes an array of float64 with NaN.
+    Columns of other objects are unchanged. A series with missing cells becomes an array of float64 with NaN, and so do masked
+    numbers of NumPy, but for whole numbers that float64 cannot hold.
     """
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x) and x.dtype.kind in "biuf":
+        held: Any = x.astype(np.float64 if x.dtype.kind != "f" else x.dtype)
+        return held.filled(np.nan) if x.dtype.kind == "f" or bool((abs(held) < 2.0**53).all()) else x
     if not hasattr(x, "convert_dtypes"):
         return x
     if not hasattr(x, "columns"):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae import arguments, rounding
-from pyrovae.entries import blocks
+from pyrovae.entries import blocks, check_sizes
 from pyrovae.refusals import bad_type, bad_value, shown
 from pyrovae.registry import Registry
 
@@ -371,9 +371,17 @@ class Features(nn.Module):
 
 
 @contextmanager
-def standardizing(modules: Iterable[nn.Module], x: Tensor) -> Iterator[None]:
-    """Let every ``Standardize`` among modules that has not learned yet learn from x; undo it if the block raises."""
+def standardizing(
+    modules: Iterable[nn.Module], x: Tensor, names: tuple[str, ...] | None = None
+) -> Iterator[None]:
+    """Let every ``Standardize`` among modules that has not learned yet learn from x; undo it if the block raises.
+
+    Raises:
+        ValueError: the squares of a column, which ``names`` may name, leave the range of its dtype.
+    """
     new = [module for module in modules if isinstance(module, Standardize) and not module.learned]
+    if not all(module.log for module in new):
+        check_sizes("x", x, names)
     before = [module.loc.dtype for module in new]
     try:
         for module in new:

@@ -256,12 +256,17 @@ def filled(rows: Any, observed: Tensor | None, values: np.ndarray) -> Any:
     return found
 
 
-def column_numbers(argument: str, chosen: Any, names: tuple[str, ...] | None, num_columns: int) -> list[int]:
+def column_numbers(
+    argument: str, chosen: Any, names: tuple[str, ...] | None, num_columns: int, labels: Any = ()
+) -> list[int]:
     """Return the numbers of columns that are named, or numbered from 0 in the flattened rows.
+
+    A string is a name; a whole number is a position. ``labels`` are a frame's own labels of its columns. If whole numbers are
+    among them, a number that is not the label of the column at that position is refused, because it could mean either.
 
     Raises:
         TypeError: no list of names or whole numbers.
-        ValueError: none; a column that is unknown or named twice.
+        ValueError: none; a column that is unknown, named twice or ambiguous.
     """
     if isinstance(chosen, str | bytes) or not hasattr(chosen, "__iter__"):
         raise bad_type(argument, "a list of columns", shown(chosen), "Pass [name] or [number].")
@@ -282,6 +287,16 @@ def column_numbers(argument: str, chosen: Any, names: tuple[str, ...] | None, nu
                 f"columns {known}",
                 shown(column),
                 "Pass names of a frame's columns, or their numbers.",
+            )
+        numbered = [
+            i for i, label in enumerate(labels) if not isinstance(label, str | bytes) and label == column
+        ]
+        if numbered not in ([], [place]):
+            raise bad_value(
+                argument,
+                "columns that a number names in one way",
+                f"{column!r}, the position of column {labels[place]!r} and the label of the column at position {numbered[0]}",
+                "Name the columns by strings: df.columns = df.columns.map(str).",
             )
         if place in found:
             raise bad_value(argument, "each column once", f"{column!r} twice", "Name it once.")
@@ -310,7 +325,7 @@ def without(rows: Any, observed: Any) -> Any:
         return restored(rows, mask)
     if hasattr(rows, "to_numpy"):
         return frames.numbers(rows).where(mask.cpu().numpy())
-    held = dense(rows if isinstance(rows, Tensor) else from_array(rows, "x")).cpu().numpy()
+    held = dense(rows if isinstance(rows, Tensor) else from_array(frames.numbers(rows), "x")).cpu().numpy()
     held = held.astype(held.dtype if held.dtype.kind == "f" else np.float64)  # a copy
     held[~mask.cpu().numpy()] = np.nan
     return held

@@ -109,6 +109,9 @@ class _VAE(_Estimator):
     batch_size: int = 128
     lr: float = 1e-3
     random_state: Any = None
+    early_stopping: bool = False
+    validation_fraction: float = 0.1
+    n_iter_no_change: int = 10
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Fit a VAE to rows, shape (rows, columns), and return self; ``y`` is ignored."""
@@ -131,9 +134,30 @@ class _VAE(_Estimator):
                 missing=bool(np.isnan(np.asarray(rows)).any()),
                 **self._options(),
             ).double()
-        fit(model, rows, epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, seed=seed)
+        options: dict[str, Any] = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr}
+        if arguments.boolean("early_stopping", self.early_stopping):
+            options["patience"] = arguments.integer("n_iter_no_change", self.n_iter_no_change)
+            rows, options["validation"] = self._split(rows, seed)
+        fit(model, rows, seed=seed, **options)
         self.model_, self.seed_ = model, seed
         return self
+
+    def _split(self, rows: Any, seed: int) -> tuple[Any, Any]:
+        """Return rows to fit and rows that stop the fit, drawn by the seed."""
+        share = arguments.positive("validation_fraction", self.validation_fraction)
+        if share >= 1:
+            fix = "Pass 0.1."
+            raise bad_value(
+                "validation_fraction", "a share between 0 and 1", repr(self.validation_fraction), fix
+            )
+        held = max(1, round(share * len(rows)))
+        if len(rows) - held < 2:
+            came, fix = f"{held} of {len(rows)}", "Pass a smaller share, or more rows."
+            raise bad_value("validation_fraction", "a share that leaves two rows to fit", came, fix)
+        with seeded(derive(seed, Stream.DATA)):
+            order = torch.randperm(len(rows)).numpy()
+        taken = getattr(rows, "iloc", rows)
+        return taken[order[held:]], taken[order[:held]]
 
     def _options(self) -> Mapping[str, Any]:
         """Return the family's options; by default a scale or concentration is learned for each column."""
@@ -237,6 +261,9 @@ class VAEDensity(_Density, _VAEScores):
         epochs, batch_size, lr: as in ``pyrovae.fit``.
         random_state: an int, a RandomState or None, for the weights, the fit and the noise of scores. An int gives the same
             fit every time.
+        early_stopping: whether to hold out rows, stop when their ELBO no longer gets better, and keep the best weights.
+        validation_fraction, n_iter_no_change: with early stopping, the share of rows held out, drawn by ``random_state``, and
+            the epochs without a better ELBO after which the fit stops.
         method: one of ``evidence.METHODS``.
         num_samples: draws per row, for methods that take them; None leaves the method's own default.
         check: whether scores also try the method on rows simulated from the model. It costs seconds a call. Without it, no

@@ -65,6 +65,9 @@ class SparseRows(Tensor):
                 return rows.dense(place)
             if func is Tensor.sum and len(args) == 1 and not kwargs:
                 return torch.from_numpy(rows.matrix.data).to(rows.dtype).sum()
+            if func in (Tensor.sum, Tensor.mean) and len(args) == 1 and kwargs == {"dim": 0}:
+                sums = torch.from_numpy(rows.matrix.sum(axis=0)).to(device=rows.device, dtype=rows.dtype)
+                return sums if func is Tensor.sum else sums / len(rows)
             # Rows are flat already.
             if (func is Tensor.flatten and args[1:] == (1,)) or (
                 func is Tensor.reshape and args[1:] == (len(rows), -1)

@@ -11,6 +11,62 @@ import sys
 from planting import Bug, run
 
 BUGS = {
+    "held-out rows of an estimator among those it fits": Bug(
+        "sklearn.py",
+        "_VAE._split",
+        "taken[order[held:]]",
+        "taken[order[1:]]",
+        "test_sklearn.py::test_early_stopping_is_a_fit_with_held_out_rows[False]",
+    ),
+    "a rare column left to the rows that are compared": Bug(
+        "reporting/contents.py",
+        "leaving_cells",
+        "left = left + seen[row]",
+        "left = left + 2",
+        "test_report.py::test_baselines_are_fitted_to_two_cells_of_every_column",
+    ),
+    "the mean of sparse rows without their zeros": Bug(
+        "sparse.py",
+        "SparseRows.__torch_function__",
+        "sums / len(rows)",
+        "sums / (rows.matrix != 0).sum(axis=0).max()",
+        "test_sparse.py::test_independent_families_fit_and_score_in_parts",
+    ),
+    "a number that is the label of another column taken as a position": Bug(
+        "rows.py",
+        "column_numbers",
+        "not in ([], [place])",
+        "not in ([], numbered)",
+        "test_outliers.py::test_a_number_is_a_position_or_is_refused",
+    ),
+    "columns of a frame scored in the order in which they came": Bug(
+        "comparison/predictive.py",
+        "_like",
+        "score.measure[own.index(column)] for column in order",
+        "score.measure[order.index(column)] for column in order",
+        "test_comparison.py::test_tables_are_matched_by_name_with_masses_and_densities",
+    ),
+    "ranges of columns unchecked": Bug(
+        "entries.py",
+        "check_sizes",
+        "& (width < least / 2) & spread",
+        "& (width < 0)",
+        "test_units.py::test_units_without_squares_are_refused_by_name[IndependentGaussian--160]",
+    ),
+    "a learned scale of log x held to the spread of x": Bug(
+        "training/scales.py",
+        "_in_units",
+        "if not of_log:",
+        "if of_log:",
+        "test_units.py::test_vaes_of_real_columns_in_extreme_units[log_normal-float64]",
+    ),
+    "a start that depends on the units of x": Bug(
+        "likelihoods/bounded.py",
+        "Gamma.marginal_parts",
+        "((mean / x.std(dim=0)) ** 2).clamp(max=1e6)",
+        "mean**2 / x.var(dim=0).clamp(min=1e-6)",
+        "test_units.py::test_training_starts_from_the_marginals_in_any_unit[gamma]",
+    ),
     "rows of a resumed file numbered from 0 in each chunk": Bug(
         "cli/files.py",
         "Rows._raw",

@@ -160,7 +160,7 @@ ANY_ROWS = {
     "an object": object,
 }
 #: For models that take NaN as a missing cell.
-HOLES_ALLOWED = {what: value for what, value in ANY_ROWS.items() if what != "NaN in an array"}
+HOLES_ALLOWED = {what: value for what, value in ANY_ROWS.items() if what not in ("NaN in an array", "masked")}
 
 OTHER_WIDTHS = {
     "too narrow": spoilt(lambda x: x[:, :-1]),

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -456,3 +457,60 @@ def test_swap_refuses_a_pseudo_likelihood_before_anything_is_fitted():
     rows = {"x": x, "offset": x.sum(1).log()}
     with pytest.raises(ValueError, match="a pseudo-likelihood under poisson"):
         pv.swap(rows, 1, [("poisson", {"offset": True})], epochs=10**6)
+
+
+def frame_of_kinds(rows=90):
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=rows)
+    found = pd.DataFrame({"real": z + rng.normal(size=rows), "other": 2 * z + rng.normal(size=rows)})
+    found["count"] = rng.poisson(3.0, size=rows) * 3
+    found["word"] = np.where(z > 0, "up", "down")
+    return found
+
+
+def test_columns_of_a_frame_are_matched_by_name():
+    """Models fitted to frames in any order have the log P of a frame in their own order."""
+    df = frame_of_kinds()[["real", "other", "count"]]
+    turned = df[["count", "real", "other"]]
+    vae = pv.VAE.mlp(3, 1, "gaussian", (4,), standardize=True)
+    pv.fit(vae, turned[:60], epochs=1)
+    models = {
+        "one": baselines.PPCA(1).fit(df[:60]),
+        "turned": baselines.PPCA(1).fit(turned[:60]),
+        "full": baselines.FullGaussian().fit(turned[["other", "real", "count"]][:60]),
+        "vae": vae,
+    }
+    table, other = (
+        pv.compare(models, x, method="importance", num_samples=50, check=False)
+        for x in (df[60:], {"x": turned[60:]})
+    )
+    pd.testing.assert_frame_equal(table.drop(columns="seconds"), other.drop(columns="seconds"))
+    own = {"one": df, "turned": turned, "full": turned[["other", "real", "count"]]}
+    for name, rows in own.items():
+        assert table.elpd[name] == pv.log_evidence(models[name], rows[60:]).mean
+    assert table.elpd["turned"] == pytest.approx(table.elpd["one"], abs=1e-9)
+    with pytest.raises(ValueError, match=r"by name and in order, got 'b' instead of 'count'"):
+        pv.compare(models, df[60:].rename(columns={"count": "b"}))
+
+
+def test_tables_are_matched_by_name_with_masses_and_densities():
+    df = frame_of_kinds()
+    turned = df[["word", "other", "count", "real"]]
+    torch.manual_seed(0)
+    tables = {name: pv.VAE.for_table(rows[:60], 1) for name, rows in (("one", df), ("turned", turned))}
+    found = pv.compare(tables, df[60:], method="importance", num_samples=50, check=False)
+    for name, model in tables.items():
+        own = pv.log_evidence(model, turned[60:], num_samples=50, check=False)
+        assert found.elpd[name] == own.mean
+    fewer = pv.VAE.for_table(df[df.word == "up"][:30], 1, families={"word": None})
+    refused(
+        "models: expected all scored on the same rows",
+        {"one": tables["one"], "fewer": fewer},
+        df[60:],
+    )
+    rounded = pv.VAE.for_table(turned[:60].round(1), 1, resolution={"real": 0.1, "other": 0.1})
+    refused(
+        "models: expected all",
+        {"one": tables["one"], "rounded": rounded},
+        df[60:].round(1),
+    )

@@ -477,6 +477,38 @@ def test_the_batch_holds_the_mask_only_if_a_cell_is_missing():
         assert torch.equal(source.observed, ~HOLES)
 
 
+@pytest.mark.parametrize("kind", ["f8", "f4", "i8", "u1", "?"])
+def test_masked_entries_are_missing_cells(kind):
+    """Masked entries are NaN in fits, scores, conditionals, draws and imputations, with the numbers of NaN."""
+    plain = (ROWS[constraints.real] > 1 if kind == "?" else ROWS[constraints.real].abs()).numpy().astype(kind)
+    x = np.ma.MaskedArray(plain, mask=HOLES.numpy())
+    y = np.where(HOLES.numpy(), np.nan, plain.astype(float))
+    one, other = (baselines.IndependentGaussian().fit(rows) for rows in (x, y))
+    assert torch.equal(one.scale, other.scale)
+    for given in (None, [1]):
+        found, expected = (pv.log_evidence(one, rows, given=given) for rows in (x, y))
+        np.testing.assert_array_equal(found.estimate, expected.estimate)
+        assert found.fingerprint == expected.fingerprint
+    found = [pv.impute(one, rows, num_imputations=2) for rows in (x, y)]
+    np.testing.assert_array_equal(found[0].draws, found[1].draws)
+    assert isinstance(found[0].completed[0], np.ndarray)
+    assert not np.ma.isMaskedArray(found[0].completed[0])
+    np.testing.assert_allclose(found[0].completed[0], found[1].completed[0], rtol=1e-6)  # of the type of x
+    assert pv.outliers(one, x).equals(pv.outliers(one, y))
+    vae = pv.VAE.mlp(4, 1, "gaussian", (4,)).double()
+    pv.fit(vae, x, epochs=1, compile=False)
+    found, expected = (pv.elbo(vae, rows, num_samples=4).estimate for rows in (x, y))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_masked_entries_are_refused_where_nan_is():
+    whole = np.ma.MaskedArray(np.full((3, 2), 2**60), mask=np.eye(3, 2, dtype=bool))
+    with pytest.raises(TypeError, match="without masked entries, got 2 that are masked"):
+        baselines.IndependentGaussian().fit(whole)  # float64 cannot hold them
+    with pytest.raises(TypeError, match="without masked entries, got 2 that are masked"):
+        baselines.KernelDensity().fit(whole / 2.0)
+
+
 def test_a_cast_is_judged_by_the_observed_cells():
     """Zeros in missing cells would widen a column far from 0, and hide what the cast loses."""
     x = (1e9 + normal(50, 1)).masked_fill(torch.rand(50, 1, generator=GENERATOR) < 0.5, NAN).numpy()

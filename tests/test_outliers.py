@@ -147,3 +147,23 @@ def test_unknown_columns_are_refused_by_name(linear, given, message):
     frame = pd.DataFrame(linear[1].numpy(), columns=list("abcd"))
     with pytest.raises((TypeError, ValueError), match=message):
         pv.log_evidence(linear[0], frame, given=given)
+
+
+@pytest.mark.parametrize(
+    "labels", [[0, 1, 2], ["a", "b", "c"], ["a", 1, "c"], [10, 11, 12], [2, 1, 0], ["a", 0, 2.0]]
+)
+def test_a_number_is_a_position_or_is_refused(labels):
+    """A number that is the label of another column could mean either."""
+    full = pv.baselines.FullGaussian().fit(torch.randn(20, 3, generator=torch.Generator().manual_seed(0)))
+    x = np.arange(6.0).reshape(2, 3)
+    for number in range(3):
+        others = [place for place, label in enumerate(labels) if label == number and place != number]
+        frame = pd.DataFrame(x, columns=labels)
+        if others:
+            with pytest.raises(
+                ValueError, match=rf"got {number}, the position of .* at position {others[0]}\. Name"
+            ):
+                pv.log_evidence(full, frame, given=[number])
+        else:
+            found = pv.log_evidence(full, frame, given=[number]).estimate
+            np.testing.assert_array_equal(found, pv.log_evidence(full, x, given=[number]).estimate)

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import pyrovae as pv
-from pyrovae import pages
+from pyrovae import noise, pages
 from pyrovae.refusals import Refused
+from pyrovae.reporting.contents import leaving_cells
 
 HOSTILE = "<script>alert('x')</script>"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -240,3 +241,34 @@ def test_long_frames_say_how_much_is_left_out():
     assert grid.head == ("index", "a_b")
     assert grid.lines[-1] == ("3", "3")
     assert grid.caption == "Rows. 26 more lines are not shown."
+
+
+@pytest.mark.parametrize("row", range(8))
+def test_baselines_are_fitted_to_two_cells_of_every_column(row):
+    """Without train, even if a column has no others."""
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    x[:, 2] = torch.nan
+    x[[row, (row + 3) % 8], 2] = torch.tensor([1.0, 2.0])
+    few = np.arange(8)[::-1]
+    observed = ~x.isnan()
+    for count in range(1, 6):
+        compared = leaving_cells(few[:count], observed)
+        fitted = np.setdiff1d(np.arange(8), compared)
+        assert observed[fitted, 2].sum() == 2
+        assert set(compared) <= set(few[:count])
+        assert len(compared) >= count - 2  # two rows are enough for one column
+
+
+def test_a_report_compares_rows_with_a_rare_column(tmp_path):
+    """Of two baselines, one that refuses the rows is named, and the other is compared."""
+    with noise.seeded(noise.derive(0, noise.Stream.DATA)):
+        compared = torch.randperm(40)[:20]
+    x = torch.randn(40, 3)
+    x[:, 2] = torch.nan
+    x[compared[:4], 2] = torch.tensor([1.0, 2.0, 4.0, 3.0])
+    model = pv.VAE.mlp(3, 1, "gaussian", (), scale="shared")
+    pv.report(model, x, tmp_path / "report.html", method="importance", num_rows=40)
+    found = section((tmp_path / "report.html").read_text(encoding="utf-8"), "Comparison with baselines")
+    assert "Baselines are fitted to 22 other rows of x, and all are compared on 18." in found
+    assert "PPCA(2): not available: x: expected rows that fill more than 2 dimensions" in found
+    assert "independent Gaussians" in found

@@ -22,6 +22,7 @@ from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import pyrovae as pv
+from pyrovae import noise
 from pyrovae.sklearn import BaselineDensity, VAEDensity, VAEImputer, VAEOutlier, VAETransformer
 
 SMALL = {"latent_dim": 1, "hidden_dims": (2,), "epochs": 1, "random_state": 0}
@@ -80,6 +81,25 @@ def test_scores_are_the_exact_density_in_the_units_of_x(density):
     assert density.score(X) == pytest.approx(exact.mean(), rel=1e-9)
     assert (density.evidence_.verdict == "trust").all()
     assert len(density.history_) == 30
+
+
+@pytest.mark.parametrize("frame", [False, True])
+def test_early_stopping_is_a_fit_with_held_out_rows(frame):
+    """The same weights as by ``fit``, which stops when rows that it does not see get no more probable."""
+    x = pd.DataFrame(HOLED, columns=NAMES) if frame else HOLED
+    options = {**LINEAR, "lr": 0.5, "epochs": 40}
+    found = VAEDensity(**options, early_stopping=True, validation_fraction=0.2, n_iter_no_change=2).fit(x)
+    history = found.history_.frame
+    assert len(history) == 2 + found.history_.best_epoch < 40
+    assert history["validation_elbo"].idxmax() == found.history_.best_epoch - 1
+    assert found.model_.fitted.rows == 80
+    with noise.seeded(noise.derive(found.seed_, noise.Stream.DATA)):
+        order = torch.randperm(100).numpy()
+    scaling = found.model_.encoder.standardize
+    np.testing.assert_allclose(scaling.loc, np.nanmean(HOLED[order[20:]], axis=0), rtol=1e-12)
+    held_out = pv.elbo(found.model_, HOLED[order[:20]], num_samples=400).estimate.mean()
+    assert held_out == pytest.approx(history["validation_elbo"].max(), abs=1.0)
+    assert len(VAEDensity(**options, n_iter_no_change=2).fit(x).history_) == 40
 
 
 def test_samples_have_the_moments_of_the_model(density):
@@ -343,6 +363,10 @@ def test_rows_with_holes_get_the_mean_of_their_posterior():
         (VAEDensity(method="foo"), "method"),
         (VAEDensity(likelihood=["gaussian"]), "likelihood"),
         (VAEDensity(likelihood_options=[1]), "likelihood_options"),
+        (VAETransformer(early_stopping="yes"), "early_stopping"),
+        (VAEOutlier(early_stopping=True, n_iter_no_change=0), "n_iter_no_change"),
+        (VAEImputer(early_stopping=True, validation_fraction=1.0), "validation_fraction"),
+        (VAEDensity(early_stopping=True, validation_fraction=0.95), "validation_fraction"),
         (VAEImputer(strategy="foo"), "strategy"),
         (VAEImputer(method="foo"), "method"),
     ],

@@ -25,6 +25,12 @@ ROWS, COLUMNS = 600, 5
 DENSE = np.random.default_rng(SEED).poisson(0.4, (ROWS, COLUMNS))
 DENSE[0] = 1
 CSR = scipy.sparse.csr_array(DENSE)
+#: Baselines whose fit needs dense rows, and their arguments.
+DENSE_FITS = {
+    baselines.PPCA: (1,),
+    baselines.FactorAnalysis: (1,),
+    baselines.LatentClass: (2,),
+}
 Part = namedtuple("Part", ["x", "offset"])
 
 
@@ -144,6 +150,45 @@ def test_suggestions_baselines_and_odd_cells_are_those_of_dense_rows():
     held = swapping._held_out(batch, 0)
     assert [type(part["x"]) for part in held] == [SparseRows] * 2
     assert swapping._taken(vae(), held[1], {})["x"].shape == (ROWS // 5, COLUMNS)
+
+
+def test_independent_families_fit_and_score_in_parts(by_parts):
+    for cls, x in ((baselines.IndependentPoisson, DENSE), (baselines.IndependentBernoulli, DENSE > 0)):
+        sparse, whole = cls().fit(scipy.sparse.csr_array(x)), cls().fit(x)
+        expected = whole.log_evidence(x)
+        found = sparse.log_evidence(scipy.sparse.csr_array(x))
+        np.testing.assert_array_equal(found.estimate, expected.estimate)
+        assert (found.fingerprint, found.seen) == (expected.fingerprint, expected.seen)
+        assert vars(sparse).keys() == vars(whole).keys()
+
+
+def test_a_baseline_of_dense_rows_scores_sparse_rows_in_parts(request):
+    fits = {cls: cls(*args).fit(DENSE) for cls, args in DENSE_FITS.items()}
+    expected = {cls: fitted.log_evidence(DENSE).estimate for cls, fitted in fits.items()}
+    request.getfixturevalue("by_parts")
+    for cls, fitted in fits.items():
+        found = fitted.log_evidence(CSR).estimate
+        np.testing.assert_allclose(found, expected[cls], rtol=0, atol=1e-11)
+
+
+def test_sparse_rows_that_would_fill_the_memory_are_refused_with_their_size(by_parts, monkeypatch):
+    monkeypatch.setattr(entries, "_MOST_DENSE", 12_000)  # 300 rows in float64
+    calls = {cls.__name__: cls(*args).fit for cls, args in DENSE_FITS.items()}
+    calls["start_from"] = vae().likelihood.start_from
+    model = baselines.IndependentPoisson().fit(CSR)
+    calls["IndependentPoisson"] = model.draw_missing
+    for reader, call in calls.items():
+        with pytest.raises(
+            ValueError, match=rf"at most 1.2e-05 GB .* {reader}.* got 600 rows .* at most 300 rows"
+        ):
+            call(CSR)
+
+    def stop(pair, x, seed, progress):
+        raise InterruptedError(x["x"].shape[0])
+
+    monkeypatch.setattr(swapping, "fit", stop)
+    with pytest.raises(InterruptedError, match="480"):
+        pv.swap(CSR, 1, ["poisson"], hidden_dims=(4,))
 
 
 def test_missing_cells_of_a_sparse_matrix():

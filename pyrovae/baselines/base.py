@@ -16,7 +16,7 @@ from torch.distributions import Distribution, constraints
 
 from pyrovae import arguments, identity, noise
 from pyrovae.baselines.observed import Mixture, Patterns
-from pyrovae.entries import on_support
+from pyrovae.entries import all_dense, blocks, check_sizes, on_support
 from pyrovae.evidence.result import LogEvidence, about
 from pyrovae.likelihoods.base import off_support
 from pyrovae.pair.drawing import Source as NoiseSource
@@ -24,7 +24,7 @@ from pyrovae.pair.drawing import replaced
 from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
 from pyrovae.rows import Source, check_columns_observed, joined, read_in_double, restored
-from pyrovae.sparse import dense
+from pyrovae.sparse import SparseRows
 from pyrovae.turns import takes_turns
 
 #: Baselines by their class name in snake case; the contract tests cover every ``ClosedForm`` among them.
@@ -79,6 +79,9 @@ class Baseline(Fitted, ABC):
     family: ClassVar[str] = "Gaussian"
     #: Whether rows may have missing cells; see ``Incomplete``.
     takes_missing: ClassVar[bool] = False
+    #: Whether ``_fit`` and ``_score`` go through sparse rows in parts; others get dense rows.
+    fits_sparse: ClassVar[bool] = False
+    scores_sparse: ClassVar[bool] = False
 
     #: Hashes of the fitted rows, shape (rows, 2), by ``identity.row_hashes``.
     seen: np.ndarray
@@ -94,7 +97,8 @@ class Baseline(Fitted, ABC):
 
         With missing cells, an ``Incomplete`` baseline maximises the likelihood of the observed cells.
         """
-        rows, mask, source = self._rows(x, {})
+        rows, mask, source = self._rows(x, {}, fitting=True)
+        rows = rows if self.fits_sparse else all_dense("x", rows, f"{type(self).__name__}.fit")
         before = dict(vars(self))
         try:
             self._fit(*_to_fit(rows, mask, source.names.get("x")))
@@ -113,11 +117,11 @@ class Baseline(Fitted, ABC):
 
         With missing cells, an ``Incomplete`` baseline returns log P of each row's observed cells.
         """
-        rows, mask, source = self._like_fitted(x)
+        rows, mask, source = self._like_fitted(x, sparse=self.scores_sparse)
         return self._score(rows, about(source, self), *mask)
 
-    def _like_fitted(self, x: Any) -> tuple[Tensor, tuple[Tensor, ...], Source]:
-        """Return ``_rows`` of rows that have the fitted columns."""
+    def _like_fitted(self, x: Any, sparse: bool = False) -> tuple[Tensor, tuple[Tensor, ...], Source]:
+        """Return ``_rows`` of rows that have the fitted columns; dense, unless ``sparse``."""
         width = self._require_fit()
         rows, mask, source = self._rows(x, self.names)
         if rows.shape[1] != width:
@@ -127,7 +131,7 @@ class Baseline(Fitted, ABC):
                 f"width {rows.shape[1]}",
                 "Pass the same columns.",
             )
-        return rows, mask, source
+        return rows if sparse else all_dense("x", rows, type(self).__name__), mask, source
 
     @takes_turns
     def sample(self, num_rows: int, seed: int = 0) -> Tensor:
@@ -165,9 +169,9 @@ class Baseline(Fitted, ABC):
         return f"<{self.summary()}>" if self._width is not None else f"<{type(self).__name__}, not fitted>"
 
     def _rows(
-        self, x: Any, names: Mapping[str, tuple[str, ...]]
+        self, x: Any, names: Mapping[str, tuple[str, ...]], fitting: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...], Source]:
-        """Return checked rows as float64, shape (rows, columns), the mask, and the rows as they were passed.
+        """Return checked rows as float64, shape (rows, columns), the mask, and the rows as they were passed; sparse if they were.
 
         The mask is empty for complete rows; else it is one boolean tensor, shape (rows, columns), True where a cell is
         observed. Missing cells are 0.
@@ -182,14 +186,17 @@ class Baseline(Fitted, ABC):
             x = {"x": x["x"]} if mask is None else {"x": x["x"], "observed": mask}
         batch, source = read_in_double(x, names, self.takes_missing)
         # Contiguous, so that equal numbers give equal bits in any memory layout.
-        rows, *mask = (
-            dense(batch[name].flatten(1) if batch[name].dim() > 1 else batch[name][:, None]).contiguous()
+        flat = (
+            batch[name].flatten(1) if batch[name].dim() > 1 else batch[name][:, None]
             for name in ("x", "observed")
             if name in batch
         )
+        rows, *mask = (each if isinstance(each, SparseRows) else each.contiguous() for each in flat)
         checked = restored(rows, mask[0] if mask else None)
         columns = list(range(rows.shape[1]))
         on_support("x", checked, columns, self.support, self.family, off_support(self.family))
+        if self.support is constraints.real:
+            check_sizes("x", checked, source.names.get("x"), spread=fitting)
         return rows, tuple(mask), source
 
     def _require_fit(self) -> int:
@@ -208,6 +215,7 @@ class ClosedForm(Baseline):
     To add one: write ``_fit``, ``_log_prob``, ``_sample`` and ``summary``, and set ``measure`` and ``parameters``.
     """
 
+    scores_sparse = True
     #: Whether log P(x) is a "mass" or a "density".
     measure: ClassVar[str]
     #: "plug-in" (fitted values) or "posterior-averaged".
@@ -222,10 +230,20 @@ class ClosedForm(Baseline):
         return (self.measure,) * columns
 
     def _score(self, rows: Tensor, source: dict[str, Any], *mask: Tensor) -> LogEvidence:
-        log_prob = self._log_prob(rows, *mask)
+        if isinstance(rows, SparseRows):
+            log_prob = torch.cat([self._log_prob(block) for _, block in blocks(rows)])
+        else:
+            log_prob = self._log_prob(rows, *mask)
         if mask:
             log_prob = log_prob.masked_fill(~mask[0].any(dim=1), 0.0)
         impossible = torch.nonzero(log_prob == -torch.inf).flatten()
+        if len(impossible) and self.support is constraints.real:
+            raise bad_value(
+                "x",
+                "rows whose log P(x) is above -1e308",
+                f"{len(impossible)} below it, first row {int(impossible[0])}",
+                "They lie too far from the training rows: drop them, or fit on rows like them.",
+            )
         if len(impossible):
             raise bad_value(
                 "x",

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyrovae import arguments
 from pyrovae.baselines.base import register
 from pyrovae.baselines.mcmc import PyroMCMC
+from pyrovae.entries import check_sizes
 from pyrovae.refusals import bad_value
 from pyrovae.rows import read_in_double
 from pyrovae.turns import takes_turns
@@ -78,7 +79,9 @@ class BayesianPCA(PyroMCMC):
     @takes_turns
     def fit(self, x: Any) -> Self:
         """Run the chains on rows, shape (rows, columns), and return self. See ``PyroMCMC.fit``."""
-        rows = read_in_double(x)[0]["x"]
+        batch, source = read_in_double(x)
+        rows = batch["x"]
+        check_sizes("x", rows, source.names.get("x"))
         before, self._order = self._order, _pivots(rows, self.latent_dim) if rows.dim() == 2 else None
         try:
             return super().fit(x)

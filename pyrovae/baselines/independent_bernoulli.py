@@ -34,6 +34,7 @@ class IndependentBernoulli(Columnwise, Conjugate):
 
     measure = "mass"
     support = constraints.boolean
+    fits_sparse = True
     family = "Bernoulli"
 
     probabilities: Tensor
@@ -45,7 +46,7 @@ class IndependentBernoulli(Columnwise, Conjugate):
     def _fit(self, rows: Tensor, observed: Tensor | None = None) -> None:
         self._num_rows: int | Tensor = len(rows) if observed is None else observed.sum(dim=0)
         self._ones = rows.sum(dim=0)
-        self.probabilities = (self.a + rows.sum(dim=0)) / (self.a + self.b + self._num_rows)
+        self.probabilities = (self.a + self._ones) / (self.a + self.b + self._num_rows)
 
     def _sample(self, num_rows: int) -> Tensor:
         return torch.bernoulli(self.probabilities.expand(num_rows, -1))

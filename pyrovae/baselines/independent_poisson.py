@@ -28,6 +28,7 @@ class IndependentPoisson(Columnwise):
 
     measure = "mass"
     support = constraints.nonnegative_integer
+    fits_sparse = True
     family = "Poisson"
 
     rate: Tensor

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from pyrovae import arguments
+from pyrovae import arguments, frames
 from pyrovae.comparison.refusals import (
     check_comparable,
     check_held_out,
@@ -22,7 +22,7 @@ from pyrovae.comparison.refusals import (
 from pyrovae.convert import stacking_weights
 from pyrovae.evidence import METHODS, VERDICTS, LogEvidence, log_evidence
 from pyrovae.refusals import bad_value
-from pyrovae.rows import align
+from pyrovae.rows import align, as_passed, joined
 from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def compare(
     Args:
         models: name → a ``VAE``, a ``LatentVariableModel``, a fitted baseline, or a ``LogEvidence``
             computed before.
-        x: held-out rows on dim 0; may be left out if every model is a ``LogEvidence``.
+        x: held-out rows on dim 0; may be left out if every model is a ``LogEvidence``. Columns of a frame are matched by
+            name, so models may be fitted to frames with their columns in different orders.
         method, seed, progress, options: of ``log_evidence``, for the pairs among the models.
         by: a label for every row, shape (rows,). The result then has one table for each label, one below the
             other, with differences within the label. A series is aligned by the index of x.
@@ -94,6 +95,7 @@ def compare(
     arguments.options(f"method {method!r}", METHODS[method], options, taken=("pair", "x"))
     if method != "exact":  # "exact" has no noise and is quick
         options |= {"seed": seed, "progress": progress}
+    x = None if x is None else joined(x, "x")
     seconds: dict[str, float] = {}
 
     def score(name: str, method: str, options: Mapping[str, Any]) -> LogEvidence:
@@ -103,12 +105,14 @@ def compare(
         return found
 
     # Two draws tell what a pair scores, and on which rows: refusals come before the work, not after an hour of it.
-    scores = {name: score(name, "importance", {"num_samples": 2, "check": False}) for name in models}
+    rough = {name: score(name, "importance", {"num_samples": 2, "check": False}) for name in models}
+    scores = _in_one_order(rough, models, x)
     check_target(scores, "predictive")
     check_comparable(scores)
     if not training_rows:
         check_held_out(scores)
-    scores |= {name: score(name, method, options) for name, model in models.items() if _is_pair(model)}
+    full = {name: score(name, method, options) for name, model in models.items() if _is_pair(model)}
+    scores = _in_one_order(rough | full, models, x)
     check_possible(scores)
     about = {
         name: {"num_parameters": _num_parameters(model), "seconds": seconds[name]}
@@ -125,12 +129,67 @@ def _score(name: str, model: Any, x: Any, method: str, options: Mapping[str, Any
         raise bad_value(
             "x", f"rows to score {name!r} on", "None", "Pass held-out rows as the second argument."
         )
+    x = _arranged(model, x)
     return log_evidence(model, x, method=method, **options) if _is_pair(model) else log_evidence(model, x)
 
 
 def _is_pair(model: Any) -> bool:
     """Return whether an estimator has to compute the score of a model."""
     return not isinstance(model, LogEvidence) and not hasattr(model, "log_evidence")
+
+
+def _fitted_names(model: Any) -> tuple[str, ...] | None:
+    """Return the names of the columns that a model was fitted to, in their order; None if they had no names."""
+    names = getattr(model, "names", None)
+    return names.get("x") if isinstance(names, Mapping) else None
+
+
+def _arranged(model: Any, x: Any) -> Any:
+    """Return rows with the columns of a frame in the order in which the model was fitted; others as they are."""
+    beside, rows = as_passed(x)
+    came, known = frames.names(rows), _fitted_names(model)
+    if came is None or known is None or came == known or sorted(came) != sorted(known):
+        return x
+    if len(set(came)) < len(came) or hasattr(beside.get("observed"), "shape"):
+        return x
+    rows = rows.iloc[:, [came.index(name) for name in known]]
+    return {**beside, "x": rows} if isinstance(x, Mapping) else rows
+
+
+def _columns(model: Any, x: Any) -> list[Any] | None:
+    """Return what a model scores of a frame's columns, in its order: names, and a table's levels and resolutions."""
+    names = frames.names(as_passed(x)[1])
+    table = getattr(model, "table", None)
+    if names is None or table is None:
+        return None if names is None else [(name, None, None) for name in _fitted_names(model) or names]
+    return [(str(column.name), column.levels, column.resolution) for column in table.columns]
+
+
+def _in_one_order(
+    scores: Mapping[str, LogEvidence], models: Mapping[str, Any], x: Any
+) -> dict[str, LogEvidence]:
+    """Return scores of a frame by models of its columns in several orders as scores in the order of the first model."""
+    made = [name for name, model in models.items() if not isinstance(model, LogEvidence)]
+    orders = {name: _columns(models[name], x) for name in made}
+    return {
+        name: _like(scores[made[0]], score, orders[made[0]], orders[name]) if name in orders else score
+        for name, score in scores.items()
+    }
+
+
+def _like(
+    first: LogEvidence, score: LogEvidence, order: list[Any] | None, own: list[Any] | None
+) -> LogEvidence:
+    """Return a score of the same frame whose columns stand in another order as one in the order of the first.
+
+    The models score equal columns if these have the same names and, in tables, the same levels and resolutions.
+    """
+    if order is None or own is None or order == own or len({name for name, *_ in own}) < len(own):
+        return score
+    if len(own) != len(order) or not all(column in own for column in order):
+        return score
+    measure = tuple(score.measure[own.index(column)] for column in order)
+    return replace(score, measure=measure, fingerprint=first.fingerprint)
 
 
 def _table_by(

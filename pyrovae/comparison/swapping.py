@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyrovae import arguments, noise, pages
 from pyrovae.comparison.predictive import compare
+from pyrovae.entries import most_dense
 from pyrovae.evaluation import Names
 from pyrovae.evidence import METHODS, log_evidence
 from pyrovae.evidence.workers import Pool, Workers, each
@@ -168,7 +169,9 @@ def swap(
 def _fitted(vae: VAE, x: Any, options: Mapping[str, Any]) -> VAE:
     """Fit a VAE, which starts from the marginals of x, and return it."""
     if isinstance(vae.likelihood, Likelihood):
-        vae.likelihood.start_from(x)
+        # Training may start from the marginals of some rows.
+        most = most_dense(x["x"].double()) if isinstance(x["x"], SparseRows) else len(x["x"])
+        vae.likelihood.start_from({name: value[:most] for name, value in x.items()})
     fit(vae, x, **options)
     return vae
 

@@ -49,7 +49,8 @@ def log_evidence(
         model: a ``VAE``, a ``LatentVariableModel`` or a fitted baseline.
         x: rows on dim 0; tensor, numpy array or DataFrame.
         method: one of ``evidence.METHODS``; None means "importance". "auto" chooses row by row.
-        given: columns of x, names of a frame's or numbers. The result is then
+        given: columns of x: names of a frame's, or positions from 0 in the order of the fit. A string is a name and a whole
+            number a position; a number that is also the label of another column is refused. The result is then
 
                 log P(rest | given) = log P(x_obs) − log P(x_given)
 

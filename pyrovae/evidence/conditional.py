@@ -35,7 +35,7 @@ def columns_of(x: Any) -> tuple[tuple[str, ...] | None, int]:
 def conditional(score: Callable[[Any], LogEvidence], x: Any, given: Any) -> LogEvidence:
     """Return log P(x_obs) − log P(x_given) of every row; ``score`` returns log P of the observed cells of its argument."""
     names, count = columns_of(x)
-    columns = column_numbers("given", given, names, count)
+    columns = column_numbers("given", given, names, count, getattr(as_passed(x)[1], "columns", ()))
     whole = score(x)
     part = score(keeping(x, columns))
     failed = next(

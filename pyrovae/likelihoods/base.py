@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from pyrovae import arguments, supports
 from pyrovae.distributions import InDouble
-from pyrovae.entries import elementwise, on_support
+from pyrovae.entries import all_dense, elementwise, on_support
 from pyrovae.networks import output_width
 from pyrovae.refusals import Refused, bad_value, place, refusal
 from pyrovae.registry import Registry
 from pyrovae.rows import completed, read_in_double, restored
-from pyrovae.sparse import dense
 
 #: Every likelihood by its name: the class name in snake case.
 REGISTRY: Registry[Likelihood] = Registry()
@@ -100,11 +99,11 @@ class Likelihood(nn.Module, ABC):
                 {"x": rows, "offset": offsets}.
 
         Raises:
-            ValueError: values are off the family's support; a column has no observed cell; the last layer has no bias as wide as its
+            ValueError: sparse rows that would take over 2 GB; values are off the family's support; a column has no observed cell; the last layer has no bias as wide as its
                 outputs; the family takes an offset and x has none.
         """
         batch, source = read_in_double(x, missing=True)
-        rows = restored(dense(batch["x"]), source.observed)
+        rows = restored(all_dense("x", batch["x"], "start_from"), source.observed)
         self._check_support(rows, _last_bias(self.network))
         rows = completed(rows, source.observed)
         if not self.offset:
@@ -252,6 +251,8 @@ class Spread(Likelihood):
     spread_name: ClassVar[str]
     #: How many kinds of outputs follow the first and the spread.
     more_outputs: ClassVar[int] = 0
+    #: Training does not start from a smaller spread.
+    least_spread: ClassVar[float] = 1e-3
 
     def __init__(self, network: nn.Module, spread: float | str) -> None:
         super().__init__(network)
@@ -308,7 +309,7 @@ class Spread(Likelihood):
 
     def marginal_outputs(self, x: Tensor) -> list[Tensor]:
         first, spread, *more = self.marginal_parts(x)
-        option, log_spread = getattr(self, self.spread_name), spread.clamp(min=1e-3).log()
+        option, log_spread = getattr(self, self.spread_name), spread.clamp(min=self.least_spread).log()
         if option == "decoder":
             return [first, log_spread, *more]
         if isinstance(option, str):

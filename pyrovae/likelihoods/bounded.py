@@ -80,7 +80,7 @@ class Gamma(Concentrated):
 
     def marginal_parts(self, x: Tensor) -> list[Tensor]:
         mean = x.mean(dim=0)
-        return [mean.log(), mean**2 / x.var(dim=0).clamp(min=1e-6)]
+        return [mean.log(), ((mean / x.std(dim=0)) ** 2).clamp(max=1e6)]
 
 
 @REGISTRY.register("beta")

@@ -18,6 +18,7 @@ class LocationScale(Spread):
 
     spread_name = "scale"
     standardizes = "x"
+    least_spread = 0.0  # a scale has the units of x, and no number is small in all of them
     #: Whether x is rounded, so that the likelihood is a mass.
     rounds: ClassVar[bool] = False
 
@@ -45,6 +46,7 @@ class LocationScale(Spread):
 
     def marginal_parts(self, x: Tensor) -> list[Tensor]:
         loc, scale = x.mean(dim=0), x.std(dim=0)
+        scale = torch.where(scale > 1e-9 * loc.abs(), scale, 1e-3)  # a constant column has no scale
         if self.standardize is None:
             return [loc, scale]
         unit = as_row(self.standardize.scale, loc).to(loc)

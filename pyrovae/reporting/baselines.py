@@ -26,7 +26,7 @@ from pyrovae.likelihoods.base import of_observed
 from pyrovae.model import VAE
 from pyrovae.networks import MLP
 from pyrovae.noise import Stream
-from pyrovae.refusals import bad_value
+from pyrovae.refusals import Refused, bad_value
 from pyrovae.reporting.contents import Contents
 from pyrovae.rows import as_passed, restored
 from pyrovae.training import fit
@@ -35,8 +35,8 @@ from pyrovae.training import fit
 _EPOCHS, _COMPONENTS, MOST_LEVELS = 50, 5, 20
 
 
-def baselines(report: Contents, train: Any, x: Any) -> Iterator[tuple[str, LogEvidence]]:
-    """Yield two fitted baselines' log P of rows, by name: quick ones for the kind of the data."""
+def baselines(report: Contents, train: Any, x: Any) -> Iterator[tuple[str, LogEvidence | Refused]]:
+    """Yield two fitted baselines' log P of rows, by name, or why there is none: quick ones for the kind of the data."""
     model = report.model
     if isinstance(model, VAE) and model.table is not None:
         yield "independent columns", independent_columns(model, train, x)
@@ -64,7 +64,11 @@ def baselines(report: Contents, train: Any, x: Any) -> Iterator[tuple[str, LogEv
         classes = f"{_COMPONENTS} latent classes"
         fitted = {"independent labels": LatentClass(1, levels), classes: LatentClass(_COMPONENTS, levels)}
     for name, baseline in fitted.items():
-        yield name, log_evidence(baseline.fit(train), x)
+        try:
+            found: LogEvidence | Refused = log_evidence(baseline.fit(train), x)
+        except Refused as reason:  # such as columns with too few cells for it
+            found = reason
+        yield name, found
 
 
 def _linear(model: VAE, train: Any, seed: int) -> VAE:

@@ -58,6 +58,7 @@ class Contents:
         #: The rows that baselines are fitted to, whose rows these are, and which rows are compared.
         self.train, self.whose, self.compared = train, "rows of train", np.ones(len(chosen), dtype=bool)
         if train is None:
+            few = leaving_cells(few, whole.batch.get("observed"))
             rest = some(x, np.sort(np.setdiff1d(order, few)))
             self.train, self.whose, self.compared = rest, "other rows of x", np.isin(chosen, few)
         self.evaluation = Evaluation.prepare(model, self.x, 1, seed)
@@ -122,6 +123,24 @@ def some(x: Any, numbers: np.ndarray) -> Any:
     return (
         {"x": part(rows), **{name: part(value) for name, value in beside.items()}} if beside else part(rows)
     )
+
+
+def leaving_cells(few: np.ndarray, observed: Tensor | None) -> np.ndarray:
+    """Return the numbers of some rows, without those that the others need for two observed cells in every column.
+
+    A column with one cell is constant. ``observed`` tells which cells of all rows are observed; None if all are.
+    """
+    if observed is None:
+        return few
+    seen = observed.reshape(len(observed), -1).cpu().numpy()
+    left = seen.sum(axis=0) - seen[few].sum(axis=0)
+    kept = []
+    for row in few:
+        if (seen[row] & (left < 2)).any():
+            left = left + seen[row]
+        else:
+            kept.append(row)
+    return np.array(kept, dtype=few.dtype)
 
 
 def _series(color: Any, rows: Any) -> pd.Series:

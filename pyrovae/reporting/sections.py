@@ -199,10 +199,16 @@ def _comparison(report: Contents, section: Section) -> None:
     if scored is not None:
         own = replace(own, fingerprint=identity.fingerprint(scored.exact, scored.observed))
     scores = {"this model": own}
-    scores.update(baselines(report, some(report.train, np.arange(count)), here))
     section.text.append(
         f"Baselines are fitted to {count} {report.whose}, and all are compared on {len(kept)}."
     )
+    for name, score in baselines(report, some(report.train, np.arange(count)), here):
+        if isinstance(score, Refused):
+            section.text.append(f"{name}: not available: {score}")
+        else:
+            scores[name] = score
+    if len(scores) == 1:
+        return
     seen = {name: score.seen for name, score in scores.items()}
     if seen.pop("this model") > max(seen.values()):
         section.text.append(
@@ -211,7 +217,7 @@ def _comparison(report: Contents, section: Section) -> None:
     table = compare(scores, training_rows=True)
     lead = table["elpd"].iloc[0] - table["elpd"].iloc[1]
     note = f"by {lead:.2f} ± {table['dse'].iloc[1]:.2f} nats a row"
-    report.tiles.append(("best of three", str(table.index[0]), note))
+    report.tiles.append((f"best of {len(scores)}", str(table.index[0]), note))
     section.grids.append(Grid.of(table.short(), "log P(x), nats a row ± standard error over rows."))
     with section.picture("The best model is at the top.", height=2.2) as ax:
         plots.compare(table, ax=ax)

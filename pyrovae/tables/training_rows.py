@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _SAME = 1e-9
 # A column of whole numbers is numbered like an id if at least so many rows hold consecutive numbers, each once.
 _FEWEST_IDS = 20
+# Numbers and their range fit in float32, in which networks see them, with a margin.
+_LARGEST = 1e35
 # Larger whole numbers are not counted one by one.
 _MOST_COUNTED = 2**24
 
@@ -115,6 +117,12 @@ def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
     if len(endless):
         came = f"{len(endless)} that are infinite, first in row {at[endless[0]]}"
         raise refused("df", name, "finite numbers, or NaN in missing cells", came, "Pass NaN in these cells.")
+    if (size := np.abs(held).max()) > _LARGEST:
+        came, fix = f"{size:.2g}", "Divide the column by a power of ten."
+        raise refused("df", name, f"numbers up to {_LARGEST:g}", came, fix)
+    if 0 < np.ptp(held) < 1 / _LARGEST:
+        came, fix = f"a range of {np.ptp(held):.2g}", "Divide the column by a power of ten."
+        raise refused("df", name, f"numbers with a range from {1 / _LARGEST:g} on", came, fix)
     if np.ptp(held) <= _SAME * np.abs(held).max():
         return f"constant: {held[0]:g} in every row"
     if resolution is None and not family:

@@ -179,7 +179,8 @@ def fit(
     with ExitStack() as held:  # holds the checkpoint's folder until the end
         shown = reader.presented(reader.first)
         known = restored(shown["x"], shown.get("observed"))
-        with standardizing(pair.modules(), known), pair.nothing_declared_on_error():
+        names = reader.source.names.get("x")
+        with standardizing(pair.modules(), known, names), pair.nothing_declared_on_error():
             loop = prepare(pair, reader, plan, validation, called, digests=folder is not None)
             run = None if folder is None else held.enter_context(running(folder, loop.pins()))
             if run is not None and run.state is not None:

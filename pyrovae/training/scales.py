@@ -34,6 +34,22 @@ def _learned(likelihood: Any) -> list[tuple[int, list[int]]]:
     ]
 
 
+def _in_units(likelihood: Any, x: Tensor, observed: Tensor | None) -> Tensor:
+    """Return rows in the units of the learned scales: a log-normal's is that of log x; missing cells are 0."""
+    groups: list[tuple[Any, Any]] = [(likelihood, slice(None))]
+    if isinstance(likelihood, Mixed):
+        parts = list(likelihood.each())
+        groups = [(parts[number][0], columns) for number, columns in _learned(likelihood)]
+    of_log = [columns for part, columns in groups if getattr(part, "standardizes", None) == "log x"]
+    if not of_log:
+        return x
+    x = x.clone()
+    for columns in of_log:
+        logs = x[:, columns].log()
+        x[:, columns] = logs if observed is None else logs.masked_fill(~observed[:, columns], 0.0)
+    return x
+
+
 def check_columns_vary(pair: LatentVariableModel, x: Tensor) -> None:
     """Raise ``ValueError`` for constant columns, on which a learned or standardising scale would shrink to zero."""
     likelihood: Any = pair.likelihood if isinstance(pair, VAE) else None
@@ -56,7 +72,10 @@ class Scales:
         if _learns_scale(pair):
             self._pair: Any = pair
             self._rows, self._seed = {name: value[:128] for name, value in batch.items()}, seed
-            self._spread = spread_of(Source(batch["x"], {}, None, batch.get("observed")))
+            observed = batch.get("observed")
+            self._spread = spread_of(
+                Source(_in_units(self._pair.likelihood, batch["x"], observed), {}, None, observed)
+            )
             self.start = self._smallest()
 
     def check(self) -> None:
