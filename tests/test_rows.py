@@ -454,7 +454,8 @@ def test_other_names_are_refused_by_everything_that_takes_rows(fitted, case):
             lambda m=model: pv.log_evidence(m, other),
             lambda m=model: pv.log_evidence(m, {"x": other}),
         ]
-        calls += [lambda m=model: pv.compare({"m": m}, other, check=False)]
+        if case != "another order":  # compare matches columns by name
+            calls += [lambda m=model: pv.compare({"m": m}, other, check=False)]
     calls += [
         lambda: pv.log_weights(vae, other),
         lambda: pv.elbo(vae, other),

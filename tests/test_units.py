@@ -107,6 +107,40 @@ def test_every_method_in_extreme_units(fitted, method):
     np.testing.assert_allclose(score(2.0**498), score(1.0), rtol=0, atol=1e-7)
 
 
+def test_families_and_tables_in_extreme_units():
+    """Floats above 2^53 are whole, and yet no counts. The networks of a table are in float32."""
+    z = Z.numpy()[:, 0]
+    columns = {"real": z + 3, "positive": np.exp(z), "word": np.where(z > 0, "up", "down")}
+
+    def found(unit):
+        df = pd.DataFrame(columns).assign(real=columns["real"] * unit, positive=columns["positive"] / unit)
+        torch.manual_seed(0)
+        vae = pv.VAE.for_table(df, 1, hidden_dims=(4,))
+        pv.fit(vae, df, epochs=1, compile=False)
+        score = pv.log_evidence(vae, df, num_samples=20, check=False, compile=False).estimate
+        return [column.family for column in vae.table.columns], score
+
+    families, expected = found(1.0)
+    assert families == ["gaussian", "log_normal", "bernoulli"]
+    for unit in (2.0**100, 2.0**-100):
+        again, score = found(unit)
+        assert again == families
+        np.testing.assert_allclose(score, expected, rtol=0, atol=1e-5)
+    for unit in UNITS:
+        names = pv.likelihoods.suggest((columns["real"] * unit)[:, None])["family"]
+        assert names.iloc[0] == "gaussian"
+
+
+def test_an_estimator_in_extreme_units():
+    def score(unit):
+        x = (HOLED * columns_in(unit)).numpy()
+        made = VAEDensity(latent_dim=1, hidden_dims=(), epochs=1, random_state=0, method="exact").fit(x)
+        return made.score_samples(x) + (np.log(columns_in(unit).numpy()) * ~np.isnan(x)).sum(axis=1)
+
+    for unit in UNITS:
+        np.testing.assert_allclose(score(unit), score(1.0), rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["gaussian", "laplace", "student_t", "log_normal", "gamma"])
 def test_training_starts_from_the_marginals_in_any_unit(name):
     x = (ROWS.exp() if likelihoods.REGISTRY[name].takes == "positive" else ROWS).numpy()

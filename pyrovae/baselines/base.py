@@ -171,7 +171,9 @@ class Baseline(Fitted, ABC):
     def _rows(
         self, x: Any, names: Mapping[str, tuple[str, ...]], fitting: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...], Source]:
-        """Return checked rows as float64, shape (rows, columns), the mask, and the rows as they were passed; sparse if they were.
+        """Return checked rows as float64, shape (rows, columns), the mask, and the rows as they were passed.
+
+        Sparse rows stay sparse.
 
         The mask is empty for complete rows; else it is one boolean tensor, shape (rows, columns), True where a cell is
         observed. Missing cells are 0.

@@ -99,8 +99,8 @@ class Likelihood(nn.Module, ABC):
                 {"x": rows, "offset": offsets}.
 
         Raises:
-            ValueError: sparse rows that would take over 2 GB; values are off the family's support; a column has no observed cell; the last layer has no bias as wide as its
-                outputs; the family takes an offset and x has none.
+            ValueError: sparse rows that would take over 2 GB; values are off the family's support; a column has no observed
+                cell; the last layer has no bias as wide as its outputs; the family takes an offset and x has none.
         """
         batch, source = read_in_double(x, missing=True)
         rows = restored(all_dense("x", batch["x"], "start_from"), source.observed)

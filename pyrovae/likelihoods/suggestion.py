@@ -79,7 +79,8 @@ def _ordered(column: np.ndarray) -> list[tuple[str | None, dict[str, Any], str]]
     low, high = column.min(), column.max()
     if low == high:
         return [(None, {}, f"does not vary: {low:g} in every row")]
-    whole = bool((column == np.round(column)).all())
+    # Larger numbers are whole in float64 whatever they measure.
+    whole = bool((column == np.round(column)).all()) and max(high, -low) <= 2.0**53
     if whole and low < 0:
         return [("gaussian", {"scale": "shared"}, f"whole, down to {low:g}: no count; dequantise it, x + u")]
     some = column[np.linspace(0, len(column) - 1, min(len(column), _ROWS)).astype(int)]

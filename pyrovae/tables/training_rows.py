@@ -127,6 +127,8 @@ def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
         return f"constant: {held[0]:g} in every row"
     if resolution is None and not family:
         values, whole = np.unique(held), bool((held == np.round(held)).all())
+        # Larger floats are whole whatever they measure.
+        whole = whole and (np.abs(held).max() <= 2.0**53 or "int" in column.dtype.lower())
         if whole and len(values) == len(held) >= _FEWEST_IDS and np.ptp(held) == len(held) - 1:
             return f"like an id: {len(held)} rows with consecutive numbers"
         if whole and len(values) == 2:
