@@ -218,6 +218,60 @@ def spike(rng: Any, rows: int, dim: int, sd: float, shift: float = 0.0, weight: 
     return Trap(model, guide, x, torch.logsumexp(parts(x), dim=1), covered_by(posterior))
 
 
+def plateau(rng: Any, rows: int, dim: int, sd: float, reach: float = 5.0, weight: float = 0.9) -> Trap:
+    """The likelihood of ``spike`` under a prior that is uniform on [−reach, reach]^dim: a phase transition.
+
+    Tempering from the prior goes from the wide part to the narrow one at once. In units of x in which the narrow and the
+    wide part together have the integral 10 (2π)^(dim/2), as in the example of blackjax's nested sampling, log P(0) is
+    −11.534 in ten dimensions. The guide is wide, and centred at the row.
+    """
+    unit = (10 * (2 * math.pi) ** (dim / 2)) ** (-1 / dim)
+    log_weights = torch.tensor([1 - weight, weight]).log()
+    scales = torch.tensor([[1.0], [sd]])
+    which = torch.from_numpy(rng.random(rows) < weight).long()
+    z = torch.from_numpy(rng.uniform(-reach, reach, (rows, dim))).float()
+    x = unit * (z + scales[which] * draws(rng, rows, dim))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Uniform(-reach * torch.ones(dim), reach).to_event(1))
+            parts = dist.Normal(unit * z[..., None, :], unit * scales).to_event(1)
+            pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(logits=log_weights), parts), obs=x)
+
+    onto = [dist.transforms.SigmoidTransform(), dist.transforms.AffineTransform(-reach, 2 * reach)]
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            loc = (x / unit).clamp(-0.98 * reach, 0.98 * reach) * 2 / reach
+            pyro.sample("z", dist.TransformedDistribution(dist.Normal(loc, 2 / reach), onto).to_event(1))
+
+    standard_normal = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), 1.0)
+
+    def between(x: Tensor) -> Tensor:
+        """P(−reach < z < reach) of z ~ N(x / unit, scale²), (rows, parts, dim)."""
+        ends = (torch.tensor([-reach, reach])[:, None, None, None] - x.double()[:, None] / unit) / scales
+        # of the half line with the smaller probability
+        low, high = torch.where(ends.sum(0) > 0, -ends.flip(0), ends)
+        return standard_normal.cdf(high) - standard_normal.cdf(low)
+
+    def parts(x: Tensor) -> Tensor:
+        each = between(x).clamp(min=1e-300).log() - math.log(2 * reach * unit)
+        return log_weights.double() + each.sum(-1)
+
+    def cover(row: Tensor, count: int) -> tuple[dict[str, Tensor], Tensor]:
+        # draws of each Gaussian between the bounds, by the inverse of its distribution function
+        log_share = parts(row)[0].log_softmax(-1)
+        label = torch.multinomial(log_share.exp(), count, replacement=True)
+        low = standard_normal.cdf((-reach - row / unit) / scales)
+        mass = between(row)[0]
+        at = (low[label] + torch.rand(count, dim, dtype=torch.float64) * mass[label]).clamp(1e-12, 1 - 1e-12)
+        z = (row / unit + scales[label] * standard_normal.icdf(at)).clamp(-reach, reach)
+        each = normal(z[:, None], row / unit, scales.double()) - mass.log()
+        return {"z": z}, torch.logsumexp(log_share + each.sum(-1), dim=1)
+
+    return Trap(model, guide, x, torch.logsumexp(parts(x), dim=1), cover)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Curved posteriors
 
@@ -971,6 +1025,9 @@ SETTINGS = [
     Setting("spike 0.03, 2-D", "spike", spike, {"dim": 2, "sd": 0.03}),
     Setting("spike 0.03, 5-D, shifted 4", "spike", spike, {"dim": 5, "sd": 0.03, "shift": 4.0}),
     Setting("spike 0.03, 20-D", "spike", spike, {"dim": 20, "sd": 0.03}),
+    Setting("plateau 0.3, 5-D", "phase transition", plateau, {"dim": 5, "sd": 0.3}),
+    Setting("plateau 0.1, 10-D", "phase transition", plateau, {"dim": 10, "sd": 0.1}),
+    Setting("plateau 0.03, 10-D", "phase transition", plateau, {"dim": 10, "sd": 0.03}),
     Setting("banana, bend 1", "banana", banana, {"bend": 1.0, "sd": 0.1}),
     Setting("banana, bend 1.5", "banana", banana, {"bend": 1.5, "sd": 0.1}),
     Setting("banana, bend 3", "banana", banana, {"bend": 3.0, "sd": 0.05}),

@@ -676,6 +676,20 @@ BUGS = {
         "math.log(num_samples + 1)",
         "test_check.py::test_the_frozen_proposal_is_a_density[refined]",
     ),
+    "ascents that end on the plateau": Bug(
+        "evidence/gaussians.py",
+        "independent_starts",
+        "of_likelihood=True",
+        "of_likelihood=False",
+        "test_rungs.py::test_a_narrow_mode_on_a_plateau_is_found",
+    ),
+    "settled without the error of the tail": Bug(
+        "evidence/result.py",
+        "LogEvidence.settled",
+        "np.hypot(self.mcse, self.tail_error)",
+        "self.mcse",
+        "test_evidence.py::test_settled_means_that_the_whole_error_is_within_the_target",
+    ),
     "a trust region that never grows": Bug(
         "evidence/gaussians.py",
         "_Walk.onward",

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from rates import SEED
 import pyrovae as pv
 from pyrovae import baselines, diagnostics, evidence
 from pyrovae.evaluation import Evaluation
+from pyrovae.identity import NO_ROWS
 
 EVERY_ORACLE_SHAPE = [(1, 2), (3, 10), (10, 20)]
 
@@ -493,3 +495,10 @@ def test_light_tails_cost_nothing():
     weights = diagnostics.Accumulator.of(torch.rand(1000, 50, dtype=torch.float64).log())
     assert (weights.tail_error() < 0.2 * weights.mcse()).all()
     assert (diagnostics.Accumulator.of(torch.randn(10, 5)).tail_error() == 0).all()
+
+
+def test_settled_means_that_the_whole_error_is_within_the_target():
+    ev = pv.LogEvidence.exact(np.zeros(4), measure=("mass",), method="auto", fingerprint=NO_ROWS)
+    errors = {"mcse": np.array([0.04, 0.04, 0.06, 0.0]), "tail_error": np.array([0.02, 0.04, 0.0, 0.06])}
+    assert replace(ev, target_mcse=0.05, **errors).settled.tolist() == [True, False, False, False]
+    assert replace(ev, **errors).settled.all()

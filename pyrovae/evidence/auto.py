@@ -123,7 +123,7 @@ def auto(
             cannot reach all of the prior, ``auto`` sums over all z ("exact"). If the values are too many for
             that, half of the draws come from the prior ("defensive").
         x: rows on dim 0; tensor, numpy array or DataFrame.
-        target_mcse: the requested Monte-Carlo error, in nats per row.
+        target_mcse: the requested Monte-Carlo error, in nats per row; a row within it is settled.
         max_cost: most decoder evaluations to spend on a row; a gradient counts three. A row that would need
             more is answered within this limit, and is not settled.
         seed, tile, progress, checkpoint, compile, noise, check, executor: as in ``importance``.
@@ -645,7 +645,7 @@ class _Ladder:
         if self._hints is not None:
             hints = self._hints.of_rows(found.rows)
             unmet = _unmet(hints, log_defended(found.fits, hints), columns.estimate)
-        needed = self._needed(columns.mcse, _SECOND_PILOT)
+        needed = self._needed(torch.hypot(columns.mcse, columns.tail_error), _SECOND_PILOT)
         return _Judged(needed, columns.pareto_k, columns.estimate, unmet)
 
     def _weigh_mixture(self, found: _Fitted, draws: int, stage: Stage, turn: int = 0) -> Columns:

@@ -30,6 +30,7 @@ _ENCODER_DRAWS = 128
 PRIOR_DRAWS = 32  # for every start
 _ASCENT_STEPS = 40
 _ASCENT_RATE = 0.2  # of the prior's standard deviation
+_SECANT_STEPS = 3  # with the length of Barzilai and Borwein (1988), because Adam's last steps are too coarse
 # The first step moves q by at most this many of its standard deviations, and every step changes its variances by at
 # most tenfold.
 _TRUST, _GROWTH = 2.0, 4.0
@@ -39,7 +40,7 @@ _GAIN, _STALL, PATIENCE = 0.01, 0.1, 3
 _AGAIN = 0.5
 _FEWEST_PAIRS = 4
 _LEAST, _MOST = 0.1, 10.0
-_SPREADS, _SPREAD_PAIRS = (1.0, 0.3, 0.1), 2  # see _spreads
+_SPREADS, _SPREAD_PAIRS = (1.0, 0.3, 0.1, 0.03, 0.01), 2  # see _spreads
 _LEAST_SPREAD = 0.01  # of the prior's standard deviation
 _ASTRAY = 5.0  # nats of the ELBO that a step may lose
 # A fit this many nats below the row's best covers a negligible share of the posterior.
@@ -115,13 +116,18 @@ def independent_starts(
     noise: RowNoise,
     hints: Hints | None = None,
 ) -> Starts:
-    """Return local modes of the posterior, found by gradient ascent from points far from the encoder.
+    """Return points near local modes of the posterior, found by gradient ascent from points far from the encoder.
 
     ``prior`` holds draws of the prior, (samples, rows, dim), and ``values`` log P(x, u) there. The first start is the hint
     with the largest weight under the encoder. The others come from the hints and the best quarter of the draws: each
     is the point farthest from the encoder's mean and all earlier starts. With two modes of equal mass, three such starts
     without hints find the mode that the encoder misses in 400 of 400 rows; starts at the three best draws find it in
-    349 (benchmarks/fits.py). An ascent returns the best point that it has visited.
+    349 (benchmarks/fits.py).
+
+    The ascents climb the likelihood and return the point of the highest log P(x, u) on their way. A narrow mode within a
+    broad one has a far higher likelihood. Its top may lie many of its widths away from that of the broad mode, where
+    ascents of log P(x, u) end. Uniform prior on [−5, 5]¹⁰, 90 % of the mass within 0.1, refined: 76 of 100 rows are off
+    by more than half a nat by ascents of log P(x, u), and 2 by those of the likelihood.
     """
     scale = _scale(prior)
     values = torch.where(torch.isfinite(values), values, -math.inf)
@@ -141,16 +147,30 @@ def independent_starts(
         distance = torch.minimum(distance, ((candidates - chosen[-1]) ** 2).sum(-1))
     v = torch.stack(chosen).requires_grad_()
     best, highest = v.detach().clone(), torch.full_like(v[..., 0], -math.inf).detach()
+
+    def slope(v: Tensor) -> Tensor:
+        """Return the gradient of the log likelihood at v; keep v where it is the highest so far."""
+        nonlocal best, highest
+        value, gradient = posterior.score((v * scale).to(posterior.dtype), of_likelihood=True)
+        best, highest = _higher(v, value, best, highest)
+        return gradient.double() * scale
+
     optimizer = torch.optim.Adam([v], lr=_ASCENT_RATE, betas=(0.8, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _ASCENT_STEPS)
     for _ in range(_ASCENT_STEPS):
-        value, gradient = posterior.score((v.detach() * scale).to(posterior.dtype))
-        best, highest = _higher(v.detach(), value, best, highest)
-        v.grad = -gradient.double() * scale
+        before, gradient = v.detach().clone(), slope(v.detach())
+        v.grad = -gradient
         optimizer.step()
         schedule.step()
-    last = total(posterior.log_joint((v.detach() * scale).to(posterior.dtype)))
-    best, highest = _higher(v.detach(), last, best, highest)
+    at = v.detach()
+    for _ in range(_SECANT_STEPS):
+        onward = slope(at)
+        step, bend = at - before, onward - gradient
+        length = -(step * step).sum(-1) / (step * bend).sum(-1)
+        length = torch.where(torch.isfinite(length) & (length > 0), length, 0.0)
+        before, gradient, at = at, onward, at + length[..., None] * onward
+    last = total(posterior.log_joint((at * scale).to(posterior.dtype)))
+    best, highest = _higher(at, last, best, highest)
     loc = best * scale
     return Starts(loc, highest, _spreads(posterior, loc, encoder.spread[0], noise))
 

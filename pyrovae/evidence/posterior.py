@@ -102,17 +102,27 @@ class Posterior:
         latents, log_det = self._coordinates.unflatten(u)
         return self._model.log_proposal(self._batch, latents) + log_det
 
-    def score(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log P(x_n, u), (samples, rows), and its gradient, (samples, rows, dim), zero if not finite."""
+    def score(self, u: Tensor, of_likelihood: bool = False) -> tuple[Tensor, Tensor]:
+        """Return log P(x_n, u), (samples, rows), and its gradient, (samples, rows, dim), zero if not finite.
+
+        With ``of_likelihood`` the gradient is that of log P(x_n | u).
+        """
         self.cost += 3 * len(u)
 
         def function(v: Tensor, *columns: Tensor) -> Sequence[Tensor]:
             posterior = self._of(columns)
-            values, grads = gradients(lambda w: (total(posterior.log_joint(w)),), v)
-            return values[0], grads[0]
+
+            def both(w: Tensor) -> tuple[Tensor, Tensor]:
+                joint = posterior.log_joint(w)
+                value = total(joint)
+                return value.detach(), joint.likelihood if of_likelihood else value
+
+            values, grads = gradients(both, v)
+            return values[0], grads[1]
 
         width = min(self._width, len(u))
-        parts = [self._run("score", function, part, width) for part in u.split(width)]
+        name = ("score", of_likelihood)
+        parts = [self._run(name, function, part, width) for part in u.split(width)]
         values, grads = (torch.cat(each) for each in zip(*parts, strict=True))
         return values, torch.nan_to_num(grads, nan=0.0, posinf=0.0, neginf=0.0)
 

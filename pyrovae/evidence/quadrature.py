@@ -106,8 +106,8 @@ def quadrature(
     )
     check_dimensions(run.evaluation)
     columns = run.columns(partial(grid_block, tolerance=tolerance))
-    settled = (columns.mcse <= tolerance).cpu().numpy()
-    return run.answer(columns, "estimate", verdict=np.where(settled, "trust", "another method"))
+    within = (columns.mcse <= tolerance).cpu().numpy()
+    return run.answer(columns, "estimate", verdict=np.where(within, "trust", "another method"))
 
 
 def check_dimensions(evaluation: Evaluation) -> None:

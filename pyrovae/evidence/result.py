@@ -400,8 +400,12 @@ class LogEvidence:
 
     @property
     def settled(self) -> np.ndarray:
-        """Whether the verdict is "trust" and the error within ``target_mcse``, if one was requested; shape (rows,)."""
-        within = self.mcse <= (math.inf if self.target_mcse is None else self.target_mcse)
+        """Whether the verdict is "trust" and the error within ``target_mcse``, if one was requested; shape (rows,).
+
+        The error is √(mcse² + tail_error²), as in ``interval``.
+        """
+        error = np.hypot(self.mcse, self.tail_error)
+        within = error <= (math.inf if self.target_mcse is None else self.target_mcse)
         return (self.verdict == "trust") & within
 
     @property
