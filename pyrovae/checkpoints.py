@@ -13,7 +13,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,8 @@ Answers = Mapping[str, tuple[Tensor, float]]
 
 _LAST = "last.safetensors"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Runs on different numbers of ranks agree up to rounding, not bit for bit, so these may differ, too.
+_BY_RANKS = {"ranks", "threads", "steps", "evaluations"}
 _FORMAT = 5  # of the folders; formats 1 to 3 evaluated training rows after every epoch, 4 had no tail_error
 _LOOSEST = 100  # units in the last place by which processors may round differently
 
@@ -61,17 +63,23 @@ class Checkpoint:
         return value if value is None or isinstance(value, Checkpoint) else cls(value)
 
 
+@dataclass
+class Asked:
+    """Which signal has asked a run to stop, if any."""
+
+    by: int | None = None
+
+
 class Run:
     """A locked folder and the state found in it.
 
     Attributes:
         folder: its path.
         state: the value last passed to ``save``, by this process or an earlier one; None in a new folder.
-        stopped_by: the signal that asked the run to stop, if any.
     """
 
-    def __init__(self, checkpoint: Checkpoint, pins: Mapping[str, Any]) -> None:
-        self.stopped_by: int | None = None
+    def __init__(self, checkpoint: Checkpoint, pins: Mapping[str, Any], asked: Asked) -> None:
+        self._asked = asked
         self.folder = Path(checkpoint.folder)
         self._path = self.folder / _LAST
         self._seconds = checkpoint.seconds
@@ -87,7 +95,7 @@ class Run:
     @property
     def due(self) -> bool:
         """Return whether it is time to write or to stop."""
-        return self.stopped_by is not None or time.monotonic() - self._written >= self._seconds
+        return self._asked.by is not None or time.monotonic() - self._written >= self._seconds
 
     def save(self, state: Any) -> None:
         """Replace the state in the folder atomically. Takes the values that ``storage.pack`` takes."""
@@ -114,14 +122,19 @@ def _check_pins(folder: Path, pins: Mapping[str, Any], now: Mapping[str, Any]) -
             f"{folder} of format {pins.get('format', 1)}",
             "Finish that run with the version of pyrovae that started it, or choose another folder.",
         )
-    different = [name for name in {**pins, **now} if pins.get(name) != now.get(name)]
+    pins, now = (
+        {"ranks": 1} | dict(pins),
+        {"ranks": 1} | dict(now),
+    )  # the pins of earlier versions have no ranks
+    free = set() if pins["ranks"] == now["ranks"] else _BY_RANKS
+    different = [name for name in {**pins, **now} if pins.get(name) != now.get(name) and name not in free]
     if different:
         name = different[0]
         more = f", and {len(different) - 1} more ({', '.join(different[1:4])})" if different[1:] else ""
         raise bad_value(
             "checkpoint",
             f"the run in {folder}",
-            f"another: {name} is {_short(now.get(name))}, was {_short(pins.get(name))}{more}",
+            f"another: {name} is {short(now.get(name))}, was {short(pins.get(name))}{more}",
             "Repeat the original call to resume it, or choose another folder.",
         )
 
@@ -228,33 +241,39 @@ class Parts:
 
 
 @contextmanager
-def running(checkpoint: Checkpoint, pins: Mapping[str, Any]) -> Iterator[Run]:
-    """Lock a run's folder for a block, in which SIGINT and SIGTERM only ask the run to stop.
-
-    The block checks ``due`` between two steps, saves, and ends. SIGTERM then ends the process as usual. Python
-    catches signals only in the main thread; in other threads they act at once.
+def running(checkpoint: Checkpoint, pins: Mapping[str, Any], asked: Asked) -> Iterator[Run]:
+    """Lock a run's folder for a block, which checks ``due`` between two steps and saves.
 
     Raises:
         OSError: the folder cannot be written to, or another process holds it.
         ValueError: the folder holds another run (the message says what differs), or a damaged file.
     """
     with storage.lock(checkpoint.folder):
-        run = Run(checkpoint, pins)
-        before: dict[int, Any] = {}
+        yield Run(checkpoint, pins, asked)
 
-        def stop(number: int, frame: FrameType | None) -> None:
-            if run.stopped_by is not None and number == signal.SIGINT:
-                raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step
-            run.stopped_by = number
 
-        if threading.current_thread() is threading.main_thread():
-            before = {number: signal.signal(number, stop) for number in _SIGNALS}
-        try:
-            yield run
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-    if run.stopped_by == signal.SIGTERM:
+@contextmanager
+def signals(numbers: Sequence[int] = _SIGNALS) -> Iterator[Asked]:
+    """Run a block in which SIGINT and SIGTERM, or one of them, only ask it to stop.
+
+    SIGTERM ends the process as usual after the block. Python catches signals only in the main thread; in other threads
+    they act at once.
+    """
+    asked, before = Asked(), {}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if asked.by is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step
+        asked.by = number
+
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked.by == signal.SIGTERM:
         signal.raise_signal(signal.SIGTERM)
 
 
@@ -270,6 +289,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return a value as it appears in a message, cut to at most 58 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

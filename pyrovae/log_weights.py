@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +103,12 @@ class ELBOEstimate:
     def mean(self) -> float:
         """Mean ELBO over the rows, in nats per row."""
         return float(self.estimate.mean())
+
+    @classmethod
+    def cat(cls, parts: Sequence[ELBOEstimate]) -> ELBOEstimate:
+        """Return the bounds of the rows of several parts together."""
+        columns = ("estimate", "rate", "reconstruction", "mcse")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in columns))
 
 
 @takes_turns

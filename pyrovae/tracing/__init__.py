@@ -12,16 +12,18 @@ The learning rate and the KL weight are inputs, too. A traced step equals ``trai
 
 from pyrovae.tracing.compiling import why_not_compiled
 from pyrovae.tracing.densities import TracedDensity
-from pyrovae.tracing.drawing import Untraceable
+from pyrovae.tracing.drawing import PartOfNoise, Untraceable
 from pyrovae.tracing.evaluation import Call, Runner, tile_terms
-from pyrovae.tracing.gradients import trace_gradients
+from pyrovae.tracing.gradients import Gradients, trace_gradients
 from pyrovae.tracing.graphs import unchanged
 from pyrovae.tracing.steps import NotFinite, StepLoss, TracedSteps, batch_sizes, calls
 from pyrovae.tracing.updates import moments, options, updates_inside
 
 __all__ = [
     "Call",
+    "Gradients",
     "NotFinite",
+    "PartOfNoise",
     "Runner",
     "StepLoss",
     "TracedDensity",

@@ -94,7 +94,8 @@ class Noise:
             self._places.append(places)
         #: All noise, one flat tensor for each dtype.
         self.flat = [torch.zeros(n, dtype=t, device=device) for t, n in zip(dtypes, ends, strict=True)]
-        self._targets = [self.views(self.flat, step) for step in range(len(steps))]
+        #: The same, for each draw of each step.
+        self.targets = [self.views(self.flat, step) for step in range(len(steps))]
 
     def views(self, flat: Sequence[Any], step: int) -> list[Any]:
         """Return the draws of a step as parts of all noise, which are tensors or proxies."""
@@ -107,7 +108,49 @@ class Noise:
 
     def draw(self, seeds: Sequence[int]) -> None:
         """Draw the noise of every step from its seed."""
-        for draws, targets, seed in zip(self._steps, self._targets, seeds, strict=True):
+        for draws, targets, seed in zip(self._steps, self.targets, seeds, strict=True):
             self._generator.manual_seed(seed)
             for draw, target in zip(draws, targets, strict=True):
                 draw.fill(target, *draw.arguments, generator=self._generator)
+
+
+class PartOfNoise(Noise):
+    """The noise of some rows of a step, with the values that one process draws for all rows of it.
+
+    torch's generators cannot start in the middle, so all rows' noise is drawn.
+
+    Args:
+        whole: the draws of the step.
+        part: the draws of the same step on the ``rows`` only.
+        rows: some rows of the step.
+        num_rows: of the step.
+        device: of the noise.
+
+    Raises:
+        Untraceable: a draw consists of neither rows nor numbers that all rows share.
+    """
+
+    def __init__(
+        self, whole: list[Draw], part: list[Draw], rows: slice, num_rows: int, device: torch.device
+    ) -> None:
+        super().__init__([part], device)
+        self._whole, self._rows = Noise([whole], device), rows
+        sizes = num_rows, rows.stop - rows.start
+        if [(d.fill, d.arguments, d.dtype) for d in whole] != [(d.fill, d.arguments, d.dtype) for d in part]:
+            raise Untraceable("the noise of fewer rows is drawn otherwise")
+        #: The dimension of each draw that has the rows; None if all rows share the draw.
+        self._dims = [_dim_of_rows(a.shape, b.shape, sizes) for a, b in zip(whole, part, strict=True)]
+
+    def draw(self, seeds: Sequence[int]) -> None:
+        """Draw the noise of the step from its seed."""
+        self._whole.draw(seeds)
+        for target, drawn, dim in zip(self.targets[0], self._whole.targets[0], self._dims, strict=True):
+            target.copy_(drawn if dim is None else drawn.movedim(dim, 0)[self._rows].movedim(0, dim))
+
+
+def _dim_of_rows(whole: torch.Size, part: torch.Size, sizes: tuple[int, int]) -> int | None:
+    """Return the only dimension in which two shapes differ, by the numbers of rows; None if they are equal."""
+    found = [dim for dim, each in enumerate(zip(whole, part, strict=False)) if each[0] != each[1]]
+    if len(whole) != len(part) or len(found) > 1 or any((whole[d], part[d]) != sizes for d in found):
+        raise Untraceable(f"noise of shape {tuple(whole)} for {sizes[0]} rows, {tuple(part)} for {sizes[1]}")
+    return found[0] if found else None

@@ -33,11 +33,12 @@ class NotFinite(FloatingPointError):
 
     Attributes:
         losses: of the earlier steps of the same call, which have been taken; later steps have not.
+        where: ", rank …" for each rank with such values, if there are several ranks.
     """
 
-    def __init__(self, what: str, losses: list[StepLoss]) -> None:
+    def __init__(self, what: str, losses: list[StepLoss], where: str = "") -> None:
         super().__init__(what)
-        self.losses = losses
+        self.losses, self.where = losses, where
 
 
 class TracedSteps:
@@ -55,6 +56,7 @@ class TracedSteps:
         inside: whether the optimizer's update is part of the graph; see ``updates_inside``. Otherwise the optimizer
             steps after the call, and the call has one step only.
         compiled: whether inductor compiles the graph; otherwise it runs operation by operation.
+        noise: of the steps, if it is not that of the graphs' own draws.
 
     Raises:
         Untraceable: the steps cannot be traced, or not compiled on this machine.
@@ -71,6 +73,7 @@ class TracedSteps:
         annealed: bool = False,
         inside: bool = True,
         compiled: bool = True,
+        noise: Noise | None = None,
     ) -> None:
         self._optimizer, self._inside = optimizer, inside
         if len({tuple(map(id, graph.moving)) for graph in graphs.values()}) > 1:
@@ -78,7 +81,7 @@ class TracedSteps:
         self._moving = graphs[sizes[0]].moving
         kind = UPDATES[type(optimizer)] if inside else Outside
         self._updates = [kind(optimizer, group, self._moving) for group in optimizer.param_groups]
-        self._noise = Noise([graphs[size].draws for size in sizes], data["x"].device)
+        self._noise = noise or Noise([graphs[size].draws for size in sizes], data["x"].device)
         tensors = {id(t): t for graph in graphs.values() for t in [*graph.tensors, *graph.moving]}
         held = [*tensors.values(), *(m for update in self._updates for m in update.moments)]
         place = {id(tensor): number for number, tensor in enumerate(held)}
@@ -181,11 +184,6 @@ class TracedSteps:
         Raises:
             NotFinite: a loss or gradient is not finite. Parameters, buffers and moments are as before that step.
         """
-        self._noise.draw(seeds)
-        if self._copied:
-            for column, value in zip(self._columns, self._data.values(), strict=True):
-                column.copy_(value[rows])
-            rows = self._at
         numbers = [
             [
                 weight,
@@ -193,10 +191,7 @@ class TracedSteps:
             ]
             for i, weight in enumerate(kl_weights, start=1)
         ]
-        with torch.no_grad():
-            outputs = self._call(
-                *self._inputs, rows, torch.tensor(numbers, dtype=self._dtype, device=rows.device)
-            )
+        outputs = self._outputs(rows, seeds, numbers)
         reports = outputs[0].tolist()
         losses = [StepLoss(total, reconstruction) for total, reconstruction, _ in reports]
         for step, (total, _, norm) in enumerate(reports):
@@ -210,6 +205,27 @@ class TracedSteps:
                 group["lr"] = lr
             self._optimizer.step()
         return losses
+
+    def differentiate(
+        self, rows: Tensor, seeds: Sequence[int], kl_weights: Sequence[float]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """Return loss, reconstruction and gradient norm, (1, 3), and the gradients. The optimizer must be outside."""
+        reports, *gradients = self._outputs(rows, seeds, [[weight] for weight in kl_weights])
+        return reports, gradients
+
+    def _outputs(
+        self, rows: Tensor, seeds: Sequence[int], numbers: Sequence[Sequence[float]]
+    ) -> Sequence[Tensor]:
+        """Draw the noise and call the graph."""
+        self._noise.draw(seeds)
+        if self._copied:
+            for column, value in zip(self._columns, self._data.values(), strict=True):
+                column.copy_(value[rows])
+            rows = self._at
+        with torch.no_grad():
+            return self._call(
+                *self._inputs, rows, torch.tensor(numbers, dtype=self._dtype, device=rows.device)
+            )
 
 
 def _insert(module: fx.GraphModule, arguments: list[Any]) -> list[Any]:

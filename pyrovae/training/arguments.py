@@ -74,7 +74,7 @@ def make_objective(loss: ELBO | None, num_particles: int, minibatches: bool, ann
             "Pass one of those.",
         )
     for wanted, what, mend in (
-        (minibatches, "minibatches (N/B)", "batch_size=len(x)"),
+        (minibatches, "minibatches or ranks (N/B)", "batch_size=len(x) in one process"),
         (annealed, "a KL weight", "kl_warmup=0"),
     ):
         if wanted:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import signal
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from pyro.infer import ELBO
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyrovae import arguments
-from pyrovae.checkpoints import Checkpoint, running
+from pyrovae.checkpoints import Checkpoint, running, signals
 from pyrovae.model import FitRecord, LatentVariableModel
 from pyrovae.networks import standardizing
 from pyrovae.precision import check_precision
@@ -25,6 +27,7 @@ from pyrovae.training.history import History
 from pyrovae.training.loop import Callback, Loop
 from pyrovae.training.plan import Plan
 from pyrovae.training.prepare import check_callbacks, prepare
+from pyrovae.training.ranks import Ranks
 from pyrovae.training.rows import Reader
 from pyrovae.turns import takes_turns
 
@@ -133,12 +136,18 @@ def fit(
             False. With a checkpoint, a fit that is killed right after a call may repeat the call when it resumes.
             docs/training.md shows TensorBoard and MLflow.
 
+    Where ``torch.distributed`` is initialised with several ranks, as under ``torchrun``, they share the rows of every
+    minibatch and take the steps of one process, up to rounding. All ranks have to pass the same rows and arguments and
+    a pair with the same parameters. Rank 0 alone writes the checkpoint, calls ``callbacks`` and shows ``progress``. Steps
+    are traced even without ``compile``. docs/training.md has a script.
+
     Returns:
         The ``History``. Ctrl-C ends the fit early, keeps the parameters learned so far and returns the History, too.
         With a checkpoint, Ctrl-C and SIGTERM wait for the step and write the state first.
 
     Raises:
-        TypeError, ValueError: arguments, rows or pair are wrong; raised before any parameter changes.
+        TypeError, ValueError: arguments, rows or pair are wrong, or ranks differ; raised before any parameter changes.
+        RuntimeError: another rank raises an error, dies, or hangs for the timeout of its group; the message names it.
         ValueError: during training, a chunk changes between passes, a learned scale shrinks to zero, rows have no
             finite ELBO, or, with ``compile=True``, the trace no longer holds.
         OSError: the checkpoint folder cannot be written, or another process holds it. Earlier checkpoints stay valid.
@@ -154,40 +163,52 @@ def fit(
         >>> len(history.frame)
         3
     """
-    folder = Checkpoint.of(checkpoint)
-    plan = Plan(
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        seed=seed,
-        loss=loss,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        num_particles=num_particles,
-        kl_warmup=kl_warmup,
-        patience=patience,
-        clip_norm=clip_norm,
-        on_nonfinite=on_nonfinite,
-        compile=compile,
-        precision=precision,
-        binarize=binarize,
-    )
-    arguments.boolean("progress", progress)
-    called = check_callbacks(callbacks)
-    reader = Reader(pair, x, seed, binarize)
-    check_precision(precision, pair.dtype or reader.first["x"].dtype, reader.first["x"].device)
     with ExitStack() as held:  # holds the checkpoint's folder until the end
-        shown = reader.presented(reader.first)
-        known = restored(shown["x"], shown.get("observed"))
-        names = reader.source.names.get("x")
-        with standardizing(pair.modules(), known, names), pair.nothing_declared_on_error():
-            loop = prepare(pair, reader, plan, validation, called, digests=folder is not None)
-            run = None if folder is None else held.enter_context(running(folder, loop.pins()))
-            if run is not None and run.state is not None:
-                loop.restore(run)
-                _log.info("%s: resumed after %d steps", run.folder, loop.steps_taken)
-        pair.fitted = _record(pair, reader, loop)
-        with Progress("fit", epochs * loop.steps_an_epoch, "steps", progress) as bar:
+        ranks = held.enter_context(closing(Ranks()))
+        with ranks.together():
+            folder = Checkpoint.of(checkpoint)
+            plan = Plan(
+                epochs=epochs,
+                batch_size=batch_size,
+                lr=lr,
+                seed=seed,
+                loss=loss,
+                optimizer=optimizer,
+                scheduler=scheduler,
+                num_particles=num_particles,
+                kl_warmup=kl_warmup,
+                patience=patience,
+                clip_norm=clip_norm,
+                on_nonfinite=on_nonfinite,
+                compile=compile,
+                precision=precision,
+                binarize=binarize,
+            )
+            arguments.boolean("progress", progress)
+            called = check_callbacks(callbacks)
+            reader = Reader(pair, x, seed, binarize)
+            check_precision(precision, pair.dtype or reader.first["x"].dtype, reader.first["x"].device)
+            shown = reader.presented(reader.first)
+            known = restored(shown["x"], shown.get("observed"))
+            names = reader.source.names.get("x")
+            with standardizing(pair.modules(), known, names), pair.nothing_declared_on_error():
+                loop = prepare(pair, reader, plan, validation, called, ranks, digests=folder is not None)
+                loop.agree()
+                if folder is not None:
+                    ranks.asked = held.enter_context(signals())
+                elif ranks.size > 1:
+                    ranks.asked = held.enter_context(signals([signal.SIGINT]))
+                run = None
+                if folder is not None and ranks.rank == 0:
+                    run = held.enter_context(running(folder, loop.pins(), ranks.asked))
+                ranks.exchange(None)
+                state = ranks.broadcast(None if run is None else run.state)
+                if folder is not None and state is not None:
+                    loop.restore(state, Path(folder.folder))
+                    _log.info("%s: resumed after %d steps", folder.folder, loop.steps_taken)
+                ranks.exchange(None)
+            pair.fitted = _record(pair, reader, loop)
+        with Progress("fit", epochs * loop.steps_an_epoch, "steps", progress and ranks.rank == 0) as bar:
             bar.advance(loop.steps_taken)
             loop.run(bar, run)
     return loop.history

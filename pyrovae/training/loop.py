@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyrovae import arguments, identity, noise, saving, threads, tracing
-from pyrovae.checkpoints import Run, check_answers
+from pyrovae.checkpoints import Run, check_answers, machine
 from pyrovae.evaluation import Evaluation
 from pyrovae.log_weights import ELBOEstimate, elbo_of
 from pyrovae.model import LatentVariableModel
@@ -30,8 +31,10 @@ from pyrovae.training.answers import FitAnswers
 from pyrovae.training.arguments import runs_code_of_others
 from pyrovae.training.history import History
 from pyrovae.training.plan import Plan, Scheduler
+from pyrovae.training.ranks import Ranks, Stopped
 from pyrovae.training.rows import Rows
 from pyrovae.training.scales import Scales
+from pyrovae.training.sharded import Sharded, Step
 from pyrovae.training.step import State, step
 from pyrovae.training.traced import Traced, refused
 
@@ -72,10 +75,11 @@ class Loop:
         held_out: Evaluation | None,
         schedule: Scheduler | None,
         scales: Scales,
-        traced: Traced | None,
+        traced: Traced | Sharded | None,
         answers: FitAnswers,
         callbacks: Sequence[Callback],
         number_of_threads: int,
+        ranks: Ranks,
     ) -> None:
         self._plan, self._state, self.rows, self._model = plan, state, rows, model
         #: Of all training rows; only for objectives that do not consist of a rate and a reconstruction.
@@ -86,6 +90,7 @@ class Loop:
         self._answers = answers
         self._callbacks = callbacks
         self._threads = number_of_threads
+        self._ranks = ranks
         # These run user code between epochs.
         self._others = runs_code_of_others(schedule) or len(rows.lengths) > 1 or bool(callbacks)
         self.history = History()
@@ -109,7 +114,28 @@ class Loop:
                 name: [list(tensor.shape), str(tensor.dtype)]
                 for name, tensor in saving.tensors_of(state.pair).items()
             },
+            "ranks": self._ranks.size,
         }
+
+    def agree(self) -> None:
+        """Check that all ranks have the same rows, arguments and parameters, and that they can share steps.
+
+        Raises:
+            ValueError: they do not or cannot.
+        """
+        if not isinstance(self._traced, Sharded):
+            return
+        tensors = saving.tensors_of(self._state.pair).items()
+        alike: dict[str, Any] = {
+            f"parameter {name.removeprefix('pair:')}": identity.digest(tensor[None])
+            for name, tensor in tensors
+        }
+        alike |= {"number of callbacks": len(self._callbacks), "threads": None}
+        self._ranks.check_alike(machine() | self.pins() | alike)
+        try:
+            self._traced.compare()
+        except tracing.Untraceable as why:
+            raise refused(why, self._ranks) from why
 
     def seen(self) -> np.ndarray:
         """Return the hashes of the rows that parameters depend on, as ``identity.row_hashes`` returns them."""
@@ -137,16 +163,23 @@ class Loop:
         """Train to the end, or until ``run`` is asked to stop. Writes the folder of ``run`` whenever it is due."""
         if self._finished:
             return
+        broken = False
         try:
             while self._epoch < self._plan.epochs and self.history.stopped == "epochs":
                 self._run_epoch(bar, run)
         except KeyboardInterrupt:
-            self.history.stopped = "interrupted"
+            self.history.stopped, broken = "interrupted", True
+        except Stopped:
+            if run is not None:
+                self._write(run)
+            raise
         finally:
             self._state.pair.zero_grad(set_to_none=True)
         if self._best is not None:
             self._best.restore(self._state.pair)
             self.history.best_epoch = self._best.epoch
+        if not broken:
+            self._ranks.equalise(saving.tensors_of(self._state.pair))
         self._finished = self.history.stopped != "interrupted"
         if run is not None and self._finished:
             self._write(run)
@@ -159,12 +192,13 @@ class Loop:
         with products(self._plan.precision), threads.using(self._threads):
             while self._so_far.number < self.steps_an_epoch:
                 self._so_far.seconds = time.monotonic() - started
-                if run is not None and run.due:
-                    self._write(run)
-                    if run.stopped_by is not None:
+                with self._ranks.together(step=True):
+                    if run is not None and (run.due or self._ranks.stopping):
+                        self._write(run)
+                    if self._ranks.stopping:
                         self.history.stopped = "interrupted"
                         return
-                self._advance(minibatches, lrs, bar)
+                    self._advance(minibatches, lrs, bar)
         self._end_epoch(lrs[0], started)
 
     def _kl_weight(self, taken: int) -> float:
@@ -182,19 +216,20 @@ class Loop:
         mine = minibatches[self._so_far.number : self._so_far.number + count]
         ahead = range(self.steps_taken, self.steps_taken + count)
         seeds = [noise.derive(self._plan.seed, noise.Stream.STEP, taken) for taken in ahead]
+        where = ""
         try:
             losses = steps.run(
                 torch.cat([rows for _, rows in mine]), seeds, lrs, [*map(self._kl_weight, ahead)]
             )
         except tracing.NotFinite as error:
-            losses = error.losses
+            losses, where = error.losses, error.where
         for (_, rows), loss in zip(mine, losses, strict=False):
             self._count(rows, loss, bar)
         # Repeat the failed step eagerly, to find the cause, and then the steps after it.
         for chunk, rows in mine[len(losses) :]:
-            self._take(chunk, rows, lrs, bar)
+            self._take(chunk, rows, lrs, bar, where)
 
-    def _call(self) -> tuple[tracing.TracedSteps, int] | None:
+    def _call(self) -> tuple[tracing.TracedSteps | Step, int] | None:
         """Return the traced call that begins here and how many steps it takes, or None for an eager step.
 
         All steps are eager once the trace no longer holds or could not be compiled.
@@ -207,13 +242,13 @@ class Loop:
             return self._traced.at(self._so_far.number)
         except tracing.Untraceable as why:
             why = tracing.Untraceable(f"in epoch {self._epoch + 1}, {why}")
-            if self._plan.compile is True:
-                raise refused(why) from why
+            if self._plan.compile is True or isinstance(self._traced, Sharded):
+                raise refused(why, self._ranks) from why
             self._traced, self.history.steps = None, f"eager: {why}"
             return None
 
-    def _take(self, chunk: int, rows: Tensor, lrs: list[float], bar: Progress) -> None:
-        """Take one step on one minibatch, given by rows of a chunk."""
+    def _take(self, chunk: int, rows: Tensor, lrs: list[float], bar: Progress, where: str = "") -> None:
+        """Take one step on one minibatch, given by rows of a chunk; ``where`` names ranks on which it failed."""
         minibatch = {name: value[rows] for name, value in self.rows.data.items()}
         seed = noise.derive(self._plan.seed, noise.Stream.STEP, self.steps_taken)
         try:
@@ -221,7 +256,7 @@ class Loop:
         except (FloatingPointError, ValueError) as error:
             if not nonfinite.is_nonfinite(error):
                 raise
-            self._skip(error, minibatch, rows + self.rows.start(chunk), seed)
+            self._skip(error, minibatch, rows + self.rows.start(chunk), seed, where)
             self._so_far.number += 1
             bar.advance(note=f"epoch {self._epoch + 1}/{self._plan.epochs}, skipped: not finite")
         else:
@@ -238,12 +273,12 @@ class Loop:
         self._skipped_last = 0
         bar.advance(note=f"epoch {self._epoch + 1}/{self._plan.epochs}, loss {loss.total:.2f}")
 
-    def _skip(self, error: Exception, minibatch: Batch, rows: Tensor, seed: int) -> None:
+    def _skip(self, error: Exception, minibatch: Batch, rows: Tensor, seed: int, where: str) -> None:
         """Count a step that was not finite, or raise ``FloatingPointError``."""
         self._skipped_last += 1
         hopeless = self._skipped_last >= max(_MOST_SKIPPED, self.steps_an_epoch)
         if self._plan.on_nonfinite == "raise" or hopeless:
-            place = f"epoch {self._epoch + 1}, step {self._so_far.number + 1}"
+            place = f"epoch {self._epoch + 1}, step {self._so_far.number + 1}{where}"
             if self._plan.on_nonfinite == "skip":
                 place += f", the last of {self._skipped_last} such steps in a row"
             with noise.seeded(seed, rows.device):
@@ -273,9 +308,15 @@ class Loop:
                 self._best = _Best.of(self._state.pair, self._epoch, score)
             elif self._epoch - self._best.epoch >= self._plan.patience:
                 self.history.stopped = "patience"
-        for callback in self._callbacks:
-            if _asked_to_stop(callback, dict(record), self._state.pair):
-                self.history.stopped = "callback"
+        stop = False
+        with self._ranks.together():
+            if self._ranks.rank == 0:
+                for callback in self._callbacks:
+                    stop |= _asked_to_stop(callback, dict(record), self._state.pair)
+            if self._callbacks:
+                stop = self._ranks.exchange(stop)[0]
+        if stop:
+            self.history.stopped = "callback"
 
     def _record(self, lr: float, started: float) -> dict[str, float]:
         """Return the epoch's line of the history."""
@@ -302,12 +343,23 @@ class Loop:
         prefix = "" if evaluation.argument == "x" else f"{evaluation.argument}_"
         if evaluation.runner is not None:
             evaluation.runner.renew(self._others)
-        try:
-            return _columns(elbo_of(evaluation), prefix)
-        except Refused:
-            if self._plan.on_nonfinite == "raise":
-                raise
-        return dict.fromkeys((f"{prefix}{name}" for name in ("elbo", "rate", "reconstruction")), math.nan)
+        each = self._ranks.size == 1 or evaluation.keyed_by == "tile"  # such noise depends on the other rows
+        if not each:
+            part = self._ranks.part(len(evaluation))
+            rows = torch.arange(part.start, part.stop, device=evaluation.numbers.device)
+            evaluation = evaluation.of_rows(rows, evaluation.seed, evaluation.num_samples)
+        bound = None
+        with self._ranks.together():
+            try:
+                bound = elbo_of(evaluation)
+            except Refused:
+                if self._plan.on_nonfinite == "raise":
+                    raise
+            found = self._ranks.exchange(bound)[: 1 if each else None]
+        bounds = [bound for bound in found if bound is not None]
+        if len(bounds) < len(found):
+            return dict.fromkeys((f"{prefix}{name}" for name in ("elbo", "rate", "reconstruction")), math.nan)
+        return _columns(ELBOEstimate.cat(bounds), prefix)
 
     def _write(self, run: Run) -> None:
         run.save(self.snapshot())
@@ -330,19 +382,20 @@ class Loop:
             "scales": self._scales.start,
             "threads": {"steps": self._threads} | {e.argument: e.threads for e in self._evaluations},
             "finished": self._finished,
+            "ranks": self._ranks.size,
         }
 
-    def restore(self, run: Run) -> None:
-        """Continue from the ``snapshot`` that ``run`` found.
+    def restore(self, snapshot: dict[str, Any], folder: Path) -> None:
+        """Continue from the ``snapshot`` that was found in a folder.
 
         Raises:
             ValueError: pair or loss compute other numbers than those that wrote it. The pair's tensors are then as
                 before.
         """
-        snapshot, before = run.state, _copies(self._state.pair)
+        before, how = _copies(self._state.pair), self.history.steps
         _copy(saving.tensors_of(self._state.pair), snapshot["tensors"])
         try:
-            check_answers(run.folder, snapshot["answers"], self._answers.now())
+            check_answers(folder, snapshot["answers"], self._answers.now())
         except BaseException:
             _copy(saving.tensors_of(self._state.pair), before)
             raise
@@ -352,17 +405,21 @@ class Loop:
         self._epoch, self._so_far = snapshot["epoch"], _Epoch(**snapshot["so far"])
         self._skipped_last = snapshot["skipped last"]
         vars(self.history).update(snapshot["history"])
-        if self.history.way == "eager":  # the trace was given up before
+        same = snapshot.get("ranks", 1) == self._ranks.size
+        if not same:
+            self.history.steps = how
+        elif self.history.way == "eager":  # the trace was given up before
             self._traced = None
         self._best = None if snapshot["best"] is None else _Best(**snapshot["best"])
         self._scales.start = snapshot["scales"]
         # A version that kept no numbers computed everything with all threads.
         numbers, every = snapshot.get("threads", {}), torch.get_num_threads()
-        self._threads = numbers.get("steps", every)
-        self._training, self._held_out = (
-            None if e is None else replace(e, threads=numbers.get(e.argument, every))
-            for e in (self._training, self._held_out)
-        )
+        if same:
+            self._threads = numbers.get("steps", every)
+            self._training, self._held_out = (
+                None if e is None else replace(e, threads=numbers.get(e.argument, every))
+                for e in (self._training, self._held_out)
+            )
         self._finished = snapshot["finished"]
 
 

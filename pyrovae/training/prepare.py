@@ -21,6 +21,7 @@ from pyrovae.training.arguments import (
 )
 from pyrovae.training.loop import Callback, Loop
 from pyrovae.training.plan import Plan
+from pyrovae.training.ranks import Ranks
 from pyrovae.training.rows import Reader
 from pyrovae.training.scales import Scales, check_columns_vary
 from pyrovae.training.step import State, check_one_row
@@ -45,6 +46,7 @@ def prepare(
     plan: Plan,
     validation: Any,
     callbacks: Sequence[Callback],
+    ranks: Ranks,
     digests: bool,
 ) -> Loop:
     """Return a fit that is ready to run.
@@ -55,7 +57,8 @@ def prepare(
         plan: the checked arguments.
         validation: held-out rows, or None.
         callbacks: see ``fit``.
-        digests: whether to compute digests of the rows, which only checkpoints need.
+        ranks: of the fit.
+        digests: whether to compute digests of the rows, which checkpoints need; several ranks need them anyway.
 
     Raises:
         TypeError, ValueError: pair, rows, loss, optimizer or scheduler cannot be used.
@@ -68,9 +71,9 @@ def prepare(
             "Pass rows held out from x.",
         )
     model = reader.inspect()
-    rows = reader.rows(model, digests)
+    rows = reader.rows(model, digests or ranks.size > 1)
     rows.load(0)
-    shown, minibatches = reader.presented(reader.first), rows.steps(plan.batch_size) > 1
+    shown, minibatches = reader.presented(reader.first), rows.steps(plan.batch_size) * ranks.size > 1
     objective = make_objective(
         plan.loss, plan.num_particles, minibatches=minibatches, annealed=plan.kl_warmup > 0
     )
@@ -92,7 +95,7 @@ def prepare(
     check_every_leaf(pair, objective, shown, plan.seed)
     if 1 in rows.sizes(plan.batch_size):
         check_one_row(state, model, shown, plan.batch_size, plan.seed)
-    traced, how = choose(plan, state, rows)
+    traced, how = choose(plan, state, rows, ranks)
     answers = FitAnswers.of(state, model, shown, reader.first, plan.batch_size, plan.seed)
     draws = getattr(objective, "num_particles", 1)
     loop = Loop(
@@ -107,7 +110,8 @@ def prepare(
         traced,
         answers,
         callbacks,
-        threads.fitting(model.structure.work * plan.batch_size * draws),
+        threads.fitting(model.structure.work * plan.batch_size * draws / ranks.size),
+        ranks,
     )
     loop.history.steps = how
     return loop

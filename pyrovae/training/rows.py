@@ -194,6 +194,14 @@ class Rows:
         """Return the number of a chunk's first row among all rows."""
         return sum(self.lengths[:chunk])
 
+    def shown(self, size: int) -> Batch:
+        """Return the rows at hand, ``size`` at least, to trace a step with."""
+        if (
+            len(self.lengths) > 1 and size <= self.lengths[0]
+        ):  # memory for longer chunks is empty behind the first's rows
+            return {name: column[: self.lengths[0]] for name, column in self.data.items()}
+        return self.data
+
     def minibatches(self, size: int, seed: int, epoch: int) -> list[tuple[int, Tensor]]:
         """Return an epoch's minibatches in random order within each chunk: the chunk and indices of rows in it."""
         found = []

@@ -53,6 +53,12 @@ class State:
         rows = self.presented(batch)
         return loss(self.pair, self.objective, rows, self.num_rows, kl_weight, observed_weight)
 
+    def update(self, learning_rates: Sequence[float]) -> None:
+        """Let the optimizer step by the gradients; there is a learning rate for each of its parameter groups."""
+        for group, rate in zip(self.optimizer.param_groups, learning_rates, strict=True):
+            group["lr"] = rate
+        self.optimizer.step()
+
     def presented(self, batch: Batch) -> Batch:
         """Return the minibatch as model and guide get it."""
         return batch | {"x": binarized(batch["x"])} if self.binarize else batch
@@ -81,9 +87,7 @@ def step(
     """
     with _buffers_as_before_on_error(state):
         value = differentiate(state, batch, seed, kl_weight)
-    for group, rate in zip(state.optimizer.param_groups, learning_rates, strict=True):
-        group["lr"] = rate
-    state.optimizer.step()
+    state.update(learning_rates)
     return value
 
 

@@ -10,7 +10,9 @@ from pyrovae import tracing
 from pyrovae.precision import products
 from pyrovae.refusals import Refused, bad_value
 from pyrovae.training.plan import Plan
+from pyrovae.training.ranks import Ranks
 from pyrovae.training.rows import Rows
+from pyrovae.training.sharded import Sharded
 from pyrovae.training.step import State
 
 # Savings measured on two cores (benchmarks/speed.py). A traced step skips Pyro's messages. A compiled step also runs
@@ -26,16 +28,21 @@ _STEPS_TOGETHER = 200_000
 Sizes = tuple[int, ...]  # of the batches of the steps in a call
 
 
-def choose(plan: Plan, state: State, rows: Rows) -> tuple[Traced | None, str]:
+def choose(
+    plan: Plan, state: State, rows: Rows, ranks: Ranks | None = None
+) -> tuple[Traced | Sharded | None, str]:
     """Return a fit's traced calls, if they save time or are asked for, and how most steps run, in words.
 
+    Steps on several ranks are always traced, because a rank's noise is found in the graph.
+
     Raises:
-        ValueError: ``compile=True``, and the pair, the objective or the machine does not allow it.
+        ValueError: ``compile=True`` or several ranks, and the pair, the objective or the machine does not allow it.
     """
     compile, epochs = plan.compile, plan.epochs
-    if compile is False:
+    alone = ranks is None or ranks.size == 1
+    if compile is False and alone:
         return None, "eager"
-    several = tracing.updates_inside(state.optimizer) and state.moved <= _STEPS_TOGETHER
+    several = alone and tracing.updates_inside(state.optimizer) and state.moved <= _STEPS_TOGETHER
     epoch = [call for length in rows.lengths for call in tracing.calls(length, plan.batch_size, several)]
     compiled = _worth_compiling(compile, Counter(epoch), epochs, state.moved)
     reason = tracing.why_not_compiled(rows.data["x"].device) if compiled else None
@@ -43,6 +50,14 @@ def choose(plan: Plan, state: State, rows: Rows) -> tuple[Traced | None, str]:
         if compile is True:
             raise refused(tracing.Untraceable(reason))
         compiled = set()
+    because = "" if reason is None else f": {reason}"
+    if ranks is not None and not alone:
+        sizes = {size for call in compiled for size in call}
+        try:
+            sharded = Sharded(state, rows, plan.batch_size, sizes, plan.kl_warmup > 0, ranks)
+        except tracing.Untraceable as why:
+            raise refused(why, ranks) from why
+        return sharded, "compiled" if compiled else f"traced{because}"
     # Without compiling, several steps in one call are no faster.
     epoch = [part for call in epoch for part in ([call] if call in compiled else [(size,) for size in call])]
     ways = {
@@ -50,7 +65,6 @@ def choose(plan: Plan, state: State, rows: Rows) -> tuple[Traced | None, str]:
         for call, count in Counter(epoch).items()
         if call in compiled or epochs * count >= _TRACING_PAYS
     }
-    because = "" if reason is None else f": {reason}"
     if not ways:
         return None, f"eager{because}"
     try:
@@ -64,14 +78,23 @@ def choose(plan: Plan, state: State, rows: Rows) -> tuple[Traced | None, str]:
 
 def _worth_compiling(compile: str | bool, epoch: Counter[Sizes], epochs: int, moved: int) -> set[Sizes]:
     """Return the calls that save more time than compiling takes; with True, also the one that saves most."""
+    if compile is False:
+        return set()
     each, by_number = _COMPILING_SAVES
     saved = {call: epochs * count * len(call) * (each + by_number * moved) for call, count in epoch.items()}
     worth = {call for call in saved if saved[call] >= _COMPILING_PAYS}
     return worth | {max(saved, key=saved.__getitem__)} if compile is True else worth
 
 
-def refused(why: tracing.Untraceable) -> Refused:
-    """Return the error for steps that have to be compiled and cannot be."""
+def refused(why: tracing.Untraceable, ranks: Ranks | None = None) -> Refused:
+    """Return the error for steps that have to be compiled, or shared by several ranks, and cannot be."""
+    if ranks is not None and ranks.size > 1:
+        return bad_value(
+            "pair",
+            f"steps that {ranks.size} ranks of torch.distributed can share: traced, and sums over rows",
+            str(why),
+            "Fit in one process, before init_process_group.",
+        )
     return bad_value(
         "compile",
         "steps that can be traced and compiled",
@@ -104,14 +127,11 @@ class Traced:
         starts = accumulate(map(len, epoch), initial=0)
         #: The sizes of the traced call that begins with a step of the epoch.
         self._sizes = {start: sizes for start, sizes in zip(starts, epoch, strict=False) if sizes in ways}
-        shown = self._data
-        if len(rows.lengths) > 1:  # the memory for longer chunks is empty behind the first chunk's rows
-            shown = {name: column[: rows.lengths[0]] for name, column in self._data.items()}
         self._graphs = {
             size: tracing.trace_gradients(
                 state.pair,
                 state.loss,
-                shown if size <= rows.lengths[0] else self._data,
+                rows.shown(size),
                 size,
                 state.num_rows,
                 state.parameters,

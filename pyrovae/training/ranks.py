@@ -1,0 +1,175 @@
+"""The ranks of a fit: the processes that ``torch.distributed`` connects, each with a part of every minibatch."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pyrovae.checkpoints import Asked, short
+from pyrovae.refusals import bad_value
+
+T = TypeVar("T")
+
+# Seconds in which a rank answers the others after an error of torch.distributed.
+_ANSWER = 10.0
+
+
+class Stopped(RuntimeError):
+    """Another rank failed, died or hangs. The parameters are as before the step."""
+
+
+class Ranks:
+    """What the ranks of a fit tell each other. A process by itself is rank 0 of 1, and calls nothing.
+
+    All ranks make the same calls in the same order. A rank that fails joins the next call of the others to tell them.
+
+    Attributes:
+        size: how many ranks there are.
+        rank: the number of this one.
+        asked: whether a signal has asked this rank to stop.
+        zeros: a vector as ``sum`` takes, with which a rank that fails takes part.
+    """
+
+    def __init__(self) -> None:
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self.size, self.rank = (dist.get_world_size(), dist.get_rank()) if several else (1, 0)
+        self.asked = Asked()
+        self._one_asked = False
+        self._summed, self.zeros = False, torch.zeros(0)
+        self._told: Exception | None = None
+        # An error leaves the connections of a group in the middle of a message.
+        self._roll_call = dist.new_group(backend="gloo") if several else None
+
+    def close(self) -> None:
+        if self._roll_call is not None:
+            dist.destroy_process_group(self._roll_call)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a rank has been asked to stop; all ranks learn of it in the same step."""
+        return self.asked.by is not None if self.size == 1 else self._one_asked
+
+    def part(self, size: int) -> slice:
+        """Return which of ``size`` rows belong to this rank; their numbers differ by at most 1 between ranks."""
+        return slice(self.rank * size // self.size, (self.rank + 1) * size // self.size)
+
+    def exchange(self, value: T, error: str | None = None) -> list[T]:
+        """Return the values of all ranks, in order; ``error`` says why this one fails.
+
+        Raises:
+            Stopped: another rank fails.
+        """
+        if self.size == 1:
+            return [value]
+        told: list[Any] = [None] * self.size
+        self._call(lambda: dist.all_gather_object(told, (error, value)))
+        failed = [f"rank {rank}: {text}" for rank, (text, _) in enumerate(told) if text is not None]
+        if failed and error is None:
+            raise Stopped(f"fit: expected all {self.size} ranks to go on, got {'; '.join(failed)}")
+        return [each for _, each in told]
+
+    def broadcast(self, value: T) -> T:
+        """Return the value of rank 0."""
+        held = [value]
+        if self.size > 1:
+            self._call(lambda: dist.broadcast_object_list(held, src=0))
+        return held[0]
+
+    def equalise(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give tensors the bits of rank 0; processors of different types differ in the last ones."""
+        for tensor in tensors.values() if self.size > 1 else ():
+            first = tensor.detach().contiguous()
+            self._call(functools.partial(dist.broadcast, first, src=0))
+            tensor.detach().copy_(first)
+
+    def sum(self, values: Tensor | None) -> Tensor:
+        """Return the sum of a vector over the ranks; None takes part for a rank that fails.
+
+        Raises:
+            Stopped: another rank fails.
+        """
+        failed = values is None
+        values = self.zeros if values is None else values
+        flags = values.new_tensor([float(failed), float(self.asked.by is not None)])
+        total = torch.cat([values, flags])
+        self._call(lambda: dist.all_reduce(total))
+        self._summed = True
+        failures, asked = total[-2:].tolist()
+        self._one_asked = self._one_asked or asked > 0
+        if failures and not failed:
+            self.exchange(None)
+        return total[:-2]
+
+    def together(self, step: bool = False) -> AbstractContextManager[None]:
+        """Return a context for a block that ends with ``exchange``, or a ``step``, which ends with ``sum``.
+
+        It tells the other ranks of an error of the block.
+        """
+        return nullcontext() if self.size == 1 else self._telling(step)
+
+    @contextmanager
+    def _telling(self, step: bool) -> Iterator[None]:
+        self._summed = False
+        try:
+            yield
+        except Stopped:
+            raise
+        except Exception as error:
+            if error is not self._told and not (step and self._summed):
+                self._told = error
+                if step:
+                    self.sum(None)
+                self.exchange(None, f"{type(error).__name__}: {error}")
+            raise
+
+    def check_alike(self, values: Mapping[str, Any]) -> None:
+        """Raise ``ValueError`` if the ranks have different values; the message names the first, and the rank."""
+        told = self.exchange(dict(values))
+        for rank, those in enumerate(told):
+            for name in {**told[0], **those}:
+                if told[0].get(name) != those.get(name):
+                    raise bad_value(
+                        name,
+                        "the same on all ranks of torch.distributed",
+                        f"{short(those.get(name))} on rank {rank}, {short(told[0].get(name))} on rank 0",
+                        "Call fit with the same rows and arguments on all ranks, and build the pair from the same seed: "
+                        "torch.manual_seed. Call it before init_process_group if every process fits a model of its own.",
+                    )
+
+    def _call(self, collective: Callable[[], Any]) -> None:
+        try:
+            collective()
+        except RuntimeError as error:
+            missing = self._missing()
+            reason = str(error).strip().splitlines()[0]
+            raise Stopped(
+                f"fit: expected all {self.size} ranks to go on, got {missing} ({reason}). Look at the output of that rank. "
+                "With a checkpoint, the same call resumes."
+            ) from error
+
+    def _missing(self) -> str:
+        """Return which ranks have ended or, if none has, do not answer."""
+        calls: dict[int, Any] = {}
+        ended, silent = list[int](), list[int]()
+        deadline = time.monotonic() + _ANSWER
+        for rank in {*range(self.size)} - {self.rank}:
+            try:
+                dist.isend(torch.zeros(1), rank, self._roll_call)
+                calls[rank] = dist.irecv(torch.zeros(1), rank, self._roll_call)
+            except RuntimeError:
+                ended.append(rank)
+        for rank, call in calls.items():
+            try:
+                call.wait(timedelta(seconds=max(0.1, deadline - time.monotonic())))
+            except RuntimeError:
+                (silent if time.monotonic() >= deadline else ended).append(rank)
+        named = ", ".join(f"rank {rank}" for rank in sorted(ended or silent))
+        return f"{named}, which {'has ended' if ended else 'does not answer'}" if named else "an error"

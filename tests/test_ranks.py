@@ -1,0 +1,299 @@
+"""A fit on several ranks of torch.distributed is the fit of one process, and a rank that fails is named."""
+
+import functools
+import itertools
+import os
+import pickle
+import re
+import signal
+from datetime import timedelta
+from importlib import import_module
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import torch.distributed
+from pyro.infer import RenyiELBO, Trace_ELBO
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+import pyrovae as pv
+from pyrovae import encoders, likelihoods, priors
+from pyrovae.tracing import PartOfNoise, Untraceable
+from pyrovae.tracing.drawing import Draw, Noise
+from pyrovae.training import ranks, sharded
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
+
+X = (torch.rand(53, 6, generator=torch.Generator().manual_seed(0)) < 0.4).double()
+TRAIN, VALIDATION = X[:42], X[42:]
+
+
+class Dropping(torch.nn.Sequential):
+    """A decoder whose noise has a row and a column for each row and hidden unit."""
+
+    def __init__(self, *more):
+        super().__init__(torch.nn.Linear(2, 4), *more, torch.nn.Dropout(0.3), torch.nn.Linear(4, 6))
+
+
+def vae(*layers):
+    torch.manual_seed(0)
+    encoder = encoders.DiagonalNormal(torch.nn.Linear(6, 4))
+    return pv.VAE(priors.StandardNormal(2), likelihoods.Bernoulli(Dropping(*layers)), encoder).double()
+
+
+def with_gamma():
+    """A pair whose noise cannot be drawn before z's distribution is known."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(1.0, 1.0))
+            pyro.sample("x", dist.Poisson(z[:, None].expand(-1, 6)).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Gamma(pyro.param("a", torch.ones(()).double()).exp().expand(len(x)), 1.0))
+
+    return pv.LatentVariableModel(model, guide)
+
+
+def normal(start=0.0):
+    """A pair of few operations, whose loss overflows at a row of 1e160."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()).double(), 1.0))
+            pyro.sample("x", dist.Normal(z[:, None].expand(-1, 6), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        centre = pyro.param("centre", torch.tensor(start).double())
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(centre.expand(len(x)), 1.0))
+
+    return pv.LatentVariableModel(model, guide)
+
+
+class Squared(Trace_ELBO):
+    """No sum over rows."""
+
+    def differentiable_loss(self, model, guide, *args, **kwargs):
+        return super().differentiable_loss(model, guide, *args, **kwargs) ** 2
+
+    def loss_and_grads(self, model, guide, *args, **kwargs):
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward()
+        return loss.item()
+
+
+def fitted(pair, x=TRAIN, **options):
+    """The parameters after a fit and its records, without seconds."""
+    history = pv.fit(pair, x, **options)
+    for record in history.records:
+        del record["seconds"]
+    tensors = {name: tensor.detach().clone() for name, tensor in pair.named_parameters()}
+    return tensors, history.records, history.stopped, history.best_epoch
+
+
+def assert_same(found, expected):
+    """Up to 1e-12, relative."""
+    for name, tensor in expected[0].items():
+        assert float((found[0][name] - tensor).norm()) <= 1e-12 * float(tensor.norm()), name
+    assert [list(record) for record in found[1]] == [list(record) for record in expected[1]]
+    for record, other in zip(found[1], expected[1], strict=True):
+        assert list(record.values()) == pytest.approx(list(other.values()), rel=1e-12, nan_ok=True)
+    assert found[2:] == expected[2:]
+
+
+def on_ranks(size, function, folder):
+    """What a function of the rank returns on each, in a forked child; an error is returned as text, a death as None."""
+    import_module("torch._dynamo")  # which tracing needs: once for all ranks
+    import_module("torch.fx.experimental.proxy_tensor")
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if not child:
+            try:
+                torch.set_num_threads(1)
+                torch.distributed.init_process_group(
+                    "gloo",
+                    init_method=f"file://{folder}/store-{size}",
+                    rank=rank,
+                    world_size=size,
+                    timeout=timedelta(seconds=60),
+                )
+                try:
+                    found = function(rank)
+                except Exception as error:
+                    found = f"{type(error).__name__}: {error}"
+                (folder / f"{size}-{rank}").write_bytes(pickle.dumps(found))
+            finally:
+                os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    paths = [folder / f"{size}-{rank}" for rank in range(size)]
+    return [pickle.loads(path.read_bytes()) if path.exists() else None for path in paths]
+
+
+def test_ranks_take_the_steps_of_one_process(tmp_path):
+    """Batches of 10 and a last one of 2 rows on three ranks; drawn weights, clipping, a schedule, early stopping."""
+    options = {
+        "epochs": 6,
+        "batch_size": 10,
+        "lr": 0.05,
+        "validation": VALIDATION,
+        "patience": 1,
+        "kl_warmup": 1,
+        "clip_norm": 0.5,
+        "scheduler": functools.partial(ReduceLROnPlateau, patience=0),
+    }
+    expected = fitted(vae(), **options)
+    assert expected[2] == "patience"
+    for found in on_ranks(3, lambda rank: fitted(vae(), **options), tmp_path):
+        assert_same(found, expected)
+
+
+def at_step(number, act):
+    """Do something at the beginning of a step of this process, counted from 1."""
+    take, steps = sharded.Step.run, itertools.count(1)
+
+    def run(*arguments):
+        if next(steps) == number:
+            act()
+        return take(*arguments)
+
+    sharded.Step.run = run
+
+
+def test_a_fit_goes_on_with_other_numbers_of_ranks(tmp_path):
+    """Ctrl-C in one process, then a dead rank of two, then Ctrl-C at a rank of three, then one process to the end."""
+    options = {"epochs": 4, "batch_size": 15, "validation": VALIDATION, "lr": 0.01}
+    kept = options | {"checkpoint": pv.Checkpoint(tmp_path / "run", seconds=1000)}
+
+    def interrupt(record, pair):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert fitted(normal(), **kept, callbacks=[interrupt])[2] == "interrupted"  # after 3 steps of 12
+
+    def two(rank):
+        if rank == 1:
+            at_step(3, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        return fitted(normal(), **kept)
+
+    alive, dead = on_ranks(2, two, tmp_path)
+    assert dead is None
+    assert "Stopped: fit: expected all 2 ranks to go on, got rank 1, which has ended" in alive
+
+    def three(rank):
+        if rank == 2:
+            at_step(2, lambda: os.kill(os.getpid(), signal.SIGINT))
+        return fitted(normal(), **kept)
+
+    found = on_ranks(3, three, tmp_path)
+    assert [(len(each[1]), each[2]) for each in found] == [(2, "interrupted")] * 3
+    assert_same(fitted(normal(), **kept), fitted(normal(), **options))
+
+
+def test_ranks_that_differ_or_fail_are_named(tmp_path):
+    few = {"epochs": 2, "batch_size": 21}
+    huge = TRAIN.clone()
+    huge[7] = 1e160
+
+    def failing(message):
+        raise OSError(message)
+
+    def both(rank):
+        def said(pair, x=TRAIN, **options):
+            try:
+                return fitted(pair, x, **few | options)
+            except Exception as error:
+                return f"{type(error).__name__}: {error}"
+
+        found = {
+            "rows": said(normal(), TRAIN + rank),
+            "weights": said(normal(float(rank))),
+            "no rows": said(normal(), TRAIN if rank == 0 else None),
+            "buffers": said(vae(torch.nn.BatchNorm1d(4))),
+            "noise": said(with_gamma()),
+            "power": said(normal(), loss=RenyiELBO(0.5), batch_size=42),
+            "square": said(normal(), loss=Squared()),
+            "callback": said(normal(), callbacks=[lambda record, pair: failing("disk full")]),
+            "NaN": said(normal(), huge, batch_size=42),
+            "skipped": said(normal(), huge, on_nonfinite="skip"),
+        }
+        if rank == 1:
+            at_step(3, lambda: failing("no memory"))
+        return found | {"step": said(normal())}
+
+    zero, one = on_ranks(2, both, tmp_path)
+    for name, message in {
+        "rows": "x: expected the same on all ranks of torch.distributed, got ",
+        "weights": "parameter store:centre: expected the same on all ranks",
+        "buffers": "a step changes buffers, as that of BatchNorm does",
+        "noise": "noise that depends on other tensors",
+        "power": "loss: expected a sum over rows",
+        "square": "do not add up to the loss of all",
+    }.items():
+        assert message in zero[name], name
+        assert zero[name] == one[name]
+    assert one["no rows"].startswith("RefusedType: x")
+    assert zero["no rows"].startswith(
+        "Stopped: fit: expected all 2 ranks to go on, got rank 1: RefusedType: x"
+    )
+    assert zero["callback"] == "OSError: disk full"
+    assert "got rank 0: OSError: disk full" in one["callback"]
+    assert one["step"] == "OSError: no memory"
+    assert "got rank 1: OSError: no memory" in zero["step"]
+    with pytest.raises(FloatingPointError) as error:
+        fitted(normal(), huge, **few | {"batch_size": 42})
+    assert zero["NaN"] == one["NaN"]
+    where = re.search(", rank [01]", one["NaN"])[0]
+    assert one["NaN"].replace(where, "") == f"FloatingPointError: {error.value}"
+    expected = fitted(normal(), huge, **few, on_nonfinite="skip")
+    assert_same(one["skipped"], expected)
+
+
+def test_a_silent_rank_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks, "_ANSWER", 0.2)
+
+    def both(rank):
+        told = ranks.Ranks()
+        missing = told._missing() if rank == 0 else ""
+        torch.distributed.barrier()
+        return missing
+
+    assert on_ranks(2, both, tmp_path)[0] == "rank 1, which does not answer"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10])
+def test_parts_of_ranks_are_all_rows(size):
+    parts = []
+    for rank in range(3):
+        one = ranks.Ranks()
+        one.size, one.rank = 3, rank
+        parts += range(size)[one.part(size)]
+    assert parts == [*range(size)]
+
+
+def of(*shapes):
+    fill = torch.ops.aten.normal_.default
+    return [Draw(fill, (), torch.Size(s), torch.empty(s).stride(), torch.float64) for s in shapes]
+
+
+def test_the_noise_of_some_rows_is_that_of_all_rows_there():
+    device = torch.device("cpu")
+    noise = PartOfNoise(of((5, 3), (2, 5), (4,)), of((2, 3), (2, 2), (4,)), slice(2, 4), 5, device)
+    whole = Noise([of((5, 3), (2, 5), (4,))], device)
+    noise.draw([7])
+    whole.draw([7])
+    rows, columns, shared = whole.targets[0]
+    assert all(map(torch.equal, noise.targets[0], (rows[2:4], columns[:, 2:4], shared)))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (2, 4), (2, 3, 1)])
+def test_noise_that_does_not_follow_rows_is_refused(shape):
+    with pytest.raises(Untraceable, match="noise of shape"):
+        PartOfNoise(of((5, 3)), of(shape), slice(2, 4), 5, torch.device("cpu"))
