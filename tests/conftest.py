@@ -8,6 +8,7 @@ import pyro
 import pytest
 import torch
 
+import pyrovae as pv
 from pyrovae import tracing
 from pyrovae.training import traced
 
@@ -43,6 +44,15 @@ def untouched_globals():
         torch.manual_seed(0)
         yield
     pyro.clear_param_store()
+
+
+@pytest.fixture
+def few_epochs(monkeypatch):
+    """Fits of at most 15 epochs, for pages and examples that need no more to show that they run."""
+    fit = pv.fit
+    monkeypatch.setattr(
+        pv, "fit", lambda *given, epochs, **options: fit(*given, epochs=min(epochs, 15), **options)
+    )
 
 
 @pytest.fixture
