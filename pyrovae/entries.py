@@ -75,7 +75,7 @@ def finite(argument: str, x: Tensor, missing: bool = False) -> None:
     )
 
 
-def within(argument: str, rows: Tensor, low: float, high: float, mend: str) -> None:
+def within(argument: str, rows: Tensor, low: float, high: float, fix: str) -> None:
     """Raise ``ValueError`` for values outside [low, high], with their count and first position; rows have any shape."""
     count, position = found(rows, lambda block: (block < low) | (block > high))
     if count:
@@ -83,7 +83,7 @@ def within(argument: str, rows: Tensor, low: float, high: float, mend: str) -> N
             argument,
             f"values from {low:g} to {high:g}",
             f"{count} outside, first {float(rows[tuple(position)]):g} at {place(position)}",
-            mend,
+            fix,
         )
 
 
@@ -128,7 +128,7 @@ def on_support(
 def check_sizes(argument: str, x: Tensor, names: tuple[str, ...] | None = None, spread: bool = True) -> None:
     """Raise ``ValueError`` for columns of real numbers whose squares leave the range of their dtype.
 
-    log P(x) squares differences within a column. In float64, values up to 1e151 and ranges from 1e-151 on serve; in float32,
+    log P(x) squares differences within a column. Values must be below 1e151 and ranges above 1e-151 in float64; in float32,
     1e16 and 1e-16. The range of a column is its largest value less its smallest; a constant column has none.
 
     Args:
@@ -159,11 +159,12 @@ def check_sizes(argument: str, x: Tensor, names: tuple[str, ...] | None = None, 
             f"columns of values up to {most:.0e}"
             + (f" and of ranges from {least:.0e} on" if spread else "")
             + f", whose squares {str(x.dtype).removeprefix('torch.')} can represent",
-            f"{len(bad)} other column(s), first column {column}"
+            f"{len(bad)} column(s) outside, first column {column}"
             + (f" ({names[column]!r})" if names else "")
             + f" with a {'range' if small[column] else 'value'} of {held:.2g}",
-            f"Divide that column by {unit:g}; log P(x) in its old units is then lower by {math.log(unit):.2f} for each of "
-            "its cells." + (" Or use float64: call .double() on the model and on x." if double else ""),
+            f"Divide that column by {unit:g}. Each of its cells then adds {math.log(unit):.2f} nats to log P(x); subtract them to "
+            "return to the old units."
+            + (" Or use float64: call .double() on the model and on x." if double else ""),
         )
 
 

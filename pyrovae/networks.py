@@ -377,7 +377,7 @@ def standardizing(
     """Let every ``Standardize`` among modules that has not learned yet learn from x; undo it if the block raises.
 
     Raises:
-        ValueError: the squares of a column, which ``names`` may name, leave the range of its dtype.
+        ValueError: the squares of a column leave the range of its dtype; ``names`` are the columns' names for the message.
     """
     new = [module for module in modules if isinstance(module, Standardize) and not module.learned]
     if not all(module.log for module in new):

@@ -23,14 +23,14 @@ def check_precision(precision: object, dtype: torch.dtype, device: torch.device)
     """
     name = arguments.choice("precision", precision, PRECISIONS)
     if name == "medium":
-        mend = 'Pass precision="highest".'
+        fix = 'Pass precision="highest".'
         if dtype != torch.float32:
             raise bad_value(
-                "precision", "'highest' for a pair that is not in float32", f"'medium' for {dtype}", mend
+                "precision", "'highest' for a pair that is not in float32", f"'medium' for {dtype}", fix
             )
         if device.type == "cpu" and not _multiplies_bfloat16():
             raise bad_value(
-                "precision", "'highest' on a processor without products in bfloat16", "'medium'", mend
+                "precision", "'highest' on a processor without products in bfloat16", "'medium'", fix
             )
     return name
 

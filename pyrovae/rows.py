@@ -294,7 +294,7 @@ def column_numbers(
         if numbered not in ([], [place]):
             raise bad_value(
                 argument,
-                "columns that a number names in one way",
+                "unambiguous numbers of columns",
                 f"{column!r}, the position of column {labels[place]!r} and the label of the column at position {numbered[0]}",
                 "Name the columns by strings: df.columns = df.columns.map(str).",
             )
@@ -445,3 +445,21 @@ def _aligned(name: str, value: Any, dtype: torch.dtype | None, device: torch.dev
             raise bad_value(name, "an entry for every row", "a single number", "Pass an array.")
         return (value.clone() if value.is_inference() else value).to(device)
     return as_tensor(value, dtype=dtype, device=device, argument=name)
+
+
+def leaving_cells(few: np.ndarray, observed: Tensor | None) -> np.ndarray:
+    """Return the numbers of some rows, without those that the others need for two observed cells in every column.
+
+    A column with one cell is constant. ``observed`` tells which cells of all rows are observed; None if all are.
+    """
+    if observed is None:
+        return few
+    seen = observed.reshape(len(observed), -1).cpu().numpy()
+    left = seen.sum(axis=0) - seen[few].sum(axis=0)
+    kept = []
+    for row in few:
+        if (seen[row] & (left < 2)).any():
+            left = left + seen[row]
+        else:
+            kept.append(row)
+    return np.array(kept, dtype=few.dtype)

@@ -437,7 +437,12 @@ class _NotInARegistry(Exception):
 def _name(cls: type) -> str | None:
     """Return the registry and name of a class, or None."""
     return next(
-        (f"{room}/{name}" for room, known in _REGISTRIES.items() for name, c in known.items() if c is cls),
+        (
+            f"{registry}/{name}"
+            for registry, known in _REGISTRIES.items()
+            for name, c in known.items()
+            if c is cls
+        ),
         None,
     )
 
@@ -537,8 +542,8 @@ def _built(architecture: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> VAE
     built: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
         for described in architecture["modules"]:
-            room, _, name = described["class"].partition("/")
-            if name not in _REGISTRIES.get(room, {}):
+            registry, _, name = described["class"].partition("/")
+            if name not in _REGISTRIES.get(registry, {}):
                 raise bad_value(
                     "path",
                     "a model with all parts in a registry",
@@ -554,7 +559,7 @@ def _built(architecture: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> VAE
             if described["class"] == "torch/Sequential":
                 built.append(nn.Sequential(OrderedDict(arguments)))
             else:
-                built.append(_REGISTRIES[room][name](**arguments))
+                built.append(_REGISTRIES[registry][name](**arguments))
         vae = VAE(**{part: built[number] for part, number in architecture["parts"].items()}).cpu()
     table = architecture.get("table")  # files of earlier versions have none
     vae.table = None if table is None else Table.from_record(storage.unpack(table, arrays))

@@ -36,6 +36,7 @@ from pyrovae.evidence import LogEvidence, log_evidence
 from pyrovae.model import VAE
 from pyrovae.noise import Stream, derive, seeded
 from pyrovae.refusals import bad_type, bad_value, shown
+from pyrovae.rows import leaving_cells
 from pyrovae.saving import load, save
 from pyrovae.training import History, fit
 from pyrovae.turns import takes_turns
@@ -96,7 +97,7 @@ class _Estimator(BaseEstimator):
         super().__setstate__(state)
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class _VAE(_Estimator):
     """Base of the estimators that fit a VAE; ``VAEDensity`` documents the parameters."""
 
@@ -156,8 +157,13 @@ class _VAE(_Estimator):
             raise bad_value("validation_fraction", "a share that leaves two rows to fit", came, fix)
         with seeded(derive(seed, Stream.DATA)):
             order = torch.randperm(len(rows)).numpy()
+        observed = torch.from_numpy(~np.isnan(np.asarray(rows, dtype=float)))
+        few = leaving_cells(order[:held], observed)
+        if not len(few):
+            came, fix = "columns with too few cells for that", "Leave early_stopping out."
+            raise bad_value("X", "two observed cells of every column beside the rows held out", came, fix)
         taken = getattr(rows, "iloc", rows)
-        return taken[order[held:]], taken[order[:held]]
+        return taken[order[~np.isin(order, few)]], taken[few]
 
     def _options(self) -> Mapping[str, Any]:
         """Return the family's options; by default a scale or concentration is learned for each column."""
@@ -203,7 +209,7 @@ class _Scores(_Estimator):
         return {}
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class _VAEScores(_Scores, _VAE):
     """log P(x) of rows under a VAE."""
 
@@ -290,7 +296,7 @@ class VAEDensity(_Density, _VAEScores):
     """
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class VAEOutlier(OutlierMixin, _VAEScores):
     """Outliers: the rows with the smallest log P(x) under a VAE.
 
@@ -336,7 +342,7 @@ class VAEOutlier(OutlierMixin, _VAEScores):
         return np.where(found < self.offset_, -1, 1)
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _VAE):
     """The posterior mean of z for each row: columns for the next step of a pipeline.
 
@@ -389,7 +395,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _VAE):
         return int(self.model_.prior.latent_dim)
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, kw_only=True)
 class VAEImputer(OneToOneFeatureMixin, TransformerMixin, _VAE):
     """Fills missing cells by draws from P(x_mis | x_obs) under a VAE; observed cells are unchanged.
 

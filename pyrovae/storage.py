@@ -247,7 +247,7 @@ def _refused(path: Path, came: str) -> Refused:
 
 
 #: How to fix an error, by its error number. For others, the message has the system's text only.
-_MENDS = {
+_FIXES = {
     "ENOSPC": "The disk is full: make room, then try again.",
     "EDQUOT": "The quota is used up: make room, then try again.",
     "EROFS": "The disk is read-only: choose another folder.",
@@ -265,9 +265,9 @@ def named(path: str | os.PathLike[str], expected: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        mend = _MENDS.get(errno.errorcode.get(error.errno or 0, ""), "Try again, or choose another folder.")
+        fix = _FIXES.get(errno.errorcode.get(error.errno or 0, ""), "Try again, or choose another folder.")
         came = f"{error.strerror or error}, {os.fspath(path)}"
-        raise type(error)(error.errno, refusal("path", expected, came, mend)) from error
+        raise type(error)(error.errno, refusal("path", expected, came, fix)) from error
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import torch
 import pyrovae as pv
 from pyrovae import noise, pages
 from pyrovae.refusals import Refused
-from pyrovae.reporting.contents import leaving_cells
+from pyrovae.rows import leaving_cells
 
 HOSTILE = "<script>alert('x')</script>"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -88,7 +88,9 @@ def _typed(text: pd.Series, column: Column | None, decimal_comma: bool, start: i
         row, cell = grouped
         came = f"{cell!r} in row {start + row}, whose dot may separate thousands"
         fix = f"Write {cell.replace('.', '')}, or {cell.replace('.', ',', 1)} if it is a decimal."
-        raise bad_value(str(text.name), "numbers with decimal commas between semicolons", came, fix)
+        raise bad_value(
+            f"column {str(text.name)!r}", "numbers with decimal commas between semicolons", came, fix
+        )
     numbers = pd.to_numeric(seen.str.replace(",", ".") if decimal_comma else seen, errors="coerce")
     if column is not None and is_integer_dtype(column.dtype) and (numbers % 1 == 0).all():
         return numbers.astype("Int64").reindex(text.index)
@@ -151,7 +153,7 @@ def with_dates(
         if len(odd):
             came = f"{len(odd)} others, first {_spelled(frame[name].iloc[odd[0]])!r} in row {start + odd[0]}"
             fix = "Write them so, or drop the column."
-            raise bad_value(name, "dates in ISO 8601, such as 2026-11-29, or years", came, fix)
+            raise bad_value(f"column {name!r}", "dates in ISO 8601, such as 2026-11-29, or years", came, fix)
         days = (dates - pd.Timestamp("1970-01-01")) / pd.Timedelta("1D")
         made[f"{name}.{part}"] = (days if part == "days" else getattr(dates.dt, part)).astype("float64")
     replaced = {name for name, _ in parts}.difference(kept)

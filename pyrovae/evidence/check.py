@@ -114,7 +114,7 @@ _MADE: ContextVar[dict[str, Check] | None] = ContextVar("_MADE", default=None)
 def once() -> Iterator[dict[str, Check]]:
     """Run a block about one model, in which each method is checked on the first rows that it trusts and on no others.
 
-    Yields the checks by method. Those that are put there are not made.
+    Yields the checks by method. A method in the dict is not checked again.
     """
     made: dict[str, Check] = {}
     token = _MADE.set(made)
@@ -198,7 +198,7 @@ def judged_by_check(
     made = None if shared is None else shared.get(estimator.__name__)
     if made is None:
         made = _kept(evaluation, estimator, options)
-    if shared is not None:
+    if shared is not None and made.simulated:  # one that failed is made again
         shared[estimator.__name__] = made
     word = {True: "trust", False: "another method", None: "unchecked"}[made.passed]
     return np.where(verdict == "trust", word, verdict), made

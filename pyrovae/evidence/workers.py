@@ -194,6 +194,11 @@ def _spread(
     def died(task: _Task, error: Exception) -> BrokenExecutor:
         return _broken(evaluation, blocks, task, error, kept)
 
+    def here(task: _Task) -> None:
+        compute = _made(make, evaluation)
+        for number in task.numbers:
+            compute(number, blocks[number])
+
     def submit(task: _Task, *, known: bool = True) -> None:
         rows = _rows(evaluation, blocks, task)
         try:
@@ -216,7 +221,7 @@ def _spread(
             if state == "unknown":
                 submit(task, known=False)
             elif state == "failed":
-                _fail_here(evaluation, blocks, task, make, answer)
+                _fail_here(functools.partial(here, task), _named(evaluation, blocks, task), answer)
             else:
                 values, seconds, reason = pickle.loads(answer)
                 size = max(1, min(2 * size, int(len(task.numbers) * _SECONDS / max(seconds, 1e-9))))
@@ -239,9 +244,7 @@ def _ended(
             task = running.pop(future)
             try:
                 state, answer = future.result()
-            except (
-                Exception
-            ) as error:  # of the executor itself: workers return the errors of what they compute
+            except Exception as error:  # of the executor: workers return the errors of what they compute
                 task.tries += 1
                 if task.tries == _TRIES:
                     raise died(task, error) from error
@@ -255,31 +258,39 @@ def _ended(
 def each(tasks: Sequence[Callable[[], T]], pool: Pool) -> list[T]:
     """Return what every task returns, computed by workers; a task depends on nothing but itself and the caller's settings.
 
-    A task that fails in a worker is computed here, which raises its error as without an executor.
-
     Raises:
+        Exception: the error of a task that fails in a worker and here, as without an executor.
+        RuntimeError: a task fails in a worker, and not here.
         BrokenExecutor: workers died too often.
         ValueError: a task cannot be sent to workers, or these are threads, forked, or another version's.
     """
-    packed = [_pickled((task, _settings())) for task in tasks]
-    found, running = dict[int, T](), _Running()
+    found, waiting, running = dict[int, T](), deque(range(len(tasks))), _Running()
+
+    def named(task: _Task) -> str:
+        return f"task {task.numbers[0]} of {len(tasks)}"
 
     def died(task: _Task, error: Exception) -> BrokenExecutor:
-        what = f"task {task.numbers[0]} of {len(tasks)}"
-        return _died(error, what, "Repeat the call with a new executor.")
+        return _died(error, named(task), "Repeat the call with a new executor.")
 
     def submit(task: _Task) -> None:
+        packed = _pickled((tasks[task.numbers[0]], _settings()))
         try:
-            running[pool.submit(work_alone, packed[task.numbers[0]])] = task
+            running[pool.submit(work_alone, packed)] = task
         except RuntimeError as error:
             raise died(task, error) from error
 
+    def fill() -> None:
+        while waiting and len(running) < _AHEAD * pool.workers:
+            submit(_Task([waiting.popleft()]))
+
     try:
-        for number in range(len(tasks)):
-            submit(_Task([number]))
+        fill()
         for task, state, answer in _ended(running, submit, died):
             (number,) = task.numbers
-            found[number] = pickle.loads(answer) if state == "done" else tasks[number]()
+            if state == "failed":
+                _fail_here(tasks[number], named(task), answer)
+            found[number] = pickle.loads(answer)
+            fill()
     finally:
         for future in running:
             future.cancel()
@@ -370,22 +381,18 @@ def _died(error: Exception, what: str, fix: str) -> BrokenExecutor:
     return BrokenExecutor(refusal("executor", expected, came, fix))
 
 
-def _fail_here(
-    evaluation: Evaluation, blocks: Sequence[slice], task: _Task, make: Make, failure: str
-) -> None:
-    """Compute a task that failed in a worker, and raise its error as without an executor."""
-    compute, rows = _made(make, evaluation), _named(evaluation, blocks, task)
+def _fail_here(compute: Callable[[], Any], what: str, failure: str) -> None:
+    """Compute what failed in a worker, and raise its error as without an executor."""
     try:
-        for number in task.numbers:
-            compute(number, blocks[number])
+        compute()
     except Exception as error:
-        error.add_note(f"Raised for {rows}.")
+        error.add_note(f"Raised for {what}.")
         raise
     raise RuntimeError(
         refusal(
             "executor",
             "workers that compute what this process computes",
-            f"{failure} for {rows}, which raise nothing here",
+            f"{failure} for {what}, which raises nothing here",
             "Give workers the same modules, files and memory.",
         )
     )

@@ -18,7 +18,7 @@ class LocationScale(Spread):
 
     spread_name = "scale"
     standardizes = "x"
-    least_spread = 0.0  # a scale has the units of x, and no number is small in all of them
+    least_spread = 0.0  # a scale has the units of x, and no fixed bound suits every unit
     #: Whether x is rounded, so that the likelihood is a mass.
     rounds: ClassVar[bool] = False
 
@@ -46,7 +46,9 @@ class LocationScale(Spread):
 
     def marginal_parts(self, x: Tensor) -> list[Tensor]:
         loc, scale = x.mean(dim=0), x.std(dim=0)
-        scale = torch.where(scale > 1e-9 * loc.abs(), scale, 1e-3)  # a constant column has no scale
+        size = torch.where(loc == 0, 1.0, loc.abs())
+        # The mean of a constant column is rounded, and its scale then is that rounding.
+        scale = torch.where(scale > 4 * torch.finfo(loc.dtype).eps * loc.abs(), scale, 1e-3 * size)
         if self.standardize is None:
             return [loc, scale]
         unit = as_row(self.standardize.scale, loc).to(loc)

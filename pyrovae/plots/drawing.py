@@ -98,7 +98,7 @@ def histograms(ax: Axes, values: Sequence[np.ndarray], labels: Sequence[str]) ->
 
 
 def finite(values: np.ndarray) -> np.ndarray:
-    """Return the finite ones of some numbers."""
+    """Return the finite values."""
     return values[np.isfinite(values)]
 
 
@@ -115,7 +115,7 @@ def instance(argument: str, value: Any, kind: type[T]) -> T:
 
 
 def check_frame(argument: str, frame: pd.DataFrame, columns: Sequence[str], source: str) -> None:
-    """Raise unless a frame has lines and these columns; ``source`` says what returns such a frame."""
+    """Raise unless a frame has rows and these columns; ``source`` says what returns such a frame."""
     import pandas as pd
 
     if not isinstance(frame, pd.DataFrame):

@@ -16,7 +16,7 @@ from pyrovae.evidence.simulated import simulated
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.refusals import bad_value
-from pyrovae.rows import as_passed, joined, restored, row_labels
+from pyrovae.rows import as_passed, joined, leaving_cells, restored, row_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,6 +74,11 @@ class Contents:
             ("check of the method", self.evidence.checked, "on rows simulated from the model"),
         ]
 
+    def drawn(self, total: int, number: int) -> np.ndarray:
+        """Return the numbers of at most ``number`` of ``total`` rows, drawn by the seed, in order."""
+        with noise.seeded(noise.derive(self.seed, Stream.DATA)):
+            return np.sort(torch.randperm(total)[:number].numpy())
+
     @cached_property
     def simulated(self) -> Simulated:
         """Rows simulated from the model, given what was beside the rows."""
@@ -123,24 +128,6 @@ def some(x: Any, numbers: np.ndarray) -> Any:
     return (
         {"x": part(rows), **{name: part(value) for name, value in beside.items()}} if beside else part(rows)
     )
-
-
-def leaving_cells(few: np.ndarray, observed: Tensor | None) -> np.ndarray:
-    """Return the numbers of some rows, without those that the others need for two observed cells in every column.
-
-    A column with one cell is constant. ``observed`` tells which cells of all rows are observed; None if all are.
-    """
-    if observed is None:
-        return few
-    seen = observed.reshape(len(observed), -1).cpu().numpy()
-    left = seen.sum(axis=0) - seen[few].sum(axis=0)
-    kept = []
-    for row in few:
-        if (seen[row] & (left < 2)).any():
-            left = left + seen[row]
-        else:
-            kept.append(row)
-    return np.array(kept, dtype=few.dtype)
 
 
 def _series(color: Any, rows: Any) -> pd.Series:

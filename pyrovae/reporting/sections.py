@@ -109,7 +109,7 @@ def sections(report: Contents, call: str) -> list[Section]:
                 section.text.append(f"Not available: {reason}")
         section.text += [f"Warning: {text}" for text in dict.fromkeys(str(each.message) for each in warned)]
         found.append(section)
-    section.code = call
+    found[-1].code = call
     return found
 
 
@@ -190,7 +190,8 @@ def _check(report: Contents, section: Section) -> None:
 
 
 def _comparison(report: Contents, section: Section) -> None:
-    kept, count = np.flatnonzero(report.compared), min(as_passed(report.train)[1].shape[0], _FITTED)
+    kept, total = np.flatnonzero(report.compared), as_passed(report.train)[1].shape[0]
+    count = min(total, _FITTED)
     if not count:
         raise bad_value("x", "two rows, one of which baselines are fitted to", "one", "Pass train.")
     here = some(report.x, kept)
@@ -202,7 +203,7 @@ def _comparison(report: Contents, section: Section) -> None:
     section.text.append(
         f"Baselines are fitted to {count} {report.whose}, and all are compared on {len(kept)}."
     )
-    for name, score in baselines(report, some(report.train, np.arange(count)), here):
+    for name, score in baselines(report, some(report.train, report.drawn(total, count)), here):
         if isinstance(score, Refused):
             section.text.append(f"{name}: not available: {score}")
         else:
@@ -324,7 +325,7 @@ def _outliers(report: Contents, section: Section) -> None:
 
 
 def _diagnosis(report: Contents, section: Section) -> None:
-    few = some(report.x, np.arange(min(len(report.evaluation), _DIAGNOSED)))
+    few = some(report.x, report.drawn(len(report.evaluation), _DIAGNOSED))
     found = diagnose(report.model, few, seed=report.seed)
     active = f"{found.active_units} of {len(found.dimensions)} latent dimensions active"
     report.tiles.append(("diagnosis", found.verdict, active))

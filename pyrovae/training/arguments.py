@@ -73,7 +73,7 @@ def make_objective(loss: ELBO | None, num_particles: int, minibatches: bool, ann
             f"{name}, which is no bound on log P(x) in nats once it is scaled",
             "Pass one of those.",
         )
-    for wanted, what, mend in (
+    for wanted, what, fix in (
         (minibatches, "minibatches or ranks (N/B)", "batch_size=len(x) in one process"),
         (annealed, "a KL weight", "kl_warmup=0"),
     ):
@@ -82,7 +82,7 @@ def make_objective(loss: ELBO | None, num_particles: int, minibatches: bool, ann
                 "loss",
                 f"a sum over rows, because {what} scale its terms",
                 f"{name}, which puts the scale inside a logarithm and then is no bound",
-                f"Use Trace_ELBO or TraceMeanField_ELBO, or fit with {mend}.",
+                f"Use Trace_ELBO or TraceMeanField_ELBO, or fit with {fix}.",
             )
     return loss
 

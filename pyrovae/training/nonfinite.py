@@ -36,12 +36,12 @@ def message(
     shown = ", ".join(str(int(row)) for row in rows[:8]) + (", …" if len(rows) > 8 else "")
     # Pyro's own error is a page long.
     reason = str(error).splitlines()[0].removesuffix(", but found invalid values:")
-    cause, mend = _likely_cause(model, batch, rows, seed)
+    cause, fix = _likely_cause(model, batch, rows, seed)
     return refusal(
         "x",
         "a finite loss and gradient",
         f"{reason} at {place}, rows {shown}; likely cause: {cause}",
-        f'The parameters are as before that step. {mend} on_nonfinite="skip" leaves such steps out and counts them.',
+        f'The parameters are as before that step. {fix} on_nonfinite="skip" leaves such steps out and counts them.',
     )
 
 
