@@ -323,7 +323,7 @@ def test_an_error_of_the_model_is_that_without_an_executor(pool):
 def test_an_error_of_a_worker_alone_says_so(monkeypatch):
     monkeypatch.setattr(workers, "_work", lambda *_: (_ for _ in ()).throw(MemoryError("no memory")))
     with pytest.raises(
-        RuntimeError, match=r"got MemoryError: no memory for rows 0 to 6 of x, which raise nothing here"
+        RuntimeError, match=r"got MemoryError: no memory for rows 0 to 6 of x, which raises nothing here"
     ):
         pv.log_evidence(vae(), X, executor=Here(workers=1), **FEW)
 
