@@ -177,7 +177,7 @@ def test_levels_of_a_model_are_read_as_they_are(tmp_path, kind):
 
 def test_separators_of_thousands_are_named(tmp_path, caplog):
     dots = written(tmp_path / "dots.csv", "a;b\n900;1,5\n1.234;2,5\n12.345.678;3,5\n")
-    with pytest.raises(Refused, match=r"a: .*'1\.234' in row 1.*Write 1234, or 1,234"):
+    with pytest.raises(Refused, match=r"column 'a': .*'1\.234' in row 1.*Write 1234, or 1,234"):
         whole(dots)
     assert whole(written(tmp_path / "real.csv", "a;b\n0.123;1\n1.234;2\n2.345;3\n"))["a"].sum() == 3.702
     assert not caplog.messages
