@@ -64,7 +64,7 @@ class Checkpoint:
 
 
 @dataclass
-class Asked:
+class StopRequest:
     """Which signal has asked a run to stop, if any."""
 
     by: int | None = None
@@ -78,7 +78,7 @@ class Run:
         state: the value last passed to ``save``, by this process or an earlier one; None in a new folder.
     """
 
-    def __init__(self, checkpoint: Checkpoint, pins: Mapping[str, Any], asked: Asked) -> None:
+    def __init__(self, checkpoint: Checkpoint, pins: Mapping[str, Any], asked: StopRequest) -> None:
         self._asked = asked
         self.folder = Path(checkpoint.folder)
         self._path = self.folder / _LAST
@@ -241,7 +241,7 @@ class Parts:
 
 
 @contextmanager
-def running(checkpoint: Checkpoint, pins: Mapping[str, Any], asked: Asked) -> Iterator[Run]:
+def running(checkpoint: Checkpoint, pins: Mapping[str, Any], asked: StopRequest) -> Iterator[Run]:
     """Lock a run's folder for a block, which checks ``due`` between two steps and saves.
 
     Raises:
@@ -253,13 +253,13 @@ def running(checkpoint: Checkpoint, pins: Mapping[str, Any], asked: Asked) -> It
 
 
 @contextmanager
-def signals(numbers: Sequence[int] = _SIGNALS) -> Iterator[Asked]:
+def signals(numbers: Sequence[int] = _SIGNALS) -> Iterator[StopRequest]:
     """Run a block in which SIGINT and SIGTERM, or one of them, only ask it to stop.
 
     SIGTERM ends the process as usual after the block. Python catches signals only in the main thread; in other threads
     they act at once.
     """
-    asked, before = Asked(), {}
+    asked, before = StopRequest(), {}
 
     def stop(number: int, frame: FrameType | None) -> None:
         if asked.by is not None and number == signal.SIGINT:

@@ -31,10 +31,10 @@ from pyrovae.training.answers import FitAnswers
 from pyrovae.training.arguments import runs_code_of_others
 from pyrovae.training.history import History
 from pyrovae.training.plan import Plan, Scheduler
-from pyrovae.training.ranks import Ranks, Stopped
+from pyrovae.training.ranks import RankFailed, Ranks
 from pyrovae.training.rows import Rows
 from pyrovae.training.scales import Scales
-from pyrovae.training.sharded import Sharded, Step
+from pyrovae.training.sharded import ParallelStep, ParallelSteps
 from pyrovae.training.step import State, step
 from pyrovae.training.traced import Traced, refused
 
@@ -75,7 +75,7 @@ class Loop:
         held_out: Evaluation | None,
         schedule: Scheduler | None,
         scales: Scales,
-        traced: Traced | Sharded | None,
+        traced: Traced | ParallelSteps | None,
         answers: FitAnswers,
         callbacks: Sequence[Callback],
         number_of_threads: int,
@@ -117,21 +117,28 @@ class Loop:
             "ranks": self._ranks.size,
         }
 
-    def agree(self) -> None:
+    def check_ranks_match(self) -> None:
         """Check that all ranks have the same rows, arguments and parameters, and that they can share steps.
 
         Raises:
             ValueError: they do not or cannot.
         """
-        if not isinstance(self._traced, Sharded):
+        if not isinstance(self._traced, ParallelSteps):
             return
         tensors = saving.tensors_of(self._state.pair).items()
         alike: dict[str, Any] = {
             f"parameter {name.removeprefix('pair:')}": identity.digest(tensor[None])
             for name, tensor in tensors
         }
-        alike |= {"number of callbacks": len(self._callbacks), "threads": None}
-        self._ranks.check_alike(machine() | self.pins() | alike)
+        self._ranks.check_alike(
+            {name: value for name, value in machine().items() if name != "threads"},
+            "Use the same versions and settings of pyrovae and torch, and processors of one kind, on all ranks.",
+        )
+        self._ranks.check_alike(
+            self.pins() | alike | {"number of callbacks": len(self._callbacks)},
+            "Call fit with the same rows and arguments on all ranks, and build the pair from the same seed: "
+            "torch.manual_seed. Call it before init_process_group if every process fits a model of its own.",
+        )
         try:
             self._traced.compare()
         except tracing.Untraceable as why:
@@ -163,13 +170,14 @@ class Loop:
         """Train to the end, or until ``run`` is asked to stop. Writes the folder of ``run`` whenever it is due."""
         if self._finished:
             return
-        broken = False
         try:
             while self._epoch < self._plan.epochs and self.history.stopped == "epochs":
                 self._run_epoch(bar, run)
         except KeyboardInterrupt:
-            self.history.stopped, broken = "interrupted", True
-        except Stopped:
+            if self._ranks.size > 1:
+                raise  # this rank no longer makes the calls of the others
+            self.history.stopped = "interrupted"
+        except RankFailed:
             if run is not None:
                 self._write(run)
             raise
@@ -178,8 +186,7 @@ class Loop:
         if self._best is not None:
             self._best.restore(self._state.pair)
             self.history.best_epoch = self._best.epoch
-        if not broken:
-            self._ranks.equalise(saving.tensors_of(self._state.pair))
+        self._ranks.broadcast_parameters(saving.tensors_of(self._state.pair))
         self._finished = self.history.stopped != "interrupted"
         if run is not None and self._finished:
             self._write(run)
@@ -192,7 +199,7 @@ class Loop:
         with products(self._plan.precision), threads.using(self._threads):
             while self._so_far.number < self.steps_an_epoch:
                 self._so_far.seconds = time.monotonic() - started
-                with self._ranks.together(step=True):
+                with self._ranks.reporting_errors(step=True):
                     if run is not None and (run.due or self._ranks.stopping):
                         self._write(run)
                     if self._ranks.stopping:
@@ -229,7 +236,7 @@ class Loop:
         for chunk, rows in mine[len(losses) :]:
             self._take(chunk, rows, lrs, bar, where)
 
-    def _call(self) -> tuple[tracing.TracedSteps | Step, int] | None:
+    def _call(self) -> tuple[tracing.TracedSteps | ParallelStep, int] | None:
         """Return the traced call that begins here and how many steps it takes, or None for an eager step.
 
         All steps are eager once the trace no longer holds or could not be compiled.
@@ -242,7 +249,7 @@ class Loop:
             return self._traced.at(self._so_far.number)
         except tracing.Untraceable as why:
             why = tracing.Untraceable(f"in epoch {self._epoch + 1}, {why}")
-            if self._plan.compile is True or isinstance(self._traced, Sharded):
+            if self._plan.compile is True or isinstance(self._traced, ParallelSteps):
                 raise refused(why, self._ranks) from why
             self._traced, self.history.steps = None, f"eager: {why}"
             return None
@@ -309,12 +316,14 @@ class Loop:
             elif self._epoch - self._best.epoch >= self._plan.patience:
                 self.history.stopped = "patience"
         stop = False
-        with self._ranks.together():
+        with self._ranks.reporting_errors():
             if self._ranks.rank == 0:
                 for callback in self._callbacks:
                     stop |= _asked_to_stop(callback, dict(record), self._state.pair)
             if self._callbacks:
                 stop = self._ranks.exchange(stop)[0]
+        if self._callbacks:
+            self._ranks.broadcast_parameters(saving.tensors_of(self._state.pair))
         if stop:
             self.history.stopped = "callback"
 
@@ -349,7 +358,7 @@ class Loop:
             rows = torch.arange(part.start, part.stop, device=evaluation.numbers.device)
             evaluation = evaluation.of_rows(rows, evaluation.seed, evaluation.num_samples)
         bound = None
-        with self._ranks.together():
+        with self._ranks.reporting_errors():
             try:
                 bound = elbo_of(evaluation)
             except Refused:

@@ -12,7 +12,7 @@ from pyrovae.refusals import Refused, bad_value
 from pyrovae.training.plan import Plan
 from pyrovae.training.ranks import Ranks
 from pyrovae.training.rows import Rows
-from pyrovae.training.sharded import Sharded
+from pyrovae.training.sharded import ParallelSteps
 from pyrovae.training.step import State
 
 # Savings measured on two cores (benchmarks/speed.py). A traced step skips Pyro's messages. A compiled step also runs
@@ -30,7 +30,7 @@ Sizes = tuple[int, ...]  # of the batches of the steps in a call
 
 def choose(
     plan: Plan, state: State, rows: Rows, ranks: Ranks | None = None
-) -> tuple[Traced | Sharded | None, str]:
+) -> tuple[Traced | ParallelSteps | None, str]:
     """Return a fit's traced calls, if they save time or are asked for, and how most steps run, in words.
 
     Steps on several ranks are always traced, because a rank's noise is found in the graph.
@@ -54,7 +54,7 @@ def choose(
     if ranks is not None and not alone:
         sizes = {size for call in compiled for size in call}
         try:
-            sharded = Sharded(state, rows, plan.batch_size, sizes, plan.kl_warmup > 0, ranks)
+            sharded = ParallelSteps(state, rows, plan.batch_size, sizes, plan.kl_warmup > 0, ranks)
         except tracing.Untraceable as why:
             raise refused(why, ranks) from why
         return sharded, "compiled" if compiled else f"traced{because}"
