@@ -202,7 +202,7 @@ def fit(
                     ranks.asked = held.enter_context(signals([signal.SIGINT]))
                 run = None
                 if folder is not None and ranks.rank == 0:
-                    run = held.enter_context(running(folder, loop.pins(), ranks.asked))
+                    run = held.enter_context(running(folder, loop.pins()))
                 ranks.exchange(None)
                 state = ranks.broadcast(None if run is None else run.state)
                 if folder is not None and state is not None:

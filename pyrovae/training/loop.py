@@ -36,7 +36,7 @@ from pyrovae.training.rows import Rows
 from pyrovae.training.scales import Scales
 from pyrovae.training.sharded import ParallelStep, ParallelSteps
 from pyrovae.training.step import State, step
-from pyrovae.training.traced import Traced, refused
+from pyrovae.training.traced import Traced, not_shared, refused
 
 #: Called after every epoch with its record and the pair; True stops the fit.
 Callback = Callable[[dict[str, float], LatentVariableModel], bool | None]
@@ -142,7 +142,7 @@ class Loop:
         try:
             self._traced.compare()
         except tracing.Untraceable as why:
-            raise refused(why, self._ranks) from why
+            raise not_shared(why, self._ranks) from why
 
     def seen(self) -> np.ndarray:
         """Return the hashes of the rows that parameters depend on, as ``identity.row_hashes`` returns them."""
@@ -223,18 +223,17 @@ class Loop:
         mine = minibatches[self._so_far.number : self._so_far.number + count]
         ahead = range(self.steps_taken, self.steps_taken + count)
         seeds = [noise.derive(self._plan.seed, noise.Stream.STEP, taken) for taken in ahead]
-        where = ""
         try:
             losses = steps.run(
                 torch.cat([rows for _, rows in mine]), seeds, lrs, [*map(self._kl_weight, ahead)]
             )
         except tracing.NotFinite as error:
-            losses, where = error.losses, error.where
+            losses = error.losses
         for (_, rows), loss in zip(mine, losses, strict=False):
             self._count(rows, loss, bar)
         # Repeat the failed step eagerly, to find the cause, and then the steps after it.
         for chunk, rows in mine[len(losses) :]:
-            self._take(chunk, rows, lrs, bar, where)
+            self._take(chunk, rows, lrs, bar)
 
     def _call(self) -> tuple[tracing.TracedSteps | ParallelStep, int] | None:
         """Return the traced call that begins here and how many steps it takes, or None for an eager step.
@@ -245,17 +244,21 @@ class Loop:
             return None
         try:
             if self._others and self._epoch and not self._so_far.number:  # epoch 0 was checked by tracing
-                self._traced.check()
+                # At the tracing's precision, because rounded products could differ by more than the tolerance.
+                with products("highest"):
+                    self._traced.graph.check()
             return self._traced.at(self._so_far.number)
         except tracing.Untraceable as why:
             why = tracing.Untraceable(f"in epoch {self._epoch + 1}, {why}")
-            if self._plan.compile is True or isinstance(self._traced, ParallelSteps):
-                raise refused(why, self._ranks) from why
+            if isinstance(self._traced, ParallelSteps):
+                raise not_shared(why, self._ranks) from why
+            if self._plan.compile is True:
+                raise refused(why) from why
             self._traced, self.history.steps = None, f"eager: {why}"
             return None
 
-    def _take(self, chunk: int, rows: Tensor, lrs: list[float], bar: Progress, where: str = "") -> None:
-        """Take one step on one minibatch, given by rows of a chunk; ``where`` names ranks on which it failed."""
+    def _take(self, chunk: int, rows: Tensor, lrs: list[float], bar: Progress) -> None:
+        """Take one step on one minibatch, given by rows of a chunk."""
         minibatch = {name: value[rows] for name, value in self.rows.data.items()}
         seed = noise.derive(self._plan.seed, noise.Stream.STEP, self.steps_taken)
         try:
@@ -263,7 +266,7 @@ class Loop:
         except (FloatingPointError, ValueError) as error:
             if not nonfinite.is_nonfinite(error):
                 raise
-            self._skip(error, minibatch, rows + self.rows.start(chunk), seed, where)
+            self._skip(error, minibatch, rows + self.rows.start(chunk), seed)
             self._so_far.number += 1
             bar.advance(note=f"epoch {self._epoch + 1}/{self._plan.epochs}, skipped: not finite")
         else:
@@ -280,12 +283,13 @@ class Loop:
         self._skipped_last = 0
         bar.advance(note=f"epoch {self._epoch + 1}/{self._plan.epochs}, loss {loss.total:.2f}")
 
-    def _skip(self, error: Exception, minibatch: Batch, rows: Tensor, seed: int, where: str) -> None:
+    def _skip(self, error: Exception, minibatch: Batch, rows: Tensor, seed: int) -> None:
         """Count a step that was not finite, or raise ``FloatingPointError``."""
         self._skipped_last += 1
         hopeless = self._skipped_last >= max(_MOST_SKIPPED, self.steps_an_epoch)
         if self._plan.on_nonfinite == "raise" or hopeless:
-            place = f"epoch {self._epoch + 1}, step {self._so_far.number + 1}{where}"
+            place = f"epoch {self._epoch + 1}, step {self._so_far.number + 1}"
+            place += "".join(f", rank {rank}" for rank in self._ranks.not_finite)
             if self._plan.on_nonfinite == "skip":
                 place += f", the last of {self._skipped_last} such steps in a row"
             with noise.seeded(seed, rows.device):

@@ -39,6 +39,7 @@ class Ranks:
         size: how many ranks there are.
         rank: the number of this one.
         asked: whether a signal has asked this rank to stop.
+        not_finite: the ranks with the values of the last step that was not finite.
         zeros: a vector as ``sum`` takes, with which a rank that fails takes part.
 
     Raises:
@@ -50,6 +51,7 @@ class Ranks:
         self.size, self.rank = (dist.get_world_size(), dist.get_rank()) if several else (1, 0)
         self.asked = StopRequest()
         self._one_asked = False
+        self.not_finite: list[int] = []
         self._summed, self.zeros = False, torch.zeros(0)
         self._reported: Exception | None = None
         # After an error the default group is unusable; this group finds the rank that failed.

@@ -46,17 +46,14 @@ class ParallelSteps:
             size: ParallelStep(state, rows, size, size in compiled, annealed, ranks)
             for size in sorted(set(self._sizes))
         }
+        #: Of the smallest size.
+        self.graph = next(iter(self._steps.values())).graph
         if len({tuple(map(id, step.graph.moving)) for step in self._steps.values()}) > 1:
             raise tracing.Untraceable("which parameters have a gradient depends on the number of rows")
 
     def at(self, number: int) -> tuple[ParallelStep, int]:
         """Return what takes a step of the epoch, and that it is one step."""
         return self._steps[self._sizes[number]], 1
-
-    def check(self) -> None:
-        """Raise ``Untraceable`` if model and guide no longer compute what they computed when traced."""
-        with products("highest"):
-            next(iter(self._steps.values())).graph.check()
 
     def compare(self) -> None:
         """Raise ``Untraceable`` unless the parts of a minibatch add up to the whole. All ranks call it together."""
@@ -152,8 +149,8 @@ class ParallelStep:
         norm = torch.nn.utils.get_total_norm(gradients)
         if not (math.isfinite(loss.total) and math.isfinite(norm)):
             fine = self._ranks.exchange(bool(values.isfinite().all()))
-            where = "".join(f", rank {rank}" for rank, each in enumerate(fine) if not each)
-            raise tracing.NotFinite("loss or gradient are not finite", [], where)
+            self._ranks.not_finite = [rank for rank, each in enumerate(fine) if not each]
+            raise tracing.NotFinite("loss or gradient are not finite", [])
         for parameter, gradient in zip(self.graph.moving, gradients, strict=True):
             parameter.grad = gradient
         if self._state.clip_norm is not None:
