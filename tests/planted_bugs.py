@@ -1138,7 +1138,7 @@ BUGS = {
     "schedulers trusted not to touch what Python knows": Bug(
         "training/loop.py",
         "Loop._call",
-        "self._traced.check()",
+        "self._traced.graph.check()",
         "pass",
         "test_training.py::test_what_schedulers_change_in_python_is_seen",
     ),
