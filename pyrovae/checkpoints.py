@@ -64,7 +64,7 @@ class Checkpoint:
 
 
 @dataclass
-class Asked:
+class StopRequest:
     """Which signal has asked a run to stop, if any."""
 
     by: int | None = None
@@ -78,8 +78,7 @@ class Run:
         state: the value last passed to ``save``, by this process or an earlier one; None in a new folder.
     """
 
-    def __init__(self, checkpoint: Checkpoint, pins: Mapping[str, Any], asked: Asked) -> None:
-        self._asked = asked
+    def __init__(self, checkpoint: Checkpoint, pins: Mapping[str, Any]) -> None:
         self.folder = Path(checkpoint.folder)
         self._path = self.folder / _LAST
         self._seconds = checkpoint.seconds
@@ -94,8 +93,8 @@ class Run:
 
     @property
     def due(self) -> bool:
-        """Return whether it is time to write or to stop."""
-        return self._asked.by is not None or time.monotonic() - self._written >= self._seconds
+        """Return whether it is time to write."""
+        return time.monotonic() - self._written >= self._seconds
 
     def save(self, state: Any) -> None:
         """Replace the state in the folder atomically. Takes the values that ``storage.pack`` takes."""
@@ -241,7 +240,7 @@ class Parts:
 
 
 @contextmanager
-def running(checkpoint: Checkpoint, pins: Mapping[str, Any], asked: Asked) -> Iterator[Run]:
+def running(checkpoint: Checkpoint, pins: Mapping[str, Any]) -> Iterator[Run]:
     """Lock a run's folder for a block, which checks ``due`` between two steps and saves.
 
     Raises:
@@ -249,17 +248,17 @@ def running(checkpoint: Checkpoint, pins: Mapping[str, Any], asked: Asked) -> It
         ValueError: the folder holds another run (the message says what differs), or a damaged file.
     """
     with storage.lock(checkpoint.folder):
-        yield Run(checkpoint, pins, asked)
+        yield Run(checkpoint, pins)
 
 
 @contextmanager
-def signals(numbers: Sequence[int] = _SIGNALS) -> Iterator[Asked]:
+def signals(numbers: Sequence[int] = _SIGNALS) -> Iterator[StopRequest]:
     """Run a block in which SIGINT and SIGTERM, or one of them, only ask it to stop.
 
     SIGTERM ends the process as usual after the block. Python catches signals only in the main thread; in other threads
     they act at once.
     """
-    asked, before = Asked(), {}
+    asked, before = StopRequest(), {}
 
     def stop(number: int, frame: FrameType | None) -> None:
         if asked.by is not None and number == signal.SIGINT:

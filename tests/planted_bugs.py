@@ -132,14 +132,14 @@ BUGS = {
     ),
     "the noise of a batch's first rows on every rank": Bug(
         "tracing/drawing.py",
-        "PartOfNoise.draw",
+        "NoiseOfRows.draw",
         "[self._rows]",
         "[: self._rows.stop - self._rows.start]",
         "test_ranks.py::test_the_noise_of_some_rows_is_that_of_all_rows_there",
     ),
     "ranks weighed alike": Bug(
         "training/sharded.py",
-        "Step._values",
+        "ParallelStep._values",
         "(len(mine) / self._size)",
         "(1 / self._ranks.size)",
         "test_ranks.py::test_ranks_take_the_steps_of_one_process",
@@ -153,10 +153,24 @@ BUGS = {
     ),
     "gradients clipped to another bound on ranks": Bug(
         "training/sharded.py",
-        "Step.run",
+        "ParallelStep.run",
         "self._state.clip_norm, norm)",
         "self._state.clip_norm, 2 * norm)",
         "test_ranks.py::test_ranks_take_the_steps_of_one_process",
+    ),
+    "parameters that a callback changes on one rank only": Bug(
+        "training/loop.py",
+        "Loop._end_epoch",
+        "if self._callbacks:\n            self._ranks.broadcast",
+        "if not self._callbacks:\n            self._ranks.broadcast",
+        "test_ranks.py::test_ranks_take_the_steps_of_one_process",
+    ),
+    "sums of ranks compared on the first rows only": Bug(
+        "training/sharded.py",
+        "ParallelStep._adds_up",
+        "return False",
+        "return True",
+        "test_ranks.py::test_ranks_that_differ_or_fail_are_named",
     ),
     "noise of any shape": Bug(
         "tracing/drawing.py",
@@ -1124,7 +1138,7 @@ BUGS = {
     "schedulers trusted not to touch what Python knows": Bug(
         "training/loop.py",
         "Loop._call",
-        "self._traced.check()",
+        "self._traced.graph.check()",
         "pass",
         "test_training.py::test_what_schedulers_change_in_python_is_seen",
     ),

@@ -19,9 +19,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import pyrovae as pv
 from pyrovae import encoders, likelihoods, priors
-from pyrovae.tracing import PartOfNoise, Untraceable
+from pyrovae.tracing import NoiseOfRows, Untraceable
 from pyrovae.tracing.drawing import Draw, Noise
-from pyrovae.training import ranks, sharded
+from pyrovae.training import loop, ranks, sharded
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork"),
@@ -97,6 +97,11 @@ def fitted(pair, x=TRAIN, **options):
     return tensors, history.records, history.stopped, history.best_epoch
 
 
+def shrink(record, pair):
+    with torch.no_grad():
+        next(pair.parameters()).mul_(0.99)
+
+
 def assert_same(found, expected):
     """Up to 1e-12, relative."""
     for name, tensor in expected[0].items():
@@ -139,7 +144,7 @@ def on_ranks(size, function, folder):
 
 
 def test_ranks_take_the_steps_of_one_process(tmp_path):
-    """Batches of 10 and a last one of 2 rows on three ranks; drawn weights, clipping, a schedule, early stopping."""
+    """Batches of 10 and a last one of 2 rows on three ranks; drawn weights, clipping, a schedule, early stopping, a callback."""
     options = {
         "epochs": 6,
         "batch_size": 10,
@@ -149,6 +154,7 @@ def test_ranks_take_the_steps_of_one_process(tmp_path):
         "kl_warmup": 1,
         "clip_norm": 0.5,
         "scheduler": functools.partial(ReduceLROnPlateau, patience=0),
+        "callbacks": [shrink],
     }
     expected = fitted(vae(), **options)
     assert expected[2] == "patience"
@@ -158,14 +164,14 @@ def test_ranks_take_the_steps_of_one_process(tmp_path):
 
 def at_step(number, act):
     """Do something at the beginning of a step of this process, counted from 1."""
-    take, steps = sharded.Step.run, itertools.count(1)
+    take, steps = sharded.ParallelStep.run, itertools.count(1)
 
     def run(*arguments):
         if next(steps) == number:
             act()
         return take(*arguments)
 
-    sharded.Step.run = run
+    sharded.ParallelStep.run = run
 
 
 def test_a_fit_goes_on_with_other_numbers_of_ranks(tmp_path):
@@ -185,7 +191,7 @@ def test_a_fit_goes_on_with_other_numbers_of_ranks(tmp_path):
 
     alive, dead = on_ranks(2, two, tmp_path)
     assert dead is None
-    assert "Stopped: fit: expected all 2 ranks to go on, got rank 1, which has ended" in alive
+    assert "RankFailed: fit: expected all 2 ranks to go on, got rank 1, which has ended" in alive
 
     def three(rank):
         if rank == 2:
@@ -209,27 +215,35 @@ def test_ranks_that_differ_or_fail_are_named(tmp_path):
         def said(pair, x=TRAIN, **options):
             try:
                 return fitted(pair, x, **few | options)
-            except Exception as error:
+            except (Exception, KeyboardInterrupt) as error:
                 return f"{type(error).__name__}: {error}"
 
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "machine", lambda: {"torch": f"2.{rank}"})
+            versions = said(normal())
         found = {
+            "versions": versions,
             "rows": said(normal(), TRAIN + rank),
             "weights": said(normal(float(rank))),
             "no rows": said(normal(), TRAIN if rank == 0 else None),
             "buffers": said(vae(torch.nn.BatchNorm1d(4))),
             "noise": said(with_gamma()),
             "power": said(normal(), loss=RenyiELBO(0.5), batch_size=42),
-            "square": said(normal(), loss=Squared()),
+            "square": said(normal(), huge, loss=Squared()),
             "callback": said(normal(), callbacks=[lambda record, pair: failing("disk full")]),
             "NaN": said(normal(), huge, batch_size=42),
             "skipped": said(normal(), huge, on_nonfinite="skip"),
         }
         if rank == 1:
             at_step(3, lambda: failing("no memory"))
-        return found | {"step": said(normal())}
+        found["step"] = said(normal())
+        if rank == 1:
+            at_step(1, lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+        return found | {"second Ctrl-C": said(normal())}
 
     zero, one = on_ranks(2, both, tmp_path)
     for name, message in {
+        "versions": "torch: expected the same on all ranks of torch.distributed, got '2.1' on rank 1, '2.0' on rank 0. Use",
         "rows": "x: expected the same on all ranks of torch.distributed, got ",
         "weights": "parameter store:centre: expected the same on all ranks",
         "buffers": "a step changes buffers, as that of BatchNorm does",
@@ -241,12 +255,14 @@ def test_ranks_that_differ_or_fail_are_named(tmp_path):
         assert zero[name] == one[name]
     assert one["no rows"].startswith("RefusedType: x")
     assert zero["no rows"].startswith(
-        "Stopped: fit: expected all 2 ranks to go on, got rank 1: RefusedType: x"
+        "RankFailed: fit: expected all 2 ranks to go on, got rank 1: RefusedType: x"
     )
     assert zero["callback"] == "OSError: disk full"
     assert "got rank 0: OSError: disk full" in one["callback"]
     assert one["step"] == "OSError: no memory"
-    assert "got rank 1: OSError: no memory" in zero["step"]
+    assert "got rank 1: OSError: no memory. Correct that error" in zero["step"]
+    assert one["second Ctrl-C"] == "KeyboardInterrupt: "
+    assert "got rank 1, which has ended" in zero["second Ctrl-C"]
     with pytest.raises(FloatingPointError) as error:
         fitted(normal(), huge, **few | {"batch_size": 42})
     assert zero["NaN"] == one["NaN"]
@@ -256,14 +272,17 @@ def test_ranks_that_differ_or_fail_are_named(tmp_path):
     assert_same(one["skipped"], expected)
 
 
-def test_a_silent_rank_is_named(tmp_path, monkeypatch):
+def test_a_silent_or_absent_rank_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(ranks, "_ANSWER", 0.2)
 
     def both(rank):
         told = ranks.Ranks()
-        missing = told._missing() if rank == 0 else ""
+        failed = told._failed_ranks() if rank == 0 else ""
         torch.distributed.barrier()
-        return missing
+        if rank == 0:  # the other one ends
+            with pytest.raises(ranks.RankFailed, match="got a rank that has ended or has not called fit"):
+                fitted(normal())
+        return failed
 
     assert on_ranks(2, both, tmp_path)[0] == "rank 1, which does not answer"
 
@@ -285,7 +304,7 @@ def of(*shapes):
 
 def test_the_noise_of_some_rows_is_that_of_all_rows_there():
     device = torch.device("cpu")
-    noise = PartOfNoise(of((5, 3), (2, 5), (4,)), of((2, 3), (2, 2), (4,)), slice(2, 4), 5, device)
+    noise = NoiseOfRows(of((5, 3), (2, 5), (4,)), of((2, 3), (2, 2), (4,)), slice(2, 4), 5, device)
     whole = Noise([of((5, 3), (2, 5), (4,))], device)
     noise.draw([7])
     whole.draw([7])
@@ -296,4 +315,4 @@ def test_the_noise_of_some_rows_is_that_of_all_rows_there():
 @pytest.mark.parametrize("shape", [(4, 3), (2, 4), (2, 3, 1)])
 def test_noise_that_does_not_follow_rows_is_refused(shape):
     with pytest.raises(Untraceable, match="noise of shape"):
-        PartOfNoise(of((5, 3)), of(shape), slice(2, 4), 5, torch.device("cpu"))
+        NoiseOfRows(of((5, 3)), of(shape), slice(2, 4), 5, torch.device("cpu"))

@@ -30,6 +30,7 @@ from pyrovae.rows import Source
 from pyrovae.training import loop, traced
 from pyrovae.training.arguments import runs_code_of_others
 from pyrovae.training.plan import Plan
+from pyrovae.training.ranks import Ranks
 from pyrovae.training.rows import Rows
 from pyrovae.training.step import State
 
@@ -883,11 +884,11 @@ def test_how_steps_are_taken_follows_from_the_arguments():
     state = State(pair, torch.optim.Adam(pair.parameters()), Trace_ELBO(), 8, None)
     rows = rows_of(x[:8])
     ways = {
-        epochs: traced.choose(plan_of(epochs=epochs, batch_size=1), state, rows)[1]
+        epochs: traced.choose(plan_of(epochs=epochs, batch_size=1), state, rows, Ranks())[1]
         for epochs in (125, 12_500)
     }
     assert ways == {125: "traced", 12_500: "compiled"}
-    assert traced.choose(plan_of(compile=False, epochs=12_500), state, rows)[1] == "eager"
+    assert traced.choose(plan_of(compile=False, epochs=12_500), state, rows, Ranks())[1] == "eager"
 
 
 @pytest.mark.parametrize(
@@ -906,7 +907,9 @@ def test_each_size_of_batches_is_traced_and_compiled_where_that_pays(compile, ep
     pair = pv.VAE.mlp(6, 2, hidden_dims=(4,))
     adagrad = torch.optim.Adagrad(pair.parameters())  # outside the graph, so that every call is one step
     state = State(pair, adagrad, Trace_ELBO(), 8, None)
-    steps, _ = traced.choose(plan_of(compile=compile, epochs=epochs, batch_size=3), state, rows_of(X[:8]))
+    steps, _ = traced.choose(
+        plan_of(compile=compile, epochs=epochs, batch_size=3), state, rows_of(X[:8]), Ranks()
+    )
     ways = {None: "eager"}
     found = []
     for number in range(3):

@@ -12,7 +12,7 @@ The learning rate and the KL weight are inputs, too. A traced step equals ``trai
 
 from pyrovae.tracing.compiling import why_not_compiled
 from pyrovae.tracing.densities import TracedDensity
-from pyrovae.tracing.drawing import PartOfNoise, Untraceable
+from pyrovae.tracing.drawing import NoiseOfRows, Untraceable
 from pyrovae.tracing.evaluation import Call, Runner, tile_terms
 from pyrovae.tracing.gradients import Gradients, trace_gradients
 from pyrovae.tracing.graphs import unchanged
@@ -22,8 +22,8 @@ from pyrovae.tracing.updates import moments, options, updates_inside
 __all__ = [
     "Call",
     "Gradients",
+    "NoiseOfRows",
     "NotFinite",
-    "PartOfNoise",
     "Runner",
     "StepLoss",
     "TracedDensity",

@@ -114,7 +114,7 @@ class Noise:
                 draw.fill(target, *draw.arguments, generator=self._generator)
 
 
-class PartOfNoise(Noise):
+class NoiseOfRows(Noise):
     """The noise of some rows of a step, with the values that one process draws for all rows of it.
 
     torch's generators cannot start in the middle, so all rows' noise is drawn.

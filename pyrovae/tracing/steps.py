@@ -33,12 +33,11 @@ class NotFinite(FloatingPointError):
 
     Attributes:
         losses: of the earlier steps of the same call, which have been taken; later steps have not.
-        where: ", rank …" for each rank with such values, if there are several ranks.
     """
 
-    def __init__(self, what: str, losses: list[StepLoss], where: str = "") -> None:
+    def __init__(self, what: str, losses: list[StepLoss]) -> None:
         super().__init__(what)
-        self.losses, self.where = losses, where
+        self.losses = losses
 
 
 class TracedSteps:

@@ -143,11 +143,13 @@ def fit(
 
     Returns:
         The ``History``. Ctrl-C ends the fit early, keeps the parameters learned so far and returns the History, too.
-        With a checkpoint, Ctrl-C and SIGTERM wait for the step and write the state first.
+        With a checkpoint, Ctrl-C and SIGTERM wait for the step and write the state first. On several ranks, a second
+        Ctrl-C raises ``KeyboardInterrupt``.
 
     Raises:
         TypeError, ValueError: arguments, rows or pair are wrong, or ranks differ; raised before any parameter changes.
-        RuntimeError: another rank raises an error, dies, or hangs for the timeout of its group; the message names it.
+        RuntimeError: another rank raises an error, dies, or hangs for the timeout of its group; the message names it if it
+            has called ``fit``.
         ValueError: during training, a chunk changes between passes, a learned scale shrinks to zero, rows have no
             finite ELBO, or, with ``compile=True``, the trace no longer holds.
         OSError: the checkpoint folder cannot be written, or another process holds it. Earlier checkpoints stay valid.
@@ -165,7 +167,7 @@ def fit(
     """
     with ExitStack() as held:  # holds the checkpoint's folder until the end
         ranks = held.enter_context(closing(Ranks()))
-        with ranks.together():
+        with ranks.reporting_errors():
             folder = Checkpoint.of(checkpoint)
             plan = Plan(
                 epochs=epochs,
@@ -193,14 +195,14 @@ def fit(
             names = reader.source.names.get("x")
             with standardizing(pair.modules(), known, names), pair.nothing_declared_on_error():
                 loop = prepare(pair, reader, plan, validation, called, ranks, digests=folder is not None)
-                loop.agree()
+                loop.check_ranks_match()
                 if folder is not None:
                     ranks.asked = held.enter_context(signals())
                 elif ranks.size > 1:
                     ranks.asked = held.enter_context(signals([signal.SIGINT]))
                 run = None
                 if folder is not None and ranks.rank == 0:
-                    run = held.enter_context(running(folder, loop.pins(), ranks.asked))
+                    run = held.enter_context(running(folder, loop.pins()))
                 ranks.exchange(None)
                 state = ranks.broadcast(None if run is None else run.state)
                 if folder is not None and state is not None:

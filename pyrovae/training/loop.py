@@ -31,12 +31,12 @@ from pyrovae.training.answers import FitAnswers
 from pyrovae.training.arguments import runs_code_of_others
 from pyrovae.training.history import History
 from pyrovae.training.plan import Plan, Scheduler
-from pyrovae.training.ranks import Ranks, Stopped
+from pyrovae.training.ranks import RankFailed, Ranks
 from pyrovae.training.rows import Rows
 from pyrovae.training.scales import Scales
-from pyrovae.training.sharded import Sharded, Step
+from pyrovae.training.sharded import ParallelStep, ParallelSteps
 from pyrovae.training.step import State, step
-from pyrovae.training.traced import Traced, refused
+from pyrovae.training.traced import Traced, not_shared, refused
 
 #: Called after every epoch with its record and the pair; True stops the fit.
 Callback = Callable[[dict[str, float], LatentVariableModel], bool | None]
@@ -75,7 +75,7 @@ class Loop:
         held_out: Evaluation | None,
         schedule: Scheduler | None,
         scales: Scales,
-        traced: Traced | Sharded | None,
+        traced: Traced | ParallelSteps | None,
         answers: FitAnswers,
         callbacks: Sequence[Callback],
         number_of_threads: int,
@@ -117,25 +117,32 @@ class Loop:
             "ranks": self._ranks.size,
         }
 
-    def agree(self) -> None:
+    def check_ranks_match(self) -> None:
         """Check that all ranks have the same rows, arguments and parameters, and that they can share steps.
 
         Raises:
             ValueError: they do not or cannot.
         """
-        if not isinstance(self._traced, Sharded):
+        if not isinstance(self._traced, ParallelSteps):
             return
         tensors = saving.tensors_of(self._state.pair).items()
         alike: dict[str, Any] = {
             f"parameter {name.removeprefix('pair:')}": identity.digest(tensor[None])
             for name, tensor in tensors
         }
-        alike |= {"number of callbacks": len(self._callbacks), "threads": None}
-        self._ranks.check_alike(machine() | self.pins() | alike)
+        self._ranks.check_alike(
+            {name: value for name, value in machine().items() if name != "threads"},
+            "Use the same versions and settings of pyrovae and torch, and processors of one kind, on all ranks.",
+        )
+        self._ranks.check_alike(
+            self.pins() | alike | {"number of callbacks": len(self._callbacks)},
+            "Call fit with the same rows and arguments on all ranks, and build the pair from the same seed: "
+            "torch.manual_seed. Call it before init_process_group if every process fits a model of its own.",
+        )
         try:
             self._traced.compare()
         except tracing.Untraceable as why:
-            raise refused(why, self._ranks) from why
+            raise not_shared(why, self._ranks) from why
 
     def seen(self) -> np.ndarray:
         """Return the hashes of the rows that parameters depend on, as ``identity.row_hashes`` returns them."""
@@ -163,13 +170,14 @@ class Loop:
         """Train to the end, or until ``run`` is asked to stop. Writes the folder of ``run`` whenever it is due."""
         if self._finished:
             return
-        broken = False
         try:
             while self._epoch < self._plan.epochs and self.history.stopped == "epochs":
                 self._run_epoch(bar, run)
         except KeyboardInterrupt:
-            self.history.stopped, broken = "interrupted", True
-        except Stopped:
+            if self._ranks.size > 1:
+                raise  # this rank no longer makes the calls of the others
+            self.history.stopped = "interrupted"
+        except RankFailed:
             if run is not None:
                 self._write(run)
             raise
@@ -178,8 +186,7 @@ class Loop:
         if self._best is not None:
             self._best.restore(self._state.pair)
             self.history.best_epoch = self._best.epoch
-        if not broken:
-            self._ranks.equalise(saving.tensors_of(self._state.pair))
+        self._ranks.broadcast_parameters(saving.tensors_of(self._state.pair))
         self._finished = self.history.stopped != "interrupted"
         if run is not None and self._finished:
             self._write(run)
@@ -192,7 +199,7 @@ class Loop:
         with products(self._plan.precision), threads.using(self._threads):
             while self._so_far.number < self.steps_an_epoch:
                 self._so_far.seconds = time.monotonic() - started
-                with self._ranks.together(step=True):
+                with self._ranks.reporting_errors(step=True):
                     if run is not None and (run.due or self._ranks.stopping):
                         self._write(run)
                     if self._ranks.stopping:
@@ -216,20 +223,19 @@ class Loop:
         mine = minibatches[self._so_far.number : self._so_far.number + count]
         ahead = range(self.steps_taken, self.steps_taken + count)
         seeds = [noise.derive(self._plan.seed, noise.Stream.STEP, taken) for taken in ahead]
-        where = ""
         try:
             losses = steps.run(
                 torch.cat([rows for _, rows in mine]), seeds, lrs, [*map(self._kl_weight, ahead)]
             )
         except tracing.NotFinite as error:
-            losses, where = error.losses, error.where
+            losses = error.losses
         for (_, rows), loss in zip(mine, losses, strict=False):
             self._count(rows, loss, bar)
         # Repeat the failed step eagerly, to find the cause, and then the steps after it.
         for chunk, rows in mine[len(losses) :]:
-            self._take(chunk, rows, lrs, bar, where)
+            self._take(chunk, rows, lrs, bar)
 
-    def _call(self) -> tuple[tracing.TracedSteps | Step, int] | None:
+    def _call(self) -> tuple[tracing.TracedSteps | ParallelStep, int] | None:
         """Return the traced call that begins here and how many steps it takes, or None for an eager step.
 
         All steps are eager once the trace no longer holds or could not be compiled.
@@ -238,17 +244,21 @@ class Loop:
             return None
         try:
             if self._others and self._epoch and not self._so_far.number:  # epoch 0 was checked by tracing
-                self._traced.check()
+                # At the tracing's precision, because rounded products could differ by more than the tolerance.
+                with products("highest"):
+                    self._traced.graph.check()
             return self._traced.at(self._so_far.number)
         except tracing.Untraceable as why:
             why = tracing.Untraceable(f"in epoch {self._epoch + 1}, {why}")
-            if self._plan.compile is True or isinstance(self._traced, Sharded):
-                raise refused(why, self._ranks) from why
+            if isinstance(self._traced, ParallelSteps):
+                raise not_shared(why, self._ranks) from why
+            if self._plan.compile is True:
+                raise refused(why) from why
             self._traced, self.history.steps = None, f"eager: {why}"
             return None
 
-    def _take(self, chunk: int, rows: Tensor, lrs: list[float], bar: Progress, where: str = "") -> None:
-        """Take one step on one minibatch, given by rows of a chunk; ``where`` names ranks on which it failed."""
+    def _take(self, chunk: int, rows: Tensor, lrs: list[float], bar: Progress) -> None:
+        """Take one step on one minibatch, given by rows of a chunk."""
         minibatch = {name: value[rows] for name, value in self.rows.data.items()}
         seed = noise.derive(self._plan.seed, noise.Stream.STEP, self.steps_taken)
         try:
@@ -256,7 +266,7 @@ class Loop:
         except (FloatingPointError, ValueError) as error:
             if not nonfinite.is_nonfinite(error):
                 raise
-            self._skip(error, minibatch, rows + self.rows.start(chunk), seed, where)
+            self._skip(error, minibatch, rows + self.rows.start(chunk), seed)
             self._so_far.number += 1
             bar.advance(note=f"epoch {self._epoch + 1}/{self._plan.epochs}, skipped: not finite")
         else:
@@ -273,12 +283,13 @@ class Loop:
         self._skipped_last = 0
         bar.advance(note=f"epoch {self._epoch + 1}/{self._plan.epochs}, loss {loss.total:.2f}")
 
-    def _skip(self, error: Exception, minibatch: Batch, rows: Tensor, seed: int, where: str) -> None:
+    def _skip(self, error: Exception, minibatch: Batch, rows: Tensor, seed: int) -> None:
         """Count a step that was not finite, or raise ``FloatingPointError``."""
         self._skipped_last += 1
         hopeless = self._skipped_last >= max(_MOST_SKIPPED, self.steps_an_epoch)
         if self._plan.on_nonfinite == "raise" or hopeless:
-            place = f"epoch {self._epoch + 1}, step {self._so_far.number + 1}{where}"
+            place = f"epoch {self._epoch + 1}, step {self._so_far.number + 1}"
+            place += "".join(f", rank {rank}" for rank in self._ranks.not_finite)
             if self._plan.on_nonfinite == "skip":
                 place += f", the last of {self._skipped_last} such steps in a row"
             with noise.seeded(seed, rows.device):
@@ -309,12 +320,14 @@ class Loop:
             elif self._epoch - self._best.epoch >= self._plan.patience:
                 self.history.stopped = "patience"
         stop = False
-        with self._ranks.together():
+        with self._ranks.reporting_errors():
             if self._ranks.rank == 0:
                 for callback in self._callbacks:
                     stop |= _asked_to_stop(callback, dict(record), self._state.pair)
             if self._callbacks:
                 stop = self._ranks.exchange(stop)[0]
+        if self._callbacks:
+            self._ranks.broadcast_parameters(saving.tensors_of(self._state.pair))
         if stop:
             self.history.stopped = "callback"
 
@@ -349,7 +362,7 @@ class Loop:
             rows = torch.arange(part.start, part.stop, device=evaluation.numbers.device)
             evaluation = evaluation.of_rows(rows, evaluation.seed, evaluation.num_samples)
         bound = None
-        with self._ranks.together():
+        with self._ranks.reporting_errors():
             try:
                 bound = elbo_of(evaluation)
             except Refused:

@@ -13,21 +13,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pyrovae.checkpoints import Asked, short
+from pyrovae.checkpoints import StopRequest, short
 from pyrovae.refusals import bad_value
 
 T = TypeVar("T")
 
+_RESUMES = "With a checkpoint, the same call resumes."
+
 # Seconds in which a rank answers the others after an error of torch.distributed.
 _ANSWER = 10.0
+# Seconds in which the ranks, which have all called fit, connect for that.
+_CONNECTED = 60.0
 
 
-class Stopped(RuntimeError):
+class RankFailed(RuntimeError):
     """Another rank failed, died or hangs. The parameters are as before the step."""
 
 
 class Ranks:
-    """What the ranks of a fit tell each other. A process by itself is rank 0 of 1, and calls nothing.
+    """Communication between the ranks of a fit. One process communicates nothing.
 
     All ranks make the same calls in the same order. A rank that fails joins the next call of the others to tell them.
 
@@ -35,22 +39,31 @@ class Ranks:
         size: how many ranks there are.
         rank: the number of this one.
         asked: whether a signal has asked this rank to stop.
+        not_finite: the ranks with the values of the last step that was not finite.
         zeros: a vector as ``sum`` takes, with which a rank that fails takes part.
+
+    Raises:
+        RankFailed: a rank has ended, or does not call this for the timeout of the default group.
     """
 
     def __init__(self) -> None:
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self.size, self.rank = (dist.get_world_size(), dist.get_rank()) if several else (1, 0)
-        self.asked = Asked()
+        self.asked = StopRequest()
         self._one_asked = False
+        self.not_finite: list[int] = []
         self._summed, self.zeros = False, torch.zeros(0)
-        self._told: Exception | None = None
-        # An error leaves the connections of a group in the middle of a message.
-        self._roll_call = dist.new_group(backend="gloo") if several else None
+        self._reported: Exception | None = None
+        # After an error the default group is unusable; this group finds the rank that failed.
+        self._error_group: dist.ProcessGroup | None = None
+        if several:
+            self.exchange(None)  # new_group itself would wait for an absent rank for half an hour
+            timeout = timedelta(seconds=_CONNECTED)
+            self._error_group = self._call(lambda: dist.new_group(backend="gloo", timeout=timeout))
 
     def close(self) -> None:
-        if self._roll_call is not None:
-            dist.destroy_process_group(self._roll_call)
+        if self._error_group is not None:
+            dist.destroy_process_group(self._error_group)
 
     @property
     def stopping(self) -> bool:
@@ -65,7 +78,7 @@ class Ranks:
         """Return the values of all ranks, in order; ``error`` says why this one fails.
 
         Raises:
-            Stopped: another rank fails.
+            RankFailed: another rank fails.
         """
         if self.size == 1:
             return [value]
@@ -73,7 +86,10 @@ class Ranks:
         self._call(lambda: dist.all_gather_object(told, (error, value)))
         failed = [f"rank {rank}: {text}" for rank, (text, _) in enumerate(told) if text is not None]
         if failed and error is None:
-            raise Stopped(f"fit: expected all {self.size} ranks to go on, got {'; '.join(failed)}")
+            raise RankFailed(
+                f"fit: expected all {self.size} ranks to go on, got {'; '.join(failed).rstrip('.')}. "
+                f"Correct that error, then start all ranks again. {_RESUMES}"
+            )
         return [each for _, each in told]
 
     def broadcast(self, value: T) -> T:
@@ -83,8 +99,8 @@ class Ranks:
             self._call(lambda: dist.broadcast_object_list(held, src=0))
         return held[0]
 
-    def equalise(self, tensors: Mapping[str, Tensor]) -> None:
-        """Give tensors the bits of rank 0; processors of different types differ in the last ones."""
+    def broadcast_parameters(self, tensors: Mapping[str, Tensor]) -> None:
+        """Give tensors the bits of rank 0, from which processors of other types or callbacks may deviate."""
         for tensor in tensors.values() if self.size > 1 else ():
             first = tensor.detach().contiguous()
             self._call(functools.partial(dist.broadcast, first, src=0))
@@ -94,7 +110,7 @@ class Ranks:
         """Return the sum of a vector over the ranks; None takes part for a rank that fails.
 
         Raises:
-            Stopped: another rank fails.
+            RankFailed: another rank fails.
         """
         failed = values is None
         values = self.zeros if values is None else values
@@ -108,30 +124,35 @@ class Ranks:
             self.exchange(None)
         return total[:-2]
 
-    def together(self, step: bool = False) -> AbstractContextManager[None]:
+    def reporting_errors(self, step: bool = False) -> AbstractContextManager[None]:
         """Return a context for a block that ends with ``exchange``, or a ``step``, which ends with ``sum``.
 
         It tells the other ranks of an error of the block.
         """
-        return nullcontext() if self.size == 1 else self._telling(step)
+        return nullcontext() if self.size == 1 else self._reporting(step)
 
     @contextmanager
-    def _telling(self, step: bool) -> Iterator[None]:
+    def _reporting(self, step: bool) -> Iterator[None]:
         self._summed = False
         try:
             yield
-        except Stopped:
+        except RankFailed:
             raise
         except Exception as error:
-            if error is not self._told and not (step and self._summed):
-                self._told = error
+            if error is not self._reported and not (step and self._summed):
+                self._reported = error
                 if step:
                     self.sum(None)
                 self.exchange(None, f"{type(error).__name__}: {error}")
             raise
 
-    def check_alike(self, values: Mapping[str, Any]) -> None:
-        """Raise ``ValueError`` if the ranks have different values; the message names the first, and the rank."""
+    def check_alike(self, values: Mapping[str, Any], fix: str) -> None:
+        """Raise ``ValueError`` if the ranks have different values; the message names the first, and the rank.
+
+        Args:
+            values: of this rank, by name.
+            fix: how to make them the same, as sentences.
+        """
         told = self.exchange(dict(values))
         for rank, those in enumerate(told):
             for name in {**told[0], **those}:
@@ -140,30 +161,31 @@ class Ranks:
                         name,
                         "the same on all ranks of torch.distributed",
                         f"{short(those.get(name))} on rank {rank}, {short(told[0].get(name))} on rank 0",
-                        "Call fit with the same rows and arguments on all ranks, and build the pair from the same seed: "
-                        "torch.manual_seed. Call it before init_process_group if every process fits a model of its own.",
+                        fix,
                     )
 
-    def _call(self, collective: Callable[[], Any]) -> None:
+    def _call(self, collective: Callable[[], T]) -> T:
         try:
-            collective()
+            return collective()
         except RuntimeError as error:
-            missing = self._missing()
-            reason = str(error).strip().splitlines()[0]
-            raise Stopped(
-                f"fit: expected all {self.size} ranks to go on, got {missing} ({reason}). Look at the output of that rank. "
-                "With a checkpoint, the same call resumes."
+            failed = self._failed_ranks()
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise RankFailed(
+                f"fit: expected all {self.size} ranks to go on, got {failed} ({reason}). "
+                f"Look at the output of that rank, then start all ranks again. {_RESUMES}"
             ) from error
 
-    def _missing(self) -> str:
+    def _failed_ranks(self) -> str:
         """Return which ranks have ended or, if none has, do not answer."""
+        if self._error_group is None:
+            return "a rank that has ended or has not called fit"
         calls: dict[int, Any] = {}
         ended, silent = list[int](), list[int]()
         deadline = time.monotonic() + _ANSWER
         for rank in {*range(self.size)} - {self.rank}:
             try:
-                dist.isend(torch.zeros(1), rank, self._roll_call)
-                calls[rank] = dist.irecv(torch.zeros(1), rank, self._roll_call)
+                dist.isend(torch.zeros(1), rank, self._error_group)
+                calls[rank] = dist.irecv(torch.zeros(1), rank, self._error_group)
             except RuntimeError:
                 ended.append(rank)
         for rank, call in calls.items():

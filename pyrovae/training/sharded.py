@@ -17,7 +17,7 @@ from pyrovae.training.rows import Rows
 from pyrovae.training.step import State
 
 
-class Sharded:
+class ParallelSteps:
     """The steps of a fit on several ranks, in the place of ``Traced``.
 
     Args:
@@ -43,20 +43,17 @@ class Sharded:
     ) -> None:
         self._sizes = rows.sizes(batch_size)
         self._steps = {
-            size: Step(state, rows, size, size in compiled, annealed, ranks)
+            size: ParallelStep(state, rows, size, size in compiled, annealed, ranks)
             for size in sorted(set(self._sizes))
         }
+        #: Of the smallest size.
+        self.graph = next(iter(self._steps.values())).graph
         if len({tuple(map(id, step.graph.moving)) for step in self._steps.values()}) > 1:
             raise tracing.Untraceable("which parameters have a gradient depends on the number of rows")
 
-    def at(self, number: int) -> tuple[Step, int]:
+    def at(self, number: int) -> tuple[ParallelStep, int]:
         """Return what takes a step of the epoch, and that it is one step."""
         return self._steps[self._sizes[number]], 1
-
-    def check(self) -> None:
-        """Raise ``Untraceable`` if model and guide no longer compute what they computed when traced."""
-        with products("highest"):
-            next(iter(self._steps.values())).graph.check()
 
     def compare(self) -> None:
         """Raise ``Untraceable`` unless the parts of a minibatch add up to the whole. All ranks call it together."""
@@ -64,7 +61,7 @@ class Sharded:
             step.compare()
 
 
-class Step:
+class ParallelStep:
     """A step on a minibatch of ``size`` rows, of which this rank differentiates its part."""
 
     def __init__(
@@ -73,7 +70,7 @@ class Step:
         self._state, self._ranks, self._size, self._annealed = state, ranks, size, annealed
         self._part = ranks.part(size)
         mine = self._part.stop - self._part.start
-        steps = functools.partial(
+        self._traced = functools.partial(
             tracing.TracedSteps, optimizer=state.optimizer, data=rows.data, annealed=annealed, inside=False
         )
 
@@ -88,23 +85,34 @@ class Step:
         if self.graph.changed:
             raise tracing.Untraceable("a step changes buffers, as that of BatchNorm does")
         moving, self._device = self.graph.moving, rows.data["x"].device
+        self._num_shown = len(rows.shown(size)["x"])
         self._lengths = [parameter.numel() for parameter in moving]
         self._dtype = functools.reduce(torch.promote_types, (p.dtype for p in moving), rows.data["x"].dtype)
         ranks.zeros = torch.zeros(2 + sum(self._lengths), dtype=self._dtype, device=self._device)
-        self._whole = steps({size: self.graph}, sizes=(size,), compiled=False)
         self._mine = None
         if mine:
             graph = traced(mine)
             if [*map(id, graph.moving)] != [*map(id, moving)]:
                 raise tracing.Untraceable("which parameters have a gradient depends on the number of rows")
-            noise = tracing.PartOfNoise(self.graph.draws, graph.draws, self._part, size, self._device)
-            self._mine = steps({mine: graph}, sizes=(mine,), compiled=compiled, noise=noise)
+            noise = tracing.NoiseOfRows(self.graph.draws, graph.draws, self._part, size, self._device)
+            self._mine = self._traced({mine: graph}, sizes=(mine,), compiled=compiled, noise=noise)
 
     def compare(self) -> None:
-        """Raise ``Untraceable`` unless the ranks' parts of some rows add up to all of them, for the same noise."""
-        rows, weight = torch.arange(self._size, device=self._device), 0.5 if self._annealed else 1.0
-        with products("highest"), self._ranks.together(step=True):
-            expected = self._vector(*self._whole.differentiate(rows, [1], [weight]))
+        """Raise ``Untraceable`` unless the ranks' parts of some rows add up to all of them, for the same noise.
+
+        The rows are the first, in groups of the minibatch's size, that have a finite loss and gradient.
+        """
+        whole = self._traced({self._size: self.graph}, sizes=(self._size,), compiled=False)
+        rows = torch.arange(self._num_shown, device=self._device)
+        for part in rows.split(self._size):
+            if len(part) == self._size and self._adds_up(whole, part):
+                return
+
+    def _adds_up(self, whole: tracing.TracedSteps, rows: Tensor) -> bool:
+        """Return whether rows have a finite loss and gradient; raise ``Untraceable`` unless their parts add up to it."""
+        weight = 0.5 if self._annealed else 1.0
+        with products("highest"), self._ranks.reporting_errors(step=True):
+            expected = self._vector(*whole.differentiate(rows, [1], [weight]))
             total = self._ranks.sum(self._values(rows, 1, weight))
         # A unit whose input rounds to the other side of a kink moves gradients by more than rounding.
         tolerance = torch.finfo(total.dtype).eps ** 0.25
@@ -112,10 +120,15 @@ class Step:
         alike = torch.allclose(loss_now, loss, rtol=tolerance**2, atol=tolerance**2) and bool(
             (now - others).norm() <= tolerance * others.norm()
         )
-        if not all(self._ranks.exchange(alike or not bool(expected.isfinite().all()))):
+        finite = bool(expected.isfinite().all())
+        found = self._ranks.exchange((finite, alike))
+        if not all(each for each, _ in found):
+            return False
+        if not all(each for _, each in found):
             raise tracing.Untraceable(
                 "losses of the ranks' rows do not add up to the loss of all, so rows depend on others"
             )
+        return True
 
     def run(
         self, rows: Tensor, seeds: Sequence[int], learning_rates: Sequence[float], kl_weights: Sequence[float]
@@ -124,7 +137,7 @@ class Step:
 
         Raises:
             NotFinite: loss or gradient are not finite, on any rank.
-            Stopped: another rank fails.
+            RankFailed: another rank fails.
         """
         values = self._values(rows, seeds[0], kl_weights[0])
         total = self._ranks.sum(values)
@@ -136,8 +149,8 @@ class Step:
         norm = torch.nn.utils.get_total_norm(gradients)
         if not (math.isfinite(loss.total) and math.isfinite(norm)):
             fine = self._ranks.exchange(bool(values.isfinite().all()))
-            where = "".join(f", rank {rank}" for rank, each in enumerate(fine) if not each)
-            raise tracing.NotFinite("loss or gradient are not finite", [], where)
+            self._ranks.not_finite = [rank for rank, each in enumerate(fine) if not each]
+            raise tracing.NotFinite("loss or gradient are not finite", [])
         for parameter, gradient in zip(self.graph.moving, gradients, strict=True):
             parameter.grad = gradient
         if self._state.clip_norm is not None:

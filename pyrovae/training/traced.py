@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 from pyrovae import tracing
-from pyrovae.precision import products
 from pyrovae.refusals import Refused, bad_value
 from pyrovae.training.plan import Plan
 from pyrovae.training.ranks import Ranks
 from pyrovae.training.rows import Rows
-from pyrovae.training.sharded import Sharded
+from pyrovae.training.sharded import ParallelSteps
 from pyrovae.training.step import State
 
 # Savings measured on two cores (benchmarks/speed.py). A traced step skips Pyro's messages. A compiled step also runs
@@ -28,9 +27,7 @@ _STEPS_TOGETHER = 200_000
 Sizes = tuple[int, ...]  # of the batches of the steps in a call
 
 
-def choose(
-    plan: Plan, state: State, rows: Rows, ranks: Ranks | None = None
-) -> tuple[Traced | Sharded | None, str]:
+def choose(plan: Plan, state: State, rows: Rows, ranks: Ranks) -> tuple[Traced | ParallelSteps | None, str]:
     """Return a fit's traced calls, if they save time or are asked for, and how most steps run, in words.
 
     Steps on several ranks are always traced, because a rank's noise is found in the graph.
@@ -39,7 +36,7 @@ def choose(
         ValueError: ``compile=True`` or several ranks, and the pair, the objective or the machine does not allow it.
     """
     compile, epochs = plan.compile, plan.epochs
-    alone = ranks is None or ranks.size == 1
+    alone = ranks.size == 1
     if compile is False and alone:
         return None, "eager"
     several = alone and tracing.updates_inside(state.optimizer) and state.moved <= _STEPS_TOGETHER
@@ -51,12 +48,12 @@ def choose(
             raise refused(tracing.Untraceable(reason))
         compiled = set()
     because = "" if reason is None else f": {reason}"
-    if ranks is not None and not alone:
+    if not alone:
         sizes = {size for call in compiled for size in call}
         try:
-            sharded = Sharded(state, rows, plan.batch_size, sizes, plan.kl_warmup > 0, ranks)
+            sharded = ParallelSteps(state, rows, plan.batch_size, sizes, plan.kl_warmup > 0, ranks)
         except tracing.Untraceable as why:
-            raise refused(why, ranks) from why
+            raise not_shared(why, ranks) from why
         return sharded, "compiled" if compiled else f"traced{because}"
     # Without compiling, several steps in one call are no faster.
     epoch = [part for call in epoch for part in ([call] if call in compiled else [(size,) for size in call])]
@@ -86,15 +83,18 @@ def _worth_compiling(compile: str | bool, epoch: Counter[Sizes], epochs: int, mo
     return worth | {max(saved, key=saved.__getitem__)} if compile is True else worth
 
 
-def refused(why: tracing.Untraceable, ranks: Ranks | None = None) -> Refused:
-    """Return the error for steps that have to be compiled, or shared by several ranks, and cannot be."""
-    if ranks is not None and ranks.size > 1:
-        return bad_value(
-            "pair",
-            f"steps that {ranks.size} ranks of torch.distributed can share: traced, and sums over rows",
-            str(why),
-            "Fit in one process, before init_process_group.",
-        )
+def not_shared(why: tracing.Untraceable, ranks: Ranks) -> Refused:
+    """Return the error for steps that ranks cannot share."""
+    return bad_value(
+        "pair",
+        f"steps that {ranks.size} ranks of torch.distributed can share: traced, and sums over rows",
+        str(why),
+        "Fit in one process, before init_process_group.",
+    )
+
+
+def refused(why: tracing.Untraceable) -> Refused:
+    """Return the error for steps that have to be compiled and cannot be."""
     return bad_value(
         "compile",
         "steps that can be traced and compiled",
@@ -139,6 +139,8 @@ class Traced:
             )
             for size in sorted({size for sizes in ways for size in sizes})
         }
+        #: Of the smallest size.
+        self.graph = next(iter(self._graphs.values()))
         self._calls: dict[Sizes, tracing.TracedSteps] = {}
         self._ready = False
         self._held: list[int] = []
@@ -168,15 +170,9 @@ class Traced:
             )
         return self._calls[sizes], len(sizes)
 
-    def check(self) -> None:
-        """Raise ``Untraceable`` if model and guide no longer compute what they computed when traced."""
-        # At the tracing's precision, because rounded products could differ by more than the tolerance.
-        with products("highest"):
-            next(iter(self._graphs.values())).check()
-
     def _look(self) -> bool:
         """Return whether updates inside a graph equal the optimizer's now; the first call creates the moments."""
-        optimizer, moving = self._state.optimizer, next(iter(self._graphs.values())).moving
+        optimizer, moving = self._state.optimizer, self.graph.moving
         moments = tracing.moments(optimizer, moving)
         held = [id(moment) for moment in moments or ()]
         if held != self._held:  # the optimizer has new moments, and calls would use the old ones
