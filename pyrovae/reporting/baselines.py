@@ -30,6 +30,7 @@ from pyrovae.refusals import Refused, bad_value
 from pyrovae.reporting.contents import Contents
 from pyrovae.rows import as_passed, restored
 from pyrovae.training import fit
+from pyrovae.training.ranks import alone
 
 # Epochs of the linear decoder, components of mixtures, most levels of a label.
 _EPOCHS, _COMPONENTS, MOST_LEVELS = 50, 5, 20
@@ -41,7 +42,8 @@ def baselines(report: Contents, train: Any, x: Any) -> Iterator[tuple[str, LogEv
     if isinstance(model, VAE) and model.table is not None:
         yield "independent columns", independent_columns(model, train, x)
         linear = _linear(model, train, report.seed)
-        fit(linear, train, epochs=_EPOCHS, lr=1e-2, seed=report.seed)
+        with alone():  # a report may be made by one rank
+            fit(linear, train, epochs=_EPOCHS, lr=1e-2, seed=report.seed)
         yield "linear decoder", log_evidence(linear, x, method="auto", seed=report.seed)
         return
     measures, values = set(report.evidence.measure), report.evaluation.batch["x"]

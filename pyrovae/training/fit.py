@@ -169,6 +169,9 @@ def fit(
         ranks = held.enter_context(closing(Ranks()))
         with ranks.reporting_errors():
             folder = Checkpoint.of(checkpoint)
+            ranks.check_alike(
+                {"checkpoint": folder is not None}, "Pass it on all ranks. Rank 0 alone uses the folder."
+            )
             plan = Plan(
                 epochs=epochs,
                 batch_size=batch_size,

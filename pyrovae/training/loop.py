@@ -31,7 +31,7 @@ from pyrovae.training.answers import FitAnswers
 from pyrovae.training.arguments import runs_code_of_others
 from pyrovae.training.history import History
 from pyrovae.training.plan import Plan, Scheduler
-from pyrovae.training.ranks import RankFailed, Ranks
+from pyrovae.training.ranks import RankFailed, Ranks, alone
 from pyrovae.training.rows import Rows
 from pyrovae.training.scales import Scales
 from pyrovae.training.sharded import ParallelStep, ParallelSteps
@@ -323,7 +323,8 @@ class Loop:
         with self._ranks.reporting_errors():
             if self._ranks.rank == 0:
                 for callback in self._callbacks:
-                    stop |= _asked_to_stop(callback, dict(record), self._state.pair)
+                    with alone():  # a fit of a callback's own
+                        stop |= _asked_to_stop(callback, dict(record), self._state.pair)
             if self._callbacks:
                 stop = self._ranks.exchange(stop)[0]
         if self._callbacks:

@@ -6,6 +6,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -18,12 +19,24 @@ from pyrovae.refusals import bad_value
 
 T = TypeVar("T")
 
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+
 _RESUMES = "With a checkpoint, the same call resumes."
 
 # Seconds in which a rank answers the others after an error of torch.distributed.
 _ANSWER = 10.0
 # Seconds in which the ranks, which have all called fit, connect for that.
 _CONNECTED = 60.0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Run a block whose fits are those of this process alone, though other ranks do not call them."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
 
 
 class RankFailed(RuntimeError):
@@ -47,7 +60,8 @@ class Ranks:
     """
 
     def __init__(self) -> None:
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        known = dist.is_available() and dist.is_initialized() and not _ALONE.get()
+        several = known and dist.get_world_size() > 1
         self.size, self.rank = (dist.get_world_size(), dist.get_rank()) if several else (1, 0)
         self.asked = StopRequest()
         self._one_asked = False
@@ -168,10 +182,8 @@ class Ranks:
         try:
             return collective()
         except RuntimeError as error:
-            failed = self._failed_ranks()
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise RankFailed(
-                f"fit: expected all {self.size} ranks to go on, got {failed} ({reason}). "
+                f"fit: expected all {self.size} ranks to go on, got {self._failed_ranks()}. "
                 f"Look at the output of that rank, then start all ranks again. {_RESUMES}"
             ) from error
 
@@ -193,5 +205,15 @@ class Ranks:
                 call.wait(timedelta(seconds=max(0.1, deadline - time.monotonic())))
             except RuntimeError:
                 (silent if time.monotonic() >= deadline else ended).append(rank)
-        named = ", ".join(f"rank {rank}" for rank in sorted(ended or silent))
-        return f"{named}, which {'has ended' if ended else 'does not answer'}" if named else "an error"
+        ranks = [f"rank {rank}" for rank in sorted(ended or silent)]
+        if not ranks:
+            return "an error"
+        several = len(ranks) > 1  # ranks that noticed earlier may have ended, too
+        what = (
+            ("have ended" if several else "has ended")
+            if ended
+            else "do not answer"
+            if several
+            else "does not answer"
+        )
+        return f"{' and '.join(ranks)}, which {what}"

@@ -234,7 +234,7 @@ class Rows:
         if self.digests and self.digests[chunk] != identity.digests(batch):
             raise bad_value(
                 "x",
-                "chunks that are the same in every pass, because the fit has a checkpoint",
+                "chunks that are the same in every pass, because the fit has a checkpoint or several ranks",
                 f"other rows in chunk {chunk}",
                 "Pass chunks in a fixed order, because fit shuffles within each; or leave the checkpoint out.",
             )

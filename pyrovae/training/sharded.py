@@ -115,7 +115,7 @@ class ParallelStep:
             expected = self._vector(*whole.differentiate(rows, [1], [weight]))
             total = self._ranks.sum(self._values(rows, 1, weight))
         # A unit whose input rounds to the other side of a kink moves gradients by more than rounding.
-        tolerance = torch.finfo(total.dtype).eps ** 0.25
+        tolerance = torch.finfo(total.dtype).eps ** (1 / 3)
         (loss, others), (loss_now, now) = ((v[:2], v[2:]) for v in (expected, total))
         alike = torch.allclose(loss_now, loss, rtol=tolerance**2, atol=tolerance**2) and bool(
             (now - others).norm() <= tolerance * others.norm()
