@@ -225,6 +225,10 @@ def test_ranks_that_differ_or_fail_are_named(tmp_path):
             "versions": versions,
             "rows": said(normal(), TRAIN + rank),
             "weights": said(normal(float(rank))),
+            "folder": said(normal(), checkpoint=tmp_path / "a" if rank == 0 else None),
+            "nested": said(
+                normal(), callbacks=[lambda record, pair: pv.fit(normal(), TRAIN, epochs=1) and None]
+            )[1:],
             "no rows": said(normal(), TRAIN if rank == 0 else None),
             "buffers": said(vae(torch.nn.BatchNorm1d(4))),
             "noise": said(with_gamma()),
@@ -246,6 +250,7 @@ def test_ranks_that_differ_or_fail_are_named(tmp_path):
         "versions": "torch: expected the same on all ranks of torch.distributed, got '2.1' on rank 1, '2.0' on rank 0. Use",
         "rows": "x: expected the same on all ranks of torch.distributed, got ",
         "weights": "parameter store:centre: expected the same on all ranks",
+        "folder": "checkpoint: expected the same on all ranks of torch.distributed, got False on rank 1, True on rank 0",
         "buffers": "a step changes buffers, as that of BatchNorm does",
         "noise": "noise that depends on other tensors",
         "power": "loss: expected a sum over rows",
@@ -253,6 +258,8 @@ def test_ranks_that_differ_or_fail_are_named(tmp_path):
     }.items():
         assert message in zero[name], name
         assert zero[name] == one[name]
+    assert not (tmp_path / "a").exists()
+    assert_same((expected := fitted(normal(), **few))[:1] + zero["nested"], expected)
     assert one["no rows"].startswith("RefusedType: x")
     assert zero["no rows"].startswith(
         "RankFailed: fit: expected all 2 ranks to go on, got rank 1: RefusedType: x"
