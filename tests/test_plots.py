@@ -207,6 +207,22 @@ def test_labels_get_colours_and_marks_and_rare_ones_are_other(ax):
     assert len(marks) == 13
 
 
+def test_every_row_is_drawn_whatever_its_label(ax):
+    """A label may be called "other", and numbers that are written alike are two labels."""
+    labels = ["other"] * 10 + [f"l{number}" for number in range(30)]
+    plots.latent(np.zeros((40, 2)), labels, ax=ax)
+    assert [len(drawn.get_offsets()) for drawn in ax.collections] == [1] * 11 + [29]
+    drawn = plots.latent(np.zeros((4, 2)), [18262.41, 18262.43, 18262.43, 0.5])
+    assert [text.get_text() for text in drawn.get_legend().get_texts()] == ["0.5", "18262.41", "18262.43"]
+    assert [len(each.get_offsets()) for each in drawn.collections] == [1, 1, 2]
+
+
+def test_one_row_of_many_latents_is_drawn(ax):
+    plots.latent(np.array([[1.0, 2.0, 3.0]]), ax=ax)
+    assert ax.collections[0].get_offsets().tolist() == [[0.0, 0.0]]
+    assert ax.get_ylabel() == "principal component 2 (0% of variance)"
+
+
 def test_numbers_and_levels_of_columns_are_drawn_as_shares():
     data = pd.DataFrame({"age": [1.5, None, 3.5, 9.0] * 5, "job": ["a", "b", None, "b"] * 5})
     simulated = pd.DataFrame({"age": [1.5, 2.0, 3.5, 50.0] * 5, "job": ["a", "c", "b", "b"] * 5})
