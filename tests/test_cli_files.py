@@ -75,6 +75,40 @@ def test_groups_of_rows_in_parquet_are_one_table(tmp_path):
     assert whole(tmp_path / "rows.parquet").index.tolist() == [0, 1, 2]
 
 
+def test_labels_of_rows_in_parquet_are_kept(tmp_path):
+    """A range that does not count from 0 labels the rows, as other labels do, in whatever groups and chunks."""
+    for labels in (range(5, 8), range(0, 6, 2), range(3)):
+        frame = FRAME.set_axis(pd.RangeIndex.from_range(labels), axis=0)
+        frame.to_parquet(tmp_path / "rows.parquet", row_group_size=2)
+        for size in (1, 2, 9):
+            frames = [frame for _, frame in files.Rows(str(tmp_path / "rows.parquet")).chunks(size)]
+            assert pd.concat(frames).index.tolist() == list(labels)
+        with files.writing(str(tmp_path / "out.csv"), labels=False) as put:
+            put(whole(tmp_path / "rows.parquet"))
+        first = "name" if labels == range(3) else ""
+        assert (tmp_path / "out.csv").read_text().startswith(f"{first},")
+
+
+def test_labels_and_names_of_several_levels_and_repeated_names_are_refused(tmp_path):
+    parquet = tmp_path / "rows.parquet"
+    FRAME.set_index(["name", "count"]).to_parquet(parquet)
+    with pytest.raises(Refused, match=r"one label a row, got 2 levels, \['name', 'count'\]"):
+        whole(parquet)
+    FRAME.set_axis(pd.MultiIndex.from_product([["a"], ["x", "y", "z"]]), axis=1).to_parquet(parquet)
+    with pytest.raises(Refused, match="one name a column, got 2 levels"):
+        whole(parquet)
+    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow.parquet.write_table(pyarrow.table([[1], [2]], names=["a", "a"]), parquet)
+    with pytest.raises(Refused, match="one column of each name, got 'a' more than once"):
+        whole(parquet)
+
+
+def test_an_empty_line_of_one_column_is_a_missing_cell(tmp_path):
+    frame = whole(written(tmp_path / "rows.csv", "\na\n1.5\n\n2.5\n"))
+    assert frame["a"].isna().tolist() == [False, True, False]
+    assert whole(written(tmp_path / "two.csv", "a,b\n1.5,1\n\n2.5,2\n"))["a"].tolist() == [1.5, 2.5]
+
+
 def test_labels_of_rows_are_no_part_of_them(tmp_path):
     unnamed = whole(written(tmp_path / "a.csv", ",x\nr1,1\nr2,2\n"))
     named = whole(written(tmp_path / "b.csv", "x,id\n1,r1\n2,r2\n"), index="id")
@@ -177,7 +211,7 @@ def test_levels_of_a_model_are_read_as_they_are(tmp_path, kind):
 
 def test_separators_of_thousands_are_named(tmp_path, caplog):
     dots = written(tmp_path / "dots.csv", "a;b\n900;1,5\n1.234;2,5\n12.345.678;3,5\n")
-    with pytest.raises(Refused, match=r"a: .*'1\.234' in row 1.*Write 1234, or 1,234"):
+    with pytest.raises(Refused, match=r"column 'a': .*'1\.234' in row 1.*Write 1234, or 1,234"):
         whole(dots)
     assert whole(written(tmp_path / "real.csv", "a;b\n0.123;1\n1.234;2\n2.345;3\n"))["a"].sum() == 3.702
     assert not caplog.messages
@@ -214,7 +248,7 @@ MALFORMED = {
     "no names": ("rows.csv", b"1.5,2\n1,2\n", "numbers, '1.5' first"),
     "Latin-1": ("rows.csv", "a,b\nJosé,2\n".encode("latin-1"), "0xe9"),
     "a cut gzip": ("rows.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99)[:-9], "ended before"),
-    "no gzip": ("rows.csv.gz", b"a,b\n1,2\n", "Not a gzipped file"),
+    "no gzip": ("rows.csv.gz", b"a,b\n1,2\n", "a file that gzip compressed, got another file"),
     "no archive": ("rows.npz", b"a,b\n1,2\n", "rows.npz"),
     "no Parquet": ("rows.parquet", b"a,b\n1,2\n", "rows.parquet"),
     "another ending": ("rows.xlsx", b"a,b\n1,2\n", "a name that ends in .csv"),
