@@ -124,6 +124,7 @@ def people(tmp_path_factory):
     holes = rng.random(frame.shape) < 0.1
     holes[:, 0] = False
     frame.astype(object).mask(holes).to_csv(folder / "people.csv", index=False)
+    pd.DataFrame(rng.standard_normal((40, 2)), columns=["a", "b"]).to_csv(folder / "numbers.csv", index=False)
     options = ["--index", "id", "--date", "seen=days", "--latent-dim", 1, "--epochs", 2, "--hidden-dims", 16]
     options += ["--validation", 0.2]
     result = run("fit", folder / "people.csv", "-o", folder / "people.pv", *options)
@@ -501,6 +502,8 @@ USAGE = {
     "--method: expected one of": "embed {model} {data} --index id --method zz",
     "Usage: root sample": "sample {model} 0",
     "--models: expected a whole number": "compare {data} --models full_gaussian:2.5 --drop seen",
+    "--models ppca:99: expected fewer than the 2 columns": "compare {numbers} --models ppca:99",
+    "--models mixture:500: expected at least as many rows": "compare {numbers} --models mixture:500",
     "--models: expected full_gaussian without a number": "compare {data} --models full_gaussian:2 --drop seen",
 }
 
@@ -508,6 +511,7 @@ USAGE = {
 @pytest.mark.parametrize("message", USAGE)
 def test_usage_is_exit_code_two_and_names_the_option(people, tmp_path, message):
     places = {"data": people / "people.csv", "model": people / "people.pv", "out": tmp_path / "m.pv"}
+    places["numbers"] = people / "numbers.csv"
     arguments = [part.format(**places) for part in USAGE[message].split()]
     if message.startswith("Missing"):
         arguments = arguments[:1]
