@@ -3,6 +3,7 @@
 import functools
 import io
 import re
+import runpy
 import shlex
 import signal
 import sys
@@ -517,6 +518,14 @@ def test_usage_is_exit_code_two_and_names_the_option(people, tmp_path, message):
         arguments = arguments[:1]
     assert message in run(*arguments, code=2).stderr.replace("\n", " ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_package_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pyrovae", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("pyrovae", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.strip() == pv.__version__
 
 
 def test_messages_are_quiet_on_request(people):
