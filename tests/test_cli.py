@@ -520,6 +520,16 @@ def test_usage_is_exit_code_two_and_names_the_option(people, tmp_path, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_cell_off_the_support_is_named_with_its_column():
+    frame = pd.DataFrame({"size": [0.5, 1.25, 3.0, -1.0], "visits": [1, 0, 2, 5]})
+    vae = VAE.for_table(frame, 1, families={"visits": "poisson"}, hidden_dims=(4,))
+    odd = frame.assign(visits=[1, 0, 2, -5])
+    calls = [functools.partial(call, vae, odd) for call in (pv.embed, log_evidence, pv.fit)]
+    for call in (*calls, functools.partial(baselines.IndependentPoisson().fit, odd.assign(size=1))):
+        with pytest.raises(ValueError, match=r"1 off it, first -5 at row 3, column 1 \('visits'\)\."):
+            call()
+
+
 def test_the_package_runs_as_a_module(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["pyrovae", "--version"])
     with pytest.raises(SystemExit) as ended:
