@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,12 +105,18 @@ def elementwise(support: Any) -> Constraint | None:
 
 
 def on_support(
-    argument: str, rows: Tensor, columns: list[int], support: Constraint, family: str, fix: str
+    argument: str,
+    rows: Tensor,
+    columns: list[int],
+    support: Constraint,
+    family: str,
+    fix: str,
+    names: Sequence[str] | None = None,
 ) -> None:
     """Raise ``ValueError`` for values off an elementwise ``support`` in ``columns`` of ``rows``, shape (rows, columns).
 
     NaN, a missing cell, is left out. The message names the family, the number of values, the first row and column, and
-    the fix.
+    the fix. ``names`` are those of all columns.
     """
     held = columns if len(columns) < rows.shape[1] else slice(None)
     count, position = found(rows, lambda block: ~(support.check(block[:, held]) | block[:, held].isnan()))
@@ -120,7 +126,8 @@ def on_support(
     raise bad_value(
         argument,
         f"values on the support of {family} ({support})",
-        f"{count} off it, first {float(rows[row, column]):g} at {place([row, column])}",
+        f"{count} off it, first {float(rows[row, column]):g} at {place([row, column])}"
+        + (f" ({names[column]!r})" if names else ""),
         fix,
     )
 

@@ -183,7 +183,7 @@ class Evaluation:
                 every_row=True,
             )
         elif simulated is None:
-            check_supports(model.structure, batch, argument)
+            check_supports(model.structure, batch, argument, source.names.get("x"))
         if tile is None:
             tile = noises.tile_shape(model.structure.widest, num_samples)
         numbers = torch.arange(len(batch["x"]), device=batch["x"].device)
@@ -365,7 +365,7 @@ def inspect_rows(
     known, (batch, source) = pair.dtype, rows
     with pair.nothing_declared_on_error():
         try:
-            model = inspect(pair, batch, seed, argument, every_row)
+            model = inspect(pair, batch, seed, argument, every_row, source.names.get("x"))
         except Refused as error:
             if known is None and "Double" in str(error):  # float64 rows met a pair that computes in float32
                 cast(source.exact, torch.get_default_dtype(), argument, source.names.get("x"))

@@ -91,9 +91,23 @@ BUGS = {
     "decimals of three digits taken for thousands": Bug(
         "cli/cells.py",
         "_thousands",
-        " or seen[~found].str.contains(mark, regex=False).any()",
+        ' or seen[~found].str.contains(".", regex=False).any()',
         "",
         "test_cli_files.py::test_separators_of_thousands_are_named",
+    ),
+    "labels of a group of rows from the first group": Bug(
+        "cli/files.py",
+        "Rows._parquet",
+        "labels[start : start + len(frame)]",
+        "labels[: len(frame)]",
+        "test_cli_files.py::test_labels_of_rows_in_parquet_are_kept",
+    ),
+    "an empty line of one column left out": Bug(
+        "cli/files.py",
+        "Rows._text",
+        'row or [""] * (width == 1)',
+        "row",
+        "test_cli_files.py::test_an_empty_line_of_one_column_is_a_missing_cell",
     ),
     "days of a month in place of its number": Bug(
         "cli/cells.py",
@@ -1659,6 +1673,20 @@ BUGS = {
         "abs(difference.cumsum()).max()",
         "abs(difference).max()",
         "test_plots.py::test_distance_exceeds_chance_as_often_as_it_says",
+    ),
+    "numbers in columns of objects as text": Bug(
+        "plots/columns.py",
+        "_columns",
+        ' or sort_of(cells) == "number"',
+        "",
+        "test_plots.py::test_numbers_in_columns_of_objects_are_numbers",
+    ),
+    "rows whose label is other left out": Bug(
+        "plots/models.py",
+        "_levels",
+        'rest |= found.pop("other", (rest, {}))[0]',
+        'found.pop("other", None)',
+        "test_plots.py::test_every_row_is_drawn_whatever_its_label",
     ),
     "draws of a column's observed cells": Bug(
         "plots/columns.py",

@@ -67,6 +67,7 @@ ROOMS = [
     "reporting",
     "demo",
     "cli",
+    "__main__",
 ]
 #: Imported where used, so that ``import pyrovae`` costs little more than ``import pyro``.
 LATE = {

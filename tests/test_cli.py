@@ -3,6 +3,7 @@
 import functools
 import io
 import re
+import runpy
 import shlex
 import signal
 import sys
@@ -124,6 +125,7 @@ def people(tmp_path_factory):
     holes = rng.random(frame.shape) < 0.1
     holes[:, 0] = False
     frame.astype(object).mask(holes).to_csv(folder / "people.csv", index=False)
+    pd.DataFrame(rng.standard_normal((40, 2)), columns=["a", "b"]).to_csv(folder / "numbers.csv", index=False)
     options = ["--index", "id", "--date", "seen=days", "--latent-dim", 1, "--epochs", 2, "--hidden-dims", 16]
     options += ["--validation", 0.2]
     result = run("fit", folder / "people.csv", "-o", folder / "people.pv", *options)
@@ -501,6 +503,8 @@ USAGE = {
     "--method: expected one of": "embed {model} {data} --index id --method zz",
     "Usage: root sample": "sample {model} 0",
     "--models: expected a whole number": "compare {data} --models full_gaussian:2.5 --drop seen",
+    "--models ppca:99: expected fewer than the 2 columns": "compare {numbers} --models ppca:99",
+    "--models mixture:500: expected at least as many rows": "compare {numbers} --models mixture:500",
     "--models: expected full_gaussian without a number": "compare {data} --models full_gaussian:2 --drop seen",
 }
 
@@ -508,11 +512,30 @@ USAGE = {
 @pytest.mark.parametrize("message", USAGE)
 def test_usage_is_exit_code_two_and_names_the_option(people, tmp_path, message):
     places = {"data": people / "people.csv", "model": people / "people.pv", "out": tmp_path / "m.pv"}
+    places["numbers"] = people / "numbers.csv"
     arguments = [part.format(**places) for part in USAGE[message].split()]
     if message.startswith("Missing"):
         arguments = arguments[:1]
     assert message in run(*arguments, code=2).stderr.replace("\n", " ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cell_off_the_support_is_named_with_its_column():
+    frame = pd.DataFrame({"size": [0.5, 1.25, 3.0, -1.0], "visits": [1, 0, 2, 5]})
+    vae = VAE.for_table(frame, 1, families={"visits": "poisson"}, hidden_dims=(4,))
+    odd = frame.assign(visits=[1, 0, 2, -5])
+    calls = [functools.partial(call, vae, odd) for call in (pv.embed, log_evidence, pv.fit)]
+    for call in (*calls, functools.partial(baselines.IndependentPoisson().fit, odd.assign(size=1))):
+        with pytest.raises(ValueError, match=r"1 off it, first -5 at row 3, column 1 \('visits'\)\."):
+            call()
+
+
+def test_the_package_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pyrovae", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("pyrovae", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.strip() == pv.__version__
 
 
 def test_messages_are_quiet_on_request(people):

@@ -75,6 +75,40 @@ def test_groups_of_rows_in_parquet_are_one_table(tmp_path):
     assert whole(tmp_path / "rows.parquet").index.tolist() == [0, 1, 2]
 
 
+def test_labels_of_rows_in_parquet_are_kept(tmp_path):
+    """A range that does not count from 0 labels the rows, as other labels do, in whatever groups and chunks."""
+    for labels in (range(5, 8), range(0, 6, 2), range(3)):
+        frame = FRAME.set_axis(pd.RangeIndex.from_range(labels), axis=0)
+        frame.to_parquet(tmp_path / "rows.parquet", row_group_size=2)
+        for size in (1, 2, 9):
+            frames = [frame for _, frame in files.Rows(str(tmp_path / "rows.parquet")).chunks(size)]
+            assert pd.concat(frames).index.tolist() == list(labels)
+        with files.writing(str(tmp_path / "out.csv"), labels=False) as put:
+            put(whole(tmp_path / "rows.parquet"))
+        first = "name" if labels == range(3) else ""
+        assert (tmp_path / "out.csv").read_text().startswith(f"{first},")
+
+
+def test_labels_and_names_of_several_levels_and_repeated_names_are_refused(tmp_path):
+    parquet = tmp_path / "rows.parquet"
+    FRAME.set_index(["name", "count"]).to_parquet(parquet)
+    with pytest.raises(Refused, match=r"one label a row, got 2 levels, \['name', 'count'\]"):
+        whole(parquet)
+    FRAME.set_axis(pd.MultiIndex.from_product([["a"], ["x", "y", "z"]]), axis=1).to_parquet(parquet)
+    with pytest.raises(Refused, match="one name a column, got 2 levels"):
+        whole(parquet)
+    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow.parquet.write_table(pyarrow.table([[1], [2]], names=["a", "a"]), parquet)
+    with pytest.raises(Refused, match="one column of each name, got 'a' more than once"):
+        whole(parquet)
+
+
+def test_an_empty_line_of_one_column_is_a_missing_cell(tmp_path):
+    frame = whole(written(tmp_path / "rows.csv", "\na\n1.5\n\n2.5\n"))
+    assert frame["a"].isna().tolist() == [False, True, False]
+    assert whole(written(tmp_path / "two.csv", "a,b\n1.5,1\n\n2.5,2\n"))["a"].tolist() == [1.5, 2.5]
+
+
 def test_labels_of_rows_are_no_part_of_them(tmp_path):
     unnamed = whole(written(tmp_path / "a.csv", ",x\nr1,1\nr2,2\n"))
     named = whole(written(tmp_path / "b.csv", "x,id\n1,r1\n2,r2\n"), index="id")
@@ -122,6 +156,8 @@ def test_dates_become_numbers_of_the_same_name(tmp_path, caplog):
     assert taken["seen.month"].tolist()[:2] == [1.0, 2.0]
     later = whole(path, table=Table.of(taken, {"x": "gaussian"}))
     assert later[list(taken)].equals(taken.astype(later[list(taken)].dtypes))
+    with pytest.raises(Refused, match=r"--date seen: expected no column seen\.days in the file"):
+        cells.with_dates(frame.assign(**{"seen.days": 1}), [("seen", "days")], ())
     with pytest.raises(Refused, match=r"ISO 8601.*first '31/12/2020' in row 0"):
         cells.with_dates(pd.DataFrame({"seen": ["31/12/2020"]}), [("seen", "days")], ())
     frame = pd.DataFrame({"a": ["2020-12-31"], "b": ["31/12/2020"], "c": [pd.Timestamp(0)], "d": ["1.5-2"]})
@@ -184,6 +220,36 @@ def test_separators_of_thousands_are_named(tmp_path, caplog):
     assert whole(written(tmp_path / "commas.tsv", "a\tb\n1,234\t1\n5,678\t2\n"))["a"][0] == "1,234"
     (message,) = caplog.messages
     assert "a has labels: '1,234' in row 0" in message
+    with pytest.raises(Refused, match=r"'1\.234,50' in row 1, .* Write 1234,50\.$"):
+        whole(written(tmp_path / "both.csv", "a;b\n900,5;1\n1.234,50;2\n2.345;3\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "cell"),
+    [
+        ("english.csv", 'a\n2.5\n"1,234.50"\n900\n"12,345"\n', "1,234.50"),
+        ("english between semicolons.csv", "a;b\n2,5;1\n1,234.50;2\n", "1,234.50"),
+        ("german.csv", "a;b\n2,5;1\n900,1;1\n1.234,50;2\n", "1.234,50"),
+        ("decimals.tsv", "a\tb\n1\t1\n1,5\t1\n-0,25\t2\n", "1,5"),
+        ("spaces.csv", "a,b\n900.5,1\n1 234.5,2\n", "1 234.5"),
+    ],
+)
+def test_numbers_written_otherwise_are_labels_with_a_warning(tmp_path, caplog, name, text, cell):
+    assert cell in whole(written(tmp_path / name, text))["a"].tolist()
+    (message,) = caplog.messages
+    assert f"a has labels: {cell!r} in row" in message
+    assert f"decimals after a {'comma' if ';' in text else 'point'}" in message
+
+
+def test_columns_of_any_name_and_numbers_of_any_size_are_read(tmp_path):
+    """Integers that 64 bits cannot hold stay numbers, and no name is an argument of pandas."""
+    frame = whole(written(tmp_path / "rows.csv", "self,x,empty\n1,1.5,\n2,2.5,\n4,3.5,\n"))
+    assert frame["self"].tolist() == [1, 2, 4]
+    assert frame["empty"].isna().all()
+    table = Table.of(frame[["self", "x"]])
+    for cell in ("1e300", "9223372036854775808", "-1e19"):
+        later = whole(written(tmp_path / "later.csv", f"self,x\n1,1.5\n{cell},2.5\n"), table=table)
+        assert later["self"].tolist() == [1.0, float(cell)]
 
 
 def test_an_odd_cell_among_numbers_is_named(tmp_path, caplog):
@@ -214,7 +280,7 @@ MALFORMED = {
     "no names": ("rows.csv", b"1.5,2\n1,2\n", "numbers, '1.5' first"),
     "Latin-1": ("rows.csv", "a,b\nJosé,2\n".encode("latin-1"), "0xe9"),
     "a cut gzip": ("rows.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99)[:-9], "ended before"),
-    "no gzip": ("rows.csv.gz", b"a,b\n1,2\n", "Not a gzipped file"),
+    "no gzip": ("rows.csv.gz", b"a,b\n1,2\n", "a file that gzip compressed, got another file"),
     "no archive": ("rows.npz", b"a,b\n1,2\n", "rows.npz"),
     "no Parquet": ("rows.parquet", b"a,b\n1,2\n", "rows.parquet"),
     "another ending": ("rows.xlsx", b"a,b\n1,2\n", "a name that ends in .csv"),

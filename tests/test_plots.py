@@ -1,5 +1,7 @@
 """Figures: the numbers behind the pictures, with and without axes; colours, labels and settings."""
 
+from decimal import Decimal
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -205,6 +207,22 @@ def test_labels_get_colours_and_marks_and_rare_ones_are_other(ax):
     assert len(marks) == 13
 
 
+def test_every_row_is_drawn_whatever_its_label(ax):
+    """A label may be called "other", and numbers that are written alike are two labels."""
+    labels = ["other"] * 10 + [f"l{number}" for number in range(30)]
+    plots.latent(np.zeros((40, 2)), labels, ax=ax)
+    assert [len(drawn.get_offsets()) for drawn in ax.collections] == [1] * 11 + [29]
+    drawn = plots.latent(np.zeros((4, 2)), [18262.41, 18262.43, 18262.43, 0.5])
+    assert [text.get_text() for text in drawn.get_legend().get_texts()] == ["0.5", "18262.41", "18262.43"]
+    assert [len(each.get_offsets()) for each in drawn.collections] == [1, 1, 2]
+
+
+def test_one_row_of_many_latents_is_drawn(ax):
+    plots.latent(np.array([[1.0, 2.0, 3.0]]), ax=ax)
+    assert ax.collections[0].get_offsets().tolist() == [[0.0, 0.0]]
+    assert ax.get_ylabel() == "principal component 2 (0% of variance)"
+
+
 def test_numbers_and_levels_of_columns_are_drawn_as_shares():
     data = pd.DataFrame({"age": [1.5, None, 3.5, 9.0] * 5, "job": ["a", "b", None, "b"] * 5})
     simulated = pd.DataFrame({"age": [1.5, 2.0, 3.5, 50.0] * 5, "job": ["a", "c", "b", "b"] * 5})
@@ -218,6 +236,28 @@ def test_numbers_and_levels_of_columns_are_drawn_as_shares():
     assert [each.get_title() for each in axes] == ["age: 0.25", "job: 0.25"]
     with pytest.raises(Refused, match="columns of other names"):
         plots.column_distances(data, simulated.rename(columns={"age": "years"}))
+
+
+def test_numbers_in_columns_of_objects_are_numbers():
+    """Numbers keep their distance as decimals, beside None, and where the other side is whole numbers."""
+    values = np.arange(8) % 5
+    plain, other = pd.DataFrame({"a": values}), pd.DataFrame({"a": values * 1.5 + 0.25})
+    expected = plots.column_distances(plain, other)["distance"].item()
+    assert 0 < expected < 1
+    decimals = pd.DataFrame({"a": [*map(Decimal, values.tolist()), None]})
+    for real in (plain.astype(object), pd.DataFrame({"a": [None, *values.tolist()]}, dtype=object), decimals):
+        for drawn in (other, other.astype(object)):
+            assert plots.column_distances(real, drawn)["distance"].item() == expected
+
+
+def test_columns_without_observed_cells_are_drawn_and_repeated_names_refused():
+    empty = pd.DataFrame({"a": [None, None], "b": [1.0, 2.0]})
+    (first, _) = plots.predictive(empty, empty)
+    assert first.texts[0].get_text() == "no observed cell"
+    assert plots.column_distances(empty, empty.fillna(1.0))["distance"].tolist() == [0.0, 0.0]
+    twice = empty.set_axis(["a", "a"], axis=1)
+    with pytest.raises(Refused, match="x: expected one column of each name, got 'a' more than once"):
+        plots.predictive(twice, twice)
 
 
 def test_distance_exceeds_chance_as_often_as_it_says():

@@ -196,7 +196,8 @@ class Baseline(Fitted, ABC):
         rows, *mask = (each if isinstance(each, SparseRows) else each.contiguous() for each in flat)
         checked = restored(rows, mask[0] if mask else None)
         columns = list(range(rows.shape[1]))
-        on_support("x", checked, columns, self.support, self.family, off_support(self.family))
+        held = source.names.get("x")
+        on_support("x", checked, columns, self.support, self.family, off_support(self.family), held)
         if self.support is constraints.real:
             check_sizes("x", checked, source.names.get("x"), spread=fitting)
         return rows, tuple(mask), source

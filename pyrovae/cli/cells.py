@@ -18,6 +18,7 @@ _MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>"}
 _DATE, _LIKE_A_DATE = r"\d{4}-\d{2}(?:-\d{2}.*)?", r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}(?:[ T].*)?"
 _TIME = r"\d{2}(?::?\d{2}(?::?\d{2}(?:[.,]\d+)?)?)?\s?(?:Z|[+-]\d{2}(?::?\d{2})?)?"
 _ISO = re.compile(rf"\d{{4}}|\d{{4}}-\d{{2}}|(?:\d{{4}}-\d{{2}}-\d{{2}}|\d{{8}})(?:[T ]{_TIME})?")
+_MARKED = r"[+-]?(?:\d{1,3}(?:[.,'’ \u00a0\u202f]\d{3})+|\d+)(?:[.,]\d+)?"  # 1,234.5 or 1,5
 _MOSTLY = 0.9  # the share of numbers from which another cell is likely to mean a missing one
 #: What a column of dates may be replaced by: a number under the name "column.part".
 PARTS = ("days", "year", "month", "day", "dayofweek", "hour")
@@ -62,10 +63,8 @@ def typed(
         )
     frame = with_dates(frame, parts, kept, start)
     if text:
-        cells = [name for name in frame if frame[name].dtype == object]
-        frame = frame.assign(
-            **{name: _typed(frame[name], known.get(name), decimal_comma, start) for name in cells}
-        )
+        for name in [name for name in frame if frame[name].dtype == object]:
+            frame[name] = _typed(frame[name], known.get(name), decimal_comma, start)
     return frame.set_axis(index, axis=0)
 
 
@@ -83,24 +82,32 @@ def _typed(text: pd.Series, column: Column | None, decimal_comma: bool, start: i
     seen = text.dropna().str.strip()
     if (column is None or column.sort == "bool") and len(seen) and set(seen.str.lower()) <= {"true", "false"}:
         return seen.str.lower().map({"true": True, "false": False}).astype("boolean").reindex(text.index)
-    grouped = _thousands(seen, "." if decimal_comma else ",")
-    if decimal_comma and grouped is not None:
+    grouped = _thousands(seen) if decimal_comma else None
+    if grouped is not None:
         row, cell = grouped
         came = f"{cell!r} in row {start + row}, whose dot may separate thousands"
-        fix = f"Write {cell.replace('.', '')}, or {cell.replace('.', ',', 1)} if it is a decimal."
+        decimal = "" if "," in cell else f", or {cell.replace('.', ',', 1)} if it is a decimal"
+        fix = f"Write {cell.replace('.', '')}{decimal}."
         raise bad_value(
             f"column {str(text.name)!r}", "numbers with decimal commas between semicolons", came, fix
         )
     numbers = pd.to_numeric(seen.str.replace(",", ".") if decimal_comma else seen, errors="coerce")
-    if column is not None and is_integer_dtype(column.dtype) and (numbers % 1 == 0).all():
+    if (
+        column is not None
+        and is_integer_dtype(column.dtype)
+        and (numbers % 1 == 0).all()
+        and (abs(numbers) < 2.0**63).all()
+    ):
         return numbers.astype("Int64").reindex(text.index)
     if column is not None:  # the table refuses what is left as text
         return numbers.astype(object).where(numbers.notna(), seen).reindex(text.index).infer_objects()
     odd = numbers.index[numbers.isna()]
     leading_zeros = seen.str.match(r"[+-]?0\d").any()  # 01 is a label
-    if len(odd) and grouped is not None:
-        fix = "Write numbers without separators of thousands to make them numbers."
-        log.warning("%s has labels: %r in row %d. %s", text.name, grouped[1], start + grouped[0], fix)
+    marked = numbers.isna() & seen.str.fullmatch(_MARKED)
+    if marked.any() and (numbers.notna() | marked).mean() >= _MOSTLY:
+        first, mark = marked.idxmax(), "comma" if decimal_comma else "point"
+        fix = f"Write numbers without separators of thousands, and decimals after a {mark}, to make them numbers."
+        log.warning("%s has labels: %r in row %d. %s", text.name, seen[first], start + first, fix)
     elif len(odd) and not leading_zeros and 1 - len(odd) / len(seen) >= _MOSTLY:
         found = (
             f"{len(odd)} of {len(seen)} cells are no numbers, first {seen[odd[0]]!r} in row {start + odd[0]}"
@@ -122,13 +129,13 @@ def _labels(text: pd.Series, levels: tuple[Any, ...]) -> pd.Series:
     return cells.astype(pd.CategoricalDtype(pd.Index([*levels, *others], dtype=object)))
 
 
-def _thousands(seen: pd.Series, mark: str) -> tuple[int, str] | None:
-    """Return the row and the text of the first number with separators of thousands, if most cells are such numbers.
+def _thousands(seen: pd.Series) -> tuple[int, str] | None:
+    """Return the row and the text of the first number with dots between thousands, if most cells are such numbers.
 
-    A cell with the mark elsewhere, such as 0.25, shows that the mark stands before decimals.
+    A cell with a dot elsewhere, such as 0.25, shows that the dot stands before decimals.
     """
-    found = seen.str.fullmatch(rf"[+-]?[1-9]\d{{0,2}}(?:{re.escape(mark)}\d{{3}})+")
-    if 2 * found.sum() <= len(seen) or seen[~found].str.contains(mark, regex=False).any():
+    found = seen.str.fullmatch(r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+(?:,\d+)?")
+    if 2 * found.sum() <= len(seen) or seen[~found].str.contains(".", regex=False).any():
         return None
     return int(found.idxmax()), str(seen[found.idxmax()])
 
@@ -142,7 +149,7 @@ def with_dates(
     year is its first day. ``start`` is the number of the first row, for messages.
 
     Raises:
-        ValueError: no such column; a cell that is no date in ISO 8601.
+        ValueError: no such column; a column "name.part" in the file; a cell that is no date in ISO 8601.
     """
     made = dict[str, Any]()
     for name, part in parts:
@@ -154,6 +161,11 @@ def with_dates(
             came = f"{len(odd)} others, first {_spelled(frame[name].iloc[odd[0]])!r} in row {start + odd[0]}"
             fix = "Write them so, or drop the column."
             raise bad_value(f"column {name!r}", "dates in ISO 8601, such as 2026-11-29, or years", came, fix)
+        if f"{name}.{part}" in frame:
+            expected = f"no column {name}.{part} in the file, which this number would replace"
+            raise bad_value(
+                f"--date {name}", expected, "one", "Rename the column of the file, or take another part."
+            )
         days = (dates - pd.Timestamp("1970-01-01")) / pd.Timedelta("1D")
         made[f"{name}.{part}"] = (days if part == "days" else getattr(dates.dt, part)).astype("float64")
     replaced = {name for name, _ in parts}.difference(kept)

@@ -100,6 +100,7 @@ class Rows:
         start = 0
         with self._readable():
             for frame in read(size):
+                self._check_labels(frame)
                 yield start, self._labelled(frame, start)
                 start += len(frame)
 
@@ -114,6 +115,9 @@ class Rows:
         except UnicodeDecodeError as error:
             came = f"the byte {error.object[error.start]:#x} ({error.reason})"
             raise self._refused("text in UTF-8", came, "Save the file as UTF-8.") from None
+        except gzip.BadGzipFile:
+            fix = "Compress it, or leave .gz out of its name."
+            raise self._refused("a file that gzip compressed", "another file", fix) from None
         except (csv.Error, EOFError, zlib.error, zipfile.BadZipFile, ValueError) as error:
             came = str(error).partition("\n")[0] or type(error).__name__
             raise self._refused(
@@ -156,6 +160,7 @@ class Rows:
             self._check_names(names)
             width, held_rows = len(names), list[list[str]]()
             for row in lines:
+                row = row or [""] * (width == 1)  # an empty line is a missing cell of the only column
                 if len(row) == width:
                     held_rows.append(row)
                 elif row:
@@ -176,20 +181,32 @@ class Rows:
         if all(re.fullmatch(r"[-+]?[.\d][-+.\deE]*", name) for name in names):
             came = f"numbers, {names[0]!r} first"
             raise self._refused("names of columns in the first line", came, "Add a line with names.")
-        twice = [name for number, name in enumerate(names) if name in names[:number]]
-        if twice:
-            raise self._refused(
-                "one column of each name", f"{twice[0]!r} more than once", "Rename the columns."
-            )
+
+    def _check_labels(self, frame: pd.DataFrame) -> None:
+        for labels, what in ((frame.columns, "name a column"), (frame.index, "label a row")):
+            if labels.nlevels > 1:
+                came = f"{labels.nlevels} levels, {list(labels.names)}"
+                raise self._refused(f"one {what}", came, "Join the levels into one.")
+        twice = frame.columns[frame.columns.duplicated()]
+        if len(twice):
+            came = f"{twice[0]!r} more than once"
+            raise self._refused("one column of each name", came, "Rename the columns.")
 
     def _parquet(self, size: int) -> Iterator[pd.DataFrame]:
         parquet = _pyarrow("reads")
         with self._binary() as file:
             rows = parquet.ParquetFile(file)
+            labels, start = _numbers_of_rows(rows), 0
             for group in range(rows.num_row_groups):
                 # One after the other, because pyarrow reads ahead in all groups that it is asked for.
                 for batch in rows.iter_batches(size, row_groups=[group]):
-                    yield batch.to_pandas()
+                    frame = batch.to_pandas()
+                    yield (
+                        frame
+                        if labels is None
+                        else frame.set_axis(labels[start : start + len(frame)], axis=0)
+                    )
+                    start += len(frame)
 
     def _arrays(self, size: int) -> Iterator[pd.DataFrame]:
         with self._binary() as file:
@@ -240,6 +257,20 @@ def _suffix(path: str, argument: str, known: tuple[str, ...]) -> str:
             argument, f"a name that ends in {', '.join(known)}", shown(path), "Rename or convert the file."
         )
     return found
+
+
+def _numbers_of_rows(parquet: Any) -> pd.Index | None:
+    """Return the labels of rows that a Parquet file describes as a range; None if they are not, or are 0, 1, …
+
+    pyarrow restores such a range only if all rows are read at once.
+    """
+    described = (parquet.schema_arrow.pandas_metadata or {}).get("index_columns") or [""]
+    if not isinstance(described[0], dict) or described[0].get("kind") != "range":
+        return None
+    kept = range(*(described[0][name] for name in ("start", "stop", "step")))
+    if len(kept) != parquet.metadata.num_rows or kept == range(len(kept)):
+        return None
+    return pd.Index(np.asarray(kept), name=described[0]["name"])
 
 
 def _pyarrow(does: str) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from pyrovae.cli import files
 from pyrovae.cli.main import Check, Data, Index, Model, Out, Seed, app, load, log, show, shows_progress
 from pyrovae.cli.training_rows import Dates, Drop, Families, Resolutions, TrainingRows, to_number
 from pyrovae.model import VAE
-from pyrovae.refusals import bad_value
+from pyrovae.refusals import Refused, bad_value
 from pyrovae.reporting import report as write_report
 
 _COMPONENTS = 10  # of a mixture
@@ -132,7 +133,9 @@ def compare(
         rehearsal: dict[str, Any] = {"method": "importance", "num_samples": 2, "check": False}
         for name in made:
             if name not in pairs:
-                log.info("%s", made[name].fit(codes).summary())
+                with _named(name):
+                    made[name].fit(codes)
+                log.info("%s", made[name].summary())
                 both = {name: made[name]} | ({"vae": untrained} if pairs else {})
                 comparison.compare(both, scored[:2], training_rows=True, **rehearsal)
         options: dict[str, Any] = {"seed": seed, "progress": shows_progress()}
@@ -215,6 +218,18 @@ def info(model: Model) -> None:
     if fitted is not None:
         show(f"fitted to {fitted.rows} rows: {training.History(**fitted.history)}")
     show(", ".join(f"{name} {version}" for name, version in versions.items()))
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Turn what a baseline refuses into a refusal of --models, which chose the baseline."""
+    try:
+        yield
+    except Refused as error:
+        said = error.argument if error.argument in ("x", "latent_dim", "num_components") else ""
+        named = Refused(f"--models {name}: {str(error).removeprefix(f'{said}: ')}")
+        named.argument = f"--models {name}"
+        raise named from error
 
 
 def _made(text: str, latent_dim: int, columns: int, vae: Callable[[int], VAE]) -> Any:

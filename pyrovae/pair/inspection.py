@@ -68,13 +68,18 @@ _DTYPES = (
 
 
 def inspect(
-    pair: LatentVariableModel, batch: Batch, seed: int = 0, argument: str = "x", every_row: bool = False
+    pair: LatentVariableModel,
+    batch: Batch,
+    seed: int = 0,
+    argument: str = "x",
+    every_row: bool = False,
+    names: tuple[str, ...] | None = None,
 ) -> RowModel:
     """Return the pair with its structure; raise ``ValueError`` if a row's log P(x) would not be defined.
 
     Runs the pair on up to four of the rows, in ``eval()`` mode and without gradients. The first call fills the
     parameter store of a pair written as plain functions, from ``seed``. Then runs the pair once on each of the first
-    4096 rows, or on all if ``every_row``; see ``on_data``.
+    4096 rows, or on all if ``every_row``; see ``on_data``. ``names`` are those of the columns, for messages.
 
     Raises:
         ValueError: naming what was found, for every clause of the contract: no plate over the rows or several,
@@ -110,7 +115,7 @@ def inspect(
         structure = _structure(
             sites, latents, observed, plates, scored, _widest(pair, sites["model"], probe["x"]), work
         )
-        check_supports(structure, batch)
+        check_supports(structure, batch, names=names)
         model = RowModel(pair, judged(structure, batch, probe, sites["model"]))
         check_log_prob_dims(sites, model.structure)
         check_repeats(model, sites, probe, fewer, order)
@@ -150,11 +155,13 @@ def _structure(
     )
 
 
-def check_supports(scored: Scored, batch: Batch, argument: str = "x") -> None:
+def check_supports(
+    scored: Scored, batch: Batch, argument: str = "x", names: tuple[str, ...] | None = None
+) -> None:
     """Raise ``ValueError`` for observed values off the likelihood's support, naming the first and a likelihood that fits."""
     x = restored(batch["x"], batch.get("observed"))
     for support in scored.supports:
-        on_support(argument, flat(x), *support, off_support(support.family))
+        on_support(argument, flat(x), *support, off_support(support.family), names)
 
 
 def _distinct_rows(x: Tensor, num_rows: int) -> list[int]:

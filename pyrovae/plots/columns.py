@@ -12,6 +12,7 @@ from pyrovae.plots import drawing
 from pyrovae.plots.drawing import BLUE, GREY, MOST_BARS, STYLE, WIDTH
 from pyrovae.refusals import bad_type, bad_value, shown
 from pyrovae.rows import as_passed
+from pyrovae.tables.columns import sort_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,8 +108,8 @@ def _distance(one: np.ndarray, other: np.ndarray) -> float:
 
 def _alike(values: Sequence[np.ndarray]) -> tuple[list[np.ndarray], bool]:
     """Return values of one column as text, unless all are numbers; and whether they are."""
-    numbers = all(each.dtype.kind == "f" for each in values)
-    return [each if numbers else each.astype(str) for each in values], numbers
+    numbers = all(each.dtype.kind == "f" for each in values if len(each))
+    return [each.astype(np.float64 if numbers else str) for each in values], numbers
 
 
 def _columns(argument: str, x: Any) -> dict[Any, np.ndarray]:
@@ -117,9 +118,17 @@ def _columns(argument: str, x: Any) -> dict[Any, np.ndarray]:
 
     rows = as_passed(x, argument)[1]
     if isinstance(rows, pd.DataFrame):
+        if not rows.columns.is_unique:
+            came = f"{rows.columns[rows.columns.duplicated()][0]!r} more than once"
+            raise bad_value(argument, "one column of each name", came, "Rename the columns.")
         numbers = rows.select_dtypes("number").columns
-        kinds = {name: np.float64 if name in numbers else object for name in rows.columns}
-        return {name: rows[name].dropna().to_numpy(dtype=kind) for name, kind in kinds.items()}
+        observed = {name: rows[name].dropna() for name in rows.columns}
+        return {
+            name: cells.to_numpy(
+                dtype=np.float64 if name in numbers or sort_of(cells) == "number" else object
+            )
+            for name, cells in observed.items()
+        }
     array = rows.detach().cpu().numpy() if hasattr(rows, "detach") else rows
     numbers = isinstance(array, np.ndarray) and array.dtype.kind in "biuf"
     if not numbers or array.ndim < 2 or not array.size:
@@ -180,6 +189,8 @@ def _panel(ax: Axes, values: Sequence[np.ndarray], labels: Sequence[str]) -> Non
     """Draw bars of levels or of few numbers, and otherwise histograms."""
     values, numbers = _alike(values)
     levels, counts = np.unique(np.concatenate(values), return_counts=True)
+    if not len(levels):
+        ax.text(0.5, 0.5, "no observed cell", ha="center", va="center", transform=ax.transAxes)
     if numbers and len(levels) > MOST_BARS:
         drawing.histograms(ax, values, labels)
         return
@@ -189,5 +200,5 @@ def _panel(ax: Axes, values: Sequence[np.ndarray], labels: Sequence[str]) -> Non
         ax.bar(np.arange(len(levels)) + side, shares, 0.4, color=colour, label=label)
     words = [f"{level:g}" if numbers else str(level) for level in levels]
     words = [word if len(word) <= 9 else f"{word[:8]}…" for word in words]
-    tilted = len(words) > 4 or max(map(len, words)) > 5
+    tilted = len(words) > 4 or max(map(len, words), default=0) > 5
     ax.set_xticks(range(len(levels)), words, rotation=90 if tilted else 0)

@@ -105,7 +105,9 @@ def latent(z: Any, color: Any = None, *, ax: Axes | None = None) -> Axes:
     if codes.shape[1] > 2:
         codes = codes - codes.mean(axis=0)
         left, spread, _ = np.linalg.svd(codes, full_matrices=False)
-        codes, shares = (left * spread)[:, :2], spread**2 / max((spread**2).sum(), 1e-300)
+        codes, shares = np.zeros((len(codes), 2)), np.zeros(2)
+        scores, parts = (left * spread)[:, :2], spread[:2] ** 2 / max((spread**2).sum(), 1e-300)
+        codes[:, : len(parts)], shares[: len(parts)] = scores, parts  # one row has one component
         names = [f"principal component {k + 1} ({shares[k]:.0%} of variance)" for k in (0, 1)]
     elif codes.shape[1] == 1:
         codes, names = np.c_[np.arange(len(codes)), codes], ["row", names[0]]
@@ -128,11 +130,18 @@ def latent(z: Any, color: Any = None, *, ax: Axes | None = None) -> Axes:
 
 def _levels(labels: np.ndarray) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
     """Return which rows have each label, and its colour and mark; the rarest of many labels are "other", in grey."""
-    words = np.array([f"{label:g}" if isinstance(label, float) else str(label) for label in labels.tolist()])
-    levels, counts = np.unique(words, return_counts=True)
-    kept = levels[np.sort(np.argsort(-counts, kind="stable")[:_MOST_LEVELS])].tolist()
-    if labels.dtype.kind in "iuf":
-        kept.sort(key=float)
-    found = {level: (words == level, drawing.mark(number)) for number, level in enumerate(kept)}
-    rest = ~np.isin(words, kept)
-    return found | ({"other": (rest, {"color": GREY, "marker": "."})} if rest.any() else {})
+    numbers = labels.dtype.kind in "iuf"
+    values = labels if numbers else np.array([str(label) for label in labels.tolist()])
+    levels, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    kept = np.sort(np.argsort(-counts, kind="stable")[:_MOST_LEVELS])
+    words = [f"{levels[code]:g}" if numbers else str(levels[code]) for code in kept]
+    if len(set(words)) < len(words):  # numbers that differ beyond six digits
+        words = [str(levels[code]) for code in kept]
+    found = {
+        word: (which == code, drawing.mark(i)) for i, (word, code) in enumerate(zip(words, kept, strict=True))
+    }
+    rest = ~np.isin(which, kept)
+    if rest.any():
+        rest |= found.pop("other", (rest, {}))[0]  # of a label of this name
+        found["other"] = rest, {"color": GREY, "marker": "."}
+    return found

@@ -101,7 +101,9 @@ class Contents:
 
         table = self.model.table if isinstance(self.model, VAE) else None
         flat = values.detach().reshape(len(values), -1).double().cpu()
-        return table.decode(flat) if table is not None else pd.DataFrame(flat.numpy(), columns=self.names)
+        if table is None:
+            return pd.DataFrame(flat.numpy(), columns=self.names)
+        return table.decode(flat).infer_objects()  # columns of objects may hold numbers
 
     @property
     def data(self) -> pd.DataFrame:

@@ -108,7 +108,7 @@ class Reader:
 
         def read(chunk: Any, argument: str) -> tuple[Batch, Source]:
             batch, source = self._read(chunk, argument, self.source.names)
-            check_supports(model.structure, self.presented(batch), argument)
+            check_supports(model.structure, self.presented(batch), argument, source.names.get("x"))
             return batch, source
 
         return Rows(self._chunks, read, digests)
