@@ -32,6 +32,20 @@ BUGS = {
         "sums / (rows.matrix != 0).sum(axis=0).max()",
         "test_sparse.py::test_independent_families_fit_and_score_in_parts",
     ),
+    "masks of chunks left out": Bug(
+        "chunks.py",
+        "_one",
+        "isinstance(parts[0], np.ma.MaskedArray)",
+        "False",
+        "test_missing.py::test_masked_entries_are_missing_cells[f8]",
+    ),
+    "columns of sparse rows summed in their own type": Bug(
+        "sparse.py",
+        "SparseRows.__torch_function__",
+        "np.bincount(held.indices, held.data, held.shape[1])",
+        "held.sum(axis=0)",
+        "test_sparse.py::test_columns_are_summed_in_float64[float32]",
+    ),
     "a number that is the label of another column taken as a position": Bug(
         "rows.py",
         "column_numbers",
