@@ -138,17 +138,23 @@ def _is_pair(model: Any) -> bool:
     return not isinstance(model, LogEvidence) and not hasattr(model, "log_evidence")
 
 
-def _fitted_names(model: Any) -> tuple[str, ...] | None:
-    """Return the names of the columns that a model was fitted to, in their order; None if they had no names."""
+def _order(model: Any, came: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the columns that came in the order in which a model was fitted, if they are the same; else its own.
+
+    A model that was fitted without names has the columns 0, 1, … if these came, and otherwise takes them as they lie.
+    """
     names = getattr(model, "names", None)
-    return names.get("x") if isinstance(names, Mapping) else None
+    known: tuple[str, ...] | None = names.get("x") if isinstance(names, Mapping) else None
+    numbers = tuple(map(str, range(len(came))))
+    return known or (numbers if sorted(came) == sorted(numbers) else came)
 
 
 def _arranged(model: Any, x: Any) -> Any:
     """Return rows with the columns of a frame in the order in which the model was fitted; others as they are."""
     beside, rows = as_passed(x)
-    came, known = frames.names(rows), _fitted_names(model)
-    if came is None or known is None or came == known or sorted(came) != sorted(known):
+    came = tuple(map(str, getattr(rows, "columns", ())))
+    known = _order(model, came)
+    if came == known or sorted(came) != sorted(known):
         return x
     if len(set(came)) < len(came) or hasattr(beside.get("observed"), "shape"):
         return x
@@ -158,10 +164,12 @@ def _arranged(model: Any, x: Any) -> Any:
 
 def _columns(model: Any, x: Any) -> list[Any] | None:
     """Return what a model scores of a frame's columns, in its order: names, and a table's levels and resolutions."""
-    names = frames.names(as_passed(x)[1])
+    labels = getattr(as_passed(x)[1], "columns", None)
     table = getattr(model, "table", None)
-    if names is None or table is None:
-        return None if names is None else [(name, None, None) for name in _fitted_names(model) or names]
+    if labels is None:
+        return None
+    if table is None:
+        return [(name, None, None) for name in _order(model, tuple(map(str, labels)))]
     return [(str(column.name), column.levels, column.resolution) for column in table.columns]
 
 
