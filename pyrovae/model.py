@@ -472,7 +472,10 @@ class VAE(LatentVariableModel):
             encoder=found(nn.Sequential(features, network), missing=True),
         )
         vae.table = table
-        return vae.double()
+        vae.double()
+        for name in ("loc", "scale"):  # made in float32, which rounds them
+            getattr(features, name).copy_(torch.tensor(table.features()[name], dtype=torch.float64))
+        return vae
 
     @takes_turns
     def sample(self, num_rows: int, seed: int = 0, **context: Tensor) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from pyrovae import arguments, frames
+from pyrovae import arguments
 from pyrovae.comparison.refusals import (
     check_comparable,
     check_held_out,
