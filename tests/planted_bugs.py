@@ -1319,7 +1319,7 @@ BUGS = {
     ),
     "training rows of a label let through": Bug(
         "comparison/predictive.py",
-        "_table_by",
+        "compare",
         "check_held_out(some, label=label, labels=len(within))",
         "pass",
         "test_comparison.py::test_rows_that_a_model_was_fitted_to_are_refused_under_their_label",

@@ -111,6 +111,11 @@ def compare(
     check_comparable(scores)
     if not training_rows:
         check_held_out(scores)
+    labels = None if by is None else _labels_of(by, scores)
+    if labels is not None and not training_rows:
+        within = _within(labels, scores)
+        for label, some in within.items():
+            check_held_out(some, label=label, labels=len(within))
     full = {name: score(name, method, options) for name, model in models.items() if _is_pair(model)}
     scores = _in_one_order(rough | full, models, x)
     check_possible(scores)
@@ -118,7 +123,9 @@ def compare(
         name: {"num_parameters": _num_parameters(model), "seconds": seconds[name]}
         for name, model in models.items()
     }
-    return _table(scores, about) if by is None else _table_by(by, scores, about, training_rows)
+    if labels is None:
+        return _table(scores, about)
+    return _table_by(getattr(by, "name", None) or "by", labels, scores, about)
 
 
 def _score(name: str, model: Any, x: Any, method: str, options: Mapping[str, Any]) -> LogEvidence:
@@ -200,25 +207,34 @@ def _like(
     return replace(score, measure=measure, fingerprint=first.fingerprint)
 
 
+def _labels_of(by: Any, scores: Mapping[str, LogEvidence]) -> np.ndarray:
+    """Return a label for every row that was scored, shape (rows,), in their order."""
+    index = next((score.index for score in scores.values() if score.index is not None), None)
+    return _labels(align("by", by, index), len(next(iter(scores.values()))))
+
+
+def _within(labels: np.ndarray, scores: Mapping[str, LogEvidence]) -> dict[Any, dict[str, LogEvidence]]:
+    """Return the scores of the rows with each label."""
+    import pandas as pd
+
+    return {
+        label: {name: subset(score, labels == label) for name, score in scores.items()}
+        for label in pd.unique(labels)
+    }
+
+
 def _table_by(
-    by: Any, scores: Mapping[str, LogEvidence], about: Mapping[str, Mapping[str, float]], training_rows: bool
+    name: Any,
+    labels: np.ndarray,
+    scores: Mapping[str, LogEvidence],
+    about: Mapping[str, Mapping[str, float]],
 ) -> pd.DataFrame:
-    """Return one table for each label of ``by``, one below the other."""
+    """Return one table for each label, one below the other; ``name`` is that of the labels."""
     import pandas as pd
 
     from pyrovae.comparison.table import ComparisonTable
 
-    index = next((score.index for score in scores.values() if score.index is not None), None)
-    labels = _labels(align("by", by, index), len(next(iter(scores.values()))))
-    within = {
-        label: {name: subset(score, labels == label) for name, score in scores.items()}
-        for label in pd.unique(labels)
-    }
-    if not training_rows:
-        for label, some in within.items():
-            check_held_out(some, label=label, labels=len(within))
-    parts = {label: _table(some, about) for label, some in within.items()}
-    name = getattr(by, "name", None) or "by"
+    parts = {label: _table(some, about) for label, some in _within(labels, scores).items()}
     table = ComparisonTable(pd.concat(parts, names=[name, "model"]))
     table.attrs.update(parts[labels[0]].attrs, rows=len(labels))
     return table
