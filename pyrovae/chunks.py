@@ -136,4 +136,7 @@ def _one(parts: Sequence[Any], place: str) -> Any:
         import pandas as pd
 
         return pd.concat(parts)
+    if isinstance(parts[0], np.ma.MaskedArray):
+        found: np.ndarray = np.ma.concatenate(parts)
+        return found
     return np.concatenate([np.asarray(part) for part in parts])

@@ -10,14 +10,14 @@ import numpy as np
 def names(x: Any) -> tuple[str, ...] | None:
     """Return the names of a frame's columns, or of a series with a name; None if there are none.
 
-    Columns that are all numbers have no names, because pandas numbers the columns of frames made from arrays.
-    Unlike in scikit-learn, names of several levels count, and so do names mixed with numbers.
+    Columns that are numbered 0, 1, … in order have no names, because pandas numbers the columns of frames made from
+    arrays. Unlike in scikit-learn, names of several levels count, and so do other numbers.
     """
     if not hasattr(x, "to_numpy"):
         return None
     columns = getattr(x, "columns", None)
     found = list(columns) if columns is not None else [getattr(x, "name", None)]
-    if not found or found == [None] or all(_is_number(name) for name in found):
+    if found == [None] or found == list(range(len(found))) or (columns is None and _is_number(found[0])):
         return None
     return tuple(
         str.__str__(name) if isinstance(name, str) else str(name) for name in found

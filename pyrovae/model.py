@@ -176,7 +176,7 @@ class LatentVariableModel(Parameters):
             dtype=self.dtype,
             device=self.device,
             argument=argument,
-            names={**(names or {}), **self.names},
+            names=None if names is None and self.fitted is None else {**(names or {}), **self.names},
             double=double,
             spread=spread,
             missing=self.takes_missing,
@@ -292,6 +292,8 @@ class VAE(LatentVariableModel):
     ) -> tuple[dict[str, Tensor], Source]:
         if self.table is not None:
             x = self.table.read(x, argument)
+            if self.fitted is not None and not self.names:  # of a file from before numbers were names
+                names = {"x": tuple(map(str, self.table.names))}
         return super().checked(x, argument, names)
 
     def arranged(self, x: Any) -> Any:
@@ -470,7 +472,10 @@ class VAE(LatentVariableModel):
             encoder=found(nn.Sequential(features, network), missing=True),
         )
         vae.table = table
-        return vae.double()
+        vae.double()
+        for name in ("loc", "scale"):  # made in float32, which rounds them
+            getattr(features, name).copy_(torch.tensor(table.features()[name], dtype=torch.float64))
+        return vae
 
     @takes_turns
     def sample(self, num_rows: int, seed: int = 0, **context: Tensor) -> Any:

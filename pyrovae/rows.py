@@ -84,7 +84,8 @@ def read(
     matched by position. A swap of two columns with one name cannot be detected.
 
     Args:
-        names: the column names that the model was fitted to, by name in the batch. A frame must have the same.
+        names: the column names that the model was fitted to, by name in the batch, or None before a fit. A frame must have
+            the same; if there are none, its columns must not be 0, 1, … in another order.
         double: whether rows may be in float64: "never", if a cast to ``dtype`` is "lossy", or "always".
         spread: the columns' standard deviations, if they are known from other rows.
         missing: whether rows may have missing cells: NaN in float arrays and tensors; None, NaN and NA in frames; or
@@ -101,13 +102,13 @@ def read(
         rows_of = _the_rows(x, argument)
         mask = x["observed"]
         columns = frames.names(rows_of)
-        if hasattr(mask, "columns") and columns is not None:
-            _same_names("observed", mask, "x", {"x": columns})
+        if hasattr(mask, "columns") and hasattr(rows_of, "columns"):
+            _same_names("observed", mask, "x", {} if columns is None else {"x": columns}, fitted=True)
         mask = align("observed", mask, frames.index(rows_of))
         x = {n: value for n, value in x.items() if n != "observed"} | {"x": without(rows_of, mask)}
     found = dict(names or {})
     rows_of = _the_rows(x, argument)
-    _same_names(argument, rows_of, "x", found)
+    _same_names(argument, rows_of, "x", found, fitted=names is not None)
     tensor, exact, observed = _as_tensor(rows_of, dtype, device, argument, double, spread, missing)
     source, batch = Source(exact, found, frames.index(rows_of), observed), {"x": tensor}
     if observed is not None:
@@ -120,7 +121,7 @@ def read(
         if not isinstance(name, str) or not name.isidentifier():
             raise bad_value(argument, "names that model and guide can take", repr(name), "Rename it.")
         if hasattr(value, "columns"):
-            _same_names(name, value, name, found)
+            _same_names(name, value, name, found, fitted=names is not None)
         batch[name] = _aligned(name, align(name, value, source.index), dtype, device or tensor.device)
         if len(batch[name]) != len(tensor):
             raise bad_value(
@@ -262,11 +263,12 @@ def column_numbers(
     """Return the numbers of columns that are named, or numbered from 0 in the flattened rows.
 
     A string is a name; a whole number is a position. ``labels`` are a frame's own labels of its columns. If whole numbers are
-    among them, a number that is not the label of the column at that position is refused, because it could mean either.
+    among them, a number that is not the label of the column at that position is refused, because it could mean either; the
+    label as a string is its name.
 
     Raises:
         TypeError: no list of names or whole numbers.
-        ValueError: none; a column that is unknown, named twice or ambiguous.
+        ValueError: none; a column that is unknown, named twice or ambiguous; a name of several columns.
     """
     if isinstance(chosen, str | bytes) or not hasattr(chosen, "__iter__"):
         raise bad_type(argument, "a list of columns", shown(chosen), "Pass [name] or [number].")
@@ -275,6 +277,9 @@ def column_numbers(
     for column in chosen:
         if isinstance(column, str) and names and column in names:
             place = names.index(column)
+            if (count := names.count(column)) > 1:
+                came = f"{column!r}, the name of {count} columns"
+                raise bad_value(argument, "names that one column has", came, "Pass the column's position.")
         elif (
             isinstance(column, int | np.integer)
             and not isinstance(column, bool)
@@ -286,7 +291,7 @@ def column_numbers(
                 argument,
                 f"columns {known}",
                 shown(column),
-                "Pass names of a frame's columns, or their numbers.",
+                "Pass names of a frame's columns as strings, or positions from 0.",
             )
         numbered = [
             i for i, label in enumerate(labels) if not isinstance(label, str | bytes) and label == column
@@ -296,7 +301,8 @@ def column_numbers(
                 argument,
                 "unambiguous numbers of columns",
                 f"{column!r}, the position of column {labels[place]!r} and the label of the column at position {numbered[0]}",
-                "Name the columns by strings: df.columns = df.columns.map(str).",
+                "Name the column by its label as a string"
+                + (f", {names[place]!r} or {names[numbered[0]]!r}." if names else "."),
             )
         if place in found:
             raise bad_value(argument, "each column once", f"{column!r} twice", "Name it once.")
@@ -420,13 +426,24 @@ def _the_rows(x: Any, argument: str) -> Any:
     return x["x"]
 
 
-def _same_names(argument: str, value: Any, name: str, known: dict[str, tuple[str, ...]]) -> None:
-    """Raise ``ValueError`` if a frame's column names differ from ``known[name]``; if that is missing, set it."""
-    came = frames.names(value)
+def _same_names(
+    argument: str, value: Any, name: str, known: dict[str, tuple[str, ...]], fitted: bool
+) -> None:
+    """Raise ``ValueError`` if a frame's column names differ from ``known[name]``; if that is missing, set it.
+
+    Columns 0, 1, … have no names, but a frame with these in another order is not one of the same columns.
+    """
+    came, expected = frames.names(value), known.get(name)
+    numbers = tuple(map(str, range(len(getattr(value, "columns", ())))))
+    if came is None and expected is not None and sorted(expected) == sorted(numbers):
+        came = numbers
+    elif expected is None and fitted and came is not None and sorted(came) == sorted(numbers):
+        expected = numbers
     if came is None:
         return
-    expected = known.setdefault(name, came)
-    if came != expected:
+    if expected is None:
+        known[name] = came
+    elif came != expected:
         raise bad_value(
             argument,
             "the columns that were fitted, by name and in order",

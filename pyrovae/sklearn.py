@@ -31,6 +31,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch.distributions import constraints
 
 from pyrovae import arguments, baselines, embedding, evidence, frames, imputation, likelihoods
+from pyrovae.arrays import as_numpy
 from pyrovae.baselines.base import ClosedForm
 from pyrovae.evidence import LogEvidence, log_evidence
 from pyrovae.model import VAE
@@ -63,6 +64,10 @@ class _Estimator(BaseEstimator):
         else:
             check_is_fitted(self)
         missing = self.__sklearn_tags__().input_tags.allow_nan
+        if isinstance(X, list | tuple) and any(np.ma.isMaskedArray(row) for row in X):
+            X = np.ma.stack(list(X))
+        if np.ma.isMaskedArray(X):  # scikit-learn reads what is below a mask
+            X = as_numpy(frames.numbers(X) if missing else X, "X")
         found: np.ndarray = validate_data(
             self,
             X,

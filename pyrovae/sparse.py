@@ -64,10 +64,13 @@ class SparseRows(Tensor):
             if not isinstance(place, tuple) or (place and all(isinstance(p, slice | Tensor) for p in place)):
                 return rows.dense(place)
             if func is Tensor.sum and len(args) == 1 and not kwargs:
-                return torch.from_numpy(rows.matrix.data).to(rows.dtype).sum()
+                return torch.from_numpy(rows.matrix.data).double().sum().to(rows.dtype)
             if func in (Tensor.sum, Tensor.mean) and len(args) == 1 and kwargs == {"dim": 0}:
-                sums = torch.from_numpy(rows.matrix.sum(axis=0)).to(device=rows.device, dtype=rows.dtype)
-                return sums if func is Tensor.sum else sums / len(rows)
+                # SciPy's own sum adds float32 in float32.
+                held = rows.matrix
+                sums = torch.from_numpy(np.bincount(held.indices, held.data, held.shape[1]))
+                sums = sums if func is Tensor.sum else sums / len(rows)
+                return sums.to(device=rows.device, dtype=rows.dtype)
             # Rows are flat already.
             if (func is Tensor.flatten and args[1:] == (1,)) or (
                 func is Tensor.reshape and args[1:] == (len(rows), -1)

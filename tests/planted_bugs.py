@@ -32,6 +32,27 @@ BUGS = {
         "sums / (rows.matrix != 0).sum(axis=0).max()",
         "test_sparse.py::test_independent_families_fit_and_score_in_parts",
     ),
+    "whole numbers far from zero taken for constants": Bug(
+        "tables/training_rows.py",
+        "_rounding",
+        "0.0 if _whole(values) else ",
+        "",
+        "test_tables.py::test_whole_numbers_far_from_zero_are_no_constants[1000000000000]",
+    ),
+    "masks of chunks left out": Bug(
+        "chunks.py",
+        "_one",
+        "isinstance(parts[0], np.ma.MaskedArray)",
+        "False",
+        "test_missing.py::test_masked_entries_are_missing_cells[f8]",
+    ),
+    "columns of sparse rows summed in their own type": Bug(
+        "sparse.py",
+        "SparseRows.__torch_function__",
+        "np.bincount(held.indices, held.data, held.shape[1])",
+        "held.sum(axis=0)",
+        "test_sparse.py::test_columns_are_summed_in_float64[float32]",
+    ),
     "a number that is the label of another column taken as a position": Bug(
         "rows.py",
         "column_numbers",
@@ -1282,12 +1303,19 @@ BUGS = {
         "**(about(evaluation.source, evaluation.pair) | {'seen': 0})",
         "test_rows.py::test_every_estimator_knows_the_rows_that_were_fitted[refined]",
     ),
-    "strings of numpy taken for numbers": Bug(
+    "labels that are numbers taken for none": Bug(
         "frames.py",
-        "_is_number",
-        "and not isinstance(name, str)",
-        "or hasattr(name, 'dtype')",
-        "test_rows.py::test_names_that_are_strings_of_numpy_are_names[columns2]",
+        "names",
+        "found == list(range(len(found)))",
+        "all(map(_is_number, found))",
+        "test_rows.py::test_numbers_are_names_unless_they_count_the_columns[columns1]",
+    ),
+    "columns numbered in another order taken as they lie": Bug(
+        "rows.py",
+        "_same_names",
+        "expected = numbers",
+        "pass",
+        "test_rows.py::test_numbers_are_names_unless_they_count_the_columns[columns0]",
     ),
     "labels in frames made real numbers": Bug(
         "rows.py",
@@ -1319,7 +1347,7 @@ BUGS = {
     ),
     "training rows of a label let through": Bug(
         "comparison/predictive.py",
-        "_table_by",
+        "compare",
         "check_held_out(some, label=label, labels=len(within))",
         "pass",
         "test_comparison.py::test_rows_that_a_model_was_fitted_to_are_refused_under_their_label",

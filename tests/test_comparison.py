@@ -13,6 +13,7 @@ from scipy import stats
 
 import pyrovae as pv
 from pyrovae import baselines, evidence, identity
+from pyrovae.comparison import predictive
 
 TRAIN = (torch.rand(200, 5, generator=torch.Generator().manual_seed(0)) < 0.1).float()
 X = (torch.rand(40, 5, generator=torch.Generator().manual_seed(1)) < 0.1).float()
@@ -450,6 +451,20 @@ def test_labels_that_are_missing_are_refused():
         ValueError, match="by: expected a label for every row, got 3 labels that are NaN, first at row 0"
     ):
         pv.compare({"a": independent()}, X, by=labels, check=False)
+
+
+@pytest.mark.parametrize("labels", [np.arange(39), pd.Series(np.arange(40), index=range(1, 41))])
+def test_labels_are_refused_before_the_work(labels, monkeypatch):
+    made = []
+
+    def score(pair, x, method, **options):
+        made.append(method)
+        return pv.log_evidence(pair, x, method=method, **options)
+
+    monkeypatch.setattr(predictive, "log_evidence", score)
+    with pytest.raises(ValueError, match=r"^by: expected "):
+        pv.compare({"a": bernoulli_vae()}, pd.DataFrame(X.numpy()), by=labels, method="annealed")
+    assert made == ["importance"]
 
 
 def test_swap_refuses_a_pseudo_likelihood_before_anything_is_fitted():

@@ -497,8 +497,9 @@ def test_masked_entries_are_missing_cells(kind):
     assert pv.outliers(one, x).equals(pv.outliers(one, y))
     vae = pv.VAE.mlp(4, 1, "gaussian", (4,)).double()
     pv.fit(vae, x, epochs=1, compile=False)
-    found, expected = (pv.elbo(vae, rows, num_samples=4).estimate for rows in (x, y))
+    found, expected, chunks = (pv.elbo(vae, rows, num_samples=4).estimate for rows in (x, y, [x[:9], x[9:]]))
     np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(chunks, expected)
 
 
 def test_masked_entries_are_refused_where_nan_is():
@@ -507,6 +508,8 @@ def test_masked_entries_are_refused_where_nan_is():
         baselines.IndependentGaussian().fit(whole)  # float64 cannot hold them
     with pytest.raises(TypeError, match="without masked entries, got 2 that are masked"):
         baselines.KernelDensity().fit(whole / 2.0)
+    with pytest.raises(TypeError, match="without masked entries, got 2 that are masked"):
+        baselines.KernelDensity().fit([whole[:1] / 2.0, whole[1:] / 2.0])
 
 
 def test_a_cast_is_judged_by_the_observed_cells():

@@ -136,15 +136,16 @@ def test_verdicts_and_errors_are_those_of_both_terms(linear, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["z"], r"given: expected columns of 'a', 'b', 'c', 'd', got 'z'"),
+        (["z"], r"given: expected columns of 'a', 'b', 'c', 'b', got 'z'"),
         ([4], r"given: expected columns of .*, got 4"),
         ("a", r"given: expected a list of columns, got 'a'"),
         ([], r"given: expected at least one column, got none"),
         (["a", 0], r"given: expected each column once, got 0 twice"),
+        (["b"], r"given: expected names that one column has, got 'b', the name of 2 columns"),
     ],
 )
 def test_unknown_columns_are_refused_by_name(linear, given, message):
-    frame = pd.DataFrame(linear[1].numpy(), columns=list("abcd"))
+    frame = pd.DataFrame(linear[1].numpy(), columns=list("abcb"))
     with pytest.raises((TypeError, ValueError), match=message):
         pv.log_evidence(linear[0], frame, given=given)
 
@@ -154,7 +155,8 @@ def test_unknown_columns_are_refused_by_name(linear, given, message):
 )
 def test_a_number_is_a_position_or_is_refused(labels):
     """A number that is the label of another column could mean either."""
-    full = pv.baselines.FullGaussian().fit(torch.randn(20, 3, generator=torch.Generator().manual_seed(0)))
+    rows = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).numpy()
+    full = pv.baselines.FullGaussian().fit(pd.DataFrame(rows, columns=labels))
     x = np.arange(6.0).reshape(2, 3)
     for number in range(3):
         others = [place for place, label in enumerate(labels) if label == number and place != number]
@@ -164,6 +166,8 @@ def test_a_number_is_a_position_or_is_refused(labels):
                 ValueError, match=rf"got {number}, the position of .* at position {others[0]}\. Name"
             ):
                 pv.log_evidence(full, frame, given=[number])
+            by_name = pv.log_evidence(full, frame, given=[str(labels[others[0]])]).estimate
+            np.testing.assert_array_equal(by_name, pv.log_evidence(full, x, given=others).estimate)
         else:
             found = pv.log_evidence(full, frame, given=[number]).estimate
             np.testing.assert_array_equal(found, pv.log_evidence(full, x, given=[number]).estimate)

@@ -55,6 +55,16 @@ X = rows_of(100, 0)
 HOLED = np.where(np.random.default_rng(1).random(X.shape) < 0.2, np.nan, X)
 
 
+def test_masked_entries_are_missing_cells():
+    masked = np.ma.MaskedArray(np.nan_to_num(HOLED, nan=1e6), mask=np.isnan(HOLED))
+    density = BaselineDensity("independent_gaussian")
+    expected = density.fit(HOLED).score_samples(HOLED)
+    for rows in (masked, list(masked)):
+        np.testing.assert_array_equal(density.fit(rows).score_samples(rows), expected)
+    with pytest.raises(TypeError, match=r"^X: expected an array without masked entries"):
+        BaselineDensity("kernel_density").fit(masked)
+
+
 @pytest.fixture(scope="module")
 def density():
     return VAEDensity(**LINEAR).fit(X)

@@ -249,6 +249,26 @@ def test_chunks_of_matrices_and_of_tuples_with_names_give_the_numbers_of_the_who
         pv.embed(pair, [tuple(part) for part in parts])
 
 
+@pytest.mark.parametrize("kind", ["float32", "int16"])
+def test_columns_are_summed_in_float64(kind):
+    x = scipy.sparse.csr_array(np.full((3000, 2), 30001, dtype=kind))  # sums beyond 2^24
+    rows = SparseRows(x, torch.float64)
+    assert rows.sum(dim=0).tolist() == [3000 * 30001.0] * 2
+    assert rows.mean(dim=0).tolist() == [30001.0] * 2
+    assert float(rows.sum()) == 6000 * 30001.0
+
+
+@pytest.mark.parametrize("offset", [False, True])
+def test_swap_starts_from_sparse_rows(offset, monkeypatch):
+    monkeypatch.setattr(swapping, "fit", lambda *args, **options: None)
+    starts = []
+    for x in (CSR, DENSE):
+        batch = read({"x": x, "offset": np.linspace(-1, 1, ROWS)}, dtype=torch.float64)[0]
+        pair = vae(offset=offset).double()
+        starts.append(swapping._fitted(pair, swapping._taken(pair, batch, {}), {}).parameters())
+    same(*starts)
+
+
 def test_sparse_rows_refuse_writes():
     rows = SparseRows(scipy.sparse.csr_array(np.eye(3)))
     for change in (lambda: rows.__setitem__(0, 7.0), lambda: rows.mul_(2), lambda: rows.add_(1)):

@@ -198,6 +198,8 @@ REFUSED_FIRST = {
     "step of strings": ({"a": list("xyxx")}, {"resolution": {"a": 1}}, r"resolution\['a'\]"),
     "negative step": ({"a": [1.0, 2.0, 3, 4]}, {"resolution": {"a": -1}}, "resolution.*-1"),
     "nothing": ({"a": [1.0] * 4}, {}, "a column that varies"),
+    "beyond 2^53": ({"a": [1, 2, 2**53 + 1, -(2**60)]}, {}, r"df\['a'\].*got 2 others, first in row 2"),
+    "beyond float64": ({"a": [1.5, 10**400, None, 2.5]}, {}, r"df\['a'\].*got 1 others, first in row 1"),
     "no dict": ({"a": [1.5, 2, 3, 4]}, {"families": ["gaussian"]}, "a dict by the names"),
 }
 
@@ -673,6 +675,24 @@ def test_whole_numbers_beyond_counting_are_intervals():
     held = np.random.default_rng(0).integers(0, 2**40, 50)
     table = Table.of(pd.DataFrame({"hash": held}))
     assert table.columns[0].family.startswith("rounded")
+    with pytest.raises(ValueError, match=r"x\['hash'\].*2\^53, got 1 others, first in row 3"):
+        table.encode(pd.DataFrame({"hash": [1, 2, 3, 2**53 + 1]}))
+
+
+@pytest.mark.parametrize("offset", [0, 10**12])
+def test_whole_numbers_far_from_zero_are_no_constants(offset):
+    held = np.random.default_rng(0).integers(-9, 9, 50)
+    vae = pv.VAE.for_table(pd.DataFrame({"a": offset + held}), 1, hidden_dims=())
+    (column,) = vae.table.columns
+    assert vae.encoder.network[0].loc.item() == column.feature_loc
+    assert column.family == "rounded_gaussian"
+    assert column.loc - offset == pytest.approx(held.mean(), abs=1e-3)
+    assert column.scale == pytest.approx(held.std(), rel=1e-6)
+
+
+def test_floats_beyond_2_to_the_53_are_no_counts():
+    held = np.random.default_rng(0).uniform(1, 2, 50) * 2.0**53
+    assert Table.of(pd.DataFrame({"a": held})).columns[0].resolution is None
 
 
 @pytest.mark.parametrize("k", [1e6, 1e10, 1e13, 4e15])

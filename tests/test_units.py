@@ -222,3 +222,9 @@ def test_a_large_offset_changes_nothing_or_is_refused():
     assert score(x) == pytest.approx(score(x - offset), abs=1e-3)
     with pytest.raises(ValueError, match="columns that vary"):
         score(torch.from_numpy(x).float())
+
+
+def test_ppca_names_units_where_one_column_dwarfs_the_others():
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"a largest variance of .* Bring the columns to like units"):
+        baselines.PPCA(1).fit(x * torch.tensor([1.0, 1e7, 1.0]))

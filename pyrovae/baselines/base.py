@@ -97,7 +97,7 @@ class Baseline(Fitted, ABC):
 
         With missing cells, an ``Incomplete`` baseline maximises the likelihood of the observed cells.
         """
-        rows, mask, source = self._rows(x, {}, fitting=True)
+        rows, mask, source = self._rows(x, None, fitting=True)
         rows = rows if self.fits_sparse else all_dense("x", rows, f"{type(self).__name__}.fit")
         before = dict(vars(self))
         try:
@@ -169,7 +169,7 @@ class Baseline(Fitted, ABC):
         return f"<{self.summary()}>" if self._width is not None else f"<{type(self).__name__}, not fitted>"
 
     def _rows(
-        self, x: Any, names: Mapping[str, tuple[str, ...]], fitting: bool = False
+        self, x: Any, names: Mapping[str, tuple[str, ...]] | None, fitting: bool = False
     ) -> tuple[Tensor, tuple[Tensor, ...], Source]:
         """Return checked rows as float64, shape (rows, columns), the mask, and the rows as they were passed.
 

@@ -102,8 +102,9 @@ class PPCA(factors.FactorModel):
             raise bad_value(
                 "x",
                 f"rows that fill more than {self.latent_dim} dimensions",
-                f"a residual variance of {noise_variance:.2g}: the density goes to +∞",
-                "Use a smaller latent_dim, drop columns that repeat others, or dequantise whole numbers.",
+                f"a residual variance of {noise_variance:.2g} and a largest variance of {largest:.2g}",
+                "Bring the columns to like units, use a smaller latent_dim, drop columns that repeat others, or dequantise "
+                "whole numbers.",
             )
 
     def _distribution(self) -> LowRankMultivariateNormal:

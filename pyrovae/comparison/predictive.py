@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from pyrovae import arguments, frames
+from pyrovae import arguments
 from pyrovae.comparison.refusals import (
     check_comparable,
     check_held_out,
@@ -111,6 +111,11 @@ def compare(
     check_comparable(scores)
     if not training_rows:
         check_held_out(scores)
+    labels = None if by is None else _labels_of(by, scores)
+    if labels is not None and not training_rows:
+        within = _within(labels, scores)
+        for label, some in within.items():
+            check_held_out(some, label=label, labels=len(within))
     full = {name: score(name, method, options) for name, model in models.items() if _is_pair(model)}
     scores = _in_one_order(rough | full, models, x)
     check_possible(scores)
@@ -118,7 +123,9 @@ def compare(
         name: {"num_parameters": _num_parameters(model), "seconds": seconds[name]}
         for name, model in models.items()
     }
-    return _table(scores, about) if by is None else _table_by(by, scores, about, training_rows)
+    if labels is None:
+        return _table(scores, about)
+    return _table_by(getattr(by, "name", None) or "by", labels, scores, about)
 
 
 def _score(name: str, model: Any, x: Any, method: str, options: Mapping[str, Any]) -> LogEvidence:
@@ -138,17 +145,23 @@ def _is_pair(model: Any) -> bool:
     return not isinstance(model, LogEvidence) and not hasattr(model, "log_evidence")
 
 
-def _fitted_names(model: Any) -> tuple[str, ...] | None:
-    """Return the names of the columns that a model was fitted to, in their order; None if they had no names."""
+def _order(model: Any, came: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the columns that came in the order in which a model was fitted, if they are the same; else its own.
+
+    A model that was fitted without names has the columns 0, 1, … if these came, and otherwise takes them as they lie.
+    """
     names = getattr(model, "names", None)
-    return names.get("x") if isinstance(names, Mapping) else None
+    known: tuple[str, ...] | None = names.get("x") if isinstance(names, Mapping) else None
+    numbers = tuple(map(str, range(len(came))))
+    return known or (numbers if sorted(came) == sorted(numbers) else came)
 
 
 def _arranged(model: Any, x: Any) -> Any:
     """Return rows with the columns of a frame in the order in which the model was fitted; others as they are."""
     beside, rows = as_passed(x)
-    came, known = frames.names(rows), _fitted_names(model)
-    if came is None or known is None or came == known or sorted(came) != sorted(known):
+    came = tuple(map(str, getattr(rows, "columns", ())))
+    known = _order(model, came)
+    if came == known or sorted(came) != sorted(known):
         return x
     if len(set(came)) < len(came) or hasattr(beside.get("observed"), "shape"):
         return x
@@ -158,10 +171,12 @@ def _arranged(model: Any, x: Any) -> Any:
 
 def _columns(model: Any, x: Any) -> list[Any] | None:
     """Return what a model scores of a frame's columns, in its order: names, and a table's levels and resolutions."""
-    names = frames.names(as_passed(x)[1])
+    labels = getattr(as_passed(x)[1], "columns", None)
     table = getattr(model, "table", None)
-    if names is None or table is None:
-        return None if names is None else [(name, None, None) for name in _fitted_names(model) or names]
+    if labels is None:
+        return None
+    if table is None:
+        return [(name, None, None) for name in _order(model, tuple(map(str, labels)))]
     return [(str(column.name), column.levels, column.resolution) for column in table.columns]
 
 
@@ -192,25 +207,34 @@ def _like(
     return replace(score, measure=measure, fingerprint=first.fingerprint)
 
 
+def _labels_of(by: Any, scores: Mapping[str, LogEvidence]) -> np.ndarray:
+    """Return a label for every row that was scored, shape (rows,), in their order."""
+    index = next((score.index for score in scores.values() if score.index is not None), None)
+    return _labels(align("by", by, index), len(next(iter(scores.values()))))
+
+
+def _within(labels: np.ndarray, scores: Mapping[str, LogEvidence]) -> dict[Any, dict[str, LogEvidence]]:
+    """Return the scores of the rows with each label."""
+    import pandas as pd
+
+    return {
+        label: {name: subset(score, labels == label) for name, score in scores.items()}
+        for label in pd.unique(labels)
+    }
+
+
 def _table_by(
-    by: Any, scores: Mapping[str, LogEvidence], about: Mapping[str, Mapping[str, float]], training_rows: bool
+    name: Any,
+    labels: np.ndarray,
+    scores: Mapping[str, LogEvidence],
+    about: Mapping[str, Mapping[str, float]],
 ) -> pd.DataFrame:
-    """Return one table for each label of ``by``, one below the other."""
+    """Return one table for each label, one below the other; ``name`` is that of the labels."""
     import pandas as pd
 
     from pyrovae.comparison.table import ComparisonTable
 
-    index = next((score.index for score in scores.values() if score.index is not None), None)
-    labels = _labels(align("by", by, index), len(next(iter(scores.values()))))
-    within = {
-        label: {name: subset(score, labels == label) for name, score in scores.items()}
-        for label in pd.unique(labels)
-    }
-    if not training_rows:
-        for label, some in within.items():
-            check_held_out(some, label=label, labels=len(within))
-    parts = {label: _table(some, about) for label, some in within.items()}
-    name = getattr(by, "name", None) or "by"
+    parts = {label: _table(some, about) for label, some in _within(labels, scores).items()}
     table = ComparisonTable(pd.concat(parts, names=[name, "model"]))
     table.attrs.update(parts[labels[0]].attrs, rows=len(labels))
     return table

@@ -170,7 +170,8 @@ def _fitted(vae: VAE, x: Any, options: Mapping[str, Any]) -> VAE:
     """Fit a VAE, which starts from the marginals of x, and return it."""
     if isinstance(vae.likelihood, Likelihood):
         # Training may start from the marginals of some rows.
-        most = most_dense(x["x"].double()) if isinstance(x["x"], SparseRows) else len(x["x"])
+        rows = x["x"]
+        most = most_dense(SparseRows(rows, torch.float64)) if hasattr(rows, "tocsr") else len(rows)
         vae.likelihood.start_from({name: value[:most] for name, value in x.items()})
     fit(vae, x, **options)
     return vae

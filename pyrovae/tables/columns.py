@@ -13,6 +13,8 @@ from pyrovae.refusals import Refused, bad_value
 if TYPE_CHECKING:
     import pandas as pd
 
+#: float64 holds whole numbers up to this one.
+EXACT = 2**53
 WORDS = {"number": "numbers", "bool": "booleans", "label": "strings or categories", "date": "dates"}
 
 
@@ -66,7 +68,7 @@ class Column:
             expected = f"{WORDS[self.sort]}, as in the training rows"
             raise refused(argument, self.name, expected, came, "Convert the column to the type it had.")
         if self.levels is None:
-            numbers = values.iloc[at].to_numpy(dtype=np.float64)
+            numbers = numbers_of(argument, self.name, values.iloc[at], at)
             step = self.resolution
             found[at] = (
                 numbers if step is None else steps_of(argument, self.name, numbers, step, at, values.dtype)
@@ -123,6 +125,25 @@ class Column:
         if hasattr(held, "cat"):
             return bool(set(self.levels) - set(held.cat.categories))
         return self.sort != "number" and getattr(held.dtype, "kind", "O") in "iuf"  # no cell was observed
+
+
+def numbers_of(argument: str, name: Any, values: pd.Series, at: np.ndarray) -> np.ndarray:
+    """Return numbers as float64; raise ``ValueError`` for whole numbers that it may not hold. ``at`` are their rows."""
+    kind = getattr(values.dtype, "kind", "O")
+    if kind in "iu":
+        held = values.to_numpy(dtype=np.int64 if kind == "i" else np.uint64)
+        large = np.flatnonzero((held > EXACT) | (held < -EXACT if kind == "i" else False))
+    elif kind == "O":
+        large = np.flatnonzero([isinstance(value, int) and abs(value) > EXACT for value in values])
+    else:
+        large = np.array([], dtype=int)
+    if len(large):
+        few = f"{len(large)} others, first in row {at[large[0]]}"
+        fix = (
+            f"Subtract a constant first, or leave the column out of training by families={{{name!r}: None}}."
+        )
+        raise refused(argument, name, "whole numbers between -2^53 and 2^53", few, fix)
+    return values.to_numpy(dtype=np.float64)
 
 
 def steps_of(

@@ -12,12 +12,22 @@ from pyrovae import arguments
 from pyrovae.likelihoods import REGISTRY, suggest
 from pyrovae.likelihoods.mixed import family_of
 from pyrovae.refusals import bad_type, shown
-from pyrovae.tables.columns import WORDS, Column, refused, some, sort_of, steps_of, unwrapped
+from pyrovae.tables.columns import (
+    EXACT,
+    WORDS,
+    Column,
+    numbers_of,
+    refused,
+    some,
+    sort_of,
+    steps_of,
+    unwrapped,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# A column is constant if its values differ by less than this share of the largest one.
+# A column of other than whole numbers is constant if its values differ by less than this share of the largest one.
 _SAME = 1e-9
 # A column of whole numbers is numbered like an id if at least so many rows hold consecutive numbers, each once.
 _FEWEST_IDS = 20
@@ -61,7 +71,7 @@ def column_of(name: Any, values: pd.Series, given: Any, resolution: float | None
             raise refused("resolution", name, expected, came, "Leave the resolution out.")
     if sort == "number" and not (family and _takes(family) == "levels"):
         column = replace(column, resolution=resolution)
-        return _numbers(column, values.iloc[at].to_numpy(dtype=np.float64), at)
+        return _numbers(column, numbers_of("df", name, values.iloc[at], at), at)
     return _levels(column, list(values.iloc[at].astype(object)))
 
 
@@ -123,12 +133,10 @@ def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
     if 0 < np.ptp(held) < 1 / _LARGEST:
         came, fix = f"a range of {np.ptp(held):.2g}", "Divide the column by a power of ten."
         raise refused("df", name, f"numbers with a range from {1 / _LARGEST:g} on", came, fix)
-    if np.ptp(held) <= _SAME * np.abs(held).max():
+    if np.ptp(held) <= _rounding(held):
         return f"constant: {held[0]:g} in every row"
     if resolution is None and not family:
-        values, whole = np.unique(held), bool((held == np.round(held)).all())
-        # Larger floats are whole whatever they measure.
-        whole = whole and (np.abs(held).max() <= 2.0**53 or "int" in column.dtype.lower())
+        values, whole = np.unique(held), _whole(held)
         if whole and len(values) == len(held) >= _FEWEST_IDS and np.ptp(held) == len(held) - 1:
             return f"like an id: {len(held)} rows with consecutive numbers"
         if whole and len(values) == 2:
@@ -169,6 +177,16 @@ def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
     )
 
 
+def _whole(held: np.ndarray) -> bool:
+    """Return whether numbers are whole; larger floats are, whatever they measure."""
+    return bool((held == np.round(held)).all() and np.abs(held).max() < EXACT)
+
+
+def _rounding(values: np.ndarray) -> float:
+    """Return the difference up to which numbers of this size are taken for equal."""
+    return 0.0 if _whole(values) else _SAME * float(np.abs(values).max())
+
+
 def _suggested(held: np.ndarray, whole: bool) -> tuple[str, float | None, str]:
     """Return the family of a column of numbers, a resolution if it needs one, and the reason."""
     if whole and held.max() > _MOST_COUNTED:
@@ -191,5 +209,5 @@ def _fits(values: np.ndarray) -> float:
 
 def _unit(prefix: str, values: np.ndarray) -> dict[str, Any]:
     """Return mean and standard deviation; the latter is at least the rounding of the largest value."""
-    scale = max(float(values.std()), _SAME * float(np.abs(values).max()))
+    scale = max(float(values.std()), _rounding(values))
     return {f"{prefix}loc": float(values.mean()), f"{prefix}scale": scale if scale > 0 else 1.0}

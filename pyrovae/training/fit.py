@@ -87,7 +87,7 @@ def fit(
             inspects the pair and learns ``standardize`` on the first chunk only.
             If chunks differ between passes, as from a shuffling DataLoader, the seed does not determine the fit and the
             fit cannot be resumed. Chunks must not wait for another thread that calls pyrovae, because calls from
-            several threads take turns. ``fit`` remembers the column names of a DataFrame, except integers. Every
+            several threads take turns. ``fit`` remembers the column names of a DataFrame, except 0, 1, … in order. Every
             later frame needs these columns in the same order. Frames and series in a dict are aligned by index.
         epochs: passes over the rows.
         batch_size: rows a step. A smaller last batch of a pass is scaled by its own N/B. A last batch of a single row
