@@ -280,8 +280,8 @@ BUGS = {
     "a mask's columns by position": Bug(
         "rows.py",
         "read",
-        '_same_names("observed", mask, "x", {"x": columns})',
-        "pass",
+        'if hasattr(mask, "columns") and hasattr(rows_of, "columns"):',
+        "if False:",
         "test_missing_pairs.py::test_a_mask_in_a_frame_has_the_columns_of_the_rows",
     ),
     "totals of complete rows hidden by others": Bug(
