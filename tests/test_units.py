@@ -182,7 +182,7 @@ def test_units_without_squares_are_refused_by_name(name, power):
 @pytest.mark.parametrize("power", [18, -18, 30, -30])
 def test_float32_has_a_smaller_range(power):
     x = (ROWS * 10.0**power).float()
-    with pytest.raises(ValueError, match=r"squares float32 can.*3 other column\(s\).*call \.double\(\)"):
+    with pytest.raises(ValueError, match=r"squares float32 can.*3 column\(s\) outside.*call \.double\(\)"):
         pv.fit(pv.VAE.mlp(3, 1, "gaussian", (), standardize=True), x, epochs=1)
 
 
