@@ -512,7 +512,7 @@ def test_evidences_of_other_cells_are_not_compared():
 @functools.cache
 def bayesian_pca():
     oracle = LinearGaussian.random(1, 3)
-    options = QUICK | {"num_samples": 60, "warmup_steps": 60, "full_mass": True}
+    options = QUICK | {"num_samples": 100, "warmup_steps": 60, "full_mass": True}
     return oracle, baselines.BayesianPCA(1, loadings_scale=1.5, **options).fit(
         oracle.sample(60, seed=SEED + 1)
     )
