@@ -388,6 +388,15 @@ def report(tables: Sequence[Table], path: Path | None) -> None:
         path.write_text(text + "\n", encoding="utf-8")
 
 
+def report_aims(tables: Sequence[Table], aims: Sequence[Aim], path: Path | None) -> None:
+    """Print the aims and the host's load, and ``report``; the file gets them, too."""
+    print(aims_table(aims), f"load {os.getloadavg()}", sep="\n\n")
+    report(tables, path)
+    if path is not None:
+        judged = [asdict(aim) | {"met": aim.met} for aim in aims]
+        write(path, read(path) | {"aims": judged, "load": os.getloadavg()})
+
+
 def _local(argument: str) -> str:
     """An argument without the folders that lie above this project."""
     option, equals, value = argument.rpartition("=")

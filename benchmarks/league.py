@@ -458,7 +458,7 @@ def main() -> None:
                 if arguments.json:
                     arguments.json.parent.mkdir(parents=True, exist_ok=True)
                     new = arguments.json.with_suffix(".tmp")
-                    new.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                    new.write_text(json.dumps(found, separators=(",", ":")) + "\n", encoding="utf-8")
                     os.replace(new, arguments.json)
     show(found)
 

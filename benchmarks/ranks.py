@@ -9,11 +9,9 @@ threads. The first epoch is not counted.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 
 import harness
 import torch
@@ -86,12 +84,7 @@ def main() -> None:
             Aim(f"{place}: two ranks of one thread's time", table.times(RANKS, ONE), target=None),
             Aim(f"{place}: two ranks of all threads' time", table.times(RANKS, ALL), target=None),
         ]
-    print(harness.aims_table(aims), f"load {os.getloadavg()}", sep="\n\n")
-    harness.report(tables, options.json)
-    if options.json is not None:
-        found = harness.read(options.json)
-        judged = [asdict(aim) | {"met": aim.met} for aim in aims]
-        harness.write(options.json, found | {"aims": judged, "load": os.getloadavg()})
+    harness.report_aims(tables, aims, options.json)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,9 @@ first epoch, which compiles, is not counted. A step beside others has to take at
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from unittest import mock
 
 import harness
@@ -91,12 +89,7 @@ def main() -> None:
                 target=None,
             ),
         ]
-    print(harness.aims_table(aims), f"load {os.getloadavg()}", sep="\n\n")
-    harness.report(tables, options.json)
-    if options.json is not None:
-        found = harness.read(options.json)
-        judged = [asdict(aim) | {"met": aim.met} for aim in aims]
-        harness.write(options.json, found | {"aims": judged, "load": os.getloadavg()})
+    harness.report_aims(tables, aims, options.json)
 
 
 if __name__ == "__main__":

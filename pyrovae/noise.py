@@ -116,3 +116,9 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
         if devices:
             torch.cuda.manual_seed(seed)
         yield
+
+
+def shuffled(number: int, seed: int) -> torch.Tensor:
+    """Return the numbers of rows, 0 to ``number`` − 1, in an order drawn by the seed."""
+    with seeded(derive(seed, Stream.DATA)):
+        return torch.randperm(number)

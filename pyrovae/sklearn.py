@@ -35,7 +35,7 @@ from pyrovae.arrays import as_numpy
 from pyrovae.baselines.base import ClosedForm
 from pyrovae.evidence import LogEvidence, log_evidence
 from pyrovae.model import VAE
-from pyrovae.noise import Stream, derive, seeded
+from pyrovae.noise import Stream, derive, seeded, shuffled
 from pyrovae.refusals import bad_type, bad_value, shown
 from pyrovae.rows import leaving_cells
 from pyrovae.saving import load, save
@@ -160,8 +160,7 @@ class _VAE(_Estimator):
         if len(rows) - held < 2:
             came, fix = f"{held} of {len(rows)}", "Pass a smaller share, or more rows."
             raise bad_value("validation_fraction", "a share that leaves two rows to fit", came, fix)
-        with seeded(derive(seed, Stream.DATA)):
-            order = torch.randperm(len(rows)).numpy()
+        order = shuffled(len(rows), seed).numpy()
         observed = torch.from_numpy(~np.isnan(np.asarray(rows, dtype=float)))
         few = leaving_cells(order[:held], observed)
         if not len(few):

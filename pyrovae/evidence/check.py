@@ -194,23 +194,20 @@ def judged_by_check(
         return verdict, None
     if estimator is None:
         return np.where(verdict == "trust", "unchecked", verdict), None
-    shared = _MADE.get()
-    made = None if shared is None else shared.get(estimator.__name__)
-    if made is None:
-        made = _kept(evaluation, estimator, options)
-    if shared is not None and made.simulated:  # one that failed is made again
-        shared[estimator.__name__] = made
+    made = _kept(evaluation, estimator, options)
     word = {True: "trust", False: "another method", None: "unchecked"}[made.passed]
     return np.where(verdict == "trust", word, verdict), made
 
 
 def _kept(evaluation: Evaluation, estimator: Estimator, options: Mapping[str, Any]) -> Check:
-    """Return the check that is kept with the pair, made now if there is none."""
+    """Return the check that is kept with the pair or in a block of ``once``, made now if there is none."""
     # The same tiles as ``check`` has, for pairs whose noise depends on them.
     tile = noise.tile_shape(evaluation.structure.widest, 1)
     template = replace(evaluation, num_samples=1, tile=tile, runner=None)
-    known = _CHECKS.setdefault(evaluation.pair, {})
-    key = _key(template, estimator, options)
+    known: dict[Any, Check] | None = _MADE.get()
+    key: Any = estimator.__name__
+    if known is None:
+        known, key = _CHECKS.setdefault(evaluation.pair, {}), _key(template, estimator, options)
     if key in known:
         return known[key]
     while len(known) >= _MOST_KEPT:

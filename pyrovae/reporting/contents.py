@@ -14,7 +14,6 @@ from pyrovae.evaluation import Evaluation, Simulated
 from pyrovae.evidence import METHODS
 from pyrovae.evidence.simulated import simulated
 from pyrovae.model import VAE, LatentVariableModel
-from pyrovae.noise import Stream
 from pyrovae.refusals import bad_value
 from pyrovae.rows import as_passed, joined, leaving_cells, restored, row_labels
 
@@ -50,8 +49,7 @@ class Contents:
         if train is not None:
             train = joined(train, "train")
             _check_apart(whole, Evaluation.prepare(model, train, 1, seed, argument="train"))
-        with noise.seeded(noise.derive(seed, Stream.DATA)):
-            order = torch.randperm(self.total).numpy()
+        order = noise.shuffled(self.total, seed).numpy()
         chosen, few = np.sort(order[:num_rows]), order[: min(num_rows, max(self.total // 2, 1))]
         self.color = None if color is None else _series(color, as_passed(x)[1]).iloc[chosen]
         self.x = some(x, chosen)
@@ -76,8 +74,7 @@ class Contents:
 
     def drawn(self, total: int, number: int) -> np.ndarray:
         """Return the numbers of at most ``number`` of ``total`` rows, drawn by the seed, in order."""
-        with noise.seeded(noise.derive(self.seed, Stream.DATA)):
-            return np.sort(torch.randperm(total)[:number].numpy())
+        return np.sort(noise.shuffled(total, self.seed)[:number].numpy())
 
     @cached_property
     def simulated(self) -> Simulated:
