@@ -1585,8 +1585,8 @@ BUGS = {
     ),
     "a check for every part of a file": Bug(
         "evidence/check.py",
-        "judged_by_check",
-        "shared.get(estimator.__name__)",
+        "_kept",
+        "_MADE.get()",
         "None",
         "test_cli.py::test_a_model_is_checked_once_a_file",
     ),
