@@ -113,7 +113,10 @@ def by_forests(data: Data, seen: pd.DataFrame, trees: int) -> pd.DataFrame:
     nominal = [column for column, sort in zip(seen, data.sorts, strict=True) if sort == "cat"]
     coded = seen.astype(float)
     coded[nominal] += _NOMINAL
-    chain = IterativeImputer(Forest(trees), max_iter=3, initial_strategy="most_frequent", random_state=0)
+    # Without tol=0 the codes of nominal columns, as the largest numbers, end the chain after one sweep.
+    chain = IterativeImputer(
+        Forest(trees), max_iter=3, tol=0.0, initial_strategy="most_frequent", random_state=0
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Early stopping criterion not reached")
         filled = pd.DataFrame(chain.fit_transform(coded), columns=seen.columns, index=seen.index)
