@@ -349,6 +349,8 @@ def test_models_are_compared_on_rows_that_none_has_seen(tmp_path):
     assert "over 30 rows" in result.stdout
     run("compare", tmp_path / "real.csv", "--models", "ppca", "-o", tmp_path / "table.csv")
     assert pd.read_csv(tmp_path / "table.csv", index_col=0)["seen"].tolist() == [0]
+    printed = run("compare", tmp_path / "real.csv", "--models", "ppca", "-o", "-").stdout
+    assert printed.splitlines()[0] == (tmp_path / "table.csv").read_text().splitlines()[0]
     counts = tmp_path / "counts.csv"
     frame.assign(a=rng.poisson(3.0, 150)).to_csv(counts, index=False)
     refused = run("compare", counts, "--models", "vae,ppca", "--epochs", 9999, code=2)

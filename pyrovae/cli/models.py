@@ -14,7 +14,7 @@ import typer
 
 from pyrovae import arguments, baselines, comparison, evidence, storage, training
 from pyrovae.cli import files
-from pyrovae.cli.main import Check, Data, Index, Model, Out, Seed, app, load, log, show, shows_progress
+from pyrovae.cli.main import Check, Data, Index, Model, Seed, app, load, log, show, shows_progress
 from pyrovae.cli.training_rows import Dates, Drop, Families, Resolutions, TrainingRows, to_number
 from pyrovae.model import VAE
 from pyrovae.refusals import Refused, bad_value
@@ -102,7 +102,10 @@ def compare(
     test: Annotated[
         float, typer.Option(min=0.01, max=0.9, help="Share of the rows that is held out and scored.")
     ] = 0.2,
-    out: Out = "-",
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", help="File or - to write as in score. Without it, a table is shown."),
+    ] = None,
     families: Families = None,
     resolution: Resolutions = None,
     date: Dates = None,
@@ -117,8 +120,9 @@ def compare(
     check: Check = True,
 ) -> None:
     """Fit VAEs and baselines to the same rows and rank them by log P(x) of held-out rows."""
-    files.require_apart(out, data)
-    with files.writing(out) as put:
+    path = "-" if out is None else out
+    files.require_apart(path, data)
+    with files.writing(path) as put:
         rows = TrainingRows(data, index, families, resolution, date, drop, hidden_dims, seed)
         train, held_out = rows.split("--test", test)
         untrained = rows.vae(train, latent_dim)
@@ -143,7 +147,7 @@ def compare(
             log.info("%s", name)
             training.fit(pair, codes, epochs=epochs, batch_size=batch_size, lr=lr, **options)
         found = comparison.compare(made, scored, check=check, **options)
-        if out == "-":
+        if out is None:
             show(found)
         else:
             put(found)
