@@ -61,7 +61,7 @@ class Target:
         log_prior: their log prior density.
         transform: from the unit cube to θ.
         draw: exact draws of the posterior, from a generator and a number, (n, dim).
-        bounds: of every θ_i; None for none.
+        bounds: by the number of θ_i, of those that have some.
         highest: an upper bound of the log likelihood.
     """
 
@@ -71,7 +71,7 @@ class Target:
     log_prior: Callable[[Any], Any]
     transform: Callable[[Any], Any]
     draw: Callable[[np.random.Generator, int], np.ndarray]
-    bounds: tuple[float, float] | None
+    bounds: dict[int, tuple[float, float]]
     highest: float
 
 
@@ -84,7 +84,7 @@ def boxed(dim: int, low: float, high: float, log_integral: float, log_likelihood
         log_likelihood,
         lambda theta: 0 * theta[..., 0] - volume,
         lambda u: low + (high - low) * u,
-        bounds=(low, high),
+        bounds=dict.fromkeys(range(dim), (low, high)),
         **rest,
     )
 
@@ -229,7 +229,7 @@ def normal_gamma() -> Target:
         return np.stack([mu, tau], -1)
 
     highest = n / 2 * math.log(n / square / (2 * math.pi)) - n / 2 + 1e-6
-    return Target(2, value, log_likelihood, log_prior, transform, draw, None, highest)
+    return Target(2, value, log_likelihood, log_prior, transform, draw, {1: (0.0, math.inf)}, highest)
 
 
 def phase_transition() -> Target:
@@ -258,6 +258,119 @@ def phase_transition() -> Target:
     )
 
 
+#: Strength of 42 specimens of Radiata pine, and their density adjusted for resin (Williams 1959).
+STRENGTH = np.array(
+    [
+        [3040, 2470, 3610, 3480, 3810, 2330, 1800, 3110, 3670, 2310, 4360, 1880, 3670, 1740],
+        [2250, 2650, 4970, 2620, 2900, 1670, 2540, 3840, 3800, 4600, 1900, 2530, 2920, 4990],
+        [1670, 3310, 3450, 3600, 2850, 1590, 3770, 3850, 2480, 3570, 2620, 1890, 3030, 3030],
+    ],
+    dtype=float,
+).ravel()
+DENSITY = np.array(
+    [
+        [25.4, 22.2, 32.2, 31.0, 30.9, 23.9, 19.2, 27.2, 29.0, 23.9, 33.2, 21.0, 29.0, 22.0],
+        [23.8, 25.3, 34.2, 25.7, 26.4, 20.0, 23.9, 30.7, 32.6, 32.5, 20.8, 23.1, 29.8, 38.1],
+        [21.3, 28.5, 29.2, 31.4, 25.9, 21.4, 29.8, 30.6, 22.6, 30.3, 23.8, 18.4, 29.4, 28.2],
+    ],
+    dtype=float,
+).ravel()
+
+
+def radiata_pine() -> Target:
+    """A regression of strength on density, θ = (α, β, τ), with the conjugate priors of Friel and Wyse (2012).
+
+    α ~ N(3000, 1/(0.06 τ)), β ~ N(185, 1/(6 τ)), τ ~ Gamma(3, b), b = 2 · 300². Their exact log Z is −301.7046. A quantile of
+    that Gamma has no closed form, so the prior of τ here is Exponential(b), and the likelihood has the ratio (b τ)²/2.
+    """
+    y, x, b = STRENGTH, DENSITY - DENSITY.mean(), 2 * 300.0**2
+    n, centre, weights = len(y), np.array([3000.0, 185.0]), np.array([0.06, 6.0])
+    design = np.stack([np.ones(n), x], -1)
+    precision = np.diag(weights) + design.T @ design
+    mean = np.linalg.solve(precision, weights * centre + design.T @ y)
+    shape = 3 + n / 2
+    rate = b + 0.5 * float(y @ y + centre @ (weights * centre) - mean @ precision @ mean)
+    value = 0.5 * (np.log(weights).sum() - np.linalg.slogdet(precision)[1]) - n / 2 * math.log(2 * math.pi)
+    value += math.lgamma(shape) - math.lgamma(3) + 3 * math.log(b) - shape * math.log(rate)
+    fitted, square = float(y.mean()), float(x @ x)
+    slope = float(x @ y) / square
+    least = float(((y - fitted - slope * x) ** 2).sum())
+
+    def log_likelihood(theta: Any) -> Any:
+        log, tau = lib(theta).log, theta[..., 2]
+        squares = least + n * (theta[..., 0] - fitted) ** 2 + square * (theta[..., 1] - slope) ** 2
+        return n / 2 * log(tau / (2 * math.pi)) - tau / 2 * squares + 2 * log(b * tau) - math.log(2)
+
+    def log_prior(theta: Any) -> Any:
+        tau = theta[..., 2]
+        found = math.log(b) - b * tau
+        for place in (0, 1):
+            scaled = weights[place] * tau
+            found = found + 0.5 * lib(theta).log(scaled / (2 * math.pi))
+            found = found - scaled / 2 * (theta[..., place] - centre[place]) ** 2
+        return found
+
+    def transform(u: Any) -> Any:
+        xp = lib(u)
+        tau = -xp.log1p(-u[..., 2]) / b
+        quantile = special.ndtri if xp is np else xp.special.ndtri
+        both = [centre[i] + quantile(u[..., i]) / xp.sqrt(weights[i] * tau) for i in (0, 1)]
+        return xp.stack([*both, tau], -1)
+
+    def draw(rng: np.random.Generator, m: int) -> np.ndarray:
+        tau = rng.gamma(shape, 1 / rate, m)
+        root = np.linalg.cholesky(np.linalg.inv(precision))
+        both = mean + rng.standard_normal((m, 2)) @ root.T / np.sqrt(tau)[:, None]
+        return np.concatenate([both, tau[:, None]], -1)
+
+    best = (n + 4) / least  # τ of the largest likelihood
+    highest = float(log_likelihood(np.array([fitted, slope, best]))) + 1e-6
+    return Target(3, float(value), log_likelihood, log_prior, transform, draw, {2: (0.0, math.inf)}, highest)
+
+
+def spike() -> Target:
+    """z ~ N(0, I₁₀), x given z ~ 0.1 N(z, I) + 0.9 N(z + 4e₁, 0.1² I), at an x from the narrow component."""
+    dim, shift = 10, np.zeros(10)
+    shift[0] = 4.0
+    x = shift + 1.005 * np.random.default_rng(18).standard_normal(dim)
+    parts = [
+        (math.log(weight), x - move, scale)
+        for weight, move, scale in ((0.1, 0 * shift, 1.0), (0.9, shift, 0.1))
+    ]
+    heights = [log_w - dim * math.log(scale) - dim / 2 * math.log(2 * math.pi) for log_w, _, scale in parts]
+    evidences = np.array(
+        [
+            log_w - dim / 2 * math.log(2 * math.pi * (1 + scale**2)) - at @ at / (2 * (1 + scale**2))
+            for log_w, at, scale in parts
+        ]
+    )
+    value = float(special.logsumexp(evidences))
+
+    def log_likelihood(theta: Any) -> Any:
+        xp = lib(theta)
+        each = [
+            height - ((theta - (at if xp is np else xp.as_tensor(at))) ** 2).sum(-1) / (2 * scale**2)
+            for height, (_, at, scale) in zip(heights, parts, strict=True)
+        ]
+        return xp.logaddexp(*each)
+
+    def log_prior(theta: Any) -> Any:
+        return -(theta**2).sum(-1) / 2 - dim / 2 * math.log(2 * math.pi)
+
+    def transform(u: Any) -> Any:
+        return special.ndtri(u) if lib(u) is np else lib(u).special.ndtri(u)
+
+    def draw(rng: np.random.Generator, m: int) -> np.ndarray:
+        narrow = rng.random((m, 1)) < math.exp(evidences[1] - value)
+        _, (wide_at, narrow_at), (wide, thin) = zip(*parts, strict=True)
+        scale = np.where(narrow, thin, wide)
+        at = np.where(narrow, narrow_at, wide_at)
+        return at / (1 + scale**2) + scale / np.sqrt(1 + scale**2) * rng.standard_normal((m, dim))
+
+    highest = float(np.logaddexp(*heights)) + 1e-6
+    return Target(dim, value, log_likelihood, log_prior, transform, draw, {}, highest)
+
+
 TARGETS: dict[str, Callable[[], Target]] = {
     "two blobs": two_blobs,
     "eggbox": eggbox,
@@ -265,6 +378,8 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "funnel, 10-D": funnel,
     "normal–gamma": normal_gamma,
     "phase transition, 10-D": phase_transition,
+    "radiata pine": radiata_pine,
+    "spike 0.1, 10-D, shifted 4": spike,
 }
 
 
@@ -288,14 +403,11 @@ def by_draws(target: Target, seed: int) -> dict[str, Any]:
     import pyrovae as pv
 
     draws = target.draw(np.random.default_rng(seed), 4000).reshape(4, 1000, target.dim)
-    bounds = {} if target.bounds is None else dict.fromkeys(range(target.dim), target.bounds)
-    if target.bounds is None:
-        bounds = {1: (0.0, math.inf)}  # the precision of ``normal_gamma``
 
     def log_density(theta: Any) -> Any:
         return target.log_likelihood(theta) + target.log_prior(theta)
 
-    return result(pv.evidence.from_draws(log_density, draws, bounds=bounds, seed=seed))
+    return result(pv.evidence.from_draws(log_density, draws, bounds=target.bounds, seed=seed))
 
 
 def by_rows(method: str) -> Callable[[Target, int], dict[str, Any]]:
