@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -211,13 +211,11 @@ class Parameters(nn.Module):
     @contextmanager
     def _mode(self, training: bool) -> Iterator[None]:
         modes = [(module, module.training) for module in self.every_module()]
-        for module, _ in modes:
-            module.training = training
+        _set_modes((module, training) for module, _ in modes)
         try:
             yield
         finally:
-            for module, mode in modes:
-                module.training = mode
+            _set_modes(modes)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move or cast as ``torch.nn.Module.to`` does; raise ``ValueError`` if the device is not available."""
@@ -241,6 +239,12 @@ class Parameters(nn.Module):
     def _floating(self) -> Iterator[Tensor]:
         yield from (p for p in self.parameters() if p.is_floating_point())
         yield from (b for b in self.buffers() if b.is_floating_point())
+
+
+def _set_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
+    for module, mode in modes:
+        if module.training != mode:  # a module's attributes are slow to set
+            module.training = mode
 
 
 @contextmanager
