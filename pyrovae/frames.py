@@ -24,6 +24,11 @@ def names(x: Any) -> tuple[str, ...] | None:
     )  # numpy's strings, too
 
 
+def labels(x: Any) -> tuple[str, ...] | None:
+    """Return the labels of a frame's columns, numbers too; None for other values."""
+    return tuple(map(str, x.columns)) if hasattr(x, "to_numpy") and hasattr(x, "columns") else None
+
+
 def _is_number(name: Any) -> bool:
     return isinstance(name, int | float | np.number | np.bool_) and not isinstance(name, str)
 

@@ -68,6 +68,9 @@ class _Estimator(BaseEstimator):
             X = np.ma.stack(list(X))
         if np.ma.isMaskedArray(X):  # scikit-learn reads what is below a mask
             X = as_numpy(frames.numbers(X) if missing else X, "X")
+        elif hasattr(X, "columns"):  # scikit-learn reads no pd.NA among objects
+            X = frames.numbers(X)
+        labels = frames.labels(X)
         found: np.ndarray = validate_data(
             self,
             X,
@@ -76,6 +79,12 @@ class _Estimator(BaseEstimator):
             ensure_all_finite="allow-nan" if missing else True,
             ensure_min_samples=2 if fitting else 1,
         )
+        if fitting:
+            self._labels = labels
+        elif labels is not None and self._labels not in (None, labels):
+            # scikit-learn compares labels that are strings only
+            came, fix = frames.difference(labels, self._labels), "Pass the columns in the order of fit."
+            raise bad_value("X", "the columns that the estimator was fitted to", came, fix)
         return found
 
     def _named(self, rows: np.ndarray, kept: Any = slice(None)) -> Any:

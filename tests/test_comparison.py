@@ -1,6 +1,7 @@
 """compare(): paired, in order, and only what can be compared."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -529,3 +530,31 @@ def test_tables_are_matched_by_name_with_masses_and_densities():
         {"one": tables["one"], "rounded": rounded},
         df[60:].round(1),
     )
+
+
+def test_masks_and_scores_are_matched_by_name():
+    """Models fitted to columns in several orders: a mask beside the frame, and a score in either order."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.standard_normal((50, 3)) * [0.1, 1, 10], columns=list("abc"))
+    first, second = (baselines.FullGaussian().fit(frame[:40][list(order)]) for order in ("abc", "cba"))
+    x, mask = frame[40:], rng.random((10, 3)) < 0.8
+    expected = first.log_evidence(x.where(mask)).mean
+    for observed in (mask, torch.as_tensor(mask), pd.DataFrame(mask, x.index, x.columns)):
+        table = pv.compare({"first": first, "second": second}, {"x": x, "observed": observed})
+        np.testing.assert_allclose(table["elpd"], expected, rtol=1e-12)
+    score = second.log_evidence(x[list("cba")])
+    models = {"first": first, "score": score, "second": second}
+    for names in itertools.permutations(models):
+        assert np.ptp(pv.compare({name: models[name] for name in names}, x)["elpd"]) < 1e-12
+
+
+def test_levels_and_steps_that_change_no_number_compare_with_baselines():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"flag": rng.integers(0, 2, 60), "count": rng.poisson(3.0, 60)}).astype(float)
+    vae = pv.VAE.for_table(frame, 1, resolution={"count": 1})
+    baseline = baselines.IndependentPoisson().fit(frame[["count", "flag"]])
+    for models in ({"vae": vae, "baseline": baseline}, {"baseline": baseline, "vae": vae}):
+        table = pv.compare(
+            models, frame[:9], training_rows=True, method="importance", num_samples=9, check=False
+        )
+        assert table["elpd"].notna().all()

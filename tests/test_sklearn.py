@@ -384,3 +384,20 @@ def test_rows_with_holes_get_the_mean_of_their_posterior():
 def test_options_are_refused_before_a_fit(estimator, argument):
     with pytest.raises((TypeError, ValueError), match=f"^{argument}: expected"):
         estimator.set_params(epochs=10**9).fit(np.random.default_rng(0).normal(size=(20, 2)))
+
+
+def test_numbered_columns_are_matched_by_their_labels():
+    """scikit-learn compares labels that are strings only."""
+    frame = pd.DataFrame(X[:, :3], columns=[2, 1, 0])
+    estimator = BaselineDensity("full_gaussian").fit(frame)
+    table = pv.compare({"estimator": estimator}, frame, training_rows=True)
+    assert table["elpd"].iloc[0] == pytest.approx(estimator.score(frame))
+    with pytest.raises(ValueError, match=r"fitted to, got '0' instead of '2' in column 0\. Pass the columns"):
+        estimator.score(frame[[0, 1, 2]])
+
+
+def test_missing_cells_among_objects():
+    frame = pd.DataFrame(HOLED, columns=NAMES)
+    objects = frame.astype(object).where(frame.notna(), pd.NA)
+    estimator = BaselineDensity("full_gaussian").fit(objects)
+    assert estimator.score(objects) == BaselineDensity("full_gaussian").fit(frame).score(frame)

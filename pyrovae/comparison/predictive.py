@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from pyrovae import arguments
+from pyrovae import arguments, frames
 from pyrovae.comparison.refusals import (
     check_comparable,
     check_held_out,
@@ -27,6 +27,8 @@ from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from pyrovae.tables.columns import Column
 
 
 @takes_turns
@@ -148,46 +150,71 @@ def _is_pair(model: Any) -> bool:
 def _order(model: Any, came: tuple[str, ...]) -> tuple[str, ...]:
     """Return the columns that came in the order in which a model was fitted, if they are the same; else its own.
 
-    A model that was fitted without names has the columns 0, 1, … if these came, and otherwise takes them as they lie.
+    A model that was fitted without names has the columns 0, 1, … if these came, and otherwise takes them as they lie. So do
+    other objects that have no ``feature_names_in_`` as in scikit-learn.
     """
     names = getattr(model, "names", None)
-    known: tuple[str, ...] | None = names.get("x") if isinstance(names, Mapping) else None
+    if not isinstance(names, Mapping):
+        return tuple(map(str, getattr(model, "feature_names_in_", came)))
+    known: tuple[str, ...] | None = names.get("x")
     numbers = tuple(map(str, range(len(came))))
     return known or (numbers if sorted(came) == sorted(numbers) else came)
 
 
 def _arranged(model: Any, x: Any) -> Any:
-    """Return rows with the columns of a frame in the order in which the model was fitted; others as they are."""
+    """Return rows with the columns of a frame in the order in which the model was fitted; others as they are.
+
+    A mask of the cells beside them gets the same order, if it is an array or a frame with the same columns.
+    """
     beside, rows = as_passed(x)
-    came = tuple(map(str, getattr(rows, "columns", ())))
-    known = _order(model, came)
-    if came == known or sorted(came) != sorted(known):
+    came = frames.labels(rows) or ()
+    known, mask = _order(model, came), beside.get("observed")
+    if came == known or sorted(came) != sorted(known) or len(set(came)) < len(came):
         return x
-    if len(set(came)) < len(came) or hasattr(beside.get("observed"), "shape"):
+    if mask is not None and tuple(np.shape(mask)) != tuple(rows.shape):
+        return x  # which is refused by name
+    if frames.labels(mask) not in (None, came):
         return x
-    rows = rows.iloc[:, [came.index(name) for name in known]]
+    places = [came.index(name) for name in known]
+    rows = rows.iloc[:, places]
+    if mask is not None:
+        mask = mask.iloc[:, places] if hasattr(mask, "iloc") else mask[:, places]
+        beside = {**beside, "observed": mask}
     return {**beside, "x": rows} if isinstance(x, Mapping) else rows
 
 
 def _columns(model: Any, x: Any) -> list[Any] | None:
     """Return what a model scores of a frame's columns, in its order: names, and a table's levels and resolutions."""
-    labels = getattr(as_passed(x)[1], "columns", None)
+    labels = frames.labels(as_passed(x)[1])
     table = getattr(model, "table", None)
     if labels is None:
         return None
     if table is None:
-        return [(name, None, None) for name in _order(model, tuple(map(str, labels)))]
-    return [(str(column.name), column.levels, column.resolution) for column in table.columns]
+        return [(name, None, None) for name in _order(model, labels)]
+    return [(str(column.name), *_units(column)) for column in table.columns]
+
+
+def _units(column: Column) -> tuple[Any, Any]:
+    """Return the levels and the resolution of a table's column; None for 0, 1, … and steps of 1, which change no number."""
+    levels, resolution = column.levels, column.resolution
+    plain = levels is not None and list(levels) == list(range(len(levels)))
+    return None if plain else levels, None if resolution == 1 else resolution
 
 
 def _in_one_order(
     scores: Mapping[str, LogEvidence], models: Mapping[str, Any], x: Any
 ) -> dict[str, LogEvidence]:
-    """Return scores of a frame by models of its columns in several orders as scores in the order of the first model."""
-    made = [name for name, model in models.items() if not isinstance(model, LogEvidence)]
-    orders = {name: _columns(models[name], x) for name in made}
+    """Return scores of a frame by models of its columns in several orders as scores in one order.
+
+    It is that of a model with the rows of a ``LogEvidence`` among the models, if there is one, or of the first.
+    """
+    orders = {
+        name: _columns(model, x) for name, model in models.items() if not isinstance(model, LogEvidence)
+    }
+    given = [score.fingerprint for name, score in scores.items() if name not in orders]
+    first = next((name for name in orders if scores[name].fingerprint in given), next(iter(orders), ""))
     return {
-        name: _like(scores[made[0]], score, orders[made[0]], orders[name]) if name in orders else score
+        name: _like(scores[first], score, orders[first], orders[name]) if name in orders else score
         for name, score in scores.items()
     }
 
