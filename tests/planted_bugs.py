@@ -39,6 +39,27 @@ BUGS = {
         "",
         "test_tables.py::test_whole_numbers_far_from_zero_are_no_constants[1000000000000]",
     ),
+    "zeros of censored numbers without what lies below them": Bug(
+        "distributions.py",
+        "RoundedNormal.log_prob",
+        "if self.log or self.censored:",
+        "if self.log:",
+        "test_tables.py::test_censored_normal_is_scipys",
+    ),
+    "amounts with many zeros as a density": Bug(
+        "tables/training_rows.py",
+        "_suggested",
+        "share <= _REPEATED",
+        "share <= 1",
+        "test_tables.py::test_columns_that_are_almost_zero_are_fitted_as_masses_or_left_out",
+    ),
+    "few rows with the epochs of many": Bug(
+        "training/plan.py",
+        "Plan.lengthened",
+        "max(self.epochs, enough)",
+        "self.epochs",
+        "test_training.py::test_few_rows_get_more_epochs_by_default[50-1000-1000]",
+    ),
     "masks of chunks left out": Bug(
         "chunks.py",
         "_one",

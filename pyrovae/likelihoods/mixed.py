@@ -55,6 +55,30 @@ class RoundedGaussian(LocationScale):
         return distributions.RoundedNormal(*self.loc_and_scale(outputs), log=log)
 
 
+@TABLES.register("censored_gaussian")
+class CensoredGaussian(RoundedGaussian):
+    """P(0 | z) = Φ((½ − μ_d(z))/σ_d(z)), else as ``RoundedGaussian``: a mass of whole numbers 0, 1, ….
+
+    All that lies below ½ is recorded as 0. ``network``, ``scale`` and ``standardize`` are as in ``RoundedGaussian``.
+
+    Tobin (1958).
+
+    Example:
+        >>> import torch
+        >>> from pyrovae.networks import MLP
+        >>> CensoredGaussian(MLP(2, (8,), 5))(torch.zeros(3, 2)).event_shape
+        torch.Size([5])
+    """
+
+    takes = "counts"
+    off_support = (
+        'It takes whole numbers from 0 on: use "gaussian" with a resolution if negative numbers occur.'
+    )
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        return distributions.RoundedNormal(*self.loc_and_scale(outputs), censored=True)
+
+
 @TABLES.register("rounded_log_normal")
 class RoundedLogNormal(RoundedGaussian):
     """P(k_d | z), the mass of k_d − ½ < y < k_d + ½ for log y ~ N(μ_d(z), σ_d²), k_d = 0, 1, …: a mass.
@@ -69,9 +93,7 @@ class RoundedLogNormal(RoundedGaussian):
     """
 
     takes = "counts"
-    off_support = (
-        'It takes whole numbers from 0 on: use "gaussian" with a resolution if negative numbers occur.'
-    )
+    off_support = CensoredGaussian.off_support
     standardizes = "log x"
 
     def marginal_parts(self, x: Tensor) -> list[Tensor]:

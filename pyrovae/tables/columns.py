@@ -154,13 +154,18 @@ def steps_of(
     ``at`` are their rows.
     """
     steps = numbers / resolution
-    rounding = 4 * np.finfo(np.float32 if str(dtype).lower() == "float32" else np.float64).eps
-    odd = np.flatnonzero(np.abs(steps - np.round(steps)) > np.clip(rounding * np.abs(steps), 1e-6, 0.1))
+    odd = np.flatnonzero(between_steps(steps, dtype))
     if len(odd):
         came = f"{len(odd)} others, first {numbers[odd[0]]:g} in row {at[odd[0]]}"
         fix = "Give a finer resolution, or round the column."
         raise refused(argument, name, f"whole multiples of the resolution {resolution:g}", came, fix)
     return np.round(steps)
+
+
+def between_steps(steps: np.ndarray, dtype: Any) -> np.ndarray:
+    """Return which numbers of steps are not whole, up to the rounding of their type."""
+    rounding = 4 * np.finfo(np.float32 if str(dtype).lower() == "float32" else np.float64).eps
+    return np.abs(steps - np.round(steps)) > np.clip(rounding * np.abs(steps), 1e-6, 0.1)
 
 
 def _as_numbers(numbers: np.ndarray, dtype: str, index: Any) -> pd.Series:
