@@ -419,7 +419,8 @@ class VAE(LatentVariableModel):
 
         P(x | z) = Π_d P_d(x_d | z). Strings, booleans and pandas categories get masses of their levels, ordered categories an
         ``Ordinal``. ``likelihoods.suggest`` chooses the families of numbers: counts for whole numbers, densities for others.
-        Whole numbers that are negative, or whose standard deviation is below their mean, get the mass of an interval of width 1.
+        Whole numbers without a zero or below it, or whose standard deviation is below their mean, get the mass of an interval of
+        width 1.
         Decimal numbers with one value in over a tenth of the rows, such as amounts with many zeros, are counted in steps of
         0.1, 0.01, …: a density gives one value no mass.
 

@@ -144,6 +144,8 @@ SCORES = np.random.default_rng(3).normal(7.0, 2.5, 1000).round().clip(0, 15)
         (SCORES, "censored_gaussian", 1.0),
         (SCORES - 1, "rounded_gaussian", 1.0),
         (AMOUNTS.round(), "negative_binomial", None),
+        (AMOUNTS.round() + 1, "rounded_log_normal", 1.0),
+        (sparse(0.7, 1e7 * AMOUNTS.round(1) + 0.01), "censored_gaussian", 0.01),  # too many steps to count
     ],
 )
 def test_columns_get_a_family_that_can_represent_them(column, family, resolution):
@@ -162,6 +164,32 @@ def test_columns_that_are_almost_zero_are_fitted_as_masses_or_left_out():
     steps = drawn["decimal"] * 100
     assert ((steps >= 0) & ((steps - steps.round()).abs() < 1e-6)).all()
     assert (drawn["score"] >= 0).all()
+
+
+def test_means_stay_in_the_range_of_the_training_rows_for_any_z():
+    """Without bounds, exp(output) and its scale grew without limit where z is far from the training rows'."""
+    df = pd.DataFrame(
+        {
+            "cost": sparse(0.7, AMOUNTS.round(2)),
+            "count": AMOUNTS.round(),
+            "score": SCORES,
+            "debt": (AMOUNTS - 3).round(),
+            "real": RNG.normal(size=1000),
+            "gamma": RNG.gamma(3.0, 2.0, 1000),
+        }
+    )
+    torch.manual_seed(0)
+    vae = pv.VAE.for_table(df, 1, families={"gamma": "gamma"}, hidden_dims=())
+    codes = vae.table.encode(df)
+    with torch.no_grad():
+        fn = vae.likelihood(torch.tensor([[-500.0], [500.0]], dtype=torch.float64)).base_dist
+    low, high = codes.min(axis=0), codes.max(axis=0)
+    spread = np.where(np.isin(vae.table.names, ["score", "debt"]), high - low, 0.0)
+    mean = fn.mean.numpy()
+    assert (mean >= low - 1e-9).all()
+    assert (mean <= high * (1 + 1e-9) + spread).all()  # a censored mean is above its location
+    scales = [inner.scale for inner in fn.fns if hasattr(inner, "scale")]
+    assert max(float(scale.max()) for scale in scales) <= (high - low).max() * (1 + 1e-9)
 
 
 def test_what_is_left_out_is_named():

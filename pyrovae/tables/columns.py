@@ -34,6 +34,8 @@ class Column:
         resolution: the step to which numbers were recorded; codes count steps. None if none was given.
         loc, scale: of the training rows in standard units of the family: mean and standard deviation of codes or of
             their logarithms.
+        bounds: of the decoder's location in these units, or of the logarithm of its mean: the smallest and the largest number
+            of the training rows. None where they are not bounded.
         feature: the encoder's input, as in ``networks.Features``.
         feature_loc, feature_scale: its mean and standard deviation over the training rows.
     """
@@ -50,6 +52,7 @@ class Column:
     resolution: float | None = None
     loc: float = 0.0
     scale: float = 1.0
+    bounds: tuple[float | None, float | None] = (None, None)
     feature: str | int = "identity"
     feature_loc: float = 0.0
     feature_scale: float = 1.0

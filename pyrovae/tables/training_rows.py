@@ -41,6 +41,8 @@ _REPEATED = 0.1
 _SPREADS = {"rounded_gaussian": "decoder", "censored_gaussian": "decoder"}
 # A column is left out if one value fills more than this share of it and it gets a density, which would grow without bound.
 _STUCK = 0.99
+# Steps are found among numbers up to so many of them; beyond, rounding takes any number for whole.
+_LARGEST_STEP = 2.0**40
 # Larger whole numbers are not counted one by one.
 _MOST_COUNTED = 2**24
 
@@ -177,15 +179,23 @@ def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
     own = codes
     if family_of(family).standardizes == "log x":
         own = np.log(codes.clip(min=0.5) if resolution else codes)
+    unit = _unit("", own)
+    bounds: tuple[float | None, float | None] = (None, None)
+    if family_of(family).standardizes:
+        low, high = ((end - unit["loc"]) / unit["scale"] for end in (own.min(), own.max()))
+        bounds = float(low), float(high)
+    elif takes in ("counts", "positive"):
+        bounds = (math.log(codes.min()) if codes.min() > 0 else None), math.log(codes.max())
     return replace(
         column,
         family=family,
+        bounds=bounds,
         options={spread: _SPREADS.get(family, "per_dimension"), **column.options}
         if spread
         else column.options,
         resolution=resolution,
         feature=feature,
-        **_unit("", own),
+        **unit,
         **_unit("feature_", seen_by),
     )
 
@@ -224,9 +234,11 @@ def _suggested(held: np.ndarray, dtype: str) -> tuple[str | None, float | None, 
     if steps.min() < 0:
         return "", step, f"{why}, down to negative numbers: {mass}"
     # Counts vary at least as much as their mean, even given z. That is too much for ages, grades and scores, whose standard
-    # deviation is below their mean.
+    # deviation is below their mean. Counts that vary more have zeros among them.
     if spread**2 < max(mean, mean**2):
         return "", step, f"{why}, standard deviation {spread / mean:.2g} times the mean: {mass}"
+    if steps.min() > 0:
+        return "", step, f"{why}, from {held.min():g} on: {mass}"
     family, _, why_counts = _best(np.round(steps), "counts")
     return family, None if why == "whole" else step, why_counts if why == "whole" else f"{why}: {why_counts}"
 
@@ -243,7 +255,7 @@ def _decimal_step(held: np.ndarray, dtype: str) -> float | None:
     """Return the largest of 0.1, 0.01, … 0.000001 of which all numbers are multiples; None if there is none."""
     for step in (0.1, 0.01, 0.001, 1e-4, 1e-5, 1e-6):
         steps = held / step
-        if np.abs(steps).max() <= _MOST_COUNTED and not between_steps(steps, dtype).any():
+        if np.abs(steps).max() <= _LARGEST_STEP and not between_steps(steps, dtype).any():
             return step
     return None
 
