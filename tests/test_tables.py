@@ -140,6 +140,7 @@ SCORES = np.random.default_rng(3).normal(7.0, 2.5, 1000).round().clip(0, 15)
         (sparse(0.7, AMOUNTS.round(2)).astype("float32"), "zero_inflated_negative_binomial", 0.01),
         (sparse(0.7, (AMOUNTS - 1).round(1)), "rounded_gaussian", 0.1),
         (sparse(0.7, AMOUNTS), "gaussian", None),  # a density, as the amounts are not decimal
+        (np.log(AMOUNTS).clip(0, 1), "gaussian", None),  # shares, of which many are 0 or 1
         (AMOUNTS.round(2), "log_normal", None),
         (SCORES, "censored_gaussian", 1.0),
         (SCORES - 1, "rounded_gaussian", 1.0),

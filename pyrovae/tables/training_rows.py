@@ -225,8 +225,8 @@ def _suggested(held: np.ndarray, dtype: str) -> tuple[str | None, float | None, 
         step, why = found, f"{share:.0%} are exactly {value:g}, recorded to {found:g}"
     elif share > _STUCK:
         return None, None, f"almost constant: {value:g} in {share:.1%} of the rows, others not decimal"
-    else:
-        return _best(held, None)
+    else:  # the density of a continuous Bernoulli has no bound at 0 and 1
+        return _best(held, None, without="continuous_bernoulli")
     steps = held / step
     mean, spread, mass = steps.mean(), steps.std(), f"the mass of an interval of {step:g}"
     if steps.max() > _MOST_COUNTED:
@@ -243,9 +243,10 @@ def _suggested(held: np.ndarray, dtype: str) -> tuple[str | None, float | None, 
     return family, None if why == "whole" else step, why_counts if why == "whole" else f"{why}: {why_counts}"
 
 
-def _best(held: np.ndarray, takes: str | None) -> tuple[str, None, str]:
-    """Return the first suggestion of ``likelihoods.suggest``, or the first that takes such numbers."""
+def _best(held: np.ndarray, takes: str | None, without: str = "") -> tuple[str, None, str]:
+    """Return the first suggestion of ``likelihoods.suggest``, or the first that takes such numbers, but for one family."""
     lines = suggest(held[:, None])
+    lines = lines[lines["family"] != without]
     if takes is not None:
         lines = lines[lines["family"].map(_takes) == takes]
     return lines["family"].iloc[0], None, lines["why"].iloc[0]
