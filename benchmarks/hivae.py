@@ -135,7 +135,8 @@ def vae_of(data: Data, seen: pd.DataFrame, latent_dim: int, epochs: int, seed: i
             families[column] = "bernoulli" if two else "ordinal" if sort == "ordinal" else "categorical"
     torch.manual_seed(seed)
     vae = pv.VAE.for_table(seen, latent_dim, families=families, hidden_dims=(200, 200))
-    pv.fit(vae, seen, epochs=epochs, lr=3e-3, batch_size=512, kl_warmup=10, seed=seed)
+    size = min(512, max(32, len(seen) // 12))  # few rows get a dozen steps an epoch, too
+    pv.fit(vae, seen, epochs=epochs, lr=3e-3, batch_size=size, kl_warmup=10, seed=seed)
     return vae
 
 

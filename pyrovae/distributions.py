@@ -236,8 +236,9 @@ def log_normal_mass(lower: Tensor, upper: Tensor, given: Tensor) -> Tensor:
 class RoundedNormal(TorchDistribution):
     """P(k) = Φ((k + ½ − loc)/scale) − Φ((k − ½ − loc)/scale) for whole numbers k: a normal number, rounded.
 
-    With ``log=True`` the logarithm is normal: P(k) is the mass of k − ½ < e^u < k + ½ for k = 0, 1, …. ``mean`` is the mean
-    before rounding, which is within ½ of the mean of k.
+    With ``log=True`` the logarithm is normal: P(k) is the mass of k − ½ < e^u < k + ½ for k = 0, 1, …. With ``censored=True``
+    negative numbers count as 0: P(0) = Φ((½ − loc)/scale), as in Tobin (1958). ``mean`` is the mean before rounding, which is
+    within ½ of the mean of k.
 
     Example:
         >>> fn = RoundedNormal(torch.tensor(0.3), torch.tensor(2.0))
@@ -248,50 +249,67 @@ class RoundedNormal(TorchDistribution):
     arg_constraints: ClassVar[dict[str, Any]] = {"loc": constraints.real, "scale": constraints.positive}
 
     def __init__(
-        self, loc: Tensor, scale: Tensor, log: bool = False, validate_args: bool | None = None
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        log: bool = False,
+        censored: bool = False,
+        validate_args: bool | None = None,
     ) -> None:
         self.loc, self.scale = broadcast_all(loc, scale)
-        self.log = log
+        self.log, self.censored = log, censored
         super().__init__(self.loc.shape, validate_args=validate_args)
 
     @property
     def support(self) -> constraints.Constraint:
-        return constraints.nonnegative_integer if self.log else constraints.integer
+        return constraints.nonnegative_integer if self.log or self.censored else constraints.integer
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> RoundedNormal:
-        batch_shape = Size(batch_shape)
-        return RoundedNormal(
-            self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.log, validate_args=False
-        )
+        loc, scale = self.loc.expand(Size(batch_shape)), self.scale.expand(Size(batch_shape))
+        return RoundedNormal(loc, scale, self.log, self.censored, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
         lower, upper = value - 0.5, value + 0.5
-        if not self.log:
-            low, high = (lower - self.loc) / self.scale, (upper - self.loc) / self.scale
-            return log_normal_mass(low, high, 1 / self.scale)
-        above = (upper.clamp(min=0.5).log() - self.loc) / self.scale
-        below = (lower.clamp(min=0.5).log() - self.loc) / self.scale
-        # 0 has no lower bound; beyond 50 scales nothing is left. −∞ would make gradients NaN.
-        below = torch.where(value > 0, below, above.clamp(max=0) - 50)
-        width = torch.where(value > 0, (1 / lower.clamp(min=0.5)).log1p() / self.scale, above - below)
+        if self.log:
+            width = (1 / lower.clamp(min=0.5)).log1p() / self.scale
+            lower, upper = lower.clamp(min=0.5).log(), upper.clamp(min=0.5).log()
+        else:
+            width = 1 / self.scale
+        below, above = (lower - self.loc) / self.scale, (upper - self.loc) / self.scale
+        if self.log or self.censored:
+            # 0 has no lower bound; beyond 50 scales nothing is left. −∞ would make gradients NaN.
+            below = torch.where(value > 0, below, above.clamp(max=0) - 50)
+            width = torch.where(value > 0, width, above - below)
         return log_normal_mass(below, above, width)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
             shape = self._extended_shape(Size(sample_shape))
             drawn = torch.normal(self.loc.expand(shape), self.scale.expand(shape))
-            return (drawn.exp() if self.log else drawn).round()
+            return self._observed(drawn)
+
+    def _observed(self, drawn: Tensor) -> Tensor:
+        """Return the whole numbers that normal ones are recorded as."""
+        if self.log:
+            return drawn.exp().round()
+        return drawn.round().clamp(min=0.0) if self.censored else drawn.round()
 
     @property
     def mean(self) -> Tensor:
-        return (self.loc + self.scale**2 / 2).exp() if self.log else self.loc
+        if self.log:
+            return (self.loc + self.scale**2 / 2).exp()
+        if self.censored:
+            a = self.loc / self.scale
+            density = (-(a**2) / 2).exp() / math.sqrt(2 * math.pi)
+            return self.loc * torch.special.ndtr(a) + self.scale * density
+        return self.loc
 
     @property
     def median(self) -> Tensor:
         """The median before rounding, rounded."""
-        return (self.loc.exp() if self.log else self.loc).round()
+        return self._observed(self.loc)
 
 
 class EachColumn(constraints.Constraint):

@@ -419,7 +419,10 @@ class VAE(LatentVariableModel):
 
         P(x | z) = Π_d P_d(x_d | z). Strings, booleans and pandas categories get masses of their levels, ordered categories an
         ``Ordinal``. ``likelihoods.suggest`` chooses the families of numbers: counts for whole numbers, densities for others.
-        Whole numbers that are negative, or vary less than counts, get the mass of an interval of width 1.
+        Whole numbers without a zero or below it, or whose standard deviation is below their mean, get the mass of an interval of
+        width 1.
+        Decimal numbers with one value in over a tenth of the rows, such as amounts with many zeros, are counted in steps of
+        0.1, 0.01, …: a density gives one value no mass.
 
         Every function that takes rows then takes such a frame, with None, NaN or NA in missing cells. ``sample`` and
         ``reconstruct`` return frames. Levels, locations and scales come from ``df`` and never change, so ``df`` should
@@ -433,8 +436,8 @@ class VAE(LatentVariableModel):
             families: for some columns a name in ``likelihoods.REGISTRY``, a pair of a name and a dict of the family's
                 options, or None to leave the column out.
             resolution: for columns of real numbers the step to which they were recorded, such as {"age": 1}. The column is
-                then scored as the mass of its interval, x ± step/2, under a Gaussian or log-normal. If every column is a
-                mass, log P(x) has no units and compares across families.
+                then scored as the mass of its interval, x ± step/2, under a Gaussian, which is censored at 0 if that is the
+                smallest number, or a log-normal. If every column is a mass, log P(x) has no units and compares across families.
             hidden_dims: of both networks. With two or more layers, pass ``fit`` a ``kl_warmup``: where many cells are
                 missing, z says little about a row at first, and the fit may end with a decoder that ignores it.
             activation, prior, encoder: as in ``mlp``.

@@ -601,7 +601,7 @@ CASES = {
         {
             "pair": "pair",
             "x": "rows of a pair",
-            "epochs": "count",
+            "epochs": "count or None",
             "batch_size": "count",
             "lr": "positive",
             "seed": "seed",
@@ -755,7 +755,7 @@ CASES = {
             "seed": "seed",
             "progress": "flag",
             "executor": "executor",
-            "epochs": "count",
+            "epochs": "count or None",
             "lr": "positive",
             "batch_size": "count",
         },

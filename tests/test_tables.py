@@ -124,6 +124,75 @@ def test_resolution_gives_back_the_decimals_that_came():
     assert table.decode(table.encode(df))["x"].tolist() == [0.1, 0.3, 0.7, 1.1]
 
 
+def sparse(share, numbers):
+    """A column of which a share is exactly 0, with some numbers in the other rows."""
+    return np.where(np.arange(len(numbers)) < share * len(numbers), 0.0, numbers)
+
+
+AMOUNTS = np.random.default_rng(2).lognormal(0.0, 1.5, 1000)
+SCORES = np.random.default_rng(3).normal(7.0, 2.5, 1000).round().clip(0, 15)
+
+
+@pytest.mark.parametrize(
+    ("column", "family", "resolution"),
+    [
+        (sparse(0.7, AMOUNTS.round(2)), "zero_inflated_negative_binomial", 0.01),
+        (sparse(0.7, AMOUNTS.round(2)).astype("float32"), "zero_inflated_negative_binomial", 0.01),
+        (sparse(0.7, (AMOUNTS - 1).round(1)), "rounded_gaussian", 0.1),
+        (sparse(0.7, AMOUNTS), "gaussian", None),  # a density, as the amounts are not decimal
+        (np.log(AMOUNTS).clip(0, 1), "gaussian", None),  # shares, of which many are 0 or 1
+        (AMOUNTS.round(2), "log_normal", None),
+        (SCORES, "censored_gaussian", 1.0),
+        (SCORES - 1, "rounded_gaussian", 1.0),
+        (AMOUNTS.round(), "negative_binomial", None),
+        (AMOUNTS.round() + 1, "rounded_log_normal", 1.0),
+        (sparse(0.7, 1e7 * AMOUNTS.round(1) + 0.01), "censored_gaussian", 0.01),  # too many steps to count
+    ],
+)
+def test_columns_get_a_family_that_can_represent_them(column, family, resolution):
+    (found,) = Table.of(pd.DataFrame({"x": column})).columns
+    assert (found.family, found.resolution) == (family, resolution)
+
+
+def test_columns_that_are_almost_zero_are_fitted_as_masses_or_left_out():
+    """A density of such a column would grow without bound, so the fit refused it."""
+    rare = sparse(0.995, AMOUNTS)
+    df = pd.DataFrame({"decimal": rare.round(2), "real": rare, "score": SCORES})
+    with pytest.warns(UserWarning, match=r"'real' \(almost constant: 0 in 99.5% of the rows"):
+        vae = pv.VAE.for_table(df, 1, hidden_dims=())
+    pv.fit(vae, df[["decimal", "score"]], epochs=1, compile=False)
+    drawn = vae.sample(2000, seed=0)
+    steps = drawn["decimal"] * 100
+    assert ((steps >= 0) & ((steps - steps.round()).abs() < 1e-6)).all()
+    assert (drawn["score"] >= 0).all()
+
+
+def test_means_stay_in_the_range_of_the_training_rows_for_any_z():
+    """Without bounds, exp(output) and its scale grew without limit where z is far from the training rows'."""
+    df = pd.DataFrame(
+        {
+            "cost": sparse(0.7, AMOUNTS.round(2)),
+            "count": AMOUNTS.round(),
+            "score": SCORES,
+            "debt": (AMOUNTS - 3).round(),
+            "real": RNG.normal(size=1000),
+            "gamma": RNG.gamma(3.0, 2.0, 1000),
+        }
+    )
+    torch.manual_seed(0)
+    vae = pv.VAE.for_table(df, 1, families={"gamma": "gamma"}, hidden_dims=())
+    codes = vae.table.encode(df)
+    with torch.no_grad():
+        fn = vae.likelihood(torch.tensor([[-500.0], [500.0]], dtype=torch.float64)).base_dist
+    low, high = codes.min(axis=0), codes.max(axis=0)
+    spread = np.where(np.isin(vae.table.names, ["score", "debt"]), high - low, 0.0)
+    mean = fn.mean.numpy()
+    assert (mean >= low - 1e-9).all()
+    assert (mean <= high * (1 + 1e-9) + spread).all()  # a censored mean is above its location
+    scales = [inner.scale for inner in fn.fns if hasattr(inner, "scale")]
+    assert max(float(scale.max()) for scale in scales) <= (high - low).max() * (1 + 1e-9)
+
+
 def test_what_is_left_out_is_named():
     df = FRAME[["real", "job"]].assign(id=[f"p{i}" for i in range(N)], row=range(N), same=3, note="a")
     with pytest.warns(UserWarning, match=r"'id' \(like an id.*'row' .*consecutive.*'same' \(constant: 3"):
@@ -346,14 +415,31 @@ def test_rounded_log_normal_is_scipys():
     assert float(found.sum()) == pytest.approx(1.0, abs=1e-9)
 
 
-@pytest.mark.parametrize("log", [False, True])
-def test_gradients_of_rounded_numbers_are_finite_and_right(log):
+def test_censored_normal_is_scipys():
+    loc, scale = torch.tensor([[-0.7, 0.2, 30.0], [1.5, 4.0, 2.0]], dtype=torch.float64)
+    fn = distributions.RoundedNormal(loc, scale, censored=True)
+    k = torch.arange(100.0, dtype=torch.float64)[:, None]
+    found, exact = fn.log_prob(k).exp().numpy(), stats.norm(loc, scale)
+    lower = np.where(k > 0, k - 0.5, -np.inf)
+    np.testing.assert_allclose(found, exact.cdf(k + 0.5) - exact.cdf(lower), atol=1e-13)
+    x = np.linspace(0, 80, 80_001)[:, None]
+    np.testing.assert_allclose(fn.mean, np.trapezoid(exact.sf(x), x, axis=0), atol=1e-5)
+    assert fn.median.tolist() == [0.0, 0.0, 30.0]
+    torch.manual_seed(0)
+    drawn = fn.expand((20_000, 3)).sample()
+    assert bool(fn.support.check(drawn).all())
+    p = found[0]
+    assert (np.abs((drawn == 0).numpy().mean(axis=0) - p) <= 5.5 * (p * (1 - p) / 20_000) ** 0.5).all()
+
+
+@pytest.mark.parametrize(("log", "censored"), [(False, False), (True, False), (False, True)])
+def test_gradients_of_rounded_numbers_are_finite_and_right(log, censored):
     loc = torch.tensor([0.0, 1.0, -3.0, 2.0], dtype=torch.float64, requires_grad=True)
     log_scale = torch.tensor([0.0, 9.0, -2.0, -7.0], dtype=torch.float64, requires_grad=True)
     value = torch.tensor([0.0, 7.0, 12.0, 4.0], dtype=torch.float64)
 
     def log_prob(loc, log_scale):
-        return distributions.RoundedNormal(loc, log_scale.exp(), log).log_prob(value)
+        return distributions.RoundedNormal(loc, log_scale.exp(), log, censored).log_prob(value)
 
     assert torch.isfinite(log_prob(loc, log_scale)).all()
     assert torch.autograd.gradcheck(log_prob, (loc, log_scale), eps=1e-7, atol=1e-3, rtol=1e-4)

@@ -1446,6 +1446,20 @@ def test_parameters_that_leave_their_support_are_named_before_the_step(how, insi
     assert bool((parts.raw < 0).any())
 
 
+@pytest.mark.parametrize(
+    ("rows", "whole", "chunks"),
+    [(50, 500 * 2, 500 * 2), (480, 334 * 15, 313 * 16), (12_800, 50 * 400, 50 * 400)],
+)
+def test_few_rows_get_more_epochs_by_default(monkeypatch, rows, whole, chunks):
+    asked = []
+    monkeypatch.setattr(loop.Loop, "run", lambda self, bar, run: asked.append(self.steps))
+    x, options = binary_rows(rows), {"batch_size": 32, "compile": False}
+    pv.fit(small_vae(), x, **options)
+    pv.fit(small_vae(), list(x.split(rows // 2)), kl_warmup=9, **options)
+    pv.fit(small_vae(), x, epochs=3, **options)
+    assert asked == [whole, chunks, 3 * -(-rows // 32)]
+
+
 def test_renyi_bounds_take_no_chunks():
     with pytest.raises(ValueError, match="loss: expected a sum over rows"):
         pv.fit(small_vae(), [X[:50], X[50:]], batch_size=90, loss=RenyiELBO(alpha=0.5, num_particles=2))

@@ -23,7 +23,13 @@ from pyrovae.reporting import report as write_report
 _COMPONENTS = 10  # of a mixture
 
 LatentDim = Annotated[int, typer.Option(min=1, help="Entries of z.")]
-Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training rows.")]
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Passes over the training rows; by default 50, or up to 500 for few rows.",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows a step.")]
 Rate = Annotated[float, typer.Option(help="Learning rate.")]
 HiddenDims = Annotated[
@@ -51,7 +57,7 @@ def fit(
     patience: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many epochs without a better validation ELBO.")
     ] = None,
-    epochs: Epochs = 50,
+    epochs: Epochs = None,
     batch_size: BatchSize = 128,
     lr: Rate = 1e-3,
     seed: Seed = 0,
@@ -113,7 +119,7 @@ def compare(
     index: Index = None,
     latent_dim: LatentDim = 8,
     hidden_dims: HiddenDims = "200",
-    epochs: Epochs = 50,
+    epochs: Epochs = None,
     batch_size: BatchSize = 128,
     lr: Rate = 1e-3,
     seed: Seed = 0,

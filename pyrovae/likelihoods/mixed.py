@@ -6,6 +6,7 @@ list of its columns and the others work on the whole numbers that a table's ``re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,6 +56,30 @@ class RoundedGaussian(LocationScale):
         return distributions.RoundedNormal(*self.loc_and_scale(outputs), log=log)
 
 
+@TABLES.register("censored_gaussian")
+class CensoredGaussian(RoundedGaussian):
+    """P(0 | z) = Φ((½ − μ_d(z))/σ_d(z)), else as ``RoundedGaussian``: a mass of whole numbers 0, 1, ….
+
+    All that lies below ½ is recorded as 0. ``network``, ``scale`` and ``standardize`` are as in ``RoundedGaussian``.
+
+    Tobin (1958).
+
+    Example:
+        >>> import torch
+        >>> from pyrovae.networks import MLP
+        >>> CensoredGaussian(MLP(2, (8,), 5))(torch.zeros(3, 2)).event_shape
+        torch.Size([5])
+    """
+
+    takes = "counts"
+    off_support = (
+        'It takes whole numbers from 0 on: use "gaussian" with a resolution if negative numbers occur.'
+    )
+
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        return distributions.RoundedNormal(*self.loc_and_scale(outputs), censored=True)
+
+
 @TABLES.register("rounded_log_normal")
 class RoundedLogNormal(RoundedGaussian):
     """P(k_d | z), the mass of k_d − ½ < y < k_d + ½ for log y ~ N(μ_d(z), σ_d²), k_d = 0, 1, …: a mass.
@@ -69,9 +94,7 @@ class RoundedLogNormal(RoundedGaussian):
     """
 
     takes = "counts"
-    off_support = (
-        'It takes whole numbers from 0 on: use "gaussian" with a resolution if negative numbers occur.'
-    )
+    off_support = CensoredGaussian.off_support
     standardizes = "log x"
 
     def marginal_parts(self, x: Tensor) -> list[Tensor]:
@@ -99,7 +122,10 @@ class Mixed(Likelihood):
         network: returns the outputs of the first group, as its family takes them, then those of the second, and so on.
         groups: a dict for every group: "family", a name in ``likelihoods.REGISTRY`` or ``TABLES``; "options",
             a dict of the family's options; "columns", the numbers of the columns; and for families with a location and
-            a scale "loc" and "scale", one number a column, between which and the standard units it converts.
+            a scale "loc" and "scale", one number a column, between which and the standard units it converts. "bounds" may
+            hold a pair for every column: the least and the largest first output that the decoder can return, or None. A scale
+            from the decoder is then at most their difference. Without bounds, a decoder returns means and scales far beyond
+            the training rows where z is.
 
     Raises:
         ValueError: the network's output width is not ``Mixed.width(groups)``; a column is in no group or in two.
@@ -141,6 +167,13 @@ class Mixed(Likelihood):
             )
         self.columns = [list(group["columns"]) for group in groups]
         self.parts = nn.ModuleList([_part(group) for group in groups])
+        bounds = [group.get("bounds", ()) for group in groups]
+        self.bounded = [any(end is not None for pair in pairs for end in pair) for pairs in bounds]
+        for number in (number for number, bounded in enumerate(self.bounded) if bounded):
+            for place, (name, free) in enumerate((("low", -math.inf), ("high", math.inf))):
+                ends = [free if pair[place] is None else pair[place] for pair in bounds[number]]
+                held = torch.tensor(ends, dtype=torch.float64)
+                self.register_buffer(f"{name}_{number}", held, persistent=False)
         self.register_buffer("order", torch.tensor(columns))
         self.register_buffer("inverse", torch.tensor(columns).argsort())
 
@@ -157,9 +190,21 @@ class Mixed(Likelihood):
         return list(zip(self.parts, self.columns, strict=True))
 
     def distribution(self, outputs: Tensor) -> distributions.ByColumn:
-        shares = outputs.split(self.widths, dim=-1)
+        shares = [
+            self._within(number, share) if self.bounded[number] else share
+            for number, share in enumerate(outputs.split(self.widths, dim=-1))
+        ]
         fns = [part.computed(share) for (part, _), share in zip(self.each(), shares, strict=True)]
         return distributions.ByColumn(fns, self.columns, self.order, self.inverse)
+
+    def _within(self, group: int, share: Tensor) -> Tensor:
+        """Return the outputs of a group with the first kind, and scales from the decoder, within the bounds."""
+        low, high = (getattr(self, f"{name}_{group}").to(share) for name in ("low", "high"))
+        first, *more = share.split(len(low), dim=-1)
+        part = self.parts[group]
+        if isinstance(part, LocationScale) and part.scale == "decoder":
+            more[0] = torch.minimum(more[0], (high - low).log())
+        return torch.cat([first.clamp(low, high), *more], dim=-1)
 
     def marginal_outputs(self, x: Tensor) -> list[Tensor]:
         return [kind for part, columns in self.each() for kind in part.marginal_outputs(x[:, columns])]

@@ -34,6 +34,8 @@ class Column:
         resolution: the step to which numbers were recorded; codes count steps. None if none was given.
         loc, scale: of the training rows in standard units of the family: mean and standard deviation of codes or of
             their logarithms.
+        bounds: of the decoder's location in these units, or of the logarithm of its mean: the smallest and the largest number
+            of the training rows. None where they are not bounded.
         feature: the encoder's input, as in ``networks.Features``.
         feature_loc, feature_scale: its mean and standard deviation over the training rows.
     """
@@ -50,6 +52,7 @@ class Column:
     resolution: float | None = None
     loc: float = 0.0
     scale: float = 1.0
+    bounds: tuple[float | None, float | None] = (None, None)
     feature: str | int = "identity"
     feature_loc: float = 0.0
     feature_scale: float = 1.0
@@ -154,13 +157,18 @@ def steps_of(
     ``at`` are their rows.
     """
     steps = numbers / resolution
-    rounding = 4 * np.finfo(np.float32 if str(dtype).lower() == "float32" else np.float64).eps
-    odd = np.flatnonzero(np.abs(steps - np.round(steps)) > np.clip(rounding * np.abs(steps), 1e-6, 0.1))
+    odd = np.flatnonzero(between_steps(steps, dtype))
     if len(odd):
         came = f"{len(odd)} others, first {numbers[odd[0]]:g} in row {at[odd[0]]}"
         fix = "Give a finer resolution, or round the column."
         raise refused(argument, name, f"whole multiples of the resolution {resolution:g}", came, fix)
     return np.round(steps)
+
+
+def between_steps(steps: np.ndarray, dtype: Any) -> np.ndarray:
+    """Return which numbers of steps are not whole, up to the rounding of their type."""
+    rounding = 4 * np.finfo(np.float32 if str(dtype).lower() == "float32" else np.float64).eps
+    return np.abs(steps - np.round(steps)) > np.clip(rounding * np.abs(steps), 1e-6, 0.1)
 
 
 def _as_numbers(numbers: np.ndarray, dtype: str, index: Any) -> pd.Series:

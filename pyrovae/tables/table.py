@@ -252,6 +252,7 @@ class Table:
             key = f"{column.family} {sorted(column.options.items())}"
             group = found.setdefault(key, {"family": column.family, "options": column.options, "columns": []})
             group["columns"].append(number)
+            group.setdefault("bounds", []).append(list(column.bounds))
             if family_of(column.family).standardizes:
                 group.setdefault("loc", []).append(column.loc)
                 group.setdefault("scale", []).append(column.scale)

@@ -16,6 +16,7 @@ from pyrovae.tables.columns import (
     EXACT,
     WORDS,
     Column,
+    between_steps,
     numbers_of,
     refused,
     some,
@@ -33,6 +34,15 @@ _SAME = 1e-9
 _FEWEST_IDS = 20
 # Numbers and their range fit in float32, in which networks see them, with a margin.
 _LARGEST = 1e35
+# A density gives one value no mass, so real numbers of which more than this share are equal get masses.
+_REPEATED = 0.1
+# A mass is at most 1, so its scale may depend on z. A density's could shrink without bound where rows repeat, and a
+# log-normal's mean grows with the exponential of its scale.
+_SPREADS = {"rounded_gaussian": "decoder", "censored_gaussian": "decoder"}
+# A column is left out if one value fills more than this share of it and it gets a density, which would grow without bound.
+_STUCK = 0.99
+# Steps are found among numbers up to so many of them; beyond, rounding takes any number for whole.
+_LARGEST_STEP = 2.0**40
 # Larger whole numbers are not counted one by one.
 _MOST_COUNTED = 2**24
 
@@ -141,20 +151,22 @@ def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
             return f"like an id: {len(held)} rows with consecutive numbers"
         if whole and len(values) == 2:
             return _levels(column, list(held))
-        family, resolution, why = _suggested(held, whole)
-        column = replace(column, why=why)
+        suggested, resolution, why = _suggested(held, column.dtype)
+        if suggested is None:
+            return why
+        family, column = suggested, replace(column, why=why)
     codes = held
     if resolution is not None:
         codes = steps_of("df", name, held, resolution, at, column.dtype)
         if np.ptp(codes) == 0:
             came, fix = f"{resolution:g}, in which all are {codes[0]:g}", "Give a finer one."
             raise refused("resolution", name, "a step in which the numbers differ", came, fix)
-        log = family == "log_normal"
         if not family:
             # Far from zero, both are alike.
             log = codes.min() > 0 and _fits(np.log(codes)) - np.log(codes).sum() > _fits(codes) + 1
+            family = "log_normal" if log else "censored_gaussian" if codes.min() == 0 else "gaussian"
             column = replace(column, why=f"recorded to {resolution:g}") if column.why == "given" else column
-        family = "rounded_log_normal" if log else "rounded_gaussian"
+        family = {"gaussian": "rounded_gaussian", "log_normal": "rounded_log_normal"}.get(family, family)
     takes = _takes(family)
     least = {"counts": 0.0, "bounded": 0.0, "positive": np.nextafter(0, 1)}.get(takes, -np.inf)
     if codes.min() < least:
@@ -162,17 +174,28 @@ def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
         raise refused("df", name, f"numbers that {family!r} can score", few, 'Use "gaussian" for it.')
     spread = getattr(family_of(family), "spread_name", None)
     feature = {"counts": "log1p", "positive": "log"}.get(takes, "identity")
+    feature = "identity" if family == "censored_gaussian" else feature
     seen_by = np.log(codes) if feature == "log" else np.log1p(codes) if feature == "log1p" else codes
     own = codes
     if family_of(family).standardizes == "log x":
         own = np.log(codes.clip(min=0.5) if resolution else codes)
+    unit = _unit("", own)
+    bounds: tuple[float | None, float | None] = (None, None)
+    if family_of(family).standardizes:
+        low, high = ((end - unit["loc"]) / unit["scale"] for end in (own.min(), own.max()))
+        bounds = float(low), float(high)
+    elif takes in ("counts", "positive"):
+        bounds = (math.log(codes.min()) if codes.min() > 0 else None), math.log(codes.max())
     return replace(
         column,
         family=family,
-        options={spread: "per_dimension", **column.options} if spread else column.options,
+        bounds=bounds,
+        options={spread: _SPREADS.get(family, "per_dimension"), **column.options}
+        if spread
+        else column.options,
         resolution=resolution,
         feature=feature,
-        **_unit("", own),
+        **unit,
         **_unit("feature_", seen_by),
     )
 
@@ -187,19 +210,55 @@ def _rounding(values: np.ndarray) -> float:
     return 0.0 if _whole(values) else _SAME * float(np.abs(values).max())
 
 
-def _suggested(held: np.ndarray, whole: bool) -> tuple[str, float | None, str]:
-    """Return the family of a column of numbers, a resolution if it needs one, and the reason."""
-    if whole and held.max() > _MOST_COUNTED:
-        return "", 1.0, f"whole, up to {held.max():.2g}: the mass of an interval of 1"
-    ratio = held.var() / max(held.mean(), 1e-300)
-    # Counts vary at least as much as their mean, even given z. That is too much for years or ages.
-    if whole and (held.min() < 0 or ratio < (20 if held.mean() > 10 else 1)):
-        why = "down to negative numbers" if held.min() < 0 else f"variance {ratio:.2g} times the mean"
-        return "", 1.0, f"whole, {why}: the mass of an interval of 1"
+def _suggested(held: np.ndarray, dtype: str) -> tuple[str | None, float | None, str]:
+    """Return the family of a column of numbers, a resolution if it needs one, and the reason.
+
+    "" is a rounded family. None leaves the column out.
+    """
+    values, times = np.unique(held, return_counts=True)
+    share, value = float(times.max() / len(held)), float(values[times.argmax()])
+    if _whole(held):
+        step, why = 1.0, "whole"
+    elif times.max() == 1 or share <= _REPEATED:
+        return _best(held, None)
+    elif (found := _decimal_step(held, dtype)) is not None:
+        step, why = found, f"{share:.0%} are exactly {value:g}, recorded to {found:g}"
+    elif share > _STUCK:
+        return None, None, f"almost constant: {value:g} in {share:.1%} of the rows, others not decimal"
+    else:  # the density of a continuous Bernoulli has no bound at 0 and 1
+        return _best(held, None, without="continuous_bernoulli")
+    steps = held / step
+    mean, spread, mass = steps.mean(), steps.std(), f"the mass of an interval of {step:g}"
+    if steps.max() > _MOST_COUNTED:
+        return "", step, f"{why}, up to {held.max():.2g}: {mass}"
+    if steps.min() < 0:
+        return "", step, f"{why}, down to negative numbers: {mass}"
+    # Counts vary at least as much as their mean, even given z. That is too much for ages, grades and scores, whose standard
+    # deviation is below their mean. Counts that vary more have zeros among them.
+    if spread**2 < max(mean, mean**2):
+        return "", step, f"{why}, standard deviation {spread / mean:.2g} times the mean: {mass}"
+    if steps.min() > 0:
+        return "", step, f"{why}, from {held.min():g} on: {mass}"
+    family, _, why_counts = _best(np.round(steps), "counts")
+    return family, None if why == "whole" else step, why_counts if why == "whole" else f"{why}: {why_counts}"
+
+
+def _best(held: np.ndarray, takes: str | None, without: str = "") -> tuple[str, None, str]:
+    """Return the first suggestion of ``likelihoods.suggest``, or the first that takes such numbers, but for one family."""
     lines = suggest(held[:, None])
-    if whole:
-        lines = lines[lines["family"].map(_takes) == "counts"]
+    lines = lines[lines["family"] != without]
+    if takes is not None:
+        lines = lines[lines["family"].map(_takes) == takes]
     return lines["family"].iloc[0], None, lines["why"].iloc[0]
+
+
+def _decimal_step(held: np.ndarray, dtype: str) -> float | None:
+    """Return the largest of 0.1, 0.01, … 0.000001 of which all numbers are multiples; None if there is none."""
+    for step in (0.1, 0.01, 0.001, 1e-4, 1e-5, 1e-6):
+        steps = held / step
+        if np.abs(steps).max() <= _LARGEST_STEP and not between_steps(steps, dtype).any():
+            return step
+    return None
 
 
 def _fits(values: np.ndarray) -> float:

@@ -25,7 +25,7 @@ from pyrovae.progress import Progress
 from pyrovae.rows import restored, spread_of
 from pyrovae.training.history import History
 from pyrovae.training.loop import Callback, Loop
-from pyrovae.training.plan import Plan
+from pyrovae.training.plan import DEFAULT_EPOCHS, Plan
 from pyrovae.training.prepare import check_callbacks, prepare
 from pyrovae.training.ranks import Ranks
 from pyrovae.training.rows import Reader
@@ -39,7 +39,7 @@ def fit(
     pair: LatentVariableModel,
     x: Any,
     *,
-    epochs: int = 50,
+    epochs: int | None = None,
     batch_size: int = 128,
     lr: float = 1e-3,
     seed: int = 0,
@@ -89,7 +89,8 @@ def fit(
             fit cannot be resumed. Chunks must not wait for another thread that calls pyrovae, because calls from
             several threads take turns. ``fit`` remembers the column names of a DataFrame, except 0, 1, … in order. Every
             later frame needs these columns in the same order. Frames and series in a dict are aligned by index.
-        epochs: passes over the rows.
+        epochs: passes over the rows. None means 50, or as many as make 5000 steps if those are more, up to 500: fits of few
+            rows end too early otherwise. ``History`` has as many lines.
         batch_size: rows a step. A smaller last batch of a pass is scaled by its own N/B. A last batch of a single row
             is joined to the batch before it.
         lr: the optimizer's learning rate.
@@ -173,7 +174,7 @@ def fit(
                 {"checkpoint": folder is not None}, "Pass it on all ranks. Rank 0 alone uses the folder."
             )
             plan = Plan(
-                epochs=epochs,
+                epochs=DEFAULT_EPOCHS if epochs is None else epochs,
                 batch_size=batch_size,
                 lr=lr,
                 seed=seed,
@@ -197,7 +198,8 @@ def fit(
             known = restored(shown["x"], shown.get("observed"))
             names = reader.source.names.get("x")
             with standardizing(pair.modules(), known, names), pair.nothing_declared_on_error():
-                loop = prepare(pair, reader, plan, validation, called, ranks, digests=folder is not None)
+                digests = folder is not None
+                loop = prepare(pair, reader, plan, epochs is None, validation, called, ranks, digests)
                 loop.check_ranks_match()
                 if folder is not None:
                     ranks.asked = held.enter_context(signals())
@@ -213,7 +215,7 @@ def fit(
                     _log.info("%s: resumed after %d steps", folder.folder, loop.steps_taken)
                 ranks.exchange(None)
             pair.fitted = _record(pair, reader, loop)
-        with Progress("fit", epochs * loop.steps_an_epoch, "steps", progress and ranks.rank == 0) as bar:
+        with Progress("fit", loop.steps, "steps", progress and ranks.rank == 0) as bar:
             bar.advance(loop.steps_taken)
             loop.run(bar, run)
     return loop.history

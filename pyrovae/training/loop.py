@@ -162,6 +162,11 @@ class Loop:
         return [e for e in (self._training, self._held_out) if e is not None]
 
     @property
+    def steps(self) -> int:
+        """Return the number of steps of the whole fit, if nothing stops it early."""
+        return self._plan.epochs * self.steps_an_epoch
+
+    @property
     def steps_taken(self) -> int:
         """Return the number of steps since the beginning."""
         return self._epoch * self.steps_an_epoch + self._so_far.number

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from pyrovae.training.answers import described, described_optimizer
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 Scheduler = LRScheduler | ReduceLROnPlateau
+#: The default of ``epochs`` for many rows. Fewer rows get as many epochs as make _STEPS steps, up to _MOST_EPOCHS, after which
+#: intervals of two hundred rows become too narrow.
+DEFAULT_EPOCHS = 50
+_STEPS, _MOST_EPOCHS = 5000, 500
 #: A checkpoint stores what is made of these, not the arguments.
 _MAKERS = ("loss", "optimizer", "scheduler", "num_particles")
 
@@ -66,6 +71,11 @@ class Plan:
         arguments.choice("on_nonfinite", self.on_nonfinite, ("raise", "skip"))
         arguments.compile(self.compile)
         arguments.boolean("binarize", self.binarize)
+
+    def lengthened(self, steps_an_epoch: int) -> Plan:
+        """Return the plan with the default number of epochs for so many steps in each."""
+        enough = min(math.ceil(_STEPS / steps_an_epoch), _MOST_EPOCHS)
+        return replace(self, epochs=max(self.epochs, enough))
 
     def pins(
         self, objective: ELBO, optimizer: torch.optim.Optimizer, schedule: Scheduler | None

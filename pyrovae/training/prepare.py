@@ -44,6 +44,7 @@ def prepare(
     pair: LatentVariableModel,
     reader: Reader,
     plan: Plan,
+    lengthen: bool,
     validation: Any,
     callbacks: Sequence[Callback],
     ranks: Ranks,
@@ -55,6 +56,7 @@ def prepare(
         pair: model and guide.
         reader: of the rows.
         plan: the checked arguments.
+        lengthen: whether the plan gets more epochs if the rows are few.
         validation: held-out rows, or None.
         callbacks: see ``fit``.
         ranks: of the fit.
@@ -73,7 +75,9 @@ def prepare(
     model = reader.inspect()
     rows = reader.rows(model, digests or ranks.size > 1)
     rows.load(0)
-    shown, minibatches = reader.presented(reader.first), rows.steps(plan.batch_size) * ranks.size > 1
+    steps = rows.steps(plan.batch_size)
+    plan = plan.lengthened(steps) if lengthen else plan
+    shown, minibatches = reader.presented(reader.first), steps * ranks.size > 1
     objective = make_objective(
         plan.loss, plan.num_particles, minibatches=minibatches, annealed=plan.kl_warmup > 0
     )
