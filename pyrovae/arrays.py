@@ -156,6 +156,8 @@ def as_numpy(x: Any, argument: str) -> np.ndarray:
             x = x.to_numpy(dtype=np.float64, na_value=np.nan)  # nullable columns, too
             x = np.ascontiguousarray(x)  # products of column-major arrays round differently
         else:
+            if hasattr(x, "to_frame"):
+                _held(x.to_frame(), argument)
             x = x.to_numpy()
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
         raise bad_type(
@@ -270,11 +272,9 @@ def _held(frame: Any, argument: str) -> None:
             column = frame.iloc[:, number]
             column = column.dropna() if column.hasnans else column
             if len(column) and max(abs(int(column.min())), abs(int(column.max()))) > 2**53:
-                cast(
-                    torch.from_numpy(as_numpy(column, f"{argument}[{name!r}]")),
-                    torch.float64,
-                    f"{argument}[{name!r}]",
-                )
+                whole = column.to_numpy(dtype=np.uint64 if kind.kind == "u" else np.int64)
+                named = f"{argument}[{name!r}]"
+                cast(torch.from_numpy(as_numpy(whole, named)), torch.float64, named)
 
 
 def _from_long_double(x: np.ndarray, argument: str) -> np.ndarray:

@@ -67,15 +67,40 @@ def numbers(x: Any) -> Any:
     if not hasattr(x, "convert_dtypes"):
         return x
     if not hasattr(x, "columns"):
-        found = x.convert_dtypes() if x.dtype.kind == "O" else x
-        numeric = getattr(found.dtype, "kind", "O") in "biuf" and found.isna().any()
-        return found.to_numpy(dtype=np.float64, na_value=np.nan) if numeric else x
+        found = _typed(x) if x.dtype.kind == "O" else x
+        if getattr(found.dtype, "kind", "O") not in "biuf" or not found.isna().any():
+            return x
+        if found.dtype.kind in "iu" and bool((found.abs() > 2**53).any()):
+            return found
+        return found.to_numpy(dtype=np.float64, na_value=np.nan)
     dtypes = list(x.dtypes)
     for column in (i for i, kind in enumerate(dtypes) if getattr(kind, "kind", "") == "O"):
-        found = x.iloc[:, column].convert_dtypes()
+        found = _typed(x.iloc[:, column])
         if getattr(found.dtype, "kind", "O") in "biuf":
             x = x.copy() if list(x.dtypes) == dtypes else x
             x.isetitem(column, found)
+    return x
+
+
+def _typed(objects: Any) -> Any:
+    """Return a series of objects in the type that fits; pandas' own choice would round long whole numbers beside missing ones."""
+    long = any(isinstance(value, int) and abs(value) > 2**53 for value in objects)
+    return (
+        objects.astype("Int64")
+        if long and objects.dropna().map(type).eq(int).all()
+        else objects.convert_dtypes()
+    )
+
+
+def nullable(x: Any) -> Any:
+    """Return a frame or series whose long whole numbers have a type with missing values, which keeps all their digits."""
+    types = {np.dtype("int64"): "Int64", np.dtype("uint64"): "UInt64"}
+    if not hasattr(x, "columns"):
+        return x.astype(types[x.dtype]) if getattr(x, "dtype", None) in types else x
+    for column, kind in enumerate(x.dtypes):
+        if kind in types:
+            x = x.copy(deep=False)
+            x.isetitem(column, x.iloc[:, column].astype(types[kind]))
     return x
 
 

@@ -330,11 +330,13 @@ def without(rows: Any, observed: Any) -> Any:
     if isinstance(rows, Tensor) and rows.is_floating_point():
         return restored(rows, mask)
     if hasattr(rows, "to_numpy"):
-        return frames.numbers(rows).where(mask.cpu().numpy())
-    held = dense(rows if isinstance(rows, Tensor) else from_array(frames.numbers(rows), "x")).cpu().numpy()
-    held = held.astype(held.dtype if held.dtype.kind == "f" else np.float64)  # a copy
-    held[~mask.cpu().numpy()] = np.nan
-    return held
+        whole = frames.nullable(rows)
+        return frames.numbers(whole.where(mask.cpu().numpy()))
+    held = dense(rows if isinstance(rows, Tensor) else from_array(frames.numbers(rows), "x"))
+    mask = mask.to(held.device)
+    if not held.is_floating_point():
+        held = cast(held.masked_fill(~mask, 0), torch.float64, "x")
+    return restored(held, mask).cpu().numpy()
 
 
 def row_labels(argument: str, labels: Any, index: Any, num_rows: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from rates import CHECKS, SEED, Z
 from scipy import stats
+from scipy.sparse import csr_array
 from torch.distributions import (
     MultivariateNormal,
     NegativeBinomial,
@@ -677,3 +678,25 @@ def test_a_fit_that_has_not_converged_says_so(baseline):
     assert "not converged" in baseline.summary()
     baseline.max_iter = 2000
     assert baseline.fit(ROWS[constraints.real]).converged
+
+
+LONG = np.array([[2**54 + 1, 0], [2**54 + 3, 1], [2**54 + 5, 0], [2**54 + 7, 1]])
+HIDDEN = np.array([[True, True], [True, False], [True, True], [False, True]])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"x": LONG, "observed": HIDDEN},
+        {"x": torch.as_tensor(LONG), "observed": torch.as_tensor(HIDDEN)},
+        {"x": pd.DataFrame(LONG), "observed": HIDDEN},
+        {"x": pd.Series(LONG[:, 0]), "observed": HIDDEN[:, 0]},
+        {"x": csr_array(LONG), "observed": HIDDEN},
+        pd.DataFrame(LONG).astype(object).where(HIDDEN, None),
+        pd.Series(LONG[:, 0]).astype(object).where(HIDDEN[:, 0], None),
+        pd.Series(LONG[:, 0]).astype("Int64").where(HIDDEN[:, 0]),
+    ],
+)
+def test_long_whole_numbers_are_not_rounded_beside_missing_cells(rows):
+    with pytest.raises(ValueError, match="whole numbers that torch.float64 holds"):
+        baselines.FullGaussian().fit(rows)

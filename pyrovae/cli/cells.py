@@ -19,6 +19,7 @@ _DATE, _LIKE_A_DATE = r"\d{4}-\d{2}(?:-\d{2}.*)?", r"\d{1,4}([-/.])\d{1,2}\1\d{1
 _TIME = r"\d{2}(?::?\d{2}(?::?\d{2}(?:[.,]\d+)?)?)?\s?(?:Z|[+-]\d{2}(?::?\d{2})?)?"
 _ISO = re.compile(rf"\d{{4}}|\d{{4}}-\d{{2}}|(?:\d{{4}}-\d{{2}}-\d{{2}}|\d{{8}})(?:[T ]{_TIME})?")
 _MARKED = r"[+-]?(?:\d{1,3}(?:[.,'’ \u00a0\u202f]\d{3})+|\d+)(?:[.,]\d+)?"  # 1,234.5 or 1,5
+_MANY_DIGITS = r"[+-]?\d{19,}"  # whole numbers beyond those of 64 bits
 _MOSTLY = 0.9  # the share of numbers from which another cell is likely to mean a missing one
 #: What a column of dates may be replaced by: a number under the name "column.part".
 PARTS = ("days", "year", "month", "day", "dayofweek", "hour")
@@ -115,6 +116,8 @@ def _typed(text: pd.Series, column: Column | None, decimal_comma: bool, start: i
         log.warning("%s has labels: %s. Empty such cells to make them missing.", text.name, found)
     if len(odd) or leading_zeros:
         return text
+    if numbers.dtype.kind != "i" and seen.str.fullmatch(_MANY_DIGITS).any():
+        return text  # numbers of such accounts or barcodes are labels
     whole = numbers.dtype.kind == "i" and len(seen)
     return numbers.astype("Int64" if whole else "float64").reindex(text.index)
 

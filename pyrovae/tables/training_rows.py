@@ -43,6 +43,9 @@ _SPREADS = {"rounded_gaussian": "decoder", "censored_gaussian": "decoder"}
 _STUCK = 0.99
 # Steps are found among numbers up to so many of them; beyond, rounding takes any number for whole.
 _LARGEST_STEP = 2.0**40
+# A mass is refused if numbers of this size are rounded to more than this share of their standard deviation: its location
+# is rounded as they are, which changes log P by up to about as many nats.
+_ROUNDED = 1e-3
 # Larger whole numbers are not counted one by one.
 _MOST_COUNTED = 2**24
 
@@ -161,9 +164,12 @@ def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
         if np.ptp(codes) == 0:
             came, fix = f"{resolution:g}, in which all are {codes[0]:g}", "Give a finer one."
             raise refused("resolution", name, "a step in which the numbers differ", came, fix)
+        if (rounded := np.spacing(np.abs(codes).max()) / codes.std()) > _ROUNDED:
+            came = f"{np.abs(held).max():g}, where float64 is rounded to {rounded:.2g} of their standard deviation"
+            fix = f"Subtract a constant near {held.mean():.17g} from the column."
+            raise refused("df", name, "numbers that differ by more than their rounding", came, fix)
         if not family:
-            # Far from zero, both are alike.
-            log = codes.min() > 0 and _fits(np.log(codes)) - np.log(codes).sum() > _fits(codes) + 1
+            log = codes.min() > 0 and _log_fits_better(codes)
             family = "log_normal" if log else "censored_gaussian" if codes.min() == 0 else "gaussian"
             column = replace(column, why=f"recorded to {resolution:g}") if column.why == "given" else column
         family = {"gaussian": "rounded_gaussian", "log_normal": "rounded_log_normal"}.get(family, family)
@@ -259,6 +265,13 @@ def _decimal_step(held: np.ndarray, dtype: str) -> float | None:
         if np.abs(steps).max() <= _LARGEST_STEP and not between_steps(steps, dtype).any():
             return step
     return None
+
+
+def _log_fits_better(codes: np.ndarray) -> bool:
+    """Return whether a Gaussian fits the logarithms of positive numbers better, by a nat. Far from zero, both are alike."""
+    mean = codes.mean()
+    logs = np.log1p((codes - mean) / mean)  # but for log(mean): the logarithms themselves are rounded
+    return bool(_fits(logs) - logs.sum() - len(codes) * math.log(mean) > _fits(codes) + 1)
 
 
 def _fits(values: np.ndarray) -> float:
