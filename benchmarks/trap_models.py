@@ -436,6 +436,77 @@ def modes(
     return Trap(model, guide, x, truth, cover)
 
 
+def folds(rng: Any, rows: int, dim: int, ratio: float, sd: float) -> Trap:
+    """x_l = z_l + noise where z_l is positive, else −ratio · z_l + noise: 2^dim modes, whose widths differ by the ratio.
+
+    The guide covers the widest one.
+    """
+
+    def decode(z: Tensor) -> Tensor:
+        return torch.where(z > 0, z, -ratio * z)
+
+    x = decode(draws(rng, rows, dim)) + sd * draws(rng, rows, dim)
+    wide = math.sqrt(1 + sd**2)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", standard(dim))
+            pyro.sample("x", dist.Normal(decode(z), sd).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / wide**2, sd / wide).to_event(1))
+
+    def side(slope: float) -> Tensor:
+        """log ∫ over t > 0 of N(t; 0, 1) N(x; slope · t, sd²)."""
+        spread = math.sqrt(slope**2 + sd**2)
+        return normal(x.double(), 0.0, spread) + torch.special.log_ndtr(slope * x.double() / (spread * sd))
+
+    def factor(x: Tensor, t: Tensor) -> Tensor:
+        return normal(t, 0.0, 1.0) + normal(x[..., 0], decode(t), sd)
+
+    def cover(row: Tensor, count: int) -> tuple[dict[str, Tensor], Tensor]:
+        found = [drawn_cells(factor, column, -9.0, 9.0, count) for column in row.split(1, dim=1)]
+        return {"z": torch.stack([t for t, _ in found], dim=1)}, sum(log_p for _, log_p in found)
+
+    return Trap(model, guide, x, torch.logaddexp(side(1.0), side(ratio)).sum(-1), cover)
+
+
+def order(rng: Any, rows: int, dim: int, sd: float) -> Trap:
+    """x = the latents in ascending order + noise, so that labels switch: dim! modes; the guide covers the ascending one."""
+    x = draws(rng, rows, dim).sort(-1).values + sd * draws(rng, rows, dim)
+    wide = math.sqrt(1 + sd**2)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", standard(dim))
+            pyro.sample("x", dist.Normal(z.sort(-1).values, sd).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / wide**2, sd / wide).to_event(1))
+
+    # P(u_1 < … < u_dim) of independent Gaussians, by integrals over u_1, then u_2, and so on.
+    t = torch.linspace(-9.0, 9.0, 40_001, dtype=torch.float64)
+    ascending = []
+    for loc in x.double() / wide**2:
+        below = torch.ones_like(t)
+        for entry in loc:
+            part = torch.cumulative_trapezoid(below * normal(t, entry, sd / wide).exp(), t)
+            below = torch.cat([torch.zeros(1, dtype=torch.float64), part])
+        ascending.append(below[-1].log())
+    truth = math.lgamma(dim + 1) + normal(x.double(), 0.0, wide).sum(-1) + torch.stack(ascending)
+    places = torch.tensor(list(itertools.permutations(range(dim))))
+
+    def posterior(row: Tensor) -> Any:
+        locs = (row[0] / wide**2)[places]
+        return gaussians(
+            torch.zeros(len(places), dtype=torch.float64), locs, torch.full_like(locs, sd / wide)
+        )
+
+    return Trap(model, guide, x, truth, covered_by(posterior))
+
+
 def mixture_prior(rng: Any, rows: int, components: int, dim: int, sd: float) -> Trap:
     """z from a mixture of Gaussians, x = z + noise; the guide is right for a Gaussian prior of the same moments."""
     locs = 3 * draws(rng, components, dim)
@@ -961,6 +1032,48 @@ def bits(rng: Any, rows: int, dim: int, columns: int, floor: float) -> Trap:
     return Trap(model, guide, x, torch.logsumexp(terms(x), dim=1), cover)
 
 
+def classes(rng: Any, rows: int, number: int, dim: int, sd: float, keep: float) -> Trap:
+    """A class c of equal probability and z ~ N(0, I), x = loc_c + z W_c + noise; the guide is the posterior of z given c.
+
+    It proposes the first class with probability ``keep`` and the others alike.
+    """
+    locs, weights = 1.5 * draws(rng, number, dim), 0.7 * draws(rng, number, dim, dim)
+    chosen = torch.from_numpy(rng.integers(0, number, rows))
+    x = locs[chosen] + (draws(rng, rows, 1, dim) @ weights[chosen])[:, 0] + sd * draws(rng, rows, dim)
+    log_guide = torch.full((number,), (1 - keep) / number).index_fill(0, torch.tensor([0]), keep).log()
+    w, eye = weights.double(), torch.eye(dim, dtype=torch.float64)
+    covariance = torch.linalg.inv(eye + w @ w.mT / sd**2)
+    to_mean, tril = w.mT @ covariance / sd**2, torch.linalg.cholesky(covariance)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(torch.full((number,), 1 / number)))
+            z = pyro.sample("z", standard(dim))
+            loc = locs[c].to(z) + (z[..., None, :] @ weights[c].to(z))[..., 0, :]
+            pyro.sample("x", dist.Normal(loc, sd).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(logits=log_guide.expand(len(x), number)))
+            loc = ((x - locs[c])[..., None, :] @ to_mean.to(x)[c])[..., 0, :]
+            pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=tril.to(x)[c]))
+
+    marginal = torch.distributions.MultivariateNormal(locs.double(), w.mT @ w + sd**2 * eye)
+
+    def each(x: Tensor) -> Tensor:
+        return marginal.log_prob(x.double()[:, None]) - math.log(number)
+
+    def cover(row: Tensor, count: int) -> tuple[dict[str, Tensor], Tensor]:
+        log_share = each(row)[0].log_softmax(-1)
+        c = torch.multinomial(log_share.exp(), count, replacement=True)
+        loc = ((row - locs[c])[:, None] @ to_mean[c])[:, 0]
+        q = torch.distributions.MultivariateNormal(loc, scale_tril=tril[c])
+        z = q.sample()
+        return {"c": c, "z": z}, log_share[c] + q.log_prob(z)
+
+    return Trap(model, guide, x, torch.logsumexp(each(x), dim=1), cover)
+
+
 def responses(rng: Any, rows: int, dim: int, columns: int, family: str) -> Trap:
     """One or two latents, Bernoulli or Poisson columns with the canonical link; the guide is a linear regression."""
     weights, bias = 1.2 * draws(rng, dim, columns), 0.5 * draws(rng, columns)
@@ -1038,6 +1151,12 @@ SETTINGS = [
     Setting("8 modes, 6-D", "equal modes", modes, {"folded": 3, "dim": 6}),
     Setting("16 modes, 4-D", "equal modes", modes, {"folded": 4, "dim": 4}),
     Setting("16 modes, 15 known, 4-D", "equal modes", modes, {"folded": 4, "dim": 4, "known": 15}),
+    Setting("folds 1 : 20, 1-D", "folds", folds, {"dim": 1, "ratio": 20.0, "sd": 0.3}),
+    Setting("folds 1 : 10, 3-D", "folds", folds, {"dim": 3, "ratio": 10.0, "sd": 0.3}),
+    Setting("folds 1 : 5, 5-D", "folds", folds, {"dim": 5, "ratio": 5.0, "sd": 0.2}),
+    Setting("order of 2", "order", order, {"dim": 2, "sd": 0.2}),
+    Setting("order of 3", "order", order, {"dim": 3, "sd": 0.1}),
+    Setting("order of 4", "order", order, {"dim": 4, "sd": 0.2}),
     Setting("2 unequal modes, 3-D", "unequal modes", modes, {"folded": 1, "dim": 3, "loc": -0.5}),
     Setting("4 unequal modes, 4-D", "unequal modes", modes, {"folded": 2, "dim": 4, "loc": 0.5}),
     Setting("16 unequal modes, 6-D", "unequal modes", modes, {"folded": 4, "dim": 6, "loc": 0.5}),
@@ -1158,6 +1277,11 @@ SETTINGS = [
     Setting("bits, 3", "discrete", bits, {"dim": 3, "columns": 4, "floor": 0.3}),
     Setting("bits, 6, one rarely proposed", "discrete", bits, {"dim": 6, "columns": 8, "floor": 1e-2}),
     Setting("bits, 6, one never proposed", "discrete", bits, {"dim": 6, "columns": 8, "floor": 1e-7}),
+    Setting("3 classes, 2-D", "classes", classes, {"number": 3, "dim": 2, "sd": 0.5, "keep": 0.5}),
+    Setting("5 classes, 2-D", "classes", classes, {"number": 5, "dim": 2, "sd": 0.3, "keep": 0.9}),
+    Setting(
+        "5 classes, one proposed, 3-D", "classes", classes, {"number": 5, "dim": 3, "sd": 0.3, "keep": 0.9999}
+    ),
     Setting("rare spike 0.03, 5-D", "rare spike", spike, {"dim": 5, "sd": 0.03, "shift": 4.0, "weight": 0.1}),
     Setting("rare spike 0.1, 10-D", "rare spike", spike, {"dim": 10, "sd": 0.1, "weight": 0.05}),
     Setting("rare spike 0.1, 20-D", "rare spike", spike, {"dim": 20, "sd": 0.1, "weight": 0.02}),

@@ -26,6 +26,7 @@ from pyrovae.evidence.gaussians import (
     fit_cost,
     fit_gaussians,
     independent_starts,
+    search_cost,
     step_cost,
 )
 from pyrovae.evidence.importance import encoder_block
@@ -67,6 +68,8 @@ _MARGIN = 0.6
 _ENCODER_TAIL, _TAIL = 0.3, 0.5
 _STARTS = 3  # modes searched for without the encoder
 _PRIOR_PILOT = PRIOR_DRAWS * _STARTS
+# Starts of a further search, and the distance from all known modes at which a mode is a new one, in standard deviations.
+_MORE_STARTS, _APART = 6, 4.0
 # Least effective sample size, of 96 prior draws, at which they can show mass that the encoder misses. The error under
 # the mixture cannot replace it: it is small if no draw hits that mass.
 _FEWEST_SEEN = 40
@@ -105,10 +108,12 @@ def auto(
        not sufficient, so 96 draws of the prior search for mass that the encoder misses. If their weights
        are too uneven to tell, gradient ascents from those far from the encoder search for modes.
     3. A row gets Gaussians of its own, as in ``refined``, if it needs too many draws, has a heavy tail or a
-       missed mode. A second pilot tells whether they are good enough. If they are not, the fits go on, and then a
-       mixture of up to twelve Gaussians is adapted to the row (Cappé et al. 2008).
+       missed mode. If most of the ascents end in different modes, further ones search for more (Good 1953). A second
+       pilot tells whether the Gaussians are good enough. If they are not, the fits go on, and then a mixture of up to
+       twelve Gaussians is adapted to the row (Cappé et al. 2008).
     4. If that is not good enough, ``quadrature`` computes rows with one or two latent dimensions, and ``annealed`` all
-       others. A row whose grid or chains give a nat less than the pilot's bound is answered by the mixture.
+       others, with half of its chains from the prior. A row whose grid or chains give a nat less than the pilot's bound
+       is answered by the mixture.
 
     2000 pairs (x, z) are simulated from the model, once per call. The z of pairs near a row are further starts, and points
     at which proposals are tested. ``cost`` leaves out the simulation. Rows with values beside x, such as context, have
@@ -237,6 +242,7 @@ class Stage(IntEnum):
     FIT_AGAIN = 7
     ADAPT = 8
     GRID = 9
+    MORE_MODES = 10
 
 
 #: The share of a row's work that is done after a stage, roughly, for the time left.
@@ -526,6 +532,33 @@ class _Ladder:
                 others, Encoder(posterior), posterior, pilot.level[block], modes.log_joint[0, block]
             )
 
+    def _search_on(self, rows: Tensor, modes: _Modes) -> None:
+        """Go on searching rows in which most of the modes found were new ones; add what is found to the hints.
+
+        The share of new modes is that of the modes not yet found (Good 1953). Each search starts from fresh draws of the prior,
+        far from another one of the points known at first, because modes near the encoder's mean are far from other modes.
+        """
+        price = search_cost(_MORE_STARTS) + _mixture_cost(_SECOND_PILOT) + 8
+        known = modes.loc
+        rows = rows[_mostly_new(modes.starts(rows, _OTHERS), modes.starts(rows, _ENCODERS).loc)]
+        for turn in range(len(modes.loc)):
+            rows = rows[self._left(rows) >= price]
+            if not len(rows):
+                return
+            found, again = [], []
+            for block, posterior, drawn in self._each_block(rows, Stage.MORE_MODES, turn):
+                prior, joint = posterior.draw_prior(PRIOR_DRAWS * _MORE_STARTS, drawn)
+                here = slice(turn, turn + 1)
+                first = Starts(
+                    modes.loc[here, block], modes.log_joint[here, block], modes.spread[_ENCODERS, block]
+                )
+                starts = independent_starts(posterior, _MORE_STARTS, first, prior, total(joint), drawn)
+                found.append(Hints.at(posterior, starts.loc))
+                again.append(block[_mostly_new(starts, known[:, block])])
+            more = Hints.cat(found).of_all(rows, len(self._cost))
+            self._hints = more if self._hints is None else self._hints.beside(more)
+            known, rows = torch.cat([known, more.u.to(known)]), torch.cat(again)
+
     # -----------------------------------------------------------------------------------------------------
     # Methods
 
@@ -546,6 +579,7 @@ class _Ladder:
         for block, posterior, drawn in self._each_block(several[affordable], Stage.FIT_ALL):
             fits, _ = self._fit(block, posterior, modes.starts(block, _ALL), drawn)
             fitted.append(_Fitted(block, fits))
+        self._search_on(several[affordable], modes)
         for found in _joined(fitted):
             self._answer_fitted(found, dim)
 
@@ -720,6 +754,8 @@ class _Ladder:
                 posterior = Posterior(part, block)
                 posterior.expect(3 * temperatures * _CHAINS)
                 start = defended(posterior, here, _CHAINS)
+                # Half of the chains start from the prior, so that no part of it weighs more than two draws.
+                start.counts[-1] = sum(start.counts[:-1])
                 path = Path(posterior, start, drawn, here[0].spread, min(part.tile[1], _CHAINS))
                 moves = path.tune(temperatures, drawn)
             columns.append(weigh_chains(part, path, moves, block))
@@ -867,3 +903,13 @@ def _little(log_joint: Tensor, log_q: Tensor, level: Tensor, centre: Tensor, dim
     """
     high = log_joint > centre - _NEGLIGIBLE - dim / 4
     return ((log_joint - log_q > level + _UNCOVERED) & high).any(dim=0)
+
+
+def _mostly_new(starts: Starts, known: Tensor) -> Tensor:
+    """Return whether most starts are far from known points, (points, rows, dim), and from each other; (rows,)."""
+    new = []
+    for loc, spread in zip(starts.loc, starts.spread, strict=True):
+        apart = ((loc - known) / spread).abs().amax(dim=-1)
+        new.append((apart > _APART).all(dim=0))
+        known = torch.cat([known, loc[None]])
+    return 2 * torch.stack(new).sum(dim=0) > len(new)

@@ -108,6 +108,23 @@ class Hints:
     def of_rows(self, rows: Tensor) -> Hints:
         return Hints(*(getattr(self, field.name)[:, rows] for field in fields(self)))
 
+    def of_all(self, rows: Tensor, num_rows: int) -> Hints:
+        """Return the hints on some ``rows`` as hints on ``num_rows`` rows; those of the others have no density."""
+        every = []
+        for field in fields(self):
+            given = getattr(self, field.name)
+            empty = 0.0 if field.name == "u" else -math.inf
+            whole = given.new_full((len(given), num_rows, *given.shape[2:]), empty)
+            whole[:, rows] = given
+            every.append(whole)
+        return Hints(*every)
+
+    def beside(self, other: Hints) -> Hints:
+        """Return these and other hints on the same rows."""
+        return Hints(
+            *(torch.cat([getattr(self, field.name), getattr(other, field.name)]) for field in fields(self))
+        )
+
 
 def independent_starts(
     posterior: Posterior,
@@ -328,6 +345,12 @@ class _Walk(NamedTuple):
             *(torch.where(kept.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in zip(new, old, strict=True))
         )
         return chosen._replace(highest=torch.maximum(self.highest, elbo)), kept
+
+
+def search_cost(num_starts: int) -> int:
+    """Return the decoder evaluations of ``independent_starts`` per row, with the draws of the prior that it starts from."""
+    ascent = 3 * (_ASCENT_STEPS + 1 + 3 * _SECANT_STEPS)
+    return num_starts * (PRIOR_DRAWS + ascent + 2 * _SPREAD_PAIRS * len(_SPREADS))
 
 
 def fit_cost(dim: int, num_starts: int, num_steps: int) -> int:
