@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import pyrovae as pv
 from pyrovae import VAE, baselines, datasets, log_evidence
 from pyrovae import demo as computations
-from pyrovae.cli import app, models, rows
+from pyrovae.cli import app, files, models, rows
 
 ROWS = 4  # of the 400 that are held out; all of them are scored four times where the README's line is run
 
@@ -546,3 +546,16 @@ def test_messages_are_quiet_on_request(people):
     assert run("--quiet", *command).stderr == ""
     score = ["score", people / "people.pv", people / "people.csv", "--index", "id", "--method", "importance"]
     assert run("-q", *score, "--num-samples", 20, "--no-check").stderr == ""
+
+
+def test_tables_that_files_cannot_hold_are_refused_or_written_as_text(tmp_path):
+    mixed = pd.DataFrame({"value": [1.5, "cook", None]}, pd.Index([0, 1, 2], name="row"))
+    with files.writing(str(tmp_path / "cells.parquet")) as put:
+        put(mixed)
+    assert pd.read_parquet(tmp_path / "cells.parquet")["value"].dropna().tolist() == ["1.5", "cook"]
+    labelled = mixed.rename_axis("value")
+    with (
+        pytest.raises(ValueError, match=r"--index: expected labels of another name .*got 'value', a column"),
+        files.writing(str(tmp_path / "cells.csv")) as put,
+    ):
+        put(labelled)

@@ -698,5 +698,5 @@ HIDDEN = np.array([[True, True], [True, False], [True, True], [False, True]])
     ],
 )
 def test_long_whole_numbers_are_not_rounded_beside_missing_cells(rows):
-    with pytest.raises(ValueError, match="whole numbers that torch.float64 holds"):
+    with pytest.raises(ValueError, match=r"whole numbers that torch\.float64 holds"):
         baselines.FullGaussian().fit(rows)

@@ -792,10 +792,10 @@ def test_masses_of_large_numbers_keep_their_digits(k, log):
     assert float(fn.log_prob(torch.tensor(k, dtype=torch.float64))) == pytest.approx(exact, abs=1e-6)
 
 
-@pytest.mark.parametrize("offset", [0, 1e10, 1e12])
+@pytest.mark.parametrize("offset", [1e10, 1e12])
 def test_a_mass_far_from_zero_is_that_near_zero(offset):
-    steps = np.random.default_rng(0).poisson(3.0, 4000) + 1.0
-    near, far = (pv.VAE.for_table(pd.DataFrame({"a": steps + by}), 1) for by in (10.0, offset + 10.0))
+    steps = np.random.default_rng(0).normal(0.0, 2.0, 4000).round()
+    near, far = (pv.VAE.for_table(pd.DataFrame({"a": steps + by}), 1) for by in (1000.0, offset))
     assert far.table.columns[0].family == near.table.columns[0].family == "rounded_gaussian"
     far.load_state_dict(
         {**far.state_dict(), **{k: v for k, v in near.state_dict().items() if "network" in k}}
@@ -803,7 +803,7 @@ def test_a_mass_far_from_zero_is_that_near_zero(offset):
     z = torch.zeros(1, 1, dtype=torch.float64)
     masses = [
         vae.likelihood(z).log_prob(torch.as_tensor(steps[:50, None] + by))
-        for vae, by in ((near, 10.0), (far, offset + 10.0))
+        for vae, by in ((near, 1000.0), (far, offset))
     ]
     np.testing.assert_allclose(masses[1].detach(), masses[0].detach(), atol=1e-3)
 

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import infer_dtype
 
 from pyrovae import storage
 from pyrovae.cli import cells
@@ -333,7 +334,7 @@ def writing(path: str, labels: bool = True) -> Iterator[Callable[[pd.DataFrame],
 
         def put(frame: pd.DataFrame) -> None:
             with storage.named(path, expected):
-                parquet.append(frame) if suffix == ".parquet" else write(frame)
+                parquet.append(_of_one_type(frame)) if suffix == ".parquet" else write(frame)
 
         yield _of_equal_columns(put)
         with storage.named(path, expected):
@@ -347,11 +348,17 @@ def writing(path: str, labels: bool = True) -> Iterator[Callable[[pd.DataFrame],
 
 
 def _of_equal_columns(put: Callable[[pd.DataFrame], None]) -> Callable[[pd.DataFrame], None]:
-    """Return ``put`` for frames which all have the columns of the first."""
+    """Return ``put`` for frames which all have the columns of the first, each of another name than the rows' labels."""
     first = list[list[Any]]()
 
     def checked(frame: pd.DataFrame) -> None:
         first.append(list(frame.columns))
+        if twice := sorted({*frame.index.names} & {*frame.columns}):
+            came, fix = (
+                f"{twice[0]!r}, a column of this table",
+                "Rename the column in the file, or leave out --index.",
+            )
+            raise bad_value("--index", "labels of another name than what is written beside them", came, fix)
         if first[-1] != first[0]:
             raise bad_value(
                 "frame", f"the columns {first[0]}", f"{first[-1]}", "Write tables to files of their own."
@@ -359,6 +366,12 @@ def _of_equal_columns(put: Callable[[pd.DataFrame], None]) -> Callable[[pd.DataF
         put(frame)
 
     return checked
+
+
+def _of_one_type(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame with text in columns of numbers beside labels, which Parquet cannot hold."""
+    mixed = [name for name, held in frame.items() if infer_dtype(held, skipna=True).startswith("mixed")]
+    return frame.assign(**{str(name): frame[name].map(str, na_action="ignore") for name in mixed})
 
 
 def _shown(frame: pd.DataFrame, labels: bool) -> bool:
