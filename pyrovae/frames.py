@@ -6,6 +6,10 @@ from typing import Any
 
 import numpy as np
 
+_OBJECTS = np.dtype(object)
+# pandas' types of the same numbers beside missing values, which keep all digits.
+_NULLABLE = {np.dtype("int64"): "Int64", np.dtype("uint64"): "UInt64"}
+
 
 def names(x: Any) -> tuple[str, ...] | None:
     """Return the names of a frame's columns, or of a series with a name; None if there are none.
@@ -67,14 +71,14 @@ def numbers(x: Any) -> Any:
     if not hasattr(x, "convert_dtypes"):
         return x
     if not hasattr(x, "columns"):
-        found = _typed(x) if x.dtype.kind == "O" else x
+        found = _typed(x) if x.dtype == _OBJECTS else x
         if getattr(found.dtype, "kind", "O") not in "biuf" or not found.isna().any():
             return x
         if found.dtype.kind in "iu" and bool((found.abs() > 2**53).any()):
             return found
         return found.to_numpy(dtype=np.float64, na_value=np.nan)
     dtypes = list(x.dtypes)
-    for column in (i for i, kind in enumerate(dtypes) if getattr(kind, "kind", "") == "O"):
+    for column in (i for i, kind in enumerate(dtypes) if kind == _OBJECTS):
         found = _typed(x.iloc[:, column])
         if getattr(found.dtype, "kind", "O") in "biuf":
             x = x.copy() if list(x.dtypes) == dtypes else x
@@ -93,15 +97,14 @@ def _typed(objects: Any) -> Any:
 
 
 def nullable(x: Any) -> Any:
-    """Return a frame or series whose long whole numbers have a type with missing values, which keeps all their digits."""
-    types = {np.dtype("int64"): "Int64", np.dtype("uint64"): "UInt64"}
+    """Return a frame or series whose whole numbers of 64 bits have a type with missing values."""
     if not hasattr(x, "columns"):
-        return x.astype(types[x.dtype]) if getattr(x, "dtype", None) in types else x
+        return x.astype(_NULLABLE.get(x.dtype, x.dtype))
+    found = x.copy(deep=False)
     for column, kind in enumerate(x.dtypes):
-        if kind in types:
-            x = x.copy(deep=False)
-            x.isetitem(column, x.iloc[:, column].astype(types[kind]))
-    return x
+        if kind in _NULLABLE:
+            found.isetitem(column, x.iloc[:, column].astype(_NULLABLE[kind]))
+    return found
 
 
 def filled(x: Any, missing: np.ndarray, values: np.ndarray) -> Any:
