@@ -50,6 +50,11 @@ def lib(values: Any) -> Any:
     return torch
 
 
+def normal_quantile(u: Any) -> Any:
+    """The standard normal quantile of arrays or tensors."""
+    return special.ndtri(u) if lib(u) is np else lib(u).special.ndtri(u)
+
+
 @dataclass(frozen=True)
 class Target:
     """A likelihood and a prior.
@@ -220,8 +225,7 @@ def normal_gamma() -> Target:
     def transform(u: Any) -> Any:
         xp = lib(u)
         tau = -xp.log1p(-u[..., 1])
-        quantile = special.ndtri(u[..., 0]) if xp is np else xp.special.ndtri(u[..., 0])
-        return xp.stack([quantile / xp.sqrt(tau), tau], -1)
+        return xp.stack([normal_quantile(u[..., 0]) / xp.sqrt(tau), tau], -1)
 
     def draw(rng: np.random.Generator, m: int) -> np.ndarray:
         tau = rng.gamma(shape, 1 / rate, m)
@@ -313,8 +317,7 @@ def radiata_pine() -> Target:
     def transform(u: Any) -> Any:
         xp = lib(u)
         tau = -xp.log1p(-u[..., 2]) / b
-        quantile = special.ndtri if xp is np else xp.special.ndtri
-        both = [centre[i] + quantile(u[..., i]) / xp.sqrt(weights[i] * tau) for i in (0, 1)]
+        both = [centre[i] + normal_quantile(u[..., i]) / xp.sqrt(weights[i] * tau) for i in (0, 1)]
         return xp.stack([*both, tau], -1)
 
     def draw(rng: np.random.Generator, m: int) -> np.ndarray:
@@ -357,9 +360,6 @@ def spike() -> Target:
     def log_prior(theta: Any) -> Any:
         return -(theta**2).sum(-1) / 2 - dim / 2 * math.log(2 * math.pi)
 
-    def transform(u: Any) -> Any:
-        return special.ndtri(u) if lib(u) is np else lib(u).special.ndtri(u)
-
     def draw(rng: np.random.Generator, m: int) -> np.ndarray:
         narrow = rng.random((m, 1)) < math.exp(evidences[1] - value)
         _, (wide_at, narrow_at), (wide, thin) = zip(*parts, strict=True)
@@ -368,7 +368,7 @@ def spike() -> Target:
         return at / (1 + scale**2) + scale / np.sqrt(1 + scale**2) * rng.standard_normal((m, dim))
 
     highest = float(np.logaddexp(*heights)) + 1e-6
-    return Target(dim, value, log_likelihood, log_prior, transform, draw, {}, highest)
+    return Target(dim, value, log_likelihood, log_prior, normal_quantile, draw, {}, highest)
 
 
 TARGETS: dict[str, Callable[[], Target]] = {
