@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,15 @@ from torch import Tensor
 from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evaluation import Evaluation, Terms
-from pyrovae.evidence.posterior import Encoder, Posterior, Prior, Proposal, exact_draw, undisturbed
+from pyrovae.evidence.posterior import (
+    Encoder,
+    Mixture,
+    Posterior,
+    Prior,
+    Proposal,
+    exact_draw,
+    undisturbed,
+)
 from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence
 from pyrovae.evidence.run import BlockFunction, Folder, Run
 from pyrovae.evidence.workers import Workers
@@ -23,7 +31,7 @@ from pyrovae.noise import Stream
 from pyrovae.row_noise import RowNoise
 from pyrovae.turns import takes_turns
 
-STARTS = ("encoder", "prior")
+STARTS = ("both", "encoder", "prior")
 
 # Momentum kept from one move to the next; with one leapfrog step per move and no persistence, chains would diffuse.
 _PERSISTENCE = 0.8
@@ -40,7 +48,7 @@ def annealed(
     num_samples: int = 64,
     num_temperatures: int = 300,
     seed: int = 0,
-    start: str = "encoder",
+    start: str = "both",
     tile: tuple[int, int] | None = None,
     progress: bool = False,
     checkpoint: Folder = None,
@@ -51,11 +59,12 @@ def annealed(
 ) -> LogEvidence:
     """Return log P(x_n) ≈ log (1/K) Σ_k Π_t f_t(u_{k,t−1}) / f_{t−1}(u_{k,t−1}), f_t = Q^(1−β_t) P(x_n, u)^β_t.
 
-    This is annealed importance sampling (Neal 2001). K chains per row start at draws of the encoder and move
-    towards the posterior while β goes from 0 to 1. At every temperature, a chain makes one leapfrog step of
-    Hamiltonian dynamics with persistent momentum (Horowitz 1991), and accepts or rejects it. A pilot run tunes
-    a step size for every row and temperature. The step sizes are then frozen, so that the result is a lower
-    bound in expectation. Constrained latents move in their unconstrained space.
+    This is annealed importance sampling (Neal 2001). Of K chains per row, half start at draws of the encoder and half
+    at draws of the prior, so that Q above is the mixture of both. They move towards the posterior while β goes from 0
+    to 1. At every temperature, a chain makes one leapfrog step of Hamiltonian dynamics with persistent momentum
+    (Horowitz 1991), and accepts or rejects it. A pilot run tunes a step size for every row and temperature. The step
+    sizes are then frozen, so that the result is a lower bound in expectation. Constrained latents move in their
+    unconstrained space.
 
     Pyro's HMC adapts and accepts one chain for all rows together. The package therefore has moves of its own,
     in which every row and chain is accepted by itself.
@@ -65,7 +74,7 @@ def annealed(
         x: rows on dim 0; tensor, numpy array or DataFrame.
         num_samples: K, chains per row.
         num_temperatures: steps from β = 0 to β = 1; a chain spends three decoder evaluations on each.
-        start: "encoder", or "prior" if the guide is unreliable.
+        start: "both", "encoder" or "prior". Chains from the encoder alone never reach modes that it does not know.
         seed, tile, progress, checkpoint, compile, noise, check, executor: as in ``importance``; a tile is (rows, chains). Each kind of move
             is compiled separately.
 
@@ -115,7 +124,7 @@ def annealed_block(evaluation: Evaluation, num_temperatures: int, start: str) ->
         with undisturbed(evaluation, Stream.PILOT, rows=rows) as drawn:
             posterior = Posterior(evaluation, rows)
             posterior.expect(3 * num_temperatures * num_samples)
-            begin = Encoder(posterior) if start == "encoder" else Prior(posterior)
+            begin = proposal_of(posterior, start, num_samples)
             path = Path(posterior, begin, drawn, chains=min(evaluation.tile[1], num_samples))
             moves = path.tune(num_temperatures, drawn)
         return weigh_chains(evaluation, path, moves, rows)
@@ -123,9 +132,27 @@ def annealed_block(evaluation: Evaluation, num_temperatures: int, start: str) ->
     return anneal
 
 
+def proposal_of(posterior: Posterior, start: str, num_chains: int) -> Proposal:
+    """Return the proposal that chains start from."""
+    if start == "prior":
+        return Prior(posterior)
+    encoder = Encoder(posterior)
+    return (
+        encoder if start == "encoder" or num_chains == 1 else half_from_prior(posterior, encoder, num_chains)
+    )
+
+
+def half_from_prior(posterior: Posterior, proposal: Proposal, num_chains: int) -> Mixture:
+    """Return a mixture of a proposal and the prior, with half of the chains each.
+
+    The prior reaches modes that the proposal does not know. A chain weighs at most twice what it would from either.
+    """
+    return Mixture([proposal, Prior(posterior)], [num_chains - num_chains // 2, num_chains // 2])
+
+
 def weigh_chains(evaluation: Evaluation, path: Path, moves: Moves, rows: slice) -> Columns:
     """Return the log-mean-exp of the weights of a block's chains, run on fresh noise."""
-    weights = accumulate(evaluation, path.posterior, rows, 0, partial(path.forward, moves))
+    weights = accumulate(evaluation, path.posterior, rows, 0, partial(path.forward, moves), path.strata)
     columns = Columns.of_weights(weights, path.posterior.dtype, path.posterior.cost)
     with undisturbed(evaluation, Stream.EXACT, rows=rows) as drawn:
         exact = exact_draw(evaluation, path.posterior, rows, drawn)
@@ -139,16 +166,35 @@ def accumulate(
     posterior: Posterior,
     rows: slice,
     key: int,
-    run: Callable[[int, RowNoise], Tensor],
+    run: Callable[[list[int], RowNoise], Tensor],
+    strata: Sequence[int] = (),
 ) -> Accumulator:
-    """Return the weights of all chains of a block of rows, run tile by tile; ``key`` separates their noise from others'."""
-    width = evaluation.tile[1]
-    chunks = list(range(0, evaluation.num_samples, width))
-    weights = Accumulator(evaluation.num_samples, posterior.num_rows, len(chunks), posterior.device)
-    for index, done in enumerate(chunks):
-        with undisturbed(evaluation, Stream.TILE, key, rows=rows, first=done) as drawn:
-            weights.add(index, run(min(width, evaluation.num_samples - done), drawn))
+    """Return the weights of all chains of a block of rows; ``key`` separates their noise from others'.
+
+    Chains run tile by tile. ``run`` gets the numbers of a tile's chains from each of the ``strata``, and returns
+    their log weights in that order.
+    """
+    width, count = evaluation.tile[1], evaluation.num_samples
+    strata = list(strata) or [count]
+    tiles = [_parts(strata, first, min(first + width, count)) for first in range(0, count, width)]
+    pieces = [stratum for parts in tiles for stratum, part in enumerate(parts) if part]
+    weights = Accumulator(
+        count, posterior.num_rows, len(pieces), posterior.device, pieces if len(strata) > 1 else None
+    )
+    done = 0
+    for index, parts in enumerate(tiles):
+        with undisturbed(evaluation, Stream.TILE, key, rows=rows, first=index * width) as drawn:
+            found = run(parts, drawn)
+        for piece in found.split([part for part in parts if part]):
+            weights.add(done, piece)
+            done += 1
     return weights
+
+
+def _parts(strata: Sequence[int], first: int, last: int) -> list[int]:
+    """Return how many of the chains from ``first`` to ``last`` are of each stratum, if strata follow each other."""
+    ends = list(itertools.accumulate(strata))
+    return [max(0, min(last, end) - max(first, end - size)) for size, end in zip(strata, ends, strict=True)]
 
 
 class Moves(NamedTuple):
@@ -196,19 +242,27 @@ class Path:
     ) -> None:
         self.posterior, self._start, self._chains = posterior, start, chains
         # Scaling each coordinate by the start's spread is a diagonal mass matrix for every row.
-        spread = self._begin(_SPREAD_DRAWS, noise)[0].std(dim=0) if scale is None else scale
+        spread = _on_support(start.draw(_SPREAD_DRAWS, noise))[0].std(dim=0) if scale is None else scale
         self._scale = spread.clamp(min=1e-6)
 
-    def _begin(self, num_chains: int, noise: RowNoise) -> tuple[Tensor, Tensor]:
-        """Return draws of the start, (chains, rows, dim), and which lie off the prior's support; those are set to 0."""
-        u = self._start.draw(num_chains, noise)
-        off = u.isnan().any(dim=-1)
-        return torch.where(off[..., None], 0.0, u), off
+    @property
+    def strata(self) -> list[int]:
+        """The numbers of chains from each component of a start that is a mixture; else empty."""
+        return self._start.counts if isinstance(self._start, Mixture) else []
+
+    def _begin(self, parts: list[int], noise: RowNoise) -> Tensor:
+        """Return draws of the start, (chains, rows, dim): from a mixture, so many from each component.
+
+        Every component draws for all chains, so that a chain's noise does not depend on the tile that it is in.
+        """
+        components = self._start.components if isinstance(self._start, Mixture) else [self._start]
+        drawn = [component.draw(sum(parts), noise).split(parts) for component in components]
+        return torch.cat([pieces[index] for index, pieces in enumerate(drawn)])
 
     def tune(self, num_temperatures: int, noise: RowNoise) -> Moves:
         """Return step sizes found by a pilot run over a quarter of the temperatures, on noise of its own."""
         betas = _ladder(max(10, num_temperatures // 4))
-        u, _ = self._begin(_PILOT_CHAINS, noise)
+        u, _ = _on_support(self._start.draw(_PILOT_CHAINS, noise))
         size = torch.full(
             (self.posterior.num_rows,), self.posterior.dim**-0.25, dtype=torch.float64, device=u.device
         )
@@ -223,9 +277,12 @@ class Path:
         sizes = torch.nn.functional.interpolate(pilot, num_temperatures - 1, mode="linear")[:, 0].T
         return Moves(_ladder(num_temperatures), sizes)
 
-    def forward(self, moves: Moves, num_chains: int, noise: RowNoise) -> Tensor:
-        """Return log weights of chains from the start to the posterior, (chains, rows): E[exp] = P(x_n)."""
-        u, off = self._begin(num_chains, noise)
+    def forward(self, moves: Moves, parts: list[int], noise: RowNoise) -> Tensor:
+        """Return log weights of chains from the start to the posterior, (chains, rows): E[exp] = P(x_n).
+
+        ``parts`` has the number of chains from each component of the start.
+        """
+        u, off = _on_support(self._begin(parts, noise))
         return torch.where(off, -math.inf, self._sweep(u, moves, +1, noise))
 
     def backward(self, moves: Moves, u: Tensor, noise: RowNoise, checked: bool = True) -> Tensor:
@@ -245,7 +302,7 @@ class Path:
         )
         state, momentum = self._state(u), _normal_like(u, noise)
         log_weights = torch.zeros_like(state.log_start)
-        for index, (beta, following) in enumerate(pairwise(betas)):
+        for index, (beta, following) in enumerate(itertools.pairwise(betas)):
             log_weights = log_weights + (following - beta) * (state.log_target - state.log_start)
             if index < len(sizes):
                 state, momentum, _ = self._move(state, momentum, following, sizes[index], noise)
@@ -281,6 +338,12 @@ class Path:
 
     def _state(self, u: Tensor) -> _State:
         return _State(u, *self.posterior.ends(self._start, u, self._chains))
+
+
+def _on_support(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Return draws, and which of them lie off the prior's support; those are set to 0."""
+    off = u.isnan().any(dim=-1)
+    return torch.where(off[..., None], 0.0, u), off
 
 
 def _normal_like(u: Tensor, noise: RowNoise) -> Tensor:

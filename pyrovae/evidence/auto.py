@@ -16,7 +16,7 @@ from torch import Tensor
 from pyrovae import arguments, diagnostics, noise
 from pyrovae.evaluation import Evaluation, Terms
 from pyrovae.evidence.adaptive import Cloud, adaptation_cost, adapted
-from pyrovae.evidence.annealed import Path, path_cost, weigh_chains
+from pyrovae.evidence.annealed import Path, half_from_prior, path_cost, weigh_chains
 from pyrovae.evidence.exact import linear_gaussian
 from pyrovae.evidence.gaussians import (
     PRIOR_DRAWS,
@@ -753,9 +753,7 @@ class _Ladder:
             with undisturbed(part, Stream.PILOT, rows=block) as drawn:
                 posterior = Posterior(part, block)
                 posterior.expect(3 * temperatures * _CHAINS)
-                start = defended(posterior, here, _CHAINS)
-                # Half of the chains start from the prior, so that no part of it weighs more than two draws.
-                start.counts[-1] = sum(start.counts[:-1])
+                start = half_from_prior(posterior, defended(posterior, here, _CHAINS), _CHAINS)
                 path = Path(posterior, start, drawn, here[0].spread, min(part.tile[1], _CHAINS))
                 moves = path.tune(temperatures, drawn)
             columns.append(weigh_chains(part, path, moves, block))

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pyrovae import arguments
 from pyrovae.evaluation import Evaluation
-from pyrovae.evidence.annealed import STARTS, Moves, Path, accumulate
+from pyrovae.evidence.annealed import STARTS, Moves, Path, accumulate, proposal_of
 from pyrovae.evidence.exact import linear_gaussian
-from pyrovae.evidence.posterior import Encoder, Posterior, Prior, undisturbed
+from pyrovae.evidence.posterior import Posterior, undisturbed
 from pyrovae.evidence.result import frame_of
 from pyrovae.evidence.simulated import simulated
 from pyrovae.model import LatentVariableModel
@@ -179,9 +179,9 @@ def sandwich(
         for block in evaluation.blocks():
             with undisturbed(evaluation, Stream.PILOT, rows=block) as noise:
                 posterior = Posterior(evaluation, block)
-                path = Path(posterior, Encoder(posterior) if start == "encoder" else Prior(posterior), noise)
+                path = Path(posterior, proposal_of(posterior, start, num_samples), noise)
                 moves = path.tune(num_temperatures, noise)
-            forward = accumulate(evaluation, posterior, block, 0, partial(path.forward, moves))
+            forward = accumulate(evaluation, posterior, block, 0, partial(path.forward, moves), path.strata)
             backward = accumulate(
                 evaluation, posterior, block, 1, partial(_inverse, path, moves, z[:, block])
             )
@@ -236,9 +236,9 @@ def _refuse_crossing(found: Sandwich) -> None:
         )
 
 
-def _inverse(path: Path, moves: Moves, z: Tensor, num_chains: int, noise: RowNoise) -> Tensor:
+def _inverse(path: Path, moves: Moves, z: Tensor, parts: list[int], noise: RowNoise) -> Tensor:
     """Return log weights of chains that start at z; their exponentials have the expectation 1/P(x_n)."""
-    return -path.backward(moves, z.expand(num_chains, -1, -1), noise)
+    return -path.backward(moves, z.expand(sum(parts), -1, -1), noise)
 
 
 def _simulated(evaluation: Evaluation, num_rows: int) -> tuple[Tensor, Evaluation]:
