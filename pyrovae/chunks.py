@@ -126,7 +126,10 @@ def _one(parts: Sequence[Any], place: str) -> Any:
                 f"a {type(part).__name__} with rows of shape {shape}",
                 "Pass chunks of one kind and shape.",
             )
+    _require_exact(parts, place)
     if isinstance(parts[0], Tensor):
+        if {_kind(part) for part in parts} >= {"f", "i"}:  # torch would round whole numbers to float32
+            parts = [part.double() for part in parts]
         return torch.cat(list(parts))
     if hasattr(parts[0], "tocsr"):
         from scipy.sparse import vstack
@@ -140,3 +143,30 @@ def _one(parts: Sequence[Any], place: str) -> Any:
         found: np.ndarray = np.ma.concatenate(parts)
         return found
     return np.concatenate([np.asarray(part) for part in parts])
+
+
+def _require_exact(parts: Sequence[Any], place: str) -> None:
+    """Raise an error if joining rounds whole numbers beyond 2^53, because other chunks have floats in their place."""
+    frame = hasattr(parts[0], "iloc") and hasattr(parts[0], "columns")
+    for column in range(parts[0].shape[1]) if frame else (None,):
+        held = [
+            part.data if hasattr(part, "tocsr") else part if column is None else part.iloc[:, column]
+            for part in parts
+        ]
+        if not any(_kind(each) == "f" for each in held):
+            continue
+        for number, each in enumerate(held):
+            if _kind(each) in "iu" and bool(((each > 2**53) | (each < -(2**53))).any()):
+                raise Unreadable(
+                    f"[{number}]{place}" + ("" if column is None else f"[{parts[0].columns[column]!r}]"),
+                    "whole numbers between -2^53 and 2^53, because other chunks have floats there",
+                    "others",
+                    "Pass all chunks in one type of whole numbers, or subtract a constant first.",
+                )
+
+
+def _kind(values: Any) -> str:
+    """Return the letter of NumPy for the kind of an array's or a series' numbers; "O" for all others."""
+    if isinstance(values, Tensor):
+        return "f" if values.is_floating_point() else "b" if values.dtype == torch.bool else "i"
+    return getattr(getattr(values, "dtype", None), "kind", "O")

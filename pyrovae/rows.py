@@ -104,7 +104,6 @@ def read(
         columns = frames.names(rows_of)
         if hasattr(mask, "columns") and hasattr(rows_of, "columns"):
             _same_names("observed", mask, "x", {} if columns is None else {"x": columns}, fitted=True)
-        mask = align("observed", mask, frames.index(rows_of))
         x = {n: value for n, value in x.items() if n != "observed"} | {"x": without(rows_of, mask)}
     found = dict(names or {})
     rows_of = _the_rows(x, argument)
@@ -312,8 +311,8 @@ def column_numbers(
     return found
 
 
-def without(rows: Any, observed: Any) -> Any:
-    """Return rows with NaN where a mask is False; raise an error unless the mask is boolean and of their shape."""
+def _mask_of(rows: Any, observed: Any) -> Tensor:
+    """Return a mask as a tensor; raise an error unless it is boolean and of the shape of the rows."""
     mask = observed
     if not isinstance(observed, Tensor):
         mask = torch.from_numpy(as_numpy(frames.whole(observed), "observed"))
@@ -325,13 +324,25 @@ def without(rows: Any, observed: Any) -> Any:
             f"{mask.dtype} of shape {tuple(mask.shape)}",
             "Pass the mask in that shape, or leave it out and pass NaN in missing cells.",
         )
+    return mask
+
+
+def hidden(frame: Any, observed: Any) -> Any:
+    """Return a frame without the cells where a mask is False; raise an error unless the mask has the frame's shape and index."""
+    mask = _mask_of(frame, align("observed", observed, frames.index(frame)))
+    return frame if bool(mask.all()) else frames.nullable(frame).where(mask.cpu().numpy())
+
+
+def without(rows: Any, observed: Any) -> Any:
+    """Return rows with NaN where a mask is False; raise an error unless the mask is boolean and of their shape."""
+    if hasattr(rows, "to_numpy"):
+        found = hidden(rows, observed)
+        return rows if found is rows else frames.numbers(found)
+    mask = _mask_of(rows, observed)
     if bool(mask.all()):
         return rows
     if isinstance(rows, Tensor) and rows.is_floating_point():
         return restored(rows, mask)
-    if hasattr(rows, "to_numpy"):
-        whole = frames.nullable(rows)
-        return frames.numbers(whole.where(mask.cpu().numpy()))
     held = dense(rows if isinstance(rows, Tensor) else from_array(frames.numbers(rows), "x"))
     mask = mask.to(held.device)
     if not held.is_floating_point():

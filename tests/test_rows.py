@@ -7,13 +7,14 @@ import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.sparse
 import torch
 from rates import close
 from scipy import stats
 
 import pyrovae as pv
 from pyrovae import baselines, evidence, identity, rounding
-from pyrovae.rows import as_tensor
+from pyrovae.rows import as_tensor, joined
 
 RNG = np.random.default_rng(0)
 NORMAL = RNG.normal(size=(200, 2))
@@ -677,3 +678,29 @@ def test_arrow_decimals_are_refused_by_name():
         TypeError, match=r"columns of numbers, got 1 other column\(s\), first 'a' \(decimal128"
     ):
         baselines.FullGaussian().fit(pd.DataFrame({"a": cells, "b": [0.0, 1.0]}))
+
+
+LONG = 2**53 + 1  # float64 rounds it
+
+
+@pytest.mark.parametrize(
+    ("whole", "floats", "place"),
+    [
+        (torch.tensor([[LONG]]), torch.tensor([[0.5]]), ""),
+        (np.array([[LONG]]), np.array([[0.5]]), ""),
+        (scipy.sparse.csr_matrix([[-LONG]]), scipy.sparse.csr_matrix([[0.5]]), ""),
+        (pd.DataFrame({"a": [1], "b": [-LONG]}), pd.DataFrame({"a": [2], "b": [0.5]}), r"\['b'\]"),
+    ],
+    ids=["tensors", "arrays", "sparse", "frames"],
+)
+def test_chunks_round_no_whole_number(whole, floats, place):
+    """Where other chunks have floats, long whole numbers are refused. Shorter ones become float64."""
+    with pytest.raises(ValueError, match=rf"x\[1\]{place}: expected whole numbers between -2\^53 and 2\^53"):
+        joined([floats, whole], "x")
+    twice = joined([whole, whole], "x")
+    assert int((twice.toarray() if hasattr(twice, "toarray") else np.asarray(twice))[1, -1]) in (LONG, -LONG)
+
+
+def test_chunks_of_whole_numbers_and_of_float32_are_joined_in_float64():
+    found = joined([torch.tensor([[20_000_001]]), torch.tensor([[0.5]])], "x")
+    assert found.tolist() == [[20_000_001.0], [0.5]]

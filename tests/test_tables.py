@@ -669,6 +669,14 @@ def test_a_mask_beside_a_tables_frame_has_its_columns_by_name(vae):
         pv.elbo(vae, {"x": rows, "observed": observed.drop(columns="job")}, num_samples=5)
 
 
+@pytest.mark.parametrize("strange", ["pilot", np.inf, 2**60 + 1, None])
+def test_a_mask_hides_whatever_a_cell_holds(vae, strange):
+    mask = RNG.random(FRAME.shape) < 0.7
+    rows = FRAME.astype(object).where(mask, strange)
+    found = pv.elbo(vae, {"x": rows, "observed": mask}, num_samples=2).estimate
+    np.testing.assert_array_equal(found, pv.elbo(vae, FRAME.where(mask), num_samples=2).estimate)
+
+
 def trained():
     """A small table in which one column is left out, and rows with their columns in another order."""
     rng = np.random.default_rng(3)

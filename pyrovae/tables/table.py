@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrovae import frames
 from pyrovae.likelihoods.mixed import family_of
 from pyrovae.refusals import bad_type, bad_value, shown
-from pyrovae.rows import joined
+from pyrovae.rows import hidden, joined
 from pyrovae.tables.columns import Column
 from pyrovae.tables.training_rows import column_of
 
@@ -120,7 +120,12 @@ class Table:
         """
         x = self.arranged(x, argument)
         if isinstance(x, Mapping):
-            return {**x, "x": self.read(x["x"], argument)} if "x" in x else x
+            if "x" not in x:
+                return x
+            rows = x["x"]
+            if "observed" in x and _is_frame(rows):
+                rows = hidden(rows, x["observed"])
+            return {**x, "x": self.read(rows, argument)}
         if _is_frame(x):
             return self._coded(x, argument)
         shape = tuple(getattr(x, "shape", ()))
