@@ -271,7 +271,7 @@ def _held(frame: Any, argument: str) -> None:
         if getattr(kind, "kind", "") in "iu" and getattr(kind, "itemsize", 0) > 4:
             column = frame.iloc[:, number]
             column = column.dropna() if column.hasnans else column
-            if len(column) and max(abs(int(column.min())), abs(int(column.max()))) > 2**53:
+            if len(column) and max(abs(int(column.min())), abs(int(column.max()))) > rounding.WHOLE:
                 whole = column.to_numpy(dtype=np.uint64 if kind.kind == "u" else np.int64)
                 named = f"{argument}[{name!r}]"
                 cast(torch.from_numpy(as_numpy(whole, named)), torch.float64, named)

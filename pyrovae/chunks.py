@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrovae import frames
+from pyrovae.rounding import WHOLE
 
 
 class Unreadable(Exception):
@@ -156,7 +157,7 @@ def _require_exact(parts: Sequence[Any], place: str) -> None:
         if not any(_kind(each) == "f" for each in held):
             continue
         for number, each in enumerate(held):
-            if _kind(each) in "iu" and bool(((each > 2**53) | (each < -(2**53))).any()):
+            if _kind(each) in "iu" and bool(((each > WHOLE) | (each < -WHOLE)).any()):
                 raise Unreadable(
                     f"[{number}]{place}" + ("" if column is None else f"[{parts[0].columns[column]!r}]"),
                     "whole numbers between -2^53 and 2^53, because other chunks have floats there",

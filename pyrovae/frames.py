@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from pyrovae.rounding import WHOLE
+
 _OBJECTS = np.dtype(object)
 # pandas' types of the same numbers beside missing values, which keep all digits.
 _NULLABLE = {np.dtype("int64"): "Int64", np.dtype("uint64"): "UInt64"}
@@ -67,14 +69,14 @@ def numbers(x: Any) -> Any:
     """
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x) and x.dtype.kind in "biuf":
         held: Any = x.astype(np.float64 if x.dtype.kind != "f" else x.dtype)
-        return held.filled(np.nan) if x.dtype.kind == "f" or bool((abs(held) < 2.0**53).all()) else x
+        return held.filled(np.nan) if x.dtype.kind == "f" or bool((abs(held) < WHOLE).all()) else x
     if not hasattr(x, "convert_dtypes"):
         return x
     if not hasattr(x, "columns"):
         found = _typed(x) if x.dtype == _OBJECTS else x
         if getattr(found.dtype, "kind", "O") not in "biuf" or not found.isna().any():
             return x
-        if found.dtype.kind in "iu" and bool((found.abs() > 2**53).any()):
+        if found.dtype.kind in "iu" and bool((found.abs() > WHOLE).any()):
             return found
         return found.to_numpy(dtype=np.float64, na_value=np.nan)
     dtypes = list(x.dtypes)
@@ -88,7 +90,7 @@ def numbers(x: Any) -> Any:
 
 def _typed(objects: Any) -> Any:
     """Return a series of objects in the type that fits; pandas' own choice would round long whole numbers beside missing ones."""
-    long = any(isinstance(value, int) and abs(value) > 2**53 for value in objects)
+    long = any(isinstance(value, int) and abs(value) > WHOLE for value in objects)
     return (
         objects.astype("Int64")
         if long and objects.dropna().map(type).eq(int).all()

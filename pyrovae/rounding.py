@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+#: Whole numbers up to this one, in either direction, are numbers of float64.
+WHOLE = 2**53
 #: A cast may move an entry by this share of its column's standard deviation.
 TOLERANCE = 1e-4
 # The same for a column of one value, whose standard deviation is unknown: in the column's own units.
@@ -195,7 +197,7 @@ def _compared(block: Tensor, narrow: Tensor) -> tuple[Tensor, Tensor, Tensor | N
         return wide, moved, (cast.to(block.dtype) != block) | (cast >= 2.0**63)
     if not bool((moved.amax(dim=0) >= 1).any()):  # a changed whole number moves by at least 1
         return wide, moved, None
-    return wide, moved, (moved > 0) & (wide.abs() < 2.0**53) & (wide == wide.round())
+    return wide, moved, (moved > 0) & (wide.abs() < WHOLE) & (wide == wide.round())
 
 
 def _blocks(x: Tensor) -> Iterator[tuple[slice, Tensor]]:

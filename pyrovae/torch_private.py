@@ -22,6 +22,8 @@ NAMES = {
     "TracingContext": "torch._guards.TracingContext",
     "get_cpp_compiler": "torch._inductor.cpp_builder.get_cpp_compiler",
     "InvalidCxxCompiler": "torch._inductor.exc.InvalidCxxCompiler",
+    "CppCompileError": "torch._inductor.exc.CppCompileError",
+    "vector_instructions": "torch._inductor.cpu_vec_isa.valid_vec_isa_list",
     "bf16_products": "torch.ops.mkldnn._is_mkldnn_bf16_supported",
 }
 

@@ -540,3 +540,20 @@ def test_the_compiler_is_quiet_about_its_own_work(monkeypatch, capfd):
     )
     assert capfd.readouterr().err == ""
     assert logger.level == before
+
+
+def test_instructions_that_the_compiler_lacks_are_tested_after_all(monkeypatch):
+    """Kernels are first built with the processor's instructions untested; if that fails, as torch builds them."""
+    tried = []
+
+    def inductor(module, *_, options):
+        tried.append(options)
+        if len(tried) == 1:
+            raise torch._inductor.exc.CppCompileError(["c++"], "unrecognized option -mamx-tile")
+        return module
+
+    monkeypatch.setattr(torch._inductor, "compile", inductor)
+    graph = torch.fx.symbolic_trace(lambda a: (a + 1,))
+    compiled = tracing.compiling.compile_graph(graph, [torch.zeros(2)])
+    assert torch.equal(compiled(torch.zeros(2))[0], torch.ones(2))
+    assert [each.get("cpp.vec_isa_ok") for each in tried] == [True, None]

@@ -17,6 +17,7 @@ from pyrovae.chain_diagnostics import Checks, check
 from pyrovae.evidence.bridge import bridge
 from pyrovae.evidence.result import LogEvidence, given_of
 from pyrovae.refusals import bad_type, bad_value, shown
+from pyrovae.rounding import WHOLE
 from pyrovae.rows import read_in_double
 from pyrovae.turns import takes_turns
 
@@ -360,7 +361,7 @@ def _check_draws(theta: Tensor, low: Tensor, high: Tensor, names: Sequence[str])
         (~torch.isfinite(theta), "finite numbers", "NaN or infinite", "Look for a failed run."),
         (still, "draws that move", "constant", "Leave out what is fixed, in draws and in log_density."),
         (
-            whole & (theta.abs() < 2**53),  # beyond, all floats are whole
+            whole & (theta.abs() < WHOLE),  # beyond, all floats are whole
             "draws of continuous parameters",
             "whole numbers",
             "Sum discrete parameters out of log_density, and leave them out of the draws.",

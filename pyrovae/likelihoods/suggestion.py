@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pyrovae.rounding import WHOLE
 from pyrovae.rows import as_passed, read_in_double, restored
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _ordered(column: np.ndarray) -> list[tuple[str | None, dict[str, Any], str]]
     if low == high:
         return [(None, {}, f"does not vary: {low:g} in every row")]
     # Larger numbers are whole in float64 whatever they measure.
-    whole = bool((column == np.round(column)).all()) and max(high, -low) <= 2.0**53
+    whole = bool((column == np.round(column)).all()) and max(high, -low) <= WHOLE
     if whole and low < 0:
         return [("gaussian", {"scale": "shared"}, f"whole, down to {low:g}: no count; dequantise it, x + u")]
     some = column[np.linspace(0, len(column) - 1, min(len(column), _ROWS)).astype(int)]

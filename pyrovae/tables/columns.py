@@ -9,12 +9,11 @@ import numpy as np
 
 from pyrovae.likelihoods.mixed import family_of
 from pyrovae.refusals import Refused, bad_value
+from pyrovae.rounding import WHOLE
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: float64 holds whole numbers up to this one.
-EXACT = 2**53
 WORDS = {"number": "numbers", "bool": "booleans", "label": "strings or categories", "date": "dates"}
 
 
@@ -135,9 +134,9 @@ def numbers_of(argument: str, name: Any, values: pd.Series, at: np.ndarray) -> n
     kind = getattr(values.dtype, "kind", "O")
     if kind in "iu":
         held = values.to_numpy(dtype=np.int64 if kind == "i" else np.uint64)
-        large = np.flatnonzero((held > EXACT) | (held < -EXACT if kind == "i" else False))
+        large = np.flatnonzero((held > WHOLE) | (held < -WHOLE if kind == "i" else False))
     elif kind == "O":
-        large = np.flatnonzero([isinstance(value, int) and abs(value) > EXACT for value in values])
+        large = np.flatnonzero([isinstance(value, int) and abs(value) > WHOLE for value in values])
     else:
         large = np.array([], dtype=int)
     if len(large):

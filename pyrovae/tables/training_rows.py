@@ -12,8 +12,8 @@ from pyrovae import arguments
 from pyrovae.likelihoods import REGISTRY, suggest
 from pyrovae.likelihoods.mixed import family_of
 from pyrovae.refusals import bad_type, shown
+from pyrovae.rounding import WHOLE
 from pyrovae.tables.columns import (
-    EXACT,
     WORDS,
     Column,
     between_steps,
@@ -208,7 +208,7 @@ def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
 
 def _whole(held: np.ndarray) -> bool:
     """Return whether numbers are whole; larger floats are, whatever they measure."""
-    return bool((held == np.round(held)).all() and np.abs(held).max() < EXACT)
+    return bool((held == np.round(held)).all() and np.abs(held).max() < WHOLE)
 
 
 def _rounding(values: np.ndarray) -> float:

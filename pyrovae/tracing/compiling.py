@@ -39,7 +39,14 @@ def compile_graph(
             for node in module.graph.nodes:
                 # As Dynamo marks tensors. Otherwise torch retraces graphs with methods instead of loading them from disk.
                 node.meta["example_value"] = node.meta.get("val")
-            return inductor(module, fakes, options={"cpp_wrapper": cpp_wrapper})
+            options: dict[str, Any] = {"cpp_wrapper": cpp_wrapper}
+            failed, tested = private("CppCompileError"), private("vector_instructions")
+            try:
+                # torch would compile and load a program for each kind of vector instructions first: 7 of 20 seconds.
+                return inductor(module, fakes, options=options | {"cpp.vec_isa_ok": True})
+            except failed:  # as by an old compiler, which does not know the instructions of a new processor
+                tested.cache_clear()
+                return inductor(module, fakes, options=options)
 
 
 @contextmanager
