@@ -336,11 +336,11 @@ def shell(rng: Any, rows: int, dim: int, sd: float) -> Trap:
         return density + normal(x[..., 0], t, sd)
 
     def cover(row: Tensor, count: int) -> tuple[dict[str, Tensor], Tensor]:
-        t, log_q = drawn_cells(radius, row, 1e-9, 12.0, count)
+        t, log_q = drawn_cells(radius, row, 1e-12, 12.0, count)
         direction = torch.nn.functional.normalize(torch.randn(count, dim, dtype=torch.float64), dim=1)
         return {"z": t[:, None] * direction}, log_q - (dim - 1) * t.log() - log_area
 
-    return Trap(model, guide, x, integral(radius, x, 1e-9, 12.0), cover)
+    return Trap(model, guide, x, integral(radius, x, 1e-12, 12.0), cover)
 
 
 def product(rng: Any, rows: int, pairs: int, sd: float) -> Trap:
