@@ -15,6 +15,7 @@ from test_check import spike
 
 import pyrovae as pv
 from pyrovae.evaluation import Evaluation
+from pyrovae.evidence import ladder
 from pyrovae.evidence.adaptive import COMPONENTS, Cloud, adapted
 from pyrovae.evidence.gaussians import (
     PRIOR_DRAWS,
@@ -29,9 +30,6 @@ from pyrovae.evidence.posterior import Gaussian, Posterior, total, undisturbed
 from pyrovae.evidence.result import Columns
 from pyrovae.noise import Stream
 from pyrovae.row_noise import RowNoise
-
-auto = sys.modules["pyrovae.evidence.auto"]  # the package's attribute is the function
-
 
 # ---------------------------------------------------------------------------------------------------------
 # Fits
@@ -189,10 +187,10 @@ def test_the_bound_of_an_adapted_mixture_holds_in_expectation(monkeypatch):
     """E[exp(estimate)] = P(x): one bent row with 200 noises, all of them answered by an adapted mixture."""
     pair, x, exact = bent(1)
     monkeypatch.setattr(
-        auto, "_TAIL", -math.inf
+        ladder, "_TAIL", -math.inf
     )  # no fit is good enough, nor is the mixture: annealed or refined
-    monkeypatch.setattr(auto, "MOST_DIMENSIONS", 0)
-    monkeypatch.setattr(auto, "path_cost", lambda *_: math.inf)
+    monkeypatch.setattr(ladder, "MOST_DIMENSIONS", 0)
+    monkeypatch.setattr(ladder, "path_cost", lambda *_: math.inf)
     ev = pv.log_evidence(pair, x.expand(200, -1), method="auto", target_mcse=0.2, seed=SEED, check=False)
     assert set(ev.answered_by) == {"refined"}
     ratio = np.exp(ev.estimate - exact)
@@ -277,9 +275,11 @@ def test_a_row_is_answered_once(max_cost, monkeypatch):
     pair, sample = spike(3, 0.05, 1.0)
     x = sample(40, narrow=True)
     kept = []
-    keep = auto._Ladder._keep
+    keep = ladder.Ladder._keep
     monkeypatch.setattr(
-        auto._Ladder, "_keep", lambda self, rows, *rest: kept.extend(rows.tolist()) or keep(self, rows, *rest)
+        ladder.Ladder,
+        "_keep",
+        lambda self, rows, *rest: kept.extend(rows.tolist()) or keep(self, rows, *rest),
     )
     ev = pv.log_evidence(pair, x, method="auto", max_cost=max_cost, check=False, compile=False)
     assert sorted(kept) == list(range(40))
@@ -327,7 +327,7 @@ def test_a_search_that_finds_mostly_new_modes_goes_on():
     loc = torch.tensor([[[9.0], [9.0], [0.0]], [[18.0], [9.1], [5.0]], [[27.0], [0.1], [5.1]]])
     starts = Starts(loc, loc[..., 0], torch.ones_like(loc))
     known = torch.tensor([[[0.0], [0.0], [0.0]], [[-9.0], [-9.0], [5.0]]])
-    assert auto._mostly_new(starts, known).tolist() == [True, False, False]
+    assert ladder._mostly_new(starts, known).tolist() == [True, False, False]
 
 
 def test_a_search_costs_what_it_says():
@@ -346,9 +346,9 @@ def test_chains_reach_modes_that_no_proposal_covers():
     pair, log_prob = corners(2)
     x = torch.full((100, 2), 1.5)
     evaluation = Evaluation.prepare(pair, x, 64, SEED)
-    ladder = auto._Ladder(evaluation, Pool(None), 0.05, 50_000, None)
+    made = ladder.Ladder(evaluation, Pool(None), 0.05, 50_000, None)
     loc, tril = x.double() / 1.04, 0.2 * torch.eye(2, dtype=torch.float64).expand(100, 2, 2)
-    found = ladder._anneal(auto._Fitted(torch.arange(100), [Gaussian(loc, tril, torch.float32)]), 60)
+    found = made._anneal(ladder.Fitted(torch.arange(100), [Gaussian(loc, tril, torch.float32)]), 60)
     assert found.ess.mean() > 12
     error = found.estimate.numpy() - log_prob(x)
     assert abs(error.mean()) < 0.15
@@ -371,7 +371,7 @@ def test_a_row_with_many_modes_is_not_trusted_without_them():
 def test_a_fallback_that_is_below_the_proposals_does_not_answer(monkeypatch, dimensions_of_grids):
     """A grid in two dimensions; chains, where grids serve none."""
     pair, x, exact = bent(8)
-    keep, seen = auto._Ladder._keep_unless_lower, []
+    keep, seen = ladder.Ladder._keep_unless_lower, []
 
     def poor(self, rows, found, level, name, *rest):
         seen.append(name)
@@ -379,9 +379,9 @@ def test_a_fallback_that_is_below_the_proposals_does_not_answer(monkeypatch, dim
         low = {"estimate": columns["estimate"] - 4240, "mcse": 0 * columns["mcse"]}
         return keep(self, rows, Columns(**{**columns, **low}), level, name, *rest)
 
-    monkeypatch.setattr(auto, "_TAIL", -math.inf)  # every row comes to the fallback
-    monkeypatch.setattr(auto, "MOST_DIMENSIONS", dimensions_of_grids)
-    monkeypatch.setattr(auto._Ladder, "_keep_unless_lower", poor)
+    monkeypatch.setattr(ladder, "_TAIL", -math.inf)  # every row comes to the fallback
+    monkeypatch.setattr(ladder, "MOST_DIMENSIONS", dimensions_of_grids)
+    monkeypatch.setattr(ladder.Ladder, "_keep_unless_lower", poor)
     ev = pv.log_evidence(pair, x, method="auto", check=False)
     assert set(seen) == {"quadrature" if dimensions_of_grids else "annealed"}
     assert (ev.answered_by == "refined").all()
