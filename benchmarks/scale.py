@@ -2,16 +2,21 @@
 
     python benchmarks/scale.py workers --json benchmarks/results/scale.json
     nice -n 19 python benchmarks/scale.py kills --json benchmarks/results/scale.json
+    nice -n 19 python benchmarks/scale.py ranks --json benchmarks/results/scale.json
 
 ``workers`` scores 100 000 rows of 784 binary columns by importance sampling, K = 100, in one process, by one worker and by
 two. Every process has one thread. ``kills`` scores 1000 rows of 64 columns, K = 200, again and again by two workers. Meanwhile
 a thread sends SIGKILL to one of them, chosen at random, at random times, until 100 have died. A call that ends with an error
 is repeated with its checkpoint, as the error says. Every result is compared with that of one process, bit by bit.
+``ranks`` fits a VAE on two ranks of ``torch.distributed``, with a checkpoint every half second. SIGKILL ends one of them, chosen
+at random, at random times, and both are started again. The other rank has to end by itself with an error. Parameters and
+History of every finished fit are compared with those of an undisturbed one, bit by bit.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import multiprocessing
 import os
 import random
@@ -22,11 +27,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import harness
 import torch
+import torch.distributed
 
 import pyrovae as pv
 
@@ -160,13 +167,109 @@ def kills(options: argparse.Namespace) -> dict[str, Any]:
         "results": len(results),
         "results_with_the_same_bits": sum(results),
     }
-    print("\n| | |\n|---|---:|")
-    for name, value in counts.items():
-        print(f"| {name.replace('_', ' ')} | {value} |")
+    show(counts)
     return counts
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"workers": workers, "kills": kills}
+def show(counts: dict[str, Any]) -> None:
+    """Print counts as a table."""
+    print("\n| | |\n|---|---:|")
+    for name, value in counts.items():
+        print(f"| {name.replace('_', ' ')} | {value} |")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Ranks
+
+_EPOCHS, _PATIENCE = 40, 60.0  # seconds in which a rank notices that another has died
+
+
+def fit_on_rank(rank: int, store: str, checkpoint: str | None, result: Path) -> None:
+    """Fit on one of two ranks. The first one writes parameters and History; a refusal is written, too."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=_PATIENCE)
+    )
+    vae, x = data(2000, 64)
+    folder = None if checkpoint is None else pv.Checkpoint(checkpoint, seconds=0.5)
+    try:
+        history = pv.fit(vae, x, epochs=_EPOCHS, batch_size=50, compile=False, checkpoint=folder)
+    except RuntimeError as error:
+        result.with_suffix(f".{rank}").write_text(str(error))
+        os._exit(3)
+    if rank == 0:
+        columns = history.frame.drop(columns="seconds").to_numpy().tobytes()
+        digest = hashlib.sha256(columns)
+        for parameter in vae.parameters():
+            digest.update(parameter.detach().numpy().tobytes())
+        result.write_text(digest.hexdigest())
+    torch.distributed.destroy_process_group()
+
+
+def fit_until(
+    killed_after: Callable[[], float] | None, checkpoint: str | None
+) -> tuple[str | None, bool, bool]:
+    """Start two ranks, and kill one of them after a random time unless they end before.
+
+    Returns:
+        The digest of a finished fit, or None; whether a rank was killed; whether the other one then named the dead one.
+    """
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result"
+        ranks = [
+            context.Process(target=fit_on_rank, args=(rank, f"{folder}/store", checkpoint, result))
+            for rank in range(2)
+        ]
+        for each in ranks:
+            each.start()
+        chosen = random.randrange(2)
+        ranks[chosen].join(None if killed_after is None else killed_after())
+        killed = ranks[chosen].is_alive()
+        if killed:
+            ranks[chosen].kill()
+        for each in ranks:
+            each.join(2 * _PATIENCE)
+            if each.exitcode is None:
+                each.kill()
+                raise SystemExit("a rank hangs")
+        told = result.with_suffix(f".{1 - chosen}")
+        named = told.exists() and f"rank {chosen}" in told.read_text()
+        return (result.read_text() if result.exists() else None), killed, named
+
+
+def ranks(options: argparse.Namespace) -> dict[str, Any]:
+    """Fit on two ranks of which one is killed at random times; compare every finished fit with an undisturbed one."""
+    random.seed(0)
+    started = time.perf_counter()
+    expected, _, _ = fit_until(None, None)
+    alone, started = time.perf_counter() - started, time.perf_counter()
+    killed, named, results = 0, 0, list[bool]()
+    while killed < options.kills:
+        with tempfile.TemporaryDirectory() as checkpoint:
+            found = None
+            while found is None:
+                found, dead, told = fit_until(lambda: random.expovariate(1 / options.mean), checkpoint)
+                killed, named = killed + dead, named + told
+            results.append(found == expected)
+        print(f"{len(results)} fits, {killed} kills", flush=True)
+    counts = {
+        "seconds_alone": round(alone, 1),
+        "seconds": round(time.perf_counter() - started, 1),
+        "seconds_to_a_kill": options.mean,
+        "kills": killed,
+        "kills_that_the_other_rank_named": named,
+        "fits": len(results),
+        "fits_with_the_same_bits": sum(results),
+    }
+    show(counts)
+    return counts
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "workers": workers,
+    "kills": kills,
+    "ranks": ranks,
+}
 
 
 def main() -> None:
