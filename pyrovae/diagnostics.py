@@ -260,17 +260,31 @@ class Accumulator:
             found[rows] = more.clamp(min=0).nan_to_num(0.0, posinf=math.inf).sqrt() / total[rows]
         return torch.where(torch.isfinite(peak), found.to(peak.device), 0.0)
 
-    def share_of_heavier(self, log_weight: Tensor) -> Tensor:
-        """Return the share of the weight that lies on draws at least as heavy as a given weight of each row, (rows,).
+    def excess_of_heaviest(self, log_weight: Tensor, share: float) -> Tensor:
+        """Return whether a further weight is among the heaviest, minus the probability of that by chance, (rows,).
 
-        Only the largest weights are kept; it is 1 for a weight that is not above the smallest of them. Weights that differ
-        from the given one by rounding count as heavier.
+        It is among the heaviest if draws at least as heavy have less than a ``share`` of the other weights. By chance, each of
+        the weights and the further one is the further one with a probability proportional to itself, as an exact draw of
+        the posterior is. So the excess has mean 0 for an exact draw, whatever the weights are.
+
+        Only the largest weights are kept; a weight that is not above the smallest of them is not among the heaviest.
+        Weights that differ by rounding count as equally heavy.
         """
         offset, first, _ = self._sums()
-        largest = self._largest()
-        heavier = largest >= log_weight - 1e-6 * (1 + log_weight.abs())
-        share = torch.where(heavier, torch.exp(largest - offset), 0.0).sum(dim=0) / first
-        return torch.where(heavier.all(dim=0), 1.0, share)
+        further = log_weight.clamp(offset - 700, offset + 700)  # whose exponential is a number
+        pool, order = (
+            torch.cat([self._largest(), further[None]]).T.contiguous().sort(dim=1)
+        )  # (rows, weights)
+        weights = torch.exp(pool - offset[:, None])
+        total = first + torch.exp(further - offset)
+        # Entry i is the sum of the weights of the pool from the i-th on.
+        above = torch.nn.functional.pad(weights.flip(1).cumsum(1).flip(1), (0, 1))
+        lightest = torch.searchsorted(pool, (pool - 1e-6 * (1 + pool.abs())).nan_to_num(nan=-math.inf))
+        heavier = above.gather(1, lightest) - weights
+        heaviest = (heavier < share * (total[:, None] - weights)) & (lightest > 0)
+        chance = (heaviest * weights).sum(dim=1) / total
+        own = heaviest.gather(1, order.argmax(dim=1, keepdim=True))[:, 0]
+        return own.double() - chance
 
     def _fits(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Return rows with tails of one length, their excesses, and shape and scale of the fit; computed once."""

@@ -73,7 +73,9 @@ def outliers(
         model: a ``VAE`` or ``LatentVariableModel`` whose columns are independent given z, or a fitted baseline.
         x: rows on dim 0, in any form that ``log_evidence`` takes; cells may be missing if the model allows it.
         cells: return a line for each observed cell instead of one for each row.
-        method, num_samples, seed, check: as in ``impute``; they apply to pairs. ``check`` tries log P(x_obs) only.
+        method, num_samples, seed, check: as in ``impute``; they apply to pairs. With "auto" the draws of z are those of
+            "refined" if z is continuous: a tenth comes from the prior, because the cells without an odd one may have
+            another mode. ``check`` tries log P(x_obs) only.
 
     Returns:
         A frame with the index of ``x``. Of rows: ``score``, its ``error`` (one standard error), its ``verdict``, the
@@ -190,7 +192,9 @@ def _of_pair(
             into[numbers] = found.cpu()
 
     every = torch.arange(len(whole), device=whole.numbers.device)
-    (_, _, evidence), *again = answers(run, method, every, keep, _FEWEST_EFFECTIVE)
+    # Draws given all cells miss where the others alone would be if one odd cell decides the mode. So "auto" answers every
+    # row by "refined", a tenth of whose draws come from the prior.
+    (_, _, evidence), *again = answers(run, method, every, keep, math.inf)
     if again:
         evidence = _with(evidence, *again[0][1:])
     if "observed" in whole.batch:

@@ -966,9 +966,9 @@ BUGS = {
     ),
     "even weights among the heaviest": Bug(
         "diagnostics.py",
-        "Accumulator.share_of_heavier",
-        "torch.where(heavier.all(dim=0), 1.0, share)",
-        "share",
+        "Accumulator.excess_of_heaviest",
+        " & (lightest > 0)",
+        "",
         "test_check.py::test_even_weights_are_no_fault[1.0-5000]",
     ),
     "one half of the check alone": Bug(

@@ -448,6 +448,31 @@ def test_mass_that_rounds_onto_a_bound_is_not_trusted(method):
     assert abs(ev.estimate[1] - exact[1]) < 0.1
 
 
+@pytest.mark.parametrize("method", ["refined", "auto", "quadrature"])
+@pytest.mark.parametrize(("dtype", "shape"), [(torch.float32, 0.05), (torch.float64, 0.01)])
+def test_the_corners_of_a_simplex_are_bounds_too(method, dtype, shape):
+    """z ~ Dirichlet(a, a): at x = (5, 0), much of the posterior is where 1 − z₁ rounds to 0."""
+    a = torch.full((2,), shape, dtype=dtype)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Dirichlet(a))
+            pyro.sample("x", dist.Multinomial(5, probs=z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Dirichlet(a + x))
+
+    x = torch.tensor([[5, 0], [0, 5], [2, 3]], dtype=dtype)
+    exact = dist.DirichletMultinomial(a.double(), 5).log_prob(x.double()).numpy()
+    ev = pv.log_evidence(pv.LatentVariableModel(model, guide), x, method=method, check=False)
+    low = ev.estimate < exact - 0.1
+    assert low[0]
+    assert (ev.verdict[low] == "another method").all()
+    assert ev.verdict[2] == "unchecked"
+    assert not low[2]
+
+
 def test_few_effective_draws_are_not_trusted():
     """A small k-hat of few chains is luck."""
     weights = torch.zeros(64, 2, dtype=torch.float64)

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pandas as pd
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from rates import SEED, Z
@@ -171,3 +173,44 @@ def test_a_number_is_a_position_or_is_refused(labels):
         else:
             found = pv.log_evidence(full, frame, given=[number]).estimate
             np.testing.assert_array_equal(found, pv.log_evidence(full, x, given=[number]).estimate)
+
+
+@pytest.mark.statistical
+def test_one_odd_cell_that_decides_the_mode_is_named():
+    """z lies in two clusters, x_d = z + noise, and the most precise cell has the other sign."""
+    sd, centres = torch.tensor([1.0, 1.0, 1.0, 0.4]), torch.tensor([-2.0, 2.0])
+    covariance = 0.01 + torch.diag(sd**2)
+
+    def log_p(x, columns):
+        each = [
+            torch.distributions.MultivariateNormal(
+                c.expand(len(columns)), covariance[columns][:, columns]
+            ).log_prob(x[:, columns])
+            for c in centres
+        ]
+        return torch.stack(each, dim=-1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample(
+                "z", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(centres, 0.1))
+            )
+            pyro.sample("x", dist.Normal(z[..., None].expand(*z.shape, 4), sd).to_event(1), obs=x)
+
+    def guide(x):
+        precision = 100 + (sd**-2).sum()
+        loc = (100 * centres + (x / sd**2).sum(-1, keepdim=True)) / precision
+        which = dist.Categorical(logits=log_p(x, [0, 1, 2, 3]))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MixtureSameFamily(which, dist.Normal(loc, precision**-0.5)))
+
+    torch.manual_seed(SEED)
+    z = centres[torch.randint(0, 2, (30, 1))] + 0.1 * torch.randn(30, 1)
+    x = z + sd * torch.randn(30, 4)
+    x[:5, 3] *= -1
+    exact = (log_p(x, [0, 1, 2, 3]).logsumexp(-1) - log_p(x, [0, 1, 2]).logsumexp(-1))[:5].numpy()
+    found = pv.outliers(pv.LatentVariableModel(model, guide), x, seed=SEED)[:5]
+    odd = exact < -5
+    assert odd.sum() >= 3
+    assert (found["oddest"][odd] == 3).all()
+    assert (np.abs(found["log_p"] - exact)[odd] < 0.5).all()

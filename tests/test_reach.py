@@ -107,7 +107,11 @@ CUT_OFF = {
         of_categories,
     ),
 }
-BY_GUIDE = {"importance": {}, "jackknife": {}, "annealed": {"num_samples": 16, "num_temperatures": 30}}
+BY_GUIDE = {
+    "importance": {},
+    "jackknife": {},
+    "annealed": {"num_samples": 16, "num_temperatures": 30, "start": "encoder"},
+}
 
 
 @pytest.mark.statistical

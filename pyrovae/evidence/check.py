@@ -15,7 +15,7 @@ import torch
 
 from pyrovae import arguments, identity, noise
 from pyrovae.evaluation import Evaluation
-from pyrovae.evidence.result import LogEvidence
+from pyrovae.evidence.result import HEAVIEST, LogEvidence
 from pyrovae.evidence.simulated import Supply
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream, derive
@@ -26,9 +26,8 @@ from pyrovae.turns import takes_turns
 # With none missed, 64 trusted rows decide; with one or two missed, four times as many in all do.
 _AT_ONCE, _LONGER, _MOST_MISSED = 64, 4, 2
 _MOST_SIMULATED = 8  # times the number of rows
-# If the draws stand for the posterior, an exact draw is among its heaviest 5 % in 5 % of the rows. At each of up to eight
-# looks, chance gives more rows than are allowed in one of ten thousand sets.
-_HEAVIEST, _BY_CHANCE, _SUSPICIOUS = 0.05, 1e-4, 0.02
+# At each of up to eight looks, chance puts more exact draws among the heaviest than are allowed in one of ten thousand sets.
+_BY_CHANCE, _SUSPICIOUS = 1e-4, 0.02
 _MOST_KEPT = 16  # checks of one pair
 
 Estimator = Callable[..., LogEvidence]
@@ -44,8 +43,9 @@ class Check:
     if it is trusted and z* weighs more than all of the method's draws together. Then the method has not found where the
     posterior is.
 
-    z* should also lie among the heaviest draws, those that hold 5 % of the weight, in only 5 % of the rows. It lies there
-    more often if trusted rows lack a part of the posterior that each of them seldom visits.
+    z* should also lie among the heaviest draws, those that hold 5 % of the weight, about as seldom as weights like its row's
+    allow: in 5 % of the rows if there are many draws. It lies there more often if trusted rows lack a part of the posterior
+    that each of them seldom visits.
 
     Attributes:
         method: the estimator's name.
@@ -59,7 +59,7 @@ class Check:
         beyond: rows of x whose nearest simulated row is farther than that of each of a thousand simulated rows, out of
             ``compared``.
         compared: rows of x that were compared with the pool.
-        lowest: the smallest log P(x) among the simulated rows that were answered, in nats.
+        lowest, highest: the smallest and the largest log P(x) among the simulated rows that were answered, in nats.
     """
 
     method: str
@@ -73,6 +73,7 @@ class Check:
     beyond: int
     compared: int
     lowest: float = -math.inf
+    highest: float = math.inf
 
     @property
     def share_low(self) -> float:
@@ -262,9 +263,13 @@ def _count(template: Evaluation, estimator: Estimator, num_rows: int, options: M
         plain = np.arange(len(trusted)) % num_rows < num_rows - num_rows // 2
         in_halves = (int(trusted[plain].sum()), int(trusted[~plain].sum()))
         count, missed = int(trusted.sum()), int((trusted & ~(log_odds <= 0)).sum())
-        heaviest = int((trusted & (_all(found, "heavier", 1.0) < _HEAVIEST)).sum())
-        often = heaviest > binom.isf(_BY_CHANCE, count, _HEAVIEST)
-        if missed or heaviest > binom.isf(_SUSPICIOUS, count, _HEAVIEST):
+        excess = np.nan_to_num(_all(found, "excess", 0.0))[trusted]
+        heaviest = int((excess > 0).sum())
+        # Trials of unequal probabilities have lighter tails than those of one, their mean (Hoeffding 1956).
+        expected = heaviest - float(excess.sum())
+        rate = min(max(expected / max(count, 1), 0.0), 1.0)
+        often = heaviest > max(binom.isf(_BY_CHANCE, count, rate), expected + 1)
+        if missed or heaviest > binom.isf(_SUSPICIOUS, count, rate):
             wanted = _LONGER * num_rows
         enough = min(in_halves) >= wanted // 2 or len(log_odds) >= _MOST_SIMULATED * num_rows
         if missed > _MOST_MISSED or often or enough:
@@ -278,7 +283,7 @@ def _count(template: Evaluation, estimator: Estimator, num_rows: int, options: M
         passed = False
         why = (
             f"in {heaviest} of {count} rows that the method trusts, simulated from the model, the exact draw is heavier than "
-            f"draws with {1 - _HEAVIEST:.0%} of the weight; {_HEAVIEST * count:.0f} are expected"
+            f"draws with {1 - HEAVIEST:.0%} of the weight; {expected:.0f} are expected"
         )
     elif min(in_halves) < wanted // 2:
         passed = None
@@ -287,7 +292,7 @@ def _count(template: Evaluation, estimator: Estimator, num_rows: int, options: M
             f"the model, and missed {missed}: too few to try it on them, {wanted // 2} of each are needed"
         )
     beyond, compared = supply.beyond()
-    lowest = min(float(each.estimate.min()) for each in found)
+    estimates = np.concatenate([each.estimate for each in found])
     return Check(
         estimator.__name__,
         count,
@@ -299,7 +304,8 @@ def _count(template: Evaluation, estimator: Estimator, num_rows: int, options: M
         log_odds,
         beyond,
         compared,
-        lowest,
+        float(estimates.min()),
+        float(estimates.max()),
     )
 
 

@@ -57,6 +57,8 @@ def worse(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return order[np.maximum(rank(one), rank(other))]
 
 
+#: The heaviest draws hold this share of the weight; see ``Check``.
+HEAVIEST = 0.05
 #: Reasons that more than one method reports.
 CUT_OFF = "the guide has density 0 where P(x, z) > 0, so its draws miss part of log P(x)"
 
@@ -148,8 +150,8 @@ class Columns:
     """The numbers of a ``LogEvidence`` on some rows, each float64 of shape (rows,).
 
     ``tail_error`` is the error by weights that were too rare to be drawn. ``lost`` is the share of draws that rounding put onto a bound of their support. ``log_odds`` is log of the weight of
-    the row's exact draw over the sum of all other weights. ``heavier`` is the share of the other weights that lies on
-    draws at least as heavy. Both are NaN for rows of the user.
+    the row's exact draw over the sum of all other weights. ``excess`` is whether that draw is among the heaviest, minus the
+    probability of that by chance. Both are NaN for rows of the user.
     """
 
     estimate: Tensor
@@ -161,7 +163,7 @@ class Columns:
     tail_error: Tensor
     lost: Tensor
     log_odds: Tensor
-    heavier: Tensor
+    excess: Tensor
 
     @classmethod
     def of_weights(
@@ -201,8 +203,8 @@ class Columns:
             return self
         log_weight = log_weight.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
         odds = log_weight - (self.estimate + math.log(num_samples))
-        heavier = self.heavier if weights is None else weights.share_of_heavier(log_weight)
-        return replace(self, log_odds=odds, heavier=heavier)
+        excess = self.excess if weights is None else weights.excess_of_heaviest(log_weight, HEAVIEST)
+        return replace(self, log_odds=odds, excess=excess)
 
     @classmethod
     def cat(cls, blocks: Sequence[Columns]) -> Columns:
@@ -214,7 +216,7 @@ class Columns:
         return {
             f.name: getattr(self, f.name).cpu().numpy()
             for f in fields(self)
-            if f.name not in ("lost", "log_odds", "heavier")
+            if f.name not in ("lost", "log_odds", "excess")
         }
 
 
@@ -251,7 +253,8 @@ class LogEvidence:
             log P of the observed cells, and 0 for a row without any.
         log_odds: of simulated rows, log of the exact draw's weight over the sum of all other weights, shape (rows,);
             else None.
-        heavier: of simulated rows, the share of those other weights on draws at least as heavy; NaN if there are no draws.
+        excess: of simulated rows, whether the exact draw is among the heaviest, those with 5 % of the weight, minus the
+            probability of that by chance; NaN if there are no draws.
         noise: the key of a row's noise beside the seed: its "index" in x, its "content", or the "tile" if the
             pair's draws cannot be made row by row. None if nothing is drawn.
         fingerprint: of the rows. Comparisons require equal fingerprints.
@@ -301,7 +304,7 @@ class LogEvidence:
     observed: np.ndarray | None = None
     tail_error: np.ndarray | float = field(default=0.0, repr=False)
     log_odds: np.ndarray | None = field(default=None, repr=False)
-    heavier: np.ndarray | None = field(default=None, repr=False)
+    excess: np.ndarray | None = field(default=None, repr=False)
     _seen: identity.Seen | None = field(default=None, repr=False)
 
     @classmethod
@@ -338,7 +341,7 @@ class LogEvidence:
             reasons=reasons,
             noise=evaluation.keyed_by,
             log_odds=None if evaluation.simulated is None else columns.log_odds.cpu().numpy(),
-            heavier=None if evaluation.simulated is None else columns.heavier.cpu().numpy(),
+            excess=None if evaluation.simulated is None else columns.excess.cpu().numpy(),
             shared_mcse=_shared_mcse(columns, evaluation.keys, names) if evaluation.repeats else None,
         )
 
@@ -511,11 +514,15 @@ class LogEvidence:
         lines += [f"not trusted: {reason}" for reason in self.reasons]
         if self.check is not None:
             lines.append(self.check.summary())
-            below = int((self.estimate < self.check.lowest).sum())
-            if below:
-                lines.append(
-                    f"{below} {'row is' if below == 1 else 'rows are'} less probable than all {self.check.simulated} rows simulated for the check"
-                )
+            for word, beyond in (
+                ("less", self.estimate < self.check.lowest),
+                ("more", self.estimate > self.check.highest),
+            ):
+                if count := int(beyond.sum()):
+                    lines.append(
+                        f"{count} {'row is' if count == 1 else 'rows are'} {word} probable than all {self.check.simulated} rows "
+                        "simulated for the check"
+                    )
         if self.given:
             lines.append(f"given {', '.join(self.given)}")
         if self.own_totals:

@@ -17,6 +17,10 @@ from pyrovae.pair.running import Batch, Latents, Site, Sites, run
 from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
 
+_EVERYWHERE = (-math.inf, math.inf)
+# Where z has lost its digits, the u that it leads back to differs by more than this.
+_ROUNDED = 0.1
+
 
 @dataclass(frozen=True)
 class _Place:
@@ -106,16 +110,21 @@ class Coordinates:
     def beyond(self, u: Tensor) -> Tensor:
         """Return whether z of u rounds onto a bound of its support, shape (samples, rows).
 
-        The density is cut off there: it is that of the number next to the bound.
+        The density is cut off there: it is that of the number next to the bound. Such a z does not lead back to u.
         """
         found = torch.zeros(u.shape[:2], dtype=torch.bool, device=u.device)
         for place in self._places.values():
-            if place.bounds is not None:
-                inside = torch.tensor(place.inside, dtype=place.dtype, device=u.device)
-                ends = place.transform.inv(inside)
-                part = u[..., place.entries]
-                found |= ((part < ends.min()) | (part > ends.max())).any(dim=-1)
+            part = self._part(u, place)
+            back = place.transform.inv(_inside(place, place.transform(part)))
+            lost = ~((back - part).abs() <= _ROUNDED)
+            found |= lost.movedim(place.rows, 1).reshape(*u.shape[:2], -1).any(dim=-1)
         return found
+
+    @staticmethod
+    def _part(u: Tensor, place: _Place) -> Tensor:
+        """Return a latent's entries of u in its layout, (samples, plates..., event...)."""
+        part = u[..., place.entries].to(place.dtype)
+        return part.reshape(*u.shape[:2], *place.rest).movedim(1, place.rows)
 
     def unflatten(self, u: Tensor) -> tuple[Latents, Tensor]:
         """Return latents and log |det ∂z/∂u|, (samples, rows), float64, from u, (samples, rows, dim).
@@ -124,8 +133,7 @@ class Coordinates:
         """
         latents, log_det = {}, torch.zeros(u.shape[:2], dtype=torch.float64, device=u.device)
         for name, place in self._places.items():
-            part = u[..., place.entries].to(place.dtype)
-            part = part.reshape(*u.shape[:2], *place.rest).movedim(1, place.rows)
+            part = self._part(u, place)
             latents[name] = _inside(place, place.transform(part))
             log_det = log_det + _log_det(place, part, latents[name])
         return latents, log_det
@@ -133,7 +141,7 @@ class Coordinates:
 
 def _inside(place: _Place, z: Tensor) -> Tensor:
     """Return z with values rounded onto a bound moved to the number next to it, where the density is finite."""
-    return z if place.bounds is None else z.clamp(*place.inside)
+    return z if place.inside == _EVERYWHERE else z.clamp(*place.inside)
 
 
 def _bounds(
@@ -141,10 +149,11 @@ def _bounds(
 ) -> tuple[tuple[float, float], tuple[float, float]] | tuple[None, tuple[float, float]]:
     """Return the fixed bounds of a latent's support and the numbers next to them inside; None if it has none."""
     found = supports.support(site["fn"])
-    bounds = None if found is constraints.simplex else supports.bounds(found)
-    everywhere = (-math.inf, math.inf)
-    if bounds is None or bounds == everywhere:
-        return None, everywhere
+    if found is constraints.simplex:
+        return None, (torch.finfo(dtype).tiny, math.inf)
+    bounds = supports.bounds(found)
+    if bounds is None or bounds == _EVERYWHERE:
+        return None, _EVERYWHERE
     return bounds, supports.inner_bounds(bounds, dtype)
 
 
