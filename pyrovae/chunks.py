@@ -147,22 +147,27 @@ def _one(parts: Sequence[Any], place: str) -> Any:
 
 
 def _require_exact(parts: Sequence[Any], place: str) -> None:
-    """Raise an error if joining rounds whole numbers beyond 2^53, because other chunks have floats in their place."""
+    """Raise an error if joining rounds whole numbers beyond 2^53, because other chunks have other numbers in their place."""
     frame = hasattr(parts[0], "iloc") and hasattr(parts[0], "columns")
     for column in range(parts[0].shape[1]) if frame else (None,):
         held = [
             part.data if hasattr(part, "tocsr") else part if column is None else part.iloc[:, column]
             for part in parts
         ]
-        if not any(_kind(each) == "f" for each in held):
+        kinds = {_kind(each) for each in held}
+        of_numpy = all(isinstance(each.dtype, np.dtype) for each in held)
+        mixed = kinds >= {"i", "u"} and not (
+            of_numpy and np.result_type(*(each.dtype for each in held)).kind in "iu"
+        )
+        if not (kinds <= set("biuf") and (mixed or kinds >= {"f"})):
             continue
         for number, each in enumerate(held):
             if _kind(each) in "iu" and bool(((each > WHOLE) | (each < -WHOLE)).any()):
                 raise Unreadable(
                     f"[{number}]{place}" + ("" if column is None else f"[{parts[0].columns[column]!r}]"),
-                    "whole numbers between -2^53 and 2^53, because other chunks have floats there",
+                    "whole numbers between -2^53 and 2^53, because other chunks have other numbers there",
                     "others",
-                    "Pass all chunks in one type of whole numbers, or subtract a constant first.",
+                    "Pass all chunks in one type, or subtract a constant first.",
                 )
 
 

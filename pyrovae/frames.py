@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,17 @@ def _is_number(name: Any) -> bool:
 
 def as_pandas(x: Any) -> Any:
     """Return a frame or column of another library, such as polars or pyarrow, by its ``to_pandas``; others unchanged."""
-    return x.to_pandas() if hasattr(x, "to_pandas") and not isinstance(x, type) else x
+    if not hasattr(x, "to_pandas") or isinstance(x, type):
+        return x
+    try:  # Arrow's whole numbers beside missing ones, which would become float64
+        found = x.to_pandas(integer_object_nulls=True)
+    except TypeError:
+        return x.to_pandas()
+    for column, kind in enumerate(found.dtypes if hasattr(found, "columns") else ()):
+        held = found.iloc[:, column]
+        if kind == _OBJECTS and held.notna().any() and held.dropna().map(type).eq(int).all():
+            found.isetitem(column, held.astype("Int64" if held.max() < 2**63 else "UInt64"))
+    return found
 
 
 def whole(value: Any) -> Any:
@@ -90,12 +101,14 @@ def numbers(x: Any) -> Any:
 
 def _typed(objects: Any) -> Any:
     """Return a series of objects in the type that fits; pandas' own choice would round long whole numbers beside missing ones."""
-    long = any(isinstance(value, int) and abs(value) > WHOLE for value in objects)
-    return (
-        objects.astype("Int64")
-        if long and objects.dropna().map(type).eq(int).all()
-        else objects.convert_dtypes()
-    )
+    whole = np.array([isinstance(value, int | np.integer) for value in objects], dtype=bool)
+    if not any(is_whole and abs(int(value)) > WHOLE for is_whole, value in zip(whole, objects, strict=True)):
+        return objects.convert_dtypes()
+    if (objects.isna().to_numpy() | whole).all():
+        for kind in ("Int64", "UInt64"):
+            with suppress(OverflowError):
+                return objects.astype(kind)
+    return objects
 
 
 def nullable(x: Any) -> Any:
@@ -109,25 +122,54 @@ def nullable(x: Any) -> Any:
     return found
 
 
+def wide_enough(held: Any, values: np.ndarray) -> Any:
+    """Return a column of numbers in its own type, or in a wider one of its kind if that cannot hold the values."""
+    kind = np.dtype(getattr(held.dtype, "numpy_dtype", held.dtype))
+    wide = wider(kind, values)
+    if wide == kind:
+        return held
+    name = wide.name
+    if not isinstance(held.dtype, np.dtype):
+        name = (
+            f"{name}[pyarrow]"
+            if "pyarrow" in str(held.dtype)
+            else name.replace("uint", "UInt").replace("int", "Int")
+        )
+    return held.astype(name)
+
+
+def wider(kind: np.dtype, values: np.ndarray) -> np.dtype:
+    """Return a NumPy type of numbers, or a wider one of its kind if it cannot hold the values."""
+    if not len(values) or kind.kind not in "iuf":
+        return kind
+    low, high = values.min(), values.max()
+    if kind.kind == "f":
+        return kind if max(-low, high) <= np.finfo(kind).max else np.dtype(np.float64)
+    return np.result_type(kind, np.min_scalar_type(int(low)), np.min_scalar_type(int(high)))
+
+
 def filled(x: Any, missing: np.ndarray, values: np.ndarray) -> Any:
     """Return a copy of a frame with values, (cells,), where ``missing``, (rows, columns), by row and then by column.
 
-    Columns keep their types. A column whose type cannot hold its values becomes one of float64.
+    Columns keep their types. A column whose type cannot hold its values becomes a wider one, or one of float64.
     """
     found, into = x.copy(), np.empty(missing.shape)
     into[missing] = values
     for column in np.flatnonzero(missing.any(axis=0)):
         holes = missing[:, column]
         new, held = into[holes, column], x.iloc[:, column]
-        if getattr(held.dtype, "kind", "O") == "b":
-            new = new.astype(bool) if np.isin(new, (0, 1)).all() else new
-        elif getattr(held.dtype, "kind", "O") in "iu":
-            new = new.astype(np.int64) if (new == np.rint(new)).all() else new
-        if new.dtype.kind == "f" and getattr(held.dtype, "kind", "O") in "biu":
+        held = held.sparse.to_dense() if hasattr(held, "sparse") else held.copy()
+        kind = getattr(held.dtype, "kind", "O")
+        if kind == "b" and np.isin(new, (0, 1)).all():
+            new = new.astype(bool)
+        elif kind in "iu" and (new == np.rint(new)).all():
+            held, new = wide_enough(held, new), new.astype(np.int64)
+        elif kind in "biu":
             held = held.astype("float64" if isinstance(held.dtype, np.dtype) else "Float64")
+        elif kind == "f":
+            held = wide_enough(held, new)
         if isinstance(held.dtype, np.dtype):
             new = new.astype(held.dtype)
-        held = held.sparse.to_dense() if hasattr(held, "sparse") else held.copy()
         held[holes] = new
         found.isetitem(column, held)
     return found

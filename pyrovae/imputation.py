@@ -156,16 +156,17 @@ class Imputation:
         return ends[0], ends[1]
 
     def to_frame(self, coverage: float = 0.9) -> pd.DataFrame:
-        """Return one line per missing cell: row, column, mean, median, mode, low and high of the interval, verdict."""
+        """Return one line per missing cell: row, column, mean, median, mode, low and high of the interval, verdict.
+
+        Cells of levels without an order have a mode alone.
+        """
         import pandas as pd
 
         low, high = self.interval(coverage)
+        ordered = {"mean": self.mean, "median": self.median, "mode": self.mode, "low": low, "high": high}
         found = {
-            "mean": np.where(self._unordered[self.columns], np.nan, self.mean),
-            "median": self.median,
-            "mode": self.mode,
-            "low": low,
-            "high": high,
+            name: values if name == "mode" else np.where(self._unordered[self.columns], np.nan, values)
+            for name, values in ordered.items()
         }
         return pd.DataFrame(
             {

@@ -310,11 +310,15 @@ class Standardize(nn.Module):
         return f"{self.num_features}, log={self.log}"
 
 
+_FAR = 100.0  # standard deviations
+
+
 @REGISTRY.register("features")
 class Features(nn.Module):
     """The rows of a table, with the mask of observed cells beside them, as inputs of a network.
 
     Each column becomes its standardised value, or a zero and ones for its levels. A missing cell becomes zeros. The mask follows.
+    Values beyond 100 standard deviations count as 100, so that one wrong cell does not overflow a network.
 
     Args:
         kinds: for every column "identity", "log" (for positive numbers), "log1p" (for counts), or how many levels it has.
@@ -362,7 +366,7 @@ class Features(nn.Module):
         x, observed = _rows_of(2 * self.in_columns, x).chunk(2, dim=-1)
         logs = x.clamp(min=torch.finfo(x.dtype).tiny).log()
         value = torch.where(self.log, logs, torch.where(self.log1p, x.clamp(min=0).log1p(), x))
-        value = ((value - self.loc) / self.scale).masked_fill(observed == 0, 0.0)
+        value = ((value - self.loc) / self.scale).clamp(-_FAR, _FAR).masked_fill(observed == 0, 0.0)
         hot = (x.index_select(-1, self.held_by) == self.level) * observed.index_select(-1, self.held_by)
         return torch.cat([value.index_select(-1, self.plain), hot, observed], dim=-1)
 

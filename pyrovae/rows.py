@@ -237,8 +237,8 @@ def as_passed(x: Any, argument: str = "x") -> tuple[dict[str, Any], Any]:
 def filled(rows: Any, observed: Tensor | None, values: np.ndarray) -> Any:
     """Return rows of any kind with ``values``, (missing cells,), in the missing cells, by row and then by column.
 
-    A frame keeps its index, its columns and their types. A type of whole numbers or booleans gives way to float64 if the
-    values are not of it. Without missing cells the rows are returned as they are.
+    A frame keeps its index, its columns and their types. A type that cannot hold the values gives way to a wider one, and
+    one of whole numbers or booleans to float64 if the values are not of it. Without missing cells the rows are returned as they are.
     """
     if observed is None:
         return rows
@@ -248,10 +248,16 @@ def filled(rows: Any, observed: Tensor | None, values: np.ndarray) -> Any:
     whole = bool((values == np.rint(values)).all())
     if isinstance(rows, Tensor):
         wide = rows if rows.is_floating_point() or whole else rows.double()
-        place = torch.from_numpy(missing).to(rows.device)
-        return wide.masked_scatter(place, torch.from_numpy(values).to(wide))
+        into = torch.from_numpy(values).to(wide)
+        if not torch.equal(into.double(), torch.from_numpy(values)) and (
+            whole or not bool(into.isfinite().all())
+        ):
+            wide = rows.double() if rows.is_floating_point() else rows.long()
+            into = torch.from_numpy(values).to(wide)
+        return wide.masked_scatter(torch.from_numpy(missing).to(rows.device), into)
     held = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows)
-    found = held.astype(held.dtype if held.dtype.kind == "f" or whole else np.float64)  # a copy
+    kind = held.dtype if held.dtype.kind == "f" or whole else np.dtype(np.float64)
+    found = held.astype(frames.wider(kind, values))  # a copy
     found[missing] = values
     return found
 

@@ -37,6 +37,7 @@ from pyrovae.evidence import LogEvidence, log_evidence
 from pyrovae.model import VAE
 from pyrovae.noise import Stream, derive, seeded, shuffled
 from pyrovae.refusals import bad_type, bad_value, shown
+from pyrovae.rounding import WHOLE
 from pyrovae.rows import leaving_cells
 from pyrovae.saving import load, save
 from pyrovae.training import History, fit
@@ -71,6 +72,7 @@ class _Estimator(BaseEstimator):
         elif hasattr(X, "columns"):  # scikit-learn reads no pd.NA among objects
             X = frames.numbers(X)
         labels = frames.labels(X)
+        _require_exact(X)
         found: np.ndarray = validate_data(
             self,
             X,
@@ -81,9 +83,12 @@ class _Estimator(BaseEstimator):
         )
         if fitting:
             self._labels = labels
-        elif labels is not None and self._labels not in (None, labels):
-            # scikit-learn compares labels that are strings only
-            came, fix = frames.difference(labels, self._labels), "Pass the columns in the order of fit."
+            return found
+        # scikit-learn compares labels that are strings only. Columns of an array are 0, 1, ….
+        numbers = tuple(map(str, range(found.shape[1])))
+        known = numbers if self._labels is None and sorted(labels or ()) == sorted(numbers) else self._labels
+        if labels is not None and known not in (None, labels):
+            came, fix = frames.difference(labels, known), "Pass the columns in the order of fit."
             raise bad_value("X", "the columns that the estimator was fitted to", came, fix)
         return found
 
@@ -526,3 +531,21 @@ class BaselineDensity(_Density):
             tags.input_tags.allow_nan = found.takes_missing
             tags.input_tags.positive_only = found.support is not constraints.real
         return tags
+
+
+def _require_exact(X: Any) -> None:
+    """Raise ``ValueError`` for whole numbers that scikit-learn would round to float64 unseen."""
+    if hasattr(X, "iloc") and hasattr(X, "columns"):
+        columns = [X.iloc[:, column].dropna() for column in range(X.shape[1])]
+    else:
+        try:
+            columns = [np.asarray(X)]
+        except ValueError:  # of ragged lists, which scikit-learn refuses
+            return
+    for column, values in enumerate(columns):
+        if getattr(values.dtype, "kind", "O") not in "iu":
+            continue
+        large = np.argwhere(np.asarray((values > WHOLE) | (values < -WHOLE)))
+        if len(large):
+            came = f"{len(large)} others, first in {'column' if len(columns) > 1 else 'row'} {column if len(columns) > 1 else large[0][0]}"
+            raise bad_value("X", "whole numbers between -2^53 and 2^53", came, "Subtract a constant first.")

@@ -559,3 +559,18 @@ def test_tables_that_files_cannot_hold_are_refused_or_written_as_text(tmp_path):
         files.writing(str(tmp_path / "cells.csv")) as put,
     ):
         put(labelled)
+
+
+def test_compare_gives_no_density_of_codes(tmp_path):
+    """Prices become numbers of cents, and labels numbers, for the VAE. A Gaussian of these is none of the data."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"price": np.where(rng.random(60) < 0.4, 0, rng.gamma(2, 9, 60)).round(2)})
+    frame["w"] = rng.normal(size=60)
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    refused = run("compare", tmp_path / "a.csv", "--models", "full_gaussian", code=2)
+    assert "got 'price', counted in steps of 0.01" in refused.stderr
+    frame.assign(price=rng.choice(list("abc"), 60)).to_csv(tmp_path / "b.csv", index=False)
+    refused = run("compare", tmp_path / "b.csv", "--models", "full_gaussian", code=2)
+    assert "got 'price', a column of labels" in refused.stderr
+    options = ("--family", "price=gaussian", "--models", "full_gaussian", "-o", "-")
+    assert "full_gaussian" in run("compare", tmp_path / "a.csv", *options).stdout

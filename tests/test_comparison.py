@@ -558,3 +558,18 @@ def test_levels_and_steps_that_change_no_number_compare_with_baselines():
             models, frame[:9], training_rows=True, method="importance", num_samples=9, check=False
         )
         assert table["elpd"].notna().all()
+
+
+def test_codes_that_tables_read_differently_are_refused():
+    """Without names, a column's place and its steps cannot be compared."""
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 2)).round(1), columns=["a", "b"])
+    one, other, finer = (
+        pv.VAE.for_table(
+            rows, 1, hidden_dims=(2,), families=dict.fromkeys("ab", "gaussian"), resolution=steps
+        )
+        for rows, steps in ((frame, None), (frame[["b", "a"]], None), (frame, {"a": 0.1}))
+    )
+    codes = one.table.encode(frame)
+    for second in (other, finer):
+        with pytest.raises(ValueError, match="x: expected a frame, or models of one table, got codes"):
+            pv.compare({"one": one, "second": second}, codes, method="importance", num_samples=2, check=False)

@@ -388,3 +388,20 @@ def test_columns_of_a_joint_site_are_refused():
         ValueError, match="got site 'pixels', a MultivariateNormal, which scores columns jointly"
     ):
         pv.outliers(pv.LatentVariableModel(model, guide), torch.randn(5, 2), check=False)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "Int8"])
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor, pd.DataFrame])
+def test_draws_beyond_a_narrow_type_are_held_by_a_wider_one(kind, dtype):
+    """Poisson counts around 120, in types that end at 127, or at 255 with a mean of 250."""
+    if dtype == "Int8" and kind is not pd.DataFrame:
+        pytest.skip("a type of pandas")
+    most = 250 if dtype == "uint8" else 120
+    counts = np.full((40, 1), most)
+    x = kind(counts.astype(dtype)) if dtype != "Int8" else pd.DataFrame(counts).astype("Int8")
+    observed = np.arange(40)[:, None] >= 20
+    found = pv.impute(baselines.IndependentPoisson().fit(counts), {"x": x, "observed": observed}, 30)
+    assert found.draws.max() > (255 if dtype == "uint8" else 127)
+    completed = np.stack([np.asarray(each, dtype=np.float64) for each in found.completed])
+    np.testing.assert_array_equal(completed[:, :20, 0], found.draws)
+    assert (completed[:, 20:] == most).all()

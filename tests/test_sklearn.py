@@ -401,3 +401,19 @@ def test_missing_cells_among_objects():
     objects = frame.astype(object).where(frame.notna(), pd.NA)
     estimator = BaselineDensity("full_gaussian").fit(objects)
     assert estimator.score(objects) == BaselineDensity("full_gaussian").fit(frame).score(frame)
+
+
+def test_an_array_has_the_columns_0_1_2():
+    """Numbered columns in another order are not those of the array that an estimator was fitted to."""
+    estimator = BaselineDensity("full_gaussian").fit(X[:, :3])
+    frame = pd.DataFrame(X[:, :3])
+    assert estimator.score(frame) == estimator.score(X[:, :3])
+    with pytest.raises(ValueError, match="got '2' instead of '0' in column 0"):
+        estimator.score(frame[[2, 1, 0]])
+
+
+@pytest.mark.parametrize("kind", [np.array, pd.DataFrame, list, lambda x: pd.DataFrame(x, dtype="Int64")])
+def test_long_whole_numbers_are_not_rounded_unseen(kind):
+    x = kind([[2**60 + 1, 3], [2**60 + 5, 4], [2**60 + 9, 6]])
+    with pytest.raises(ValueError, match=r"X: expected whole numbers between -2\^53 and 2\^53, got 3 others"):
+        BaselineDensity("full_gaussian").fit(x)

@@ -823,3 +823,40 @@ def test_masses_that_rounding_changes_are_refused(offset):
         ValueError, match=r"df\['a'\]: expected numbers that differ by more than their rounding"
     ):
         pv.VAE.for_table(frame, 1)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float[pyarrow]", "halffloat[pyarrow]", "Float32"])
+def test_steps_are_found_in_numbers_of_any_precision(dtype):
+    pytest.importorskip("pyarrow")
+    column = pd.Series(np.tile([0.1, 0.2, 0.3, 1.7], 10)).astype("float32").astype(dtype)
+    df = pd.DataFrame({"a": column, "b": np.arange(40) % 7 + 0.25})
+    table = Table.of(df, resolution={"a": 0.1})
+    assert table.encode(df)[:4, 0].tolist() == [1.0, 2.0, 3.0, 17.0]
+
+
+def test_sparse_columns_of_pandas_are_as_dense_ones():
+    dense = pd.DataFrame({"n": [0, 0, 3, 1, 0, 2] * 6, "b": [True, False, False] * 12})
+    thin = dense.astype({"n": pd.SparseDtype("int64", 0), "b": pd.SparseDtype("bool", False)})
+    table = Table.of(thin)
+    assert np.array_equal(table.encode(thin), Table.of(dense).encode(dense))
+    assert table.decode(table.encode(thin))["n"].tolist() == dense["n"].tolist()
+
+
+def test_one_far_cell_overflows_no_network(vae):
+    """Grams for kilograms: the encoder sees at most 100 standard deviations."""
+    far = FRAME[:4].assign(real=np.float32([5.0, 5e4, -5e6, 5e8]))
+    found = pv.elbo(vae, far, num_samples=2)
+    assert np.isfinite(found.estimate).all()
+
+
+def test_columns_that_vary_little_beside_their_size_are_no_constants():
+    df = pd.DataFrame({"t": 1.7e9 + RNG.random(50), "x": RNG.normal(size=50)})
+    assert Table.of(df).names == ["t", "x"]
+
+
+def test_cells_of_labels_have_a_mode_alone(vae):
+    rows = vae.table.decode(vae.table.encode(frame(4))).assign(job=None)
+    lines = pv.impute(vae, rows, 5, num_samples=100, check=False).to_frame()
+    lines = lines[lines["column"] == "job"]
+    assert lines[["mean", "median", "low", "high"]].isna().all().all()
+    assert set(lines["mode"]) <= {"cook", "nurse", "smith"}

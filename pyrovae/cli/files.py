@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import infer_dtype
 
-from pyrovae import storage
+from pyrovae import frames, storage
 from pyrovae.cli import cells
 from pyrovae.cli.main import show
 from pyrovae.refusals import Refused, bad_value, shown
@@ -85,8 +85,8 @@ class Rows:
 
     def whole(self) -> pd.DataFrame:
         """Return all rows."""
-        frames = [frame for _, frame in self.chunks(self.count)]
-        return frames[0] if len(frames) == 1 else pd.concat(frames)  # Parquet has groups of rows
+        parts = [frame for _, frame in self.chunks(self.count)]
+        return parts[0] if len(parts) == 1 else pd.concat(parts)  # Parquet has groups of rows
 
     @property
     def digest(self) -> str:
@@ -201,7 +201,7 @@ class Rows:
             for group in range(rows.num_row_groups):
                 # One after the other, because pyarrow reads ahead in all groups that it is asked for.
                 for batch in rows.iter_batches(size, row_groups=[group]):
-                    frame = batch.to_pandas()
+                    frame = frames.as_pandas(batch)
                     yield (
                         frame
                         if labels is None

@@ -19,6 +19,7 @@ from pyrovae.cli.training_rows import Dates, Drop, Families, Resolutions, Traini
 from pyrovae.model import VAE
 from pyrovae.refusals import Refused, bad_value
 from pyrovae.reporting import report as write_report
+from pyrovae.tables import Table
 
 _COMPONENTS = 10  # of a mixture
 
@@ -146,6 +147,8 @@ def compare(
                 with _named(name):
                     made[name].fit(codes)
                 log.info("%s", made[name].summary())
+                if not pairs:
+                    _require_numbers(name, made[name], columns, scored[:2])
                 both = {name: made[name]} | ({"vae": untrained} if pairs else {})
                 comparison.compare(both, scored[:2], training_rows=True, **rehearsal)
         options: dict[str, Any] = {"seed": seed, "progress": shows_progress()}
@@ -228,6 +231,22 @@ def info(model: Model) -> None:
     if fitted is not None:
         show(f"fitted to {fitted.rows} rows: {training.History(**fitted.history)}")
     show(", ".join(f"{name} {version}" for name, version in versions.items()))
+
+
+def _require_numbers(name: str, baseline: Any, table: Table, codes: Any) -> None:
+    """Raise ``ValueError`` if a baseline gives densities of codes, which are no numbers in the column's unit."""
+    measure = baseline.log_evidence(codes).measure
+    for column, kind in zip(table.columns, measure, strict=True):
+        if kind == "density" and (column.levels is not None or column.resolution not in (None, 1)):
+            came = f"{column.name!r}, " + (
+                "a column of labels"
+                if column.levels is not None
+                else f"counted in steps of {column.resolution:g}"
+            )
+            fix = f"Leave it out by --drop {column.name}"
+            if column.levels is None:
+                fix += f", or take it as a real number by --family {column.name}=gaussian"
+            raise bad_value(f"--models {name}", "columns of real numbers", came, f"{fix}.")
 
 
 @contextmanager

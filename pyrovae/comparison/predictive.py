@@ -28,6 +28,7 @@ from pyrovae.turns import takes_turns
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pyrovae.tables import Table
     from pyrovae.tables.columns import Column
 
 
@@ -98,6 +99,7 @@ def compare(
     if method != "exact":  # "exact" has no noise and is quick
         options |= {"seed": seed, "progress": progress}
     x = None if x is None else joined(x, "x")
+    _require_one_table(models, x)
     seconds: dict[str, float] = {}
 
     def score(name: str, method: str, options: Mapping[str, Any]) -> LogEvidence:
@@ -191,7 +193,25 @@ def _columns(model: Any, x: Any) -> list[Any] | None:
         return None
     if table is None:
         return [(name, None, None) for name in _order(model, labels)]
+    return _read_by(table)
+
+
+def _read_by(table: Table) -> list[Any]:
+    """Return what a table's codes stand for: the names of its columns, their levels and resolutions."""
     return [(str(column.name), *_units(column)) for column in table.columns]
+
+
+def _require_one_table(models: Mapping[str, Any], x: Any) -> None:
+    """Raise ``ValueError`` for codes, rows without names, that tables of several models read differently."""
+    if x is None or frames.labels(as_passed(x)[1]) is not None:
+        return
+    tables = {name: getattr(model, "table", None) for name, model in models.items()}
+    read = {name: _read_by(table) for name, table in tables.items() if table is not None}
+    for name, columns in read.items():
+        first = next(iter(read))
+        if columns != read[first]:
+            came = f"codes, which the tables of {first!r} and {name!r} read differently"
+            raise bad_value("x", "a frame, or models of one table", came, "Pass the frame.")
 
 
 def _units(column: Column) -> tuple[Any, Any]:

@@ -136,7 +136,9 @@ def numbers_of(argument: str, name: Any, values: pd.Series, at: np.ndarray) -> n
         held = values.to_numpy(dtype=np.int64 if kind == "i" else np.uint64)
         large = np.flatnonzero((held > WHOLE) | (held < -WHOLE if kind == "i" else False))
     elif kind == "O":
-        large = np.flatnonzero([isinstance(value, int) and abs(value) > WHOLE for value in values])
+        large = np.flatnonzero(
+            [isinstance(value, int | np.integer) and abs(int(value)) > WHOLE for value in values]
+        )
     else:
         large = np.array([], dtype=int)
     if len(large):
@@ -166,7 +168,11 @@ def steps_of(
 
 def between_steps(steps: np.ndarray, dtype: Any) -> np.ndarray:
     """Return which numbers of steps are not whole, up to the rounding of their type."""
-    rounding = 4 * np.finfo(np.float32 if str(dtype).lower() == "float32" else np.float64).eps
+    from pandas.api.types import pandas_dtype
+
+    held: Any = pandas_dtype(dtype)
+    kind = np.dtype(getattr(held, "numpy_dtype", held if isinstance(held, np.dtype) else np.float64))
+    rounding = 4 * np.finfo(kind if kind.kind == "f" else np.float64).eps
     return np.abs(steps - np.round(steps)) > np.clip(rounding * np.abs(steps), 1e-6, 0.1)
 
 

@@ -241,6 +241,12 @@ class Table:
             held, new = found[column.name], column.decode(into[holes, number], rounded=rounded)
             whole = held.astype(object)
             whole[holes] = new.astype(object).to_numpy()
+            if (
+                getattr(held.dtype, "kind", "O") in "iuf"
+                and column.sort == "number"
+                and column.levels is None
+            ):
+                held = frames.wide_enough(held, new.to_numpy(dtype=np.float64))
             kind = new.dtype if column.lacked_by(held) else held.dtype
             if kind == held.dtype and not rounded and getattr(kind, "kind", "O") in "iu":
                 kind = "Float64"
@@ -289,6 +295,11 @@ def _frame(x: Any, argument: str) -> pd.DataFrame:
         raise bad_value(
             argument, "one column of each name", f"{twice[0]!r} more than once", "Rename the columns."
         )
+    thin = [column for column, kind in enumerate(x.dtypes) if hasattr(kind, "fill_value")]
+    if thin:  # pandas' sparse columns
+        x = x.copy(deep=False)
+        for column in thin:
+            x.isetitem(column, x.iloc[:, column].sparse.to_dense())
     return x
 
 

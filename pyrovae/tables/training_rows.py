@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # A column of other than whole numbers is constant if its values differ by less than this share of the largest one.
-_SAME = 1e-9
+_SAME = 1e-12
 # A column of whole numbers is numbered like an id if at least so many rows hold consecutive numbers, each once.
 _FEWEST_IDS = 20
 # Numbers and their range fit in float32, in which networks see them, with a margin.
