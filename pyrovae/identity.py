@@ -82,7 +82,11 @@ class Fingerprint:
         if self.binary and other.binary and alike > 0.5:
             return "another binarization of what look like the same images: fixed against random, or two random ones"
         if alike > 1 - 1e-6:
-            factor = np.polyfit(self.totals, other.totals, 1)[0]
+            factor, shift = np.polyfit(self.totals, other.totals, 1)
+            if abs(factor - 1) < 1e-6:
+                return (
+                    f"what look like the same rows with a constant added, {shift:.4g} in all columns together"
+                )
             return f"what look like the same rows in other units, a factor of {factor:.4g}"
         return f"other numbers in {len(other)} rows"
 

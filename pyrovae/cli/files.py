@@ -353,9 +353,10 @@ def _of_equal_columns(put: Callable[[pd.DataFrame], None]) -> Callable[[pd.DataF
 
     def checked(frame: pd.DataFrame) -> None:
         first.append(list(frame.columns))
-        if twice := sorted({*frame.index.names} & {*frame.columns}):
+        names = list(frame.index.names)
+        if twice := [name for name in names if name in frame.columns or names.count(name) > 1]:
             came, fix = (
-                f"{twice[0]!r}, a column of this table",
+                f"{twice[0]!r}, the name of a column of this table",
                 "Rename the column in the file, or leave out --index.",
             )
             raise bad_value("--index", "labels of another name than what is written beside them", came, fix)
