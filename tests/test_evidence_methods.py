@@ -426,6 +426,28 @@ def test_sandwich_refuses_bounds_that_cross(rows):
         )
 
 
+def test_small_gaps_among_large_ones_are_not_trusted():
+    """A row whose z lies in the broad component has a small gap, though half of its posterior is in the narrow one."""
+    scales = torch.tensor([[1.0], [0.1]])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(5), 1.0).to_event(1))
+            centre = z[..., None, :].expand(*z.shape[:-1], 2, 5)
+            both = dist.Normal(centre, scales).to_event(1)
+            pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), both), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5).to_event(1))
+
+    pair = pv.LatentVariableModel(model, guide)
+    found = evidence.sandwich(pair, torch.zeros(40, 5), num_samples=16, num_temperatures=60, seed=SEED)
+    assert 0 < (np.abs(found.gap) <= found.tolerance).mean() < 0.8
+    assert (found.verdict == "another method").all()
+    assert "more than a tenth of the rows have larger gaps" in str(found)
+
+
 def test_sandwich_refuses_real_rows_of_an_unknown_posterior():
     oracle = LinearGaussian.random(2, 4)
     with pytest.raises(ValueError, match="pair: expected a linear-Gaussian VAE"):

@@ -645,8 +645,7 @@ def test_imputed_rows_have_the_frames_own_types_and_cells(vae):
             assert completed[column][kept[column]].tolist() == holed[column][kept[column]].tolist()
         assert not np.isnan(vae.table.encode(completed)).any()  # values that the table knows
     lines = found.to_frame()
-    assert set(lines["median"][lines["column"] == "job"]) <= {"cook", "nurse", "smith"}
-    assert lines["mean"][lines["column"] == "job"].isna().all()
+    assert set(lines["mode"][lines["column"] == "job"]) <= {"cook", "nurse", "smith"}
 
 
 def test_a_category_that_lacks_the_drawn_level_becomes_that_of_the_training_rows():
@@ -773,7 +772,7 @@ def test_whole_numbers_beyond_counting_are_intervals():
         table.encode(pd.DataFrame({"hash": [1, 2, 3, 2**53 + 1]}))
 
 
-@pytest.mark.parametrize("offset", [0, 10**12])
+@pytest.mark.parametrize("offset", [0, 10**9, 3 * 10**13])
 def test_whole_numbers_far_from_zero_are_no_constants(offset):
     held = np.random.default_rng(0).integers(-9, 9, 50)
     vae = pv.VAE.for_table(pd.DataFrame({"a": offset + held}), 1, hidden_dims=())
