@@ -140,6 +140,8 @@ def wide_enough(held: Any, values: np.ndarray) -> Any:
 
 def wider(kind: np.dtype, values: np.ndarray) -> np.dtype:
     """Return a NumPy type of numbers, or a wider one of its kind if it cannot hold the values."""
+    if kind.kind == "b":
+        return kind if np.isin(values, (0, 1)).all() else np.dtype(np.int64)
     if not len(values) or kind.kind not in "iuf":
         return kind
     low, high = values.min(), values.max()

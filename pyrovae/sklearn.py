@@ -536,7 +536,7 @@ class BaselineDensity(_Density):
 def _require_exact(X: Any) -> None:
     """Raise ``ValueError`` for whole numbers that scikit-learn would round to float64 unseen."""
     if hasattr(X, "iloc") and hasattr(X, "columns"):
-        columns = [X.iloc[:, column].dropna() for column in range(X.shape[1])]
+        columns = [X.iloc[:, column] for column in range(X.shape[1])]
     else:
         try:
             columns = [np.asarray(X)]
@@ -545,7 +545,9 @@ def _require_exact(X: Any) -> None:
     for column, values in enumerate(columns):
         if getattr(values.dtype, "kind", "O") not in "iu":
             continue
-        large = np.argwhere(np.asarray((values > WHOLE) | (values < -WHOLE)))
+        beyond = (values > WHOLE) | (values < -WHOLE)  # NA in missing cells
+        large = np.argwhere(np.asarray(beyond.fillna(False) if hasattr(beyond, "fillna") else beyond))
         if len(large):
-            came = f"{len(large)} others, first in {'column' if len(columns) > 1 else 'row'} {column if len(columns) > 1 else large[0][0]}"
+            place = f"row {large[0][0]}" + (f", column {column}" if len(columns) > 1 else "")
+            came = f"{len(large)} others, first in {place}"
             raise bad_value("X", "whole numbers between -2^53 and 2^53", came, "Subtract a constant first.")
