@@ -555,7 +555,9 @@ def test_tables_that_files_cannot_hold_are_refused_or_written_as_text(tmp_path):
     assert pd.read_parquet(tmp_path / "cells.parquet")["value"].dropna().tolist() == ["1.5", "cook"]
     labelled = mixed.rename_axis("value")
     with (
-        pytest.raises(ValueError, match=r"--index: expected labels of another name .*got 'value', the name of a column"),
+        pytest.raises(
+            ValueError, match=r"--index: expected labels of another name .*got 'value', the name of a column"
+        ),
         files.writing(str(tmp_path / "cells.csv")) as put,
     ):
         put(labelled)
