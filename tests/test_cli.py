@@ -576,3 +576,17 @@ def test_compare_gives_no_density_of_codes(tmp_path):
     assert "got 'price', a column of labels" in refused.stderr
     options = ("--family", "price=gaussian", "--models", "full_gaussian", "-o", "-")
     assert "full_gaussian" in run("compare", tmp_path / "a.csv", *options).stdout
+
+
+@pytest.mark.parametrize("levels", [[1, 2, 3], [True, False], ["1", "2", "x"]])
+def test_categories_of_numbers_survive_parquet(tmp_path, levels):
+    pytest.importorskip("pyarrow")
+    rng = np.random.default_rng(0)
+    train = pd.DataFrame(
+        {"c": pd.Categorical(rng.choice(np.array(levels, dtype=object), 40)), "w": rng.normal(size=40)}
+    )
+    vae = pv.VAE.for_table(train, 1, hidden_dims=(2,))
+    vae.save(tmp_path / "m.pv")
+    run("sample", tmp_path / "m.pv", 12, "-o", tmp_path / "s.parquet")
+    scores = run("score", tmp_path / "m.pv", tmp_path / "s.parquet", "--method", "importance", "--no-check")
+    assert len(table_of(scores.stdout)) == 12

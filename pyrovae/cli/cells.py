@@ -66,6 +66,9 @@ def typed(
     if text:
         for name in [name for name in frame if frame[name].dtype == object]:
             frame[name] = _typed(frame[name], known.get(name), decimal_comma, start)
+    for name, column in known.items():  # Parquet holds categories of numbers and booleans as these
+        if column.sort == "label" and name in frame and frame[name].dtype.kind in "biuf":
+            frame[name] = _categories(frame[name], column.levels or ())
     return frame.set_axis(index, axis=0)
 
 
@@ -127,9 +130,15 @@ def _labels(text: pd.Series, levels: tuple[Any, ...]) -> pd.Series:
     if all(isinstance(level, str) for level in levels):
         return text
     spelled = {str(level): level for level in levels}
-    cells = pd.Series([spelled.get(cell, cell) for cell in text], index=text.index, dtype=object)
-    others = [cell for cell in text.dropna().unique() if cell not in spelled]
-    return cells.astype(pd.CategoricalDtype(pd.Index([*levels, *others], dtype=object)))
+    return _categories(
+        pd.Series([spelled.get(cell, cell) for cell in text], index=text.index, dtype=object), levels
+    )
+
+
+def _categories(cells: pd.Series, levels: tuple[Any, ...]) -> pd.Series:
+    """Return cells as a categorical of the levels, then of what else there is."""
+    others = [cell for cell in cells.dropna().unique() if cell not in levels]
+    return cells.astype(object).astype(pd.CategoricalDtype(pd.Index([*levels, *others], dtype=object)))
 
 
 def _thousands(seen: pd.Series) -> tuple[int, str] | None:
