@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrovae import frames
-from pyrovae.rounding import WHOLE
+from pyrovae.rounding import beyond_whole
 
 
 class Unreadable(Exception):
@@ -162,7 +162,7 @@ def _require_exact(parts: Sequence[Any], place: str) -> None:
         if not (kinds <= set("biuf") and (mixed or kinds >= {"f"})):
             continue
         for number, each in enumerate(held):
-            if _kind(each) in "iu" and bool(((each > WHOLE) | (each < -WHOLE)).any()):
+            if _kind(each) in "iu" and bool(beyond_whole(each).any()):
                 raise Unreadable(
                     f"[{number}]{place}" + ("" if column is None else f"[{parts[0].columns[column]!r}]"),
                     "whole numbers between -2^53 and 2^53, because other chunks have other numbers there",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,11 @@ _BITS = {
     **{torch.bool: 1, torch.uint8: 8, torch.int8: 7, torch.int16: 15, torch.int32: 31, torch.int64: 63},
     **{torch.float16: 11, torch.bfloat16: 8, torch.float32: 24, torch.float64: 53},
 }
+
+
+def beyond_whole(values: Any) -> Any:
+    """Return which whole numbers of an array, a tensor or a series lie beyond ``WHOLE``, entry by entry."""
+    return (values > WHOLE) | (values < -WHOLE)
 
 
 @dataclass(frozen=True)

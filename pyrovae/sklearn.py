@@ -37,7 +37,7 @@ from pyrovae.evidence import LogEvidence, log_evidence
 from pyrovae.model import VAE
 from pyrovae.noise import Stream, derive, seeded, shuffled
 from pyrovae.refusals import bad_type, bad_value, shown
-from pyrovae.rounding import WHOLE
+from pyrovae.rounding import beyond_whole
 from pyrovae.rows import leaving_cells
 from pyrovae.saving import load, save
 from pyrovae.training import History, fit
@@ -545,7 +545,7 @@ def _require_exact(X: Any) -> None:
     for column, values in enumerate(columns):
         if getattr(values.dtype, "kind", "O") not in "iu":
             continue
-        beyond = (values > WHOLE) | (values < -WHOLE)  # NA in missing cells
+        beyond = beyond_whole(values)  # NA in missing cells
         large = np.argwhere(np.asarray(beyond.fillna(False) if hasattr(beyond, "fillna") else beyond))
         if len(large):
             place = f"row {large[0][0]}" + (f", column {column}" if len(columns) > 1 else "")

@@ -9,10 +9,7 @@ from torch import Tensor
 
 from pyrovae import diagnostics
 from pyrovae.evaluation import Evaluation, Terms
-from pyrovae.evidence.posterior import (
-    total,
-    undisturbed,
-)
+from pyrovae.evidence.posterior import total, undisturbed
 from pyrovae.evidence.result import Columns
 from pyrovae.noise import Stream
 from pyrovae.pair import all_values
