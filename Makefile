@@ -3,7 +3,7 @@
 BIN ?= .venv/bin
 WORKERS ?= 2
 
-.PHONY: install check test bench
+.PHONY: install check quick test bench
 
 install:
 	test -x $(BIN)/python || python3 -m venv $(BIN:/bin=)
@@ -13,6 +13,10 @@ check:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Without the statistical tests and the planted bugs.
+quick:
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not statistical and not planted"
 
 test:
 	$(BIN)/python -m pytest -q -n $(WORKERS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from pyrovae.evidence.draws import Draws
 from pyrovae.evidence.posterior import undisturbed
 from pyrovae.evidence.result import frame_of, verdicts, worse
 from pyrovae.evidence.run import Run
-from pyrovae.evidence.sampled import METHODS, answers, prepare
+from pyrovae.evidence.sampled import METHODS, answer, by_fitted, prepare
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.refusals import bad_value
@@ -123,13 +122,8 @@ def outliers(
         if poor.any():
             left_out = np.zeros(seen.shape, dtype=bool)
             left_out[every[poor], oddest[poor]] = True
-            _answer_again(
-                prepare(model, _holed(x, left_out), method, num_samples, seed, check),
-                method,
-                left_out,
-                evidence,
-                found,
-            )
+            run = _prepare(model, _holed(x, left_out), method, num_samples, seed, check)
+            _answer_again(run, left_out, evidence, found)
             below[left_out] = np.broadcast_to(median, seen.shape)[left_out] - found.log_p[left_out]
     if cells:
         rows, columns = np.nonzero(seen)
@@ -174,10 +168,20 @@ def _by_leaving_out(model: Any, x: Any, count: int, evidence: LogEvidence) -> _C
     return _Cells(log_p, np.where(np.isnan(log_p), np.nan, 0.0), np.full(log_p.shape, "trust"))
 
 
+def _prepare(pair: LatentVariableModel, x: Any, method: str, num_samples: int, seed: int, check: bool) -> Run:
+    """Return the run whose draws serve.
+
+    Draws given all cells miss where the others alone would be if one odd cell decides the mode. So "auto" draws by
+    "refined", a tenth of whose draws come from the prior.
+    """
+    run = prepare(pair, x, method, num_samples, seed, check)
+    return by_fitted(run) if method == "auto" else run
+
+
 def _of_pair(
     pair: LatentVariableModel, x: Any, count: int, method: str, num_samples: int, seed: int, check: bool
 ) -> tuple[LogEvidence, _Cells]:
-    run = prepare(pair, x, method, num_samples, seed, check)
+    run = _prepare(pair, x, method, num_samples, seed, check)
     whole = run.whole
     shape = (len(whole), count)
     log_p, error, tail = (torch.full(shape, math.nan, dtype=torch.float64) for _ in range(3))
@@ -191,12 +195,7 @@ def _of_pair(
         for into, found in zip((log_p, error, tail, effective), _leave_one_out(draws), strict=True):
             into[numbers] = found.cpu()
 
-    every = torch.arange(len(whole), device=whole.numbers.device)
-    # Draws given all cells miss where the others alone would be if one odd cell decides the mode. So "auto" answers every
-    # row by "refined", a tenth of whose draws come from the prior.
-    (_, _, evidence), *again = answers(run, method, every, keep, math.inf)
-    if again:
-        evidence = _with(evidence, *again[0][1:])
+    evidence = answer(run, keep)
     if "observed" in whole.batch:
         for each in (log_p, error):
             each[~whole.batch["observed"].cpu().reshape(shape)] = math.nan
@@ -211,15 +210,14 @@ def _holed(x: Any, left_out: np.ndarray) -> Any:
     return {**beside, "x": without(rows, ~left_out.reshape(rows.shape))}
 
 
-def _answer_again(run: Run, method: str, left_out: np.ndarray, evidence: LogEvidence, found: _Cells) -> None:
+def _answer_again(run: Run, left_out: np.ndarray, evidence: LogEvidence, found: _Cells) -> None:
     """Replace log P(x_d | rest) of the cells that a run leaves out, at most one a row, by a difference of two log P."""
-    every = torch.from_numpy(np.flatnonzero(left_out.any(axis=1))).to(run.whole.numbers.device)
-    for _, rows, rest in answers(run, method, every, None, _FEWEST_EFFECTIVE):
-        numbers = rows.cpu().numpy()
-        cells = numbers, left_out[numbers].argmax(axis=1)
-        found.log_p[cells] = evidence.estimate[numbers] - rest.estimate
-        found.error[cells] = np.hypot(evidence.mcse[numbers], rest.mcse)
-        found.verdict[cells] = worse(evidence.verdict[numbers], rest.verdict)
+    numbers = np.flatnonzero(left_out.any(axis=1))
+    rest = answer(run.only(torch.from_numpy(numbers).to(run.whole.numbers.device)), None)
+    cells = numbers, left_out[numbers].argmax(axis=1)
+    found.log_p[cells] = evidence.estimate[numbers] - rest.estimate
+    found.error[cells] = np.hypot(evidence.mcse[numbers], rest.mcse)
+    found.verdict[cells] = worse(evidence.verdict[numbers], rest.verdict)
 
 
 def _leave_one_out(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -252,17 +250,3 @@ def _leave_one_out(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     resolution = 16 * torch.finfo(evaluation.dtype).eps * rest.abs().clamp(min=1)
     k = without.pareto_k(resolution.flatten()).view(height, columns)
     return total - rest, variance.clamp(min=0).sqrt(), k, ess
-
-
-def _with(evidence: LogEvidence, rows: Tensor, other: LogEvidence) -> LogEvidence:
-    """Return log P(x) with some rows answered by another method."""
-    numbers = rows.cpu().numpy()
-
-    def put(name: str) -> np.ndarray:
-        found = np.array(
-            getattr(evidence, name), dtype=np.result_type(getattr(evidence, name), getattr(other, name))
-        )
-        found[numbers] = getattr(other, name)
-        return found
-
-    return replace(evidence, estimate=put("estimate"), mcse=put("mcse"), verdict=put("verdict"))

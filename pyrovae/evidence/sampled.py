@@ -51,8 +51,16 @@ def answer(run: Run, keep: Keep | None) -> LogEvidence:
     return _ANSWERS[run.estimator.__name__][1](run, keep)
 
 
+def by_fitted(run: Run) -> Run:
+    """Return the run whose draws are those of posteriors fitted to each row; the run itself if z is not continuous."""
+    if run.estimator is refined or not dimensions(run.evaluation):
+        return run
+    own = ("family", "num_starts", "num_steps")
+    return run.by(refined, **{name: value for name, value in _options(refined).items() if name in own})
+
+
 def answers(
-    run: Run, method: str, rows: Tensor, keep: Keep | None, least_ess: float
+    run: Run, method: str, rows: Tensor, keep: Keep, least_ess: float
 ) -> list[tuple[Run, Tensor, LogEvidence]]:
     """Return the answer of some rows: the run, the rows' numbers, and log P(x).
 
@@ -60,21 +68,17 @@ def answers(
     trusted, if z is continuous. ``keep`` gets the draws of the second answer after those of the first.
     """
     here = run.only(rows)
-    found = [(here, rows, answer(here, keep))]
-    if method != "auto":
+    evidence = answer(here, keep)
+    found = [(here, rows, evidence)]
+    again = by_fitted(run)
+    if method != "auto" or again is run:
         return found
-    evidence = found[0][2]
     sound = evidence.verdict == ("trust" if run.check else "unchecked")
     poor = (~sound | (evidence.ess < least_ess)) & (evidence.kind != "exact")
-    if poor.any() and dimensions(here.evaluation):
-        again = rows[torch.from_numpy(np.flatnonzero(poor)).to(rows.device)]
-        own = {
-            name: value
-            for name, value in _options(refined).items()
-            if name in ("family", "num_starts", "num_steps")
-        }
-        here = run.by(refined, **own).only(again)
-        found.append((here, again, answer(here, keep)))
+    if poor.any():
+        rows = rows[torch.from_numpy(np.flatnonzero(poor)).to(rows.device)]
+        here = again.only(rows)
+        found.append((here, rows, answer(here, keep)))
     return found
 
 
