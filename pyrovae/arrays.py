@@ -268,10 +268,10 @@ def _odd_array(x: np.ndarray) -> tuple[str, str]:
 def _held(frame: Any, argument: str) -> None:
     """Raise ``ValueError`` for whole numbers in a frame that float64, the common dtype of its columns, cannot hold."""
     for number, (name, kind) in enumerate(frame.dtypes.items()):
-        if getattr(kind, "kind", "") in "iu" and getattr(kind, "itemsize", 0) > 4:
+        if getattr(kind, "kind", "") in "iu" and getattr(getattr(kind, "subtype", kind), "itemsize", 8) > 4:
             column = frame.iloc[:, number]
             column = column.dropna() if column.hasnans else column
-            if len(column) and max(abs(int(column.min())), abs(int(column.max()))) > rounding.WHOLE:
+            if len(column) and np.asarray(rounding.beyond_whole(column), dtype=bool).any():
                 whole = column.to_numpy(dtype=np.uint64 if kind.kind == "u" else np.int64)
                 named = f"{argument}[{name!r}]"
                 cast(torch.from_numpy(as_numpy(whole, named)), torch.float64, named)

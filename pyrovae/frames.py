@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pyrovae.rounding import WHOLE
+from pyrovae.rounding import WHOLE, beyond_whole
 
 _OBJECTS = np.dtype(object)
 # pandas' types of the same numbers beside missing values, which keep all digits.
@@ -26,14 +26,21 @@ def names(x: Any) -> tuple[str, ...] | None:
     found = list(columns) if columns is not None else [getattr(x, "name", None)]
     if found == [None] or found == list(range(len(found))) or (columns is None and _is_number(found[0])):
         return None
-    return tuple(
-        str.__str__(name) if isinstance(name, str) else str(name) for name in found
-    )  # numpy's strings, too
+    return _words(found)
 
 
 def labels(x: Any) -> tuple[str, ...] | None:
     """Return the labels of a frame's columns, numbers too; None for other values."""
-    return tuple(map(str, x.columns)) if hasattr(x, "to_numpy") and hasattr(x, "columns") else None
+    return _words(list(x.columns)) if hasattr(x, "to_numpy") and hasattr(x, "columns") else None
+
+
+def _words(labels: list[Any]) -> tuple[str, ...]:
+    """Return labels as strings. The numbers 0, 1, … in any order are "0", "1", …, also if they are floats or booleans."""
+    if all(map(_is_number, labels)) and set(labels) == set(range(len(labels))):
+        labels = [int(label) for label in labels]
+    return tuple(
+        str.__str__(label) if isinstance(label, str) else str(label) for label in labels
+    )  # numpy's, too
 
 
 def _is_number(name: Any) -> bool:
@@ -87,7 +94,7 @@ def numbers(x: Any) -> Any:
         found = _typed(x) if x.dtype == _OBJECTS else x
         if getattr(found.dtype, "kind", "O") not in "biuf" or not found.isna().any():
             return x
-        if found.dtype.kind in "iu" and bool((found.abs() > WHOLE).any()):
+        if found.dtype.kind in "iu" and bool(beyond_whole(found).any()):
             return found
         return found.to_numpy(dtype=np.float64, na_value=np.nan)
     dtypes = list(x.dtypes)
@@ -102,13 +109,24 @@ def numbers(x: Any) -> Any:
 def _typed(objects: Any) -> Any:
     """Return a series of objects in the type that fits; pandas' own choice would round long whole numbers beside missing ones."""
     whole = np.array([isinstance(value, int | np.integer) for value in objects], dtype=bool)
-    if not any(is_whole and abs(int(value)) > WHOLE for is_whole, value in zip(whole, objects, strict=True)):
+    if objects.isna().all():
+        return objects.astype("Float64")
+    if not (whole & beyond_whole(objects)).any():
         return objects.convert_dtypes()
     if (objects.isna().to_numpy() | whole).all():
         for kind in ("Int64", "UInt64"):
             with suppress(OverflowError):
                 return objects.astype(kind)
     return objects
+
+
+def dense(x: Any) -> Any:
+    """Return a frame whose sparse columns are dense; others unchanged."""
+    thin = [column for column, kind in enumerate(x.dtypes) if hasattr(kind, "fill_value")]
+    found = x.copy(deep=False) if thin else x
+    for column in thin:
+        found.isetitem(column, x.iloc[:, column].sparse.to_dense())
+    return found
 
 
 def nullable(x: Any) -> Any:
@@ -138,16 +156,39 @@ def wide_enough(held: Any, values: np.ndarray) -> Any:
     return held.astype(name)
 
 
+def fractions(kind: Any) -> str:
+    """Return the name of the type of fractions beside a type of whole numbers: NumPy's, Arrow's or pandas' own."""
+    if isinstance(kind, np.dtype):
+        return "float64"
+    return "double[pyarrow]" if "pyarrow" in str(kind) else "Float64"
+
+
 def wider(kind: np.dtype, values: np.ndarray) -> np.dtype:
     """Return a NumPy type of numbers, or a wider one of its kind if it cannot hold the values."""
     if kind.kind == "b":
         return kind if np.isin(values, (0, 1)).all() else np.dtype(np.int64)
     if not len(values) or kind.kind not in "iuf":
         return kind
-    low, high = values.min(), values.max()
     if kind.kind == "f":
-        return kind if max(-low, high) <= np.finfo(kind).max else np.dtype(np.float64)
-    return np.result_type(kind, np.min_scalar_type(int(low)), np.min_scalar_type(int(high)))
+        with np.errstate(over="ignore"):
+            changed = values.astype(kind) != values
+        whole = values == np.rint(values)
+        lost = changed & (whole | (np.abs(values) > np.finfo(kind).max))
+        return np.dtype(np.float64) if lost.any() else kind
+    low, high = values.min(), values.max()
+    if _holds(kind, low, high):
+        return kind
+    sign = "int" if kind.kind == "i" or low < 0 else "uint"
+    types = (np.dtype(f"{sign}{bits}") for bits in (8, 16, 32, 64))
+    return np.result_type(
+        kind, next((each for each in types if _holds(each, low, high)), np.dtype(np.float64))
+    )
+
+
+def _holds(kind: np.dtype, low: float, high: float) -> bool:
+    """Return whether a type of whole numbers has all of those from ``low`` to ``high``."""
+    limits = np.iinfo(kind)
+    return int(limits.min) <= low and high <= int(limits.max)
 
 
 def filled(x: Any, missing: np.ndarray, values: np.ndarray) -> Any:
@@ -160,14 +201,15 @@ def filled(x: Any, missing: np.ndarray, values: np.ndarray) -> Any:
     for column in np.flatnonzero(missing.any(axis=0)):
         holes = missing[:, column]
         new, held = into[holes, column], x.iloc[:, column]
-        held = held.sparse.to_dense() if hasattr(held, "sparse") else held.copy()
+        held = held.sparse.to_dense() if hasattr(held, "sparse") else held
+        held = held.copy()  # a dense column may share the memory of the sparse one
         kind = getattr(held.dtype, "kind", "O")
         if kind == "b" and np.isin(new, (0, 1)).all():
             new = new.astype(bool)
         elif kind in "iu" and (new == np.rint(new)).all():
             held, new = wide_enough(held, new), new.astype(np.int64)
         elif kind in "biu":
-            held = held.astype("float64" if isinstance(held.dtype, np.dtype) else "Float64")
+            held = held.astype(fractions(held.dtype))
         elif kind == "f":
             held = wide_enough(held, new)
         if isinstance(held.dtype, np.dtype):

@@ -50,7 +50,8 @@ class Imputation:
 
     Attributes:
         draws: shape (imputations, missing cells), float64.
-        rows, columns: the row and the column of each missing cell, shape (missing cells,), counted from 0.
+        rows, columns: the row and the column of each missing cell, shape (missing cells,), counted from 0; columns of a
+            table among those of ``names``.
         verdict: shape (rows,), each "trust", "more samples", "another method" or "unchecked". It is "trust" if log P of
             the row's observed cells is, if the row has at least ten effective draws of z for each imputation, and if the
             method's draws have uniform ranks on rows simulated from the model. Rows without missing cells and draws of a

@@ -13,8 +13,10 @@ from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evidence import LogEvidence, log_evidence
 from pyrovae.evidence.conditional import columns_of, keeping
-from pyrovae.evidence.draws import Draws
-from pyrovae.evidence.posterior import undisturbed
+from pyrovae.evidence.defensive import sum_over_latents
+from pyrovae.evidence.draws import Draws, Keep
+from pyrovae.evidence.importance import importance
+from pyrovae.evidence.posterior import dimensions, undisturbed
 from pyrovae.evidence.result import frame_of, verdicts, worse
 from pyrovae.evidence.run import Run
 from pyrovae.evidence.sampled import METHODS, answer, by_fitted, prepare
@@ -74,7 +76,8 @@ def outliers(
         cells: return a line for each observed cell instead of one for each row.
         method, num_samples, seed, check: as in ``impute``; they apply to pairs. With "auto" the draws of z are those of
             "refined" if z is continuous: a tenth comes from the prior, because the cells without an odd one may have
-            another mode. ``check`` tries log P(x_obs) only.
+            another mode. Sums over few values of discrete latents are exact. ``check`` tries log P(x_obs) only, so cells
+            from draws of the guide alone are "unchecked" at best.
 
     Returns:
         A frame with the index of ``x``. Of rows: ``score``, its ``error`` (one standard error), its ``verdict``, the
@@ -195,13 +198,32 @@ def _of_pair(
         for into, found in zip((log_p, error, tail, effective), _leave_one_out(draws), strict=True):
             into[numbers] = found.cpu()
 
-    evidence = answer(run, keep)
+    evidence = _summed(run, keep) if method == "auto" else None
+    exact = evidence is not None
+    evidence = answer(run, keep) if evidence is None else evidence
     if "observed" in whole.batch:
         for each in (log_p, error):
             each[~whole.batch["observed"].cpu().reshape(shape)] = math.nan
+    if exact:
+        return evidence, _Cells(log_p.numpy(), 0.0 * error.numpy(), np.full(shape, "trust"))
     own = verdicts(tail.numpy(), num_samples)
     own = np.where((effective < _FEWEST_EFFECTIVE).numpy() & (own == "trust"), "more samples", own)
+    if (
+        run.estimator is importance
+    ):  # neither k-hat nor the check sees modes that the guide has given all cells only
+        own = worse(own, np.array("unchecked"))
     return evidence, _Cells(log_p.numpy(), error.numpy(), worse(own, evidence.verdict[:, None]))
+
+
+def _summed(run: Run, keep: Keep) -> LogEvidence | None:
+    """Return log P(x) summed over all values of discrete latents, None if they are too many; ``keep`` gets the values."""
+    columns = None if dimensions(run.evaluation) else sum_over_latents(run.evaluation, keep)
+    if columns is None:
+        return None
+    verdict = np.full(len(run.evaluation), "trust")
+    return run.answer(
+        columns, "exact", verdict=verdict, num_samples=0, answered_by=np.full(len(verdict), "exact")
+    )
 
 
 def _holed(x: Any, left_out: np.ndarray) -> Any:

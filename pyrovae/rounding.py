@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from numbers import Integral, Number
 from typing import Any
 
 import numpy as np
@@ -29,8 +31,36 @@ _BITS = {
 
 
 def beyond_whole(values: Any) -> Any:
-    """Return which whole numbers of an array, a tensor or a series lie beyond ``WHOLE``, entry by entry."""
-    return (values > WHOLE) | (values < -WHOLE)
+    """Return which numbers float64 may not hold, entry by entry: whole ones beyond ``WHOLE``, and others that it changes there.
+
+    Args:
+        values: an array, a tensor or a series, of objects too. Floats of 64 bits or fewer are always held.
+    """
+    if isinstance(values, Tensor):
+        # torch would compare narrow types with a number that wrapped around.
+        return torch.from_numpy(np.asarray(beyond_whole(values.cpu().numpy()), dtype=bool))
+    if values.dtype.kind in "iu":
+        return (values > WHOLE) | (values < -WHOLE)
+    if values.dtype.kind in "bf" and values.dtype.itemsize <= 8:
+        return np.zeros(np.shape(values), dtype=bool)
+    objects = np.asarray(values, dtype=object)
+    return np.array([_beyond_whole(value) for value in objects.flat], dtype=bool).reshape(objects.shape)
+
+
+def _beyond_whole(value: Any) -> bool:
+    if isinstance(value, str):
+        try:
+            value = Decimal(value)
+        except InvalidOperation:
+            return False
+    if not isinstance(value, Number) or isinstance(value, float | complex) or value != value:
+        return False
+    if -WHOLE <= value <= WHOLE:  # type: ignore[operator]  # Number has no order; reals have
+        return False
+    try:
+        return isinstance(value, Integral) or value != float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        return True
 
 
 @dataclass(frozen=True)

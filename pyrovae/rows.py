@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrovae import chunks, frames, rounding
 from pyrovae.arrays import FLOATS, as_numpy, cast, from_array, from_tensor
 from pyrovae.entries import finite
-from pyrovae.refusals import bad_type, bad_value, shown
+from pyrovae.refusals import bad_type, bad_value, place, shown
 from pyrovae.sparse import dense
 
 
@@ -281,7 +281,7 @@ def column_numbers(
     known = f"of {', '.join(map(repr, names))}" if names else f"numbers from 0 to {num_columns - 1}"
     for column in chosen:
         if isinstance(column, str) and names and column in names:
-            place = names.index(column)
+            at = names.index(column)
             if (count := names.count(column)) > 1:
                 came = f"{column!r}, the name of {count} columns"
                 raise bad_value(argument, "names that one column has", came, "Pass the column's position.")
@@ -290,7 +290,7 @@ def column_numbers(
             and not isinstance(column, bool)
             and 0 <= column < num_columns
         ):
-            place = int(column)
+            at = int(column)
         else:
             raise bad_value(
                 argument,
@@ -301,17 +301,17 @@ def column_numbers(
         numbered = [
             i for i, label in enumerate(labels) if not isinstance(label, str | bytes) and label == column
         ]
-        if numbered not in ([], [place]):
+        if numbered not in ([], [at]):
             raise bad_value(
                 argument,
                 "unambiguous numbers of columns",
-                f"{column!r}, the position of column {labels[place]!r} and the label of the column at position {numbered[0]}",
+                f"{column!r}, the position of column {labels[at]!r} and the label of the column at position {numbered[0]}",
                 "Name the column by its label as a string"
-                + (f", {names[place]!r} or {names[numbered[0]]!r}." if names else "."),
+                + (f", {names[at]!r} or {names[numbered[0]]!r}." if names else "."),
             )
-        if place in found:
+        if at in found:
             raise bad_value(argument, "each column once", f"{column!r} twice", "Name it once.")
-        found.append(place)
+        found.append(at)
     if not found:
         raise bad_value(argument, "at least one column", "none", "Name a column, or leave the argument out.")
     return found
@@ -333,10 +333,29 @@ def _mask_of(rows: Any, observed: Any) -> Tensor:
     return mask
 
 
+def complete(x: Any, model: str) -> Any:
+    """Return a mapping without the mask beside its rows; raise ``ValueError`` if that hides a cell. Other x stay as they are."""
+    if not isinstance(x, Mapping) or x.get("observed") is None:
+        return x
+    rows = _the_rows(x, "x")
+    holes = (~_mask_of(rows, align("observed", x["observed"], frames.index(rows)))).nonzero()
+    if len(holes):
+        raise bad_value(
+            "observed",
+            f"no hidden cells, because {model} takes complete rows",
+            f"{len(holes)}, first at {place(holes[0].tolist())}",
+            "Fill them in, drop these rows, or use a model that takes missing cells, such as PPCA.",
+        )
+    return {name: value for name, value in x.items() if name != "observed"}
+
+
 def hidden(frame: Any, observed: Any) -> Any:
     """Return a frame without the cells where a mask is False; raise an error unless the mask has the frame's shape and index."""
     mask = _mask_of(frame, align("observed", observed, frames.index(frame)))
-    return frame if bool(mask.all()) else frames.nullable(frame).where(mask.cpu().numpy())
+    if bool(mask.all()):
+        return frame
+    held = frames.dense(frame) if hasattr(frame, "columns") else frame
+    return frames.nullable(held).where(mask.cpu().numpy())
 
 
 def without(rows: Any, observed: Any) -> Any:
@@ -349,6 +368,13 @@ def without(rows: Any, observed: Any) -> Any:
         return rows
     if isinstance(rows, Tensor) and rows.is_floating_point():
         return restored(rows, mask)
+    if isinstance(rows, Tensor) and rows.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        rows = rows.cpu().numpy()  # torch has no arithmetic for these
+    if hasattr(rows, "toarray"):
+        rows = rows.toarray()
+    if isinstance(rows, np.ndarray) and not isinstance(rows, np.ma.MaskedArray):
+        rows = rows.copy()
+        rows[~mask.cpu().numpy()] = 0
     held = dense(rows if isinstance(rows, Tensor) else from_array(frames.numbers(rows), "x"))
     mask = mask.to(held.device)
     if not held.is_floating_point():

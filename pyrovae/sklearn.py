@@ -543,8 +543,6 @@ def _require_exact(X: Any) -> None:
         except ValueError:  # of ragged lists, which scikit-learn refuses
             return
     for column, values in enumerate(columns):
-        if getattr(values.dtype, "kind", "O") not in "iu":
-            continue
         beyond = beyond_whole(values)  # NA in missing cells
         large = np.argwhere(np.asarray(beyond.fillna(False) if hasattr(beyond, "fillna") else beyond))
         if len(large):

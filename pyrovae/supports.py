@@ -104,7 +104,37 @@ def support(fn: Distribution) -> Constraint | None:
         return None
     while isinstance(found, constraints.independent):
         found = found.base_constraint
+    if found is constraints.real and isinstance(inner, dist.TransformedDistribution):
+        found = _moved(inner) or found
     return circle(fn) or found
+
+
+def _moved(fn: Any) -> Constraint | None:
+    """Return the interval that a transformed distribution's last affine transforms move and scale; None if there is none.
+
+    torch calls the support real, whatever these transforms start from.
+    """
+    before = list(fn.transforms)
+    affine: list[Any] = []
+    while before and isinstance(before[-1], dist.transforms.AffineTransform):
+        affine.insert(0, before.pop())
+    start = before[-1].codomain if before else support(fn.base_dist)
+    while isinstance(start, constraints.independent):
+        start = start.base_constraint
+    reach = ends(start)
+    if not affine or reach is None:
+        return None
+    low, high = map(torch.as_tensor, reach)
+    for each in affine:
+        one, other = (each.loc + each.scale * end for end in (low, high))
+        low, high = torch.minimum(one, other), torch.maximum(one, other)
+    unbounded = [bool(end.isinf().all()) for end in (low, high)]
+    moved: list[Any] = [float(end) if end.numel() == 1 else end for end in (low, high)]
+    if all(unbounded):
+        return None
+    if any(unbounded):
+        return constraints.less_than(moved[1]) if unbounded[0] else constraints.greater_than(moved[0])
+    return constraints.interval(*moved)
 
 
 def circle(fn: Distribution) -> Constraint | None:
@@ -198,10 +228,20 @@ def bounds(found: Constraint | None) -> tuple[float, float] | None:
         return -math.inf, math.inf
     if found is constraints.simplex:
         return 0.0, 1.0
-    if not isinstance(found, _INTERVALS) or not is_fixed(found):
+    reach = ends(found)
+    if reach is None or not is_fixed(found):
         return None
-    low, high = getattr(found, "lower_bound", -math.inf), getattr(found, "upper_bound", math.inf)
-    return tuple(float(b.flatten()[0] if isinstance(b, Tensor) else b) for b in (low, high))  # type: ignore[return-value]
+    return tuple(float(b.flatten()[0] if isinstance(b, Tensor) else b) for b in reach)  # type: ignore[return-value]
+
+
+def ends(found: Constraint | None) -> tuple[float | Tensor, float | Tensor] | None:
+    """Return the bounds of a continuous support of single numbers, ±∞ where it has none; None for other supports.
+
+    They are tensors in the shape of the distribution where rows or columns have their own.
+    """
+    if found is None or found.is_discrete or not isinstance(found, _INTERVALS):
+        return None
+    return getattr(found, "lower_bound", -math.inf), getattr(found, "upper_bound", math.inf)
 
 
 def some_value(found: Constraint | None) -> Any:
@@ -229,8 +269,27 @@ def is_fixed(found: Constraint) -> bool:
     )
 
 
-def inner_bounds(outer: tuple[float, float], dtype: torch.dtype) -> tuple[float, float]:
+def inner_bounds(
+    outer: tuple[float | Tensor, float | Tensor], dtype: torch.dtype, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the numbers of a dtype next to bounds, on the inside; next to zero, the smallest normal number."""
-    low, high = (torch.tensor(bound, dtype=dtype) for bound in outer)
-    above = torch.tensor(torch.finfo(dtype).tiny, dtype=dtype) if low == 0 else torch.nextafter(low, high)
-    return float(above), float(torch.nextafter(high, low))
+    low, high = torch.broadcast_tensors(
+        *(torch.as_tensor(bound, dtype=dtype, device=device) for bound in outer)
+    )
+    above = torch.where(low == 0, torch.finfo(dtype).tiny, torch.nextafter(low, high))
+    return above, torch.nextafter(high, low)
+
+
+def at_edge(z: Tensor, outer: tuple[float | Tensor, float | Tensor]) -> Tensor:
+    """Return which numbers lie on a bound of their support, or so near it that rounding may have put them there.
+
+    torch's logistic function ends at 1 − 2^−23 in float32, and numbers near another upper bound are as coarse.
+    """
+    above, below = inner_bounds(outer, z.dtype, z.device)
+    low, high = (torch.as_tensor(bound, dtype=z.dtype, device=z.device) for bound in outer)
+    width = torch.where((high - low).isinf(), 0.0, high - low)
+    below = torch.minimum(below, high - 2 * torch.finfo(z.dtype).eps * width)
+    above = above + 1e-3 * above.abs() * (
+        low == 0
+    )  # the smallest number, up to the rounding of its logarithm
+    return ((z >= low) & (z <= above)) | ((z >= below) & (z <= high))

@@ -880,3 +880,41 @@ def test_float32_rows_have_the_vaes_fingerprint():
         baselines.PPCA(2).fit(x).log_evidence(x).fingerprint
         == pv.log_evidence(vae, x, num_samples=2, check=False).fingerprint
     )
+
+
+@pytest.mark.parametrize("kind", [np.asarray, pd.DataFrame, torch.as_tensor])
+@pytest.mark.parametrize(
+    "name", [name for name, cls in REGISTRY.items() if not getattr(cls, "takes_missing", False)]
+)
+def test_a_mask_is_refused_by_baselines_of_complete_rows(name, kind):
+    """Otherwise what lies below the mask is scored."""
+    hidden = np.ones((30, 2), dtype=bool)
+    hidden[4, 1] = False
+    if name == "pyro_mcmc":
+        pytest.skip("its model is the user's")
+    baseline = REGISTRY[name](*[1] * (name == "bayesian_pca"))
+    rows = kind(np.random.default_rng(0).normal(size=(30, 2)))
+    with pytest.raises(
+        ValueError, match=r"observed: expected no hidden cells, .* got 1, first at row 4, column 1"
+    ):
+        baseline.fit({"x": rows, "observed": kind(hidden)})
+
+
+def test_a_mask_that_hides_nothing_changes_nothing():
+    rows = np.random.default_rng(0).normal(size=(30, 2))
+    whole = baselines.KernelDensity().fit(rows)
+    found = whole.log_evidence({"x": rows, "observed": np.ones((30, 2), dtype=bool)})
+    np.testing.assert_array_equal(found.estimate, whole.log_evidence(rows).estimate)
+    hidden = {"x": rows, "observed": rows > -1e9}
+    hidden["observed"][0, 0] = False
+    with pytest.raises(ValueError, match="because KernelDensity takes complete rows, got 1, first at row 0"):
+        whole.log_evidence(hidden)
+
+
+def test_bits_count_the_scored_columns():
+    rows = torch.randn(40, 3, dtype=torch.float64)
+    fitted = baselines.BayesianLinearRegression().fit(rows)
+    found = fitted.log_evidence(rows + 0.1)
+    assert found.bits_per_dim == pytest.approx(-found.mean / math.log(2))
+    together = fitted.marginal_likelihood()
+    assert together.bits_per_dim == pytest.approx(-together.total / 40 / math.log(2))

@@ -405,3 +405,45 @@ def test_draws_beyond_a_narrow_type_are_held_by_a_wider_one(kind, dtype):
     completed = np.stack([np.asarray(each, dtype=np.float64) for each in found.completed])
     np.testing.assert_array_equal(completed[:, :20, 0], found.draws)
     assert (completed[:, 20:] == most).all()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8", "Int64", "int64[pyarrow]"])
+def test_a_type_that_holds_the_draws_stays(dtype):
+    counts = np.full((40, 1), 40)
+    x = pd.DataFrame(counts).astype(dtype)
+    observed = np.arange(40)[:, None] >= 20
+    found = pv.impute(baselines.IndependentPoisson().fit(counts), {"x": x, "observed": observed}, 5)
+    assert found.draws.max() < 100
+    assert all(each.dtypes[0] == x.dtypes[0] for each in found.completed)
+    if not isinstance(x.dtypes[0], np.dtype):
+        return
+    found = pv.impute(
+        baselines.IndependentPoisson().fit(counts), {"x": x.to_numpy(), "observed": observed}, 5
+    )
+    assert all(each.dtype == x.dtypes[0] for each in found.completed)
+
+
+@pytest.mark.parametrize("most", [3000, 40_000_000])
+@pytest.mark.parametrize("kind", [np.asarray, pd.DataFrame])
+def test_counts_are_not_rounded_by_a_narrow_float(kind, most):
+    """float16 has no odd numbers above 2048, and float32 none above 2^24."""
+    counts = np.full((40, 1), most)
+    x = kind(counts.astype("float16" if most < 2**15 else "float32"))
+    observed = np.arange(40)[:, None] >= 20
+    found = pv.impute(baselines.IndependentPoisson().fit(counts), {"x": x, "observed": observed}, 30)
+    assert (found.draws % 2).any()
+    completed = np.stack([np.asarray(each, dtype=np.float64) for each in found.completed])
+    np.testing.assert_array_equal(completed[:, :20, 0], found.draws)
+
+
+@pytest.mark.parametrize("fill", [0.0, 7.0])
+def test_a_sparse_column_is_completed_and_stays_as_it_was(fill):
+    """Without an entry equal to the fill value, pandas' dense copy of a sparse column shares its memory."""
+    rows = np.random.default_rng(4).normal(5.0, 1.0, (30, 2))
+    entries = np.where(np.arange(30) < 3, np.nan, rows[:, 0])
+    x = pd.DataFrame({"a": pd.arrays.SparseArray(entries, fill_value=fill), "b": rows[:, 1]})
+    found = pv.impute(baselines.IndependentGaussian().fit(rows), x, 20)
+    completed = np.stack([each["a"].to_numpy(dtype=np.float64) for each in found.completed])
+    np.testing.assert_array_equal(completed[:, :3], found.draws)
+    np.testing.assert_array_equal(completed[:, 3:], np.tile(rows[3:, 0], (20, 1)))
+    np.testing.assert_array_equal(np.isnan(x["a"].to_numpy()), np.arange(30) < 3)

@@ -704,3 +704,95 @@ def test_chunks_round_no_whole_number(whole, floats, place):
 def test_chunks_of_whole_numbers_and_of_float32_are_joined_in_float64():
     found = joined([torch.tensor([[20_000_001]]), torch.tensor([[0.5]])], "x")
     assert found.tolist() == [[20_000_001.0], [0.5]]
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], [0.0, 1.0, 2.0], list(np.arange(3.0))])
+def test_numbered_columns_in_another_order_are_refused(labels):
+    """pandas makes labels 0.0, 1.0, … from a pivot on a column of floats."""
+    rows = pd.DataFrame(np.random.default_rng(0).normal(size=(50, 3)) * [1, 10, 100], columns=labels)
+    fitted = baselines.FullGaussian().fit(rows)
+    exact = fitted.log_evidence(rows.to_numpy()).estimate
+    np.testing.assert_array_equal(fitted.log_evidence(rows).estimate, exact)
+    moved = rows[labels[::-1]]
+    with pytest.raises(ValueError, match="got '2' instead of '0' in column 0"):
+        fitted.log_evidence(moved)
+    with pytest.raises(ValueError, match="got '2' instead of '0' in column 0"):
+        fitted.log_evidence(moved.set_axis(range(2, -1, -1), axis=1))
+    mask = pd.DataFrame(np.arange(150).reshape(50, 3) > 4, columns=labels)
+    with pytest.raises(ValueError, match="got '2' instead of '0' in column 0"):
+        fitted.log_evidence({"x": rows, "observed": mask[labels[::-1]]})
+    both = pd.DataFrame(rows.to_numpy()[:, :2], columns=[False, True])
+    fitted = baselines.FullGaussian().fit(both)
+    with pytest.raises(ValueError, match="got '1' instead of '0' in column 0"):
+        fitted.log_evidence(both.iloc[:, ::-1])
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16]
+)
+def test_chunks_of_narrow_whole_numbers_and_floats_are_joined(dtype):
+    found = joined(
+        [torch.arange(1, 100)[:, None].to(dtype), torch.full((1, 1), 0.5, dtype=torch.float64)], "x"
+    )
+    assert found.tolist() == [*[[float(i)] for i in range(1, 100)], [0.5]]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pd.arrays.SparseArray([LONG, LONG + 2, LONG + 4], fill_value=0),
+        pd.array([LONG, LONG + 2, LONG + 4], dtype="Int64"),
+        pd.array([LONG, LONG + 2, LONG + 4], dtype="uint64"),
+    ],
+    ids=["sparse", "nullable", "unsigned"],
+)
+def test_long_whole_numbers_in_any_column_are_refused(column):
+    with pytest.raises(ValueError, match=r"x\['a'\]: expected whole numbers that torch.float64 holds"):
+        baselines.IndependentGaussian().fit(pd.DataFrame({"a": column}))
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.array([[2**64 - 1, 2], [3, 4], [6, 8]], dtype=np.uint64),
+        scipy.sparse.csr_array(np.array([[2**64 - 1, 2], [3, 4], [6, 8]], dtype=np.uint64)),
+        np.array([[np.longdouble("1e400"), 2], [3, 4], [6, 8]], dtype=np.longdouble),
+        np.array([["a", 2], [3, 4], [6, 8]], dtype=object).astype(object),
+        torch.tensor([[65535, 2], [3, 4], [6, 8]], dtype=torch.uint16),
+        torch.tensor([[2**31, 2], [3, 4], [6, 8]], dtype=torch.int64).to(torch.uint64),
+    ],
+    ids=["uint64", "sparse", "long double", "objects", "torch.uint16", "torch.uint64"],
+)
+def test_a_mask_hides_whatever_an_array_holds(x):
+    observed = np.array([[False, True], [True, True], [True, True]])
+    fitted = baselines.FullGaussian().fit(np.random.default_rng(0).normal(5, 2, (30, 2)))
+    if x.dtype == object:
+        with pytest.raises(TypeError, match="real numbers"):
+            fitted.log_evidence({"x": x, "observed": observed})
+        return
+    exact = fitted.log_evidence(np.array([[np.nan, 2.0], [3, 4], [6, 8]])).estimate
+    np.testing.assert_array_equal(fitted.log_evidence({"x": x, "observed": observed}).estimate, exact)
+
+
+@pytest.mark.parametrize("nothing", [None, np.nan, pd.NA])
+def test_a_column_without_a_cell_is_one_of_missing_cells(nothing):
+    fitted = baselines.FullGaussian().fit(np.random.default_rng(0).normal(5, 2, (30, 2)))
+    x = pd.DataFrame({"a": pd.Series([nothing, nothing], dtype=object), "b": [1.0, 2.0]})
+    exact = fitted.log_evidence(np.array([[np.nan, 1.0], [np.nan, 2.0]])).estimate
+    np.testing.assert_array_equal(fitted.log_evidence(x).estimate, exact)
+
+
+def test_rows_in_float64_of_a_model_without_parameters_are_simulated():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[..., None].expand(*z.shape, 3), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.sum(1) / 4, 0.55))
+
+    found = pv.log_evidence(
+        pv.LatentVariableModel(model, guide), torch.randn(20, 3, dtype=torch.float64), num_samples=500
+    )
+    assert set(found.verdict) == {"trust"}

@@ -4,6 +4,7 @@ import copy
 import importlib
 import pickle
 import pickletools
+from decimal import Decimal
 
 import joblib
 import numpy as np
@@ -417,3 +418,30 @@ def test_long_whole_numbers_are_not_rounded_unseen(kind):
     x = kind([[2**60 + 1, 3], [2**60 + 5, 4], [2**60 + 9, 6]])
     with pytest.raises(ValueError, match=r"X: expected whole numbers between -2\^53 and 2\^53, got 3 others"):
         BaselineDensity("full_gaussian").fit(x)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda x: np.array(x, dtype=object),
+        lambda x: np.array(x, dtype=object).astype(np.longdouble),
+        lambda x: np.array([[Decimal(value) for value in row] for row in x], dtype=object),
+        lambda x: pd.DataFrame({"a": [x[0][0], 0.5, x[2][0]], "b": [3, 4, 6]}, dtype=object),
+    ],
+    ids=["objects", "long doubles", "decimals", "beside a float"],
+)
+def test_long_numbers_of_objects_are_not_rounded_unseen(kind):
+    x = kind([[2**60 + 1, 3], [2**60 + 5, 4], [2**60 + 9, 6]])
+    with pytest.raises(
+        ValueError, match=r"X: expected whole numbers between -2\^53 and 2\^53, got [23] others"
+    ):
+        BaselineDensity("full_gaussian").fit(x)
+
+
+@pytest.mark.parametrize("labels", [[0.0, 1.0, 2.0], [2, 1, 0][::-1]])
+def test_an_array_has_numbered_columns_of_any_type(labels):
+    estimator = BaselineDensity("full_gaussian").fit(X[:, :3])
+    frame = pd.DataFrame(X[:, :3], columns=labels)
+    assert estimator.score(frame) == estimator.score(X[:, :3])
+    with pytest.raises(ValueError, match="got '2' instead of '0' in column 0"):
+        estimator.score(frame[labels[::-1]])

@@ -1,9 +1,11 @@
 """Tables: log P of mixed rows as one mass, frames to codes and back, what is refused by name, and saved tables."""
 
 import itertools
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 import torch
 from scipy import stats
@@ -859,3 +861,170 @@ def test_cells_of_labels_have_a_mode_alone(vae):
     lines = lines[lines["column"] == "job"]
     assert lines[["mean", "median", "low", "high"]].isna().all().all()
     assert set(lines["mode"]) <= {"cook", "nurse", "smith"}
+
+
+# --- types of completed frames, and whole numbers beyond 2^53
+
+
+def completed(column, held, observed=None, **options):
+    """A training column and its table's VAE, and the hidden cells of ``held`` completed in five imputations."""
+    train = pd.DataFrame({"c": column, "other": RNG.normal(size=len(column))})
+    vae = pv.VAE.for_table(train, 1, hidden_dims=(3,), **options)
+    df = pd.DataFrame({"c": held, "other": RNG.normal(size=len(held))})
+    mask = np.ones((len(df), 2), dtype=bool)
+    mask[:3, 0] = False
+    x = {"x": df, "observed": mask} if observed is None else df
+    found = pv.impute(vae, x, 5, num_samples=100, check=False)
+    return found, [each["c"] for each in found.completed]
+
+
+WHOLE_HOLED = pd.Series([None] * 3 + [50, 51, 52], dtype="Int64")
+
+
+@pytest.mark.parametrize(
+    ("held", "dtype"),
+    [
+        (np.full(6, 50, dtype="int64"), "float64"),
+        (np.full(6, 50, dtype="int8"), "float64"),
+        (WHOLE_HOLED, "Float64"),
+        (WHOLE_HOLED.astype("int64[pyarrow]"), "double[pyarrow]"),
+        (pd.Series([50.0] * 6, dtype="float32"), "float32"),
+    ],
+    ids=["int64", "int8", "Int64", "Arrow", "float32"],
+)
+def test_fractions_are_not_cut_off_in_a_column_of_whole_numbers(held, dtype):
+    """The training rows had fractions, so that imputed cells have some, too."""
+    found, columns = completed(
+        RNG.normal(50, 10, 80), held, held if hasattr(held, "isna") and held.isna().any() else None
+    )
+    for draw, column in zip(found.draws, columns, strict=True):
+        assert column.dtype == dtype
+        np.testing.assert_allclose(column.to_numpy(dtype=np.float64)[:3], draw, rtol=1e-6)
+        assert (column[3:] == held[3:]).all()
+
+
+@pytest.mark.parametrize(
+    ("levels", "dtype"),
+    [([0.5, 1.5, 2.5], "int64"), ([1, 2, 300], "int8"), ([1, 2, 300], "Int8"), ([-1, 1, 2], "uint8")],
+)
+def test_levels_that_a_type_lacks_are_imputed_in_that_of_the_training_rows(levels, dtype):
+    held = pd.Series([0] * 6, dtype=dtype)
+    held[:3] = 1
+    held[3:] = 1
+    train = np.resize(levels, 60)
+    df = pd.DataFrame({"c": held, "other": 0.0})
+    vae = pv.VAE.for_table(
+        pd.DataFrame({"c": train, "other": RNG.normal(size=60)}),
+        1,
+        families={"c": "ordinal"},
+        hidden_dims=(3,),
+    )
+    mask = np.repeat([[False, True]], 6, axis=0)
+    found = pv.impute(vae, {"x": df, "observed": mask}, 20, num_samples=100, check=False)
+    values = {value for each in found.completed for value in each["c"]}
+    assert values <= set(levels)
+    assert len(values) > 1
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        pd.Series([pd.NaT] * 6),
+        pd.Series([None] * 6, dtype="boolean"),
+        pd.Series([None] * 6, dtype="string"),
+        pd.Series([None] * 6, dtype="category"),
+        pd.Series([None] * 6, dtype="Int64"),
+        pd.Series([False] * 6),
+    ],
+    ids=["dates", "boolean", "string", "category", "Int64", "hidden booleans"],
+)
+@pytest.mark.parametrize("column", ["numbers", "labels", "booleans"])
+def test_a_column_without_a_cell_is_imputed_whatever_its_type(held, column):
+    train = {
+        "numbers": RNG.normal(50, 10, 60),
+        "labels": RNG.choice(["a", "b", "c"], 60),
+        "booleans": RNG.random(60) < 0.5,
+    }[column]
+    vae = pv.VAE.for_table(pd.DataFrame({"c": train, "other": RNG.normal(size=60)}), 1, hidden_dims=(3,))
+    df = pd.DataFrame({"c": held, "other": 0.0})
+    mask = np.repeat([[False, True]], 6, axis=0)
+    found = pv.impute(vae, {"x": df, "observed": mask}, 5, num_samples=100, check=False)
+    back = np.concatenate([vae.table.encode(each)[:, 0] for each in found.completed])
+    np.testing.assert_allclose(back, found.draws.ravel(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "Int64", "object", "category"])
+def test_long_labels_come_back(dtype):
+    """Account numbers beyond 2^53 are labels; float64 would make two of the three one."""
+    accounts = [2**53 + 1, 2**53 + 3, 2**53 + 5]
+    df = pd.DataFrame({"account": pd.Series(accounts * 20).astype(dtype), "y": RNG.normal(size=60)})
+    table = Table.of(df, families={"account": "categorical"})
+    codes = table.encode(df)
+    pd.testing.assert_frame_equal(table.decode(codes), df)
+    codes[0, 0] = np.nan
+    back = table.decode(codes)["account"]
+    assert back.isna().tolist() == [True] + [False] * 59
+    assert [int(value) for value in back[1:]] == (accounts * 20)[1:]
+
+
+def test_float16_is_no_bound():
+    df = pd.DataFrame({"x": RNG.lognormal(6, 2, 100).clip(0, 6e4).astype("float16")})
+    table = Table.of(df)
+    assert table.decode([[1e5], [2.5]])["x"].tolist() == [1e5, 2.5]
+    assert table.decode([[2.5]])["x"].dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [Decimal(2**53 + 1 + i) for i in range(60)],
+        np.array([2**53 + 1 + i for i in range(60)], dtype=object).astype(np.longdouble),
+        [2**53 + 1 + i for i in range(60)],
+        pd.Series([2**53 + 1 + i for i in range(60)]).astype("Int64"),
+    ],
+    ids=["decimals", "long doubles", "integers", "nullable"],
+)
+def test_long_numbers_of_any_type_are_refused(values):
+    with pytest.raises(ValueError, match=r"df\['a'\]: expected whole numbers between -2\^53 and 2\^53, got "):
+        Table.of(pd.DataFrame({"a": values}))
+
+
+def test_decimals_are_completed_with_numbers_that_the_model_takes():
+    cents = [Decimal(int(value)) / 100 for value in RNG.integers(100, 9000, 60)]
+    for kind in (object, pd.ArrowDtype(pyarrow.decimal128(10, 2))):
+        df = pd.DataFrame({"c": pd.Series(cents, dtype=kind), "y": RNG.normal(size=60)})
+        vae = pv.VAE.for_table(df, 1, hidden_dims=(3,))
+        mask = np.ones(df.shape, dtype=bool)
+        mask[:3, 0] = False
+        found = pv.impute(vae, {"x": df, "observed": mask}, 2, num_samples=100, check=False)
+        back = vae.table.encode(next(iter(found.completed)))[:, 0]
+        np.testing.assert_allclose(back, [*found.draws[0], *vae.table.encode(df)[3:, 0]], rtol=1e-12)
+        vae.sample(2)
+
+
+def test_the_first_level_of_several_names_no_column():
+    df = pd.DataFrame(RNG.normal(size=(40, 3)))
+    df.columns = pd.MultiIndex.from_tuples([("a", "x"), ("a", "y"), ("b", "x")])
+    vae = pv.VAE.for_table(df, 1, families={("a", "y"): None}, hidden_dims=(3,))
+    assert vae.sample(2).columns.equals(df.columns[[0, 2]])
+    for name in ("a", ("a",)):
+        with pytest.raises(ValueError, match="families: expected names of columns"):
+            pv.VAE.for_table(df, 1, families={name: None})
+
+
+def test_given_numbers_the_columns_that_came():
+    """Numbers are positions in the frame, whatever the table's order is and whatever it leaves out."""
+    df = pd.DataFrame({"k": [f"id {i}" for i in range(60)], **{name: RNG.normal(size=60) for name in "abc"}})
+    vae = pv.VAE.for_table(df, 1, families={"k": None}, hidden_dims=(3,))
+
+    def mean(rows, given):
+        return pv.log_evidence(vae, rows, given=given, num_samples=50, check=False).mean
+
+    by_name = {name: mean(df, [name]) for name in "abc"}
+    assert len(set(by_name.values())) == 3
+    assert [mean(df, [number]) for number in (1, 2, 3)] == list(by_name.values())
+    assert [mean(df[["c", "b", "a"]], [number]) for number in (2, 1, 0)] == list(by_name.values())
+    with pytest.raises(
+        ValueError, match=r"given: expected columns of the model, .*, got 'k', which is left out"
+    ):
+        mean(df, [0])

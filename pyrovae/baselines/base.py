@@ -23,7 +23,7 @@ from pyrovae.pair.drawing import Source as NoiseSource
 from pyrovae.pair.drawing import replaced
 from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
-from pyrovae.rows import Source, check_columns_observed, joined, read_in_double, restored
+from pyrovae.rows import Source, check_columns_observed, complete, joined, read_in_double, restored
 from pyrovae.sparse import SparseRows
 from pyrovae.turns import takes_turns
 
@@ -184,7 +184,8 @@ class Baseline(Fitted, ABC):
                 raise bad_value(
                     "x", 'a mapping with rows under "x"', f"the keys {list(x)}", 'Pass {"x": rows}.'
                 )
-            mask = x.get("observed") if self.takes_missing else None
+            x = x if self.takes_missing else complete(x, type(self).__name__)
+            mask = x.get("observed")
             x = {"x": x["x"]} if mask is None else {"x": x["x"], "observed": mask}
         batch, source = read_in_double(x, names, self.takes_missing)
         # Contiguous, so that equal numbers give equal bits in any memory layout.

@@ -27,6 +27,7 @@ from pyrovae import frames, storage
 from pyrovae.cli import cells
 from pyrovae.cli.main import show
 from pyrovae.refusals import Refused, bad_value, shown
+from pyrovae.rows import joined
 from pyrovae.tables import Table
 
 _TEXT = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
@@ -86,7 +87,7 @@ class Rows:
     def whole(self) -> pd.DataFrame:
         """Return all rows."""
         parts = [frame for _, frame in self.chunks(self.count)]
-        return parts[0] if len(parts) == 1 else pd.concat(parts)  # Parquet has groups of rows
+        return parts[0] if len(parts) == 1 else joined(parts, self.path)  # Parquet has groups of rows
 
     @property
     def digest(self) -> str:

@@ -83,8 +83,8 @@ def log_evidence(
                 "a folder",
                 "Leave it out.",
             )
-        x = model.arranged(x) if isinstance(model, LatentVariableModel) else x
-        return conditional(lambda rows: log_evidence(model, rows, method=method, **options), x, given)
+        ours = model.arranged(x) if isinstance(model, LatentVariableModel) else x
+        return conditional(lambda rows: log_evidence(model, rows, method=method, **options), ours, given, x)
     own = getattr(model, "log_evidence", None)
     if own is None:
         name = arguments.choice("method", "importance" if method is None else method, tuple(METHODS))

@@ -23,7 +23,7 @@ from pyrovae.evidence.posterior import (
     exact_draw,
     undisturbed,
 )
-from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence
+from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence, lost_at_bounds
 from pyrovae.evidence.run import BlockFunction, Folder, Run
 from pyrovae.evidence.workers import Workers
 from pyrovae.model import LatentVariableModel
@@ -152,12 +152,15 @@ def half_from_prior(posterior: Posterior, proposal: Proposal, num_chains: int) -
 
 def weigh_chains(evaluation: Evaluation, path: Path, moves: Moves, rows: slice) -> Columns:
     """Return the log-mean-exp of the weights of a block's chains, run on fresh noise."""
-    weights = accumulate(evaluation, path.posterior, rows, 0, partial(path.forward, moves), path.strata)
-    columns = Columns.of_weights(weights, path.posterior.dtype, path.posterior.cost)
+    weights, at_bounds = accumulate(
+        evaluation, path.posterior, rows, 0, partial(path.forward, moves), path.strata
+    )
+    lost = lost_at_bounds(at_bounds, weights)
+    columns = Columns.of_weights(weights, path.posterior.dtype, path.posterior.cost, lost)
     with undisturbed(evaluation, Stream.EXACT, rows=rows) as drawn:
         exact = exact_draw(evaluation, path.posterior, rows, drawn)
         # A chain that runs back from an exact draw is the reverse of a chain whose weight is this one.
-        weight = None if exact is None else path.backward(moves, exact, drawn, checked=False)[0]
+        weight = None if exact is None else path.backward(moves, exact, drawn, checked=False)[0][0]
     return columns.beside(weight, evaluation.num_samples, weights)
 
 
@@ -166,13 +169,13 @@ def accumulate(
     posterior: Posterior,
     rows: slice,
     key: int,
-    run: Callable[[list[int], RowNoise], Tensor],
+    run: Callable[[list[int], RowNoise], Ran],
     strata: Sequence[int] = (),
-) -> Accumulator:
-    """Return the weights of all chains of a block of rows; ``key`` separates their noise from others'.
+) -> tuple[Accumulator, Tensor]:
+    """Return the weights of all chains of a block of rows, and the log of the sum of those at a bound, (rows,).
 
-    Chains run tile by tile. ``run`` gets the numbers of a tile's chains from each of the ``strata``, and returns
-    their log weights in that order.
+    ``key`` separates their noise from others'. Chains run tile by tile. ``run`` gets the numbers of a tile's chains from each
+    of the ``strata``, and returns their log weights in that order, and which chains start or end at a bound.
     """
     width, count = evaluation.tile[1], evaluation.num_samples
     strata = list(strata) or [count]
@@ -182,19 +185,25 @@ def accumulate(
         count, posterior.num_rows, len(pieces), posterior.device, pieces if len(strata) > 1 else None
     )
     done = 0
+    at_bounds = torch.full((posterior.num_rows,), -math.inf, dtype=torch.float64, device=posterior.device)
     for index, parts in enumerate(tiles):
         with undisturbed(evaluation, Stream.TILE, key, rows=rows, first=index * width) as drawn:
-            found = run(parts, drawn)
+            found, rounded = run(parts, drawn)
+        at_bounds = torch.logaddexp(at_bounds, torch.where(rounded, found, -math.inf).logsumexp(dim=0))
         for piece in found.split([part for part in parts if part]):
             weights.add(done, piece)
             done += 1
-    return weights
+    return weights, at_bounds
 
 
 def _parts(strata: Sequence[int], first: int, last: int) -> list[int]:
     """Return how many of the chains from ``first`` to ``last`` are of each stratum, if strata follow each other."""
     ends = list(itertools.accumulate(strata))
     return [max(0, min(last, end) - max(first, end - size)) for size, end in zip(strata, ends, strict=True)]
+
+
+#: Log weights of chains and whether each starts or ends where z rounds onto a bound, (chains, rows).
+Ran = tuple[Tensor, Tensor]
 
 
 class Moves(NamedTuple):
@@ -279,24 +288,24 @@ class Path:
         sizes = torch.nn.functional.interpolate(pilot, num_temperatures - 1, mode="linear")[:, 0].T
         return Moves(_ladder(num_temperatures), sizes)
 
-    def forward(self, moves: Moves, parts: list[int], noise: RowNoise) -> Tensor:
+    def forward(self, moves: Moves, parts: list[int], noise: RowNoise) -> Ran:
         """Return log weights of chains from the start to the posterior, (chains, rows): E[exp] = P(x_n).
 
-        ``parts`` has the number of chains from each component of the start.
+        ``parts`` has the number of chains from each component of the start. The second tensor tells which chains start or end
+        where z rounds onto a bound.
         """
         u, off = _on_support(self._begin(parts, noise))
-        return torch.where(off, -math.inf, self._sweep(u, moves, +1, noise))
+        log_weights, rounded = self._sweep(u, moves, +1, noise)
+        return torch.where(off, -math.inf, log_weights), rounded
 
-    def backward(self, moves: Moves, u: Tensor, noise: RowNoise, checked: bool = True) -> Tensor:
+    def backward(self, moves: Moves, u: Tensor, noise: RowNoise, checked: bool = True) -> Ran:
         """Return log weights of chains from exact posterior draws u to the start: E[exp(−weight)] = 1/P(x_n).
 
-        Without ``checked``, a weight may be NaN or +∞, as from a u off the start's support.
+        The second tensor is as in ``forward``. Without ``checked``, a weight may be NaN or +∞, as from a u off the start's support.
         """
         return self._sweep(u, moves, -1, noise, checked)
 
-    def _sweep(
-        self, u: Tensor, moves: Moves, direction: int, noise: RowNoise, checked: bool = True
-    ) -> Tensor:
+    def _sweep(self, u: Tensor, moves: Moves, direction: int, noise: RowNoise, checked: bool = True) -> Ran:
         """Return Σ_t log f_t − log f_{t−1} along the path, or along the reversed path if ``direction`` is −1."""
         betas, sizes = (
             moves.betas[::direction],
@@ -309,10 +318,11 @@ class Path:
             if index < len(sizes):
                 state, momentum, _ = self._move(state, momentum, following, sizes[index], noise)
         log_weights = direction * log_weights
+        rounded = self.posterior.beyond(u) | self.posterior.beyond(state.u)
         if not checked:
-            return log_weights
+            return log_weights, rounded
         zero = torch.zeros_like(log_weights)
-        return Terms(log_weights, zero, zero).checked(self.posterior.numbers).log_weights
+        return Terms(log_weights, zero, zero).checked(self.posterior.numbers).log_weights, rounded
 
     def _move(
         self, state: _State, momentum: Tensor, beta: float, size: Tensor, noise: RowNoise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -32,25 +33,53 @@ def columns_of(x: Any) -> tuple[tuple[str, ...] | None, int]:
     return frames.names(rows), int(np.prod(shape[1:]))
 
 
-def conditional(score: Callable[[Any], LogEvidence], x: Any, given: Any) -> LogEvidence:
-    """Return log P(x_obs) − log P(x_given) of every row; ``score`` returns log P of the observed cells of its argument."""
+def _root_sum(*errors: Any) -> Any:
+    """Return the root of the sum of squares of independent errors."""
+    return np.sqrt(sum(np.square(error) for error in errors))
+
+
+def _given(given: Any, passed: Any, x: Any) -> list[int]:
+    """Return the numbers in x of columns that are named, or numbered in the rows as they were passed."""
+    names, count = columns_of(passed)
+    labels = list(getattr(as_passed(passed)[1], "columns", ()))
+    columns = column_numbers("given", given, names, count, labels)
+    modelled = list(getattr(as_passed(x)[1], "columns", ()))
+    if labels == modelled:
+        return columns
+    out = [labels[column] for column in columns if labels[column] not in modelled]
+    if out:
+        raise bad_value(
+            "given", f"columns of the model, {modelled}", f"{out[0]!r}, which is left out", "Name others."
+        )
+    return [modelled.index(labels[column]) for column in columns]
+
+
+def conditional(score: Callable[[Any], LogEvidence], x: Any, given: Any, passed: Any) -> LogEvidence:
+    """Return log P(x_obs) − log P(x_given) of every row; ``score`` returns log P of the observed cells of its argument.
+
+    ``x`` are the rows in the model's order, and ``passed`` the same as they came, in which ``given`` numbers columns. Weights
+    that were too rare to be drawn make log P(x_given) too low and the difference too high, so their error is in ``mcse``,
+    which widens both ends of the interval.
+    """
     names, count = columns_of(x)
-    columns = column_numbers("given", given, names, count, getattr(as_passed(x)[1], "columns", ()))
+    columns = _given(given, passed, x)
     whole = score(x)
     part = score(keeping(x, columns))
     failed = next(
         (each.check for each in (whole, part) if each.check is not None and not each.check.passed),
         whole.check,
     )
+    if failed is not None:  # the simulated rows have log P of all cells or of the given ones, not of the rest
+        failed = replace(failed, lowest=-math.inf, highest=math.inf)
     cells = [count if each.observed is None else each.observed for each in (whole, part)]
     exact = (whole.kind == "exact") & (part.kind == "exact")
     words = [str(names[column]) if names else str(column) for column in sorted(columns)]
     return replace(
         whole,
         estimate=whole.estimate - part.estimate,
-        mcse=np.hypot(whole.mcse, part.mcse),
+        mcse=_root_sum(whole.mcse, part.mcse, part.tail_error),
         bias=whole.bias - part.bias,
-        tail_error=np.hypot(whole.tail_error, part.tail_error),
+        tail_error=whole.tail_error,
         ess=np.fmin(whole.ess, part.ess),
         pareto_k=np.fmax(whole.pareto_k, part.pareto_k),
         cost=whole.cost + part.cost,
@@ -60,7 +89,7 @@ def conditional(score: Callable[[Any], LogEvidence], x: Any, given: Any) -> LogE
         observed=np.broadcast_to(cells[0] - cells[1], len(whole)),
         shared_mcse=None
         if whole.shared_mcse is None
-        else float(np.hypot(whole.shared_mcse, part.shared_mcse or 0.0)),
+        else float(_root_sum(whole.shared_mcse, part.shared_mcse or 0.0, np.mean(part.tail_error))),
         reasons=(*whole.reasons, *(f"of the given columns: {reason}" for reason in part.reasons)),
         fingerprint=replace(whole.fingerprint, given=tuple(sorted(columns))),
         method=f"{whole.method}, given {', '.join(words)}",

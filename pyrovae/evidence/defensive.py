@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyrovae import diagnostics
 from pyrovae.evaluation import Evaluation, Terms
+from pyrovae.evidence.draws import Draws, Keep
 from pyrovae.evidence.posterior import total, undisturbed
 from pyrovae.evidence.result import Columns
 from pyrovae.noise import Stream
@@ -24,8 +25,11 @@ def against_both(drawn: Terms, log_q: Tensor, of_guide: float, of_prior: float) 
     return torch.where(lost, -math.inf, log_joint - mixed)
 
 
-def sum_over_latents(evaluation: Evaluation) -> Columns | None:
-    """Return log Σ_z P(x_n, z) over all values of discrete latents, or None if they are too many."""
+def sum_over_latents(evaluation: Evaluation, keep: Keep | None = None) -> Columns | None:
+    """Return log Σ_z P(x_n, z) over all values of discrete latents, or None if they are too many.
+
+    ``keep`` gets the values of every block as draws with the weights P(x_n, z).
+    """
     model, found = evaluation.model, []
     for rows in evaluation.blocks():
         batch = evaluation.part(rows)
@@ -34,7 +38,14 @@ def sum_over_latents(evaluation: Evaluation) -> Columns | None:
             every = all_values(model, batch, at, evaluation.tile[1])
             if every is None:
                 return None
-            terms = torch.cat([total(model.log_joint(batch, z)) for z in every])
+            held = []
+            parts = []
+            for z in every:
+                parts.append(total(model.log_joint(batch, z)))
+                held += [] if keep is None else [(z, parts[-1])]
+            terms = torch.cat(parts)
+        if keep is not None:
+            keep(Draws.cat(evaluation, rows, held))
         estimate = torch.logsumexp(terms, dim=0)
         zero = torch.zeros_like(estimate)
         columns = Columns.without_draws(estimate, zero, zero + len(terms))

@@ -39,7 +39,7 @@ from pyrovae.evidence.posterior import (
     total,
     undisturbed,
 )
-from pyrovae.evidence.result import Columns, LogEvidence
+from pyrovae.evidence.result import Columns, LogEvidence, lost_at_bounds
 from pyrovae.evidence.run import BlockFunction, Folder, Run
 from pyrovae.evidence.workers import Workers
 from pyrovae.model import LatentVariableModel
@@ -54,8 +54,6 @@ _ENCODER_SHARE, _PRIOR_SHARE = 0.1, 0.1
 # A fit is widened by the factor 1 + 1.5/√dim. A factor without √dim would give draws far from the fit in many
 # dimensions.
 _WIDER = 1.5
-# Beta posteriors of shape 0.02 and 0.1 have 10 to 50 times as much mass beyond the last number as its weight says.
-_CUT_OFF = 10.0
 
 
 @takes_turns
@@ -232,10 +230,8 @@ def weigh_mixture(
             at_bounds = torch.logaddexp(at_bounds, torch.logsumexp(rounded, dim=0))
     if keep is not None:
         keep(Draws.cat(evaluation, rows, held))
-    columns = Columns.of_weights(weights, posterior.dtype, posterior.cost)
-    # The density is cut off at a bound, so that the mass there is several times what its weight says.
-    share = (at_bounds - columns.estimate).exp() / evaluation.num_samples
-    columns = replace(columns, lost=(_CUT_OFF * share).nan_to_num(0.0))
+    lost = lost_at_bounds(at_bounds, weights)
+    columns = Columns.of_weights(weights, posterior.dtype, posterior.cost, lost)
     with undisturbed(evaluation, Stream.EXACT, rows=rows) as drawn:
         exact = exact_draw(evaluation, posterior, rows, drawn)
         weight = None if exact is None else Terms(*posterior.weigh(mixture, exact, 1)).log_weights[0]

@@ -27,9 +27,11 @@ VERDICTS = ("trust", "more samples", "another method", "unchecked")
 
 # Two-sided 95 % of a normal distribution.
 _Z95 = 1.959963984540054
-# Largest share of draws that may round onto a bound of their support. Such draws weigh nothing, so the
-# estimate misses the mass around them.
-_MOST_LOST = 0.01
+#: Largest share of draws that may round onto a bound of their support. Such draws weigh nothing, so the
+#: estimate misses the mass around them.
+MOST_LOST = 0.01
+# Beta posteriors of shape 0.02 and 0.1 have 10 to 50 times as much mass beyond the last number as its weight says.
+_CUT_OFF = 10.0
 # With fewer effective draws, the estimate of the error is unreliable. Of 64 annealed chains, 11 to 15 effective ones were trusted with a small
 # k-hat in rows that were up to ten standard errors off.
 _FEWEST_EFFECTIVE = 25
@@ -74,8 +76,8 @@ def judge(
     verdict = np.where(few & (verdict == "trust"), "more samples", verdict)
     known = {
         "P(x, z) is 0 at every draw": torch.isneginf(columns.estimate),
-        f"more than {_MOST_LOST:.0%} of the draws round onto a bound of their support": columns.lost
-        > _MOST_LOST,
+        f"more than {MOST_LOST:.0%} of the draws round onto a bound of their support": columns.lost
+        > MOST_LOST,
         **(findings or {}),
     }
     reasons = []
@@ -85,6 +87,16 @@ def judge(
             reasons.append(f"{words}: {count} row{'s' * (count > 1)}, first row {first}")
             verdict = np.where(rows.cpu().numpy(), "another method", verdict)
     return verdict, tuple(reasons)
+
+
+def lost_at_bounds(at_bounds: Tensor, weights: Accumulator) -> Tensor:
+    """Return the share of log P(x_n) that rounding onto bounds may change, (rows,).
+
+    ``at_bounds`` is the log of the sum of the weights of draws there, (rows,). The density is cut off at a bound, so the mass
+    is several times what these weights say.
+    """
+    share = (at_bounds - weights.log_mean_exp()).exp() / weights.num_samples
+    return (_CUT_OFF * share).nan_to_num(0.0)
 
 
 def _same(word: str, num_rows: int) -> np.ndarray:
@@ -464,7 +476,7 @@ class LogEvidence:
 
     @property
     def bits_per_dim(self) -> float:
-        """−mean / (columns · log 2): bits per dimension of x; for a density they depend on the columns' units.
+        """−mean / (scored columns · log 2): bits per dimension of x; for a density they depend on the columns' units.
 
         If cells are missing, it is −total / (observed cells · log 2): bits per observed cell. NaN if the rows are not
         known or no cell is observed.
@@ -473,7 +485,8 @@ class LogEvidence:
             cells = int(self.observed.sum())
             return -self.total / (cells * math.log(2)) if cells else math.nan
         rows = len(self.fingerprint) if self.target == "evidence" else 1
-        entries = rows * len(self.measure) - (self.fingerprint.missing if self.target == "evidence" else 0)
+        columns = sum(measure != "unscored" for measure in self.measure)
+        entries = rows * columns - (self.fingerprint.missing if self.target == "evidence" else 0)
         return -self.mean / (entries * math.log(2)) if entries else math.nan
 
     def to_frame(self) -> pd.DataFrame:

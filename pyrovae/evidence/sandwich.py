@@ -14,10 +14,10 @@ from torch import Tensor
 
 from pyrovae import arguments
 from pyrovae.evaluation import Evaluation
-from pyrovae.evidence.annealed import STARTS, Moves, Path, accumulate, proposal_of
+from pyrovae.evidence.annealed import STARTS, Moves, Path, Ran, accumulate, proposal_of
 from pyrovae.evidence.exact import linear_gaussian
 from pyrovae.evidence.posterior import Posterior, undisturbed
-from pyrovae.evidence.result import frame_of
+from pyrovae.evidence.result import MOST_LOST, frame_of, lost_at_bounds
 from pyrovae.evidence.simulated import simulated
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
@@ -52,7 +52,8 @@ class Sandwich:
             chains start at the one exact draw; another draw would shift all of them.
         verdict: "trust" if the gap is at most ``tolerance`` and at least −``tolerance``, else "another method". If more than a
             tenth of the rows have larger gaps, it is "another method" for all: a row whose z_n lies in the only mode that
-            chains find has a small gap, and both of its bounds are too low.
+            chains find has a small gap, and both of its bounds are too low. A row is "another method", too, if much of the
+            weight is of chains that start or end where z rounds onto a bound of its support.
         rows: "simulated" or "real". A gap on simulated rows measures how well annealing works on rows of the
             model's own; it says nothing about a real row.
         x: the rows.
@@ -187,8 +188,10 @@ def sandwich(
                 posterior = Posterior(evaluation, block)
                 path = Path(posterior, proposal_of(posterior, start, num_samples), noise)
                 moves = path.tune(num_temperatures, noise)
-            forward = accumulate(evaluation, posterior, block, 0, partial(path.forward, moves), path.strata)
-            backward = accumulate(
+            forward, ahead = accumulate(
+                evaluation, posterior, block, 0, partial(path.forward, moves), path.strata
+            )
+            backward, behind = accumulate(
                 evaluation, posterior, block, 1, partial(_inverse, path, moves, z[:, block])
             )
             blocks.append(
@@ -198,12 +201,13 @@ def sandwich(
                         -backward.log_mean_exp(),
                         forward.mcse(),
                         backward.mcse(),
+                        torch.maximum(lost_at_bounds(ahead, forward), lost_at_bounds(behind, backward)),
                     ]
                 )
             )
             bar.advance(posterior.num_rows)
-    lower, upper, lower_mcse, upper_mcse = torch.cat(blocks, dim=1).cpu().numpy()
-    within = np.abs(upper - lower) <= tolerance
+    lower, upper, lower_mcse, upper_mcse, lost = torch.cat(blocks, dim=1).cpu().numpy()
+    within = (np.abs(upper - lower) <= tolerance) & (lost <= MOST_LOST)
     found = Sandwich(
         lower=lower,
         upper=upper,
@@ -243,9 +247,10 @@ def _refuse_crossing(found: Sandwich) -> None:
         )
 
 
-def _inverse(path: Path, moves: Moves, z: Tensor, parts: list[int], noise: RowNoise) -> Tensor:
+def _inverse(path: Path, moves: Moves, z: Tensor, parts: list[int], noise: RowNoise) -> Ran:
     """Return log weights of chains that start at z; their exponentials have the expectation 1/P(x_n)."""
-    return -path.backward(moves, z.expand(sum(parts), -1, -1), noise)
+    log_weights, rounded = path.backward(moves, z.expand(sum(parts), -1, -1), noise)
+    return -log_weights, rounded
 
 
 def _simulated(evaluation: Evaluation, num_rows: int) -> tuple[Tensor, Evaluation]:

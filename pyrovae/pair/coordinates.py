@@ -17,7 +17,8 @@ from pyrovae.pair.running import Batch, Latents, Site, Sites, run
 from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
 
-_EVERYWHERE = (-math.inf, math.inf)
+#: Bounds of an interval, in the shape of a latent if rows or entries have their own.
+Ends = tuple[float | Tensor, float | Tensor]
 # Where z has lost its digits, the u that it leads back to differs by more than this.
 _ROUNDED = 0.1
 
@@ -30,8 +31,8 @@ class _Place:
     rest: Size
     rows: int  # the axis of the rows in (samples, plates..., event...)
     transform: Transform
-    bounds: tuple[float, float] | None  # of its support, if they are fixed
-    inside: tuple[float, float]  # the numbers next to them: u reaches farther than z can
+    bounds: Ends | None  # of its support, if it is an interval
+    inside: tuple[Tensor, Tensor] | None  # the numbers next to them: u reaches farther than z can
     dtype: torch.dtype
     absent: Tensor | None  # entries that a row lacks because masks leave them out, (rows, rest...)
 
@@ -70,7 +71,7 @@ class Coordinates:
             axis = structure.nesting + structure.data_dim[name]
             rest = transform.inv(value).movedim(axis, 0).shape[1:]
             entries = slice(start, start + rest.numel())
-            bounds, inside = _bounds(drawn[name], value.dtype)
+            bounds, inside = _bounds(drawn[name])
             self._places[name] = _Place(
                 entries,
                 rest,
@@ -98,8 +99,8 @@ class Coordinates:
             part = place.transform.inv(_inside(place, latents[name])).movedim(place.rows, 1)
             if place.bounds is not None:
                 low, high = place.bounds
-                z = latents[name].movedim(place.rows, 1)
-                part = torch.where((z < low) | (z > high), math.nan, part)
+                off = (latents[name] < low) | (latents[name] > high)
+                part = torch.where(off.movedim(place.rows, 1), math.nan, part)
             own = noise.branch()  # for every latent, whether or not a row of these lacks an entry
             if place.absent is not None:
                 drawn = own.normal(len(part), *part.shape[2:], dtype=part.dtype)
@@ -110,14 +111,17 @@ class Coordinates:
     def beyond(self, u: Tensor) -> Tensor:
         """Return whether z of u rounds onto a bound of its support, shape (samples, rows).
 
-        The density is cut off there: it is that of the number next to the bound. Such a z does not lead back to u.
+        The density is cut off there: it is that of the number next to the bound. Such a z does not lead back to u, or it is
+        the one that ``flatten`` moves all draws beyond to.
         """
         found = torch.zeros(u.shape[:2], dtype=torch.bool, device=u.device)
         for place in self._places.values():
             part = self._part(u, place)
-            back = place.transform.inv(_inside(place, place.transform(part)))
-            lost = ~((back - part).abs() <= _ROUNDED)
-            found |= lost.movedim(place.rows, 1).reshape(*u.shape[:2], -1).any(dim=-1)
+            z = _inside(place, place.transform(part))
+            lost = [~((place.transform.inv(z) - part).abs() <= _ROUNDED)]
+            lost += [] if place.bounds is None else [supports.at_edge(z, place.bounds)]
+            for each in lost:
+                found |= each.movedim(place.rows, 1).reshape(*u.shape[:2], -1).any(dim=-1)
         return found
 
     @staticmethod
@@ -141,20 +145,17 @@ class Coordinates:
 
 def _inside(place: _Place, z: Tensor) -> Tensor:
     """Return z with values rounded onto a bound moved to the number next to it, where the density is finite."""
-    return z if place.inside == _EVERYWHERE else z.clamp(*place.inside)
+    return z if place.inside is None else z.clamp(*place.inside)
 
 
-def _bounds(
-    site: Site, dtype: torch.dtype
-) -> tuple[tuple[float, float], tuple[float, float]] | tuple[None, tuple[float, float]]:
-    """Return the fixed bounds of a latent's support and the numbers next to them inside; None if it has none."""
-    found = supports.support(site["fn"])
+def _bounds(site: Site) -> tuple[Ends | None, tuple[Tensor, Tensor] | None]:
+    """Return the bounds of a latent's support and the numbers next to them inside; None if it has none."""
+    found, value = supports.support(site["fn"]), site["value"]
     if found is constraints.simplex:
-        return None, (torch.finfo(dtype).tiny, math.inf)
-    bounds = supports.bounds(found)
-    if bounds is None or bounds == _EVERYWHERE:
-        return None, _EVERYWHERE
-    return bounds, supports.inner_bounds(bounds, dtype)
+        tiny = torch.finfo(value.dtype).tiny
+        return None, (value.new_tensor(tiny), value.new_tensor(math.inf))
+    bounds = supports.ends(found)
+    return bounds, None if bounds is None else supports.inner_bounds(bounds, value.dtype, value.device)
 
 
 def _absent(site: Site, nesting: int, axis: int, rest: Size, event_dims: int) -> Tensor | None:

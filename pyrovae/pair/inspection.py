@@ -26,6 +26,7 @@ from pyrovae.pair.contract import (
     check_log_prob_dims,
     check_modules,
     check_repeats,
+    check_samplers,
     check_shape,
     check_sites,
     check_varies,
@@ -103,6 +104,7 @@ def inspect(
         with counter:
             sites = _first_runs(pair, probe, batch)
         latents, observed = check_sites(sites["model"], sites["guide"])
+        check_samplers(sites, latents)
         again = _first_runs(pair, fewer, batch)
         check_modules(pair, probe, values_of(sites["guide"], latents))
         data_dim, plates = _data_dims(pair, sites, again, len(chosen))

@@ -57,7 +57,13 @@ class _Unconditioned(Messenger):
 def _same_where_scored(a: Site, b: Site) -> bool:
     """Return whether two runs of an observed site have the same values in the entries that the first one scores."""
     held = masks.entries(a)
-    return torch.equal(a["value"], b["value"] if held is None else torch.where(held, b["value"], a["value"]))
+    ours, theirs = a["value"].double(), b["value"].double()  # rows may have another type than draws
+    return torch.equal(ours, theirs if held is None else torch.where(held, theirs, ours))
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Return whether log densities agree up to rounding in float32; they may be of two types."""
+    return torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class RowModel:
     ) -> tuple[Latents, LogJoint, Tensor]:
         """Draw z ~ Q(z | x) for every row; return z, its log joint and log Q(z | x).
 
-        log Q is set to +∞ at a draw that rounding put onto a bound of its support or onto the number next to it.
+        log Q is set to +∞ at a draw that rounding put onto a bound of its support or next to it.
         The density there is wrong, so such a draw must weigh nothing.
         """
         latents, log_q = self.propose(batch, num_samples, noise)
@@ -152,8 +158,8 @@ class RowModel:
         plain = values_of(sites, structure.latents)
         again = run(self.pair, "model", simulated, plain)
         for name in structure.observed:
-            if not _same_where_scored(again[name], sites[name]) or not torch.allclose(
-                log_prob(again[name]), log_prob(sites[name]), rtol=1e-4, atol=1e-4, equal_nan=True
+            if not _same_where_scored(again[name], sites[name]) or not _close(
+                log_prob(again[name]), log_prob(sites[name])
             ):
                 raise bad_value("model", expected, f"site {name!r}, which also depends on x", fix)
         complete = simulated["x"]
@@ -276,13 +282,7 @@ class RowModel:
         here, there = (run(self.pair, "model", rows, fold(structure, latents)) for rows in (batch, other))
         for name in structure.columns:
             value = there[name]["value"]
-            if not torch.allclose(
-                here[name]["fn"].log_prob(value),
-                there[name]["fn"].log_prob(value),
-                rtol=1e-4,
-                atol=1e-4,
-                equal_nan=True,
-            ):
+            if not _close(here[name]["fn"].log_prob(value), there[name]["fn"].log_prob(value)):
                 raise bad_value("model", expected, f"site {name!r}, which also depends on x", fix)
 
     # -----------------------------------------------------------------------------------------------------
@@ -364,14 +364,12 @@ class RowModel:
         return len(latents[self.structure.latents[0]])
 
     def _at_edge(self, latents: Latents) -> Tensor:
-        """Return whether a latent lies on a bound of its support or on the number next to it, (samples, rows)."""
+        """Return whether a latent lies on a bound of its support, up to rounding, (samples, rows)."""
         found = []
         for name, ranges in self.structure.edges.items():
             z = self.rows_second(name, latents[name])
             z = z.reshape(*z.shape[:2], -1)
-            for low, high in ranges:
-                above, below = supports.inner_bounds((low, high), z.dtype)
-                found.append((((z >= low) & (z <= above)) | ((z >= below) & (z <= high))).any(-1))
+            found += [supports.at_edge(z, ends).any(-1) for ends in ranges]
         return torch.stack(found).any(0)
 
     def plainly(self) -> RowModel:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyrovae.frames import wide_enough
 from pyrovae.likelihoods.mixed import family_of
 from pyrovae.refusals import Refused, bad_value
-from pyrovae.rounding import WHOLE
+from pyrovae.rounding import beyond_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,34 +114,53 @@ class Column:
         if self.categories is not None:
             kind: Any = pd.CategoricalDtype(list(self.categories), ordered=self.ordered)
             return pd.Series(pd.Categorical(list(held), dtype=kind), index=index)
-        if self.sort == "number" and not rounded and self.levels is None:
-            return pd.Series(np.asarray(held, dtype=np.float64), index=index)
+        if self.sort == "number" and self.levels is None:
+            found = pd.Series(np.asarray(held, dtype=np.float64), index=index)
+            return _typed(found, self.dtype) if rounded else found
         if self.sort == "number":
-            return _as_numbers(np.asarray(held, dtype=np.float64), self.dtype, index)
+            return self._of_levels(held, missing, index)
         lost = missing.any() and self.dtype == "bool"  # a boolean array holds no missing cell
         return pd.Series(held, index=index, dtype=object).astype(object if lost else self.dtype)
 
+    def _of_levels(self, held: np.ndarray, missing: np.ndarray, index: Any) -> pd.Series:
+        """Return levels that are numbers as a column of their type, without float64 between, which would round long ones."""
+        import pandas as pd
+
+        kind: Any = pd.api.types.pandas_dtype(self.dtype)
+        if missing.any() and isinstance(kind, np.dtype) and kind.kind in "iu":
+            long = kind.itemsize == 8 and beyond_whole(np.array(self.levels, dtype=object)).any()
+            kind = ("UInt64" if kind.kind == "u" else "Int64") if long else np.float64
+        return pd.Series(held, index=index, dtype=object).astype(kind)
+
     def lacked_by(self, held: pd.Series) -> bool:
-        """Return whether the type of a frame's column cannot hold some value of the training rows."""
-        if self.levels is None:
-            return False
+        """Return whether the type of a frame's column cannot hold some value of the training rows, or fractions as they had."""
+        kind = getattr(held.dtype, "kind", "O")
         if hasattr(held, "cat"):
-            return bool(set(self.levels) - set(held.cat.categories))
-        return self.sort != "number" and getattr(held.dtype, "kind", "O") in "iuf"  # no cell was observed
+            return self.levels is None or bool(set(self.levels) - set(held.cat.categories))
+        if held.dtype == np.dtype(object):
+            return False
+        if self.sort != "number":
+            return kind not in ("b" if self.sort == "bool" else "OU")  # "U" of Arrow's strings
+        if kind not in "iuf":
+            return True
+        if self.levels is not None:
+            number = np.dtype(getattr(held.dtype, "numpy_dtype", held.dtype)).type
+            return not all(_is(number, level) for level in self.levels)
+        return kind in "iu" and not self._is_whole
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether the column's numbers are whole: counts, numbers of an integer type, or multiples of a whole step."""
+        from pandas.api.types import pandas_dtype
+
+        step = self.resolution
+        counts = family_of(self.family).takes == "counts" if step is None else float(step).is_integer()
+        return counts or getattr(pandas_dtype(self.dtype), "kind", "O") in "iub"
 
 
 def numbers_of(argument: str, name: Any, values: pd.Series, at: np.ndarray) -> np.ndarray:
     """Return numbers as float64; raise ``ValueError`` for whole numbers that it may not hold. ``at`` are their rows."""
-    kind = getattr(values.dtype, "kind", "O")
-    if kind in "iu":
-        held = values.to_numpy(dtype=np.int64 if kind == "i" else np.uint64)
-        large = np.flatnonzero((held > WHOLE) | (held < -WHOLE if kind == "i" else False))
-    elif kind == "O":
-        large = np.flatnonzero(
-            [isinstance(value, int | np.integer) and abs(int(value)) > WHOLE for value in values]
-        )
-    else:
-        large = np.array([], dtype=int)
+    large = np.flatnonzero(np.asarray(beyond_whole(values), dtype=bool))
     if len(large):
         few = f"{len(large)} others, first in row {at[large[0]]}"
         fix = (
@@ -176,23 +196,28 @@ def between_steps(steps: np.ndarray, dtype: Any) -> np.ndarray:
     return np.abs(steps - np.round(steps)) > np.clip(rounding * np.abs(steps), 1e-6, 0.1)
 
 
-def _as_numbers(numbers: np.ndarray, dtype: str, index: Any) -> pd.Series:
-    """Return numbers as a column of a dtype; of a wider one if it cannot hold them."""
+def _typed(numbers: pd.Series, dtype: str) -> pd.Series:
+    """Return numbers in a type; in a wider one if it cannot hold them."""
     import pandas as pd
 
     kind: Any = pd.api.types.pandas_dtype(dtype)
-    missing, nullable = np.isnan(numbers), not isinstance(kind, np.dtype)
+    missing, nullable = numbers.isna(), not isinstance(kind, np.dtype)
     if kind.kind in "iu":
-        numbers, limits = np.round(numbers), np.iinfo(getattr(kind, "numpy_dtype", kind))
-        held = numbers[~missing]
-        if missing.any() and not nullable:
-            kind = np.dtype(np.float64)
-        elif len(held) and (held.min() < limits.min or held.max() > limits.max):
-            kind = "Int64" if nullable else np.dtype(np.int64)
-    found = pd.Series(numbers, index=index)
-    if nullable:
-        found = found.astype("Float64")
-    return found.astype(kind)
+        numbers = numbers.round()
+    if kind.kind in "iuf":
+        kind = wide_enough(pd.Series([], dtype=kind), numbers[~missing].to_numpy()).dtype
+    if kind.kind in "iu" and missing.any() and not nullable:
+        kind = np.dtype(np.float64)
+    return (numbers.astype("Float64") if nullable else numbers).astype(kind)
+
+
+def _is(number: Any, value: Any) -> bool:
+    """Return whether a type of NumPy has a number."""
+    try:
+        with np.errstate(over="ignore"):
+            return bool(number(value) == value)
+    except OverflowError:
+        return False
 
 
 def sort_of(values: pd.Series) -> str:

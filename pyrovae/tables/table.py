@@ -197,7 +197,7 @@ class Table:
         import pandas as pd
 
         codes = {i: c.encode(frame[c.name], argument) for i, c in enumerate(self.columns)}
-        return pd.DataFrame(codes, index=frame.index).set_axis(self.names, axis=1)
+        return pd.DataFrame(codes, index=frame.index).set_axis(self._labels(), axis=1)
 
     def decode(self, codes: Any, index: Any = None) -> pd.DataFrame:
         """Return codes, shape (rows, columns), as a frame in the types of the training rows; NaN becomes a missing cell.
@@ -224,7 +224,14 @@ class Table:
                 "codes", f"shape (rows, {len(self.columns)})", f"shape {array.shape}", "Pass a code a column."
             )
         found = {i: c.decode(array[:, i], index) for i, c in enumerate(self.columns)}
-        return pd.DataFrame(found, index=index).set_axis(self.names, axis=1)
+        return pd.DataFrame(found, index=index).set_axis(self._labels(), axis=1)
+
+    def _labels(self) -> Any:
+        """Return the names as labels of columns, of several levels if the frame had such."""
+        import pandas as pd
+
+        several = all(isinstance(name, tuple) for name in self.names)
+        return pd.MultiIndex.from_tuples(self.names) if several else self.names
 
     def filled(
         self, x: pd.DataFrame, missing: np.ndarray, codes: np.ndarray, rounded: bool = True
@@ -239,18 +246,22 @@ class Table:
         for number in map(int, np.flatnonzero(missing.any(axis=0))):
             column, holes = self.columns[number], missing[:, number]
             held, new = found[column.name], column.decode(into[holes, number], rounded=rounded)
+            if str(held.dtype).startswith("decimal"):
+                held = held.astype("double[pyarrow]")
             whole = held.astype(object)
             whole[holes] = new.astype(object).to_numpy()
-            if (
-                getattr(held.dtype, "kind", "O") in "iuf"
-                and column.sort == "number"
-                and column.levels is None
-            ):
-                held = frames.wide_enough(held, new.to_numpy(dtype=np.float64))
-            kind = new.dtype if column.lacked_by(held) else held.dtype
-            if kind == held.dtype and not rounded and getattr(kind, "kind", "O") in "iu":
-                kind = "Float64"
-            found[column.name] = whole.astype(kind)
+            kind = getattr(held.dtype, "kind", "O")
+            numbers = kind in "iufO" and column.sort == "number" and column.levels is None
+            if held.dtype == np.dtype(object) and numbers:  # such as of Python's decimals
+                found[column.name] = whole.astype("float64")
+            elif kind in "iu" and numbers and (column.lacked_by(held) or not rounded):
+                found[column.name] = whole.astype(frames.fractions(held.dtype))
+            elif column.lacked_by(held):
+                found[column.name] = whole.astype(new.dtype)
+            elif numbers:
+                found[column.name] = whole.astype(frames.wide_enough(held, new.to_numpy(np.float64)).dtype)
+            else:
+                found[column.name] = whole.astype(held.dtype)
         return found
 
     # -----------------------------------------------------------------------------------------------------
@@ -295,12 +306,7 @@ def _frame(x: Any, argument: str) -> pd.DataFrame:
         raise bad_value(
             argument, "one column of each name", f"{twice[0]!r} more than once", "Rename the columns."
         )
-    thin = [column for column, kind in enumerate(x.dtypes) if hasattr(kind, "fill_value")]
-    if thin:  # pandas' sparse columns
-        x = x.copy(deep=False)
-        for column in thin:
-            x.isetitem(column, x.iloc[:, column].sparse.to_dense())
-    return x
+    return frames.dense(x)
 
 
 def _by_name(argument: str, value: Mapping[Any, Any] | None, frame: pd.DataFrame) -> dict[Any, Any]:
@@ -310,7 +316,7 @@ def _by_name(argument: str, value: Mapping[Any, Any] | None, frame: pd.DataFrame
     if not isinstance(value, Mapping):
         raise bad_type(argument, "a dict by the names of columns", shown(value), 'Pass {"column": …}.')
     for name in value:
-        if name not in frame.columns:
+        if name not in list(frame.columns):  # the first level of several is no name
             raise bad_value(
                 argument, f"names of columns, {list(frame.columns)}", repr(name), "Use one of these names."
             )

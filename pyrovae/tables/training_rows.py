@@ -72,7 +72,9 @@ def column_of(name: Any, values: pd.Series, given: Any, resolution: float | None
         arguments.choice(f"families[{name!r}]", family, tuple(REGISTRY))
         set_here = ("network", "standardize", "offset", "num_categories", "num_levels")
         arguments.options(family, REGISTRY[family], options, taken=set_here)
-    column = Column(name, sort, str(values.dtype), family, options, "given")
+    # Arrow's decimals are read as float64.
+    dtype = "double[pyarrow]" if str(values.dtype).startswith("decimal") else str(values.dtype)
+    column = Column(name, sort, dtype, family, options, "given")
     if hasattr(values, "cat"):
         categories, ordered = tuple(values.cat.categories), bool(values.cat.ordered)
         column = replace(column, dtype="category", categories=categories, ordered=ordered)
