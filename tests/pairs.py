@@ -13,7 +13,10 @@ from functools import wraps
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.distributions import constraints
+from pyro.distributions.transforms import HaarTransform
+from pyro.infer.reparam import HaarReparam, LocScaleReparam
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
@@ -533,6 +536,47 @@ def deterministic_sites():
             pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
 
     return model, encoding(), torch.randn(7, 3), lambda x: linear_gaussian(x, lambda z: z * W, 1, 1.0)
+
+
+@pair
+def decentred_latent():
+    """``poutine.reparam`` makes the latent "z" an observed one that is computed from "z_decentered"."""
+
+    @poutine.reparam(config={"z": LocScaleReparam(0.0)})
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(1.0, 2.0))
+            pyro.sample("x", dist.Normal(z[..., None] * W, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z_decentered", dist.Normal((x - W) @ W.to(x.dtype) * 0.4, 0.6))
+
+    return model, guide, torch.randn(7, 3), lambda x: linear_gaussian(x, lambda z: (1 + 2 * z) * W, 1, 1.0)
+
+
+@pair
+def wavelets_of_a_latent():
+    """Unlike other reparameterisers, those that keep volumes do not mask what they compute."""
+
+    weight = torch.tensor([[0.8, -0.5, 0.3], [0.2, 0.4, -0.6]])
+    haar = HaarTransform(dim=-1)
+
+    @poutine.reparam(config={"z": HaarReparam(dim=-1)})
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.ones(2).to(x), 2.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weight.to(x.dtype), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            mean = 1 + (x - weight.sum(0)) @ weight.T.to(x.dtype) * 0.8
+            pyro.sample("z_haar", dist.Normal(haar(mean), 1.1).to_event(1))
+
+    def decode(z):
+        return (1 + 2 * z) @ weight.to(z.dtype)
+
+    return model, guide, torch.randn(7, 3), lambda x: linear_gaussian(x, decode, 2, 1.0)
 
 
 @pair

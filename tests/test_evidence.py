@@ -13,12 +13,17 @@ import pyro.distributions as dist
 import pytest
 import torch
 from oracles import LinearGaussian
+from pairs import PAIRS
+from pyro import poutine
+from pyro.infer.reparam import LocScaleReparam
+from pyro.infer.reparam.reparam import Reparam
 from rates import SEED
 
 import pyrovae as pv
 from pyrovae import baselines, diagnostics, evidence
 from pyrovae.evaluation import Evaluation
 from pyrovae.identity import NO_ROWS
+from pyrovae.pair import inspect
 
 EVERY_ORACLE_SHAPE = [(1, 2), (3, 10), (10, 20)]
 
@@ -285,6 +290,77 @@ def test_measure_is_per_column():
 )
 def test_a_number_that_scores_something_else_than_x_says_so(extra):
     assert scored(b=binary, g=real, extra=extra) == ("transformed",) * 4
+
+
+@pytest.mark.parametrize("name", ["plain_functions", "decentred_latent", "wavelets_of_a_latent"])
+def test_reparameterised_latents_leave_the_measure(name):
+    case = PAIRS[name]()
+    found = pv.log_evidence(case.pair, case.x, method="auto")
+    assert set(found.measure) == {"density"}
+    assert found.counts()["unchecked"] == 0
+
+
+def test_a_masked_delta_that_a_user_observes_stays_a_site():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+            pyro.sample("point", dist.Delta(z).mask(False), obs=x[:, 1])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.5 * x[:, 0], 0.8))
+
+    found = inspect(pv.LatentVariableModel(model, guide), {"x": torch.randn(6, 2)}).structure
+    assert found.columns == {"x": (0,), "point": (1,)}
+    assert found.measure == ("density", "unscored")
+
+
+class _Weighed(Reparam):
+    """Draws a latent from a wider distribution, and adds the log ratio of both densities."""
+
+    def apply(self, msg):
+        value = pyro.sample(f"{msg['name']}_base", dist.Normal(0.0, 2.0).expand(msg["fn"].batch_shape))
+        weight = msg["fn"].log_prob(value) - dist.Normal(0.0, 2.0).log_prob(value)
+        return {"fn": dist.Delta(value, log_density=weight), "value": value, "is_observed": True}
+
+
+def test_a_term_that_a_reparameteriser_adds_is_no_part_of_x():
+    """As with ``pyro.factor``: the model may not be a probability of x."""
+
+    @poutine.reparam(config={"z": _Weighed()})
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z_base", dist.Normal(0.5 * x, 0.5**0.5))  # the posterior
+
+    x = torch.randn(6)
+    found = pv.log_evidence(pv.LatentVariableModel(model, guide), x, num_samples=2, check=False)
+    assert found.measure == ("transformed",)
+    np.testing.assert_allclose(found.estimate, dist.Normal(0.0, 2**0.5).log_prob(x), atol=1e-5)
+
+
+def test_reparameterised_data_are_refused():
+    """``poutine.reparam`` of the site of x scores (x − loc) / scale."""
+
+    @poutine.reparam(config={"x": LocScaleReparam(0.0)})
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 2.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.2 * x, 0.9))
+
+    with pytest.raises(
+        ValueError, match="site 'x', whose distribution of column 0 depends on column 0 itself"
+    ):
+        pv.log_evidence(pv.LatentVariableModel(model, guide), torch.randn(6), check=False)
 
 
 def test_one_door():

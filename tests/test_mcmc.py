@@ -17,6 +17,8 @@ import pytest
 import torch
 from conjugate import CASES, coins
 from oracles import LinearGaussian
+from pyro import poutine
+from pyro.infer.reparam import HaarReparam, LocScaleReparam
 from rates import SEED, Z, close
 from scipy.signal import lfilter
 
@@ -448,6 +450,25 @@ def with_a_factor(x):
     hierarchy(x)
 
 
+@poutine.reparam(config={"mu": LocScaleReparam(0.0)})
+def decentred(x):
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(_mu()[..., None], 1.0).expand([len(x), 3]).to_event(1), obs=x)
+
+
+@poutine.reparam(config={"z": HaarReparam(dim=-1)})
+def wavelets(x):
+    z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+@poutine.reparam(config={"x": LocScaleReparam(0.0)})
+def reparameterised_data(x):
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(_mu(), 2.0), obs=x[:, 0])
+
+
 UNSCORED, PART = ("unscored",), ("unscored in part",)
 
 
@@ -455,6 +476,7 @@ UNSCORED, PART = ("unscored",), ("unscored in part",)
     ("model", "measure", "left_out"),
     [
         (hierarchy, ("density",) * 3, 0),
+        *((reparameterised, ("density",) * 3, 0) for reparameterised in (decentred, wavelets)),
         (process, ("density", *UNSCORED * 2), 36),
         (regressed, (*UNSCORED * 2, "density"), 36),
         (bits_and_numbers, ("mass", "density", "density"), 0),
@@ -468,7 +490,10 @@ UNSCORED, PART = ("unscored",), ("unscored in part",)
         (masked, (*PART, *UNSCORED * 2), 39),
         *((wrong, ("pseudo-likelihood",) * 3, None) for wrong in (of_itself, of_both_sides, of_each_other)),
         (prior_from_the_largest, ("pseudo-likelihood",) * 3, None),
-        *((wrong, ("transformed",) * 3, None) for wrong in (squares, twice, with_a_factor)),
+        *(
+            (wrong, ("transformed",) * 3, None)
+            for wrong in (squares, twice, with_a_factor, reparameterised_data)
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -183,8 +183,16 @@ def latent_and_observed(model: Sites, fix: str) -> tuple[tuple[str, ...], tuple[
 
 
 def holds_data(site: Site) -> bool:
-    """Return whether an observed site holds observations; those of pyro.factor do not."""
-    return not isinstance(site["fn"], dist.Unit)
+    """Return whether an observed site holds observations; those of pyro.factor and of poutine.reparam do not."""
+    return not (isinstance(site["fn"], dist.Unit) or site["infer"].get("_pyrovae_computed"))
+
+
+def adds_nothing(site: Site) -> bool:
+    """Return whether poutine.reparam made a site whose log-probability is 0: its transform keeps volumes."""
+    if not site["infer"].get("_pyrovae_computed"):
+        return False
+    inner: Any = supports.innermost(site["fn"])
+    return bool((inner.log_density == 0).all())
 
 
 def check_modules(pair: LatentVariableModel, batch: Batch, latents: Latents) -> None:

@@ -23,6 +23,7 @@ from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.pair import masks
 from pyrovae.pair.context import judged
 from pyrovae.pair.contract import (
+    adds_nothing,
     check_log_prob_dims,
     check_modules,
     check_repeats,
@@ -403,7 +404,8 @@ def columns_scored(
     columns_of = columns_held(again, batch, data, data_dim)
     once = [column for name in data for column in columns_of[name]]
     # pyro.factor, an entry that is no column, or a column that counts twice makes the model no distribution of x.
-    normalised = len(data) == len(observed) and -1 not in once and len(set(once)) == len(once)
+    counted = [name for name in observed if not adds_nothing(model[name])]
+    normalised = len(data) == len(counted) and -1 not in once and len(set(once)) == len(once)
     for name in data:
         site = model[name]
         fn = site["fn"]

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyrovae import supports
@@ -19,6 +18,7 @@ from pyrovae.pair.drawing import DrawsByRow, replaced, source_of
 from pyrovae.pair.running import (
     Batch,
     Latents,
+    Reparameterised,
     Site,
     Sites,
     Structure,
@@ -46,10 +46,11 @@ class LogJoint(NamedTuple):
     likelihood: Tensor
 
 
-class _Unconditioned(Messenger):
+class _Unconditioned(Reparameterised):
     """Makes observed sites sampled ones. Pyro's own ``uncondition`` also draws deterministic sites, in a wrong shape."""
 
     def _pyro_sample(self, msg: Any) -> None:
+        super()._pyro_sample(msg)
         if msg["is_observed"] and not msg["infer"].get("_deterministic"):
             msg.update(is_observed=False, value=None, done=False)
 

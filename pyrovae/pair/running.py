@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
@@ -205,6 +206,25 @@ class _Weigh(poutine.messenger.Messenger):
         msg["scale"] = msg["scale"] * weight
 
 
+class Reparameterised(poutine.messenger.Messenger):
+    """Marks latents that ``poutine.reparam`` computes from other sites: Pyro makes them observed, but does not tell.
+
+    ``ReparamMessenger`` first passes the latent itself to every handler that answers ``get_init_messengers``. A site
+    that is observed when it is first seen is the user's, and is never marked.
+    """
+
+    def _pyro_get_init_messengers(self, msg: Any) -> None:
+        msg["value"] = [*(msg["value"] or ()), self]
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"]:
+            msg["infer"]["_pyrovae_latent"] = True
+        elif msg["infer"].get("_pyrovae_latent") and isinstance(supports.innermost(msg["fn"]), dist.Delta):
+            msg["infer"]["_pyrovae_computed"] = True
+            if getattr(msg["fn"], "_mask", None) is False:
+                msg["infer"]["_deterministic"] = True
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Running the pair
 
@@ -222,12 +242,12 @@ def part_for(pair: LatentVariableModel, part: str, batch: Batch) -> Callable[...
 def sample_sites(function: Callable[..., Any], batch: Batch, latents: Latents | None = None) -> Sites:
     """Run a callable, with latents held at given values if any, and return its sample statements.
 
-    Subsampling and deterministic statements are left out.
+    Subsampling and deterministic statements are left out, and so are latents that ``poutine.reparam`` computes.
     """
     if latents is not None:
         function = poutine.condition(function, data=latents)
     args, kwargs = arguments(batch)
-    trace: Any = poutine.trace(function).get_trace(*args, **kwargs)
+    trace: Any = poutine.trace(Reparameterised()(function)).get_trace(*args, **kwargs)
     return {
         name: site
         for name, site in trace.nodes.items()

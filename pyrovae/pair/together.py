@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyrovae.pair import masks
-from pyrovae.pair.contract import holds_data
+from pyrovae.pair.contract import adds_nothing, holds_data
 from pyrovae.pair.running import Batch, Latents, Site, Sites, flat, log_prob, sample_sites
 
 # Reorderings of x that are tried to tell cells of equal values apart.
@@ -109,7 +109,11 @@ class _Runs:
 
     def _matched(self, others: Iterator[Tensor]) -> dict[str, np.ndarray] | None:
         """Return the cells whose values equal the sites' entries, on x and on the other versions."""
-        names = [name for name, site in self.base.items() if name not in self._latents[0]]
+        names = [
+            name
+            for name, site in self.base.items()
+            if name not in self._latents[0] and not adds_nothing(site)
+        ]
         if not all(holds_data(self.base[name]) for name in names):
             return None
         runs = [(self.x, self.base)]
