@@ -1996,6 +1996,13 @@ BUGS = {
         "True",
         "test_evidence.py::test_a_term_that_a_reparameteriser_adds_is_no_part_of_x",
     ),
+    "parameters of a callback that nothing trains": Bug(
+        "training/loop.py",
+        "_check_all_are_trained",
+        "if new:",
+        "if False:",
+        "test_training.py::test_a_callback_cannot_add_parameters_to_a_fit[unfreeze]",
+    ),
     "columns of any size": Bug(
         "model.py",
         "LatentVariableModel.fix_of_scales",

@@ -1,5 +1,6 @@
 """fit(): it reaches known optima, counts rows and KL right, repeats itself, and loses nothing."""
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -343,6 +344,55 @@ def test_callbacks_that_are_not_a_list_of_functions_are_refused(callbacks):
 def test_a_callback_that_returns_a_number_is_refused():
     with pytest.raises(TypeError, match=r"^what a callback returns: expected True or False"):
         pv.fit(small_vae(), binary_rows(), epochs=1, callbacks=[lambda record, pair: record["elbo"]])
+
+
+def _unfreeze(pair):
+    pair.likelihood.requires_grad_(True)
+
+
+def _replace(pair):
+    pair.encoder.network = copy.deepcopy(pair.encoder.network)
+
+
+@pytest.mark.parametrize(
+    ("change", "first"), [(_unfreeze, "likelihood."), (_replace, "encoder.network.")], ids=["unfreeze", "new"]
+)
+def test_a_callback_cannot_add_parameters_to_a_fit(change, first):
+    """A second fit trains them. In the last epoch, or when the fit stops, the change is one for the next fit."""
+    vae, x = small_vae(), binary_rows()
+    vae.likelihood.requires_grad_(False)
+
+    def fit(pair, epochs, stops):
+        def callback(record, pair):
+            if record["epoch"] == 2:
+                change(pair)
+                return stops
+
+        pv.fit(pair, x, epochs=epochs, callbacks=[callback])
+
+    fit(copy.deepcopy(vae), epochs=5, stops=True)
+    fit(copy.deepcopy(vae), epochs=2, stops=False)
+    with pytest.raises(
+        ValueError,
+        match=rf"^callbacks: expected .*, got \d+ that fit does not train, first '{first}.*fit again\.$",
+    ):
+        fit(vae, epochs=5, stops=False)
+    before = {name: value.detach().clone() for name, value in vae.named_parameters() if first in name}
+    pv.fit(vae, x, epochs=1)
+    assert all(not torch.equal(value, vae.get_parameter(name)) for name, value in before.items())
+
+
+def test_a_callback_may_freeze_parameters():
+    vae, x, found = small_vae(), binary_rows(), []
+
+    def callback(record, pair):
+        pair.likelihood.requires_grad_(record["epoch"] == 4)
+        found.append(parameters(pair.likelihood))
+
+    pv.fit(vae, x, epochs=6, callbacks=[callback])
+    assert same(found[0], found[3])
+    assert not same(found[3], found[4])
+    assert same(found[4], parameters(vae.likelihood))
 
 
 def test_same_seed_same_fit_whatever_ran_before():

@@ -134,8 +134,9 @@ def fit(
             ones that you draw from them count as held-out.
         callbacks: functions that ``fit`` calls after every epoch with that epoch's record, a dict with the columns of
             ``History.frame``, and the pair. A callback that returns True stops the fit; otherwise it returns None or
-            False. With a checkpoint, a fit that is killed right after a call may repeat the call when it resumes.
-            docs/training.md shows TensorBoard and MLflow.
+            False. It may freeze parameters. To unfreeze some, or to replace a network, stop the fit and call it again. With
+            a checkpoint, a fit that is killed right after a call may repeat the call when it resumes. docs/training.md
+            shows TensorBoard and MLflow.
 
     Where ``torch.distributed`` is initialised with several ranks, as under ``torchrun``, they share the rows of every
     minibatch and take the steps of one process, up to rounding. All ranks have to pass the same rows and arguments and
@@ -152,7 +153,8 @@ def fit(
         RuntimeError: another rank raises an error, dies, or hangs for the timeout of its group; the message names it if it
             has called ``fit``.
         ValueError: during training, a chunk changes between passes, a learned scale shrinks to zero, rows have no
-            finite ELBO, or, with ``compile=True``, the trace no longer holds.
+            finite ELBO, a callback gives the pair parameters that are not trained, or, with ``compile=True``, the trace
+            no longer holds.
         OSError: the checkpoint folder cannot be written, or another process holds it. Earlier checkpoints stay valid.
         FloatingPointError: a loss or gradient is not finite. The message names epoch, step, rows and the likely cause.
             The parameters are as before that step.

@@ -24,7 +24,7 @@ from pyrovae.model import LatentVariableModel
 from pyrovae.pair import Batch, RowModel
 from pyrovae.precision import products
 from pyrovae.progress import Progress
-from pyrovae.refusals import Refused
+from pyrovae.refusals import Refused, bad_value
 from pyrovae.tracing import StepLoss
 from pyrovae.training import nonfinite
 from pyrovae.training.answers import FitAnswers
@@ -330,6 +330,9 @@ class Loop:
                 for callback in self._callbacks:
                     with alone():  # a fit of a callback's own
                         stop |= _asked_to_stop(callback, dict(record), self._state.pair)
+                ends = stop or self._epoch == self._plan.epochs or self.history.stopped != "epochs"
+                if self._callbacks and not ends:
+                    _check_all_are_trained(self._state)
             if self._callbacks:
                 stop = self._ranks.exchange(stop)[0]
         if self._callbacks:
@@ -482,6 +485,19 @@ def _asked_to_stop(callback: Callback, record: dict[str, float], pair: LatentVar
     """Call a callback and return whether it stops the fit; raise ``TypeError`` unless it returns None or a bool."""
     answer = callback(record, pair)
     return answer is not None and arguments.boolean("what a callback returns", answer)
+
+
+def _check_all_are_trained(state: State) -> None:
+    """Raise ``ValueError`` if the pair has parameters with gradients that the optimizer does not update."""
+    trained = {id(p) for p in state.parameters}
+    new = [n for n, p in state.pair.named_parameters() if p.requires_grad and id(p) not in trained]
+    if new:
+        raise bad_value(
+            "callbacks",
+            "callbacks that leave the parameters to train as they were when fit began, or freeze some",
+            f"{len(new)} that fit does not train, first {new[0]!r}",
+            "To unfreeze parameters or replace a network, return True, change the pair, and call fit again.",
+        )
 
 
 def _columns(bound: ELBOEstimate, prefix: str = "") -> dict[str, float]:
