@@ -2003,6 +2003,13 @@ BUGS = {
         "if False:",
         "test_training.py::test_a_callback_cannot_add_parameters_to_a_fit[unfreeze]",
     ),
+    "validation rows without what x has beside it": Bug(
+        "training/prepare.py",
+        "_check_beside",
+        "names == wanted",
+        "names <= wanted",
+        "test_context.py::test_validation_rows_have_the_same_beside_them",
+    ),
     "columns of any size": Bug(
         "model.py",
         "LatentVariableModel.fix_of_scales",

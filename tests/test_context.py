@@ -201,6 +201,44 @@ def test_a_pair_of_one_s_own_takes_keywords_labels_and_masks():
     assert list(ev.given) == ["label", "mask"]
 
 
+def _shifted(x, t):
+    weight = pyro.param("weight", torch.ones(2))
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal((z + t)[..., None] * weight, 1.0).to_event(1), obs=x)
+
+
+def _of_shifted(x, t):
+    with pyro.plate("rows", len(x)):
+        pyro.sample("z", dist.Normal((x.sum(1) - 2 * t) / 3, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("names", "came"),
+    [("x", "got nothing beside .*missing.*'t'"), ("xtu", "got 't', 'u' beside .*unexpected.*'u'")],
+)
+def test_validation_rows_have_the_same_beside_them(names, came):
+    def rows(names):
+        return {name: torch.randn(9, 2) if name == "x" else torch.randn(9) for name in names}
+
+    with pytest.raises(
+        ValueError, match=rf"^validation: expected rows with 't' beside them, as in x, {came}.*'t': …"
+    ):
+        pv.fit(pv.LatentVariableModel(_shifted, _of_shifted), rows("xt"), epochs=1, validation=rows(names))
+
+
+def test_validation_rows_may_lack_what_has_a_default():
+    def model(x, t=None):
+        _shifted(x, torch.zeros(len(x)) if t is None else t)
+
+    def guide(x, t=None):
+        _of_shifted(x, torch.zeros(len(x)) if t is None else t)
+
+    rows = {"x": torch.randn(9, 2), "t": torch.randn(9)}
+    history = pv.fit(pv.LatentVariableModel(model, guide), rows, epochs=1, validation=torch.randn(9, 2))
+    assert np.isfinite(history.frame["validation_elbo"]).all()
+
+
 def test_rows_in_a_frame_with_a_series_beside_them():
     data = counts()
     vae = pv.VAE.mlp(3, 1, "poisson", hidden_dims=(4,), offset=True)

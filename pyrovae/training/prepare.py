@@ -8,8 +8,8 @@ from typing import Any
 from pyrovae import threads
 from pyrovae.evaluation import Evaluation
 from pyrovae.model import LatentVariableModel
-from pyrovae.pair import RowModel, check_every_leaf
-from pyrovae.refusals import bad_type, bad_value
+from pyrovae.pair import Batch, RowModel, check_every_leaf, inspect
+from pyrovae.refusals import Refused, bad_type, bad_value
 from pyrovae.rows import restored
 from pyrovae.training.answers import FitAnswers
 from pyrovae.training.arguments import (
@@ -93,6 +93,8 @@ def prepare(
             f"shape {tuple(held_out.batch['x'].shape[1:])}",
             "Pass the same columns.",
         )
+    if held_out is not None:
+        _check_beside(held_out, shown, plan.seed)
     optimizer = make_optimizer(plan.optimizer, [p for p in pair.parameters() if p.requires_grad], plan.lr)
     state = State(pair, optimizer, objective, len(rows), plan.clip_norm, plan.binarize)
     schedule = make_scheduler(plan.scheduler, optimizer)
@@ -119,6 +121,23 @@ def prepare(
     )
     loop.history.steps = how
     return loop
+
+
+def _check_beside(held_out: Evaluation, shown: Batch, seed: int) -> None:
+    """Raise ``ValueError`` if validation rows lack values beside them that x has, or have others, and the pair fails."""
+    names, wanted = (sorted(batch.keys() - {"x", "observed"}) for batch in (held_out.batch, shown))
+    if names == wanted:
+        return
+    try:
+        inspect(held_out.pair, held_out.batch, seed, "validation")
+    except Refused as error:
+        beside = [", ".join(map(repr, values)) or "nothing" for values in (names, wanted)]
+        raise bad_value(
+            "validation",
+            f"rows with {beside[1]} beside them, as in x",
+            f"{beside[0]} beside them, on which the pair fails: {error.__cause__ or error}",
+            f"Pass {{'x': rows{''.join(f', {name!r}: …' for name in wanted)}}}.",
+        ) from error
 
 
 def _evaluation(model: RowModel, plan: Plan, x: Any, argument: str, reader: Reader) -> Evaluation:
