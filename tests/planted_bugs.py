@@ -2010,6 +2010,27 @@ BUGS = {
         "names <= wanted",
         "test_context.py::test_validation_rows_have_the_same_beside_them",
     ),
+    "given with a model that takes no missing cells": Bug(
+        "evidence/__init__.py",
+        "log_evidence",
+        'not getattr(model, "takes_missing", True)',
+        "False",
+        "test_outliers.py::test_given_needs_a_model_that_takes_missing_cells",
+    ),
+    "a plate that asks for more rows than there are": Bug(
+        "pair/contract.py",
+        "_RefuseSubsampling._pyro_post_sample",
+        "chosen != size or asked != size",
+        "chosen != size",
+        "test_pair.py::test_a_plate_that_subsamples_is_refused[of_more_rows]",
+    ),
+    "observed statistics of the batch taken for data from outside": Bug(
+        "pair/contract.py",
+        "_check_answers",
+        "value.narrow(axis, 0, len(order)), second",
+        "value, value",
+        "test_pair.py::test_observing_rows_in_units_of_the_batch_is_refused",
+    ),
     "columns of any size": Bug(
         "model.py",
         "LatentVariableModel.fix_of_scales",

@@ -136,6 +136,25 @@ def test_verdicts_and_errors_are_those_of_both_terms(linear, monkeypatch):
     assert found.verdict.tolist() == worst
 
 
+def test_given_needs_a_model_that_takes_missing_cells():
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[..., None], 1.0).expand([*z.shape, 3]).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(x.sum(1) / 4, 0.5))
+
+    x = torch.randn(9, 3)
+    with pytest.raises(
+        ValueError, match=r"^given: expected a model that takes missing.*Write model\(x, observed"
+    ):
+        pv.log_evidence(pv.LatentVariableModel(model, guide), x, given=[0])
+    with pytest.raises(ValueError, match=r"^given: expected .*, got a KernelDensity, which takes none"):
+        pv.log_evidence(baselines.KernelDensity().fit(x), x, given=[0])
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

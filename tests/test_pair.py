@@ -382,8 +382,10 @@ def test_a_model_without_latents_is_refused():
         (lambda x: pyro.plate("data", 100, subsample_size=len(x)), "subsamples 4 of 100"),
         (lambda x: pyro.plate("data", 100, subsample=torch.arange(len(x))), "subsamples 4 of 100"),
         (lambda x: pyro.plate("data", len(x), subsample_size=2), "subsamples 2 of 4"),
+        (lambda x: pyro.plate("data", len(x), subsample_size=10), "subsamples 10 of 4"),
+        (lambda x: pyro.plate("data", len(x), subsample_size=4), "subsamples 4 of 3"),
     ],
-    ids=["subsample_size", "subsample", "of_the_rows"],
+    ids=["subsample_size", "subsample", "of_the_rows", "of_more_rows", "of_as_many_rows"],
 )
 def test_a_plate_that_subsamples_is_refused(plate, came):
     def subsampling(x):
@@ -439,9 +441,12 @@ def test_a_row_that_depends_on_its_neighbours_is_refused(part, name):
         weigh(**{part: faulty})
 
 
-def test_observing_centred_rows_is_refused():
-    with refused("model", "observed site 'x'", "do not change with x", "obs=x"):
-        weigh(observing(lambda x: x - x.mean(0)))
+@pytest.mark.parametrize("scaled", [lambda x: x - x.mean(0), lambda x: (x - x.mean(0)) / x.std(0)])
+def test_observing_rows_in_units_of_the_batch_is_refused(scaled):
+    with refused(
+        "model", "observed site 'x'", "change with the other rows of the batch", "obs=x. Standardise"
+    ):
+        weigh(observing(scaled))
 
 
 def test_batch_norm_in_train_mode_out_of_sight_is_refused():

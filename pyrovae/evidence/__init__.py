@@ -83,7 +83,17 @@ def log_evidence(
                 "a folder",
                 "Leave it out.",
             )
-        ours = model.arranged(x) if isinstance(model, LatentVariableModel) else x
+        pair = isinstance(model, LatentVariableModel)
+        if not getattr(model, "takes_missing", True):
+            raise bad_value(
+                "given",
+                "a model that takes missing cells, because log P of the given columns leaves out the others",
+                "one that takes none" if pair else f"a {type(model).__name__}, which takes none",
+                "Write model(x, observed=None), and mask its sites by it."
+                if pair
+                else "Use a baseline that does, such as PPCA or FullGaussian, or a VAE.",
+            )
+        ours = model.arranged(x) if pair else x
         return conditional(lambda rows: log_evidence(model, rows, method=method, **options), ours, given, x)
     own = getattr(model, "log_evidence", None)
     if own is None:

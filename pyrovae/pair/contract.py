@@ -86,11 +86,15 @@ class _RefuseSubsampling(poutine.messenger.Messenger):
         self.part = part
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) and len(msg["value"]) != msg["fn"].size:
+        if not site_is_subsample(msg):
+            return
+        size, chosen = msg["fn"].size, len(msg["value"])
+        asked = chosen if msg["fn"].subsample_size is None else msg["fn"].subsample_size
+        if chosen != size or asked != size:
             raise bad_value(
                 self.part,
                 "plates that hold the rows they are given",
-                f"plate {msg['name']!r}, which subsamples {len(msg['value'])} of {msg['fn'].size}",
+                f"plate {msg['name']!r}, which subsamples {asked} of {size}",
                 f'Declare pyro.plate("{msg["name"]}", len(x)); fit draws minibatches and scales them by N/B.',
             )
 
@@ -295,9 +299,17 @@ def _check_answers(name: str, first: Site, second: Site, dim: int, order: list[i
     """Raise ``ValueError`` unless an observed site's values are reordered when the rows are."""
     if not holds_data(first):
         return
-    index = torch.tensor(order, device=first["value"].device)
-    if not torch.equal(first["value"].index_select(row_axis(first, dim), index), second["value"]):
+    value, axis = first["value"], row_axis(first, dim)
+    if torch.equal(value.index_select(axis, torch.tensor(order, device=value.device)), second["value"]):
+        return
+    if torch.equal(value.narrow(axis, 0, len(order)), second["value"]):
         raise no_answer(name)
+    raise bad_value(
+        "model",
+        f"observed site {name!r} to hold the rows it is called with",
+        "values of a row that change with the other rows of the batch",
+        "Observe the argument, obs=x. Standardise x beforehand, by numbers taken from the training rows.",
+    )
 
 
 def check_vectorised(model: RowModel, probe: Batch) -> dict[str, bool]:
