@@ -72,7 +72,7 @@ class LatentVariableModel(Parameters):
     If model or guide is a torch module, or a method of one, the pair has the module's parameters. PyroModules are
     included. Parameters that ``pyro.param`` and ``pyro.module`` declare in plain functions are in the pair's own
     parameter store. The first run of the pair fills this store. Pyro's global store supplies no values and is not
-    changed.
+    changed. If it holds a name that the pair declares, this run raises ``ValueError``: pass it as ``params``, or clear it.
 
     Args:
         model: callable with Pyro sample statements, the rows observed.

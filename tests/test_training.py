@@ -485,6 +485,14 @@ def test_warm_up_rises_to_one():
     np.testing.assert_allclose(frame["kl_weight"], [0.25, 0.5, 0.75, 1.0, 1.0])
 
 
+@pytest.mark.parametrize(("batch_size", "first"), [(16, 3), (50, 0)])
+def test_the_loss_of_the_columns_holds_after_the_warm_up_or_with_one_step_an_epoch(batch_size, first):
+    frame = pv.fit(small_vae(), binary_rows(), epochs=6, batch_size=batch_size, kl_warmup=3).frame
+    apart = (frame["loss"] - (frame["kl_weight"] * frame["rate"] - frame["reconstruction"])).abs()
+    assert apart[first:].max() < 1e-5
+    assert (apart.max() > 1e-3) == (batch_size == 16)  # in the warm-up, of several steps
+
+
 def test_early_stopping_waits_for_the_warm_up_and_restores_the_best():
     x = binary_rows(40)
     history = pv.fit(

@@ -35,11 +35,14 @@ class History:
     def frame(self) -> pd.DataFrame:
         """A line an epoch: epoch, loss, elbo, rate, reconstruction, kl_weight, lr, skipped, seconds; in nats a row.
 
-        All numbers but those of validation rows are means over the epoch's steps, in training mode, while the parameters
-        changed. ``loss`` is the objective: kl_weight · rate − reconstruction. ``elbo`` = reconstruction − rate leaves
-        out the KL weight. With a ``RenyiELBO``, whose terms do not add up, or a subclass of your own, ``elbo`` and its
-        parts are evaluated on the training rows after the epoch. In float32, ``rate`` and ``elbo`` of steps with a small
-        KL weight have a rounding error of about 1e-7 · |loss| / kl_weight.
+        ``loss``, ``elbo``, ``rate`` and ``reconstruction`` are means over the epoch's steps, in training mode, while the
+        parameters changed. A step's loss is the objective: weight · rate − reconstruction, with the KL weight of that step.
+        ``kl_weight`` is that of the epoch's last step. The columns' loss is therefore kl_weight · rate − reconstruction
+        after the warm-up, and in it only if an epoch is one step. ``elbo`` = reconstruction − rate leaves out the KL weight.
+
+        With a ``RenyiELBO``, whose terms do not add up, or a subclass of your own, ``elbo`` and its parts are evaluated on
+        the training rows after the epoch. In float32, ``rate`` and ``elbo`` of steps with a small KL weight have a rounding
+        error of about 1e-7 · |loss| / kl_weight.
 
         With validation rows, the frame also has ``validation_elbo``, ``validation_rate`` and
         ``validation_reconstruction``, evaluated after the epoch. ``skipped`` counts the steps that were not finite and
