@@ -5,6 +5,7 @@ It works with arviz 0.23 and 1.x; the last section holds their differences.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
@@ -23,7 +24,7 @@ from pyrovae.evidence.draws import Draws, resample
 from pyrovae.evidence.result import Columns, verdicts
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
-from pyrovae.pair import Batch, Latents, RowModel
+from pyrovae.pair import Batch, Latents, RowModel, lacking
 from pyrovae.refusals import bad_type, bad_value, shown
 from pyrovae.rows import read_in_double, restored
 from pyrovae.turns import takes_turns
@@ -55,7 +56,7 @@ def to_arviz(
     k = 1 … ``num_samples``. Then ``num_draws`` of them are chosen with replacement and probabilities
     ∝ P(x_n, z_k) / Q(z_k | x_n) (Rubin 1987). The groups:
 
-    * ``posterior``: every latent, dims (chain, draw, row, …);
+    * ``posterior``: every latent, dims (chain, draw, row, …), NaN in entries that its mask leaves out;
     * ``prior``: as many draws of P(z), with the same dims;
     * ``posterior_predictive``, ``prior_predictive``: ``x``, new rows from P(x | z) of those draws;
     * ``log_likelihood_given_z``: log P(x_n | z) of the posterior draws, dims (chain, draw, row), in nats.
@@ -257,8 +258,9 @@ def _of_block(
         kept = draws.chosen(chosen)
         prior, _ = model.draw_prior(batch, num_draws, row_noise)
         groups: dict[str, Group] = {}
+        lacks = lacking(model, batch, {name: z[:1] for name, z in kept.items()})
         for key, (group, latents) in enumerate((("posterior", kept), ("prior", prior)), start=1):
-            groups[group] = {name: _variable(model, name, value) for name, value in latents.items()}
+            groups[group] = {name: _variable(model, name, z, lacks[name]) for name, z in latents.items()}
             if predictive:
                 replicated = _replicate(evaluation, rows, batch, latents, key)
                 groups[f"{group}_predictive"] = {
@@ -298,9 +300,15 @@ def _refuse_too_many(evaluation: Evaluation, num_draws: int, predictive: bool) -
         )
 
 
-def _variable(model: RowModel, name: str, value: Tensor) -> Variable:
-    """Return a latent in dims (chain, draw, row, …): inner plates, unless of size 1, then the event."""
+def _variable(model: RowModel, name: str, value: Tensor, lacks: Tensor | None) -> Variable:
+    """Return a latent in dims (chain, draw, row, …): inner plates, unless of size 1, then the event.
+
+    It is NaN in the entries that ``lacks`` names, as in ``pair.Given``; labels then become float64.
+    """
     value, structure = model.rows_second(name, value), model.structure
+    if lacks is not None:
+        value = value if value.is_floating_point() else value.double()
+        value = value.masked_fill(lacks.view(value.shape[1:]), math.nan)
     plates = [size for size in value.shape[2 : 1 + structure.nesting] if size > 1]
     value = value.reshape(*value.shape[:2], *plates, *value.shape[1 + structure.nesting :])
     inner = (f"{name}_dim_{i}" for i in range(value.dim() - 2))

@@ -1737,6 +1737,13 @@ BUGS = {
         "(0.05, 0.05)",
         "test_convert.py::test_tail_counts_the_slower_of_both_tails",
     ),
+    "draws of latents that a row lacks": Bug(
+        "convert.py",
+        "_variable",
+        "value.masked_fill(lacks.view(value.shape[1:]), math.nan)",
+        "value",
+        "test_masks.py::test_draws_for_arviz_are_nan_where_a_row_lacks_the_latent",
+    ),
     "stacking weights of two digits": Bug(
         "convert.py",
         "_stacking_weights",

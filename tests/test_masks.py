@@ -179,6 +179,54 @@ def test_a_diagnosis_counts_no_masked_entries():
     np.testing.assert_allclose(found.dimensions["variance_of_mean"], mean, atol=1e-5)
 
 
+def labels():
+    """Labels, whole numbers that cannot be NaN."""
+
+    def model(x, held):
+        with pyro.plate("data", len(x)), poutine.mask(mask=held[:, 0]):
+            k = pyro.sample("k", dist.Categorical(torch.ones(len(x), 3) / 3))
+            pyro.sample("x", dist.Normal(k.to(x.dtype), 1.0), obs=x[:, 0])
+
+    def guide(x, held):
+        with pyro.plate("data", len(x)), poutine.mask(mask=held[:, 0]):
+            pyro.sample("k", dist.Categorical(torch.ones(len(x), 3) / 3))
+
+    return model, guide, None
+
+
+#: Which rows, or which entries of them, have each latent.
+HAVE = {
+    steps: {"z0": HELD[:, 0], "z1": HELD[:, 1]},
+    entries: {"z": HELD},
+    events: {"z": HELD.all(1, keepdim=True).expand(ROWS, 2), "u": torch.ones(ROWS).bool()},
+    plates: {"z": HELD},
+    simplex: {"z": HELD[:, :1].expand(ROWS, 3)},
+    labels: {"k": HELD[:, 0]},
+}
+
+
+@pytest.mark.parametrize("place", HAVE)
+def test_draws_for_arviz_are_nan_where_a_row_lacks_the_latent(place):
+    pair = pv.LatentVariableModel(*place()[:2])
+    x = {"x": rows(place.__name__), "held": HELD}
+    data = pv.convert.to_arviz(pair, x, num_draws=5, num_samples=20, predictive=False, tile=(3, 20))
+    for group in ("posterior", "prior"):
+        for name, have in HAVE[place].items():
+            values = data[group][name].values[0]
+            np.testing.assert_array_equal(np.isnan(values), np.broadcast_to(~have.numpy(), values.shape))
+
+
+def test_draws_for_arviz_of_observed_cells_are_nan():
+    """``obs_mask`` makes a latent of the missing cells alone."""
+    x, observed = rows("steps")[:, 0], HELD[:, 0]
+    data = pv.convert.to_arviz(cells(True), {"x": x, "observed": observed}, num_draws=5, num_samples=20)
+    for group in ("posterior", "prior"):
+        values = data[group]["x_unobserved"].values[0]
+        np.testing.assert_array_equal(np.isnan(values), np.broadcast_to(observed.numpy(), values.shape))
+        assert np.isfinite(data[group]["z"]).all()
+        assert np.isfinite(data[f"{group}_predictive"]["x"]).all()
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Refusals
 
