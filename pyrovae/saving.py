@@ -104,9 +104,11 @@ def load(path: str | os.PathLike[str], into: Any = None) -> Any:
     Args:
         path: the file.
         into: an instance of the saved class, built by the same code. Needed if a part of the model is in no
-            registry, such as the user's own Pyro pair. ``load`` compares everything before it changes anything,
-            and writes tensors in place. A pair of plain functions that has not run yet gets the saved
-            parameters, which its first run then uses.
+            registry, such as the user's own Pyro pair. Before it changes anything, ``load`` compares what the file
+            holds: arguments and modules of the registries, and names, shapes, dtypes and constraints of tensors.
+            A ``PyroMCMC`` must also give saved draws the log joint that it gave them when it was fitted. A pair's file
+            holds no rows, so ``load`` cannot see that the code of a pair has changed. Tensors are written in place. A
+            pair of plain functions that has not run yet gets the saved parameters, which its first run then uses.
 
     Returns:
         A ``VAE`` or a baseline; or ``into``.
@@ -114,7 +116,8 @@ def load(path: str | os.PathLike[str], into: Any = None) -> Any:
     Raises:
         FileNotFoundError, OSError: the file does not exist or cannot be read.
         ValueError: the file is not pyrovae's, damaged, or of a newer version; names, shapes or dtypes differ from
-            those of ``into``; without ``into``, a part is in no registry. Nothing was changed.
+            those of ``into``; the draws of a ``PyroMCMC`` are of another model; without ``into``, a part is in no
+            registry. Nothing was changed.
     """
     arrays, meta = storage.read(arguments.path("path", path))
     kind = {"pair": LatentVariableModel, "baseline": Fitted}.get(str(meta.get("kind")))

@@ -826,6 +826,54 @@ def test_chains_of_a_model_of_one_s_own(tmp_path):
     np.testing.assert_array_equal(again.log_evidence(x).estimate, mcmc.log_evidence(x).estimate)
 
 
+def heights(scale, more=False, normal=True):
+    """Chains of a mean whose prior has a scale; the likelihood may be another, and there may be another latent."""
+
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, scale))
+        if more:
+            pyro.sample("other", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0) if normal else dist.StudentT(4.0, mean, 1.0), obs=x)
+
+    return baselines.PyroMCMC(model, num_samples=60, warmup_steps=40, num_chains=2)
+
+
+def test_draws_are_loaded_into_their_own_model_only(tmp_path):
+    """The log joint of μ is log N(μ; 0, s²) + Σ_n log N(x_n; μ, 1)."""
+    x = torch.randn(30, generator=torch.Generator().manual_seed(0)).double()
+    mcmc = heights(3.0).fit(x)
+    mcmc.save(tmp_path / "mcmc")
+    first = mcmc.posterior["mean"][0, 0]
+    rest = dist.Normal(first, 1.0).log_prob(x).sum()
+    now, was = (float(dist.Normal(0.0, scale).log_prob(first) + rest) for scale in (0.2, 3.0))
+    for other, message in (
+        (
+            heights(0.2),
+            rf"into: expected the model that was saved, got .* is {str(now)[:8]}\d+, was {str(was)[:8]}\d+",
+        ),
+        (heights(3.0, normal=False), r"log P\(x, latents\) at a saved draw is"),
+        (heights(3.0, more=True), "one of 2 unconstrained parameters; 1 were saved"),
+    ):
+        before = dict(vars(other))
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path / "mcmc", into=other)
+        assert vars(other) == before
+    again = load(tmp_path / "mcmc", into=heights(3.0))
+    assert torch.equal(again.posterior["mean"], mcmc.posterior["mean"])
+
+
+def test_draws_of_earlier_versions_load(tmp_path):
+    """Their files hold no log joint to compare."""
+    mcmc = heights(3.0).fit(torch.arange(5.0))
+    del mcmc._at_draws
+    mcmc.save(tmp_path / "mcmc")
+    again = load(tmp_path / "mcmc", into=heights(3.0))
+    assert again.marginal_likelihood().total == mcmc.marginal_likelihood().total
+    with pytest.raises(ValueError, match="one of 2 unconstrained parameters"):
+        load(tmp_path / "mcmc", into=heights(3.0, more=True))
+
+
 def test_a_baseline_not_yet_fitted(tmp_path):
     save(baselines.PPCA(2), tmp_path / "baseline")
     again = load(tmp_path / "baseline")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import arguments, identity, noise
+from pyrovae import arguments, checkpoints, identity, noise
 from pyrovae.baselines.base import Fitted
 from pyrovae.baselines.mcmc.chains import run_nuts
 from pyrovae.chain_diagnostics import Checks, check, frame_of, row_ess, series_ess
@@ -103,6 +103,7 @@ class PyroMCMC(Fitted):
     _batch: Batch
     _joint: BayesianModel | None = None
     _draws: Tensor  # (chains, draws, dim), unconstrained
+    _at_draws: Tensor | None = None  # the log joint at ``_some(_draws)``; files of earlier versions lack it
 
     def __init__(
         self,
@@ -162,9 +163,10 @@ class PyroMCMC(Fitted):
             full_mass=self.full_mass,
             max_tree_depth=self.max_tree_depth,
         )
-        latents = joint.latents(draws.flatten(0, 1))
+        latents, at_draws = joint.latents(draws.flatten(0, 1)), joint.log_joints(_some(draws))
         self.__dict__.pop("diagnostics", None)
         self._batch, self._joint, self._draws, self.divergences = batch, joint, draws, divergences
+        self._at_draws = at_draws
         self.posterior = {name: value.unflatten(0, draws.shape[:2]) for name, value in latents.items()}
         self.seen, self.names = identity.row_hashes(source.exact), dict(source.names)
         self._fingerprint = identity.fingerprint(source.exact)
@@ -179,6 +181,26 @@ class PyroMCMC(Fitted):
     def _derive(self) -> None:
         if "_batch" in vars(self):
             self._joint = self._joint_of(self._batch)
+            if "model" not in self.derived:  # the user's code, which may have changed
+                self._check_draws(self._joint)
+
+    def _check_draws(self, joint: BayesianModel) -> None:
+        """Raise ``ValueError`` unless the saved draws are of this model: it gives them the log joint that was saved."""
+        expected, fix = (
+            "the model that was saved",
+            "Load into the same code, or fit this model. Nothing was changed.",
+        )
+        if joint.dim != self._draws.shape[-1]:
+            came = f"one of {joint.dim} unconstrained parameters; {self._draws.shape[-1]} were saved"
+            raise bad_value("into", expected, came, fix)
+        if self._at_draws is None:
+            return
+        now, tolerance = joint.log_joints(_some(self._draws)), checkpoints.rounding(torch.float64)
+        same = torch.isclose(now, self._at_draws, rtol=tolerance, atol=tolerance, equal_nan=True)
+        if not bool(same.all()):
+            a, b = float(now[~same][0]), float(self._at_draws[~same][0])
+            came = f"one whose log P(x, latents) at a saved draw is {a:.12g}, was {b:.12g}"
+            raise bad_value("into", expected, came, fix)
 
     @takes_turns
     def log_likelihood(self, x: Any) -> Tensor:
@@ -350,6 +372,11 @@ class PyroMCMC(Fitted):
                 name, "a fitted baseline", "one that was not", f"Call {name}(…).fit(x_train) first."
             )
         return self._joint
+
+
+def _some(draws: Tensor) -> Tensor:
+    """Return the first and last draw of every chain, shape (2 · chains, dim)."""
+    return draws[:, [0, -1]].flatten(0, 1)
 
 
 def _given_together(joint: BayesianModel) -> dict[str, str]:
