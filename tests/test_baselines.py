@@ -277,6 +277,21 @@ def test_factor_analysis_at_the_edge_is_the_maximum_too():
     assert fitted.log_evidence(x).mean < best
 
 
+def test_factor_analysis_accepts_columns_that_nearly_repeat_others():
+    """One factor of three columns has as many parameters as their covariance, so it fits these rows exactly."""
+    loadings, noise = torch.tensor([[1.0, 1.0, 0.6]]).double().T, torch.tensor([5e-9, 5e-9, 0.64]).double()
+    z = torch.randn(200, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z = z - z.mean(dim=0)
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(z.T @ z / 200), z.T, upper=False)
+    x = 3.0 + (torch.linalg.cholesky(loadings @ loadings.T + noise.diag()) @ white).T
+    fitted, full = baselines.FactorAnalysis(1).fit(x), baselines.FullGaussian().fit(x)
+    np.testing.assert_allclose(fitted.noise_variance, noise, rtol=1e-5)
+    assert fitted.log_evidence(x).mean == pytest.approx(full.log_evidence(x).mean, abs=1e-9)
+    x[:60, 2] = torch.nan
+    fitted, full = baselines.FactorAnalysis(1).fit(x), baselines.FullGaussian().fit(x)
+    assert fitted.log_evidence(x).mean == pytest.approx(full.log_evidence(x).mean, abs=0.02)
+
+
 def two_clouds():
     shift = torch.tensor([3.0, -3.0, 0.0, 1.0], dtype=torch.float64)
     return torch.cat([REAL, REAL.flip(0) * 0.5 + shift])

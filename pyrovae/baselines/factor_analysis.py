@@ -14,7 +14,9 @@ from pyrovae.baselines import columns, factors
 from pyrovae.baselines.base import register, warn_unconverged
 from pyrovae.refusals import bad_value
 
-_LEAST = 1e-8  # the least noise variance, relative to a column's variance
+# The least noise variance, relative to a column's variance. A fit that is singular at the first is made at the second, where
+# only columns that others determine up to rounding errors are singular.
+_LEAST = (1e-8, 1e-11)
 
 
 @register("factor_analysis")
@@ -24,7 +26,7 @@ class FactorAnalysis(factors.FactorModel):
     ``fit`` maximises the likelihood. EM (scikit-learn's) comes near the maximum, but becomes very slow if a ψ_d
     tends to 0 (Heywood 1931). Quasi-Newton steps over ψ then finish; the best W for each ψ has a closed form
     (Jöreskog 1967). If the likelihood stays bounded as a ψ_d tends to 0, the fit is accepted. No ψ_d is below
-    1e-8 of its column's variance.
+    1e-8 of its column's variance, or 1e-11 if others nearly determine a column.
 
     If cells are missing, quasi-Newton steps over all parameters maximise the likelihood of the observed
     cells, which may have several maxima. Ghahramani and Hinton (1994).
@@ -66,16 +68,19 @@ class FactorAnalysis(factors.FactorModel):
                 str(self.latent_dim),
                 "Pass a smaller latent_dim.",
             )
-        standard, self.loc, scale = columns.standardized(rows, observed=observed)
-        if observed is None:
-            loadings, noise_variance, self.converged = self._fit_complete(standard)
-            self.history = ()
+        standard, centre, scale = columns.standardized(rows, observed=observed)
+        for least in _LEAST:
+            if observed is None:
+                loadings, noise_variance, self.converged = self._fit_complete(standard, least)
+                self.loc, self.history = centre, ()
+            else:
+                (loc, loadings, noise_variance), self.history, self.converged = factors.fit(
+                    standard, observed, self.latent_dim, False, least, self.max_iter
+                )
+                self.loc = centre + loc * scale
+            if not columns.singular(loadings @ loadings.T + noise_variance.diag(), least=10 * least):
+                break
         else:
-            (loc, loadings, noise_variance), self.history, self.converged = factors.fit(
-                standard, observed, self.latent_dim, False, _LEAST, self.max_iter
-            )
-            self.loc = self.loc + loc * scale
-        if columns.singular(loadings @ loadings.T + noise_variance.diag(), least=10 * _LEAST):
             raise bad_value(
                 "x",
                 f"columns with noise that {self.latent_dim} factors do not explain",
@@ -86,34 +91,34 @@ class FactorAnalysis(factors.FactorModel):
         if not self.converged:
             warn_unconverged(self, self.max_iter)
 
-    def _fit_complete(self, standard: Tensor) -> tuple[Tensor, Tensor, bool]:
-        """Return W and ψ of standardised rows, and whether the fit converged."""
+    def _fit_complete(self, standard: Tensor, least: float) -> tuple[Tensor, Tensor, bool]:
+        """Return W and ψ ≥ ``least`` of standardised rows, and whether the fit converged."""
         from scipy.optimize import minimize
 
         n, width = standard.shape
         correlation = (standard.T @ standard / n).numpy()
         found = minimize(
             _profile,
-            np.log(self._start(standard)),
+            np.log(self._start(standard, least)),
             args=(correlation, self.latent_dim),
             jac=True,
             method="L-BFGS-B",
-            bounds=[(np.log(_LEAST), 0.0)] * width,
+            bounds=[(np.log(least), 0.0)] * width,
             options={"maxiter": self.max_iter, "maxfun": 10 * self.max_iter, "ftol": 1e-15, "gtol": 1e-8},
         )
         noise = np.exp(found.x)
         loadings, _ = _loadings(noise, correlation, self.latent_dim)
         return torch.from_numpy(loadings), torch.from_numpy(noise), found.status != 1  # 1: out of steps
 
-    def _start(self, standard: Tensor) -> np.ndarray:
-        """Return ψ of scikit-learn's fit, shape (columns,)."""
+    def _start(self, standard: Tensor, least: float) -> np.ndarray:
+        """Return ψ ≥ ``least`` of scikit-learn's fit, shape (columns,)."""
         from sklearn.decomposition import FactorAnalysis as Climb
         from sklearn.exceptions import ConvergenceWarning
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # quasi-Newton steps follow
             climb = Climb(self.latent_dim, svd_method="lapack").fit(standard.numpy())
-        return np.clip(climb.noise_variance_, _LEAST, 1.0)
+        return np.clip(climb.noise_variance_, least, 1.0)
 
     def _distribution(self) -> MultivariateNormal:
         # Uses the full covariance: the low-rank form divides by ψ and loses digits if that is small.
