@@ -1961,6 +1961,13 @@ BUGS = {
         "",
         "test_plots.py::test_numbers_in_columns_of_objects_are_numbers",
     ),
+    "rows that lack a latent drawn": Bug(
+        "plots/models.py",
+        "_codes",
+        "held[:, drawn].all(axis=1)",
+        "held[:, drawn].any(axis=1)",
+        "test_plots.py::test_latents_that_rows_lack_and_verdicts_are_left_out",
+    ),
     "rows whose label is other left out": Bug(
         "plots/models.py",
         "_levels",

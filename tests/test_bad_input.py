@@ -11,7 +11,7 @@ import math
 import re
 import traceback
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -995,7 +995,10 @@ CASES = {
     "plots.check": figure(plots.check, found=(checked, "result")),
     "plots.compare": figure(plots.compare, table=(a("table"), "frame")),
     "plots.diagnosis": figure(plots.diagnosis, found=(diagnosed, "result")),
-    "plots.latent": figure(plots.latent, z=(a("x"), "rows"), color=(None, "a label for each row")),
+    "plots.latent": replace(
+        figure(plots.latent, z=(a("x"), "rows"), color=(None, "a label for each row")),
+        taken=frozenset({("z", "NaN in a frame")}),  # a latent that a row lacks, in a frame of embed
+    ),
     "report": Case(
         pv.report,
         {"x": a("x"), "model": a("vae"), "path": "report.html", "method": "importance"},

@@ -1,5 +1,6 @@
 """Figures: the numbers behind the pictures, with and without axes; colours, labels and settings."""
 
+import re
 from decimal import Decimal
 
 import matplotlib
@@ -14,6 +15,8 @@ import pyrovae as pv
 from pyrovae import plots
 from pyrovae.evidence import Check
 from pyrovae.refusals import Refused
+
+NAN = float("nan")
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +218,50 @@ def test_every_row_is_drawn_whatever_its_label(ax):
     drawn = plots.latent(np.zeros((4, 2)), [18262.41, 18262.43, 18262.43, 0.5])
     assert [text.get_text() for text in drawn.get_legend().get_texts()] == ["0.5", "18262.41", "18262.43"]
     assert [len(each.get_offsets()) for each in drawn.collections] == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("codes", "drawn", "title"),
+    [
+        ({"a": [0.0, 1.0, 2.0], "b": [5.0, NAN, 6.0]}, [[0.0, 5.0], [2.0, 6.0]], "1 of 3 rows"),
+        (
+            {"a": [NAN, 1.0, 2.0], "b": [NAN] * 3},
+            [[1.0, 1.0], [2.0, 2.0]],
+            "1 of 2 dimensions.*; 1 of 3 rows",
+        ),
+        (
+            {"a": [0.0, 1.0, 2.0], "b": [5.0, NAN, 6.0], "c": [7.0, 8.0, 9.0]},
+            [[0.0, 7.0], [1.0, 8.0], [2.0, 9.0]],
+            "^1 of 3 dimensions with NaN left out$",
+        ),
+        ({"a": [0.0, 0.0, NAN], "b": [1.0, 1.0, 1.0]}, [[0.0, 1.0], [0.0, 1.0]], "1 of 3 rows"),
+        ({"a": [0.0], "b": [1.0], "verdict": ["trust"]}, [[0.0, 1.0]], "^$"),
+        ({"b": [1.0], "verdict": [2.0], "verdict_sd": [1.0]}, [[1.0, 2.0]], "^$"),
+    ],
+)
+def test_latents_that_rows_lack_and_verdicts_are_left_out(ax, codes, drawn, title):
+    frame = pd.DataFrame(codes, index=pd.RangeIndex(len(codes["b"]), 0, -1))
+    plots.latent(frame, pd.Series(1, frame.index), ax=ax)
+    assert ax.collections[0].get_offsets().tolist() == drawn
+    assert re.search(title, ax.get_title())
+
+
+def test_codes_that_no_row_has_are_refused(ax):
+    with pytest.raises(ValueError, match="z: expected a row that has every latent"):
+        plots.latent(pd.DataFrame({"a": [NAN, 1.0], "b": [2.0, NAN]}), ax=ax)
+
+
+def test_rows_without_names_are_matched_by_position():
+    named = pd.DataFrame({"a": [0.0, 1.0], "b": [True, False]})
+    for x, simulated in (
+        (named, torch.tensor([[0.0, 1.0], [3.0, 1.0]])),
+        (named.to_numpy(dtype=float), pd.DataFrame({"a": [0.0, 3.0], "b": [True, True]})),
+    ):
+        assert plots.column_distances(x, simulated)["distance"].tolist() == [0.5, 0.5]
+    assert len(plots.predictive(named, torch.zeros(2, 2), ["b"])) == 1
+    for other in (torch.zeros(2, 3), named.rename(columns={"a": "c"}), pd.DataFrame({0: ["u"], 1: [1.0]})):
+        with pytest.raises(ValueError, match="simulated: expected the columns of x"):
+            plots.column_distances(named, other)
 
 
 def test_one_row_of_many_latents_is_drawn(ax):

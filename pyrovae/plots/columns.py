@@ -28,14 +28,15 @@ def predictive(x: Any, simulated: Any, columns: Sequence[Any] | None = None, *, 
 
     Args:
         x: rows of the data, shape (rows, columns): a tensor, an array or a frame. Missing cells are left out.
-        simulated: simulated rows, such as ``vae.sample(len(x))``, with the same columns.
+        simulated: simulated rows, such as ``vae.sample(len(x))``, with the same columns. If only one of the two has names
+            of columns, as a frame and a tensor, they are matched by position.
         columns: names or numbers of columns; None draws the nine with the largest distance, in their order.
         ax: an axes for each column; None makes a new figure.
 
     Returns:
         An array of axes, shape (columns,).
     """
-    real, drawn = _columns("x", x), _columns("simulated", simulated)
+    real, drawn = _both(x, simulated)
     distances = column_distances(x, simulated)["distance"]
     names = _chosen(columns, list(real), distances.to_numpy())
     titles = {name: f"{name}: {distances[name]:.2f}" for name in names}
@@ -83,17 +84,42 @@ def column_distances(x: Any, simulated: Any) -> pd.DataFrame:
     """
     import pandas as pd
 
-    real, drawn = _columns("x", x), _columns("simulated", simulated)
-    if list(real) != list(drawn):
-        more = f"{len(drawn)} columns for {len(real)}"
-        came = more if len(real) != len(drawn) else "columns of other names"
-        raise bad_value("simulated", "the columns of x", came, "Simulate rows of the model of x.")
+    real, drawn = _both(x, simulated)
     found = {}
     for name, values in real.items():
         counts = len(values), len(drawn[name])
         chance = 1.358 * (sum(counts) / max(counts[0] * counts[1], 1)) ** 0.5
         found[name] = {"distance": _distance(values, drawn[name]), "by_chance": min(chance, 1.0)}
     return pd.DataFrame.from_dict(found, orient="index").rename_axis("column")
+
+
+def _both(x: Any, simulated: Any) -> tuple[dict[Any, np.ndarray], dict[Any, np.ndarray]]:
+    """Return ``_columns`` of both, under the names of x; raise ``ValueError`` unless they are of the same columns."""
+    real, drawn = _columns("x", x), _columns("simulated", simulated)
+    if list(real) == list(drawn):
+        return real, drawn
+    came, positions = "columns of other names", list(range(len(real)))
+    if len(real) != len(drawn):
+        came = f"{len(drawn)} columns for {len(real)}"
+    elif positions in (list(real), list(drawn)):
+        drawn = dict(zip(real, drawn.values(), strict=True))
+        real, drawn = (
+            {name: _truth_as_numbers(each) for name, each in rows.items()} for rows in (real, drawn)
+        )
+        odd = [
+            name
+            for name, each in real.items()
+            if len(each) and len(drawn[name]) and each.dtype.kind != drawn[name].dtype.kind
+        ]
+        if not odd:
+            return real, drawn
+        came = f"numbers for text, or text for numbers, in column {odd[0]!r}"
+    raise bad_value("simulated", "the columns of x", came, "Simulate rows of the model of x.")
+
+
+def _truth_as_numbers(values: np.ndarray) -> np.ndarray:
+    """Return booleans of a frame as 0 and 1, as arrays and tensors have them; other values unchanged."""
+    return values.astype(np.float64) if all(isinstance(each, bool | np.bool_) for each in values) else values
 
 
 def _distance(one: np.ndarray, other: np.ndarray) -> float:

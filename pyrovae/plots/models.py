@@ -11,7 +11,8 @@ from pyrovae import frames
 from pyrovae.diagnosis import Diagnosis
 from pyrovae.plots import drawing
 from pyrovae.plots.drawing import BLACK, BLUE, GREY, MOST_BARS
-from pyrovae.rows import as_tensor, row_labels
+from pyrovae.refusals import bad_value
+from pyrovae.rows import as_tensor, read, row_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,17 +92,19 @@ def latent(z: Any, color: Any = None, *, ax: Axes | None = None) -> Axes:
     drawn against its row.
 
     Args:
-        z: codes, shape (rows, dimensions): an array, or a frame such as ``embed`` returns, whose ``_sd`` columns are left
-            out.
+        z: codes, shape (rows, dimensions): an array, or a frame such as ``embed`` returns, whose ``_sd`` columns and
+            ``verdict`` are left out. In a frame, NaN is a latent that the row lacks. Rows with NaN are left out; of
+            more than two dimensions, those with NaN are, if one without remains. The title says how many.
         color: a label or a number for each row, shape (rows,). A series is aligned by the index of ``z``. More than twelve
             different numbers get a colour bar; of more than twelve labels, the rarest are drawn as "other".
         ax: as in ``training_curves``.
     """
-    index = frames.index(z)
+    index, names = frames.index(z), None
     if hasattr(z, "columns"):
-        z = z[[name for name in z.columns if not str(name).endswith("_sd")]]
-    codes = as_tensor(z, dtype=None, argument="z").flatten(1).cpu().double().numpy()
-    names = [f"z_{number}" for number in range(codes.shape[1])]
+        beside = () if "verdict_sd" in z.columns else ("verdict",)
+        kept = [name for name in z.columns if not str(name).endswith("_sd") and name not in beside]
+        z, names = z[kept], [str(name) for name in kept]
+    codes, names, has, title = _codes(z, names)
     if codes.shape[1] > 2:
         codes = codes - codes.mean(axis=0)
         left, spread, _ = np.linalg.svd(codes, full_matrices=False)
@@ -110,8 +113,8 @@ def latent(z: Any, color: Any = None, *, ax: Axes | None = None) -> Axes:
         codes[:, : len(parts)], shares[: len(parts)] = scores, parts  # one row has one component
         names = [f"principal component {k + 1} ({shares[k]:.0%} of variance)" for k in (0, 1)]
     elif codes.shape[1] == 1:
-        codes, names = np.c_[np.arange(len(codes)), codes], ["row", names[0]]
-    labels = None if color is None else row_labels("color", color, index, len(codes))
+        codes, names = np.c_[np.flatnonzero(has), codes], ["row", names[0]]
+    labels = None if color is None else row_labels("color", color, index, len(has))[has]
     with drawing.axes(ax, 3.0) as ax:
         small: dict[str, Any] = {"s": 8 if len(codes) < 1000 else 3, "linewidths": 0}
         name = str(getattr(color, "name", None) or "")
@@ -125,7 +128,33 @@ def latent(z: Any, color: Any = None, *, ax: Axes | None = None) -> Axes:
                 ax.scatter(codes[these, 0], codes[these, 1], label=level, **style, **small)
             ax.legend(title=name, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2)
         ax.set(xlabel=names[0], ylabel=names[1])
+        if title:
+            ax.set_title(title)
     return ax
+
+
+def _codes(z: Any, names: list[str] | None) -> tuple[np.ndarray, list[str], np.ndarray, str]:
+    """Return the codes to draw, the names of their dimensions, which rows have them, and how many are left out, in words."""
+    if names is None:
+        values, observed = as_tensor(z, dtype=None, argument="z").flatten(1), None
+        names = [f"z_{number}" for number in range(values.shape[1])]
+    else:
+        batch = read(z, dtype=None, argument="z", missing=True)[0]
+        values, observed = batch["x"], batch.get("observed")
+    codes = values.cpu().double().numpy()
+    held = np.ones(codes.shape, dtype=bool) if observed is None else observed.cpu().numpy()
+    drawn = np.asarray(held.all(axis=0) if codes.shape[1] > 2 else held.any(axis=0))
+    drawn = drawn if drawn.any() else np.asarray(held.any(axis=0))
+    has = np.asarray(held[:, drawn].all(axis=1))
+    if not (drawn.any() and has.any()):
+        raise bad_value(
+            "z", "a row that has every latent", "only rows that lack one", "Pass columns that some rows have."
+        )
+    left = {"dimensions": ~drawn, "rows": ~has}
+    title = "; ".join(
+        f"{gone.sum()} of {len(gone)} {what} with NaN left out" for what, gone in left.items() if gone.any()
+    )
+    return codes[has][:, drawn], [names[number] for number in np.flatnonzero(drawn)], has, title
 
 
 def _levels(labels: np.ndarray) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
