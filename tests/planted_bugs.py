@@ -1530,7 +1530,7 @@ BUGS = {
     "dtypes unsaid": Bug(
         "pair/inspection.py",
         "_explained",
-        "any(words in text for words in _DTYPES)",
+        "any(words in text for words in OF_DTYPES)",
         "False",
         "test_bad_input.py::test_labels_that_are_no_index_are_named",
     ),
@@ -1743,6 +1743,13 @@ BUGS = {
         "(0.05, 0.95)",
         "(0.05, 0.05)",
         "test_convert.py::test_tail_counts_the_slower_of_both_tails",
+    ),
+    "torch's own words on dtypes": Bug(
+        "pair/globals.py",
+        "BayesianModel._first_run",
+        "not any(words in reason for words in OF_DTYPES)",
+        "True",
+        "test_mcmc.py::test_refused_at_fit",
     ),
     "draws of any model": Bug(
         "baselines/mcmc/pyro_mcmc.py",

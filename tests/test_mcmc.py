@@ -890,9 +890,34 @@ def off_support(x):
         pyro.sample("x", dist.Exponential(rate), obs=x)
 
 
+DESIGN = torch.ones(len(ROWS), 2)
+NETWORK = torch.nn.Linear(2, 1, dtype=torch.float32).requires_grad_(False)
+
+
+def narrow_design(x):
+    w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(DESIGN @ w, 1.0), obs=x)
+
+
+def narrow_network(x):
+    w = pyro.sample("w", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(2))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(NETWORK(w)[:, 0], 1.0), obs=x)
+
+
+def partly_observed(x):
+    mu = _mu()
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x, obs_mask=torch.arange(len(x)) > 1)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
+        (narrow_design, r"model: expected tensors in float64.*a RuntimeError from it: .*\.double\(\)"),
+        (narrow_network, r"model: expected tensors in float64.*a RuntimeError from it: .*\.double\(\)"),
+        (partly_observed, r"latent 'x_unobserved', got \d+ entries that are masked.*\.mask\(observed\)"),
         (no_latent, "model: expected a latent sample site, got none"),
         (not_observed, "model: expected a site observed with x, got none"),
         (from_outside, "observed site 'x' to hold the rows"),
@@ -910,6 +935,21 @@ def test_refused_at_fit(model, message):
         mcmc.fit(ROWS)
     with pytest.raises(ValueError, match="PyroMCMC: expected a fitted baseline"):
         mcmc.marginal_likelihood()
+
+
+def test_a_mask_on_the_distribution_leaves_entries_out():
+    """In place of obs_mask: the log joint is that of the entries that exist."""
+
+    def model(x, observed):
+        mu = _mu()
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0).mask(observed), obs=x)
+
+    observed = torch.arange(6) > 1
+    joint = BayesianModel(model, {"x": ROWS.double(), "observed": observed})
+    u = torch.tensor([[0.3], [-1.2]]).double()
+    expected = dist.Normal(0.0, 1.0).log_prob(u[:, 0]) + dist.Normal(u, 1.0).log_prob(ROWS[observed]).sum(1)
+    torch.testing.assert_close(joint.log_joints(u), expected)
 
 
 def of_the_mean(x):

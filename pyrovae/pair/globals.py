@@ -24,7 +24,7 @@ from pyrovae.pair import masks
 from pyrovae.pair.apart import at_some_draw, by_row, check_groups, scored_apart, some_points
 from pyrovae.pair.context import computed_from_rows
 from pyrovae.pair.contract import first_run, holds_data, latent_and_observed, no_answer
-from pyrovae.pair.inspection import check_supports
+from pyrovae.pair.inspection import OF_DTYPES, check_supports
 from pyrovae.pair.running import (
     Batch,
     Latents,
@@ -323,6 +323,18 @@ class BayesianModel:
                 str(error).splitlines()[0],
                 "Give every latent a proper prior, such as a wide Normal.",
             ) from error
+        except RuntimeError as error:
+            reason = str(error.__cause__ or error).splitlines()[
+                0
+            ]  # Pyro raises it again with a page of shapes
+            if not any(words in reason for words in OF_DTYPES):
+                raise
+            raise bad_value(
+                "model",
+                "tensors in float64, in which everything is computed",
+                f"a {type(error).__name__} from it: {reason}",
+                "Cast the tensors and networks that it uses by .double(), labels by .long().",
+            ) from error
         declared = list(pyro.get_param_store())
         if declared:
             raise bad_value(
@@ -343,11 +355,17 @@ class BayesianModel:
             masks.check_density("model", name, sites[name]["fn"])
             counted = masks.entries(sites[name])
             if counted is not None and not bool(counted.all()):
+                fix = "A masked latent has no posterior: sample only the entries that exist."
+                if name.endswith("_unobserved"):
+                    fix = (
+                        "obs_mask makes a latent of the entries that are not observed. In its place, write "
+                        ".mask(observed) on the distribution, or observe only the entries that exist."
+                    )
                 raise bad_value(
                     "model",
                     f"a density at every entry of latent {name!r}",
                     f"{int((~counted).sum())} entries that are masked",
-                    "A masked latent has no posterior: sample only the entries that exist.",
+                    fix,
                 )
         return sites
 

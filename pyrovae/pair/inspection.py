@@ -60,7 +60,7 @@ from pyrovae.rows import restored
 
 _PROBE_ROWS, _MOST_ROWS = 4, 4096
 # Fragments of torch's errors on dtypes that differ or that cannot be an index.
-_DTYPES = (
+OF_DTYPES = (
     "same dtype",
     "scalar type",
     "type) should be the same",
@@ -248,7 +248,7 @@ def _explained(
             text.splitlines()[0].removesuffix(", but found invalid values:"),
             pair.fix_of_rows(rows),
         )
-    if any(words in text for words in _DTYPES):
+    if any(words in text for words in OF_DTYPES):
         return bad_value(
             "x",
             f"rows, and values beside them, in dtypes that the {part} computes with",
