@@ -57,7 +57,7 @@ def to_arviz(
     ∝ P(x_n, z_k) / Q(z_k | x_n) (Rubin 1987). The groups:
 
     * ``posterior``: every latent, dims (chain, draw, row, …), NaN in entries that its mask leaves out;
-    * ``prior``: as many draws of P(z), with the same dims;
+    * ``prior``: as many draws of P(z), with the same dims and NaN;
     * ``posterior_predictive``, ``prior_predictive``: ``x``, new rows from P(x | z) of those draws;
     * ``log_likelihood_given_z``: log P(x_n | z) of the posterior draws, dims (chain, draw, row), in nats.
       It is not named ``log_likelihood``, because ``az.loo`` of it does not estimate log P(x): every row has
