@@ -126,8 +126,8 @@ BUGS = {
     "long whole numbers rounded where a mask hides others": Bug(
         "rows.py",
         "hidden",
-        "frames.nullable(frame)",
-        "frame",
+        "frames.nullable(held)",
+        "held",
         "test_missing.py::test_long_whole_numbers_are_not_rounded_beside_missing_cells",
     ),
     "masses of numbers that are rounded to steps": Bug(
@@ -210,7 +210,7 @@ BUGS = {
     "a number that is the label of another column taken as a position": Bug(
         "rows.py",
         "column_numbers",
-        "not in ([], [place])",
+        "not in ([], [at])",
         "not in ([], numbered)",
         "test_outliers.py::test_a_number_is_a_position_or_is_refused",
     ),
@@ -1056,8 +1056,8 @@ BUGS = {
         "test_evidence.py::test_intervals_of_heavy_tailed_weights_cover[0.65-0.84]",
     ),
     "mass at a bound not counted": Bug(
-        "evidence/refined.py",
-        "weigh_mixture",
+        "evidence/result.py",
+        "lost_at_bounds",
         "(_CUT_OFF * share)",
         "(0.0 * share)",
         "test_evidence.py::test_mass_that_rounds_onto_a_bound_is_not_trusted[refined]",
@@ -1593,8 +1593,8 @@ BUGS = {
     "mass at the corners of a simplex not counted": Bug(
         "pair/coordinates.py",
         "Coordinates.beyond",
-        "lost = ~((back - part).abs() <= _ROUNDED)",
-        "lost = torch.zeros_like(part, dtype=torch.bool)",
+        "~((place.transform.inv(z) - part).abs() <= _ROUNDED)",
+        "torch.zeros_like(part, dtype=torch.bool)",
         "test_evidence.py::test_the_corners_of_a_simplex_are_bounds_too[dtype0-0.05-refined]",
     ),
     "heavy draws by chance in five of a hundred rows": Bug(
@@ -1684,8 +1684,8 @@ BUGS = {
     "reverse weights the wrong way up": Bug(
         "evidence/sandwich.py",
         "_inverse",
-        "-path.backward(",
-        "path.backward(",
+        "return -log_weights",
+        "return log_weights",
         "test_statistical.py::test_statistical[sandwich]",
     ),
     "cells a tenth too large": Bug(
