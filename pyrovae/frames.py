@@ -151,7 +151,7 @@ def wide_enough(held: Any, values: np.ndarray) -> Any:
         name = (
             f"{name}[pyarrow]"
             if "pyarrow" in str(held.dtype)
-            else name.replace("uint", "UInt").replace("int", "Int")
+            else name.replace("uint", "UInt").replace("int", "Int").replace("float", "Float")
         )
     return held.astype(name)
 
@@ -188,7 +188,7 @@ def wider(kind: np.dtype, values: np.ndarray) -> np.dtype:
 def _holds(kind: np.dtype, low: float, high: float) -> bool:
     """Return whether a type of whole numbers has all of those from ``low`` to ``high``."""
     limits = np.iinfo(kind)
-    return int(limits.min) <= low and high <= int(limits.max)
+    return int(limits.min) <= int(low) and int(high) <= int(limits.max)
 
 
 def filled(x: Any, missing: np.ndarray, values: np.ndarray) -> Any:
@@ -207,7 +207,8 @@ def filled(x: Any, missing: np.ndarray, values: np.ndarray) -> Any:
         if kind == "b" and np.isin(new, (0, 1)).all():
             new = new.astype(bool)
         elif kind in "iu" and (new == np.rint(new)).all():
-            held, new = wide_enough(held, new), new.astype(np.int64)
+            held = wide_enough(held, new)
+            new = new.astype(np.dtype(getattr(held.dtype, "numpy_dtype", held.dtype)))
         elif kind in "biu":
             held = held.astype(fractions(held.dtype))
         elif kind == "f":

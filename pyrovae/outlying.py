@@ -12,7 +12,7 @@ from torch import Tensor
 from pyrovae import arguments
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evidence import LogEvidence, log_evidence
-from pyrovae.evidence.conditional import columns_of, keeping
+from pyrovae.evidence.conditional import columns_of, keeping, root_sum
 from pyrovae.evidence.defensive import sum_over_latents
 from pyrovae.evidence.draws import Draws, Keep
 from pyrovae.evidence.importance import importance
@@ -205,7 +205,8 @@ def _of_pair(
         for each in (log_p, error):
             each[~whole.batch["observed"].cpu().reshape(shape)] = math.nan
     if exact:
-        return evidence, _Cells(log_p.numpy(), 0.0 * error.numpy(), np.full(shape, "trust"))
+        known = np.where((tail == math.inf).numpy(), "another method", "trust")
+        return evidence, _Cells(log_p.numpy(), 0.0 * error.numpy(), known)
     own = verdicts(tail.numpy(), num_samples)
     own = np.where((effective < _FEWEST_EFFECTIVE).numpy() & (own == "trust"), "more samples", own)
     if (
@@ -238,13 +239,14 @@ def _answer_again(run: Run, left_out: np.ndarray, evidence: LogEvidence, found: 
     rest = answer(run.only(torch.from_numpy(numbers).to(run.whole.numbers.device)), None)
     cells = numbers, left_out[numbers].argmax(axis=1)
     found.log_p[cells] = evidence.estimate[numbers] - rest.estimate
-    found.error[cells] = np.hypot(evidence.mcse[numbers], rest.mcse)
+    found.error[cells] = root_sum(evidence.mcse[numbers], rest.mcse, rest.tail_error)
     found.verdict[cells] = worse(evidence.verdict[numbers], rest.verdict)
 
 
 def _leave_one_out(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return log P(x_d | rest), its standard error, k-hat and ESS of the weights without d, each (rows, columns).
 
+    If d alone makes a draw impossible, its weight without d is unknown, and k-hat is +∞.
     With the shares a_k of the weights w_k, and b_k of w_k / P(x_d | z_k), the variance of the difference of the two logs is
     Σ_k (a_k − b_k)² (delta method).
     """
@@ -256,12 +258,15 @@ def _leave_one_out(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     parts = range(0, samples, width)
     without = Accumulator(samples, height * columns, len(parts), log_weights.device)
     crossed = torch.full((height, columns), -math.inf, dtype=torch.float64, device=log_weights.device)
+    unknown = torch.zeros((height, columns), dtype=torch.bool, device=log_weights.device)
     with undisturbed(evaluation, Stream.IMPUTE, rows=rows):
         for number, start in enumerate(parts):
             some = {name: z[start : start + width] for name, z in draws.latents.items()}
             weights = log_weights[start : start + width, :, None]
             terms = evaluation.model.log_columns(batch, some)
             less = torch.where(torch.isneginf(weights), -math.inf, weights - terms)
+            never = torch.isneginf(terms)
+            unknown |= (never & (never.sum(dim=-1, keepdim=True) == 1)).any(dim=0)
             without.add(number, less.flatten(1))
             crossed = torch.logaddexp(crossed, torch.logsumexp(weights + less, dim=0))
     total = torch.logsumexp(log_weights, dim=0)[:, None]
@@ -271,4 +276,4 @@ def _leave_one_out(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     variance = own - 2 * (crossed - total - rest).exp() + 1 / ess
     resolution = 16 * torch.finfo(evaluation.dtype).eps * rest.abs().clamp(min=1)
     k = without.pareto_k(resolution.flatten()).view(height, columns)
-    return total - rest, variance.clamp(min=0).sqrt(), k, ess
+    return total - rest, variance.clamp(min=0).sqrt(), torch.where(unknown, math.inf, k), ess

@@ -41,7 +41,8 @@ def beyond_whole(values: Any) -> Any:
         return torch.from_numpy(np.asarray(beyond_whole(values.cpu().numpy()), dtype=bool))
     if values.dtype.kind in "iu":
         return (values > WHOLE) | (values < -WHOLE)
-    if values.dtype.kind in "bf" and values.dtype.itemsize <= 8:
+    held = getattr(values.dtype, "subtype", values.dtype)  # of pandas' sparse columns
+    if held.kind in "bf" and held.itemsize <= 8:
         return np.zeros(np.shape(values), dtype=bool)
     objects = np.asarray(values, dtype=object)
     return np.array([_beyond_whole(value) for value in objects.flat], dtype=bool).reshape(objects.shape)
@@ -53,14 +54,16 @@ def _beyond_whole(value: Any) -> bool:
             value = Decimal(value)
         except InvalidOperation:
             return False
-    if not isinstance(value, Number) or isinstance(value, float | complex) or value != value:
-        return False
-    if -WHOLE <= value <= WHOLE:  # type: ignore[operator]  # Number has no order; reals have
+    if not isinstance(value, Number) or isinstance(value, float | complex):
         return False
     try:
+        if value != value or -WHOLE <= value <= WHOLE:  # type: ignore[operator]  # Number has no order; reals have
+            return False
         return isinstance(value, Integral) or value != float(value)  # type: ignore[arg-type]
     except OverflowError:
         return True
+    except InvalidOperation:  # a decimal that is not a number
+        return False
 
 
 @dataclass(frozen=True)

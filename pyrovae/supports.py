@@ -124,10 +124,12 @@ def _moved(fn: Any) -> Constraint | None:
     reach = ends(start)
     if not affine or reach is None:
         return None
-    low, high = map(torch.as_tensor, reach)
+    low, high = (torch.as_tensor(end, dtype=torch.float64) for end in reach)
     for each in affine:
         one, other = (each.loc + each.scale * end for end in (low, high))
         low, high = torch.minimum(one, other), torch.maximum(one, other)
+    if any(bool(end.isnan().any() or end.isinf().any() != end.isinf().all()) for end in (low, high)):
+        return None  # scales of both signs, or zero
     unbounded = [bool(end.isinf().all()) for end in (low, high)]
     moved: list[Any] = [float(end) if end.numel() == 1 else end for end in (low, high)]
     if all(unbounded):
@@ -280,16 +282,17 @@ def inner_bounds(
     return above, torch.nextafter(high, low)
 
 
-def at_edge(z: Tensor, outer: tuple[float | Tensor, float | Tensor]) -> Tensor:
+def at_edge(z: Tensor, outer: tuple[float | Tensor, float | Tensor], transformed: bool = True) -> Tensor:
     """Return which numbers lie on a bound of their support, or so near it that rounding may have put them there.
 
-    torch's logistic function ends at 1 − 2^−23 in float32, and numbers near another upper bound are as coarse.
+    If they were ``transformed`` from real numbers onto the support, as by torch's logistic function, which ends at 1 − 2^−23
+    in float32, numbers near another upper bound are as coarse.
     """
     above, below = inner_bounds(outer, z.dtype, z.device)
     low, high = (torch.as_tensor(bound, dtype=z.dtype, device=z.device) for bound in outer)
     width = torch.where((high - low).isinf(), 0.0, high - low)
-    below = torch.minimum(below, high - 2 * torch.finfo(z.dtype).eps * width)
-    above = above + 1e-3 * above.abs() * (
-        low == 0
-    )  # the smallest number, up to the rounding of its logarithm
+    if transformed:
+        below = torch.minimum(below, high - 2 * torch.finfo(z.dtype).eps * width)
+        # The smallest number, scaled as the support is, up to the rounding of its logarithm.
+        above = torch.where(low == 0, 1.001 * above * width.clamp(min=1), above)
     return ((z >= low) & (z <= above)) | ((z >= below) & (z <= high))

@@ -40,7 +40,7 @@ BUGS = {
         "test_supports.py::test_mass_at_a_bound_is_not_trusted",
     ),
     "a sampler of another density": Bug(
-        "pair/contract.py",
+        "pair/drawing.py",
         "check_samplers",
         "fn.dim < 3",
         "fn.dim < 4",
@@ -56,8 +56,8 @@ BUGS = {
     "a tail of the given cells in one end of the interval": Bug(
         "evidence/conditional.py",
         "conditional",
-        "_root_sum(whole.mcse, part.mcse, part.tail_error)",
-        "_root_sum(whole.mcse, part.mcse)",
+        "root_sum(whole.mcse, part.mcse, part.tail_error)",
+        "root_sum(whole.mcse, part.mcse)",
         "test_outliers.py::test_intervals_given_columns_cover_on_both_sides",
     ),
     "given columns by their places in the table": Bug(
@@ -1058,7 +1058,7 @@ BUGS = {
     "mass at a bound not counted": Bug(
         "evidence/result.py",
         "lost_at_bounds",
-        "(_CUT_OFF * share)",
+        "(_MASS_BEYOND * share)",
         "(0.0 * share)",
         "test_evidence.py::test_mass_that_rounds_onto_a_bound_is_not_trusted[refined]",
     ),

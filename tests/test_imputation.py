@@ -21,7 +21,7 @@ from test_missing_pairs import (
 )
 
 import pyrovae as pv
-from pyrovae import baselines, imputation, likelihoods
+from pyrovae import baselines, frames, imputation, likelihoods
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.exact import linear_gaussian
 from pyrovae.evidence.posterior import undisturbed
@@ -447,3 +447,19 @@ def test_a_sparse_column_is_completed_and_stays_as_it_was(fill):
     np.testing.assert_array_equal(completed[:, :3], found.draws)
     np.testing.assert_array_equal(completed[:, 3:], np.tile(rows[3:, 0], (20, 1)))
     np.testing.assert_array_equal(np.isnan(x["a"].to_numpy()), np.arange(30) < 3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "wide"),
+    [
+        ("Int64", 1e19, "Float64"),
+        ("UInt64", 1e19, "UInt64"),
+        ("int8", 300.0, "int16"),
+        ("UInt8", -3.0, "Int16"),
+    ],
+)
+def test_filled_cells_hold_their_values(dtype, value, wide):
+    x = pd.DataFrame({"a": pd.Series([1, 2], dtype=dtype)})
+    found = frames.filled(x, np.array([[True], [False]]), np.array([value]))
+    assert found["a"].dtype == wide
+    assert [float(each) for each in found["a"]] == [value, 2.0]

@@ -312,3 +312,25 @@ def test_cells_of_discrete_latents_are_summed():
     np.testing.assert_allclose(rows["score"], -(both - np.log(2)), atol=1e-4)
     sampled = pv.outliers(pair, x, cells=True, method="importance", num_samples=100)
     assert "trust" not in set(sampled["verdict"])
+
+
+def test_a_cell_that_alone_makes_values_of_z_impossible_is_not_trusted():
+    """a ~ Uniform(0, 1 + z) is 1.5, so that z = 0 has no weight, and none without a; P(b | z) says that z is 0."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            pyro.sample("a", dist.Uniform(0.0, 1 + z, validate_args=False), obs=x[..., 0])
+            pyro.sample("b", dist.Bernoulli(0.1 + 0.8 * z), obs=x[..., 1])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(torch.where(x[:, 0] > 1, 0.99, 0.3)))
+
+    x = torch.tensor([[1.5, 0.0], [0.5, 1.0], [0.7, 0.0]])
+    found = pv.outliers(pv.LatentVariableModel(model, guide), x, cells=True)
+    verdict = found["verdict"].to_numpy().reshape(3, 2)
+    assert verdict[0, 0] == "another method"
+    assert set(verdict[1:].ravel()) == {"trust"}
+    exact = np.log(0.3 * 0.9 * 0.5 + 0.7 * 0.1) - np.log(0.3 * 0.9 + 0.7 * 0.1)
+    assert found["log_p"].to_numpy().reshape(3, 2)[1, 0] == pytest.approx(exact, abs=1e-5)

@@ -1,6 +1,8 @@
 """Rows keep their values, their names and their order: what a cast may change, and what a frame knows."""
 
 import inspect
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -796,3 +798,21 @@ def test_rows_in_float64_of_a_model_without_parameters_are_simulated():
         pv.LatentVariableModel(model, guide), torch.randn(20, 3, dtype=torch.float64), num_samples=500
     )
     assert set(found.verdict) == {"trust"}
+
+
+@pytest.mark.parametrize(
+    ("value", "beyond"),
+    [
+        (2**53, False), (-(2**53) - 1, True), (True, False), (1e300, False), (Decimal("1e400"), True),
+        (Decimal(2**53 + 1), True), (Decimal(2) ** 60, False), (Decimal("NaN"), False), (Decimal("sNaN"), False),
+        ("9007199254740993", True), ("snan", False), ("a", False), (None, False), (Fraction(2**54 + 1, 1), True),
+        (np.longdouble(2) ** 53 + 1, True), (complex(1e30), False),
+    ],
+)  # fmt: skip
+def test_which_objects_float64_may_not_hold(value, beyond):
+    assert rounding.beyond_whole(np.array([value, 0], dtype=object)).tolist() == [beyond, False]
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.0, 1.0], [True, False, True]])
+def test_sparse_columns_of_floats_and_booleans_lose_nothing(values):
+    assert not rounding.beyond_whole(pd.Series(pd.arrays.SparseArray(values))).any()

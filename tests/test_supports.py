@@ -282,5 +282,81 @@ def test_a_sampler_that_has_another_density_is_refused(of_guide):
     if of_guide == 2:
         assert pv.log_evidence(pair, torch.randn(5, 1), num_samples=100, check=False).estimate.shape == (5,)
         return
-    with pytest.raises(ValueError, match="got 'L', an LKJCholesky of 3 dimensions, whose draws in torch"):
+    with pytest.raises(
+        ValueError, match=r"guide: .* got 'L', an LKJCholesky of 3 dimensions, whose draws in torch"
+    ):
         pv.log_evidence(pair, torch.randn(5, 1), num_samples=100, check=False)
+
+    def other(x):
+        with pyro.plate("data", len(x)):
+            normal = dist.Normal(torch.zeros(3), 1.0).expand([len(x), 3]).to_event(1)
+            pyro.sample("L", dist.TransformedDistribution(normal, [T.CorrCholeskyTransform()]))
+
+    pair = pv.LatentVariableModel(model, other)
+    assert torch.isfinite(torch.as_tensor(pv.elbo(pair, torch.randn(5, 1), num_samples=10).mean))
+    with pytest.raises(ValueError, match=r"model: .* got 'L', an LKJCholesky of 3 dimensions"):
+        pv.log_evidence(pair, torch.randn(5, 1), num_samples=100)
+
+
+def test_bounds_of_mixed_sign_or_of_other_latents_stay_real():
+    """Scales of both signs give each entry a bound on another side; other latents give bounds that change."""
+    mixed = dist.TransformedDistribution(
+        dist.HalfNormal(torch.ones(2)), [T.AffineTransform(0.0, torch.tensor([1.0, -1.0]))]
+    )
+    zero = dist.TransformedDistribution(
+        dist.HalfNormal(torch.ones(2)), [T.AffineTransform(0.0, torch.zeros(2))]
+    )
+    assert supports.support(mixed) is dist.constraints.real
+    assert supports.support(zero) is dist.constraints.real
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            m = pyro.sample("m", dist.Normal(0.0, 1.0))
+            z = pyro.sample(
+                "z", dist.TransformedDistribution(dist.Exponential(1.0), [T.AffineTransform(m, 1.0)])
+            )
+            pyro.sample("x", dist.Normal(z[..., None], 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            m = pyro.sample("m", dist.Normal(0.5 * x[:, 0], 0.8))
+            pyro.sample("z", dist.TransformedDistribution(dist.Exponential(1.0), [T.AffineTransform(m, 1.0)]))
+
+    # x ~ N(m + e, 1) with m ~ N(0, 1) and e ~ Exponential(1): a normal of variance 2 and an exponential.
+    x = torch.tensor([[-1.0], [0.5], [2.0]])
+    exact = stats.exponnorm(1 / math.sqrt(2), loc=0.0, scale=math.sqrt(2)).logpdf(x[:, 0].double().numpy())
+    found = pv.log_evidence(
+        pv.LatentVariableModel(model, guide), x, method="refined", num_samples=4000, seed=SEED, check=False
+    )
+    np.testing.assert_allclose(found.estimate, exact, atol=0.1)
+
+
+@pytest.mark.parametrize(("low", "sd"), [(-1000.0, 1e-3), (-1e6, 0.1)])
+def test_precise_draws_near_the_bound_of_a_wide_prior_count(low, sd):
+    """The draws of an unbounded guide are as fine as float32 near 0, however far away the other bound is."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Uniform(low, 0.0))
+            pyro.sample("x", dist.Normal(z[..., None], sd).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0], sd))
+
+    x = torch.tensor([[-0.5], [-2.0], [-5.0]]) * sd
+    exact = special.log_ndtr(-x[:, 0].double().numpy() / sd) - math.log(-low)
+    found = pv.log_evidence(pv.LatentVariableModel(model, guide), x, num_samples=4000, seed=SEED, check=False)
+    np.testing.assert_allclose(found.estimate, exact, atol=0.06)
+
+
+def test_scaled_bounds_at_zero_are_at_the_edge():
+    fn = dist.TransformedDistribution(dist.Beta(0.02, 1.0), [T.AffineTransform(0.0, 5.0)])
+    z, scale = fn.sample((4000,)), dist.Beta(0.02, 1.0).sample((4000,))
+    found = supports.at_edge(z, supports.bounds(supports.support(fn))).float().mean()
+    plain = supports.at_edge(scale, (0.0, 1.0)).float().mean()
+    assert plain > 0.1
+    assert abs(found - plain) < 0.05
+    fn = dist.TransformedDistribution(dist.Beta(0.02, 1.0), [T.AffineTransform(0.1, 0.3)])
+    z = 0.1 + 0.3 * dist.Beta(torch.tensor(0.02).double(), 1.0).sample((4000,))
+    assert supports.at_edge(z, supports.bounds(supports.support(fn))).float().mean() > 0.1

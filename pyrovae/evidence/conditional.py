@@ -33,7 +33,7 @@ def columns_of(x: Any) -> tuple[tuple[str, ...] | None, int]:
     return frames.names(rows), int(np.prod(shape[1:]))
 
 
-def _root_sum(*errors: Any) -> Any:
+def root_sum(*errors: Any) -> Any:
     """Return the root of the sum of squares of independent errors."""
     return np.sqrt(sum(np.square(error) for error in errors))
 
@@ -77,7 +77,7 @@ def conditional(score: Callable[[Any], LogEvidence], x: Any, given: Any, passed:
     return replace(
         whole,
         estimate=whole.estimate - part.estimate,
-        mcse=_root_sum(whole.mcse, part.mcse, part.tail_error),
+        mcse=root_sum(whole.mcse, part.mcse, part.tail_error),
         bias=whole.bias - part.bias,
         tail_error=whole.tail_error,
         ess=np.fmin(whole.ess, part.ess),
@@ -89,7 +89,7 @@ def conditional(score: Callable[[Any], LogEvidence], x: Any, given: Any, passed:
         observed=np.broadcast_to(cells[0] - cells[1], len(whole)),
         shared_mcse=None
         if whole.shared_mcse is None
-        else float(_root_sum(whole.shared_mcse, part.shared_mcse or 0.0, np.mean(part.tail_error))),
+        else float(root_sum(whole.shared_mcse, part.shared_mcse or 0.0, np.mean(part.tail_error))),
         reasons=(*whole.reasons, *(f"of the given columns: {reason}" for reason in part.reasons)),
         fingerprint=replace(whole.fingerprint, given=tuple(sorted(columns))),
         method=f"{whole.method}, given {', '.join(words)}",

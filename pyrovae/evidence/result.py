@@ -31,7 +31,7 @@ _Z95 = 1.959963984540054
 #: estimate misses the mass around them.
 MOST_LOST = 0.01
 # Beta posteriors of shape 0.02 and 0.1 have 10 to 50 times as much mass beyond the last number as its weight says.
-_CUT_OFF = 10.0
+_MASS_BEYOND = 10.0
 # With fewer effective draws, the estimate of the error is unreliable. Of 64 annealed chains, 11 to 15 effective ones were trusted with a small
 # k-hat in rows that were up to ten standard errors off.
 _FEWEST_EFFECTIVE = 25
@@ -96,7 +96,7 @@ def lost_at_bounds(at_bounds: Tensor, weights: Accumulator) -> Tensor:
     is several times what these weights say.
     """
     share = (at_bounds - weights.log_mean_exp()).exp() / weights.num_samples
-    return (_CUT_OFF * share).nan_to_num(0.0)
+    return (_MASS_BEYOND * share).nan_to_num(0.0)
 
 
 def _same(word: str, num_rows: int) -> np.ndarray:

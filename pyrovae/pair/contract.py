@@ -150,31 +150,6 @@ def check_sites(model: Sites, guide: Sites) -> tuple[tuple[str, ...], tuple[str,
     return latents, observed
 
 
-def check_samplers(sites: dict[str, Sites], latents: tuple[str, ...]) -> None:
-    """Raise ``ValueError`` for latents whose draws are known not to have the density of ``log_prob``.
-
-    torch 2.13 draws the rows of an ``LKJCholesky`` of three or more dimensions with squared lengths ~ Beta(i − 1/2, …), where
-    its density has Beta(i/2, …) (Lewandowski, Kurowicka and Joe 2009). Every estimate with such draws is wrong.
-    """
-    for part, found in sites.items():
-        for name in latents:
-            fn: Any
-            for fn in supports.parts(found[name]["fn"]):
-                lengths = (
-                    getattr(fn, "_beta", None) if isinstance(fn, torch.distributions.LKJCholesky) else None
-                )
-                if lengths is None or fn.dim < 3:
-                    continue
-                drawn = lengths.concentration1[..., 1:]
-                if not torch.allclose(drawn, torch.arange(1, fn.dim).to(drawn) / 2):
-                    raise bad_value(
-                        part,
-                        "latents whose draws have the density of their log_prob",
-                        f"{name!r}, an LKJCholesky of {fn.dim} dimensions, whose draws in torch {torch.__version__} do not",
-                        "Use two dimensions, or a normal distribution through torch's CorrCholeskyTransform.",
-                    )
-
-
 def latent_and_observed(model: Sites, fix: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of latent and observed sites; raise ``ValueError`` without either, ``fix`` for latents."""
     latents = tuple(name for name, site in model.items() if not site["is_observed"])

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Size, Tensor
-from torch.distributions import Transform, biject_to, constraints
+from torch.distributions import Transform, TransformedDistribution, biject_to, constraints
+from torch.distributions.constraints import Constraint
 
 from pyrovae import supports
 from pyrovae.pair import masks
@@ -63,7 +64,8 @@ class Coordinates:
         self._places: dict[str, _Place] = {}
         start = 0
         for name in structure.latents:
-            transform = _to_support(name, drawn, again)
+            support = _support(name, drawn, again)
+            transform = _to_support(name, support)
             value = drawn[name]["value"]
             # The layout of one sample is (plates..., event...), padded on the left.
             batch_dims = value.dim() - structure.event_dims[name]
@@ -71,7 +73,7 @@ class Coordinates:
             axis = structure.nesting + structure.data_dim[name]
             rest = transform.inv(value).movedim(axis, 0).shape[1:]
             entries = slice(start, start + rest.numel())
-            bounds, inside = _bounds(drawn[name])
+            bounds, inside = _bounds(support, value)
             self._places[name] = _Place(
                 entries,
                 rest,
@@ -148,13 +150,12 @@ def _inside(place: _Place, z: Tensor) -> Tensor:
     return z if place.inside is None else z.clamp(*place.inside)
 
 
-def _bounds(site: Site) -> tuple[Ends | None, tuple[Tensor, Tensor] | None]:
+def _bounds(support: Constraint, value: Tensor) -> tuple[Ends | None, tuple[Tensor, Tensor] | None]:
     """Return the bounds of a latent's support and the numbers next to them inside; None if it has none."""
-    found, value = supports.support(site["fn"]), site["value"]
-    if found is constraints.simplex:
+    if support is constraints.simplex:
         tiny = torch.finfo(value.dtype).tiny
         return None, (value.new_tensor(tiny), value.new_tensor(math.inf))
-    bounds = supports.ends(found)
+    bounds = supports.ends(support)
     return bounds, None if bounds is None else supports.inner_bounds(bounds, value.dtype, value.device)
 
 
@@ -185,23 +186,32 @@ def _log_det(place: _Place, u: Tensor, z: Tensor) -> Tensor:
     return terms.reshape(*terms.shape[:2], -1).sum(-1)
 
 
-def _to_support(name: str, drawn: Sites, again: Sites) -> Transform:
-    """Return the bijection onto a latent's support; raise ``ValueError`` if two draws give different supports."""
+_EXPECTED = "latents in a fixed, continuous space (this method moves them)"
+_FIX = "Use method='importance', which only weighs what the guide draws."
+
+
+def _support(name: str, drawn: Sites, again: Sites) -> Constraint:
+    """Return a latent's support; raise ``ValueError`` if it is discrete or unknown, or if two draws give different ones."""
     support, second = (supports.support(sites[name]["fn"]) for sites in (drawn, again))
-    expected = "latents in a fixed, continuous space (this method moves them)"
-    fix = "Use method='importance', which only weighs what the guide draws."
     if support is None:
-        raise bad_value("model", expected, f"latent {name!r}, without a declared support", fix)
+        raise bad_value("model", _EXPECTED, f"latent {name!r}, without a declared support", _FIX)
     if support.is_discrete:
-        raise bad_value("model", expected, f"the discrete latent {name!r}", fix)
-    if not _same(support, second):
-        raise bad_value("model", expected, f"latent {name!r}, whose support depends on other latents", fix)
+        raise bad_value("model", _EXPECTED, f"the discrete latent {name!r}", _FIX)
+    if _same(support, second):
+        return support
+    inner = supports.innermost(drawn[name]["fn"])
+    if isinstance(inner, TransformedDistribution) and inner.support is constraints.real:
+        return constraints.real  # its bounds are moved by other latents
+    raise bad_value("model", _EXPECTED, f"latent {name!r}, whose support depends on other latents", _FIX)
+
+
+def _to_support(name: str, support: Constraint) -> Transform:
+    """Return the bijection onto a latent's support."""
     try:
         return biject_to(support)
     except NotImplementedError as error:
-        raise bad_value(
-            "model", expected, f"latent {name!r} on {support}, which has no bijection", fix
-        ) from error
+        came = f"latent {name!r} on {support}, which has no bijection"
+        raise bad_value("model", _EXPECTED, came, _FIX) from error
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -13,6 +13,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyrovae import supports
+from pyrovae.pair.running import Sites
+from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
 from pyrovae.torch_private import Moved, private
 
@@ -236,3 +239,25 @@ _DRAWS: dict[Any, Callable[..., Tensor]] = {
     aten.randn.default: _made(Source.normal),
     aten.randn_like.default: _made(Source.normal),
 }
+
+
+def check_samplers(part: str, sites: Sites, latents: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` for drawn latents of a part whose draws are known not to have the density of ``log_prob``.
+
+    torch 2.13 draws the rows of an ``LKJCholesky`` of three or more dimensions with squared lengths ~ Beta(i − 1/2, …), where
+    its density has Beta(i/2, …) (Lewandowski, Kurowicka and Joe 2009). Every estimate with such draws is wrong.
+    """
+    for name in latents:
+        fn: Any
+        for fn in supports.parts(sites[name]["fn"]):
+            lengths = getattr(fn, "_beta", None) if isinstance(fn, torch.distributions.LKJCholesky) else None
+            if lengths is None or fn.dim < 3:
+                continue
+            drawn = lengths.concentration1[..., 1:]
+            if not torch.allclose(drawn, torch.arange(1, fn.dim).to(drawn) / 2):
+                raise bad_value(
+                    part,
+                    "latents whose draws have the density of their log_prob",
+                    f"{name!r}, an LKJCholesky of {fn.dim} dimensions, whose draws in torch {torch.__version__} do not",
+                    "Use two dimensions, or a normal distribution through torch's CorrCholeskyTransform.",
+                )

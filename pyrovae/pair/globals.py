@@ -320,13 +320,11 @@ class BayesianModel:
             raise bad_value(
                 "model",
                 "latents with a density to draw from",
-                str(error).splitlines()[0],
+                _first_line(error),
                 "Give every latent a proper prior, such as a wide Normal.",
             ) from error
         except RuntimeError as error:
-            reason = str(error.__cause__ or error).splitlines()[
-                0
-            ]  # Pyro raises it again with a page of shapes
+            reason = _first_line(error.__cause__ or error)  # Pyro raises it again with a page of shapes
             if not any(words in reason for words in OF_DTYPES):
                 raise
             raise bad_value(
@@ -430,3 +428,7 @@ def _places(sites: Sites) -> dict[str, _Place]:
         places[name] = _Place(slice(start, start + unconstrained.numel()), unconstrained, shape)
         start += unconstrained.numel()
     return places
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

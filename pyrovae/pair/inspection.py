@@ -27,7 +27,6 @@ from pyrovae.pair.contract import (
     check_log_prob_dims,
     check_modules,
     check_repeats,
-    check_samplers,
     check_shape,
     check_sites,
     check_varies,
@@ -38,6 +37,7 @@ from pyrovae.pair.contract import (
     unfilled,
 )
 from pyrovae.pair.dependence import check_order, columns_held
+from pyrovae.pair.drawing import check_samplers
 from pyrovae.pair.on_data import check_rows
 from pyrovae.pair.row_model import RowModel
 from pyrovae.pair.running import (
@@ -105,7 +105,7 @@ def inspect(
         with counter:
             sites = _first_runs(pair, probe, batch)
         latents, observed = check_sites(sites["model"], sites["guide"])
-        check_samplers(sites, latents)
+        check_samplers("guide", sites["guide"], latents)
         again = _first_runs(pair, fewer, batch)
         check_modules(pair, probe, values_of(sites["guide"], latents))
         data_dim, plates = _data_dims(pair, sites, again, len(chosen))
@@ -341,14 +341,16 @@ def _plates(sites: Sites) -> Iterator[tuple[str, Any]]:
                 yield name, frame
 
 
-def _edges(sites: dict[str, Sites], latents: tuple[str, ...]) -> dict[str, tuple[tuple[float, float], ...]]:
-    """Return the bounds of each latent with fixed bounds in the model or the guide."""
+def _edges(
+    sites: dict[str, Sites], latents: tuple[str, ...]
+) -> dict[str, tuple[tuple[float, float, bool], ...]]:
+    """Return the bounds of each latent with fixed bounds in the model or the guide, and whether they are the guide's."""
     found = {}
     for name in latents:
-        both = {supports.bounds(supports.support(part[name]["fn"])) for part in sites.values()}
-        ranges = tuple(sorted(r for r in both if r is not None and r != (-float("inf"), float("inf"))))
-        if ranges:
-            found[name] = ranges
+        each = {part: supports.bounds(supports.support(runs[name]["fn"])) for part, runs in sites.items()}
+        both = {ends for ends in each.values() if ends is not None and ends != (-float("inf"), float("inf"))}
+        if both:
+            found[name] = tuple(sorted((*ends, ends == each["guide"]) for ends in both))
     return found
 
 

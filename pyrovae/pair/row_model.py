@@ -14,7 +14,7 @@ from pyrovae import supports
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import seeded
 from pyrovae.pair import masks
-from pyrovae.pair.drawing import DrawsByRow, replaced, source_of
+from pyrovae.pair.drawing import DrawsByRow, check_samplers, replaced, source_of
 from pyrovae.pair.running import (
     Batch,
     Latents,
@@ -111,6 +111,7 @@ class RowModel:
     ) -> tuple[Latents, LogJoint]:
         """Draw z ~ P(z) for every row; return z and its log joint."""
         sites = self._ask("model", batch, num_samples, noise=noise)
+        check_samplers("model", sites, self.structure.latents)
         return self._values("model", sites, num_samples), self._joint(sites, (num_samples, len(batch["x"])))
 
     # -----------------------------------------------------------------------------------------------------
@@ -155,6 +156,7 @@ class RowModel:
             model = DrawsByRow(noise, 1, structure.data_dim.get, folded=True)(model)
         with self.pair.own_parameters():
             sites = sample_sites(model, batch)
+        check_samplers("model", sites, structure.latents)
         simulated = {**batch, "x": with_columns(batch["x"], sites, structure)}
         plain = values_of(sites, structure.latents)
         again = run(self.pair, "model", simulated, plain)
@@ -370,7 +372,7 @@ class RowModel:
         for name, ranges in self.structure.edges.items():
             z = self.rows_second(name, latents[name])
             z = z.reshape(*z.shape[:2], -1)
-            found += [supports.at_edge(z, ends).any(-1) for ends in ranges]
+            found += [supports.at_edge(z, (low, high), drawn).any(-1) for low, high, drawn in ranges]
         return torch.stack(found).any(0)
 
     def plainly(self) -> RowModel:

@@ -238,8 +238,9 @@ class Table:
     ) -> pd.DataFrame:
         """Return a copy of a frame with ``codes``, (cells,), decoded, in its missing cells, by row and then by column.
 
-        ``missing`` has shape (rows, modelled columns), in the table's order. Observed cells keep their values. A column keeps
-        its type if that can hold every value of the training rows, and otherwise has theirs, whatever the codes are.
+        ``missing`` has shape (rows, modelled columns), in the table's order. A column keeps its
+        type if that can hold every value of the training rows, and otherwise has theirs. Whole numbers become floats if the
+        training rows had fractions, and wider if ``codes`` need it. Numbers of Python objects and decimals become floats.
         """
         found, into = _frame(x, "x").copy(), np.full(missing.shape, np.nan)
         into[missing] = codes
