@@ -14,9 +14,9 @@ check:
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Without the statistical tests and the planted bugs.
+# Without the statistical tests and the slow ones.
 quick:
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not statistical and not planted"
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not statistical and not slow"
 
 test:
 	$(BIN)/python -m pytest -q -n $(WORKERS)

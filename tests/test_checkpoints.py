@@ -325,6 +325,7 @@ print(history.stopped, flush=True)
 """
 
 
+@pytest.mark.slow
 def test_a_signal_writes_a_last_checkpoint(tmp_path):
     """At step 7 of 20, long before the minute is over. SIGTERM then ends the process, Ctrl-C ends the fit."""
     run = subprocess.run(

@@ -43,6 +43,7 @@ def demo(tmp_path_factory):
         return CliRunner().invoke(app, ["demo", "--out", str(folder), "--epochs", "2"]), folder
 
 
+@pytest.mark.slow
 def test_it_prints_two_tables_that_fit_a_terminal(demo):
     result, _ = demo
     assert result.exit_code == 0, result.output

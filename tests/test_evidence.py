@@ -425,6 +425,7 @@ MEMORY = f"""
 """
 
 
+@pytest.mark.slow
 def test_memory_is_flat_in_the_number_of_samples():
     """Peak memory at K = 30 000 within 50 MB of that at K = 1000; and so with many narrow rows.
 

@@ -34,6 +34,7 @@ def test_every_example_is_listed():
     assert {path.name for path in EXAMPLES.glob("*.py")} == EXPECTED.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPECTED)
 def test_example(name, tmp_path, monkeypatch, capsys, request):
     """As a script, in this process: a process of its own would import torch, Pyro and ArviZ again."""

@@ -543,6 +543,7 @@ def bayesian_pca():
     )
 
 
+@pytest.mark.slow
 def test_bayesian_pca_scores_near_ppca():
     """On rows of its own kind: the two differ by what averaging over 7 parameters is worth, about 7 / 2·60 nats."""
     oracle, mcmc = bayesian_pca()
@@ -1046,6 +1047,7 @@ def test_other_refusals():
     assert "3 parameters, 20 rows" in repr(mcmc)
 
 
+@pytest.mark.slow
 def test_latents_at_which_a_matrix_is_singular_have_density_zero():
     """r ~ N(0, 1), x ~ N(0, [[1, r], [r, 1]]), which is a density for |r| < 1 only: 32 % of the prior is not."""
 

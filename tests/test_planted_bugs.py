@@ -24,7 +24,7 @@ def area(square):
 """
 
 
-@pytest.mark.planted
+@pytest.mark.slow
 def test_every_planted_bug_is_caught():
     script = Path(__file__).with_name("planted_bugs.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # a process of several threads is not safe to fork

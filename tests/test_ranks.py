@@ -203,6 +203,7 @@ def test_a_fit_goes_on_with_other_numbers_of_ranks(tmp_path):
     assert_same(fitted(normal(), **kept), fitted(normal(), **options))
 
 
+@pytest.mark.slow
 def test_ranks_that_differ_or_fail_are_named(tmp_path):
     few = {"epochs": 2, "batch_size": 21}
     huge = TRAIN.clone()

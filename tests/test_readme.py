@@ -72,6 +72,7 @@ def test_every_page_is_listed():
     assert set(PAGES) == EXPECTED.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page, expected in EXPECTED.items() if expected is not None])
 def test_python_blocks_run_from_top_to_bottom(page, capsys, tmp_path, monkeypatch, trackers, few_epochs):
     """In a namespace and a folder of their own: no page needs another."""

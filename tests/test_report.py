@@ -259,6 +259,7 @@ def test_baselines_are_fitted_to_two_cells_of_every_column(row):
         assert len(compared) >= count - 2  # two rows are enough for one column
 
 
+@pytest.mark.slow
 def test_a_report_compares_rows_with_a_rare_column(tmp_path):
     """Of two baselines, one that refuses the rows is named, and the other is compared."""
     with noise.seeded(noise.derive(0, noise.Stream.DATA)):
