@@ -11,11 +11,25 @@ import sys
 from planting import Bug, run
 
 BUGS = {
+    "a cell that alone makes a value of z impossible": Bug(
+        "outlying.py",
+        "_leave_one_out",
+        "torch.where(unknown, math.inf, k)",
+        "k",
+        "test_outliers.py::test_a_cell_that_alone_makes_values_of_z_impossible_is_not_trusted",
+    ),
+    "the band of transformed draws for precise ones": Bug(
+        "pair/inspection.py",
+        "_edges",
+        'ends == each["guide"]',
+        "True",
+        "test_supports.py::test_precise_draws_near_the_bound_of_a_wide_prior_count",
+    ),
     "draws beyond bounds that are tensors": Bug(
         "pair/coordinates.py",
         "_bounds",
-        "supports.ends(found)",
-        "supports.bounds(found)",
+        "supports.ends(support)",
+        "supports.bounds(support)",
         "test_supports.py::test_draws_beyond_bounds_that_are_tensors_have_no_density",
     ),
     "where a logistic transform saturates": Bug(
