@@ -604,6 +604,7 @@ def test_order_of_columns_does_not_change_the_density():
 # The chains
 
 
+@pytest.mark.slow
 def test_seeds_decide_and_nothing_is_disturbed(sampler):
     x = CASES["Beta-Bernoulli"].x
     state = torch.random.get_rng_state()

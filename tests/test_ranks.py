@@ -143,6 +143,7 @@ def on_ranks(size, function, folder):
     return [pickle.loads(path.read_bytes()) if path.exists() else None for path in paths]
 
 
+@pytest.mark.slow
 def test_ranks_take_the_steps_of_one_process(tmp_path):
     """Batches of 10 and a last one of 2 rows on three ranks; drawn weights, clipping, a schedule, early stopping, a callback."""
     options = {
@@ -174,6 +175,7 @@ def at_step(number, act):
     sharded.ParallelStep.run = run
 
 
+@pytest.mark.slow
 def test_a_fit_goes_on_with_other_numbers_of_ranks(tmp_path):
     """Ctrl-C in one process, then a dead rank of two, then Ctrl-C at a rank of three, then one process to the end."""
     options = {"epochs": 4, "batch_size": 15, "validation": VALIDATION, "lr": 0.01}

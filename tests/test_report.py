@@ -66,6 +66,7 @@ def section(text, title):
     return html.unescape(re.sub(r"<[^>]+>", " ", re.sub(r'src="[^"]*"', "", found)))
 
 
+@pytest.mark.slow
 def test_every_part_is_there_and_escaped(written):
     _, text = written
     assert [html.unescape(title) for title in re.findall(r"<h2>(.*?)</h2>", text)] == SECTIONS
