@@ -198,20 +198,18 @@ def _of_pair(
         for into, found in zip((log_p, error, tail, effective), _leave_one_out(draws), strict=True):
             into[numbers] = found.cpu()
 
-    evidence = _summed(run, keep) if method == "auto" else None
-    exact = evidence is not None
-    evidence = answer(run, keep) if evidence is None else evidence
+    summed = _summed(run, keep) if method == "auto" else None
+    evidence = answer(run, keep) if summed is None else summed
     if "observed" in whole.batch:
         for each in (log_p, error):
             each[~whole.batch["observed"].cpu().reshape(shape)] = math.nan
-    if exact:
+    if summed is not None:
         known = np.where((tail == math.inf).numpy(), "another method", "trust")
         return evidence, _Cells(log_p.numpy(), 0.0 * error.numpy(), known)
     own = verdicts(tail.numpy(), num_samples)
     own = np.where((effective < _FEWEST_EFFECTIVE).numpy() & (own == "trust"), "more samples", own)
-    if (
-        run.estimator is importance
-    ):  # neither k-hat nor the check sees modes that the guide has given all cells only
+    if run.estimator is importance:
+        # Neither k-hat nor the check sees modes that the guide lacks given all cells.
         own = worse(own, np.array("unchecked"))
     return evidence, _Cells(log_p.numpy(), error.numpy(), worse(own, evidence.verdict[:, None]))
 

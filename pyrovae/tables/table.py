@@ -253,16 +253,16 @@ class Table:
             whole[holes] = new.astype(object).to_numpy()
             kind = getattr(held.dtype, "kind", "O")
             numbers = kind in "iufO" and column.sort == "number" and column.levels is None
+            into_type: Any = held.dtype
             if held.dtype == np.dtype(object) and numbers:  # such as of Python's decimals
-                found[column.name] = whole.astype("float64")
+                into_type = "float64"
             elif kind in "iu" and numbers and (column.lacked_by(held) or not rounded):
-                found[column.name] = whole.astype(frames.fractions(held.dtype))
+                into_type = frames.fractions(held.dtype)
             elif column.lacked_by(held):
-                found[column.name] = whole.astype(new.dtype)
+                into_type = new.dtype
             elif numbers:
-                found[column.name] = whole.astype(frames.wide_enough(held, new.to_numpy(np.float64)).dtype)
-            else:
-                found[column.name] = whole.astype(held.dtype)
+                into_type = frames.wide_enough(held, new.to_numpy(np.float64)).dtype
+            found[column.name] = whole.astype(into_type)
         return found
 
     # -----------------------------------------------------------------------------------------------------

@@ -134,9 +134,9 @@ def fit(
             ones that you draw from them count as held-out.
         callbacks: functions that ``fit`` calls after every epoch with that epoch's record, a dict with the columns of
             ``History.frame``, and the pair. A callback that returns True stops the fit; otherwise it returns None or
-            False. It may freeze parameters, unless ``compile=True`` or several ranks share the fit. To unfreeze some, or to replace a network, stop the fit and call it again. With
-            a checkpoint, a fit that is killed right after a call may repeat the call when it resumes. docs/training.md
-            shows TensorBoard and MLflow.
+            False. It may freeze parameters, unless ``compile=True`` or several ranks share the fit. To unfreeze some, or to
+            replace a network, stop the fit and call it again. With a checkpoint, a fit that is killed right after a call may
+            repeat the call when it resumes. docs/training.md shows TensorBoard and MLflow.
 
     Where ``torch.distributed`` is initialised with several ranks, as under ``torchrun``, they share the rows of every
     minibatch and take the steps of one process, up to rounding. All ranks have to pass the same rows and arguments and
