@@ -165,7 +165,7 @@ def to_elpd(evidence: LogEvidence) -> Any:
 
 @takes_turns
 def stacking_weights(scores: Mapping[str, LogEvidence]) -> dict[str, float]:
-    """Return by name the weights of the mixture Σ_m w_m P_m(x) that maximises the score of the rows, by ``az.compare``.
+    """Return the weights, by name, of the mixture Σ_m w_m P_m(x) that maximises the score of the rows, by ``az.compare``.
 
     Maximises Σ_n log Σ_m w_m P_m(x_n) over weights that sum to 1. Yao, Vehtari, Simpson and Gelman (2018).
 

@@ -206,10 +206,10 @@ def diagnose(
 ) -> Diagnosis:
     """Look for posterior collapse, a poor encoder and a mismatched prior, and return findings with remedies.
 
-    The rate splits into the information about the row and the deviation of all codes together from the
-    prior: mean KL(Q(z | x_n) ‖ P(z)) = I_q(x; z) + KL(q(z) ‖ P(z)) (Hoffman and Johnson 2016). A dimension
-    is active if the variance over rows of its posterior mean is above 0.01 (Burda, Grosse and
-    Salakhutdinov 2016). log P(x_n) − ELBO(x_n) is the inference gap, the KL from encoder to posterior.
+    The rate splits into the information about the row and the deviation of the aggregate posterior from the
+    prior: mean KL(Q(z | x_n) ‖ P(z)) = I_q(x; z) + KL(q(z) ‖ P(z)) (Hoffman and Johnson 2016). A dimension is
+    active if the variance over rows of its posterior mean is above 0.01 (Burda, Grosse and Salakhutdinov
+    2016). log P(x_n) − ELBO(x_n) is the inference gap, the KL from encoder to posterior.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents; each is flattened.

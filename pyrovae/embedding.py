@@ -52,19 +52,19 @@ def embed(
 ) -> pd.DataFrame:
     """Return the posterior mean and standard deviation of every latent of every row.
 
-    With "encoder" they are those of the guide Q(z | x). They are exact if the guide has one latent, in a distribution with a
-    closed mean and variance. Otherwise they come from K draws, and a mean has a standard error of at most sd/√K. Other methods
-    weigh K draws of a proposal q:
+    With "encoder" these are the moments of the guide Q(z | x). They are exact if the guide has one latent, in a distribution
+    with a closed mean and variance. Otherwise they come from K draws, and a mean has a standard error of at most sd/√K.
+    Other methods weigh K draws of a proposal q:
 
         E[z | x] ≈ Σ_k w_k z_k / Σ_k w_k,   w_k = P(x, z_k) / q(z_k),   with standard error of about sd/√ESS.
 
     Args:
         model: a ``VAE``, a ``LatentVariableModel``, or a fitted ``PPCA`` or ``FactorAnalysis``, whose posterior is exact.
         x: rows on dim 0, in any form that ``log_evidence`` takes; cells may be missing if the model allows it.
-        method: "encoder": moments of Q(z | x), which are as good as the guide; for rows with missing cells, a guide that was
-            not trained on such rows may be far off. "refined": of P(z | x), by draws from posteriors fitted to each row.
-            "importance": of P(z | x), by draws of the encoder. "auto": the encoder's draws, and the fitted posteriors for
-            rows with fewer than 50 effective draws or a bad verdict.
+        method: "encoder": moments of Q(z | x), which are as good as the guide. A guide that was not trained on rows with
+            missing cells may be far off for such rows. "refined": moments of P(z | x), by draws from posteriors fitted to
+            each row. "importance": moments of P(z | x), by draws of the encoder. "auto": by draws of the encoder, and by
+            fitted posteriors for rows with fewer than 50 effective draws or a bad verdict.
         num_samples: K, draws of z a row, at least 100.
         seed: of the draws; a row's numbers depend on the seed and its key, not on other rows.
         noise: the key of a row's draws: its "index" in ``x`` or its "content".
@@ -75,9 +75,9 @@ def embed(
     Returns:
         A frame with the index of ``x``, float64. A scalar latent "z" has the columns "z" and "z_sd". Elements of others are
         numbered: "z_0", "z_1", …, then "z_0_sd", "z_1_sd", …; with plates, the plate's number comes first, as in "z_2_0".
-        A latent is NaN in rows that its mask leaves out. Methods that weigh draws add the column "verdict": the
-        worse of that on log P(x), as in ``log_evidence``, and one by the k-hat of w_k · (z_k − mean)². Where a posterior has
-        no variance, the second is no "trust".
+        A latent is NaN in rows that its mask leaves out. Methods that weigh draws add the column "verdict". It is the worse
+        of two: the verdict on log P(x), as in ``log_evidence``, and one from the k-hat of w_k · (z_k − mean)². If a
+        posterior has no variance, the second is not "trust".
 
     Raises:
         TypeError, ValueError: an option, the rows or the model cannot be used; a latent has no mean, because it is a label or

@@ -1,7 +1,7 @@
 """Q_Ψ(z | x): encoders. Each is a module whose forward returns a Pyro distribution over z.
 
 ``forward(x)`` takes rows of shape (batch, ...) and returns a distribution of batch shape (batch,) and event
-shape (latent_dim,). ``forward(x, observed)`` also takes which of their cells are observed. To add an encoder: write
+shape (latent_dim,). ``forward(x, observed)`` also takes the mask of observed cells. To add an encoder: write
 ``outputs`` and ``forward``, which begins with ``self.encode(x, observed)``, and decorate the class with its name.
 """
 
@@ -67,7 +67,8 @@ class Encoder(nn.Module, ABC):
     def forward(self, x: Tensor, observed: Tensor | None = None) -> dist.TorchDistribution:
         """Return Q(z | x_obs) for rows of shape (batch, ...): batch shape (batch,), event shape (latent_dim,).
 
-        ``observed`` tells which cells are there, a boolean tensor of the shape of x; None if all are.
+        ``observed`` is a boolean tensor of the shape of x, True where a cell is observed; None if no cell is
+        missing.
         """
 
 

@@ -51,11 +51,11 @@ class Imputation:
     Attributes:
         draws: shape (imputations, missing cells), float64.
         rows, columns: the row and the column of each missing cell, shape (missing cells,), counted from 0; columns of a
-            table among those of ``names``.
-        verdict: shape (rows,), each "trust", "more samples", "another method" or "unchecked". It is "trust" if log P of
-            the row's observed cells is, if the row has at least ten effective draws of z for each imputation, and if the
-            method's draws have uniform ranks on rows simulated from the model. Rows without missing cells and draws of a
-            closed form are "trust".
+            table are counted among ``names``.
+        verdict: shape (rows,), each "trust", "more samples", "another method" or "unchecked". A row is "trust" if log P of
+            its observed cells is, if it has at least ten effective draws of z for each imputation, and if true cells of
+            simulated rows have uniform ranks among the method's draws. Rows without missing cells and draws of a closed form
+            are "trust".
         ess: effective draws of z, shape (rows,); NaN if z was not sampled.
         answered_by: shape (rows,), the method whose draws of z were used; "exact" if none were needed.
         reasons: why rows are not trusted, in words.
@@ -123,7 +123,7 @@ class Imputation:
 
     @cached_property
     def mean(self) -> np.ndarray:
-        """The mean of the draws, shape (missing cells,). Its Monte-Carlo variance is 1/imputations of the draws'."""
+        """The mean of the draws, shape (missing cells,). Its Monte-Carlo variance is that of the draws, divided by their number."""
         return self.draws.mean(axis=0)
 
     @cached_property
@@ -133,7 +133,7 @@ class Imputation:
 
     @cached_property
     def mode(self) -> np.ndarray:
-        """The most frequent value, the smallest of several, shape (missing cells,); NaN where log P is a density."""
+        """The most frequent value, the smallest one if several are, shape (missing cells,); NaN where log P is a density."""
         ordered = np.sort(self.draws, axis=0)
         place = np.arange(len(ordered))[:, None]
         new = np.ones(ordered.shape, dtype=bool)
@@ -147,8 +147,8 @@ class Imputation:
         """Return the ends of the central interval of the draws, each of shape (missing cells,).
 
         They are quantiles of the draws at (1 ± coverage) / 2, interpolated as if draw k of m were at probability k/(m + 1),
-        so that a new draw lies below it with that probability. With too few draws for them, the ends are the smallest and the
-        largest draw; 20 draws serve coverages up to 0.904.
+        so that a new draw lies below each with that probability. With too few draws, the ends are the smallest and the
+        largest draw; 20 draws are enough for coverages up to 0.904.
         """
         share = arguments.positive("coverage", coverage)
         if share >= 1:
@@ -218,24 +218,24 @@ def impute(
 ) -> Imputation:
     """Return draws of the missing cells of rows, from P(x_mis | x_obs).
 
-    For a pair, z is drawn from P(z | x_obs) by importance resampling: K draws from a proposal q, of which one is chosen for
-    each imputation with probability ∝ P(x_obs, z_k) / q(z_k). Then x_mis ~ P(x_mis | z). The draws of several imputations
-    can be analysed one by one and combined by Rubin's rules, with the uncertainty of the missing cells and without that of
-    the fitted parameters. A baseline with ``draw_missing`` draws exactly.
+    For a pair, z is drawn from P(z | x_obs) by importance resampling. Each imputation chooses one of K draws from a
+    proposal q, with probability ∝ P(x_obs, z_k) / q(z_k). Then x_mis ~ P(x_mis | z). Analyse each completed copy, and
+    combine the results by Rubin's rules. They include the uncertainty of the missing cells, but not of the fitted
+    parameters. A baseline with ``draw_missing`` draws exactly.
 
     Args:
         model: a ``VAE``, a ``LatentVariableModel``, or a fitted baseline that takes missing cells.
         x: rows on dim 0, in any form that ``log_evidence`` takes; missing cells are NaN, None or NA.
         num_imputations: draws of every missing cell.
         method: whose draws of z to use. "importance": the encoder's; "refined": those of posteriors fitted to each row;
-            "auto": the encoder's, and the fitted ones for rows that the first do not answer.
+            "auto": the encoder's, and the fitted ones for rows that the encoder's do not answer.
         num_samples: K, draws of z a row, at least 100.
-        seed: a row's draws depend on the seed and its key, and not on the other rows. With "auto", which of the two methods
-            draws them may depend on the check, and so on all of ``x``.
+        seed: a row's draws depend on the seed and its key, and not on the other rows. With "auto", the choice between the
+            two methods may depend on the check, and so on all of ``x``.
         noise: the key of a row's draws: its "index" in ``x`` or its "content".
-        check: try the method on rows simulated from the model with the masks of ``x``. The check of log P is that of
-            ``evidence.check``. In the second, the true values of missing cells take their ranks among the imputations, which
-            are uniform if the draws are right. False leaves both out; no row is then "trust".
+        check: try the method on rows simulated from the model with the masks of ``x``. ``evidence.check`` checks log P. A
+            second check ranks the true values of missing cells among the imputations; the ranks are uniform if the draws are
+            right. False leaves both out; no row is then "trust".
 
     ``method``, ``num_samples``, ``noise`` and ``check`` apply to pairs.
 

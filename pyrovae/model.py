@@ -64,15 +64,16 @@ class LatentVariableModel(Parameters):
     around every latent.
 
     A model that takes the keyword ``observed`` gets rows with missing cells: NaN in arrays, None and NA in frames. x is 0
-    there, and ``observed`` is a boolean tensor of the shape of x, True where a cell is observed; without missing cells it
-    is passed only if it has no default. The model has to leave missing cells out, by ``.mask(observed)`` on the
+    there, and ``observed`` is a boolean tensor of the shape of x, True where a cell is observed. Without missing cells,
+    it is passed only if it has no default. The model must leave out missing cells, by ``.mask(observed)`` on the
     distribution below ``.to_event`` or by ``obs_mask=observed``. log P(x) is then log P of the observed cells. The guide
     gets the mask if it takes ``observed``, too.
 
     If model or guide is a torch module, or a method of one, the pair has the module's parameters. PyroModules are
     included. Parameters that ``pyro.param`` and ``pyro.module`` declare in plain functions are in the pair's own
     parameter store. The first run of the pair fills this store. Pyro's global store supplies no values and is not
-    changed. If it holds a name that the pair declares, this run raises ``ValueError``: pass it as ``params``, or clear it.
+    changed. If the global store holds a name that the pair declares, this run raises ``ValueError``. Pass that store as
+    ``params``, or clear it.
 
     Args:
         model: callable with Pyro sample statements, the rows observed.
@@ -243,7 +244,7 @@ class VAE(LatentVariableModel):
         prior: module whose forward() returns the distribution of z, event shape (latent_dim,).
         likelihood: module whose forward(z) returns the distribution of a row of x.
         encoder: module whose forward(x) returns a distribution of z for each row. If its forward takes ``observed``, it also
-            gets which cells of x are observed, for rows with missing cells, which are 0 in x.
+            gets the mask of observed cells; missing cells are 0 in x.
 
     Raises:
         TypeError: a part is not a torch module.
@@ -302,8 +303,8 @@ class VAE(LatentVariableModel):
     def model(self, x: Tensor, observed: Tensor | None = None, **context: Tensor) -> None:
         """Run P(x_obs, z): rows of x, shape (batch, ...), observed at site "x"; latent site "z".
 
-        ``observed`` tells which cells of x are there, a boolean tensor of its shape; None if all are. Values beside the
-        rows, such as an offset, are passed to the likelihood.
+        ``observed`` is a boolean tensor of the shape of x, True where a cell is observed; None if no cell is missing.
+        Values beside the rows, such as an offset, are passed to the likelihood.
         """
         self._declare()
         with pyro.plate("data", len(x)):
@@ -368,8 +369,8 @@ class VAE(LatentVariableModel):
                 x's own units. Such a family takes rows in float64 whatever the networks' dtype, because the mean
                 is subtracted before any rounding.
             missing: whether the encoder sees which cells of a row are missing. Any VAE takes rows with missing cells,
-                and its encoder sees the column's mean there, or 0 without ``standardize``. With ``missing=True`` the
-                mask is beside the row, which lets the encoder find z better.
+                and its encoder sees the column's mean there, or 0 without ``standardize``. With ``missing=True`` it
+                also sees the mask, and can find z better.
             likelihood_options: passed to the family. ``scale`` of a Gaussian is a number, ``"shared"``,
                 ``"per_dimension"`` or ``"decoder"``.
 
@@ -419,10 +420,9 @@ class VAE(LatentVariableModel):
 
         P(x | z) = Π_d P_d(x_d | z). Strings, booleans and pandas categories get masses of their levels, ordered categories an
         ``Ordinal``. ``likelihoods.suggest`` chooses the families of numbers: counts for whole numbers, densities for others.
-        Whole numbers without a zero or below it, or whose standard deviation is below their mean, get the mass of an interval of
-        width 1.
-        Decimal numbers with one value in over a tenth of the rows, such as amounts with many zeros, are counted in steps of
-        0.1, 0.01, …: a density gives one value no mass.
+        Whole numbers get the mass of an interval of width 1 if their smallest is not 0, or if their standard deviation or
+        variance is below their mean. Decimal numbers with one value in over a tenth of the rows, such as amounts with many
+        zeros, are counted in steps of 0.1, 0.01, …. A density would give this value no mass.
 
         Every function that takes rows then takes such a frame, with None, NaN or NA in missing cells. ``sample`` and
         ``reconstruct`` return frames. Levels, locations and scales come from ``df`` and never change, so ``df`` should
@@ -436,10 +436,11 @@ class VAE(LatentVariableModel):
             families: for some columns a name in ``likelihoods.REGISTRY``, a pair of a name and a dict of the family's
                 options, or None to leave the column out.
             resolution: for columns of real numbers the step to which they were recorded, such as {"age": 1}. The column is
-                then scored as the mass of its interval, x ± step/2, under a Gaussian, which is censored at 0 if that is the
-                smallest number, or a log-normal. If every column is a mass, log P(x) has no units and compares across families.
-            hidden_dims: of both networks. With two or more layers, pass ``fit`` a ``kl_warmup``: where many cells are
-                missing, z says little about a row at first, and the fit may end with a decoder that ignores it.
+                then scored as the mass of its interval, x ± step/2, under a Gaussian or a log-normal. If 0 is the smallest
+                number, the Gaussian is censored at 0. If every column is a mass, log P(x) has no units and can be compared
+                across families.
+            hidden_dims: of both networks. With two or more layers, pass ``fit`` a ``kl_warmup``. If many cells are
+                missing, z says little about a row at first, and the fit may end with a decoder that ignores z.
             activation, prior, encoder: as in ``mlp``.
 
         Raises:

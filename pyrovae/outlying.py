@@ -58,31 +58,33 @@ def outliers(
 ) -> pd.DataFrame:
     """Return how odd each row is, −log P(x_obs) in nats, and which of its cells is the oddest given the others.
 
-    The oddness of a cell is −log P(x_d | the row's other cells). Under a pair both come from one set of weighted draws of z:
+    The oddness of a cell is −log P(x_d | the row's other cells). For a pair, rows and cells are scored by one set of
+    weighted draws of z:
 
         log P(x_d | rest) = log Σ_k w_k − log Σ_k w_k / P(x_d | z_k),   w_k = P(x_obs, z_k) / q(z_k).
 
-    The second sum has heavier tails, and so a k-hat of its own. If that is too large, the draws given all cells do not tell the
-    cell's oddness, and it is "another method". The oddest cell of such a row is then answered again, as
-    log P(x_obs) − log P(rest) with draws given the rest, if the pair takes missing cells. A baseline that takes missing cells is
-    exact.
+    The second sum has heavier tails, and so a k-hat of its own. If this is too large, draws given all cells
+    cannot score the cell, and its verdict is "another method". If the cell is the oddest of its row and the
+    pair takes missing cells, it is scored again: log P(x_obs) − log P(rest), with draws given the rest. A
+    baseline that takes missing cells is exact.
 
-    Densities have units, and a column of many values has smaller probabilities than a column of few. So cells are compared by
-    how far log P(x_d | rest) lies below its median over the rows of ``x`` that have the column, in nats.
+    Densities have units, and a column of many values has smaller probabilities than a column of few. Cells
+    are therefore compared by how far log P(x_d | rest) lies below its median over the rows of ``x`` that have
+    the column, in nats.
 
     Args:
         model: a ``VAE`` or ``LatentVariableModel`` whose columns are independent given z, or a fitted baseline.
         x: rows on dim 0, in any form that ``log_evidence`` takes; cells may be missing if the model allows it.
         cells: return a line for each observed cell instead of one for each row.
         method, num_samples, seed, check: as in ``impute``; they apply to pairs. With "auto" the draws of z are those of
-            "refined" if z is continuous: a tenth comes from the prior, because the cells without an odd one may have
-            another mode. Sums over few values of discrete latents are exact. ``check`` tries log P(x_obs) only, so cells
-            from draws of the guide alone are "unchecked" at best.
+            "refined" if z is continuous. A tenth of them comes from the prior, because the posterior without an odd cell
+            may have another mode. Sums over few values of discrete latents are exact. ``check`` tries log P(x_obs) only,
+            so cells from draws of the guide alone are "unchecked" at best.
 
     Returns:
-        A frame with the index of ``x``. Of rows: ``score``, its ``error`` (one standard error), its ``verdict``, the
-        ``oddest`` column, its ``log_p``, how far ``below`` the column's median that is, and its ``cell_error`` and
-        ``cell_verdict``. Of cells: row, column, ``log_p``, ``below``, ``error`` and ``verdict``.
+        A frame with the index of ``x``. For rows: ``score``, its ``error`` (one standard error), its ``verdict``,
+        the ``oddest`` column, its ``log_p``, how far ``below`` the column's median that is, and its ``cell_error``
+        and ``cell_verdict``. For cells: row, column, ``log_p``, ``below``, ``error`` and ``verdict``.
 
     Raises:
         TypeError, ValueError: an option, the rows or the model cannot be used; a site that scores several columns jointly.

@@ -101,8 +101,8 @@ class VampPrior(nn.Module):
 
     Args:
         encoder: the encoder of the same VAE. The prior only refers to it. The VAE owns its parameters and
-            holds them once in ``parameters()`` and in ``state_dict()``. Call ``.double()`` and
-            ``.to(device)`` on the VAE, therefore, not on the prior.
+            holds them once in ``parameters()`` and in ``state_dict()``. Therefore call ``.double()`` and
+            ``.to(device)`` on the VAE, not on the prior.
         pseudo_inputs: the starting values of the u_k, shaped like K rows of x, such as K training rows.
             Tensor, numpy array or DataFrame; copied.
 

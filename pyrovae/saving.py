@@ -60,9 +60,10 @@ _REGISTRIES: dict[str, Mapping[str, type]] = {
 def save(model: LatentVariableModel | Fitted, path: str | os.PathLike[str]) -> None:
     """Save a fitted model to one file, atomically; ``load`` restores it bit for bit.
 
-    The file holds every parameter and buffer with its dtype, which of them are frozen, the parts' train or eval
-    mode, the architecture by the names of the registries, the versions of pyrovae, torch, pyro and python, and
-    what ``fit`` stored on the pair: the fingerprint of the training rows and the history. It holds no pickle or code.
+    The file holds every parameter and buffer with its dtype, which of them are frozen, and the parts' train or eval
+    mode. It holds the architecture by the names of the registries, and the versions of pyrovae, torch, pyro and
+    python. It holds what ``fit`` stored on the pair: the fingerprint of the training rows and the history. It holds
+    no pickle or code.
 
     Args:
         model: a ``VAE``, any Pyro pair in a ``LatentVariableModel``, or a baseline.
@@ -107,8 +108,8 @@ def load(path: str | os.PathLike[str], into: Any = None) -> Any:
             registry, such as the user's own Pyro pair. Before it changes anything, ``load`` compares what the file
             holds: arguments and modules of the registries, and names, shapes, dtypes and constraints of tensors.
             A ``PyroMCMC`` must also give saved draws the log joint that it gave them when it was fitted. A pair's file
-            holds no rows, so ``load`` cannot see that the code of a pair has changed. Tensors are written in place. A
-            pair of plain functions that has not run yet gets the saved parameters, which its first run then uses.
+            holds no rows, so ``load`` cannot detect a change in the pair's code. Tensors are written in place. A pair
+            of plain functions that has not run yet gets the saved parameters, which its first run then uses.
 
     Returns:
         A ``VAE`` or a baseline; or ``into``.

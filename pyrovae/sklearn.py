@@ -273,7 +273,7 @@ class VAEDensity(_Density, _VAEScores):
     """The density or mass P(x) = ∫ P(x | z) P(z) dz of a variational autoencoder.
 
     ``score_samples`` returns log P(x) in nats, in the units of x; with missing cells log P of the observed cells. It is an
-    estimate by ``method``. ``evidence_`` has the error and the verdict of each row that was scored last.
+    estimate by ``method``. ``evidence_`` has the errors and verdicts of the rows that were scored last.
 
     Args:
         likelihood: a family's name in ``likelihoods.REGISTRY``.
@@ -324,8 +324,8 @@ class VAEOutlier(OutlierMixin, _VAEScores):
     Args:
         contamination: the share of training rows that are outliers, in (0, 0.5]. ``offset_`` is that quantile of their log P.
 
-    The other arguments and the attributes are those of ``VAEDensity``. ``evidence_`` is of the training rows after ``fit``.
-    ``predict`` and ``decision_function`` leave it unchanged.
+    The other arguments and the attributes are those of ``VAEDensity``. After ``fit``, ``evidence_`` describes the training
+    rows. ``predict`` and ``decision_function`` leave it unchanged.
 
     Example:
         >>> X = np.random.default_rng(0).normal(size=(50, 3))
@@ -365,8 +365,8 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _VAE):
     """The posterior mean of z for each row: columns for the next step of a pipeline.
 
     Args:
-        method: how ``pyrovae.embed`` computes the mean. "encoder": of Q(z | x), and for rows with missing
-            cells as "auto". "refined", "importance" and "auto": of P(z | x).
+        method: how ``pyrovae.embed`` computes the mean. "encoder": the mean of Q(z | x), but as "auto" for
+            rows with missing cells. "refined", "importance" and "auto": the mean of P(z | x).
 
     The other arguments and the attributes are those of ``VAEDensity``. ``pyrovae.embed(transformer.model_, X)`` also returns standard deviations.
 
@@ -417,8 +417,8 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _VAE):
 class VAEImputer(OneToOneFeatureMixin, TransformerMixin, _VAE):
     """Fills missing cells by draws from P(x_mis | x_obs) under a VAE; observed cells are unchanged.
 
-    Columns without an observed cell in ``fit`` are no part of the VAE. ``pyrovae.impute(imputer.model_, X)`` returns several completed
-    copies of rows, intervals, and a verdict for each row.
+    Columns without an observed cell in ``fit`` are not part of the VAE. ``pyrovae.impute(imputer.model_, X)``
+    returns several completed copies of rows, intervals, and a verdict for each row.
 
     Args:
         strategy: the "mean", "median" or "mode" of the draws of a cell. "mode" is for families of masses.

@@ -66,9 +66,10 @@ class Baseline(Fitted, ABC):
     """A model that is fitted to rows and then returns log P(x) of other rows.
 
     ``x`` has rows on dim 0: a tensor, an array, a DataFrame, or a mapping with such rows under "x". A baseline
-    ignores the other entries of a mapping, but for a mask "observed" if it takes missing cells. It works in float64, on rows flattened to shape (rows, columns).
+    ignores the other entries of a mapping, except a mask "observed" if it takes missing cells. It computes in
+    float64, on rows flattened to shape (rows, columns).
 
-    NaN, and None and NA in frames, are missing cells. An ``Incomplete`` baseline takes them; others raise an error.
+    Missing cells are NaN, and None and NA in frames. An ``Incomplete`` baseline takes them; others raise an error.
 
     To add a baseline: write ``_fit``, ``_score``, ``_sample`` and ``summary``. If log P(x) has a closed form, see
     ``ClosedForm``. If ``_fit`` raises, the baseline stays as before.
@@ -93,7 +94,7 @@ class Baseline(Fitted, ABC):
 
     @takes_turns
     def fit(self, x: Any) -> Self:
-        """Fit to rows, shape (rows, columns), and return self. If it raises, nothing has changed.
+        """Fit to rows, shape (rows, columns), and return self. After an error, nothing has changed.
 
         With missing cells, an ``Incomplete`` baseline maximises the likelihood of the observed cells.
         """
@@ -270,9 +271,9 @@ class Incomplete(ClosedForm):
 
         log P(x_obs) = log ∫ P(x_obs, x_mis) dx_mis
 
-    ``fit`` maximises Σ_n log P(x_n,obs), which ignores why cells are missing. That is right if the chance that a cell
-    is missing depends on observed cells only (missing at random; Rubin 1976; Little and Rubin 2019). A row without an
-    observed cell has log P = 0 and leaves the fit unchanged.
+    ``fit`` maximises Σ_n log P(x_n,obs), which ignores why cells are missing. This is right if the probability that a
+    cell is missing depends on observed cells only (missing at random; Rubin 1976; Little and Rubin 2019). A row
+    without an observed cell has log P = 0 and leaves the fit unchanged.
 
     To add one: let ``_fit`` and ``_log_prob`` take the mask of observed cells, and write ``_draw``. The mask is None for
     complete rows. For independent columns see ``Columnwise``; for Gaussians see ``baselines.observed``.
@@ -351,8 +352,8 @@ class Incomplete(ClosedForm):
     def _draw(self, rows: Tensor, observed: Tensor, num_draws: int) -> Tensor:
         """Return draws of the missing cells, shape (draws, rows, columns), by torch's random operations.
 
-        The caller gives each row numbers of its own, if an operation draws for all draws and rows at once: a result of
-        shape (draws, rows, ...) or (draws · rows, ...). The caller ignores values at observed cells.
+        The caller keys the noise by row if an operation draws for all draws and rows at once, with a result of shape
+        (draws, rows, ...) or (draws · rows, ...). The caller ignores values at observed cells.
         """
 
 

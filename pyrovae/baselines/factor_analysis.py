@@ -23,17 +23,17 @@ _LEAST = (1e-8, 1e-11)
 class FactorAnalysis(factors.FactorModel):
     """z ~ N(0, I_L), x | z ~ N(W z + μ, diag(ψ)), hence x ~ N(μ, W Wᵀ + diag(ψ)): exact.
 
-    ``fit`` maximises the likelihood. EM (scikit-learn's) comes near the maximum, but becomes very slow if a ψ_d
-    tends to 0 (Heywood 1931). Quasi-Newton steps over ψ then finish; the best W for each ψ has a closed form
-    (Jöreskog 1967). If the likelihood stays bounded as a ψ_d tends to 0, the fit is accepted. No ψ_d is below
-    1e-8 of its column's variance, or 1e-11 if others nearly determine a column.
+    ``fit`` maximises the likelihood. scikit-learn's EM comes near the maximum, but becomes very slow if a ψ_d
+    tends to 0 (Heywood 1931). Quasi-Newton steps over ψ complete the fit; the best W for each ψ has a closed
+    form (Jöreskog 1967). If the likelihood stays bounded as a ψ_d tends to 0, the fit is accepted. No ψ_d is
+    below 1e-8 of its column's variance, or 1e-11 if others nearly determine a column.
 
     If cells are missing, quasi-Newton steps over all parameters maximise the likelihood of the observed
     cells, which may have several maxima. Ghahramani and Hinton (1994).
 
     Args:
         latent_dim: L, less than the number of columns, and than the number of rows less one.
-        max_iter: of the quasi-Newton steps. A fit that needs more warns and says so in ``summary``.
+        max_iter: the most quasi-Newton steps. A fit that needs more warns and says so in ``summary``.
 
     After ``fit``: ``loc`` μ, shape (columns,); ``loadings`` W, shape (columns, L); ``noise_variance`` ψ,
     shape (columns,); ``converged``; ``history`` (see ``Incomplete``).

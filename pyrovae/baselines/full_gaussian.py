@@ -22,14 +22,15 @@ class FullGaussian(Gaussian):
     and Rubin (2019), 11.2.
 
     Args:
-        max_iter: of EM over missing cells. A fit that needs more warns and says so in ``summary``.
+        max_iter: the most steps of EM over missing cells. A fit that needs more warns and says so in
+            ``summary``.
 
     After ``fit``: ``loc`` μ, shape (columns,); ``covariance`` Σ, shape (columns, columns);
     ``converged``; ``history`` (see ``Incomplete``).
 
     Raises:
-        ValueError: rows are not more than columns; columns are constant or determined by others. The density
-            then goes to +∞. Two columns are never observed in one row.
+        ValueError: there are not more rows than columns, or columns are constant or determined by others,
+            which takes the density to +∞; two columns are never observed in one row.
 
     Example:
         >>> import torch

@@ -26,19 +26,20 @@ COVARIANCES = ("full", "tied", "diag", "spherical")
 class GaussianMixture(Gaussian):
     """x ~ Σ_k π_k N(μ_k, Σ_k): exact.
 
-    Fitted by scikit-learn's EM from several starts, each from k-means; ``fit`` keeps the best. Unlike
-    scikit-learn's default, nothing (1e-6) is added to the covariances, so the fit is a local maximum of the
-    likelihood. The likelihood is unbounded, because a component on a single row takes it to +∞. Starts
-    that end there are left out. If all do, ``fit`` raises ``ValueError``.
+    Fitted by scikit-learn's EM from several starts, each from k-means; ``fit`` keeps the best. scikit-learn's
+    default adds 1e-6 to the variances; ``fit`` adds nothing, so it reaches a local maximum of the likelihood.
+    The likelihood is unbounded, because a component on a single row takes it to +∞. Starts that end there are
+    left out. If all do, ``fit`` raises ``ValueError``.
 
-    If cells are missing, each start fills them with observed values of their columns, drawn at random, for
-    scikit-learn's EM. EM over the missing cells goes on from there. Ghahramani and Jordan (1994).
+    If cells are missing, each start fills them with observed values of their columns, drawn at random, and
+    runs scikit-learn's EM. EM over the missing cells continues from there. Ghahramani and Jordan (1994).
 
     Args:
         num_components: how many Gaussians.
         covariance: "full"; "tied", one for all; "diag"; or "spherical", one variance for each component.
         num_starts: how many runs of k-means to start from.
-        max_iter: of EM from each start. A fit that needs more warns and says so in ``summary``.
+        max_iter: the most steps of EM from each start. A fit that needs more warns and says so in
+            ``summary``.
         seed: of the starts.
 
     After ``fit``: ``weights`` π, shape (components,); ``loc`` μ, shape (components, columns); ``covariances`` Σ,

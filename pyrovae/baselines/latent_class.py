@@ -54,10 +54,10 @@ class LatentClass(Incomplete):
         num_classes: how many classes.
         num_categories: K, for all columns or one a column. None means one more than a column's largest
             training value.
-        pseudo_count: per category; 0 is maximum likelihood. Rows with a value that no training row has then have
-            probability 0 and raise ``ValueError``.
+        pseudo_count: per category; 0 is maximum likelihood. With 0, rows with a value that no training row has
+            have probability 0 and raise ``ValueError``.
         num_starts, seed: how many starts, and the seed of their noise.
-        max_iter: of EM. A fit that needs more warns and says so in ``summary``.
+        max_iter: the most steps of EM. A fit that needs more warns and says so in ``summary``.
 
     After ``fit``: ``weights`` π, shape (classes,), largest first; ``probabilities``, θ of each column, shape
     (classes, K_d); ``history``, the objective in nats a row at each step of EM, which never falls; ``converged``.

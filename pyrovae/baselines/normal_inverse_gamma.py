@@ -35,12 +35,13 @@ class NormalInverseGamma(Columnwise, Conjugate):
     Args:
         loc: the prior's mean, in x's units: a number, or one a column.
         kappa: how many rows the prior's mean is worth.
-        alpha: half of how many rows the prior's variance is worth.
+        alpha: half the number of rows that the prior's variance is worth.
         beta: alpha times the variance that the prior expects (1/E[1/σ²]), in x's units squared: a number, or one
             a column.
 
-    After ``fit``: ``loc_n`` and ``beta_n``, each of shape (columns,), ``kappa_n`` and ``alpha_n``, of the posterior,
-    numbers, or one a column if cells were missing: N is then each column's number of observed cells.
+    After ``fit``: the posterior's ``loc_n`` and ``beta_n``, shape (columns,), and its ``kappa_n`` and ``alpha_n``,
+    numbers. If cells were missing, these have shape (columns,), too, because N is each column's number of observed
+    cells.
 
     Raises:
         ValueError: the prior is not proper; the number of locs or betas is not that of columns.

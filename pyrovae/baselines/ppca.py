@@ -28,7 +28,8 @@ class PPCA(factors.FactorModel):
 
     Args:
         latent_dim: L, less than the number of columns and the number of rows.
-        max_iter: of the quasi-Newton steps over missing cells. A fit that needs more warns and says so in ``summary``.
+        max_iter: the most quasi-Newton steps over missing cells. A fit that needs more warns and says so in
+            ``summary``.
 
     After ``fit``: ``loc`` μ, shape (columns,); ``loadings`` W, shape (columns, L); ``noise_variance`` σ²;
     ``converged``; ``history`` (see ``Incomplete``).

@@ -68,11 +68,10 @@ def compare(
         conditional on. ``parameters`` is "plug-in" or "posterior-averaged". ``num_parameters`` counts the fitted
         numbers, including a VAE's encoder, and is NaN if they were integrated out. Then come the rows by verdict.
         ``check`` says how the method did on rows simulated from the model (``evidence.check``): "passed", "failed",
-        "unchecked" or "exempt". ``open`` says whether the check of the model or of the best failed or was
-        not made, or more than a tenth of their rows are not trusted. One of the two numbers may then be too low by
-        more than its error.
-        ``seen`` counts rows that the model was fitted to. ``seconds`` is NaN for a ``LogEvidence``. The frame prints
-        in a few columns; ``to_latex`` has the same ones.
+        "unchecked" or "exempt". ``open`` is True if, for the model or for the best, the check failed or was not
+        made, or over a tenth of the rows are not trusted. One of the two numbers may then be too low by more than
+        its error. ``seen`` counts rows that the model was fitted to. ``seconds`` is NaN for a ``LogEvidence``. The
+        frame prints in a few columns; ``to_latex`` has the same ones.
 
     Raises:
         ValueError: a column is a mass under one model and a density under another; rows or units differ (the

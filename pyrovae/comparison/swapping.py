@@ -94,8 +94,8 @@ def swap(
         method: of ``log_evidence``.
         seed: of weights, the split, and all noise.
         progress: show progress bars; those of fits in workers are not shown.
-        executor: as in ``log_evidence``. Each family is fitted by one worker, and then scored by all, with the same bits as
-            without. What ``callbacks`` change in a worker stays there.
+        executor: as in ``log_evidence``. One worker fits each family, and all workers score it, with the same bits as
+            without. Changes that ``callbacks`` make in a worker stay there.
         fitting: options of ``fit``: ``epochs``, ``lr``, ``validation``, ``patience``, …
 
     Raises:

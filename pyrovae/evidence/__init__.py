@@ -40,7 +40,7 @@ METHODS: dict[str, Callable[..., LogEvidence]] = {
 def log_evidence(
     model: Any, x: Any, *, method: str | None = None, given: Any = None, **options: Any
 ) -> LogEvidence:
-    """Return log P(x_n) of every row under any model that defines it, in nats; or that of some columns given others.
+    """Return log P(x_n) of every row under any model that defines it, in nats; or log P of some columns given others.
 
     A model with a ``log_evidence`` method of its own, such as a baseline, computes the number itself. For a
     ``VAE`` or ``LatentVariableModel``, the estimator named by ``method`` computes it.
@@ -49,25 +49,26 @@ def log_evidence(
         model: a ``VAE``, a ``LatentVariableModel`` or a fitted baseline.
         x: rows on dim 0; tensor, numpy array or DataFrame.
         method: one of ``evidence.METHODS``; None means "importance". "auto" chooses row by row.
-        given: columns of x: names of a frame's, or positions from 0 in the order of the fit. A string is a name and a whole
-            number a position; a number that is also the label of another column is refused. The result is then
+        given: columns of x: names in a frame, or positions from 0 among the columns as passed. A string is a name, and a
+            whole number a position. A number that is also the label of another column is an error. The result is then
 
                 log P(rest | given) = log P(x_obs) − log P(x_given)
 
-            of every row, for a model that takes missing cells. It is "exact" if both terms are, else an "estimate": a
-            difference of bounds is no bound. Its ``bias`` is the difference of the two biases. Its ``mcse`` is √(a² + b²)
-            of the two errors, as of independent terms; equal seeds may make the true error smaller. A row is "trust" only
-            if both terms are. ``checkpoint`` cannot be used with it.
+            of every row, for a model that takes missing cells. Its kind is "exact" if both terms are, else "estimate": a
+            difference of bounds is no bound. Its ``bias`` is the difference of the two biases. Its ``mcse`` is the root
+            of the sum of squares of both errors and of the ``tail_error`` of log P(x_given), as if these were
+            independent. Equal seeds may make the true error smaller. A row is "trust" only if both terms are.
+            ``checkpoint`` cannot be used with it.
         options: the estimator's own. "importance" takes ``num_samples=5000``, ``seed=0``,
             ``pareto_smoothed=False``, ``tile=None`` and ``progress=False``. "auto" takes ``target_mcse=0.05``
             and ``max_cost=50_000``. All but "exact" take ``check=True``: the method is also tried on rows simulated
             from the model. Without it no row is "trust". All but "exact" and "quadrature" take ``compile="auto"``:
             whether guide and model are traced and compiled. All but "exact" take ``checkpoint=None``, a folder, and
-            ``executor=None``, worker processes; see ``help(pyrovae.evidence.importance)``. See ``help(pyrovae.evidence.auto)`` and the others.
+            ``executor=None``, worker processes; see ``help(pyrovae.evidence.importance)``.
 
     Raises:
-        TypeError, ValueError: see the estimator; an unknown column in ``given``; also if a method or options are passed for a model that
-            computes log P(x) itself.
+        TypeError, ValueError: see the estimator; an unknown column in ``given``; a method or options for a
+            model that computes log P(x) itself.
 
     Example:
         >>> import torch, pyrovae as pv

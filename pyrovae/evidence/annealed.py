@@ -59,15 +59,15 @@ def annealed(
 ) -> LogEvidence:
     """Return log P(x_n) ≈ log (1/K) Σ_k Π_t f_t(u_{k,t−1}) / f_{t−1}(u_{k,t−1}), f_t = Q^(1−β_t) P(x_n, u)^β_t.
 
-    This is annealed importance sampling (Neal 2001). Of K chains per row, half start at draws of the encoder and half
-    at draws of the prior, so that Q above is the mixture of both. They move towards the posterior while β goes from 0
+    This is annealed importance sampling (Neal 2001). Half of the K chains per row start at draws of the encoder and
+    half at draws of the prior, so Q above is the mixture of both. They move towards the posterior while β goes from 0
     to 1. At every temperature, a chain makes one leapfrog step of Hamiltonian dynamics with persistent momentum
     (Horowitz 1991), and accepts or rejects it. A pilot run tunes a step size for every row and temperature. The step
     sizes are then frozen, so that the result is a lower bound in expectation. Constrained latents move in their
     unconstrained space.
 
-    Pyro's HMC adapts and accepts one chain for all rows together. The package therefore has moves of its own,
-    in which every row and chain is accepted by itself.
+    Pyro's HMC adapts and accepts one chain for all rows together. pyrovae therefore has its own moves, which
+    accept every row and chain separately.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents.
@@ -75,8 +75,8 @@ def annealed(
         num_samples: K, chains per row.
         num_temperatures: steps from β = 0 to β = 1; a chain spends three decoder evaluations on each.
         start: "both", "encoder" or "prior". Chains from the encoder alone never reach modes that it does not know.
-        seed, tile, progress, checkpoint, compile, noise, check, executor: as in ``importance``; a tile is (rows, chains). Each kind of move
-            is compiled separately.
+        seed, tile, progress, checkpoint, compile, noise, check, executor: as in ``importance``; a tile is (rows,
+            chains). Each kind of move is compiled separately.
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds.

@@ -47,28 +47,28 @@ def auto(
 
     1. A linear-Gaussian VAE is computed in closed form.
     2. A pilot of 64 draws of the encoder predicts how many draws ``importance`` would need. A small k-hat is
-       not sufficient, so 96 draws of the prior search for mass that the encoder misses. If their weights
-       are too uneven to tell, gradient ascents from those far from the encoder search for modes.
+       not sufficient, so 96 draws of the prior search for mass that the encoder misses. If their weights are too uneven
+       to tell, gradient ascents from prior draws far from the encoder search for modes.
     3. A row gets Gaussians of its own, as in ``refined``, if it needs too many draws, has a heavy tail or a
-       missed mode. If most of the ascents end in different modes, further ones search for more (Good 1953). A second
-       pilot tells whether the Gaussians are good enough. If they are not, the fits go on, and then a mixture of up to
-       twelve Gaussians is adapted to the row (Cappé et al. 2008).
+       missed mode. If most of the ascents end in different modes, further ascents search for more (Good 1953). A second
+       pilot tells whether the Gaussians are good enough. If they are not, the fits continue, and then a mixture of up
+       to twelve Gaussians is adapted to the row (Cappé et al. 2008).
     4. If that is not good enough, ``quadrature`` computes rows with one or two latent dimensions, and ``annealed`` all
-       others, with half of its chains from the prior. A row whose grid or chains give a nat less than the pilot's bound
-       is answered by the mixture.
+       others, with half of its chains from the prior. If grid or chains give a nat less than the pilot's bound, the
+       mixture answers the row.
 
     2000 pairs (x, z) are simulated from the model, once per call. The z of pairs near a row are further starts, and points
     at which proposals are tested. ``cost`` leaves out the simulation. Rows with values beside x, such as context, have
     no pairs.
 
-    Pilots only choose the method. The answer comes from fresh noise and is kept whatever its value, so that a
-    lower bound stays one. If a mode is known that a row's answer did not cover, the row is neither settled
-    nor trusted.
+    Pilots only choose the method. The answer comes from fresh noise and is kept whatever its value, so a
+    lower bound remains one. If a row's answer did not cover a known mode, the row is neither settled nor
+    trusted.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``. Discrete latents allow only step 2. If their guide
-            cannot reach all of the prior, ``auto`` sums over all z ("exact"). If the values are too many for
-            that, half of the draws come from the prior ("defensive").
+            cannot reach all of the prior, ``auto`` sums over all z ("exact"). If z has too many values for
+            this, half of the draws come from the prior ("defensive").
         x: rows on dim 0; tensor, numpy array or DataFrame.
         target_mcse: the requested Monte-Carlo error, in nats per row; a row within it is settled.
         max_cost: most decoder evaluations to spend on a row; a gradient counts three. A row that would need

@@ -40,25 +40,26 @@ class Check:
     """How a method did on rows simulated from the model.
 
     A simulated row comes with an exact draw z* of its posterior. The method answers the row without it. A row is missed
-    if it is trusted and z* weighs more than all of the method's draws together. Then the method has not found where the
-    posterior is.
+    if it is trusted and z* weighs more than all of the method's draws together. The method has then not found the
+    posterior's mass.
 
-    z* should also lie among the heaviest draws, those that hold 5 % of the weight, about as seldom as weights like its row's
-    allow: in 5 % of the rows if there are many draws. It lies there more often if trusted rows lack a part of the posterior
-    that each of them seldom visits.
+    z* should seldom be among the heaviest draws, those with 5 % of the weight: in 5 % of the rows if there are many draws.
+    For fewer draws, the expected rate follows from the weights of each row. A higher rate means that trusted rows lack a
+    part of the posterior that each of them seldom visits.
 
     Attributes:
         method: the estimator's name.
         trusted: simulated rows that the method trusts.
-        missed: those of them that it missed.
-        heaviest: those of them in which z* is heavier than draws that hold 95 % of the weight.
-        simulated: rows that it answered.
+        missed: trusted rows that it missed.
+        heaviest: trusted rows in which z* is heavier than draws with 95 % of the weight.
+        simulated: simulated rows that it answered.
         passed: whether the method may be trusted on this model; None if it trusts too few simulated rows to tell.
-        reason: why it was not passed, in words; None if it was.
-        log_odds: of every simulated row, log of the weight of z* over the sum of all other weights, shape (simulated,).
-        beyond: rows of x whose nearest simulated row is farther than that of each of a thousand simulated rows, out of
-            ``compared``.
-        compared: rows of x that were compared with the pool.
+        reason: why ``passed`` is not True, in words; None if it is.
+        log_odds: for every simulated row, log of the weight of z* over the sum of all other weights, shape
+            (simulated,).
+        beyond: how many of the ``compared`` rows are farther from their nearest simulated row than any of a thousand
+            simulated rows is from its own.
+        compared: how many rows of x were compared with the simulated rows.
         lowest, highest: the smallest and the largest log P(x) among the simulated rows that were answered, in nats.
     """
 
@@ -137,25 +138,28 @@ def check(
     """Try a method on rows simulated from the model, and count those that it trusts and yet misses.
 
     Half of the simulated rows are plain draws of P(x). The others are chosen from 20 000 draws to resemble rows of x. The
-    choice uses x alone, so z* is still an exact draw of P(z | x). They are simulated given the values beside rows of x.
+    choice uses x alone, so z* is still an exact draw of P(z | x). All are simulated given the values beside rows of x.
 
     w* is the weight of z* under the method's own proposal, and w_k are the weights of the method's draws. A trusted row is
-    missed if w* > Σ_k w_k. The check passes if none of ``num_rows`` trusted rows is missed, half of them of each kind. After
-    one or two it goes on to four times as many rows, of which at most two may be missed. The check fails, too, if w* is among the heaviest 5 % of
-    the weight in more trusted rows than chance allows. The method answers at most eight times ``num_rows`` rows. If it
+    missed if w* > Σ_k w_k. The check passes if none of ``num_rows`` trusted rows is missed, half of them of each kind. If
+    one or two are missed, it continues to four times as many rows, of which at most two may be missed. The check fails, too,
+    if w* is among the heaviest weights, 5 % of the sum, in more trusted rows than chance allows. If this count is only
+    suspicious, it also continues to four times as many rows. The method answers at most eight times ``num_rows`` rows. If it
     trusts too few of them, ``passed`` is None.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``.
         x: rows on dim 0, in any form that ``log_evidence`` takes.
         method: one of ``evidence.METHODS`` but "exact".
-        num_rows: trusted rows that decide, at least 8; 64 promise 12 %, 1024 less than 1 %.
+        num_rows: trusted rows that decide, at least 8. With 64, at most 12 % of trusted rows may be low by
+            half a nat; with 1024, less than 1 %.
         seed: of simulated rows and of the method's noise.
-        options: the method's own, as for ``log_evidence``, but ``progress``, ``checkpoint`` and ``executor``.
+        options: the method's own, as for ``log_evidence``, except ``progress``, ``checkpoint`` and
+            ``executor``.
 
     Returns:
-        A ``Check``. Its ``passed`` is None, too, if rows cannot be simulated from the model, because a site reads columns
-        of x that it does not sample.
+        A ``Check``. ``passed`` is also None if rows cannot be simulated, because a site reads columns of x that it does
+        not sample.
 
     Raises:
         TypeError, ValueError: an option, the rows or the pair cannot be used.

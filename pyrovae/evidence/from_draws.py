@@ -49,7 +49,7 @@ def from_draws(
     warp: bool = False,
     seed: int = 0,
 ) -> LogEvidence:
-    """Return log Z of an unnormalised density exp(log_density(θ)) from draws of it, by any sampler, in nats.
+    """Return log Z of an unnormalised density exp(log_density(θ)), in nats, from its draws by any sampler.
 
     Z = ∫ exp(log_density(θ)) dθ is the evidence P(x) if log_density(θ) = log P(x | θ) + log P(θ), constants included:
 
@@ -61,18 +61,18 @@ def from_draws(
     ``log_density`` takes points in the form of ``draws`` and must work on many at once. If ``draws`` is an array or a
     tensor, it gets one of shape (n, dim). If ``draws`` has names, it gets a dict from names to arrays of shape (n, …).
     Numbers are float64; they are tensors if the draws are tensors, and numpy arrays otherwise. It returns n log
-    densities. Where it returns −∞, the density is zero.
+    densities. If it returns −∞, the density is zero.
 
     Args:
-        log_density: log of the density that was sampled, as a density of the numbers in ``draws``. If the sampler
-            transformed a parameter and ``draws`` holds the transformed one, the log Jacobian is part of it.
+        log_density: log of the density that was sampled, as a density of the numbers in ``draws``. If ``draws`` holds
+            a parameter that the sampler transformed, the log Jacobian must be part of it.
         draws: an array or tensor of shape (chains, draws, dim), or (draws, dim) for one chain; or a dict from names to
             arrays of shape (chains, draws, …); or ArviZ data with a posterior, of 0.x or 1.x.
         variables: which names to use. Leave out quantities that are functions of others. None means all.
         bounds: column number or name → (low, high) of a parameter with bounds, ±inf for none. It is then mapped to the
             real line, with the Jacobian. A parameter without an entry may take all real numbers.
-        x: the rows that the posterior is given, or a dict of them as for ``PyroMCMC.fit``. ``compare_evidence`` needs
-            them to see that models share their rows.
+        x: the rows that the posterior is conditional on, or a dict of them as for ``PyroMCMC.fit``.
+            ``compare_evidence`` needs them to check that models share their rows.
         measure: of x: "density", "mass" or "unscored" for columns that are conditions only; one for all columns or one
             for each.
         warp: whether to make the density symmetric before the bridge (warp-3, Meng and Schilling 2002), with a single
@@ -80,8 +80,9 @@ def from_draws(
         seed: of the partner's draws.
 
     Returns:
-        One entry with target "evidence" and kind "estimate". Its ``pareto_k`` is the larger of both sides. Its
-        verdict is "trust" if chains and bridge pass these checks; ``reasons`` lists those that failed:
+        One entry with target "evidence" and kind "estimate". Its ``pareto_k`` is the larger k-hat of the two
+        sides. Its verdict is "trust" if chains and bridge pass these checks; ``reasons`` lists those that
+        failed:
 
         * "more samples": R-hat is above 1.01 or the effective sample size below 400 (Vehtari et al. 2021), or the error
           is above 0.25 nats;

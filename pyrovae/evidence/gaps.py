@@ -44,15 +44,15 @@ def gaps(
     """Return log P(x_n) − ELBO(Q) = approximation gap + amortization gap, for every row.
 
     Let q* be the best Gaussian of a family for the row, found by optimising it for this row alone. The
-    approximation gap log P(x_n) − ELBO(q*) is the loss by the limits of the family. The amortization gap
-    ELBO(q*) − ELBO(Q) is the loss by the encoder not reaching q* (Cremer, Li and Duvenaud 2018).
+    approximation gap log P(x_n) − ELBO(q*) is lost because the family is limited. The amortization gap
+    ELBO(q*) − ELBO(Q) is lost because the encoder does not reach q* (Cremer, Li and Duvenaud 2018).
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents.
         x: rows on dim 0; tensor, numpy array or DataFrame.
         num_samples: fresh draws per row for each of the three terms, at least 100.
-        family: of q*, "mean_field" or "full_rank". Choose the encoder's own family, else the split does not
-            have the meaning above.
+        family: of q*, "mean_field" or "full_rank". Choose the encoder's own family; otherwise the gaps do not
+            have this meaning.
         seed, tile, progress, compile, noise, check: as in ``importance``.
 
     Returns:

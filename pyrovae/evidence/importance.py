@@ -40,8 +40,8 @@ def importance(
     """Return log P(x_n) ≈ log (1/K) Σ_k P(x_n, z_k) / Q(z_k | x_n), z_k ~ Q(z | x_n).
 
     The estimate is a lower bound in expectation, which tightens with K (Burda, Grosse and Salakhutdinov
-    2016). It streams over tiles. Memory does not grow with ``num_samples``. It grows with the rows
-    only by one result each.
+    2016). The computation streams over tiles. Its memory does not depend on ``num_samples``; each row adds
+    one result.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``.
@@ -60,14 +60,14 @@ def importance(
             by the amount of work; see ``log_weights``.
         noise: the key of a row's noise beside ``seed``: its "index" in x, or its "content". With "content", a
             row has the same number in any order and selection of rows.
-        check: try the method on rows simulated from the model, too; see ``evidence.check``. If it trusts simulated rows
-            that it missed, no row of x is "trust". It costs as much as 64 rows if it passes, and the simulation of
-            20 000. With False, no row is "trust": a row whose weights show nothing wrong is "unchecked".
+        check: try the method on rows simulated from the model, too; see ``evidence.check``. If the method trusts too many
+            simulated rows that it missed, no row of x is "trust". A check that passes costs as much as 64 rows and the
+            simulation of 20 000. With False, no row is "trust": a row whose weights show nothing wrong is "unchecked".
         executor: an ``Executor`` of ``concurrent.futures`` whose worker processes compute blocks of rows: a spawned
-            ``ProcessPoolExecutor``, loky's, Dask's ``client.get_executor()``. The bits are those without it. Workers have
-            as many threads as the caller; call ``torch.set_num_threads(1)`` first. A block whose worker died is tried up
-            to five times. A function that returns an executor is called again if a pool breaks. The ``check`` runs in the
-            caller. See ``docs/cluster.md``.
+            ``ProcessPoolExecutor``, loky's, Dask's ``client.get_executor()``. The numbers equal those without it, bit for
+            bit. Workers have as many threads as the caller; call ``torch.set_num_threads(1)`` first. A block whose worker
+            died is tried up to five times. A function that returns an executor is called again if a pool breaks. The
+            ``check`` runs in the caller. See ``docs/cluster.md``.
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds, or estimates if ``pareto_smoothed``.

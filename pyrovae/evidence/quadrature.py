@@ -68,8 +68,8 @@ def quadrature(
         x: rows on dim 0; tensor, numpy array or DataFrame.
         tolerance: the error, in nats, at which a row is done.
         seed: of the search for modes; the grids themselves are not random.
-        tile, progress, checkpoint, noise, check, executor: as in ``importance``; a tile is (rows, points). There is no ``compile``, because
-            the shapes of the grids follow from the rows.
+        tile, progress, checkpoint, noise, check, executor: as in ``importance``; a tile is (rows, points).
+            There is no ``compile``, because the shapes of the grids depend on the rows.
 
     Returns:
         A ``LogEvidence`` whose rows are estimates. ``mcse`` holds the error, the sum of four terms. The first is

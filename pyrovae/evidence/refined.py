@@ -75,21 +75,20 @@ def refined(
 ) -> LogEvidence:
     """Return log P(x_n) by importance sampling from posteriors that are fitted to each row.
 
-    Gaussians q*_j(u | x_n) are fitted from the encoder's mean and from local modes found without the encoder, among them
-    one near pairs (x, z) simulated from the model.
-    Then log P(x_n) ≈ log (1/K) Σ_k P(x_n, u_k) / q(u_k) with fresh, stratified draws of a mixture q. It holds
-    the q*_j (50 %), the same widened (30 %), the encoder (10 %) and the prior (10 %). The last three are
-    defensive: no weight exceeds ten times the weight under the encoder or the prior alone. The estimate is a
-    lower bound in expectation.
+    Gaussians q*_j(u | x_n) are fitted from the encoder's mean and from local modes found without the encoder. One of
+    these is near pairs (x, z) simulated from the model. Then log P(x_n) ≈ log (1/K) Σ_k P(x_n, u_k) / q(u_k) with fresh,
+    stratified draws of a mixture q. It consists of the q*_j (50 %), the widened q*_j (30 %), the encoder (10 %) and the
+    prior (10 %). The last three are defensive: no weight exceeds ten times the weight under the encoder or the prior
+    alone. The estimate is a lower bound in expectation.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents.
         x: rows on dim 0; tensor, numpy array or DataFrame.
         num_samples: K, draws per row, at least 100. The error estimate is rough below a few hundred.
         family: "full_rank" or "mean_field", of the q*.
-        num_starts: fits per row. The first starts at the encoder, each of the others at a mode of its own.
-        num_steps: most steps of a fit, each of 2 · dim gradients per start. A fit ends when steps gain less than a tenth
-            of a nat, for most rows after two to six steps.
+        num_starts: fits per row. The first starts at the encoder, each of the others at another mode.
+        num_steps: the most steps of a fit, each of 2 · dim gradients per start. A fit ends when steps gain less than a
+            tenth of a nat. Most rows need two to six steps.
         seed, tile, progress, checkpoint, compile, noise, check, executor: as in ``importance``. Each kind of call is compiled separately.
 
     Returns:

@@ -251,22 +251,22 @@ class LogEvidence:
             passed on rows simulated from the model, or is exact. It is "unchecked" if its weights show nothing wrong
             and the method was not tried.
         measure: one entry per column of x: "mass" or "density". "transformed" means that a function of the
-            column is scored. "unscored" means that the number leaves the column out, "unscored in part" that
-            it does so for some rows. "pseudo-likelihood" means that the score is given values computed from
-            the columns themselves and so does not sum to 1. A mass and a density cannot be compared.
+            column is scored. "unscored" means that the number leaves the column out; "unscored in part", that it does so
+            for some rows. "pseudo-likelihood" means that the score is given values computed from the columns themselves
+            and so does not sum to 1. A mass and a density cannot be compared.
         method: the estimator's name.
         answered_by: shape (rows,), the method that computed each row; "auto" chooses it row by row.
         cost: shape (rows,), decoder evaluations per row, pilots included; a gradient counts three.
         num_samples: draws per row; 0 if nothing was sampled or if rows differ in it.
         seed, tile: together with x and the pair, they reproduce the numbers bit for bit.
-        check: how the method did on rows simulated from the model; None if it was not tried on any, as when no row's
+        check: how the method did on rows simulated from the model; None if it was not tried, for example because no row's
             weights allow trust.
-        observed: how many cells of each row are observed, shape (rows,); None if none is missing. The estimate is then
-            log P of the observed cells, and 0 for a row without any.
-        log_odds: of simulated rows, log of the exact draw's weight over the sum of all other weights, shape (rows,);
+        observed: how many cells of each row are observed, shape (rows,); None if none is missing. With missing cells, the
+            estimate is log P of the observed cells, and 0 for a row without any.
+        log_odds: for simulated rows, log of the exact draw's weight over the sum of all other weights, shape (rows,);
             else None.
-        excess: of simulated rows, whether the exact draw is among the heaviest, those with 5 % of the weight, minus the
-            probability of that by chance; NaN if there are no draws.
+        excess: for simulated rows, 1 if the exact draw is among the heaviest, those with 5 % of the weight, else 0; minus
+            the probability of this by chance. NaN if there are no draws.
         noise: the key of a row's noise beside the seed: its "index" in x, its "content", or the "tile" if the
             pair's draws cannot be made row by row. None if nothing is drawn.
         fingerprint: of the rows. Comparisons require equal fingerprints.
@@ -406,8 +406,8 @@ class LogEvidence:
     def checked(self) -> str:
         """How the method did on simulated rows: "passed", "failed" or "unchecked"; "exempt" if it needs no such check.
 
-        Exempt are sums, closed forms, posteriors drawn by MCMC, which has diagnostics of its own, and results none of
-        whose weights allow trust.
+        Sums and closed forms are exempt. So are posteriors drawn by MCMC, which has its own diagnostics, and results
+        in which no row's weights allow trust.
         """
         if self.check is None:
             return "unchecked" if (self.verdict == "unchecked").any() else "exempt"

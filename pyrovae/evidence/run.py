@@ -42,20 +42,20 @@ BlockFunction = Callable[[int, slice], Columns]
 class Run:
     """One call of an estimator.
 
-    An estimator is a function of one block of rows, which returns the block's ``Columns``. ``Run`` does the rest: it
-    checks rows, pair and options, has the function called for every block, here or by the executor's workers, shows
-    progress, keeps finished blocks in the checkpoint's folder, tries the estimator on simulated rows, and builds the ``LogEvidence``. ``importance`` documents
-    the options.
+    An estimator is a function of one block of rows, which returns the block's ``Columns``. ``Run`` does the rest. It
+    checks rows, pair and options, and calls the function for every block, here or in the executor's workers. It
+    shows progress, keeps finished blocks in the checkpoint's folder, tries the estimator on simulated rows, and
+    builds the ``LogEvidence``. ``importance`` documents the options.
 
     Attributes:
         estimator: the function that the user called.
-        options: those of its arguments that its numbers depend on, but the seed.
+        options: its arguments that the numbers depend on, except the seed.
         evaluation: the checked rows that have an observed cell, with pair, noise and tiles.
         whole: all checked rows. One without an observed cell has log P = 0 and needs no estimator.
         progress: whether to show it.
         parts: the folder's finished blocks; None keeps none.
         check: whether to try the estimator on rows simulated from the model.
-        pool: whose workers compute blocks; None computes them here.
+        pool: the workers that compute blocks; None computes them here.
     """
 
     estimator: Callable[..., LogEvidence]

@@ -50,12 +50,12 @@ class Sandwich:
             errors, and so may their means.
         lower_mcse, upper_mcse: Monte-Carlo standard errors. The upper one is conditional on z_n, because all its
             chains start at the one exact draw; another draw would shift all of them.
-        verdict: "trust" if the gap is at most ``tolerance`` and at least −``tolerance``, else "another method". If more than a
-            tenth of the rows have larger gaps, it is "another method" for all: a row whose z_n lies in the only mode that
-            chains find has a small gap, and both of its bounds are too low. A row is "another method", too, if much of the
-            weight is of chains that start or end where z rounds onto a bound of its support.
-        rows: "simulated" or "real". A gap on simulated rows measures how well annealing works on rows of the
-            model's own; it says nothing about a real row.
+        verdict: "trust" if the gap is at most ``tolerance`` and at least −``tolerance``, else "another method". If more
+            than a tenth of the rows have larger gaps, it is "another method" for all. If z_n lies in the only mode that
+            chains find, the gap of the row is small, but both of its bounds are too low. A row is also "another method" if
+            much of the weight belongs to chains that start or end where z rounds onto a bound of its support.
+        rows: "simulated" or "real". A gap on simulated rows measures how well annealing works on rows from the model; it
+            says nothing about a real row.
         x: the rows.
         tolerance: the gap, in nats, up to which a row is trusted.
         seed: together with the pair and x's shape, it reproduces the numbers bit for bit.
@@ -140,15 +140,15 @@ def sandwich(
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents.
-        x: rows on dim 0. Simulated rows take their shape and the values aligned with rows from it.
+        x: rows on dim 0. Simulated rows have its shape and the values beside its rows.
         num_rows: number of rows. Simulated ones may be more than ``x`` has; real ones are the first of ``x``.
             None means as many as ``x`` has, at most 64.
         seed: the same seed gives the same numbers bit for bit. Noise is keyed by the number of a row.
         num_samples: chains per row in each direction.
         num_temperatures: as in ``annealed``.
-        start: "prior", "both", or "encoder", from which fewer temperatures suffice. With four modes of which the encoder had
-            one, the upper bound from the encoder lay below log P(x) in 21 of 35 rows with small gaps, and from the prior
-            in none of 63. Chains from the prior miss narrow modes, too.
+        start: "prior", "both", or "encoder", from which fewer temperatures suffice. In a test with four modes, the encoder
+            had one. The upper bound from the encoder lay below log P(x) in 21 of 35 rows with small gaps; from the prior, in
+            none of 63. Chains from the prior miss narrow modes, too.
         rows: "simulated", or "real" for the rows of x themselves. "real" needs a pair whose posterior is known
             in closed form (``evidence.exact``).
         tolerance: the gap, in nats, up to which a row may be trusted.

@@ -95,8 +95,8 @@ class Likelihood(nn.Module, ABC):
         """Set the decoder's last bias so that training starts at the marginals of the rows of ``x``.
 
         Args:
-            x: rows on dim 0, with NaN, None or NA in missing cells, which are left out. If the family takes an offset, a dict
-                {"x": rows, "offset": offsets}.
+            x: rows on dim 0. Missing cells, NaN, None or NA, are left out. If the family takes an offset,
+                pass {"x": rows, "offset": offsets}.
 
         Raises:
             ValueError: sparse rows that would take over 2 GB; values are off the family's support; a column has no observed

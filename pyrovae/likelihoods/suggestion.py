@@ -32,7 +32,7 @@ class _Candidate(NamedTuple):
 
 
 def suggest(x: Any) -> pd.DataFrame:
-    """Return the likelihoods that can take each column of ``x``, the best fit first, with the reason for each.
+    """Return the built-in likelihoods that can take each column of ``x``, the best fit first, with the reason for each.
 
     ``suggest`` fits each family to the column's values alone, without latents. It orders families by log-likelihood
     minus ½ log(rows) for every fitted number (BIC). Columns of whole numbers ≥ 0 get masses, all others get densities.

@@ -24,12 +24,12 @@ _MOST_PANELS = 9
 def predictive(x: Any, simulated: Any, columns: Sequence[Any] | None = None, *, ax: Any = None) -> np.ndarray:
     """Draw the distribution of each column of the data beside that of rows simulated from the model.
 
-    Titles have the distance of the two, as in ``column_distances``.
+    Titles give the distance of the two distributions, as in ``column_distances``.
 
     Args:
         x: rows of the data, shape (rows, columns): a tensor, an array or a frame. Missing cells are left out.
-        simulated: simulated rows, such as ``vae.sample(len(x))``, with the same columns. If only one of the two has names
-            of columns, as a frame and a tensor, they are matched by position.
+        simulated: simulated rows, such as ``vae.sample(len(x))``, with the same columns. If only one of the two has
+            column names, as with a frame and a tensor, columns are matched by position.
         columns: names or numbers of columns; None draws the nine with the largest distance, in their order.
         ax: an axes for each column; None makes a new figure.
 
@@ -71,9 +71,9 @@ def imputation(found: Imputation, columns: Sequence[Any] | None = None, *, ax: A
 def column_distances(x: Any, simulated: Any) -> pd.DataFrame:
     """Return how far the distribution of each column lies from that of simulated rows, between 0 and 1.
 
-    Of numbers, the ``distance`` is the largest difference of the two distribution functions (Kolmogorov and Smirnov). Of
-    other values, it is the largest difference of the probabilities of any set of them (total variation). ``by_chance`` is
-    the distance that two samples of one continuous distribution exceed with probability 5 %.
+    For numbers, the ``distance`` is the largest difference of the two distribution functions (Kolmogorov and Smirnov).
+    For other values, it is the largest difference of the probabilities of any set of values (total variation).
+    ``by_chance`` is the distance that two samples of one continuous distribution exceed with probability 5 %.
 
     Args:
         x, simulated: as in ``predictive``.

@@ -22,9 +22,9 @@ _MOST_LEVELS = 12
 
 
 def compare(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw a comparison: each model's number ± its error, the best at the top, and ± the error of the difference to it.
+    """Draw a comparison, best model at the top: each number ± its error, and ± the error of its difference to the best.
 
-    A hollow mark is a model's number with the error of its difference to the best as the bar. Models whose hollow bar
+    A hollow mark is a model's number; its bar is the error of the difference to the best. Models whose hollow bar
     reaches the dotted line are not clearly worse. With ``by``, each label has a group of lines with its own dotted line.
 
     Args:
@@ -88,13 +88,14 @@ def diagnosis(found: Diagnosis, *, ax: Axes | None = None) -> Axes:
 def latent(z: Any, color: Any = None, *, ax: Axes | None = None) -> Axes:
     """Draw the rows in the space of the latent code, coloured by a label or a number of each row.
 
-    Above two dimensions, the axes are the first two principal components of the codes. With one dimension, the code is
-    drawn against its row.
+    With more than two dimensions, the axes are the first two principal components of the codes. With one dimension,
+    the code is drawn against its row.
 
     Args:
         z: codes, shape (rows, dimensions): an array, or a frame such as ``embed`` returns, whose ``_sd`` columns and
-            ``verdict`` are left out. In a frame, NaN is a latent that the row lacks. Rows with NaN are left out; of
-            more than two dimensions, those with NaN are, if one without remains. The title says how many.
+            ``verdict`` are left out. In a frame, NaN is a latent that the row lacks. Rows with NaN are left out. With more
+            than two dimensions, dimensions with NaN are left out instead, if one without NaN remains. The title says how
+            many.
         color: a label or a number for each row, shape (rows,). A series is aligned by the index of ``z``. More than twelve
             different numbers get a colour bar; of more than twelve labels, the rarest are drawn as "other".
         ax: as in ``training_curves``.

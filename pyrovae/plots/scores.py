@@ -29,7 +29,8 @@ def log_evidence(
 
     Args:
         evidence: what ``log_evidence`` returns.
-        simulated: the same of simulated rows, such as ``pv.log_evidence(vae, vae.sample(500))``; None leaves them out.
+        simulated: the ``LogEvidence`` of simulated rows, such as ``pv.log_evidence(vae, vae.sample(500))``; None
+            leaves them out.
         ax: as in ``training_curves``.
     """
     found = {"rows": drawing.instance("evidence", evidence, LogEvidence)}
@@ -53,7 +54,7 @@ def pareto_k(evidences: Any, *, ax: Axes | None = None) -> Axes:
 
     Args:
         evidences: a ``LogEvidence``, a ``Diagnosis``, a dict of ``LogEvidence``s by the names of their models, or pairs of
-            a name and one. The legend counts the rows of each that are not above the line.
+            a name and one. The legend counts the rows of each that are on or below the line.
         ax: as in ``training_curves``.
     """
     if isinstance(evidences, Diagnosis):
@@ -109,7 +110,7 @@ def convergence(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 def check(found: Check | LogEvidence, *, ax: Axes | None = None) -> Axes:
     """Draw how a method did on rows simulated from the model: the weight of each row's exact draw of its posterior.
 
-    A row is missed if this draw weighs more than all of the method's draws together, right of the line.
+    Rows right of the line are missed: this draw weighs more than all of the method's draws together.
 
     Args:
         found: what ``evidence.check`` returns, or a ``LogEvidence`` with a ``check``.

@@ -35,22 +35,23 @@ def report(
 ) -> None:
     """Write one HTML file on a model and rows, which needs no network and no other file.
 
-    It holds the data and their families; the training curves; log P(x) with its interval and verdicts; the check of the
-    method on the model; a comparison with two baselines; how far simulated rows are from the data, column by column; the
-    latent space; reconstructions, or completed cells; the least likely rows and their odd cells; the diagnosis in words;
-    versions, seeds and hashes. A part that the model does not allow says why. The same arguments, files and versions give
-    the same bytes.
+    It holds the data and their families, the training curves, log P(x) with its interval and verdicts, and the check of
+    the method on the model. It compares the model with two baselines, and simulated rows with the data, column by column.
+    It shows the latent space, reconstructions or completed cells, and the least likely rows with their odd cells. It
+    holds the diagnosis in words, versions, seeds and hashes. A part that the model does not allow says why. The same
+    arguments, files and versions give the same bytes.
 
     ``report`` fits the baselines, to rows that it does not score. Rows of real numbers get independent Gaussians and
-    PPCA, binary rows independent Bernoullis and a mixture of them, labels latent classes, and counts independent Poissons and
-    negative binomials. A table gets independent columns of its families, and its VAE with a linear decoder.
+    PPCA. Binary rows get independent Bernoullis and a mixture of them. Labels get latent classes. Counts get
+    independent Poissons and negative binomials. A table gets independent columns of its families, and its VAE with a
+    linear decoder.
 
     Args:
         model: a ``VAE`` or any ``LatentVariableModel``.
         x: rows on dim 0, in any form that ``log_evidence`` takes, preferably held out.
         path: of the file, whose folder has to exist. The finished report replaces it in one step.
-        train: rows to fit the baselines to, none of them in ``x``. None fits them to the rows of ``x`` that are not compared,
-            at least half of them.
+        train: rows to fit the baselines to, none of them in ``x``. None fits the baselines to at least half
+            of ``x``, and compares them on the other rows.
         color: a label or a number for each row, which colours the latent space; see ``plots.latent``.
         image_shape: (height, width) of rows that are images.
         method: of ``log_evidence``.

@@ -32,10 +32,10 @@ class Column:
         levels: the values of the training rows, in the order of their codes 0, 1, …; None for numbers.
         categories, ordered: of a pandas category; else None and False.
         resolution: the step to which numbers were recorded; codes count steps. None if none was given.
-        loc, scale: of the training rows in standard units of the family: mean and standard deviation of codes or of
-            their logarithms.
-        bounds: of the decoder's location in these units, or of the logarithm of its mean: the smallest and the largest number
-            of the training rows. None where they are not bounded.
+        loc, scale: mean and standard deviation of the training rows' codes, or of their logarithms if the family
+            standardises these.
+        bounds: of the decoder's location in these units, or of the logarithm of its mean. They correspond to the
+            smallest and the largest number of the training rows; None is no bound.
         feature: the encoder's input, as in ``networks.Features``.
         feature_loc, feature_scale: its mean and standard deviation over the training rows.
     """
@@ -58,7 +58,7 @@ class Column:
     feature_scale: float = 1.0
 
     def encode(self, values: pd.Series, argument: str) -> np.ndarray:
-        """Return the codes of a frame's column, float64, NaN in missing cells; raise ``ValueError`` for what the training rows lack."""
+        """Return the codes of a frame's column, float64, NaN in missing cells; raise ``ValueError`` for values without a code."""
         import pandas as pd
 
         at = np.flatnonzero(values.notna())
@@ -94,7 +94,7 @@ class Column:
         return found
 
     def decode(self, codes: np.ndarray, index: Any = None, rounded: bool = True) -> pd.Series:
-        """Return codes as a column in its own type; numbers in float64, as they are, if not ``rounded``, such as means."""
+        """Return codes as a column in its own type. If not ``rounded``, as for means, numbers stay float64."""
         import pandas as pd
 
         index = pd.RangeIndex(len(codes)) if index is None else index
@@ -133,7 +133,7 @@ class Column:
         return pd.Series(held, index=index, dtype=object).astype(kind)
 
     def lacked_by(self, held: pd.Series) -> bool:
-        """Return whether the type of a frame's column cannot hold some value of the training rows, or fractions as they had."""
+        """Return whether the type of a frame's column cannot hold some value of the training rows, or their fractions."""
         kind = getattr(held.dtype, "kind", "O")
         if hasattr(held, "cat"):
             return self.levels is None or bool(set(self.levels) - set(held.cat.categories))

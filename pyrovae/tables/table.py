@@ -27,8 +27,9 @@ class Table:
     """The columns of a frame: how each becomes a number that its family scores, and back.
 
     Args:
-        columns: that are modelled.
-        left_out: the reasons why other columns of the training rows are left out, by name. Frames may have them or not.
+        columns: the modelled columns.
+        left_out: the reasons why other columns of the training rows are left out, by name. Frames may have these
+            columns or not.
 
     Example:
         >>> import pandas as pd
@@ -75,7 +76,7 @@ class Table:
         return [column.name for column in self.columns]
 
     def warn_left_out(self) -> None:
-        """Warn of columns that are left out without having been named in ``families``."""
+        """Warn of columns that are left out although ``families`` does not name them."""
         found = [f"{name!r} ({why})" for name, why in self.left_out.items() if why != _BY_FAMILIES]
         if found:
             warnings.warn(
@@ -113,7 +114,7 @@ class Table:
     # Frames as codes, and back
 
     def read(self, x: Any, argument: str = "x") -> Any:
-        """Return rows with frames as frames of codes: ``x``, ``x["x"]``, or chunks of either; arrays of codes unchanged.
+        """Return rows with frames replaced by frames of codes, in ``x``, ``x["x"]``, or chunks of either; arrays of codes unchanged.
 
         Raises:
             TypeError, ValueError: as ``encode``; an array of another width; a mask of another shape than its frame.
@@ -188,7 +189,8 @@ class Table:
 
         Raises:
             TypeError: not a frame.
-            ValueError: columns are missing or more, have other types, or hold levels that the training rows do not.
+            ValueError: columns are missing or extra, have other types, or hold levels that the training rows do
+                not.
         """
         return np.array(self._coded(self._selected(x, argument), argument))
 
@@ -236,11 +238,11 @@ class Table:
     def filled(
         self, x: pd.DataFrame, missing: np.ndarray, codes: np.ndarray, rounded: bool = True
     ) -> pd.DataFrame:
-        """Return a copy of a frame with ``codes``, (cells,), decoded, in its missing cells, by row and then by column.
+        """Return a copy of a frame whose missing cells hold the decoded ``codes``, (cells,), by row and then by column.
 
-        ``missing`` has shape (rows, modelled columns), in the table's order. A column keeps its
-        type if that can hold every value of the training rows, and otherwise has theirs. Whole numbers become floats if the
-        training rows had fractions, and wider if ``codes`` need it. Numbers of Python objects and decimals become floats.
+        ``missing`` has shape (rows, modelled columns), in the table's order. A column keeps its type if this can hold every
+        value of the training rows; otherwise it gets their type. Whole numbers become floats if the training rows had
+        fractions, and a wider type if ``codes`` need it. Numbers of Python objects and decimals become floats.
         """
         found, into = _frame(x, "x").copy(), np.full(missing.shape, np.nan)
         into[missing] = codes

@@ -65,8 +65,9 @@ def fit(
     the whole data set without bias. Loss and gradient are divided by N and thus in nats a row, so that ``lr``
     and ``clip_norm`` mean the same for any number of rows.
 
-    With missing cells, the loss bounds log P of the observed cells, and so does every number of the History. That ignores
-    why cells are missing, which is right if the chance of it depends on observed cells only (Rubin 1976).
+    With missing cells, the loss bounds log P of the observed cells, and so does every number of the History. The loss
+    ignores why cells are missing. This is right if the probability that a cell is missing depends on observed cells only
+    (Rubin 1976).
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``; changed in place.
@@ -89,8 +90,8 @@ def fit(
             fit cannot be resumed. Chunks must not wait for another thread that calls pyrovae, because calls from
             several threads take turns. ``fit`` remembers the column names of a DataFrame, except 0, 1, … in order. Every
             later frame needs these columns in the same order. Frames and series in a dict are aligned by index.
-        epochs: passes over the rows. None means 50, or as many as make 5000 steps if those are more, up to 500: fits of few
-            rows end too early otherwise. ``History`` has as many lines.
+        epochs: passes over the rows. None means as many as make 5000 steps, at least 50 and at most 500: 50 are too few for
+            few rows.
         batch_size: rows a step. A smaller last batch of a pass is scaled by its own N/B. A last batch of a single row
             is joined to the batch before it.
         lr: the optimizer's learning rate.
@@ -135,12 +136,12 @@ def fit(
         callbacks: functions that ``fit`` calls after every epoch with that epoch's record, a dict with the columns of
             ``History.frame``, and the pair. A callback that returns True stops the fit; otherwise it returns None or
             False. It may freeze parameters, unless ``compile=True`` or several ranks share the fit. To unfreeze some, or to
-            replace a network, stop the fit and call it again. With a checkpoint, a fit that is killed right after a call may
-            repeat the call when it resumes. docs/training.md shows TensorBoard and MLflow.
+            replace a network, stop the fit and call ``fit`` again. With a checkpoint, a fit that is killed right after a
+            call may repeat the call when it resumes. docs/training.md shows TensorBoard and MLflow.
 
-    Where ``torch.distributed`` is initialised with several ranks, as under ``torchrun``, they share the rows of every
-    minibatch and take the steps of one process, up to rounding. All ranks have to pass the same rows and arguments and
-    a pair with the same parameters. Rank 0 alone writes the checkpoint, calls ``callbacks`` and shows ``progress``. Steps
+    If ``torch.distributed`` is initialised with several ranks, as under ``torchrun``, they share the rows of every
+    minibatch and take the steps of one process, up to rounding. All ranks must pass the same rows and arguments and a
+    pair with the same parameters. Rank 0 alone writes the checkpoint, calls ``callbacks`` and shows ``progress``. Steps
     are traced even without ``compile``. docs/training.md has a script.
 
     Returns:

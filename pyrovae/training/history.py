@@ -33,13 +33,13 @@ class History:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A line an epoch: epoch, loss, elbo, rate, reconstruction, kl_weight, lr, skipped, seconds; in nats a row.
+        """One line per epoch: epoch, loss, elbo, rate, reconstruction, kl_weight, lr, skipped, seconds; in nats a row.
 
         ``loss``, ``elbo``, ``rate`` and ``reconstruction`` are means over the epoch's steps, in training mode, while the
         parameters changed. A step's loss is the objective: weight · rate − reconstruction, with the KL weight of that step.
-        ``kl_weight`` is that of the epoch's last step. The columns' loss is therefore kl_weight · rate − reconstruction
-        after the warm-up. During the warm-up this holds only if an epoch is one step. ``elbo`` = reconstruction − rate leaves
-        out the KL weight.
+        ``kl_weight`` is the weight of the epoch's last step. After the warm-up, the columns satisfy loss = kl_weight · rate
+        − reconstruction. During the warm-up they do so only if an epoch is one step. ``elbo`` = reconstruction − rate
+        leaves out the KL weight.
 
         With a ``RenyiELBO``, whose terms do not add up, or a subclass of your own, ``elbo`` and its parts are evaluated on
         the training rows after the epoch. In float32, ``rate`` and ``elbo`` of steps with a small KL weight have a rounding

@@ -48,12 +48,14 @@ class PyroMCMC(Fitted):
       latents outside it. Latents of single rows (the schools of eight schools) and rows that depend on each other
       (a time series) raise an error with the reason.
 
-    NUTS (Hoffman and Gelman 2014) follows the gradient of the log joint, which is traced from Pyro once and compiled
-    if the steps take longer than compiling. With the extra ``pyrovae[nuts]``, nutpie runs the chains. Pyro's NUTS
-    runs them without it, if the model cannot be traced because it reads values back, or with fewer than 20 warm-up steps. Both sample the same posterior; the same seed gives other draws. Chains run one
-    after the other. Each has its own start and noise from the seed. Three checks follow: rank-normalised split R-hat (at most 1.01), the effective sample size in bulk and
-    tails (at least 400; Vehtari et al. 2021) and divergences (none). If one fails, ``problems`` says which, and no
-    number computed from the chains gets the verdict "trust". No check detects a mode that no chain has visited.
+    NUTS (Hoffman and Gelman 2014) follows the gradient of the log joint. The log joint is traced from Pyro once, and
+    compiled if the steps would take longer than compiling. With the extra ``pyrovae[nuts]``, nutpie runs the chains.
+    Pyro's NUTS runs them without the extra, for fewer than 20 warm-up steps, and for models that read values in
+    Python, which cannot be traced. Both sample the same posterior, with different draws for one seed. Chains run one
+    after the other. Each has its own start and noise from the seed. Three checks follow: rank-normalised split R-hat
+    (at most 1.01), the effective sample size in bulk and tails (at least 400; Vehtari et al. 2021) and divergences
+    (none). If one fails, ``problems`` says which, and no number computed from the chains gets the verdict "trust".
+    No check detects a mode that no chain has visited.
 
     Args:
         model: a Pyro model.
@@ -63,7 +65,7 @@ class PyroMCMC(Fitted):
         target_accept_prob: closer to 1 takes smaller steps, which removes a few divergences.
         full_mass: whether the mass matrix has correlations, for strongly correlated posteriors. Pyro's NUTS adapts a
             dense matrix; nutpie adapts a diagonal one and the directions that differ most from it.
-        max_tree_depth: a draw takes at most 2 to this power steps.
+        max_tree_depth: a draw takes at most 2^max_tree_depth steps.
         seed: of the chains.
         progress: whether to show progress and the remaining time.
 
@@ -145,7 +147,7 @@ class PyroMCMC(Fitted):
 
     @takes_turns
     def fit(self, x: Any) -> Self:
-        """Run the chains on rows, or on a mapping with rows under "x", and return self. An error leaves all unchanged.
+        """Run the chains on rows, or on a mapping with rows under "x", and return self. After an error, nothing has changed.
 
         Raises:
             ValueError: the model has no latents or discrete ones, does not observe x, or has ``pyro.param``
@@ -223,7 +225,7 @@ class PyroMCMC(Fitted):
                 posteriors and doubles the evaluations. See ``evidence.from_draws``, which does the work.
 
         Returns:
-            One entry with target "evidence" and kind "estimate". The verdicts are those of ``evidence.from_draws``; it is
+            One entry with target "evidence" and kind "estimate". The verdict is that of ``evidence.from_draws``; it is
             "trust" only if the chains have no ``problems``.
         """
         joint = self._require_fit()
