@@ -229,6 +229,8 @@ def test_separators_of_thousands_are_named(tmp_path, caplog):
     [
         ("english.csv", 'a\n2.5\n"1,234.50"\n900\n"12,345"\n', "1,234.50"),
         ("english between semicolons.csv", "a;b\n2,5;1\n1,234.50;2\n", "1,234.50"),
+        ("percent.csv", "a,b\n12%,1\n3.5 %,2\n", "12%"),
+        ("currency.csv", "a;b\n€2,50;1\n3 €;2\n", "€2,50"),
         ("german.csv", "a;b\n2,5;1\n900,1;1\n1.234,50;2\n", "1.234,50"),
         ("decimals.tsv", "a\tb\n1\t1\n1,5\t1\n-0,25\t2\n", "1,5"),
         ("spaces.csv", "a,b\n900.5,1\n1 234.5,2\n", "1 234.5"),

@@ -18,7 +18,8 @@ _MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>"}
 _DATE, _LIKE_A_DATE = r"\d{4}-\d{2}(?:-\d{2}.*)?", r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}(?:[ T].*)?"
 _TIME = r"\d{2}(?::?\d{2}(?::?\d{2}(?:[.,]\d+)?)?)?\s?(?:Z|[+-]\d{2}(?::?\d{2})?)?"
 _ISO = re.compile(rf"\d{{4}}|\d{{4}}-\d{{2}}|(?:\d{{4}}-\d{{2}}-\d{{2}}|\d{{8}})(?:[T ]{_TIME})?")
-_MARKED = r"[+-]?(?:\d{1,3}(?:[.,'’ \u00a0\u202f]\d{3})+|\d+)(?:[.,]\d+)?"  # 1,234.5 or 1,5
+#: Such as 1,234.5 or 1,5 or 12% or $3.
+_MARKED = r"[+-]?[$€£¥]?\s?(?:\d{1,3}(?:[.,'’ \u00a0\u202f]\d{3})+|\d+)(?:[.,]\d+)?\s?[%‰$€£¥]?"
 _MANY_DIGITS = r"[+-]?\d{19,}"  # whole numbers beyond those of 64 bits
 _MOSTLY = 0.9  # the share of numbers from which another cell is likely to mean a missing one
 #: What a column of dates may be replaced by: a number under the name "column.part".
@@ -110,7 +111,10 @@ def _typed(text: pd.Series, column: Column | None, decimal_comma: bool, start: i
     marked = numbers.isna() & seen.str.fullmatch(_MARKED)
     if marked.any() and (numbers.notna() | marked).mean() >= _MOSTLY:
         first, mark = marked.idxmax(), "comma" if decimal_comma else "point"
-        fix = f"Write numbers without separators of thousands, and decimals after a {mark}, to make them numbers."
+        fix = (
+            "Write numbers without separators of thousands, signs of percent or currency, and with decimals after "
+            f"a {mark}, to make them numbers."
+        )
         log.warning("%s has labels: %r in row %d. %s", text.name, seen[first], start + first, fix)
     elif len(odd) and not leading_zeros and 1 - len(odd) / len(seen) >= _MOSTLY:
         found = (
