@@ -382,6 +382,86 @@ def test_a_callback_cannot_add_parameters_to_a_fit(change, first):
     assert all(not torch.equal(value, vae.get_parameter(name)) for name, value in before.items())
 
 
+def _clip_data(pair):
+    for parameter in pair.parameters():
+        parameter.data = parameter.data.clamp(-0.3, 0.3)
+
+
+def _clip_in_place(pair):
+    for parameter in pair.parameters():
+        parameter.data.clamp_(-0.3, 0.3)
+
+
+def _from_one_vector(pair):
+    vector = torch.nn.utils.parameters_to_vector(pair.parameters()).clone()
+    torch.nn.utils.vector_to_parameters(vector, pair.parameters())
+
+
+def _turned(pair):
+    """The same numbers in another order in memory."""
+    for parameter in pair.parameters():
+        parameter.data = parameter.data.mT.contiguous().mT if parameter.dim() == 2 else parameter.data.clone()
+
+
+def _new_buffers(pair):
+    norm = pair.encoder.network.layers[1]
+    norm.running_mean, norm.running_var = norm.running_mean.clone(), norm.running_var.clone()
+
+
+def _nothing(pair):
+    pass
+
+
+@pytest.mark.parametrize("compile", [False, "auto"])
+@pytest.mark.parametrize(
+    ("change", "as_by"),
+    [
+        (_clip_data, _clip_in_place),
+        (_from_one_vector, _nothing),
+        (_turned, _nothing),
+        (_new_buffers, _nothing),
+    ],
+    ids=["clip", "vector", "turned", "buffers"],
+)
+def test_steps_go_on_from_values_that_a_callback_assigned(change, as_by, compile, monkeypatch):
+    """A graph of steps has to see parameters and buffers that were given other memory."""
+    monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
+
+    def fit(changed):
+        vae = small_vae()
+        layers = list(vae.encoder.network.layers)
+        vae.encoder.network.layers = torch.nn.Sequential(layers[0], torch.nn.BatchNorm1d(8), *layers[1:])
+
+        def callback(record, pair):
+            if record["epoch"] in (2, 5):
+                changed(pair)
+
+        options = {"callbacks": [callback], "compile": compile, "lr": 0.01}
+        history = pv.fit(vae, binary_rows(), epochs=8, batch_size=16, **options)
+        assert history.steps == ("eager" if compile is False else "traced")
+        return vae, history
+
+    (vae, history), (expected, past) = fit(change), fit(as_by)
+    torch.testing.assert_close(parameters(vae), parameters(expected), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(history.frame["elbo"], past.frame["elbo"], rtol=1e-4)
+    buffers = zip(vae.buffers(), expected.buffers(), strict=True)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in buffers)
+
+
+def test_a_callback_cannot_change_shapes():
+    def callback(record, pair):
+        weight = pair.encoder.network.layers[0].weight
+        weight.data = weight.data[:3]
+        return record["epoch"] == 2
+
+    vae = small_vae()
+    with pytest.raises(
+        ValueError,
+        match=r"^callbacks: expected .* keep their shape .*\(8, 6\).*, got \(3, 6\).*fit again",
+    ):
+        pv.fit(vae, binary_rows(), epochs=3, callbacks=[callback])
+
+
 def test_a_callback_may_freeze_parameters():
     vae, x, found = small_vae(), binary_rows(), []
 

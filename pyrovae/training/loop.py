@@ -327,12 +327,14 @@ class Loop:
         stop = False
         with self._ranks.reporting_errors():
             if self._ranks.rank == 0:
+                memory = _Memory.of(self._state)
                 for callback in self._callbacks:
                     with alone():  # a fit of a callback's own
                         stop |= _asked_to_stop(callback, dict(record), self._state.pair)
                 ends = stop or self._epoch == self._plan.epochs or self.history.stopped != "epochs"
                 if self._callbacks and not ends:
                     _check_all_are_trained(self._state)
+                    memory.keep()
             if self._callbacks:
                 stop = self._ranks.exchange(stop)[0]
         if self._callbacks:
@@ -469,6 +471,45 @@ class _Best:
             yield
         finally:
             _copy(saving.tensors_of(pair), now)
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """Where parameters and buffers lie, which graphs of steps read and change.
+
+    Attributes:
+        buffers: each with the dict that holds it and its name there.
+        places: every parameter and buffer, with another tensor of the same memory.
+    """
+
+    buffers: list[tuple[dict[str, Tensor | None], str, Tensor]]
+    places: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, state: State) -> _Memory:
+        buffers = [(held, name, b) for held, name in state.buffers if (b := held[name]) is not None]
+        tensors = [*{*state.parameters, *state.pair.parameters()}, *(b for *_, b in buffers)]
+        return cls(buffers, [(tensor, tensor.detach()) for tensor in tensors])
+
+    def keep(self) -> None:
+        """Move values that lie elsewhere now, as after ``p.data = …``, back into this memory.
+
+        Raises:
+            ValueError: their shape or dtype is another.
+        """
+        for held, name, buffer in self.buffers:
+            if (new := held[name]) is not None and new is not buffer:
+                buffer.data, held[name] = new, buffer
+        for tensor, here in self.places:
+            if (tensor.shape, tensor.dtype) != (here.shape, here.dtype):
+                raise bad_value(
+                    "callbacks",
+                    f"parameters and buffers that keep their shape and dtype, such as {tuple(here.shape)}, {here.dtype}",
+                    f"{tuple(tensor.shape)}, {tensor.dtype}",
+                    "To change them, return True, change the pair, and call fit again.",
+                )
+            if (tensor.data_ptr(), tensor.stride()) != (here.data_ptr(), here.stride()):
+                tensor.data = here.copy_(tensor.detach().clone())
 
 
 def _copies(pair: LatentVariableModel) -> dict[str, Tensor]:
