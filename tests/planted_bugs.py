@@ -1125,6 +1125,20 @@ BUGS = {
         "1 / self.steps_an_epoch",
         "test_training.py::test_an_epoch_is_the_mean_of_its_steps[0]",
     ),
+    "one number for all scales of a location": Bug(
+        "pair/drawing.py",
+        "_normals",
+        "each[0].shape",
+        "mean.shape",
+        "test_row_noise.py::test_samplers_of_a_users_own_draw_independent_numbers[scales alone broadcast the location]",
+    ),
+    "complex numbers without an imaginary part": Bug(
+        "pair/drawing.py",
+        "_is_drawn",
+        "(kwargs.get(\"dtype\") or default).is_floating_point and ",
+        "",
+        "test_row_noise.py::test_samplers_of_a_users_own_draw_independent_numbers[complex]",
+    ),
     "values that a callback assigned, not in the memory of the graph": Bug(
         "training/loop.py",
         "Loop._end_epoch",

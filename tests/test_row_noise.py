@@ -1,6 +1,7 @@
 """Noise that belongs to the row: its distribution, and numbers that depend on nothing but the row."""
 
 import math
+from typing import ClassVar
 
 import numpy as np
 import pyro
@@ -12,6 +13,7 @@ import sklearn.utils.validation
 import torch
 from pairs import PAIRS
 from scipy import stats
+from torch.distributions import constraints
 
 import pyrovae as pv
 from pyrovae import noise
@@ -174,6 +176,59 @@ def test_sites_draw_from_their_distributions_row_by_row(name, layout):
     # The next site's draws stay, however often a sampler rejects.
     w = model.rows_second("w", latents["w"])
     torch.testing.assert_close(model.rows_second("w", fewer["w"]), w[40:43, some])
+
+
+#: Samplers of two independent normal numbers with one location, shape (..., 1), and two scales, shape (..., 2).
+SAMPLERS = {
+    "scales alone broadcast the location": torch.normal,
+    "location without scales": lambda loc, scale: scale * torch.normal(0 * loc.expand_as(scale)) + loc,
+    "scale of another dtype": lambda loc, scale: torch.normal(loc, scale.double()),
+    "one scale": lambda loc, scale: loc + scale * torch.normal(torch.zeros_like(scale), 1 + 0 * loc),
+    "complex": lambda loc, scale: (
+        loc + 2**0.5 * scale * torch.view_as_real(torch.randn(loc.shape[:-1], dtype=torch.complex64))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_of_a_users_own_draw_independent_numbers(name):
+    """Every entry of what an operation returns has a number of its own, whatever its arguments' shapes."""
+
+    class Own(dist.TorchDistribution):
+        arg_constraints: ClassVar = {}
+        support = constraints.real_vector
+
+        def __init__(self, loc, scale):
+            self.loc, self.scale = loc, scale
+            super().__init__(scale.shape[:-1], scale.shape[-1:], validate_args=False)
+
+        def expand(self, batch_shape, _instance=None):
+            return Own(self.loc.expand(*batch_shape, 1), self.scale.expand(*batch_shape, 2))
+
+        def sample(self, sample_shape=()):
+            shape = self._extended_shape(sample_shape)
+            return SAMPLERS[name](self.loc.expand(*shape[:-1], 1), self.scale.expand(shape))
+
+        def log_prob(self, value):
+            return dist.Normal(self.loc, self.scale).log_prob(value).sum(-1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", Own(x[:, :1] * 0 + 0.5, torch.tensor([0.8, 1.6]).expand(len(x), 2)))
+
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    rowwise = inspect(pv.LatentVariableModel(model, guide), {"x": x})
+    latents, _ = rowwise.propose({"x": x}, 500, RowNoise(SEED, torch.arange(40)))
+    z = rowwise.rows_second("z", latents["z"]).reshape(-1, 2)
+    assert z.dtype == torch.float32
+    assert stats.ks_1samp(z[:, 0].numpy(), stats.norm(0.5, 0.8).cdf).pvalue > RARE
+    assert stats.ks_1samp(z[:, 1].numpy(), stats.norm(0.5, 1.6).cdf).pvalue > RARE
+    assert stats.pearsonr(*z.T.numpy()).pvalue > RARE
 
 
 def test_draws_that_cannot_be_keyed_are_named():

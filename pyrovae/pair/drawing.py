@@ -131,16 +131,23 @@ def _mode() -> Any:
             if torch.Tag.nondeterministic_seeded not in func.tags:
                 return func(*args, **kwargs)
             draw = _DRAWS.get(func)
-            shape = args[0].shape if isinstance(args[0], Tensor) else args[0]
             if func is aten.multinomial.default and args[1] > 1 and not (len(args) > 2 and args[2]):
                 draw = None  # without replacement
-            if draw is None or self._source is None or not self._source.fits(shape):
+            if draw is None or self._source is None or not _is_drawn(self._source, args, kwargs):
                 self._missed.append(str(func))
                 return func(*args, **kwargs)
             kwargs.pop("generator", None)
             return draw(self._source, *args, **kwargs)
 
     return Replaced
+
+
+def _is_drawn(source: Source, args: Any, kwargs: Any) -> bool:
+    """Return whether a source has noise for what an operation of ``_DRAWS`` returns: its layout, and real numbers."""
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    default = tensors[0].dtype if tensors else torch.get_default_dtype()
+    shape = torch.broadcast_shapes(*(each.shape for each in tensors)) if tensors else args[0]
+    return (kwargs.get("dtype") or default).is_floating_point and source.fits(shape)
 
 
 def _normal(source: Source, out: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
@@ -163,8 +170,9 @@ def _log_normal(source: Source, out: Tensor, mean: float = 1.0, std: float = 2.0
     return out.copy_((source.normal(out.shape, out.dtype) * std + mean).exp())
 
 
-def _normals(source: Source, mean: Tensor, std: Tensor | float) -> Tensor:
-    return mean + std * source.normal(mean.shape, mean.dtype)
+def _normals(source: Source, mean: Tensor, std: Tensor | float = 1.0) -> Tensor:
+    each = torch.broadcast_tensors(mean, std) if isinstance(std, Tensor) else [mean]  # a number for each
+    return (mean + std * source.normal(each[0].shape, mean.dtype)).to(mean.dtype)
 
 
 def _bernoulli(source: Source, probs: Tensor) -> Tensor:
