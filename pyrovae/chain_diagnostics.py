@@ -54,12 +54,18 @@ def check(draws: Tensor, sites: Sequence[str], divergences: int) -> Checks:
             f"an effective sample size of {effective.min():.0f}, below {_EFFECTIVE}, at "
             f"{sites[effective.argmin()]!r}: draw more samples."
         )
+    distinct = distinct_ess(draws)
+    if distinct < min(_EFFECTIVE, effective.min()):
+        problems.append(
+            f"draws that repeat earlier ones, which were resampled, with an effective sample size of {distinct:.0f}, below "
+            f"{_EFFECTIVE}: draw more samples before resampling."
+        )
     if divergences:
         problems.append(
             f"{divergences} of {coordinates[0].size} steps diverged: the posterior has regions of high curvature "
             "that the steps miss. Raise target_accept_prob, or write the model non-centred."
         )
-    return Checks(float(r_hats.max()), float(effective.min()), tuple(problems))
+    return Checks(float(r_hats.max()), min(float(effective.min()), distinct), tuple(problems))
 
 
 def frame_of(latents: Mapping[str, Tensor], labels: Sequence[str]) -> pd.DataFrame:
@@ -103,6 +109,20 @@ def row_ess(series: Tensor) -> Tensor:
     ess = effective_sample_size(halves)
     # More than the number of draws is chance, so it is capped there; a constant series has all of them.
     return ess.nan_to_num(nan=float(total)).clamp(1.0, float(total))
+
+
+def distinct_ess(draws: Tensor) -> float:
+    """Return n² / Σ c² of draws, shape (chains, draws, dim), if some of them recur; inf if none does (Kish 1965).
+
+    c is how often each distinct draw occurs, and n = Σ c. A chain that stays where it is counts once: its autocorrelation
+    shows that. Draws that come again later were resampled with replacement, which autocorrelation does not show.
+    """
+    moved = torch.ones(draws.shape[:2], dtype=torch.bool)
+    moved[:, 1:] = (draws[:, 1:] != draws[:, :-1]).any(dim=2)
+    visits = np.ascontiguousarray(draws[moved].numpy())
+    whole = visits.view(np.dtype((np.void, visits.itemsize * visits.shape[1])))
+    counts = np.unique(whole, return_counts=True)[1].astype(float)
+    return math.inf if (counts == 1).all() else float(counts.sum() ** 2 / (counts**2).sum())
 
 
 def load_arviz() -> tuple[Any, bool]:

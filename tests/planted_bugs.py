@@ -1135,9 +1135,23 @@ BUGS = {
     "complex numbers without an imaginary part": Bug(
         "pair/drawing.py",
         "_is_drawn",
-        "(kwargs.get(\"dtype\") or default).is_floating_point and ",
+        '(kwargs.get("dtype") or default).is_floating_point and ',
         "",
         "test_row_noise.py::test_samplers_of_a_users_own_draw_independent_numbers[complex]",
+    ),
+    "resampled draws taken for independent": Bug(
+        "chain_diagnostics.py",
+        "distinct_ess",
+        "(counts == 1).all()",
+        "True",
+        "test_from_draws.py::test_draws_that_come_again_count_once",
+    ),
+    "a chain that stays taken for resampling": Bug(
+        "chain_diagnostics.py",
+        "distinct_ess",
+        "draws[moved]",
+        "draws.flatten(0, 1)",
+        "test_from_draws.py::test_draws_that_come_again_count_once",
     ),
     "values that a callback assigned, not in the memory of the graph": Bug(
         "training/loop.py",

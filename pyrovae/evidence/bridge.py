@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyrovae.chain_diagnostics import row_ess, series_ess
+from pyrovae.chain_diagnostics import distinct_ess, row_ess, series_ess
 from pyrovae.diagnostics import k_threshold, pareto_k
 from pyrovae.refusals import bad_value
 
@@ -120,7 +120,8 @@ def bridge(
     fitted = draws[draws[:, 0, 0].argsort(), :half].flatten(0, 1)
     loc, tril = _moments(fitted, names or [f"dimension {i}" for i in range(dim)])
     log_det = tril.diagonal().log().sum()
-    effective = float(row_ess(kept).median())
+    distinct = distinct_ess(kept)
+    effective = min(float(row_ess(kept).median()), distinct)
     partner = _Partner.standard(dim)
     if not warp:
         partner = _fit(_standardised(fitted, loc, tril), effective, seed)
@@ -157,7 +158,7 @@ def bridge(
         unknown = math.nan
         return BridgeEstimate(log_c, math.inf, unknown, (unknown, unknown), unknown, evaluations, undefined)
     above, below = (terms.exp() for terms in _terms(at_p, at_q, log_c, log_shares))
-    ess = _ess(below.reshape(chains, -1))
+    ess = min(_ess(below.reshape(chains, -1)), distinct)
     variance, k_hats = 0.0, []
     for terms, count, log_share in ((above, float(len(above)), log_shares[0]), (below, ess, log_shares[1])):
         k_hats.append(float(pareto_k(terms.log()[:, None], 1e-9)))

@@ -84,8 +84,8 @@ def from_draws(
         sides. Its verdict is "trust" if chains and bridge pass these checks; ``reasons`` lists those that
         failed:
 
-        * "more samples": R-hat is above 1.01 or the effective sample size below 400 (Vehtari et al. 2021), or the error
-          is above 0.25 nats;
+        * "more samples": R-hat is above 1.01 or the effective sample size below 400 (Vehtari et al. 2021), where draws that
+          were resampled with replacement count once; or the error is above 0.25 nats;
         * "another method": the error is above 1 nat, so the partner and the posterior hardly overlap; draws and density do
           not belong together; or the density is NaN at more than 1 % of the points.
 
