@@ -7,7 +7,7 @@ weight needs probability zero there.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyro.distributions as dist
@@ -114,17 +114,17 @@ def _moved(fn: Any) -> Constraint | None:
 
     torch calls the support real, whatever these transforms start from.
     """
-    before = list(fn.transforms)
+    before = list(_steps(fn.transforms))
     affine: list[Any] = []
     while before and isinstance(before[-1], dist.transforms.AffineTransform):
         affine.insert(0, before.pop())
     start = before[-1].codomain if before else support(fn.base_dist)
     while isinstance(start, constraints.independent):
         start = start.base_constraint
-    reach = ends(start)
-    if not affine or reach is None:
+    begins = ends(start)
+    if not affine or begins is None:
         return None
-    low, high = (torch.as_tensor(end, dtype=torch.float64) for end in reach)
+    low, high = (torch.as_tensor(end, dtype=torch.float64) for end in begins)
     for each in affine:
         one, other = (each.loc + each.scale * end for end in (low, high))
         low, high = torch.minimum(one, other), torch.maximum(one, other)
@@ -137,6 +137,15 @@ def _moved(fn: Any) -> Constraint | None:
     if any(unbounded):
         return constraints.less_than(moved[1]) if unbounded[0] else constraints.greater_than(moved[0])
     return constraints.interval(*moved)
+
+
+def _steps(transforms: Iterable[Any]) -> Iterator[Any]:
+    """Yield transforms, those inside a composition one by one."""
+    for each in transforms:
+        if isinstance(each, dist.transforms.ComposeTransform):
+            yield from _steps(each.parts)
+        else:
+            yield each
 
 
 def circle(fn: Distribution) -> Constraint | None:
@@ -153,7 +162,7 @@ def _inside(fn: Distribution, value: Tensor, checked: bool) -> Tensor | None:
         return None if inside is None else _all(inside, fn.reinterpreted_batch_ndims)
     if isinstance(fn, dist.TransformedDistribution) and not _everywhere(fn):
         at, within, dims = value, None, len(fn.event_shape)
-        for transform in reversed(fn.transforms):
+        for transform in reversed(list(_steps(fn.transforms))):
             reached = transform.codomain
             while isinstance(reached, constraints.independent):
                 reached = reached.base_constraint
@@ -230,10 +239,10 @@ def bounds(found: Constraint | None) -> tuple[float, float] | None:
         return -math.inf, math.inf
     if found is constraints.simplex:
         return 0.0, 1.0
-    reach = ends(found)
-    if reach is None or not is_fixed(found):
+    both = ends(found)
+    if both is None or not is_fixed(found):
         return None
-    return tuple(float(b.flatten()[0] if isinstance(b, Tensor) else b) for b in reach)  # type: ignore[return-value]
+    return tuple(float(b.flatten()[0] if isinstance(b, Tensor) else b) for b in both)  # type: ignore[return-value]
 
 
 def ends(found: Constraint | None) -> tuple[float | Tensor, float | Tensor] | None:
@@ -244,6 +253,12 @@ def ends(found: Constraint | None) -> tuple[float | Tensor, float | Tensor] | No
     if found is None or found.is_discrete or not isinstance(found, _INTERVALS):
         return None
     return getattr(found, "lower_bound", -math.inf), getattr(found, "upper_bound", math.inf)
+
+
+def reach(fn: Distribution) -> tuple[float | Tensor, float | Tensor] | None:
+    """Return the bounds of a continuous distribution over single numbers, or of a simplex's entries; None for others."""
+    found = support(fn)
+    return (0.0, 1.0) if found is constraints.simplex else ends(found)
 
 
 def some_value(found: Constraint | None) -> Any:

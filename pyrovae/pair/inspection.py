@@ -341,17 +341,22 @@ def _plates(sites: Sites) -> Iterator[tuple[str, Any]]:
                 yield name, frame
 
 
-def _edges(
-    sites: dict[str, Sites], latents: tuple[str, ...]
-) -> dict[str, tuple[tuple[float, float, bool], ...]]:
-    """Return the bounds of each latent with fixed bounds in the model or the guide, and whether they are the guide's."""
-    found = {}
-    for name in latents:
-        each = {part: supports.bounds(supports.support(runs[name]["fn"])) for part, runs in sites.items()}
-        both = {ends for ends in each.values() if ends is not None and ends != (-float("inf"), float("inf"))}
-        if both:
-            found[name] = tuple(sorted((*ends, ends == each["guide"]) for ends in both))
-    return found
+def _edges(sites: dict[str, Sites], latents: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Return the latents with bounds in each part; those of the model only if the guide's are not known to be the same."""
+    held = {part: {name: runs[name]["fn"] for name in latents} for part, runs in sites.items()}
+    fixed = {
+        part: {n: supports.bounds(supports.support(fn)) for n, fn in fns.items()}
+        for part, fns in held.items()
+    }
+    alike = {name for name in latents if fixed["guide"][name] == fixed["model"][name] is not None}
+    return {
+        part: tuple(
+            name
+            for name, fn in fns.items()
+            if supports.reach(fn) is not None and not (part == "model" and name in alike)
+        )
+        for part, fns in held.items()
+    }
 
 
 def _replayed(pair: LatentVariableModel, latents: tuple[str, ...], rows: Batch) -> Sites:

@@ -87,10 +87,7 @@ class RowModel:
         self, batch: Batch, num_samples: int, noise: RowNoise | None = None
     ) -> tuple[Latents, Tensor]:
         """Draw z ~ Q(z | x) for every row; return z and log Q(z | x)."""
-        sites = self._ask("guide", batch, num_samples, noise=noise)
-        return self._values("guide", sites, num_samples), self._terms(
-            "guide", sites, self.structure.latents, (num_samples, len(batch["x"]))
-        )
+        return self._proposed(self._ask("guide", batch, num_samples, noise=noise), batch, num_samples)
 
     def weigh(
         self, batch: Batch, num_samples: int, noise: RowNoise | None = None
@@ -100,11 +97,18 @@ class RowModel:
         log Q is set to +∞ at a draw that rounding put onto a bound of its support or next to it.
         The density there is wrong, so such a draw must weigh nothing.
         """
-        latents, log_q = self.propose(batch, num_samples, noise)
-        joint = self.log_joint(batch, latents)
-        if self.structure.edges:
-            log_q = torch.where(self._at_edge(latents), math.inf, log_q)
-        return latents, joint, log_q
+        proposed = self._ask("guide", batch, num_samples, noise=noise)
+        latents, log_q = self._proposed(proposed, batch, num_samples)
+        scored = self._ask("model", batch, num_samples, latents)
+        for part, sites in (("guide", proposed), ("model", scored)):
+            if self.structure.edges[part]:
+                log_q = torch.where(self._at_edge(part, sites, num_samples), math.inf, log_q)
+        return latents, self._joint(scored, (num_samples, len(batch["x"]))), log_q
+
+    def _proposed(self, sites: Sites, batch: Batch, num_samples: int) -> tuple[Latents, Tensor]:
+        shape = num_samples, len(batch["x"])
+        log_q = self._terms("guide", sites, self.structure.latents, shape)
+        return self._values("guide", sites, num_samples), log_q
 
     def draw_prior(
         self, batch: Batch, num_samples: int, noise: RowNoise | None = None
@@ -366,14 +370,17 @@ class RowModel:
     def _count(self, latents: Latents) -> int:
         return len(latents[self.structure.latents[0]])
 
-    def _at_edge(self, latents: Latents) -> Tensor:
-        """Return whether a latent lies on a bound of its support, up to rounding, (samples, rows)."""
-        found = []
-        for name, ranges in self.structure.edges.items():
-            z = self.rows_second(name, latents[name])
-            z = z.reshape(*z.shape[:2], -1)
-            found += [supports.at_edge(z, (low, high), drawn).any(-1) for low, high, drawn in ranges]
-        return torch.stack(found).any(0)
+    def _at_edge(self, part: str, sites: Sites, num_samples: int) -> Tensor:
+        """Return whether a latent lies on a bound of its support in one part, up to rounding, (samples, rows)."""
+        at = {
+            name: supports.at_edge(sites[name]["value"], bounds, transformed=part == "guide")
+            for name in self.structure.edges[part]
+            if (bounds := supports.reach(sites[name]["fn"])) is not None
+        }
+        if not self.structure.vectorised[part]:
+            at = unfold(self.structure, at, num_samples)
+        each = [self.rows_second(name, found) for name, found in at.items()]
+        return torch.stack([found.reshape(*found.shape[:2], -1).any(-1) for found in each]).any(0)
 
     def plainly(self) -> RowModel:
         """Return the same model, called with the rows repeated for every sample."""

@@ -77,8 +77,8 @@ class Structure(Scored):
         widest: numbers in the widest tensor of one row: x, a latent, an observed site, or a layer.
         work: multiply-adds of matrix products and convolutions of one row in guide and model, or the number of
             parameters if that is larger.
-        edges: the fixed bounds of each latent in model or guide, and whether they are the guide's, whose draws may be
-            rounded onto them.
+        edges: for each part, the latents with bounds, onto which draws may be rounded. The model's are those whose bounds
+            are not known to be the guide's.
         fixed_masks: whether masks of latents depend on the rows only, and not on z.
         reaches: whether the guide is known to have density wherever the prior has it, by their supports.
     """
@@ -92,7 +92,7 @@ class Structure(Scored):
     batch_dims: dict[str, int]
     event_dims: dict[str, int]
     vectorised: dict[str, bool]
-    edges: dict[str, tuple[tuple[float, float, bool], ...]]
+    edges: dict[str, tuple[str, ...]]
     fixed_masks: bool
     reaches: bool
 
