@@ -91,6 +91,7 @@ class Stream(IntEnum):
     ROUNDING = 18
     IMPUTE = 19
     EMBED = 20
+    BRIDGE = 21
 
 
 def derive(seed: int, stream: Stream, *keys: int) -> int:

@@ -1153,6 +1153,13 @@ BUGS = {
         "",
         "test_row_noise.py::test_samplers_of_a_users_own_draw_independent_numbers[complex]",
     ),
+    "one noise for all data sets": Bug(
+        "evidence/bridge.py",
+        "bridge",
+        "seed = noise.derive(seed, noise.Stream.BRIDGE, int(order[:15], 16))",
+        "seed = int(seed)",
+        "test_from_draws.py::test_errors_of_several_data_sets_under_one_seed_are_independent",
+    ),
     "resampled draws taken for independent": Bug(
         "chain_diagnostics.py",
         "distinct_ess",

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyrovae import identity, noise
 from pyrovae.chain_diagnostics import distinct_ess, row_ess, series_ess
 from pyrovae.diagnostics import k_threshold, pareto_k
 from pyrovae.refusals import bad_value
@@ -22,6 +23,8 @@ _TOLERANCE = 1e-10
 _PROPOSED = 8
 #: Numbers of Gaussians that are tried for the partner, beside one.
 _COMPONENTS = (2, 4, 8, 16)
+#: Draws whose order decides the noise.
+_ORDERED = 64
 #: Most draws that mixtures are fitted to.
 _FITTED = 5000
 #: Share of the draws in each tail that the balance is checked in.
@@ -85,7 +88,7 @@ def bridge(
             draw of q counts as a density of zero.
         draws: of the density, shape (chains, draws, dim).
         warp: whether to make the target symmetric.
-        seed: of the partner's draws.
+        seed: of the partner's draws, together with ``draws``.
         names: of the dimensions, for messages.
 
     Returns:
@@ -118,6 +121,10 @@ def bridge(
     kept = draws[:, half:]
     # A mixture's fit depends on the order of its draws; this order does not depend on that of the chains.
     fitted = draws[draws[:, 0, 0].argsort(), :half].flatten(0, 1)
+    # Other draws get other noise, so that errors of several data sets under one seed are independent. Draws in another
+    # precision or on another scale get the same, because only their order counts.
+    order = identity.digest(fitted[:_ORDERED, 0].argsort(stable=True))
+    seed = noise.derive(seed, noise.Stream.BRIDGE, int(order[:15], 16))
     loc, tril = _moments(fitted, names or [f"dimension {i}" for i in range(dim)])
     log_det = tril.diagonal().log().sum()
     distinct = distinct_ess(kept)

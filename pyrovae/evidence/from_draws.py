@@ -77,7 +77,7 @@ def from_draws(
             for each.
         warp: whether to make the density symmetric before the bridge (warp-3, Meng and Schilling 2002), with a single
             Gaussian. It helps with skew, and doubles the evaluations.
-        seed: of the partner's draws.
+        seed: of the partner's draws. They also depend on ``draws``: other draws get other noise.
 
     Returns:
         One entry with target "evidence" and kind "estimate". Its ``pareto_k`` is the larger k-hat of the two
