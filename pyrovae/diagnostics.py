@@ -234,15 +234,18 @@ class Accumulator:
         smoothed = peak + total.to(peak.device).log() - math.log(self.num_samples)
         return torch.where(torch.isfinite(peak), smoothed, self.log_mean_exp())
 
-    def tail_error(self) -> Tensor:
-        """Return the error by weights that were too rare to be drawn, in nats, shape (rows,); 0 without a fitted tail.
+    def tail_error(self, resolution: float | Tensor = 0.0) -> Tensor:
+        """Return the error by weights that were too rare to be drawn, in nats, shape (rows,); 0 without a tail.
+
+        There is none if the largest weights are equal within ``resolution``.
 
         The largest weights decide the variance, and the draws may lack them by luck. Then the estimate, its
         Monte-Carlo error and k-hat are too small together. The variance is therefore computed again with the fitted
         tail in place of the largest weights. Its shape is 1.5 standard errors above k-hat, and it ends where four
         times as many draws would reach it once. The result is the standard deviation that this adds.
         """
-        peak, found = self._largest()[0], torch.zeros(self._top.shape[1], dtype=torch.float64)
+        largest, found = self._largest(), torch.zeros(self._top.shape[1], dtype=torch.float64)
+        peak = largest[0]
         if self.num_samples < FEWEST_DRAWS_FOR_K:
             return found.to(peak.device)
         offset, first, _ = self._sums()
@@ -258,7 +261,8 @@ class Accumulator:
             expected = count * ((beyond[:-1] - beyond[1:]) * (square[1:] + square[:-1]) / 2).sum(dim=0)
             more = expected - ((start + excess) ** 2).sum(dim=0)
             found[rows] = more.clamp(min=0).nan_to_num(0.0, posinf=math.inf).sqrt() / total[rows]
-        return torch.where(torch.isfinite(peak), found.to(peak.device), 0.0)
+        tailed = torch.isfinite(peak) & (peak - largest[-1] > resolution)
+        return torch.where(tailed, found.to(peak.device), 0.0)
 
     def excess_of_heaviest(self, log_weight: Tensor, share: float) -> Tensor:
         """Return whether a further weight is among the heaviest, minus the probability of that by chance, (rows,).

@@ -125,6 +125,16 @@ def test_pareto_k_at_the_edges():
     assert diagnostics.pareto_k(collapsed).item() == math.inf
 
 
+def test_weights_that_differ_by_rounding_have_no_tail():
+    """A Pareto tail fitted to rounding errors can have any shape: an error of 10¹⁵ nats beside one of 0.02."""
+    generator = torch.Generator().manual_seed(0)
+    rounded = -545 + 1e-9 / torch.rand(256, 50, generator=generator, dtype=torch.float64).clamp(min=1e-4)
+    weights = diagnostics.Accumulator.of(rounded)
+    assert (weights.tail_error() > 0).any()
+    assert (weights.tail_error(resolution=1e-4) == 0).all()
+    assert (weights.pareto_k(resolution=1e-4) == -math.inf).all()
+
+
 def test_threshold_follows_the_number_of_draws():
     assert diagnostics.k_threshold(100) == pytest.approx(0.5)
     assert diagnostics.k_threshold(1000) == pytest.approx(2 / 3)

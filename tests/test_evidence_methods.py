@@ -121,12 +121,11 @@ def test_a_discrete_latent_is_refused_by_name_where_z_has_to_move(method):
         pv.log_evidence(case.pair, case.x, method=method, check=False)
 
 
-@pytest.mark.statistical
-def test_a_discrete_latent_is_answered_by_importance_in_auto():
+def test_a_discrete_latent_of_few_values_is_summed_in_auto():
     case = PAIRS[DISCRETE]()
-    ev = pv.log_evidence(case.pair, case.x, method="auto", target_mcse=0.03, check=False)
-    assert (ev.answered_by == "importance").all()
-    compatible(ev, case.exact(case.x).detach())
+    ev = pv.log_evidence(case.pair, case.x, method="auto")
+    assert (ev.answered_by == "exact").all()
+    np.testing.assert_allclose(ev.estimate, case.exact(case.x).detach(), atol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------------

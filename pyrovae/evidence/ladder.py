@@ -16,7 +16,13 @@ from pyrovae import diagnostics, noise
 from pyrovae.evaluation import Evaluation, Terms
 from pyrovae.evidence.adaptive import Cloud, adaptation_cost, adapted
 from pyrovae.evidence.annealed import Path, half_from_prior, path_cost, weigh_chains
-from pyrovae.evidence.defensive import against_both, sum_over_latents, weigh_both
+from pyrovae.evidence.defensive import (
+    against_both,
+    shares_of_values,
+    sum_over_latents,
+    weigh_both,
+    weigh_values,
+)
 from pyrovae.evidence.gaussians import (
     PRIOR_DRAWS,
     Hints,
@@ -52,6 +58,7 @@ RUNGS = ("importance", "exact", "defensive", "refined", "quadrature", "annealed"
 
 PILOT, _SECOND_PILOT = 64, 128  # draws of the encoder, and of the fitted mixture
 _FEWEST = 128  # draws of an answer
+_BY_VALUES = 256  # the same, and of its pilot, if every value of the discrete latents gets a share
 _RESERVE = 150  # decoder evaluations of an answer by _FEWEST draws, held back until the end
 # An answer aims at this share of the target, because a pilot estimates a variance only to about a quarter.
 _MARGIN = 0.6
@@ -102,6 +109,7 @@ class _Pilot(NamedTuple):
     tail: Tensor  # k-hat of the encoder's draws
     level: Tensor  # a first log P(x)
     missed: Tensor  # whether draws show mass that the encoder misses
+    least: Tensor  # what log P(x) is above, by draws of the encoder and the prior
     beyond: Unreached  # findings on z that the guide never draws
     unseen: Tensor  # whether the prior's draws are too far from the row to tell
     prior: Tensor  # the prior's draws, (rows, draws, dim)
@@ -222,7 +230,8 @@ class Ladder:
         pilot = self._pilot(rows, dim)
         if not dim:
             reached = ~pilot.beyond.rows
-            self._answer_by_importance(rows[reached], pilot.needed[reached], pilot.missed[reached])
+            if not self._answer_by_values(rows[reached], pilot):
+                self._answer_by_importance(rows[reached], pilot.needed[reached], pilot.missed[reached])
             beyond = Unreached(*(each[~reached] for each in pilot.beyond))
             self._answer_defensively(rows[~reached], pilot.needed[~reached], beyond)
             return
@@ -322,12 +331,14 @@ class Ladder:
                 both.add(index, against_both(side, q, PILOT / total_draws, _PRIOR_PILOT / total_draws))
             level = diagnostics.log_mean_exp(weights)
             error = torch.hypot(diagnostics.mcse(weights), both.mcse())
+            least = both.log_mean_exp() - self._target - 2 * error
             found.append(
                 _Pilot(
                     needed=self._needed(diagnostics.mcse(weights), PILOT),
                     tail=diagnostics.pareto_k(weights),
                     level=level,
-                    missed=beyond.rows[block] | (both.log_mean_exp() - level > self._target + 2 * error),
+                    missed=beyond.rows[block] | (least > level),
+                    least=least,
                     beyond=beyond,
                     unseen=diagnostics.ess(prior_joint.likelihood) < _FEWEST_SEEN,
                     prior=u.movedim(0, 1),
@@ -337,8 +348,10 @@ class Ladder:
             self._count(rows[block], _WORK[Stage.PILOT])
         self._cost[rows] += total_draws + 2 + reach_cost(part)
         tensors = [[each for name, each in part._asdict().items() if name != "beyond"] for part in found]
-        needed, tail, level, missed, unseen, prior_draws, at = map(torch.cat, zip(*tensors, strict=True))
-        return _Pilot(needed, tail, level, missed, beyond, unseen, prior_draws, at)
+        needed, tail, level, missed, least, unseen, prior_draws, at = map(
+            torch.cat, zip(*tensors, strict=True)
+        )
+        return _Pilot(needed, tail, level, missed, least, beyond, unseen, prior_draws, at)
 
     def _look_for_modes(self, rows: Tensor, pilot: _Pilot, dim: int) -> _Modes:
         """Return a start at the encoder's mean and, for rows whose pilot asks for it, modes found without the encoder."""
@@ -539,6 +552,29 @@ class Ladder:
             part = self._part(rows[chosen], count, Stage.ANSWER)
             columns = each_block(part, encoder_block(part))
             self._keep(rows[chosen], columns, "importance", count, doubtful[chosen])
+
+    def _answer_by_values(self, rows: Tensor, pilot: _Pilot) -> bool:
+        """Answer rows by their discrete latents' values, if these are few, and return whether they are.
+
+        The answer is the sum over all z if all latents are discrete. Otherwise every value gets a share of the draws. A guide
+        that is too sure of a value would hardly draw others, and the spread of its weights would not show them.
+        """
+        if not len(rows):
+            return True
+        summed = sum_over_latents(self._part(rows, 1, Stage.ANSWER), most=_FEWEST)
+        if summed is not None:
+            self._keep(rows, summed, "exact", 0)
+            return True
+        given = shares_of_values(self._part(rows, _BY_VALUES, Stage.SECOND_PILOT))
+        if given is None:
+            return False
+        self._cost[rows] += _BY_VALUES
+        needed = given.variance / (_MARGIN * self._target) ** 2
+        for chosen, count in self._by_draws(rows, needed.clamp(min=_BY_VALUES)):
+            here = rows[chosen]
+            found = weigh_values(self._part(here, count, Stage.ANSWER), given.of_rows(chosen))
+            self._keep(here, found, "defensive", count, pilot.least[here] > found.estimate)
+        return True
 
     def _answer_defensively(self, rows: Tensor, needed: Tensor, beyond: Unreached) -> None:
         """Answer rows if z cannot be moved and the guide cannot reach all of the prior.

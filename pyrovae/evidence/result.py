@@ -61,6 +61,8 @@ def worse(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 #: The heaviest draws hold this share of the weight; see ``Check``.
 HEAVIEST = 0.05
+#: An upper end of an interval from which on it is shown as infinite, in nats.
+_UNBOUNDED = 1e6
 #: Reasons that more than one method reports.
 CUT_OFF = "the guide has density 0 where P(x, z) > 0, so its draws miss part of log P(x)"
 
@@ -192,7 +194,7 @@ class Columns:
             weights.ess(),
             weights.pareto_k(resolution),
             torch.full_like(estimate, cost),
-            weights.tail_error(),
+            weights.tail_error(resolution),
             torch.zeros_like(estimate) + lost,
             torch.full_like(estimate, math.nan),
             torch.full_like(estimate, math.nan),
@@ -508,7 +510,9 @@ class LogEvidence:
         """Return a short text to publish: the mean with its interval, the method, the rows by verdict."""
         low, high = self.mean_interval
         interval = (
-            "no error bar from one draw" if math.isnan(low) else f"95 % interval {low:.3f} to {high:.3f}"
+            "no error bar from one draw"
+            if math.isnan(low)
+            else f"95 % interval {low:.3f} to {f'{high:.3f}' if high < _UNBOUNDED else '∞'}"
         )
         kinds = ", ".join(kind for kind in KINDS if (self.kind == kind).any())
         together = self.target == "evidence"

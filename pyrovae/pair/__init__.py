@@ -6,7 +6,7 @@ This is the only package that uses ``pyro.poutine``. All code above it works on 
   of one row would not be defined. It returns a ``RowModel``.
 * ``RowModel`` proposes z for rows, scores any z, draws from the prior, and simulates rows.
 * ``Coordinates`` writes z as a real vector, for methods that move it.
-* ``all_values`` and ``other_values`` list values of discrete latents.
+* ``all_values``, ``other_values`` and ``DiscreteValues`` list values of discrete latents.
 * ``globals.BayesianModel`` runs a model whose latents are shared by all rows, for MCMC.
 * ``loss`` returns a Pyro ELBO's loss of a minibatch, for training.
 * ``behaviour`` returns the pair's log-probabilities on a few rows, which checkpoints and the cache of checks compare.
@@ -16,7 +16,7 @@ This is the only package that uses ``pyro.poutine``. All code above it works on 
 from pyrovae.pair.behaviour import behaviour, left_as_found, parameters_digest, probe
 from pyrovae.pair.contract import check_every_leaf
 from pyrovae.pair.coordinates import Coordinates
-from pyrovae.pair.discrete import all_values, other_values
+from pyrovae.pair.discrete import DiscreteValues, all_values, other_values
 from pyrovae.pair.inspection import check_supports, inspect
 from pyrovae.pair.moments import (
     Given,
@@ -32,6 +32,7 @@ from pyrovae.pair.running import Batch, Latents, Structure, loss
 __all__ = [
     "Batch",
     "Coordinates",
+    "DiscreteValues",
     "Given",
     "Latents",
     "LogJoint",

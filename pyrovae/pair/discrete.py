@@ -26,20 +26,22 @@ def other_values(model: RowModel, batch: Batch, at: Latents, at_once: int) -> It
     One unit changes at a time. If all units together take few values, all combinations are listed. The layout is that
     of ``propose``, with at most ``at_once`` samples each.
     """
-    units, _ = _discrete_units(model, batch, at)
+    units, *_ = _discrete_units(model, batch, at)
     changes = [[(unit, value)] for unit, (_, _, values) in enumerate(units) for value in range(len(values))]
-    if len(units) > 1 and math.prod(len(values) for _, _, values in units) <= _MOST_COMBINATIONS:
+    if len(units) > 1 and _number(units) <= _MOST_COMBINATIONS:
         changes = _combinations(units)
     return _changed(model, at, units, changes[:_MOST_CHANGES], at_once)
 
 
-def all_values(model: RowModel, batch: Batch, at: Latents, at_once: int) -> Iterator[Latents] | None:
+def all_values(
+    model: RowModel, batch: Batch, at: Latents, at_once: int, most: int = _MOST_COMBINATIONS
+) -> Iterator[Latents] | None:
     """Return every combination of values of the latents once, laid out as in ``other_values``.
 
-    None if a latent is not discrete or the combinations are too many.
+    None if a latent is not discrete or the combinations are more than ``most``.
     """
-    units, complete = _discrete_units(model, batch, at)
-    if not complete or math.prod(len(values) for _, _, values in units) > _MOST_COMBINATIONS:
+    units, known, others = _discrete_units(model, batch, at)
+    if not known or others or _number(units) > most:
         return None
     return _changed(model, at, units, _combinations(units), at_once)
 
@@ -48,23 +50,82 @@ def all_values(model: RowModel, batch: Batch, at: Latents, at_once: int) -> Iter
 _Unit = tuple[str, int, Tensor]
 
 
-def _discrete_units(model: RowModel, batch: Batch, at: Latents) -> tuple[list[_Unit], bool]:
-    """Return the units of discrete latents, and whether they cover all latents with all their values."""
+def _discrete_units(model: RowModel, batch: Batch, at: Latents) -> tuple[list[_Unit], bool, bool]:
+    """Return the units of discrete latents, whether these are all of them with all values, and whether there are other latents."""
     sites = run(model.pair, "model", batch)
     units: list[_Unit] = []
-    complete = True
+    known, others = True, False
     for name in model.structure.latents:
-        fn = sites[name]["fn"]
+        fn, masked = sites[name]["fn"], sites[name]["mask"] is not None
         while isinstance(fn, dist.Independent | MaskedDistribution):
-            complete &= isinstance(fn, dist.Independent)
+            masked |= isinstance(fn, MaskedDistribution)
             fn = fn.base_dist
+        found = supports.support(fn)
+        if found is None or not found.is_discrete:
+            others = True
+            continue
         values, every = _values_of(fn, at[name])
-        complete &= every and sites[name]["mask"] is None
+        known &= every and not masked
         if values is not None:
             width = model.rows_second(name, at[name])[0, 0].numel()
             size = values[0].numel()
             units += [(name, place, values.reshape(len(values), size)) for place in range(width // size)]
-    return units, complete
+    return units, known, others
+
+
+class DiscreteValues:
+    """Every combination of values of a pair's discrete latents, whose other latents are not discrete.
+
+    ``names`` are the discrete latents; ``len`` is the number of combinations.
+    """
+
+    def __init__(self, model: RowModel, at: Latents, units: list[_Unit]) -> None:
+        self._model, self._at, self._units = model, at, units
+        self.names = tuple(dict.fromkeys(name for name, _, _ in units))
+
+    @classmethod
+    def of(cls, model: RowModel, batch: Batch, at: Latents, most: int) -> DiscreteValues | None:
+        """Return the values, laid out as the draws ``at``, of one sample.
+
+        None if the pair does not have both kinds of latents, or if the combinations are unknown or more than ``most``.
+        """
+        units, known, others = _discrete_units(model, batch, at)
+        if not (units and known and others) or _number(units) > most:
+            return None
+        return cls(model, at, units)
+
+    def __len__(self) -> int:
+        return _number(self._units)
+
+    def held(self, numbers: Tensor) -> Latents:
+        """Return the discrete latents at combinations with these numbers, (samples, rows)."""
+        entries: dict[str, list[Tensor]] = {name: [] for name in self.names}
+        left = numbers
+        for name, _, values in reversed(self._units):  # the last unit changes first, as in ``_combinations``
+            entries[name].insert(0, values[left % len(values)])
+            left = left // len(values)
+        found = {}
+        for name, parts in entries.items():
+            one = self._model.rows_second(name, self._at[name])
+            value = torch.cat(parts, dim=-1).to(one).reshape(*numbers.shape, *one.shape[2:])
+            found[name] = self._model.rows_back(name, value)
+        return found
+
+    def numbers(self, latents: Latents) -> Tensor:
+        """Return the numbers of the combinations that latents have, (samples, rows); ``held`` inverts it."""
+        rows = next(iter(latents.values()))
+        found: Tensor | int = 0
+        for name, place, values in self._units:
+            moved = self._model.rows_second(name, latents[name])
+            size = values.shape[1]
+            here = moved.reshape(*moved.shape[:2], -1)[..., place * size : (place + 1) * size]
+            same = (here[..., None, :] == values.to(here)).all(-1)
+            found = found * len(values) + same.to(torch.uint8).argmax(-1)
+        return torch.as_tensor(found, device=rows.device)
+
+
+def _number(units: list[_Unit]) -> int:
+    return math.prod(len(values) for _, _, values in units)
 
 
 def _combinations(units: list[_Unit]) -> list[list[tuple[int, int]]]:
@@ -100,9 +161,6 @@ def _values_of(fn: Any, at: Tensor) -> tuple[Tensor | None, bool]:
 
     For counts, the values are those around the draws.
     """
-    found = supports.support(fn)
-    if found is None or not found.is_discrete:
-        return None, False
     try:
         values = fn.enumerate_support(expand=False)
         values = values.reshape(len(values), *values.shape[values.dim() - len(fn.event_shape) :])

@@ -99,11 +99,40 @@ class RowModel:
         """
         proposed = self._ask("guide", batch, num_samples, noise=noise)
         latents, log_q = self._proposed(proposed, batch, num_samples)
-        scored = self._ask("model", batch, num_samples, latents)
-        for part, sites in (("guide", proposed), ("model", scored)):
+        joint, lost = self._scored(proposed, latents, batch, num_samples)
+        return latents, joint, torch.where(lost, math.inf, log_q)
+
+    def weigh_rest(
+        self,
+        batch: Batch,
+        num_samples: int,
+        held: Latents,
+        names: tuple[str, ...],
+        noise: RowNoise | None = None,
+    ) -> tuple[Latents, LogJoint, Tensor]:
+        """Draw the latents that are not ``held``; return z, its log joint and log Q of the latents that are not ``names``.
+
+        The last is the log density of their sites, given the latents before them. As in ``weigh``, it is +∞ at a draw on a
+        bound.
+        """
+        proposed = self._ask("guide", batch, num_samples, held, noise)
+        latents = self._values("guide", proposed, num_samples)
+        joint, lost = self._scored(proposed, latents, batch, num_samples)
+        others = tuple(name for name in self.structure.latents if name not in names)
+        log_q = self._terms("guide", proposed, others, (num_samples, len(batch["x"])))
+        return latents, joint, torch.where(lost, math.inf, log_q)
+
+    def _scored(
+        self, proposed: Sites, latents: Latents, batch: Batch, num_samples: int
+    ) -> tuple[LogJoint, Tensor]:
+        """Return the log joint of the guide's draws, and which of them lie on a bound, (samples, rows)."""
+        sites = self._ask("model", batch, num_samples, latents)
+        joint = self._joint(sites, (num_samples, len(batch["x"])))
+        lost = torch.zeros_like(joint.prior, dtype=torch.bool)
+        for part, asked in (("guide", proposed), ("model", sites)):
             if self.structure.edges[part]:
-                log_q = torch.where(self._at_edge(part, sites, num_samples), math.inf, log_q)
-        return latents, self._joint(scored, (num_samples, len(batch["x"]))), log_q
+                lost = lost | self._at_edge(part, asked, num_samples)
+        return joint, lost
 
     def _proposed(self, sites: Sites, batch: Batch, num_samples: int) -> tuple[Latents, Tensor]:
         shape = num_samples, len(batch["x"])
