@@ -180,6 +180,12 @@ def row_hashes(x: Tensor, observed: Tensor | None = None) -> np.ndarray:
     return found
 
 
+def united(first: np.ndarray, more: np.ndarray) -> np.ndarray:
+    """Return the ``row_hashes`` in ``first``, then those of ``more`` that ``first`` lacks."""
+    known = np.isin(more[:, 0], first[:, 0]) & np.isin(more[:, 1], first[:, 1])
+    return np.concatenate([first, more[~known]])
+
+
 @dataclass(frozen=True, eq=False)
 class Seen:
     """Which rows are likely among those that a model was fitted to.

@@ -1223,6 +1223,20 @@ BUGS = {
         "pass",
         "test_training.py::test_steps_go_on_from_values_that_a_callback_assigned[buffers-auto]",
     ),
+    "rows of what a callback loads or fits": Bug(
+        "training/loop.py",
+        "Loop._keep_record",
+        "self._add_seen(came.seen)",
+        "pass",
+        "test_training.py::test_a_fit_remembers_its_rows_whatever_a_callback_does_to_the_pair",
+    ),
+    "rows of callbacks before a resume": Bug(
+        "training/loop.py",
+        "Loop.seen",
+        "[self.rows.hashes, self._of_callbacks]",
+        "[self.rows.hashes]",
+        "test_checkpoints.py::test_a_resumed_fit_remembers_the_rows_of_callbacks_before_it_stopped",
+    ),
     "a record that callbacks can change": Bug(
         "training/loop.py",
         "Loop._end_epoch",

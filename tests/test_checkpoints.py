@@ -17,7 +17,7 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 import pyrovae as pv
-from pyrovae import encoders, likelihoods, priors, storage
+from pyrovae import encoders, identity, likelihoods, priors, storage
 from pyrovae.training import loop, traced
 
 X = (torch.rand(90, 6, generator=torch.Generator().manual_seed(0)) < 0.4).float()
@@ -198,6 +198,23 @@ def test_another_initialisation_does_not_matter_to_a_resumed_fit(tmp_path, monke
     other = pv.VAE.mlp(6, 2, hidden_dims=(4,))
     history = pv.fit(other, TRAIN, epochs=5, batch_size=16, lr=1e-2, checkpoint=pv.Checkpoint(tmp_path))
     assert_same(whole, (other, history))
+
+
+def test_a_resumed_fit_remembers_the_rows_of_callbacks_before_it_stopped(tmp_path):
+    other = 1 - TRAIN
+
+    def callback(record, pair):
+        if record["epoch"] == 2:
+            pv.fit(pair, other, epochs=1)
+        if record["epoch"] == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        fit("Adam", tmp_path, callbacks=[callback])
+    pair, history = fit("Adam", tmp_path)
+    assert len(history) == len(pair.fitted.history["records"]) == 5
+    hashes = identity.row_hashes(torch.cat([TRAIN, other]))
+    assert {tuple(h) for h in pair.seen} == {tuple(h) for h in hashes}
 
 
 OTHER = {

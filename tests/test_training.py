@@ -1,5 +1,6 @@
 """fit(): it reaches known optima, counts rows and KL right, repeats itself, and loses nothing."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -320,6 +321,38 @@ def test_a_callback_may_evaluate_and_fit():
     pv.fit(alone, x, epochs=2)
     assert len(found) == 2
     assert same(parameters(alone), parameters(vae))
+
+
+@pytest.mark.parametrize("ends", [None, OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("what", ["a file of no rows", "a file of other rows", "a fit to other rows"])
+def test_a_fit_remembers_its_rows_whatever_a_callback_does_to_the_pair(what, ends, tmp_path):
+    x, other, before = binary_rows(), binary_rows(seed=2), binary_rows(20, seed=3)
+    saved, vae, found = small_vae(), small_vae(), []
+    if what == "a file of other rows":
+        pv.fit(saved, other, epochs=1)
+    saved.save(tmp_path / "saved.pv")
+    pv.fit(vae, before, epochs=1)
+
+    def change(record, pair):
+        if record["epoch"] == 2:
+            if what == "a fit to other rows":
+                pv.fit(pair, other, epochs=1)
+            else:
+                pv.load(tmp_path / "saved.pv", into=pair)
+            if ends is not None:
+                raise ends
+
+    def look(record, pair):
+        found.append((pair.fitted.rows, len(pair.fitted.history["records"])))
+
+    with pytest.raises(OSError) if ends is OSError else contextlib.nullcontext():
+        pv.fit(vae, x, epochs=4, callbacks=[change, look])
+    epochs = 4 if ends is None else 2
+    assert found == [(50, 1), (50, 2), (50, 3), (50, 4)][: 4 if ends is None else 1]
+    assert (vae.fitted.rows, len(vae.fitted.history["records"])) == (50, epochs)
+    assert vae.fitted.history["stopped"] == ("interrupted" if ends is KeyboardInterrupt else "epochs")
+    rows = torch.cat([before, x] if what == "a file of no rows" else [before, x, other])
+    assert {tuple(h) for h in vae.seen} == {tuple(h) for h in identity.row_hashes(rows)}
 
 
 def test_what_a_callback_raises_comes_through_with_the_parameters_kept():

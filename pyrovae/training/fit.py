@@ -11,12 +11,11 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pyro.infer import ELBO
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyrovae import arguments
+from pyrovae import arguments, identity
 from pyrovae.checkpoints import Checkpoint, running, signals
 from pyrovae.model import FitRecord, LatentVariableModel
 from pyrovae.networks import standardizing
@@ -217,7 +216,7 @@ def fit(
                     loop.restore(state, Path(folder.folder))
                     _log.info("%s: resumed after %d steps", folder.folder, loop.steps_taken)
                 ranks.exchange(None)
-            pair.fitted = _record(pair, reader, loop)
+            pair.fitted = loop.record = _record(pair, reader, loop)
         with Progress("fit", loop.steps, "steps", progress and ranks.rank == 0) as bar:
             bar.advance(loop.steps_taken)
             loop.run(bar, run)
@@ -226,14 +225,10 @@ def fit(
 
 def _record(pair: LatentVariableModel, reader: Reader, loop: Loop) -> FitRecord:
     """Return which rows the pair has been fitted to, and the history of this fit, which is still growing."""
-    before, seen = pair.seen, loop.seen()
-    if before is not None:
-        new = ~(np.isin(seen[:, 0], before[:, 0]) & np.isin(seen[:, 1], before[:, 1]))
-        seen = np.concatenate([before, seen[new]])
     return FitRecord(
         fingerprint=hashlib.sha256(loop.rows.hashes.tobytes()).hexdigest(),
         rows=len(loop.rows),
-        seen=seen,
+        seen=loop.seen() if pair.seen is None else identity.united(pair.seen, loop.seen()),
         names=dict(reader.source.names),
         spread=spread_of(reader.source).cpu(),
         history=vars(loop.history),

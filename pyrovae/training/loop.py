@@ -20,7 +20,7 @@ from pyrovae import arguments, identity, noise, saving, threads, tracing
 from pyrovae.checkpoints import Run, check_answers, machine
 from pyrovae.evaluation import Evaluation
 from pyrovae.log_weights import ELBOEstimate, elbo_of
-from pyrovae.model import LatentVariableModel
+from pyrovae.model import FitRecord, LatentVariableModel
 from pyrovae.pair import Batch, RowModel
 from pyrovae.precision import products
 from pyrovae.progress import Progress
@@ -100,6 +100,10 @@ class Loop:
         self._skipped_last = 0  # non-finite steps in a row, up to now
         self._best: _Best | None = None
         self._finished = False
+        #: What the fit leaves on the pair, once it is known.
+        self.record: FitRecord | None = None
+        # Hashes of the rows of models that callbacks loaded into the pair, and of fits that they ran on it.
+        self._of_callbacks = np.zeros((0, 2), dtype=np.uint64)
 
     def pins(self) -> dict[str, Any]:
         """Return what a resumed fit has to match, apart from the numbers that the pair computes."""
@@ -146,7 +150,7 @@ class Loop:
 
     def seen(self) -> np.ndarray:
         """Return the hashes of the rows that parameters depend on, as ``identity.row_hashes`` returns them."""
-        hashes = [self.rows.hashes]
+        hashes = [self.rows.hashes, self._of_callbacks]
         if (
             self._plan.patience is not None
             and self._held_out is not None
@@ -188,6 +192,7 @@ class Loop:
             raise
         finally:
             self._state.pair.zero_grad(set_to_none=True)
+            self._keep_record()
         if self._best is not None:
             self._best.restore(self._state.pair)
             self.history.best_epoch = self._best.epoch
@@ -331,16 +336,33 @@ class Loop:
                 for callback in self._callbacks:
                     with alone():  # a fit of a callback's own
                         stop |= _asked_to_stop(callback, dict(record), self._state.pair)
+                    self._keep_record()
                 ends = stop or self._epoch == self._plan.epochs or self.history.stopped != "epochs"
                 if self._callbacks and not ends:
                     _check_all_are_trained(self._state)
                     memory.keep()
             if self._callbacks:
-                stop = self._ranks.exchange(stop)[0]
+                stop, hashes = self._ranks.exchange((stop, self._of_callbacks))[0]
+                self._add_seen(hashes)
         if self._callbacks:
             self._ranks.broadcast_parameters(saving.tensors_of(self._state.pair))
         if stop:
             self.history.stopped = "callback"
+
+    def _keep_record(self) -> None:
+        """Put the fit's record back on the pair, with the rows of what a callback has loaded into it or fitted it to."""
+        pair = self._state.pair
+        if self.record is not None and pair.fitted is not self.record:
+            came, pair.fitted = pair.fitted, self.record
+            if came is not None:
+                self._add_seen(came.seen)
+
+    def _add_seen(self, hashes: np.ndarray) -> None:
+        """Count rows, given by their hashes, among those that parameters depend on."""
+        if self.record is not None and len(hashes):
+            before = len(self.record.seen)
+            self.record.seen = identity.united(self.record.seen, hashes)
+            self._of_callbacks = np.concatenate([self._of_callbacks, self.record.seen[before:]])
 
     def _record(self, lr: float, started: float) -> dict[str, float]:
         """Return the epoch's line of the history."""
@@ -404,6 +426,7 @@ class Loop:
             "history": vars(self.history),
             "best": None if self._best is None else vars(self._best),
             "scales": self._scales.start,
+            "rows of callbacks": self._of_callbacks,
             "threads": {"steps": self._threads} | {e.argument: e.threads for e in self._evaluations},
             "finished": self._finished,
             "ranks": self._ranks.size,
@@ -436,6 +459,7 @@ class Loop:
             self._traced = None
         self._best = None if snapshot["best"] is None else _Best(**snapshot["best"])
         self._scales.start = snapshot["scales"]
+        self._of_callbacks = snapshot.get("rows of callbacks", self._of_callbacks)
         # A version that kept no numbers computed everything with all threads.
         numbers, every = snapshot.get("threads", {}), torch.get_num_threads()
         if same:
