@@ -251,6 +251,11 @@ class BayesianModel:
         return () if isinstance(self._rows, Refused) else self._rows.own_totals
 
     @property
+    def shapes(self) -> dict[str, Size]:
+        """The shape of every latent in the model's own space, by name, in the order of ``latents``."""
+        return {name: place.shape for name, place in self._places.items()}
+
+    @property
     def site_names(self) -> list[str]:
         """The name of the latent that each coordinate of u belongs to."""
         return [name for name, place in self._places.items() for _ in range(place.unconstrained.numel())]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
+from itertools import zip_longest
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -188,11 +189,20 @@ class PyroMCMC(Fitted):
                 self._check_draws(self._joint)
 
     def _check_draws(self, joint: BayesianModel) -> None:
-        """Raise ``ValueError`` unless the saved draws are of this model: it gives them the log joint that was saved."""
+        """Raise ``ValueError`` unless the saved draws are of this model.
+
+        It must have the saved latents, by name, order and shape, and give the draws the log joint that was saved.
+        """
         expected, fix = (
             "the model that was saved",
             "Load into the same code, or fit this model. Nothing was changed.",
         )
+        saved = [f"{name!r} of shape {tuple(value.shape[2:])}" for name, value in self.posterior.items()]
+        here = [f"{name!r} of shape {tuple(shape)}" for name, shape in joint.shapes.items()]
+        for number, (name, before) in enumerate(zip_longest(here, saved, fillvalue="missing"), start=1):
+            if name != before:
+                came = f"one whose latent number {number} is {name}, was {before}"
+                raise bad_value("into", expected, came, fix)
         if joint.dim != self._draws.shape[-1]:
             came = f"one of {joint.dim} unconstrained parameters; {self._draws.shape[-1]} were saved"
             raise bad_value("into", expected, came, fix)
