@@ -28,6 +28,9 @@ from pyrovae.refusals import Refused, bad_value
 
 T = TypeVar("T")
 
+#: The pin of a fit's parameters that were frozen when it began; those of earlier versions lack it.
+FROZEN = "the list of frozen parameters"
+
 #: Numbers that models and losses compute on a few rows, by name: float64, and the tolerance for equality relative to
 #: 1 + their size.
 Answers = Mapping[str, tuple[Tensor, float]]
@@ -37,6 +40,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Runs on different numbers of ranks agree up to rounding, not bit for bit, so these may differ, too.
 _BY_RANKS = {"ranks", "threads", "steps", "evaluations"}
 _FORMAT = 5  # of the folders; formats 1 to 3 evaluated training rows after every epoch, 4 had no tail_error
+_SHOWN = 60  # characters of a value in a message
 _LOOSEST = 100  # units in the last place by which processors may round differently
 
 
@@ -121,20 +125,21 @@ def _check_pins(folder: Path, pins: Mapping[str, Any], now: Mapping[str, Any]) -
             f"{folder} of format {pins.get('format', 1)}",
             "Finish that run with the version of pyrovae that started it, or choose another folder.",
         )
-    pins, now = (
-        {"ranks": 1} | dict(pins),
-        {"ranks": 1} | dict(now),
-    )  # the pins of earlier versions have no ranks
+    earlier = {"ranks": 1, FROZEN: now.get(FROZEN)}  # the pins of earlier versions lack these
+    pins, now = earlier | dict(pins), earlier | dict(now)
     free = set() if pins["ranks"] == now["ranks"] else _BY_RANKS
     different = [name for name in {**pins, **now} if pins.get(name) != now.get(name) and name not in free]
     if different:
         name = different[0]
+        came, was = unlike(now.get(name), pins.get(name))
         more = f", and {len(different) - 1} more ({', '.join(different[1:4])})" if different[1:] else ""
         raise bad_value(
             "checkpoint",
             f"the run in {folder}",
-            f"another: {name} is {short(now.get(name))}, was {short(pins.get(name))}{more}",
-            "Repeat the original call to resume it, or choose another folder.",
+            f"another: {name} is {came}, was {was}{more}",
+            "Freeze the parameters that were frozen before the original call, and no others, or choose another folder."
+            if name == FROZEN
+            else "Repeat the original call to resume it, or choose another folder.",
         )
 
 
@@ -288,7 +293,15 @@ def machine() -> dict[str, Any]:
     }
 
 
-def short(value: Any) -> str:
-    """Return a value as it appears in a message, cut to at most 58 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+def unlike(value: Any, other: Any) -> tuple[str, str]:
+    """Return two different values as they appear in a message: at most 60 characters around their first difference."""
+    texts = repr(value), repr(other)
+    if max(map(len, texts)) <= _SHOWN:
+        return texts
+    at = next((n for n, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
+    start = max(texts[0].rfind(" ", 0, max(at - _SHOWN // 3, 0)) + 1, at - _SHOWN // 2, 0)
+    end = start + _SHOWN - 2
+    first, second = (
+        f"{'…' if start else ''}{text[start:end]}{'…' if len(text) > end else ''}" for text in texts
+    )
+    return first, second

@@ -177,7 +177,7 @@ def _pair_record(pair: LatentVariableModel, arrays: dict[str, Tensor]) -> dict[s
         "class": type(pair).__name__,
         "architecture": _architecture(pair, arrays),
         "tensors": list(tensors),
-        "frozen": [name for name, tensor in tensors.items() if _frozen(tensor)],
+        "frozen": frozen(pair),
         "modules": _modules(pair),
         "constraints": {name: _packed_constraint(pair.constraints[name]) for name in _declared(pair)},
         "fitted": storage.pack(None if pair.fitted is None else vars(pair.fitted), arrays, "fitted"),
@@ -188,7 +188,7 @@ def _load_pair(
     arrays: Mapping[str, Tensor], meta: Mapping[str, Any], into: LatentVariableModel | None
 ) -> LatentVariableModel:
     """Return the saved pair, or ``into`` with its values."""
-    fitted, frozen = storage.unpack(meta["fitted"], arrays), set(meta["frozen"])
+    fitted = storage.unpack(meta["fitted"], arrays)
     record = None if fitted is None else FitRecord(**fitted)
     saved = {name: arrays[name] for name in meta["tensors"]}
     modes = {name: bool(module["training"]) for name, module in meta["modules"].items()}
@@ -201,11 +201,7 @@ def _load_pair(
     else:
         _copy(tensors_of(pair), saved)
         pair.fill(declared)
-    for name, tensor in tensors_of(pair).items():
-        if isinstance(tensor, nn.Parameter):
-            tensor.requires_grad_(name not in frozen)
-    for name, module in _named_modules(pair).items():
-        module.training = modes[name]
+    set_settings(pair, {"frozen": meta["frozen"], "training": modes})
     pair.fitted = record
     return pair
 
@@ -267,8 +263,26 @@ def _modules(pair: LatentVariableModel) -> dict[str, dict[str, Any]]:
     }
 
 
-def _frozen(tensor: Tensor) -> bool:
-    return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+def frozen(pair: LatentVariableModel) -> list[str]:
+    """Return which parameters of a pair are frozen, by the names of ``tensors_of``."""
+    tensors = tensors_of(pair).items()
+    return [name for name, t in tensors if isinstance(t, nn.Parameter) and not t.requires_grad]
+
+
+def settings_of(pair: LatentVariableModel) -> dict[str, Any]:
+    """Return which parameters of a pair are frozen, and whether each module is in training mode."""
+    modes = {name: module.training for name, module in _named_modules(pair).items()}
+    return {"frozen": frozen(pair), "training": modes}
+
+
+def set_settings(pair: LatentVariableModel, settings: Mapping[str, Any]) -> None:
+    """Freeze parameters and set modes as ``settings_of`` found them; modules that it did not find keep their mode."""
+    names = set(settings["frozen"])
+    for name, tensor in tensors_of(pair).items():
+        if isinstance(tensor, nn.Parameter):
+            tensor.requires_grad_(name not in names)
+    for name, module in _named_modules(pair).items():
+        module.training = settings["training"].get(name, module.training)
 
 
 def _check_same(

@@ -17,7 +17,7 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 import pyrovae as pv
-from pyrovae import encoders, identity, likelihoods, priors, storage
+from pyrovae import checkpoints, encoders, identity, likelihoods, priors, storage
 from pyrovae.training import loop, traced
 
 X = (torch.rand(90, 6, generator=torch.Generator().manual_seed(0)) < 0.4).float()
@@ -198,6 +198,105 @@ def test_another_initialisation_does_not_matter_to_a_resumed_fit(tmp_path, monke
     other = pv.VAE.mlp(6, 2, hidden_dims=(4,))
     history = pv.fit(other, TRAIN, epochs=5, batch_size=16, lr=1e-2, checkpoint=pv.Checkpoint(tmp_path))
     assert_same(whole, (other, history))
+
+
+def freeze(record, pair):
+    if record["epoch"] == 2:
+        pair.encoder.requires_grad_(False)
+        pair.encoder.eval()  # without dropout
+    if record["epoch"] == 4:
+        pair.prior.requires_grad_(False)
+        pair.encoder.train()
+
+
+def adapted(pair):
+    """Return everything that ``freeze`` changes."""
+    return [p.requires_grad for p in pair.parameters()], [m.training for m in pair.modules()]
+
+
+@pytest.mark.parametrize("compile", [False, "auto"])
+def test_what_a_callback_froze_stays_frozen_in_a_resumed_fit(compile, tmp_path, monkeypatch):
+    """The fit is stopped after two epochs of four steps, within the next, within the last, and not at all."""
+    monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
+    options = {"callbacks": [freeze], "compile": compile}
+    case = "dropout, batch normalisation, a learned prior"
+    whole = fit(case, **options)
+    assert (whole[1].steps == "eager") == (compile is False)
+    with monkeypatch.context() as patch:
+        stops = (
+            {9, 11, 19} if compile is False else {3, 5, 13}
+        )  # a traced call takes the four steps of an epoch
+        stop_at(patch, stops)
+        for _ in stops:
+            with pytest.raises(Stopped):
+                fit(case, tmp_path, **options)
+    for _ in range(2):  # the second call finds a finished fit
+        parts = fit(case, tmp_path, **options)
+        assert_same(whole, parts)
+        assert parts[1].steps == whole[1].steps
+        assert adapted(parts[0]) == adapted(whole[0])
+
+
+def test_a_pair_that_is_frozen_before_the_call_is_not_that_of_the_folder(tmp_path):
+    def callback(record, pair):
+        freeze(record, pair)
+        if record["epoch"] == 3:
+            raise Stopped
+
+    pair = regularised()
+    options = {"epochs": 5, "batch_size": 15, "checkpoint": pv.Checkpoint(tmp_path, seconds=0)}
+    with pytest.raises(Stopped):
+        pv.fit(pair, TRAIN, callbacks=[callback], **options)
+    frozen = [p.requires_grad for p in pair.parameters()]
+    with pytest.raises(
+        ValueError,
+        match=r"another: the list of frozen parameters is \['pair:encoder.*…, was \[\], and 1 more \(optimizer\)\. Freeze",
+    ):
+        pv.fit(pair, TRAIN, **options)
+    assert [p.requires_grad for p in pair.parameters()] == frozen
+    pair.requires_grad_(True)
+    history = pv.fit(pair, TRAIN, callbacks=[freeze], **options)
+    assert_same(
+        (pair, history), fit("dropout, batch normalisation, a learned prior", lr=1e-3, callbacks=[freeze])
+    )
+
+
+def test_a_refused_resume_leaves_frozen_parameters_as_they_were(tmp_path):
+    fit("Adam", tmp_path, callbacks=[freeze])
+    other = vae(activation="tanh")
+    before = adapted(other)
+    with pytest.raises(ValueError, match="another: the guide's log Q"):
+        pv.fit(other, TRAIN, epochs=5, batch_size=16, lr=1e-2, checkpoint=tmp_path)
+    assert adapted(other) == before
+
+
+def test_a_fit_with_frozen_parameters_is_resumed_on_as_many_ranks_only(tmp_path):
+    """Ranks cannot share steps with frozen parameters."""
+    fit("Adam", tmp_path, callbacks=[freeze])
+    path = tmp_path / "last.safetensors"
+    arrays, meta = storage.read(path)
+    held = {name: storage.unpack(meta[name], arrays) | {"ranks": 2} for name in ("pins", "state")}
+    arrays = {}
+    storage.write(path, arrays, {name: storage.pack(value, arrays, name) for name, value in held.items()})
+    with pytest.raises(ValueError, match=r"got one with \d+ frozen in .*\. Use as many as before: 2\."):
+        fit("Adam", tmp_path)
+
+
+def test_errors_show_the_first_difference_of_long_values(tmp_path):
+    assert checkpoints.unlike(4, 3) == ("4", "3")
+    numbers, more = list(range(100)), [*range(50), -1, *range(51, 100)]
+    now, before = checkpoints.unlike(numbers, more)
+    assert len(now) == len(before) == 60
+    assert ("49, 50, 51" in now, "49, -1, 51" in before) == (True, True)
+    assert (now[:2], now[-1]) == ("…4", "…")
+    assert checkpoints.unlike("a" * 58, "a" * 57) == (repr("a" * 58), repr("a" * 57))
+    ends = checkpoints.unlike("a" * 99 + "b", "a" * 99)
+    assert [text[-4:] for text in ends] == ["aab'", "aaa'"]
+    fit("Adam", tmp_path)
+    with pytest.raises(
+        ValueError, match=r"optimizer is .*'weight_decay': 0\.1, .*, was .*'weight_decay': 0, .*\. Repeat"
+    ):
+        fit("Adam", tmp_path, optimizer=functools.partial(torch.optim.Adam, weight_decay=0.1))
 
 
 def test_a_resumed_fit_remembers_the_rows_of_callbacks_before_it_stopped(tmp_path):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyrovae import arguments, identity, noise, saving, threads, tracing
-from pyrovae.checkpoints import Run, check_answers, machine
+from pyrovae.checkpoints import FROZEN, Run, check_answers, machine
 from pyrovae.evaluation import Evaluation
 from pyrovae.log_weights import ELBOEstimate, elbo_of
 from pyrovae.model import FitRecord, LatentVariableModel
@@ -108,7 +108,8 @@ class Loop:
     def pins(self) -> dict[str, Any]:
         """Return what a resumed fit has to match, apart from the numbers that the pair computes."""
         state, size = self._state, self._plan.batch_size
-        return self._plan.pins(state.objective, state.optimizer, self._schedule) | {
+        return {FROZEN: saving.frozen(state.pair)} | {
+            **self._plan.pins(state.objective, state.optimizer, self._schedule),
             "x": self.rows.digests,
             "validation": None if self._held_out is None else identity.digests(self._held_out.batch),
             "last batch": self.rows.sizes(size)[-1],
@@ -417,6 +418,7 @@ class Loop:
         """Return everything that the rest of the fit depends on, for ``restore`` in another process."""
         return {
             "tensors": saving.tensors_of(self._state.pair),
+            "settings": saving.settings_of(self._state.pair),
             "answers": self._answers.now(),
             "optimizer": self._state.optimizer.state_dict(),
             "scheduler": None if self._schedule is None else self._schedule.state_dict(),
@@ -436,15 +438,27 @@ class Loop:
         """Continue from the ``snapshot`` that was found in a folder.
 
         Raises:
-            ValueError: pair or loss compute other numbers than those that wrote it. The pair's tensors are then as
-                before.
+            ValueError: pair or loss compute other numbers than those that wrote it, or callbacks froze parameters on
+                another number of ranks. The pair is then as before.
         """
-        before, how = _copies(self._state.pair), self.history.steps
-        _copy(saving.tensors_of(self._state.pair), snapshot["tensors"])
+        pair, how = self._state.pair, self.history.steps
+        before, settings = _copies(pair), saving.settings_of(pair)
+        same = snapshot.get("ranks", 1) == self._ranks.size
+        kept = snapshot.get("settings", settings)  # a version that kept none could not resume after freezing
+        if not same and kept["frozen"] != settings["frozen"]:
+            raise bad_value(
+                "checkpoint",
+                "a fit whose callbacks froze no parameters, to resume on another number of ranks",
+                f"one with {len(kept['frozen'])} frozen in {folder}",
+                f"Use as many as before: {snapshot.get('ranks', 1)}.",
+            )
+        _copy(saving.tensors_of(pair), snapshot["tensors"])
+        saving.set_settings(pair, kept)
         try:
             check_answers(folder, snapshot["answers"], self._answers.now())
         except BaseException:
-            _copy(saving.tensors_of(self._state.pair), before)
+            _copy(saving.tensors_of(pair), before)
+            saving.set_settings(pair, settings)
             raise
         self._state.optimizer.load_state_dict(snapshot["optimizer"])
         if self._schedule is not None:
@@ -452,7 +466,6 @@ class Loop:
         self._epoch, self._so_far = snapshot["epoch"], _Epoch(**snapshot["so far"])
         self._skipped_last = snapshot["skipped last"]
         vars(self.history).update(snapshot["history"])
-        same = snapshot.get("ranks", 1) == self._ranks.size
         if not same:
             self.history.steps = how
         elif self.history.way == "eager":  # the trace was given up before

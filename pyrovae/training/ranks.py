@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pyrovae.checkpoints import StopRequest, short
+from pyrovae.checkpoints import StopRequest, unlike
 from pyrovae.refusals import bad_value
 
 T = TypeVar("T")
@@ -171,10 +171,11 @@ class Ranks:
         for rank, those in enumerate(told):
             for name in {**told[0], **those}:
                 if told[0].get(name) != those.get(name):
+                    here, first = unlike(those.get(name), told[0].get(name))
                     raise bad_value(
                         name,
                         "the same on all ranks of torch.distributed",
-                        f"{short(those.get(name))} on rank {rank}, {short(told[0].get(name))} on rank 0",
+                        f"{here} on rank {rank}, {first} on rank 0",
                         fix,
                     )
 
