@@ -1900,10 +1900,24 @@ BUGS = {
     ),
     "torch's own words on dtypes": Bug(
         "pair/globals.py",
-        "BayesianModel._first_run",
+        "_naming_dtypes",
         "not any(words in reason for words in OF_DTYPES)",
         "True",
         "test_mcmc.py::test_refused_at_fit",
+    ),
+    "draws of a prior in float32": Bug(
+        "pair/globals.py",
+        "_DrawsInDouble._pyro_post_sample",
+        "value.dtype != torch.float64",
+        "False",
+        "test_mcmc.py::test_priors_in_float32_take_part_in_float64",
+    ),
+    "draws of a prior in float32 for rows by themselves": Bug(
+        "pair/globals.py",
+        "BayesianModel.__init__",
+        "with draws:",
+        "if True:",
+        "test_mcmc.py::test_priors_in_float32_take_part_in_float64",
     ),
     "draws of any model": Bug(
         "baselines/mcmc/pyro_mcmc.py",

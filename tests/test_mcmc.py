@@ -19,6 +19,7 @@ from conjugate import CASES, coins
 from oracles import LinearGaussian
 from pyro import poutine
 from pyro.infer.reparam import HaarReparam, LocScaleReparam
+from pyro.nn import PyroModule, PyroSample
 from rates import SEED, Z, close
 from scipy.signal import lfilter
 
@@ -908,6 +909,15 @@ def narrow_network(x):
         pyro.sample("x", dist.Normal(NETWORK(w)[:, 0], 1.0), obs=x)
 
 
+NARROW = dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)
+
+
+def narrow_prior(x):
+    w = pyro.sample("w", NARROW)
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(DESIGN @ w, 1.0), obs=x)
+
+
 def partly_observed(x):
     mu = _mu()
     with pyro.plate("data", len(x)):
@@ -919,6 +929,10 @@ def partly_observed(x):
     [
         (narrow_design, r"model: expected tensors in float64.*a RuntimeError from it: .*\.double\(\)"),
         (narrow_network, r"model: expected tensors in float64.*a RuntimeError from it: .*\.double\(\)"),
+        (
+            narrow_prior,
+            r"expected tensors in float64.* Write the prior of latent 'w' with tensors in float64",
+        ),
         (partly_observed, r"latent 'x_unobserved', got \d+ entries that are masked.*\.mask\(observed\)"),
         (no_latent, "model: expected a latent sample site, got none"),
         (not_observed, "model: expected a site observed with x, got none"),
@@ -937,6 +951,38 @@ def test_refused_at_fit(model, message):
         mcmc.fit(ROWS)
     with pytest.raises(ValueError, match="PyroMCMC: expected a fitted baseline"):
         mcmc.marginal_likelihood()
+
+
+class BayesianRegression(PyroModule):
+    """A module of Pyro's tutorials, whose priors are made outside the model and thus in float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = PyroModule[torch.nn.Linear](2, 1)
+        self.linear.weight = PyroSample(dist.Normal(0.0, 2.0).expand([1, 2]).to_event(2))
+        self.linear.bias = PyroSample(dist.Normal(0.0, 1.0).expand([1]).to_event(1))
+
+    def forward(self, x, c):
+        mean = self.linear(c)[:, 0]
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+
+@pytest.mark.parametrize(
+    "module", [BayesianRegression(), BayesianRegression().double()], ids=["as it is", "double"]
+)
+def test_priors_in_float32_take_part_in_float64(module):
+    c = torch.randn(6, 2, generator=torch.Generator().manual_seed(SEED)).double()
+    batch = {"x": ROWS.double(), "c": c}
+    joint = BayesianModel(module, batch)
+    u = torch.tensor([[0.3, -1.2, 0.7], [1.0, 0.1, -0.4]]).double()
+    rows = dist.Normal(u[:, :2] @ c.T + u[:, 2:], 1.0).log_prob(batch["x"])
+    scales = torch.tensor([2.0, 2.0, 1.0]).double()
+    log_joints = rows.sum(1) + dist.Normal(0.0, scales).log_prob(u).sum(1)
+    found = joint.log_joints(u)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, log_joints, rtol=1e-7, atol=1e-7)  # a prior's log scale is a float32
+    torch.testing.assert_close(torch.cat([*joint.log_likelihood(batch, u)], dim=1), rows)
 
 
 def test_a_mask_on_the_distribution_leaves_entries_out():

@@ -87,6 +87,22 @@ class _Placed(poutine.messenger.Messenger):
         self.log_det = self.log_det + transform.log_abs_det_jacobian(value, msg["value"]).sum()
 
 
+class _DrawsInDouble(poutine.messenger.Messenger):
+    """Casts the draws of latents to float64, as ``_Placed`` gives them; ``names`` are those whose prior is in another dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        value = msg["value"]
+        if site_is_subsample(msg) or msg["is_observed"] or not torch.is_floating_point(value):
+            return
+        if value.dtype != torch.float64:
+            msg["value"] = value.double()
+            self.names.append(msg["name"])
+
+
 class BayesianModel:
     """The log joint of a Bayesian model and its rows as a function of real vectors u, shape (draws, ``dim``).
 
@@ -106,12 +122,15 @@ class BayesianModel:
     def __init__(self, model: Callable[..., Any], batch: Batch) -> None:
         self.model, self.batch = model, batch
         with self.own_settings():
-            sites = self._first_run()
-            self._places = _places(sites)
-            self.dim = max(place.entries.stop for place in self._places.values())
-            self._check_it_repeats()
+            draws = _DrawsInDouble()
+            with _naming_dtypes(draws):
+                sites = self._first_run(draws)
+                self._places = _places(sites)
+                self.dim = max(place.entries.stop for place in self._places.values())
+                self._check_it_repeats()
             try:
-                self._rows: Scored | Refused = scored_apart(model, self._sites, batch, sites, self.dim)
+                with draws:
+                    self._rows: Scored | Refused = scored_apart(model, self._sites, batch, sites, self.dim)
             except Refused as refusal:  # raised later if rows are scored; all else works
                 self._rows = refusal
         self._vectorised: bool | None = None
@@ -317,26 +336,21 @@ class BayesianModel:
     # -----------------------------------------------------------------------------------------------------
     # Checks of the model
 
-    def _first_run(self) -> Sites:
+    def _first_run(self, draws: _DrawsInDouble) -> Sites:
         """Draw the latents from the prior once, and check the requirements of every method."""
+
+        def drawn() -> Sites:
+            with draws:
+                return first_run(self.model, "model", self.batch)
+
         try:
-            sites = at_some_draw(lambda: first_run(self.model, "model", self.batch))
+            sites = at_some_draw(drawn)
         except NotImplementedError as error:
             raise bad_value(
                 "model",
                 "latents with a density to draw from",
                 _first_line(error),
                 "Give every latent a proper prior, such as a wide Normal.",
-            ) from error
-        except RuntimeError as error:
-            reason = _first_line(error.__cause__ or error)  # Pyro raises it again with a page of shapes
-            if not any(words in reason for words in OF_DTYPES):
-                raise
-            raise bad_value(
-                "model",
-                "tensors in float64, in which everything is computed",
-                f"a {type(error).__name__} from it: {reason}",
-                "Cast the tensors and networks that it uses by .double(), labels by .long().",
             ) from error
         declared = list(pyro.get_param_store())
         if declared:
@@ -392,6 +406,29 @@ class BayesianModel:
         turned = self._sites(backwards, u)
         if all(torch.equal(first[name]["value"], turned[name]["value"]) for name in held):
             raise no_answer(held[0])
+
+
+@contextmanager
+def _naming_dtypes(draws: _DrawsInDouble) -> Iterator[None]:
+    """Run a block; an error about dtypes becomes a ``ValueError`` that says what to cast."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = _first_line(error.__cause__ or error)  # Pyro raises it again with a page of shapes
+        if not any(words in reason for words in OF_DTYPES):
+            raise
+        fix = "Cast the tensors and networks that it uses by .double(), labels by .long()."
+        if draws.names:
+            fix += (
+                f" Write the prior of latent {draws.names[0]!r} with tensors in float64, such as "
+                "torch.tensor(0.0, dtype=torch.float64): .double() does not cast distributions."
+            )
+        raise bad_value(
+            "model",
+            "tensors in float64, in which everything is computed",
+            f"a {type(error).__name__} from it: {reason}",
+            fix,
+        ) from error
 
 
 def not_one_density(came: str) -> Refused:

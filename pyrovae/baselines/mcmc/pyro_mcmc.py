@@ -39,8 +39,9 @@ class PyroMCMC(Fitted):
 
     The model is called as ``model(x)``, or as ``model(x, offset=…)`` if it is fitted to
     ``{"x": rows, "offset": …}``. It samples its latents and observes x. Everything is computed in float64, so
-    tensors and networks that the model uses must be, too: ``.double()``. Entries that are not observed need ``.mask(observed)``
-    on the distribution, not ``obs_mask``. The model decides which methods are available:
+    tensors and networks that the model uses must be, too: ``.double()``. Latents of priors in float32, such as those of
+    ``PyroSample``, are cast. Entries that are not observed need ``.mask(observed)`` on the distribution, not ``obs_mask``.
+    The model decides which methods are available:
 
     * ``fit`` and ``marginal_likelihood`` need continuous latents. ``compare_evidence`` also needs observed sites
       that hold columns of x.
