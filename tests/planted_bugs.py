@@ -1419,6 +1419,13 @@ BUGS = {
         "total",
         "test_training.py::test_learning_rate_means_the_same_for_any_number_of_rows",
     ),
+    "a smaller latent_dim for one column": Bug(
+        "baselines/factors.py",
+        "fewer",
+        "width == 1",
+        "False",
+        "test_baselines.py::test_what_has_no_density_or_mass_is_refused",
+    ),
     "PPCA divided by N − 1": Bug(
         "baselines/ppca.py",
         "PPCA._fit",

@@ -747,15 +747,35 @@ TWICE = torch.cat([REAL, REAL[:, :1]], dim=1)
 @pytest.mark.parametrize(
     ("baseline", "x", "message"),
     [
-        (baselines.PPCA(4), REAL, "latent_dim: expected fewer than the 4 columns"),
+        (baselines.PPCA(4), REAL, r"latent_dim: expected fewer than the 4 columns.*latent_dim=3 or less\.$"),
+        (baselines.PPCA(1), REAL[:, :1], r"latent_dim: expected fewer than the 1 columns.* Use FullGaussian"),
+        (baselines.PPCA(1), REAL[:1], r"latent_dim: .* the 1 rows of x, got 1\. Pass three rows or more"),
         (
             baselines.PPCA(3),
             torch.randn(3, 8),
-            "latent_dim: expected fewer than the 8 columns and the 3 rows",
+            r"latent_dim: expected fewer than the 8 columns and the 3 rows.* Pass latent_dim=1 or less",
         ),
         (baselines.PPCA(2), SAME, "x: expected rows that fill more than 2 dimensions"),
-        (baselines.FactorAnalysis(4), REAL, "latent_dim: expected fewer than the 4 columns"),
-        (baselines.FactorAnalysis(2), torch.randn(3, 8), "latent_dim: .* the 3 rows of x less one"),
+        (
+            baselines.FactorAnalysis(4),
+            REAL,
+            r"latent_dim: expected fewer than the 4 columns.*latent_dim=3 or less",
+        ),
+        (
+            baselines.FactorAnalysis(1),
+            REAL[:, :1],
+            "latent_dim: expected fewer than the 1 columns.* Use FullGaussian",
+        ),
+        (
+            baselines.FactorAnalysis(1),
+            REAL[:2],
+            r"latent_dim: .* rows of x less one, got 1\. Pass three rows or more",
+        ),
+        (
+            baselines.FactorAnalysis(2),
+            torch.randn(3, 8),
+            r"latent_dim: .* the 3 rows of x less one.*=1 or less",
+        ),
         (
             baselines.FactorAnalysis(1),
             TWICE,

@@ -66,7 +66,7 @@ class FactorAnalysis(factors.FactorModel):
                 "latent_dim",
                 f"fewer than the {width} columns, and than the {n} rows of x less one",
                 str(self.latent_dim),
-                "Pass a smaller latent_dim.",
+                factors.fewer(min(n - 1, width) - 1, width),
             )
         standard, centre, scale = columns.standardized(rows, observed=observed)
         for least in _LEAST:

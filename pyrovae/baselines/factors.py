@@ -22,6 +22,15 @@ class Factors(NamedTuple):
     noise: Tensor
 
 
+def fewer(most: int, width: int) -> str:
+    """Return the fix for too many latents, if ``most`` fit the rows, which have ``width`` columns."""
+    if most > 0:
+        return f"Pass latent_dim={most} or less."
+    if width == 1:
+        return "Use FullGaussian: one column has one variance, so its rows cannot tell a latent from noise."
+    return "Pass three rows or more."  # two centred rows have one dimension, which leaves no noise
+
+
 class FactorModel(Distributed, Incomplete):
     """A linear factor model; its ``noise_variance`` is one number, or one a column, shape (columns,)."""
 

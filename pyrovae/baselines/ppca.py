@@ -64,7 +64,7 @@ class PPCA(factors.FactorModel):
                 "latent_dim",
                 f"fewer than the {columns} columns and the {n} rows of x",
                 str(self.latent_dim),
-                "Pass a smaller latent_dim.",
+                factors.fewer(min(n - 1, columns) - 1, columns),
             )
         self.converged, self.history = True, ()
         if observed is not None:
