@@ -1,4 +1,4 @@
-"""embed() returns the posterior means and standard deviations of the latents of rows, as a frame."""
+"""embed() returns means and standard deviations of the latents of rows, by encoder or posterior, as a frame."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def embed(
     noise: str = "index",
     check: bool = True,
 ) -> pd.DataFrame:
-    """Return the posterior mean and standard deviation of every latent of every row.
+    """Return the mean and standard deviation of every latent of every row, by default the guide's.
 
-    With "encoder" these are the moments of the guide Q(z | x). They are exact if the guide has one latent, in a distribution
-    with a closed mean and variance. Otherwise they come from K draws, and a mean has a standard error of at most sd/√K.
-    Other methods weigh K draws of a proposal q:
+    With "encoder" these are the moments of the guide Q(z | x), not of the posterior P(z | x). They are exact if the guide has
+    one latent, in a distribution with a closed mean and variance. Otherwise they come from K draws, and a mean has a standard
+    error of at most sd/√K. Other methods weigh K draws of a proposal q:
 
         E[z | x] ≈ Σ_k w_k z_k / Σ_k w_k,   w_k = P(x, z_k) / q(z_k),   with standard error of about sd/√ESS.
 

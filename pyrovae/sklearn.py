@@ -1,4 +1,4 @@
-"""scikit-learn estimators of a VAE: densities, posterior means, imputations and outliers; and of every baseline.
+"""scikit-learn estimators of a VAE: densities, means of latents, imputations and outliers; and of every baseline.
 
 Estimators follow scikit-learn's conventions for parameters, arrays, frames and tags. They compute in float64, and the noise
 of a row is keyed by its content, so its number does not depend on the other rows or on their order. The fitted model is
@@ -362,7 +362,7 @@ class VAEOutlier(OutlierMixin, _VAEScores):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _VAE):
-    """The posterior mean of z for each row: columns for the next step of a pipeline.
+    """The mean of z for each row, by default the encoder's: columns for the next step of a pipeline.
 
     Args:
         method: how ``pyrovae.embed`` computes the mean. "encoder": the mean of Q(z | x), but as "auto" for
@@ -380,7 +380,7 @@ class VAETransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _VAE):
     method: str = "encoder"
 
     def transform(self, X: Any) -> np.ndarray:
-        """Return the posterior mean of z for each row, shape (rows, latent_dim)."""
+        """Return the mean of z for each row, by ``method``, shape (rows, latent_dim)."""
         rows = self._rows(X)
         holed, found = np.isnan(rows).any(axis=1), np.empty((len(rows), self._n_features_out))
         # An encoder tells little of rows with missing cells unless it was trained on many of them.

@@ -172,7 +172,7 @@ def embed(
     check: Check = True,
     index: Index = None,
 ) -> None:
-    """Write the posterior mean and standard deviation of every latent of every row."""
+    """Write the mean and standard deviation of every latent of every row, by default the encoder's."""
     files.require_apart(out, model, data)
     found, table = load(model)
     options: dict[str, Any] = {"method": method, "num_samples": num_samples, "seed": seed, "check": check}

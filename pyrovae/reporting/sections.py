@@ -249,7 +249,7 @@ def _predictive(report: Contents, section: Section) -> None:
 
 def _latent(report: Contents, section: Section) -> None:
     codes = embed(report.model, report.x, seed=report.seed)
-    section.text.append("Each point is the posterior mean of a row's latent code, by the encoder.")
+    section.text.append("Each point is the encoder's mean of a row's latent code.")
     with section.picture("Rows in the latent space.", height=3.0) as ax:
         color = None if report.color is None else report.color.set_axis(codes.index)
         plots.latent(codes, color, ax=ax)
