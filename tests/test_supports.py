@@ -407,3 +407,22 @@ def test_scaled_bounds_at_zero_are_at_the_edge():
     fn = dist.TransformedDistribution(dist.Beta(0.02, 1.0), [T.AffineTransform(0.1, 0.3)])
     z = 0.1 + 0.3 * dist.Beta(torch.tensor(0.02).double(), 1.0).sample((4000,))
     assert supports.at_edge(z, supports.bounds(supports.support(fn))).float().mean() > 0.1
+
+
+def test_a_support_with_tensors_is_named_in_one_line():
+    low, high = torch.tensor([0.0, 3.0]), torch.tensor([1.0, 5.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            parts = dist.Uniform(low.expand(len(x), 2), high)
+            z = pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(torch.ones(len(x), 2)), parts))
+            pyro.sample("x", dist.Normal(z[..., None], 0.8).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0], 1.2))
+
+    with pytest.raises(
+        ValueError, match=r"latent 'z' on MixtureSameFamilyConstraint, which has no bijection"
+    ):
+        pv.log_evidence(pv.LatentVariableModel(model, guide), torch.randn(20, 1), method="refined")

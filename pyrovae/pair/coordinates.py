@@ -210,7 +210,7 @@ def _to_support(name: str, support: Constraint) -> Transform:
     try:
         return biject_to(support)
     except NotImplementedError as error:
-        came = f"latent {name!r} on {support}, which has no bijection"
+        came = f"latent {name!r} on {_shown(support)}, which has no bijection"
         raise bad_value("model", _EXPECTED, came, _FIX) from error
 
 
@@ -223,3 +223,10 @@ def _same(a: Any, b: Any) -> bool:
     if hasattr(a, "__dict__"):
         return type(a) is type(b) and all(_same(value, vars(b)[key]) for key, value in vars(a).items())
     return bool(a == b)
+
+
+def _shown(support: Constraint) -> str:
+    """Return a support in a line, without the numbers of bounds that are tensors."""
+    bounded = any(isinstance(bound, Tensor) for bound in vars(support).values())
+    text = "" if bounded else str(support)
+    return text if 0 < len(text) < 80 and "\n" not in text else type(support).__name__.strip("_")

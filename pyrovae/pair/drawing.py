@@ -184,7 +184,9 @@ def _multinomial(source: Source, weights: Tensor, num_draws: int, replacement: b
     """Return categories, chosen by a uniform number's place among the cumulated weights."""
     cumulated = weights.double().cumsum(-1)
     at = source.uniform((*weights.shape[:-1], num_draws), torch.float64) * cumulated[..., -1:]
-    return torch.searchsorted(cumulated, at, right=True).clamp(max=weights.shape[-1] - 1)
+    return torch.searchsorted(cumulated.contiguous(), at.contiguous(), right=True).clamp(
+        max=weights.shape[-1] - 1
+    )
 
 
 def _gamma(source: Source, shape: Tensor) -> Tensor:
