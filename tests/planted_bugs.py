@@ -1153,6 +1153,13 @@ BUGS = {
         "",
         "test_row_noise.py::test_samplers_of_a_users_own_draw_independent_numbers[complex]",
     ),
+    "a tail of the pilot's rounding": Bug(
+        "evidence/result.py",
+        "resolution",
+        "16 *",
+        "0 *",
+        "test_rungs.py::test_the_exact_posterior_is_answered_by_importance[0.3]",
+    ),
     "shares of values left out of the weights": Bug(
         "evidence/defensive.py",
         "_by_value",

@@ -14,6 +14,7 @@ from rates import SEED, Z, close
 from test_check import spike
 
 import pyrovae as pv
+from pyrovae import noise
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence import ladder
 from pyrovae.evidence.adaptive import COMPONENTS, Cloud, adapted
@@ -439,6 +440,28 @@ def test_a_mixture_of_gammas_may_be_the_prior(method):
     error = np.abs(ev.estimate - parts.logsumexp(dim=1).numpy())
     assert (error < Z * ev.mcse + np.abs(ev.bias) + 1e-3).all()
     assert (ev.mcse < 0.1).all()
+
+
+@pytest.mark.parametrize("concentration", [0.3, 2.0])
+def test_the_exact_posterior_is_answered_by_importance(concentration):
+    """Its weights differ by rounding. A tail fitted to that sent a quarter of the rows to fits, which some lost."""
+    prior = torch.full((3,), concentration)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Dirichlet(prior))
+            pyro.sample("x", dist.Multinomial(5, z, validate_args=False), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Dirichlet(concentration + x))
+
+    with noise.seeded(3):
+        x = dist.Multinomial(5, dist.Dirichlet(prior).sample((40,)), validate_args=False).sample()
+    exact = dist.DirichletMultinomial(prior.double(), total_count=5).log_prob(x.double()).numpy()
+    ev = pv.log_evidence(pv.LatentVariableModel(model, guide), x, method="auto", seed=SEED, check=False)
+    assert (ev.answered_by == "importance").all()
+    np.testing.assert_allclose(ev.estimate, exact, atol=0.05)
 
 
 # ---------------------------------------------------------------------------------------------------------

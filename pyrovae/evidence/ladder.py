@@ -48,7 +48,7 @@ from pyrovae.evidence.posterior import (
 from pyrovae.evidence.quadrature import MOST_DIMENSIONS, first_price, grid_block
 from pyrovae.evidence.reach import Unreached, reach_cost, unreached
 from pyrovae.evidence.refined import defended, log_defended, shares, weigh_mixture
-from pyrovae.evidence.result import Columns
+from pyrovae.evidence.result import Columns, resolution
 from pyrovae.evidence.run import each_block
 from pyrovae.noise import Stream
 from pyrovae.progress import Progress
@@ -335,7 +335,7 @@ class Ladder:
             found.append(
                 _Pilot(
                     needed=self._needed(diagnostics.mcse(weights), PILOT),
-                    tail=diagnostics.pareto_k(weights),
+                    tail=diagnostics.pareto_k(weights, resolution(part.dtype, level)),
                     level=level,
                     missed=beyond.rows[block] | (least > level),
                     least=least,

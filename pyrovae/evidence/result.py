@@ -185,16 +185,15 @@ class Columns:
     ) -> Columns:
         """Return the log-mean-exp of a block's weights, which were computed in ``dtype``, and its diagnostics."""
         estimate = weights.log_mean_exp()
-        # Weights that differ only by rounding are constant; k-hat must not fit a tail to them.
-        resolution = 16 * torch.finfo(dtype).eps * estimate.abs().clamp(min=1)
+        rounding = resolution(dtype, estimate)
         return cls(
             estimate,
             weights.mcse(),
             weights.bias(),
             weights.ess(),
-            weights.pareto_k(resolution),
+            weights.pareto_k(rounding),
             torch.full_like(estimate, cost),
-            weights.tail_error(resolution),
+            weights.tail_error(rounding),
             torch.zeros_like(estimate) + lost,
             torch.full_like(estimate, math.nan),
             torch.full_like(estimate, math.nan),
@@ -232,6 +231,11 @@ class Columns:
             for f in fields(self)
             if f.name not in ("lost", "log_odds", "excess")
         }
+
+
+def resolution(dtype: torch.dtype, level: Tensor) -> Tensor:
+    """Return the difference of log weights about ``level`` that is rounding: k-hat must not fit a tail to it."""
+    return 16 * torch.finfo(dtype).eps * level.abs().clamp(min=1)
 
 
 @dataclass(frozen=True, eq=False)
