@@ -26,7 +26,7 @@ from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import Batch, Latents, RowModel, lacking
 from pyrovae.refusals import bad_type, bad_value, shown
-from pyrovae.rows import read_in_double, restored
+from pyrovae.rows import joined, read_in_double, restored
 from pyrovae.turns import takes_turns
 
 # 4 GiB of float64. A larger number of draws × rows × columns is a mistake or should be requested in parts.
@@ -95,6 +95,7 @@ def to_arviz(
         >>> dict(data.posterior["z"].sizes)
         {'chain': 1, 'draw': 50, 'row': 4, 'z_dim_0': 2}
     """
+    x = joined(x, "x")
     rows = x["x"] if isinstance(x, Mapping) and "x" in x else x
     if isinstance(model, LatentVariableModel):
         arguments.integer("num_draws", num_draws)

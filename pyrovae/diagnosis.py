@@ -21,6 +21,7 @@ from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import Latents, Moments, RowModel, posterior_moments
 from pyrovae.refusals import Refused
+from pyrovae.rows import joined
 from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
@@ -234,6 +235,7 @@ def diagnose(
     """
     arguments.integer("num_samples", num_samples, minimum=100)
     arguments.boolean("progress", progress)
+    x = joined(x, "x")
     evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile)
     frame = _dimensions(evaluation)
     bound = elbo_of(replace(evaluation, num_samples=_BOUND_DRAWS))

@@ -19,7 +19,7 @@ from pyrovae.networks import check_width
 from pyrovae.pair import Batch, Latents, RowModel, Structure, check_supports, inspect
 from pyrovae.refusals import Refused, bad_type, bad_value, parameters_hold
 from pyrovae.row_noise import RowNoise
-from pyrovae.rows import Source
+from pyrovae.rows import Source, joined
 from pyrovae.sparse import chosen
 from pyrovae.tracing import Call, Runner, tile_terms, why_not_compiled
 
@@ -168,6 +168,7 @@ class Evaluation:
         arguments.integer("seed", seed, minimum=0)
         tile = None if tile is None else arguments.tile(tile)
         simulated = x if isinstance(x, Simulated) else None
+        x = x if simulated is not None else joined(x, argument)  # which may be read again
         if simulated is not None:
             model, batch = simulated.model, simulated.batch
             source = Source(batch["x"], {}, None, batch.get("observed"))

@@ -22,7 +22,7 @@ from pyrovae.evidence.simulated import simulated
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.noise import Stream, derive
 from pyrovae.refusals import Refused, bad_type, bad_value
-from pyrovae.rows import as_passed, filled
+from pyrovae.rows import as_passed, filled, joined
 from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
@@ -258,6 +258,7 @@ def impute(
     """
     arguments.integer("num_imputations", num_imputations)
     arguments.integer("seed", seed, minimum=0)
+    x = joined(x, "x")
     _, passed = as_passed(x)
     if isinstance(model, LatentVariableModel):
         return _of_pair(

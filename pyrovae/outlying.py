@@ -23,7 +23,7 @@ from pyrovae.evidence.sampled import METHODS, answer, by_fitted, prepare
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.refusals import bad_value
-from pyrovae.rows import as_passed, without
+from pyrovae.rows import as_passed, joined, without
 from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def outliers(
             f"a {type(model).__name__}",
             "Use one that does, such as PPCA or FullGaussian, or a VAE.",
         )
+    x = joined(x, "x")
     x = model.arranged(x) if isinstance(model, LatentVariableModel) else x
     names, count = columns_of(x)
     if isinstance(model, LatentVariableModel):

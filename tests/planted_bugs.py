@@ -11,6 +11,20 @@ import sys
 from planting import Bug, run
 
 BUGS = {
+    "imputed rows of another pass": Bug(
+        "imputation.py",
+        "impute",
+        'x = joined(x, "x")',
+        "pass",
+        "test_rows.py::test_chunks_are_read_in_one_pass[impute of a baseline]",
+    ),
+    "given cells of another pass": Bug(
+        "evidence/__init__.py",
+        "log_evidence",
+        'joined(x, "x")',
+        "x",
+        "test_rows.py::test_chunks_are_read_in_one_pass[log_evidence of a baseline given]",
+    ),
     "a cell that alone makes a value of z impossible": Bug(
         "outlying.py",
         "_leave_one_out",

@@ -448,6 +448,142 @@ OTHERS = {
 }
 
 
+class OnePass:
+    """Chunks of rows that differ in every pass, as from a shuffling DataLoader: a second pass raises an error."""
+
+    def __init__(self, rows):
+        self.rows, self.passes = rows, 0
+
+    def __iter__(self):
+        self.passes += 1
+        if self.passes > 1:
+            raise AssertionError("a second pass over the rows")
+        return iter([self.rows[:7], self.rows[7:]])
+
+
+def numbers_of(found):
+    """The numbers of a result, for comparisons."""
+    if isinstance(found, pd.DataFrame):
+        return found.drop(columns="seconds", errors="ignore").to_numpy()
+    if isinstance(found, pv.Imputation):
+        return np.stack([np.asarray(rows) for rows in found.completed])
+    for name in ("estimate", "lower", "log_odds"):
+        if hasattr(found, name):
+            return getattr(found, name)
+    return np.asarray(found)
+
+
+def undeclared(x, observed=None):
+    """x ~ N(z, 1), z ~ N(0, 1), of a dtype that is known only after a run."""
+    one = pyro.param("one", torch.ones((), dtype=torch.float64))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(3, dtype=x.dtype), one).to_event(1))
+        fn = dist.Normal(z, one)
+        pyro.sample("x", (fn if observed is None else fn.mask(observed)).to_event(1), obs=x)
+
+
+def undeclared_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 0.5**0.5).to_event(1))
+
+
+FEW = {"num_samples": 100, "check": False}
+ONE_PASS = {
+    "log_evidence": lambda m, x: pv.log_evidence(m["VAE"], x, **FEW),
+    "log_evidence given": lambda m, x: pv.log_evidence(m["VAE"], x, given=[1], **FEW),
+    "log_evidence of a table given": lambda m, x: pv.log_evidence(m["table"], x, given=[1], **FEW),
+    "log_evidence of a baseline given": lambda m, x: pv.log_evidence(m["PPCA"], x, given=[1]),
+    "log_evidence of a baseline": lambda m, x: m["PPCA"].log_evidence(x),
+    "log_evidence of chains": lambda m, x: m["MCMC"].log_evidence(x),
+    "log_evidence without a dtype": lambda m, x: pv.log_evidence(m["undeclared"](), x, **FEW),
+    "auto": lambda m, x: pv.log_evidence(m["VAE"], x, method="auto", check=False),
+    "exact": lambda m, x: evidence.exact(m["linear"], x),
+    "check": lambda m, x: evidence.check(m["VAE"], x, "importance", num_rows=8, num_samples=100),
+    "gaps": lambda m, x: evidence.gaps(m["VAE"], x, num_samples=100, check=False),
+    "convergence": lambda m, x: evidence.convergence(m["VAE"], x, (10, 100), check=False),
+    "sandwich": lambda m, x: evidence.sandwich(m["linear"], x, 5, num_temperatures=5, rows="real"),
+    "from_draws": lambda m, x: evidence.from_draws(
+        lambda z: -(z**2).sum(-1) / 2, torch.randn(1, 200, 2, generator=torch.Generator().manual_seed(0)), x=x
+    ),
+    "log_weights": lambda m, x: pv.log_weights(m["undeclared"](), x),
+    "elbo": lambda m, x: pv.elbo(m["undeclared"](), x),
+    "diagnose": lambda m, x: pv.diagnose(m["VAE"], x, 100).dimensions,
+    "embed": lambda m, x: pv.embed(m["VAE"], x, **FEW),
+    "embed by the encoder": lambda m, x: pv.embed(m["undeclared"](), x, method="encoder"),
+    "embed of a baseline": lambda m, x: pv.embed(m["PPCA"], x),
+    "impute": lambda m, x: pv.impute(m["VAE"], x, 2, **FEW),
+    "impute of a table": lambda m, x: pv.impute(m["table"], x, 2, **FEW),
+    "impute of a baseline": lambda m, x: pv.impute(m["PPCA"], x, 2),
+    "draw_missing": lambda m, x: m["PPCA"].draw_missing(x),
+    "outliers": lambda m, x: pv.outliers(m["VAE"], x, cells=True, **FEW)[["log_p", "below"]],
+    "outliers of a baseline": lambda m, x: pv.outliers(m["PPCA"], x)[["score", "log_p"]],
+    "compare": lambda m, x: pv.compare({"a": m["VAE"], "b": m["PPCA"]}, x, method="importance", **FEW)[
+        ["elpd", "dse"]
+    ],
+    "swap": lambda m, x: pv.swap(
+        x, 1, ["gaussian"], epochs=1, hidden_dims=(2,), method="importance"
+    ).densities[["elpd"]],
+    "to_arviz": lambda m, x: pv.convert.to_arviz(m["VAE"], x, num_draws=2, num_samples=100).posterior["z"],
+    "suggest": lambda m, x: pv.likelihoods.suggest(x)[["column", "family"]],
+    "reconstruct": lambda m, x: m["VAE"].reconstruct(x).detach(),
+    "start_from": lambda m, x: start(m["linear"], x),
+    "fit of a baseline": lambda m, x: baselines.PPCA(1).fit(x).log_evidence(TEST.to_numpy()),
+    "fit of chains": lambda m, x: (
+        baselines.BayesianPCA(1, num_samples=100, warmup_steps=5, num_chains=1, max_tree_depth=1)
+        .fit(x)
+        .log_evidence(TEST.to_numpy())
+    ),
+    "validation": lambda m, x: validated(x),
+    "column_distances": lambda m, x: pv.plots.column_distances(x, TRAIN.to_numpy()),
+    "predictive": lambda m, x: titles(pv.plots.predictive(x, TRAIN.to_numpy())),
+    "predictive, simulated": lambda m, x: titles(pv.plots.predictive(TRAIN.to_numpy(), x)),
+}
+
+
+def start(vae, x):
+    vae.likelihood.start_from(x)
+    return pv.elbo(vae, TEST.to_numpy(), num_samples=5)
+
+
+def validated(x):
+    torch.manual_seed(0)
+    vae = pv.VAE.mlp(3, 1, "gaussian", (2,), standardize=True)
+    return pv.fit(vae, TRAIN.to_numpy(), validation=x, epochs=1, compile=False).frame
+
+
+def titles(axes):
+    return [panel.get_title() for panel in axes]
+
+
+@pytest.fixture(scope="module")
+def models(fitted):
+    torch.manual_seed(0)
+    linear = pv.VAE.mlp(3, 1, "gaussian", hidden_dims=())
+    table = pv.VAE.for_table(TRAIN, 1, hidden_dims=(2,))
+    return {
+        **fitted,
+        "linear": linear,
+        "table": table,
+        "undeclared": lambda: pv.LatentVariableModel(undeclared, undeclared_guide),
+    }
+
+
+@pytest.mark.parametrize("name", ONE_PASS)
+def test_chunks_are_read_in_one_pass(models, name):
+    """A second pass of a shuffling DataLoader would have other rows."""
+    rows = TEST.to_numpy().copy()
+    if any(word in name for word in ("impute", "draw_missing")):
+        rows[::3, 0], rows[1::3, 2] = np.nan, np.nan
+    expected, found = (numbers_of(ONE_PASS[name](models, x)) for x in (rows, OnePass(rows)))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_report_reads_chunks_in_one_pass(models, tmp_path):
+    x, train = (OnePass(rows.to_numpy()) for rows in (TEST, TRAIN))
+    pv.report(models["VAE"], x, tmp_path / "page.html", train=train, method="importance", num_rows=9)
+    assert (x.passes, train.passes) == (1, 1)
+
+
 @pytest.mark.parametrize("case", OTHERS)
 def test_other_names_are_refused_by_everything_that_takes_rows(fitted, case):
     other, words = OTHERS[case]

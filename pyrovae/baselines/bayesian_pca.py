@@ -14,7 +14,7 @@ from pyrovae.baselines.base import register
 from pyrovae.baselines.mcmc import PyroMCMC
 from pyrovae.entries import check_sizes
 from pyrovae.refusals import bad_value
-from pyrovae.rows import complete, read_in_double
+from pyrovae.rows import complete, joined, read_in_double
 from pyrovae.turns import takes_turns
 
 
@@ -79,7 +79,7 @@ class BayesianPCA(PyroMCMC):
     @takes_turns
     def fit(self, x: Any) -> Self:
         """Run the chains on rows, shape (rows, columns), and return self. See ``PyroMCMC.fit``."""
-        x = complete(x, "BayesianPCA")
+        x = complete(joined(x, "x"), "BayesianPCA")
         batch, source = read_in_double(x)
         rows = batch["x"]
         check_sizes("x", rows, source.names.get("x"))

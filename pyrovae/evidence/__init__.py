@@ -22,6 +22,7 @@ from pyrovae.evidence.result import KINDS, VERDICTS, LogEvidence
 from pyrovae.evidence.sandwich import Sandwich, sandwich
 from pyrovae.model import LatentVariableModel
 from pyrovae.refusals import bad_value
+from pyrovae.rows import joined
 from pyrovae.turns import takes_turns
 
 #: Every estimator by the name that ``log_evidence(..., method=…)`` takes.
@@ -84,7 +85,7 @@ def log_evidence(
                 "a folder",
                 "Leave it out.",
             )
-        pair = isinstance(model, LatentVariableModel)
+        pair, x = isinstance(model, LatentVariableModel), joined(x, "x")
         if not getattr(model, "takes_missing", True):
             raise bad_value(
                 "given",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pyrovae.rounding import WHOLE
-from pyrovae.rows import as_passed, read_in_double, restored
+from pyrovae.rows import as_passed, joined, read_in_double, restored
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +61,7 @@ def suggest(x: Any) -> pd.DataFrame:
     """
     import pandas as pd
 
+    x = joined(x, "x")
     _, passed = as_passed(x)
     names = list(passed.columns) if hasattr(passed, "columns") else None
     batch, source = read_in_double(x, missing=True)

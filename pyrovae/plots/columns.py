@@ -11,7 +11,7 @@ from pyrovae.imputation import Imputation
 from pyrovae.plots import drawing
 from pyrovae.plots.drawing import BLUE, GREY, MOST_BARS, STYLE, WIDTH
 from pyrovae.refusals import bad_type, bad_value, shown
-from pyrovae.rows import as_passed
+from pyrovae.rows import as_passed, joined
 from pyrovae.tables.columns import sort_of
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def predictive(x: Any, simulated: Any, columns: Sequence[Any] | None = None, *, 
     Returns:
         An array of axes, shape (columns,).
     """
+    x, simulated = joined(x, "x"), joined(simulated, "simulated")
     real, drawn = _both(x, simulated)
     distances = column_distances(x, simulated)["distance"]
     names = _chosen(columns, list(real), distances.to_numpy())
