@@ -34,6 +34,14 @@ def labels(x: Any) -> tuple[str, ...] | None:
     return _words(list(x.columns)) if hasattr(x, "to_numpy") and hasattr(x, "columns") else None
 
 
+def are_numbers(names: tuple[str, ...] | None) -> bool:
+    """Return whether all names of columns are numbers."""
+    try:
+        return [float(name) for name in names or ()] != []
+    except ValueError:
+        return False
+
+
 def _words(labels: list[Any]) -> tuple[str, ...]:
     """Return labels as strings. The numbers 0, 1, … in any order are "0", "1", …, also if they are floats or booleans."""
     if all(map(_is_number, labels)) and set(labels) == set(range(len(labels))):

@@ -44,7 +44,7 @@ class FitRecord:
         fingerprint: sha256 of the rows' hashes.
         rows: how many rows the fit used.
         seen: ``identity.row_hashes`` of the rows of this fit and of earlier ones, shape (rows, 2).
-        names: the column names of each frame, by its name in the batch.
+        names: the column names of each frame, by its name in the batch; see ``rows.Source``.
         spread: the columns' standard deviations, shape (columns,).
         history: the attributes of the fit's ``History``.
     """

@@ -24,7 +24,7 @@ class Source:
     Attributes:
         exact: the rows in their own dtype, before any cast; missing cells are 0.
         names: the column names of each frame, by its name in the batch. They include the names that a model was
-            fitted to.
+            fitted to. Columns 0, 1, … have no names; they are under ``numbered(name)``.
         index: of the rows, if they are a frame or a series; else None.
         observed: whether each cell is there, a boolean tensor of the shape of ``exact``; None if no cell is missing.
     """
@@ -85,7 +85,8 @@ def read(
 
     Args:
         names: the column names that the model was fitted to, by name in the batch, or None before a fit. A frame must have
-            the same; if there are none, its columns must not be 0, 1, … in another order.
+            the same; if there are none, its columns must not be 0, 1, … in another order. If the fitted columns were
+            numbered, those of a frame must not be other numbers.
         double: whether rows may be in float64: "never", if a cast to ``dtype`` is "lossy", or "always".
         spread: the columns' standard deviations, if they are known from other rows.
         missing: whether rows may have missing cells: NaN in float arrays and tensors; None, NaN and NA in frames; or
@@ -103,7 +104,8 @@ def read(
         mask = x["observed"]
         columns = frames.names(rows_of)
         if hasattr(mask, "columns") and hasattr(rows_of, "columns"):
-            _same_names("observed", mask, "x", {} if columns is None else {"x": columns}, fitted=True)
+            held = {"x": columns} if columns else {numbered("x"): frames.labels(rows_of) or ()}
+            _same_names("observed", mask, "x", held, fitted=True)
         x = {n: value for n, value in x.items() if n != "observed"} | {"x": without(rows_of, mask)}
     found = dict(names or {})
     rows_of = _the_rows(x, argument)
@@ -476,14 +478,22 @@ def _same_names(
 ) -> None:
     """Raise ``ValueError`` if a frame's column names differ from ``known[name]``; if that is missing, set it.
 
-    Columns 0, 1, … have no names, but a frame with these in another order is not one of the same columns.
+    Columns 0, 1, … have no names, and may be those of any names but numbers. A frame of such columns, in ``known`` under
+    ``numbered(name)``, may be of any columns but other numbers.
     """
-    came, expected = frames.names(value), known.get(name)
-    numbers = tuple(map(str, range(len(getattr(value, "columns", ())))))
-    if came is None and expected is not None and sorted(expected) == sorted(numbers):
+    came, expected, labels = frames.names(value), known.get(name), frames.labels(value)
+    if labels is None and came is None:
+        return
+    numbers = tuple(map(str, range(len(labels or ()))))
+    if came is None and expected is None:
+        known[numbered(name)] = numbers
+        return
+    if came is None and expected is not None and frames.are_numbers(expected):
         came = numbers
     elif expected is None and fitted and came is not None and sorted(came) == sorted(numbers):
         expected = numbers
+    elif expected is None and numbered(name) in known and frames.are_numbers(came):
+        expected = known[numbered(name)]
     if came is None:
         return
     if expected is None:
@@ -495,6 +505,11 @@ def _same_names(
             frames.difference(came, expected),
             f"Select them in that order; where the names alone differ, pass {argument}.to_numpy().",
         )
+
+
+def numbered(name: str) -> str:
+    """Return the key, beside names of columns, that says that a frame's columns were numbered 0, 1, …."""
+    return f"{name}, numbered"
 
 
 def _aligned(name: str, value: Any, dtype: torch.dtype | None, device: torch.device) -> Tensor:

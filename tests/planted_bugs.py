@@ -11,6 +11,20 @@ import sys
 from planting import Bug, run
 
 BUGS = {
+    "numbered columns taken for other numbers": Bug(
+        "rows.py",
+        "_same_names",
+        "frames.are_numbers(expected)",
+        "sorted(expected) == sorted(numbers)",
+        "test_rows.py::test_other_numbered_columns_are_refused",
+    ),
+    "numbered columns forgotten by a fit": Bug(
+        "rows.py",
+        "_same_names",
+        "known[numbered(name)] = numbers",
+        "pass",
+        "test_rows.py::test_other_numbered_columns_are_refused",
+    ),
     "imputed rows of another pass": Bug(
         "imputation.py",
         "impute",

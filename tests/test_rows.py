@@ -1,6 +1,7 @@
 """Rows keep their values, their names and their order: what a cast may change, and what a frame knows."""
 
 import inspect
+import itertools
 from decimal import Decimal
 from fractions import Fraction
 
@@ -863,6 +864,48 @@ def test_numbered_columns_in_another_order_are_refused(labels):
     fitted = baselines.FullGaussian().fit(both)
     with pytest.raises(ValueError, match="got '1' instead of '0' in column 0"):
         fitted.log_evidence(both.iloc[:, ::-1])
+
+
+def test_other_numbered_columns_are_refused(tmp_path):
+    """Of a file without names of columns, [1, 2, 3] are other columns than [0, 1, 2], the labels of an array's frame."""
+    rows = pd.DataFrame(np.random.default_rng(0).normal(size=(50, 4)) * [1, 1, 1, 30])
+    first, last = (baselines.FullGaussian().fit(rows[columns]) for columns in ([0, 1, 2], [1, 2, 3]))
+    array = baselines.FullGaussian().fit(rows[[0, 1, 2]].to_numpy())
+    exact = array.log_evidence(rows[[0, 1, 2]].to_numpy()).estimate
+    for fitted, own in ((first, [0, 1, 2]), (last, [1, 2, 3])):
+        fitted.save(tmp_path / "model")
+        again = pv.load(tmp_path / "model")
+        for model, other in itertools.product((fitted, again), ([0, 1, 2], [1, 2, 3], [0, 2, 3])):
+            if other == own:
+                found = model.log_evidence(rows[other]).estimate
+                np.testing.assert_array_equal(found, model.log_evidence(rows[other].to_numpy()).estimate)
+                continue
+            with pytest.raises(
+                ValueError, match=f"by name and in order, got '{other[0]}' instead|'2' instead"
+            ):
+                model.log_evidence(rows[other])
+            with pytest.raises(ValueError, match="by name and in order, got "):
+                pv.compare({"model": model}, rows[other])
+        mask = rows[own].notna()
+        assert (
+            fitted.log_evidence({"x": rows[own], "observed": mask}).mean
+            == fitted.log_evidence(rows[own]).mean
+        )
+        for other in ([3, 2, 1], [0, 2, 3]):
+            with pytest.raises(ValueError, match=r"observed: .*by name and in order, got "):
+                fitted.log_evidence({"x": rows[own], "observed": mask.set_axis(other, axis=1)})
+    for other in ([0, 1, 2], [3, 4, 5], list("abc")):  # an array's columns may have any labels
+        np.testing.assert_array_equal(
+            array.log_evidence(rows[[0, 1, 2]].set_axis(other, axis=1)).estimate, exact
+        )
+    named = rows[[0, 1, 2]].set_axis(list("abc"), axis=1)
+    np.testing.assert_array_equal(first.log_evidence(named).estimate, exact)
+    vae = pv.VAE.mlp(3, 1, "gaussian", (2,))
+    pv.fit(vae, [rows[[0, 1, 2]][:25], rows[[0, 1, 2]][25:]], epochs=1, compile=False)
+    with pytest.raises(ValueError, match="got '1' instead of '0' in column 0"):
+        pv.elbo(vae, rows[[1, 2, 3]])
+    with pytest.raises(ValueError, match=r"^x_test: .*got '1' instead of '0' in column 0"):
+        pv.swap(rows[[0, 1, 2]], 1, ["gaussian"], x_test=rows[[1, 2, 3]])
 
 
 @pytest.mark.parametrize(
