@@ -8,6 +8,7 @@ import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.sparse
 import torch
 from rates import SEED
 from scipy import stats
@@ -558,6 +559,65 @@ def test_levels_and_steps_that_change_no_number_compare_with_baselines():
             models, frame[:9], training_rows=True, method="importance", num_samples=9, check=False
         )
         assert table["elpd"].notna().all()
+
+
+ARRAYS = {
+    "array": lambda x: x.to_numpy(),
+    "tensor": lambda x: torch.tensor(x.to_numpy()),
+    "dict": lambda x: {"x": x.to_numpy()},
+    "chunks": lambda x: [x.to_numpy()[:9], x.to_numpy()[9:]],
+    "sparse": lambda x: scipy.sparse.csr_array(x.to_numpy()),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_rows_without_names_are_refused_by_models_of_columns_in_several_orders(kind):
+    """By position, one of them would read a column as another."""
+    frame = frame_of_kinds()[["real", "other", "count"]]
+    turned = frame[["other", "real", "count"]]
+    x = ARRAYS[kind](frame[60:])
+    numbers = frame.set_axis([1, 2, 3], axis=1), frame.set_axis([0, 1, 2], axis=1)
+    pairs = [
+        [baselines.FullGaussian().fit(rows[:60]) for rows in rows_of]
+        for rows_of in ((frame, turned), (turned, frame.to_numpy(), frame), numbers)
+    ]
+    vae = pv.VAE.mlp(3, 1, "gaussian", (2,))
+    pv.fit(vae, turned[:60], epochs=1, compile=False)
+    table = pv.VAE.for_table(turned[:60], 1, hidden_dims=(2,))
+    for models in (*pairs, [vae, pairs[0][0]], [table, pairs[0][0]]):
+        if kind == "sparse" and models[0] is table:
+            continue  # codes of tables are dense
+        with pytest.raises(ValueError, match=r"x: expected a frame, because .*rows without names; column '"):
+            pv.compare({str(n): model for n, model in enumerate(models)}, x, method="importance")
+    renamed = baselines.FullGaussian().fit(frame[:60].set_axis(list("abc"), axis=1))
+    for models in ([pairs[0][0], renamed], [pairs[0][0], pairs[1][1]]):
+        expected = pairs[0][0].log_evidence(frame[60:]).mean
+        assert (
+            pv.compare({str(n): model for n, model in enumerate(models)}, x)["elpd"].tolist()
+            == [expected] * 2
+        )
+
+
+def test_codes_are_refused_by_models_of_the_frame():
+    """A table's codes are numbers of levels or steps; a baseline that was fitted to the frame takes them for its values."""
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 2)).round(1), columns=["a", "b"])
+    families = dict.fromkeys("ab", "gaussian")
+    plain, steps = (
+        pv.VAE.for_table(frame, 1, hidden_dims=(2,), families=families, resolution=resolution)
+        for resolution in (None, {"a": 0.1})
+    )
+    baseline, of_codes = (
+        baselines.FullGaussian().fit(frame),
+        baselines.FullGaussian().fit(steps.table.encode(frame)),
+    )
+    options = {"method": "importance", "num_samples": 2, "check": False, "training_rows": True}
+    with pytest.raises(
+        ValueError, match="codes, which 'table' and 'baseline' read differently in column 'a'"
+    ):
+        pv.compare({"table": steps, "baseline": baseline}, steps.table.encode(frame), **options)
+    table = pv.compare({"table": plain, "baseline": baseline}, plain.table.encode(frame), **options)
+    assert table["elpd"]["baseline"] == baseline.log_evidence(frame).mean
+    refused("all masses or all densities", {"table": steps, "baseline": of_codes}, steps.table.encode(frame))
 
 
 def test_codes_that_tables_read_differently_are_refused():

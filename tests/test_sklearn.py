@@ -397,6 +397,18 @@ def test_numbered_columns_are_matched_by_their_labels():
         estimator.score(frame[[0, 1, 2]])
 
 
+@pytest.mark.parametrize(("first", "second"), [("abc", "bac"), ([0, 1, 2], [1, 2, 3])])
+def test_compare_refuses_arrays_for_estimators_of_columns_in_several_orders(first, second):
+    frame = pd.DataFrame(X[:, :3], columns=list(first))
+    turned = frame[list(second)] if first == "abc" else frame.set_axis(second, axis=1)
+    models = {str(n): BaselineDensity("full_gaussian").fit(rows) for n, rows in enumerate((frame, turned))}
+    with pytest.raises(
+        ValueError,
+        match=r"x: expected a frame, .* column '\w' is number 1 for '0' and number 0 for '1'",
+    ):
+        pv.compare(models, X[:, :3])
+
+
 def test_missing_cells_among_objects():
     frame = pd.DataFrame(HOLED, columns=NAMES)
     objects = frame.astype(object).where(frame.notna(), pd.NA)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from pyrovae.comparison.refusals import (
 from pyrovae.convert import stacking_weights
 from pyrovae.evidence import METHODS, VERDICTS, LogEvidence, log_evidence
 from pyrovae.refusals import bad_value
-from pyrovae.rows import align, as_passed, joined
+from pyrovae.rows import align, as_passed, joined, numbered
 from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def compare(
         models: name → a ``VAE``, a ``LatentVariableModel``, a fitted baseline, or a ``LogEvidence``
             computed before.
         x: held-out rows on dim 0; may be left out if every model is a ``LogEvidence``. Columns of a frame are matched by
-            name, so models may be fitted to frames with their columns in different orders.
+            name, so models may be fitted to frames with their columns in different orders. Arrays and codes have no names:
+            they raise ``ValueError`` for such models.
         method, seed, progress, options: of ``log_evidence``, for the pairs among the models.
         by: a label for every row, shape (rows,). The result then has one table for each label, one below the
             other, with differences within the label. A series is aligned by the index of x.
@@ -98,7 +100,7 @@ def compare(
     if method != "exact":  # "exact" has no noise and is quick
         options |= {"seed": seed, "progress": progress}
     x = None if x is None else joined(x, "x")
-    _require_one_table(models, x)
+    _require_one_reading(models, x)
     seconds: dict[str, float] = {}
 
     def score(name: str, method: str, options: Mapping[str, Any]) -> LogEvidence:
@@ -200,8 +202,18 @@ def _read_by(table: Table) -> list[Any]:
     return [(str(column.name), *_units(column)) for column in table.columns]
 
 
-def _require_one_table(models: Mapping[str, Any], x: Any) -> None:
-    """Raise ``ValueError`` for codes, rows without names, that tables of several models read differently."""
+def _known(model: Any) -> tuple[str, ...] | None:
+    """Return the names or numbers of the columns that a model without a table was fitted to; None if it knows none."""
+    names = getattr(model, "names", None)
+    if isinstance(names, Mapping):
+        found = names.get("x", names.get(numbered("x")))
+    else:  # as in scikit-learn, whose names are strings only; this package's estimators also know numbers
+        found = getattr(model, "feature_names_in_", getattr(model, "_labels", None))
+    return tuple(map(str, found)) if isinstance(found, tuple | list | np.ndarray) else None
+
+
+def _require_one_reading(models: Mapping[str, Any], x: Any) -> None:
+    """Raise ``ValueError`` for rows without names, arrays or codes, whose columns several models read differently."""
     if x is None or frames.labels(as_passed(x)[1]) is not None:
         return
     tables = {name: getattr(model, "table", None) for name, model in models.items()}
@@ -211,6 +223,19 @@ def _require_one_table(models: Mapping[str, Any], x: Any) -> None:
         if columns != read[first]:
             came = f"codes, which the tables of {first!r} and {name!r} read differently"
             raise bad_value("x", "a frame, or models of one table", came, "Pass the frame.")
+    fitted = {name: _known(model) for name, model in models.items() if name not in read}
+    read |= {name: [(c, None, None) for c in columns] for name, columns in fitted.items() if columns}
+    for (first, one), (name, other) in combinations(read.items(), 2):
+        places = {column: place for place, (column, *_) in enumerate(one)}
+        for place, (column, *units) in enumerate(other):
+            at = place if (place < len(one) and one[place][0] == column) else places.get(column, place)
+            if at != place:
+                came = f"rows without names; column {column!r} is number {at} for {first!r} and number {place} for {name!r}"
+                expected = "a frame, because the models were fitted to the same columns in different orders"
+                raise bad_value("x", expected, came, "Pass the frame.")
+            if column in places and units != list(one[place][1:]):
+                came = f"codes, which {first!r} and {name!r} read differently in column {column!r}"
+                raise bad_value("x", "a frame, or models fitted to codes", came, "Pass the frame.")
 
 
 def _units(column: Column) -> tuple[Any, Any]:
