@@ -22,7 +22,7 @@ from pyrovae.evidence.simulated import simulated
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.noise import Stream, derive
 from pyrovae.refusals import Refused, bad_type, bad_value
-from pyrovae.rows import as_passed, filled, joined
+from pyrovae.rows import as_passed, copied, filled, joined
 from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
@@ -88,12 +88,15 @@ class Imputation:
     def completed(self) -> list[Any]:
         """The rows as they were passed, once for each imputation, with its draws in the missing cells.
 
+        They are copies of the rows at the call of ``impute``.
         A frame keeps its index, its columns and their types; observed cells are unchanged.
         """
         return [self._filled(values) for values in self.draws]
 
     def _filled(self, values: np.ndarray, rounded: bool = True) -> Any:
-        if self.table is None or self._observed is None:
+        if self._observed is None:
+            return copied(self._passed)
+        if self.table is None:
             return filled(self._passed, self._observed, values)
         return self.table.filled(self._passed, ~self._observed.cpu().numpy(), values, rounded)
 
@@ -287,7 +290,7 @@ def impute(
         measure,
         names,
         index,
-        passed,
+        copied(passed),
         observed,
     )
 
@@ -340,7 +343,7 @@ def _of_pair(run: Run, passed: Any, num_draws: int, method: str) -> Imputation:
         whole.structure.measure,
         source.names.get("x"),
         source.index,
-        passed,
+        copied(passed),
         source.observed,
         run.evaluation.pair.table
         if isinstance(run.evaluation.pair, VAE) and hasattr(passed, "columns")

@@ -236,6 +236,11 @@ def as_passed(x: Any, argument: str = "x") -> tuple[dict[str, Any], Any]:
     return beside, _the_rows(x, argument)
 
 
+def copied(rows: Any) -> Any:
+    """Return a copy of checked rows of any kind, which later changes of the user's object leave as it is."""
+    return rows.clone() if isinstance(rows, Tensor) else rows.copy()
+
+
 def filled(rows: Any, observed: Tensor | None, values: np.ndarray) -> Any:
     """Return rows of any kind with ``values``, (missing cells,), in the missing cells, by row and then by column.
 

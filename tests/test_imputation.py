@@ -7,6 +7,7 @@ import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.sparse
 import torch
 from pyro import poutine
 from rates import SEED, Z
@@ -210,6 +211,45 @@ def test_frames_arrays_and_tensors_keep_their_type(linear):
     complete = pv.impute(vae, values[1:2], 2, **options)
     assert torch.equal(complete.completed[0], values[1:2])
     assert len(complete.to_frame()) == 0
+
+
+KINDS_OF_ROWS = {
+    "array": lambda x: x,
+    "tensor": torch.from_numpy,
+    "frame": pd.DataFrame,
+    "masked": lambda x: np.ma.array(np.nan_to_num(x), mask=np.isnan(x)),
+    "dict": lambda x: {"x": x},
+    "sparse": lambda x: scipy.sparse.csr_array(np.nan_to_num(x)),
+    "complete": lambda x: np.nan_to_num(x),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_ROWS)
+@pytest.mark.parametrize("model", ["VAE", "PPCA", "table"])
+def test_later_changes_of_the_rows_change_no_imputation(linear, kind, model):
+    values = np.array(
+        [[1.0, NAN, 0.5, 2.0], [0.1, 0.2, 0.3, 1.0], [2.0, 3.0, NAN, 1.0], [1.0, 1.5, 2.0, 3.0]]
+    )
+    options = {"num_samples": 100, "check": False, "method": "importance"}
+    if model == "VAE":
+        fitted = linear[0]
+    elif model == "PPCA":
+        fitted = baselines.PPCA(1).fit(values)
+    else:
+        families = dict.fromkeys(range(4), "gaussian")
+        fitted = pv.VAE.for_table(pd.DataFrame(values), 1, hidden_dims=(2,), families=families)
+    x = KINDS_OF_ROWS[kind](values.copy())
+    found = pv.impute(fitted, x, 2, **options)
+    before, point = found.completed, found.point("median")
+    rows = x["x"] if kind == "dict" else x
+    for each in (rows, *found.completed, found.point("median")):
+        part = each.data if kind == "sparse" or np.ma.isMaskedArray(each) else each
+        part[:] = 9.0
+    for now, then in zip((*found.completed, found.point("median")), (*before, point), strict=True):
+        now, then = (each.toarray() if kind == "sparse" else np.asarray(each) for each in (now, then))
+        np.testing.assert_array_equal(now, then)
+        seen = ~np.isnan(values) if kind not in ("sparse", "complete") else slice(None)
+        np.testing.assert_array_equal(now[seen], np.nan_to_num(values)[seen])
 
 
 def test_types_of_whole_numbers_stay_if_the_draws_are_whole():
