@@ -87,6 +87,13 @@ def whole(value: Any) -> Any:
     return array if isinstance(array, np.ndarray) and array.dtype.kind in "biu" else value
 
 
+def objects(x: Any) -> np.ndarray | None:
+    """Return a frame, series or array of objects as an array; None for other values and for masked arrays."""
+    held = x.to_numpy() if hasattr(x, "to_numpy") and not isinstance(x, type) else x
+    plain = isinstance(held, np.ndarray) and not isinstance(held, np.ma.MaskedArray)
+    return held if plain and held.dtype == _OBJECTS else None
+
+
 def numbers(x: Any) -> Any:
     """Return a frame or series whose columns of numbers and missing cells, such as None, have a type of numbers.
 

@@ -326,14 +326,22 @@ def column_numbers(
 
 def _mask_of(rows: Any, observed: Any) -> Tensor:
     """Return a mask as a tensor; raise an error unless it is boolean and of the shape of the rows."""
-    mask = observed
+    mask, shape = observed, tuple(getattr(rows, "shape", ()))
+    expected = f"booleans of the shape of the rows, {shape}: True where a cell is observed"
     if not isinstance(observed, Tensor):
-        mask = torch.from_numpy(as_numpy(frames.whole(observed), "observed"))
-    shape = tuple(getattr(rows, "shape", ()))
+        held = frames.whole(observed)
+        objects = frames.objects(held)
+        if objects is not None:
+            odd = [at for at, entry in np.ndenumerate(objects) if not isinstance(entry, bool | np.bool_)]
+            if odd:
+                came = f"{shown(objects[odd[0]])} at {place(list(odd[0]))}"
+                raise bad_value("observed", expected, came, "Pass True or False for every cell.")
+            held = objects.astype(bool)
+        mask = torch.from_numpy(as_numpy(held, "observed"))
     if mask.dtype != torch.bool or tuple(mask.shape) != shape:
         raise bad_value(
             "observed",
-            f"booleans of the shape of the rows, {shape}: True where a cell is observed",
+            expected,
             f"{mask.dtype} of shape {tuple(mask.shape)}",
             "Pass the mask in that shape, or leave it out and pass NaN in missing cells.",
         )

@@ -11,6 +11,13 @@ import sys
 from planting import Bug, run
 
 BUGS = {
+    "any object in a mask": Bug(
+        "rows.py",
+        "_mask_of",
+        "if odd:",
+        "if False:",
+        "test_rows.py::test_masks_of_objects_that_are_booleans_are_masks[array]",
+    ),
     "imputations of the user's own array": Bug(
         "rows.py",
         "copied",

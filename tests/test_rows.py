@@ -955,6 +955,44 @@ def test_a_mask_hides_whatever_an_array_holds(x):
     np.testing.assert_array_equal(fitted.log_evidence({"x": x, "observed": observed}).estimate, exact)
 
 
+OBJECTS = {
+    "array": lambda mask: mask.astype(object),
+    "frame": lambda mask: pd.DataFrame(mask.astype(object)),
+    "one column": lambda mask: pd.DataFrame(mask).astype({1: object}),
+    "NumPy's": lambda mask: pd.DataFrame(
+        {n: [np.bool_(v) for v in mask[:, n]] for n in range(3)}, dtype=object
+    ),
+    "nullable": lambda mask: pd.DataFrame(mask).astype({1: "boolean", 2: object}),
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_masks_of_objects_that_are_booleans_are_masks(kind):
+    """pandas makes columns of objects where it joins or reindexes booleans."""
+    mask = np.random.default_rng(0).random((50, 3)) < 0.8
+    rows = pd.DataFrame(np.random.default_rng(1).normal(size=(50, 3)))
+    table = pv.VAE.for_table(rows, 1, hidden_dims=(2,), families=dict.fromkeys(range(3), "gaussian"))
+    objects = OBJECTS[kind](mask)
+    for model in (baselines.FullGaussian().fit(rows), table):
+        found, expected = (
+            pv.log_evidence(
+                model,
+                {"x": rows, "observed": each},
+                **({"num_samples": 5, "check": False} if model is table else {}),
+            )
+            for each in (objects, mask)
+        )
+        np.testing.assert_array_equal(found.estimate, expected.estimate)
+        for odd in (1, None, "yes", np.nan):
+            other = pd.DataFrame(objects).astype(object)
+            other.iloc[7, 2] = odd
+            for wrong in (other, other.to_numpy()):
+                with pytest.raises(
+                    ValueError, match=r"observed: expected booleans of the shape .* at row 7, column 2"
+                ):
+                    pv.log_evidence(model, {"x": rows, "observed": wrong})
+
+
 @pytest.mark.parametrize("nothing", [None, np.nan, pd.NA])
 def test_a_column_without_a_cell_is_one_of_missing_cells(nothing):
     fitted = baselines.FullGaussian().fit(np.random.default_rng(0).normal(5, 2, (30, 2)))
