@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyrovae import rounding
 from pyrovae.entries import blocks
+from pyrovae.sparse import SparseRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,8 @@ class Fingerprint:
         missing: how many cells are missing. Hashes include which cells these are.
         mask: sha256 of which cells are missing; empty if none is.
         given: columns that a number is conditional on, by number; empty for log P of all columns.
+        names: of the columns; empty if they have none, or several have one name.
+        by_name: of the same rows with columns in the order of their names; None if they are in it, or have no names.
     """
 
     sha256: str
@@ -45,6 +48,8 @@ class Fingerprint:
     missing: int = 0
     mask: str = ""
     given: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    by_name: Fingerprint | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.totals)
@@ -62,12 +67,22 @@ class Fingerprint:
     def __hash__(self) -> int:
         return hash(self.rounded)
 
+    def same_by_name(self, other: Fingerprint) -> bool:
+        """Return whether both are of the same rows, whose columns have the same names, in whatever order."""
+        if not self.names or sorted(self.names) != sorted(other.names):
+            return False
+        given, others = ({each.names[column] for column in each.given} for each in (self, other))
+        one, two = (each if each.by_name is None else each.by_name for each in (self, other))
+        return given == others and replace(one, given=()) == replace(two, given=())
+
     def unlike(self, other: Fingerprint) -> str:
         """Return, in words, how other rows differ from these, as far as the two fingerprints show it."""
         if (len(self), self.columns) != (len(other), other.columns):
             return f"{len(other)} rows of {other.columns} columns against {len(self)} of {self.columns}"
-        if self.given != other.given:
-            return f"log P given the columns {list(other.given)} against {list(self.given)}"
+        named = bool(self.names and other.names)
+        given, others = ([each.names[d] if named else d for d in each.given] for each in (self, other))
+        if sorted(map(str, given)) != sorted(map(str, others)):
+            return f"log P given the columns {others} against {given}"
         if self.missing != other.missing:
             return f"{other.missing} missing cells against {self.missing}"
         if self.mask != other.mask:
@@ -76,6 +91,9 @@ class Fingerprint:
             return "numbers that agree in float32 alone"
         if self.floors == other.floors:
             return "the same whole numbers, dequantised by other noise"
+        scale = float(np.abs(self.totals).max())
+        if np.ptp(self.totals) and np.allclose(self.totals, other.totals, rtol=0, atol=1e-12 * scale):
+            return "what look like the same rows with columns in another order"
         if np.array_equal(np.sort(self.totals), np.sort(other.totals)):
             return "rows of the same totals, in another order"
         alike = float(np.corrcoef(self.totals, other.totals)[0, 1]) if len(self) > 2 else 0.0
@@ -95,11 +113,27 @@ class Fingerprint:
 NO_ROWS = Fingerprint("", "", False, "", False, np.zeros(0), 0)
 
 
-def fingerprint(x: Tensor, observed: Tensor | None = None) -> Fingerprint:
+def fingerprint(
+    x: Tensor, observed: Tensor | None = None, names: tuple[str, ...] | None = None
+) -> Fingerprint:
     """Return the fingerprint of rows before any cast, shape (rows, ...), of any dtype.
 
-    ``observed`` says which cells are there, a boolean tensor of the same shape; missing cells are 0 in ``x``.
+    ``observed`` says which cells are there, a boolean tensor of the same shape; missing cells are 0 in ``x``. ``names`` are
+    those of the columns of rows of shape (rows, columns).
     """
+    found = _fingerprint(x, observed)
+    if not names or x.dim() != 2 or len(set(names)) < x.shape[1] or isinstance(x, SparseRows):
+        return found
+    order = sorted(range(len(names)), key=names.__getitem__)
+    by_name = None
+    if order != list(range(len(names))):
+        moved = _fingerprint(x[:, order], None if observed is None else observed[:, order])
+        by_name = replace(moved, totals=np.zeros(0))
+    return replace(found, names=names, by_name=by_name)
+
+
+def _fingerprint(x: Tensor, observed: Tensor | None) -> Fingerprint:
+    """Return the fingerprint of rows whose columns have no names."""
     columns = x.numel() // len(x)
     exact, rounded, floors = (hashlib.sha256(repr((len(x), columns)).encode()) for _ in range(3))
     mask = b"" if observed is None else np.packbits(observed.cpu().numpy()).tobytes()

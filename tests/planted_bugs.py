@@ -11,6 +11,27 @@ import sys
 from planting import Bug, run
 
 BUGS = {
+    "measures in the order of another score": Bug(
+        "comparison/refusals.py",
+        "_in_order_of",
+        "own.names.index(column)",
+        "first.names.index(column)",
+        "test_comparison.py::test_scores_of_columns_in_several_orders_are_matched_by_name",
+    ),
+    "given columns by number": Bug(
+        "identity.py",
+        "Fingerprint.same_by_name",
+        "{each.names[column] for column in each.given}",
+        "set(each.given)",
+        "test_comparison.py::test_scores_of_columns_in_several_orders_are_matched_by_name",
+    ),
+    "scores matched by names alone": Bug(
+        "identity.py",
+        "Fingerprint.same_by_name",
+        "replace(one, given=()) == replace(two, given=())",
+        "True",
+        "test_comparison.py::test_scores_of_columns_in_several_orders_are_matched_by_name",
+    ),
     "any object in a mask": Bug(
         "rows.py",
         "_mask_of",

@@ -549,6 +549,53 @@ def test_masks_and_scores_are_matched_by_name():
         assert np.ptp(pv.compare({name: models[name] for name in names}, x)["elpd"]) < 1e-12
 
 
+def test_scores_of_columns_in_several_orders_are_matched_by_name():
+    """Each computed before, on the columns in the order of its own model; and evidences of one training set."""
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal(60)
+    frame = pd.DataFrame({"b": z, "c": rng.poisson(3.0, 60), "a": z + rng.standard_normal(60)})
+    frame = frame.mask(rng.random(frame.shape) < 0.1)
+    x, orders = frame[40:], (["b", "c", "a"], ["a", "b", "c"], ["c", "a", "b"])
+    for options in ({}, {"given": ["c"]}):
+        fitted = [baselines.FullGaussian().fit(frame[:40][order]) for order in orders]
+        scores = {
+            str(n): pv.log_evidence(model, x[order], **options)
+            for n, (model, order) in enumerate(zip(fitted, orders, strict=True))
+        }
+        table = pv.compare(scores)
+        np.testing.assert_allclose(table["elpd"], scores["0"].mean, rtol=1e-12)
+    other = pv.log_evidence(fitted[1], x[orders[1]], given=["b"])
+    refused(r"'b' on others: log P given the columns \['b'\] against \['c'\]", {"a": scores["0"], "b": other})
+    moved = fitted[1].log_evidence(x.rename(columns={"a": "b", "b": "a"})[orders[1]])
+    whole = fitted[0].log_evidence(x[orders[0]])
+    refused("'b' on others: ", {"a": whole, "b": moved})
+    torch.manual_seed(0)
+    options = {"method": "importance", "num_samples": 50, "check": False}
+    tables = [pv.VAE.for_table(frame[:40][order], 1, hidden_dims=(2,)) for order in orders]
+    scores = {str(n): pv.log_evidence(table, x, **options) for n, table in enumerate(tables)}
+    assert len(set(scores["0"].measure)) == 2
+    found = pv.compare(scores)
+    assert all(found["elpd"][name] == score.mean for name, score in scores.items())
+    counts = pv.VAE.for_table(
+        frame[:40][orders[2]], 1, hidden_dims=(2,), families={"a": ("gaussian", {}), "c": "gaussian"}
+    )
+    wrong = pv.log_evidence(counts, x, **options)
+    refused("all masses or all densities", {"0": scores["0"], "wrong": wrong})
+    complete = frame.fillna(0.0)
+    evidences = {
+        str(n): baselines.NormalInverseGamma().fit(complete[order]).marginal_likelihood()
+        for n, order in enumerate(orders)
+    }
+    factors = pv.compare_evidence(evidences)["log_bayes_factor"]
+    np.testing.assert_allclose(factors, 0, atol=1e-9)
+
+
+def test_the_same_rows_without_names_in_another_order_of_columns_are_named():
+    x = np.random.default_rng(0).normal(size=(30, 3))
+    scores = [baselines.PPCA(1).fit(rows).log_evidence(rows) for rows in (x, x[:, ::-1])]
+    refused("same rows with columns in another order", dict(zip("ab", scores, strict=True)))
+
+
 def test_levels_and_steps_that_change_no_number_compare_with_baselines():
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"flag": rng.integers(0, 2, 60), "count": rng.poisson(3.0, 60)}).astype(float)

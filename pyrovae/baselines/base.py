@@ -104,7 +104,7 @@ class Baseline(Fitted, ABC):
         try:
             self._fit(*_to_fit(rows, mask, source.names.get("x")))
             self._width, self.names = rows.shape[1], dict(source.names)
-            self._fingerprint = identity.fingerprint(source.exact, source.observed)
+            self._fingerprint = identity.fingerprint(source.exact, source.observed, source.names.get("x"))
             self.seen = identity.row_hashes(source.exact, source.observed)
         except BaseException:
             vars(self).clear()

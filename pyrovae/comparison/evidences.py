@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrovae.comparison.refusals import check_comparable, check_models, check_target
+from pyrovae.comparison.refusals import check_comparable, check_models, check_target, in_one_order
 from pyrovae.evidence import LogEvidence
 from pyrovae.refusals import bad_value
 from pyrovae.turns import takes_turns
@@ -62,6 +62,7 @@ def compare_evidence(models: Mapping[str, Any]) -> pd.DataFrame:
                 "Its parameters are fitted, not integrated out: compare predictive scores of held-out rows instead.",
             )
     check_target(found, "evidence")
+    found = in_one_order(found)
     check_comparable(found)
     ranked = sorted(found, key=lambda name: found[name].total, reverse=True)
     best = found[ranked[0]]

@@ -19,6 +19,7 @@ from pyrovae.comparison.refusals import (
     check_models,
     check_possible,
     check_target,
+    in_one_order,
 )
 from pyrovae.convert import stacking_weights
 from pyrovae.evidence import METHODS, VERDICTS, LogEvidence, log_evidence
@@ -111,7 +112,7 @@ def compare(
 
     # Two draws tell what a pair scores, and on which rows: refusals come before the work, not after an hour of it.
     rough = {name: score(name, "importance", {"num_samples": 2, "check": False}) for name in models}
-    scores = _in_one_order(rough, models, x)
+    scores = in_one_order(_in_order_of_frame(rough, models, x))
     check_target(scores, "predictive")
     check_comparable(scores)
     if not training_rows:
@@ -122,7 +123,7 @@ def compare(
         for label, some in within.items():
             check_held_out(some, label=label, labels=len(within))
     full = {name: score(name, method, options) for name, model in models.items() if _is_pair(model)}
-    scores = _in_one_order(rough | full, models, x)
+    scores = in_one_order(_in_order_of_frame(rough | full, models, x))
     check_possible(scores)
     about = {
         name: {"num_parameters": _num_parameters(model), "seconds": seconds[name]}
@@ -245,7 +246,7 @@ def _units(column: Column) -> tuple[Any, Any]:
     return None if plain else levels, None if resolution == 1 else resolution
 
 
-def _in_one_order(
+def _in_order_of_frame(
     scores: Mapping[str, LogEvidence], models: Mapping[str, Any], x: Any
 ) -> dict[str, LogEvidence]:
     """Return scores of a frame by models of its columns in several orders as scores in one order.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from pyrovae.evidence import LogEvidence
+from pyrovae.identity import Fingerprint
 from pyrovae.model import LatentVariableModel
 from pyrovae.refusals import bad_type, bad_value
 
@@ -68,6 +70,20 @@ def check_target(scores: Mapping[str, LogEvidence], target: str) -> None:
                 f"{name!r}, predictive scores of rows",
                 "Rank those with compare; call fitted_model.marginal_likelihood() for an evidence.",
             )
+
+
+def in_one_order(scores: Mapping[str, LogEvidence]) -> dict[str, LogEvidence]:
+    """Return scores of the same rows, whose columns have the same names, as scores with columns in the order of the first."""
+    first = next(iter(scores.values())).fingerprint
+    return {name: _in_order_of(first, score) for name, score in scores.items()}
+
+
+def _in_order_of(first: Fingerprint, score: LogEvidence) -> LogEvidence:
+    own = score.fingerprint
+    if own == first or not own.same_by_name(first):
+        return score
+    measure = tuple(score.measure[own.names.index(column)] for column in first.names)
+    return replace(score, measure=measure, fingerprint=first)
 
 
 def check_comparable(scores: Mapping[str, LogEvidence]) -> None:

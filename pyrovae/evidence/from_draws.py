@@ -198,7 +198,7 @@ def _about(x: Any, measure: Any) -> dict[str, Any]:
             "measure", f"one word, or one for each of {columns} columns", f"{len(each)}", "Pass one word."
         )
     return {
-        "fingerprint": identity.fingerprint(source.exact),
+        "fingerprint": identity.fingerprint(source.exact, names=source.names.get("x")),
         "measure": each * columns if len(each) == 1 else each,
         "given": given_of(batch),
     }

@@ -128,7 +128,7 @@ def about(source: Source | None, model: Any) -> dict[str, Any]:
         observed = source.observed.reshape(len(source.exact), -1).sum(dim=1).cpu().numpy()
         rows = identity.Seen(rows.matches & (observed > 0), rows.chance)  # rows without a cell are all equal
     return {
-        "fingerprint": identity.fingerprint(source.exact, source.observed),
+        "fingerprint": identity.fingerprint(source.exact, source.observed, source.names.get("x")),
         "observed": observed,
         "seen": rows.number,
         "index": source.index,
@@ -275,7 +275,7 @@ class LogEvidence:
             the probability of this by chance. NaN if there are no draws.
         noise: the key of a row's noise beside the seed: its "index" in x, its "content", or the "tile" if the
             pair's draws cannot be made row by row. None if nothing is drawn.
-        fingerprint: of the rows. Comparisons require equal fingerprints.
+        fingerprint: of the rows. Comparisons require the same rows; columns with names may be in another order.
         target: "predictive" (rows given the fitted model) or "evidence" (one number per training set).
         parameters: "plug-in" (fitted values) or "posterior-averaged".
         target_mcse: the requested error, in nats; None if none was requested.

@@ -198,7 +198,8 @@ def _comparison(report: Contents, section: Section) -> None:
     scored = Evaluation.prepare(report.model, here, 1, report.seed).source
     own = subset(report.evidence, report.compared)
     if scored is not None:
-        own = replace(own, fingerprint=identity.fingerprint(scored.exact, scored.observed))
+        names = scored.names.get("x")
+        own = replace(own, fingerprint=identity.fingerprint(scored.exact, scored.observed, names))
     scores = {"this model": own}
     section.text.append(
         f"Baselines are fitted to {count} {report.whose}, and all are compared on {len(kept)}."

@@ -174,7 +174,7 @@ class PyroMCMC(Fitted):
         self._at_draws = at_draws
         self.posterior = {name: value.unflatten(0, draws.shape[:2]) for name, value in latents.items()}
         self.seen, self.names = identity.row_hashes(source.exact), dict(source.names)
-        self._fingerprint = identity.fingerprint(source.exact)
+        self._fingerprint = identity.fingerprint(source.exact, names=source.names.get("x"))
         self._r_hat, self._ess, self.problems = check(draws, joint.site_names, divergences)
         return self
 
