@@ -826,7 +826,7 @@ BUGS = {
     "draws on a bound weighed": Bug(
         "pair/row_model.py",
         "RowModel.weigh",
-        "torch.where(self._at_edge(latents), math.inf, log_q)",
+        "torch.where(lost, math.inf, log_q)",
         "log_q",
         "test_reach.py::test_more_than_one_draw_in_a_hundred_on_a_bound_is_not_trusted",
     ),
