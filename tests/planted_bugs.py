@@ -781,6 +781,27 @@ BUGS = {
         "place.absent, 0.0",
         "test_masks.py::test_every_method_gives_what_the_rows_have[steps-refined]",
     ),
+    "cells that masks hide counted as scored": Bug(
+        "pair/masks.py",
+        "LeftOut.add",
+        "cells.any(0)",
+        "cells.all(0)",
+        "test_masks.py::test_a_cell_that_a_mask_hides_in_a_late_row_is_found[True]",
+    ),
+    "masks of x at one z only": Bug(
+        "pair/on_data.py",
+        "_may_follow_z",
+        "masks.of(sites[name])",
+        "False",
+        "test_masks.py::test_a_mask_that_hides_cells_at_other_z_is_found",
+    ),
+    "simulated rows with cells that masks hide": Bug(
+        "pair/row_model.py",
+        "RowModel.simulate",
+        "cells is not None and bool(cells.any())",
+        "False",
+        "test_masks.py::test_no_row_is_simulated_where_a_mask_hides_cells",
+    ),
     "masks of one part let through": Bug(
         "pair/masks.py",
         "check_masks",

@@ -216,7 +216,7 @@ def test_rows_that_cannot_be_replicated_are_refused_with_the_mend():
     with pytest.raises(ValueError, match=r"site 'b', which also depends on x\. Pass predictive=False"):
         to_arviz(pair, X[:, :2], num_draws=3, num_samples=30)
     case = PAIRS["masked_cells"]()
-    with pytest.raises(ValueError, match=r"columns that are unscored\. Pass predictive=False"):
+    with pytest.raises(ValueError, match=r"columns that are unscored in part\. Pass predictive=False"):
         to_arviz(case.pair, case.x, num_draws=3, num_samples=30)
     assert "posterior_predictive" not in to_arviz(
         pair, X[:, :2], num_draws=3, num_samples=30, predictive=False

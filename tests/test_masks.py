@@ -5,6 +5,7 @@ float32: a bias of 0.1 in any row is sure to be seen, since no tolerance exceeds
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyro
@@ -15,6 +16,7 @@ from pyro import poutine
 from rates import SEED, Z
 
 import pyrovae as pv
+from pyrovae.pair import inspect
 
 ROWS = 8
 METHODS = {
@@ -225,6 +227,122 @@ def test_draws_for_arviz_of_observed_cells_are_nan():
         np.testing.assert_array_equal(np.isnan(values), np.broadcast_to(observed.numpy(), values.shape))
         assert np.isfinite(data[group]["z"]).all()
         assert np.isfinite(data[f"{group}_predictive"]["x"]).all()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Masks of observed sites
+
+ALL = torch.tensor(True)
+HIDES_NOTHING = {
+    "one truth": (lambda x: ALL, "to_event"),
+    "one truth around": (lambda x: ALL, "poutine"),
+    "one truth below": (lambda x: ALL, "below"),
+    "a truth a row": (lambda x: torch.ones(len(x)).bool(), "to_event"),
+    "a truth a cell": (lambda x: torch.ones(len(x), 3).bool(), "below"),
+    "finite": (lambda x: x.isfinite(), "below"),
+}
+
+
+def observed_under(mask_of, where, width=3, given=False):
+    """z ~ N(0, 1), three columns x = z + noise under a mask, and the posterior of z given the first ``width`` of them."""
+
+    def model(x, held=None):
+        mask = held if given else mask_of(x)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            fn = dist.Normal(z[..., None], 1.0).expand([*z.shape, 3])
+            if where == "below":
+                pyro.sample("x", fn.mask(mask).to_event(1), obs=x)
+            elif where == "to_event":
+                pyro.sample("x", fn.to_event(1).mask(mask), obs=x)
+            else:
+                with poutine.mask(mask=mask):
+                    pyro.sample("x", fn.to_event(1), obs=x)
+
+    def guide(x, held=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, :width].sum(-1) / (width + 1), (width + 1) ** -0.5))
+
+    return pv.LatentVariableModel(model, guide)
+
+
+def log_p(x):
+    """log P of rows of columns z + noise."""
+    columns = x.shape[1]
+    scale = torch.eye(columns, dtype=torch.float64) + 1
+    return dist.MultivariateNormal(torch.zeros(columns, dtype=torch.float64), scale).log_prob(x.double())
+
+
+def three(count=40):
+    return torch.randn(count, 3, generator=torch.Generator().manual_seed(SEED)) + 1
+
+
+@pytest.mark.parametrize("kind", HIDES_NOTHING)
+def test_a_mask_that_hides_nothing_changes_nothing(kind):
+    ev = pv.log_evidence(observed_under(*HIDES_NOTHING[kind]), three(), num_samples=200)
+    assert (ev.measure, ev.counts()["trust"]) == (("density",) * 3, 40)
+    np.testing.assert_allclose(ev.estimate, log_p(three()), atol=1e-4)  # each draw's weight is P(x)
+
+
+def test_a_mask_that_hides_a_column_names_that_one():
+    ev = pv.log_evidence(observed_under(lambda x: torch.arange(3) < 2, "below", 2), three(), num_samples=200)
+    assert (ev.measure, ev.counts()["unchecked"]) == (("density", "density", "unscored"), 40)
+    np.testing.assert_allclose(ev.estimate, log_p(three()[:, :2]), atol=1e-4)
+    assert "got column 2, which is unscored" in str(ev.check)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_cell_that_a_mask_hides_in_a_late_row_is_found(given):
+    x = three(300)
+    x[299, 1] = 1000.0
+    pair = observed_under(lambda x: x < 1000, "below", given=given)
+    ev = pv.log_evidence(pair, {"x": x, "held": x < 1000}, num_samples=20)
+    assert ev.measure == ("density", "unscored in part", "density")
+    assert ev.counts()["trust"] == 0
+    assert math.isnan(ev.bits_per_dim)
+
+
+def under_z(bound):
+    """As ``observed_under``, where x is scored only if z is above a bound."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            fn = dist.Normal(z[..., None], 1.0).expand([*z.shape, 3]).to_event(1)
+            pyro.sample("x", fn.mask(z > bound), obs=x)
+
+    return pv.LatentVariableModel(model, observed_under(None, "below").guide)
+
+
+def test_a_mask_that_hides_cells_at_other_z_is_found():
+    ev = pv.log_evidence(under_z(-0.5), three() + 6, num_samples=200)  # the guide draws z > 2
+    assert (ev.measure, ev.counts()["trust"]) == (("unscored in part",) * 3, 0)
+
+
+def test_no_row_is_simulated_where_a_mask_hides_cells():
+    x = three() + 6
+    found = inspect(under_z(-9.0), {"x": x})
+    assert found.structure.measure == ("density",) * 3
+    with pytest.raises(ValueError, match="got site 'x', whose mask leaves out cells at other z"):
+        replace(found, pair=under_z(-0.5)).simulate({"x": x})
+
+
+def test_a_mask_that_hides_nothing_hides_no_count_beside_the_rows():
+    """The count of ones is no function of a mask, so a model that is given it has no log P(x)."""
+    x = (torch.rand(40, 6, generator=torch.Generator().manual_seed(SEED)) < 0.5).float()
+
+    def model(x, ones):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            logits = (z + ones - 3)[..., None].expand(*z.shape, 6)
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1).mask(ALL), obs=x)
+
+    def guide(x, ones):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    ev = pv.log_evidence(pv.LatentVariableModel(model, guide), {"x": x, "ones": x.sum(1)}, num_samples=20)
+    assert (set(ev.measure), ev.counts()["trust"]) == ({"pseudo-likelihood"}, 0)
 
 
 # ---------------------------------------------------------------------------------------------------------

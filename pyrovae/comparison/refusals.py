@@ -97,12 +97,14 @@ def check_comparable(scores: Mapping[str, LogEvidence]) -> None:
                 f"{name!r}, an evidence of unknown rows",
                 "Pass them: from_draws(log_density, draws, x=x).",
             )
-    # Regressions leave out their covariates, the same for all: closed forms have no masks on single entries.
+    # Regressions leave out their covariates, the same for all.
     conditional = len({score.measure for score in scores.values()}) == 1 and all(
         (score.kind == "exact").all() or score.target == "evidence" for score in scores.values()
     )
     for name, score in scores.items():
-        known = ("mass", "density", *_LEFT_OUT) if conditional else ("mass", "density")
+        # Masks of single cells may differ between models; an evidence says which cells it leaves out.
+        left_out = _LEFT_OUT if score.target == "evidence" else _LEFT_OUT[:1]
+        known = ("mass", "density", *left_out) if conditional else ("mass", "density")
         odd = [column for column, kind in enumerate(score.measure) if kind not in known]
         if odd:
             kind = score.measure[odd[0]]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyrovae.pair import masks
 from pyrovae.pair.context import judged
 from pyrovae.pair.contract import holds_data
 from pyrovae.pair.dependence import check_order
@@ -50,8 +52,22 @@ def scored_apart(model: Callable[..., Any], run: Run, batch: Batch, sites: Sites
         return run(rows, u)
 
     scored = columns_scored(sites, tuple(data_dim), data_dim, whole, whole, again)
+    scored = replace(scored, measure=_without_masked(scored, sites, whole))
     check_order(again, whole, (), tuple(scored.columns), data_dim)
     return judged(scored, batch, whole, sites)
+
+
+def _without_masked(scored: Scored, sites: Sites, batch: Batch) -> tuple[str, ...]:
+    """Return the measure of every column: "unscored" if its site has a mask, which may leave cells of other rows out."""
+    measure = list(scored.measure)
+    for name, columns in scored.columns.items():
+        if masks.of(sites[name]) and not masks.only_missing(
+            sites[name], scored.data_dim[name], columns, batch
+        ):
+            for column in columns:
+                if measure[column] in ("mass", "density"):
+                    measure[column] = "unscored"
+    return tuple(measure)
 
 
 def some_points(run: Run, batch: Batch, dim: int, seed: int = 0) -> list[Tensor]:

@@ -86,7 +86,7 @@ def judged(scored: S, batch: Batch, probe: Batch, sites: Sites) -> S:
     ]
     if not batch.keys() - {"x", "observed"} and not blocks:
         return scored
-    masked = "observed" in batch or any(measure[column] == "unscored" for column in columns)
+    masked = "observed" in batch or any("unscored" in measure[column] for column in columns)
     chosen = columns or list(range(len(measure)))
     sample = _Sample(batch, chosen, masked)
     # A function of the whole row shows on complete rows, and one of the observed cells on all.

@@ -112,18 +112,21 @@ def inspect(
         replayed = partial(_replayed, pair, latents)
         scored = columns_scored(sites["model"], observed, data_dim, batch, probe, replayed)
         masks.check_latents(sites["model"], sites["guide"], latents)
-        if len(set(chosen)) > 1 and not {"mass", "density"} & set(scored.measure):
+        left_out = masks.LeftOut(scored)
+        left_out.add(sites["model"], probe)
+        if len(set(chosen)) > 1 and not {"mass", "density"} & set(left_out.measure()):
             check_varies(sites["model"], observed, data_dim)
         work = max(counter.get_total_flops() // (2 * len(chosen)), sum(p.numel() for p in pair.parameters()))
         structure = _structure(
             sites, latents, observed, plates, scored, _widest(pair, sites["model"], probe["x"]), work
         )
         check_supports(structure, batch, names=names)
-        model = RowModel(pair, judged(structure, batch, probe, sites["model"]))
+        model = RowModel(pair, structure)
         check_log_prob_dims(sites, model.structure)
         check_repeats(model, sites, probe, fewer, order)
         first = batch if every_row else take(batch, slice(_MOST_ROWS))
         model = check_rows(model, first, seed, argument, every_row)
+        model = replace(model, structure=judged(model.structure, batch, probe, sites["model"]))
         _check_order(model, batch)
         vectorised = check_vectorised(model, probe)
         model = replace(model, structure=replace(model.structure, vectorised=vectorised))
@@ -392,7 +395,7 @@ def columns_scored(
 ) -> Scored:
     """Return the columns of x that each observed site holds, every column's measure, and the supports of columns.
 
-    ``model`` was run on ``probe``, some rows of the batch; ``again`` runs it on others.
+    The measure is that without masks. ``model`` was run on ``probe``, some rows of the batch; ``again`` runs it on others.
     """
     probe_rows = len(probe["x"])
     if "observed" in batch:  # a missing cell has no value to follow through the model
@@ -416,16 +419,14 @@ def columns_scored(
     for name in data:
         site = model[name]
         fn = site["fn"]
-        held[name] = matched = tuple(column for column in columns_of[name] if column >= 0)
+        held[name] = tuple(column for column in columns_of[name] if column >= 0)
         try:
             families = list(_by_family(fn, columns_of[name]))
         except NotImplementedError:
             normalised = False
             continue
-        # A mask may leave out some of it, on these rows or on others.
-        left_out = masks.of(site) and not masks.only_missing(site, data_dim[name], matched, probe)
         for part, columns, family in families:
-            for index in [] if left_out else columns:
+            for index in columns:
                 measure[index] = "mass" if part.is_discrete else "density"
             each = elementwise(part) if supports.is_fixed(part) else None
             if columns and each is not None:

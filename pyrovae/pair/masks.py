@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyrovae import supports
-from pyrovae.pair.running import Batch, Site, Sites, flat, row_axis
+from pyrovae.pair.running import Batch, Scored, Site, Sites, flat, row_axis
 from pyrovae.refusals import Refused, bad_value
 
 
@@ -30,11 +30,17 @@ def entries(site: Site) -> Tensor | None:
 
     A mask on a distribution below ``.to_event`` leaves out single entries of the event, one above it whole events.
     """
+    found = _joined(site)
+    return None if found is None else found.expand(site["value"].shape)
+
+
+def _joined(site: Site) -> Tensor | None:
+    """Return the masks of a site as one, which broadcasts with the site's log-probabilities of single entries."""
     found = None
     for mask, event_dims in of(site):
         mask = torch.as_tensor(mask, device=site["value"].device).bool()[(...,) + (None,) * event_dims]
         found = mask if found is None else found & mask
-    return None if found is None else found.expand(site["value"].shape)
+    return found
 
 
 def only_missing(site: Site, dim: int, columns: Sequence[int], batch: Batch) -> bool:
@@ -49,6 +55,73 @@ def only_missing(site: Site, dim: int, columns: Sequence[int], batch: Batch) -> 
     rows = rows.reshape(len(rows), -1)
     expected = flat(batch["observed"])[:, list(columns)]
     return rows.shape == expected.shape and torch.equal(rows, expected)
+
+
+def leaves_missing_out(site: Site, dim: int, columns: Sequence[int], batch: Batch) -> bool:
+    """Return whether a site's masks leave out all missing cells of the columns of x that it holds, and maybe others.
+
+    ``dim`` is the plate dim over rows, negative; ``batch`` holds the rows of the site and their ``observed``.
+    """
+    counted = entries(site)
+    if counted is None:
+        return False
+    rows = counted.movedim(row_axis(site, dim), 0)
+    rows = rows.reshape(len(rows), -1)
+    expected = flat(batch["observed"])[:, list(columns)]
+    return rows.shape == expected.shape and not bool((rows & ~expected).any())
+
+
+def hidden(site: Site, dim: int, columns: Sequence[int], batch: Batch) -> Tensor | None:
+    """Return which observed cells of x a site's masks leave out, (rows, held columns); None without a mask.
+
+    All are, if one entry of the value counts at several places of the mask. ``dim`` is the plate dim over rows, negative;
+    ``columns`` are those of x that the site holds; ``batch`` holds its rows.
+    """
+    joined, shape = _joined(site), site["value"].shape
+    if joined is None:
+        return None
+    broadcast = torch.broadcast_shapes(joined.shape, shape) != shape
+    counted = joined.new_zeros(shape) if broadcast else joined.expand(shape)
+    rows = counted.movedim(row_axis(site, dim), 0)
+    rows = rows.reshape(len(rows), -1)
+    if rows.shape[1] != len(columns):  # some entries are no columns of x
+        return None
+    return ~rows & flat(batch["observed"])[:, list(columns)] if "observed" in batch else ~rows
+
+
+class LeftOut:
+    """Counts for every column of x in how many runs of rows a mask left the column out, or did not."""
+
+    def __init__(self, scored: Scored) -> None:
+        self._scored = scored
+        self._hidden = torch.zeros(len(scored.measure), dtype=torch.bool)
+        self._shown = torch.zeros(len(scored.measure), dtype=torch.bool)
+
+    def add(self, sites: Sites, batch: Batch) -> None:
+        """Take the observed sites of a run of the model on a batch."""
+        for name, columns in self._scored.columns.items():
+            cells = hidden(sites[name], self._scored.data_dim[name], columns, batch)
+            here = list(columns)
+            if cells is None:
+                self._shown[here] = True
+            else:
+                self._hidden[here] |= cells.any(0).cpu()
+                self._shown[here] |= (~cells).any(0).cpu()
+
+    def holds(self, columns: Sequence[int]) -> bool:
+        """Return whether each of some columns was left out at least once."""
+        return bool(self._hidden[list(columns)].all())
+
+    def measure(self) -> tuple[str, ...]:
+        """Return the measure of every column: "unscored" if it was left out always, "unscored in part" if sometimes."""
+        return tuple(
+            kind
+            if kind not in ("mass", "density") or not out
+            else "unscored in part"
+            if shown
+            else "unscored"
+            for kind, out, shown in zip(self._scored.measure, self._hidden, self._shown, strict=True)
+        )
 
 
 def same(a: Tensor | None, b: Tensor | None) -> bool:

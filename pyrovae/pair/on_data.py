@@ -36,7 +36,8 @@ def check_rows(
     Without ``every_row``, blocks on which the pair fails are skipped, because training handles such rows itself.
 
     Returns:
-        The model. The measure of its structure is "transformed" if a site does not hold the columns that it held in inspection.
+        The model. The measure of its structure is "transformed" if a site does not hold the columns that it held in
+        inspection, and "unscored" or "unscored in part" for columns that masks leave out.
 
     Raises:
         ValueError: the networks overflow on a row; a value is off the support of its site; model and guide mask a
@@ -47,6 +48,7 @@ def check_rows(
     starts = list(range(0, len(batch["x"]), height))
     compared = {starts[i] for i in torch.linspace(0, len(starts) - 1, _BLOCKS_COMPARED).long().tolist()}
     seeded = noise.seeded(noise.derive(seed, noise.Stream.INSPECT, 1), batch["x"].device)
+    transformed, left_out = False, masks.LeftOut(structure)
     with pair.evaluating(), seeded:
         for start in starts:
             block = take(batch, slice(start, start + height))
@@ -62,12 +64,17 @@ def check_rows(
                 if structure.fixed_masks and _masks_follow_z(model, block, sites):
                     structure = replace(structure, fixed_masks=False)
             if not _as_inspected(structure, sites, block):
-                structure = replace(structure, measure=("transformed",) * len(structure.measure))
+                transformed = True
+            left_out.add(sites, block)
+            if _may_follow_z(structure, sites, block, left_out):
+                for other in _other_draws(model, block):
+                    left_out.add(other, block)
             if "observed" in block and not bool(block["observed"].all()):
                 _check_missing_unused(model, block, guide, sites, start)
             if start in compared and len(block["x"]) > 1:
                 _check_alone(model, block, guide, sites, start)
-    return replace(model, structure=structure)
+    measure = ("transformed",) * len(structure.measure) if transformed else left_out.measure()
+    return replace(model, structure=replace(structure, measure=measure))
 
 
 class _Overflow(Refused):
@@ -120,11 +127,42 @@ def _check_sites(structure: Structure, guide: Sites, model_sites: Sites, start: 
             check_scale(part, name, site)
 
 
+def _may_follow_z(structure: Structure, sites: Sites, block: Batch, left_out: masks.LeftOut) -> bool:
+    """Return whether a mask that depends on z could leave out columns that no mask has left out so far.
+
+    Masks that leave out just the missing cells are taken not to depend on z.
+    """
+    return any(
+        masks.of(sites[name])
+        and not left_out.holds(held)
+        and not masks.only_missing(sites[name], structure.data_dim[name], held, block)
+        for name, held in structure.columns.items()
+    )
+
+
+def _other_draws(model: RowModel, block: Batch) -> Iterator[Sites]:
+    """Yield the model's sites at other draws of z from the guide and the prior, as far as the model can be run on them."""
+    pair, structure = model.pair, model.structure
+    for _ in range(_num_draws(block)):
+        guide = run(pair, "guide", block)
+        for latents in (values_of(guide, structure.latents), None):
+            try:
+                sites = run(pair, "model", block, latents)
+            except (RuntimeError, ValueError, IndexError):  # a model may fail on draws of its own prior
+                continue
+            yield sites
+
+
+def _num_draws(block: Batch) -> int:
+    """Return how many draws of guide and prior show whether a mask depends on z."""
+    least, most, of_all = _MASK_DRAWS
+    return min(most, max(least, of_all // len(block["x"])))
+
+
 def _masks_follow_z(model: RowModel, block: Batch, sites: Sites) -> bool:
     """Return whether a latent's mask differs at other draws of z."""
     pair, structure = model.pair, model.structure
-    least, most, of_all = _MASK_DRAWS
-    for _ in range(min(most, max(least, of_all // len(block["x"])))):
+    for _ in range(_num_draws(block)):
         guide = run(pair, "guide", block)
         for other in (
             run(pair, "model", block, values_of(guide, structure.latents)),
@@ -139,7 +177,7 @@ def _masks_follow_z(model: RowModel, block: Batch, sites: Sites) -> bool:
 
 
 def _as_inspected(structure: Structure, sites: Sites, block: Batch) -> bool:
-    """Return whether every site holds the unchanged columns of x that inspection found in it, and leaves no other cell out."""
+    """Return whether every site holds the unchanged columns of x that inspection found in it, and scores no missing cell."""
     columns, observed = flat(block["x"]), block.get("observed")
     for name, held in structure.columns.items():
         values = by_rows(sites[name], structure.data_dim[name])
@@ -151,7 +189,7 @@ def _as_inspected(structure: Structure, sites: Sites, block: Batch) -> bool:
             # A model may put any value into a missing cell.
             values = torch.where(flat(observed)[:, list(held)], values, expected)
             scored = {structure.measure[column] for column in held} & {"mass", "density"}
-            if scored and not masks.only_missing(sites[name], structure.data_dim[name], held, block):
+            if scored and not masks.leaves_missing_out(sites[name], structure.data_dim[name], held, block):
                 return False
         if not torch.equal(values, expected):
             return False

@@ -67,6 +67,17 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
+def _columns_of(measure: tuple[str, ...], fitting: set[str]) -> str:
+    """Return which columns have another measure than the fitting ones, in words; an empty text if none has."""
+    odd = {number: kind for number, kind in enumerate(measure) if kind not in fitting}
+    kinds = ", ".join(sorted(set(odd.values())))
+    if len(odd) in (0, len(measure)):
+        return f"columns that are {kinds}" if odd else ""
+    if len(odd) == 1:
+        return f"column {next(iter(odd))}, which is {kinds}"
+    return f"{len(odd)} columns that are {kinds}, first column {min(odd)}"
+
+
 @dataclass(frozen=True)
 class RowModel:
     """A model and a guide, called for rows: they draw z for the rows and give the densities of rows and z.
@@ -181,9 +192,9 @@ class RowModel:
         expected = "every column of x sampled by an observed site, and read nowhere else, to simulate rows"
         fix = "Use a method that takes the rows as they are: 'refined' or 'annealed'."
         structure = self.structure
-        if set(structure.measure) - {"mass", "density"}:
-            kinds = sorted(set(structure.measure) - {"mass", "density"})
-            raise bad_value("model", expected, f"columns that are {', '.join(kinds)}", fix)
+        odd = _columns_of(structure.measure, {"mass", "density"})
+        if odd:
+            raise bad_value("model", expected, odd, fix)
         model = _Unconditioned()(self.pair.model)
         if noise is not None:
             model = DrawsByRow(noise, 1, structure.data_dim.get, folded=True)(model)
@@ -198,6 +209,12 @@ class RowModel:
                 log_prob(again[name]), log_prob(sites[name])
             ):
                 raise bad_value("model", expected, f"site {name!r}, which also depends on x", fix)
+        for name, columns in structure.columns.items():
+            cells = masks.hidden(again[name], structure.data_dim[name], columns, simulated)
+            if cells is not None and bool(cells.any()):
+                raise bad_value(
+                    "model", expected, f"site {name!r}, whose mask leaves out cells at other z", fix
+                )
         complete = simulated["x"]
         if "observed" in batch:
             simulated["x"] = complete.masked_fill(~batch["observed"], 0.0)
@@ -309,10 +326,10 @@ class RowModel:
         """
         structure = self.structure
         expected = "every column of x sampled by an observed site, and read nowhere else, to replicate rows"
-        odd = sorted(set(structure.measure) - {"mass", "density", "pseudo-likelihood"})
+        odd = _columns_of(structure.measure, {"mass", "density", "pseudo-likelihood"})
         held = {column for columns in structure.columns.values() for column in columns}
         if odd or len(held) < len(structure.measure):
-            raise bad_value("model", expected, f"columns that are {', '.join(odd) or 'unscored'}", fix)
+            raise bad_value("model", expected, odd or "columns that are unscored", fix)
         latents, _ = self.draw_prior(batch, 1)
         other = {**batch, "x": self.replicate(batch, latents)[0]}
         here, there = (run(self.pair, "model", rows, fold(structure, latents)) for rows in (batch, other))

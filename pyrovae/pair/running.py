@@ -46,9 +46,10 @@ class Scored:
     Attributes:
         data_dim: for each site with a term for every row, the plate dim over rows, negative.
         columns: for each site that holds data, the columns of the flattened x that its values are, in order.
-        measure: for every column of the flattened x: "mass", "density" or "unscored" (masked, or not observed).
-            All are "transformed" if sites do not hold columns of x, each once. All are "pseudo-likelihood" if
-            the rows are scored given values that were computed from them.
+        measure: for every column of the flattened x: "mass" or "density"; "unscored" if it is masked or not observed;
+            "unscored in part" if it is masked in some rows or at some z. All are "transformed" if sites do not hold
+            columns of x, each once. All are "pseudo-likelihood" if the rows are scored given values that were computed
+            from them.
         supports: the supports of the columns; see ``check_supports``.
         own_totals: the names of values beside the rows that are totals of the row and that the likelihood is
             conditional on, as a multinomial is; see ``context.judged``.
