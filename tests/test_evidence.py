@@ -1,6 +1,7 @@
 """log P(x) against exact answers: the numbers, their kinds, and when not to believe them."""
 
 import math
+import re
 import subprocess
 import sys
 import textwrap
@@ -290,6 +291,32 @@ def test_measure_is_per_column():
 )
 def test_a_number_that_scores_something_else_than_x_says_so(extra):
     assert scored(b=binary, g=real, extra=extra) == ("transformed",) * 4
+
+
+def test_a_factor_is_named_as_the_reason():
+    """The term is 0: log P(x) is right, but nothing shows that the model is a probability of x."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.factor("penalty", torch.zeros(len(x)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.5 * x, 0.5**0.5))  # the posterior
+
+    x = torch.randn(8)
+    pair = pv.LatentVariableModel(model, guide)
+    found = pv.log_evidence(pair, x, num_samples=50)
+    np.testing.assert_allclose(found.estimate, dist.Normal(0.0, 2**0.5).log_prob(x), atol=1e-5)
+    assert (found.measure, found.counts()["unchecked"]) == (("transformed",), 8)
+    reason = r"expected sample sites alone.* got site 'penalty', a term that pyro\.factor .* no draw"
+    assert re.search(reason, str(found.check))
+    with pytest.raises(ValueError, match=reason + r".*sample site\. Pass predictive=False"):
+        pv.convert.to_arviz(pair, x, num_draws=3, num_samples=20)
+    with pytest.raises(ValueError, match=r"without pyro\.factor"):
+        pv.compare({"a": found, "b": pair}, x)
 
 
 @pytest.mark.parametrize("name", ["plain_functions", "decentred_latent", "wavelets_of_a_latent"])

@@ -14,7 +14,8 @@ from pyrovae.model import LatentVariableModel
 from pyrovae.refusals import bad_type, bad_value
 
 _FIXES = {
-    "transformed": "Observe x itself; put a scaling into the likelihood, or transform x beforehand and pass that.",
+    "transformed": "Observe x itself, without pyro.factor; put a scaling into the likelihood, or transform x beforehand and "
+    "pass that.",
     "unscored in part": "Score every cell under every model, or leave the same cells out of all.",
     "unscored": "Score every column under every model, or pass only the columns that all of them score.",
     "pseudo-likelihood": "The model reads what it scores, or values computed from that, such as an offset. Measure these "

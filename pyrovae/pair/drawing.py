@@ -251,6 +251,17 @@ _DRAWS: dict[Any, Callable[..., Tensor]] = {
 }
 
 
+def check_all_drawn(added: tuple[str, ...], fix: str = "") -> None:
+    """Raise ``ValueError`` if sites add terms that are no draws; ``fix`` is further advice in the message."""
+    if added:
+        raise bad_value(
+            "model",
+            "sample sites alone, to simulate rows",
+            f"site {added[0]!r}, a term that pyro.factor or a log_density adds, which is no draw",
+            f"Write the term as the distribution of a sample site. {fix}".rstrip(),
+        )
+
+
 def check_samplers(part: str, sites: Sites, latents: tuple[str, ...]) -> None:
     """Raise ``ValueError`` for drawn latents of a part whose draws are known not to have the density of ``log_prob``.
 

@@ -24,6 +24,7 @@ from pyrovae.pair import masks
 from pyrovae.pair.apart import at_some_draw, by_row, check_groups, scored_apart, some_points
 from pyrovae.pair.context import computed_from_rows
 from pyrovae.pair.contract import first_run, holds_data, latent_and_observed, no_answer
+from pyrovae.pair.drawing import check_all_drawn
 from pyrovae.pair.inspection import OF_DTYPES, check_supports
 from pyrovae.pair.running import (
     Batch,
@@ -209,6 +210,7 @@ class BayesianModel:
                 column given another.
         """
         rows = self.rows
+        check_all_drawn(rows.added)
         if "transformed" in rows.measure:
             raise bad_value(
                 "model",

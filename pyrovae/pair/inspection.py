@@ -433,7 +433,13 @@ def columns_scored(
                 found.append(Support(sorted(columns), each, family))
     if not normalised:
         measure = ["transformed"] * len(measure)
-    return Scored(data_dim=data_dim, columns=held, measure=tuple(measure), supports=tuple(found))
+    return Scored(
+        data_dim=data_dim,
+        columns=held,
+        measure=tuple(measure),
+        supports=tuple(found),
+        added=tuple(name for name in counted if name not in data),
+    )
 
 
 def _by_family(fn: Any, columns: list[int]) -> Iterator[tuple[Any, list[int], str]]:

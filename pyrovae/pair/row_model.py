@@ -14,7 +14,7 @@ from pyrovae import supports
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import seeded
 from pyrovae.pair import masks
-from pyrovae.pair.drawing import DrawsByRow, check_samplers, replaced, source_of
+from pyrovae.pair.drawing import DrawsByRow, check_all_drawn, check_samplers, replaced, source_of
 from pyrovae.pair.running import (
     Batch,
     Latents,
@@ -192,6 +192,7 @@ class RowModel:
         expected = "every column of x sampled by an observed site, and read nowhere else, to simulate rows"
         fix = "Use a method that takes the rows as they are: 'refined' or 'annealed'."
         structure = self.structure
+        check_all_drawn(structure.added)
         odd = _columns_of(structure.measure, {"mass", "density"})
         if odd:
             raise bad_value("model", expected, odd, fix)
@@ -326,6 +327,7 @@ class RowModel:
         """
         structure = self.structure
         expected = "every column of x sampled by an observed site, and read nowhere else, to replicate rows"
+        check_all_drawn(structure.added, fix)
         odd = _columns_of(structure.measure, {"mass", "density", "pseudo-likelihood"})
         held = {column for columns in structure.columns.values() for column in columns}
         if odd or len(held) < len(structure.measure):

@@ -53,6 +53,7 @@ class Scored:
         supports: the supports of the columns; see ``check_supports``.
         own_totals: the names of values beside the rows that are totals of the row and that the likelihood is
             conditional on, as a multinomial is; see ``context.judged``.
+        added: the names of sites that add a term to the log-probability and are no draws, as pyro.factor's.
     """
 
     data_dim: dict[str, int]
@@ -60,6 +61,7 @@ class Scored:
     measure: tuple[str, ...]
     supports: tuple[Support, ...]
     own_totals: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
