@@ -781,6 +781,13 @@ BUGS = {
         "place.absent, 0.0",
         "test_masks.py::test_every_method_gives_what_the_rows_have[steps-refined]",
     ),
+    "a prior without draws unnamed": Bug(
+        "pair/running.py",
+        "sample_sites",
+        "if handler.now is None:",
+        "if True:",
+        "test_pair.py::test_a_prior_that_cannot_be_drawn_from_is_named",
+    ),
     "a factor taken for columns": Bug(
         "pair/drawing.py",
         "check_all_drawn",

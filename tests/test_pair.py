@@ -7,8 +7,10 @@ Every comparison with an exact value allows ``rates.Z`` Monte-Carlo standard err
 from __future__ import annotations
 
 import copy
+import re
 from contextlib import contextmanager, suppress
 from itertools import product
+from typing import ClassVar
 
 import numpy as np
 import pyro
@@ -884,3 +886,75 @@ def test_evaluation_leaves_batch_norm_statistics_alone():
     pv.log_evidence(normed, ones_and_zeros(), num_samples=50, check=False)
     assert same(before, snapshot(normed))
     assert all(module.training for module in normed.modules())
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Distributions that only have densities
+
+
+class DensityOnly(dist.TorchDistribution):
+    """A normal distribution of variance 1 that cannot be drawn from."""
+
+    arg_constraints: ClassVar = {}
+    support = dist.constraints.real
+
+    def __init__(self, loc):
+        self.loc = loc
+        super().__init__(loc.shape, validate_args=False)
+
+    def expand(self, batch_shape, _instance=None):
+        return DensityOnly(self.loc.expand(batch_shape))
+
+    def log_prob(self, value):
+        return dist.Normal(self.loc, 1.0).log_prob(value)
+
+
+def density_only(part):
+    """x = z + noise, with the posterior as guide; the distribution of one part has a density only."""
+    prior, proposal, likelihood = (
+        DensityOnly if part == name else each
+        for name, each in (
+            ("prior", lambda loc: dist.Normal(loc, 1.0)),
+            ("guide", lambda loc: dist.Normal(loc, 0.5**0.5)),
+            ("likelihood", lambda loc: dist.Normal(loc, 1.0)),
+        )
+    )
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior(torch.zeros(len(x))))
+            pyro.sample("x", likelihood(z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", proposal(x / 2))
+
+    return pv.LatentVariableModel(model, guide)
+
+
+CANNOT_DRAW = (
+    r"^site '{}': expected a distribution that draws samples, got DensityOnly, which raises \S+ in sample\(\)"
+)
+
+
+@pytest.mark.parametrize("method", ["auto", "refined", "annealed", "quadrature"])
+def test_a_prior_that_cannot_be_drawn_from_is_named(method):
+    with pytest.raises(
+        ValueError, match=CANNOT_DRAW.format("z") + r"\. Write its sample\(\)\. Only .*'importance'"
+    ):
+        pv.log_evidence(density_only("prior"), X[:, 0], method=method)
+
+
+@pytest.mark.parametrize(("part", "site"), [("prior", "z"), ("likelihood", "x")])
+def test_importance_needs_no_draws_from_the_model(part, site):
+    ev = pv.log_evidence(density_only(part), X[:, 0], num_samples=50)
+    np.testing.assert_allclose(ev.estimate, dist.Normal(0.0, 2**0.5).log_prob(X[:, 0]), atol=1e-5)
+    assert ev.counts()["unchecked"] == len(X)
+    assert re.search(CANNOT_DRAW.format(site)[1:], str(ev.check))
+
+
+def test_a_guide_or_a_likelihood_that_cannot_be_drawn_from_is_named():
+    with pytest.raises(ValueError, match=CANNOT_DRAW.format("z")):
+        pv.log_evidence(density_only("guide"), X[:, 0], num_samples=50)
+    with pytest.raises(ValueError, match=CANNOT_DRAW.format("x")):
+        pv.convert.to_arviz(density_only("likelihood"), X[:, 0], num_draws=3, num_samples=20)

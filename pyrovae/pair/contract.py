@@ -60,11 +60,8 @@ def _shown(scale: Tensor | float) -> str:
 def first_run(function: Callable[..., Any], part: str, batch: Batch) -> Sites:
     """Run a part and return its sites; raise ``ValueError`` if it subsamples, scales sites, or changes its rows in place."""
     before = {name: value._version for name, value in batch.items()}
-    try:
-        with _RefuseSubsampling(part):
-            sites = sample_sites(function, batch)
-    except Refused as error:  # Pyro raises it again with a page of shapes
-        raise (error.__cause__ or error) from None
+    with _RefuseSubsampling(part):
+        sites = sample_sites(function, batch)
     for name, value in batch.items():
         if value._version != before[name]:  # the numbers are the user's own, or in a read-only file
             raise bad_value(

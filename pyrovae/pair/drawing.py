@@ -14,7 +14,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrovae import supports
-from pyrovae.pair.running import Sites
+from pyrovae.pair.running import Sites, lacks_method
 from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
 from pyrovae.torch_private import Moved, private
@@ -49,7 +49,10 @@ class DrawsByRow(Messenger):
         # Each site has a branch, so that a sampler of a user's own may draw as often as the block needs.
         fn, noise = msg["fn"], self._noise.branch()
         with replaced(source_of(noise, self._num_samples, fn, dim, self._folded), self.missed):
-            msg["value"] = fn(*msg["args"], **msg["kwargs"])
+            try:
+                msg["value"] = fn(*msg["args"], **msg["kwargs"])
+            except NotImplementedError as error:
+                raise lacks_method(msg, error) from error
         msg["done"] = True
 
 

@@ -345,15 +345,7 @@ class BayesianModel:
             with draws:
                 return first_run(self.model, "model", self.batch)
 
-        try:
-            sites = at_some_draw(drawn)
-        except NotImplementedError as error:
-            raise bad_value(
-                "model",
-                "latents with a density to draw from",
-                _first_line(error),
-                "Give every latent a proper prior, such as a wide Normal.",
-            ) from error
+        sites = at_some_draw(drawn)
         declared = list(pyro.get_param_store())
         if declared:
             raise bad_value(

@@ -24,6 +24,7 @@ from pyrovae.pair.running import (
     Structure,
     by_row,
     fold,
+    lacks_method,
     log_prob,
     particles,
     repeat,
@@ -237,7 +238,10 @@ class RowModel:
             if noise is not None:
                 source = source_of(noise, count, fn, structure.data_dim[name], folded=True)
             with replaced(source, [] if missed is None else missed):
-                drawn[name] = {**sites[name], "value": fn.sample()}
+                try:
+                    drawn[name] = {**sites[name], "value": fn.sample()}
+                except NotImplementedError as error:
+                    raise lacks_method(sites[name], error) from error
         return with_columns(repeated["x"], drawn, structure).view(-1, *batch["x"].shape)
 
     def complete(self, batch: Batch, latents: Latents, noise: RowNoise) -> Tensor:

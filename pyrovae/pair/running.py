@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pyrovae import supports
 from pyrovae.model import LatentVariableModel
+from pyrovae.refusals import Refused, bad_value
 
 Batch = dict[str, Tensor]
 Latents = dict[str, Tensor]
@@ -215,12 +216,23 @@ class Reparameterised(poutine.messenger.Messenger):
 
     ``ReparamMessenger`` first passes the latent itself to every handler that answers ``get_init_messengers``. A site
     that is observed when it is first seen is the user's, and is never marked.
+
+    Attributes:
+        now: the sample statement that is run at the moment, if any.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now: Any = None
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        self.now = None
 
     def _pyro_get_init_messengers(self, msg: Any) -> None:
         msg["value"] = [*(msg["value"] or ()), self]
 
     def _pyro_sample(self, msg: Any) -> None:
+        self.now = msg
         if not msg["is_observed"]:
             msg["infer"]["_pyrovae_latent"] = True
         elif msg["infer"].get("_pyrovae_latent") and isinstance(supports.innermost(msg["fn"]), dist.Delta):
@@ -247,11 +259,22 @@ def sample_sites(function: Callable[..., Any], batch: Batch, latents: Latents | 
     """Run a callable, with latents held at given values if any, and return its sample statements.
 
     Subsampling and deterministic statements are left out, and so are latents that ``poutine.reparam`` computes.
+
+    Raises:
+        ValueError: a distribution cannot be drawn from, because it lacks a method.
     """
     if latents is not None:
         function = poutine.condition(function, data=latents)
     args, kwargs = arguments(batch)
-    trace: Any = poutine.trace(Reparameterised()(function)).get_trace(*args, **kwargs)
+    handler = Reparameterised()
+    try:
+        trace: Any = poutine.trace(handler(function)).get_trace(*args, **kwargs)
+    except NotImplementedError as error:
+        if handler.now is None:  # not from a sample statement
+            raise
+        raise lacks_method(handler.now, error) from error
+    except Refused as error:  # Pyro raises it again with a page of shapes
+        raise (error.__cause__ if isinstance(error.__cause__, Refused) else error) from None
     return {
         name: site
         for name, site in trace.nodes.items()
@@ -259,6 +282,29 @@ def sample_sites(function: Callable[..., Any], batch: Batch, latents: Latents | 
         and not site_is_subsample(site)
         and not site["infer"].get("_deterministic")
     }
+
+
+def lacks_method(site: Site, error: NotImplementedError) -> Refused:
+    """Return the error for a sample statement whose distribution lacks a method that it needs."""
+    inner: BaseException = error
+    while inner.__cause__ is not None:  # Pyro adds the shapes of the sites
+        inner = inner.__cause__
+    place = inner.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    method = "sample" if place is None else place.tb_frame.f_code.co_name
+    if method == "rsample":  # torch calls it if there is no other sample()
+        method = "sample"
+    name, fn = site["name"], supports.innermost(site["fn"])
+    fix = f"Write its {method}(). Only method='importance' needs no draws from the prior."
+    if isinstance(fn, dist.ImproperUniform):
+        fix = "Give it a proper prior, such as a wide Normal."
+    return bad_value(
+        f"site {name!r}",
+        "a distribution that draws samples",
+        f"{type(fn).__name__}, which raises NotImplementedError in {method}()",
+        fix,
+    )
 
 
 def run(pair: LatentVariableModel, part: str, batch: Batch, latents: Latents | None = None) -> Sites:
