@@ -781,6 +781,13 @@ BUGS = {
         "place.absent, 0.0",
         "test_masks.py::test_every_method_gives_what_the_rows_have[steps-refined]",
     ),
+    "the best for the reported model": Bug(
+        "reporting/sections.py",
+        "_standing",
+        "place or 1",
+        "1",
+        "test_report.py::test_the_first_lines_say_where_the_reported_model_stands[3]",
+    ),
     "a prior without draws unnamed": Bug(
         "pair/running.py",
         "sample_sites",

@@ -91,6 +91,30 @@ def test_numbers_are_those_of_the_library(table, written):
     words = section(text, "Comparison with baselines")
     assert "fitted to 60 rows of train, and all are compared on 40" in words
     assert "independent columns" in words
+    assert "place of the model among 3" in text
+    assert re.search(r"nats a row behind |best by .* nats a row, over ", text)
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_the_first_lines_say_where_the_reported_model_stands(place):
+    from pyrovae.reporting.sections import _standing
+
+    x = torch.randn(30, 2, generator=torch.Generator().manual_seed(0)) @ torch.tensor(
+        [[1.0, 0.9], [0.0, 0.3]]
+    )
+    full, apart = (
+        fitted.fit(x).log_evidence(x)
+        for fitted in (pv.baselines.FullGaussian(), pv.baselines.IndependentGaussian())
+    )
+    far = pv.baselines.IndependentGaussian().fit(x + 3).log_evidence(x)
+    names = ["this model" if number == place else f"model {number}" for number in (1, 2, 3)]
+    scores = dict(zip(names, (full, apart, far), strict=True))
+    one, other = (full, apart) if place == 1 else (full, [full, apart, far][place - 1])
+    differences = one.estimate - other.estimate
+    distance = f"{differences.mean():.2f} ± {differences.std(ddof=1) / 30**0.5:.2f} nats a row"
+    note = f"best by {distance}, over model 2" if place == 1 else f"{distance} behind model 1"
+    found = _standing(pv.compare(scores, training_rows=True))
+    assert found == ("place of the model among 3", str(place), note)
 
 
 def test_independent_columns_are_the_marginals_of_their_families(table):

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 _SEARCHED, _COMPLETED, _SHOWN, _DIAGNOSED, _FITTED = 100, 50, 10, 500, 5000
 # Columns that are drawn, and the caption and size of the picture of one.
 _PANELS, _PANEL = 9, ("", 2.3, 1.8)
+_OWN = "this model"  # the name of the reported model among baselines
 _PIXELS = 1.4  # CSS pixels on a page for each pixel of a figure of 72 dpi
 
 
@@ -200,7 +201,7 @@ def _comparison(report: Contents, section: Section) -> None:
     if scored is not None:
         names = scored.names.get("x")
         own = replace(own, fingerprint=identity.fingerprint(scored.exact, scored.observed, names))
-    scores = {"this model": own}
+    scores = {_OWN: own}
     section.text.append(
         f"Baselines are fitted to {count} {report.whose}, and all are compared on {len(kept)}."
     )
@@ -212,17 +213,24 @@ def _comparison(report: Contents, section: Section) -> None:
     if len(scores) == 1:
         return
     seen = {name: score.seen for name, score in scores.items()}
-    if seen.pop("this model") > max(seen.values()):
+    if seen.pop(_OWN) > max(seen.values()):
         section.text.append(
             f"The model was fitted to {own.seen} of the rows compared. It has an advantage over the baselines."
         )
     table = compare(scores, training_rows=True)
-    lead = table["elpd"].iloc[0] - table["elpd"].iloc[1]
-    note = f"by {lead:.2f} ± {table['dse'].iloc[1]:.2f} nats a row"
-    report.tiles.append((f"best of {len(scores)}", str(table.index[0]), note))
+    report.tiles.append(_standing(table))
     section.grids.append(Grid.of(table.short(), "log P(x), nats a row ± standard error over rows."))
     with section.picture("The best model is at the top.", height=2.2) as ax:
         plots.compare(table, ax=ax)
+
+
+def _standing(table: pd.DataFrame) -> tuple[str, str, str]:
+    """Return the name, the value and the note of the tile on the place of the reported model among the baselines."""
+    place = list(table.index).index(_OWN)
+    line = table.iloc[place or 1]  # the differences of all lines are to the best
+    distance = f"{-line['elpd_diff']:.2f} ± {line['dse']:.2f} nats a row"
+    note = f"{distance} behind {table.index[0]}" if place else f"best by {distance}, over {table.index[1]}"
+    return f"place of the model among {len(table)}", str(place + 1), note
 
 
 def _predictive(report: Contents, section: Section) -> None:
