@@ -781,6 +781,13 @@ BUGS = {
         "place.absent, 0.0",
         "test_masks.py::test_every_method_gives_what_the_rows_have[steps-refined]",
     ),
+    "an evidence drawn as that of a row": Bug(
+        "plots/scores.py",
+        "log_evidence",
+        'if evidence.target == "evidence":',
+        "if False:",
+        "test_plots.py::test_an_evidence_is_drawn_as_one_number_of_all_rows",
+    ),
     "the best for the reported model": Bug(
         "reporting/sections.py",
         "_standing",

@@ -6,6 +6,8 @@ from decimal import Decimal
 import matplotlib
 import numpy as np
 import pandas as pd
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from matplotlib import pyplot as plt
@@ -83,6 +85,20 @@ def test_rate_has_axes_of_its_own_and_late_epochs_fill_the_others():
         ]
 
 
+@pytest.mark.parametrize("validation", [True, False])
+def test_a_single_epoch_is_drawn_as_points(validation):
+    epoch = {"epoch": 1, "elbo": -3.0, "rate": 1.0, "reconstruction": -2.0}
+    ax = plots.training_curves(pv.History([epoch | ({"validation_elbo": -4.0} if validation else {})]))
+    drawn = [line for line in ax.get_lines() if len(line.get_xdata())]
+    assert [line.get_ydata().tolist() for line in drawn] == [
+        [-2.0],
+        [-3.0],
+        *([[-4.0]] if validation else []),
+    ]
+    assert all(line.get_marker() in ("o", "s") for line in drawn + ax.figure.axes[1].get_lines())
+    assert ax.figure.axes[1].get_xticks().tolist() == [1]
+
+
 def test_pairs_of_images_are_one_below_the_other(ax):
     x = torch.arange(12.0).reshape(3, 4)
     plots.reconstructions(x, 100 + x, (2, 2), columns=2, ax=ax)
@@ -103,6 +119,38 @@ def test_log_evidence_is_a_histogram_beside_simulated_rows(score):
     assert np.array_equal(heights(ax, 0), heights(ax, 1))
     assert ax.get_lines()[0].get_xdata()[0] == score.mean
     assert inside(ax)
+
+
+def test_an_evidence_is_drawn_as_one_number_of_all_rows(score, ax):
+    x = torch.randn(30, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    fitted = pv.baselines.PyroMCMC(model, num_samples=100, warmup_steps=100, num_chains=2).fit(x)
+    evidence = fitted.marginal_likelihood()
+    plots.log_evidence(evidence, ax=ax)
+    assert ax.get_xlabel() == "log P(x) of 30 rows together, nats"
+    assert ax.get_legend().get_texts()[0].get_text() == "evidence of 30 rows"
+    point, interval = ax.get_lines()
+    assert point.get_xdata().tolist() == evidence.estimate.tolist()
+    assert tuple(interval.get_xdata()) == evidence.mean_interval
+    assert inside(ax)
+    for pair in ((evidence, score), (score, evidence)):
+        with pytest.raises(Refused, match="simulated: expected log P of single rows"):
+            plots.log_evidence(*pair)
+
+
+@pytest.mark.parametrize("name", ["importance of a model with a very long name indeed", "n" * 90, "W" * 50])
+def test_a_long_name_is_broken_into_lines_of_the_legend(name, score):
+    ax = plots.pareto_k({name: score, "auto": score})
+    first, second = (text.get_text() for text in ax.get_legend().get_texts())
+    assert re.sub(r"\s", "", first).startswith(re.sub(r"\s", "", name) + ":")
+    assert "\n" not in second
+    assert inside(ax)
+    assert ax.get_window_extent().width > 0.7 * ax.figure.bbox.width
 
 
 def test_k_hat_says_whose_it_is(score, ax):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,6 +39,8 @@ STYLE: dict[Any, Any] = {
 }
 WIDTH, HEIGHT = 3.5, 2.6  # inches
 MOST_BARS, _BINS = 12, 30
+# Width in points of the sample beside a name in a legend; fewest characters of a line of the name.
+_HANDLE, _FEWEST = 28.0, 8
 # Extremes in fewer entries than this share are cut off, so that they do not flatten the rest.
 EXTREMES = 0.01
 
@@ -74,12 +77,36 @@ def as_written(ax: Axes) -> None:
 
 
 def legend(ax: Axes, share: float = 0.09, loc: Any = "upper left", title: str | None = None) -> None:
-    """Add a legend above or below everything drawn, with room for it: a share of the height for each of its lines."""
-    lines = len(ax.get_legend_handles_labels()[0]) + (title is not None)
+    """Add a legend above or below everything drawn, with room for it: a share of the height for each of its lines.
+
+    Names that are wider than the axes are broken into lines.
+    """
+    handles, names = ax.get_legend_handles_labels()
+    labels = [_broken(name, 72 * ax.bbox.width / ax.figure.dpi - _HANDLE) for name in names]
+    lines = sum(label.count("\n") + 1 for label in labels) + (title is not None)
     low, high = ax.get_ylim()
     room = (high - low) * share * lines / max(1 - share * lines, 0.2)
     ax.set_ylim((low, high + room) if loc.startswith("upper") else (low - room, high))
-    ax.legend(loc=loc, title=title, borderaxespad=0.2)
+    ax.legend(handles, labels, loc=loc, title=title, borderaxespad=0.2)
+
+
+def _broken(name: str, points: float) -> str:
+    """Return a name of a legend in lines that are at most so wide."""
+    from matplotlib import rcParams
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=rcParams["legend.fontsize"])
+
+    def width(line: str) -> float:
+        return text_to_path.get_text_width_height_descent(line, font, ismath=False)[0]
+
+    most = min(len(name), int(points))  # no character is narrower than a point
+    for length in range(max(most, _FEWEST), _FEWEST - 1, -1):
+        lines = textwrap.wrap(name, length)
+        if all(width(line) <= points for line in lines):
+            break
+    return "\n".join(lines)
 
 
 def histograms(ax: Axes, values: Sequence[np.ndarray], labels: Sequence[str]) -> None:

@@ -25,15 +25,25 @@ def log_evidence(
 ) -> Axes:
     """Draw the histogram of log P(x_n) over the rows, beside that of rows simulated from the model.
 
-    Rows of the data that lie left of all simulated ones are less probable than the model expects of any row.
+    Rows of the data that lie left of all simulated ones are less probable than the model expects of any row. The evidence
+    of a training set is one number for all its rows, drawn as a point with its 95 % interval.
 
     Args:
-        evidence: what ``log_evidence`` returns.
+        evidence: what ``log_evidence`` or ``marginal_likelihood`` returns.
         simulated: the ``LogEvidence`` of simulated rows, such as ``pv.log_evidence(vae, vae.sample(500))``; None
             leaves them out.
         ax: as in ``training_curves``.
     """
     found = {"rows": drawing.instance("evidence", evidence, LogEvidence)}
+    if simulated is not None and "evidence" in (evidence.target, getattr(simulated, "target", None)):
+        raise bad_value(
+            "simulated",
+            "log P of single rows, beside log P of single rows",
+            "the evidence of a training set, one number for all its rows, on one side or both",
+            "Leave simulated out.",
+        )
+    if evidence.target == "evidence":
+        return _together(evidence, ax)
     if simulated is not None:
         found["simulated rows"] = drawing.instance("simulated", simulated, LogEvidence)
     values = [drawing.finite(score.estimate) for score in found.values()]
@@ -45,6 +55,22 @@ def log_evidence(
                 ax.axvline(value.mean(), color=colour, linestyle=":", linewidth=1)
         ax.plot([], [], ":", color=GREY, label="mean")
         ax.set(xlabel=f"log P(x) of a row, {units}", ylabel="share of rows")
+        drawing.legend(ax)
+    return ax
+
+
+def _together(evidence: LogEvidence, ax: Axes | None) -> Axes:
+    """Draw the evidence of a training set as a point with its 95 % interval."""
+    rows = len(evidence.fingerprint)
+    whose = f"{rows} rows" if rows else "all rows"
+    units = "nats, given what was given" if evidence.given else "nats"
+    with drawing.axes(ax) as ax:
+        ax.plot(evidence.estimate, [0.0], "o", color=BLACK, label=f"evidence of {whose}")
+        ax.plot(evidence.mean_interval, [0.0, 0.0], "-", color=BLACK, label="95 % interval")
+        ax.set(xlabel=f"log P(x) of {whose} together, {units}", yticks=[], ylim=(-1.0, 1.0))
+        ax.spines["left"].set_visible(False)
+        ax.locator_params(axis="x", nbins=4)
+        ax.ticklabel_format(axis="x", useOffset=False)
         drawing.legend(ax)
     return ax
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # The first epochs, whose values are cut off, as a share of all.
 _FIRST = 0.1
+# Marks for a single epoch, of which a line shows nothing, by the style of the line.
+_MARKERS = {"-": "o", ":": "s"}
 
 
 def training_curves(history: History | pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -29,6 +31,8 @@ def training_curves(history: History | pd.DataFrame, *, ax: Axes | None = None) 
         history: what ``fit`` returns, or its ``frame``.
         ax: axes to draw into; None makes a new figure.
     """
+    from matplotlib.ticker import FixedLocator, MaxNLocator
+
     frame = history.frame if isinstance(history, History) else history
     drawing.check_frame("history", frame, ("epoch", "elbo", "rate", "reconstruction"), "fit's history")
     epochs, first = frame["epoch"], int(_FIRST * len(frame))
@@ -40,16 +44,20 @@ def training_curves(history: History | pd.DataFrame, *, ax: Axes | None = None) 
         ):
             for (name, colour), (start, line) in product(names.items(), (("", "-"), ("validation_", ":"))):
                 if start + name in frame:
+                    marker = _MARKERS[line] if len(frame) == 1 else ""
                     label = "" if start or name == "rate" else {"elbo": "ELBO"}.get(name, name)
-                    axes.plot(epochs, frame[start + name], line, color=colour, label=label)
+                    axes.plot(epochs, frame[start + name], line + marker, color=colour, label=label)
             late = [np.asarray(curve.get_ydata())[first:] for curve in axes.get_lines()]
             known = drawing.finite(np.concatenate(late))
             if len(known) and np.ptp(known) > 0:
                 axes.set_ylim(known.min() - 0.05 * np.ptp(known), known.max() + 0.1 * np.ptp(known))
         if "validation_elbo" in frame:
-            ax.plot([], [], ":", color=BLACK, label="validation")
+            ax.plot([], [], f":{_MARKERS[':']}" if len(frame) == 1 else ":", color=BLACK, label="validation")
         ax.set_ylabel("nats a row")
         ax.tick_params(labelbottom=False)
+        below.xaxis.set_major_locator(
+            FixedLocator(epochs.tolist()) if len(frame) == 1 else MaxNLocator(integer=True)
+        )
         below.set(xlabel="epoch", ylabel="rate,\nnats a row")
         ax.legend(loc="best")
     return ax
