@@ -68,7 +68,7 @@ def to_arviz(
       trusted only if its verdict is "trust".
 
     For an MCMC baseline, which has ``posterior`` and ``log_likelihood(x)``, the groups are ``posterior`` by
-    site with its chains, ``log_likelihood`` of ``x``, dims (chain, draw, row), and ``observed_data``. ``az.loo``
+    site with its chains and values of ``pyro.deterministic``, ``log_likelihood`` of ``x``, dims (chain, draw, row), and ``observed_data``. ``az.loo``
     leaves out rows that the posterior was fitted to, so ``x`` must be those rows.
 
     Args:
@@ -334,7 +334,8 @@ def _of_chains(model: Any, x: Any) -> tuple[dict[str, Group], dict[str, Any], Te
         )
     log_likelihood = model.log_likelihood(x)
     posterior: Group = {}
-    for name, value in model.posterior.items():
+    computed = model.deterministic() if hasattr(model, "deterministic") else {}
+    for name, value in {**model.posterior, **computed}.items():
         dims = ("chain", "draw", *(f"{name}_dim_{i}" for i in range(value.dim() - 2)))
         posterior[name] = (dims, _numpy(value))
     groups: dict[str, Group] = {

@@ -781,6 +781,13 @@ BUGS = {
         "place.absent, 0.0",
         "test_masks.py::test_every_method_gives_what_the_rows_have[steps-refined]",
     ),
+    "deterministic statements of one draw": Bug(
+        "pair/globals.py",
+        "BayesianModel.deterministic",
+        "self._each(one, u)",
+        "self._each(one, u[:1].expand_as(u))",
+        "test_convert.py::test_deterministic_statements_are_in_the_posterior[True]",
+    ),
     "an evidence drawn as that of a row": Bug(
         "plots/scores.py",
         "log_evidence",

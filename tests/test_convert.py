@@ -14,6 +14,8 @@ from arvizs import MODERN
 from matplotlib import pyplot
 from oracles import LinearGaussian
 from pairs import PAIRS
+from pyro import poutine
+from pyro.infer.reparam import LocScaleReparam
 from rates import SEED, close
 
 import pyrovae as pv
@@ -294,6 +296,37 @@ def test_loo_is_of_the_rows_that_were_fitted():
     to_arviz(chains, X[:, 0])
     with pytest.raises(ValueError, match="x: expected the rows that the baseline was fitted to"):
         to_arviz(chains, X[:, 0].flip(0))
+
+
+@pytest.mark.parametrize("vectorises", [True, False])
+def test_deterministic_statements_are_in_the_posterior(vectorises, monkeypatch):
+    def model(x):
+        with poutine.reparam(config={"moved": LocScaleReparam(0.0)}):
+            moved = pyro.sample("moved", dist.Normal(torch.tensor(1.0), 2.0))
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        if not vectorises:
+            float(scale.detach())
+        pyro.deterministic("variance", scale**2)
+        pyro.deterministic("constant", torch.tensor([1.0, 2.0]), event_dim=1)
+        with pyro.plate("data", len(x)):
+            error = pyro.deterministic("error", x - moved)
+            pyro.sample("x", dist.Normal(x - error, scale), obs=x)
+
+    x = X[:5, 0].double()
+    fitted = baselines.PyroMCMC(model, num_samples=50, warmup_steps=50, num_chains=2).fit(x)
+    posterior = to_arviz(fitted, x).posterior
+    assert set(posterior.data_vars) == {
+        "moved_decentered", "scale", "moved", "variance", "constant", "error",
+    }  # fmt: skip
+    moved = 1 + 2 * posterior["moved_decentered"].values
+    np.testing.assert_allclose(posterior["moved"].values, moved, rtol=1e-12)
+    np.testing.assert_allclose(posterior["variance"].values, posterior["scale"].values ** 2, rtol=1e-12)
+    np.testing.assert_array_equal(posterior["constant"].values, np.broadcast_to([1.0, 2.0], (2, 50, 2)))
+    np.testing.assert_allclose(posterior["error"].values, x.numpy() - moved[..., None], rtol=1e-12)
+    assert posterior["error"].dims == ("chain", "draw", "error_dim_0")
+    monkeypatch.setattr("pyrovae.baselines.mcmc.pyro_mcmc._MOST_NUMBERS", 499)
+    with pytest.warns(UserWarning, match="'error' is left out: expected at most 499 numbers, got 500"):
+        assert set(fitted.deterministic()) == {"moved", "variance", "constant"}
 
 
 def test_tail_counts_the_slower_of_both_tails():

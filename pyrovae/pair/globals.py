@@ -31,6 +31,7 @@ from pyrovae.pair.running import (
     Latents,
     Scored,
     Sites,
+    deterministic_sites,
     log_prob,
     sample_sites,
     take,
@@ -181,6 +182,29 @@ class BayesianModel:
             return values_of(sites, self._places)
 
         return self._each(one, u)
+
+    def deterministic(self, u: Tensor, most: int) -> tuple[Latents, dict[str, int]]:
+        """Return the values of deterministic statements on the fitted rows by name, each of shape (draws, ...).
+
+        Those of more than ``most`` numbers in all draws are left out: the second dict holds their names and numbers.
+        """
+
+        def values(vector: Tensor) -> Latents:
+            with _Placed(self._places, vector):
+                return deterministic_sites(self.model, self.batch)
+
+        with self.own_settings(), torch.no_grad():
+            sizes = {name: len(u) * value.numel() for name, value in values(u[0]).items()}
+        kept = [name for name, size in sizes.items() if size <= most]
+        left_out = {name: size for name, size in sizes.items() if size > most}
+        if not kept:
+            return {}, left_out
+
+        def one(vector: Tensor) -> Latents:
+            found = values(vector)
+            return {name: found[name] for name in kept}
+
+        return self._each(one, u), left_out
 
     def log_likelihood(self, batch: Batch, u: Tensor) -> Iterator[Tensor]:
         """Yield log P(x_n | latents) of rows, fitted or new, in blocks of shape (draws, some rows).

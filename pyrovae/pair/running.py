@@ -265,6 +265,24 @@ def sample_sites(function: Callable[..., Any], batch: Batch, latents: Latents | 
     """
     if latents is not None:
         function = poutine.condition(function, data=latents)
+    return {
+        name: site
+        for name, site in _statements(function, batch).items()
+        if not site["infer"].get("_deterministic")
+    }
+
+
+def deterministic_sites(function: Callable[..., Any], batch: Batch) -> Latents:
+    """Run a callable and return the values of its deterministic statements, and of latents that ``poutine.reparam`` computes."""
+    return {
+        name: site["value"]
+        for name, site in _statements(function, batch).items()
+        if site["infer"].get("_deterministic")
+    }
+
+
+def _statements(function: Callable[..., Any], batch: Batch) -> Sites:
+    """Run a callable and return its sample statements but those of subsampling."""
     args, kwargs = arguments(batch)
     handler = Reparameterised()
     try:
@@ -278,9 +296,7 @@ def sample_sites(function: Callable[..., Any], batch: Batch, latents: Latents | 
     return {
         name: site
         for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not site_is_subsample(site)
-        and not site["infer"].get("_deterministic")
+        if site["type"] == "sample" and not site_is_subsample(site)
     }
 
 

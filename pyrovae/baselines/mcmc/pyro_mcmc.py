@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 #: With fewer draws, no result is reliable.
 _FEWEST = 100
+#: Most numbers of a deterministic site in all draws: 4 GiB of float64.
+_MOST_NUMBERS = 1 << 29
 
 
 class PyroMCMC(Fitted):
@@ -226,6 +229,23 @@ class PyroMCMC(Fitted):
         joint, (batch, _) = self._require_fit(), self._like_fitted(x)
         parts = list(joint.log_likelihood(batch, self._draws.flatten(0, 1)))
         return torch.cat(parts, dim=1).unflatten(0, self._draws.shape[:2])
+
+    @takes_turns
+    def deterministic(self) -> Latents:
+        """Return the values of ``pyro.deterministic`` statements at every draw by name, shape (chains, draws, ...).
+
+        Latents that ``poutine.reparam`` computes from others are among them. They are computed on the training rows. A site
+        of more than 2²⁹ numbers in all is left out, with a warning.
+        """
+        joint = self._require_fit()
+        found, left_out = joint.deterministic(self._draws.flatten(0, 1), _MOST_NUMBERS)
+        for name, numbers in left_out.items():
+            warnings.warn(
+                f"deterministic site {name!r} is left out: expected at most {_MOST_NUMBERS} numbers, got {numbers}. "
+                "Compute it from some draws in .posterior.",
+                stacklevel=3,
+            )
+        return {name: value.unflatten(0, self._draws.shape[:2]) for name, value in found.items()}
 
     @takes_turns
     def marginal_likelihood(self, *, warp: bool = False) -> LogEvidence:
