@@ -804,7 +804,7 @@ BUGS = {
     ),
     "a prior without draws unnamed": Bug(
         "pair/running.py",
-        "sample_sites",
+        "_statements",
         "if handler.now is None:",
         "if True:",
         "test_pair.py::test_a_prior_that_cannot_be_drawn_from_is_named",
