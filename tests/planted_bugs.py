@@ -291,6 +291,13 @@ BUGS = {
         "share <= 1",
         "test_tables.py::test_columns_that_are_almost_zero_are_fitted_as_masses_or_left_out",
     ),
+    "a family without a scale for a column of a table": Bug(
+        "tables/training_rows.py",
+        "_best",
+        'lines[~lines["family"].isin(_NO_SCALE)]',
+        "lines",
+        "test_tables.py::test_columns_get_a_family_that_can_represent_them",
+    ),
     "means beyond the training rows": Bug(
         "likelihoods/mixed.py",
         "Mixed._within",

@@ -143,6 +143,10 @@ SCORES = np.random.default_rng(3).normal(7.0, 2.5, 1000).round().clip(0, 15)
         (sparse(0.7, (AMOUNTS - 1).round(1)), "rounded_gaussian", 0.1),
         (sparse(0.7, AMOUNTS), "gaussian", None),  # a density, as the amounts are not decimal
         (np.log(AMOUNTS).clip(0, 1), "gaussian", None),  # shares, of which many are 0 or 1
+        # P(x | z) of a continuous Bernoulli cannot narrow, so it is not suggested where it fits best without z.
+        (np.linspace(0, 1, 1000), "gaussian", None),
+        (np.linspace(0, 1, 1002)[1:-1], "beta", None),
+        (stats.expon.ppf(np.arange(1, 1001) / 1001, scale=0.05), "gamma", None),
         (AMOUNTS.round(2), "log_normal", None),
         (SCORES, "censored_gaussian", 1.0),
         (SCORES - 1, "rounded_gaussian", 1.0),

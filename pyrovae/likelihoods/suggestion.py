@@ -39,7 +39,8 @@ def suggest(x: Any) -> pd.DataFrame:
     If one value fills more than 5 % of a column of real numbers, densities are fitted to the other rows. If such a
     column is non-negative, Laplace and Student's t are left out: their peak could sit on that value.
 
-    The order may differ for models with latents. Fit them with ``pyrovae.swap`` and compare held-out log P(x).
+    The order may differ for models with latents. A continuous Bernoulli has no scale, so it loses most where latents tell x
+    nearly exactly. Fit them with ``pyrovae.swap`` and compare held-out log P(x).
 
     Args:
         x: rows on dim 0, columns on dim 1: a tensor, numpy array or DataFrame. Missing cells, NaN, None or NA, are left out.

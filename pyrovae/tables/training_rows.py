@@ -41,6 +41,9 @@ _REPEATED = 0.1
 _SPREADS = {"rounded_gaussian": "decoder", "censored_gaussian": "decoder"}
 # A column is left out if one value fills more than this share of it and it gets a density, which would grow without bound.
 _STUCK = 0.99
+# The mean of these families determines their spread, so P(x | z) stays as wide as it is however much z tells. They are not
+# suggested for a table.
+_NO_SCALE = ("continuous_bernoulli",)
 # Steps are found among numbers up to so many of them; beyond, rounding takes any number for whole.
 _LARGEST_STEP = 2.0**40
 # A mass is refused if numbers of this size are rounded to more than this share of their standard deviation: its location
@@ -233,8 +236,8 @@ def _suggested(held: np.ndarray, dtype: str) -> tuple[str | None, float | None, 
         step, why = found, f"{share:.0%} are exactly {value:g}, recorded to {found:g}"
     elif share > _STUCK:
         return None, None, f"almost constant: {value:g} in {share:.1%} of the rows, others not decimal"
-    else:  # the density of a continuous Bernoulli has no bound at 0 and 1
-        return _best(held, None, without="continuous_bernoulli")
+    else:
+        return _best(held, None)
     steps = held / step
     mean, spread, mass = steps.mean(), steps.std(), f"the mass of an interval of {step:g}"
     if steps.max() > _MOST_COUNTED:
@@ -251,10 +254,10 @@ def _suggested(held: np.ndarray, dtype: str) -> tuple[str | None, float | None, 
     return family, None if why == "whole" else step, why_counts if why == "whole" else f"{why}: {why_counts}"
 
 
-def _best(held: np.ndarray, takes: str | None, without: str = "") -> tuple[str, None, str]:
-    """Return the first suggestion of ``likelihoods.suggest``, or the first that takes such numbers, but for one family."""
+def _best(held: np.ndarray, takes: str | None) -> tuple[str, None, str]:
+    """Return the first suggestion of ``likelihoods.suggest`` with a scale, or the first that also takes such numbers."""
     lines = suggest(held[:, None])
-    lines = lines[lines["family"] != without]
+    lines = lines[~lines["family"].isin(_NO_SCALE)]
     if takes is not None:
         lines = lines[lines["family"].map(_takes) == takes]
     return lines["family"].iloc[0], None, lines["why"].iloc[0]
