@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import rounding
+from pyrovae import frames, rounding
 from pyrovae.refusals import bad_type, bad_value, place
 from pyrovae.sparse import SparseRows
 
@@ -138,6 +138,7 @@ def as_numpy(x: Any, argument: str) -> np.ndarray:
         ValueError: whole numbers that are too large; long doubles that float64 cannot hold.
     """
     if hasattr(x, "to_numpy"):  # DataFrame and Series, without importing pandas
+        x = frames.from_decimals(x)
         dtypes = getattr(x, "dtypes", None)
         if dtypes is not None and hasattr(dtypes, "items"):
             odd = [
@@ -146,6 +147,7 @@ def as_numpy(x: Any, argument: str) -> np.ndarray:
                 if getattr(kind, "kind", "O") not in "biuf"
             ]
             if odd:
+                _long_decimals(x, argument)
                 raise bad_type(
                     argument,
                     "columns of numbers",
@@ -275,6 +277,15 @@ def _held(frame: Any, argument: str) -> None:
                 whole = column.to_numpy(dtype=np.uint64 if kind.kind == "u" else np.int64)
                 named = f"{argument}[{name!r}]"
                 cast(torch.from_numpy(as_numpy(whole, named)), torch.float64, named)
+
+
+def _long_decimals(frame: Any, argument: str) -> None:
+    """Raise ``ValueError`` for decimals in a frame that float64 cannot hold, which ``frames.from_decimals`` left."""
+    for column, name in enumerate(frame.columns if hasattr(frame, "iloc") else ()):
+        if frames.are_decimals(frame.iloc[:, column]):
+            came = f"{int(np.sum(rounding.beyond_whole(frame.iloc[:, column])))} others"
+            fix = "Subtract a constant first."
+            raise bad_value(f"{argument}[{name!r}]", "whole numbers between -2^53 and 2^53", came, fix)
 
 
 def _from_long_double(x: np.ndarray, argument: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def objects(x: Any) -> np.ndarray | None:
 def numbers(x: Any) -> Any:
     """Return a frame or series whose columns of numbers and missing cells, such as None, have a type of numbers.
 
-    Columns of other objects are unchanged. A series with missing cells becomes an array of float64 with NaN, and so do masked
+    Decimals become float64, as in ``from_decimals``. Columns of other objects are unchanged. A series with missing cells becomes an array of float64 with NaN, and so do masked
     numbers of NumPy, but for whole numbers that float64 cannot hold.
     """
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x) and x.dtype.kind in "biuf":
@@ -105,6 +106,7 @@ def numbers(x: Any) -> Any:
         return held.filled(np.nan) if x.dtype.kind == "f" or bool((abs(held) < WHOLE).all()) else x
     if not hasattr(x, "convert_dtypes"):
         return x
+    x = from_decimals(x)
     if not hasattr(x, "columns"):
         found = _typed(x) if x.dtype == _OBJECTS else x
         if getattr(found.dtype, "kind", "O") not in "biuf" or not found.isna().any():
@@ -121,13 +123,60 @@ def numbers(x: Any) -> Any:
     return x
 
 
+def from_decimals(x: Any) -> Any:
+    """Return a frame or series with Python's and Arrow's decimals as the nearest numbers of float64, NaN if missing.
+
+    Columns with numbers that float64 may not hold, see ``beyond_whole``, are unchanged. So are other columns and values.
+    """
+    if not hasattr(x, "isetitem"):
+        return _from_decimals(x) if hasattr(x, "iloc") else x
+    found = x
+    for column in (i for i, kind in enumerate(x.dtypes) if kind == _OBJECTS or _of_arrow(kind)):
+        held = x.iloc[:, column]
+        new = _from_decimals(held)
+        if new is not held:
+            found = x.copy(deep=False) if found is x else found
+            found.isetitem(column, new)
+    return found
+
+
+def _from_decimals(held: Any) -> Any:
+    if not are_decimals(held) or bool(np.any(beyond_whole(held))):
+        return held
+    return _in_double(held)
+
+
+def _in_double(held: Any) -> Any:
+    """Return a series of numbers as float64, NaN if missing. Arrow's own cast of decimals is not to the nearest number."""
+    return held.astype(object).where(held.notna(), np.nan).astype(np.float64)
+
+
+def are_decimals(held: Any) -> bool:
+    """Return whether a series holds decimals of Arrow, or of Python with or without other numbers and missing cells."""
+    if held.dtype != _OBJECTS:
+        return _of_arrow(held.dtype)
+    found = held.dropna()
+    return any(isinstance(value, Decimal) for value in found) and _are_numbers(found)
+
+
+def _are_numbers(values: Any) -> bool:
+    kinds = Decimal | int | float | np.integer | np.floating
+    return all(isinstance(value, kinds) and not isinstance(value, bool) for value in values)
+
+
+def _of_arrow(kind: Any) -> bool:
+    return str(kind).startswith("decimal")
+
+
 def _typed(objects: Any) -> Any:
     """Return a series of objects in the type that fits; pandas' own choice would round long whole numbers beside missing ones."""
     whole = np.array([isinstance(value, int | np.integer) for value in objects], dtype=bool)
     if objects.isna().all():
         return objects.astype("Float64")
     if not (whole & beyond_whole(objects)).any():
-        return objects.convert_dtypes()
+        found = objects.convert_dtypes()
+        mixed = found.dtype == _OBJECTS and _are_numbers(objects.dropna())
+        return _in_double(objects) if mixed and not beyond_whole(objects).any() else found
     if (objects.isna().to_numpy() | whole).all():
         for kind in ("Int64", "UInt64"):
             with suppress(OverflowError):
@@ -209,7 +258,8 @@ def _holds(kind: np.dtype, low: float, high: float) -> bool:
 def filled(x: Any, missing: np.ndarray, values: np.ndarray) -> Any:
     """Return a copy of a frame with values, (cells,), where ``missing``, (rows, columns), by row and then by column.
 
-    Columns keep their types. A column whose type cannot hold its values becomes a wider one, or one of float64.
+    Columns keep their types. A column whose type cannot hold its values becomes a wider one, or one of float64. So do numbers
+    of Python objects and decimals, but objects of booleans stay booleans if their values are 0 and 1.
     """
     found, into = x.copy(), np.empty(missing.shape)
     into[missing] = values
@@ -218,6 +268,8 @@ def filled(x: Any, missing: np.ndarray, values: np.ndarray) -> Any:
         new, held = into[holes, column], x.iloc[:, column]
         held = held.sparse.to_dense() if hasattr(held, "sparse") else held
         held = held.copy()  # a dense column may share the memory of the sparse one
+        if getattr(held.dtype, "kind", "O") == "O":
+            held = _one_type(held, new)
         kind = getattr(held.dtype, "kind", "O")
         if kind == "b" and np.isin(new, (0, 1)).all():
             new = new.astype(bool)
@@ -229,10 +281,21 @@ def filled(x: Any, missing: np.ndarray, values: np.ndarray) -> Any:
         elif kind == "f":
             held = wide_enough(held, new)
         if isinstance(held.dtype, np.dtype):
-            new = new.astype(held.dtype)
+            new = new.astype(bool) if held.dtype == _OBJECTS else new.astype(held.dtype)
         held[holes] = new
         found.isetitem(column, held)
     return found
+
+
+def _one_type(held: Any, new: np.ndarray) -> Any:
+    """Return objects or decimals as float64, for new numbers beside them; booleans as objects if the new ones are 0 and 1."""
+    if are_decimals(held):
+        return _in_double(held)
+    found = _typed(held) if held.dtype == _OBJECTS else held
+    kind = getattr(found.dtype, "kind", "O")
+    if kind == "b" and np.isin(new, (0, 1)).all():
+        return held
+    return _in_double(found) if kind in "biuf" else held
 
 
 def difference(came: tuple[str, ...], expected: tuple[str, ...]) -> str:

@@ -262,8 +262,9 @@ def filled(rows: Any, observed: Tensor | None, values: np.ndarray) -> Any:
             wide = rows.double() if rows.is_floating_point() else rows.long()
             into = torch.from_numpy(values).to(wide)
         return wide.masked_scatter(torch.from_numpy(missing).to(rows.device), into)
-    held = rows.toarray() if hasattr(rows, "toarray") else np.asarray(rows)
-    kind = held.dtype if held.dtype.kind == "f" or whole else np.dtype(np.float64)
+    held = rows.toarray() if hasattr(rows, "toarray") else np.asarray(frames.numbers(rows))
+    kept = held.dtype.kind == "f" or (whole and held.dtype.kind != "O")
+    kind = held.dtype if kept else np.dtype(np.float64)
     found = held.astype(frames.wider(kind, values))  # a copy
     found[missing] = values
     return found

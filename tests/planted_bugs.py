@@ -242,6 +242,20 @@ BUGS = {
         "held",
         "test_missing.py::test_long_whole_numbers_are_not_rounded_beside_missing_cells",
     ),
+    "decimals that float64 cannot hold": Bug(
+        "frames.py",
+        "_from_decimals",
+        " or bool(np.any(beyond_whole(held)))",
+        "",
+        "test_missing.py::test_long_decimals_are_refused_by_name",
+    ),
+    "booleans beside imputed fractions": Bug(
+        "frames.py",
+        "filled",
+        "held = _one_type(held, new)",
+        "held = held.copy()",
+        "test_imputation.py::test_filled_objects_have_one_type",
+    ),
     "masses of numbers that are rounded to steps": Bug(
         "tables/training_rows.py",
         "_numbers",

@@ -503,3 +503,20 @@ def test_filled_cells_hold_their_values(dtype, value, wide):
     found = frames.filled(x, np.array([[True], [False]]), np.array([value]))
     assert found["a"].dtype == wide
     assert [float(each) for each in found["a"]] == [value, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("held", "value", "filled", "dtype"),
+    [
+        ([None, True, False], 0.25, [0.25, 1.0, 0.0], np.float64),
+        ([None, True, False], 1.0, [True, True, False], object),
+        ([None, 2, 5], 3.0, [3.0, 2.0, 5.0], np.float64),
+        ([None, 2, 5], 0.5, [0.5, 2.0, 5.0], np.float64),
+        ([pd.NA, 2.5, 1], 3.0, [3.0, 2.5, 1.0], np.float64),
+    ],
+)
+def test_filled_objects_have_one_type(held, value, filled, dtype):
+    x = pd.DataFrame({"a": pd.Series(held, dtype=object)})
+    found = frames.filled(x, np.array([[True], [False], [False]]), np.array([value]))["a"]
+    assert found.dtype == dtype
+    assert list(map(repr, found.tolist())) == list(map(repr, filled))

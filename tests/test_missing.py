@@ -3,9 +3,11 @@
 import inspect
 import itertools
 import math
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 import torch
 from rates import CHECKS, SEED, Z
@@ -700,3 +702,39 @@ HIDDEN = np.array([[True, True], [True, False], [True, True], [False, True]])
 def test_long_whole_numbers_are_not_rounded_beside_missing_cells(rows):
     with pytest.raises(ValueError, match=r"whole numbers that torch\.float64 holds"):
         baselines.FullGaussian().fit(rows)
+
+
+DECIMALS = [object, pd.ArrowDtype(pyarrow.decimal128(38, 6))]
+
+
+@pytest.mark.parametrize("kind", DECIMALS)
+@pytest.mark.parametrize("name", ["full_gaussian", "kernel_density"])
+def test_decimals_are_the_nearest_numbers(name, kind):
+    """Arrow's own cast takes 0.1 to 0.09999999999999999."""
+    tenths = np.random.default_rng(5).integers(1, 99, (40, 2))
+    exact = pd.DataFrame([[Decimal(int(value)) / 10 for value in row] for row in tenths], columns=["a", "b"])
+    numbers, x = pd.DataFrame(tenths / 10, columns=["a", "b"]), exact.astype(kind)
+    if name == "full_gaussian":
+        hole = np.random.default_rng(6).random(x.shape) < 0.2
+        numbers, x = numbers.mask(hole), x.mask(hole)
+    baseline = REGISTRY[name]().fit(x)
+    expected = REGISTRY[name]().fit(numbers).log_evidence(numbers).estimate
+    np.testing.assert_array_equal(baseline.log_evidence(x).estimate, expected)
+    if name == "full_gaussian":
+        (found,) = pv.impute(baseline, x, 1).completed
+        assert list(found.dtypes) == [np.float64, np.float64]
+        np.testing.assert_array_equal(found.to_numpy()[~hole], numbers.to_numpy()[~hole])
+        series = x["a"].rename("a")
+        (found,) = pv.impute(baselines.IndependentGaussian().fit(series), series, 1).completed
+        np.testing.assert_array_equal(found[~hole[:, 0]], numbers["a"][~hole[:, 0]])
+
+
+@pytest.mark.parametrize("kind", DECIMALS)
+@pytest.mark.parametrize("name", ["full_gaussian", "kernel_density"])
+def test_long_decimals_are_refused_by_name(name, kind):
+    x = pd.DataFrame({"a": [0.5, 1.5, 2.5, 4.0], "b": [Decimal(2**54 + 1 + 2 * i) for i in range(4)]})
+    x["b"] = x["b"].astype(kind)
+    with pytest.raises(
+        ValueError, match=r"x\['b'\]: expected whole numbers between -2\^53 and 2\^53, got 4 "
+    ):
+        REGISTRY[name]().fit(x)

@@ -9,6 +9,7 @@ from decimal import Decimal
 import joblib
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 import torch
 from scipy import sparse
@@ -414,6 +415,15 @@ def test_missing_cells_among_objects():
     objects = frame.astype(object).where(frame.notna(), pd.NA)
     estimator = BaselineDensity("full_gaussian").fit(objects)
     assert estimator.score(objects) == BaselineDensity("full_gaussian").fit(frame).score(frame)
+
+
+def test_decimals_of_arrow_beside_missing_cells():
+    tenths = pd.DataFrame((10 * HOLED).round() / 10, columns=NAMES)
+    decimals = tenths.round(1).astype(str).map(Decimal).where(tenths.notna(), None)
+    estimator = BaselineDensity("full_gaussian").fit(tenths)
+    for kind in (object, pd.ArrowDtype(pyarrow.decimal128(10, 1))):
+        held = decimals.astype(kind)
+        assert BaselineDensity("full_gaussian").fit(held).score(held) == estimator.score(tenths)
 
 
 def test_an_array_has_the_columns_0_1_2():

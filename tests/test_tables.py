@@ -1001,7 +1001,9 @@ def test_decimals_are_completed_with_numbers_that_the_model_takes():
         mask = np.ones(df.shape, dtype=bool)
         mask[:3, 0] = False
         found = pv.impute(vae, {"x": df, "observed": mask}, 2, num_samples=100, check=False)
-        back = vae.table.encode(next(iter(found.completed)))[:, 0]
+        completed = next(iter(found.completed))
+        assert list(completed["c"])[3:] == [float(value) for value in cents[3:]]
+        back = vae.table.encode(completed)[:, 0]
         np.testing.assert_allclose(back, [*found.draws[0], *vae.table.encode(df)[3:, 0]], rtol=1e-12)
         vae.sample(2)
 

@@ -249,9 +249,10 @@ class Table:
         for number in map(int, np.flatnonzero(missing.any(axis=0))):
             column, holes = self.columns[number], missing[:, number]
             held, new = found[column.name], column.decode(into[holes, number], rounded=rounded)
-            if str(held.dtype).startswith("decimal"):
-                held = held.astype("double[pyarrow]")
             whole = held.astype(object)
+            if str(held.dtype).startswith("decimal"):  # Arrow's own cast is not to the nearest number
+                held = whole.map(float, na_action="ignore").astype("double[pyarrow]")
+                whole = held.astype(object)
             whole[holes] = new.astype(object).to_numpy()
             kind = getattr(held.dtype, "kind", "O")
             numbers = kind in "iufO" and column.sort == "number" and column.levels is None
