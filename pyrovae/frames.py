@@ -185,11 +185,18 @@ def _typed(objects: Any) -> Any:
 
 
 def dense(x: Any) -> Any:
-    """Return a frame whose sparse columns are dense; others unchanged."""
-    thin = [column for column, kind in enumerate(x.dtypes) if hasattr(kind, "fill_value")]
-    found = x.copy(deep=False) if thin else x
-    for column in thin:
-        found.isetitem(column, x.iloc[:, column].sparse.to_dense())
+    """Return a frame whose sparse columns are dense, and whose dictionaries of Arrow are pandas' categories; others unchanged."""
+    found = x
+    for column, kind in enumerate(x.dtypes):
+        held = x.iloc[:, column]
+        if hasattr(kind, "fill_value"):
+            held = held.sparse.to_dense()
+        elif str(kind).startswith("dictionary"):
+            held = held.array.__arrow_array__().to_pandas().set_axis(x.index)
+        else:
+            continue
+        found = x.copy(deep=False) if found is x else found
+        found.isetitem(column, held)
     return found
 
 

@@ -1008,6 +1008,22 @@ def test_decimals_are_completed_with_numbers_that_the_model_takes():
         vae.sample(2)
 
 
+@pytest.mark.parametrize("values", [["x", "y", None, "z"], [3, 1, None, 2]])
+def test_dictionaries_of_arrow_are_categories(values):
+    cells = pyarrow.array(values * 15).dictionary_encode()
+    df = pd.DataFrame(
+        {"k": pd.arrays.ArrowExtensionArray(cells), "y": RNG.normal(size=60)}, index=range(60, 0, -1)
+    )
+    twin = df.assign(k=pd.Categorical(values * 15, categories=[v for v in values if v is not None]))
+    table = Table.of(df)
+    assert table == Table.of(twin)
+    np.testing.assert_array_equal(table.encode(df), table.encode(twin))
+    np.testing.assert_array_equal(table.encode(pd.concat([df[:20], df[20:]])), table.encode(twin))
+    missing = df[table.names].isna().to_numpy()
+    back = table.filled(df, missing, np.zeros(missing.sum()))
+    assert list(back["k"]) == [values[0] if value is None else value for value in values * 15]
+
+
 def test_the_first_level_of_several_names_no_column():
     df = pd.DataFrame(RNG.normal(size=(40, 3)))
     df.columns = pd.MultiIndex.from_tuples([("a", "x"), ("a", "y"), ("b", "x")])
