@@ -127,6 +127,8 @@ def _one(parts: Sequence[Any], place: str) -> Any:
                 f"a {type(part).__name__} with rows of shape {shape}",
                 "Pass chunks of one kind and shape.",
             )
+    if hasattr(parts[0], "isetitem"):
+        parts = frames.alike(parts)
     _require_exact(parts, place)
     if isinstance(parts[0], Tensor):
         if {_kind(part) for part in parts} >= {"f", "i"}:  # torch would round whole numbers to float32

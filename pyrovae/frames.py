@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from decimal import Decimal
 from typing import Any
@@ -197,6 +198,31 @@ def dense(x: Any) -> Any:
             continue
         found = x.copy(deep=False) if found is x else found
         found.isetitem(column, held)
+    return found
+
+
+def alike(parts: Sequence[Any]) -> list[Any]:
+    """Return frames with the same columns, to be joined: booleans and decimals beside numbers in other frames are numbers.
+
+    Booleans become 0 and 1, decimals float64. pandas would join them as objects of several types.
+    """
+    found = list(parts)
+    for column in range(parts[0].shape[1]):
+        held = [part.iloc[:, column] for part in parts]
+        types = {str(each.dtype) for each in held}
+        if len(types) == 1 and types != {"object"}:
+            continue
+        new = [_typed(each) if each.dtype == _OBJECTS else each for each in map(from_decimals, held)]
+        kinds = {getattr(each.dtype, "kind", "O") for each in new if each.notna().any()}
+        if not (kinds & set("iuf") and kinds <= set("biuf")):
+            continue
+        for number, (before, each) in enumerate(zip(held, new, strict=True)):
+            if each.dtype.kind == "b":
+                each = each.astype("uint8" if isinstance(each.dtype, np.dtype) else "UInt8")
+            elif not are_decimals(before):
+                continue
+            found[number] = found[number].copy(deep=False)
+            found[number].isetitem(column, each)
     return found
 
 

@@ -242,6 +242,20 @@ BUGS = {
         "held",
         "test_missing.py::test_long_whole_numbers_are_not_rounded_beside_missing_cells",
     ),
+    "chunks without a cell among chunks of numbers": Bug(
+        "frames.py",
+        "alike",
+        " if each.notna().any()}",
+        "}",
+        "test_rows.py::test_chunks_without_a_cell_leave_booleans_and_labels_as_they_are",
+    ),
+    "labels of columns that no file holds": Bug(
+        "tables/table.py",
+        "_can_be_saved",
+        " and label == label",
+        "",
+        "test_tables.py::test_training_rows_that_cannot_be_used_are_refused_by_name[no label]",
+    ),
     "decimals that float64 cannot hold": Bug(
         "frames.py",
         "_from_decimals",

@@ -838,6 +838,34 @@ def test_chunks_round_no_whole_number(whole, floats, place):
     assert int((twice.toarray() if hasattr(twice, "toarray") else np.asarray(twice))[1, -1]) in (LONG, -LONG)
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("kind", ["int64", "uint64", "Int64", "float64", "Float64", "int64[pyarrow]", object])
+@pytest.mark.parametrize("flag", ["bool", "boolean", "bool[pyarrow]", object])
+def test_chunks_of_booleans_beside_numbers_are_zeros_and_ones(flag, kind, first):
+    numbers = pd.DataFrame({"a": pd.Series([7, 3], dtype=kind), "b": ["x", None]})
+    flags = pd.DataFrame({"a": pd.Series([True, False], dtype=flag), "b": [None, "y"]})
+    found = joined([flags, numbers] if first else [numbers, flags], "x")["a"]
+    assert [(type(value), value) for value in found.tolist()] in (
+        [(number, value) for value in ([1, 0, 7, 3] if first else [7, 3, 1, 0])] for number in (int, float)
+    )
+    assert flags["a"].tolist() == [True, False]
+
+
+def test_chunks_without_a_cell_leave_booleans_and_labels_as_they_are():
+    empty = pd.DataFrame({"a": [None, None], "b": [np.nan, np.nan]})
+    held = pd.DataFrame({"a": [True, False], "b": ["x", "y"]})
+    found = joined([empty, held], "x")
+    assert found["a"].tolist()[2:] == [True, False]
+    assert found["a"].isna().tolist() == found["b"].isna().tolist() == [True, True, False, False]
+    assert type(found["a"].iloc[2]) in (bool, np.bool_)
+
+
+def test_chunks_of_decimals_beside_floats_are_floats():
+    found = joined([pd.DataFrame({"a": [Decimal("0.1"), None]}), pd.DataFrame({"a": [0.2, 1.0]})], "x")["a"]
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, [0.1, np.nan, 0.2, 1.0])
+
+
 def test_chunks_of_whole_numbers_and_of_float32_are_joined_in_float64():
     found = joined([torch.tensor([[20_000_001]]), torch.tensor([[0.5]])], "x")
     assert found.tolist() == [[20_000_001.0], [0.5]]

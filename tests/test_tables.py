@@ -275,6 +275,17 @@ REFUSED_FIRST = {
     "nothing": ({"a": [1.0] * 4}, {}, "a column that varies"),
     "beyond 2^53": ({"a": [1, 2, 2**53 + 1, -(2**60)]}, {}, r"df\['a'\].*got 2 others, first in row 2"),
     "beyond float64": ({"a": [1.5, 10**400, None, 2.5]}, {}, r"df\['a'\].*got 1 others, first in row 1"),
+    "a date as label": (
+        {pd.Timestamp("2020"): [1.5, 2, 3, 4]},
+        {},
+        r"df\.columns: expected labels .*, got Timestamp.*str\(name\)",
+    ),
+    "a label within labels": ({("a", None): [1.5, 2, 3, 4]}, {}, r"df\.columns: .*, got \('a', nan\)"),
+    "no label": (
+        {np.nan: [1.5, 2, 3, 4], "a": [1.5, 2, 3, 4]},
+        {},
+        r"df\.columns: expected labels .*, got nan",
+    ),
     "no dict": ({"a": [1.5, 2, 3, 4]}, {"families": ["gaussian"]}, "a dict by the names"),
 }
 

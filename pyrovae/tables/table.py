@@ -53,6 +53,11 @@ class Table:
     ) -> Table:
         """Return the table of some training rows; see ``VAE.for_table`` for the arguments and the errors."""
         frame = _frame(x, "df")
+        odd = [name for name in frame.columns if not _can_be_saved(name)]
+        if odd:
+            fix = "Rename the columns: df.columns = [str(name) for name in df.columns]."
+            expected = "labels that are strings, numbers, booleans or tuples of these"
+            raise bad_value("df.columns", expected, f"{odd[0]!r} ({type(odd[0]).__name__})", fix)
         families = _by_name("families", families, frame)
         resolution = _by_name("resolution", resolution, frame)
         columns, left_out = [], {}
@@ -296,6 +301,13 @@ class Table:
 def _is_frame(x: Any) -> bool:
     frame = hasattr(x, "to_pandas") or (hasattr(x, "to_numpy") and hasattr(x, "columns"))
     return frame and not isinstance(x, type)
+
+
+def _can_be_saved(label: Any) -> bool:
+    """Return whether a column's label can be written into a file and is found again by it, which NaN is not."""
+    if isinstance(label, tuple):
+        return all(map(_can_be_saved, label))
+    return isinstance(label, str | int | float | np.number | np.bool_) and label == label
 
 
 def _frame(x: Any, argument: str) -> pd.DataFrame:
