@@ -298,6 +298,18 @@ def test_malformed_files_are_refused_when_they_are_opened(tmp_path, kind):
     assert "\n" not in str(caught.value)
 
 
+def test_parquet_whose_metadata_name_other_types_is_refused_by_name(tmp_path):
+    """pandas' metadata say Int64, and the column holds decimals."""
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    described = pyarrow.Table.from_pandas(pd.DataFrame({"a": pd.array([1, 2, None], dtype="Int64")}))
+    decimals = pyarrow.array([1, 2, None], pyarrow.decimal128(10, 2))
+    held = pyarrow.table({"a": decimals}).replace_schema_metadata(described.schema.metadata)
+    pyarrow.parquet.write_table(held, tmp_path / "rows.parquet")
+    with pytest.raises(Refused, match=r"rows\.parquet: expected a whole \.parquet file, got .*decimal"):
+        files.Rows(str(tmp_path / "rows.parquet"))
+
+
 def test_parquet_without_its_package_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(Refused, match=r"pip install 'pyrovae\[parquet\]'"):

@@ -26,7 +26,7 @@ from pandas.api.types import infer_dtype
 from pyrovae import frames, storage
 from pyrovae.cli import cells
 from pyrovae.cli.main import show
-from pyrovae.refusals import Refused, bad_value, shown
+from pyrovae.refusals import Refused, RefusedType, bad_value, shown
 from pyrovae.rows import joined
 from pyrovae.tables import Table
 
@@ -112,7 +112,7 @@ class Rows:
         try:
             with storage.named(self.path, "a file to read"):
                 yield
-        except Refused:
+        except (Refused, RefusedType):
             raise
         except UnicodeDecodeError as error:
             came = f"the byte {error.object[error.start]:#x} ({error.reason})"
@@ -120,7 +120,8 @@ class Rows:
         except gzip.BadGzipFile:
             fix = "Compress it, or leave .gz out of its name."
             raise self._refused("a file that gzip compressed", "another file", fix) from None
-        except (csv.Error, EOFError, zlib.error, zipfile.BadZipFile, ValueError) as error:
+        # pyarrow raises TypeError if pandas' types in the file's metadata are not those of its columns.
+        except (csv.Error, EOFError, zlib.error, zipfile.BadZipFile, ValueError, TypeError) as error:
             came = str(error).partition("\n")[0] or type(error).__name__
             raise self._refused(
                 f"a whole {self._suffix} file", came, "Check or write the file again."
