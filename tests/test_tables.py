@@ -1,5 +1,6 @@
 """Tables: log P of mixed rows as one mass, frames to codes and back, what is refused by name, and saved tables."""
 
+import datetime as dt
 import itertools
 from decimal import Decimal
 
@@ -253,7 +254,7 @@ def test_rows_unlike_the_training_rows_are_refused_by_name(name, vae):
 
 DAYS = pd.Series(pd.date_range("2020-01-01", periods=4))
 REFUSED_FIRST = {
-    "dates": ({"day": DAYS}, {}, r"df\['day'\].*dt\.days.*families=\{'day': None\}"),
+    "dates": ({"day": DAYS}, {}, r"df\['day'\].*days as a number.*families=\{'day': None\}"),
     "mixed": ({"a": ["x", 1, 2, 3]}, {}, r"df\['a'\].*mixed.*first 'x'"),
     "empty": ({"a": [None] * 4}, {}, r"df\['a'\].*an observed cell"),
     "infinite": ({"a": [1.0, np.inf, 2.5, 3.0]}, {}, r"df\['a'\].*first in row 1"),
@@ -295,6 +296,56 @@ def test_training_rows_that_cannot_be_used_are_refused_by_name(name):
     columns, options, message = REFUSED_FIRST[name]
     with pytest.raises((ValueError, TypeError), match=message):
         pv.VAE.for_table(pd.DataFrame(columns), 1, **options)
+
+
+def of_arrow(values, kind):
+    return pd.arrays.ArrowExtensionArray(pyarrow.array(values, kind))
+
+
+DAY = dt.datetime(1970, 1, 3)
+MOMENTS = [DAY, DAY + dt.timedelta(hours=6), None, DAY + dt.timedelta(days=40)]
+DATES = [None if each is None else each.date() for each in MOMENTS]
+TIMES = [dt.time(0, 0, 2), dt.time(1, 1, 1), None, dt.time(23, 0, 0)]
+DURATIONS = [None if each is None else each - dt.datetime(1970, 1, 1) for each in MOMENTS]
+IN_DAYS, WHOLE_DAYS, IN_SECONDS = [2, 2.25, np.nan, 42], [2, 2, np.nan, 42], [2, 3661, np.nan, 82800]
+
+
+@pytest.mark.parametrize(
+    ("values", "numbers"),
+    [
+        (pd.to_datetime(pd.Series(MOMENTS)), IN_DAYS),
+        (pd.to_datetime(pd.Series(MOMENTS)).dt.tz_localize("UTC").dt.tz_convert("Asia/Tokyo"), IN_DAYS),
+        (pd.Series(MOMENTS, dtype=object), IN_DAYS),
+        (pd.Series(DATES, dtype=object), WHOLE_DAYS),
+        (of_arrow(MOMENTS, pyarrow.timestamp("us")), IN_DAYS),
+        (of_arrow(MOMENTS, pyarrow.timestamp("us", "UTC")), IN_DAYS),
+        (of_arrow(DATES, pyarrow.date32()), WHOLE_DAYS),
+        (of_arrow(DATES, pyarrow.date64()), WHOLE_DAYS),
+        (pd.PeriodIndex(MOMENTS, freq="D"), WHOLE_DAYS),
+        (pd.Series(pd.PeriodIndex(MOMENTS, freq="D")).astype(object), WHOLE_DAYS),
+        (pd.PeriodIndex(["1970-02", "1971-01", None, "1970-01"], freq="M"), [31, 365, np.nan, 0]),
+        (pd.to_timedelta(pd.Series(DURATIONS)), IN_DAYS),
+        (pd.Series(DURATIONS, dtype=object), IN_DAYS),
+        (of_arrow(DURATIONS, pyarrow.duration("us")), IN_DAYS),
+        (pd.Series(TIMES, dtype=object), IN_SECONDS),
+        (of_arrow(TIMES, pyarrow.time32("s")), IN_SECONDS),
+        (of_arrow(TIMES, pyarrow.time64("us")), IN_SECONDS),
+    ],
+)
+def test_the_advised_numbers_of_dates_are_right(values, numbers):
+    """The advice is code, which is run here."""
+    df = pd.DataFrame({"t": values, "x": [1.5, 2.5, 3.5, 5.0]})
+    with pytest.raises(ValueError, match=r"df\['t'\]: .* as a number") as caught:
+        Table.of(df)
+    message = str(caught.value)
+    code = message.partition(" as a number, ")[2].partition("; ")[0]
+    df["t"] = eval(code, {"df": df, "pandas": pd})
+    np.testing.assert_array_equal(df["t"].to_numpy(dtype=np.float64, na_value=np.nan), numbers)
+    assert Table.of(df).names == ["t", "x"]
+    if "a part, such as " in message:
+        df["t"] = values
+        part = message.partition("a part, such as ")[2].partition("; ")[0]
+        assert set(pd.Series(eval(part, {"df": df, "pandas": pd})).dropna()) <= {1, 2}
 
 
 def test_an_array_is_no_table():

@@ -62,8 +62,7 @@ def column_of(name: Any, values: pd.Series, given: Any, resolution: float | None
     if sort not in WORDS or sort == "date":
         fix = f"Convert the column to one of these, or leave it out by {out}."
         if sort == "date":
-            days = f"(df[{name!r}] - df[{name!r}].min()).dt.days"
-            fix = f"Choose a meaning: days as a number, {days}; a part, such as .dt.month; or leave it out by {out}."
+            fix = f"Choose a meaning: {_numbers_of_dates(name, values)}; or leave it out by {out}."
         came = f"{WORDS.get(sort, sort)} of dtype {values.dtype}, first {unwrapped(values.iloc[at[0]])!r}"
         raise refused("df", name, "numbers, booleans, strings or categories", came, fix)
     family, options = given if isinstance(given, tuple) and len(given) == 2 else (given, {})
@@ -91,6 +90,25 @@ def column_of(name: Any, values: pd.Series, given: Any, resolution: float | None
         column = replace(column, resolution=resolution)
         return _numbers(column, numbers_of("df", name, values.iloc[at], at), at)
     return _levels(column, list(values.iloc[at].astype(object)))
+
+
+def _numbers_of_dates(name: Any, values: pd.Series) -> str:
+    """Return, in words, the numbers that dates, times, periods or durations can become. They don't depend on other rows."""
+    from pandas.api.types import infer_dtype
+
+    column, kind, day = f"df[{name!r}]", infer_dtype(values, skipna=True), 'pandas.Timedelta("1D")'
+    if kind.startswith("timedelta"):
+        return f"days as a number, {column} / {day}"
+    if kind == "time":
+        seconds = "lambda t: 3600 * t.hour + 60 * t.minute + t.second"
+        return f'seconds as a number, {column}.map({seconds}, na_action="ignore")'
+    if kind == "period":
+        dates = f"pandas.PeriodIndex({column}).to_timestamp()"
+        days = f"({dates} - pandas.Timestamp(0)) / {day}"
+        return f"days as a number, {days}; a part, such as {dates}.month"
+    dates = f"pandas.to_datetime({column}, utc=True)"
+    days = f'({dates} - pandas.Timestamp(0, tz="UTC")) / {day}'
+    return f"days as a number, {days}; a part, such as {dates}.dt.month"
 
 
 def _takes(family: str) -> str:
