@@ -44,6 +44,13 @@ def are_numbers(names: tuple[str, ...] | None) -> bool:
         return False
 
 
+def own_labels(labels: Any) -> Any:
+    """Return labels of columns as they are, in a pandas index of one level, whose entries can be taken by number."""
+    import pandas as pd
+
+    return pd.Index(list(labels), tupleize_cols=False)
+
+
 def _words(labels: list[Any]) -> tuple[str, ...]:
     """Return labels as strings. The numbers 0, 1, … in any order are "0", "1", …, also if they are floats or booleans."""
     if all(map(_is_number, labels)) and set(labels) == set(range(len(labels))):

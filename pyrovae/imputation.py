@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import arguments
+from pyrovae import arguments, frames
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.draws import Draws, resample
 from pyrovae.evidence.posterior import undisturbed
@@ -60,7 +60,7 @@ class Imputation:
         answered_by: shape (rows,), the method whose draws of z were used; "exact" if none were needed.
         reasons: why rows are not trusted, in words.
         measure: for every column, whether log P measures it by "mass" or "density".
-        names: the columns' names, if x was a frame.
+        names: the columns' names, if x was a frame; numbers among them are strings.
         index: of the rows, if x was a frame or a series.
         table: of a VAE made by ``for_table`` whose x was a frame; draws and points are then codes, and rows and ``to_frame``
             have the values in the frame's types. None otherwise.
@@ -89,7 +89,8 @@ class Imputation:
         """The rows as they were passed, once for each imputation, with its draws in the missing cells.
 
         They are copies of the rows at the call of ``impute``.
-        A frame keeps its index, its columns and their types; observed cells are unchanged.
+        A frame keeps its index, its columns and their types, but objects and decimals become float64 where they are numbers.
+        Observed cells are unchanged.
         """
         return [self._filled(values) for values in self.draws]
 
@@ -162,6 +163,7 @@ class Imputation:
     def to_frame(self, coverage: float = 0.9) -> pd.DataFrame:
         """Return one line per missing cell: row, column, mean, median, mode, low and high of the interval, verdict.
 
+        ``row`` and ``column`` are labels of the frame that was passed, or numbers from 0.
         Cells of levels without an order have a mode alone.
         """
         import pandas as pd
@@ -175,11 +177,19 @@ class Imputation:
         return pd.DataFrame(
             {
                 "row": self.rows if self.index is None else self.index[self.rows],
-                "column": self.columns if self.names is None else np.array(self.names)[self.columns],
+                "column": self._labels[self.columns],
                 **{name: self._decoded(values, name != "mean") for name, values in found.items()},
                 "verdict": self.verdict[self.rows],
             }
         )
+
+    @property
+    def _labels(self) -> Any:
+        """The labels of the columns in the frame that was passed; of other rows the model's names, or numbers from 0."""
+        if self.table is not None:
+            return frames.own_labels(self.table.names)
+        labels = getattr(self._passed, "columns", self.names)
+        return frames.own_labels(range(len(self.measure)) if labels is None else labels)
 
     def _decoded(self, codes: np.ndarray, rounded: bool) -> np.ndarray:
         """Return numbers of the missing cells; of a table the values of their columns; shape (missing cells,)."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import arguments
+from pyrovae import arguments, frames
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evidence import LogEvidence, log_evidence
 from pyrovae.evidence.conditional import columns_of, keeping, root_sum
@@ -83,7 +83,7 @@ def outliers(
 
     Returns:
         A frame with the index of ``x``. For rows: ``score``, its ``error`` (one standard error), its ``verdict``,
-        the ``oddest`` column, its ``log_p``, how far ``below`` the column's median that is, and its ``cell_error``
+        the label of the ``oddest`` column, its ``log_p``, how far ``below`` the column's median that is, and its ``cell_error``
         and ``cell_verdict``. For cells: row, column, ``log_p``, ``below``, ``error`` and ``verdict``.
 
     Raises:
@@ -115,7 +115,8 @@ def outliers(
     else:
         evidence = log_evidence(model, x)
         found = _by_leaving_out(model, x, count, evidence)
-    labels = np.array(names) if names else np.arange(count)
+    own = getattr(as_passed(x)[1], "columns", names)
+    labels = frames.own_labels(range(count) if own is None else own)
     seen = ~np.isnan(found.log_p)
     known = seen.any(axis=0)
     median = np.full(count, np.nan)
@@ -147,12 +148,16 @@ def outliers(
             index,
         )
         return frame.set_index("row") if places else frame
+    named = labels[oddest]
+    if empty.any():
+        named = named.astype(object).to_numpy().copy()
+        named[empty] = None
     return frame_of(
         {
             "score": 0.0 - evidence.estimate,
             "error": evidence.mcse,
             "verdict": evidence.verdict,
-            "oddest": [None if none else labels[d] for d, none in zip(oddest, empty, strict=True)],
+            "oddest": named,
             "log_p": found.log_p[every, oddest],
             "below": below[every, oddest],
             "cell_error": found.error[every, oddest],

@@ -204,7 +204,7 @@ def test_frames_arrays_and_tensors_keep_their_type(linear):
     completed = made.completed[0]
     pd.testing.assert_frame_equal(frame, before)
     assert completed.index.tolist() == ["r", "s", "t"]
-    assert completed.dtypes.astype(str).tolist() == ["float32", "object", "float64", "Float64"]
+    assert completed.dtypes.astype(str).tolist() == ["float32", "float64", "float64", "Float64"]
     pd.testing.assert_series_equal(completed.loc["s"].astype(float), frame.loc["s"].astype(float))
     assert made.to_frame()["row"].tolist() == ["r", "t", "t", "t", "t"]
     assert made.to_frame()["column"].tolist() == ["b", *"abcd"]
@@ -520,3 +520,40 @@ def test_filled_objects_have_one_type(held, value, filled, dtype):
     found = frames.filled(x, np.array([[True], [False], [False]]), np.array([value]))["a"]
     assert found.dtype == dtype
     assert list(map(repr, found.tolist())) == list(map(repr, filled))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [2019, 2020, 2022],
+        [2.0, 0.0, 1.0],
+        [1, "1", 0],
+        [("a", 1), "b", ("a", 2)],
+        list(pd.date_range("2020", periods=3)),
+        pd.MultiIndex.from_product([["a"], [1, 2, 3]]),
+        None,
+    ],
+)
+def test_columns_have_the_frames_own_labels(labels):
+    rows = np.random.default_rng(7).normal(size=(60, 3))
+    x = pd.DataFrame(np.where(np.arange(180).reshape(60, 3) % 7, rows, np.nan), columns=labels)
+    x.iloc[-1] = np.nan
+    fitted = baselines.FullGaussian().fit(x)
+    found, own = pv.impute(fitted, x, 2), list(x.columns)
+    assert found.to_frame()["column"].tolist() == [own[column] for column in found.columns]
+    cells = pv.outliers(fitted, x, cells=True).reset_index(names="row")
+    assert cells["column"].tolist() == [own[column] for column in np.nonzero(x.notna().to_numpy())[1]]
+    odd = pv.outliers(fitted, x)["oddest"]
+    assert pd.isna(odd.iloc[-1])
+    assert odd.tolist()[:-1] == cells["column"][cells.groupby("row")["below"].idxmax()].tolist()
+
+
+def test_columns_of_a_table_have_its_own_labels():
+    x = pd.DataFrame({2020: [1.5, 2.5, None, 3.0] * 15, "id": range(60), 2019: [None, *"aba"] * 15})
+    with pytest.warns(UserWarning, match="'id'"):
+        vae = pv.VAE.for_table(x, 1, hidden_dims=(3,))
+    found = pv.impute(vae, x, 2, method="importance", num_samples=100, check=False).to_frame()
+    assert sorted(zip(found["row"], found["column"], strict=True)) == sorted(
+        [(row, 2019) for row in range(0, 60, 4)] + [(row, 2020) for row in range(2, 60, 4)]
+    )
+    assert set(pv.outliers(vae, x, num_samples=100, check=False)["oddest"]) <= {2019, 2020}

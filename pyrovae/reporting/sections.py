@@ -317,13 +317,14 @@ def _outliers(report: Contents, section: Section) -> None:
     searched = np.sort(np.r_[lowest[:_SHOWN], others])
     found = outliers(report.model, some(report.x, searched), method=report.method_of_draws, seed=report.seed)
     worst = found["score"].to_numpy().argsort(kind="stable")[::-1][:_SHOWN]
-    data, columns = report.data.iloc[searched[worst]], {str(name): i for i, name in enumerate(report.names)}
+    data = report.data.iloc[searched[worst]]
+    labels = getattr(as_passed(report.x)[1], "columns", report.names)
+    columns = {str(label): i for i, label in enumerate(labels)}
     odd = found.iloc[worst][["score", "error", "verdict", "oddest", "below", "cell_verdict"]].copy()
     if report.evidence.index is None:
         odd = odd.set_axis(searched[worst], axis=0).rename_axis("row")
-    held: list[Any] = [
-        None if name is None else data.iloc[i, columns[str(name)]] for i, name in enumerate(odd["oddest"])
-    ]
+    places = [columns.get(str(label)) for label in odd["oddest"]]
+    held: list[Any] = [None if place is None else data.iloc[i, place] for i, place in enumerate(places)]
     odd.insert(4, "its value", [value.item() if hasattr(value, "item") else value for value in held])
     odd = odd.rename(columns={"score": "−log P(x)", "below": "nats below the column's median"})
     section.text.append(
