@@ -420,9 +420,10 @@ class VAE(LatentVariableModel):
 
         P(x | z) = Π_d P_d(x_d | z). Strings, booleans and pandas categories get masses of their levels, ordered categories an
         ``Ordinal``. ``likelihoods.suggest`` chooses the families of numbers: counts for whole numbers, densities for others.
-        "continuous_bernoulli" is never chosen, because P(x | z) cannot narrow. Whole numbers get the mass of an interval of width 1 if their smallest is not 0, or if their standard deviation or
-        variance is below their mean. Decimal numbers with one value in over a tenth of the rows, such as amounts with many
-        zeros, are counted in steps of 0.1, 0.01, …. A density would give this value no mass.
+        "continuous_bernoulli" and "poisson" are never chosen, because P(x | z) cannot narrow. Whole numbers get the mass of an
+        interval of width 1 if their smallest is not 0, if their standard deviation or variance is below their mean, or if
+        "poisson" fits best. Decimal numbers with one value in over a tenth of the rows, such as amounts with many zeros, are
+        counted in steps of 0.1, 0.01, …. A density would give this value no mass.
 
         Every function that takes rows then takes such a frame, with None, NaN or NA in missing cells. ``sample`` and
         ``reconstruct`` return frames. Levels, locations and scales come from ``df`` and never change, so ``df`` should

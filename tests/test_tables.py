@@ -148,6 +148,9 @@ SCORES = np.random.default_rng(3).normal(7.0, 2.5, 1000).round().clip(0, 15)
         (np.linspace(0, 1, 1000), "gaussian", None),
         (np.linspace(0, 1, 1002)[1:-1], "beta", None),
         (stats.expon.ppf(np.arange(1, 1001) / 1001, scale=0.05), "gamma", None),
+        # Nor can that of a Poisson, in which a variance equal to the mean leaves nothing for z.
+        (stats.nbinom.ppf(np.arange(1, 1001) / 1001, 20, 20 / 20.8), "censored_gaussian", 1.0),
+        (stats.nbinom.ppf(np.arange(1, 1001) / 1001, 1, 0.3), "negative_binomial", None),
         (AMOUNTS.round(2), "log_normal", None),
         (SCORES, "censored_gaussian", 1.0),
         (SCORES - 1, "rounded_gaussian", 1.0),

@@ -269,6 +269,9 @@ def _suggested(held: np.ndarray, dtype: str) -> tuple[str | None, float | None, 
     if steps.min() > 0:
         return "", step, f"{why}, from {held.min():g} on: {mass}"
     family, _, why_counts = _best(np.round(steps), "counts")
+    # A Poisson's variance is its mean. If z tells anything of a column that looks so, P(x | z) is narrower than a Poisson.
+    if family == "poisson":
+        return "", step, f"{why}, variance {spread**2 / mean:.2g} times the mean: {mass}"
     return family, None if why == "whole" else step, why_counts if why == "whole" else f"{why}: {why_counts}"
 
 
