@@ -1342,6 +1342,20 @@ BUGS = {
         "",
         "test_row_noise.py::test_samplers_of_a_users_own_draw_independent_numbers[complex]",
     ),
+    "rows of a kernel density that the user may change": Bug(
+        "baselines/kernel_density.py",
+        "KernelDensity._fit",
+        "rows.clone()",
+        "rows",
+        "test_baselines.py::test_rows_that_change_after_the_fit_change_nothing[array-kernel_density]",
+    ),
+    "rows of chains that the user may change": Bug(
+        "baselines/mcmc/pyro_mcmc.py",
+        "PyroMCMC.fit",
+        "value.clone()",
+        "value",
+        "test_mcmc.py::test_rows_that_change_after_the_fit_change_nothing",
+    ),
     "a tail of the pilot's rounding": Bug(
         "evidence/result.py",
         "resolution",

@@ -108,6 +108,18 @@ def test_rows_of_any_kind_give_the_same_numbers(name):
 
 
 @pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("kind", [torch.Tensor.clone, torch.Tensor.numpy], ids=["tensor", "array"])
+def test_rows_that_change_after_the_fit_change_nothing(name, kind):
+    x = ROWS[EVERY[name].support].clone()
+    rows = kind(x.clone())
+    baseline = build(EVERY[name]).fit(rows)
+    expected, drawn = baseline.log_evidence(x).estimate, baseline.sample(5, seed=1)
+    rows *= 0
+    np.testing.assert_array_equal(baseline.log_evidence(x).estimate, expected)
+    assert torch.equal(baseline.sample(5, seed=1), drawn)
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_a_refused_fit_changes_nothing(name):
     cls = EVERY[name]
     x = ROWS[cls.support]

@@ -605,6 +605,14 @@ def test_order_of_columns_does_not_change_the_density():
 # The chains
 
 
+def test_rows_that_change_after_the_fit_change_nothing():
+    x = CASES["Beta-Bernoulli"].x.double().clone()
+    mcmc = baselines.PyroMCMC(coins, **QUICK | {"num_samples": 60, "warmup_steps": 30}).fit(x)
+    expected = mcmc.marginal_likelihood().total
+    x *= 0
+    assert mcmc.marginal_likelihood().total == expected
+
+
 @pytest.mark.slow
 def test_seeds_decide_and_nothing_is_disturbed(sampler):
     x = CASES["Beta-Bernoulli"].x

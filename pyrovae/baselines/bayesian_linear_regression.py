@@ -82,7 +82,7 @@ class BayesianLinearRegression(Conjugate):
         self.weights = torch.linalg.solve_triangular(self._r, projected[:, None], upper=True)[:, 0]
         self.alpha_n = self.alpha + n / 2
         self.beta_n = self.beta + 0.5 * float(((target - q @ projected) ** 2).sum())
-        self._covariates = rows[:, :-1]
+        self._covariates = rows[:, :-1].clone()  # the user may change theirs
 
     def _split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return φ, shape (rows, P), and y, shape (rows,)."""

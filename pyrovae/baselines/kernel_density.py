@@ -66,7 +66,7 @@ class KernelDensity(ClosedForm):
             else:
                 factor = _best_factor(standard / unbiased)
             self.bandwidths = factor * unbiased * scale
-        self._centres = rows
+        self._centres = rows.clone()  # the user may change theirs
 
     def _log_prob(self, rows: Tensor) -> Tensor:
         scaled = self._centres / self.bandwidths

@@ -159,6 +159,7 @@ class PyroMCMC(Fitted):
                 statements; values are off the likelihood's support; or no start has finite density.
         """
         batch, source = read_in_double(x)
+        batch = {name: value.clone() for name, value in batch.items()}  # the user may change theirs
         joint = self._joint_of(batch)
         draws, divergences = run_nuts(
             joint,
