@@ -57,8 +57,8 @@ def check(draws: Tensor, sites: Sequence[str], divergences: int) -> Checks:
     distinct = distinct_ess(draws)
     if distinct < min(_EFFECTIVE, effective.min()):
         problems.append(
-            f"draws that repeat earlier ones, which were resampled, with an effective sample size of {distinct:.0f}, below "
-            f"{_EFFECTIVE}: draw more samples before resampling."
+            f"draws that repeat earlier ones, with an effective sample size of {distinct:.0f}, below {_EFFECTIVE}: they were "
+            "resampled or rounded. Draw more samples before resampling, and save all digits."
         )
     if divergences:
         problems.append(

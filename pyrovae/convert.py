@@ -67,9 +67,9 @@ def to_arviz(
       ``pareto_k`` and ``verdict``, and the values that ``x`` holds beside the rows. The draws of a row can be
       trusted only if its verdict is "trust".
 
-    For an MCMC baseline, which has ``posterior`` and ``log_likelihood(x)``, the groups are ``posterior`` by
-    site with its chains and values of ``pyro.deterministic``, ``log_likelihood`` of ``x``, dims (chain, draw, row), and ``observed_data``. ``az.loo``
-    leaves out rows that the posterior was fitted to, so ``x`` must be those rows.
+    For an MCMC baseline, which has ``posterior`` and ``log_likelihood(x)``, the groups are ``posterior`` by site with its
+    chains and values of ``pyro.deterministic``; ``log_likelihood`` of ``x``, dims (chain, draw, row); and
+    ``observed_data``. ``az.loo`` leaves out rows that the posterior was fitted to, so ``x`` must be those rows.
 
     Args:
         model: a ``VAE``, a ``LatentVariableModel``, or a fitted MCMC baseline.

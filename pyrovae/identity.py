@@ -127,13 +127,15 @@ def fingerprint(
     order = sorted(range(len(names)), key=names.__getitem__)
     by_name = None
     if order != list(range(len(names))):
-        moved = _fingerprint(x[:, order], None if observed is None else observed[:, order])
+        moved = _fingerprint(x, observed, order)
         by_name = replace(moved, totals=np.zeros(0))
     return replace(found, names=names, by_name=by_name)
 
 
-def _fingerprint(x: Tensor, observed: Tensor | None) -> Fingerprint:
-    """Return the fingerprint of rows whose columns have no names."""
+def _fingerprint(x: Tensor, observed: Tensor | None, order: list[int] | None = None) -> Fingerprint:
+    """Return the fingerprint of rows whose columns have no names, or of these columns in another order."""
+    if order is not None and observed is not None:
+        observed = observed[:, order]
     columns = x.numel() // len(x)
     exact, rounded, floors = (hashlib.sha256(repr((len(x), columns)).encode()) for _ in range(3))
     mask = b"" if observed is None else np.packbits(observed.cpu().numpy()).tobytes()
@@ -143,6 +145,7 @@ def _fingerprint(x: Tensor, observed: Tensor | None) -> Fingerprint:
     watch = None if rounding.holds(x.dtype, torch.float32) else rounding.Watch(torch.float32)
     for _, block in blocks(x):
         flat = block.detach().cpu().reshape(len(block), -1)
+        flat = flat if order is None else flat[:, order]
         # + 0 turns −0.0 into 0.0: the two are equal but differ in their bytes
         narrow = flat.float().contiguous().numpy() + np.float32(0)
         rounded.update(narrow.data)

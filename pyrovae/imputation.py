@@ -88,9 +88,8 @@ class Imputation:
     def completed(self) -> list[Any]:
         """The rows as they were passed, once for each imputation, with its draws in the missing cells.
 
-        They are copies of the rows at the call of ``impute``.
-        A frame keeps its index, its columns and their types, but objects and decimals become float64 where they are numbers.
-        Observed cells are unchanged.
+        They are copies of the rows at the call of ``impute``. A frame keeps its index, its columns and their types, but
+        decimals and numbers in columns of objects become float64. Observed cells are unchanged.
         """
         return [self._filled(values) for values in self.draws]
 

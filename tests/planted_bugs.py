@@ -1356,6 +1356,27 @@ BUGS = {
         "value",
         "test_mcmc.py::test_rows_that_change_after_the_fit_change_nothing",
     ),
+    "values that the guide never draws, unreached": Bug(
+        "evidence/ladder.py",
+        "Ladder._answer_by_values",
+        "Stage.PILOT), given.names)",
+        "Stage.PILOT))",
+        "test_rungs.py::test_a_rare_value_that_the_guide_never_draws_gets_its_share[0.0]",
+    ),
+    "masked entries at a bound": Bug(
+        "pair/row_model.py",
+        "RowModel._at_edge",
+        "found & counted",
+        "found",
+        "test_supports.py::test_masked_entries_at_a_bound_weigh_as_others",
+    ),
+    "missing cells taken for shown by a mask": Bug(
+        "pair/masks.py",
+        "LeftOut.add",
+        "(cells & observed)",
+        "(cells | ~observed)",
+        "test_masks.py::test_a_missing_cell_is_not_one_that_a_mask_shows[1]",
+    ),
     "a tail of the pilot's rounding": Bug(
         "evidence/result.py",
         "resolution",

@@ -387,7 +387,7 @@ GAMMA = np.random.default_rng(2).gamma(3, size=(4, 1000, 1))
         (lambda u: np.where(np.abs(u - 1).max(1) < 1, 0.0, np.nan), np.random.default_rng(5).uniform(0, 2, GOOD.shape), "another method", "NaN at"),
         (normal, GOOD[:, :25], "more samples", "effective sample size"),
         (normal, np.random.default_rng(6).normal(size=(2, 60, 50)), "another method", "hardly overlap"),
-        (normal, resampled(np.random.default_rng(7), 300, 2), "more samples", "were resampled"),
+        (normal, resampled(np.random.default_rng(7), 300, 2), "more samples", "resampled or rounded"),
     ],
     ids=[
         "chains in modes of their own", "modes in wrong shares", "modes in wrong shares, one chain", "other scale",

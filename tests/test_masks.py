@@ -291,6 +291,30 @@ def test_a_mask_that_hides_a_column_names_that_one():
     assert "got column 2, which is unscored" in str(ev.check)
 
 
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_missing_cell_is_not_one_that_a_mask_shows(missing):
+    """Column 1 is hidden always. Bits per observed cell are unknown, because the hidden column has observed cells."""
+
+    def model(x, observed=None):
+        counted = torch.tensor([True, False, True])
+        counted = counted if observed is None else counted & observed
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_tensor(0.0), 1.0))
+            pyro.sample("x", dist.Normal(z[..., None], torch.ones(3)).mask(counted).to_event(1), obs=x)
+
+    def guide(x, observed=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0 * x[:, 0], 1.0))
+
+    x = three(6)
+    pair = pv.LatentVariableModel(model, guide)
+    assert math.isfinite(pv.log_evidence(pair, x, num_samples=50, check=False).bits_per_dim)
+    x[2, missing] = math.nan
+    ev = pv.log_evidence(pair, x, num_samples=50, check=False)
+    assert ev.measure == ("density", "unscored", "density")
+    assert math.isnan(ev.bits_per_dim)
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_a_cell_that_a_mask_hides_in_a_late_row_is_found(given):
     x = three(300)

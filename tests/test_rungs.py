@@ -571,6 +571,61 @@ def test_shares_of_values_have_the_errors_that_they_state():
     assert (ev.verdict == "trust").all()
 
 
+@pytest.mark.parametrize("sure", [0.3, 1e-6, 0.0])
+def test_rows_without_probability_and_values_that_the_guide_never_draws(sure):
+    """c ~ Bernoulli(0.4), z ~ N(0, 1), x ~ Uniform(z + 4 c ± 0.02); the guide gives c = 1 the probability ``sure``."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(x.new_tensor(0.4)))
+            z = pyro.sample("z", dist.Normal(x.new_tensor(0.0), 1.0))
+            loc = (z + 4 * c)[..., None]
+            pyro.sample("x", dist.Uniform(loc - 0.02, loc + 0.02, validate_args=False).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(torch.full_like(x[:, 0], sure)))
+            pyro.sample("z", dist.Normal(x.mean(-1) - 4 * c, 0.02))
+
+    x = torch.tensor(
+        [[4.0, 4.01], [0.1, 0.11], [0.0, 3.0]]
+    )  # two columns more than 0.04 apart are impossible
+    ev = pv.log_evidence(pv.LatentVariableModel(model, guide), x, method="auto", seed=SEED, check=False)
+    low, high = x.double().max(1).values - 0.02, x.double().min(1).values + 0.02
+    normal = dist.Normal(torch.zeros((), dtype=torch.float64), 1.0)
+    mass = sum(p * (normal.cdf(high - 4 * c) - normal.cdf(low - 4 * c)) for c, p in ((0, 0.6), (1, 0.4)))
+    assert ev.estimate[2] == -math.inf
+    error = np.abs(ev.estimate[:2] - (mass[:2] / 0.04**2).log().numpy())
+    assert (error <= Z * np.hypot(ev.mcse, ev.tail_error)[:2] + 1e-3).all()
+
+
+@pytest.mark.parametrize("sure", [0.3, 1e-6, 0.0])
+def test_a_rare_value_that_the_guide_never_draws_gets_its_share(sure):
+    """c ~ Bernoulli(0.002) moves z ~ N(6 c, 1), which a guide of N(0.9 x̄, 0.4) covers for both; x ~ N(z, 0.5²), twice."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(x.new_tensor(0.002)))
+            z = pyro.sample("z", dist.Normal(6 * c, 1.0))
+            pyro.sample("x", dist.Normal(z[..., None], torch.full((2,), 0.5)).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Bernoulli(torch.full_like(x[:, 0], sure)))
+            pyro.sample("z", dist.Normal(0.9 * x.mean(-1), 0.4))
+
+    x = torch.tensor([[6.0, 6.2], [0.0, 0.3], [3.0, 3.0]])
+    covariance = torch.ones(2, 2, dtype=torch.float64) + 0.25 * torch.eye(2)
+    parts = [
+        math.log(weight)
+        + dist.MultivariateNormal(torch.full((2,), loc).double(), covariance).log_prob(x.double())
+        for loc, weight in ((0.0, 0.998), (6.0, 0.002))
+    ]
+    exact = torch.logsumexp(torch.stack(parts), 0).numpy()
+    ev = pv.log_evidence(pv.LatentVariableModel(model, guide), x, method="auto", seed=SEED, check=False)
+    assert (np.abs(ev.estimate - exact) <= Z * np.hypot(ev.mcse, ev.tail_error) + 1e-3).all()
+
+
 def test_values_of_several_sites_are_numbered():
     case = Classes(1.0, "plate", 2)
     model = inspect(pv.LatentVariableModel(case.model, case.guide), {"x": case.x})

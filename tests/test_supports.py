@@ -426,3 +426,46 @@ def test_a_support_with_tensors_is_named_in_one_line():
         ValueError, match=r"latent 'z' on MixtureSameFamilyConstraint, which has no bijection"
     ):
         pv.log_evidence(pv.LatentVariableModel(model, guide), torch.randn(20, 1), method="refined")
+
+
+def test_bounds_on_the_other_side_in_some_rows_are_not_known():
+    """A half-line whose side a scale by row chooses: no draw is at a bound, and none is an error."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_tensor(0.0), 2.0))
+            pyro.sample("x", dist.Normal(z[..., None], torch.ones(2)).to_event(1), obs=x)
+
+    def guide(x):
+        side = torch.where(x[:, 0] > 0, 1.0, -1.0)
+        start = dist.Gamma(torch.full_like(side, 2.0), 1.0)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.TransformedDistribution(start, [T.AffineTransform(0 * side, side)]))
+
+    x = torch.rand(600, 2, generator=torch.Generator().manual_seed(0)) + 0.5
+    x[317] = -1.0
+    found = pv.log_evidence(pv.LatentVariableModel(model, guide), x, num_samples=200, seed=SEED, check=False)
+    assert np.isfinite(found.estimate).all()
+
+
+def test_masked_entries_at_a_bound_weigh_as_others():
+    """s ~ Gamma(0.01), most of which rounds to zero, is masked in all rows, in model and guide."""
+
+    def latents(x):
+        pyro.sample("s", dist.Gamma(torch.full((len(x),), 0.01), 1.0).mask(x[:, 0] > 9))
+        return pyro.sample("z", dist.Normal(x.new_tensor(0.0), 1.0))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(latents(x)[..., None], torch.ones(2)).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("s", dist.Gamma(torch.full((len(x),), 0.01), 1.0).mask(x[:, 0] > 9))
+            pyro.sample("z", dist.Normal(x.mean(-1) * 2 / 3, 0.6))
+
+    x = torch.tensor([[-1.0, 0.5], [-0.3, 0.1]])
+    exact = dist.MultivariateNormal(torch.zeros(2), torch.ones(2, 2) + torch.eye(2)).log_prob(x)
+    found = pv.log_evidence(pv.LatentVariableModel(model, guide), x, num_samples=5000, seed=SEED, check=False)
+    np.testing.assert_allclose(found.estimate, exact, atol=0.01)
+    assert not found.reasons

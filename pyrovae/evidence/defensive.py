@@ -97,21 +97,23 @@ class Shares(NamedTuple):
     """What draws for each value of the discrete latents say of P(c | x) and of the spread of weights.
 
     Attributes:
+        names: of the discrete latents.
         log_share: log of the share of each combination of values among the draws of an answer, (values, rows).
         variance: of a weight of the answer relative to its squared mean, (rows,).
     """
 
+    names: tuple[str, ...]
     log_share: Tensor
     variance: Tensor
 
     @classmethod
-    def even(cls, number: int, rows: Tensor) -> Shares:
-        """Return equal shares of ``number`` values, for rows of a tensor, (rows, ...)."""
-        log_share = rows.new_full((number, len(rows)), -math.log(number), dtype=torch.float64)
-        return cls(log_share, torch.full_like(log_share[0], math.nan))
+    def even(cls, values: DiscreteValues, rows: Tensor) -> Shares:
+        """Return equal shares of values, for rows of a tensor, (rows, ...)."""
+        log_share = rows.new_full((len(values), len(rows)), -math.log(len(values)), dtype=torch.float64)
+        return cls(values.names, log_share, torch.full_like(log_share[0], math.nan))
 
     def of_rows(self, rows: Tensor | slice) -> Shares:
-        return Shares(self.log_share[:, rows], self.variance[rows])
+        return Shares(self.names, self.log_share[:, rows], self.variance[rows])
 
 
 def shares_of_values(evaluation: Evaluation) -> Shares | None:
@@ -130,7 +132,7 @@ def shares_of_values(evaluation: Evaluation) -> Shares | None:
             return None
         sums = _Sums(len(values), batch["x"])
         for numbers, _, log_weights, _ in _by_value(
-            evaluation, rows, values, Shares.even(len(values), batch["x"])
+            evaluation, rows, values, Shares.even(values, batch["x"])
         ):
             sums.add(numbers, log_weights)
         first, second = sums.first, sums.second
@@ -141,8 +143,10 @@ def shares_of_values(evaluation: Evaluation) -> Shares | None:
         square = (
             (second - share.log()).logsumexp(dim=0) - math.log(len(values)) + math.log(evaluation.num_samples)
         )
-        found.append(Shares(share.log(), (square - 2 * level).exp() - 1))
-    return Shares(*(torch.cat(each, dim=-1) for each in zip(*found, strict=True)))
+        variance = torch.where(level.isneginf(), 0.0, (square - 2 * level).exp() - 1)
+        found.append(Shares(values.names, share.log(), variance))
+    names, *parts = zip(*found, strict=True)
+    return Shares(names[0], *(torch.cat(part, dim=-1) for part in parts))
 
 
 def weigh_values(evaluation: Evaluation, shares: Shares, keep: Keep | None = None) -> Columns:

@@ -58,6 +58,7 @@ RUNGS = ("importance", "exact", "defensive", "refined", "quadrature", "annealed"
 
 PILOT, _SECOND_PILOT = 64, 128  # draws of the encoder, and of the fitted mixture
 _FEWEST = 128  # draws of an answer
+_MOST_SUMMED = 128  # values of discrete latents that are summed over
 _BY_VALUES = 256  # the same, and of its pilot, if every value of the discrete latents gets a share
 _RESERVE = 150  # decoder evaluations of an answer by _FEWEST draws, held back until the end
 # An answer aims at this share of the target, because a pilot estimates a variance only to about a quarter.
@@ -229,11 +230,11 @@ class Ladder:
         rows = torch.arange(len(self._cost), device=self._cost.device)
         pilot = self._pilot(rows, dim)
         if not dim:
-            reached = ~pilot.beyond.rows
-            if not self._answer_by_values(rows[reached], pilot):
-                self._answer_by_importance(rows[reached], pilot.needed[reached], pilot.missed[reached])
-            beyond = Unreached(*(each[~reached] for each in pilot.beyond))
-            self._answer_defensively(rows[~reached], pilot.needed[~reached], beyond)
+            left = ~self._answer_by_values(rows, pilot)
+            reached, cut_off = left & ~pilot.beyond.rows, left & pilot.beyond.rows
+            self._answer_by_importance(rows[reached], pilot.needed[reached], pilot.missed[reached])
+            beyond = Unreached(*(each[cut_off] for each in pilot.beyond))
+            self._answer_defensively(rows[cut_off], pilot.needed[cut_off], beyond)
             return
         modes = self._look_for_modes(rows, pilot, dim)
         enough = (
@@ -553,28 +554,31 @@ class Ladder:
             columns = each_block(part, encoder_block(part))
             self._keep(rows[chosen], columns, "importance", count, doubtful[chosen])
 
-    def _answer_by_values(self, rows: Tensor, pilot: _Pilot) -> bool:
-        """Answer rows by their discrete latents' values, if these are few, and return whether they are.
+    def _answer_by_values(self, rows: Tensor, pilot: _Pilot) -> Tensor:
+        """Answer rows by their discrete latents' values, if these are few, and return which rows are answered.
 
         The answer is the sum over all z if all latents are discrete. Otherwise every value gets a share of the draws. A guide
-        that is too sure of a value would hardly draw others, and the spread of its weights would not show them.
+        that is too sure of a value would hardly draw others, and the spread of its weights would not show them. Rows in which
+        the guide cannot reach all values of the other latents are not answered.
         """
-        if not len(rows):
-            return True
-        summed = sum_over_latents(self._part(rows, 1, Stage.ANSWER), most=_FEWEST)
+        every = torch.ones_like(rows, dtype=torch.bool)
+        summed = sum_over_latents(self._part(rows, 1, Stage.ANSWER), most=_MOST_SUMMED)
         if summed is not None:
             self._keep(rows, summed, "exact", 0)
-            return True
+            return every
         given = shares_of_values(self._part(rows, _BY_VALUES, Stage.SECOND_PILOT))
         if given is None:
-            return False
+            return ~every
         self._cost[rows] += _BY_VALUES
-        needed = given.variance / (_MARGIN * self._target) ** 2
-        for chosen, count in self._by_draws(rows, needed.clamp(min=_BY_VALUES)):
-            here = rows[chosen]
-            found = weigh_values(self._part(here, count, Stage.ANSWER), given.of_rows(chosen))
+        if bool(pilot.beyond.rows.any()):
+            every &= ~unreached(self._part(rows, PILOT, Stage.PILOT), given.names).rows
+        needed = given.variance[every] / (_MARGIN * self._target) ** 2
+        own = given.of_rows(every)
+        for chosen, count in self._by_draws(rows[every], needed.clamp(min=_BY_VALUES)):
+            here = rows[every][chosen]
+            found = weigh_values(self._part(here, count, Stage.ANSWER), own.of_rows(chosen))
             self._keep(here, found, "defensive", count, pilot.least[here] > found.estimate)
-        return True
+        return every
 
     def _answer_defensively(self, rows: Tensor, needed: Tensor, beyond: Unreached) -> None:
         """Answer rows if z cannot be moved and the guide cannot reach all of the prior.

@@ -44,16 +44,16 @@ class Unreached(NamedTuple):
         )
 
 
-def unreached(evaluation: Evaluation) -> Unreached:
+def unreached(evaluation: Evaluation, without: tuple[str, ...] = ()) -> Unreached:
     """Search every row for z with P(x_n, z) > 0 and Q(z | x_n) = 0, and return the findings.
 
     With such z, a method that draws only from the guide misses a part of log P(x_n). Its number is still a lower
     bound, but cannot be trusted. The search tries draws of the prior and other values of discrete latents. It
     also moves draws of the guide away from their centre, and counts those with a non-negligible P(x_n, z). Supports
     alone do not decide, because the guide may be zero wherever P(x, z) = 0. Nothing is run if the guide is
-    known to have density wherever the prior has it.
+    known to have density wherever the prior has it. Q leaves out the latents ``without``, whose values are not drawn from it.
     """
-    seen = [_seen(evaluation, rows) for rows in reach_blocks(evaluation)]
+    seen = [_seen(evaluation, rows, without) for rows in reach_blocks(evaluation)]
     if not seen:
         return _nothing(len(evaluation), evaluation.batch["x"].device)
     return Unreached(*map(torch.cat, zip(*seen, strict=True)))
@@ -83,18 +83,19 @@ def reach_cost(evaluation: Evaluation) -> int:
     return 0 if evaluation.structure.reaches else (2 + len(_STRETCHES)) * _DRAWS
 
 
-def _seen(evaluation: Evaluation, rows: slice) -> Unreached:
+def _seen(evaluation: Evaluation, rows: slice, without: tuple[str, ...] = ()) -> Unreached:
     """Return ``unreached`` of one block of rows."""
     model = evaluation.model
     batch = evaluation.part(rows)
     with undisturbed(evaluation, Stream.REACH, rows=rows) as noise:
         prior, joint = model.draw_prior(batch, _DRAWS, noise)
-        found = _cut_off(model.log_proposal(batch, prior), joint)
+        found = _cut_off(model.log_proposal(batch, prior, without), joint)
         at, _ = model.propose(batch, 1, noise)
         reached = total(model.log_joint(batch, at))[0]
         for latents in other_values(model, batch, at, _AT_ONCE):
             joint = model.log_joint(batch, latents)
-            found = found.either(_cut_off(model.log_proposal(batch, latents), joint, reached - _NEGLIGIBLE))
+            log_q = model.log_proposal(batch, latents, without)
+            found = found.either(_cut_off(log_q, joint, reached - _NEGLIGIBLE))
         try:
             posterior = Posterior(evaluation, rows)
         except Refused:  # discrete latents, or a space in which draws cannot be moved

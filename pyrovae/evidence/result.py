@@ -485,10 +485,12 @@ class LogEvidence:
         """−mean / (scored columns · log 2): bits per dimension of x; for a density they depend on the columns' units.
 
         If cells are missing, it is −total / (observed cells · log 2): bits per observed cell. NaN if the rows are not
-        known, no cell is observed, or a column of separate rows is "unscored in part".
+        known, no cell is observed, or a column of separate rows is "unscored in part", or unscored where cells are missing.
         """
         if self.target == "predictive" and "unscored in part" in self.measure:
             return math.nan
+        if self.observed is not None and "unscored" in self.measure:
+            return math.nan  # how many observed cells are scored is not kept
         if self.observed is not None:
             cells = int(self.observed.sum())
             return -self.total / (cells * math.log(2)) if cells else math.nan

@@ -71,11 +71,11 @@ def leaves_missing_out(site: Site, dim: int, columns: Sequence[int], batch: Batc
     return rows.shape == expected.shape and not bool((rows & ~expected).any())
 
 
-def hidden(site: Site, dim: int, columns: Sequence[int], batch: Batch) -> Tensor | None:
-    """Return which observed cells of x a site's masks leave out, (rows, held columns); None without a mask.
+def scored(site: Site, dim: int, columns: Sequence[int]) -> Tensor | None:
+    """Return which cells of x a site's masks leave in, (rows, held columns); None without a mask.
 
-    All are, if one entry of the value counts at several places of the mask. ``dim`` is the plate dim over rows, negative;
-    ``columns`` are those of x that the site holds; ``batch`` holds its rows.
+    None are, if one entry of the value counts at several places of the mask. ``dim`` is the plate dim over rows, negative;
+    ``columns`` are those of x that the site holds.
     """
     joined, shape = _joined(site), site["value"].shape
     if joined is None:
@@ -86,7 +86,14 @@ def hidden(site: Site, dim: int, columns: Sequence[int], batch: Batch) -> Tensor
     rows = rows.reshape(len(rows), -1)
     if rows.shape[1] != len(columns):  # some entries are no columns of x
         return None
-    return ~rows & flat(batch["observed"])[:, list(columns)] if "observed" in batch else ~rows
+    return rows
+
+
+def observed_cells(batch: Batch, columns: Sequence[int]) -> Tensor:
+    """Return which cells of some columns of x are there, (rows, columns)."""
+    if "observed" in batch:
+        return flat(batch["observed"])[:, list(columns)]
+    return torch.ones(len(batch["x"]), len(columns), dtype=torch.bool, device=batch["x"].device)
 
 
 class LeftOut:
@@ -100,13 +107,13 @@ class LeftOut:
     def add(self, sites: Sites, batch: Batch) -> None:
         """Take the observed sites of a run of the model on a batch."""
         for name, columns in self._scored.columns.items():
-            cells = hidden(sites[name], self._scored.data_dim[name], columns, batch)
-            here = list(columns)
+            cells, here = scored(sites[name], self._scored.data_dim[name], columns), list(columns)
             if cells is None:
                 self._shown[here] = True
-            else:
-                self._hidden[here] |= cells.any(0).cpu()
-                self._shown[here] |= (~cells).any(0).cpu()
+                continue
+            observed = observed_cells(batch, columns)  # a missing cell is neither shown nor hidden by a mask
+            self._hidden[here] |= (~cells & observed).any(0).cpu()
+            self._shown[here] |= (cells & observed).any(0).cpu()
 
     def holds(self, columns: Sequence[int]) -> bool:
         """Return whether each of some columns was left out at least once."""

@@ -20,7 +20,7 @@ from pyrovae.rows import restored
 # Numbers of the widest layer in a block of rows; most rows of a block.
 _NUMBERS, _MOST_ROWS = 1 << 21, 4096
 _BLOCKS_COMPARED = 8  # blocks of which rows are scored again without others
-# Draws of guide and prior to find out whether a mask depends on z: fewest, most, and for all rows together.
+# Draws of guide and prior to find out whether a mask depends on z: fewest, most, and for the rows of a block together.
 _MASK_DRAWS = 8, 64, 512
 # Matrix products of other shapes round differently. Allowed are 1e-8 of a log-probability in float64, 1e-5 of it in
 # float32, or 50 times its change by rounding x and z.
@@ -66,7 +66,7 @@ def check_rows(
             if not _as_inspected(structure, sites, block):
                 transformed = True
             left_out.add(sites, block)
-            if _may_follow_z(structure, sites, block, left_out):
+            if start in compared and _may_follow_z(structure, sites, block, left_out):
                 for other in _other_draws(model, block):
                     left_out.add(other, block)
             if "observed" in block and not bool(block["observed"].all()):

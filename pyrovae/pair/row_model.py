@@ -167,11 +167,12 @@ class RowModel:
         shape = (self._count(latents), len(batch["x"]))
         return self._joint(self._ask("model", batch, shape[0], latents), shape)
 
-    def log_proposal(self, batch: Batch, latents: Latents) -> Tensor:
-        """Return log Q(z | x) of rows and given latents."""
+    def log_proposal(self, batch: Batch, latents: Latents, without: tuple[str, ...] = ()) -> Tensor:
+        """Return log Q(z | x) of rows and given latents; of the sites that are not in ``without``, given those before them."""
         shape = (self._count(latents), len(batch["x"]))
         sites = self._ask("guide", batch, shape[0], latents)
-        return self._terms("guide", sites, self.structure.latents, shape)
+        names = tuple(name for name in self.structure.latents if name not in without)
+        return self._terms("guide", sites, names, shape)
 
     def plain_scores(self, part: str, batch: Batch, latents: Latents) -> Tensor:
         """Return each row's log-probability under one part, (rows,), for latents in the layout of a plain call."""
@@ -212,8 +213,8 @@ class RowModel:
             ):
                 raise bad_value("model", expected, f"site {name!r}, which also depends on x", fix)
         for name, columns in structure.columns.items():
-            cells = masks.hidden(again[name], structure.data_dim[name], columns, simulated)
-            if cells is not None and bool(cells.any()):
+            cells = masks.scored(again[name], structure.data_dim[name], columns)
+            if cells is not None and bool((~cells & masks.observed_cells(simulated, columns)).any()):
                 raise bad_value(
                     "model", expected, f"site {name!r}, whose mask leaves out cells at other z", fix
                 )
@@ -424,11 +425,17 @@ class RowModel:
 
     def _at_edge(self, part: str, sites: Sites, num_samples: int) -> Tensor:
         """Return whether a latent lies on a bound of its support in one part, up to rounding, (samples, rows)."""
-        at = {
-            name: supports.at_edge(sites[name]["value"], bounds, transformed=part == "guide")
-            for name in self.structure.edges[part]
-            if (bounds := supports.reach(sites[name]["fn"])) is not None
-        }
+        at = {}
+        for name in self.structure.edges[part]:
+            z, bounds = sites[name]["value"], supports.reach(sites[name]["fn"])
+            # Bounds that inspection saw may differ in side from row to row, and then they are not known.
+            found = (
+                torch.zeros_like(z, dtype=torch.bool)
+                if bounds is None
+                else supports.at_edge(z, bounds, transformed=part == "guide")
+            )
+            counted = masks.entries(sites[name])
+            at[name] = found if counted is None else found & counted
         if not self.structure.vectorised[part]:
             at = unfold(self.structure, at, num_samples)
         each = [self.rows_second(name, found) for name, found in at.items()]

@@ -42,7 +42,7 @@ _SPREADS = {"rounded_gaussian": "decoder", "censored_gaussian": "decoder"}
 # A column is left out if one value fills more than this share of it and it gets a density, which would grow without bound.
 _STUCK = 0.99
 # The mean of these families determines their spread, so P(x | z) stays as wide as it is however much z tells. They are not
-# suggested for a table.
+# suggested for a table. Counts that look like a Poisson get the mass of an interval.
 _NO_SCALE = ("continuous_bernoulli",)
 # Steps are found among numbers up to so many of them; beyond, rounding takes any number for whole.
 _LARGEST_STEP = 2.0**40
@@ -104,10 +104,10 @@ def _numbers_of_dates(name: Any, values: pd.Series) -> str:
         return f'seconds as a number, {column}.map({seconds}, na_action="ignore")'
     if kind == "period":
         dates = f"pandas.PeriodIndex({column}).to_timestamp()"
-        days = f"({dates} - pandas.Timestamp(0)) / {day}"
+        days = f'({dates} - pandas.Timestamp("1970-01-01")) / {day}'
         return f"days as a number, {days}; a part, such as {dates}.month"
     dates = f"pandas.to_datetime({column}, utc=True)"
-    days = f'({dates} - pandas.Timestamp(0, tz="UTC")) / {day}'
+    days = f'({dates} - pandas.Timestamp("1970-01-01", tz="UTC")) / {day}'
     return f"days as a number, {days}; a part, such as {dates}.dt.month"
 
 
