@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import product
 from typing import Any
 
 import pyro.distributions as dist
@@ -27,9 +26,9 @@ def other_values(model: RowModel, batch: Batch, at: Latents, at_once: int) -> It
     of ``propose``, with at most ``at_once`` samples each.
     """
     units, *_ = _discrete_units(model, batch, at)
-    changes = [[(unit, value)] for unit, (_, _, values) in enumerate(units) for value in range(len(values))]
     if len(units) > 1 and _number(units) <= _MOST_COMBINATIONS:
-        changes = _combinations(units)
+        return _combined(model, at, units, at_once)
+    changes = [(unit, value) for unit, (_, _, values) in enumerate(units) for value in range(len(values))]
     return _changed(model, at, units, changes[:_MOST_CHANGES], at_once)
 
 
@@ -43,7 +42,7 @@ def all_values(
     units, known, others = _discrete_units(model, batch, at)
     if not known or others or _number(units) > most:
         return None
-    return _changed(model, at, units, _combinations(units), at_once)
+    return _combined(model, at, units, at_once)
 
 
 #: A unit of a discrete latent: the site, its index among the site's units, and its values, (values, entries).
@@ -74,7 +73,7 @@ def _discrete_units(model: RowModel, batch: Batch, at: Latents) -> tuple[list[_U
 
 
 class DiscreteValues:
-    """Every combination of values of a pair's discrete latents, whose other latents are not discrete.
+    """Every combination of values of a pair's discrete latents.
 
     ``names`` are the discrete latents; ``len`` is the number of combinations.
     """
@@ -101,7 +100,7 @@ class DiscreteValues:
         """Return the discrete latents at combinations with these numbers, (samples, rows)."""
         entries: dict[str, list[Tensor]] = {name: [] for name in self.names}
         left = numbers
-        for name, _, values in reversed(self._units):  # the last unit changes first, as in ``_combinations``
+        for name, _, values in reversed(self._units):  # the last unit changes first
             entries[name].insert(0, values[left % len(values)])
             left = left // len(values)
         found = {}
@@ -128,30 +127,33 @@ def _number(units: list[_Unit]) -> int:
     return math.prod(len(values) for _, _, values in units)
 
 
-def _combinations(units: list[_Unit]) -> list[list[tuple[int, int]]]:
-    return [list(enumerate(each)) for each in product(*(range(len(values)) for _, _, values in units))]
+def _combined(model: RowModel, at: Latents, units: list[_Unit], at_once: int) -> Iterator[Latents]:
+    """Yield ``at`` with every combination of the units' values, one sample for each."""
+    values, name = DiscreteValues(model, at, units), units[0][0]
+    one = model.rows_second(name, at[name])
+    for numbers in torch.arange(len(values), device=one.device).split(at_once):
+        yield _repeated(at, len(numbers)) | values.held(numbers[:, None].expand(-1, one.shape[1]))
+
+
+def _repeated(at: Latents, count: int) -> Latents:
+    return {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in at.items()}
 
 
 def _changed(
-    model: RowModel,
-    at: Latents,
-    units: list[_Unit],
-    changes: list[list[tuple[int, int]]],
-    at_once: int,
+    model: RowModel, at: Latents, units: list[_Unit], changes: list[tuple[int, int]], at_once: int
 ) -> Iterator[Latents]:
-    """Yield ``at`` with some units changed, one sample for each change, a list of (unit, value) numbers."""
+    """Yield ``at`` with one unit changed, one sample for each change: the numbers of the unit and of its value."""
     for start in range(0, len(changes), at_once):
         some = changes[start : start + at_once]
-        latents = {name: value.repeat(len(some), *[1] * (value.dim() - 1)) for name, value in at.items()}
+        latents = _repeated(at, len(some))
         for name, value in latents.items():
             moved = model.rows_second(name, value)
             entries = moved.reshape(*moved.shape[:2], -1).clone()
-            for sample, change in enumerate(some):
-                for unit, chosen in change:
-                    site, place, values = units[unit]
-                    if site == name:
-                        size = values.shape[1]
-                        entries[sample, :, place * size : (place + 1) * size] = values[chosen].to(value.dtype)
+            for sample, (unit, chosen) in enumerate(some):
+                site, place, values = units[unit]
+                if site == name:
+                    size = values.shape[1]
+                    entries[sample, :, place * size : (place + 1) * size] = values[chosen].to(value.dtype)
             latents[name] = model.rows_back(name, entries.reshape(moved.shape))
         yield latents
 
