@@ -510,6 +510,9 @@ RUN: dict[str, Callable[[Target, int], dict[str, Any]]] = {
 # ---------------------------------------------------------------------------------------------------------------------
 # Table
 
+#: What a file keeps of a run, in this order.
+FIELDS = ("estimate", "mcse", "low", "high", "trust", "evaluations", "seconds")
+
 
 def show(found: dict[str, Any]) -> None:
     print(
@@ -519,7 +522,7 @@ def show(found: dict[str, Any]) -> None:
     for name in TARGETS:
         for method in METHODS:
             each = [
-                value
+                dict(zip(FIELDS, value, strict=True))
                 for key, value in found["results"].items()
                 if key.rsplit("|", 1)[0] == f"{name}|{method}"
             ]
@@ -566,7 +569,10 @@ def main() -> None:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     one = RUN[method](target, seed)
-                found["results"][key] = one | {"seconds": round(time.perf_counter() - started, 2)}
+                one |= {"seconds": round(time.perf_counter() - started, 2)}
+                found["results"][key] = [
+                    round(one[name], 7) if isinstance(one[name], float) else one[name] for name in FIELDS
+                ]
                 if arguments.json:
                     arguments.json.parent.mkdir(parents=True, exist_ok=True)
                     new = arguments.json.with_suffix(".tmp")
