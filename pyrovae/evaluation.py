@@ -239,9 +239,12 @@ class Evaluation:
             return False
         return self.runner.compile
 
-    def blocks(self) -> Iterator[slice]:
-        """Yield the blocks of rows of the tiles."""
-        return (block[0].rows for block in self.tiles())
+    def blocks(self, num_samples: int | None = None) -> list[slice]:
+        """Return the blocks of rows of the tiles, or of tiles that have another number of samples."""
+        if num_samples is None:
+            return [block[0].rows for block in self.tiles()]
+        tile = noises.tile_shape(self.structure.widest, num_samples)
+        return [block[0].rows for block in noises.tiles(len(self), num_samples, tile)]
 
     def part(self, rows: slice | Tensor) -> Batch:
         """Return a copy of some of the rows, with what goes with them.

@@ -113,7 +113,7 @@ class RowNoise:
     ) -> Tensor:
         wide = dtype if dtype in _DTYPES else torch.float32
         drawn = op(self.keys, self.first, num_samples, math.prod(rest), self._number(), wide)
-        return drawn.movedim(0, -1).reshape(num_samples, len(self.keys), *rest).to(dtype)
+        return drawn.reshape(num_samples, len(self.keys), *rest).to(dtype)
 
     def _number(self) -> int:
         """The number of the next call; those of branches are hashed from their stem."""
@@ -142,7 +142,8 @@ def _unsigned(rows: Tensor) -> np.ndarray:
 # are registered with torch, so that a traced graph holds each as one node.
 
 
-# Results have the places first: (size, samples, rows).
+# Places come first while numbers are made, because the words of all samples and rows are made together. They come last in
+# results: with other strides, a compiled draw of a 784–400–50 VAE takes 7 % longer.
 
 
 def _uniform(
@@ -151,7 +152,7 @@ def _uniform(
     drawn = torch.empty(size, num_samples * len(keys), dtype=dtype)
     for places, columns, words in _parts(keys, first, num_samples, size, call):
         drawn.numpy()[places, columns] = words.fraction(drawn.numpy().dtype)
-    return drawn.view(size, num_samples, len(keys)).to(keys.device)
+    return _places_last(drawn, num_samples, keys)
 
 
 def _normal(
@@ -170,11 +171,17 @@ def _normal(
         here *= radius
         here = np.sin(angle, out=sines[places, columns])
         here *= radius
-    return drawn[:size].view(size, num_samples, len(keys)).to(keys.device, copy=size < len(drawn))
+    return _places_last(drawn[:size], num_samples, keys)
+
+
+def _places_last(drawn: Tensor, num_samples: int, keys: Tensor) -> Tensor:
+    """Return a copy of (size, samples · rows) numbers as (samples, rows, size), on the device of the keys."""
+    found = drawn.T.clone(memory_format=torch.contiguous_format)
+    return found.view(num_samples, len(keys), len(drawn)).to(keys.device)
 
 
 def _shape(keys: Tensor, first: Tensor, num_samples: int, size: int, call: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty(size, num_samples, len(keys), dtype=dtype, device=keys.device)
+    return torch.empty(num_samples, len(keys), size, dtype=dtype, device=keys.device)
 
 
 _LIBRARY = torch.library.Library("pyrovae", "DEF")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.posterior import Posterior, total, undisturbed
-from pyrovae.noise import Stream, tile_shape
+from pyrovae.noise import Stream
 from pyrovae.pair import LogJoint, other_values
 from pyrovae.refusals import Refused
 
@@ -63,9 +63,7 @@ def reach_blocks(evaluation: Evaluation) -> list[slice]:
     """Return the blocks of rows that ``unreached`` searches; none if nothing has to be searched."""
     if evaluation.structure.reaches:
         return []
-    height, _ = tile_shape(evaluation.structure.widest, _AT_ONCE)
-    starts = range(0, len(evaluation), height)
-    return [slice(start, min(start + height, len(evaluation))) for start in starts]
+    return evaluation.blocks(_AT_ONCE)
 
 
 def reach_block(evaluation: Evaluation) -> Callable[[int, slice], dict[str, Tensor]]:

@@ -128,7 +128,7 @@ class Run:
 
         Workers call ``make`` for the rows of a task. It is a function of a module, or a ``functools.partial`` of one.
         """
-        blocks, make = list(self.evaluation.blocks()), functools.partial(_by_name, make)
+        blocks, make = self.evaluation.blocks(), functools.partial(_by_name, make)
         with self.bar() as bar:
             found = computed(self.evaluation, blocks, make, self.parts, self.pool)
             return Columns(**_joined(self.evaluation, found, bar))
@@ -140,7 +140,7 @@ class Run:
     def _coarse(self) -> Tensor:
         """Return in which rows log P(x_n, z) in float32 is rough on steps of z that hardly bend a smooth function, (rows,)."""
         known = self.evaluation.dtype != torch.float32
-        return self._finding("coarse", [] if known else list(self.evaluation.blocks()), coarse_block)
+        return self._finding("coarse", [] if known else self.evaluation.blocks(_DRAWS), coarse_block)
 
     def _finding(self, name: str, blocks: list[slice], make: Make) -> Tensor:
         """Return one of the values that a function of blocks returns; False for all rows if there are no blocks."""
