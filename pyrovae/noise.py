@@ -92,6 +92,7 @@ class Stream(IntEnum):
     IMPUTE = 19
     EMBED = 20
     BRIDGE = 21
+    DENSITIES = 22
 
 
 def derive(seed: int, stream: Stream, *keys: int) -> int:

@@ -15,6 +15,7 @@ import torch
 
 from pyrovae import arguments, identity, noise
 from pyrovae.evaluation import Evaluation
+from pyrovae.evidence.densities import ROWS, mismatch
 from pyrovae.evidence.result import HEAVIEST, LogEvidence
 from pyrovae.evidence.simulated import Supply
 from pyrovae.model import LatentVariableModel
@@ -145,7 +146,8 @@ def check(
     one or two are missed, it continues to four times as many rows, of which at most two may be missed. The check fails, too,
     if w* is among the heaviest weights, 5 % of the sum, in more trusted rows than chance allows. If this count is only
     suspicious, it also continues to four times as many rows. The method answers at most eight times ``num_rows`` rows. If it
-    trusts too few of them, ``passed`` is None.
+    trusts too few of them, ``passed`` is None. The check fails, too, if draws of the guide, the prior or the likelihood do
+    not have the density of their ``log_prob``, as with a log-determinant that is missing.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``.
@@ -256,9 +258,12 @@ def _count(template: Evaluation, estimator: Estimator, num_rows: int, options: M
 
     supply = Supply(template, _MOST_SIMULATED * num_rows)
     found: list[LogEvidence] = []
-    wanted = num_rows
+    wanted, mismatched = num_rows, None
     while True:
         rows = supply.take(num_rows, len(found))
+        if not found:
+            some = rows.only(torch.arange(min(ROWS, num_rows), device=template.numbers.device))
+            mismatched = mismatch(Evaluation.prepare(template.pair, some, 1, template.seed))
         seed = derive(template.seed, Stream.CHECK, len(found))
         found.append(estimator(template.pair, rows, seed=seed, **options))
         # A closed form leaves no mass out.
@@ -276,11 +281,13 @@ def _count(template: Evaluation, estimator: Estimator, num_rows: int, options: M
         if missed or heaviest > binom.isf(_SUSPICIOUS, count, rate):
             wanted = _LONGER * num_rows
         enough = min(in_halves) >= wanted // 2 or len(log_odds) >= _MOST_SIMULATED * num_rows
-        if missed > _MOST_MISSED or often or enough:
+        if missed > _MOST_MISSED or often or enough or mismatched is not None:
             break
     passed: bool | None = True
-    why = None
-    if missed > _MOST_MISSED:
+    why = mismatched
+    if mismatched is not None:
+        passed = False
+    elif missed > _MOST_MISSED:
         passed = False
         why = f"the method missed the posterior of {missed} of {count} rows that it trusts, simulated from the model"
     elif often:
