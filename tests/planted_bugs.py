@@ -1765,6 +1765,55 @@ BUGS = {
     "Adam's correction for the first step of a call at all": Bug(
         "tracing/updates.py", "Adam.numbers", "+ ahead", "+ 1", "test_tracing.py::test_optimizers[AdamW]"
     ),
+    "gradients in another order than their parameters": Bug(
+        "tracing/updates.py",
+        "lay_out",
+        "gradient.stride() != strides",
+        "False",
+        "test_training.py::test_steps_do_not_depend_on_the_order_of_numbers_in_memory[transposed-traced]",
+    ),
+    "moments in another order than their parameters": Bug(
+        "tracing/updates.py",
+        "lay_out",
+        "moment.stride() != strides",
+        "False",
+        "test_training.py::test_a_parameter_that_gets_another_layout_within_a_step_is_updated_right",
+    ),
+    "moments of a file in the order of the file": Bug(
+        "tracing/updates.py",
+        "lay_out",
+        "moment.shape == parameter.shape",
+        "False",
+        "test_checkpoints.py::test_a_resumed_fit_pairs_moments_with_parameters_of_any_layout[default-eager]",
+    ),
+    "gradients of ranks in the order of their sum": Bug(
+        "tracing/updates.py",
+        "take_step",
+        "lay_out(optimizer)",
+        "pass",
+        "test_ranks.py::test_gradients_of_ranks_have_the_layout_of_their_parameters",
+    ),
+    "a fused update of parts of tensors": Bug(
+        "training/arguments.py",
+        "_fused",
+        " and is_dense(p)",
+        "",
+        "test_training.py::test_steps_do_not_depend_on_the_order_of_numbers_in_memory[first columns-eager]",
+    ),
+    "a fused update of parts of tensors that the user asks for": Bug(
+        "training/arguments.py",
+        "make_optimizer",
+        "if not is_dense(p)",
+        "if False",
+        "test_training.py::test_a_fused_update_changes_the_parameters_alone",
+    ),
+    "updates of expanded parameters": Bug(
+        "training/arguments.py",
+        "make_optimizer",
+        "step == 0",
+        "False",
+        "test_training.py::test_parameters_that_share_memory_with_themselves_are_refused[False-Adam]",
+    ),
     "one seed for a call": Bug(
         "tracing/drawing.py",
         "Noise.draw",

@@ -188,6 +188,35 @@ def test_stopped_and_resumed_it_is_the_same_fit(case, steps, tmp_path, monkeypat
         assert_same(whole, fit(case, tmp_path, **how))
 
 
+@pytest.mark.parametrize("steps", ["eager", "traced", "inside"])
+@pytest.mark.parametrize(
+    "optimizer", [torch.optim.Adam, functools.partial(torch.optim.Adam, fused=True)], ids=["default", "fused"]
+)
+def test_a_resumed_fit_pairs_moments_with_parameters_of_any_layout(
+    optimizer, steps, tmp_path, monkeypatch, request
+):
+    """Files keep numbers in the order of their indices, whatever their order in memory was."""
+    monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
+    if steps == "inside":
+        request.getfixturevalue("inside")
+
+    def fit(**options):
+        pair = vae()
+        for parameter in pair.parameters():
+            if parameter.dim() == 2:
+                parameter.data = parameter.data.mT.contiguous().mT
+        how = {"eager": False, "traced": "auto", "inside": True}[steps]
+        options |= {"epochs": 4, "batch_size": 15, "lr": 0.05, "compile": how, "optimizer": optimizer}
+        return pair, pv.fit(pair, TRAIN, **options)
+
+    whole = fit()
+    with monkeypatch.context() as patch:
+        stop_at(patch, {3})
+        with pytest.raises(Stopped):
+            fit(checkpoint=pv.Checkpoint(tmp_path, seconds=0))
+    assert_same(whole, fit(checkpoint=pv.Checkpoint(tmp_path, seconds=0)))
+
+
 def test_another_initialisation_does_not_matter_to_a_resumed_fit(tmp_path, monkeypatch):
     whole = fit("Adam")
     with monkeypatch.context() as patch:

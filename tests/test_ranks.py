@@ -144,6 +144,24 @@ def on_ranks(size, function, folder):
 
 
 @pytest.mark.slow
+def test_gradients_of_ranks_have_the_layout_of_their_parameters(tmp_path):
+    """Transposed weights and torch's fused update, on two ranks and in one process."""
+
+    def laid():
+        pair = vae()
+        for parameter in pair.parameters():
+            if parameter.dim() == 2:
+                parameter.data = parameter.data.mT.contiguous().mT
+        return pair
+
+    options = {"epochs": 3, "batch_size": 10, "lr": 0.05}
+    unfused = functools.partial(torch.optim.Adam, fused=False)
+    expected = fitted(laid(), **options, optimizer=unfused, compile=False)
+    for found in on_ranks(2, lambda rank: fitted(laid(), **options), tmp_path):
+        assert_same(found, expected)
+
+
+@pytest.mark.slow
 def test_ranks_take_the_steps_of_one_process(tmp_path):
     """Batches of 10 and a last one of 2 rows on three ranks; drawn weights, clipping, a schedule, early stopping, a callback."""
     options = {

@@ -554,6 +554,110 @@ def test_any_torch_optimizer(optimizer):
     assert not same(before, parameters(vae))
 
 
+#: Weights of 5 columns and 2 latents, by how their numbers lie in memory.
+LAYOUTS = {
+    "contiguous": lambda draw: draw(5, 2),
+    "transposed": lambda draw: draw(2, 5).T,
+    "first columns": lambda draw: draw(5, 4)[:, :2],
+    "every other row": lambda draw: draw(10, 2)[::2],
+    "every other column, transposed": lambda draw: draw(4, 10).T[::2, 1::2],
+}
+
+
+class Laid(torch.nn.Module):
+    """A pair in float64, whose traced gradients have other strides than its parameters."""
+
+    def __init__(self, layout):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        draw = functools.partial(torch.randn, generator=generator, dtype=torch.float64)
+        self.weight = torch.nn.Parameter(LAYOUTS[layout](draw))
+        self.slopes = torch.nn.Parameter(LAYOUTS[layout](draw) * 0.1)
+        self.shift = torch.nn.Parameter(draw(3))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+            loc = torch.einsum("...k,dk->...d", z, self.weight) + self.shift.sum()
+            pyro.sample("x", dist.Normal(loc, 0.5).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            loc = torch.einsum("...d,dk->...k", x, self.slopes)
+            pyro.sample("z", dist.Normal(loc, 0.5).to_event(1))
+
+    def fitted(self, **options):
+        """The parameters after a fit, and how its steps ran."""
+        x = torch.randn(40, 5, generator=torch.Generator().manual_seed(1)).double()
+        pair = pv.LatentVariableModel(self.model, self.guide)
+        history = pv.fit(pair, x, **({"epochs": 8, "batch_size": 10, "lr": 0.01} | options))
+        return parameters(self), history.steps
+
+
+@pytest.mark.parametrize("steps", ["eager", "traced", "compiled"])
+@pytest.mark.parametrize("layout", [*LAYOUTS, "transposed, SGD"])
+def test_steps_do_not_depend_on_the_order_of_numbers_in_memory(layout, steps, monkeypatch, request):
+    """torch's fused updates pair numbers by their order in memory: parameters, gradients and moments."""
+    layout, of_sgd, _ = layout.partition(", SGD")
+    optimizer = functools.partial(torch.optim.SGD, momentum=0.9) if of_sgd else torch.optim.Adam
+    expected, _ = Laid(layout).fitted(compile=False, optimizer=functools.partial(optimizer, fused=False))
+    monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
+    if steps == "compiled":
+        request.getfixturevalue("inside")
+    compile = {"eager": False, "traced": "auto", "compiled": True}[steps]
+    found, how = Laid(layout).fitted(compile=compile, optimizer=optimizer)
+    assert how == steps
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["transposed", "first columns"])
+def test_compiled_steps_do_not_depend_on_the_order_of_numbers_in_memory(layout):
+    unfused = functools.partial(torch.optim.Adam, fused=False)
+    expected, _ = Laid(layout).fitted(compile=False, optimizer=unfused)
+    torch.testing.assert_close(Laid(layout).fitted(compile=True)[0], expected, rtol=1e-12, atol=1e-13)
+
+
+def test_a_fused_update_changes_the_parameters_alone():
+    """The columns beside a parameter, in the same memory, stay as they were."""
+    pair = Laid("contiguous")
+    whole = torch.ones(5, 4, dtype=torch.float64)
+    pair.weight = torch.nn.Parameter(whole[:, :2])
+    pair.fitted(epochs=1, compile=False)
+    assert bool((whole[:, :2] != 1).all())
+    assert bool((whole[:, 2:] == 1).all())
+    with pytest.raises(
+        ValueError, match=r"^optimizer: expected fused=False.*strides \(4, 1\)\. Leave fused out"
+    ):
+        pair.fitted(optimizer=functools.partial(torch.optim.Adam, fused=True))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop])
+@pytest.mark.parametrize("compile", [False, True])
+def test_parameters_that_share_memory_with_themselves_are_refused(compile, optimizer):
+    pair = Laid("contiguous")
+    pair.weight = torch.nn.Parameter(torch.ones(1, 2, dtype=torch.float64).expand(5, 2))
+    with pytest.raises(
+        ValueError, match=r"^pair: expected .* of their own, got .*strides \(0, 1\).* Clone it"
+    ):
+        pair.fitted(compile=compile, optimizer=optimizer)
+
+
+def test_a_parameter_that_gets_another_layout_within_a_step_is_updated_right():
+    """A model that assigns its weights, as to keep them orthonormal, may assign transposed ones."""
+
+    class Assigned(Laid):
+        def model(self, x):
+            weight = self.weight.data
+            self.weight.data = weight.mT.contiguous().mT if weight.is_contiguous() else weight.contiguous()
+            super().model(x)
+
+    unfused = functools.partial(torch.optim.Adam, fused=False)
+    expected, _ = Laid("contiguous").fitted(compile=False, optimizer=unfused)
+    found, _ = Assigned("contiguous").fitted(compile=False)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
 def test_scheduler_moves_the_learning_rate():
     step = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.1)
     history = pv.fit(small_vae(), binary_rows(), epochs=3, lr=1e-2, scheduler=step)

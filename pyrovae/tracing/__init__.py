@@ -17,7 +17,7 @@ from pyrovae.tracing.evaluation import Call, Runner, tile_terms
 from pyrovae.tracing.gradients import Gradients, trace_gradients
 from pyrovae.tracing.graphs import unchanged
 from pyrovae.tracing.steps import NotFinite, StepLoss, TracedSteps, batch_sizes, calls
-from pyrovae.tracing.updates import moments, options, updates_inside
+from pyrovae.tracing.updates import is_dense, lay_out, moments, options, take_step, updates_inside
 
 __all__ = [
     "Call",
@@ -31,8 +31,11 @@ __all__ = [
     "Untraceable",
     "batch_sizes",
     "calls",
+    "is_dense",
+    "lay_out",
     "moments",
     "options",
+    "take_step",
     "tile_terms",
     "trace_gradients",
     "unchanged",

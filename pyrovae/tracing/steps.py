@@ -15,7 +15,7 @@ from pyrovae.tracing.compiling import compile_graph
 from pyrovae.tracing.drawing import Noise, Untraceable
 from pyrovae.tracing.gradients import Gradients
 from pyrovae.tracing.rewriting import rewrite
-from pyrovae.tracing.updates import UPDATES, Outside
+from pyrovae.tracing.updates import UPDATES, Outside, take_step
 
 
 class StepLoss(NamedTuple):
@@ -200,9 +200,7 @@ class TracedSteps:
         if not self._inside:
             for parameter, gradient in zip(self._moving, outputs[1:], strict=True):
                 parameter.grad = gradient
-            for group, lr in zip(self._optimizer.param_groups, learning_rates, strict=True):
-                group["lr"] = lr
-            self._optimizer.step()
+            take_step(self._optimizer, learning_rates)
         return losses
 
     def differentiate(

@@ -164,6 +164,49 @@ def moments(optimizer: torch.optim.Optimizer, moving: Sequence[nn.Parameter]) ->
     return None if any(moment is None for moment in found) else found
 
 
+def is_dense(tensor: Tensor) -> bool:
+    """Return whether a tensor's numbers fill the memory between its first and last one, each at a place of its own.
+
+    A transposed tensor does; a slice of columns and an expanded tensor do not.
+    """
+    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+
+
+def lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Give gradients and moments the strides of their parameters, if these are dense.
+
+    torch's fused updates pair numbers by their order in memory, so other strides would pair each with a wrong one.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            strides = parameter.stride()
+            gradient = parameter.grad
+            if gradient is not None and gradient.stride() != strides:
+                parameter.grad = _as_laid_out(gradient, parameter)
+            state = optimizer.state.get(parameter, {})
+            for name, moment in state.items():
+                if (
+                    isinstance(moment, Tensor)
+                    and moment.shape == parameter.shape
+                    and moment.stride() != strides
+                ):
+                    state[name] = _as_laid_out(moment, parameter)
+
+
+def _as_laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor's numbers in the memory layout of another."""
+    laid_out = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False)
+    return tensor if tensor.stride() == laid_out.stride() else laid_out.copy_(tensor.detach())
+
+
+def take_step(optimizer: torch.optim.Optimizer, learning_rates: Sequence[float]) -> None:
+    """Let the optimizer step by the gradients; there is a learning rate for each of its parameter groups."""
+    for group, rate in zip(optimizer.param_groups, learning_rates, strict=True):
+        group["lr"] = rate
+    lay_out(optimizer)
+    optimizer.step()
+
+
 def options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """Return the options of every parameter group that are constants in a graph: all but the learning rate."""
     return [

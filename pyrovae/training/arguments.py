@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiplicativeLR, Re
 
 from pyrovae.pair import Structure
 from pyrovae.refusals import bad_type, bad_value
+from pyrovae.tracing import is_dense
 
 # These objectives are sums over rows and sites. Scaling a minibatch by N/B then gives an unbiased estimate
 # for the whole data set, and a KL weight below one gives the annealed bound.
@@ -127,6 +128,16 @@ def make_optimizer(
             "none",
             "Declare them with pyro.param or pyro.module, or write the pair as modules.",
         )
+    overlapping = [
+        p for p in parameters if any(n > 1 and step == 0 for n, step in zip(p.shape, p.stride(), strict=True))
+    ]
+    if overlapping:
+        raise bad_value(
+            "pair",
+            "parameters whose numbers have memory of their own",
+            f"one of shape {tuple(overlapping[0].shape)} and strides {overlapping[0].stride()}, as expand makes",
+            "Clone it: nn.Parameter(tensor.expand(…).clone()).",
+        )
     example = "torch.optim.Adam or functools.partial(torch.optim.Adam, eps=1e-4)"
     if isinstance(factory, functools.partial) and "lr" in factory.keywords:
         raise bad_value(
@@ -158,14 +169,26 @@ def make_optimizer(
             "LBFGS, which evaluates the loss many times a step and needs the same noise each time",
             f"Pass {example}.",
         )
+    fused = [p for group in made.param_groups if group.get("fused") for p in group["params"]]
+    parts = [p for p in fused if not is_dense(p)]
+    if parts:
+        raise bad_value(
+            "optimizer",
+            "fused=False, because a parameter is a part of a larger tensor, and torch's fused updates change the rest",
+            f"fused=True and a parameter of shape {tuple(parts[0].shape)} and strides {parts[0].stride()}",
+            "Leave fused out, or clone the parameter: nn.Parameter(part.clone()).",
+        )
     return made
 
 
 def _fused(factory: Callable[..., torch.optim.Optimizer], parameters: list[nn.Parameter]) -> dict[str, bool]:
-    """Return the option for a fused update if torch offers it and the user chose no other option."""
+    """Return the option for a fused update if torch offers it and the user chose no other option.
+
+    torch's fused updates read memory from its first number to its last, so parameters have to be dense.
+    """
     chosen = factory.keywords if isinstance(factory, functools.partial) else {}
     made = factory.func if isinstance(factory, functools.partial) else factory
-    able = made in _FUSED and all(p.is_floating_point() for p in parameters)
+    able = made in _FUSED and all(p.is_floating_point() and is_dense(p) for p in parameters)
     return {"fused": True} if able and not _FUSED_OR & chosen.keys() else {}
 
 

@@ -461,6 +461,7 @@ class Loop:
             saving.set_settings(pair, settings)
             raise
         self._state.optimizer.load_state_dict(snapshot["optimizer"])
+        tracing.lay_out(self._state.optimizer)  # files keep no strides
         if self._schedule is not None:
             self._schedule.load_state_dict(snapshot["scheduler"])
         self._epoch, self._so_far = snapshot["epoch"], _Epoch(**snapshot["so far"])

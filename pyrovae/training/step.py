@@ -15,7 +15,7 @@ from pyrovae import noise
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import Batch, RowModel, loss
 from pyrovae.refusals import bad_value
-from pyrovae.tracing import StepLoss, unchanged
+from pyrovae.tracing import StepLoss, take_step, unchanged
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -55,9 +55,7 @@ class State:
 
     def update(self, learning_rates: Sequence[float]) -> None:
         """Let the optimizer step by the gradients; there is a learning rate for each of its parameter groups."""
-        for group, rate in zip(self.optimizer.param_groups, learning_rates, strict=True):
-            group["lr"] = rate
-        self.optimizer.step()
+        take_step(self.optimizer, learning_rates)
 
     def presented(self, batch: Batch) -> Batch:
         """Return the minibatch as model and guide get it."""
