@@ -1765,6 +1765,27 @@ BUGS = {
     "Adam's correction for the first step of a call at all": Bug(
         "tracing/updates.py", "Adam.numbers", "+ ahead", "+ 1", "test_tracing.py::test_optimizers[AdamW]"
     ),
+    "numbers of Python's generator as constants of a trace": Bug(
+        "tracing/graphs.py",
+        "only_torch_draws",
+        "random.getstate() == python",
+        "True",
+        "test_training.py::test_random_numbers_of_python_are_drawn_at_every_step[random]",
+    ),
+    "numbers of NumPy's generator as constants of a trace": Bug(
+        "tracing/graphs.py",
+        "only_torch_draws",
+        "    if moved:",
+        '    if moved == ["random"]:',
+        "test_tracing_evaluation.py::test_what_draws_outside_torch[numpy.random]",
+    ),
+    "generators that a trace leaves elsewhere": Bug(
+        "tracing/graphs.py",
+        "only_torch_draws",
+        "np.random.set_state(numpy)",
+        "pass",
+        "test_training.py::test_random_numbers_of_python_are_drawn_at_every_step[numpy.random]",
+    ),
     "gradients in another order than their parameters": Bug(
         "tracing/updates.py",
         "lay_out",

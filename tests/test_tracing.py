@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+import random
 import subprocess
 import sys
 import textwrap
@@ -322,6 +323,7 @@ def pair_of(observe, guide=None):
 
 
 COUNTED = {"calls": 0.0}
+GLOBAL = np.random
 
 
 def counting(self, z, x):
@@ -339,6 +341,8 @@ def counting(self, z, x):
         (lambda self, z, x: z * sum(x.tolist()), "reads a tensor's value"),
         (lambda self, z, x: z[x > 0].sum() + z, "the size of a tensor depends on values"),
         (counting, "does not compute what the trace computes"),
+        (lambda self, z, x: z if random.random() < 2 else -z, "draws random numbers from random, which"),
+        (lambda self, z, x: z if GLOBAL.rand() < 2 else -z, r"draws random numbers from numpy\.random, "),
         (lambda self, z, x: z * torch.poisson(z.detach().exp()), "depends on other tensors"),
     ],
 )

@@ -4,8 +4,10 @@ import copy
 import gc
 import itertools
 import math
+import random
 import weakref
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -221,6 +223,14 @@ class TestKept:
         monkeypatch.setitem(globals(), "NUMBERS", itertools.count())
         evaluation.terms(next(evaluation.tiles())[0])
         assert "does not compute what the trace computes" in evaluation.runner.reason
+
+    @pytest.mark.parametrize("draw", [random.random, np.random.rand], ids=["random", "numpy.random"])
+    def test_what_draws_outside_torch(self, draw):
+        """A number that makes no difference in the calls that are compared may make one in others."""
+        case = pair_of(lambda self, z, x: z if draw() < 2 else -z)()
+        evaluation = Evaluation.prepare(case.pair, case.data, 5, 0, (7, 3), compile="auto")
+        evaluation.terms(next(evaluation.tiles())[0])
+        assert "draws random numbers from" in evaluation.runner.reason
 
     def test_no_more_than_a_few(self):
         pair = vae().pair

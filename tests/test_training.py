@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import random
 import re
 
 import numpy as np
@@ -608,6 +609,31 @@ def test_steps_do_not_depend_on_the_order_of_numbers_in_memory(layout, steps, mo
     found, how = Laid(layout).fitted(compile=compile, optimizer=optimizer)
     assert how == steps
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", [random, np.random], ids=["random", "numpy.random"])
+def test_random_numbers_of_python_are_drawn_at_every_step(kind, monkeypatch):
+    """A part of the model is left out in one of ten steps. A trace would hold the choice of its first call."""
+    monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
+
+    class Skipping(Laid):
+        def model(self, x):
+            if self.training and kind.random() < 0.1:
+                with pyro.plate("data", len(x)):
+                    z = pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+                    pyro.sample("x", dist.Normal(z @ self.weight.T, 0.5).to_event(1), obs=x)
+            else:
+                super().model(x)
+
+    def fitted(compile):
+        kind.seed(0)
+        found, steps = Skipping("contiguous").fitted(compile=compile)
+        return found, steps, kind.random()
+
+    (expected, _, number), (found, steps, same_number) = fitted(False), fitted("auto")
+    assert steps.startswith(f"eager: it draws random numbers from {kind.__name__}, ")
+    assert same(found, expected)
+    assert number == same_number
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from pyrovae.tracing.compiling import compile_graph, why_not_compiled
 from pyrovae.tracing.drawing import Untraceable
-from pyrovae.tracing.graphs import agree, trace, untraceable
+from pyrovae.tracing.graphs import agree, only_torch_draws, trace, untraceable
 
 aten = torch.ops.aten
 
@@ -40,7 +40,8 @@ class TracedDensity:
     """
 
     def __init__(self, density: Callable[[Tensor], Tensor], dim: int) -> None:
-        points = _points(density, dim)
+        with only_torch_draws():
+            points = _points(density, dim)
 
         def both(u: Tensor) -> Sequence[Tensor]:
             gradient, value = torch.func.grad_and_value(density)(u)

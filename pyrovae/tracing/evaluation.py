@@ -19,7 +19,7 @@ from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
 from pyrovae.tracing.compiling import compile_graph, why_not_compiled
 from pyrovae.tracing.drawing import Noise, Untraceable
-from pyrovae.tracing.graphs import Graph, trace, untraceable
+from pyrovae.tracing.graphs import Graph, only_torch_draws, trace, untraceable
 from pyrovae.tracing.rewriting import rewrite
 
 _KEPT = 8  # graphs for each pair
@@ -167,7 +167,8 @@ class Runner:
             self._made.add(key)
             return _Traced(self._pair, call, compiled)
 
-        expected = call.by_pyro(self._pair)
+        with only_torch_draws():
+            expected = call.by_pyro(self._pair)
         while True:
             graph = _kept(self._pair, key, make)
             if _alike(

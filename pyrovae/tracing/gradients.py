@@ -16,7 +16,7 @@ from pyrovae.model import LatentVariableModel
 from pyrovae.pair import Batch
 from pyrovae.parameters import plain_attributes
 from pyrovae.tracing.drawing import Noise, Untraceable
-from pyrovae.tracing.graphs import Graph, agree, trace, unchanged, untraceable
+from pyrovae.tracing.graphs import Graph, agree, only_torch_draws, trace, unchanged, untraceable
 
 
 @dataclass(frozen=True)
@@ -138,13 +138,18 @@ def _as_before(pair: LatentVariableModel, seed: int, device: torch.device) -> It
     """Run a block as a training step with noise from a seed, and leave the pair as it was.
 
     Raises:
-        Untraceable: the block replaced a buffer, or changed attributes of modules.
+        Untraceable: the block replaced a buffer, changed attributes of modules, or drew random numbers outside torch.
     """
     pair.zero_grad(set_to_none=True)
     known, places = pair.described(), _buffers(pair)
     attributes = [(module, plain_attributes(module)) for module in pair.every_module()]
     try:
-        with unchanged([buffer for *_, buffer in places]), noise.seeded(seed, device), pair.fitting():
+        with (
+            unchanged([buffer for *_, buffer in places]),
+            noise.seeded(seed, device),
+            pair.fitting(),
+            only_torch_draws(),
+        ):
             yield
     finally:
         pair.zero_grad(set_to_none=True)

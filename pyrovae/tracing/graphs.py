@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import pickle
+import random
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pyro.util
 import torch
 from torch import Tensor, fx
@@ -223,6 +226,31 @@ def unchanged(tensors: Sequence[Tensor]) -> Iterator[None]:
         with torch.no_grad():
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)
+
+
+@contextmanager
+def only_torch_draws() -> Iterator[None]:
+    """Run a block that may draw random numbers from torch only, and restore the generators of Python and NumPy.
+
+    Raises:
+        Untraceable: it drew from one of these. The number would be a constant of the graph.
+    """
+
+    def of_numpy() -> Any:
+        return np.random.get_state(legacy=False)  # noqa: NPY002  # the generator that user code may draw from
+
+    python, numpy = random.getstate(), of_numpy()
+    try:
+        yield
+        moved = [] if random.getstate() == python else ["random"]
+        moved += [] if pickle.dumps(of_numpy()) == pickle.dumps(numpy) else ["numpy.random"]
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+    if moved:
+        raise Untraceable(
+            f"it draws random numbers from {moved[0]}, which would be constants; draw them from torch"
+        )
 
 
 @contextmanager
