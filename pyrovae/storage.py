@@ -87,23 +87,25 @@ def replacing(path: str | os.PathLike[str], expected: str = "a file to write to"
         b'one'
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}.tmp")
     with ExitStack() as held:
         with named(target, expected):
             require_file(target)  # a rename would replace a device or a pipe
             folder = _open_folder(target.parent)
             if folder is not None:
                 held.callback(os.close, folder)
-            # O_EXCL never overwrites an existing file. With 0o666, the user's umask decides who may read it.
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-            file = open(os.open(temporary, flags, 0o666), "wb")  # noqa: SIM115  # closed below, in any case
+            temporary, descriptor = _new_file_beside(target)
+            file = open(descriptor, "wb")  # noqa: SIM115  # closed below, in any case
         try:
             yield file
             with named(target, expected):
                 file.flush()
                 os.fsync(file.fileno())
-                file.close()
+                if (
+                    os.name == "nt"
+                ):  # which renames no open file; elsewhere, its lock is held until it is renamed
+                    file.close()
                 os.replace(temporary, target)
+                file.close()
         except BaseException:
             with suppress(OSError):  # of a full disk, once more
                 file.close()
@@ -112,6 +114,45 @@ def replacing(path: str | os.PathLike[str], expected: str = "a file to write to"
         if folder is not None:
             with named(target, expected):
                 os.fsync(folder)  # writes the rename itself to the disk
+
+
+def _new_file_beside(target: Path) -> tuple[Path, int]:
+    """Return a new file in the folder of ``target``, and a descriptor that locks it against ``_remove_leftovers``."""
+    # O_EXCL never overwrites an existing file. With 0o666, the user's umask decides who may read it.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    while True:
+        path = target.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}.tmp")
+        descriptor = os.open(path, flags, 0o666)
+        with suppress(OSError):  # a disk without locks
+            _flock(descriptor, wait=True)
+        if path.exists():  # not removed between the two calls
+            return path, descriptor
+        os.close(descriptor)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove files that killed processes left half-written; those that live processes are writing are locked."""
+    for path in folder.glob(f"{_TEMPORARY}*.tmp"):
+        with suppress(OSError):  # such as one that is renamed now
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                if _flock(descriptor):
+                    path.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _flock(descriptor: int, wait: bool = False) -> bool:
+    """Lock an open file; return False if another descriptor holds it. Systems without such locks (Windows) lock nothing."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _open_folder(folder: Path) -> int | None:
@@ -293,32 +334,28 @@ def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
         descriptor = os.open(place / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _hold(descriptor, place)
-        for leftover in place.glob(f"{_TEMPORARY}*.tmp"):
-            leftover.unlink(missing_ok=True)
+        _remove_leftovers(place)
         yield
     finally:
         os.close(descriptor)
 
 
 def _hold(descriptor: int, folder: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:
+    if os.name == "nt":
         return
-    try:
-        with named(folder, "a folder that can be locked"):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    with named(folder, "a folder that can be locked"):
+        free = _flock(descriptor)
+    if not free:
         holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
         raise BlockingIOError(
-            error.errno,
+            errno.EWOULDBLOCK,
             refusal(
                 "folder",
                 "a folder that no other process writes to",
                 f"{folder}, held by process {holder}",
                 "Wait until that process ends, or use a separate folder for each run.",
             ),
-        ) from None
+        )
     os.truncate(descriptor, 0)
     os.pwrite(descriptor, str(os.getpid()).encode(), 0)
 

@@ -554,6 +554,34 @@ def test_killed_writers_leave_a_readable_file_and_their_lock(tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == {"file", ".lock"}
 
 
+def test_a_lock_leaves_files_that_are_being_written(tmp_path):
+    """Parts of evaluations are written without the folder's lock."""
+    with storage.replacing(tmp_path / "part") as file:
+        file.write(b"half")
+        file.flush()
+        with storage.lock(tmp_path):
+            pass
+        file.write(b", whole")
+    assert (tmp_path / "part").read_bytes() == b"half, whole"
+    assert {path.name for path in tmp_path.iterdir()} == {"part", ".lock"}
+
+
+def test_a_new_file_that_was_taken_for_a_leftover_is_made_again(tmp_path, monkeypatch):
+    lock, waits = storage._flock, []
+
+    def at_once(descriptor, wait=False):
+        if wait and not waits:
+            storage._remove_leftovers(tmp_path)
+        waits.append(wait)
+        return lock(descriptor, wait)
+
+    monkeypatch.setattr(storage, "_flock", at_once)
+    (tmp_path / "file").write_bytes(b"before")
+    with storage.replacing(tmp_path / "file") as file:
+        file.write(b"after")
+    assert (tmp_path / "file").read_bytes() == b"after"
+
+
 def test_one_holder_at_a_time_and_any_number_in_turn(tmp_path):
     folder = tmp_path / "new" / "folder"
     for _ in range(2):
