@@ -226,9 +226,17 @@ class Parts:
         if path.exists():
             arrays, meta = storage.read(path)
             _check_pins(self._folder, storage.unpack(meta["pins"], arrays), self._pins)
+            kept = meta.get("number", number)  # an earlier version kept no number
+            if kept != number:
+                raise bad_value(
+                    "checkpoint",
+                    f"part {number} of the evaluation in {path}",
+                    f"part {kept}, under another name",
+                    "Remove that file, so that the part is computed again, or choose another folder.",
+                )
             return storage.unpack(meta["value"], arrays)
         value = compute()
-        self._write(path, value)
+        self._write(path, value, number=number)
         return value
 
     def _path(self, number: int) -> Path:

@@ -3,6 +3,7 @@
 import errno
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -558,6 +559,23 @@ def test_an_evaluation_s_folder_is_its_own(tmp_path):
             pv.log_evidence(pair, x, **(arguments | more), check=False)
     with pytest.raises(TypeError, match="checkpoint: expected a"):
         pv.log_evidence(vae(), X, checkpoint=3, check=False)
+
+
+def test_a_part_under_another_number_is_refused(tmp_path):
+    """Blocks of rows have parts of one shape, so a copied part would score the rows of another block."""
+    arguments = {"num_samples": 10, "tile": (10, 10), "check": False, "checkpoint": tmp_path}
+    whole = pv.log_evidence(vae(), X, **arguments)
+    part = tmp_path / "part-1.safetensors"
+    content = part.read_bytes()
+    shutil.copy(tmp_path / "part-0.safetensors", part)
+    with pytest.raises(
+        ValueError,
+        match=r"checkpoint: expected part 1 of .*part-1\.safetensors, got part 0, .*Remove that file",
+    ):
+        pv.log_evidence(vae(), X, **arguments)
+    part.unlink()
+    assert pv.log_evidence(vae(), X, **arguments).estimate.tobytes() == whole.estimate.tobytes()
+    assert part.read_bytes() == content
 
 
 def test_the_same_weights_in_another_model_are_another_evaluation(tmp_path):
