@@ -1786,6 +1786,13 @@ BUGS = {
         "pass",
         "test_training.py::test_random_numbers_of_python_are_drawn_at_every_step[numpy.random]",
     ),
+    "workers without the caller's deterministic algorithms": Bug(
+        "evidence/workers.py",
+        "_switch",
+        'settings["deterministic"]',
+        "False",
+        "test_workers.py::test_a_worker_computes_under_the_caller_s_settings_and_keeps_its_own",
+    ),
     "parts of an evaluation under any number": Bug(
         "checkpoints.py",
         "Parts.keep",

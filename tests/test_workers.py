@@ -8,6 +8,7 @@ import sys
 import threading
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pyro
@@ -138,6 +139,49 @@ def test_a_pair_of_local_functions_goes_to_spawned_workers(pool):
         torch.set_default_dtype(torch.float32)
     assert_same(whole, spread)
     assert "density 0" in whole.reasons[0]
+
+
+@contextmanager
+def other_settings():
+    """Other settings than a new process has; at the end they are as before."""
+    before, precision = workers._switches(), torch.get_float32_matmul_precision()
+    workers._switch(
+        {
+            "threads": before["threads"] + 1,
+            "dtype": torch.float64,
+            "deterministic": True,
+            "warn_only": True,
+            "onednn": False,
+        }
+    )
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        workers._switch(before)
+        torch.set_float32_matmul_precision(precision)
+
+
+def test_a_worker_computes_under_the_caller_s_settings_and_keeps_its_own():
+    own = workers._settings()
+    with other_settings():
+        settings = workers._settings()
+    assert workers._settings() == own
+    assert not {"threads", "dtype", "deterministic", "warn_only", "onednn", "precision"} & {
+        name for name in own if own[name] == settings[name]
+    }
+    with workers._as_caller(settings):
+        assert workers._settings() == settings
+    assert workers._settings() == own
+
+
+def test_spawned_workers_take_deterministic_algorithms_and_onednn_from_the_caller(pool):
+    with other_settings():
+        torch.set_num_threads(1)
+        torch.set_default_dtype(torch.float32)
+        whole = pv.log_evidence(vae(), X, **FEW)
+        spread = pv.log_evidence(vae(), X, executor=pool, **FEW)
+    assert_same(whole, spread)
 
 
 def test_chunks_of_rows_are_spread():

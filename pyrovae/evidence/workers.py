@@ -320,12 +320,26 @@ def _packed(evaluation: Evaluation, make: Make) -> bytes:
 
 def _settings() -> dict[str, Any]:
     """Return what a worker needs to compute the caller's bits."""
+    return _switches() | {"precision": torch.get_float32_matmul_precision(), "machine": _machine()}
+
+
+def _switches() -> dict[str, Any]:
+    """Return the settings that ``_switch`` takes."""
     return {
         "threads": torch.get_num_threads(),
         "dtype": torch.get_default_dtype(),
-        "precision": torch.get_float32_matmul_precision(),
-        "machine": _machine(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "onednn": torch.backends.mkldnn.enabled,
     }
+
+
+def _switch(settings: Mapping[str, Any]) -> None:
+    backend: Any = torch.backends.mkldnn
+    torch.set_num_threads(settings["threads"])
+    torch.set_default_dtype(settings["dtype"])
+    torch.use_deterministic_algorithms(settings["deterministic"], warn_only=settings["warn_only"])
+    backend.enabled = settings["onednn"]
 
 
 def _pickled(task: Any) -> bytes:
@@ -475,9 +489,8 @@ def _as_caller(settings: Mapping[str, Any]) -> Iterator[None]:
     Raises:
         ValueError: the worker has other versions than the caller, or a processor of another kind.
     """
-    before, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    torch.set_num_threads(settings["threads"])
-    torch.set_default_dtype(settings["dtype"])
+    before = _switches()
+    _switch(settings)
     try:
         here, there = _machine(), settings["machine"]
         for name in there:
@@ -488,5 +501,4 @@ def _as_caller(settings: Mapping[str, Any]) -> Iterator[None]:
         with products(settings["precision"]):
             yield
     finally:
-        torch.set_num_threads(before)
-        torch.set_default_dtype(dtype)
+        _switch(before)
