@@ -1786,6 +1786,13 @@ BUGS = {
         "pass",
         "test_training.py::test_random_numbers_of_python_are_drawn_at_every_step[numpy.random]",
     ),
+    "a mask around a call": Bug(
+        "pair/contract.py",
+        "_RefuseOuterMask._pyro_post_sample",
+        "now is not own and",
+        "False and",
+        "test_pair.py::test_a_mask_around_a_call_is_refused[log_evidence-bool]",
+    ),
     "workers without the caller's deterministic algorithms": Bug(
         "evidence/workers.py",
         "_switch",

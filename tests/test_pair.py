@@ -409,6 +409,35 @@ def test_a_scaled_site_is_refused(part, scale):
         weigh(**{part: scaled})
 
 
+def with_shared_weight(x):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(w, 1.0).expand([3]).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("mask", [False, torch.tensor(False)], ids=["bool", "tensor"])
+@pytest.mark.parametrize(
+    ("part", "site", "call"),
+    [
+        ("guide", "z", lambda pair, x: pv.log_evidence(pair, x, num_samples=10)),
+        ("guide", "z", lambda pair, x: pv.fit(pair, x, epochs=1)),
+        ("model", "w", lambda pair, x: pv.baselines.PyroMCMC(with_shared_weight).fit(x)),
+    ],
+    ids=["log_evidence", "fit", "PyroMCMC"],
+)
+def test_a_mask_around_a_call_is_refused(part, site, call, mask):
+    """log P(x) would be 0, whatever the model is."""
+    pair = pv.LatentVariableModel(model, guide)
+    with refused(part, f"around it at site {site!r}", "outside of poutine.mask"), poutine.mask(mask=mask):
+        call(pair, X)
+
+
+def test_a_mask_of_true_around_a_call_changes_nothing():
+    expected = weigh()
+    with poutine.mask(mask=True):
+        assert torch.equal(weigh(), expected)
+
+
 def encoding(encode):
     """A guide whose mean is ``encode(x)``, (rows,)."""
 

@@ -58,9 +58,13 @@ def _shown(scale: Tensor | float) -> str:
 
 
 def first_run(function: Callable[..., Any], part: str, batch: Batch) -> Sites:
-    """Run a part and return its sites; raise ``ValueError`` if it subsamples, scales sites, or changes its rows in place."""
+    """Run a part and return its sites.
+
+    Raises:
+        ValueError: it subsamples, scales sites, is masked from outside, or changes its rows in place.
+    """
     before = {name: value._version for name, value in batch.items()}
-    with _RefuseSubsampling(part):
+    with _RefuseSubsampling(part), _RefuseOuterMask(part):
         sites = sample_sites(function, batch)
     for name, value in batch.items():
         if value._version != before[name]:  # the numbers are the user's own, or in a read-only file
@@ -73,6 +77,28 @@ def first_run(function: Callable[..., Any], part: str, batch: Batch) -> Sites:
     for name, site in sites.items():
         check_scale(part, name, site)
     return sites
+
+
+class _RefuseOuterMask(poutine.messenger.Messenger):
+    """Raises an error if a handler around the call of the package masks sites: log P(x) would lack them."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.part = part
+        self.own: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.own[msg["name"]] = msg["mask"]
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        own, now = self.own.get(msg["name"]), msg["mask"]
+        if now is not own and now is not True and not site_is_subsample(msg):
+            raise bad_value(
+                self.part,
+                "a call outside poutine.mask, which takes masked terms out of log P(x)",
+                f"a mask {'of a tensor' if isinstance(now, Tensor) else now} around it at site {msg['name']!r}",
+                "Call this outside of poutine.mask; masks that belong to the pair go into model and guide.",
+            )
 
 
 class _RefuseSubsampling(poutine.messenger.Messenger):
