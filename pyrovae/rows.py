@@ -172,6 +172,13 @@ def _as_tensor(
             f"torch's default, {torch.get_default_dtype()}",
             "Call torch.set_default_dtype(torch.float32).",
         )
+    if torch.get_default_device().type == "meta":
+        raise bad_value(
+            argument,
+            "to be read while torch's default device has numbers",
+            "the default device 'meta'",
+            "Call this outside of torch.device('meta'), or after torch.set_default_device('cpu').",
+        )
     observed = None
     if isinstance(x, Tensor):
         if missing and x.dtype in FLOATS and x.layout == torch.strided and x.device.type != "meta":

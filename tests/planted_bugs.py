@@ -1786,6 +1786,13 @@ BUGS = {
         "pass",
         "test_training.py::test_random_numbers_of_python_are_drawn_at_every_step[numpy.random]",
     ),
+    "a default device without numbers": Bug(
+        "rows.py",
+        "_as_tensor",
+        '== "meta"',
+        '== "mtia"',
+        "test_turns.py::test_a_default_device_without_numbers_is_refused[importance]",
+    ),
     "a mask around a call": Bug(
         "pair/contract.py",
         "_RefuseOuterMask._pyro_post_sample",

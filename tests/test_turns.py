@@ -184,6 +184,16 @@ def test_inference_mode_and_autocast_change_nothing(name, world, alone):
     assert np.array_equal(found, alone(name))
 
 
+@pytest.mark.parametrize("name", ["fit", "importance", "elbo", "reconstruct", "diagnose", "mcmc"])
+def test_a_default_device_without_numbers_is_refused(name, world):
+    vae, x = world
+    with (
+        torch.device("meta"),
+        pytest.raises(ValueError, match=r"^x: expected .* got the default device 'meta'\. Call this outside"),
+    ):
+        jobs(vae, lambda: copy.deepcopy(vae))[name](x)
+
+
 def test_context_that_was_made_in_inference_mode_is_the_same_context():
     torch.manual_seed(0)
     vae = pv.VAE.mlp(3, 1, "poisson", hidden_dims=(4,), offset=True)
