@@ -353,6 +353,19 @@ def test_what_cannot_be_traced_is_named_in_a_line(observe, reason):
     assert len(str(refused.value).splitlines()) == 1
 
 
+def test_anomaly_mode_is_named():
+    """Its check of gradients reads values, which would be blamed on code that the user never wrote."""
+    ignored = warnings.catch_warnings(action="ignore")  # torch's, with the code of the operation it failed in
+    with (
+        ignored,
+        torch.autograd.set_detect_anomaly(True),
+        pytest.raises(tracing.Untraceable, match=r"^anomaly mode of"),
+    ):
+        train(vae, True)
+    with torch.autograd.set_detect_anomaly(True, check_nan=False):
+        same(vae, sizes=ONE_SIZE)
+
+
 def test_latents_that_are_not_reparameterised():
     with pytest.raises(tracing.Untraceable, match=r"aten.multinomial"):
         train(lambda: functional("mixture"), True)

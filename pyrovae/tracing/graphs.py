@@ -268,6 +268,8 @@ def _reason(error: BaseException) -> str:
     """Return the reason in one line: the error's class and first line, or the code that reads a tensor's value."""
     text = str(error).strip().splitlines()
     if text and "_local_scalar_dense" in text[0]:  # inside torch's own code, which modes do not see
+        if torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled():
+            return "anomaly mode of torch.autograd reads every gradient"
         for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
             if not frame.f_globals.get("__name__", "").startswith(("torch", "pyro.", "pyrovae.")):
                 return _reads(frame, line)
