@@ -1793,6 +1793,13 @@ BUGS = {
         '== "mtia"',
         "test_turns.py::test_a_default_device_without_numbers_is_refused[importance]",
     ),
+    "a compiled fit without a compiled step": Bug(
+        "training/loop.py",
+        "Loop.run",
+        "if not self._in_graphs and",
+        "if False and",
+        "test_training.py::test_a_fit_whose_steps_were_all_eager_says_so[50-the optimizer's first step is eager]",
+    ),
     "a mask around a call": Bug(
         "pair/contract.py",
         "_RefuseOuterMask._pyro_post_sample",

@@ -636,6 +636,35 @@ def test_random_numbers_of_python_are_drawn_at_every_step(kind, monkeypatch):
     assert number == same_number
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "reason"),
+    [(50, "the optimizer's first step is eager"), (10, "it ended before a step of a traced call")],
+)
+def test_a_fit_whose_steps_were_all_eager_says_so(batch_size, reason, inside, tmp_path):
+    """A compiled call takes an epoch's five steps; the first epoch makes the optimizer's moments."""
+    options = {"batch_size": batch_size, "compile": True, "checkpoint": tmp_path}
+    steps = pv.fit(small_vae(), binary_rows(), epochs=1, **options).steps
+    assert steps.startswith(f"eager: {reason}")
+    assert pv.fit(small_vae(), binary_rows(), epochs=1, **options).steps == steps  # which is finished
+    assert pv.fit(small_vae(), binary_rows(), epochs=2, **options | {"checkpoint": None}).steps == "compiled"
+
+
+def test_a_fit_whose_optimizer_changes_says_that_its_steps_were_eager(inside):
+    def change(record, pair):
+        optimizers[0].param_groups[0]["weight_decay"] += 0.1
+
+    optimizers = []
+
+    def adam(parameters, lr, **options):
+        optimizers.append(torch.optim.Adam(parameters, lr=lr))
+        return optimizers[0]
+
+    history = pv.fit(
+        small_vae(), binary_rows(), epochs=3, batch_size=10, compile=True, optimizer=adam, callbacks=[change]
+    )
+    assert history.steps == "eager: options of the optimizer have changed since the trace"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["transposed", "first columns"])
 def test_compiled_steps_do_not_depend_on_the_order_of_numbers_in_memory(layout):

@@ -97,6 +97,7 @@ class Loop:
         self.steps_an_epoch = rows.steps(plan.batch_size)
         self._epoch = 0
         self._so_far = _Epoch()
+        self._in_graphs = 0  # steps taken by traced calls
         self._skipped_last = 0  # non-finite steps in a row, up to now
         self._best: _Best | None = None
         self._finished = False
@@ -194,6 +195,8 @@ class Loop:
         finally:
             self._state.pair.zero_grad(set_to_none=True)
             self._keep_record()
+        if not self._in_graphs and isinstance(self._traced, Traced):
+            self.history.steps = f"eager: {self._traced.reason or 'it ended before a step of a traced call'}"
         if self._best is not None:
             self._best.restore(self._state.pair)
             self.history.best_epoch = self._best.epoch
@@ -240,6 +243,7 @@ class Loop:
             )
         except tracing.NotFinite as error:
             losses = error.losses
+        self._in_graphs += len(losses)
         for (_, rows), loss in zip(mine, losses, strict=False):
             self._count(rows, loss, bar)
         # Repeat the failed step eagerly, to find the cause, and then the steps after it.
@@ -425,6 +429,7 @@ class Loop:
             "epoch": self._epoch,
             "so far": vars(self._so_far),
             "skipped last": self._skipped_last,
+            "in graphs": self._in_graphs,
             "history": vars(self.history),
             "best": None if self._best is None else vars(self._best),
             "scales": self._scales.start,
@@ -466,6 +471,7 @@ class Loop:
             self._schedule.load_state_dict(snapshot["scheduler"])
         self._epoch, self._so_far = snapshot["epoch"], _Epoch(**snapshot["so far"])
         self._skipped_last = snapshot["skipped last"]
+        self._in_graphs = snapshot.get("in graphs", 1)  # a version that kept no number may have taken some
         vars(self.history).update(snapshot["history"])
         if not same:
             self.history.steps = how

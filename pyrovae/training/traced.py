@@ -143,6 +143,8 @@ class Traced:
         self.graph = next(iter(self._graphs.values()))
         self._calls: dict[Sizes, tracing.TracedSteps] = {}
         self._ready = False
+        #: Why steps are eager at the moment; None if they need not be.
+        self.reason: str | None = None
         self._held: list[int] = []
 
     def at(self, number: int) -> tuple[tracing.TracedSteps, int] | None:
@@ -178,4 +180,10 @@ class Traced:
         if held != self._held:  # the optimizer has new moments, and calls would use the old ones
             self._calls.clear()
             self._held = held
-        return moments is not None and tracing.options(optimizer) == self._options
+        if moments is None:
+            self.reason = "the optimizer's first step is eager, because it makes the moments"
+        elif tracing.options(optimizer) != self._options:
+            self.reason = "options of the optimizer have changed since the trace"
+        else:
+            self.reason = None
+        return self.reason is None
