@@ -60,13 +60,13 @@ def with_gamma():
     return pv.LatentVariableModel(model, guide)
 
 
-def normal(start=0.0):
+def normal(start=0.0, sd=1.0):
     """A pair of few operations, whose loss overflows at a row of 1e160."""
 
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(()).double(), 1.0))
-            pyro.sample("x", dist.Normal(z[:, None].expand(-1, 6), 1.0).to_event(1), obs=x)
+            pyro.sample("x", dist.Normal(z[:, None].expand(-1, 6), sd).to_event(1), obs=x)
 
     def guide(x):
         centre = pyro.param("centre", torch.tensor(start).double())
@@ -255,6 +255,7 @@ def test_ranks_that_differ_or_fail_are_named(tmp_path):
             "noise": said(with_gamma()),
             "power": said(normal(), loss=RenyiELBO(0.5), batch_size=42),
             "square": said(normal(), huge, loss=Squared()),
+            "models": said(normal(sd=1.0 + rank)),
             "callback": said(normal(), callbacks=[lambda record, pair: failing("disk full")]),
             "NaN": said(normal(), huge, batch_size=42),
             "skipped": said(normal(), huge, on_nonfinite="skip"),
@@ -275,7 +276,8 @@ def test_ranks_that_differ_or_fail_are_named(tmp_path):
         "buffers": "a step changes buffers, as that of BatchNorm does",
         "noise": "noise that depends on other tensors",
         "power": "loss: expected a sum over rows",
-        "square": "do not add up to the loss of all",
+        "square": "do not add up to the loss of all, so rows depend on others",
+        "models": "so the ranks built different models. Build the same model on all ranks",
     }.items():
         assert message in zero[name], name
         assert zero[name] == one[name]

@@ -121,10 +121,16 @@ class ParallelStep:
             (now - others).norm() <= tolerance * others.norm()
         )
         finite = bool(expected.isfinite().all())
-        found = self._ranks.exchange((finite, alike))
-        if not all(each for each, _ in found):
+        found = self._ranks.exchange((finite, alike, float(loss[0])))
+        if not all(each for each, *_ in found):
             return False
-        if not all(each for _, each in found):
+        if not all(each for _, each, _ in found):
+            losses = [each for *_, each in found]
+            if not all(math.isclose(each, losses[0], rel_tol=tolerance**2) for each in losses):
+                raise tracing.Untraceable(
+                    f"different losses of the same rows, {min(losses):.9g} to {max(losses):.9g}, so the ranks built "
+                    "different models"
+                )
             raise tracing.Untraceable(
                 "losses of the ranks' rows do not add up to the loss of all, so rows depend on others"
             )

@@ -89,7 +89,7 @@ def not_shared(why: tracing.Untraceable, ranks: Ranks) -> Refused:
         "pair",
         f"steps that {ranks.size} ranks of torch.distributed can share: traced, and sums over rows",
         str(why),
-        "Fit in one process, before init_process_group.",
+        "Build the same model on all ranks; if they do, fit in one process, before init_process_group.",
     )
 
 
