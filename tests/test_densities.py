@@ -91,7 +91,7 @@ def found_in(made, dtype=torch.float64, seed=0, columns=1):
     return mismatch(Evaluation.prepare(made, rows, 1, seed))
 
 
-@pytest.mark.parametrize("dim", [1, 2, 20])
+@pytest.mark.parametrize("dim", [1, 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "fault", [{"wider": 2.0}, {"wider": 0.5}, {"moved": 0.5}, {"constant": 0.3}, {"constant": -5.0}]
@@ -162,7 +162,7 @@ SOUND = {
 }
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", SOUND)
 def test_sound_densities_pass(name, seed):
     make = SOUND[name]
@@ -200,7 +200,7 @@ class Uneven(dist.Poisson):
         return super().log_prob(value) + 0.2
 
 
-@pytest.mark.parametrize("columns", [1, 3, 100])
+@pytest.mark.parametrize("columns", [1, 100])
 @pytest.mark.parametrize(
     "make",
     [
