@@ -613,6 +613,75 @@ def test_rows_that_change_after_the_fit_change_nothing():
     assert mcmc.marginal_likelihood().total == expected
 
 
+class Shifted(PyroModule):
+    """Rows around a mean that is moved by all that a model may read: a tensor, a dict, a buffer and a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.tensor, self.mapping, self.fails = torch.zeros(2).double(), {"shift": 0.0}, False
+        self.register_buffer("moved", torch.zeros(2).double())
+        self.layer = torch.nn.Linear(1, 2, dtype=torch.float64).requires_grad_(False)
+        self.layer.weight.fill_(0.0)
+        self.layer.bias.fill_(0.0)
+
+    def forward(self, x):
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 10.0).to_event(1))
+        if self.fails:
+            raise RuntimeError("out of order")
+        shift = self.tensor + self.mapping["shift"] + self.moved + self.layer(torch.ones(1))
+        pyro.deterministic("centre", mean + shift)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean + shift, 1.0).to_event(1), obs=x)
+
+
+CHANGES = {
+    "tensor": lambda m, by: m.tensor.add_(by),
+    "dict": lambda m, by: m.mapping.update(shift=m.mapping["shift"] + by),
+    "buffer": lambda m, by: m.moved.add_(by),
+    "weight": lambda m, by: m.layer.bias.add_(by),
+}
+READERS = {
+    "log_evidence": lambda mcmc, x: mcmc.log_evidence(x).mean,
+    "compare": lambda mcmc, x: pv.compare({"a": mcmc, "b": baselines.FullGaussian().fit(x)}, x + 1)["elpd"][
+        "a"
+    ],
+    "marginal_likelihood": lambda mcmc, x: mcmc.marginal_likelihood().total,
+    "log_likelihood": lambda mcmc, x: float(mcmc.log_likelihood(x).sum()),
+    "deterministic": lambda mcmc, x: float(mcmc.deterministic()["centre"].sum()),
+    "sample": lambda mcmc, x: float(mcmc.sample(3).sum()),
+    "to_arviz": lambda mcmc, x: float(pv.convert.to_arviz(mcmc, x)["log_likelihood"]["x"].sum()),
+}
+
+
+def test_draws_are_not_used_for_a_model_that_changed_after_the_fit():
+    """log N(x_n; m + s, 1): at a draw of m, log P(x, m) is known for both shifts s."""
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(SEED)).double()
+    model = Shifted().eval()
+    mcmc = baselines.PyroMCMC(model, **QUICK | {"num_samples": 60, "warmup_steps": 30}).fit(x)
+    before = {name: read(mcmc, x) for name, read in READERS.items()}
+    mean = mcmc.posterior["mean"][0, 0]
+    prior = dist.Normal(0.0, 10.0).log_prob(mean).sum()
+    now, was = (float(prior + dist.Normal(mean + s, 1.0).log_prob(x).sum()) for s in (0.5, 0.0))
+    message = (
+        rf"model: expected the model that was fitted, got one whose log P\(x, latents\) at a kept draw is "
+        rf"{str(now)[:8]}\d+, was {str(was)[:8]}\d+\. .*fit again"
+    )
+    for change in CHANGES.values():
+        change(model, 0.5)
+        for read in READERS.values():
+            with pytest.raises(ValueError, match=message):
+                read(mcmc, x)
+        assert "2 parameters" in mcmc.summary()  # of the draws alone
+        change(model, -0.5)
+    model.fails = True
+    with pytest.raises(ValueError, match=r"got one that fails .*RuntimeError: out of order\)\. .*fit again"):
+        mcmc.log_evidence(x)
+    model.fails = False
+    assert {name: read(mcmc, x) for name, read in READERS.items()} == before
+    model.tensor.add_(0.5)
+    assert mcmc.fit(x).marginal_likelihood().total != before["marginal_likelihood"]
+
+
 @pytest.mark.slow
 def test_seeds_decide_and_nothing_is_disturbed(sampler):
     x = CASES["Beta-Bernoulli"].x

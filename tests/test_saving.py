@@ -852,7 +852,7 @@ def test_draws_are_loaded_into_their_own_model_only(tmp_path):
             heights(0.2),
             rf"into: expected the model that was saved, got .* is {str(now)[:8]}\d+, was {str(was)[:8]}\d+",
         ),
-        (heights(3.0, normal=False), r"log P\(x, latents\) at a saved draw is"),
+        (heights(3.0, normal=False), r"log P\(x, latents\) at a kept draw is"),
         (heights(3.0, more=True), r"one whose latent number 2 is 'other' of shape \(\), was missing"),
     ):
         before = dict(vars(other))
@@ -870,6 +870,7 @@ def test_draws_of_earlier_versions_load(tmp_path):
     mcmc.save(tmp_path / "mcmc")
     again = load(tmp_path / "mcmc", into=heights(3.0))
     assert again.marginal_likelihood().total == mcmc.marginal_likelihood().total
+    assert again._at_draws.shape == (4,)  # later changes of the model are found
     with pytest.raises(ValueError, match="latent number 2 is 'other'"):
         load(tmp_path / "mcmc", into=heights(3.0, more=True))
 

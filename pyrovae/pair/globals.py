@@ -432,7 +432,7 @@ def _naming_dtypes(draws: _DrawsInDouble) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = _first_line(error.__cause__ or error)  # Pyro raises it again with a page of shapes
+        reason = first_line(error.__cause__ or error)  # Pyro raises it again with a page of shapes
         if not any(words in reason for words in OF_DTYPES):
             raise
         fix = "Cast the tensors and networks that it uses by .double(), labels by .long()."
@@ -490,5 +490,6 @@ def _places(sites: Sites) -> dict[str, _Place]:
     return places
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

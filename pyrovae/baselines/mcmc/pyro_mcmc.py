@@ -23,7 +23,7 @@ from pyrovae.diagnostics import Accumulator
 from pyrovae.evidence.from_draws import by_bridge
 from pyrovae.evidence.result import Columns, LogEvidence, about, given_of, judge, verdicts
 from pyrovae.pair import Batch, Latents
-from pyrovae.pair.globals import BayesianModel
+from pyrovae.pair.globals import BayesianModel, first_line
 from pyrovae.refusals import bad_type, bad_value
 from pyrovae.rows import Source, read_in_double
 from pyrovae.turns import takes_turns
@@ -61,6 +61,9 @@ class PyroMCMC(Fitted):
     (at most 1.01), the effective sample size in bulk and tails (at least 400; Vehtari et al. 2021) and divergences
     (none). If one fails, ``problems`` says which, and no number computed from the chains gets the verdict "trust".
     No check detects a mode that no chain has visited.
+
+    The draws are of the model as it was in ``fit``. Methods that run the model again first compare its log joint at some
+    draws with that of ``fit``. If it differs, because a tensor or weight that the model reads has changed, they raise an error.
 
     Args:
         model: a Pyro model.
@@ -191,34 +194,50 @@ class PyroMCMC(Fitted):
         if "_batch" in vars(self):
             self._joint = self._joint_of(self._batch)
             if "model" not in self.derived:  # the user's code, which may have changed
-                self._check_draws(self._joint)
+                came = self._other_latents(self._joint) or self._other_density(self._joint)
+                if came is not None:
+                    fix = "Load into the same code, or fit this model. Nothing was changed."
+                    raise bad_value("into", "the model that was saved", came, fix)
+            if self._at_draws is None:
+                self._at_draws = self._joint.log_joints(_some(self._draws))
 
-    def _check_draws(self, joint: BayesianModel) -> None:
-        """Raise ``ValueError`` unless the saved draws are of this model.
+    def _require_same(self) -> BayesianModel:
+        """Return the fitted model; raise ``ValueError`` if it has changed since, for its draws are then of another.
 
-        It must have the saved latents, by name, order and shape, and give the draws the log joint that was saved.
+        The user's code may read tensors, modules and other objects, which may change at any time.
         """
-        expected, fix = (
-            "the model that was saved",
-            "Load into the same code, or fit this model. Nothing was changed.",
-        )
+        joint = self._require_fit()
+        came = self._other_density(joint)
+        if came is not None:
+            fix = "Its draws are of the model as it was: fit again, or restore the values that it reads."
+            raise bad_value("model", "the model that was fitted", came, fix)
+        return joint
+
+    def _other_latents(self, joint: BayesianModel) -> str | None:
+        """Return how a model's latents differ from the kept ones, by name, order and shape; None if they do not."""
         saved = [f"{name!r} of shape {tuple(value.shape[2:])}" for name, value in self.posterior.items()]
         here = [f"{name!r} of shape {tuple(shape)}" for name, shape in joint.shapes.items()]
         for number, (name, before) in enumerate(zip_longest(here, saved, fillvalue="missing"), start=1):
             if name != before:
-                came = f"one whose latent number {number} is {name}, was {before}"
-                raise bad_value("into", expected, came, fix)
+                return f"one whose latent number {number} is {name}, was {before}"
         if joint.dim != self._draws.shape[-1]:
-            came = f"one of {joint.dim} unconstrained parameters; {self._draws.shape[-1]} were saved"
-            raise bad_value("into", expected, came, fix)
+            return f"one of {joint.dim} unconstrained parameters; {self._draws.shape[-1]} were saved"
+        return None
+
+    def _other_density(self, joint: BayesianModel) -> str | None:
+        """Return how a model's log joint at some kept draws differs from that of ``fit``; None if it does not."""
         if self._at_draws is None:
-            return
-        now, tolerance = joint.log_joints(_some(self._draws)), checkpoints.rounding(torch.float64)
+            return None
+        try:
+            now = joint.log_joints(_some(self._draws))
+        except Exception as error:  # the user's code may fail in any way
+            return f"one that fails on the fitted rows at a kept draw ({type(error).__name__}: {first_line(error)})"
+        tolerance = checkpoints.rounding(torch.float64)
         same = torch.isclose(now, self._at_draws, rtol=tolerance, atol=tolerance, equal_nan=True)
-        if not bool(same.all()):
-            a, b = float(now[~same][0]), float(self._at_draws[~same][0])
-            came = f"one whose log P(x, latents) at a saved draw is {a:.12g}, was {b:.12g}"
-            raise bad_value("into", expected, came, fix)
+        if bool(same.all()):
+            return None
+        a, b = float(now[~same][0]), float(self._at_draws[~same][0])
+        return f"one whose log P(x, latents) at a kept draw is {a:.12g}, was {b:.12g}"
 
     @takes_turns
     def log_likelihood(self, x: Any) -> Tensor:
@@ -227,7 +246,7 @@ class PyroMCMC(Fitted):
         Raises:
             ValueError: as ``log_evidence``.
         """
-        joint, (batch, _) = self._require_fit(), self._like_fitted(x)
+        joint, (batch, _) = self._require_same(), self._like_fitted(x)
         parts = list(joint.log_likelihood(batch, self._draws.flatten(0, 1)))
         return torch.cat(parts, dim=1).unflatten(0, self._draws.shape[:2])
 
@@ -238,7 +257,7 @@ class PyroMCMC(Fitted):
         Latents that ``poutine.reparam`` computes from others are among them. They are computed on the training rows. A site
         of more than 2²⁹ numbers in all is left out, with a warning.
         """
-        joint = self._require_fit()
+        joint = self._require_same()
         found, left_out = joint.deterministic(self._draws.flatten(0, 1), _MOST_NUMBERS)
         for name, numbers in left_out.items():
             warnings.warn(
@@ -260,7 +279,7 @@ class PyroMCMC(Fitted):
             One entry with target "evidence" and kind "estimate". The verdict is that of ``evidence.from_draws``; it is
             "trust" only if the chains have no ``problems``.
         """
-        joint = self._require_fit()
+        joint = self._require_same()
         checks = Checks(self._r_hat, self._ess, self.problems)
         seed = noise.derive(self.seed, noise.Stream.WEIGHTS)
         return LogEvidence(
@@ -284,7 +303,7 @@ class PyroMCMC(Fitted):
         Raises:
             ValueError: rows cannot be scored separately, with the reason; or columns differ from the fitted ones.
         """
-        joint = self._require_fit()
+        joint = self._require_same()
         batch, source = self._like_fitted(x)
         flat = self._draws.flatten(0, 1)
         blocks = []
@@ -321,7 +340,7 @@ class PyroMCMC(Fitted):
             ValueError: as ``log_evidence``; also if the model observes other values than columns of x.
         """
         arguments.integer("num_rows", num_rows)
-        joint = self._require_fit()
+        joint = self._require_same()
         flat = self._draws.flatten(0, 1)
         with noise.seeded(noise.derive(seed, noise.Stream.SAMPLE)):
             return joint.simulate(flat[torch.randint(len(flat), (num_rows,))])
