@@ -232,3 +232,18 @@ CONJUGATE = {
     "interval": beta_binomial,
     "simplex": dirichlet_categorical,
 }
+
+
+def two_blocks() -> tuple[Tensor, float]:
+    """Return rows of two independent blocks of columns, and the mean log P of the best factor analysis of one factor.
+
+    A factor of a block with correlations R raises log P by −½ log|R|. The first two columns, ρ = 0.97, have
+    −½ log(1 − ρ²) = 1.41. The last six, ρ = 0.5, have −½ log(3.5 · 0.5⁵) = 1.11, but the larger eigenvalue, 3.5, to which
+    EM and principal components go.
+    """
+    correlation = torch.eye(8, dtype=torch.float64)
+    correlation[:2, :2] += 0.97 * (1 - torch.eye(2))
+    correlation[2:, 2:] += 0.5 * (1 - torch.eye(6))
+    root = torch.linalg.cholesky(correlation)
+    x = math.sqrt(8) * torch.cat([root.T, -root.T])
+    return x, -0.5 * (8 * math.log(2 * math.pi) + math.log(1 - 0.97**2) + 8)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from oracles import LinearGaussian
+from oracles import LinearGaussian, two_blocks
 from rates import Z
 from scipy import integrate, stats
 from scipy.special import betaln
@@ -287,6 +287,13 @@ def test_factor_analysis_at_the_edge_is_the_maximum_too():
     assert gain(log_likelihood, fitted.loadings, fitted.noise_variance[1:].log()) < 1e-9
     fitted.noise_variance[0] = 0.05
     assert fitted.log_evidence(x).mean < best
+
+
+def test_factor_analysis_finds_the_higher_of_two_maxima():
+    x, expected = two_blocks()
+    fitted = baselines.FactorAnalysis(1).fit(x)
+    assert fitted.converged
+    assert fitted.log_evidence(x).mean == pytest.approx(expected, abs=1e-6)
 
 
 def test_factor_analysis_accepts_columns_that_nearly_repeat_others():

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow
 import pytest
 import torch
+from oracles import two_blocks
 from rates import CHECKS, SEED, Z
 from scipy import stats
 from scipy.sparse import csr_array
@@ -666,6 +667,17 @@ def test_what_no_fit_can_tell_is_refused():
     plane = (normal(N, 1) @ normal(1, 4)).masked_fill(HOLES, NAN)
     with pytest.raises(ValueError, match="rows that fill more than 1 dimensions"):
         baselines.PPCA(1).fit(plane)
+
+
+def test_factor_analysis_finds_the_higher_of_two_maxima():
+    """Each row three times, with −1, 1 and a missing cell in a further column: N(0, 1), independent of the others."""
+    x, expected = two_blocks()
+    more = torch.tensor([-1.0, 1.0, NAN]).double().repeat(len(x))
+    x = torch.cat([x.repeat_interleave(3, dim=0), more[:, None]], dim=1)
+    fitted = baselines.FactorAnalysis(1).fit(x)
+    assert fitted.converged
+    expected -= 2 / 3 * 0.5 * (math.log(2 * math.pi) + 1)
+    assert fitted.log_evidence(x).mean == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
