@@ -170,7 +170,9 @@ def _inside(fn: Distribution, value: Tensor, checked: bool) -> Tensor | None:
                 here = _all(reached.check(at), dims)
                 within = here if within is None else within & here
             at = transform.inv(at)
-        inside = _inside(fn.base_dist, at, checked)
+        # Values were checked against the transformed support, which moves that differ by row do not leave fixed.
+        alike = all(is_fixed(each) for each in _steps(fn.transforms))
+        inside = _inside(fn.base_dist, at, checked and alike)
         inside = None if inside is None else _all(inside, dims - len(fn.base_dist.event_shape))
         return inside if within is None else within if inside is None else within & inside
     found = support(fn)
@@ -277,12 +279,41 @@ def some_value(found: Constraint | None) -> Any:
     return low + 1 if high is None else (low + high) / 2
 
 
-def is_fixed(found: Constraint) -> bool:
-    """Return whether a support's bounds are the same for all rows and columns: numbers, or one number expanded."""
+def is_fixed(found: Any) -> bool:
+    """Return whether a support's bounds, or a transform's numbers, are the same for all rows and columns: numbers, or one number expanded."""
     return all(
         all(stride == 0 for stride, size in zip(bound.stride(), bound.shape, strict=True) if size > 1)
         for bound in vars(found).values()
         if isinstance(bound, Tensor)
+    )
+
+
+def has_number_bounds(fn: Distribution) -> bool:
+    """Return whether a distribution's bounds are known to be numbers, which no latent can move."""
+    inner = innermost(fn)
+    if isinstance(inner, ByColumn):
+        return all(map(has_number_bounds, inner.fns))
+    for part in parts(inner):
+        if isinstance(part, dist.TransformedDistribution) and not _everywhere(part):
+            return False
+        try:
+            found = part.support
+        except NotImplementedError:
+            continue
+        while isinstance(found, constraints.independent):
+            found = found.base_constraint
+        if any(isinstance(bound, Tensor) for bound in vars(found).values()):
+            return False
+    return True
+
+
+def differ(one: Distribution, other: Distribution) -> bool:
+    """Return whether two runs of a site gave its support other bounds."""
+    first, second = ({} if found is None else vars(found) for found in map(support, (one, other)))
+    return any(
+        not torch.equal(*map(torch.as_tensor, (bound, second.get(name, math.nan))))
+        for name, bound in first.items()
+        if isinstance(bound, Tensor | float | int)
     )
 
 

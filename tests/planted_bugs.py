@@ -2339,6 +2339,27 @@ BUGS = {
         "True",
         "test_saving.py::test_draws_are_loaded_into_their_own_model_only",
     ),
+    "supports that latents move, checked once": Bug(
+        "pair/globals.py",
+        "BayesianModel._log_joint",
+        'supports.has_number_bounds(site["fn"])',
+        "True",
+        "test_mcmc.py::test_rows_off_a_support_that_latents_move_have_no_density[above]",
+    ),
+    "moves by row, checked once": Bug(
+        "supports.py",
+        "_inside",
+        "checked and alike",
+        "checked",
+        "test_supports.py::test_moves_by_row_are_checked_too",
+    ),
+    "one draw of a support that latents move": Bug(
+        "pair/globals.py",
+        "BayesianModel._possible",
+        "masks.off_support(other[name]) is None",
+        "True",
+        "test_mcmc.py::test_rows_off_a_support_that_latents_move_have_no_density[below]",
+    ),
     "draws of a model that has changed": Bug(
         "baselines/mcmc/pyro_mcmc.py",
         "PyroMCMC._require_same",

@@ -24,7 +24,7 @@ from rates import SEED, Z, close
 from scipy.signal import lfilter
 
 import pyrovae as pv
-from pyrovae import baselines
+from pyrovae import baselines, noise
 from pyrovae.baselines.mcmc import native
 from pyrovae.baselines.mcmc.chains import traced, with_gradient
 from pyrovae.evidence.bridge import bridge
@@ -913,6 +913,65 @@ def test_supports_that_depend_on_latents_are_followed():
     assert float(total) == pytest.approx((2 * math.pi) ** -0.5, rel=1e-4)
 
 
+def above(x):
+    """x ~ Pareto(low, 2), low ~ Exp(1): P(x, low) is 0 where low is above a row."""
+    low = pyro.sample("low", dist.Exponential(1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Pareto(low, 2.0), obs=x)
+
+
+def below(x):
+    """x ~ U(0, top), top ~ U(0, 5): P(x, top) is 0 where top is below a row."""
+    top = pyro.sample("top", dist.Uniform(0.0, 5.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Uniform(0.0, top), obs=x)
+
+
+def shifted(x):
+    """x − start ~ Exp(1), start ~ N(0, 1): P(x, start) is 0 where start is above a row."""
+    start = pyro.sample("start", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        exponential = dist.Exponential(torch.ones(len(x)))
+        pyro.sample(
+            "x",
+            dist.TransformedDistribution(exponential, [dist.transforms.AffineTransform(start, 1.0)]),
+            obs=x,
+        )
+
+
+MOVING = torch.tensor([1.5, 2.0, 3.0, 2.2]).double()
+
+
+@pytest.mark.parametrize(
+    ("model", "transform", "density", "end"),
+    [
+        (above, torch.exp, lambda v: math.log(8 * 2) + 8 * v.log() - 3 * MOVING.log().sum() - v, 1.5),
+        (below, lambda u: 5 * torch.sigmoid(u), lambda v: -4 * v.log() - math.log(5), 3.0),
+        (shifted, lambda u: u, lambda v: dist.Normal(0.0, 1.0).log_prob(v) + 4 * v - MOVING.sum(), 1.5),
+    ],
+    ids=["above", "below", "shifted"],
+)
+def test_rows_off_a_support_that_latents_move_have_no_density(model, transform, density, end):
+    u = torch.linspace(-4, 4, 41, dtype=torch.float64)[:, None].requires_grad_()
+    latent = transform(u)
+    slope = torch.autograd.grad(latent.sum(), u)[0][:, 0].log()
+    latent = latent.detach()[:, 0]
+    possible = latent >= end if model is below else latent <= end
+    expected = torch.where(possible, density(latent), -math.inf) + slope
+    for seed in range(10):
+        with noise.seeded(seed):
+            joint = BayesianModel(model, {"x": MOVING})  # one draw of the prior decides nothing
+        torch.testing.assert_close(joint.log_joints(u.detach()), expected)
+    # The latent of a new row that no other latent value allows
+    found = torch.cat(list(joint.log_likelihood({"x": torch.tensor([1.0, 9.0]).double()}, u.detach())), dim=1)
+    inside = (
+        latent[:, None] <= torch.tensor([1.0, 9.0])
+        if model is not below
+        else latent[:, None] >= torch.tensor([1.0, 9.0])
+    )
+    assert torch.equal(torch.isfinite(found), inside)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Refusals
 
@@ -1019,6 +1078,10 @@ def partly_observed(x):
         (scaled, "scale 2.0 at site 'x'"),
         (restless, "the same log-probability.*another at site 'x'"),
         (off_support, "x: expected values that site 'x' can score.*3 off it, the first -1"),
+        (
+            below,
+            "x: expected values that site 'x' can score at some draw.*each of 50 draws.*off it, the first -1",
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -469,3 +469,11 @@ def test_masked_entries_at_a_bound_weigh_as_others():
     found = pv.log_evidence(pv.LatentVariableModel(model, guide), x, num_samples=5000, seed=SEED, check=False)
     np.testing.assert_allclose(found.estimate, exact, atol=0.01)
     assert not found.reasons
+
+
+def test_moves_by_row_are_checked_too():
+    """x − m_n ~ Exp(1) has density exp(m_n − x) above m_n, which differs by row, and 0 below it."""
+    move = dist.transforms.AffineTransform(torch.tensor([1.0, 2.0]), 1.0)
+    fn = dist.TransformedDistribution(dist.Exponential(torch.ones(2)), [move])
+    found = supports.log_prob(fn, torch.tensor([0.5, 3.0]), checked=True)
+    assert found.tolist() == [-math.inf, -1.0]

@@ -71,17 +71,24 @@ def _without_masked(scored: Scored, sites: Sites, batch: Batch) -> tuple[str, ..
 
 
 def some_points(run: Run, batch: Batch, dim: int, seed: int = 0) -> list[Tensor]:
-    """Return two random u, shape (dim,), at which no matrix of the model is singular."""
-    generator, found = torch.Generator().manual_seed(seed), list[Tensor]()
+    """Return two random u, shape (dim,), at which no matrix of the model is singular; if possible, no row has P = 0.
+
+    Where a row has probability zero, a dependence of its other terms would not show.
+    """
+    generator, found, others = torch.Generator().manual_seed(seed), list[Tensor](), list[Tensor]()
     for number in range(_TRIES):
         u = _CLOSER**number * torch.randn(dim, generator=generator, dtype=torch.float64)
         try:
-            run(batch, u)
+            sites = run(batch, u)
         except LinAlgError:
             continue
-        found.append(u)
+        impossible = any(bool((log_prob(site) == -torch.inf).any()) for site in sites.values())
+        (others if impossible else found).append(u)
         if len(found) == 2:
             return found
+    found += others
+    if len(found) > 1:
+        return found[:2]
     raise bad_value(
         "model",
         "matrices that can be factored at the latents of two random points",

@@ -20,6 +20,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor
 from torch.distributions import biject_to
 
+from pyrovae import supports
 from pyrovae.pair import masks
 from pyrovae.pair.apart import at_some_draw, by_row, check_groups, scored_apart, some_points
 from pyrovae.pair.context import computed_from_rows
@@ -44,6 +45,8 @@ from pyrovae.torch_private import LinAlgError
 
 # Most numbers, draws × rows, in a block of log-likelihoods.
 _BLOCK = 1 << 21
+# Draws from the prior that tell whether latents move the support of an observed site, and that search for one that allows the rows.
+_FEW_DRAWS, _PRIOR_DRAWS = 4, 50
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,8 @@ class BayesianModel:
                 self._check_it_repeats()
             try:
                 with draws:
-                    self._rows: Scored | Refused = scored_apart(model, self._sites, batch, sites, self.dim)
+                    scored = scored_apart(model, self._sites, batch, sites, self.dim)
+                    self._rows: Scored | Refused = self._without_moving(scored)
             except Refused as refusal:  # raised later if rows are scored; all else works
                 self._rows = refusal
         self._vectorised: bool | None = None
@@ -328,7 +332,12 @@ class BayesianModel:
 
     def _log_joint(self, u: Tensor) -> Tensor:
         sites, log_det = self._run(self.batch, u)
-        return sum((log_prob(site, site["is_observed"]).sum() for site in sites.values()), start=log_det)
+        # The rows were checked once against bounds that are numbers. Latents may move others.
+        terms = (
+            log_prob(site, site["is_observed"] and supports.has_number_bounds(site["fn"])).sum()
+            for site in sites.values()
+        )
+        return sum(terms, start=log_det)
 
     def _sites(self, batch: Batch, u: Tensor) -> Sites:
         return self._run(batch, u)[0]
@@ -369,7 +378,7 @@ class BayesianModel:
             with draws:
                 return first_run(self.model, "model", self.batch)
 
-        sites = at_some_draw(drawn)
+        sites = self._possible(at_some_draw(drawn), drawn)
         declared = list(pyro.get_param_store())
         if declared:
             raise bad_value(
@@ -382,10 +391,15 @@ class BayesianModel:
         latents, observed = latent_and_observed(sites, fix)
         for name in observed:
             off = masks.off_support(sites[name])
+            if off is not None and name in self._moving:
+                raise bad_value(
+                    "x",
+                    f"values that site {name!r} can score at some draw of the latents that its support depends on",
+                    f"values off it at each of {_PRIOR_DRAWS} draws from the prior; at one, {_off(sites[name], off)}",
+                    "Give these latents a prior that reaches the values, or choose another likelihood.",
+                )
             if off is not None:
-                value = sites[name]["value"]
-                first = f", the first {float(value[off].flatten()[0]):g}" if off.shape == value.shape else ""
-                raise masks.cannot_score(sites[name], "x", f"{int(off.sum())} off it{first}")
+                raise masks.cannot_score(sites[name], "x", _off(sites[name], off))
         for name in latents:
             masks.check_density("model", name, sites[name]["fn"])
             counted = masks.entries(sites[name])
@@ -403,6 +417,34 @@ class BayesianModel:
                     fix,
                 )
         return sites
+
+    def _possible(self, sites: Sites, drawn: Callable[[], Sites]) -> Sites:
+        """Return the first of some runs on draws from the prior at which rows are on the supports that latents move.
+
+        It is the given run if there is none. ``_moving`` becomes the names of the sites that have such supports.
+        """
+        unsure = [
+            name
+            for name, site in sites.items()
+            if site["is_observed"] and holds_data(site) and not supports.has_number_bounds(site["fn"])
+        ]
+        runs = [sites, *(at_some_draw(drawn) for _ in range(_FEW_DRAWS if unsure else 0))]
+        self._moving = frozenset(
+            name
+            for name in unsure
+            if any(name in other and supports.differ(sites[name]["fn"], other[name]["fn"]) for other in runs)
+        )
+        for number in range(_PRIOR_DRAWS if self._moving else 0):
+            other = runs[number] if number < len(runs) else at_some_draw(drawn)
+            if all(name in other and masks.off_support(other[name]) is None for name in self._moving):
+                return other
+        return sites
+
+    def _without_moving(self, scored: Scored) -> Scored:
+        """Return a row's inspection without supports that latents move: a row off them has log P = −∞ there."""
+        moved = {column for name in self._moving for column in scored.columns.get(name, ())}
+        kept = tuple(support for support in scored.supports if not moved.intersection(support.columns))
+        return replace(scored, supports=kept)
 
     def _check_it_repeats(self) -> None:
         """Raise ``ValueError`` unless the same u has the same log joint, and reordered rows other observed values."""
@@ -457,6 +499,13 @@ def not_one_density(came: str) -> Refused:
         came,
         "Make the sites independent of the drawn values; a mixture over structures is no density of u.",
     )
+
+
+def _off(site: Any, off: Tensor) -> str:
+    """Return a text on the values of a site that are off its support."""
+    value = site["value"]
+    first = f", the first {float(value[off].flatten()[0]):g}" if off.shape == value.shape else ""
+    return f"{int(off.sum())} off it{first}"
 
 
 def _places(sites: Sites) -> dict[str, _Place]:
