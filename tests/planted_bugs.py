@@ -2346,6 +2346,13 @@ BUGS = {
         "True",
         "test_mcmc.py::test_rows_off_a_support_that_latents_move_have_no_density[above]",
     ),
+    "names that a callback changed": Bug(
+        "training/loop.py",
+        "_check_names",
+        "if came:",
+        "if False:",
+        "test_training.py::test_a_callback_cannot_change_names",
+    ),
     "moves by row, checked once": Bug(
         "supports.py",
         "_inside",

@@ -25,6 +25,7 @@ from pyro.infer import (
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
 )
+from torch.nn.utils import parametrizations, parametrize
 
 import pyrovae as pv
 from pyrovae import baselines, identity, noise, tracing, training
@@ -494,6 +495,54 @@ def test_a_callback_cannot_change_shapes():
         match=r"^callbacks: expected .* keep their shape .*\(8, 6\).*, got \(3, 6\).*fit again",
     ):
         pv.fit(vae, binary_rows(), epochs=3, callbacks=[callback])
+
+
+def _remove_parametrisation(pair):
+    parametrize.remove_parametrizations(pair.encoder.network.layers[0], "weight")
+
+
+def _narrow_network(pair):
+    pair.encoder.network.layers[0] = torch.nn.Linear(6, 3)
+
+
+def _add_buffer(pair):
+    pair.encoder.network.register_buffer("more", torch.zeros(2))
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    ("change", "came"),
+    [
+        (
+            _remove_parametrisation,
+            r"3 removed, first 'encoder\.network\.layers\.0\.param.*; 1 added, first 'enc.*\.weight'",
+        ),
+        (_narrow_network, r"3 removed, .*; 1 added, .*\.weight'; 1 reshaped, first 'enc.*\.bias'"),
+        (_add_buffer, r"1 added, first 'encoder\.network\.more'"),
+    ],
+)
+def test_a_callback_cannot_change_names(change, came, last, tmp_path):
+    """Best weights are restored by name, after the last epoch, too."""
+
+    def callback(record, pair):
+        if record["epoch"] == 3:
+            change(pair)
+
+    vae = small_vae()
+    parametrizations.spectral_norm(vae.encoder.network.layers[0])
+    if change is _narrow_network and not last:
+        came = r"\d+ that fit does not train, first 'encoder"
+    with pytest.raises(ValueError, match=rf"^callbacks: expected .*, got {came}.*fit again\.$"):
+        pv.fit(
+            vae,
+            binary_rows(),
+            epochs=3 if last else 5,
+            callbacks=[callback],
+            patience=9,
+            validation=binary_rows()[:9],
+            checkpoint=tmp_path / "run",
+        )
+    assert not (tmp_path / "run" / "best.safetensors").exists()
 
 
 def test_a_callback_may_freeze_parameters():

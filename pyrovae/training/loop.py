@@ -337,7 +337,8 @@ class Loop:
         stop = False
         with self._ranks.reporting_errors():
             if self._ranks.rank == 0:
-                memory = _Memory.of(self._state)
+                memory, tensors = _Memory.of(self._state), saving.tensors_of(self._state.pair)
+                shapes = {name: tensor.shape for name, tensor in tensors.items()}
                 for callback in self._callbacks:
                     with alone():  # a fit of a callback's own
                         stop |= _asked_to_stop(callback, dict(record), self._state.pair)
@@ -346,6 +347,8 @@ class Loop:
                 if self._callbacks and not ends:
                     _check_all_are_trained(self._state)
                     memory.keep()
+                if self._callbacks and (not ends or self._best is not None):  # whose weights are restored
+                    _check_names(self._state.pair, shapes)
             if self._callbacks:
                 stop, hashes = self._ranks.exchange((stop, self._of_callbacks))[0]
                 self._add_seen(hashes)
@@ -504,7 +507,9 @@ class _Best:
         return cls(epoch, score, _copies(pair))
 
     def restore(self, pair: LatentVariableModel) -> None:
-        _copy(saving.tensors_of(pair), self.tensors)
+        # A callback that ran the pair may have declared further parameters of plain functions.
+        now = saving.tensors_of(pair)
+        _copy({name: tensor for name, tensor in now.items() if name in self.tensors}, self.tensors)
 
     @contextmanager
     def in_place(self, pair: LatentVariableModel) -> Iterator[None]:
@@ -570,6 +575,31 @@ def _asked_to_stop(callback: Callback, record: dict[str, float], pair: LatentVar
     """Call a callback and return whether it stops the fit; raise ``TypeError`` unless it returns None or a bool."""
     answer = callback(record, pair)
     return answer is not None and arguments.boolean("what a callback returns", answer)
+
+
+def _check_names(pair: LatentVariableModel, before: dict[str, torch.Size]) -> None:
+    """Raise ``ValueError`` if parameters or buffers of a pair have other names or shapes than before its callbacks.
+
+    A callback that runs the pair may declare further parameters of plain functions.
+    """
+    now = {name: tensor.shape for name, tensor in saving.tensors_of(pair).items()}
+    found = {
+        "removed": [name for name in before if name not in now],
+        "added": [name for name in now if name not in before and not name.startswith("store:")],
+        "reshaped": [name for name, shape in now.items() if before.get(name, shape) != shape],
+    }
+    came = [
+        f"{len(names)} {what}, first {names[0].removeprefix('pair:')!r}"
+        for what, names in found.items()
+        if names
+    ]
+    if came:
+        raise bad_value(
+            "callbacks",
+            "callbacks that leave the names and shapes of parameters and buffers as they were when fit began",
+            "; ".join(came),
+            "To replace or remove a part of a network, such as a parametrisation, change the pair after fit, and call fit again.",
+        )
 
 
 def _check_all_are_trained(state: State) -> None:
