@@ -103,6 +103,28 @@ def test_rounding_is_no_dependence(size, scale, dtype):
     pv.elbo(vae, x, num_samples=1)
 
 
+def test_rounding_of_large_means_is_no_dependence():
+    """z − W x rounds by 1e-6 where W x is 10. Rounding x and z by one factor changes it less, because it scales both."""
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    for seed in range(20):
+        torch.manual_seed(seed)
+        encoder, decoder = torch.nn.Linear(6, 4), torch.nn.Linear(2, 6)
+        with torch.no_grad():
+            encoder.weight *= 15
+
+        def model(x, decoder=decoder):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(decoder(z), 0.5).to_event(1), obs=x)
+
+        def narrow(x, encoder=encoder):
+            loc, log_scale = encoder(x).chunk(2, -1)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+        pv.elbo(pv.LatentVariableModel(model, narrow), x, num_samples=1)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_unscaled_counts_are_no_dependence(seed):
     """Counts of 300 in an encoder that starts out for size one: tiny scales, and rounding of 1e10 nats."""

@@ -23,7 +23,7 @@ _BLOCKS_COMPARED = 8  # blocks of which rows are scored again without others
 # Draws of guide and prior to find out whether a mask depends on z: fewest, most, and for the rows of a block together.
 _MASK_DRAWS = 8, 64, 512
 # Matrix products of other shapes round differently. Allowed are 1e-8 of a log-probability in float64, 1e-5 of it in
-# float32, or 50 times its change by rounding x and z.
+# float32, or 50 times its change by rounding x or z.
 _TOLERANCE, _TOLERANCE_FLOAT32, _ROUNDINGS = {torch.float64: 1e-8}, 1e-5, 50
 
 
@@ -256,8 +256,13 @@ def _check_alone(model: RowModel, block: Batch, guide: Sites, sites: Sites, star
             )
             if not bool((apart > tolerance).any()):
                 continue
-            nudged = model.plain_scores(part, _nudged(fewer), _nudged(moved))
-            rounding = (_ROUNDINGS * _distance(alone, nudged)).nan_to_num(posinf=0.0)
+            changes = [
+                change
+                for turns in (False, True)
+                for change in ((_nudged(fewer, turns), moved), (fewer, _nudged(moved, turns)))
+            ]
+            nudged = [_distance(alone, model.plain_scores(part, *change)) for change in changes]
+            rounding = (_ROUNDINGS * torch.stack(nudged).amax(0)).nan_to_num(posinf=0.0)
             moves = apart > torch.maximum(tolerance, rounding)
             if bool(moves.any()):
                 row = start + int(rows[int(moves.int().argmax())])
@@ -266,14 +271,20 @@ def _check_alone(model: RowModel, block: Batch, guide: Sites, sites: Sites, star
                 )
 
 
-def _nudged(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return numbers changed by two roundings, to measure the effect of rounding; whole numbers stay."""
-    return {
-        name: torch.where(value == value.round(), value, value * (1 + 2 * torch.finfo(value.dtype).eps))
-        if value.is_floating_point()
-        else value
-        for name, value in values.items()
-    }
+def _nudged(values: dict[str, Tensor], turns: bool) -> dict[str, Tensor]:
+    """Return numbers changed by two roundings, to measure the effect of rounding; whole numbers stay.
+
+    All change up, or up and down in ``turns``. x and z are changed one at a time. Otherwise changes may cancel: z − W x stays
+    as small as it is if x and z grow by one factor.
+    """
+    found = {}
+    for name, value in values.items():
+        if value.is_floating_point():
+            odd = (torch.arange(value.numel(), device=value.device) % 2).view(value.shape)
+            by = 2 * torch.finfo(value.dtype).eps * (1 - 2 * odd if turns else 1)
+            value = torch.where(value == value.round(), value, value * (1 + by))
+        found[name] = value
+    return found
 
 
 def _those(rows: Tensor) -> str:
