@@ -925,6 +925,20 @@ def test_draws_are_loaded_into_the_same_latents_only(saved, now, message, tmp_pa
     assert again.diagnostics.equals(mcmc.diagnostics)
 
 
+@pytest.mark.parametrize("cls", [baselines.PPCA, baselines.FactorAnalysis])
+def test_a_baseline_fitted_to_missing_cells_scores_the_same_bits(cls, tmp_path):
+    """It is loaded in another memory layout than svd returns, in which sums round otherwise."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 3, generator=generator) @ torch.randn(3, 9, generator=generator)
+    x = (x + torch.randn(60, 9, generator=generator)).double()
+    x[torch.rand(x.shape, generator=generator) < 0.1] = torch.nan
+    baseline = cls(3).fit(x)
+    baseline.save(tmp_path / "baseline")
+    again = load(tmp_path / "baseline")
+    assert again.loadings.stride() == baseline.loadings.stride()
+    assert np.array_equal(again.log_evidence(x).estimate, baseline.log_evidence(x).estimate)
+
+
 def test_a_baseline_not_yet_fitted(tmp_path):
     save(baselines.PPCA(2), tmp_path / "baseline")
     again = load(tmp_path / "baseline")

@@ -103,6 +103,7 @@ class Baseline(Fitted, ABC):
         before = dict(vars(self))
         try:
             self._fit(*_to_fit(rows, mask, source.names.get("x")))
+            self._lay_out()
             self._width, self.names = rows.shape[1], dict(source.names)
             self._fingerprint = identity.fingerprint(source.exact, source.observed, source.names.get("x"))
             self.seen = identity.row_hashes(source.exact, source.observed)
@@ -111,6 +112,13 @@ class Baseline(Fitted, ABC):
             vars(self).update(before)
             raise
         return self
+
+    def _lay_out(self) -> None:
+        """Put fitted tensors into the memory layout in which they are loaded, because sums round by layout."""
+        turned = {n: v for n, v in vars(self).items() if isinstance(v, Tensor) and not v.is_contiguous()}
+        if turned:
+            vars(self).update({name: value.contiguous() for name, value in turned.items()})
+            self._derive()
 
     @takes_turns
     def log_evidence(self, x: Any) -> LogEvidence:
