@@ -333,10 +333,22 @@ def _poor_encoder(found: Diagnosis, silent: bool, gap_is_known: bool) -> Finding
 
 
 def _collapsed(found: Diagnosis) -> Finding:
+    gap = f"an inference gap of {max(found.inference_gap, 0.0):.3f}"
+    what = (
+        f"The code carries almost no information about x: {found.rate:.3f} nats of rate, and {gap}. "
+        f"Active dimensions: {found.active_units}. Their means vary over rows, but their posteriors nearly equal the prior."
+        if found.active_units
+        else f"The code carries no information about x: no active dimensions, {found.rate:.3f} nats of rate, and {gap}. "
+        "The decoder ignores z."
+    )
+    kinds = set(found.log_evidence.measure)
+    peers = "IndependentGaussian or PPCA"
+    if "mass" in kinds:
+        peers = "IndependentBernoulli for zeros and ones, IndependentNegativeBinomial for counts, LatentClass(1) for labels"
+        peers += ", IndependentGaussian for densities" if "density" in kinds else ""
     return Finding(
-        f"The code carries no information about x: {found.active_units} active dimensions, {found.rate:.3f} nats of "
-        f"rate, and an inference gap of {max(found.inference_gap, 0.0):.3f}. The decoder ignores z.",
-        "Either the decoder's biases already describe x (compare with baselines.IndependentBernoulli or PPCA), "
+        what,
+        f"Either the decoder's biases already describe x (compare with baselines.{peers}), "
         "or training collapsed. In that case try fit(..., kl_warmup=…) over a quarter of the epochs, a "
         "narrower decoder, a smaller fixed scale, longer training, a higher learning rate, or other initial "
         "weights.",

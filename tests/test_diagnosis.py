@@ -286,6 +286,28 @@ def test_a_vae_trained_into_collapse_is_called_collapsed(seed):
     assert "kl_warmup" in words(found)
 
 
+def test_a_collapse_with_active_dimensions_does_not_contradict_itself():
+    """z ~ N(0, 1), x | z ~ N(w z, 1), w = 0.16: the means vary by w² / (1 + w²) = 0.025, the rate is ½ log(1 + w²) = 0.0126."""
+    w = 0.16
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(w * z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(w * x / (1 + w**2), (1 + w**2) ** -0.5).to_event(1))
+
+    x = (1 + w**2) ** 0.5 * torch.randn(400, 1, generator=torch.Generator().manual_seed(0))
+    found = diagnose(pv.LatentVariableModel(model, guide), x, num_samples=100)
+    assert (found.verdict, found.active_units) == ("collapsed", 1)
+    assert "almost no information about x: 0.01" in words(found)
+    assert "Active dimensions: 1. Their means vary over rows" in words(found)
+    assert "baselines.IndependentGaussian or PPCA)" in words(found)
+    assert "Bernoulli" not in words(found)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nothing_to_tell_is_named_as_a_reason_for_collapse(seed):
     x = torch.randn(300, 8, generator=torch.Generator().manual_seed(seed))
