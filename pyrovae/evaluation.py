@@ -389,5 +389,6 @@ def _not_a_number(terms: Terms, numbers: Tensor, fix: str) -> Refused:
         f"{int(bad.sum())} that are NaN or +∞ in {' and '.join(guilty) or 'their difference'}, first at row {row}",
         f"{fix} ".lstrip()
         + "The model or the guide returns NaN, or a density that grows to +∞ (a vanishing scale): check "
-        "its parameters, lower the learning rate, or fix the scale.",
+        "its parameters, lower the learning rate, or fix the scale. A distribution of your own also gives NaN if it draws "
+        "values off the support that it declares: correct its support.",
     )

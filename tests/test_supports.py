@@ -477,3 +477,26 @@ def test_moves_by_row_are_checked_too():
     fn = dist.TransformedDistribution(dist.Exponential(torch.ones(2)), [move])
     found = supports.log_prob(fn, torch.tensor([0.5, 3.0]), checked=True)
     assert found.tolist() == [-math.inf, -1.0]
+
+
+def test_a_prior_off_its_declared_support_is_named_as_a_cause():
+    """A normal prior that declares positive values: their logarithms, in which "auto" searches, are NaN."""
+
+    class Positive(dist.Normal):
+        support = dist.constraints.positive
+
+        def expand(self, batch_shape, _instance=None):
+            return Positive(self.loc.expand(batch_shape), self.scale.expand(batch_shape), validate_args=False)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", Positive(torch.zeros(()), 1.0, validate_args=False))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.7))
+
+    x = torch.randn(40, generator=torch.Generator().manual_seed(SEED))
+    with pytest.raises(ValueError, match=r"log weights below \+∞.* off the support that it declares"):
+        pv.log_evidence(pv.LatentVariableModel(model, guide), x, method="auto")
