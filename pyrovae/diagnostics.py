@@ -97,6 +97,9 @@ class Accumulator:
 
     ``strata``, if given, holds for every tile the stratum that its samples are drawn from. The error is then the
     one within strata, for example for fixed numbers of draws from each component of a mixture.
+
+    ``add`` may count some of the draws only, whose number may differ from row to row. k-hat and the tail's error are then
+    those of the counted draws.
     """
 
     def __init__(
@@ -116,6 +119,8 @@ class Accumulator:
         # One more than the tail: the cut-off is the largest weight outside it.
         length = min(num_samples, tail_length(num_samples) + 1)
         self._top = torch.full((length, num_rows), -math.inf, dtype=torch.float64, device=device)
+        #: How many draws were counted, (rows,).
+        self.counted = torch.zeros(num_rows, dtype=torch.float64, device=device)
         self._waiting: list[Tensor] = []  # log weights that may be among the largest
         self._fitted: list[tuple[Tensor, Tensor, Tensor, Tensor]] | None = None
 
@@ -131,9 +136,12 @@ class Accumulator:
         accumulator.add(0, log_weights)
         return accumulator
 
-    def add(self, tile: int, log_weights: Tensor) -> None:
-        """Add tile number ``tile``: log weights of shape (some samples, rows)."""
+    def add(self, tile: int, log_weights: Tensor, counted: Tensor | None = None) -> None:
+        """Add tile number ``tile``: log weights of shape (some samples, rows), of which some may be counted alone."""
         lw = log_weights.to(torch.float64)
+        if counted is not None:
+            lw = torch.where(counted, lw, -math.inf)
+        self.counted += len(lw) if counted is None else counted.sum(dim=0)
         peak = lw.max(dim=0).values
         # If a row has no weight above zero, the offset must not be −inf: −inf − −inf is NaN.
         offset = torch.where(torch.isneginf(peak), 0.0, peak)
@@ -206,6 +214,7 @@ class Accumulator:
         if self.num_samples < FEWEST_DRAWS_FOR_K:
             return torch.full_like(peak, math.nan)
         top, cutoff, _ = self._tail()
+        enough = self.counted >= FEWEST_DRAWS_FOR_K
         # With fewer than five weights above the cut-off: if others tie with it, weights take few values, as with a
         # discrete latent, and more draws help; if all others are zero, the weights have collapsed.
         tied = (top == cutoff).sum(dim=0) > 1
@@ -214,8 +223,8 @@ class Accumulator:
             shape[rows] = k
         k = shape.to(peak.device)
         # The largest weights are equal, as with constant weights, so there is no tail.
-        k = torch.where(peak - largest[-1] <= resolution, -math.inf, k)
-        return torch.where(torch.isfinite(peak), k, math.nan)  # no weight above zero: nothing to fit
+        k = torch.where(peak - self._lowest() <= resolution, -math.inf, k)
+        return torch.where(torch.isfinite(peak) & enough, k, math.nan)  # no weight above zero: nothing to fit
 
     def smoothed(self) -> Tensor:
         """See :func:`smoothed_log_mean_exp`."""
@@ -261,7 +270,8 @@ class Accumulator:
             expected = count * ((beyond[:-1] - beyond[1:]) * (square[1:] + square[:-1]) / 2).sum(dim=0)
             more = expected - ((start + excess) ** 2).sum(dim=0)
             found[rows] = more.clamp(min=0).nan_to_num(0.0, posinf=math.inf).sqrt() / total[rows]
-        tailed = torch.isfinite(peak) & (peak - largest[-1] > resolution)
+        enough = self.counted >= FEWEST_DRAWS_FOR_K
+        tailed = torch.isfinite(peak) & (peak - self._lowest() > resolution) & enough
         return torch.where(tailed, found.to(peak.device), 0.0)
 
     def excess_of_heaviest(self, log_weight: Tensor, share: float) -> Tensor:
@@ -299,10 +309,16 @@ class Accumulator:
 
     def _tail(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the largest weights' logs, largest (zero) first; the cut-off; how many lie above it, (rows,)."""
-        top = self._largest()
+        top, lowest = self._largest(), self._lowest()
+        cutoff = (lowest - top[0]).cpu().clamp(min=math.log(torch.finfo(torch.float64).tiny))
         top = (top - top[0]).cpu()
-        cutoff = top[-1].clamp(min=math.log(torch.finfo(torch.float64).tiny))
         return top, cutoff, (top > cutoff).sum(dim=0)  # ties with the cut-off are not in the tail
+
+    def _lowest(self) -> Tensor:
+        """Return the log of the largest weight outside the tail, (rows,)."""
+        largest, n = self._largest(), self.counted
+        length = torch.ceil(torch.minimum(n / 5, 3 * n.sqrt())).long()  # as ``tail_length``
+        return largest.gather(0, length.clamp(max=len(largest) - 1)[None])[0]
 
     @staticmethod
     def _excesses(top: Tensor, cutoff: Tensor, lengths: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

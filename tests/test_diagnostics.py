@@ -125,6 +125,24 @@ def test_pareto_k_at_the_edges():
     assert diagnostics.pareto_k(collapsed).item() == math.inf
 
 
+def test_draws_that_are_counted_alone_have_their_own_tail():
+    """Of 600 draws in three tiles, 20, 130 and 400 are counted in three rows; the results are those of these draws alone."""
+    generator = torch.Generator().manual_seed(0)
+    log_weights = 2 * torch.randn(600, 3, generator=generator, dtype=torch.float64)
+    counts = (20, 130, 400)
+    counted = torch.stack([torch.randperm(600, generator=generator) < count for count in counts], dim=1)
+    some = diagnostics.Accumulator(600, 3, 3)
+    for tile in range(3):
+        here = slice(200 * tile, 200 * (tile + 1))
+        some.add(tile, log_weights[here], counted[here])
+    for row, count in enumerate(counts):
+        alone = diagnostics.Accumulator.of(log_weights[counted[:, row], row][:, None])
+        assert torch.equal(some.counted[row], torch.tensor(float(count)).double())
+        for name in ("pareto_k", "tail_error", "ess"):
+            expected, found = getattr(alone, name)()[0], getattr(some, name)()[row]
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
 def test_weights_that_differ_by_rounding_have_no_tail():
     """A Pareto tail fitted to rounding errors can have any shape: an error of 10¹⁵ nats beside one of 0.02."""
     heavy = diagnostics.Accumulator.of(4 * weights(256, offset=0.0))

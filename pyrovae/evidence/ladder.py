@@ -59,7 +59,7 @@ RUNGS = ("importance", "exact", "defensive", "refined", "quadrature", "annealed"
 PILOT, _SECOND_PILOT = 64, 128  # draws of the encoder, and of the fitted mixture
 _FEWEST = 128  # draws of an answer
 _MOST_SUMMED = 128  # values of discrete latents that are summed over
-_BY_VALUES = 256  # the same, and of its pilot, if every value of the discrete latents gets a share
+_BY_VALUES = 512  # the same, and of its pilot, if every value of the discrete latents gets a share
 _RESERVE = 150  # decoder evaluations of an answer by _FEWEST draws, held back until the end
 # An answer aims at this share of the target, because a pilot estimates a variance only to about a quarter.
 _MARGIN = 0.6
@@ -572,12 +572,14 @@ class Ladder:
         self._cost[rows] += _BY_VALUES
         if bool(pilot.beyond.rows.any()):
             every &= ~unreached(self._part(rows, PILOT, Stage.PILOT), given.names).rows
-        needed = given.variance[every] / (_MARGIN * self._target) ** 2
         own = given.of_rows(every)
-        for chosen, count in self._by_draws(rows[every], needed.clamp(min=_BY_VALUES)):
+        needed = own.variance / (_MARGIN * self._target) ** 2
+        needed = torch.maximum(needed, own.fewest).clamp(min=_BY_VALUES)
+        for chosen, count in self._by_draws(rows[every], needed):
             here = rows[every][chosen]
-            found = weigh_values(self._part(here, count, Stage.ANSWER), own.of_rows(chosen))
-            self._keep(here, found, "defensive", count, pilot.least[here] > found.estimate)
+            found, doubtful = weigh_values(self._part(here, count, Stage.ANSWER), own.of_rows(chosen))
+            doubtful |= own.doubtful[chosen] | (pilot.least[here] > found.estimate)
+            self._keep(here, found, "defensive", count, doubtful)
         return every
 
     def _answer_defensively(self, rows: Tensor, needed: Tensor, beyond: Unreached) -> None:

@@ -121,30 +121,40 @@ class RowModel:
         held: Latents,
         names: tuple[str, ...],
         noise: RowNoise | None = None,
-    ) -> tuple[Latents, LogJoint, Tensor]:
-        """Draw the latents that are not ``held``; return z, its log joint and log Q of the latents that are not ``names``.
+        part: str = "guide",
+    ) -> tuple[Latents, LogJoint, Tensor, Tensor]:
+        """Draw the latents that are not ``held`` from a part; return z, its log joint, log Q and log R.
 
-        The last is the log density of their sites, given the latents before them. As in ``weigh``, it is +∞ at a draw on a
-        bound.
+        These are the log densities of the latents that are not ``names``: of the guide's sites and of the model's, each
+        given the latents before them. As in ``weigh``, log Q is +∞ at a draw on a bound.
         """
-        proposed = self._ask("guide", batch, num_samples, held, noise)
-        latents = self._values("guide", proposed, num_samples)
-        joint, lost = self._scored(proposed, latents, batch, num_samples)
-        others = tuple(name for name in self.structure.latents if name not in names)
-        log_q = self._terms("guide", proposed, others, (num_samples, len(batch["x"])))
-        return latents, joint, torch.where(lost, math.inf, log_q)
+        shape, other = (num_samples, len(batch["x"])), "model" if part == "guide" else "guide"
+        drawn = self._ask(part, batch, num_samples, held, noise)
+        if part == "model":
+            check_samplers(part, drawn, self.structure.latents)
+        latents = self._values(part, drawn, num_samples)
+        sites = {part: drawn, other: self._ask(other, batch, num_samples, latents)}
+        rest = tuple(name for name in self.structure.latents if name not in names)
+        joint, lost = self._joint(sites["model"], shape), self._lost(sites, num_samples, shape)
+        log_q, log_r = (self._terms(each, sites[each], rest, shape) for each in ("guide", "model"))
+        return latents, joint, torch.where(lost, math.inf, log_q), log_r
 
     def _scored(
         self, proposed: Sites, latents: Latents, batch: Batch, num_samples: int
     ) -> tuple[LogJoint, Tensor]:
         """Return the log joint of the guide's draws, and which of them lie on a bound, (samples, rows)."""
-        sites = self._ask("model", batch, num_samples, latents)
-        joint = self._joint(sites, (num_samples, len(batch["x"])))
-        lost = torch.zeros_like(joint.prior, dtype=torch.bool)
-        for part, asked in (("guide", proposed), ("model", sites)):
+        sites = {"guide": proposed, "model": self._ask("model", batch, num_samples, latents)}
+        shape = num_samples, len(batch["x"])
+        return self._joint(sites["model"], shape), self._lost(sites, num_samples, shape)
+
+    def _lost(self, sites: dict[str, Sites], num_samples: int, shape: tuple[int, int]) -> Tensor:
+        """Return which draws, scored by both parts, lie on a bound, (samples, rows)."""
+        x = next(iter(sites["guide"].values()))["value"]
+        lost = torch.zeros(shape, dtype=torch.bool, device=x.device)
+        for part, asked in sites.items():
             if self.structure.edges[part]:
                 lost = lost | self._at_edge(part, asked, num_samples)
-        return joint, lost
+        return lost
 
     def _proposed(self, sites: Sites, batch: Batch, num_samples: int) -> tuple[Latents, Tensor]:
         shape = num_samples, len(batch["x"])
