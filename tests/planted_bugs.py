@@ -1478,7 +1478,7 @@ BUGS = {
     "a tail of weights that differ by rounding": Bug(
         "diagnostics.py",
         "Accumulator.tail_error",
-        "& (peak - largest[-1] > resolution)",
+        "& (peak - self._lowest() > resolution)",
         "",
         "test_diagnostics.py::test_weights_that_differ_by_rounding_have_no_tail",
     ),
