@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from pyrovae import frames
 from pyrovae.rounding import beyond_whole
@@ -60,7 +61,8 @@ def each(x: Iterable[Any]) -> Iterator[Any]:
     """Yield the chunks of x in turn, each ``plain``.
 
     Raises:
-        Unreadable: an iterator, which can be iterated only once; a chunk that is a tuple without names, such as (rows, labels).
+        Unreadable: an iterator, which can be iterated only once; a chunk that is a tuple without names, such as (rows, labels);
+            a chunk with one dimension, which may be a row or a column, unless x is a DataLoader of batches.
     """
     if isinstance(x, Iterator):
         raise Unreadable(
@@ -71,9 +73,9 @@ def each(x: Iterable[Any]) -> Iterator[Any]:
         )
     for number, chunk in enumerate(x):
         if not (isinstance(chunk, list | tuple) and chunk) or hasattr(chunk, "_fields"):
-            yield plain(chunk)
+            found = plain(chunk)
         elif len(chunk) == 1:  # a DataLoader puts every batch into a list of one
-            yield plain(chunk[0])
+            found = plain(chunk[0])
         else:
             raise NoRows(
                 f"[{number}]",
@@ -82,6 +84,36 @@ def each(x: Iterable[Any]) -> Iterator[Any]:
                 "Leave the labels out, TensorDataset(rows), or name the parts: let the dataset return namedtuples with a "
                 'field x, or the collate_fn return {"x": rows, "offset": …}.',
             )
+        if not _in_batches(x):
+            _require_rows(found, number)
+        yield found
+
+
+def _in_batches(x: Any) -> bool:
+    """Return whether x is a DataLoader that makes batches, so that what it yields is no single row."""
+    return isinstance(x, DataLoader) and x.batch_sampler is not None
+
+
+def _require_rows(chunk: Any, number: int) -> None:
+    """Raise ``Unreadable`` for a chunk with one dimension: it may be one row, or several rows of one column."""
+    named = isinstance(chunk, Mapping)
+    rows = chunk.get("x") if named else chunk
+    shape = tuple(getattr(rows, "shape", ()))
+    if len(shape) != 1:
+        return
+    if named:
+        row, column = "value[None] for every value", "the joined column"
+    elif hasattr(rows, "iloc"):
+        row, column = "pandas.DataFrame(list(x))", "pandas.concat(list(x))"
+    else:
+        package, join = ("torch", "cat") if isinstance(rows, Tensor) else ("numpy", "concatenate")
+        row, column = f"{package}.stack(list(x))", f"{package}.{join}(list(x))"
+    raise Unreadable(
+        f"[{number}]" + ("['x']" if named else ""),
+        "a chunk of shape (rows, columns)",
+        f"shape {shape}, which may be one row or one column",
+        f"Pass {row} if each chunk is a row, {column} if each is a part of one column.",
+    )
 
 
 def joined(x: Iterable[Any]) -> Any:

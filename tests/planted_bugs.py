@@ -1671,6 +1671,13 @@ BUGS = {
         "(key, *others)",
         "test_row_noise.py::test_normal_and_uniform_numbers_have_their_distributions[torch.float32]",
     ),
+    "rows one by one as a column": Bug(
+        "chunks.py",
+        "_require_rows",
+        "if len(shape) != 1:",
+        "if True:",
+        "test_bad_input.py::test_rows_one_by_one_are_no_column[baseline-tensors]",
+    ),
     "chunks in another order": Bug(
         "chunks.py",
         "joined",

@@ -1591,6 +1591,58 @@ def test_chunks_that_do_not_join_are_named(chunks, message):
         pv.elbo(world()["vae"], chunks(world()["x"]))
 
 
+class Each(torch.utils.data.IterableDataset):
+    """The rows of a tensor, one by one."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __iter__(self):
+        return iter(self.x)
+
+
+#: Rows one by one.
+ONE_BY_ONE = {
+    "tensors": list,
+    "arrays": lambda x: list(x.numpy()),
+    "one array": lambda x: [x[0].numpy()],
+    "series": lambda x: [row for _, row in pd.DataFrame(x.numpy()).iterrows()],
+    "a dataset": Each,
+    "a list of a dataset": lambda x: list(torch.utils.data.TensorDataset(x)),
+    "a DataLoader without batches": lambda x: torch.utils.data.DataLoader(Each(x), batch_size=None),
+    "dicts": lambda x: [{"x": row} for row in x],
+}
+
+
+@pytest.mark.parametrize("kind", ONE_BY_ONE)
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(lambda x: baselines.IndependentBernoulli().fit(x), id="baseline"),
+        pytest.param(lambda x: pv.fit(pv.VAE.mlp(1, 1, "bernoulli", hidden_dims=(4,)), x), id="fit"),
+        pytest.param(lambda x: pv.log_evidence(world()["vae"], x), id="log_evidence"),
+    ],
+)
+def test_rows_one_by_one_are_no_column(kind, call):
+    """Before, n rows of d numbers were read as n·d rows of one number."""
+    good = world()["x"]
+    with pytest.raises(ValueError, match="one row or one column") as refusal:
+        call(ONE_BY_ONE[kind](good))
+    if kind in ("tensors", "arrays", "series", "a dataset"):
+        fix = re.search(r"Pass (\S+\(list\(x\)\)) if each chunk is a row", str(refusal.value))[1]
+        names = {"x": ONE_BY_ONE[kind](good), "torch": torch, "numpy": np, "pandas": pd, "list": list}
+        np.testing.assert_array_equal(np.asarray(eval(fix, names)), good)
+
+
+def test_batches_of_a_data_loader_may_be_of_one_column():
+    column = world()["x"][:, 0]
+    batches = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(column), batch_size=4)
+    found, expected = (baselines.IndependentBernoulli().fit(x) for x in (batches, column[:, None]))
+    np.testing.assert_array_equal(
+        found.log_evidence(batches).estimate, expected.log_evidence(column[:, None]).estimate
+    )
+
+
 @pytest.mark.parametrize(
     "batches",
     [

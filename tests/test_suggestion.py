@@ -136,3 +136,12 @@ def test_missing_cells_are_left_out():
     (empty,) = found[found["column"] == "empty"].itertuples()
     assert pd.isna(empty.family)
     assert empty.why == "no observed cell"
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor, pd.Series])
+def test_one_column_may_have_one_dimension(kind):
+    column = np.random.default_rng(0).normal(size=50)
+    found, expected = (pv.likelihoods.suggest(x) for x in (kind(column), column[:, None]))
+    pd.testing.assert_frame_equal(found, expected)
+    named = pv.likelihoods.suggest(pd.Series(column, name="a"))
+    pd.testing.assert_frame_equal(named, pv.likelihoods.suggest(pd.DataFrame({"a": column})))

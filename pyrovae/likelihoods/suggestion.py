@@ -43,7 +43,8 @@ def suggest(x: Any) -> pd.DataFrame:
     nearly exactly. Fit them with ``pyrovae.swap`` and compare held-out log P(x).
 
     Args:
-        x: rows on dim 0, columns on dim 1: a tensor, numpy array or DataFrame. Missing cells, NaN, None or NA, are left out.
+        x: rows on dim 0, columns on dim 1: a tensor, numpy array or DataFrame; or one column. Missing cells, NaN, None or NA,
+            are left out.
 
     Returns:
         A frame with a line for every column and family: ``column``, ``family`` (its name in
@@ -66,7 +67,11 @@ def suggest(x: Any) -> pd.DataFrame:
     _, passed = as_passed(x)
     names = list(passed.columns) if hasattr(passed, "columns") else None
     batch, source = read_in_double(x, missing=True)
-    rows = restored(batch["x"], source.observed).flatten(1)
+    rows = restored(batch["x"], source.observed)
+    if rows.dim() == 1:  # one column
+        rows, own = rows[:, None], getattr(passed, "name", None)
+        names = names if own is None else [own]
+    rows = rows.flatten(1)
     lines = [
         {"column": index if names is None else names[index], "family": family, "options": options, "why": why}
         for first in range(0, rows.shape[1], _COLUMNS)
