@@ -102,10 +102,7 @@ def read(
     if missing and isinstance(x, Mapping) and "observed" in x:
         rows_of = _the_rows(x, argument)
         mask = x["observed"]
-        columns = frames.names(rows_of)
-        if hasattr(mask, "columns") and hasattr(rows_of, "columns"):
-            held = {"x": columns} if columns else {numbered("x"): frames.labels(rows_of) or ()}
-            _same_names("observed", mask, "x", held, fitted=True)
+        _require_names_of(rows_of, mask, (names or {}).get("x"))
         x = {n: value for n, value in x.items() if n != "observed"} | {"x": without(rows_of, mask)}
     found = dict(names or {})
     rows_of = _the_rows(x, argument)
@@ -526,6 +523,29 @@ def _same_names(
             frames.difference(came, expected),
             f"Select them in that order; where the names alone differ, pass {argument}.to_numpy().",
         )
+
+
+def _require_names_of(rows: Any, mask: Any, fitted: tuple[str, ...] | None) -> None:
+    """Raise ``ValueError`` if the columns of a mask, a frame, may be others than those of the rows, or in another order.
+
+    Columns 0, 1, … of a mask may be those of any names but numbers. Rows without names have the ``fitted`` ones, if known.
+    """
+    came = frames.labels(mask)
+    if came is None:
+        return
+    numbers = tuple(map(str, range(len(came))))
+    own = frames.names(rows) if hasattr(rows, "columns") else None
+    expected = own or fitted or numbers
+    if came == expected or (came == numbers and not frames.are_numbers(expected)):
+        return
+    if own:
+        named = "the columns of x, by name and in order"
+    elif fitted:
+        named = "the columns that were fitted, by name and in order, because x has no names"
+    else:
+        named = "columns 0, 1, … in order, because those of x have no names"
+    fix = "Select the columns in that order; where the names alone differ, pass observed.to_numpy()."
+    raise bad_value("observed", named, frames.difference(came, expected), fix)
 
 
 def numbered(name: str) -> str:

@@ -1059,3 +1059,41 @@ def test_which_objects_float64_may_not_hold(value, beyond):
 @pytest.mark.parametrize("values", [[0.5, 0.0, 1.0], [True, False, True]])
 def test_sparse_columns_of_floats_and_booleans_lose_nothing(values):
     assert not rounding.beyond_whole(pd.Series(pd.arrays.SparseArray(values))).any()
+
+
+#: Masks in frames whose columns may be those of rows without names: of a model of a, b, c, and of one without names.
+MASKS = {
+    "in order": (lambda mask: mask, True, False),
+    "in another order": (lambda mask: mask[["b", "a", "c"]], False, False),
+    "numbered": (lambda mask: mask.set_axis([0, 1, 2], axis=1), True, True),
+    "numbered in another order": (lambda mask: mask.set_axis([1, 0, 2], axis=1), False, False),
+    "of other names": (lambda mask: mask.set_axis(["b", "c", "d"], axis=1), False, False),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("names", [["a", "b", "c"], None])
+@pytest.mark.parametrize("model", ["baseline", "VAE"])
+def test_masks_in_frames_beside_arrays_have_the_fitted_names(model, names, kind):
+    """Before, they were taken by position, and other cells were scored."""
+    rows = np.random.default_rng(0).normal(size=(40, 3)) * [1, 5, 25]
+    mask = pd.DataFrame(np.random.default_rng(1).random((40, 3)) < 0.7, columns=["a", "b", "c"])
+    fitted = pd.DataFrame(rows, columns=names) if names else rows
+    if model == "baseline":
+        found = baselines.FullGaussian().fit(fitted)
+        score = lambda x: found.log_evidence(x).estimate  # noqa: E731
+    else:
+        found = pv.VAE.mlp(3, 1, "gaussian", hidden_dims=(2,), missing=True, standardize=True)
+        pv.fit(found, fitted, epochs=1)
+        score = lambda x: pv.elbo(found, x, num_samples=2).estimate  # noqa: E731
+    change, with_names, without_names = MASKS[kind]
+    x = {"x": rows, "observed": change(mask)}
+    if with_names if names else without_names:
+        expected = score({"x": rows, "observed": mask.to_numpy()})
+        np.testing.assert_array_equal(score(x), expected)
+    else:
+        with pytest.raises(ValueError, match=r"observed: expected (the )?columns .*names, got '"):
+            score(x)
+    if kind == "in another order":
+        with pytest.raises(ValueError, match="observed: expected columns 0, 1, … in order"):
+            baselines.FullGaussian().fit(x)

@@ -676,6 +676,20 @@ def test_chunks_and_masks_beside_the_rows_are_those_of_the_frame(vae):
     np.testing.assert_array_equal(pv.elbo(vae, codes, num_samples=2).estimate, whole)
 
 
+def test_a_mask_in_a_frame_beside_codes_is_matched_by_name(vae):
+    """Before, it was taken by position."""
+    codes = vae.table.encode(FRAME)
+    mask = pd.DataFrame(np.random.default_rng(0).random(codes.shape) < 0.7, columns=vae.table.names)
+    expected = pv.elbo(vae, {"x": codes, "observed": mask.to_numpy()}, num_samples=2).estimate
+    numbers = mask.set_axis(range(codes.shape[1]), axis=1)
+    for observed in (mask, mask[mask.columns[::-1]], mask[::-1].assign(more=True)[::-1], numbers):
+        found = pv.elbo(vae, {"x": codes, "observed": observed}, num_samples=2).estimate
+        np.testing.assert_array_equal(found, expected)
+    for observed in (mask.iloc[:, 1:], numbers.set_axis(numbers.columns[::-1], axis=1)):
+        with pytest.raises(ValueError, match=r"observed: expected the columns .*, got none named"):
+            pv.elbo(vae, {"x": codes, "observed": observed}, num_samples=2)
+
+
 def test_repeated_values_and_copied_columns_are_refused_in_training():
     """A learned scale would shrink to 0 there."""
     df = FRAME[["real", "job"]].assign(real=[1.5] * (N - 0))

@@ -147,13 +147,16 @@ class Table:
     def arranged(self, x: Any, argument: str = "x") -> Any:
         """Return rows in frames with the modelled columns alone, in the table's order, and a mask beside them likewise.
 
-        Chunks are joined. Codes in arrays are returned as they are.
+        Chunks are joined. Codes in arrays are returned as they are; a mask beside them that is a frame becomes an array.
         """
         x = joined(x, argument)
         if not isinstance(x, Mapping):
             return self._selected(x, argument) if _is_frame(x) else x
-        if "x" not in x or not _is_frame(x["x"]):
+        if "x" not in x:
             return x
+        if not _is_frame(x["x"]):
+            mask = x.get("observed")
+            return {**x, "observed": self._mask_of_codes(mask)} if _is_frame(mask) else x
         frame, found = _frame(x["x"], argument), dict(x)
         found["x"] = self._selected(frame, argument)
         if "observed" in x:
@@ -185,6 +188,11 @@ class Table:
             fix = "Pass a boolean for every cell of the frame."
             raise bad_value("observed", f"the shape of the frame, {frame.shape}", came, fix)
         return mask[:, [frame.columns.get_loc(name) for name in self.names]]
+
+    def _mask_of_codes(self, mask: Any) -> np.ndarray:
+        """Return a mask beside codes, a frame, as an array in the table's order: by name, or by place if numbered 0, 1, …."""
+        numbered = frames.names(mask) is None and not frames.are_numbers(tuple(map(str, self.names)))
+        return (mask if numbered else self._mask(mask, mask)).to_numpy()
 
     def encode(self, x: Any, argument: str = "x") -> np.ndarray:
         """Return the codes of a frame, shape (rows, columns), float64, in the table's order; NaN in missing cells.
