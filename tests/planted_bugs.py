@@ -1671,6 +1671,27 @@ BUGS = {
         "(key, *others)",
         "test_row_noise.py::test_normal_and_uniform_numbers_have_their_distributions[torch.float32]",
     ),
+    "steps by chance": Bug(
+        "tables/training_rows.py",
+        "_whole_step",
+        "step ** -len(values) < _BY_CHANCE and ",
+        "",
+        "test_tables.py::test_the_step_of_a_column_is_the_largest_usual_one_that_is_no_chance",
+    ),
+    "decimal steps by chance": Bug(
+        "tables/training_rows.py",
+        "_decimal_step",
+        " and (digits / step) ** others < _BY_CHANCE",
+        "",
+        "test_tables.py::test_the_step_of_a_column_is_the_largest_usual_one_that_is_no_chance",
+    ),
+    "levels of float32 as others": Bug(
+        "tables/columns.py",
+        "Column._nearest",
+        "same.sum(axis=1) == 1",
+        "same.sum(axis=1) == 0",
+        "test_tables.py::test_two_numbers_are_two_levels",
+    ),
     "masks beside arrays by position": Bug(
         "rows.py",
         "_require_names_of",

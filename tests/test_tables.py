@@ -164,6 +164,70 @@ def test_columns_get_a_family_that_can_represent_them(column, family, resolution
     assert (found.family, found.resolution) == (family, resolution)
 
 
+@pytest.mark.parametrize(
+    ("column", "step"),
+    [
+        (np.tile([0.0, 0.5, 1.0, 2.5], 30), 0.5),
+        (np.tile([0.25, 0.5, 1.0, 2.0], 30), 0.25),
+        (np.tile([0.125, 0.5, 1.0, 2.0], 30).astype("float32"), 0.125),
+        (np.tile([0.0625, 0.5, 1.0, 2.0], 30), 1 / 16),
+        (np.tile([0.05, 0.15, 1.0, 2.0], 30), 0.05),
+        (np.tile([0.05, 0.15, 1.0, 2.0], 30).astype("float32"), 0.05),
+        (np.tile([0.02, 0.04, 1.06, 2.0], 30), 0.02),
+        (np.tile([0.1, 0.4, 1.0, 2.0], 30), 0.1),
+        (np.tile([0.01, 0.04, 1.0, 2.0], 30), 0.01),
+        # Of numbers recorded to 0.1, one in five is a multiple of ½: so are nine by chance with probability 5e-7.
+        (np.r_[np.zeros(50), np.arange(9) + 0.5], 0.5),
+        (np.r_[np.zeros(50), np.arange(8) + 0.5], 0.1),
+        # So are nine different whole numbers of 5.
+        (np.arange(1, 10).repeat(20) * 5, 5.0),
+        (np.arange(1, 9).repeat(20) * 5, 1.0),
+        (np.arange(-7, 0).repeat(20) * 10, 10.0),  # seven are enough for ten
+        (np.r_[np.arange(1, 300) * 500, 250], 250.0),
+        (np.r_[np.arange(1, 300) * 500, 251], 1.0),
+        (np.arange(1, 300) * 1000.0, 1000.0),
+        (np.arange(1, 300) * 3, 1.0),
+        (10**12 + np.arange(1, 300) * 10, 10.0),
+        (2**50 + np.arange(0, 3000) * 10**5, 1.0),  # steps so large that rounding hides a number between them
+    ],
+)
+def test_the_step_of_a_column_is_the_largest_usual_one_that_is_no_chance(column, step):
+    (found,) = Table.of(pd.DataFrame({"x": column})).columns
+    assert found.resolution == step
+    table = Table.of(pd.DataFrame({"x": column}))
+    decoded = table.decode(table.encode(pd.DataFrame({"x": column})))["x"]
+    np.testing.assert_array_equal(decoded, column)
+
+
+def test_a_later_number_between_two_steps_is_refused():
+    minutes = pd.DataFrame({"minutes": 5 * np.arange(1, 40)})
+    table = Table.of(minutes)
+    with pytest.raises(
+        ValueError, match=r"x\['minutes'\]: expected whole multiples of the resolution 5, .* 62 in"
+    ):
+        table.encode(minutes.replace(60, 62))
+    assert table.encode(minutes + 1000).ravel().tolist() == [201.0 + n for n in range(39)]
+    assert Table.of(minutes, resolution={"minutes": 1}).columns[0].resolution == 1
+
+
+@pytest.mark.parametrize("pair", [(0.0, 0.5), (0.1, 0.2), (1.5, 2.5), (-0.7, 1e-9), (1.0, 2.0)])
+@pytest.mark.parametrize("kind", ["float64", "float32", "Float64", "Decimal"])
+def test_two_numbers_are_two_levels(pair, kind):
+    """Before, only two whole numbers were: others were a Gaussian of steps, which imputed numbers that no cell held."""
+    codes = np.tile([0, 1, 1], 20)
+    plain = pd.Series(np.array(pair)[codes])
+    column = plain.map(lambda v: Decimal(str(v))) if kind == "Decimal" else plain.astype(kind)
+    table = Table.of(column.to_frame("x"))
+    assert (table.columns[0].family, table.columns[0].why) == ("bernoulli", "2 levels")
+    for held in (column, plain, plain.astype("float32")):
+        np.testing.assert_array_equal(table.encode(held.to_frame("x"))[:, 0], codes)
+    np.testing.assert_array_equal(
+        table.decode(table.encode(column.to_frame("x")))["x"].astype(float), column.astype(float)
+    )
+    with pytest.raises(ValueError, match=r"x\['x'\]: expected levels of the training rows"):
+        table.encode(plain.replace(pair[0], pair[0] + 0.01).to_frame("x"))
+
+
 def test_columns_that_are_almost_zero_are_fitted_as_masses_or_left_out():
     """A density of such a column would grow without bound, so the fit refused it."""
     rare = sparse(0.995, AMOUNTS)

@@ -81,6 +81,8 @@ class Column:
         codes = pd.Index(self.levels, dtype=object).get_indexer(pd.Index(held, dtype=object))
         if held.size and isinstance(self.levels[0], bool):  # True == 1
             codes = np.where([isinstance(value, bool | np.bool_) for value in held], codes, -1)
+        elif self.sort == "number" and any(float(level) % 1 for level in self.levels):
+            codes = self._nearest(held, codes, values.dtype)
         new = np.flatnonzero(codes < 0)
         if len(new):
             raise refused(
@@ -92,6 +94,16 @@ class Column:
             )
         found[at] = codes
         return found
+
+    def _nearest(self, held: np.ndarray, codes: np.ndarray, dtype: Any) -> np.ndarray:
+        """Return codes with those of numbers that are levels but for the rounding of the types, such as of float32."""
+        levels = np.array(self.levels, dtype=np.float64)
+        new = np.flatnonzero(codes < 0)
+        numbers = held[new].astype(np.float64)[:, None]
+        rounding = 4 * max(_rounding_of(dtype), _rounding_of(self.dtype)) * np.abs(levels)
+        same = np.abs(numbers - levels) <= rounding
+        codes[new] = np.where(same.sum(axis=1) == 1, same.argmax(axis=1), -1)
+        return codes
 
     def decode(self, codes: np.ndarray, index: Any = None, rounded: bool = True) -> pd.Series:
         """Return codes as a column in its own type. If not ``rounded``, as for means, numbers stay float64."""
@@ -188,12 +200,21 @@ def steps_of(
 
 def between_steps(steps: np.ndarray, dtype: Any) -> np.ndarray:
     """Return which numbers of steps are not whole, up to the rounding of their type."""
+    return np.abs(steps - np.round(steps)) > rounding_of_steps(steps, dtype)
+
+
+def rounding_of_steps(steps: Any, dtype: Any) -> Any:
+    """Return by how much numbers of steps may differ from whole ones because their type rounds them."""
+    return np.clip(4 * _rounding_of(dtype) * np.abs(steps), 1e-6, 0.1)
+
+
+def _rounding_of(dtype: Any) -> float:
+    """Return the relative rounding of a type of numbers; that of float64 for types that are no floats."""
     from pandas.api.types import pandas_dtype
 
     held: Any = pandas_dtype(dtype)
     kind = np.dtype(getattr(held, "numpy_dtype", held if isinstance(held, np.dtype) else np.float64))
-    rounding = 4 * np.finfo(kind if kind.kind == "f" else np.float64).eps
-    return np.abs(steps - np.round(steps)) > np.clip(rounding * np.abs(steps), 1e-6, 0.1)
+    return float(np.finfo(kind if kind.kind == "f" else np.float64).eps)
 
 
 def _typed(numbers: pd.Series, dtype: str) -> pd.Series:

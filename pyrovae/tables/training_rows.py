@@ -19,6 +19,7 @@ from pyrovae.tables.columns import (
     between_steps,
     numbers_of,
     refused,
+    rounding_of_steps,
     some,
     sort_of,
     steps_of,
@@ -49,6 +50,15 @@ _LARGEST_STEP = 2.0**40
 # A mass is refused if numbers of this size are rounded to more than this share of their standard deviation: its location
 # is rounded as they are, which changes log P by up to about as many nats.
 _ROUNDED = 1e-3
+# Usual steps of recorded numbers, beside the powers of ten: of whole numbers and of decimals.
+_WHOLE_STEPS = (1e5, 5e4, 1e4, 5e3, 1e3, 500.0, 250.0, 100.0, 50.0, 25.0, 10.0, 5.0)
+_DECIMAL_STEPS = (
+    *(1 / 2, 1 / 4, 0.2, 1 / 8, 0.1, 1 / 16, 0.05, 1 / 32, 0.025, 0.02, 1 / 64, 0.01, 0.005, 0.0025),
+    *(0.002, 0.001, 5e-4, 2e-4, 1e-4, 5e-5, 2e-5, 1e-5, 5e-6, 2e-6, 1e-6),
+)
+# Numbers have a coarse step if they would all be its multiples with less than this probability, were they recorded to a power
+# of ten and their last digits uniform.
+_BY_CHANCE = 1e-6
 # Larger whole numbers are not counted one by one.
 _MOST_COUNTED = 2**24
 
@@ -175,7 +185,7 @@ def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
         values, whole = np.unique(held), _whole(held)
         if whole and len(values) == len(held) >= _FEWEST_IDS and np.ptp(held) == len(held) - 1:
             return f"like an id: {len(held)} rows with consecutive numbers"
-        if whole and len(values) == 2:
+        if len(values) == 2 and (whole or len(held) > 2):
             return _levels(column, list(held))
         suggested, resolution, why = _suggested(held, column.dtype)
         if suggested is None:
@@ -247,7 +257,8 @@ def _suggested(held: np.ndarray, dtype: str) -> tuple[str | None, float | None, 
     values, times = np.unique(held, return_counts=True)
     share, value = float(times.max() / len(held)), float(values[times.argmax()])
     if _whole(held):
-        step, why = 1.0, "whole"
+        step = _whole_step(values, dtype)
+        why = "whole" if step == 1 else f"whole multiples of {step:g}"
     elif times.max() == 1 or share <= _REPEATED:
         return _best(held, None)
     elif (found := _decimal_step(held, dtype)) is not None:
@@ -272,7 +283,7 @@ def _suggested(held: np.ndarray, dtype: str) -> tuple[str | None, float | None, 
     # A Poisson's variance is its mean. If z tells anything of a column that looks so, P(x | z) is narrower than a Poisson.
     if family == "poisson":
         return "", step, f"{why}, variance {spread**2 / mean:.2g} times the mean: {mass}"
-    return family, None if why == "whole" else step, why_counts if why == "whole" else f"{why}: {why_counts}"
+    return (family, None, why_counts) if step == 1 else (family, step, f"{why}: {why_counts}")
 
 
 def _best(held: np.ndarray, takes: str | None) -> tuple[str, None, str]:
@@ -284,13 +295,34 @@ def _best(held: np.ndarray, takes: str | None) -> tuple[str, None, str]:
     return lines["family"].iloc[0], None, lines["why"].iloc[0]
 
 
-def _decimal_step(held: np.ndarray, dtype: str) -> float | None:
-    """Return the largest of 0.1, 0.01, … 0.000001 of which all numbers are multiples; None if there is none."""
-    for step in (0.1, 0.01, 0.001, 1e-4, 1e-5, 1e-6):
-        steps = held / step
-        if np.abs(steps).max() <= _LARGEST_STEP and not between_steps(steps, dtype).any():
+def _whole_step(values: np.ndarray, dtype: str) -> float:
+    """Return the step of the different values of a column of whole numbers: 1, or a larger one that is no chance."""
+    for step in _WHOLE_STEPS:
+        steps = values / step
+        known = 1 / step > rounding_of_steps(
+            np.abs(steps).max(), dtype
+        )  # a number between two steps would be seen
+        if known and step ** -len(values) < _BY_CHANCE and not np.mod(values, step).any():
             return step
-    return None
+    return 1.0
+
+
+def _decimal_step(held: np.ndarray, dtype: str) -> float | None:
+    """Return the largest usual step of which all numbers are multiples; None if there is none.
+
+    A step other than 0.1, 0.01, …, 0.000001 must be no chance among the cells that do not hold the most frequent number.
+    """
+
+    def all_multiples(step: float) -> bool:
+        steps = held / step
+        return bool(np.abs(steps).max() <= _LARGEST_STEP and not between_steps(steps, dtype).any())
+
+    digits = next(filter(all_multiples, (0.1, 0.01, 0.001, 1e-4, 1e-5, 1e-6)), None)
+    if digits is None:
+        return None
+    others = len(held) - np.unique(held, return_counts=True)[1].max()
+    usual = (step for step in _DECIMAL_STEPS if step > digits and (digits / step) ** others < _BY_CHANCE)
+    return next(filter(all_multiples, usual), digits)
 
 
 def _log_fits_better(codes: np.ndarray) -> bool:
