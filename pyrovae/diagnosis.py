@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import arguments, noise, pages
+from pyrovae import arguments, frames, noise, pages
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence import LogEvidence, importance, refined
 from pyrovae.likelihoods.base import of_observed
@@ -464,7 +464,7 @@ def _columns(evaluation: Evaluation) -> pd.DataFrame | None:
             "gradient": (squares / len(x)) ** 0.5,
             "share": squares / max(squares.sum(), 1e-300),
         },
-        index=pd.Index(vae.table.names, name="column"),
+        index=frames.own_labels(vae.table.names).rename("column"),
     )
 
 

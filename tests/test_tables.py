@@ -1177,6 +1177,29 @@ def test_the_first_level_of_several_names_no_column():
             pv.VAE.for_table(df, 1, families={name: None})
 
 
+def test_columns_of_several_levels_are_named_in_diagnoses_plots_and_reports(tmp_path):
+    """Before, their names were an error of pandas."""
+    flat = pd.DataFrame(RNG.normal(size=(60, 3)), columns=["ax", "ay", "bx"])
+    flat.iloc[:9, 1] = np.nan
+    labels = pd.MultiIndex.from_tuples([("a", "x"), ("a", "y"), ("b", "x")])
+    found = []
+    for columns in (flat.columns, labels):
+        df = flat.set_axis(columns, axis=1)
+        torch.manual_seed(0)
+        vae = pv.VAE.for_table(df, 1, hidden_dims=(3,))
+        pv.fit(vae, df, epochs=1)
+        distances = pv.plots.column_distances(df, vae.sample(20))
+        found.append((pv.diagnose(vae, df, num_samples=100).columns, distances))
+        pv.report(vae, df, tmp_path / "report.html")
+    for plain, several in zip(*found, strict=True):
+        assert list(several.index) == list(labels)
+        assert several.index.name == "column"
+        pd.testing.assert_frame_equal(plain, several.set_axis(plain.index))
+    assert (tmp_path / "report.html").read_text().count(
+        ">a, y<"
+    ) >= 3  # the rows, the model's rows, imputations
+
+
 def test_given_numbers_the_columns_that_came():
     """Numbers are positions in the frame, whatever the table's order is and whatever it leaves out."""
     df = pd.DataFrame({"k": [f"id {i}" for i in range(60)], **{name: RNG.normal(size=60) for name in "abc"}})

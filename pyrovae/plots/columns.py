@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyrovae import frames
 from pyrovae.imputation import Imputation
 from pyrovae.plots import drawing
 from pyrovae.plots.drawing import BLUE, GREY, MOST_BARS, STYLE, WIDTH
@@ -86,12 +87,12 @@ def column_distances(x: Any, simulated: Any) -> pd.DataFrame:
     import pandas as pd
 
     real, drawn = _both(x, simulated)
-    found = {}
+    names, found = list(real), []
     for name, values in real.items():
         counts = len(values), len(drawn[name])
         chance = 1.358 * (sum(counts) / max(counts[0] * counts[1], 1)) ** 0.5
-        found[name] = {"distance": _distance(values, drawn[name]), "by_chance": min(chance, 1.0)}
-    return pd.DataFrame.from_dict(found, orient="index").rename_axis("column")
+        found.append({"distance": _distance(values, drawn[name]), "by_chance": min(chance, 1.0)})
+    return pd.DataFrame(found, index=frames.own_labels(names).rename("column"))
 
 
 def _both(x: Any, simulated: Any) -> tuple[dict[Any, np.ndarray], dict[Any, np.ndarray]]:

@@ -100,7 +100,8 @@ class Contents:
         flat = values.detach().reshape(len(values), -1).double().cpu()
         if table is None:
             return pd.DataFrame(flat.numpy(), columns=self.names)
-        return table.decode(flat).infer_objects()  # columns of objects may hold numbers
+        found = table.decode(flat).infer_objects()  # columns of objects may hold numbers
+        return found.set_axis(frames.own_labels(found.columns), axis=1)
 
     @property
     def data(self) -> pd.DataFrame:

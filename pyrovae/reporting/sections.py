@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pyrovae import identity, plots
+from pyrovae import frames, identity, plots
 from pyrovae.comparison import compare
 from pyrovae.comparison.predictive import subset
 from pyrovae.diagnosis import diagnose
@@ -132,13 +132,12 @@ def _data(report: Contents, section: Section) -> None:
     summary = (
         summary[[name for name in shown if name in summary]]
         .rename(columns={"50%": "median"})
-        .rename_axis("column")
+        .set_axis(frames.own_labels(data.columns).rename("column"), axis=0)
     )
     summary.insert(0, "P is a", list(report.evidence.measure))
     if isinstance(model, VAE) and model.table is not None:
-        known = model.table.summary().set_index("column")
-        summary.insert(0, "family", known["family"].reindex(summary.index))
-        summary["why"] = known["why"].reindex(summary.index)
+        summary.insert(0, "family", [column.family for column in model.table.columns])
+        summary["why"] = [column.why for column in model.table.columns]
         for name, why in model.table.left_out.items():
             section.text.append(f"Column {name!r} is left out: {why}.")
     section.grids.append(Grid.of(summary, most=_SHOWN if len(summary) > MOST_LEVELS else MOST_LEVELS))
