@@ -13,10 +13,17 @@ from planting import Bug, run
 BUGS = {
     "measures in the order of another score": Bug(
         "comparison/refusals.py",
-        "_in_order_of",
-        "own.names.index(column)",
-        "first.names.index(column)",
+        "_order_beside",
+        "other.names.index(known.names[column])",
+        "known.names.index(other.names[column])",
         "test_comparison.py::test_scores_of_columns_in_several_orders_are_matched_by_name",
+    ),
+    "scores matched to the first alone": Bug(
+        "comparison/refusals.py",
+        "in_one_order",
+        "reached.append(other)",
+        "pass",
+        "test_comparison.py::test_scores_are_matched_in_every_order_of_the_models",
     ),
     "given columns by number": Bug(
         "identity.py",

@@ -549,6 +549,30 @@ def test_masks_and_scores_are_matched_by_name():
         assert np.ptp(pv.compare({name: models[name] for name in names}, x)["elpd"]) < 1e-12
 
 
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_scores_are_matched_in_every_order_of_the_models(order):
+    """Rows without names equal the rows of a frame, whose columns are those of another frame in another order."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(60, 4)) @ rng.normal(size=(4, 4)), columns=list("badc"))
+    forms = {
+        "array": frame.to_numpy(),
+        "badc": frame,
+        "abcd": frame[list("abcd")],
+        "cbda": frame[list("cbda")],
+    }
+    scores = {name: baselines.FullGaussian().fit(x[:40]).log_evidence(x[40:]) for name, x in forms.items()}
+    mixed = ("mass", "density", "density", "mass")  # of b, a, d, c
+    columns = {"array": "badc"}
+    scores = {
+        name: dataclasses.replace(
+            score, measure=tuple(mixed["badc".index(column)] for column in columns.get(name, name))
+        )
+        for name, score in scores.items()
+    }
+    table = pv.compare({list(scores)[n]: scores[list(scores)[n]] for n in order})
+    np.testing.assert_allclose(table["elpd"], scores["badc"].mean, rtol=1e-9)
+
+
 def test_scores_of_columns_in_several_orders_are_matched_by_name():
     """Each computed before, on the columns in the order of its own model; and evidences of one training set."""
     rng = np.random.default_rng(0)

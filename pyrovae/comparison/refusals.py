@@ -74,17 +74,39 @@ def check_target(scores: Mapping[str, LogEvidence], target: str) -> None:
 
 
 def in_one_order(scores: Mapping[str, LogEvidence]) -> dict[str, LogEvidence]:
-    """Return scores of the same rows, whose columns have the same names, as scores with columns in the order of the first."""
-    first = next(iter(scores.values())).fingerprint
-    return {name: _in_order_of(first, score) for name, score in scores.items()}
+    """Return scores of the same rows as scores with columns in the order of the first, whatever order they were scored in.
+
+    Rows are the same if they are equal, or have columns of the same names in another order. Rows without names may be
+    equal to rows with names, which in turn are matched by name.
+    """
+    first, *others = scores
+    orders = {first: tuple(range(len(scores[first].measure)))}  # where the columns of the first lie in each
+    reached = [first]
+    for name in reached:  # which grows
+        for other in [other for other in others if other not in orders]:
+            order = _order_beside(scores[name].fingerprint, orders[name], scores[other].fingerprint)
+            if order is not None:
+                orders[other] = order
+                reached.append(other)
+    return {
+        name: _in_order(score, orders[name], scores[first].fingerprint) if name in orders else score
+        for name, score in scores.items()
+    }
 
 
-def _in_order_of(first: Fingerprint, score: LogEvidence) -> LogEvidence:
-    own = score.fingerprint
-    if own == first or not own.same_by_name(first):
+def _order_beside(known: Fingerprint, order: tuple[int, ...], other: Fingerprint) -> tuple[int, ...] | None:
+    """Return where columns that lie in ``order`` among the known rows lie in other rows; None if these are not the same."""
+    if other == known:
+        return order
+    if not other.same_by_name(known):
+        return None
+    return tuple(other.names.index(known.names[column]) for column in order)
+
+
+def _in_order(score: LogEvidence, order: tuple[int, ...], first: Fingerprint) -> LogEvidence:
+    if score.fingerprint == first:
         return score
-    measure = tuple(score.measure[own.names.index(column)] for column in first.names)
-    return replace(score, measure=measure, fingerprint=first)
+    return replace(score, measure=tuple(score.measure[column] for column in order), fingerprint=first)
 
 
 def check_comparable(scores: Mapping[str, LogEvidence]) -> None:
