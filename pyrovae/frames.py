@@ -65,9 +65,14 @@ def _is_number(name: Any) -> bool:
 
 
 def as_pandas(x: Any) -> Any:
-    """Return a frame or column of another library, such as polars or pyarrow, by its ``to_pandas``; others unchanged."""
-    if not hasattr(x, "to_pandas") or isinstance(x, type):
+    """Return a frame or column of another library, such as polars or pyarrow, by its ``to_pandas``; others unchanged.
+
+    In frames of pandas, signalling NaN of Python's decimals become NaN.
+    """
+    if isinstance(x, type):
         return x
+    if not hasattr(x, "to_pandas"):
+        return _without_signals(x) if hasattr(x, "iloc") else x
     try:  # Arrow's whole numbers beside missing ones, which would become float64
         found = x.to_pandas(integer_object_nulls=True)
     except TypeError:
@@ -76,6 +81,21 @@ def as_pandas(x: Any) -> Any:
         held = found.iloc[:, column]
         if kind == _OBJECTS and held.notna().any() and held.dropna().map(type).eq(int).all():
             found.isetitem(column, held.astype("Int64" if held.max() < 2**63 else "UInt64"))
+    return found
+
+
+def _without_signals(x: Any) -> Any:
+    """Return a frame or series with NaN for Python's signalling NaN, of which pandas cannot say that it is missing."""
+    if not hasattr(x, "columns"):
+        odd = x.dtype == _OBJECTS and any(isinstance(value, Decimal) and value.is_snan() for value in x)
+        return x.map(lambda v: np.nan if isinstance(v, Decimal) and v.is_snan() else v) if odd else x
+    found = x
+    for column in np.flatnonzero([kind == _OBJECTS for kind in x.dtypes]).tolist():
+        held = x.iloc[:, column]
+        new = _without_signals(held)
+        if new is not held:
+            found = x.copy(deep=False) if found is x else found
+            found.isetitem(column, new)
     return found
 
 

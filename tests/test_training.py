@@ -1664,6 +1664,16 @@ def test_chunks_are_taken_in_turn_and_all_rows_count_alike():
     assert first[0] != second[0]
 
 
+def test_chunks_without_rows_are_left_out():
+    """As evaluations and baselines do. Before, they were an error."""
+    whole, expected = chunked(X, 40, 50)
+    for parts in (chunked(X, 0, 40, 0, 50, 0), chunked(X, 40, 50, 0)):
+        assert same(parameters(whole), parameters(parts[0]))
+        assert parts[1].frame["elbo"].tolist() == expected.frame["elbo"].tolist()
+    with pytest.raises(ValueError, match="x: expected at least one chunk of rows, got none"):
+        pv.fit(small_vae(), [{"x": X[:0]}], epochs=1)
+
+
 def test_chunks_traced_are_chunks_eager(monkeypatch):
     monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
     (eager, one), (other, two) = (chunked(X.double(), 40, 35, 15, compile=how) for how in (False, "auto"))

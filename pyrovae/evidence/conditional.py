@@ -41,6 +41,7 @@ def root_sum(*errors: Any) -> Any:
 def _given(given: Any, passed: Any, x: Any) -> list[int]:
     """Return the numbers in x of columns that are named, or numbered in the rows as they were passed."""
     names, count = columns_of(passed)
+    names = names or frames.labels(as_passed(passed)[1])  # of columns 0, 1, … too
     labels = list(getattr(as_passed(passed)[1], "columns", ()))
     columns = column_numbers("given", given, names, count, labels)
     modelled = list(getattr(as_passed(x)[1], "columns", ()))

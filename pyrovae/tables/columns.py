@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrovae.frames import wide_enough
+from pyrovae.frames import are_decimals, wide_enough
 from pyrovae.likelihoods.mixed import family_of
 from pyrovae.refusals import Refused, bad_value
 from pyrovae.rounding import beyond_whole
@@ -252,6 +252,8 @@ def sort_of(values: pd.Series) -> str:
         return "number"
     if kind.startswith(("date", "timedelta", "period", "time")):
         return "date"
+    if kind.startswith("mixed") and are_decimals(values):  # decimals beside other numbers
+        return "number"
     return {"boolean": "bool", "string": "label"}.get(kind, kind)
 
 

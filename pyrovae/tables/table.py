@@ -270,7 +270,7 @@ class Table:
             kind = getattr(held.dtype, "kind", "O")
             numbers = kind in "iufO" and column.sort == "number" and column.levels is None
             into_type: Any = held.dtype
-            if held.dtype == np.dtype(object) and numbers:  # such as of Python's decimals
+            if held.dtype == np.dtype(object) and (numbers or frames.are_decimals(held)):
                 into_type = "float64"
             elif kind in "iu" and numbers and (column.lacked_by(held) or not rounded):
                 into_type = frames.fractions(held.dtype)

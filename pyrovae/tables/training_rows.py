@@ -138,7 +138,9 @@ def _levels(column: Column, held: list[Any]) -> Column | str:
     odd = [level for level in plain if type(level) not in (str, int, float, bool)]
     if odd:
         expected = "levels that are strings, numbers or booleans"
-        raise refused("df", column.name, expected, shown(odd[0]), "Convert the column by .astype(str).")
+        of_categories = "cat.rename_categories(str)", 'map(str, na_action="ignore")'
+        fix = f"Pass df[{column.name!r}].{of_categories[column.categories is None]} in its place."
+        raise refused("df", column.name, expected, shown(odd[0]), fix)
     if not family:
         family = "bernoulli" if len(levels) == 2 else "ordinal" if ordered else "categorical"
         column = replace(column, why=f"{len(levels)} levels" + (", ordered" if ordered else ""))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Chunks:
             yield from self._x
             return
         try:
-            yield from chunks.each(self._x)
+            yield from (chunk for chunk in chunks.each(self._x) if not _is_empty(chunk))
         except chunks.Unreadable as reason:
             raise unreadable("x", reason) from None
 
@@ -50,6 +50,13 @@ class Chunks:
         for chunk in self:
             return chunk
         raise bad_value("x", "at least one chunk of rows", "none", "Pass some rows.")
+
+
+def _is_empty(chunk: Any) -> bool:
+    """Return whether a chunk has columns and no rows, as a part of a split may. Evaluations join it without effect."""
+    rows = chunk.get("x") if isinstance(chunk, Mapping) else chunk
+    shape = tuple(getattr(rows, "shape", ()))
+    return len(shape) > 1 and shape[0] == 0
 
 
 class Reader:
