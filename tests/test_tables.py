@@ -3,6 +3,7 @@
 import datetime as dt
 import itertools
 import re
+import warnings
 from decimal import Decimal
 
 import numpy as np
@@ -1249,6 +1250,72 @@ def test_given_takes_the_labels_of_numbered_columns_as_strings():
         found = pv.log_evidence(vae, rows, given=[str(labels[1]) if labels[0] else "1"], **options)
         expected = pv.log_evidence(vae, rows.to_numpy(), given=[1], **options)
         np.testing.assert_array_equal(found.estimate, expected.estimate)
+
+
+@pytest.mark.parametrize(
+    ("cells", "first"),
+    [
+        (["12%", "3%"], "12%"),
+        (["17", "1,234", "2,345"], "1,234"),
+        ([" 7 ", "8"], " 7 "),
+        (["1", "1e3"], "1e3"),
+        (["1", "2.5"], "2.5"),
+        (["1.5"] * 19 + ["x"], "1.5"),
+        (["1.5"] * 2 + ["x"], None),
+        (["1", "2"], None),  # labels, perhaps made of whole numbers on purpose
+        (["01", "0.5"], None),
+        (["a", "b"], None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["object", "string"])
+def test_text_that_looks_like_numbers_is_named(cells, first, kind):
+    column = pd.Series([*cells * 20, None], dtype=kind)
+    df = pd.DataFrame({"c": column, "real": np.arange(len(column)) ** 1.5})
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        pv.VAE.for_table(df, 1, hidden_dims=())
+    texts = [str(each.message) for each in found]
+    if first is None:
+        assert texts == []
+    else:
+        assert [text.partition(". Write")[0] for text in texts] == [
+            f"df['c'] has labels that look like numbers, first {first!r}"
+        ]
+        assert found[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pv.VAE.for_table(df, 1, families={"c": "categorical"}, hidden_dims=())
+        pv.VAE.for_table(df, 1, families={"c": None}, hidden_dims=())
+        pv.VAE.for_table(df.astype({"c": "category"}), 1, hidden_dims=())
+
+
+@pytest.mark.parametrize(
+    ("family", "values", "message"),
+    [
+        ("beta", [0.5, 0.25, 3.0], "'beta' can score, got 1 others, first 3 in row 3"),
+        ("beta", [0.5, 0.25, 0.0], "'beta' can score, got 1 others, first 0 in row 3"),
+        ("continuous_bernoulli", [0.0, 1.0, 1.5], "first 1.5 in row 3"),
+        (("binomial", {"total_count": 5}), [1, 8, 5], "with total_count=5, got 1 others, first 8 in row 2"),
+        ("poisson", [1.5, 2.0, 3.0], "'poisson' can score, got 1 others, first 1.5 in row 0"),
+        ("gamma", [1.5, -2.0, 3.0], "'gamma' can score, got 1 others, first -2 in row 2"),
+        (("discretized_logistic", {"levels": 4}), [1, 4, 3], "first 4 in row 2"),
+    ],
+)
+def test_numbers_off_the_support_of_a_family_are_refused_before_the_fit(family, values, message):
+    df = pd.DataFrame({"c": [values[0], None, *values[1:]], "real": RNG.normal(size=4)})
+    with pytest.raises(ValueError, match=r"df\['c'\]: expected numbers that .*" + re.escape(message)):
+        pv.VAE.for_table(df, 1, families={"c": family})
+
+
+def test_booleans_are_no_levels_of_whole_numbers():
+    """True == 1, but a category of booleans has other levels than one of 0 and 1. The reverse was refused before."""
+    numbers, booleans = (
+        pd.DataFrame({"c": pd.Categorical(levels * 20), "real": np.arange(40) ** 1.5})
+        for levels in ([0, 1], [False, True])
+    )
+    for known, other in ((numbers, booleans), (booleans, numbers)):
+        with pytest.raises(ValueError, match=r"x\['c'\]: expected levels .* got 40 cells with others"):
+            Table.of(known).encode(other)
 
 
 def test_given_numbers_the_columns_that_came():

@@ -12,16 +12,12 @@ from pandas.api.types import is_integer_dtype
 
 from pyrovae.cli.main import log
 from pyrovae.refusals import bad_value
-from pyrovae.tables import Column, Table
+from pyrovae.tables import Column, Table, text_numbers
 
 _MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>"}
 _DATE, _LIKE_A_DATE = r"\d{4}-\d{2}(?:-\d{2}.*)?", r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}(?:[ T].*)?"
 _TIME = r"\d{2}(?::?\d{2}(?::?\d{2}(?:[.,]\d+)?)?)?\s?(?:Z|[+-]\d{2}(?::?\d{2})?)?"
 _ISO = re.compile(rf"\d{{4}}|\d{{4}}-\d{{2}}|(?:\d{{4}}-\d{{2}}-\d{{2}}|\d{{8}})(?:[T ]{_TIME})?")
-#: Such as 1,234.5 or 1,5 or 12% or $3.
-_MARKED = r"[+-]?[$€£¥]?\s?(?:\d{1,3}(?:[.,'’ \u00a0\u202f]\d{3})+|\d+)(?:[.,]\d+)?\s?[%‰$€£¥]?"
-_MANY_DIGITS = r"[+-]?\d{19,}"  # whole numbers beyond those of 64 bits
-_MOSTLY = 0.9  # the share of numbers from which another cell is likely to mean a missing one
 #: What a column of dates may be replaced by: a number under the name "column.part".
 PARTS = ("days", "year", "month", "day", "dayofweek", "hour")
 
@@ -108,22 +104,18 @@ def _typed(text: pd.Series, column: Column | None, decimal_comma: bool, start: i
         return numbers.astype(object).where(numbers.notna(), seen).reindex(text.index).infer_objects()
     odd = numbers.index[numbers.isna()]
     leading_zeros = seen.str.match(r"[+-]?0\d").any()  # 01 is a label
-    marked = numbers.isna() & seen.str.fullmatch(_MARKED)
-    if marked.any() and (numbers.notna() | marked).mean() >= _MOSTLY:
-        first, mark = marked.idxmax(), "comma" if decimal_comma else "point"
-        fix = (
-            "Write numbers without separators of thousands, signs of percent or currency, and with decimals after "
-            f"a {mark}, to make them numbers."
-        )
+    first = text_numbers.first_marked(seen, numbers)
+    if first is not None:
+        fix = text_numbers.ADVICE.format("comma" if decimal_comma else "point")
         log.warning("%s has labels: %r in row %d. %s", text.name, seen[first], start + first, fix)
-    elif len(odd) and not leading_zeros and 1 - len(odd) / len(seen) >= _MOSTLY:
+    elif len(odd) and not leading_zeros and 1 - len(odd) / len(seen) >= text_numbers.MOSTLY:
         found = (
             f"{len(odd)} of {len(seen)} cells are no numbers, first {seen[odd[0]]!r} in row {start + odd[0]}"
         )
         log.warning("%s has labels: %s. Empty such cells to make them missing.", text.name, found)
     if len(odd) or leading_zeros:
         return text
-    if numbers.dtype.kind != "i" and seen.str.fullmatch(_MANY_DIGITS).any():
+    if numbers.dtype.kind != "i" and seen.str.fullmatch(text_numbers.MANY_DIGITS).any():
         return text  # numbers of such accounts or barcodes are labels
     whole = numbers.dtype.kind == "i" and len(seen)
     return numbers.astype("Int64" if whole else "float64").reindex(text.index)

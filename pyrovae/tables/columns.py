@@ -79,9 +79,11 @@ class Column:
             return found
         held = values.iloc[at].astype(object).to_numpy()
         codes = pd.Index(self.levels, dtype=object).get_indexer(pd.Index(held, dtype=object))
-        if held.size and isinstance(self.levels[0], bool):  # True == 1
-            codes = np.where([isinstance(value, bool | np.bool_) for value in held], codes, -1)
-        elif self.sort == "number" and any(float(level) % 1 for level in self.levels):
+        if held.size and not isinstance(self.levels[0], str):  # True == 1
+            of_booleans = isinstance(self.levels[0], bool)
+            alike = [isinstance(value, bool | np.bool_) == of_booleans for value in held]
+            codes = np.where(alike, codes, -1)
+        if self.sort == "number" and any(float(level) % 1 for level in self.levels):
             codes = self._nearest(held, codes, values.dtype)
         new = np.flatnonzero(codes < 0)
         if len(new):

@@ -14,7 +14,8 @@ from pyrovae import frames
 from pyrovae.likelihoods.mixed import family_of
 from pyrovae.refusals import bad_type, bad_value, shown
 from pyrovae.rows import hidden, joined
-from pyrovae.tables.columns import Column
+from pyrovae.tables import text_numbers
+from pyrovae.tables.columns import Column, sort_of
 from pyrovae.tables.training_rows import column_of
 
 if TYPE_CHECKING:
@@ -89,6 +90,23 @@ class Table:
                 "without this warning, or name a family.",
                 stacklevel=4,
             )
+
+    def warn_of_text(self, x: Any) -> None:
+        """Warn of columns of the training rows that are text which looks like numbers, and whose family was not given."""
+        frame = _frame(x, "df")
+        chosen = {column.name for column in self.columns if column.why == "given" or column.sort != "label"}
+        chosen |= {name for name, why in self.left_out.items() if why == _BY_FAMILIES}
+        for name in frame.columns:
+            held = frame[name]
+            if name in chosen or hasattr(held, "cat") or sort_of(held) != "label":
+                continue
+            first = text_numbers.first_in_text(held)
+            if first is not None:
+                warnings.warn(
+                    f"df[{name!r}] has labels that look like numbers, first {first!r}. {text_numbers.ADVICE.format('point')} "
+                    f'Pass families={{{name!r}: "categorical"}} to keep labels without this warning.',
+                    stacklevel=4,
+                )
 
     def summary(self) -> pd.DataFrame:
         """Return a frame with a line for each column: its family, its levels and the reason; left-out columns last."""

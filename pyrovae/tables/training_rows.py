@@ -7,8 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from pyrovae import arguments
+from pyrovae.entries import elementwise
 from pyrovae.likelihoods import REGISTRY, suggest
 from pyrovae.likelihoods.mixed import family_of
 from pyrovae.refusals import bad_type, shown
@@ -208,6 +211,8 @@ def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
             family = "log_normal" if log else "censored_gaussian" if codes.min() == 0 else "gaussian"
             column = replace(column, why=f"recorded to {resolution:g}") if column.why == "given" else column
         family = {"gaussian": "rounded_gaussian", "log_normal": "rounded_log_normal"}.get(family, family)
+    if column.why == "given" and resolution is None:
+        _require_support(column, codes, at)
     takes = _takes(family)
     least = {"counts": 0.0, "bounded": 0.0, "positive": np.nextafter(0, 1)}.get(takes, -np.inf)
     if codes.min() < least:
@@ -239,6 +244,27 @@ def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
         **unit,
         **_unit("feature_", seen_by),
     )
+
+
+def _require_support(column: Column, held: np.ndarray, at: np.ndarray) -> None:
+    """Raise ``ValueError`` for numbers that a family, with its options, gives no density or an infinite one."""
+    family = family_of(column.family)
+    try:
+        likelihood = family(nn.Identity(), **column.options)
+    except (TypeError, ValueError):  # options that are missing or wrong, which are refused later
+        return
+    outputs = family.outputs_per_dimension(**column.options)
+    support = elementwise(likelihood.distribution(torch.zeros(1, outputs, dtype=torch.float64)).support)
+    rows, fits = torch.tensor(held), np.ones(len(held), dtype=bool)
+    for each in (support, likelihood.inside):
+        fits &= True if each is None else each.check(rows).numpy()
+    odd = np.flatnonzero(~fits)
+    if len(odd):
+        expected = f"numbers that {column.family!r} can score"
+        if column.options:
+            expected += f" with {', '.join(f'{key}={value!r}' for key, value in column.options.items())}"
+        came = f"{len(odd)} others, first {held[odd[0]]:g} in row {at[odd[0]]}"
+        raise refused("df", column.name, expected, came, likelihood.off_support)
 
 
 def _whole(held: np.ndarray) -> bool:
