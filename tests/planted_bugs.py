@@ -601,9 +601,9 @@ BUGS = {
     ),
     "a mask's columns by position": Bug(
         "rows.py",
-        "read",
-        'if hasattr(mask, "columns") and hasattr(rows_of, "columns"):',
-        "if False:",
+        "_require_names_of",
+        "if came is None:",
+        "if True:",
         "test_missing_pairs.py::test_a_mask_in_a_frame_has_the_columns_of_the_rows",
     ),
     "totals of complete rows hidden by others": Bug(

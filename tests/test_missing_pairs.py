@@ -596,7 +596,7 @@ def test_a_mask_in_a_frame_has_the_columns_of_the_rows():
     assert right.fingerprint == score(vae, x.where(observed), num_samples=5, check=False).fingerprint
     for mask in (observed[["c", "b", "a"]], observed.rename(columns={"c": "d"})):
         for call in (lambda m: score(vae, m, check=False), baselines.PPCA(1).fit):
-            with pytest.raises(ValueError, match="observed: expected the columns that were fitted, by name"):
+            with pytest.raises(ValueError, match="observed: expected the columns of x, by name"):
                 call({"x": x, "observed": mask})
 
 

@@ -651,7 +651,7 @@ def test_numbers_are_names_unless_they_count_the_columns(columns):
     assert pv.frames.names(frame[columns[0]]) is None  # as a vector beside the rows
     model = baselines.IndependentGaussian().fit(frame)
     for rows in (turned, {"x": frame, "observed": turned.notna()}):
-        with pytest.raises(ValueError, match="by name and in order, got "):
+        with pytest.raises(ValueError, match=r"in order.*, got "):
             model.log_evidence(rows)
     whole = model.log_evidence(frame).estimate
     np.testing.assert_array_equal(model.log_evidence(frame.to_numpy()).estimate, whole)
@@ -918,7 +918,7 @@ def test_other_numbered_columns_are_refused(tmp_path):
             == fitted.log_evidence(rows[own]).mean
         )
         for other in ([3, 2, 1], [0, 2, 3]):
-            with pytest.raises(ValueError, match=r"observed: .*by name and in order, got "):
+            with pytest.raises(ValueError, match=r"observed: expected .*in order.*, got "):
                 fitted.log_evidence({"x": rows[own], "observed": mask.set_axis(other, axis=1)})
     for other in ([0, 1, 2], [3, 4, 5], list("abc")):  # an array's columns may have any labels
         np.testing.assert_array_equal(

@@ -327,7 +327,11 @@ REFUSED_FIRST = {
     "mixed": ({"a": ["x", 1, 2, 3]}, {}, r"df\['a'\].*mixed.*first 'x'"),
     "empty": ({"a": [None] * 4}, {}, r"df\['a'\].*an observed cell"),
     "infinite": ({"a": [1.0, np.inf, 2.5, 3.0]}, {}, r"df\['a'\].*first in row 1"),
-    "intervals": ({"a": pd.cut([1, 2, 3, 4], 2)}, {}, r"df\['a'\].*levels that are strings.*rename_categories\(str\)"),
+    "intervals": (
+        {"a": pd.cut([1, 2, 3, 4], 2)},
+        {},
+        r"df\['a'\].*levels that are strings.*rename_categories\(str\)",
+    ),
     "unknown family": ({"a": [1.5, 2, 3, 4]}, {"families": {"a": "normal"}}, "families.*gaussian"),
     "unknown column": ({"a": [1.5, 2, 3, 4]}, {"families": {"b": "gaussian"}}, "names of columns.*'b'"),
     "option": ({"a": [1.5, 2, 3, 4]}, {"families": {"a": ("gaussian", {"sd": 1})}}, "sd"),
