@@ -1692,13 +1692,6 @@ BUGS = {
         "if held.size and isinstance(self.levels[0], bool):",
         "test_tables.py::test_booleans_are_no_levels_of_whole_numbers",
     ),
-    "steps by chance": Bug(
-        "tables/training_rows.py",
-        "_whole_step",
-        "step ** -len(values) < _BY_CHANCE and ",
-        "",
-        "test_tables.py::test_the_step_of_a_column_is_the_largest_usual_one_that_is_no_chance",
-    ),
     "decimal steps by chance": Bug(
         "tables/training_rows.py",
         "_decimal_step",

@@ -202,12 +202,8 @@ def steps_of(
 
 def between_steps(steps: np.ndarray, dtype: Any) -> np.ndarray:
     """Return which numbers of steps are not whole, up to the rounding of their type."""
-    return np.abs(steps - np.round(steps)) > rounding_of_steps(steps, dtype)
-
-
-def rounding_of_steps(steps: Any, dtype: Any) -> Any:
-    """Return by how much numbers of steps may differ from whole ones because their type rounds them."""
-    return np.clip(4 * _rounding_of(dtype) * np.abs(steps), 1e-6, 0.1)
+    rounding = 4 * _rounding_of(dtype)
+    return np.abs(steps - np.round(steps)) > np.clip(rounding * np.abs(steps), 1e-6, 0.1)
 
 
 def _rounding_of(dtype: Any) -> float:

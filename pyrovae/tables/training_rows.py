@@ -22,7 +22,6 @@ from pyrovae.tables.columns import (
     between_steps,
     numbers_of,
     refused,
-    rounding_of_steps,
     some,
     sort_of,
     steps_of,
@@ -53,15 +52,9 @@ _LARGEST_STEP = 2.0**40
 # A mass is refused if numbers of this size are rounded to more than this share of their standard deviation: its location
 # is rounded as they are, which changes log P by up to about as many nats.
 _ROUNDED = 1e-3
-# Usual steps of recorded numbers, beside the powers of ten: of whole numbers and of decimals.
-_WHOLE_STEPS = (1e5, 5e4, 1e4, 5e3, 1e3, 500.0, 250.0, 100.0, 50.0, 25.0, 10.0, 5.0)
-_DECIMAL_STEPS = (
-    *(1 / 2, 1 / 4, 0.2, 1 / 8, 0.1, 1 / 16, 0.05, 1 / 32, 0.025, 0.02, 1 / 64, 0.01, 0.005, 0.0025),
-    *(0.002, 0.001, 5e-4, 2e-4, 1e-4, 5e-5, 2e-5, 1e-5, 5e-6, 2e-6, 1e-6),
-)
-# Numbers have a coarse step if they would all be its multiples with less than this probability, were they recorded to a power
-# of ten and their last digits uniform.
-_BY_CHANCE = 1e-6
+# Decimals that are all multiples of one of these have it as their step, if they would be so with less than this probability,
+# were they recorded to a power of ten and their last digits uniform.
+_FRACTIONS, _BY_CHANCE = (1 / 2, 1 / 4, 1 / 8), 1e-6
 # Larger whole numbers are not counted one by one.
 _MOST_COUNTED = 2**24
 
@@ -285,8 +278,7 @@ def _suggested(held: np.ndarray, dtype: str) -> tuple[str | None, float | None, 
     values, times = np.unique(held, return_counts=True)
     share, value = float(times.max() / len(held)), float(values[times.argmax()])
     if _whole(held):
-        step = _whole_step(values, dtype)
-        why = "whole" if step == 1 else f"whole multiples of {step:g}"
+        step, why = 1.0, "whole"
     elif times.max() == 1 or share <= _REPEATED:
         return _best(held, None)
     elif (found := _decimal_step(held, dtype)) is not None:
@@ -311,7 +303,7 @@ def _suggested(held: np.ndarray, dtype: str) -> tuple[str | None, float | None, 
     # A Poisson's variance is its mean. If z tells anything of a column that looks so, P(x | z) is narrower than a Poisson.
     if family == "poisson":
         return "", step, f"{why}, variance {spread**2 / mean:.2g} times the mean: {mass}"
-    return (family, None, why_counts) if step == 1 else (family, step, f"{why}: {why_counts}")
+    return family, None if why == "whole" else step, why_counts if why == "whole" else f"{why}: {why_counts}"
 
 
 def _best(held: np.ndarray, takes: str | None) -> tuple[str, None, str]:
@@ -323,22 +315,10 @@ def _best(held: np.ndarray, takes: str | None) -> tuple[str, None, str]:
     return lines["family"].iloc[0], None, lines["why"].iloc[0]
 
 
-def _whole_step(values: np.ndarray, dtype: str) -> float:
-    """Return the step of the different values of a column of whole numbers: 1, or a larger one that is no chance."""
-    for step in _WHOLE_STEPS:
-        steps = values / step
-        known = 1 / step > rounding_of_steps(
-            np.abs(steps).max(), dtype
-        )  # a number between two steps would be seen
-        if known and step ** -len(values) < _BY_CHANCE and not np.mod(values, step).any():
-            return step
-    return 1.0
-
-
 def _decimal_step(held: np.ndarray, dtype: str) -> float | None:
-    """Return the largest usual step of which all numbers are multiples; None if there is none.
+    """Return the largest of 0.1, 0.01, … 0.000001 of which all numbers are multiples; None if there is none.
 
-    A step other than 0.1, 0.01, …, 0.000001 must be no chance among the cells that do not hold the most frequent number.
+    It is ½, ¼ or ⅛ if all are multiples of that, which must be no chance among the cells without the most frequent number.
     """
 
     def all_multiples(step: float) -> bool:
@@ -349,7 +329,7 @@ def _decimal_step(held: np.ndarray, dtype: str) -> float | None:
     if digits is None:
         return None
     others = len(held) - np.unique(held, return_counts=True)[1].max()
-    usual = (step for step in _DECIMAL_STEPS if step > digits and (digits / step) ** others < _BY_CHANCE)
+    usual = (step for step in _FRACTIONS if step > digits and (digits / step) ** others < _BY_CHANCE)
     return next(filter(all_multiples, usual), digits)
 
 
