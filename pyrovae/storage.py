@@ -134,6 +134,9 @@ def _remove_leftovers(folder: Path) -> None:
     """Remove files that killed processes left half-written; those that live processes are writing are locked."""
     for path in folder.glob(f"{_TEMPORARY}*.tmp"):
         with suppress(OSError):  # such as one that is renamed now
+            if os.name == "nt":  # which removes no file that is open
+                path.unlink()
+                continue
             descriptor = os.open(path, os.O_RDWR)
             try:
                 if _flock(descriptor):

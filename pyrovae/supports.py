@@ -280,12 +280,24 @@ def some_value(found: Constraint | None) -> Any:
 
 
 def is_fixed(found: Any) -> bool:
-    """Return whether a support's bounds, or a transform's numbers, are the same for all rows and columns: numbers, or one number expanded."""
+    """Return whether a support's bounds, or a transform's numbers, are the same for all rows and columns.
+
+    They are numbers, or one number expanded.
+    """
     return all(
         all(stride == 0 for stride, size in zip(bound.stride(), bound.shape, strict=True) if size > 1)
-        for bound in vars(found).values()
+        for bound in _numbers_of(found).values()
         if isinstance(bound, Tensor)
     )
+
+
+def _numbers_of(found: Any) -> dict[str, Any]:
+    """Return the attributes of a support or a transform, with those of the support inside it, as of a mixture's components."""
+    own = {} if found is None else dict(vars(found))
+    inner = own.pop("base_constraint", None)
+    return own | {
+        f"base {name}": value for name, value in ({} if inner is None else _numbers_of(inner)).items()
+    }
 
 
 def has_number_bounds(fn: Distribution) -> bool:
@@ -309,7 +321,7 @@ def has_number_bounds(fn: Distribution) -> bool:
 
 def differ(one: Distribution, other: Distribution) -> bool:
     """Return whether two runs of a site gave its support other bounds."""
-    first, second = ({} if found is None else vars(found) for found in map(support, (one, other)))
+    first, second = map(_numbers_of, map(support, (one, other)))
     return any(
         not torch.equal(*map(torch.as_tensor, (bound, second.get(name, math.nan))))
         for name, bound in first.items()

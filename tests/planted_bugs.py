@@ -1300,6 +1300,13 @@ BUGS = {
         "if mismatched is not None:\n        passed = True",
         "test_densities.py::test_no_row_is_trusted_where_draws_and_density_differ",
     ),
+    "bounds of a mixture's components that are not seen": Bug(
+        "supports.py",
+        "_numbers_of",
+        'inner = own.pop("base_constraint", None)',
+        'inner = own.pop("base_constraint", None) and None',
+        "test_mcmc.py::test_latents_that_move_the_supports_of_components_are_seen",
+    ),
     "intervals that ignore the tail": Bug(
         "evidence/result.py",
         "_interval",

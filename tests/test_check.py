@@ -526,7 +526,7 @@ def test_the_promise():
     assert 0.11 < tried.share_low < 0.12
     assert dataclasses.replace(tried, trusted=1024).share_low < 0.01
     assert dataclasses.replace(tried, trusted=256, missed=2).share_low == pytest.approx(0.0619, abs=1e-3)
-    assert "at most 12% of trusted rows may be low by 0.5 nats" in tried.summary()
+    assert "at most 12% of trusted rows may lack 0.5 nats that no draw reached" in tried.summary()
 
 
 def test_rows_beyond_the_simulated_ones_are_counted():

@@ -284,3 +284,15 @@ def test_no_row_is_trusted_where_draws_and_density_differ():
         assert wrong.check.passed is False
         assert "draws of the guide" in str(wrong.check)
         assert (pv.log_evidence(made(1.0), x, method=method).verdict == "trust").all()
+
+
+def test_quadrature_does_not_use_the_density_of_the_guide():
+    """log P(x) is that of N(0, 2), as with a guide whose log_prob is right."""
+    x = torch.linspace(-2, 2, 10, dtype=torch.float64)[:, None]
+    one = torch.ones(1, dtype=torch.float64)
+    made = pair(lambda x: Off(x / 2, math.sqrt(0.5) * one, constant=0.3).to_event(1), dim=1)
+    found = pv.log_evidence(made, x, method="quadrature")
+    assert (found.verdict == "trust").all()
+    exact = dist.Normal(0.0, math.sqrt(2.0)).log_prob(x)[:, 0].numpy()
+    assert found.estimate == pytest.approx(exact, abs=1e-4)
+    assert pv.log_evidence(made, x, method="importance").check.passed is False

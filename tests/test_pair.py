@@ -434,8 +434,9 @@ def test_a_mask_around_a_call_is_refused(part, site, call, mask):
 
 def test_a_mask_of_true_around_a_call_changes_nothing():
     expected = weigh()
-    with poutine.mask(mask=True):
-        assert torch.equal(weigh(), expected)
+    for mask in (True, torch.tensor(True)):
+        with poutine.mask(mask=mask):
+            assert torch.equal(weigh(), expected)
 
 
 def encoding(encode):

@@ -79,7 +79,9 @@ class Check:
 
     @property
     def share_low(self) -> float:
-        """The largest share of trusted rows that may be low by half a nat, at 95 % confidence (Clopper and Pearson 1934).
+        """The largest share of trusted rows that may lack half a nat because no draw reached a part of their posterior.
+
+        At 95 % confidence (Clopper and Pearson 1934).
 
         It holds for rows like the simulated ones.
         """
@@ -94,7 +96,7 @@ class Check:
         """Return the outcome in a line or two."""
         found = f"{self.missed} of {self.trusted} trusted rows missed among {self.simulated} simulated from the model"
         if self.passed:
-            line = f"check of {self.method!r}: {found}; at most {self.share_low:.0%} of trusted rows may be low by {LOW:g} nats"
+            line = f"check of {self.method!r}: {found}; at most {self.share_low:.0%} of trusted rows may lack {LOW:g} nats that no draw reached"
         else:
             line = f"check of {self.method!r}: {self.reason}"
         if self.beyond:
@@ -153,8 +155,8 @@ def check(
         pair: a ``VAE`` or any ``LatentVariableModel``.
         x: rows on dim 0, in any form that ``log_evidence`` takes.
         method: one of ``evidence.METHODS`` but "exact".
-        num_rows: trusted rows that decide, at least 8. With 64, at most 12 % of trusted rows may be low by
-            half a nat; with 1024, less than 1 %.
+        num_rows: trusted rows that decide, at least 8. With 64, at most 12 % of trusted rows may lack half a
+            nat because no draw reached it; with 1024, less than 1 %.
         seed: of simulated rows and of the method's noise.
         options: the method's own, as for ``log_evidence``, except ``progress``, ``checkpoint`` and
             ``executor``.
@@ -263,7 +265,9 @@ def _count(template: Evaluation, estimator: Estimator, num_rows: int, options: M
         rows = supply.take(num_rows, len(found))
         if not found:
             some = rows.only(torch.arange(min(ROWS, num_rows), device=template.numbers.device))
-            mismatched = mismatch(Evaluation.prepare(template.pair, some, 1, template.seed))
+            # Quadrature takes the place of its grid from the guide, and no density.
+            guide = estimator.__name__ != "quadrature"
+            mismatched = mismatch(Evaluation.prepare(template.pair, some, 1, template.seed), guide)
         seed = derive(template.seed, Stream.CHECK, len(found))
         found.append(estimator(template.pair, rows, seed=seed, **options))
         # A closed form leaves no mass out.

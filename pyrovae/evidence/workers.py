@@ -490,8 +490,8 @@ def _as_caller(settings: Mapping[str, Any]) -> Iterator[None]:
         ValueError: the worker has other versions than the caller, or a processor of another kind.
     """
     before = _switches()
-    _switch(settings)
     try:
+        _switch(settings)
         here, there = _machine(), settings["machine"]
         for name in there:
             if here.get(name) != there[name]:

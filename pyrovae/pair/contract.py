@@ -92,13 +92,19 @@ class _RefuseOuterMask(poutine.messenger.Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         own, now = self.own.get(msg["name"]), msg["mask"]
-        if now is not own and now is not True and not site_is_subsample(msg):
+        if now is not own and not _mask_nothing_more(now, own) and not site_is_subsample(msg):
             raise bad_value(
                 self.part,
                 "a call outside poutine.mask, which takes masked terms out of log P(x)",
                 f"a mask {'of a tensor' if isinstance(now, Tensor) else now} around it at site {msg['name']!r}",
                 "Call this outside of poutine.mask; masks that belong to the pair go into model and guide.",
             )
+
+
+def _mask_nothing_more(now: Any, own: Any) -> bool:
+    """Return whether a mask leaves all terms in that a site's own mask leaves in; None is no mask."""
+    now, own = (torch.as_tensor(True if mask is None else mask) for mask in (now, own))
+    return bool((now | ~own).all())
 
 
 class _RefuseSubsampling(poutine.messenger.Messenger):

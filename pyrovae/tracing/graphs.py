@@ -232,6 +232,8 @@ def unchanged(tensors: Sequence[Tensor]) -> Iterator[None]:
 def only_torch_draws() -> Iterator[None]:
     """Run a block that may draw random numbers from torch only, and restore the generators of Python and NumPy.
 
+    They belong to the process: another thread that draws from them meanwhile counts as the block.
+
     Raises:
         Untraceable: it drew from one of these. The number would be a constant of the graph.
     """
@@ -239,17 +241,19 @@ def only_torch_draws() -> Iterator[None]:
     def of_numpy() -> Any:
         return np.random.get_state(legacy=False)  # noqa: NPY002  # the generator that user code may draw from
 
-    python, numpy = random.getstate(), of_numpy()
+    python, numpy, moved = random.getstate(), of_numpy(), []
     try:
         yield
-        moved = [] if random.getstate() == python else ["random"]
-        moved += [] if pickle.dumps(of_numpy()) == pickle.dumps(numpy) else ["numpy.random"]
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+        if random.getstate() != python:
+            moved.append("random")
+            random.setstate(python)
+        if pickle.dumps(of_numpy()) != pickle.dumps(numpy):
+            moved.append("numpy.random")
+            np.random.set_state(numpy)  # noqa: NPY002
     if moved:
         raise Untraceable(
-            f"it draws random numbers from {moved[0]}, which would be constants; draw them from torch"
+            f"it, or another thread, draws random numbers from {moved[0]}, which would be constants; draw them from torch"
         )
 
 

@@ -596,7 +596,7 @@ def _check_names(pair: LatentVariableModel, before: dict[str, torch.Size]) -> No
     if came:
         raise bad_value(
             "callbacks",
-            "callbacks that leave the names and shapes of parameters and buffers as they were when fit began",
+            "callbacks that leave the names and shapes of parameters and buffers as they are",
             "; ".join(came),
             "To replace or remove a part of a network, such as a parametrisation, change the pair after fit, and call fit again.",
         )

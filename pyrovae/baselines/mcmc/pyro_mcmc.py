@@ -230,6 +230,8 @@ class PyroMCMC(Fitted):
             return None
         try:
             now = joint.log_joints(_some(self._draws))
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
         except Exception as error:  # the user's code may fail in any way
             return f"one that fails on the fitted rows at a kept draw ({type(error).__name__}: {first_line(error)})"
         tolerance = checkpoints.rounding(torch.float64)
