@@ -61,6 +61,17 @@ class Doubled(T.AffineTransform):
         return torch.zeros_like(x)
 
 
+class Moved(T.LowerCholeskyAffine):
+    """A transform whose log-determinant is too high by a constant."""
+
+    def __init__(self, loc, tril, constant):
+        super().__init__(loc, tril)
+        self.constant = constant
+
+    def log_abs_det_jacobian(self, x, y):
+        return super().log_abs_det_jacobian(x, y) + self.constant
+
+
 def pair(make_guide, make_prior=None, dim=2, dtype=torch.float64):
     """z ~ prior, x ~ N(first entry of z, 1); ``make_guide`` gets the rows."""
     make_prior = make_prior or (
@@ -114,6 +125,21 @@ def test_draws_of_another_density_are_found(part, fault, dtype, dim):
     )
     assert found is not None
     assert f"draws of the {part} " in found
+
+
+@pytest.mark.parametrize("constant", [-3.0, 3.0])
+@pytest.mark.parametrize("dim", [11, 30, 100])
+def test_a_constant_among_correlated_latents_is_found(dim, constant):
+    """A path with the correlation 0.95 from step to step; independent normals hardly overlap it."""
+    steps = torch.arange(dim).double()
+    tril = torch.linalg.cholesky(0.95 ** (steps[:, None] - steps).abs())
+
+    def guide(x):
+        base = dist.Normal(torch.zeros(len(x), dim).double(), 1.0).to_event(1)
+        return dist.TransformedDistribution(base, [Moved(torch.zeros(dim).double(), tril, constant)])
+
+    found = found_in(pair(guide, lambda: dist.MultivariateNormal(torch.zeros(dim).double(), scale_tril=tril)))
+    assert f" {abs(constant):.0f} nats too {'low' if constant > 0 else 'high'} " in found
 
 
 @pytest.mark.parametrize("constant", [-2.0, -0.5, 0.5, 2.0])
@@ -249,6 +275,42 @@ def test_sound_likelihoods_pass(name, columns):
     x = 0.25 + x / 2 if name.startswith(("beta", "gamma")) else x
     rows = Supply(Evaluation.prepare(made, x, 1, 0), 32).take(ROWS, 0)
     assert mismatch(Evaluation.prepare(made, rows, 1, 0)) is None
+
+
+class Saturated(dist.Normal):
+    """min(y, 2) for a normal y: a density below 2, and the mass of all above at 2."""
+
+    def expand(self, shape, _instance=None):
+        return Saturated(self.loc.expand(shape), self.scale.expand(shape))
+
+    def sample(self, sample_shape=()):
+        return super().sample(torch.Size(sample_shape)).clamp(max=2.0)
+
+    def log_prob(self, value):
+        above = torch.special.log_ndtr((self.loc - 2) / self.scale)
+        return torch.where(value >= 2, above, super().log_prob(value))
+
+
+def test_a_mass_beside_a_density_is_not_tested():
+    """About 2 % of the cells of 200 columns are at the bound: each row alone seldom has two of one column."""
+    one = torch.ones(200).double()
+    assert found_in(observing(lambda z: Saturated(0.3 * z * one, one), 200), columns=200) is None
+
+
+def test_columns_that_depend_on_others_are_not_tested():
+    """b ~ N(2 a + z, 1/2): draws of b given the a of one row would be scored given that of another."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()).double(), 1.0))
+            a = pyro.sample("a", dist.Normal(z, 0.5), obs=x[:, 0])
+            pyro.sample("b", dist.Normal(2 * a + z, 0.5), obs=x[:, 1])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((4 * x[:, 0] + 4 * (x[:, 1] - 2 * x[:, 0])) / 9, 1 / 3))
+
+    assert found_in(pv.LatentVariableModel(model, guide), columns=2) is None
 
 
 @pytest.mark.parametrize("name", sorted(set(pv.likelihoods.REGISTRY) - NEED_OPTIONS))

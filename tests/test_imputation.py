@@ -136,6 +136,25 @@ def test_cells_that_a_pair_holds_in_a_latent_are_read_from_it():
     agree(torch.stack(found.completed).numpy(), [mean, 1.5], second)
 
 
+def test_a_pair_that_reads_a_missing_cell_elsewhere_is_refused():
+    """c ~ N(2 b + z, 1/2) given the b of x, which holds no number where it is missing: the means were off by 20."""
+
+    def model(x, observed):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("a", dist.Normal(z, 0.5).mask(observed[:, 0]), obs=x[:, 0])
+            b = pyro.sample("b", dist.Normal(10 + z, 0.5).mask(observed[:, 1]), obs=x[:, 1])
+            pyro.sample("c", dist.Normal(2 * b + z, 0.5).mask(observed[:, 2]), obs=x[:, 2])
+
+    def guide(x, observed):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.8 * x[:, 0], 0.2**0.5))
+
+    x = torch.tensor([[0.5, NAN, NAN]], dtype=torch.float64).expand(5, 3)
+    with pytest.raises(ValueError, match="site 'c', which reads missing cells of x"):
+        pv.impute(pv.LatentVariableModel(model, guide), x, 2, check=False)
+
+
 # --- rows and noise
 
 

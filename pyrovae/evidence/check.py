@@ -256,6 +256,7 @@ def _try(template: Evaluation, estimator: Estimator, num_rows: int, options: Map
 
 
 def _count(template: Evaluation, estimator: Estimator, num_rows: int, options: Mapping[str, Any]) -> Check:
+    """Return the check of simulated rows, ``num_rows`` after ``num_rows``, until they decide."""
     from scipy.stats import binom
 
     supply = Supply(template, _MOST_SIMULATED * num_rows)

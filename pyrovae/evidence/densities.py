@@ -18,14 +18,17 @@ from pyrovae.pair import Batch, Latents
 from pyrovae.refusals import Refused
 from pyrovae.row_noise import RowNoise
 
-#: Rows that are tested, and draws of each: one set to fit a Gaussian to, another to test with.
+#: Rows that are tested, and draws of each.
 ROWS, DRAWS = 16, 256
+# Most draws that a Gaussian is fitted to, for each row, and draws for each squared dimension. With fewer, the Gaussian has
+# independent dimensions.
+_MOST_FITTED, _BY_SQUARE = 2048, 1 / 8
 # A difference counts from this many standard errors and nats on. Chance makes six standard errors in two of 10⁹ tests.
 _ERRORS, _NATS = 6.0, 0.02
 _FEWEST = 200  # the least sum of numbers in [0, 1] for which their sample variance is used
 _MOST_NUMBERS = 1 << 19  # in the draws of x; fewer rows are tested if there are many columns
-_FEWEST_BY_ENTRY = 4  # draws for each entry of a covariance matrix
 _CLIP = 6.0  # spreads around the median that the Gaussian is fitted to
+_MOST_TIED = 2  # draws of a column that equal another one
 _MOST_ROUNDED = 1e-3  # share of draws on a bound, and resolution of a dtype in units of the spread
 
 
@@ -44,7 +47,7 @@ class _Reference(NamedTuple):
         clipped = torch.maximum(torch.minimum(u, centre + _CLIP * spread), centre - _CLIP * spread)
         mean = clipped.mean(dim=0)
         rest = clipped - mean
-        if samples >= _FEWEST_BY_ENTRY * dim * (dim + 1) / 2:
+        if samples >= _BY_SQUARE * dim**2:
             covariance = torch.einsum("sni,snj->nij", rest, rest) / samples
             scale = torch.diag_embed(1e-6 * covariance.diagonal(dim1=-2, dim2=-1))
             tril = torch.linalg.cholesky_ex(covariance + scale).L
@@ -76,7 +79,8 @@ def mismatch(evaluation: Evaluation, guide: bool = True) -> str | None:
     Both means are taken of other draws, with log_prob for log q. Their numbers are at most 1, so tails do not disturb the
     test. They differ if log_prob lacks a constant or a log-determinant, or if the draws have another density. Latents are
     tested in unbounded coordinates, and columns of x one by one, given the z that the row was simulated with. Not tested are
-    discrete latents, sites that score several columns jointly, and rows whose draws round onto a bound.
+    discrete latents, sites that score several columns jointly, columns that depend on others given z, densities with a
+    mass at some value, and rows whose draws round onto a bound.
 
     Args:
         evaluation: of rows simulated from the model.
@@ -94,8 +98,9 @@ def mismatch(evaluation: Evaluation, guide: bool = True) -> str | None:
     for part, nats in found.items():
         if nats:
             way = "high" if nats > 0 else "low"
+            many = f"{abs(nats):.2g}" if math.isfinite(nats) else "many"
             return (
-                f"draws of the {part} do not have the density of its log_prob, which is {abs(nats):.2g} nats too {way} on "
+                f"draws of the {part} do not have the density of its log_prob, which is {many} nats too {way} on "
                 "average: check its normalisation, its log-determinant, its sample(), and its rounding in float32"
             )
     return None
@@ -123,7 +128,8 @@ def _off(
     noise: RowNoise,
 ) -> float:
     """Return by how many nats a log density is too high for its draws, over all rows; 0 if it may be right."""
-    known, own = draw(DRAWS, noise.branch()), draw(DRAWS, noise.branch())
+    fitted = min(max(DRAWS, math.ceil(_BY_SQUARE * posterior.dim**2)), _MOST_FITTED)
+    known, own = draw(fitted, noise.branch()), draw(DRAWS, noise.branch())
     reference = _Reference.fit(known)
     other = reference.draw(noise.branch())
     of_own = reference.share(own, reference.gaussian.log_prob(own) - log_density(own))
@@ -146,6 +152,7 @@ def _of_columns(evaluation: Evaluation, width: int, noise: RowNoise) -> dict[str
         return {}
     if "observed" in batch:
         batch = {**batch, "observed": torch.ones_like(batch["observed"])}
+    model.check_replicable(batch)
 
     def repeated(count: int) -> tuple[Batch, Latents]:
         """Return every row and its z, ``count`` times, as rows of their own."""
@@ -197,9 +204,11 @@ def _of_columns(evaluation: Evaluation, width: int, noise: RowNoise) -> dict[str
     # Values outside of the box may be off the support, and count for nothing.
     scored = log_density(torch.where(inside, other, centre))
     of_other = torch.where(inside, (scored - log_reference(other)).clamp(max=0.0).exp(), 0.0)
-    ties = (ordered.diff(dim=-1) == 0).sum(dim=-1)
+    # A value that is drawn again and again has a mass, which is no density.
+    every = torch.cat([known, own]).flatten(0, 1).sort(dim=0).values
+    ties = (every.diff(dim=0) == 0).sum(dim=0)
     resolution = torch.finfo(known.dtype).eps * centre.abs().maximum(spread)
-    sound = counted | ((resolution <= _MOST_ROUNDED * spread) & (ties <= _MOST_ROUNDED * DRAWS))
+    sound = counted | ((resolution <= _MOST_ROUNDED * spread) & (ties <= _MOST_TIED))
     sound &= torch.isfinite(of_own).all(dim=0) & torch.isfinite(of_other).all(dim=0)
     found = {
         f"likelihood of column {column}": _difference(of_own[:, rows, column], of_other[:, rows, column])

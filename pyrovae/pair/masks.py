@@ -25,6 +25,13 @@ def of(site: Site) -> list[tuple[Any, int]]:
     return [(mask, event_dims) for mask, event_dims in found if mask is not None and mask is not True]
 
 
+def unmasked(fn: Distribution) -> Distribution:
+    """Return a distribution without the masks around it."""
+    while isinstance(fn, MaskedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
 def entries(site: Site) -> Tensor | None:
     """Return which entries of a site's value its log-probability counts, in the value's shape; None without a mask.
 
