@@ -128,7 +128,7 @@ def test_draws_of_another_density_are_found(part, fault, dtype, dim):
 
 
 @pytest.mark.parametrize("constant", [-3.0, 3.0])
-@pytest.mark.parametrize("dim", [11, 30, 100])
+@pytest.mark.parametrize("dim", [11, 60])
 def test_a_constant_among_correlated_latents_is_found(dim, constant):
     """A path with the correlation 0.95 from step to step; independent normals hardly overlap it."""
     steps = torch.arange(dim).double()
@@ -183,16 +183,15 @@ SOUND = {
     ),
     "positive": lambda: dist.LogNormal(torch.zeros(2).double(), 2.0).to_event(1),
     "ordered": lambda: dist.TransformedDistribution(_normal(3), [T.OrderedTransform()]),
-    "many dimensions": lambda: _normal(150),
+    "many dimensions": lambda: _normal(60),
     "a small scale": lambda: _normal(2, 1e-30),
 }
 
 
-@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", SOUND)
-def test_sound_densities_pass(name, seed):
+def test_sound_densities_pass(name):
     make = SOUND[name]
-    assert found_in(pair(lambda x: make(), make), seed=seed) is None
+    assert found_in(pair(lambda x: make(), make)) is None
 
 
 def test_bounds_that_rounding_reaches_are_not_tested():
@@ -266,7 +265,7 @@ LIKELIHOODS = {
 }
 
 
-@pytest.mark.parametrize("columns", [1, 100])
+@pytest.mark.parametrize("columns", [1, 30])
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_sound_likelihoods_pass(name, columns):
     one = torch.ones(columns).double()
