@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from typing import Any
@@ -89,10 +89,15 @@ def _without_signals(x: Any) -> Any:
     if not hasattr(x, "columns"):
         odd = x.dtype == _OBJECTS and any(isinstance(value, Decimal) and value.is_snan() for value in x)
         return x.map(lambda v: np.nan if isinstance(v, Decimal) and v.is_snan() else v) if odd else x
+    return _by_column(x, lambda kind: kind == _OBJECTS, _without_signals)
+
+
+def _by_column(x: Any, chosen: Callable[[Any], bool], change: Callable[[Any], Any]) -> Any:
+    """Return a frame with columns of chosen types changed; the frame itself if ``change`` returns every column as it is."""
     found = x
-    for column in np.flatnonzero([kind == _OBJECTS for kind in x.dtypes]).tolist():
+    for column in (i for i, kind in enumerate(x.dtypes) if chosen(kind)):
         held = x.iloc[:, column]
-        new = _without_signals(held)
+        new = change(held)
         if new is not held:
             found = x.copy(deep=False) if found is x else found
             found.isetitem(column, new)
@@ -158,14 +163,7 @@ def from_decimals(x: Any) -> Any:
     """
     if not hasattr(x, "isetitem"):
         return _from_decimals(x) if hasattr(x, "iloc") else x
-    found = x
-    for column in (i for i, kind in enumerate(x.dtypes) if kind == _OBJECTS or _of_arrow(kind)):
-        held = x.iloc[:, column]
-        new = _from_decimals(held)
-        if new is not held:
-            found = x.copy(deep=False) if found is x else found
-            found.isetitem(column, new)
-    return found
+    return _by_column(x, lambda kind: kind == _OBJECTS or _of_arrow(kind), _from_decimals)
 
 
 def _from_decimals(held: Any) -> Any:

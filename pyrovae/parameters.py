@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pyrovae.arrays import FLOATS
 from pyrovae.precision import products
-from pyrovae.refusals import bad_type, bad_value
+from pyrovae.refusals import bad_type, bad_value, first_line
 
 # Parts of torch's error messages for a device that does not exist.
 _NO_DEVICE = (
@@ -255,7 +255,7 @@ def _device_is_here() -> Iterator[None]:
     except (AssertionError, RuntimeError) as error:
         if not any(words in str(error) for words in _NO_DEVICE):
             raise
-        came = str(error).splitlines()[0].rstrip(".")
+        came = first_line(error).rstrip(".")
         raise bad_value(
             "device",
             "one that this machine and its torch have",

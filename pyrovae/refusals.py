@@ -57,6 +57,11 @@ def place(position: list[int]) -> str:
     return f"row {position[0]}, position {tuple(position[1:])}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 @contextmanager
 def parameters_hold(argument: str = "x", fix: Callable[[], str] | None = None) -> Iterator[None]:
     """Run a block in which networks see ``argument``; raise ``ValueError`` if their outputs are invalid parameters.
@@ -72,6 +77,6 @@ def parameters_hold(argument: str = "x", fix: Callable[[], str] | None = None) -
         raise bad_value(
             argument,
             "rows of a size that the networks can take",
-            str(error).splitlines()[0].removesuffix(", but found invalid values:"),
+            first_line(error).removesuffix(", but found invalid values:"),
             (fix and fix()) or "Look for rows far from the rest; in training lower lr or set clip_norm.",
         ) from error

@@ -295,9 +295,9 @@ def _numbers_of(found: Any) -> dict[str, Any]:
     """Return the attributes of a support or a transform, with those of the support inside it, as of a mixture's components."""
     own = {} if found is None else dict(vars(found))
     inner = own.pop("base_constraint", None)
-    return own | {
-        f"base {name}": value for name, value in ({} if inner is None else _numbers_of(inner)).items()
-    }
+    if inner is None:
+        return own
+    return own | {f"base {name}": value for name, value in _numbers_of(inner).items()}
 
 
 def has_number_bounds(fn: Distribution) -> bool:
@@ -309,12 +309,10 @@ def has_number_bounds(fn: Distribution) -> bool:
         if isinstance(part, dist.TransformedDistribution) and not _everywhere(part):
             return False
         try:
-            found = part.support
+            bounds = _numbers_of(part.support)
         except NotImplementedError:
             continue
-        while isinstance(found, constraints.independent):
-            found = found.base_constraint
-        if any(isinstance(bound, Tensor) for bound in vars(found).values()):
+        if any(isinstance(bound, Tensor) for bound in bounds.values()):
             return False
     return True
 

@@ -26,7 +26,7 @@ from pandas.api.types import infer_dtype
 from pyrovae import frames, storage
 from pyrovae.cli import cells
 from pyrovae.cli.main import show
-from pyrovae.refusals import Refused, RefusedType, bad_value, shown
+from pyrovae.refusals import Refused, RefusedType, bad_value, first_line, shown
 from pyrovae.rows import joined
 from pyrovae.tables import Table
 
@@ -122,7 +122,7 @@ class Rows:
             raise self._refused("a file that gzip compressed", "another file", fix) from None
         # pyarrow raises TypeError if pandas' types in the file's metadata are not those of its columns.
         except (csv.Error, EOFError, zlib.error, zipfile.BadZipFile, ValueError, TypeError) as error:
-            came = str(error).partition("\n")[0] or type(error).__name__
+            came = first_line(error)
             raise self._refused(
                 f"a whole {self._suffix} file", came, "Check or write the file again."
             ) from None

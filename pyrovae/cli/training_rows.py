@@ -114,9 +114,8 @@ class TrainingRows:
         """Return a VAE of the training rows that is not fitted yet; say which columns are left out."""
         with warnings.catch_warnings(), noise.seeded(noise.derive(self._seed, noise.Stream.WEIGHTS)):
             warnings.filterwarnings("ignore", "These columns are left out")  # says how to choose in Python
-            warnings.filterwarnings(
-                "ignore", ".* has labels that look like numbers"
-            )  # reading the file warned of these
+            # Reading the file warned of these.
+            warnings.filterwarnings("ignore", ".* has labels that look like numbers")
             vae = VAE.for_table(
                 train,
                 latent_dim,

@@ -40,7 +40,7 @@ from pyrovae.pair.running import (
     with_columns,
 )
 from pyrovae.pair.together import Together
-from pyrovae.refusals import Refused, bad_value
+from pyrovae.refusals import Refused, bad_value, first_line
 from pyrovae.torch_private import LinAlgError
 
 # Most numbers, draws × rows, in a block of log-likelihoods.
@@ -537,8 +537,3 @@ def _places(sites: Sites) -> dict[str, _Place]:
         places[name] = _Place(slice(start, start + unconstrained.numel()), unconstrained, shape)
         start += unconstrained.numel()
     return places
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -14,7 +14,7 @@ from pyrovae.pair import masks
 from pyrovae.pair.contract import check_scale
 from pyrovae.pair.row_model import RowModel
 from pyrovae.pair.running import Batch, Sites, Structure, by_row, by_rows, flat, of_rows, run, take, values_of
-from pyrovae.refusals import Refused, bad_value, refusal
+from pyrovae.refusals import Refused, bad_value, first_line, refusal
 from pyrovae.rows import restored
 
 # Numbers of the widest layer in a block of rows; most rows of a block.
@@ -100,7 +100,7 @@ def _run_block(model: RowModel, block: Batch, start: int, argument: str) -> tupl
                 _run_block(model, take(block, rows), first, argument)
         # Either one row fails by itself, or one of several failed at one draw of z.
         those = f"row {start}" if count == 1 else f"rows {start} to {start + count - 1}"
-        reason = str(error).splitlines()[0].removesuffix(", but found invalid values:")
+        reason = first_line(error).removesuffix(", but found invalid values:")
         fix = pair.fix_of_rows(block["x"], torch.arange(start, start + count))
         raise _Overflow(
             refusal(
@@ -248,7 +248,7 @@ def _check_alone(model: RowModel, block: Batch, guide: Sites, sites: Sites, star
             except (RuntimeError, ValueError, IndexError) as error:
                 raise _depends(
                     part,
-                    f"row {start + int(rows[0])}, {type(error).__name__} when {_those(rows)}: {str(error).splitlines()[0]}",
+                    f"row {start + int(rows[0])}, {type(error).__name__} when {_those(rows)}: {first_line(error)}",
                 ) from error
             apart = _distance(alone, within)
             tolerance = _TOLERANCE.get(pair.dtype or fewer["x"].dtype, _TOLERANCE_FLOAT32) * (

@@ -349,25 +349,22 @@ class RowModel:
             raise bad_value("model", expected, odd or "columns that are unscored", fix)
         latents, _ = self.draw_prior(batch, 1)
         other = {**batch, "x": self.replicate(batch, latents)[0]}
-        if "observed" in batch:
-            self._check_missing_unread(batch, other["x"], latents, expected, fix)
         here, there = (run(self.pair, "model", rows, fold(structure, latents)) for rows in (batch, other))
+        if "observed" in batch:
+            filled = {**batch, "x": torch.where(batch["observed"], batch["x"], other["x"])}
+            self._check_missing_unread(
+                here, run(self.pair, "model", filled, fold(structure, latents)), expected, fix
+            )
         for name in structure.columns:
             value = there[name]["value"]
             if not _close(here[name]["fn"].log_prob(value), there[name]["fn"].log_prob(value)):
                 raise bad_value("model", expected, f"site {name!r}, which also depends on x", fix)
 
-    def _check_missing_unread(
-        self, batch: Batch, drawn: Tensor, latents: Latents, expected: str, fix: str
-    ) -> None:
-        """Raise ``ValueError`` if a site's distribution changes with the numbers in missing cells, which hold no data."""
-        filled = {**batch, "x": torch.where(batch["observed"], batch["x"], drawn)}
-        here, there = (
-            run(self.pair, "model", rows, fold(self.structure, latents)) for rows in (batch, filled)
-        )
+    def _check_missing_unread(self, here: Sites, filled: Sites, expected: str, fix: str) -> None:
+        """Raise ``ValueError`` if a site's distribution is another with numbers in the missing cells, which hold no data."""
         for name in self.structure.columns:
-            value = there[name]["value"]
-            one, other = (masks.unmasked(sites[name]["fn"]).log_prob(value) for sites in (here, there))
+            value = filled[name]["value"]
+            one, other = (masks.unmasked(sites[name]["fn"]).log_prob(value) for sites in (here, filled))
             if not _close(one, other):
                 raise bad_value("model", expected, f"site {name!r}, which reads missing cells of x", fix)
 

@@ -17,8 +17,8 @@ class History:
         records: one dict an epoch; see ``frame``.
         stopped: "epochs" (all done), "patience" (validation ELBO did not improve), "callback" or "interrupted".
         best_epoch: the epoch whose weights the model has, if ``patience`` restored them.
-        steps: how steps ran: "eager" if all did or if the trace was given up in some epoch, else "traced" or "compiled" as most did. A reason follows unless the fit
-            was just too short for a faster way to save time.
+        steps: how steps ran: "eager" if all did or if the trace was given up in some epoch, else "traced" or "compiled" as
+            most did. A reason follows unless the fit was just too short for a faster way to save time.
     """
 
     records: list[dict[str, float]] = field(default_factory=list)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyrovae import noise
 from pyrovae.pair import Batch, RowModel
-from pyrovae.refusals import refusal
+from pyrovae.refusals import first_line, refusal
 
 
 def is_nonfinite(error: Exception) -> bool:
@@ -35,7 +35,7 @@ def message(
     """
     shown = ", ".join(str(int(row)) for row in rows[:8]) + (", …" if len(rows) > 8 else "")
     # Pyro's own error is a page long.
-    reason = str(error).splitlines()[0].removesuffix(", but found invalid values:")
+    reason = first_line(error).removesuffix(", but found invalid values:")
     cause, fix = _likely_cause(model, batch, rows, seed)
     return refusal(
         "x",

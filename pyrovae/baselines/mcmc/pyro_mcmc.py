@@ -23,8 +23,8 @@ from pyrovae.diagnostics import Accumulator
 from pyrovae.evidence.from_draws import by_bridge
 from pyrovae.evidence.result import Columns, LogEvidence, about, given_of, judge, verdicts
 from pyrovae.pair import Batch, Latents
-from pyrovae.pair.globals import BayesianModel, first_line
-from pyrovae.refusals import bad_type, bad_value
+from pyrovae.pair.globals import BayesianModel
+from pyrovae.refusals import bad_type, bad_value, first_line
 from pyrovae.rows import Source, read_in_double
 from pyrovae.turns import takes_turns
 
