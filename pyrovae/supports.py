@@ -102,11 +102,17 @@ def support(fn: Distribution) -> Constraint | None:
         found = fn.support
     except NotImplementedError:
         return None
-    while isinstance(found, constraints.independent):
-        found = found.base_constraint
+    found = _single(found)
     if found is constraints.real and isinstance(inner, dist.TransformedDistribution):
         found = _moved(inner) or found
     return circle(fn) or found
+
+
+def _single(found: Constraint | None) -> Constraint | None:
+    """Return a support without its event dims."""
+    while isinstance(found, constraints.independent):
+        found = found.base_constraint
+    return found
 
 
 def _moved(fn: Any) -> Constraint | None:
@@ -118,10 +124,7 @@ def _moved(fn: Any) -> Constraint | None:
     affine: list[Any] = []
     while before and isinstance(before[-1], dist.transforms.AffineTransform):
         affine.insert(0, before.pop())
-    start = before[-1].codomain if before else support(fn.base_dist)
-    while isinstance(start, constraints.independent):
-        start = start.base_constraint
-    begins = ends(start)
+    begins = ends(_single(before[-1].codomain) if before else support(fn.base_dist))
     if not affine or begins is None:
         return None
     low, high = (torch.as_tensor(end, dtype=torch.float64) for end in begins)
@@ -163,9 +166,7 @@ def _inside(fn: Distribution, value: Tensor, checked: bool) -> Tensor | None:
     if isinstance(fn, dist.TransformedDistribution) and not _everywhere(fn):
         at, within, dims = value, None, len(fn.event_shape)
         for transform in reversed(list(_steps(fn.transforms))):
-            reached = transform.codomain
-            while isinstance(reached, constraints.independent):
-                reached = reached.base_constraint
+            reached = _single(transform.codomain)
             if isinstance(reached, _INTERVALS):
                 here = _all(reached.check(at), dims)
                 within = here if within is None else within & here
@@ -204,8 +205,7 @@ def _everywhere(fn: Distribution) -> bool:
 
 
 def _is_real(found: Constraint | None) -> bool:
-    while isinstance(found, constraints.independent):
-        found = found.base_constraint
+    found = _single(found)
     return found is constraints.real or found is constraints.real_vector
 
 

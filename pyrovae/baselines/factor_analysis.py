@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
 import torch
@@ -105,13 +104,13 @@ class FactorAnalysis(factors.FactorModel):
 
     def _fit_complete(self, standard: Tensor, least: float) -> tuple[Tensor, Tensor, bool]:
         """Return W and ψ ≥ ``least`` of standardised rows, and whether the fit converged."""
-        from scipy.optimize import minimize
+        from scipy.optimize import OptimizeResult, minimize
 
         n, width = standard.shape
         correlation = (standard.T @ standard / n).numpy()
-        best: Any = None
-        for start in (self._start(standard, least), *_random_starts(width)):
-            found = minimize(
+
+        def climb(start: np.ndarray) -> OptimizeResult:
+            return minimize(
                 _profile,
                 np.log(start),
                 args=(correlation, self.latent_dim),
@@ -120,11 +119,11 @@ class FactorAnalysis(factors.FactorModel):
                 bounds=[(np.log(least), 0.0)] * width,
                 options={"maxiter": self.max_iter, "maxfun": 10 * self.max_iter, "ftol": 1e-15, "gtol": 1e-8},
             )
-            if best is None or found.fun < best.fun - factors.SAME:
-                best = found
-        noise = np.exp(best.x)
+
+        found = factors.best(climb, (self._start(standard, least), *_random_starts(width)))
+        noise = np.exp(found.x)
         loadings, _ = _loadings(noise, correlation, self.latent_dim)
-        return torch.from_numpy(loadings), torch.from_numpy(noise), best.status != 1  # 1: out of steps
+        return torch.from_numpy(loadings), torch.from_numpy(noise), found.status != 1  # 1: out of steps
 
     def _filled(self, standard: Tensor) -> factors.Factors:
         """Return the fit to standardised rows that hold 0 in missing cells, each ψ at least 0.05, off its bound."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ _BLOCK = 2**20  # entries of the matrices that are in memory at once
 
 #: Nats a row by which a later start has to be better. Rounding, up to 1e-5 where ψ is 1e-11, does not choose among equal ones.
 SAME = 1e-4
+
+_Start = TypeVar("_Start")
 
 
 class Factors(NamedTuple):
@@ -137,7 +139,7 @@ def fit(
             total += float(part.detach())
         return total, slope.numpy()
 
-    def climb(first: Factors) -> tuple[OptimizeResult, list[float]]:
+    def climb(first: Factors) -> OptimizeResult:
         log_noise = first.noise[:1].log() if shared else first.noise.log()
         numbers = torch.cat([first.loc, first.loadings.flatten(), log_noise]).numpy()
         history = [-loss(numbers)[0]]
@@ -154,19 +156,24 @@ def fit(
             callback=record,
             options={"maxiter": max_iter, "maxfun": 10 * max_iter, "ftol": 1e-15, "gtol": 1e-8},
         )
-        return found, history
+        return OptimizeResult(found, history=tuple(history))
 
     width, start = rows.shape[1], _start(rows, observed, latent_dim, shared)
-    found, history = climb(start)
-    for each in starts:
-        other = climb(each)
-        if other[0].fun < found.fun - SAME:
-            found, history = other
+    found = best(climb, [start, *starts])
     loc, loadings, noise = unpacked(torch.from_numpy(found.x))
     # The likelihood depends on W Wᵀ only: choose the rotation in which ψ^−½ W has orthogonal columns, largest first.
     left, values, _ = torch.linalg.svd(loadings / noise.sqrt()[:, None], full_matrices=False)
     fitted = Factors(loc, noise.sqrt()[:, None] * left * values, noise.clone())
-    return fitted, tuple(history), found.status != 1  # 1: out of steps
+    return fitted, found.history, found.status != 1  # 1: out of steps
+
+
+def best(climb: Callable[[_Start], Any], starts: Iterable[_Start]) -> Any:
+    """Return the result of least ``fun`` of all starts; a later one has to be better by more than rounding."""
+    kept, *others = map(climb, starts)
+    for found in others:
+        if found.fun < kept.fun - SAME:
+            kept = found
+    return kept
 
 
 def _start(rows: Tensor, observed: Tensor, latent_dim: int, shared: bool) -> Factors:
