@@ -41,7 +41,7 @@ def untouched_globals():
     """No test may leave something in Pyro's global store, or move torch's global generator unseen."""
     pyro.clear_param_store()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         yield
     pyro.clear_param_store()
 
