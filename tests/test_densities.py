@@ -370,6 +370,15 @@ def test_a_fault_of_one_column_that_cancels_over_rows_is_found():
     assert abs(found.nats - 0.15) < 0.05
 
 
+@pytest.mark.parametrize("apart", [5.0, 20.0, 60.0])
+@pytest.mark.parametrize("shape", [(16, 1), (4, 200)])
+def test_densities_that_hardly_overlap_are_no_fault(shape, apart):
+    torch.manual_seed(0)
+    q, r = dist.Normal(torch.zeros(shape).double(), 1.0), dist.Normal(torch.full(shape, apart).double(), 1.0)
+    own, other = (r.log_prob(x) - q.log_prob(x) for x in (q.sample((256,)), r.sample((256,))))
+    assert Overlap.of(own, other, torch.ones(shape).bool()).fault() is None
+
+
 class Stretched(T.AffineTransform):
     """An affine transform without its log-determinant."""
 

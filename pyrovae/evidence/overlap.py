@@ -1,4 +1,4 @@
-"""overlap() compares two means of the overlap of two densities: one over draws of each. They differ if a density is wrong."""
+"""Overlap compares two means of what two densities have in common, one over draws of each; they differ if one is wrong."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from torch import Tensor
 # Chance makes a difference of this size in one of 10⁹ tests; a check makes two for every column, and four of all.
 _CHANCE = 1e-9
 _NATS = 0.02  # from here on a difference counts
+_LEAST_FREEDOM = (
+    1e-3  # degrees of freedom; densities that hardly overlap have fewer, for which χ² has no tail in floats
+)
 
 
 class Fault(NamedTuple):
@@ -132,7 +135,7 @@ class Overlap(NamedTuple):
 
         total, each = (difference**2).sum(dim), variance.sum(dim)
         spread = (variance**2 + variance / (2 * self.draws**2)).sum(dim)
-        freedom = np.where(each > 0, each.square() / spread, 1.0)
+        freedom = np.where(each > 0, (each.square() / spread).clamp(min=_LEAST_FREEDOM), 1.0)
         return total > each * torch.as_tensor(chi2.isf(_CHANCE, freedom) / freedom)
 
 
