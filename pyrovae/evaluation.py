@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,12 @@ class Terms:
     prior: Tensor
     proposal: Tensor
 
-    @property
+    @cached_property
     def log_weights(self) -> Tensor:
         weights = self.likelihood + self.prior - self.proposal
         return torch.where(self.lost, -math.inf, weights)
 
-    @property
+    @cached_property
     def lost(self) -> Tensor:
         """Which draws rounding put onto a bound of their support, (samples, rows)."""
         return self.proposal == math.inf
