@@ -557,11 +557,37 @@ def test_tables_that_files_cannot_hold_are_refused_or_written_as_text(tmp_path):
     labelled = mixed.rename_axis("value")
     with (
         pytest.raises(
-            ValueError, match=r"--index: expected labels of another name .*got 'value', the name of a column"
+            ValueError,
+            match=r"labels of rows: expected another name than .*got 'value', the name of a column",
         ),
         files.writing(str(tmp_path / "cells.csv")) as put,
     ):
         put(labelled)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_numbers_of_rows_get_a_name_that_no_column_has(tmp_path, labelled):
+    """A file with a column "row" or "imputation" was refused for its --index, which was not given."""
+    data, model, out = tmp_path / "rows.csv", tmp_path / "g.pv", tmp_path / "out.csv"
+    frame = pd.DataFrame(np.random.default_rng(0).standard_normal((12, 3)).round(2))
+    frame.columns = ["row", "row_1", "imputation"]
+    baselines.FullGaussian().fit(frame).save(model)
+    frame.iloc[5, 0] = None
+    frame.to_csv(data, index=labelled)  # labels without a name in the first column
+
+    def header(command, *options):
+        run(command, model, data, *options, "-o", out)
+        return out.read_text().split("\n", 1)[0].split(",")
+
+    assert header("impute") == [""] * labelled + list(frame)
+    done = pd.read_csv(out, index_col=0 if labelled else None)
+    pd.testing.assert_frame_equal(done.drop(5), frame.drop(5))
+    assert done.notna().all(axis=None)
+    draws = header("impute", "--kind", "draws", "--num-imputations", 2)
+    assert draws == ["imputation_1", "row_2", *frame]
+    assert pd.read_csv(out)["row_2"].tolist() == [*range(12)] * 2
+    assert header("impute", "--kind", "cells")[0] == "row_2"
+    assert header("score")[0] == header("outliers")[0] == header("outliers", "--cells")[0] == "row_2"
 
 
 def test_compare_gives_no_density_of_codes(tmp_path):

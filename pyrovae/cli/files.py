@@ -73,7 +73,7 @@ class Rows:
     def chunks(self, size: int) -> Iterator[tuple[int, pd.DataFrame]]:
         """Yield frames of at most ``size`` rows, each with the number of its first row.
 
-        Rows without labels are numbered from 0, by an index named "row".
+        Rows without labels are numbered from 0, by an index named "row", or "row_1" if a column is named so.
         """
         for start, frame in self._raw(size):
             text, comma = self._suffix in _TEXT, self._separator == ";"
@@ -237,8 +237,20 @@ class Rows:
         if frame.columns[:1].tolist() == [""]:
             return frame.set_index("").rename_axis(None)
         if isinstance(frame.index, pd.RangeIndex):
-            return frame.set_axis(pd.RangeIndex(start, start + len(frame), name="row"), axis=0)
+            numbers = pd.RangeIndex(start, start + len(frame), name=unused("row", frame.columns))
+            return frame.set_axis(numbers, axis=0)
         return frame  # the index of a frame in Parquet
+
+
+def unused(name: str, taken: Collection[Any]) -> str:
+    """Return a name, with _1, _2, … behind it if it is taken.
+
+    Example:
+        >>> unused("row", ["row", "row_1"])
+        'row_2'
+    """
+    names = (name, *(f"{name}_{number}" for number in range(1, len(taken) + 1)))
+    return next(each for each in names if each not in taken)
 
 
 def digest(path: str | os.PathLike[str]) -> str:
@@ -357,11 +369,12 @@ def _of_equal_columns(put: Callable[[pd.DataFrame], None]) -> Callable[[pd.DataF
         first.append(list(frame.columns))
         names = list(frame.index.names)
         if twice := [name for name in names if name in frame.columns or names.count(name) > 1]:
-            came, fix = (
+            raise bad_value(
+                "labels of rows",
+                "another name than what is written beside them",
                 f"{twice[0]!r}, the name of a column of this table",
-                "Rename the column in the file, or leave out --index.",
+                "Rename them in the file, or leave out --index if you passed it.",
             )
-            raise bad_value("--index", "labels of another name than what is written beside them", came, fix)
         if first[-1] != first[0]:
             raise bad_value(
                 "frame", f"the columns {first[0]}", f"{first[-1]}", "Write tables to files of their own."

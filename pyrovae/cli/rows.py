@@ -80,8 +80,13 @@ def score(
                 "observed": part["scores"].get("observed", modelled)
             }  # if there is no hole
             scores = pd.DataFrame(columns, index=frame.index)
-            put(scores if scores.index.name else scores.rename_axis("row"))
+            put(scores.rename_axis(_label(frame)))
             log.info("%s", part["summary"])
+
+
+def _label(frame: pd.DataFrame) -> Any:
+    """Return the name of the labels of rows of a file; "row", or one that no column has, if they have none."""
+    return frame.index.name or files.unused("row", frame.columns)
 
 
 def _scored(
@@ -151,9 +156,11 @@ def impute(
             check=check,
         )
         if kind == "cells":
-            put(done.to_frame().set_index("row").rename_axis(rows.index.name or "row"))
+            put(done.to_frame().set_index("row").rename_axis(_label(rows)))
         elif kind == "draws":
-            put(pd.concat(dict(enumerate(done.completed)), names=["imputation", rows.index.name or "row"]))
+            label = _label(rows)
+            names = [files.unused("imputation", [label, *rows.columns]), label]
+            put(pd.concat(dict(enumerate(done.completed)), names=names))
         else:
             put(done.point(kind))
         log.info("%s", done)
@@ -180,7 +187,7 @@ def embed(
         for start, frame in files.Rows(data, index, table).chunks(_AT_ONCE):
             with _numbered_from(start):
                 codes = embedding.embed(found, frame, noise="content", **options)
-            put(codes if codes.index.name else codes.rename_axis("row"))
+            put(codes.rename_axis(_label(frame)))
 
 
 @app.command()
@@ -205,6 +212,7 @@ def outliers(
             found, rows, cells=cells, method=method, num_samples=num_samples, seed=seed, check=check
         )
         by = "below" if cells else "score"
+        odd = odd.rename_axis(_label(rows))
         put(odd if top is None else odd.sort_values(by, ascending=False)[:top])
 
 
