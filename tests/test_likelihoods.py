@@ -154,6 +154,26 @@ def test_log_prob_is_scipys(name):
     np.testing.assert_allclose(fn.log_prob(x).detach(), log_prob(x.numpy()), rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
+def test_links_invert_means(name, options):
+    """Of a discretized logistic, they invert the location. Families that standardise, and levels, have none."""
+    cls = likelihoods.REGISTRY[name]
+    kinds = cls.outputs_per_dimension(**options)
+    family = cls(pv.MLP(1, (), kinds), **options).double()
+    if cls.standardizes or cls.takes == "levels":
+        assert family.link(0.5) is None
+        return
+    high = {"binomial": 7, "discretized_logistic": 8}.get(name, 1 if cls.takes == "bounded" else np.inf)
+    assert family.link(0.0) == -np.inf
+    assert high == np.inf or family.link(float(high)) == np.inf
+    more = [-1e3] if name == "zero_inflated_negative_binomial" else []
+    for location in min(high, 1e3) * np.array([1e-6, 0.01, 0.4995, 0.5, 0.77, 1 - 1e-6]):
+        outputs = [family.link(location), *[0.3] * (kinds - 1 - len(more)), *more]
+        fn = family.distribution(torch.tensor([outputs], dtype=torch.float64))
+        found = fn.loc if name == "discretized_logistic" else fn.mean
+        np.testing.assert_allclose(found.item(), location, rtol=1e-7)
+
+
 @pytest.mark.statistical
 @pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
 def test_samples_have_the_mean_they_say(name, options):

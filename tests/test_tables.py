@@ -259,6 +259,76 @@ def test_means_stay_in_the_range_of_the_training_rows_for_any_z():
     assert max(float(scale.max()) for scale in scales) <= (high - low).max() * (1 + 1e-9)
 
 
+def test_bounded_families_stay_in_the_range_of_the_training_rows_too():
+    """They had no bounds: shares from 0.944 to 0.99 had means of 0.7."""
+    share = stats.beta.ppf(np.arange(1, 301) / 301, 5, 1)
+    df = pd.DataFrame(
+        {
+            "beta": 0.94 + 0.05 * share,
+            "narrow": 0.95 + 1e-4 * share,
+            "continuous": 0.2 + 0.5 * share,
+            "of 40": np.round(20 + 15 * share),
+            "pixel": np.round(90 + 100 * share),
+            "rate": np.round(9000 + 50 * share),
+            "inflated": np.round(10 + 90 * share),
+        }
+    )
+    families = {
+        "narrow": "beta",
+        "continuous": "continuous_bernoulli",
+        "of 40": ("binomial", {"total_count": 40}),
+        "pixel": ("discretized_logistic", {"levels": 256, "scale": 0.5}),
+        "rate": "poisson",
+        "inflated": "zero_inflated_negative_binomial",
+    }
+    torch.manual_seed(0)
+    vae = pv.VAE.for_table(df, 1, families=families, hidden_dims=())
+    assert vae.table.columns[0].family == "beta"
+    last = vae.likelihood.network.layers[-1]
+    with torch.no_grad():
+        last.weight[-1], last.bias[-1] = 0.0, -1e3  # no zeros beyond those of the negative binomial
+        mean = vae.likelihood(torch.tensor([[-1e6], [1e6]], dtype=torch.float64)).mean.numpy()
+    codes = vae.table.encode(df)
+    expected = np.stack([codes.min(axis=0), codes.max(axis=0)])
+    np.testing.assert_allclose(np.sort(mean, axis=0), expected, rtol=1e-8)
+
+
+def test_zeros_and_the_ends_of_intervals_are_no_bounds():
+    """The location of a discretized logistic may lie beyond its outermost levels, and log 0 is no output."""
+    df = pd.DataFrame(
+        {"level": [0.0, 3.0, 7.0, 3.0], "share": [0.0, 0.5, 1.0, 0.2], "k": [0.0, 1.0, 5.0, 2.0]}
+    )
+    families = {
+        "level": ("discretized_logistic", {"levels": 8}),
+        "share": "continuous_bernoulli",
+        "k": "poisson",
+    }
+    table = Table.of(df, families=families)
+    assert [column.bounds for column in table.columns] == [(None, None), (None, None), (None, np.log(5.0))]
+
+
+def test_outputs_of_narrow_columns_have_a_unit_as_small():
+    """In units of the logit, nearly all outputs of a new decoder lay beyond the bounds, where their gradient is 0."""
+    share = 0.95 + 1e-4 * stats.beta.ppf(np.arange(1, 301) / 301, 5, 1)
+    df = pd.DataFrame({"share": share, "wide": np.linspace(0.01, 0.99, 300)})
+    torch.manual_seed(0)
+    vae = pv.VAE.for_table(df, 2, families={"share": "beta", "wide": "beta"})
+    likelihood = vae.likelihood
+    likelihood.start_from(torch.tensor(vae.table.encode(df)))
+    z = torch.randn(500, 2, dtype=torch.float64)
+    low, high = (np.log(end / (1 - end)) for end in (share.min(), share.max()))
+    with torch.no_grad():
+        outputs, mean = likelihood.network(z)[:, :2], likelihood(z).mean
+    inside = outputs[:, 0].abs() < 0.5
+    assert inside.double().mean() > 0.5
+    logit = (low + high) / 2 + (high - low) * outputs[:, 0]
+    torch.testing.assert_close(mean[inside, 0], logit[inside].sigmoid(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(mean[:, 1], outputs[:, 1].sigmoid().clamp(0.01, 0.99), rtol=1e-9, atol=0)
+    last = likelihood.network.layers[-1]
+    last.weight.data.zero_()
+    np.testing.assert_allclose(likelihood(z).mean.detach()[0], df.mean(), rtol=1e-9)
+
+
 def test_what_is_left_out_is_named():
     df = FRAME[["real", "job"]].assign(id=[f"p{i}" for i in range(N)], row=range(N), same=3, note="a")
     with pytest.warns(UserWarning, match=r"'id' \(like an id.*'row' .*consecutive.*'same' \(constant: 3"):
@@ -1289,6 +1359,11 @@ def test_text_that_looks_like_numbers_is_named(cells, first, kind):
         ("beta", [0.5, 0.25, 3.0], "'beta' can score, got 1 others, first 3 in row 3"),
         ("beta", [0.5, 0.25, 0.0], "'beta' can score, got 1 others, first 0 in row 3"),
         ("continuous_bernoulli", [0.0, 1.0, 1.5], "first 1.5 in row 3"),
+        (
+            ("beta", {"concentration": "per_dimension"}),
+            [0.5, 0.25, 1.0],
+            "with concentration='per_dimension', got 1 others, first 1 in row 3",
+        ),
         (("binomial", {"total_count": 5}), [1, 8, 5], "with total_count=5, got 1 others, first 8 in row 2"),
         ("poisson", [1.5, 2.0, 3.0], "'poisson' can score, got 1 others, first 1.5 in row 0"),
         ("gamma", [1.5, -2.0, 3.0], "'gamma' can score, got 1 others, first -2 in row 2"),

@@ -83,6 +83,13 @@ class Likelihood(nn.Module, ABC):
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         """Return the distribution of x for decoder outputs (..., *row), one parameter for every entry of x."""
 
+    def link(self, location: float) -> float | None:
+        """Return the first output at which the location, for most families the mean, is this number of the support.
+
+        It is ±∞ at an end of the support, and None if the family does not say.
+        """
+        return None
+
     @abstractmethod
     def marginal_outputs(self, x: Tensor) -> list[Tensor]:
         """Return the decoder outputs that fit the columns' marginals, by the method of moments.
@@ -324,6 +331,21 @@ class Spread(Likelihood):
 
     def extra_repr(self) -> str:
         return f"{self.spread_name}={getattr(self, self.spread_name)!r}"
+
+
+def logit(share: float) -> float:
+    """Return log(p / (1 − p)), ±∞ at 0 and 1.
+
+    Example:
+        >>> logit(0.5), logit(1.0)
+        (0.0, inf)
+    """
+    return math.inf if share == 1 else log(share) - math.log1p(-share)
+
+
+def log(number: float) -> float:
+    """Return a logarithm, −∞ of 0."""
+    return math.log(number) if number > 0 else -math.inf
 
 
 class Concentrated(Spread):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 from pyrovae import distributions
-from pyrovae.likelihoods.base import REGISTRY, Concentrated, Likelihood
+from pyrovae.likelihoods.base import REGISTRY, Concentrated, Likelihood, log, logit
 from pyrovae.likelihoods.real import LocationScale
 
 
@@ -74,6 +76,9 @@ class Gamma(Concentrated):
         if self.concentration != 1:  # an exponential distribution has a finite density at 0
             super().check_rows(x)
 
+    def link(self, location: float) -> float:
+        return log(location)
+
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         log_mean, log_concentration = self.parts(outputs)
         return dist.Gamma(log_concentration.exp(), (log_concentration - log_mean).exp())
@@ -102,10 +107,13 @@ class Beta(Concentrated):
     off_support = 'Use "continuous_bernoulli" if exact 0 or 1 occur, "gaussian" if values leave [0, 1].'
     inside = _Inside()
 
+    def link(self, location: float) -> float:
+        return logit(location)
+
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
-        logit, log_concentration = self.parts(outputs)
+        logits, log_concentration = self.parts(outputs)
         return dist.Beta(
-            (log_concentration + logsigmoid(logit)).exp(), (log_concentration + logsigmoid(-logit)).exp()
+            (log_concentration + logsigmoid(logits)).exp(), (log_concentration + logsigmoid(-logits)).exp()
         )
 
     def marginal_parts(self, x: Tensor) -> list[Tensor]:
@@ -129,6 +137,18 @@ class ContinuousBernoulli(Likelihood):
 
     takes = "bounded"
     off_support = 'It takes numbers in [0, 1]: divide by the largest value, or use "gaussian".'
+
+    def link(self, location: float) -> float:
+        if location in (0, 1):
+            return math.inf if location else -math.inf
+        low, high = (
+            -1 / location,
+            1 / (1 - location),
+        )  # the mean is below x at −1/x, and above it at 1/(1 − x)
+        while low < (middle := (low + high) / 2) < high:
+            mean = distributions.ContinuousBernoulli(torch.tensor(middle, dtype=torch.float64)).mean
+            low, high = (middle, high) if mean < location else (low, middle)
+        return low
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         return distributions.ContinuousBernoulli(outputs)

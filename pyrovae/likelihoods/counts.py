@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae import arguments, distributions
-from pyrovae.likelihoods.base import REGISTRY, Concentrated, Likelihood
+from pyrovae.likelihoods.base import REGISTRY, Concentrated, Likelihood, log, logit
 
 _LEAST_MEAN = 1e-3  # a column of zeros starts from this mean
 
@@ -40,6 +40,9 @@ class Poisson(Likelihood):
     def __init__(self, network: nn.Module, offset: bool = False) -> None:
         super().__init__(network)
         self.offset = arguments.boolean("offset", offset)
+
+    def link(self, location: float) -> float:
+        return log(location)
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         return dist.Poisson(outputs.exp())
@@ -74,6 +77,9 @@ class NegativeBinomial(Concentrated):
         self.offset = arguments.boolean("offset", offset)
         # Constant columns are allowed: a mass is at most 1, so its log-likelihood has no infinite maximum.
         self.learns_scale_per_column = False
+
+    def link(self, location: float) -> float:
+        return log(location)
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         log_mean, log_concentration = self.parts(outputs)
@@ -136,6 +142,9 @@ class Binomial(Likelihood):
     def __init__(self, network: nn.Module, total_count: int) -> None:
         super().__init__(network)
         self.total_count = arguments.integer("total_count", total_count)
+
+    def link(self, location: float) -> float:
+        return logit(location / self.total_count)
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         return dist.Binomial(self.total_count, logits=outputs)

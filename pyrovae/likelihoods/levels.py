@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro.distributions as dist
@@ -169,6 +170,11 @@ class DiscretizedLogistic(Spread):
         super().__init__(network, scale)
         self.levels = arguments.integer("levels", levels, minimum=2)
         self.learns_scale_per_column = False  # constant columns are allowed: a mass is at most 1
+
+    def link(self, location: float) -> float:
+        share = location / (self.levels - 1)
+        # The outermost levels get the mass beyond them, so the location may lie there, too.
+        return -math.inf if share == 0 else math.inf if share == 1 else 2 * share - 1
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         middle, log_scale = self.parts(outputs)

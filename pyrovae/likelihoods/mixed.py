@@ -121,11 +121,11 @@ class Mixed(Likelihood):
     Args:
         network: returns the outputs of the first group, as its family takes them, then those of the second, and so on.
         groups: a dict for every group: "family", a name in ``likelihoods.REGISTRY`` or ``TABLES``; "options",
-            a dict of the family's options; "columns", the numbers of the columns; and for families with a location and
-            a scale "loc" and "scale", one number a column, between which and the standard units it converts. "bounds" may
-            hold a pair for every column: the least and the largest first output that the decoder can return, or None. A scale
-            from the decoder is then at most their difference. Without bounds, a decoder returns means and scales far beyond
-            the training rows where z is.
+            a dict of the family's options; "columns", the numbers of the columns; and "loc" and "scale", one number a column,
+            the unit of x for families with a location and a scale, and of the first output for others, which may lack them.
+            "bounds" may hold a pair for every column: the least and the largest first output that the decoder can return,
+            or None. A scale from the decoder is then at most their difference. Without bounds, a decoder returns means and
+            scales far beyond the training rows where z is.
 
     Raises:
         ValueError: the network's output width is not ``Mixed.width(groups)``; a column is in no group or in two.
@@ -166,14 +166,19 @@ class Mixed(Likelihood):
                 "Give it Mixed.width(groups) outputs.",
             )
         self.columns = [list(group["columns"]) for group in groups]
-        self.parts = nn.ModuleList([_part(group) for group in groups])
+        self.parts = nn.ModuleList([part_of(group) for group in groups])
         bounds = [group.get("bounds", ()) for group in groups]
         self.bounded = [any(end is not None for pair in pairs for end in pair) for pairs in bounds]
-        for number in (number for number, bounded in enumerate(self.bounded) if bounded):
+        # Families that standardise convert themselves.
+        self.converted = ["loc" in group and not family_of(group["family"]).standardizes for group in groups]
+        for number, group in enumerate(groups):
+            held = {name: group[name] for name in ("loc", "scale") if self.converted[number]}
             for place, (name, free) in enumerate((("low", -math.inf), ("high", math.inf))):
-                ends = [free if pair[place] is None else pair[place] for pair in bounds[number]]
-                held = torch.tensor(ends, dtype=torch.float64)
-                self.register_buffer(f"{name}_{number}", held, persistent=False)
+                if self.bounded[number]:
+                    held[name] = [free if pair[place] is None else pair[place] for pair in bounds[number]]
+            for name, each in held.items():
+                numbers = torch.tensor(each, dtype=torch.float64)
+                self.register_buffer(f"{name}_{number}", numbers, persistent=False)
         self.register_buffer("order", torch.tensor(columns))
         self.register_buffer("inverse", torch.tensor(columns).argsort())
 
@@ -191,7 +196,7 @@ class Mixed(Likelihood):
 
     def distribution(self, outputs: Tensor) -> distributions.ByColumn:
         shares = [
-            self._within(number, share) if self.bounded[number] else share
+            self._converted(number, self._within(number, share) if self.bounded[number] else share)
             for number, share in enumerate(outputs.split(self.widths, dim=-1))
         ]
         fns = [part.computed(share) for (part, _), share in zip(self.each(), shares, strict=True)]
@@ -206,8 +211,23 @@ class Mixed(Likelihood):
             more[0] = torch.minimum(more[0], (high - low).log())
         return torch.cat([first.clamp(low, high), *more], dim=-1)
 
+    def _converted(self, group: int, share: Tensor) -> Tensor:
+        """Return the outputs of a group with the first kind in the family's units."""
+        if not self.converted[group]:
+            return share
+        loc, scale = (getattr(self, f"{name}_{group}").to(share) for name in ("loc", "scale"))
+        first, *more = share.split(len(loc), dim=-1)
+        return torch.cat([loc + scale * first, *more], dim=-1)
+
     def marginal_outputs(self, x: Tensor) -> list[Tensor]:
-        return [kind for part, columns in self.each() for kind in part.marginal_outputs(x[:, columns])]
+        found = list[Tensor]()
+        for group, (part, columns) in enumerate(self.each()):
+            first, *more = part.marginal_outputs(x[:, columns])
+            if self.converted[group]:
+                loc, scale = (getattr(self, f"{name}_{group}").to(first) for name in ("loc", "scale"))
+                first = (first - loc) / scale
+            found += [first, *more]
+        return found
 
     def check_rows(self, x: Tensor) -> None:
         for part, columns in self.each():
@@ -218,10 +238,10 @@ class Mixed(Likelihood):
         self.check_rows(x)
 
 
-def _part(group: Mapping[str, Any]) -> Likelihood:
+def part_of(group: Mapping[str, Any]) -> Likelihood:
     """Return the family of one group of columns, with its location and scale."""
     family, options, width = family_of(group["family"]), dict(group["options"]), len(group["columns"])
-    if "loc" in group:
+    if "loc" in group and family.standardizes:
         scaling = Standardize(width, log=family.standardizes == "log x")
         scaling.loc = torch.tensor(group["loc"], dtype=torch.float64)
         scaling.scale = torch.tensor(group["scale"], dtype=torch.float64)

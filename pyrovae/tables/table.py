@@ -11,7 +11,6 @@ import numpy as np
 from torch import Tensor
 
 from pyrovae import frames
-from pyrovae.likelihoods.mixed import family_of
 from pyrovae.refusals import bad_type, bad_value, shown
 from pyrovae.rows import hidden, joined
 from pyrovae.tables import text_numbers
@@ -310,7 +309,7 @@ class Table:
             group = found.setdefault(key, {"family": column.family, "options": column.options, "columns": []})
             group["columns"].append(number)
             group.setdefault("bounds", []).append(list(column.bounds))
-            if family_of(column.family).standardizes:
+            if column.levels is None:
                 group.setdefault("loc", []).append(column.loc)
                 group.setdefault("scale", []).append(column.scale)
         return list(found.values())

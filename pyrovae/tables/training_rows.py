@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from pyrovae import arguments
 from pyrovae.entries import elementwise
 from pyrovae.likelihoods import REGISTRY, suggest
-from pyrovae.likelihoods.mixed import family_of
+from pyrovae.likelihoods.base import Likelihood
+from pyrovae.likelihoods.mixed import family_of, part_of
 from pyrovae.refusals import bad_type, shown
 from pyrovae.rounding import WHOLE
 from pyrovae.tables.columns import (
@@ -223,8 +223,8 @@ def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
     if family_of(family).standardizes:
         low, high = ((end - unit["loc"]) / unit["scale"] for end in (own.min(), own.max()))
         bounds = float(low), float(high)
-    elif takes in ("counts", "positive"):
-        bounds = (math.log(codes.min()) if codes.min() > 0 else None), math.log(codes.max())
+    else:
+        bounds, unit = _of_outputs(family, column.options, float(codes.min()), float(codes.max()))
     return replace(
         column,
         family=family,
@@ -239,14 +239,28 @@ def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
     )
 
 
+def _of_outputs(
+    family: str, options: dict[str, Any], low: float, high: float
+) -> tuple[tuple[float | None, float | None], dict[str, float]]:
+    """Return the bounds of the decoder's first output, and the unit of it and them, for numbers from ``low`` to ``high``.
+
+    Numbers that are nearly the same on the scale of the output get a unit as small as their range. In a larger one, most
+    outputs of a new decoder would lie beyond the bounds, where their gradient is 0.
+    """
+    likelihood = _likelihood(family, options)
+    found = [None if likelihood is None else likelihood.link(end) for end in (low, high)]
+    first, last = (end if end is not None and math.isfinite(end) else None for end in found)
+    if first is not None and last is not None and 0 < last - first < 1:
+        return (-0.5, 0.5), {"loc": (first + last) / 2, "scale": last - first}
+    return (first, last), {"loc": 0.0, "scale": 1.0}
+
+
 def _require_support(column: Column, held: np.ndarray, at: np.ndarray) -> None:
     """Raise ``ValueError`` for numbers that a family, with its options, gives no density or an infinite one."""
-    family = family_of(column.family)
-    try:
-        likelihood = family(nn.Identity(), **column.options)
-    except (TypeError, ValueError):  # options that are missing or wrong, which are refused later
+    likelihood = _likelihood(column.family, column.options)
+    if likelihood is None:
         return
-    outputs = family.outputs_per_dimension(**column.options)
+    outputs = likelihood.outputs_per_dimension(**column.options)
     support = elementwise(likelihood.distribution(torch.zeros(1, outputs, dtype=torch.float64)).support)
     rows, fits = torch.tensor(held), np.ones(len(held), dtype=bool)
     for each in (support, likelihood.inside):
@@ -258,6 +272,14 @@ def _require_support(column: Column, held: np.ndarray, at: np.ndarray) -> None:
             expected += f" with {', '.join(f'{key}={value!r}' for key, value in column.options.items())}"
         came = f"{len(odd)} others, first {held[odd[0]]:g} in row {at[odd[0]]}"
         raise refused("df", column.name, expected, came, likelihood.off_support)
+
+
+def _likelihood(family: str, options: dict[str, Any]) -> Likelihood | None:
+    """Return the family of one column; None if options are missing or wrong, which are refused later."""
+    try:
+        return part_of({"family": family, "options": options, "columns": [0]})
+    except (TypeError, ValueError):
+        return None
 
 
 def _whole(held: np.ndarray) -> bool:
