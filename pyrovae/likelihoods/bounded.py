@@ -141,10 +141,7 @@ class ContinuousBernoulli(Likelihood):
     def link(self, location: float) -> float:
         if location in (0, 1):
             return math.inf if location else -math.inf
-        low, high = (
-            -1 / location,
-            1 / (1 - location),
-        )  # the mean is below x at −1/x, and above it at 1/(1 − x)
+        low, high = -1 / location, 1 / (1 - location)  # at these outputs, the mean is below and above
         while low < (middle := (low + high) / 2) < high:
             mean = distributions.ContinuousBernoulli(torch.tensor(middle, dtype=torch.float64)).mean
             low, high = (middle, high) if mean < location else (low, middle)
