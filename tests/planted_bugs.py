@@ -1349,6 +1349,20 @@ BUGS = {
         ".all()",
         "test_densities.py::test_columns_that_depend_on_others_are_not_tested",
     ),
+    "mass beyond the numbers of a bounded latent": Bug(
+        "evidence/from_draws.py",
+        "beyond_numbers",
+        "shares[name] > _MOST_ROUNDED",
+        "False",
+        "test_mcmc.py::test_mass_beyond_the_last_number_before_a_bound_is_not_trusted",
+    ),
+    "starts near zero alone": Bug(
+        "baselines/mcmc/chains.py",
+        "_start",
+        "near = number < _STARTS",
+        "near = True",
+        "test_mcmc.py::test_chains_start_at_the_prior_where_nothing_is_possible_near_zero",
+    ),
     "a mismatch that does not count": Bug(
         "evidence/check.py",
         "_count",

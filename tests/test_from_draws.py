@@ -11,6 +11,7 @@ import xarray
 from arvizs import MODERN
 from conjugate import CASES
 from rates import SEED, Z, close
+from scipy import stats
 from scipy.signal import lfilter
 from scipy.special import gammaln
 
@@ -400,6 +401,16 @@ def test_not_trusted(log_density, draws, verdict, reason):
     assert ev.verdict[0] == verdict
     assert any(reason in words for words in ev.reasons)
     assert reason in ev.summary()
+
+
+@pytest.mark.parametrize(("b", "verdict"), [(0.1, "another method"), (1.0, "trust")])
+def test_mass_beyond_the_last_number_before_a_bound_is_not_trusted(b, verdict):
+    """Of Beta(1, 0.1), 2.5 % lies between 1 − 2⁻⁵³ and 1; draws there round to the last number below 1."""
+    uniform = np.random.default_rng(0).random((8, 250, 2))
+    draws = np.minimum(-np.expm1(np.log(uniform) / b), np.nextafter(1, 0))
+    ev = from_draws(lambda p: stats.beta(1, b).logpdf(p).sum(1), draws, bounds={0: (0, 1), 1: (0, 1)})
+    assert ev.verdict[0] == verdict
+    assert any("and mass beyond is lost" in words for words in ev.reasons) == (verdict != "trust")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -1278,3 +1278,45 @@ def test_latents_at_which_a_matrix_is_singular_have_density_zero():
         ev = mcmc.marginal_likelihood(warp=warp)
         assert ev.mean_mcse < 0.1
         assert close(ev.total, exact, ev.mean_mcse)
+
+
+def test_mass_beyond_the_last_number_before_a_bound_is_not_trusted():
+    """Given 20 ones, p is Beta(21, 0.05), with 14 % between 1 − 2⁻⁵³ and 1: the bridge misses them."""
+
+    def model(x):
+        p = pyro.sample("p", dist.Beta(torch.tensor(1.0).double(), torch.tensor(0.05).double()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Bernoulli(p), obs=x)
+
+    mcmc = baselines.PyroMCMC(model, **QUICK).fit(torch.ones(20).double())
+    for found in (mcmc.marginal_likelihood(), mcmc.log_evidence(torch.ones(3).double())):
+        assert (found.verdict == "another method").all()
+        assert any(
+            "of the draws of 'p' are the last numbers before a bound" in words for words in found.reasons
+        )
+
+
+def test_a_density_that_is_infinite_where_a_latent_underflows_is_no_error():
+    """Gamma(0.001, 0.001) given 10 zeros: half of its mass is below the smallest number, where its density is infinite."""
+
+    def model(x):
+        rate = pyro.sample("rate", dist.Gamma(torch.tensor(0.001).double(), 0.001))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Poisson(rate), obs=x)
+
+    found = baselines.PyroMCMC(model, **QUICK).fit(torch.zeros(10).double()).marginal_likelihood()
+    assert found.verdict[0] != "trust"
+
+
+def test_chains_start_at_the_prior_where_nothing_is_possible_near_zero():
+    """x ~ Uniform(0, top) up to 7e5: every log top in (−2, 2) is impossible."""
+
+    def model(x):
+        top = pyro.sample("top", dist.LogNormal(torch.tensor(14.0).double(), 0.1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Uniform(0.0, top), obs=x)
+
+    mcmc = baselines.PyroMCMC(model, **QUICK).fit(torch.tensor([1e5, 3e5]).double())
+    assert (
+        abs(float(mcmc.posterior["top"].log().mean()) - 13.98) < 0.05
+    )  # the prior times top⁻²: 14 − 2 · 0.1²

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from pyrovae import arguments, identity
+from pyrovae import arguments, identity, supports
 from pyrovae.arrays import as_numpy, from_tensor
 from pyrovae.chain_diagnostics import Checks, check
 from pyrovae.evidence.bridge import bridge
@@ -28,6 +28,8 @@ _MOST_ERROR, _NO_OVERLAP = 0.25, 1.0
 _IMBALANCE = 6.0
 #: Largest share of the points at which the density may be NaN.
 _MOST_UNDEFINED = 0.01
+#: Largest share of the draws on the last numbers before a bound. The mass beyond, which no number shows, may be many times this.
+_MOST_ROUNDED = 1e-3
 #: Largest rounding of the density that is no reason to distrust, in nats.
 _MOST_ROUNDING = 0.01
 #: Points that log_density is called with at once.
@@ -87,7 +89,8 @@ def from_draws(
         * "more samples": R-hat is above 1.01 or the effective sample size below 400 (Vehtari et al. 2021), where draws that
           were resampled with replacement count once; or the error is above 0.25 nats;
         * "another method": the error is above 1 nat, so the partner and the posterior hardly overlap; draws and density do
-          not belong together; or the density is NaN at more than 1 % of the points.
+          not belong together; more than 0.1 % of the draws are the last number before a bound, so that mass is lost there; or
+          the density is NaN at more than 1 % of the points.
 
         The terms of both sides are bounded. If k-hat of a side exceeds its limit, the error includes the largest term
         that the draws may have missed. No check detects a mode that no draw has visited.
@@ -117,7 +120,15 @@ def from_draws(
     about = _about(x, measure)
     target.check(space.u)
     return LogEvidence(
-        **by_bridge(target, space.u, check(space.u, space.names, 0), names=space.names, warp=warp, seed=seed),
+        **by_bridge(
+            target,
+            space.u,
+            check(space.u, space.names, 0),
+            names=space.names,
+            warp=warp,
+            seed=seed,
+            lost=space.lost(),
+        ),
         **about,
         seed=seed,
     )
@@ -131,6 +142,7 @@ def by_bridge(
     names: Sequence[str],
     warp: bool,
     seed: int,
+    lost: Sequence[str],
 ) -> dict[str, Any]:
     """Return the fields of a ``LogEvidence`` on log ∫ exp(log_target(u)) du that the bridge knows.
 
@@ -141,9 +153,10 @@ def by_bridge(
         names: of the dimensions.
         warp: see ``bridge``.
         seed: of the partner's draws.
+        lost: what ``beyond_numbers`` returned.
     """
     found = bridge(log_target, draws, warp=warp, seed=seed, names=names)
-    hopeless, doubtful = [], list(checks.problems)
+    hopeless, doubtful = list(lost), list(checks.problems)
     if not found.error <= _NO_OVERLAP:
         hopeless.append(f"an error of {found.error:.2g} nats: partner and posterior hardly overlap")
     elif found.error > _MOST_ERROR:
@@ -182,6 +195,28 @@ def by_bridge(
         "target": "evidence",
         "parameters": "posterior-averaged",
     }
+
+
+def beyond_numbers(
+    draws: Mapping[str, Tensor], bounds: Mapping[str, tuple[float | Tensor, float | Tensor]]
+) -> tuple[str, ...]:
+    """Return, in words, whether draws, (chains, draws, ...), are the last numbers before a bound too often.
+
+    Below 1, floats end at 1 − 2⁻⁵³. A density that rises there, such as that of Beta(1, 0.05), has much of its mass between.
+    """
+    shares = {
+        name: float(supports.at_edge(value, bounds[name]).double().mean(dim=(0, 1)).max())
+        for name, value in draws.items()
+        if name in bounds
+    }
+    many = sorted((name for name in shares if shares[name] > _MOST_ROUNDED), key=shares.__getitem__)
+    if not many:
+        return ()
+    others = f" (and in {len(many) - 1} others)" if len(many) > 1 else ""
+    return (
+        f"{shares[many[-1]]:.2%} of the draws of {many[-1]!r}{others} are the last numbers before a bound, and mass beyond is "
+        "lost: sample it on another scale, such as its distance from the bound, or its log odds",
+    )
 
 
 def _about(x: Any, measure: Any) -> dict[str, Any]:
@@ -248,9 +283,15 @@ class _Space:
             i: _from_line(*pair) for i, pair in enumerate(zip(low, high, strict=True)) if owners[i] in ends
         }
         _check_draws(theta, torch.tensor(low), torch.tensor(high), self.names)
+        self._theta, self._bounds = theta, list(zip(low, high, strict=True))
         self.u = theta.clone()
         for column, onto in self._maps.items():
             self.u[..., column] = onto.inv(theta[..., column])
+
+    def lost(self) -> tuple[str, ...]:
+        """Return what ``beyond_numbers`` finds in the draws."""
+        columns = dict(zip(self.names, self._theta.unbind(dim=2), strict=True))
+        return beyond_numbers(columns, dict(zip(self.names, self._bounds, strict=True)))
 
     def from_line(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return the points of real numbers, shape (n, dim), and the log Jacobian, shape (n,)."""

@@ -51,11 +51,12 @@ _FEW_DRAWS, _PRIOR_DRAWS = 4, 50
 
 @dataclass(frozen=True)
 class _Place:
-    """The place of a latent in u, and its shapes there and in the model."""
+    """The place of a latent in u, its shapes there and in the model, and the bounds of its numbers, None for none."""
 
     entries: slice
     unconstrained: Size
     shape: Size
+    reach: tuple[float | Tensor, float | Tensor] | None
 
 
 class _Placed(poutine.messenger.Messenger):
@@ -305,6 +306,21 @@ class BayesianModel:
         return {name: place.shape for name, place in self._places.items()}
 
     @property
+    def bounds(self) -> dict[str, tuple[float | Tensor, float | Tensor]]:
+        """The bounds of every latent that has some, by name, at one draw from the prior; other latents may move them."""
+        return {name: place.reach for name, place in self._places.items() if place.reach is not None}
+
+    def from_prior(self) -> Tensor:
+        """Return u of a draw of the latents from the prior, shape (dim,). Call it within ``own_settings()``."""
+        sites = at_some_draw(lambda: sample_sites(self.model, self.batch))
+        return torch.cat(
+            [
+                biject_to(sites[name]["fn"].support).inv(sites[name]["value"].double()).flatten()
+                for name in self._places
+            ]
+        ).detach()
+
+    @property
     def site_names(self) -> list[str]:
         """The name of the latent that each coordinate of u belongs to."""
         return [name for name, place in self._places.items() for _ in range(place.unconstrained.numel())]
@@ -534,6 +550,7 @@ def _places(sites: Sites) -> dict[str, _Place]:
             ) from error
         shape = site["fn"].shape()
         unconstrained = transform.inverse_shape(shape)
-        places[name] = _Place(slice(start, start + unconstrained.numel()), unconstrained, shape)
+        entries = slice(start, start + unconstrained.numel())
+        places[name] = _Place(entries, unconstrained, shape, supports.reach(site["fn"]))
         start += unconstrained.numel()
     return places

@@ -19,7 +19,7 @@ from pyrovae.tracing import TracedDensity, Untraceable
 
 LogJoint = Callable[[Tensor], Tensor]
 
-#: Number of tries for a start, uniform on (−2, 2) in unconstrained space as in Stan.
+#: Number of tries for a start, uniform on (−2, 2) in unconstrained space as in Stan, and then as many from the prior.
 _STARTS = 100
 
 
@@ -62,7 +62,7 @@ def run_nuts(
         for chain in range(num_chains):
             key = noise.derive(seed, noise.Stream.STEP, chain)
             with noise.seeded(key):
-                start = _start(log_joint, joint.dim)
+                start = _start(log_joint, joint)
                 run: dict[str, Any] = {
                     "warmup_steps": warmup_steps,
                     "num_samples": num_samples,
@@ -129,17 +129,18 @@ def _check_traced(log_joint: LogJoint, joint: BayesianModel, u: Tensor) -> None:
         )
 
 
-def _start(log_joint: LogJoint, dim: int) -> Tensor:
+def _start(log_joint: LogJoint, joint: BayesianModel) -> Tensor:
     """Return a start of finite density and gradient, shape (dim,)."""
-    for _ in range(_STARTS):
-        u = (torch.rand(dim, dtype=torch.float64) * 4 - 2).requires_grad_()
-        density = log_joint(u)
+    for number in range(2 * _STARTS):
+        near = number < _STARTS
+        u = (torch.rand(joint.dim, dtype=torch.float64) * 4 - 2) if near else joint.from_prior()
+        density = log_joint(u.requires_grad_())
         (gradient,) = torch.autograd.grad(density, u, allow_unused=True)
         if gradient is not None and bool(torch.isfinite(density)) and bool(torch.isfinite(gradient).all()):
             return u.detach()
     raise bad_value(
         "model",
-        "a density that is finite somewhere in (−2, 2) of its unconstrained space",
-        f"none at {_STARTS} starts",
+        "a density that is finite somewhere in (−2, 2) of its unconstrained space, or at a draw from the prior",
+        f"none at {2 * _STARTS} starts",
         "Check the scales of the priors, and that the likelihood can score x.",
     )

@@ -20,7 +20,7 @@ from pyrovae.baselines.base import Fitted
 from pyrovae.baselines.mcmc.chains import run_nuts
 from pyrovae.chain_diagnostics import Checks, check, frame_of, row_ess, series_ess
 from pyrovae.diagnostics import Accumulator
-from pyrovae.evidence.from_draws import by_bridge
+from pyrovae.evidence.from_draws import beyond_numbers, by_bridge
 from pyrovae.evidence.result import Columns, LogEvidence, about, given_of, judge, verdicts
 from pyrovae.pair import Batch, Latents
 from pyrovae.pair.globals import BayesianModel
@@ -109,7 +109,7 @@ class PyroMCMC(Fitted):
     #: Names of the columns that the model was fitted to, by the name of each frame among the rows.
     names: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
-    derived: ClassVar[tuple[str, ...]] = ("_joint", "diagnostics")
+    derived: ClassVar[tuple[str, ...]] = ("_joint", "diagnostics", "_lost")
 
     _batch: Batch
     _joint: BayesianModel | None = None
@@ -176,7 +176,8 @@ class PyroMCMC(Fitted):
             max_tree_depth=self.max_tree_depth,
         )
         latents, at_draws = joint.latents(draws.flatten(0, 1)), joint.log_joints(_some(draws))
-        self.__dict__.pop("diagnostics", None)
+        for kept in ("diagnostics", "_lost"):
+            self.__dict__.pop(kept, None)
         self._batch, self._joint, self._draws, self.divergences = batch, joint, draws, divergences
         self._at_draws = at_draws
         self.posterior = {name: value.unflatten(0, draws.shape[:2]) for name, value in latents.items()}
@@ -285,7 +286,17 @@ class PyroMCMC(Fitted):
         checks = Checks(self._r_hat, self._ess, self.problems)
         seed = noise.derive(self.seed, noise.Stream.WEIGHTS)
         return LogEvidence(
-            **by_bridge(joint.log_joints, self._draws, checks, names=joint.site_names, warp=warp, seed=seed),
+            **by_bridge(
+                lambda u: joint.log_joints(u).nan_to_num(
+                    math.nan, math.nan, -math.inf
+                ),  # ∞ where a latent underflows
+                self._draws,
+                checks,
+                names=joint.site_names,
+                warp=warp,
+                seed=seed,
+                lost=self._lost,
+            ),
             measure=joint.measure,
             given=_given_together(joint),
             own_totals=joint.own_totals,
@@ -320,10 +331,12 @@ class PyroMCMC(Fitted):
         verdict, reasons = judge(verdicts(found["pareto_k"], found["ess"]), columns)
         if self.problems:
             verdict = np.where(verdict == "trust", "more samples", verdict)
+        if self._lost:
+            verdict = np.full(len(verdict), "another method")
         return self._answer(
             **found,
             verdict=verdict,
-            reasons=(*self.problems, *reasons),
+            reasons=(*self._lost, *self.problems, *reasons),
             method=type(self).__name__,
             measure=joint.rows.measure,
             given=given_of(batch),
@@ -362,6 +375,11 @@ class PyroMCMC(Fitted):
         """
         joint = self._require_fit()
         return frame_of(self.posterior, joint.labels)
+
+    @cached_property
+    def _lost(self) -> tuple[str, ...]:
+        """In which latents the draws reach a bound so often that mass beyond the last number is lost, in words."""
+        return beyond_numbers(self.posterior, self._require_fit().bounds)
 
     def summary(self) -> str:
         """Return a text on the fit and on the checks of the chains."""
