@@ -1349,6 +1349,13 @@ BUGS = {
         ".all()",
         "test_densities.py::test_columns_that_depend_on_others_are_not_tested",
     ),
+    "attention taken for noise": Bug(
+        "tracing/drawing.py",
+        "_is_random",
+        'argument.name == "dropout_p"',
+        "False",
+        "test_tracing.py::test_attention_without_dropout",
+    ),
     "mass beyond the numbers of a bounded latent": Bug(
         "evidence/from_draws.py",
         "beyond_numbers",

@@ -296,6 +296,30 @@ def test_masked_cells_and_scaled_sites():
     same(lambda: Case(build().pair, {"x": x}), annealed=True)
 
 
+class Attending(nn.Module):
+    """An encoder that attends to the columns of a row."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(1, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.out = nn.Linear(8, 2 * LATENT)
+
+    def forward(self, x):
+        return self.out(self.layer(self.embed(x[..., None])).mean(dim=-2))
+
+
+def attending():
+    case = vae()
+    torch.manual_seed(0)
+    encoder = encoders.DiagonalNormal(Attending()).double()
+    return Case(pv.VAE(case.pair.prior, case.pair.likelihood, encoder), case.data)
+
+
+def test_attention_without_dropout():
+    same(attending, calls=7)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # What can't be traced
 

@@ -53,8 +53,7 @@ def lift_noise(module: fx.GraphModule) -> list[Draw]:
     graph, draws = module.graph, []
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     for node in list(graph.nodes):
-        tags = node.target.tags if isinstance(node.target, Operation) else ()
-        if torch.Tag.nondeterministic_seeded not in tags:
+        if not _is_random(node):
             continue
         if node.target not in _FILLS and node.target not in _MADE:
             raise Untraceable(f"noise that depends on other tensors, by torch's {node.target}")
@@ -73,6 +72,17 @@ def lift_noise(module: fx.GraphModule) -> list[Draw]:
         graph.erase_node(node)
     module.recompile()
     return draws
+
+
+def _is_random(node: fx.Node) -> bool:
+    """Return whether a node draws noise. torch also tags attention so, which draws none if its dropout is 0."""
+    if not isinstance(node.target, Operation) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    for place, argument in enumerate(node.target._schema.arguments):
+        if argument.name == "dropout_p":
+            given = node.args[place] if place < len(node.args) else node.kwargs.get("dropout_p")
+            return bool((argument.default_value if given is None else given) != 0)
+    return True
 
 
 class Noise:
