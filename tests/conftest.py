@@ -2,14 +2,16 @@
 
 import gc
 import os
+import sys
 
 import matplotlib
+import numpy as np
 import pyro
 import pytest
 import torch
 
 import pyrovae as pv
-from pyrovae import tracing
+from pyrovae import evidence, tracing
 from pyrovae.training import traced
 
 matplotlib.use("Agg")
@@ -44,6 +46,21 @@ def untouched_globals():
         torch.default_generator.manual_seed(0)
         yield
     pyro.clear_param_store()
+
+
+@pytest.fixture(scope="module")
+def few_checked():
+    """Checks of a method on 8 trusted rows in place of 64, in all of a module whose tests do not show what a check finds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["pyrovae.evidence.check"], "_AT_ONCE", 8)
+        yield
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """No checks of methods on simulated rows: trusted rows are "unchecked"."""
+    made = evidence.Check("", 0, 0, 0, 0, None, "left out in this test", np.empty(0), 0, 0)
+    monkeypatch.setattr(sys.modules["pyrovae.evidence.check"], "_try", lambda *_: made)
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ def test_models_and_rows_are_needed():
     refused("x: expected rows to score 'VAE' on, got None", {"VAE": bernoulli_vae()})
 
 
-def test_swap_fits_a_family_each_and_keeps_masses_from_densities():
+def test_swap_fits_a_family_each_and_keeps_masses_from_densities(unchecked):
     generator = torch.Generator().manual_seed(0)
     x = torch.poisson(torch.rand(150, 3, generator=generator) * 6, generator=generator)
     families = ["poisson", "negative_binomial", ("gaussian", {"scale": "shared"})]
@@ -165,7 +165,7 @@ def test_swap_fits_a_family_each_and_keeps_masses_from_densities():
     assert "nats a row over 30 rows" in str(found)
 
 
-def test_swap_prefers_the_family_the_rows_come_from():
+def test_swap_prefers_the_family_the_rows_come_from(unchecked):
     """Overdispersed counts, a fifth of them missing: the negative binomial beats Poisson by many standard errors."""
     generator = np.random.default_rng(0)
     x = generator.negative_binomial(1.0, 0.1, (900, 4)).astype(float)

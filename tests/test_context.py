@@ -287,7 +287,7 @@ def test_missing_labels_are_refused():
 
 
 @pytest.mark.statistical
-def test_swap_gives_offsets_to_those_that_take_them():
+def test_swap_gives_offsets_to_those_that_take_them(unchecked):
     """Rates that differ by exposure alone: who is told it needs no latent to find it."""
     generator = np.random.default_rng(SEED)
     exposure = generator.uniform(0.1, 10, 600)

@@ -359,7 +359,7 @@ def linear(latent_dim, columns, seed, rows=8):
 
 
 @pytest.mark.statistical
-def test_a_gap_of_many_nats_is_poor_over_any_number_of_dimensions():
+def test_a_gap_of_many_nats_is_poor_over_any_number_of_dimensions(unchecked):
     """The best mean-field encoder of 50 correlated dimensions: 7 nats off, 0.15 a dimension, and no row believed."""
     oracle, x, exact = linear(50, 100, SEED, rows=3)
     found = diagnose(oracle.mean_field_pair(), x, num_samples=100, seed=SEED)

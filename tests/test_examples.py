@@ -7,6 +7,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
+pytestmark = pytest.mark.usefixtures("few_checked")
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 #: What each prints that shows it did its job, and the figures it leaves.

@@ -12,9 +12,10 @@ from test_workers import Here
 
 from pyrovae import datasets
 
-ROWS = 60  # of the 400 that are held out; examples/digits.py evaluates all of them
+ROWS = 30  # of the 400 that are held out; examples/digits.py evaluates all of them
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+pytestmark = pytest.mark.usefixtures("few_checked")
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 #: What the code of each page prints that shows it did its job; None where a page has no code.

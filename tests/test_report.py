@@ -18,6 +18,8 @@ from pyrovae import noise, pages
 from pyrovae.refusals import Refused
 from pyrovae.rows import leaving_cells
 
+pytestmark = pytest.mark.usefixtures("few_checked")
+
 HOSTILE = "<script>alert('x')</script>"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SECTIONS = [
@@ -234,7 +236,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_failure_leaves_the_earlier_report(table, tmp_path):
+def test_a_failure_leaves_the_earlier_report(table, tmp_path, monkeypatch):
+    monkeypatch.setitem(pv.evidence.METHODS, "importance", lambda *_, **__: pytest.fail("computed"))
     path = tmp_path / "report.html"
     path.write_text("earlier")
     with pytest.raises(Refused, match="train: expected rows that are not in x, got 40 of the 40 rows of x"):
@@ -285,7 +288,7 @@ def test_baselines_are_fitted_to_two_cells_of_every_column(row):
 
 
 @pytest.mark.slow
-def test_a_report_compares_rows_with_a_rare_column(tmp_path):
+def test_a_report_compares_rows_with_a_rare_column(tmp_path, unchecked):
     """Of two baselines, one that refuses the rows is named, and the other is compared."""
     with noise.seeded(noise.derive(0, noise.Stream.DATA)):
         compared = torch.randperm(40)[:20]
