@@ -1041,15 +1041,27 @@ CASES = {
 # What a refusal is
 
 
+@functools.cache
+def watched():
+    """The pairs of ``world``, their modules and parameters, and arrays on the memory of all tensors: found once."""
+    pairs = [world()[name] for name in ("vae", "gaussian")]
+    tensors = [value for pair in pairs for value in pair.state_dict().values()]
+    return (
+        pairs,
+        [module for pair in pairs for module in pair.modules()],
+        [parameter for pair in pairs for parameter in pair.parameters()],
+        [each.numpy() for each in (*tensors, world()["x"], world()["real"])],
+    )
+
+
 def touched():
     """Whatever a refusal must leave alone, as bytes: parameters, generators, Pyro's store, switches, warnings."""
-    pairs = [world()[name] for name in ("vae", "gaussian")]
+    pairs, modules, parameters, arrays = watched()
     return (
-        [value.numpy().tobytes() for pair in pairs for value in pair.state_dict().values()],
-        [(module.training, len(module._parameters)) for pair in pairs for module in pair.modules()],
+        [array.tobytes() for array in arrays],
+        [(module.training, *map(id, module._parameters.values())) for module in modules],
         [pair.fitted is None for pair in pairs],
-        [p.grad is None for pair in pairs for p in pair.parameters()],
-        [world()[name].numpy().tobytes() for name in ("x", "real")],
+        [(parameter.grad is None, parameter.data_ptr()) for parameter in parameters],
         torch.random.get_rng_state().numpy().tobytes(),
         np.random.get_state()[1].tobytes(),  # noqa: NPY002 (what others left there is what is watched)
         sorted(pyro.get_param_store().keys()),

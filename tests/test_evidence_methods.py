@@ -84,13 +84,18 @@ def test_every_method_on_every_pair_is_the_exact_one(method, name):
         assert ev.num_samples == QUICK[method]["num_samples"]
 
 
+#: Pairs with three latents, whose grids have a hundred times the points: fewer rows for quadrature.
+SPATIAL = ("independent_sites", "indexed_hierarchy")
+
+
 @pytest.mark.parametrize("name", [name for name in PAIRS if name not in (DISCRETE, TOO_WIDE)])
 def test_quadrature_on_every_pair_is_the_exact_one(name):
     case = PAIRS[name]()
+    x = case.x[:3] if name in SPATIAL else case.x
     state = torch.random.get_rng_state()
-    ev = pv.log_evidence(case.pair, case.x, method="quadrature", check=False, **QUICK["quadrature"])
+    ev = pv.log_evidence(case.pair, x, method="quadrature", check=False, **QUICK["quadrature"])
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert (np.abs(ev.estimate - case.exact(case.x).detach().numpy()) <= 1e-3 + ev.mcse).all()
+    assert (np.abs(ev.estimate - case.exact(x).detach().numpy()) <= 1e-3 + ev.mcse).all()
     assert (ev.mcse <= 0.01).all()
     assert (ev.verdict == "unchecked").all()
     assert (ev.kind == "estimate").all()
