@@ -326,7 +326,7 @@ def test_a_check_is_made_once_for_a_model_rows_and_method(monkeypatch):
     module = sys.modules["pyrovae.evidence.check"]
     count = module._count
     monkeypatch.setattr(module, "_count", lambda *given: made.append(given) or count(*given))
-    pair, x = pv.VAE.mlp(4, 2), torch.ones(6, 4)
+    pair, x = pv.VAE.mlp(4, 2, hidden_dims=(3,)), torch.ones(6, 4)
     options = {"num_samples": 200, "compile": False}
 
     def checks(**changed):

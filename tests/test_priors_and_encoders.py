@@ -351,7 +351,9 @@ def test_a_flexible_prior_beats_the_standard_normal_on_clusters(name):
         "flow": lambda: priors.Flow(2),
     }[name]()
     vae = pv.VAE(p, likelihoods.Gaussian(pv.MLP(2, (), 2), scale=0.3), q)
-    pv.fit(vae, train, epochs=60, batch_size=50, lr=0.02, seed=SEED, scheduler=decay(0.97))
+    # A mixture comes near the clusters late; the others lead by 60 standard errors after 30 epochs.
+    epochs, rate = (60, 0.97) if name == "gaussian_mixture" else (30, 0.94)
+    pv.fit(vae, train, epochs=epochs, batch_size=50, lr=0.02, seed=SEED, scheduler=decay(rate))
     # a lower bound in expectation: it takes nothing from the standard normal
     difference = (
         pv.log_evidence(vae, held_out, num_samples=500, seed=SEED, check=False).estimate - standard.numpy()
