@@ -1349,6 +1349,27 @@ BUGS = {
         ".all()",
         "test_densities.py::test_columns_that_depend_on_others_are_not_tested",
     ),
+    "a start beyond the bounds of a column": Bug(
+        "likelihoods/mixed.py",
+        "Mixed.marginal_outputs",
+        "torch.where((first > low) & (first < high), first, of_means)",
+        "first",
+        "test_tables.py::test_columns_of_extreme_means_start_within_their_bounds",
+    ),
+    "float32 draws before a bound of float64": Bug(
+        "evidence/from_draws.py",
+        "beyond_numbers",
+        "_narrowest(value)",
+        "value",
+        "test_from_draws.py::test_mass_beyond_the_last_number_before_a_bound_is_not_trusted",
+    ),
+    "ties of a row without a spread": Bug(
+        "evidence/densities.py",
+        "_tied",
+        ".nan_to_num(0.0, 0.0, 0.0)",
+        "",
+        "test_densities.py::test_a_mass_beside_a_density_is_not_tested",
+    ),
     "attention taken for noise": Bug(
         "tracing/drawing.py",
         "_is_random",

@@ -403,11 +403,15 @@ def test_not_trusted(log_density, draws, verdict, reason):
     assert reason in ev.summary()
 
 
-@pytest.mark.parametrize(("b", "verdict"), [(0.1, "another method"), (1.0, "trust")])
-def test_mass_beyond_the_last_number_before_a_bound_is_not_trusted(b, verdict):
+@pytest.mark.parametrize(
+    ("b", "dtype", "verdict"),
+    [(0.1, np.float64, "another method"), (0.2, np.float32, "another method"), (1.0, np.float32, "trust")],
+)
+def test_mass_beyond_the_last_number_before_a_bound_is_not_trusted(b, dtype, verdict):
     """Of Beta(1, 0.1), 2.5 % lies between 1 − 2⁻⁵³ and 1; draws there round to the last number below 1."""
     uniform = np.random.default_rng(0).random((8, 250, 2))
-    draws = np.minimum(-np.expm1(np.log(uniform) / b), np.nextafter(1, 0))
+    draws = (-np.expm1(np.log(uniform) / b)).astype(dtype)
+    draws = np.minimum(draws, np.nextafter(dtype(1), dtype(0)))
     ev = from_draws(lambda p: stats.beta(1, b).logpdf(p).sum(1), draws, bounds={0: (0, 1), 1: (0, 1)})
     assert ev.verdict[0] == verdict
     assert any("and mass beyond is lost" in words for words in ev.reasons) == (verdict != "trust")

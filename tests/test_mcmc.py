@@ -1289,6 +1289,7 @@ def test_mass_beyond_the_last_number_before_a_bound_is_not_trusted():
             pyro.sample("x", dist.Bernoulli(p), obs=x)
 
     mcmc = baselines.PyroMCMC(model, **QUICK).fit(torch.ones(20).double())
+    assert "are the last numbers before a bound" in mcmc.summary()
     for found in (mcmc.marginal_likelihood(), mcmc.log_evidence(torch.ones(3).double())):
         assert (found.verdict == "another method").all()
         assert any(
@@ -1312,7 +1313,8 @@ def test_chains_start_at_the_prior_where_nothing_is_possible_near_zero():
     """x ~ Uniform(0, top) up to 7e5: every log top in (−2, 2) is impossible."""
 
     def model(x):
-        top = pyro.sample("top", dist.LogNormal(torch.tensor(14.0).double(), 0.1))
+        top = pyro.sample("top", dist.LogNormal(torch.tensor(14.0), 0.1))  # in float32, as PyroSample has it
+        pyro.sample("none", dist.HalfNormal(torch.ones(0)).to_event(1))
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Uniform(0.0, top), obs=x)
 

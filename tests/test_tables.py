@@ -1403,3 +1403,19 @@ def test_given_numbers_the_columns_that_came():
         ValueError, match=r"given: expected columns of the model, .*, got 'k', which is left out"
     ):
         mean(df, [0])
+
+
+@pytest.mark.parametrize(
+    "family", [("binomial", {"total_count": 10**6}), "beta", "continuous_bernoulli"], ids=str
+)
+def test_columns_of_extreme_means_start_within_their_bounds(family):
+    """Means of 1e-5, of which the largest is below the 1e-3 that families start from: outputs beyond have no gradient."""
+    counts = np.random.default_rng(0).integers(5, 40, 200)
+    df = pd.DataFrame({"share": counts if isinstance(family, tuple) else counts * 1e-6})
+    torch.manual_seed(0)
+    vae = pv.VAE.for_table(df, latent_dim=1, families={"share": family})
+    pv.fit(vae, df, epochs=1, lr=1e-6)
+    mean = vae.likelihood(torch.zeros(1, 1, dtype=vae.dtype)).mean
+    assert abs(float(mean.detach()) / df["share"].mean() - 1) < 0.5
+    slopes = torch.autograd.grad(mean.sum(), list(vae.likelihood.parameters()), allow_unused=True)
+    assert any(slope is not None and bool((slope != 0).any()) for slope in slopes)

@@ -248,7 +248,8 @@ def _tied(x: Tensor) -> Tensor:
     Rounding alone makes about 0.14 n² ε equal pairs of n draws of a row, where ε is the resolution in units of the spread.
     """
     pairs = (x.sort(dim=0).values.diff(dim=0) == 0).sum(dim=(0, 1))
-    expected = 0.14 * len(x) ** 2 * _resolution(x).sum(dim=0)
+    # A row in which most draws are equal has no spread.
+    expected = 0.14 * len(x) ** 2 * _resolution(x).nan_to_num(0.0, 0.0, 0.0).sum(dim=0)
     return pairs > 4 * expected
 
 

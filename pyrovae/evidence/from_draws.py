@@ -28,7 +28,7 @@ _MOST_ERROR, _NO_OVERLAP = 0.25, 1.0
 _IMBALANCE = 6.0
 #: Largest share of the points at which the density may be NaN.
 _MOST_UNDEFINED = 0.01
-#: Largest share of the draws on the last numbers before a bound. The mass beyond, which no number shows, may be many times this.
+#: Largest share of the draws on the last numbers before a bound. The lost mass may be many times this share.
 _MOST_ROUNDED = 1e-3
 #: Largest rounding of the density that is no reason to distrust, in nats.
 _MOST_ROUNDING = 0.01
@@ -205,9 +205,9 @@ def beyond_numbers(
     Below 1, floats end at 1 − 2⁻⁵³. A density that rises there, such as that of Beta(1, 0.05), has much of its mass between.
     """
     shares = {
-        name: float(supports.at_edge(value, bounds[name]).double().mean(dim=(0, 1)).max())
+        name: float(supports.at_edge(_narrowest(value), bounds[name]).double().mean(dim=(0, 1)).max())
         for name, value in draws.items()
-        if name in bounds
+        if name in bounds and value.numel()
     }
     many = sorted((name for name in shares if shares[name] > _MOST_ROUNDED), key=shares.__getitem__)
     if not many:
@@ -217,6 +217,12 @@ def beyond_numbers(
         f"{shares[many[-1]]:.2%} of the draws of {many[-1]!r}{others} are the last numbers before a bound, and mass beyond is "
         "lost: sample it on another scale, such as its distance from the bound, or its log odds",
     )
+
+
+def _narrowest(value: Tensor) -> Tensor:
+    """Return numbers in float32 if it holds them all, because they were computed in it."""
+    narrow = value.float()
+    return narrow if bool((narrow == value).all()) else value
 
 
 def _about(x: Any, measure: Any) -> dict[str, Any]:

@@ -204,7 +204,7 @@ class Mixed(Likelihood):
 
     def _within(self, group: int, share: Tensor) -> Tensor:
         """Return the outputs of a group with the first kind, and scales from the decoder, within the bounds."""
-        low, high = (getattr(self, f"{name}_{group}").to(share) for name in ("low", "high"))
+        low, high = self._held(group, share, "low", "high")
         first, *more = share.split(len(low), dim=-1)
         part = self.parts[group]
         if isinstance(part, LocationScale) and part.scale == "decoder":
@@ -215,17 +215,27 @@ class Mixed(Likelihood):
         """Return the outputs of a group with the first kind in the family's units."""
         if not self.converted[group]:
             return share
-        loc, scale = (getattr(self, f"{name}_{group}").to(share) for name in ("loc", "scale"))
+        loc, scale = self._held(group, share, "loc", "scale")
         first, *more = share.split(len(loc), dim=-1)
         return torch.cat([loc + scale * first, *more], dim=-1)
+
+    def _held(self, group: int, like: Tensor, *names: str) -> list[Tensor]:
+        """Return numbers of a group, each of shape (columns,), in the dtype and on the device of a tensor."""
+        return [getattr(self, f"{name}_{group}").to(like) for name in names]
 
     def marginal_outputs(self, x: Tensor) -> list[Tensor]:
         found = list[Tensor]()
         for group, (part, columns) in enumerate(self.each()):
             first, *more = part.marginal_outputs(x[:, columns])
+            links = [part.link(float(mean)) for mean in x[:, columns].mean(dim=0)]
+            of_means = first if None in links else torch.tensor(links).to(first)
             if self.converted[group]:
-                loc, scale = (getattr(self, f"{name}_{group}").to(first) for name in ("loc", "scale"))
-                first = (first - loc) / scale
+                loc, scale = self._held(group, first, "loc", "scale")
+                first, of_means = (first - loc) / scale, (of_means - loc) / scale
+            if self.bounded[group]:
+                # Families start off extreme means. The bounds may be more extreme, and outputs beyond have no gradient.
+                low, high = self._held(group, first, "low", "high")
+                first = torch.where((first > low) & (first < high), first, of_means)
             found += [first, *more]
         return found
 

@@ -312,10 +312,11 @@ class BayesianModel:
 
     def from_prior(self) -> Tensor:
         """Return u of a draw of the latents from the prior, shape (dim,). Call it within ``own_settings()``."""
-        sites = at_some_draw(lambda: sample_sites(self.model, self.batch))
+        with _DrawsInDouble():
+            sites = at_some_draw(lambda: sample_sites(self.model, self.batch))
         return torch.cat(
             [
-                biject_to(sites[name]["fn"].support).inv(sites[name]["value"].double()).flatten()
+                biject_to(sites[name]["fn"].support).inv(sites[name]["value"]).flatten()
                 for name in self._places
             ]
         ).detach()

@@ -284,12 +284,15 @@ class PyroMCMC(Fitted):
         """
         joint = self._require_same()
         checks = Checks(self._r_hat, self._ess, self.problems)
+
+        def log_joints(u: Tensor) -> Tensor:
+            """Return log joints, NaN where a latent underflows to a bound of infinite density."""
+            return joint.log_joints(u).nan_to_num(nan=math.nan, posinf=math.nan, neginf=-math.inf)
+
         seed = noise.derive(self.seed, noise.Stream.WEIGHTS)
         return LogEvidence(
             **by_bridge(
-                lambda u: joint.log_joints(u).nan_to_num(
-                    math.nan, math.nan, -math.inf
-                ),  # ∞ where a latent underflows
+                log_joints,
                 self._draws,
                 checks,
                 names=joint.site_names,
@@ -390,7 +393,7 @@ class PyroMCMC(Fitted):
             f"R-hat at most {self._r_hat:.3f}, effective sample size at least {self._ess:.0f}, "
             f"{self.divergences} divergences: {'not ' if self.problems else ''}converged",
         ]
-        return "\n".join([*lines, *self.problems])
+        return "\n".join([*lines, *self._lost, *self.problems])
 
     def __repr__(self) -> str:
         if self._joint is None:
