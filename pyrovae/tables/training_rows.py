@@ -215,16 +215,7 @@ def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
     feature = {"counts": "log1p", "positive": "log"}.get(takes, "identity")
     feature = "identity" if family == "censored_gaussian" else feature
     seen_by = np.log(codes) if feature == "log" else np.log1p(codes) if feature == "log1p" else codes
-    own = codes
-    if family_of(family).standardizes == "log x":
-        own = np.log(codes.clip(min=0.5) if resolution else codes)
-    unit = _unit("", own)
-    bounds: tuple[float | None, float | None] = (None, None)
-    if family_of(family).standardizes:
-        low, high = ((end - unit["loc"]) / unit["scale"] for end in (own.min(), own.max()))
-        bounds = float(low), float(high)
-    else:
-        bounds, unit = _of_outputs(family, column.options, float(codes.min()), float(codes.max()))
+    bounds, unit = _of_decoder(family, column.options, codes, resolution)
     return replace(
         column,
         family=family,
@@ -239,10 +230,23 @@ def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
     )
 
 
+def _of_decoder(
+    family: str, options: dict[str, Any], codes: np.ndarray, resolution: float | None
+) -> tuple[tuple[float | None, float | None], dict[str, Any]]:
+    """Return the bounds of the decoder's first output, and the unit of it and them."""
+    standardizes = family_of(family).standardizes
+    if not standardizes:
+        return _of_outputs(family, options, float(codes.min()), float(codes.max()))
+    own = np.log(codes.clip(min=0.5) if resolution else codes) if standardizes == "log x" else codes
+    unit = _unit("", own)
+    low, high = ((end - unit["loc"]) / unit["scale"] for end in (own.min(), own.max()))
+    return (float(low), float(high)), unit
+
+
 def _of_outputs(
     family: str, options: dict[str, Any], low: float, high: float
-) -> tuple[tuple[float | None, float | None], dict[str, float]]:
-    """Return the bounds of the decoder's first output, and the unit of it and them, for numbers from ``low`` to ``high``.
+) -> tuple[tuple[float | None, float | None], dict[str, Any]]:
+    """Return the same of a family that does not standardise, for numbers from ``low`` to ``high``.
 
     Numbers that are nearly the same on the scale of the output get a unit as small as their range. In a larger one, most
     outputs of a new decoder would lie beyond the bounds, where their gradient is 0.
