@@ -56,7 +56,7 @@ def training_curves(history: History | pd.DataFrame, *, ax: Axes | None = None) 
         ax.set_ylabel("nats a row")
         ax.tick_params(labelbottom=False)
         below.xaxis.set_major_locator(
-            FixedLocator(epochs.tolist()) if len(frame) == 1 else MaxNLocator(integer=True)
+            FixedLocator(epochs.tolist()) if len(frame) == 1 else MaxNLocator(6, integer=True)
         )
         below.set(xlabel="epoch", ylabel="rate,\nnats a row")
         ax.legend(loc="best")
