@@ -172,10 +172,13 @@ class Mixed(Likelihood):
         # Families that standardise convert themselves.
         self.converted = ["loc" in group and not family_of(group["family"]).standardizes for group in groups]
         for number, group in enumerate(groups):
-            held = {name: group[name] for name in ("loc", "scale") if self.converted[number]}
-            for place, (name, free) in enumerate((("low", -math.inf), ("high", math.inf))):
-                if self.bounded[number]:
-                    held[name] = [free if pair[place] is None else pair[place] for pair in bounds[number]]
+            held = dict[str, Sequence[float]]()
+            if self.converted[number]:
+                held |= {"loc": group["loc"], "scale": group["scale"]}
+            if self.bounded[number]:
+                low, high = zip(*bounds[number], strict=True)
+                held["low"] = [-math.inf if end is None else end for end in low]
+                held["high"] = [math.inf if end is None else end for end in high]
             for name, each in held.items():
                 numbers = torch.tensor(each, dtype=torch.float64)
                 self.register_buffer(f"{name}_{number}", numbers, persistent=False)
