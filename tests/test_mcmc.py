@@ -1319,6 +1319,5 @@ def test_chains_start_at_the_prior_where_nothing_is_possible_near_zero():
             pyro.sample("x", dist.Uniform(0.0, top), obs=x)
 
     mcmc = baselines.PyroMCMC(model, **QUICK).fit(torch.tensor([1e5, 3e5]).double())
-    assert (
-        abs(float(mcmc.posterior["top"].log().mean()) - 13.98) < 0.05
-    )  # the prior times top⁻²: 14 − 2 · 0.1²
+    # The posterior is the prior times top⁻²: its mean is 14 − 2 · 0.1².
+    assert abs(float(mcmc.posterior["top"].log().mean()) - 13.98) < 0.05

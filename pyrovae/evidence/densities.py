@@ -140,6 +140,8 @@ def mismatch(evaluation: Evaluation, guide: bool = True) -> str | None:
 
 
 def _of_prior(posterior: Posterior, width: int, noise: RowNoise) -> Fault | None:
+    """Return how the prior's log density differs from that of its draws, ``width`` draws at a time."""
+
     def log_density(u: Tensor) -> Tensor:
         return torch.cat([posterior.log_joint(part).prior for part in u.split(width)])
 
@@ -181,8 +183,8 @@ def _of_columns(evaluation: Evaluation, width: int, noise: RowNoise) -> Fault | 
     other = torch.where(kept, own, reference.draw(known, noise))
     inside = reference.inside(other)
     of_own = columns.log_density(own)
-    # Values outside may be off the support, and count for nothing.
-    of_other = columns.log_density(torch.where(kept | inside, other, _place(known)[0]))
+    # Values outside may be off the support, and count for nothing: draws take their place.
+    of_other = columns.log_density(torch.where(kept | inside, other, known))
     if bool((kept & ((of_other - of_own).abs() > _DEPENDS * (1 + of_own.abs()))).any()):
         return None
     of_own = torch.where(reference.inside(own), reference.log_prob(own) - of_own, -math.inf)

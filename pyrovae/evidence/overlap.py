@@ -12,9 +12,8 @@ from torch import Tensor
 # Chance makes a difference of this size in one of 10⁹ tests; a check makes two for every column, and four of all.
 _CHANCE = 1e-9
 _NATS = 0.02  # from here on a difference counts
-_LEAST_FREEDOM = (
-    1e-3  # degrees of freedom; densities that hardly overlap have fewer, for which χ² has no tail in floats
-)
+# Fewest degrees of freedom. Densities that hardly overlap have fewer, for which χ² has no tail in floats.
+_LEAST_FREEDOM = 1e-3
 
 
 class Fault(NamedTuple):

@@ -55,7 +55,7 @@ from pyrovae.pair.running import (
     take,
     values_of,
 )
-from pyrovae.refusals import Refused, bad_value
+from pyrovae.refusals import Refused, bad_value, first_line
 from pyrovae.rows import restored
 
 _PROBE_ROWS, _MOST_ROWS = 4, 4096
@@ -248,14 +248,14 @@ def _explained(
         return bad_value(
             "x",
             f"rows of a size that the {part}'s networks can take",
-            text.splitlines()[0].removesuffix(", but found invalid values:"),
+            first_line(reason).removesuffix(", but found invalid values:"),
             pair.fix_of_rows(rows),
         )
     if any(words in text for words in OF_DTYPES):
         return bad_value(
             "x",
             f"rows, and values beside them, in dtypes that the {part} computes with",
-            f"{type(reason).__name__} from it: {text.splitlines()[0]}",
+            f"{type(reason).__name__} from it: {first_line(reason)}",
             f"{_dtypes(pair, batch)}. Cast networks and numbers by .float(), labels by .long(), masks by .bool().",
         )
     one_dim = "x has one dim, so every number is a row: for one row of many columns pass x[None]. "
