@@ -142,7 +142,7 @@ class Accumulator:
         if counted is not None:
             lw = torch.where(counted, lw, -math.inf)
         self.counted += len(lw) if counted is None else counted.sum(dim=0)
-        peak = lw.max(dim=0).values
+        peak = lw.amax(dim=0)
         # If a row has no weight above zero, the offset must not be −inf: −inf − −inf is NaN.
         offset = torch.where(torch.isneginf(peak), 0.0, peak)
         w = torch.exp(lw - offset)
@@ -167,7 +167,7 @@ class Accumulator:
         offsets, first, second = self._tiles.unbind(dim=1)
         # A tile of zero weights has offset 0 and sums 0; it must not raise the common offset.
         empty = first == 0
-        offset = torch.where(empty, -math.inf, offsets).max(dim=0).values
+        offset = torch.where(empty, -math.inf, offsets).amax(dim=0)
         offset = torch.where(torch.isneginf(offset), 0.0, offset)
         shrink = torch.where(empty, 0.0, torch.exp(offsets - offset))
         return offset, shrink * first, shrink**2 * second
@@ -344,7 +344,7 @@ def _fit_pareto(excess: Tensor) -> tuple[Tensor, Tensor]:
     theta = (1 - torch.sqrt(grid_size / (grid - 0.5)))[:, None] / (3 * quartile) + 1 / excess[-1]
     k = torch.stack([torch.log1p(-t * excess).mean(dim=0) for t in theta])
     log_likelihood = n * (torch.log(-theta / k) - k - 1)
-    weight = torch.softmax(log_likelihood, dim=0)
+    weight = (log_likelihood - log_likelihood.logsumexp(dim=0)).exp()
     weight = torch.where(weight >= 10 * torch.finfo(torch.float64).eps, weight, 0.0)
     posterior_theta = (weight * theta).sum(dim=0) / weight.sum(dim=0)
     k = torch.log1p(-posterior_theta * excess).mean(dim=0)

@@ -58,8 +58,9 @@ def place(position: list[int]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error's message, or its type if it has none; without the values that torch appends."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line.removesuffix(", but found invalid values:")
 
 
 @contextmanager
@@ -77,6 +78,6 @@ def parameters_hold(argument: str = "x", fix: Callable[[], str] | None = None) -
         raise bad_value(
             argument,
             "rows of a size that the networks can take",
-            first_line(error).removesuffix(", but found invalid values:"),
+            first_line(error),
             (fix and fix()) or "Look for rows far from the rest; in training lower lr or set clip_norm.",
         ) from error

@@ -94,6 +94,22 @@ def test_poisson_counts_have_their_distribution(rate):
     assert stats.kstest(place, "uniform").pvalue > RARE
 
 
+@pytest.mark.parametrize("rate", [0.0, 1e-12, 0.05, 0.99, 1.0, 30.0, 4e3, 9e4, 2e5])
+def test_poisson_counts_are_quantiles_at_uniform_numbers(rate):
+    """The smallest count k with P(X ≤ k) ≥ u, in the tails too; off by one where a quantile of large rates is rounded."""
+    u = made().uniform(100, dtype=torch.float64)
+    u[0, :5] = torch.tensor([2.0**-53, 1e-12, 1e-6, 1 - 1e-6, 1 - 1e-12], dtype=torch.float64)
+    source = Source(made(), 100, (100, 500), 1, False)
+    source.uniform = lambda size, dtype: u
+    with replaced(source, []):
+        counts = torch.poisson(torch.full((100, 500), rate, dtype=torch.float64)).numpy()
+    u = u.numpy()
+    off = (stats.poisson.cdf(counts, rate) < u * (1 - 1e-9)) | (
+        stats.poisson.cdf(counts - 1, rate) > u * (1 + 1e-9)
+    )
+    assert off.sum() <= (5 if rate > 1e5 else 0)
+
+
 def test_poisson_counts_beyond_whole_floats_end():
     rate = torch.tensor([[0.0, 1e12, 1e20, 1e300]], dtype=torch.float64)
     with replaced(Source(made(rows=4), 1, (1, 4), 1, False), []):

@@ -270,7 +270,7 @@ def fit_gaussians(
         live &= (steps[items] <= most[items]) & (walk.promise > _GAIN) & (walk.stalled < patience)
     posterior.cost = cost  # the caller adds what its rows have cost
     best = best.view(num_starts, num_rows)
-    hopeless = best < best.max(dim=0).values - _NEGLIGIBLE
+    hopeless = best < best.amax(dim=0) - _NEGLIGIBLE
     index = torch.where(hopeless, best.argmax(dim=0), torch.arange(num_starts, device=device)[:, None])
     fits = [Gaussian(best_loc[i], best_tril[i], posterior.dtype) for i in index * num_rows + row[:num_rows]]
     return fits, best.gather(0, index), steps.view(num_starts, num_rows).sum(dim=0) * step_cost(dim)

@@ -199,28 +199,26 @@ class Mixed(Likelihood):
 
     def distribution(self, outputs: Tensor) -> distributions.ByColumn:
         shares = [
-            self._converted(number, self._within(number, share) if self.bounded[number] else share)
-            for number, share in enumerate(outputs.split(self.widths, dim=-1))
+            self._converted(group, share) for group, share in enumerate(outputs.split(self.widths, dim=-1))
         ]
         fns = [part.computed(share) for (part, _), share in zip(self.each(), shares, strict=True)]
         return distributions.ByColumn(fns, self.columns, self.order, self.inverse)
 
-    def _within(self, group: int, share: Tensor) -> Tensor:
-        """Return the outputs of a group with the first kind, and scales from the decoder, within the bounds."""
-        low, high = self._held(group, share, "low", "high")
-        first, *more = share.split(len(low), dim=-1)
-        part = self.parts[group]
-        if isinstance(part, LocationScale) and part.scale == "decoder":
-            more[0] = torch.minimum(more[0], (high - low).log())
-        return torch.cat([first.clamp(low, high), *more], dim=-1)
-
     def _converted(self, group: int, share: Tensor) -> Tensor:
-        """Return the outputs of a group with the first kind in the family's units."""
-        if not self.converted[group]:
+        """Return the outputs of a group within its bounds, and the first kind in the family's units."""
+        if not (self.bounded[group] or self.converted[group]):
             return share
-        loc, scale = self._held(group, share, "loc", "scale")
-        first, *more = share.split(len(loc), dim=-1)
-        return torch.cat([loc + scale * first, *more], dim=-1)
+        first, *more = share.split(len(self.columns[group]), dim=-1)
+        part = self.parts[group]
+        if self.bounded[group]:
+            low, high = self._held(group, share, "low", "high")
+            first = first.clamp(low, high)
+            if isinstance(part, LocationScale) and part.scale == "decoder":
+                more[0] = torch.minimum(more[0], (high - low).log())
+        if self.converted[group]:
+            loc, scale = self._held(group, share, "loc", "scale")
+            first = loc + scale * first
+        return torch.cat([first, *more], dim=-1)
 
     def _held(self, group: int, like: Tensor, *names: str) -> list[Tensor]:
         """Return numbers of a group, each of shape (columns,), in the dtype and on the device of a tensor."""
@@ -230,15 +228,15 @@ class Mixed(Likelihood):
         found = list[Tensor]()
         for group, (part, columns) in enumerate(self.each()):
             first, *more = part.marginal_outputs(x[:, columns])
-            links = [part.link(float(mean)) for mean in x[:, columns].mean(dim=0)]
-            of_means = first if None in links else torch.tensor(links).to(first)
-            if self.converted[group]:
-                loc, scale = self._held(group, first, "loc", "scale")
-                first, of_means = (first - loc) / scale, (of_means - loc) / scale
+            loc, scale = self._held(group, first, "loc", "scale") if self.converted[group] else (0.0, 1.0)
+            first = (first - loc) / scale
             if self.bounded[group]:
                 # Families start off extreme means. The bounds may be more extreme, and outputs beyond have no gradient.
                 low, high = self._held(group, first, "low", "high")
-                first = torch.where((first > low) & (first < high), first, of_means)
+                links = [part.link(float(mean)) for mean in x[:, columns].mean(dim=0)]
+                if None not in links:
+                    means = (torch.tensor(links).to(first) - loc) / scale
+                    first = torch.where((first > low) & (first < high), first, means)
             found += [first, *more]
         return found
 

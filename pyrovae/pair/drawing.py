@@ -197,22 +197,29 @@ def _gamma(source: Source, shape: Tensor) -> Tensor:
 
 
 def _poisson(source: Source, rate: Tensor) -> Tensor:
-    """Return the smallest counts k with P(X ≤ k) ≥ u, by bisection; u is a uniform number for each count."""
+    """Return the smallest counts k with P(X ≤ k) ≥ u; u is a uniform number for each count.
+
+    The search starts at the quantile of a normal distribution, corrected for skewness (Cornish and Fisher 1938), and goes on by
+    one at a time. From a rate of 10⁵ on, that quantile has errors below 0.03, and is the answer.
+    """
     wide = rate.double()
     u = source.uniform(rate.shape, torch.float64)
-    # P(X > high) is below the resolution of u, 2⁻⁵², by Bernstein's inequality.
-    low, high = torch.full_like(wide, -1.0), (wide + 9 * wide.sqrt() + 40).ceil()
-    while True:
-        middle = ((low + high) / 2).floor()
-        apart = (middle > low) & (middle < high)  # not so for neighbours, whole numbers or floats
-        if not bool(apart.any()):
-            break
-        enough = torch.special.gammaincc(middle.clamp(min=0) + 1, wide) >= u
-        high, low = (
-            torch.where(apart & enough, middle, high),
-            torch.where(apart & ~enough, middle, low),
-        )
-    return torch.where(torch.isfinite(wide), high, math.nan).to(rate.dtype)
+    z = math.sqrt(2) * torch.erfinv(2 * u - 1)
+    count = (wide + wide.sqrt() * z + (z**2 - 1) / 6).round().clamp(min=0)
+    count = torch.where(wide < 1, 0.0, count)
+    searched = wide < 1e5
+    below = torch.special.gammaincc(count + 1, wide)  # P(X ≤ count)
+    mass = (torch.xlogy(count, wide) - wide - torch.lgamma(count + 1)).exp()
+    while bool((too_far := searched & (count > 0) & (below - mass >= u)).any()):
+        below = torch.where(too_far, below - mass, below)
+        mass = torch.where(too_far, mass * count / wide, mass)
+        count = torch.where(too_far, count - 1, count)
+    # Where P(X > count) is 0 in floats, rounding may keep the sum below u.
+    while bool((short := searched & (below < u) & (mass > 0)).any()):
+        count = torch.where(short, count + 1, count)
+        mass = torch.where(short, mass * wide / count, mass)
+        below = torch.where(short, below + mass, below)
+    return torch.where(torch.isfinite(wide) & (wide >= 0), count, math.nan).to(rate.dtype)
 
 
 def _dirichlet(source: Source, concentration: Tensor) -> Tensor:

@@ -248,7 +248,7 @@ def _explained(
         return bad_value(
             "x",
             f"rows of a size that the {part}'s networks can take",
-            first_line(reason).removesuffix(", but found invalid values:"),
+            first_line(reason),
             pair.fix_of_rows(rows),
         )
     if any(words in text for words in OF_DTYPES):

@@ -100,7 +100,7 @@ def _run_block(model: RowModel, block: Batch, start: int, argument: str) -> tupl
                 _run_block(model, take(block, rows), first, argument)
         # Either one row fails by itself, or one of several failed at one draw of z.
         those = f"row {start}" if count == 1 else f"rows {start} to {start + count - 1}"
-        reason = first_line(error).removesuffix(", but found invalid values:")
+        reason = first_line(error)
         fix = pair.fix_of_rows(block["x"], torch.arange(start, start + count))
         raise _Overflow(
             refusal(

@@ -35,7 +35,7 @@ def message(
     """
     shown = ", ".join(str(int(row)) for row in rows[:8]) + (", …" if len(rows) > 8 else "")
     # Pyro's own error is a page long.
-    reason = first_line(error).removesuffix(", but found invalid values:")
+    reason = first_line(error)
     cause, fix = _likely_cause(model, batch, rows, seed)
     return refusal(
         "x",
