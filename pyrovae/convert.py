@@ -17,11 +17,12 @@ from torch import Tensor
 
 from pyrovae import arguments, identity, noise
 from pyrovae.chain_diagnostics import load_arviz
-from pyrovae.diagnostics import Accumulator, k_threshold
+from pyrovae.diagnostics import k_threshold
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence import LogEvidence
 from pyrovae.evidence.draws import Draws, resample
-from pyrovae.evidence.result import Columns, verdicts
+from pyrovae.evidence.run import Run
+from pyrovae.evidence.sampled import answers, of_empty_rows, prepare
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import Batch, Latents, RowModel, lacking
@@ -47,14 +48,16 @@ def to_arviz(
     num_draws: int = 200,
     num_samples: int = 1000,
     predictive: bool = True,
+    method: str = "importance",
     seed: int = 0,
     tile: tuple[int, int] | None = None,
+    check: bool = True,
 ) -> Any:
     """Return draws of z and replicated rows beside the observed ones, as an ``InferenceData`` (a ``DataTree`` in 1.x).
 
-    For a pair, draws of z from P(z | x_n) are importance-resampled for every row. First z_k ~ Q(z | x_n),
-    k = 1 … ``num_samples``. Then ``num_draws`` of them are chosen with replacement and probabilities
-    ∝ P(x_n, z_k) / Q(z_k | x_n) (Rubin 1987). The groups:
+    For a pair, draws of z from P(z | x_n) are importance-resampled for every row. First z_k ~ q(z), k = 1 … ``num_samples``,
+    by a method's proposal q. Then ``num_draws`` of them are chosen with replacement and probabilities
+    ∝ P(x_n, z_k) / q(z_k) (Rubin 1987). The groups:
 
     * ``posterior``: every latent, dims (chain, draw, row, …), NaN in entries that its mask leaves out;
     * ``prior``: as many draws of P(z), with the same dims and NaN;
@@ -64,8 +67,8 @@ def to_arviz(
       its own z, and leaving the row out leaves no data about this z;
     * ``observed_data``: ``x``, NaN in missing cells;
     * ``constant_data``: the importance-weighted ``log_evidence`` of every row, with its ``mcse``, ``ess``,
-      ``pareto_k`` and ``verdict``, and the values that ``x`` holds beside the rows. The draws of a row can be
-      trusted only if its verdict is "trust".
+      ``pareto_k`` and ``verdict``, as of ``log_evidence``, and the values that ``x`` holds beside the rows. The draws of a
+      row can be trusted only if its verdict is "trust".
 
     For an MCMC baseline, which has ``posterior`` and ``log_likelihood(x)``, the groups are ``posterior`` by site with its
     chains and values of ``pyro.deterministic``; ``log_likelihood`` of ``x``, dims (chain, draw, row); and
@@ -78,6 +81,7 @@ def to_arviz(
         num_draws: draws to keep for every row.
         num_samples: draws of every row to choose them from.
         predictive: False leaves out the replicated rows.
+        method, check: as in ``impute``; "auto" and "refined" need at least 100 ``num_samples``.
         seed: the same seed gives the same numbers; with the same tile, too, the same bits.
         tile: (rows, samples) computed at once; None chooses it from the shapes.
 
@@ -99,9 +103,11 @@ def to_arviz(
     rows = x["x"] if isinstance(x, Mapping) and "x" in x else x
     if isinstance(model, LatentVariableModel):
         arguments.integer("num_draws", num_draws)
-        evaluation = Evaluation.prepare(model, x, num_samples, seed, tile)
-        groups, attrs = _of_pair(evaluation, num_draws, arguments.boolean("predictive", predictive))
-        observed = restored(evaluation.batch["x"], evaluation.batch.get("observed"))
+        arguments.boolean("predictive", predictive)
+        least = 1 if method == "importance" else 100
+        run = prepare(model, x, method, num_samples, seed, check, tile=tile, least=least)
+        groups, attrs = _of_pair(run, method, num_draws, predictive)
+        observed = restored(run.whole.batch["x"], run.whole.batch.get("observed"))
     elif hasattr(model, "posterior") and hasattr(model, "log_likelihood"):
         groups, attrs, observed = _of_chains(model, x)
     else:
@@ -198,63 +204,57 @@ def stacking_weights(scores: Mapping[str, LogEvidence]) -> dict[str, float]:
 
 
 def _of_pair(
-    evaluation: Evaluation, num_draws: int, predictive: bool
+    run: Run, method: str, num_draws: int, predictive: bool
 ) -> tuple[dict[str, Group], dict[str, Any]]:
-    batch = evaluation.batch
-    _refuse_too_many(evaluation, num_draws, predictive)
+    whole, batch = run.whole, run.whole.batch
+    _refuse_too_many(whole, num_draws, predictive)
     if predictive:
         some = slice(0, 4)
-        row_noise = evaluation.noise(Stream.CONVERT, rows=some)
-        with evaluation.pair.evaluating(), noise.seeded(row_noise.seed, batch["x"].device):
-            evaluation.model.check_replicable(evaluation.part(some))
+        row_noise = whole.noise(Stream.CONVERT, rows=some)
+        with whole.pair.evaluating(), noise.seeded(row_noise.seed, batch["x"].device):
+            whole.model.check_replicable(whole.part(some))
     groups: dict[str, Group] = {}
-    evidences = []
-    for tiles in evaluation.tiles():
-        block, evidence = _of_block(evaluation, tiles, num_draws, predictive)
-        for group, variables in block.items():
+
+    def keep(draws: Draws) -> None:
+        numbers = draws.evaluation.numbers[draws.rows].cpu().numpy()
+        for group, variables in _of_block(draws, num_draws, predictive).items():
             for name, (dims, values) in variables.items():
-                if tiles[0].rows.start == 0:
+                if name not in groups.setdefault(group, {}):
                     # Allocated at once, because joining blocks would take twice the memory.
-                    whole = np.empty((1, num_draws, len(evaluation), *values.shape[3:]), values.dtype)
-                    groups.setdefault(group, {})[name] = (dims, whole)
-                groups[group][name][1][:, :, tiles[0].rows] = values
-        evidences.append(evidence)
-    found = Columns.cat(evidences).numpy()
+                    shape = (1, num_draws, len(whole), *values.shape[3:])
+                    groups[group][name] = (dims, np.empty(shape, values.dtype))
+                groups[group][name][1][:, :, numbers] = values
+
+    for draws in of_empty_rows(whole):
+        keep(draws)
     constants: Group = {
         name: (_dims_of_rows(value, name), _numpy(value)) for name, value in batch.items() if name != "x"
     }
-    found["log_evidence"] = found["estimate"]
-    found["verdict"] = verdicts(found["pareto_k"], evaluation.num_samples)
-    for name in ("log_evidence", "mcse", "ess", "pareto_k", "verdict"):
-        constants[name] = (("row",), found[name])
+    every = torch.arange(len(whole), device=whole.numbers.device)
+    for _, rows, evidence in answers(run, method, every, keep):
+        found = {
+            "log_evidence": evidence.estimate,
+            **{name: getattr(evidence, name) for name in ("mcse", "ess", "pareto_k", "verdict")},
+        }
+        for name, values in found.items():
+            dtype = "<U14" if name == "verdict" else values.dtype
+            kept = constants.setdefault(name, (("row",), np.empty(len(whole), dtype)))[1]
+            kept[rows.cpu().numpy()] = values
     groups["constant_data"] = constants
-    tile = f"{evaluation.tile[0]} rows x {evaluation.tile[1]} samples"
     attrs = {
-        "sampling": f"{num_draws} draws a row, importance-resampled from {evaluation.num_samples} of the guide",
-        "seed": evaluation.seed,
-        "tile": tile,
+        "sampling": f"{num_draws} draws a row, importance-resampled from {whole.num_samples} by {method!r}",
+        "seed": whole.seed,
+        "tile": f"{whole.tile[0]} rows x {whole.tile[1]} samples",
     }
     return groups, attrs
 
 
-def _of_block(
-    evaluation: Evaluation, tiles: list[noise.Tile], num_draws: int, predictive: bool
-) -> tuple[dict[str, Group], Columns]:
-    """Return all groups of some rows, and the log P(x) of their weights."""
-    model = evaluation.model
-    rows = tiles[0].rows
-    batch = evaluation.part(rows)
-    height, device = rows.stop - rows.start, batch["x"].device
-    weights = Accumulator(evaluation.num_samples, height, len(tiles), device)
-    proposed, likelihoods = [], []
-    for number, tile in enumerate(tiles):
-        latents, found = evaluation.weighed(tile)
-        weights.add(number, found.log_weights)
-        likelihoods.append(found.likelihood)
-        proposed.append((latents, found.log_weights))
-    draws = Draws.cat(evaluation, rows, proposed)
+def _of_block(draws: Draws, num_draws: int, predictive: bool) -> dict[str, Group]:
+    """Return the groups of a block of rows, from its weighted draws."""
+    evaluation, rows = draws.evaluation, draws.rows
+    model, batch = evaluation.model, evaluation.part(rows)
     row_noise = evaluation.noise(Stream.CONVERT, rows=rows)
-    with model.pair.evaluating(), noise.seeded(row_noise.seed, device):
+    with model.pair.evaluating(), noise.seeded(row_noise.seed, batch["x"].device):
         chosen = resample(draws.log_weights, num_draws, row_noise)  # (draws, rows)
         kept = draws.chosen(chosen)
         prior, _ = model.draw_prior(batch, num_draws, row_noise)
@@ -267,9 +267,9 @@ def _of_block(
                 groups[f"{group}_predictive"] = {
                     "x": (("chain", "draw", *_dims_of_rows(batch["x"])), _numpy(replicated)[None])
                 }
-    given_z = torch.cat(likelihoods).gather(0, chosen)
+    given_z = draws.terms.likelihood.gather(0, chosen)
     groups["log_likelihood_given_z"] = {"x": (("chain", "draw", "row"), _numpy(given_z)[None])}
-    return groups, Columns.of_weights(weights, evaluation.dtype, evaluation.num_samples)
+    return groups
 
 
 def _replicate(evaluation: Evaluation, rows: slice, batch: Batch, latents: Latents, key: int) -> Tensor:

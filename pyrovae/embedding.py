@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from pyrovae.evaluation import Evaluation
 from pyrovae.evidence import sampled
 from pyrovae.evidence.draws import Draws, normalised
 from pyrovae.evidence.posterior import undisturbed
-from pyrovae.evidence.result import frame_of, verdicts, worse
+from pyrovae.evidence.result import LogEvidence, frame_of, verdicts, worse
 from pyrovae.evidence.run import Run
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
@@ -64,7 +64,8 @@ def embed(
         method: "encoder": moments of Q(z | x), which are as good as the guide. A guide that was not trained on rows with
             missing cells may be far off for such rows. "refined": moments of P(z | x), by draws from posteriors fitted to
             each row. "importance": moments of P(z | x), by draws of the encoder. "auto": by draws of the encoder, and by
-            fitted posteriors for rows with fewer than 50 effective draws or a bad verdict.
+            fitted posteriors for rows with fewer than 50 effective draws or a bad verdict. With discrete latents, by sums over
+            all z, or by draws for every value of the discrete ones, as in ``log_evidence``.
         num_samples: K, draws of z a row, at least 100.
         seed: of the draws; a row's numbers depend on the seed and its key, not on other rows.
         noise: the key of a row's draws: its "index" in ``x`` or its "content".
@@ -150,24 +151,17 @@ def _by_weights(run: Run, method: str) -> pd.DataFrame:
 
     verdict = np.full(len(whole), "trust", dtype="<U14")
     every = torch.arange(len(whole), device=whole.numbers.device)
-    for _, rows, evidence in sampled.answers(run, method, every, keep, _FEWEST_EFFECTIVE):
-        verdict[rows.cpu().numpy()] = evidence.verdict
-    for draws in _of_prior(whole):
+
+    def poor(evidence: LogEvidence) -> np.ndarray:
+        return (evidence.ess < _FEWEST_EFFECTIVE) | (verdicts(tail, whole.num_samples) != "trust")
+
+    for _, rows, evidence in sampled.answers(run, method, every, keep, poor):
+        numbers = rows.cpu().numpy()
+        verdict[numbers] = evidence.verdict
+        tail[numbers[evidence.kind == "exact"]] = -np.inf
+    for draws in sampled.of_empty_rows(whole):
         keep(draws)
     return _frame(found, shapes, _index(whole), worse(verdict, verdicts(tail, whole.num_samples)))
-
-
-def _of_prior(whole: Evaluation) -> Iterator[Draws]:
-    """Yield draws of P(z), of equal weight, for rows without an observed cell, whose posterior is the prior."""
-    if "observed" not in whole.batch:
-        return
-    empty = (~whole.batch["observed"].reshape(len(whole), -1).any(dim=1)).nonzero()[:, 0]
-    if len(empty):
-        rows_of = whole.of_rows(empty, whole.seed, whole.num_samples)
-        for rows in rows_of.blocks():
-            with undisturbed(rows_of, Stream.EMBED, rows=rows) as drawn:
-                latents, joint = rows_of.model.draw_prior(rows_of.part(rows), whole.num_samples, drawn)
-            yield Draws(rows_of, rows, latents, torch.zeros_like(joint.prior))
 
 
 def _weighted(draws: Draws) -> tuple[_Moments, np.ndarray]:

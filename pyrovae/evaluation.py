@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -57,6 +57,11 @@ class Terms:
         return (
             replace(self, proposal=torch.where(draws, math.inf, self.proposal)) if bool(draws.any()) else self
         )
+
+    @classmethod
+    def cat(cls, parts: Sequence[Terms]) -> Terms:
+        """Return the terms of several tiles of one block of rows together."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def checked(self, numbers: Tensor, fix: Callable[[], str] | None = None) -> Terms:
         """Return itself if every log weight is below +∞; ``numbers`` are its rows' numbers in x, shape (rows,).

@@ -240,7 +240,8 @@ def impute(
         x: rows on dim 0, in any form that ``log_evidence`` takes; missing cells are NaN, None or NA.
         num_imputations: draws of every missing cell.
         method: whose draws of z to use. "importance": the encoder's; "refined": those of posteriors fitted to each row;
-            "auto": the encoder's, and the fitted ones for rows that the encoder's do not answer.
+            "auto": the encoder's, and the fitted ones for rows that the encoder's do not answer. With discrete latents, "auto"
+            uses all values of z, or draws for every value of the discrete ones, as in ``log_evidence``.
         num_samples: K, draws of z a row, at least 100.
         seed: a row's draws depend on the seed and its key, and not on the other rows. With "auto", the choice between the
             two methods may depend on the check, and so on all of ``x``.
@@ -332,7 +333,9 @@ def _of_pair(run: Run, passed: Any, num_draws: int, method: str) -> Imputation:
             whole.model.check_replicable(some, "Use such a model with log_evidence only.")
         holed = missing.any(dim=1).nonzero()[:, 0].to(whole.numbers.device)
         need = _ESS_PER_DRAW * num_draws
-        found = answers(run, method, holed, _completing(num_draws, store), need)
+        found = answers(
+            run, method, holed, _completing(num_draws, store), lambda evidence: evidence.ess < need
+        )
         again = found[1][1] if len(found) > 1 else holed[:0]
         for here, rows, evidence in found:
             numbers = rows.cpu().numpy()

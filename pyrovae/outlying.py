@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,11 +14,9 @@ from pyrovae import arguments, frames
 from pyrovae.diagnostics import Accumulator
 from pyrovae.evidence import LogEvidence, log_evidence
 from pyrovae.evidence.conditional import columns_of, keeping, root_sum
-from pyrovae.evidence.defensive import sum_over_latents
-from pyrovae.evidence.draws import Draws, Keep
-from pyrovae.evidence.importance import importance
-from pyrovae.evidence.posterior import dimensions, undisturbed
-from pyrovae.evidence.result import frame_of, verdicts, worse
+from pyrovae.evidence.draws import Draws
+from pyrovae.evidence.posterior import undisturbed
+from pyrovae.evidence.result import frame_of, verdicts, worse, worst
 from pyrovae.evidence.run import Run
 from pyrovae.evidence.sampled import METHODS, answer, by_fitted, prepare
 from pyrovae.model import LatentVariableModel
@@ -35,14 +34,19 @@ __all__ = ["METHODS", "outliers"]
 _CELLS = 1 << 21
 _FEWEST_EFFECTIVE = 25
 _SOUND = ("trust", "unchecked")
+_MOST_AGAIN = 3  # cells of a row that are scored again
 
 
 class _Cells(NamedTuple):
-    """log P(x_d | the rest) of every cell, its error and its verdict, each of shape (rows, columns); NaN if missing."""
+    """log P(x_d | the rest) of every cell, its error, its verdict, and whether it is there, each of shape (rows, columns).
+
+    log P is NaN for cells that are missing, and where P(the rest) is 0.
+    """
 
     log_p: np.ndarray
     error: np.ndarray
     verdict: np.ndarray
+    seen: np.ndarray
 
 
 @takes_turns
@@ -64,9 +68,9 @@ def outliers(
         log P(x_d | rest) = log Σ_k w_k − log Σ_k w_k / P(x_d | z_k),   w_k = P(x_obs, z_k) / q(z_k).
 
     The second sum has heavier tails, and so a k-hat of its own. If this is too large, draws given all cells
-    cannot score the cell, and its verdict is "another method". If the cell is the oddest of its row and the
-    pair takes missing cells, it is scored again: log P(x_obs) − log P(rest), with draws given the rest. A
-    baseline that takes missing cells is exact.
+    cannot score the cell, and its verdict is "another method". If the pair takes missing cells, the three oddest of such cells
+    of a row are scored again: log P(x_obs) − log P(rest), with draws given the rest. A baseline that takes missing cells is
+    exact.
 
     Densities have units, and a column of many values has smaller probabilities than a column of few. Cells
     are therefore compared by how far log P(x_d | rest) lies below its median over the rows of ``x`` that have
@@ -83,8 +87,8 @@ def outliers(
 
     Returns:
         A frame with the index of ``x``. For rows: ``score``, its ``error`` (one standard error), its ``verdict``,
-        the label of the ``oddest`` column, its ``log_p``, how far ``below`` the column's median that is, and its ``cell_error``
-        and ``cell_verdict``. For cells: row, column, ``log_p``, ``below``, ``error`` and ``verdict``.
+        the label of the ``oddest`` column, its ``log_p``, how far ``below`` the column's median that is, and its ``cell_error``.
+        ``cell_verdict`` is the worst over the row's cells, because a cell that cannot be scored may be odder. For cells: row, column, ``log_p``, ``below``, ``error`` and ``verdict``.
 
     Raises:
         TypeError, ValueError: an option, the rows or the model cannot be used; a site that scores several columns jointly.
@@ -117,18 +121,12 @@ def outliers(
         found = _by_leaving_out(model, x, count, evidence)
     own = getattr(as_passed(x)[1], "columns", names)
     labels = frames.own_labels(range(count) if own is None else own)
-    seen = ~np.isnan(found.log_p)
-    known = seen.any(axis=0)
+    seen, known = found.seen, ~np.isnan(found.log_p).all(axis=0)
     median = np.full(count, np.nan)
     median[known] = np.nanmedian(found.log_p[:, known], axis=0)
     below = median - found.log_p
-    oddest = np.where(seen, below, -math.inf).argmax(axis=1)
-    every, empty = np.arange(len(oddest)), ~seen.any(axis=1)
     if isinstance(model, LatentVariableModel) and model.takes_missing:
-        poor = ~np.isin(found.verdict[every, oddest], _SOUND) & np.isin(evidence.verdict, _SOUND) & ~empty
-        if poor.any():
-            left_out = np.zeros(seen.shape, dtype=bool)
-            left_out[every[poor], oddest[poor]] = True
+        for left_out in _rounds(found, below, np.isin(evidence.verdict, _SOUND)):
             run = _prepare(model, _holed(x, left_out), method, num_samples, seed, check)
             _answer_again(run, left_out, evidence, found)
             below[left_out] = np.broadcast_to(median, seen.shape)[left_out] - found.log_p[left_out]
@@ -148,6 +146,9 @@ def outliers(
             index,
         )
         return frame.set_index("row") if places else frame
+    unknown = np.isnan(below)
+    oddest = np.where(unknown, -math.inf, below).argmax(axis=1)
+    every, empty = np.arange(len(oddest)), unknown.all(axis=1)
     named = labels[oddest]
     if empty.any():
         named = named.astype(object).to_numpy().copy()
@@ -161,7 +162,8 @@ def outliers(
             "log_p": found.log_p[every, oddest],
             "below": below[every, oddest],
             "cell_error": found.error[every, oddest],
-            "cell_verdict": np.where(empty, "trust", found.verdict[every, oddest]),
+            # A cell that cannot be scored may be odder.
+            "cell_verdict": worst(np.where(seen, found.verdict, "trust")),
         },
         evidence.index,
     )
@@ -174,9 +176,9 @@ def _by_leaving_out(model: Any, x: Any, count: int, evidence: LogEvidence) -> _C
         rest = [other for other in range(count) if other != column]
         log_p[:, column] = evidence.estimate - log_evidence(model, keeping(x, rest)).estimate
     observed = model._like_fitted(x)[1]
-    if observed:
-        log_p[~observed[0].numpy()] = np.nan
-    return _Cells(log_p, np.where(np.isnan(log_p), np.nan, 0.0), np.full(log_p.shape, "trust"))
+    seen = observed[0].numpy() if observed else np.ones(log_p.shape, dtype=bool)
+    log_p[~seen] = np.nan
+    return _Cells(log_p, np.where(np.isnan(log_p), np.nan, 0.0), np.full(log_p.shape, "trust"), seen)
 
 
 def _prepare(pair: LatentVariableModel, x: Any, method: str, num_samples: int, seed: int, check: bool) -> Run:
@@ -206,31 +208,37 @@ def _of_pair(
         for into, found in zip((log_p, error, tail, effective), _leave_one_out(draws), strict=True):
             into[numbers] = found.cpu()
 
-    summed = _summed(run, keep) if method == "auto" else None
-    evidence = answer(run, keep) if summed is None else summed
+    evidence = answer(run, keep)
+    seen = np.ones(shape, dtype=bool)
     if "observed" in whole.batch:
+        seen = whole.batch["observed"].cpu().reshape(shape).numpy()
         for each in (log_p, error):
-            each[~whole.batch["observed"].cpu().reshape(shape)] = math.nan
-    if summed is not None:
-        known = np.where((tail == math.inf).numpy(), "another method", "trust")
-        return evidence, _Cells(log_p.numpy(), 0.0 * error.numpy(), known)
+            each[~torch.from_numpy(seen)] = math.nan
     own = verdicts(tail.numpy(), num_samples)
     own = np.where((effective < _FEWEST_EFFECTIVE).numpy() & (own == "trust"), "more samples", own)
-    if run.estimator is importance:
+    if evidence.method == "importance":
         # Neither k-hat nor the check sees modes that the guide lacks given all cells.
         own = worse(own, np.array("unchecked"))
-    return evidence, _Cells(log_p.numpy(), error.numpy(), worse(own, evidence.verdict[:, None]))
+    exact = (evidence.kind == "exact")[:, None]
+    verdict = np.where(exact, "trust", worse(own, evidence.verdict[:, None]))
+    spread = np.where(exact & ~log_p.isnan().numpy(), 0.0, error.numpy())
+    return evidence, _Cells(log_p.numpy(), spread, verdict, seen)
 
 
-def _summed(run: Run, keep: Keep) -> LogEvidence | None:
-    """Return log P(x) summed over all values of discrete latents, None if they are too many; ``keep`` gets the values."""
-    columns = None if dimensions(run.evaluation) else sum_over_latents(run.evaluation, keep)
-    if columns is None:
-        return None
-    verdict = np.full(len(run.evaluation), "trust")
-    return run.answer(
-        columns, "exact", verdict=verdict, num_samples=0, answered_by=np.full(len(verdict), "exact")
-    )
+def _rounds(found: _Cells, below: np.ndarray, sound: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the cells to score again, boolean of shape (rows, columns): the oddest without a sound score in each sound row.
+
+    A score that is not sound is mostly too high, so the cell may be odder than the oddest of the others.
+    """
+    tried, every = np.zeros(found.seen.shape, dtype=bool), np.arange(len(sound))
+    for _ in range(_MOST_AGAIN):
+        waiting = found.seen & ~np.isin(found.verdict, _SOUND) & sound[:, None] & ~tried
+        if not waiting.any():
+            return
+        chosen = np.zeros_like(waiting)
+        chosen[every, np.where(waiting & ~np.isnan(below), below, -math.inf).argmax(axis=1)] = True
+        tried |= chosen & waiting
+        yield chosen & waiting
 
 
 def _holed(x: Any, left_out: np.ndarray) -> Any:
@@ -252,27 +260,29 @@ def _answer_again(run: Run, left_out: np.ndarray, evidence: LogEvidence, found: 
 def _leave_one_out(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return log P(x_d | rest), its standard error, k-hat and ESS of the weights without d, each (rows, columns).
 
-    If d alone makes a draw impossible, its weight without d is unknown, and k-hat is +∞.
     With the shares a_k of the weights w_k, and b_k of w_k / P(x_d | z_k), the variance of the difference of the two logs is
     Σ_k (a_k − b_k)² (delta method).
     """
     evaluation, rows = draws.evaluation, draws.rows
     batch, log_weights = evaluation.part(rows), draws.log_weights
+    # The weights without any cell; a draw without a weight has none, unless cells alone make it impossible.
+    no_cells = torch.where(draws.terms.lost, -math.inf, draws.terms.prior - draws.terms.proposal)
     samples, height = log_weights.shape
     columns = batch["x"][0].numel()
     width = max(1, _CELLS // (height * columns))
     parts = range(0, samples, width)
     without = Accumulator(samples, height * columns, len(parts), log_weights.device)
     crossed = torch.full((height, columns), -math.inf, dtype=torch.float64, device=log_weights.device)
-    unknown = torch.zeros((height, columns), dtype=torch.bool, device=log_weights.device)
     with undisturbed(evaluation, Stream.IMPUTE, rows=rows):
         for number, start in enumerate(parts):
             some = {name: z[start : start + width] for name, z in draws.latents.items()}
             weights = log_weights[start : start + width, :, None]
             terms = evaluation.model.log_columns(batch, some)
-            less = torch.where(torch.isneginf(weights), -math.inf, weights - terms)
             never = torch.isneginf(terms)
-            unknown |= (never & (never.sum(dim=-1, keepdim=True) == 1)).any(dim=0)
+            alone = never & (never.sum(dim=-1, keepdim=True) == 1)  # cells that alone make a draw impossible
+            others = torch.where(never, 0.0, terms).sum(dim=-1, keepdim=True)
+            less = torch.where(torch.isneginf(weights), -math.inf, weights - terms)
+            less = torch.where(alone, no_cells[start : start + width, :, None] + others, less)
             without.add(number, less.flatten(1))
             crossed = torch.logaddexp(crossed, torch.logsumexp(weights + less, dim=0))
     total = torch.logsumexp(log_weights, dim=0)[:, None]
@@ -282,4 +292,4 @@ def _leave_one_out(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     variance = own - 2 * (crossed - total - rest).exp() + 1 / ess
     resolution = 16 * torch.finfo(evaluation.dtype).eps * rest.abs().clamp(min=1)
     k = without.pareto_k(resolution.flatten()).view(height, columns)
-    return total - rest, variance.clamp(min=0).sqrt(), torch.where(unknown, math.inf, k), ess
+    return total - rest, variance.clamp(min=0).sqrt().nan_to_num(nan=math.inf), k, ess

@@ -105,9 +105,9 @@ BUGS = {
     "a cell that alone makes a value of z impossible": Bug(
         "outlying.py",
         "_leave_one_out",
-        "torch.where(unknown, math.inf, k)",
-        "k",
-        "test_outliers.py::test_a_cell_that_alone_makes_values_of_z_impossible_is_not_trusted",
+        "torch.where(alone, no_cells[start : start + width, :, None] + others, less)",
+        "less",
+        "test_outliers.py::test_a_cell_that_alone_makes_values_of_z_impossible_is_scored",
     ),
     "the band of transformed draws for precise ones": Bug(
         "pair/row_model.py",
@@ -166,11 +166,32 @@ BUGS = {
         "test_supports.py::test_a_sampler_that_has_another_density_is_refused",
     ),
     "cells of discrete latents by draws given all cells": Bug(
-        "outlying.py",
-        "_of_pair",
-        'if method == "auto" else None',
-        "if False else None",
+        "evidence/sampled.py",
+        "prepare",
+        'method == "auto" and not dimensions(run.evaluation)',
+        "False",
         "test_outliers.py::test_cells_of_discrete_latents_are_summed",
+    ),
+    "draws for every value without the shares of the values": Bug(
+        "evidence/defensive.py",
+        "weigh_values",
+        "terms.proposal + own.log_share.gather(0, drawn.numbers)",
+        "terms.proposal",
+        "test_discrete_draws.py::test_embed_and_to_arviz_have_the_posterior_of_the_class[True]",
+    ),
+    "draws of to_arviz trusted without the check": Bug(
+        "convert.py",
+        "to_arviz",
+        "num_samples, seed, check, tile=tile",
+        "num_samples, seed, False, tile=tile",
+        "test_discrete_draws.py::test_a_guide_without_a_class_is_not_trusted_by_to_arviz",
+    ),
+    "an oddest cell trusted beside one that cannot be scored": Bug(
+        "evidence/result.py",
+        "worst",
+        ".max(axis=1)",
+        ".min(axis=1)",
+        "test_outliers.py::test_a_cell_that_cannot_be_scored_leaves_the_oddest_open",
     ),
     "a tail of the given cells in one end of the interval": Bug(
         "evidence/conditional.py",
@@ -1547,7 +1568,7 @@ BUGS = {
     ),
     "weights of a value against its guide alone": Bug(
         "evidence/defensive.py",
-        "_Drawn.log_weights",
+        "_Drawn.terms",
         "(self.log_r, of_prior)",
         "(self.log_q, of_prior)",
         "test_rungs.py::test_a_value_whose_other_latents_the_guide_misses_is_found_by_the_prior",

@@ -772,15 +772,14 @@ CASES = {
     ),
     "convert.to_arviz": Case(
         convert.to_arviz,
-        {"model": a("vae"), "x": a("x")},
+        {"model": a("vae"), "x": a("x"), "check": False},
         {
             "model": "pair",
             "x": "rows of a pair",
             "num_draws": "count",
-            "num_samples": "count",
             "predictive": "flag",
-            "seed": "seed",
             "tile": "tile",
+            **KEPT,
         },
     ),
     "convert.to_elpd": Case(convert.to_elpd, {"evidence": a("score")}, {"evidence": "evidence"}),

@@ -314,7 +314,7 @@ def test_cells_of_discrete_latents_are_summed():
     assert "trust" not in set(sampled["verdict"])
 
 
-def test_a_cell_that_alone_makes_values_of_z_impossible_is_not_trusted():
+def test_a_cell_that_alone_makes_values_of_z_impossible_is_scored():
     """a ~ Uniform(0, 1 + z) is 1.5, so that z = 0 has no weight, and none without a; P(b | z) says that z is 0."""
 
     def model(x):
@@ -329,8 +329,46 @@ def test_a_cell_that_alone_makes_values_of_z_impossible_is_not_trusted():
 
     x = torch.tensor([[1.5, 0.0], [0.5, 1.0], [0.7, 0.0]])
     found = pv.outliers(pv.LatentVariableModel(model, guide), x, cells=True)
-    verdict = found["verdict"].to_numpy().reshape(3, 2)
-    assert verdict[0, 0] == "another method"
-    assert set(verdict[1:].ravel()) == {"trust"}
+    assert set(found["verdict"]) == {"trust"}
+    log_p = found["log_p"].to_numpy().reshape(3, 2)
+    assert log_p[0, 0] == pytest.approx(np.log(0.3 * 0.1 * 0.5) - np.log(0.3 * 0.1 + 0.7 * 0.9), abs=1e-5)
     exact = np.log(0.3 * 0.9 * 0.5 + 0.7 * 0.1) - np.log(0.3 * 0.9 + 0.7 * 0.1)
-    assert found["log_p"].to_numpy().reshape(3, 2)[1, 0] == pytest.approx(exact, abs=1e-5)
+    assert log_p[1, 0] == pytest.approx(exact, abs=1e-5)
+
+
+@pytest.mark.parametrize("takes_missing", [False, True])
+def test_a_cell_that_cannot_be_scored_leaves_the_oddest_open(takes_missing):
+    """x_0 = z + 0.01 ε decides z, so draws given both cells cannot score it; x_1 = z + ε is moved by 6."""
+    sd = torch.tensor([0.01, 1.0], dtype=torch.float64)
+
+    def of(x, observed):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+            fn = dist.Normal(z[..., None].expand(*z.shape, 2), sd)
+            pyro.sample("x", (fn if observed is None else fn.mask(observed)).to_event(1), obs=x)
+
+    def proposed(x, observed):
+        precision = sd**-2 if observed is None else observed / sd**2
+        total = 1 + precision.sum(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x * precision).sum(-1) / total, total**-0.5))
+
+    if takes_missing:
+        pair = pv.LatentVariableModel(
+            lambda x, observed=None: of(x, observed), lambda x, observed=None: proposed(x, observed)
+        )
+    else:
+        pair = pv.LatentVariableModel(lambda x: of(x, None), lambda x: proposed(x, None))
+    x = torch.randn(8, 1, dtype=torch.float64) + torch.randn(8, 2, dtype=torch.float64) * sd
+    x[:3, 1] += 6.0
+    found = pv.outliers(pair, x, seed=SEED, check=False)
+    assert found["oddest"].iloc[:3].tolist() == [1, 1, 1]
+    cells = pv.outliers(pair, x, cells=True, seed=SEED, check=False)
+    sound = (cells["verdict"] == "unchecked").to_numpy().reshape(8, 2)
+    assert sound[:, 1].all()
+    assert sound[:, 0].all() == takes_missing
+    assert ((found["cell_verdict"] == "unchecked") == sound.all(axis=1)).all()
+    if takes_missing:  # x_0 | x_1 ~ N(x_1/2, ½ + 0.01²)
+        exact = torch.distributions.Normal(x[:, 1] / 2, (0.5 + 1e-4) ** 0.5).log_prob(x[:, 0])
+        here = cells.iloc[::2]
+        assert (np.abs(here["log_p"] - exact.numpy()) <= Z * here["error"] + 0.01).all()

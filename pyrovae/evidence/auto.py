@@ -16,7 +16,7 @@ from pyrovae.evidence.exact import linear_gaussian
 from pyrovae.evidence.ladder import PILOT, Ladder
 from pyrovae.evidence.nearby import Pool
 from pyrovae.evidence.posterior import dimensions
-from pyrovae.evidence.result import Columns, LogEvidence, about, verdicts
+from pyrovae.evidence.result import MISSED, Columns, LogEvidence, about, verdicts
 from pyrovae.evidence.run import Folder, Run
 from pyrovae.evidence.workers import Workers, computed
 from pyrovae.model import LatentVariableModel
@@ -24,7 +24,6 @@ from pyrovae.progress import Progress
 from pyrovae.refusals import Refused
 from pyrovae.turns import takes_turns
 
-_MISSED = "the posterior has mass where no draws were made"
 _ROWS_AT_ONCE = 1 << 22  # numbers in the fitted Gaussians that are held at a time
 
 
@@ -139,7 +138,7 @@ def auto(
     return run.answer(
         columns,
         np.where(summed, "exact", np.where(grid, "estimate", "lower bound")),
-        {_MISSED: torch.from_numpy(doubtful)},
+        {MISSED: torch.from_numpy(doubtful)},
         verdict,
         answered_by=answered_by,
         target_mcse=float(target_mcse),

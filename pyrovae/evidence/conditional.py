@@ -74,12 +74,14 @@ def conditional(score: Callable[[Any], LogEvidence], x: Any, given: Any, passed:
         failed = replace(failed, lowest=-math.inf, highest=math.inf)
     cells = [count if each.observed is None else each.observed for each in (whole, part)]
     exact = (whole.kind == "exact") & (part.kind == "exact")
+    with np.errstate(invalid="ignore"):  # P(x_rest | x_given) is undefined, NaN, if P(x_given) is 0
+        estimate, bias = whole.estimate - part.estimate, whole.bias - part.bias
     words = [str(names[column]) if names else str(column) for column in sorted(columns)]
     return replace(
         whole,
-        estimate=whole.estimate - part.estimate,
+        estimate=estimate,
         mcse=root_sum(whole.mcse, part.mcse, part.tail_error),
-        bias=whole.bias - part.bias,
+        bias=bias,
         tail_error=whole.tail_error,
         ess=np.fmin(whole.ess, part.ess),
         pareto_k=np.fmax(whole.pareto_k, part.pareto_k),

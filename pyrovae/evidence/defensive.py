@@ -49,8 +49,11 @@ def sum_over_latents(evaluation: Evaluation, keep: Keep | None = None, most: int
             held = []
             parts = []
             for z in every:
-                parts.append(total(model.log_joint(batch, z)))
-                held += [] if keep is None else [(z, parts[-1])]
+                joint = model.log_joint(batch, z)
+                parts.append(total(joint))
+                # Every value is drawn once.
+                one = torch.zeros_like(joint.prior)
+                held += [] if keep is None else [(z, Terms(joint.likelihood, joint.prior, one))]
             terms = torch.cat(parts)
         if keep is not None:
             keep(Draws.cat(evaluation, rows, held))
@@ -207,13 +210,15 @@ def weigh_values(evaluation: Evaluation, shares: Shares, keep: Keep | None = Non
         sums = _Sums(len(values), batch["x"])
         of_prior = sum(draws for part, _, draws in tiles if part) / count
         for index, drawn in enumerate(_by_value(evaluation, rows, values, own)):
-            log_weights = drawn.log_weights(of_prior) - own.log_share.gather(0, drawn.numbers)
+            terms = drawn.terms(of_prior)
+            terms = replace(terms, proposal=terms.proposal + own.log_share.gather(0, drawn.numbers))
+            log_weights = terms.log_weights
             weights.add(index, log_weights)
             for number, part in enumerate(each):
                 part.add(index, log_weights, drawn.numbers == number)
             sums.add(drawn, log_weights)
             lost += (drawn.log_q == math.inf).sum(dim=0)
-            held += [] if keep is None else [(drawn.latents, log_weights)]
+            held += [] if keep is None else [(drawn.latents, terms)]
         if keep is not None:
             keep(Draws.cat(evaluation, rows, held))
         columns = Columns.of_weights(weights, evaluation.dtype, count, lost / count)
@@ -249,16 +254,19 @@ class _Drawn(NamedTuple):
         log_joint = total(self.joint)
         return log_joint.isnan() if self.part else torch.zeros_like(log_joint, dtype=torch.bool)
 
-    def log_weights(self, of_prior: float) -> Tensor:
-        """Return log weights of z given c against the mixture of guide and prior, −∞ at a draw on a bound.
+    def terms(self, of_prior: float) -> Terms:
+        """Return the terms of z given c against the mixture of guide and prior, which give a draw on a bound no weight.
 
-        Also −∞ at a draw of the prior without a density: the prior of z may be no distribution at an impossible c.
+        Nor a draw of the prior without a density: the prior of z may be no distribution at an impossible c.
         """
         parts = (self.log_q, 1 - of_prior), (self.log_r, of_prior)
         mixed = torch.stack([log_density + math.log(share) for log_density, share in parts if share])
-        log_joint, log_mixed = total(self.joint), mixed.logsumexp(dim=0)
-        nothing = log_joint.isinf() | (log_mixed == math.inf) | self.unknown
-        return torch.where(nothing, -math.inf, log_joint - log_mixed)
+        terms = Terms(self.joint.likelihood, self.joint.prior, mixed.logsumexp(dim=0))
+        return terms.without((total(self.joint) == math.inf) | self.unknown)
+
+    def log_weights(self, of_prior: float) -> Tensor:
+        """Return the log weights of ``terms``."""
+        return self.terms(of_prior).log_weights
 
 
 class _Sums:

@@ -8,33 +8,38 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrovae.evaluation import Evaluation
+from pyrovae.evaluation import Evaluation, Terms
 from pyrovae.pair import Latents
 from pyrovae.row_noise import RowNoise
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of z for a block of rows, and their log weights.
+    """Draws of z for a block of rows, and the terms of their weights.
 
     Attributes:
         evaluation: of the rows.
         rows: the block.
         latents: the draws, in the layout of ``RowModel``.
-        log_weights: log P(x_n, z) − log q(z), shape (samples, rows), for the density q that z was drawn from.
+        terms: log P(x_n | z), log P(z) and log q(z), shape (samples, rows), for the density q that z was drawn from.
     """
 
     evaluation: Evaluation
     rows: slice
     latents: Latents
-    log_weights: Tensor
+    terms: Terms
+
+    @property
+    def log_weights(self) -> Tensor:
+        """log P(x_n, z) − log q(z), (samples, rows)."""
+        return self.terms.log_weights
 
     @classmethod
-    def cat(cls, evaluation: Evaluation, rows: slice, parts: Sequence[tuple[Latents, Tensor]]) -> Draws:
+    def cat(cls, evaluation: Evaluation, rows: slice, parts: Sequence[tuple[Latents, Terms]]) -> Draws:
         """Return the draws of several tiles of one block together."""
         names = evaluation.structure.latents
         latents = {name: torch.cat([part[name] for part, _ in parts]) for name in names}
-        return cls(evaluation, rows, latents, torch.cat([log_weights for _, log_weights in parts]))
+        return cls(evaluation, rows, latents, Terms.cat([terms for _, terms in parts]))
 
     def chosen(self, draws: Tensor) -> Latents:
         """Return the draws of every row with the given numbers, (some, rows), in the layout of ``RowModel``."""

@@ -93,7 +93,7 @@ def gaps(
             for done in range(0, num_samples, evaluation.tile[1]):
                 with undisturbed(evaluation, Stream.WEIGHTS, rows=rows, first=done) as drawn:
                     u = fit.draw(min(evaluation.tile[1], num_samples - done), drawn)
-                    weights.append(weigh(posterior, fit, u, evaluation.tile[1]))
+                    weights.append(weigh(posterior, fit, u, evaluation.tile[1]).log_weights)
             log_weights = torch.cat(weights)
             found = torch.stack([log_weights.mean(dim=0), log_weights.std(dim=0) / num_samples**0.5])
             optimised.append(found)

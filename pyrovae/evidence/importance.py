@@ -124,7 +124,7 @@ def encoder_block(
                 terms = evaluation.terms(tile)
             else:
                 latents, terms = evaluation.weighed(tile)
-                held.append((latents, terms.log_weights))
+                held.append((latents, terms))
             weights.add(number, terms.log_weights)
             lost += terms.lost.sum(dim=0)
         if keep is not None:

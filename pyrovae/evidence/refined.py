@@ -221,11 +221,11 @@ def weigh_mixture(
     for index, (stratum, done, count) in enumerate(strata):
         with undisturbed(evaluation, Stream.TILE, stratum, rows=rows, first=done) as drawn:
             u = mixture.components[stratum].draw(count, drawn)
-            log_weights = weigh(posterior, mixture, u, width)
-            weights.add(index, log_weights)
+            terms = weigh(posterior, mixture, u, width)
+            weights.add(index, terms.log_weights)
             if keep is not None:
-                held.append((posterior.unflatten(u), log_weights))
-            rounded = torch.where(posterior.beyond(u), log_weights, -math.inf)
+                held.append((posterior.unflatten(u), terms))
+            rounded = torch.where(posterior.beyond(u), terms.log_weights, -math.inf)
             at_bounds = torch.logaddexp(at_bounds, torch.logsumexp(rounded, dim=0))
     if keep is not None:
         keep(Draws.cat(evaluation, rows, held))
@@ -237,10 +237,10 @@ def weigh_mixture(
     return columns.beside(weight, evaluation.num_samples, weights)
 
 
-def weigh(posterior: Posterior, proposal: Proposal, u: Tensor, width: int) -> Tensor:
-    """Return log P(x_n, u) − log q(u), shape (samples, rows), in nats; raises ``ValueError`` if it is NaN or +∞.
+def weigh(posterior: Posterior, proposal: Proposal, u: Tensor, width: int) -> Terms:
+    """Return the terms of log P(x_n, u) − log q(u); raises ``ValueError`` if that is NaN or +∞.
 
     A draw off the prior's support is NaN and has weight zero. ``width`` is the number of samples of most calls.
     """
     terms = Terms(*posterior.weigh(proposal, u, width)).without(u.isnan().any(dim=-1))
-    return terms.checked(posterior.numbers).log_weights
+    return terms.checked(posterior.numbers)

@@ -52,11 +52,21 @@ def verdicts(pareto_k: np.ndarray, num_samples: int | np.ndarray) -> np.ndarray:
     return np.array(VERDICTS)[np.where(hopeless, 2, np.where(believed, 0, 1))]
 
 
+_ORDER = np.array(["trust", "unchecked", "more samples", "another method"])
+
+
 def worse(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return the worse of two verdicts, entry by entry: "trust", "unchecked", "more samples", "another method"."""
-    order = np.array(["trust", "unchecked", "more samples", "another method"])
-    rank = np.vectorize({word: number for number, word in enumerate(order)}.__getitem__, otypes=[int])
-    return order[np.maximum(rank(one), rank(other))]
+    return _ORDER[np.maximum(_rank(one), _rank(other))]
+
+
+def worst(verdict: np.ndarray) -> np.ndarray:
+    """Return the worst verdict of every row, (rows,), of (rows, columns)."""
+    return _ORDER[_rank(verdict).max(axis=1)]
+
+
+def _rank(verdict: np.ndarray) -> np.ndarray:
+    return (verdict[..., None] == _ORDER).argmax(axis=-1)
 
 
 #: The heaviest draws hold this share of the weight; see ``Check``.
@@ -64,6 +74,7 @@ HEAVIEST = 0.05
 #: An upper end of an interval from which on it is shown as infinite, in nats.
 _UNBOUNDED = 1e6
 #: Reasons that more than one method reports.
+MISSED = "the posterior has mass where no draws were made"
 CUT_OFF = "the guide has density 0 where P(x, z) > 0, so its draws miss part of log P(x)"
 
 

@@ -1,9 +1,9 @@
-"""Answers whose weighted draws of z are kept: of the encoder first, then of posteriors fitted to each row."""
+"""Answers whose weighted draws of z are kept: of the encoder, of posteriors fitted to each row, of values of discrete latents."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,22 +11,87 @@ import torch
 from torch import Tensor
 
 from pyrovae import arguments
-from pyrovae.evidence.draws import Keep
+from pyrovae.evaluation import Evaluation, Terms
+from pyrovae.evidence.defensive import shares_of_values, sum_over_latents, weigh_values
+from pyrovae.evidence.draws import Draws, Keep
 from pyrovae.evidence.importance import answered as by_encoder
 from pyrovae.evidence.importance import importance
-from pyrovae.evidence.posterior import dimensions
+from pyrovae.evidence.posterior import dimensions, undisturbed
+from pyrovae.evidence.reach import unreached
 from pyrovae.evidence.refined import answered as by_fits
 from pyrovae.evidence.refined import refined
-from pyrovae.evidence.result import LogEvidence
-from pyrovae.evidence.run import Run
+from pyrovae.evidence.result import CUT_OFF, MISSED, LogEvidence
+from pyrovae.evidence.run import Folder, Run
 from pyrovae.model import LatentVariableModel
+from pyrovae.noise import Stream, derive
 
-_ANSWERS: dict[str, tuple[Callable[..., LogEvidence], Callable[[Run, Keep | None], LogEvidence]]] = {
-    "importance": (importance, by_encoder),
-    "refined": (refined, by_fits),
+#: Methods whose draws can be kept; "auto" chooses among them and ``by_values``.
+METHODS = ("auto", "importance", "refined")
+_VALUES_PILOT = 512  # draws that tell the shares of the values of discrete latents
+
+
+def by_values(
+    pair: LatentVariableModel,
+    x: Any,
+    num_samples: int = 2000,
+    seed: int = 0,
+    tile: tuple[int, int] | None = None,
+    compile: str | bool = "auto",
+    noise: str = "index",
+    check: bool = True,
+    progress: bool = False,
+    checkpoint: Folder = None,
+) -> LogEvidence:
+    """Return log P(x_n) of pairs with discrete latents, as ``auto`` does, but with equally many draws for every row.
+
+    All values of z are summed over if they are at most 1024. Beside other latents, each value of the discrete ones gets a share
+    of the draws. With more values, the draws are those of the encoder. The arguments are those of ``importance``.
+    """
+    run = Run.prepare(
+        by_values,
+        pair,
+        x,
+        num_samples,
+        seed,
+        tile=tile,
+        progress=progress,
+        checkpoint=checkpoint,
+        compile=compile,
+        noise=noise,
+        check=check,
+    )
+    return _by_values(run)
+
+
+def _by_values(run: Run, keep: Keep | None = None) -> LogEvidence:
+    """Return the answer of a run of ``by_values``; ``keep`` gets every block's draws."""
+    evaluation = run.evaluation
+    summed = sum_over_latents(evaluation, keep)
+    if summed is not None:
+        every = np.full(len(evaluation), "exact")
+        return run.answer(
+            summed,
+            "exact",
+            verdict=np.full(len(evaluation), "trust"),
+            num_samples=0,
+            answered_by=every,
+        )
+    rows = torch.arange(len(evaluation), device=evaluation.numbers.device)
+    pilot = evaluation.of_rows(rows, derive(evaluation.seed, Stream.LADDER), _VALUES_PILOT)
+    shares = shares_of_values(pilot)
+    if shares is None:
+        return by_encoder(run.by(importance, pareto_smoothed=False), keep)
+    columns, doubtful = weigh_values(evaluation, shares, keep)
+    findings = {MISSED: doubtful | shares.doubtful, CUT_OFF: unreached(evaluation, shares.names).rows}
+    answered_by = np.full(len(evaluation), "defensive")
+    return run.answer(columns, "lower bound", findings, answered_by=answered_by)
+
+
+_ANSWERS: dict[Callable[..., LogEvidence], Callable[[Run, Keep | None], LogEvidence]] = {
+    importance: by_encoder,
+    refined: by_fits,
+    by_values: _by_values,
 }
-#: Methods whose draws can be kept; "auto" asks the second for rows that the first answers badly.
-METHODS = ("auto", *_ANSWERS)
 
 
 def prepare(
@@ -37,18 +102,24 @@ def prepare(
     seed: int,
     check: bool,
     noise: str = "index",
+    tile: tuple[int, int] | None = None,
+    least: int = 100,
 ) -> Run:
-    """Return a run of ``method``, which for "auto" is that of "importance"; its other options are the defaults."""
+    """Return a run of ``method``, of at least ``least`` draws; "auto" is that of "importance", or of ``by_values`` if z is not continuous.
+
+    Other options have their defaults.
+    """
     arguments.choice("method", method, METHODS)
-    arguments.integer("num_samples", num_samples, minimum=100)
-    estimator, _ = _ANSWERS["importance" if method == "auto" else method]
-    given = {"num_samples": num_samples, "seed": seed, "check": check, "noise": noise}
-    return Run.prepare(estimator, pair, x, **_options(estimator) | given)
+    arguments.integer("num_samples", num_samples, minimum=least)
+    estimator = refined if method == "refined" else importance
+    given = {"num_samples": num_samples, "seed": seed, "check": check, "noise": noise, "tile": tile}
+    run = Run.prepare(estimator, pair, x, **_options(estimator) | given)
+    return run.by(by_values) if method == "auto" and not dimensions(run.evaluation) else run
 
 
 def answer(run: Run, keep: Keep | None) -> LogEvidence:
     """Return the answer of a run; ``keep`` gets the draws of every block of its rows."""
-    return _ANSWERS[run.estimator.__name__][1](run, keep)
+    return _ANSWERS[run.estimator](run, keep)
 
 
 def by_fitted(run: Run) -> Run:
@@ -60,12 +131,11 @@ def by_fitted(run: Run) -> Run:
 
 
 def answers(
-    run: Run, method: str, rows: Tensor, keep: Keep, least_ess: float
+    run: Run, method: str, rows: Tensor, keep: Keep, poor: Callable[[LogEvidence], np.ndarray] | None = None
 ) -> list[tuple[Run, Tensor, LogEvidence]]:
     """Return the answer of some rows: the run, the rows' numbers, and log P(x).
 
-    With "auto" a second entry answers again the rows that have fewer than ``least_ess`` effective draws or that are not
-    trusted, if z is continuous. ``keep`` gets the draws of the second answer after those of the first.
+    With "auto" a second entry answers again the rows that are not trusted and those that ``poor`` marks, if z is continuous. ``keep`` gets the draws of the second answer after those of the first.
     """
     here = run.only(rows)
     evidence = answer(here, keep)
@@ -73,13 +143,27 @@ def answers(
     again = by_fitted(run)
     if method != "auto" or again is run:
         return found
-    sound = evidence.verdict == ("trust" if run.check else "unchecked")
-    poor = (~sound | (evidence.ess < least_ess)) & (evidence.kind != "exact")
-    if poor.any():
-        rows = rows[torch.from_numpy(np.flatnonzero(poor)).to(rows.device)]
+    bad = evidence.verdict != ("trust" if run.check else "unchecked")
+    bad = (bad if poor is None else bad | poor(evidence)) & (evidence.kind != "exact")
+    if bad.any():
+        rows = rows[torch.from_numpy(np.flatnonzero(bad)).to(rows.device)]
         here = again.only(rows)
         found.append((here, rows, answer(here, keep)))
     return found
+
+
+def of_empty_rows(whole: Evaluation) -> Iterator[Draws]:
+    """Yield draws of P(z), of equal weight, for rows without an observed cell, whose posterior is the prior."""
+    if "observed" not in whole.batch:
+        return
+    empty = (~whole.batch["observed"].reshape(len(whole), -1).any(dim=1)).nonzero()[:, 0]
+    if len(empty):
+        rows_of = whole.of_rows(empty, whole.seed, whole.num_samples)
+        for rows in rows_of.blocks():
+            with undisturbed(rows_of, Stream.EMBED, rows=rows) as drawn:
+                latents, joint = rows_of.model.draw_prior(rows_of.part(rows), whole.num_samples, drawn)
+            none = torch.zeros_like(joint.prior)
+            yield Draws(rows_of, rows, latents, Terms(none, none, none))
 
 
 def _options(estimator: Callable[..., LogEvidence]) -> dict[str, Any]:
