@@ -104,8 +104,7 @@ def to_arviz(
     if isinstance(model, LatentVariableModel):
         arguments.integer("num_draws", num_draws)
         arguments.boolean("predictive", predictive)
-        least = 1 if method == "importance" else 100
-        run = prepare(model, x, method, num_samples, seed, check, tile=tile, least=least)
+        run = prepare(model, x, method, num_samples, seed, check, tile=tile, least=1)
         groups, attrs = _of_pair(run, method, num_draws, predictive)
         observed = restored(run.whole.batch["x"], run.whole.batch.get("observed"))
     elif hasattr(model, "posterior") and hasattr(model, "log_likelihood"):

@@ -780,6 +780,7 @@ CASES = {
             "predictive": "flag",
             "tile": "tile",
             **KEPT,
+            "num_samples": "count",
         },
     ),
     "convert.to_elpd": Case(convert.to_elpd, {"evidence": a("score")}, {"evidence": "evidence"}),

@@ -105,12 +105,12 @@ def prepare(
     tile: tuple[int, int] | None = None,
     least: int = 100,
 ) -> Run:
-    """Return a run of ``method``, of at least ``least`` draws; "auto" is that of "importance", or of ``by_values`` if z is not continuous.
+    """Return a run of ``method``, of at least 100 draws or, for "importance", ``least``; "auto" is that of "importance", or of ``by_values`` if z is not continuous.
 
     Other options have their defaults.
     """
     arguments.choice("method", method, METHODS)
-    arguments.integer("num_samples", num_samples, minimum=least)
+    arguments.integer("num_samples", num_samples, minimum=least if method == "importance" else 100)
     estimator = refined if method == "refined" else importance
     given = {"num_samples": num_samples, "seed": seed, "check": check, "noise": noise, "tile": tile}
     run = Run.prepare(estimator, pair, x, **_options(estimator) | given)
