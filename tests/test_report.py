@@ -42,7 +42,8 @@ def rows(seed, count=60):
     job = rng.choice(["cook", "nurse", HOSTILE], count)
     frame = pd.DataFrame({"job": job, HOSTILE: rng.normal(np.where(job == "cook", 5, 0), 1)})
     frame.loc[::5, "job"] = None
-    return frame.set_axis([f"{HOSTILE} {n}" for n in range(count)], axis=0)
+    frame = frame.set_axis([f"{HOSTILE} {n}" for n in range(count)], axis=0)
+    return frame.set_axis(pd.MultiIndex.from_tuples([("job", "now"), (HOSTILE, "b")]), axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,7 @@ def test_every_part_is_there_and_escaped(written):
     _, text = written
     assert [html.unescape(title) for title in re.findall(r"<h2>(.*?)</h2>", text)] == SECTIONS
     assert "Not available" not in text
+    assert text.count(">job, now<") >= 3  # the rows, the model's rows, imputations
     assert "<script" not in text
     assert text.count(html.escape(HOSTILE, quote=False).replace("'", "&#39;")) > 20
     # nothing from elsewhere: every picture is inline, and no address is loaded
@@ -126,9 +128,9 @@ def test_independent_columns_are_the_marginals_of_their_families(table):
 
     train, x = rows(2), rows(1, 40)
     found = independent_columns(table, train, x)
-    number, job = train[HOSTILE], train["job"].dropna()
-    share = x["job"].map(job.value_counts(normalize=True))
-    expected = norm(number.mean(), number.std(ddof=0)).logpdf(x[HOSTILE]) + np.log(share.fillna(1.0))
+    number, job = train[HOSTILE, "b"], train["job", "now"].dropna()
+    share = x["job", "now"].map(job.value_counts(normalize=True))
+    expected = norm(number.mean(), number.std(ddof=0)).logpdf(x[HOSTILE, "b"]) + np.log(share.fillna(1.0))
     assert np.allclose(
         found.estimate, expected, atol=0.08
     )  # of 60 rows, 12 missing cells are filled with others
