@@ -145,17 +145,19 @@ def by_vae(
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Fill in by imputations of a VAE; also return the ends of 90 % intervals of every missing cell, by column."""
     vae = vae_of(data, seen, latent_dim, epochs, seed=0)
-    codes = vae.table.encode(seen)
-    imputed = pv.impute(vae, codes, DRAWS, method="importance", check=False)
-    kind = {"cat": imputed.mode, "ordinal": imputed.median}
-    low, high = imputed.interval(0.9)
-    ends = {}
-    for number, (column, sort) in enumerate(zip(seen, data.sorts, strict=True)):
-        here = imputed.columns == number
-        codes[imputed.rows[here], number] = kind.get(sort, imputed.mean)[here]
+    cells = pv.impute(vae, seen, DRAWS, method="importance", check=False).to_frame(coverage=0.9)
+    kind, filled, ends = {"cat": "mode", "ordinal": "median"}, seen.astype(float), {}
+    for column, sort in zip(seen, data.sorts, strict=True):
+        here = (
+            cells[cells["column"] == column]
+            .set_index("row")
+            .drop(columns=["column", "verdict"])
+            .astype(float)
+        )
+        filled[column] = filled[column].fillna(here[kind.get(sort, "mean")])
         if sort not in kind:
-            ends[column] = np.stack([imputed.rows[here], low[here], high[here]])
-    return vae.table.decode(codes), ends
+            ends[column] = here.reset_index()[["row", "low", "high"]].to_numpy().T
+    return filled, ends
 
 
 def inside(data: Data, hidden: np.ndarray, ends: dict[str, np.ndarray]) -> dict[str, list[int]]:
