@@ -231,9 +231,9 @@ def impute(
     """Return draws of the missing cells of rows, from P(x_mis | x_obs).
 
     For a pair, z is drawn from P(z | x_obs) by importance resampling. Each imputation chooses one of K draws from a
-    proposal q, with probability ∝ P(x_obs, z_k) / q(z_k). Then x_mis ~ P(x_mis | z). Analyse each completed copy, and
-    combine the results by Rubin's rules. They include the uncertainty of the missing cells, but not of the fitted
-    parameters. A baseline with ``draw_missing`` draws exactly.
+    proposal q, with probability ∝ P(x_obs, z_k) / q(z_k). Then x_mis ~ P(x_mis | z). Entries of z that a mask leaves out are
+    drawn from the model, given the latents before them. Analyse each completed copy, and combine the results by Rubin's rules.
+    They include the uncertainty of the missing cells, but not of the fitted parameters. A baseline with ``draw_missing`` draws exactly.
 
     Args:
         model: a ``VAE``, a ``LatentVariableModel``, or a fitted baseline that takes missing cells.

@@ -23,6 +23,7 @@ _DTYPES = (torch.float32, torch.float64)
 _WIDE, _SEEDS = 0x9E3779B97F4A7C15, (1 << 63) - 1
 _STEP = np.uint32(0x9E3779B9)  # odd, so that its multiples differ
 _AGAIN = np.uint32(0x85EBCA6B)
+_ASIDE = 0xA51DE
 _AT_ONCE = 1 << 15  # words, few enough to stay in a core's cache
 
 
@@ -61,6 +62,13 @@ class RowNoise:
     def branch(self) -> RowNoise:
         """Return noise that counts as one call here, however many calls are made of it."""
         return RowNoise.of(self.keys, self.first, self._number())
+
+    def aside(self) -> RowNoise:
+        """Return noise that counts as no call here, so that later numbers do not depend on whether it is used.
+
+        It is the same each time.
+        """
+        return RowNoise.of(mixed(_ASIDE, self.keys), self.first, self._stem)
 
     def of_rows(self, rows: Tensor) -> RowNoise:
         """Return noise for some rows, which counts as one call here; their numbers do not depend on the others."""

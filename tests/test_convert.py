@@ -1,5 +1,6 @@
 """to_arviz(), to_elpd(): the draws are the posterior's, the names the data's, and arviz takes them."""
 
+import math
 from dataclasses import dataclass, replace
 
 import arviz as az
@@ -17,6 +18,7 @@ from pairs import PAIRS
 from pyro import poutine
 from pyro.infer.reparam import LocScaleReparam
 from rates import SEED, close
+from test_imputation import CENTRES, some_left_out
 
 import pyrovae as pv
 from pyrovae import baselines, identity
@@ -136,6 +138,18 @@ def test_an_index_that_names_no_row_gives_way_to_numbers():
     frame = pd.DataFrame(X[:3].numpy(), index=[7, 7, 8])
     data = to_arviz(ORACLE.pair(), frame, num_draws=4, num_samples=30, predictive=False)
     assert list(data.posterior["row"].values) == [0, 1, 2]
+
+
+@pytest.mark.statistical
+def test_replicated_missing_cells_are_from_the_model():
+    pair, x = some_left_out("chained")
+    data = to_arviz(pair, x, num_draws=200, num_samples=1000, seed=SEED)
+    missing = x.isnan().numpy()
+    for group in ("posterior_predictive", "prior_predictive"):
+        apart = (data[group]["x"].values[0] - CENTRES.numpy())[:, missing]
+        for each, exact in ((apart, 0.0), (apart**2, 1.5)):
+            by_cell = each.mean(axis=0)
+            assert close(by_cell.mean(), exact, by_cell.std() / math.sqrt(by_cell.size))
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -155,6 +155,84 @@ def test_a_pair_that_reads_a_missing_cell_elsewhere_is_refused():
         pv.impute(pv.LatentVariableModel(model, guide), x, 2, check=False)
 
 
+# --- latents that masks leave out
+
+CENTRES = torch.tensor([3.0, -2.0, 1.0])
+
+
+def by_cell(latents):
+    """A model or guide with latents for every cell, which a mask leaves out in missing cells; ``latents`` makes the sites."""
+
+    def part(x, observed):
+        cells = poutine.mask(mask=observed.movedim(-1, -2))
+        with pyro.plate("data", len(x), dim=-1), pyro.plate("cells", 3, dim=-2), cells:
+            latents(x.movedim(-1, -2))
+
+    return part
+
+
+def chained(x):
+    z = pyro.sample("z", dist.Normal(CENTRES[:, None], 1.0))
+    y = pyro.sample("y", dist.Normal(z, 0.5))
+    pyro.sample("x", dist.Normal(y, 0.5), obs=x)
+
+
+def chained_guide(x):
+    y = pyro.sample("y", dist.Normal(0.8 * x + 0.2 * CENTRES[:, None], 0.5))
+    pyro.sample("z", dist.Normal(0.8 * y + 0.2 * CENTRES[:, None], 0.5))
+
+
+def switched(x):
+    c = pyro.sample("c", dist.Bernoulli(torch.tensor(0.25)))
+    pyro.sample("x", dist.Normal(CENTRES[:, None] + 4.0 * c, 0.5), obs=x)
+
+
+def switched_guide(x):
+    pyro.sample("c", dist.Bernoulli(logits=0.5 + 0.5 * (x - CENTRES[:, None])))
+
+
+#: The parts, and the mean above CENTRES and the variance of a missing cell.
+LEFT_OUT = {
+    "chained": (chained, chained_guide, 0.0, 1.5),
+    "switched": (switched, switched_guide, 1.0, 3.25),
+}
+
+
+def some_left_out(name):
+    """The pair, and rows of which 0.3 of the cells are missing."""
+    model, guide, shift, variance = LEFT_OUT[name]
+    generator = torch.Generator().manual_seed(SEED)
+    x = CENTRES + shift + math.sqrt(variance) * torch.randn(300, 3, generator=generator)
+    holes = torch.rand(x.shape, generator=generator) < 0.3
+    return pv.LatentVariableModel(by_cell(model), by_cell(guide)), x.masked_fill(holes, NAN)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_latents_that_a_mask_leaves_out_are_drawn_from_the_model(name):
+    _, _, shift, variance = LEFT_OUT[name]
+    pair, x = some_left_out(name)
+    found = pv.impute(pair, x, 100, num_samples=1000, method="importance", check=False, seed=SEED)
+    apart = found.draws - CENTRES.numpy()[found.columns]
+    for each, exact in ((apart, shift), ((apart - shift) ** 2, variance)):
+        by_cell = each.mean(axis=0)
+        assert abs(by_cell.mean() - exact) <= Z * by_cell.std() / math.sqrt(by_cell.size)
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_a_rows_draws_of_latents_left_out_are_its_own(name):
+    pair, x = some_left_out(name)
+    x = torch.cat([x[~x.isnan().any(1)][:3], x[x.isnan().any(1)][:3]])
+    options = {"num_samples": 100, "method": "importance", "check": False}
+    found = pv.impute(pair, x, 4, **options)
+    alone = x.clone()
+    alone[[0, 3, 4], 0], alone[5] = NAN, x[5]
+    again = pv.impute(pair, alone, 4, **options)
+    np.testing.assert_array_equal(again.draws[:, again.rows == 5], found.draws[:, found.rows == 5])
+    chunks = pv.impute(pair, list(x.split(4)), 4, **options)
+    np.testing.assert_array_equal(chunks.draws, found.draws)
+
+
 # --- rows and noise
 
 

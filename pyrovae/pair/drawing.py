@@ -14,7 +14,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrovae import supports
-from pyrovae.pair.running import Sites, lacks_method
+from pyrovae.pair import masks
+from pyrovae.pair.running import Latents, Sites, lacks_method
 from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
 from pyrovae.torch_private import Moved, private
@@ -47,13 +48,52 @@ class DrawsByRow(Messenger):
         if dim is None:  # no site of the row model, such as a deterministic one
             return
         # Each site has a branch, so that a sampler of a user's own may draw as often as the block needs.
-        fn, noise = msg["fn"], self._noise.branch()
-        with replaced(source_of(noise, self._num_samples, fn, dim, self._folded), self.missed):
-            try:
-                msg["value"] = fn(*msg["args"], **msg["kwargs"])
-            except NotImplementedError as error:
-                raise lacks_method(msg, error) from error
+        source = source_of(self._noise.branch(), self._num_samples, msg["fn"], dim, self._folded)
+        msg["value"] = _draw(msg, source, self.missed)
         msg["done"] = True
+
+
+class DrawsLeftOut(Messenger):
+    """Holds latents at given values, but draws the entries that masks leave out, which have no posterior of their own.
+
+    Each is drawn given the latents before it. Enter it outside the model's own handlers.
+
+    Args:
+        latents: values in the plain layout of samples · rows.
+        source: returns the noise in the layout of a site, by its name and distribution; None for torch's own generator.
+        missed: gets the operations that draw from torch's own generator, in which a row's numbers depend on other rows.
+    """
+
+    def __init__(
+        self, latents: Latents, source: Callable[[str, Any], Source | None], missed: list[str]
+    ) -> None:
+        super().__init__()
+        self._latents, self._source, self._missed = latents, source, missed
+        #: The names of the latents of which entries were drawn.
+        self.drawn: list[str] = []
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if name not in self._latents:
+            return
+        # Asked for every latent, so that its noise does not depend on which rows lack entries of latents before it.
+        value, source = self._latents[name], self._source(name, msg["fn"])
+        counted = masks.entries({**msg, "value": value})
+        if counted is not None and not bool(counted.all()):
+            drawn = _draw(msg, source, self._missed)
+            self.drawn.append(name)
+            value = torch.where(counted, value, drawn.to(value.dtype))
+        msg.update(value=value, is_observed=True)
+
+
+def _draw(msg: Any, source: Source | None, missed: list[str]) -> Tensor:
+    """Draw a site from its distribution with the noise of a source; ``missed`` gets what draws from torch's generator."""
+    with replaced(source, missed):
+        try:
+            drawn: Tensor = msg["fn"](*msg["args"], **msg["kwargs"])
+        except NotImplementedError as error:
+            raise lacks_method(msg, error) from error
+    return drawn
 
 
 def source_of(noise: RowNoise, num_samples: int, fn: Any, row_axis: int, folded: bool) -> Source | None:

@@ -14,7 +14,15 @@ from pyrovae import supports
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import seeded
 from pyrovae.pair import masks
-from pyrovae.pair.drawing import DrawsByRow, check_all_drawn, check_samplers, replaced, source_of
+from pyrovae.pair.drawing import (
+    DrawsByRow,
+    DrawsLeftOut,
+    Source,
+    check_all_drawn,
+    check_samplers,
+    replaced,
+    source_of,
+)
 from pyrovae.pair.running import (
     Batch,
     Latents,
@@ -26,6 +34,7 @@ from pyrovae.pair.running import (
     fold,
     lacks_method,
     log_prob,
+    part_for,
     particles,
     repeat,
     run,
@@ -238,17 +247,30 @@ class RowModel:
     ) -> Tensor:
         """Return new rows x ~ P(x | z) for given latents, shape (samples, rows, *row).
 
+        Entries of latents that a mask leaves out are drawn from the model: the proposal's draws of them weigh nothing.
+
         ``missed`` gets the operations that draw from torch's own generator, in which a row's numbers depend on other rows.
         """
         count, structure = self._count(latents), self.structure
-        repeated = repeat(batch, count)
-        sites = run(self.pair, "model", repeated, fold(structure, latents))
+        repeated, missed = repeat(batch, count), [] if missed is None else missed
+
+        aside = None if noise is None else noise.aside()
+
+        def source_for(name: str, fn: Any) -> Source | None:
+            if aside is None:
+                return None
+            return source_of(aside.branch(), count, fn, structure.data_dim[name], folded=True)
+
+        held = DrawsLeftOut(fold(structure, latents), source_for, missed)
+        with self.pair.own_parameters():
+            sites = sample_sites(held(part_for(self.pair, "model", repeated)), repeated)
+        check_samplers("model", sites, tuple(held.drawn))
         drawn = {}
         for name in structure.columns:
             fn, source = sites[name]["fn"], None
             if noise is not None:
                 source = source_of(noise, count, fn, structure.data_dim[name], folded=True)
-            with replaced(source, [] if missed is None else missed):
+            with replaced(source, missed):
                 try:
                     drawn[name] = {**sites[name], "value": fn.sample()}
                 except NotImplementedError as error:
