@@ -352,3 +352,14 @@ def at_edge(z: Tensor, outer: tuple[float | Tensor, float | Tensor], transformed
         # The smallest number, scaled as the support is, up to the rounding of its logarithm.
         above = torch.where(low == 0, 1.001 * above * width.clamp(min=1), above)
     return ((z >= low) & (z <= above)) | ((z >= below) & (z <= high))
+
+
+def at_simplex_edge(p: Tensor) -> Tensor:
+    """Return which entries of points of a simplex, on the last axis, have lost digits of theirs or of entries after them.
+
+    torch breaks a stick: an entry takes a share z of what earlier entries leave, and later ones get 1 − z, which has no digits
+    left as z nears 1. An entry near 1 whose earlier entries take little has lost nothing, because they keep their digits.
+    """
+    left = p.flip(-1).cumsum(-1).flip(-1)  # by an entry and those after it
+    after = torch.cat([left[..., 1:], torch.full_like(left[..., :1], math.inf)], dim=-1)
+    return at_edge(p, (0.0, math.inf)) | (after <= 2 * torch.finfo(p.dtype).eps * left)

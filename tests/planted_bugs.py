@@ -1412,6 +1412,13 @@ BUGS = {
         "False",
         "test_tracing.py::test_attention_without_dropout",
     ),
+    "an entry of a simplex near 1 taken for lost": Bug(
+        "supports.py",
+        "at_simplex_edge",
+        "(after <= 2 * torch.finfo(p.dtype).eps * left)",
+        "at_edge(p, (0.0, 1.0))",
+        "test_supports.py::test_where_a_broken_stick_has_no_digits_is_at_the_edge[dtype1]",
+    ),
     "mass beyond the numbers of a bounded latent": Bug(
         "evidence/from_draws.py",
         "beyond_numbers",

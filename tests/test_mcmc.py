@@ -1297,6 +1297,33 @@ def test_mass_beyond_the_last_number_before_a_bound_is_not_trusted():
         )
 
 
+@pytest.mark.statistical
+@pytest.mark.parametrize(
+    ("prior", "counts", "lost"),
+    [((0.2, 2.0), (0, 5), False), ((0.2, 2.0, 2.0), (0, 5, 0), False), ((5.0, 5.0, 0.05), (3, 2, 0), True)],
+)
+def test_a_simplex_has_lost_mass_only_if_later_shares_of_the_stick_have_no_digits(prior, counts, lost):
+    """p₁ of Dirichlet(0.2, 7) is below 2⁻⁵³ in 0.2 % of draws, and keeps its digits. p₃ ~ Beta(0.05, 15) is in 14 %, and has none."""
+    a, n = torch.tensor(prior).double(), torch.tensor(counts).double()
+
+    def model(x):
+        p = pyro.sample("p", dist.Dirichlet(a))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Categorical(p), obs=x)
+
+    rows = torch.repeat_interleave(torch.arange(len(a)), torch.tensor(counts)).double()
+    mcmc = baselines.PyroMCMC(model, **QUICK | {"num_samples": 1000, "target_accept_prob": 0.9}).fit(rows)
+    exact = float(
+        torch.lgamma(a.sum()) - torch.lgamma((a + n).sum()) + (torch.lgamma(a + n) - torch.lgamma(a)).sum()
+    )
+    ev = mcmc.marginal_likelihood()
+    assert any("are the last numbers before a bound" in words for words in ev.reasons) == lost
+    if lost:
+        assert ev.verdict[0] == "another method"
+    else:
+        assert close(ev.total, exact, ev.mean_mcse)
+
+
 def test_a_density_that_is_infinite_where_a_latent_underflows_is_no_error():
     """Gamma(0.001, 0.001) given 10 zeros: half of its mass is below the smallest number, where its density is infinite."""
 

@@ -500,3 +500,14 @@ def test_a_prior_off_its_declared_support_is_named_as_a_cause():
     x = torch.randn(40, generator=torch.Generator().manual_seed(SEED))
     with pytest.raises(ValueError, match=r"log weights below \+∞.* off the support that it declares"):
         pv.log_evidence(pv.LatentVariableModel(model, guide), x, method="auto")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_a_broken_stick_has_no_digits_is_at_the_edge(dtype):
+    """A share z of what is left of the stick is lost at 0, and its rest at z = 1, but 1 − z keeps its digits near z = 0."""
+    u = torch.tensor([[-60, -60], [-60, 0], [-20, 3], [60, 0], [0, 60], [-800, 0], [-60, 60]], dtype=dtype)
+    p = torch.distributions.biject_to(dist.constraints.simplex)(u)
+    lost = [[], [], [], [0], [1], [0], [1]]
+    expected = torch.tensor([[place in each for place in range(3)] for each in lost])
+    assert torch.equal(supports.at_simplex_edge(p), expected)
+    assert p[3, 1] + p[3, 2] == torch.finfo(dtype).eps

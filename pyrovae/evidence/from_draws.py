@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -198,14 +198,22 @@ def by_bridge(
 
 
 def beyond_numbers(
-    draws: Mapping[str, Tensor], bounds: Mapping[str, tuple[float | Tensor, float | Tensor]]
+    draws: Mapping[str, Tensor],
+    bounds: Mapping[str, tuple[float | Tensor, float | Tensor]],
+    simplexes: Collection[str] = (),
 ) -> tuple[str, ...]:
     """Return, in words, whether draws, (chains, draws, ...), are the last numbers before a bound too often.
 
     Below 1, floats end at 1 − 2⁻⁵³. A density that rises there, such as that of Beta(1, 0.05), has much of its mass between.
+    ``simplexes`` are the names of draws that torch made by breaking a stick.
     """
+
+    def at_edge(name: str, value: Tensor) -> Tensor:
+        value = _narrowest(value)
+        return supports.at_simplex_edge(value) if name in simplexes else supports.at_edge(value, bounds[name])
+
     shares = {
-        name: float(supports.at_edge(_narrowest(value), bounds[name]).double().mean(dim=(0, 1)).max())
+        name: float(at_edge(name, value).double().mean(dim=(0, 1)).max())
         for name, value in draws.items()
         if name in bounds and value.numel()
     }

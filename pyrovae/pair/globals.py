@@ -18,7 +18,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 
 from pyrovae import supports
 from pyrovae.pair import masks
@@ -51,12 +51,16 @@ _FEW_DRAWS, _PRIOR_DRAWS = 4, 50
 
 @dataclass(frozen=True)
 class _Place:
-    """The place of a latent in u, its shapes there and in the model, and the bounds of its numbers, None for none."""
+    """The place of a latent in u, its shapes there and in the model, and the bounds of its numbers, None for none.
+
+    ``simplex`` tells whether it is one.
+    """
 
     entries: slice
     unconstrained: Size
     shape: Size
     reach: tuple[float | Tensor, float | Tensor] | None
+    simplex: bool
 
 
 class _Placed(poutine.messenger.Messenger):
@@ -310,6 +314,11 @@ class BayesianModel:
         """The bounds of every latent that has some, by name, at one draw from the prior; other latents may move them."""
         return {name: place.reach for name, place in self._places.items() if place.reach is not None}
 
+    @property
+    def simplexes(self) -> frozenset[str]:
+        """The names of the latents that are simplexes."""
+        return frozenset(name for name, place in self._places.items() if place.simplex)
+
     def from_prior(self) -> Tensor:
         """Return u of a draw of the latents from the prior, shape (dim,). Call it within ``own_settings()``."""
         with _DrawsInDouble():
@@ -552,6 +561,7 @@ def _places(sites: Sites) -> dict[str, _Place]:
         shape = site["fn"].shape()
         unconstrained = transform.inverse_shape(shape)
         entries = slice(start, start + unconstrained.numel())
-        places[name] = _Place(entries, unconstrained, shape, supports.reach(site["fn"]))
+        simplex = supports.support(site["fn"]) is constraints.simplex
+        places[name] = _Place(entries, unconstrained, shape, supports.reach(site["fn"]), simplex)
         start += unconstrained.numel()
     return places

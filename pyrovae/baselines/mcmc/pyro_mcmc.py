@@ -382,7 +382,8 @@ class PyroMCMC(Fitted):
     @cached_property
     def _lost(self) -> tuple[str, ...]:
         """In which latents the draws reach a bound so often that mass beyond the last number is lost, in words."""
-        return beyond_numbers(self.posterior, self._require_fit().bounds)
+        joint = self._require_fit()
+        return beyond_numbers(self.posterior, joint.bounds, joint.simplexes)
 
     def summary(self) -> str:
         """Return a text on the fit and on the checks of the chains."""
