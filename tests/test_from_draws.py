@@ -417,6 +417,27 @@ def test_mass_beyond_the_last_number_before_a_bound_is_not_trusted(b, dtype, ver
     assert any("and mass beyond is lost" in words for words in ev.reasons) == (verdict != "trust")
 
 
+@pytest.mark.statistical
+@pytest.mark.parametrize("columns", [1, 4])
+def test_float32_draws_of_a_density_that_is_flat_at_a_bound_are_trusted(columns):
+    """Of Beta(5000, 1), 0.2 % is in the last four numbers below 1, and 0.03 % between the last one and 1, with a flat density."""
+    draws = np.random.default_rng(SEED).random((4, 1000, columns)) ** (1 / 5000)
+    draws = np.minimum(draws.astype(np.float32), np.nextafter(np.float32(1), np.float32(0)))
+    bounds = dict.fromkeys(range(columns), (0, 1))
+    ev = from_draws(lambda p: 4999 * np.log(p).sum(1), draws, bounds=bounds)
+    assert ev.verdict[0] == "trust"
+    assert close(ev.total, -columns * math.log(5000), ev.mean_mcse)
+
+
+@pytest.mark.parametrize("b", [0.3, 0.4])
+def test_float32_draws_of_a_density_that_rises_at_a_bound_are_not_trusted(b):
+    """Of Beta(1, 0.4), 0.22 % is in the last four numbers of float32, and 0.13 % between the last one and 1: more than a quarter."""
+    draws = -np.expm1(np.log(np.random.default_rng(SEED).random((4, 5000, 1))) / b)
+    draws = np.minimum(draws.astype(np.float32), np.nextafter(np.float32(1), np.float32(0)))
+    ev = from_draws(lambda p: stats.beta(1, b).logpdf(p).sum(1), draws, bounds={0: (0, 1)})
+    assert ev.verdict[0] == "another method"
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Refusals
 

@@ -30,6 +30,9 @@ _IMBALANCE = 6.0
 _MOST_UNDEFINED = 0.01
 #: Largest share of the draws on the last numbers before a bound. The lost mass may be many times this share.
 _MOST_ROUNDED = 1e-3
+#: Draws next to a bound, and distances from it, at which the density is computed to tell whether it is flat there, and how much
+#: higher it may be nearer to the bound, in nats. That of Beta(1, b) rises by more in the last four numbers alone if b < 0.5.
+_EDGE_POINTS, _EDGE_STEPS, _MOST_RISE = 20, 40, math.log(2)
 #: Largest rounding of the density that is no reason to distrust, in nats.
 _MOST_ROUNDING = 0.01
 #: Points that log_density is called with at once.
@@ -89,8 +92,9 @@ def from_draws(
         * "more samples": R-hat is above 1.01 or the effective sample size below 400 (Vehtari et al. 2021), where draws that
           were resampled with replacement count once; or the error is above 0.25 nats;
         * "another method": the error is above 1 nat, so the partner and the posterior hardly overlap; draws and density do
-          not belong together; more than 0.1 % of the draws are the last number before a bound, so that mass is lost there; or
-          the density is NaN at more than 1 % of the points.
+          not belong together; more than 0.1 % of the draws are the last number before a bound, so that mass is lost there
+          (0.4 % of the last four numbers of float32, if the density is flat there); or the density is NaN at more than 1 % of
+          the points.
 
         The terms of both sides are bounded. If k-hat of a side exceeds its limit, the error includes the largest term
         that the draws may have missed. No check detects a mode that no draw has visited.
@@ -127,7 +131,7 @@ def from_draws(
             names=space.names,
             warp=warp,
             seed=seed,
-            lost=space.lost(),
+            lost=space.lost(target.at),
         ),
         **about,
         seed=seed,
@@ -201,11 +205,17 @@ def beyond_numbers(
     draws: Mapping[str, Tensor],
     bounds: Mapping[str, tuple[float | Tensor, float | Tensor]],
     simplexes: Collection[str] = (),
+    part_lost: Callable[[str], float] = lambda name: 1.0,
 ) -> tuple[str, ...]:
     """Return, in words, whether draws, (chains, draws, ...), are the last numbers before a bound too often.
 
     Below 1, floats end at 1 − 2⁻⁵³. A density that rises there, such as that of Beta(1, 0.05), has much of its mass between.
-    ``simplexes`` are the names of draws that torch made by breaking a stick.
+
+    Args:
+        draws: by name.
+        bounds: by name.
+        simplexes: names of draws that torch made by breaking a stick.
+        part_lost: returns the part of a name's draws next to bounds that counts as lost; called where there are many.
     """
 
     def at_edge(name: str, value: Tensor) -> Tensor:
@@ -217,7 +227,14 @@ def beyond_numbers(
         for name, value in draws.items()
         if name in bounds and value.numel()
     }
-    many = sorted((name for name in shares if shares[name] > _MOST_ROUNDED), key=shares.__getitem__)
+    many = sorted(
+        (
+            name
+            for name, share in shares.items()
+            if share > _MOST_ROUNDED and share * part_lost(name) > _MOST_ROUNDED
+        ),
+        key=shares.__getitem__,
+    )
     if not many:
         return ()
     others = f" (and in {len(many) - 1} others)" if len(many) > 1 else ""
@@ -302,10 +319,38 @@ class _Space:
         for column, onto in self._maps.items():
             self.u[..., column] = onto.inv(theta[..., column])
 
-    def lost(self) -> tuple[str, ...]:
-        """Return what ``beyond_numbers`` finds in the draws."""
+    def lost(self, density: Callable[[Tensor], Tensor]) -> tuple[str, ...]:
+        """Return what ``beyond_numbers`` finds in the draws; ``density`` is the log density of points θ, (n, dim) → (n,)."""
         columns = dict(zip(self.names, self._theta.unbind(dim=2), strict=True))
-        return beyond_numbers(columns, dict(zip(self.names, self._bounds, strict=True)))
+
+        def part_lost(name: str) -> float:
+            return self._part_lost(density, self.names.index(name))
+
+        return beyond_numbers(columns, dict(zip(self.names, self._bounds, strict=True)), part_lost=part_lost)
+
+    def _part_lost(self, density: Callable[[Tensor], Tensor], column: int) -> float:
+        """Return the part of a column's draws next to its bounds that counts as lost, 1 if it is unknown.
+
+        Between the last number of float32 and an upper bound, the density can be computed in float64. If it is flat there, the
+        mass that lies there is to the share of the draws nearby as the widths are.
+        """
+        wide, (low, high) = self._theta[..., column], self._bounds[column]
+        value = _narrowest(wide)
+        at_edge = supports.at_edge(value, (low, high))
+        if value.dtype == wide.dtype or bool((at_edge & (wide - low <= high - wide)).any()):
+            return 1.0
+        points = self._theta[at_edge]
+        points = points[torch.linspace(0, len(points) - 1, _EDGE_POINTS).long()].repeat(_EDGE_STEPS, 1)
+        last, least = (
+            high - supports.inner_bounds((low, high), dtype)[1].double()
+            for dtype in (value.dtype, wide.dtype)
+        )
+        farthest = high - wide[at_edge].min()
+        steps = torch.logspace(0, 1, _EDGE_STEPS, base=float(least / farthest), dtype=torch.float64)
+        points[:, column] = high - (steps * farthest).repeat_interleave(_EDGE_POINTS)
+        found = density(points).view(_EDGE_STEPS, _EDGE_POINTS)
+        flat = bool((found - found[0] <= _MOST_RISE).all())
+        return float(last / farthest) if flat else 1.0
 
     def from_line(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return the points of real numbers, shape (n, dim), and the log Jacobian, shape (n,)."""
@@ -455,23 +500,27 @@ class _Target:
 
     def _some(self, u: Tensor) -> Tensor:
         theta, jacobian = self._space.from_line(u)
+        return self.at(theta) + jacobian
+
+    def at(self, theta: Tensor) -> Tensor:
+        """Return the log density of points in the user's own space, (n, dim) → (n,)."""
         points = self._space.points(theta)
         try:
             with np.errstate(all="ignore"):
                 found = self._log_density(points)
         except Exception as error:
-            where = {name: (len(u), *shape) for name, shape in self._space.shapes.items()}
+            where = {name: (len(theta), *shape) for name, shape in self._space.shapes.items()}
             raise bad_value(
                 "log_density",
-                f"a function of {where if self._space.labelled else f'an array of shape {tuple(u.shape)}'}, float64",
+                f"a function of {where if self._space.labelled else f'an array of shape {tuple(theta.shape)}'}, float64",
                 f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
                 "Write it for many points at once; compare the draws' columns with those that it expects.",
             ) from error
         values = found.detach().cpu() if isinstance(found, Tensor) else torch.as_tensor(np.array(found))
-        if values.shape != (len(u),) or values.is_complex():
+        if values.shape != (len(theta),) or values.is_complex():
             raise bad_value(
                 "log_density",
-                f"a real number for each of {len(u)} points, shape ({len(u)},)",
+                f"a real number for each of {len(theta)} points, shape ({len(theta)},)",
                 f"shape {tuple(values.shape)}, {values.dtype}",
                 "Return one number a point; jax.vmap, torch.vmap or np.apply_along_axis vectorises a function of one.",
             )
@@ -480,7 +529,7 @@ class _Target:
             if len(finite):
                 spacing = float(finite.double().abs().median()) * torch.finfo(values.dtype).eps
                 self.rounding = max(self.rounding, spacing)
-        return values.double() + jacobian
+        return values.double()
 
     def check(self, u: Tensor) -> None:
         """Raise ``ValueError`` unless the density repeats, scores each point alone, and depends on every dimension."""
