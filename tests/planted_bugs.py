@@ -1405,6 +1405,20 @@ BUGS = {
         "found - found <= _MOST_RISE",
         "test_from_draws.py::test_float32_draws_of_a_density_that_rises_at_a_bound_are_not_trusted[0.4]",
     ),
+    "large numbers of float32 taken for counts": Bug(
+        "evidence/from_draws.py",
+        "_fractional",
+        "_narrowest(column)",
+        "column",
+        "test_from_draws.py::test_float32_draws_in_large_units_are_no_whole_numbers",
+    ),
+    "counts with a type of whole numbers taken for float32": Bug(
+        "evidence/from_draws.py",
+        "_check_draws",
+        "_fractional(theta) | integers",
+        "_fractional(theta)",
+        "test_from_draws.py::test_counts_are_whole_numbers",
+    ),
     "draws before a bound judged by their share alone": Bug(
         "evidence/from_draws.py",
         "_Space._part_lost",

@@ -417,6 +417,24 @@ def test_mass_beyond_the_last_number_before_a_bound_is_not_trusted(b, dtype, ver
     assert any("and mass beyond is lost" in words for words in ev.reasons) == (verdict != "trust")
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_float32_draws_in_large_units_are_no_whole_numbers(dtype):
+    """Between 2²⁴ and 2²⁵ the numbers of float32 are even."""
+    draws = (2e7 + 2e6 * rng(7).standard_normal((4, 1000, 1))).astype(np.float32).astype(dtype)
+    assert (draws == draws.round()).mean() > 0.99
+    ev = from_draws(lambda x: -(((x - 2e7) / 2e6) ** 2)[:, 0] / 2, draws)
+    assert ev.verdict[0] == "trust"
+    assert close(ev.total, math.log(2e6) + LOG_2PI / 2, ev.mean_mcse)
+
+
+@pytest.mark.parametrize(
+    "draws", [rng(8).poisson(1e7, (4, 100, 1)), rng(8).poisson(1e3, (4, 100, 1)).astype(np.float32)]
+)
+def test_counts_are_whole_numbers(draws):
+    with pytest.raises(ValueError, match="column 0 whole numbers at 400 of 400 draws"):
+        from_draws(lambda x: stats.poisson(1e7).logpmf(x)[:, 0], draws)
+
+
 @pytest.mark.statistical
 @pytest.mark.parametrize("columns", [1, 4])
 def test_float32_draws_of_a_density_that_is_flat_at_a_bound_are_trusted(columns):

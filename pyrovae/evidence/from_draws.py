@@ -17,7 +17,6 @@ from pyrovae.chain_diagnostics import Checks, check
 from pyrovae.evidence.bridge import bridge
 from pyrovae.evidence.result import LogEvidence, given_of
 from pyrovae.refusals import bad_type, bad_value, shown
-from pyrovae.rounding import WHOLE
 from pyrovae.rows import read_in_double
 from pyrovae.turns import takes_turns
 
@@ -35,6 +34,8 @@ _MOST_ROUNDED = 1e-3
 _EDGE_POINTS, _EDGE_STEPS, _MOST_RISE = 20, 40, math.log(2)
 #: Largest rounding of the density that is no reason to distrust, in nats.
 _MOST_ROUNDING = 0.01
+#: Digits after the point, all zero, by which draws are whole numbers; by chance this has a probability of 10⁻⁹.
+_ENOUGH_DIGITS = 30
 #: Points that log_density is called with at once.
 _ROWS = 1000
 #: arviz splits chains in halves, and has no R-hat of shorter ones.
@@ -313,7 +314,10 @@ class _Space:
         self._maps = {
             i: _from_line(*pair) for i, pair in enumerate(zip(low, high, strict=True)) if owners[i] in ends
         }
-        _check_draws(theta, torch.tensor(low), torch.tensor(high), self.names)
+        integers = [
+            _of_integers(parts[name]) for name, shape in self.shapes.items() for _ in range(shape.numel())
+        ]
+        _check_draws(theta, torch.tensor(low), torch.tensor(high), self.names, torch.tensor(integers))
         self._theta, self._bounds = theta, list(zip(low, high, strict=True))
         self.u = theta.clone()
         for column, onto in self._maps.items():
@@ -419,6 +423,13 @@ def _numbers(value: Any, name: str, labelled: bool) -> Tensor:
     return tensor
 
 
+def _of_integers(value: Any) -> bool:
+    """Return whether numbers have a type of whole numbers."""
+    if isinstance(value, Tensor):
+        return not value.is_floating_point()
+    return np.asarray(value).dtype.kind in "iub"
+
+
 def _bound(key: Any, pair: Any, owners: Sequence[Any]) -> tuple[float, float]:
     """Return a bound as floats; raise ``ValueError`` unless its variable is known and low < high."""
     if key not in owners:
@@ -446,8 +457,11 @@ def _from_line(low: float, high: float) -> Any:
     return biject_to(constraints.less_than(high) if math.isinf(low) else constraints.interval(low, high))
 
 
-def _check_draws(theta: Tensor, low: Tensor, high: Tensor, names: Sequence[str]) -> None:
-    """Raise ``ValueError`` unless draws, shape (chains, draws, dim), move continuously within their bounds."""
+def _check_draws(theta: Tensor, low: Tensor, high: Tensor, names: Sequence[str], integers: Tensor) -> None:
+    """Raise ``ValueError`` unless draws, shape (chains, draws, dim), move continuously within their bounds.
+
+    ``integers`` tells which columns have a type of whole numbers, (dim,).
+    """
     if len(theta.unique(dim=0)) < len(theta):
         raise bad_value(
             "draws",
@@ -462,7 +476,7 @@ def _check_draws(theta: Tensor, low: Tensor, high: Tensor, names: Sequence[str])
         (~torch.isfinite(theta), "finite numbers", "NaN or infinite", "Look for a failed run."),
         (still, "draws that move", "constant", "Leave out what is fixed, in draws and in log_density."),
         (
-            whole & (theta.abs() < WHOLE),  # beyond, all floats are whole
+            whole & (_fractional(theta) | integers),
             "draws of continuous parameters",
             "whole numbers",
             "Sum discrete parameters out of log_density, and leave them out of the draws.",
@@ -483,6 +497,17 @@ def _check_draws(theta: Tensor, low: Tensor, high: Tensor, names: Sequence[str])
                 f"first {theta[chain, draw, column].item():g} at chain {chain}, draw {draw}",
                 fix,
             )
+
+
+def _fractional(theta: Tensor) -> Tensor:
+    """Return which draws, (chains, draws, dim), have digits after the point, in columns with enough of these to be judged by.
+
+    Large floats are all whole: beyond 2⁵³, and beyond 2²³ in float32. Smaller ones are by chance, each digit with probability ½.
+    """
+    columns = [_narrowest(column) for column in theta.unbind(dim=2)]
+    last = torch.tensor([-math.log2(torch.finfo(column.dtype).eps) for column in columns])
+    digits = (last - theta.abs().log2().floor()).clamp(min=0)
+    return (digits > 0) & (digits.sum(dim=(0, 1)) >= _ENOUGH_DIGITS)
 
 
 class _Target:
