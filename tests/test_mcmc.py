@@ -25,7 +25,7 @@ from scipy.signal import lfilter
 
 import pyrovae as pv
 from pyrovae import baselines, noise
-from pyrovae.baselines.mcmc import native
+from pyrovae.baselines.mcmc import chains, native
 from pyrovae.baselines.mcmc.chains import traced, with_gradient
 from pyrovae.evidence.bridge import bridge
 from pyrovae.pair.globals import BayesianModel
@@ -1100,7 +1100,7 @@ def partly_observed(x):
         (off_support, "x: expected values that site 'x' can score.*3 off it, the first -1"),
         (
             below,
-            "x: expected values that site 'x' can score at some draw.*each of 50 draws.*off it, the first -1",
+            "x: expected values that site 'x' can score at some draw.*each of 4000 draws.*off it, the first -1",
         ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -1348,3 +1348,29 @@ def test_chains_start_at_the_prior_where_nothing_is_possible_near_zero():
     mcmc = baselines.PyroMCMC(model, **QUICK).fit(torch.tensor([1e5, 3e5]).double())
     # The posterior is the prior times top⁻²: its mean is 14 − 2 · 0.1².
     assert abs(float(mcmc.posterior["top"].log().mean()) - 13.98) < 0.05
+
+
+def vague_top(x):
+    """One draw of top from the prior in 200 is above 20."""
+    top = pyro.sample("top", dist.Pareto(torch.tensor(0.1).double(), torch.tensor(1.0).double()))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Uniform(0 * top, top, validate_args=False), obs=x)
+
+
+ROWS_BELOW_TOP = torch.tensor([3.0, 20.0, 11.0]).double()
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + 3))
+def test_a_vague_prior_is_searched_for_latents_that_allow_the_rows(seed):
+    options = {"num_samples": 50, "warmup_steps": 50, "num_chains": 2, "seed": seed}
+    mcmc = baselines.PyroMCMC(vague_top, **options).fit(ROWS_BELOW_TOP)
+    assert bool((mcmc.posterior["top"] > 20).all())
+
+
+def test_chains_start_at_points_of_their_own_after_a_search():
+    torch.manual_seed(SEED)
+    joint = BayesianModel(vague_top, {"x": ROWS_BELOW_TOP})
+    with joint.own_settings():
+        starts = chains._search(joint.log_joint, joint, 3)
+        assert len(starts) == 3 == len({float(u) for u in starts})
+        assert all(bool(joint.log_joint(u).isfinite()) for u in [*starts, joint.first])

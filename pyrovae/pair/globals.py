@@ -45,8 +45,9 @@ from pyrovae.torch_private import LinAlgError
 
 # Most numbers, draws × rows, in a block of log-likelihoods.
 _BLOCK = 1 << 21
-# Draws from the prior that tell whether latents move the support of an observed site, and that search for one that allows the rows.
-_FEW_DRAWS, _PRIOR_DRAWS = 4, 50
+# Draws from the prior that tell whether latents move the support of an observed site, and most draws that search for one that
+# allows the rows: one is found with a probability of 98 % if a draw in a thousand does.
+_FEW_DRAWS, PRIOR_DRAWS = 4, 4000
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,8 @@ class BayesianModel:
                 sites = self._first_run(draws)
                 self._places = _places(sites)
                 self.dim = max(place.entries.stop for place in self._places.values())
+                #: u at which the rows are on the supports that latents move, if there is one; else of any draw from the prior.
+                self.first = self._u_of(sites)
                 self._check_it_repeats()
             try:
                 with draws:
@@ -322,13 +325,14 @@ class BayesianModel:
     def from_prior(self) -> Tensor:
         """Return u of a draw of the latents from the prior, shape (dim,). Call it within ``own_settings()``."""
         with _DrawsInDouble():
-            sites = at_some_draw(lambda: sample_sites(self.model, self.batch))
-        return torch.cat(
-            [
-                biject_to(sites[name]["fn"].support).inv(sites[name]["value"]).flatten()
-                for name in self._places
-            ]
-        ).detach()
+            return self._u_of(at_some_draw(lambda: sample_sites(self.model, self.batch)))
+
+    def _u_of(self, sites: Sites) -> Tensor:
+        """Return u of the latents of a run, shape (dim,)."""
+        parts = [
+            biject_to(sites[name]["fn"].support).inv(sites[name]["value"]).flatten() for name in self._places
+        ]
+        return torch.cat(parts).detach()
 
     @property
     def site_names(self) -> list[str]:
@@ -421,7 +425,7 @@ class BayesianModel:
                 raise bad_value(
                     "x",
                     f"values that site {name!r} can score at some draw of the latents that its support depends on",
-                    f"values off it at each of {_PRIOR_DRAWS} draws from the prior; at one, {_off(sites[name], off)}",
+                    f"values off it at each of {PRIOR_DRAWS} draws from the prior; at one, {_off(sites[name], off)}",
                     "Give these latents a prior that reaches the values, or choose another likelihood.",
                 )
             if off is not None:
@@ -460,7 +464,7 @@ class BayesianModel:
             for name in unsure
             if any(name in other and supports.differ(sites[name]["fn"], other[name]["fn"]) for other in runs)
         )
-        for number in range(_PRIOR_DRAWS if self._moving else 0):
+        for number in range(PRIOR_DRAWS if self._moving else 0):
             other = runs[number] if number < len(runs) else at_some_draw(drawn)
             if all(name in other and masks.off_support(other[name]) is None for name in self._moving):
                 return other

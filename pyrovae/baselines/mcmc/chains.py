@@ -12,14 +12,14 @@ from torch import Tensor
 
 from pyrovae import noise
 from pyrovae.baselines.mcmc import native
-from pyrovae.pair.globals import BayesianModel, not_one_density
+from pyrovae.pair.globals import PRIOR_DRAWS, BayesianModel, not_one_density
 from pyrovae.progress import Progress
 from pyrovae.refusals import bad_value
 from pyrovae.tracing import TracedDensity, Untraceable
 
 LogJoint = Callable[[Tensor], Tensor]
 
-#: Number of tries for a start, uniform on (−2, 2) in unconstrained space as in Stan, and then as many from the prior.
+#: Number of tries of a chain for a start, uniform on (−2, 2) in unconstrained space as in Stan.
 _STARTS = 100
 
 
@@ -59,10 +59,14 @@ def run_nuts(
         if density is not None and density.pays(steps * native.CALLS_A_STEP):
             with suppress(Untraceable):  # the graph then runs as it is
                 density.compile()
+        searched: list[Tensor] = []  # by the first chain that finds no start near zero, for all chains
         for chain in range(num_chains):
             key = noise.derive(seed, noise.Stream.STEP, chain)
             with noise.seeded(key):
                 start = _start(log_joint, joint)
+                if start is None:
+                    searched = searched or _search(log_joint, joint, num_chains)
+                    start = searched[chain % len(searched)]
                 run: dict[str, Any] = {
                     "warmup_steps": warmup_steps,
                     "num_samples": num_samples,
@@ -129,18 +133,38 @@ def _check_traced(log_joint: LogJoint, joint: BayesianModel, u: Tensor) -> None:
         )
 
 
-def _start(log_joint: LogJoint, joint: BayesianModel) -> Tensor:
-    """Return a start of finite density and gradient, shape (dim,)."""
-    for number in range(2 * _STARTS):
-        near = number < _STARTS
-        u = (torch.rand(joint.dim, dtype=torch.float64) * 4 - 2) if near else joint.from_prior()
-        density = log_joint(u.requires_grad_())
-        (gradient,) = torch.autograd.grad(density, u, allow_unused=True)
-        if gradient is not None and bool(torch.isfinite(density)) and bool(torch.isfinite(gradient).all()):
-            return u.detach()
-    raise bad_value(
-        "model",
-        "a density that is finite somewhere in (−2, 2) of its unconstrained space, or at a draw from the prior",
-        f"none at {2 * _STARTS} starts",
-        "Check the scales of the priors, and that the likelihood can score x.",
-    )
+def _start(log_joint: LogJoint, joint: BayesianModel) -> Tensor | None:
+    """Return a random start of finite density and gradient near zero, shape (dim,); None if none was found."""
+    tries = (torch.rand(joint.dim, dtype=torch.float64) * 4 - 2 for _ in range(_STARTS))
+    return next((u for u in tries if _is_finite(log_joint, u)), None)
+
+
+def _is_finite(log_joint: LogJoint, u: Tensor) -> bool:
+    """Return whether density and gradient are finite at u."""
+    at = u.clone().requires_grad_()
+    density = log_joint(at)
+    (gradient,) = torch.autograd.grad(density, at, allow_unused=True)
+    return gradient is not None and bool(torch.isfinite(density)) and bool(torch.isfinite(gradient).all())
+
+
+def _search(log_joint: LogJoint, joint: BayesianModel, number: int) -> list[Tensor]:
+    """Return up to ``number`` starts, from many draws of the prior; raise ``ValueError`` if there are none.
+
+    The model's first run, which may have been searched for, comes last, where there are too few.
+    """
+    found: list[Tensor] = []
+    for _ in range(0, PRIOR_DRAWS, _STARTS):
+        u = torch.stack([joint.from_prior() for _ in range(_STARTS)])
+        possible = torch.isfinite(joint.log_joints(u))
+        found += [vector for vector in u[possible] if _is_finite(log_joint, vector)]
+        if len(found) >= number:
+            return found[:number]
+    found += [joint.first] if _is_finite(log_joint, joint.first) else []
+    if not found:
+        raise bad_value(
+            "model",
+            "a density that is finite somewhere in (−2, 2) of its unconstrained space, or at a draw from the prior",
+            f"none at {PRIOR_DRAWS + _STARTS} starts",
+            "Check the scales of the priors, and that the likelihood can score x.",
+        )
+    return found
