@@ -46,6 +46,7 @@ ROOMS = [
     "encoders",
     "tables",
     "parameters",
+    "python_values",
     "model",
     "pair",
     "tracing",

@@ -5,9 +5,11 @@ import copy
 import dataclasses
 import functools
 import inspect
+import itertools
 import math
 import random
 import re
+import types
 
 import numpy as np
 import pyro
@@ -1028,6 +1030,18 @@ def test_parameters_out_of_sight_are_refused():
     pv.fit(pv.LatentVariableModel(model, guide), binary_rows(), epochs=1)
 
 
+@pytest.mark.parametrize("kind", [RenyiELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO])
+def test_plates_are_counted_before_the_noise_of_the_first_step(kind):
+    """A loss object that has counted them before gives the same numbers."""
+    loss = kind(num_particles=3, vectorize_particles=True, strict_enumeration_warning=False)
+    frames = []
+    for _ in range(2):
+        vae = small_vae()
+        frames.append(pv.fit(vae, binary_rows(), epochs=2, batch_size=50, loss=loss, compile=False).frame)
+    assert frames[0]["loss"].equals(frames[1]["loss"])
+    assert loss.max_plate_nesting == 2  # the rows, and the particles left of them
+
+
 def test_renyi_needs_one_plate():
     """With z and x in two plates its logarithm is taken of the wrong sum (PITFALLS 3)."""
 
@@ -1754,7 +1768,7 @@ def zero_gradient(parameter):
 @pytest.mark.parametrize(
     ("what", "steps"),
     [
-        ("counts", "eager: attributes of modules change from call to call"),
+        ("counts", "eager: Python values change from call to call, such as 'calls' of a Decoder"),
         ("replaces a buffer", "eager: buffer seen is replaced at every call instead of changed in place"),
         ("hooks on gradients", "eager: hooks on the gradients of parameters"),
         ("indexes with a buffer", "traced"),
@@ -1776,6 +1790,118 @@ def test_what_a_trace_would_not_see_runs_eagerly(what, steps, monkeypatch):
     assert history.steps == steps
     for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+STEPS = {"global": 0}
+
+
+class Staged(Trace_ELBO):
+    """Half the loss for ten calls, and then the whole."""
+
+    calls = 0
+
+    def differentiable_loss(self, *args, **kwargs):
+        self.calls += 1
+        return (0.5 if self.calls <= 10 else 1.0) * super().differentiable_loss(*args, **kwargs)
+
+
+class Counting(torch.nn.Module):
+    """A VAE's logits, halved for ten steps, which it counts in one of several places."""
+
+    in_class, first = 0, 1
+
+    def __init__(self, place):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 6, dtype=torch.float64)
+        in_closure, in_dict, in_list, in_object = 0, {"steps": 0}, [0], types.SimpleNamespace(steps=0)
+        self.unseen, self.in_dict, self.in_object = itertools.count(self.first), {"deep": in_dict}, in_object
+
+        def in_a_closure():
+            nonlocal in_closure
+            in_closure += 1
+            return in_closure
+
+        def in_a_list():
+            in_list[0] += 1
+            return in_list[0]
+
+        self.count = {"closure": in_a_closure, "list": in_a_list}.get(place, getattr(self, f"_{place}", None))
+
+    def _class(self):
+        Counting.in_class += 1
+        return Counting.in_class
+
+    def _global(self):
+        STEPS["global"] += 1
+        return STEPS["global"]
+
+    def _dict(self):
+        self.in_dict["deep"]["steps"] += 1
+        return self.in_dict["deep"]["steps"]
+
+    def _object(self):
+        self.in_object.steps += 1
+        return self.in_object.steps
+
+    def _iterator(self):
+        return next(self.unseen)
+
+    def forward(self, z):
+        started = self.count is None or not self.training or self.count() > 10
+        return self.layer(z) * (1.0 if started else 0.5)
+
+
+def counted(place, how):
+    """A fit of 24 steps, six an epoch, in which something counts them."""
+    torch.manual_seed(0)
+    Counting.in_class = STEPS["global"] = 0
+    encoder = pv.encoders.DiagonalNormal(torch.nn.Linear(6, 4, dtype=torch.float64))
+    likelihood = pv.likelihoods.Bernoulli(Counting(place))
+    pair = pv.VAE(pv.priors.StandardNormal(2), likelihood, encoder).double()
+    loss = Staged() if place == "objective" else Trace_ELBO()
+    history = pv.fit(pair, X.double(), epochs=4, batch_size=16, loss=loss, compile=how)
+    return pair, history.steps, loss
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        ("objective", "'calls' of a Staged"),
+        ("closure", "a variable of a closure"),
+        ("list", "0 of a list"),
+        ("class", "'in_class' of a Counting"),
+        ("global", "'global' of a dict"),
+        ("dict", "'steps' of a dict"),
+        ("object", "'steps' of a SimpleNamespace"),
+    ],
+)
+def test_counters_of_steps_are_found_wherever_python_keeps_them(place, named, monkeypatch):
+    """A trace would hold the count of its first call, and thus half the loss for good."""
+    monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
+    (one, _, first), (two, steps, second) = counted(place, False), counted(place, "auto")
+    assert steps == f"eager: Python values change from call to call, such as {named}"
+    assert same(parameters(one), parameters(two))
+    assert first.__dict__ == second.__dict__
+    assert getattr(first, "calls", 24) == 24
+
+
+def test_counters_out_of_sight_are_found_by_later_comparisons(monkeypatch):
+    """Every comparison counts, too."""
+    monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
+    assert counted("iterator", "auto")[1] == "traced"
+    monkeypatch.setattr(loop, "_COMPARED", 6)
+    monkeypatch.setattr(Counting, "first", 7)  # traces of both sizes count to 10
+    steps = counted("iterator", "auto")[1]
+    assert steps.startswith("eager: in epoch 2, with other rows and noise it does not compute")
+
+
+@pytest.mark.parametrize("steps_an_epoch", [1, 25, 470, 5000])
+def test_comparisons_take_a_hundredth_of_many_steps(steps_an_epoch):
+    """Some 40 small steps each, and the first after 250 steps."""
+    for epochs in (1, 2, 10, 100):
+        steps = epochs * steps_an_epoch
+        assert (loop._comparisons(steps) > 0) == (steps >= 250)
+        assert loop._comparisons(steps) <= steps // 4000 + 4
 
 
 def test_hooks_of_an_optimizer_are_called(inside):

@@ -27,7 +27,7 @@ from pyrovae.pair.moments import (
     posterior_moments,
 )
 from pyrovae.pair.row_model import LogJoint, RowModel
-from pyrovae.pair.running import Batch, Latents, Structure, loss
+from pyrovae.pair.running import Batch, Latents, Structure, guess_nesting, loss
 
 __all__ = [
     "Batch",
@@ -44,6 +44,7 @@ __all__ = [
     "check_every_leaf",
     "check_have_means",
     "check_supports",
+    "guess_nesting",
     "guide_moments",
     "inspect",
     "lacking",

@@ -20,7 +20,7 @@ from pyrovae import noise
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair.row_model import LogJoint, RowModel
 from pyrovae.pair.running import Batch, Structure, flat, take
-from pyrovae.parameters import plain_attributes
+from pyrovae.python_values import values_of_call
 
 # Parts of the pair that the three terms belong to.
 _TERMS = ("the guide's log Q(z | x)", "the model's log P(z)", "the model's log P(x | z)")
@@ -115,10 +115,10 @@ def parameters_digest(pair: LatentVariableModel) -> str:
 
 
 @contextmanager
-def left_as_found(pair: LatentVariableModel) -> Iterator[None]:
-    """Run a block, then restore the buffers of the pair's modules, their plain attributes and its parameter store."""
+def left_as_found(pair: LatentVariableModel, objective: object = None) -> Iterator[None]:
+    """Run a block, then restore the pair's buffers, its parameter store, and plain values of pair and objective."""
     modules = list({id(module): module for module in pair.every_module()}.values())
-    attributes = [(module, plain_attributes(module)) for module in modules]
+    values = values_of_call(pair, objective)
     buffers = [
         (module._buffers, name, buffer, buffer.clone())
         for module in modules
@@ -129,8 +129,7 @@ def left_as_found(pair: LatentVariableModel) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, plain in attributes:
-            vars(module).update(plain)
+        values.restore()
         with torch.no_grad():
             for held, name, buffer, value in buffers:
                 held[name] = buffer

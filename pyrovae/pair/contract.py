@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyrovae import noise, supports
 from pyrovae.model import LatentVariableModel
+from pyrovae.pair.behaviour import left_as_found
 from pyrovae.pair.row_model import RowModel
 from pyrovae.pair.running import (
     Batch,
@@ -363,7 +364,12 @@ def check_every_leaf(pair: LatentVariableModel, objective: Any, batch: Batch, se
     if not hasattr(objective, "differentiable_loss"):
         return
     rows = take(batch, slice(2))
-    with pair.evaluating(), torch.enable_grad(), noise.seeded(seed, batch["x"].device):
+    with (
+        left_as_found(pair, objective),
+        pair.evaluating(),
+        torch.enable_grad(),
+        noise.seeded(seed, batch["x"].device),
+    ):
         total = loss(pair, objective, rows, len(rows["x"]), kl_weight=1.0)
     known = {id(p) for p in pair.parameters()}
     waiting, visited = [getattr(total, "grad_fn", None)], set()

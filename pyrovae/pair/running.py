@@ -6,6 +6,7 @@ Latents are a dict from site name to value, in the layout that Pyro gives them u
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.distributions.util import scale_and_mask
+from pyro.infer import TraceEnum_ELBO
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyrovae import supports
+from pyrovae import noise, supports
 from pyrovae.model import LatentVariableModel
 from pyrovae.refusals import Refused, bad_value
 
@@ -188,6 +190,22 @@ def loss(
         args, kwargs = arguments(batch)
         parts = (scaled(part_for(pair, part, batch)) for part in ("model", "guide"))
         return compute(*parts, *args, **kwargs)
+
+
+def guess_nesting(pair: LatentVariableModel, objective: Any, batch: Batch, seed: int) -> None:
+    """Let an objective that counts the pair's plates do so now, on two rows, in ``eval()`` mode.
+
+    Pyro's objectives otherwise count them inside the first loss, by a run that takes random numbers from it.
+    """
+    guesses = objective.vectorize_particles or isinstance(objective, TraceEnum_ELBO)
+    if not guesses or objective.max_plate_nesting != math.inf:
+        return
+    rows = take(batch, slice(2))
+    args, kwargs = arguments(rows)
+    with pair.evaluating(), pair.own_parameters(), noise.seeded(seed, rows["x"].device):
+        objective._guess_max_plate_nesting(
+            part_for(pair, "model", rows), part_for(pair, "guide", rows), args, kwargs
+        )
 
 
 class _Weigh(poutine.messenger.Messenger):

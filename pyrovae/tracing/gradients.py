@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyrovae import noise
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import Batch
-from pyrovae.parameters import plain_attributes
+from pyrovae.python_values import values_of_call
 from pyrovae.tracing.drawing import Noise, Untraceable
 from pyrovae.tracing.graphs import Graph, agree, only_torch_draws, trace, unchanged, untraceable
 
@@ -43,6 +43,7 @@ def trace_gradients(
     num_rows: int,
     parameters: list[nn.Parameter],
     annealed: bool,
+    objective: object = None,
 ) -> Gradients:
     """Return the graph of a minibatch's loss.
 
@@ -55,6 +56,7 @@ def trace_gradients(
         num_rows: of the data set.
         parameters: those that may have gradients.
         annealed: whether the KL weight is an input; otherwise it is 1.
+        objective: what ``loss`` calls beside the pair, whose Python values must not change either.
 
     Raises:
         Untraceable: the loss cannot be traced.
@@ -84,16 +86,16 @@ def trace_gradients(
     weights = [torch.ones((), dtype=dtype, device=device)] if annealed else []
 
     def check() -> None:
-        with untraceable(), _as_before(pair, 1, device):
+        with untraceable(), _as_before(pair, 1, device, objective):
             expected = gradients(last, 0.5 if annealed else 1.0)
         drawn.draw([1])
-        with untraceable(), _as_before(pair, 1, device), torch.no_grad():
+        with untraceable(), _as_before(pair, 1, device, objective), torch.no_grad():
             halves = [weight / 2 for weight in weights]
             came = graph.module(*last.values(), *halves, *graph.tensors, *drawn.views(drawn.flat, 0))
         if not agree(came, expected, math.sqrt(torch.finfo(pair.dtype or dtype).eps)):
             raise Untraceable("with other rows and noise it does not compute what the trace computes")
 
-    with untraceable(), _as_before(pair, 0, device):
+    with untraceable(), _as_before(pair, 0, device, objective):
         graph = trace(traced, [*first.values(), *weights])
     if {*map(id, graph.changed)} - {id(buffer) for *_, buffer in _buffers(pair)}:
         raise Untraceable("it changes a tensor that is not a buffer of a module")
@@ -134,15 +136,16 @@ def _buffers(pair: LatentVariableModel) -> list[tuple[dict[str, Tensor | None], 
 
 
 @contextmanager
-def _as_before(pair: LatentVariableModel, seed: int, device: torch.device) -> Iterator[None]:
+def _as_before(
+    pair: LatentVariableModel, seed: int, device: torch.device, objective: object
+) -> Iterator[None]:
     """Run a block as a training step with noise from a seed, and leave the pair as it was.
 
     Raises:
-        Untraceable: the block replaced a buffer, changed attributes of modules, or drew random numbers outside torch.
+        Untraceable: the block replaced a buffer, changed a Python value, or drew random numbers outside torch.
     """
     pair.zero_grad(set_to_none=True)
-    known, places = pair.described(), _buffers(pair)
-    attributes = [(module, plain_attributes(module)) for module in pair.every_module()]
+    values, places = values_of_call(pair, objective), _buffers(pair)
     try:
         with (
             unchanged([buffer for *_, buffer in places]),
@@ -156,12 +159,13 @@ def _as_before(pair: LatentVariableModel, seed: int, device: torch.device) -> It
         replaced = [place for place in places if place[0][place[1]] is not place[2]]
         for held, name, buffer in replaced:
             held[name] = buffer
+        changed = values.changed()
+        if changed is not None:
+            values.restore()
     if replaced:
         raise Untraceable(f"buffer {replaced[0][1]} is replaced at every call instead of changed in place")
-    if pair.described() != known:
-        for module, plain in attributes:
-            vars(module).update(plain)
-        raise Untraceable("attributes of modules change from call to call")
+    if changed is not None:
+        raise Untraceable(f"Python values change from call to call, such as {changed}")
 
 
 class _Weight(float):

@@ -74,7 +74,7 @@ class FitAnswers:
         found = torch.full((len(state.parameters), 2), torch.nan, dtype=torch.float64)
         loss = torch.tensor(torch.nan, dtype=torch.float64)
         buffers = torch.full((len(state.buffers), 2), torch.nan, dtype=torch.float64)
-        with left_as_found(state.pair):
+        with left_as_found(state.pair, state.objective):
             try:
                 loss = torch.tensor(differentiate(state, self.minibatch, key, 1.0).total, dtype=torch.float64)
                 for shares, parameter in zip(found, state.parameters, strict=True):

@@ -43,6 +43,8 @@ Callback = Callable[[dict[str, float], LatentVariableModel], bool | None]
 
 # The fit stops after so many skipped steps in a row, or an epoch's number of steps if that is larger.
 _MOST_SKIPPED = 10
+# A trace is compared with Pyro after every so many steps, and earlier after halves of it.
+_COMPARED = 4000
 
 
 @dataclass
@@ -258,7 +260,7 @@ class Loop:
         if self._traced is None:
             return None
         try:
-            if self._others and self._epoch and not self._so_far.number:  # epoch 0 was checked by tracing
+            if not self._so_far.number and self._looks_again:
                 # At the tracing's precision, because rounded products could differ by more than the tolerance.
                 with products("highest"):
                     self._traced.graph.check()
@@ -271,6 +273,14 @@ class Loop:
                 raise refused(why) from why
             self._traced, self.history.steps = None, f"eager: {why}"
             return None
+
+    @property
+    def _looks_again(self) -> bool:
+        """Return whether this epoch begins with a comparison of the trace with Pyro. Tracing did so before epoch 0."""
+        if not self._epoch or self._others:
+            return self._epoch > 0
+        before, now = (_comparisons(epoch * self.steps_an_epoch) for epoch in (self._epoch - 1, self._epoch))
+        return now > before
 
     def _take(self, chunk: int, rows: Tensor, lrs: list[float], bar: Progress) -> None:
         """Take one step on one minibatch, given by rows of a chunk."""
@@ -559,6 +569,14 @@ class _Memory:
                 )
             if (tensor.data_ptr(), tensor.stride()) != (here.data_ptr(), here.stride()):
                 tensor.data = here.copy_(tensor.detach().clone())
+
+
+def _comparisons(steps: int) -> int:
+    """Return how often a fit of so many steps compares its trace with Pyro, if no code of others runs between them.
+
+    A comparison costs as much as some 40 small steps.
+    """
+    return steps // _COMPARED + sum(steps >= _COMPARED >> halved for halved in range(1, 5))
 
 
 def _copies(pair: LatentVariableModel) -> dict[str, Tensor]:

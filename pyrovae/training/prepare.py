@@ -8,7 +8,7 @@ from typing import Any
 from pyrovae import threads
 from pyrovae.evaluation import Evaluation
 from pyrovae.model import LatentVariableModel
-from pyrovae.pair import Batch, RowModel, check_every_leaf, inspect
+from pyrovae.pair import Batch, RowModel, check_every_leaf, guess_nesting, inspect
 from pyrovae.refusals import Refused, bad_type, bad_value
 from pyrovae.rows import restored
 from pyrovae.training.answers import FitAnswers
@@ -98,6 +98,7 @@ def prepare(
     optimizer = make_optimizer(plan.optimizer, [p for p in pair.parameters() if p.requires_grad], plan.lr)
     state = State(pair, optimizer, objective, len(rows), plan.clip_norm, plan.binarize)
     schedule = make_scheduler(plan.scheduler, optimizer)
+    guess_nesting(pair, objective, shown, plan.seed)
     check_every_leaf(pair, objective, shown, plan.seed)
     if 1 in rows.sizes(plan.batch_size):
         check_one_row(state, model, shown, plan.batch_size, plan.seed)

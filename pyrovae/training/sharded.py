@@ -77,7 +77,14 @@ class ParallelStep:
         def traced(count: int) -> tracing.Gradients:
             data = rows.shown(size)
             return tracing.trace_gradients(
-                state.pair, state.loss, data, count, state.num_rows, state.parameters, annealed
+                state.pair,
+                state.loss,
+                data,
+                count,
+                state.num_rows,
+                state.parameters,
+                annealed,
+                state.objective,
             )
 
         #: Of the whole minibatch.

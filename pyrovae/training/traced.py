@@ -136,6 +136,7 @@ class Traced:
                 state.num_rows,
                 state.parameters,
                 annealed,
+                state.objective,
             )
             for size in sorted({size for sizes in ways for size in sizes})
         }

@@ -1,0 +1,210 @@
+"""Numbers and strings that a model or an objective keeps in Python: in attributes, containers, closures and globals.
+
+A trace holds these as constants, so it is wrong as soon as a call changes one of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, MutableMapping, MutableSequence
+from types import CellType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+_PLAIN = (bool, int, float, complex, str, bytes, np.generic, type(None))
+# Code of these packages is not searched.
+_LIBRARIES = frozenset(
+    {"torch", "pyro", "pyrovae", "numpy", "pandas", "scipy", "zuko", "builtins", "functools", "collections"}
+)
+_OF_TORCH = frozenset(vars(nn.Module()))  # what every module has, such as its mode and its hooks
+_DEEPEST, _MOST = 6, 1000  # objects from a root to a value; entries of a container
+
+_Place = tuple[Any, Any]  # what holds a value, and the value's name or number there
+
+
+class PythonValues:
+    """The plain values that some objects refer to, as they were when this was made.
+
+    Args:
+        roots: modules, functions and other objects.
+
+    Example:
+        >>> state = {"step": 0}
+        >>> before = PythonValues([state])
+        >>> state["step"] += 1
+        >>> before.changed()
+        "'step' of a dict"
+        >>> before.restore()
+        >>> state
+        {'step': 0}
+    """
+
+    def __init__(self, roots: Iterable[Any]) -> None:
+        self._visited: dict[int, Any] = {}  # keeps the objects, so that no two have one id
+        self._holders: list[tuple[Any, frozenset[str] | None, dict[Any, Any]]] = []
+        for root in roots:
+            self._visit(root, 0)
+
+    def changed(self) -> str | None:
+        """Return the first value that has changed, in words; None if none has."""
+        for holder, names, before in self._holders:
+            now = _entries(holder, names)
+            for key in {**before, **now}:
+                a, b = before.get(key, _Missing), now.get(key, _Missing)
+                if not _same(a, b):
+                    return _described(holder, key)
+        return None
+
+    def restore(self) -> None:
+        """Give every plain value that has changed its earlier value."""
+        for holder, names, before in self._holders:
+            now = _entries(holder, names)
+            if isinstance(holder, MutableSequence) and len(now) != len(before):
+                holder.clear()
+                holder.extend(before.values())
+                continue
+            for key in now:
+                if key not in before and _is_plain(now[key]):
+                    _remove(holder, key)
+            for key, value in before.items():
+                if _is_plain(value) and not _same(value, now.get(key, _Missing)):
+                    _set(holder, key, value)
+
+    def _visit(self, value: Any, depth: int) -> None:
+        if isinstance(value, _PLAIN) or id(value) in self._visited or depth > _DEEPEST:
+            return
+        self._visited[id(value)] = value
+        if isinstance(value, functools.partial):
+            for part in (value.func, value.args, value.keywords):
+                self._visit(part, depth + 1)
+        elif isinstance(value, MethodType):
+            self._visit(value.__self__, depth + 1)
+            self._visit(value.__func__, depth + 1)
+        elif isinstance(value, FunctionType):
+            self._visit_function(value, depth)
+        elif isinstance(value, CellType):
+            self._hold(value, None, depth)
+        elif isinstance(value, type):
+            if not _of_library(value):
+                self._hold(value, None, depth)
+        elif isinstance(value, Mapping | list | tuple | set | frozenset | deque):
+            if len(value) <= _MOST and isinstance(value, MutableMapping | MutableSequence):
+                self._hold(value, None, depth)
+            elif len(value) <= _MOST:
+                for part in value.values() if isinstance(value, Mapping) else value:
+                    self._visit(part, depth + 1)
+        elif isinstance(value, ModuleType):
+            return  # of its values, those that a function names are held
+        elif isinstance(value, nn.Module) or (hasattr(value, "__dict__") and not _of_library(type(value))):
+            self._hold(value, None, depth)
+            for kind in type(value).__mro__:
+                self._visit(kind, depth + 1)
+
+    def _visit_function(self, function: FunctionType, depth: int) -> None:
+        if _of_library(function):
+            wrapped = getattr(function, "__wrapped__", None)
+            if wrapped is not None:
+                self._visit(wrapped, depth + 1)
+            return
+        for cell in function.__closure__ or ():
+            self._visit(cell, depth + 1)
+        names = frozenset(_names(function.__code__))
+        self._hold(function.__globals__, names, depth)
+        for name in names & function.__globals__.keys():
+            if isinstance(module := function.__globals__[name], ModuleType) and not _of_library(module):
+                self._hold(vars(module), names, depth)
+        self._visit(getattr(function, "__wrapped__", None), depth + 1)
+
+    def _hold(self, holder: Any, names: frozenset[str] | None, depth: int) -> None:
+        entries = _entries(holder, names)
+        self._holders.append((holder, names, entries))
+        for value in entries.values():
+            self._visit(value, depth + 1)
+
+
+class _Missing:
+    """Stands for a value that is not there."""
+
+
+def _names(code: Any) -> Iterable[str]:
+    """Yield the names that a function's code uses, and those of functions defined in it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if hasattr(constant, "co_names"):
+            yield from _names(constant)
+
+
+def _of_library(thing: Any) -> bool:
+    """Return whether a class, function or module belongs to a package that keeps no values of the user."""
+    name = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None)
+    return not isinstance(name, str) or name.partition(".")[0] in _LIBRARIES
+
+
+def _entries(holder: Any, names: frozenset[str] | None) -> dict[Any, Any]:
+    """Return what an object holds, by name or number; of a dict of globals only some names."""
+    if isinstance(holder, CellType):
+        try:
+            return {"": holder.cell_contents}
+        except ValueError:  # not yet assigned
+            return {}
+    if names is not None:
+        return {name: holder[name] for name in names if name in holder}
+    if isinstance(holder, type):
+        return {k: v for k, v in vars(holder).items() if not (k.startswith("__") and k.endswith("__"))}
+    if isinstance(holder, MutableMapping):
+        return dict(holder)
+    if isinstance(holder, MutableSequence):
+        return dict(enumerate(holder))
+    skipped = _OF_TORCH if isinstance(holder, nn.Module) else frozenset[str]()
+    return {name: value for name, value in vars(holder).items() if name not in skipped}
+
+
+def _set(holder: Any, key: Any, value: Any) -> None:
+    if isinstance(holder, CellType):
+        holder.cell_contents = value
+    elif isinstance(holder, type):
+        setattr(holder, key, value)
+    elif isinstance(holder, MutableMapping | MutableSequence):
+        holder[key] = value
+    else:
+        vars(holder)[key] = value
+
+
+def _remove(holder: Any, key: Any) -> None:
+    if isinstance(holder, type):
+        delattr(holder, key)
+    elif isinstance(holder, MutableMapping):
+        del holder[key]
+    elif not isinstance(holder, CellType | MutableSequence):
+        del vars(holder)[key]
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Return whether plain values are equal. Other values count as equal, because caches are replaced at every call."""
+    if not (_is_plain(a) or _is_plain(b)):
+        return True
+    if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
+        return True
+    return type(a) is type(b) and bool(a == b)
+
+
+def _described(holder: Any, key: Any) -> str:
+    if isinstance(holder, CellType):
+        return "a variable of a closure"
+    owner = holder.__name__ if isinstance(holder, type) else type(holder).__name__
+    if isinstance(holder, dict) and "__name__" in holder and "__builtins__" in holder:
+        return f"{key!r} of module {holder['__name__']}"
+    return f"{key!r} of a{'n' if owner[:1] in 'AEIOUaeio' else ''} {owner}"
+
+
+def values_of_call(pair: Any, objective: Any = None) -> PythonValues:
+    """Return the plain values that a pair's model and guide, its modules and an objective refer to."""
+    return PythonValues([*pair.every_module(), pair.model, pair.guide, objective])
