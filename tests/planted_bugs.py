@@ -2990,6 +2990,20 @@ BUGS = {
         "False",
         "test_training.py::test_counters_out_of_sight_are_found_by_later_comparisons",
     ),
+    "evaluations with the count of an earlier epoch": Bug(
+        "training/loop.py",
+        "Loop._evaluate",
+        "self._traced is None or ",
+        "",
+        "test_training.py::test_evaluations_between_eager_steps_see_what_these_count",
+    ),
+    "a graph of the evaluation for every count": Bug(
+        "tracing/evaluation.py",
+        "Runner._prepared",
+        "self._outdated.add(without)",
+        "pass",
+        "test_training.py::test_evaluations_between_eager_steps_see_what_these_count",
+    ),
     "plates counted in the noise of a step": Bug(
         "training/prepare.py",
         "prepare",

@@ -1895,6 +1895,36 @@ def test_counters_out_of_sight_are_found_by_later_comparisons(monkeypatch):
     assert steps.startswith("eager: in epoch 2, with other rows and noise it does not compute")
 
 
+class Growing(torch.nn.Module):
+    """Logits that grow with the number of training steps, counted in a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.state = torch.nn.Linear(2, 6, dtype=torch.float64), {"steps": 0}
+
+    def forward(self, z):
+        self.state["steps"] += self.training
+        return self.layer(z) * (2 - 0.9 ** self.state["steps"])
+
+
+def test_evaluations_between_eager_steps_see_what_these_count(monkeypatch):
+    """A graph of the evaluation would hold the count of its first epoch. One is made, and none after it was wrong."""
+    monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
+    monkeypatch.setattr(tracing.evaluation, "_TRACING_PAYS", 0)
+    kind, made = tracing.evaluation._Traced, []
+    monkeypatch.setattr(tracing.evaluation, "_Traced", lambda *a: made.append(1) or kind(*a))
+    frames = []
+    for how in (False, "auto"):
+        torch.manual_seed(0)
+        encoder = pv.encoders.DiagonalNormal(torch.nn.Linear(6, 4, dtype=torch.float64))
+        pair = pv.VAE(pv.priors.StandardNormal(2), pv.likelihoods.Bernoulli(Growing()), encoder).double()
+        history = pv.fit(pair, X.double(), epochs=6, batch_size=16, validation=X[:20].double(), compile=how)
+        frames.append(history.frame)
+    assert history.steps.startswith("eager: Python values change")
+    np.testing.assert_allclose(frames[0]["validation_elbo"], frames[1]["validation_elbo"], rtol=1e-10)
+    assert len(made) == 1
+
+
 @pytest.mark.parametrize("steps_an_epoch", [1, 25, 470, 5000])
 def test_comparisons_take_a_hundredth_of_many_steps(steps_an_epoch):
     """Some 40 small steps each, and the first after 250 steps."""

@@ -27,7 +27,7 @@ _KEPT = 8  # graphs for each pair
 # more (benchmarks/speed.py evaluate). The rule uses shapes and no clock, because compiling changes the last digits.
 _TRACING_PAYS = 1 << 28
 _COMPILING_PAYS = 1 << 31
-
+_DIFFERS = "with other rows and noise it does not compute what the trace computes"
 
 Function = Callable[..., Sequence[Tensor]]
 
@@ -111,6 +111,7 @@ class Runner:
         self._ready: dict[Hashable, _Traced | None] = {}
         self._tried: dict[Hashable, object] = {}
         self._made: set[Hashable] = set()
+        self._outdated: set[Hashable] = set()  # calls whose graphs Python values have outdated before
         self._seen = _surroundings(model)
         #: Why a graph that would have paid was not traced or compiled; None if all were.
         self.reason: str | None = None
@@ -147,7 +148,8 @@ class Runner:
     def renew(self, others: bool = False) -> None:
         """Compare graphs with their functions again if the pair's tensors or modules have been replaced.
 
-        Also if ``others`` says that user code has run, which may have changed Python values.
+        Also if ``others`` says that user code has run, which may have changed Python values. A call whose graph they have
+        outdated once is computed by Pyro from then on, because another graph may be outdated as soon.
         """
         now = _surroundings(self._model)
         if others or now != self._seen:
@@ -156,12 +158,14 @@ class Runner:
 
     def _prepared(self, key: tuple[Hashable, ...], call: Call, compiled: bool, required: bool) -> _Traced:
         """Return the graph, after checking that it computes what the function computes."""
+        if key in self._outdated:
+            raise Untraceable(_DIFFERS)
         unable = why_not_compiled(call.inputs[0].device) if compiled else None
         if unable is not None:
             if required:
                 raise Untraceable(unable)
             self.reason, compiled = unable, False
-        key = (*key, compiled, _surroundings(self._model))
+        without, key = key, (*key, compiled, _surroundings(self._model))
 
         def make() -> _Traced:
             self._made.add(key)
@@ -177,7 +181,8 @@ class Runner:
                 return graph
             del _GRAPHS[self._pair][key]
             if key in self._made:
-                raise Untraceable("with other rows and noise it does not compute what the trace computes")
+                self._outdated.add(without)
+                raise Untraceable(_DIFFERS)
             # The graph is of an earlier call, before Python values changed.
 
 

@@ -406,7 +406,9 @@ class Loop:
         """Return the ELBO and its two parts for the record; NaN if they are not finite and such steps are skipped."""
         prefix = "" if evaluation.argument == "x" else f"{evaluation.argument}_"
         if evaluation.runner is not None:
-            evaluation.runner.renew(self._others)
+            evaluation.runner.renew(
+                self._traced is None or self._looks_again
+            )  # calls of eager steps may differ
         each = self._ranks.size == 1 or evaluation.keyed_by == "tile"  # such noise depends on the other rows
         if not each:
             part = self._ranks.part(len(evaluation))
