@@ -20,6 +20,8 @@ NAMES = {
     "FakeTensorProp": "torch.fx.passes.fake_tensor_prop.FakeTensorProp",
     "tracing": "torch._guards.tracing",
     "TracingContext": "torch._guards.TracingContext",
+    "global_pre_hooks": "torch.optim.optimizer._global_optimizer_pre_hooks",
+    "global_post_hooks": "torch.optim.optimizer._global_optimizer_post_hooks",
     "get_cpp_compiler": "torch._inductor.cpp_builder.get_cpp_compiler",
     "InvalidCxxCompiler": "torch._inductor.exc.InvalidCxxCompiler",
     "CppCompileError": "torch._inductor.exc.CppCompileError",
@@ -46,9 +48,8 @@ def private(name: str) -> Any:
     parts = NAMES[name].split(".")
     try:
         for end, part in enumerate(parts[1:], start=2):
-            if not hasattr(found, part):
-                import_module(".".join(parts[:end]))
-            found = getattr(found, part)
+            # Some packages of torch delete the names of their modules.
+            found = getattr(found, part) if hasattr(found, part) else import_module(".".join(parts[:end]))
         return found
     except (ImportError, AttributeError) as error:
         raise Moved(f"torch {torch.__version__} has no {NAMES[name]}") from error

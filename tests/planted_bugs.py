@@ -3004,6 +3004,27 @@ BUGS = {
         "pass",
         "test_training.py::test_evaluations_between_eager_steps_see_what_these_count",
     ),
+    "wrapped steps of an optimizer": Bug(
+        "tracing/updates.py",
+        "steps_alone",
+        'not module.startswith("torch.optim.")',
+        "False",
+        "test_training.py::test_what_a_step_of_the_optimizer_runs_beside_the_update_is_run[the beginning-wrapped]",
+    ),
+    "hooks on all optimizers": Bug(
+        "tracing/updates.py",
+        "steps_alone",
+        'hooks += [private("global_pre_hooks"), private("global_post_hooks")]',
+        "pass",
+        "test_training.py::test_what_a_step_of_the_optimizer_runs_beside_the_update_is_run[the beginning-hooked_everywhere]",
+    ),
+    "steps that are wrapped during a fit": Bug(
+        "training/traced.py",
+        "Traced._look",
+        "not tracing.steps_alone(optimizer)",
+        "False",
+        "test_training.py::test_what_a_step_of_the_optimizer_runs_beside_the_update_is_run[the end of an epoch-wrapped]",
+    ),
     "plates counted in the noise of a step": Bug(
         "training/prepare.py",
         "prepare",

@@ -28,6 +28,7 @@ from pyro.infer import (
     TraceMeanField_ELBO,
 )
 from torch.nn.utils import parametrizations, parametrize
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import pyrovae as pv
 from pyrovae import baselines, identity, noise, tracing, training
@@ -1949,6 +1950,70 @@ def test_hooks_of_an_optimizer_are_called(inside):
     vae = small_vae()
     assert pv.fit(vae, X, epochs=2, optimizer=factory, compile=True).steps == "compiled"
     assert max(float(p.abs().max()) for p in parameters(vae)) <= 0.1 + 1e-8
+
+
+def wrapped(optimizer, clamp):
+    plain = optimizer.step
+
+    @functools.wraps(plain)
+    def step(*args, **kwargs):
+        plain(*args, **kwargs)
+        clamp()
+
+    optimizer.step = step
+
+
+def hooked_everywhere(optimizer, clamp):
+    HANDLES.append(register_optimizer_step_post_hook(lambda *_: clamp()))
+
+
+def of_another_class(optimizer, clamp):
+    wrapped(optimizer, clamp)
+    optimizer.step = functools.partial(optimizer.step)
+
+
+HANDLES = []
+
+
+@pytest.mark.parametrize("after", [wrapped, hooked_everywhere, of_another_class])
+@pytest.mark.parametrize("at", ["the beginning", "the end of an epoch"])
+def test_what_a_step_of_the_optimizer_runs_beside_the_update_is_run(after, at, inside):
+    def clamp():
+        for parameter in made[0].param_groups[0]["params"]:
+            parameter.data.clamp_(-0.1, 0.1)
+
+    def factory(parameters, lr):
+        made.append(torch.optim.Adam(parameters, lr=lr))
+        if at == "the beginning":
+            after(made[0], clamp)
+        return made[0]
+
+    def callback(record, pair):
+        if at == "the end of an epoch" and record["epoch"] == 2:
+            after(made[0], clamp)
+
+    made = []
+    vae = small_vae()
+    try:
+        history = pv.fit(
+            vae, X, epochs=4, batch_size=16, optimizer=factory, compile=True, callbacks=[callback]
+        )
+    finally:
+        while HANDLES:
+            HANDLES.pop().remove()
+    assert history.steps == "compiled"
+    assert max(float(p.abs().max()) for p in parameters(vae)) <= 0.1 + 1e-8
+
+
+@pytest.mark.parametrize("scheduler", [None, *OF_OTHERS, *OF_TORCH])
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_steps_that_schedulers_of_torch_watch_are_torchs_own(kind, scheduler):
+    optimizer = kind([torch.nn.Parameter(torch.zeros(2))], lr=1e-3)
+    made = scheduler and scheduler(optimizer)
+    assert tracing.updates_inside(optimizer)
+    wrapped(optimizer, int)
+    assert not tracing.updates_inside(optimizer), made
+    KNOWN_TO_PYTHON["temperature"] = 1.0
 
 
 def test_groups_of_parameters_have_options_of_their_own(inside):

@@ -17,7 +17,15 @@ from pyrovae.tracing.evaluation import Call, Runner, tile_terms
 from pyrovae.tracing.gradients import Gradients, trace_gradients
 from pyrovae.tracing.graphs import unchanged
 from pyrovae.tracing.steps import NotFinite, StepLoss, TracedSteps, batch_sizes, calls
-from pyrovae.tracing.updates import is_dense, lay_out, moments, options, take_step, updates_inside
+from pyrovae.tracing.updates import (
+    is_dense,
+    lay_out,
+    moments,
+    options,
+    steps_alone,
+    take_step,
+    updates_inside,
+)
 
 __all__ = [
     "Call",
@@ -35,6 +43,7 @@ __all__ = [
     "lay_out",
     "moments",
     "options",
+    "steps_alone",
     "take_step",
     "tile_terms",
     "trace_gradients",

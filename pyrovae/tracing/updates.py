@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyrovae.torch_private import Moved, private
 from pyrovae.tracing.drawing import Untraceable
 
 
@@ -144,11 +145,30 @@ UPDATES: dict[type, type[Update]] = {
 def updates_inside(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether an optimizer's update can be part of the graph: torch's own Adam, AdamW and SGD can.
 
-    It cannot if the optimizer has hooks, or if a scheduler changes the momentum, which is a constant in the graph.
+    It cannot if its step runs other code as well, or if a scheduler changes the momentum, which is a constant in the graph.
     """
-    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     moved = any("max_momentum" in group for group in optimizer.param_groups)
-    return type(optimizer) in UPDATES and not hooks and not moved
+    return type(optimizer) in UPDATES and steps_alone(optimizer) and not moved
+
+
+def steps_alone(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a step of an optimizer of torch runs no code but torch's: no hooks and no other ``step``."""
+    hooks = [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
+    try:
+        hooks += [private("global_pre_hooks"), private("global_post_hooks")]
+    except Moved:  # nothing is known of hooks on all optimizers
+        return False
+    if any(hooks):
+        return False
+    # torch's schedulers and profilers wrap the method, too; each leaves what it wraps as __wrapped__.
+    step: Any = optimizer.step
+    while step is not None:
+        step = getattr(step, "__func__", step)
+        module = getattr(step, "__globals__", {}).get("__name__", "")
+        if not module.startswith("torch.optim."):
+            return False
+        step = getattr(step, "__wrapped__", None)
+    return True
 
 
 def moments(optimizer: torch.optim.Optimizer, moving: Sequence[nn.Parameter]) -> list[Tensor] | None:

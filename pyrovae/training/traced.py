@@ -185,6 +185,8 @@ class Traced:
             self.reason = "the optimizer's first step is eager, because it makes the moments"
         elif tracing.options(optimizer) != self._options:
             self.reason = "options of the optimizer have changed since the trace"
+        elif not tracing.steps_alone(optimizer):
+            self.reason = "the optimizer's step has got hooks or been replaced since the trace"
         else:
             self.reason = None
         return self.reason is None
