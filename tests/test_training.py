@@ -1010,7 +1010,18 @@ def test_a_wrapped_guide_still_trains(name):
     assert not any(torch.equal(a, b) for a, b in zip(before, parameters(vae), strict=True))
 
 
-def test_parameters_out_of_sight_are_refused():
+@pytest.mark.parametrize(
+    "loss",
+    [
+        Trace_ELBO(),
+        TraceMeanField_ELBO(),
+        TraceGraph_ELBO(),
+        RenyiELBO(num_particles=2),
+        RenyiELBO(num_particles=2, vectorize_particles=True),
+    ],
+    ids=["Trace", "TraceMeanField", "TraceGraph", "Renyi", "Renyi vectorised"],
+)
+def test_parameters_out_of_sight_are_refused(loss):
     decoder = [torch.nn.Linear(1, 6)]
 
     def model(x):
@@ -1026,9 +1037,10 @@ def test_parameters_out_of_sight_are_refused():
     with pytest.raises(
         ValueError, match=r"pair: expected parameters that belong to the pair.*shape \(6, 1\)|\(6,\)"
     ):
-        pv.fit(pv.LatentVariableModel(model, guide), binary_rows(), epochs=1)
+        pv.fit(pv.LatentVariableModel(model, guide), binary_rows(), epochs=1, loss=loss)
+    assert decoder[0].weight.grad is None
     decoder[0].requires_grad_(False)
-    pv.fit(pv.LatentVariableModel(model, guide), binary_rows(), epochs=1)
+    pv.fit(pv.LatentVariableModel(model, guide), binary_rows(), epochs=1, loss=loss)
 
 
 @pytest.mark.parametrize("kind", [RenyiELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO])

@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pyrovae import noise, supports
 from pyrovae.model import LatentVariableModel
@@ -356,23 +357,37 @@ def _apart(a: Tensor, b: Tensor) -> str:
     return f"{float((a - b).abs().max()):.3g}"
 
 
+class _WithoutBackward(TorchFunctionMode):
+    """Leaves out every call of ``Tensor.backward`` and keeps its tensor in ``roots``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.roots: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.backward:
+            self.roots.append(args[0])
+            return None
+        return func(*args, **(kwargs or {}))
+
+
 def check_every_leaf(pair: LatentVariableModel, objective: Any, batch: Batch, seed: int) -> None:
     """Raise ``ValueError`` if a loss depends on parameters that are not among the pair's, which would never be trained.
 
-    The check follows the graph of one loss to its leaves. An objective that calls backward() itself has no graph.
+    The check follows the graph of one loss to its leaves; of an objective that calls ``backward()`` itself, the graphs of
+    the tensors that it calls it on.
     """
-    if not hasattr(objective, "differentiable_loss"):
-        return
     rows = take(batch, slice(2))
     with (
         left_as_found(pair, objective),
         pair.evaluating(),
         torch.enable_grad(),
         noise.seeded(seed, batch["x"].device),
+        _WithoutBackward() as differentiated,
     ):
         total = loss(pair, objective, rows, len(rows["x"]), kl_weight=1.0)
     known = {id(p) for p in pair.parameters()}
-    waiting, visited = [getattr(total, "grad_fn", None)], set()
+    waiting, visited = [getattr(root, "grad_fn", None) for root in (total, *differentiated.roots)], set()
     while waiting:
         node = waiting.pop()
         if node is None or node in visited:
