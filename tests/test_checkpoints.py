@@ -60,6 +60,30 @@ def functional():
     return pv.LatentVariableModel(model, guide)
 
 
+class Averaging(torch.nn.Module):
+    """A pair with discrete latents, whose gradients need an average over earlier steps."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.decoder, self.encoder = torch.nn.Linear(3, 6), torch.nn.Linear(6, 3)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.4)).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+    def guide(self, x):
+        infer = {"baseline": {"use_decaying_avg_baseline": True}}
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=self.encoder(x)).to_event(1), infer=infer)
+
+
+def averaging():
+    pair = Averaging()
+    return pv.LatentVariableModel(pair.model, pair.guide)
+
+
 CASES = {
     "Adam": (vae, {}),
     "float64": (lambda: vae().double(), {}),
@@ -90,6 +114,7 @@ CASES = {
     "standardised": (functools.partial(vae, likelihood="gaussian", standardize=True), {}),
     "plain functions": (functional, {}),
     "in chunks": (vae, {}),
+    "averages of an objective": (averaging, {"loss": pyro.infer.TraceGraph_ELBO()}),
     "a last row by itself": (functional, {}),
 }
 

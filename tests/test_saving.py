@@ -13,7 +13,7 @@ import pytest
 import torch
 from pairs import PAIRS
 from pyro.distributions import constraints
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from test_likelihoods import LIKELIHOODS
 from torch import nn
 
@@ -393,6 +393,58 @@ def test_pairs_are_loaded_into_an_instance_of_themselves(tmp_path, name):
         assert files[0][1] == files[1][1]
     with pytest.raises(ValueError, match=r"a LatentVariableModel, which is made of code.*into=model"):
         load(tmp_path / "pair")
+
+
+@pytest.mark.parametrize("loss", [TraceGraph_ELBO(), RenyiELBO(num_particles=2), Trace_ELBO()])
+def test_pairs_are_loaded_whatever_objective_they_were_fitted_by(loss, tmp_path):
+    """Objectives that call backward() themselves need a parameter statement, which declares no parameter."""
+
+    def made():
+        def model(x):
+            weight = pyro.param("weight", torch.ones(2, 6))
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(z @ weight, 0.5).to_event(1), obs=x)
+
+        def guide(x):
+            loc = pyro.param("loc", torch.zeros(2))
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(loc, 0.5).to_event(1))
+
+        return pv.LatentVariableModel(model, guide)
+
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    pair, other = made(), made()
+    pv.fit(pair, x, epochs=2, loss=loss, compile=False)
+    assert set(pair.stored) == {"weight", "loc"}
+    assert [name for name, _ in pair.named_parameters()] == ["declared.loc", "declared.weight"]
+    save(pair, tmp_path / "pair")
+    load(tmp_path / "pair", into=other)
+    assert log_weight_bits(other, x) == log_weight_bits(pair, x)
+
+
+def test_averages_of_an_objective_are_no_parameters(tmp_path):
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.decoder, self.encoder = nn.Linear(3, 6), nn.Linear(6, 3)
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.4)).to_event(1))
+                pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+        def guide(self, x):
+            infer = {"baseline": {"use_decaying_avg_baseline": True}}
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Bernoulli(logits=self.encoder(x)).to_event(1), infer=infer)
+
+    held = Pair()
+    pair, x = pv.LatentVariableModel(held.model, held.guide), torch.randn(50, 6)
+    names = [name for name, _ in pair.named_parameters()]
+    pv.fit(pair, x, epochs=3, loss=TraceGraph_ELBO())
+    assert [name for name, _ in pair.named_parameters()] == names
+    assert not pair.stored
 
 
 CONSTRAINTS = [

@@ -7,8 +7,8 @@ Latents are a dict from site name to value, in the layout that Pyro gives them u
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,6 +31,8 @@ Latents = dict[str, Tensor]
 Site = dict[str, Any]
 Sites = dict[str, Site]
 
+_DECLARED = "pyrovae_declared"  # the name of a parameter statement without a parameter
+_AVERAGES = "__baseline_avg_downstream_cost_"  # begins the names under which TraceGraph_ELBO stores averages
 _PARTICLES = "pyrovae_particles"
 
 
@@ -157,6 +159,7 @@ def loss(
     num_rows: int,
     kl_weight: float,
     observed_weight: Tensor | float = 1.0,
+    averages: dict[str, Tensor] | None = None,
 ) -> Tensor | float:
     """Return a Pyro ELBO's loss of a minibatch, as an estimate for the whole data set, in nats.
 
@@ -167,6 +170,7 @@ def loss(
 
     and its derivative by ``observed_weight`` is minus the reconstruction. The result has a graph if the objective, a
     ``pyro.infer.ELBO``, has a differentiable loss. Otherwise its gradients have been added to the parameters' ``.grad``.
+    ``averages`` are the objective's decaying averages of earlier steps, by name; the call replaces them.
     """
     scale = num_rows / len(batch["x"])
 
@@ -179,7 +183,8 @@ def loss(
                     handlers.enter_context(_Weigh(kl_weight, observed_weight))
                 if not differentiable:
                     # These objectives run backward() only if the trace holds a parameter statement.
-                    pyro.module("pair", pair)
+                    with _Declares():
+                        pyro.param(_DECLARED)
                 return function(*args, **kwargs)
 
         return call
@@ -189,7 +194,34 @@ def loss(
     with pair.own_parameters():
         args, kwargs = arguments(batch)
         parts = (scaled(part_for(pair, part, batch)) for part in ("model", "guide"))
-        return compute(*parts, *args, **kwargs)
+        with _averages_apart({} if averages is None else averages):
+            return compute(*parts, *args, **kwargs)
+
+
+class _Declares(poutine.messenger.Messenger):
+    """Answers a parameter statement with a number, so that the store gets no parameter of its name."""
+
+    def _pyro_param(self, msg: Any) -> None:
+        msg["value"] = torch.zeros(())
+
+
+@contextmanager
+def _averages_apart(averages: dict[str, Tensor]) -> Iterator[None]:
+    """Run a block in which the parameter store has an objective's averages, and then take them out of it.
+
+    ``TraceGraph_ELBO`` keeps them there under names of its own, but they are no parameters of the pair.
+    """
+    store = pyro.get_param_store()
+    known = set(store)
+    for name in averages.keys() - known:
+        store[name] = averages[name]
+    try:
+        yield
+    finally:
+        averages.clear()
+        for name in [n for n in store if n.startswith(_AVERAGES) and n not in known]:
+            averages[name] = store[name].detach()
+            del store[name]
 
 
 def guess_nesting(pair: LatentVariableModel, objective: Any, batch: Batch, seed: int) -> None:

@@ -74,6 +74,7 @@ class FitAnswers:
         found = torch.full((len(state.parameters), 2), torch.nan, dtype=torch.float64)
         loss = torch.tensor(torch.nan, dtype=torch.float64)
         buffers = torch.full((len(state.buffers), 2), torch.nan, dtype=torch.float64)
+        averages, state.averages = state.averages, {}  # they are of another number of rows
         with left_as_found(state.pair, state.objective):
             try:
                 loss = torch.tensor(differentiate(state, self.minibatch, key, 1.0).total, dtype=torch.float64)
@@ -88,6 +89,7 @@ class FitAnswers:
             except Exception:  # a step that fails leaves NaN, before and after
                 pass
             finally:
+                state.averages = averages
                 state.pair.zero_grad(set_to_none=True)
         norm = found[:, 0].norm().clamp(min=1e-30)
         return loss, torch.cat([norm.log()[None], (found / norm).flatten()]), buffers

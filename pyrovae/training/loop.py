@@ -439,6 +439,7 @@ class Loop:
             "tensors": saving.tensors_of(self._state.pair),
             "settings": saving.settings_of(self._state.pair),
             "answers": self._answers.now(),
+            "averages": dict(self._state.averages),
             "optimizer": self._state.optimizer.state_dict(),
             "scheduler": None if self._schedule is None else self._schedule.state_dict(),
             "epoch": self._epoch,
@@ -481,6 +482,7 @@ class Loop:
             saving.set_settings(pair, settings)
             raise
         self._state.optimizer.load_state_dict(snapshot["optimizer"])
+        self._state.averages = dict(snapshot.get("averages", {}))
         tracing.lay_out(self._state.optimizer)  # files keep no strides
         if self._schedule is not None:
             self._schedule.load_state_dict(snapshot["scheduler"])

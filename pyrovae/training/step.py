@@ -35,6 +35,8 @@ class State:
     parameters: list[nn.Parameter] = field(init=False)
     #: The modules' buffers, found once because a search through closures is slow.
     buffers: list[tuple[dict[str, Tensor | None], str]] = field(init=False)
+    #: The objective's decaying averages over steps, by name; see ``pair.loss``.
+    averages: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -48,10 +50,16 @@ class State:
         """Return how many numbers the optimizer updates."""
         return sum(parameter.numel() for parameter in self.parameters)
 
-    def loss(self, batch: Batch, kl_weight: float, observed_weight: Tensor | float = 1.0) -> Tensor | float:
+    def loss(
+        self,
+        batch: Batch,
+        kl_weight: float,
+        observed_weight: Tensor | float = 1.0,
+        averages: dict[str, Tensor] | None = None,
+    ) -> Tensor | float:
         """Return the objective on a minibatch, an estimate of the whole data set's, in nats; see ``pair.loss``."""
         rows = self.presented(batch)
-        return loss(self.pair, self.objective, rows, self.num_rows, kl_weight, observed_weight)
+        return loss(self.pair, self.objective, rows, self.num_rows, kl_weight, observed_weight, averages)
 
     def update(self, learning_rates: Sequence[float]) -> None:
         """Let the optimizer step by the gradients; there is a learning rate for each of its parameter groups."""
@@ -119,7 +127,7 @@ def differentiate(state: State, batch: Batch, seed: int, kl_weight: float) -> St
     # A number in float64 leaves the dtype of what it multiplies as it is.
     observed_weight = torch.ones((), dtype=torch.float64, device=batch["x"].device, requires_grad=True)
     with noise.seeded(seed, batch["x"].device), state.pair.fitting():
-        total = state.loss(batch, kl_weight, observed_weight)
+        total = state.loss(batch, kl_weight, observed_weight, state.averages)
         if isinstance(total, Tensor):
             # The loss of one row, so that the learning rate and clip_norm mean the same for any N.
             (total / state.num_rows).backward()
@@ -140,7 +148,8 @@ def differentiate(state: State, batch: Batch, seed: int, kl_weight: float) -> St
 
 @contextmanager
 def _buffers_as_before_on_error(state: State) -> Iterator[None]:
-    """Run a block and restore the modules' buffers, such as batch normalisation's running moments, if it raises."""
+    """Run a block and restore the buffers, such as running moments, and the objective's averages if it raises."""
+    averages = dict(state.averages)
     before = [
         (buffers, name, buffer, buffer.clone())
         for buffers, name in state.buffers
@@ -151,4 +160,5 @@ def _buffers_as_before_on_error(state: State) -> Iterator[None]:
     except BaseException:
         for buffers, name, buffer, value in before:
             buffers[name] = buffer.copy_(value)
+        state.averages = averages
         raise
