@@ -148,8 +148,10 @@ def rounding(dtype: torch.dtype) -> float:
     return max(_LOOSEST * torch.finfo(dtype).eps, 1e-9)
 
 
-def check_answers(folder: Path, kept: Answers, now: Answers) -> None:
+def check_answers(folder: Path, kept: Answers, now: Answers, more: str = "") -> None:
     """Raise an error if model, guide or loss compute other numbers than those that wrote the folder.
+
+    ``more`` ends the message.
 
     Raises:
         ValueError: names what differs, with the first different number.
@@ -157,7 +159,7 @@ def check_answers(folder: Path, kept: Answers, now: Answers) -> None:
     for name, (value, tolerance) in now.items():
         before = kept[name][0] if name in kept else None
         if before is None or before.shape != value.shape:
-            raise _other(folder, f"{name} is of shape {tuple(value.shape)}, was of another shape")
+            raise _other(folder, f"{name} is of shape {tuple(value.shape)}, was of another shape", more)
         same = torch.isclose(value, before, rtol=tolerance, atol=tolerance, equal_nan=True)
         if not bool(same.all()):
             a, b = float(value[~same][0]), float(before[~same][0])
@@ -166,15 +168,16 @@ def check_answers(folder: Path, kept: Answers, now: Answers) -> None:
                 folder,
                 f"{name} is {a:.{digits}g}, was {b:.{digits}g}, for the same weights, rows and noise "
                 f"({int((~same).sum())} of {same.numel()} numbers differ)",
+                more,
             )
 
 
-def _other(folder: Path, came: str) -> Refused:
+def _other(folder: Path, came: str, more: str) -> Refused:
     return bad_value(
         "checkpoint",
         f"the run in {folder}",
         f"another: {came}",
-        "Build model, guide and loss as in that run to resume it, or choose another folder.",
+        f"Build model, guide and loss as in that run to resume it, or choose another folder. {more}".rstrip(),
     )
 
 

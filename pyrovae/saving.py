@@ -56,6 +56,11 @@ _REGISTRIES: dict[str, Mapping[str, type]] = {
 }
 
 
+_OBJECTIVE = "the loss"
+# Attributes of a pair that belong to one object, or that ``settings_of`` has.
+_OWN = {"training", "name", "plate", "fitted", "table", "_adopted", "_filled"}
+
+
 @takes_turns
 def save(model: LatentVariableModel | Fitted, path: str | os.PathLike[str]) -> None:
     """Save a fitted model to one file, atomically; ``load`` restores it bit for bit.
@@ -283,6 +288,30 @@ def set_settings(pair: LatentVariableModel, settings: Mapping[str, Any]) -> None
             tensor.requires_grad_(name not in names)
     for name, module in _named_modules(pair).items():
         module.training = settings["training"].get(name, module.training)
+
+
+def values_of(pair: LatentVariableModel, objective: object) -> dict[str, dict[str, Any]]:
+    """Return the numbers, strings, booleans and None in attributes of a pair's modules and of an objective, by place."""
+    places: dict[str, Any] = {**_named_modules(pair), _OBJECTIVE: objective}
+    found = {}
+    for place, holder in places.items():
+        own = _OWN if holder is pair else {"training"}
+        found[place] = {
+            name: value
+            for name, value in vars(holder).items()
+            if type(value) in (bool, int, float, str, type(None)) and name not in own
+        }
+    return found
+
+
+def set_values(pair: LatentVariableModel, objective: object, values: Mapping[str, Mapping[str, Any]]) -> None:
+    """Set attributes as ``values_of`` found them, unless they now hold something else, such as a tensor."""
+    places: dict[str, Any] = {**_named_modules(pair), _OBJECTIVE: objective}
+    for place in values.keys() & places.keys():
+        attributes = vars(places[place])
+        for name, value in values[place].items():
+            if isinstance(attributes.get(name), bool | int | float | str | None):
+                attributes[name] = value
 
 
 def _check_same(

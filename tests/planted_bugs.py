@@ -3053,6 +3053,27 @@ BUGS = {
         "{}",
         "test_checkpoints.py::test_stopped_and_resumed_it_is_the_same_fit[averages of an objective-eager]",
     ),
+    "counters of modules after resuming": Bug(
+        "training/loop.py",
+        "Loop.restore",
+        'saving.set_values(pair, objective, snapshot.get("values", {}))',
+        "pass",
+        "test_checkpoints.py::test_a_resumed_fit_counts_on",
+    ),
+    "counters after a refused resume": Bug(
+        "training/loop.py",
+        "Loop.restore",
+        "values.restore()",
+        "pass",
+        "test_checkpoints.py::test_a_refused_resume_leaves_counters_as_they_were",
+    ),
+    "attributes of the call overwritten": Bug(
+        "training/loop.py",
+        "Loop._changed",
+        "if n not in before or repr(v) != repr(before[n])",
+        "",
+        "test_checkpoints.py::test_a_resumed_fit_counts_on",
+    ),
     "plates counted in the noise of a step": Bug(
         "training/prepare.py",
         "prepare",

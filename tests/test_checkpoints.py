@@ -986,3 +986,88 @@ def test_what_checkpoints_ask_changes_nothing_in_a_fit(tmp_path):
         fits.append((pair, short_fit(pair, folder)))
     assert_same(*fits)
     assert fits[0][0].model.calls == fits[1][0].model.calls
+
+
+class Staged(torch.nn.Module):
+    """A noise scale that is fixed for ten steps and then learned; it counts the steps and remembers when it began to."""
+
+    def __init__(self, folder="first"):
+        super().__init__()
+        torch.manual_seed(0)
+        self.decoder, self.encoder = torch.nn.Linear(2, 6), torch.nn.Linear(6, 2)
+        self.log_scale = torch.nn.Parameter(torch.zeros(()))
+        self.steps, self.began, self.folder = 0, None, folder
+
+    def model(self, x):
+        self.steps += self.training
+        if self.steps > 10 and self.began is None:
+            self.began = self.steps
+        scale = 1.0 if self.began is None else self.log_scale.exp()
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), scale).to_event(1), obs=x)
+
+    def guide(self, x, scale=0.5):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), scale).to_event(1))
+
+
+class StagedLoss(pyro.infer.Trace_ELBO):
+    """Half the loss for eight steps."""
+
+    steps = 0
+
+    def differentiable_loss(self, *args, **kwargs):
+        self.steps += 1
+        return super().differentiable_loss(*args, **kwargs) * (0.5 if self.steps <= 8 else 1.0)
+
+
+def staged(folder=None, where="first", **options):
+    held, loss = Staged(where), StagedLoss()
+    pair = pv.LatentVariableModel(held.model, held.guide)
+    checkpoint = None if folder is None else pv.Checkpoint(folder, seconds=0)
+    history = pv.fit(
+        pair, TRAIN, epochs=5, batch_size=15, lr=0.05, loss=loss, checkpoint=checkpoint, **options
+    )
+    return (pair, history), held, loss
+
+
+def test_a_resumed_fit_counts_on(tmp_path, monkeypatch):
+    """In attributes of modules and of the loss. Attributes that the fit has not changed are those of the call."""
+    whole, held, loss = staged()
+    with monkeypatch.context() as patch:
+        stop_at(patch, {7, 9, 17})
+        for _ in range(3):
+            with pytest.raises(Stopped):
+                staged(tmp_path)
+    parts, again, of_parts = staged(tmp_path, "second")
+    assert_same(whole, parts)
+    assert (again.steps, again.began, of_parts.steps) == (held.steps, held.began, loss.steps) == (20, 11, 20)
+    assert again.folder == "second"
+
+
+def test_a_refused_resume_leaves_counters_as_they_were(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, {9})
+        with pytest.raises(Stopped):
+            staged(tmp_path)
+    held, loss = Staged(), StagedLoss()
+    pair = pv.LatentVariableModel(held.model, functools.partial(held.guide, scale=0.6))
+    with pytest.raises(ValueError, match="keeps no other state of Python, such as a counter in a dict"):
+        pv.fit(pair, TRAIN, epochs=5, batch_size=15, lr=0.05, loss=loss, checkpoint=tmp_path)
+    assert (held.steps, held.began, loss.steps) == (0, None, 0)
+
+
+def test_checkpoints_without_attributes_and_averages_are_resumed(tmp_path, monkeypatch):
+    """Those of earlier versions have neither."""
+
+    def earlier(self):
+        return {name: value for name, value in snapshot(self).items() if name not in ("values", "averages")}
+
+    snapshot = loop.Loop.snapshot
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Loop, "snapshot", earlier)
+        stop_at(patch, {9})
+        with pytest.raises(Stopped):
+            fit("Adam", tmp_path, compile=False)
+    assert_same(fit("Adam", compile=False), fit("Adam", tmp_path, compile=False))

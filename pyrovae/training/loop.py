@@ -24,6 +24,7 @@ from pyrovae.model import FitRecord, LatentVariableModel
 from pyrovae.pair import Batch, RowModel
 from pyrovae.precision import products
 from pyrovae.progress import Progress
+from pyrovae.python_values import values_of_call
 from pyrovae.refusals import Refused, bad_value
 from pyrovae.tracing import StepLoss
 from pyrovae.training import nonfinite
@@ -43,6 +44,10 @@ Callback = Callable[[dict[str, float], LatentVariableModel], bool | None]
 
 # The fit stops after so many skipped steps in a row, or an epoch's number of steps if that is larger.
 _MOST_SKIPPED = 10
+_NOT_KEPT = (
+    "A checkpoint keeps numbers and strings in attributes of modules and of the loss. It keeps no other state of Python, "
+    "such as a counter in a dict, and no tensors that are not parameters or buffers."
+)
 # A trace is compared with Pyro after every so many steps, and earlier after halves of it.
 _COMPARED = 4000
 
@@ -103,6 +108,8 @@ class Loop:
         self._skipped_last = 0  # non-finite steps in a row, up to now
         self._best: _Best | None = None
         self._finished = False
+        self._began = saving.values_of(state.pair, state.objective)
+        self._moved: set[tuple[str, str]] = set()  # places and names of attributes that have changed since
         #: What the fit leaves on the pair, once it is known.
         self.record: FitRecord | None = None
         # Hashes of the rows of models that callbacks loaded into the pair, and of fits that they ran on it.
@@ -439,6 +446,7 @@ class Loop:
             "tensors": saving.tensors_of(self._state.pair),
             "settings": saving.settings_of(self._state.pair),
             "answers": self._answers.now(),
+            "values": self._changed(),
             "averages": dict(self._state.averages),
             "optimizer": self._state.optimizer.state_dict(),
             "scheduler": None if self._schedule is None else self._schedule.state_dict(),
@@ -454,6 +462,23 @@ class Loop:
             "finished": self._finished,
             "ranks": self._ranks.size,
         }
+
+    def _changed(self) -> dict[str, dict[str, Any]]:
+        """Return the plain attributes of modules and objective that have changed since the fit began.
+
+        Others may be chosen anew before the fit is resumed, such as the folder of a log.
+        """
+        now = saving.values_of(self._state.pair, self._state.objective)
+        for place, attributes in now.items():
+            before = self._began.get(place, {})
+            self._moved.update(
+                (place, n) for n, v in attributes.items() if n not in before or repr(v) != repr(before[n])
+            )
+        found: dict[str, dict[str, Any]] = {}
+        for place, name in sorted(self._moved):
+            if name in now.get(place, {}):
+                found.setdefault(place, {})[name] = now[place][name]
+        return found
 
     def restore(self, snapshot: dict[str, Any], folder: Path) -> None:
         """Continue from the ``snapshot`` that was found in a folder.
@@ -473,14 +498,20 @@ class Loop:
                 f"one with {len(kept['frozen'])} frozen in {folder}",
                 f"Use as many as before: {snapshot.get('ranks', 1)}.",
             )
+        objective = self._state.objective
+        values = values_of_call(pair, objective)
         _copy(saving.tensors_of(pair), snapshot["tensors"])
         saving.set_settings(pair, kept)
+        saving.set_values(pair, objective, snapshot.get("values", {}))
         try:
-            check_answers(folder, snapshot["answers"], self._answers.now())
+            check_answers(folder, snapshot["answers"], self._answers.now(), _NOT_KEPT)
         except BaseException:
             _copy(saving.tensors_of(pair), before)
             saving.set_settings(pair, settings)
+            values.restore()
             raise
+        for place, attributes in snapshot.get("values", {}).items():
+            self._moved.update((place, name) for name in attributes)
         self._state.optimizer.load_state_dict(snapshot["optimizer"])
         self._state.averages = dict(snapshot.get("averages", {}))
         tracing.lay_out(self._state.optimizer)  # files keep no strides
