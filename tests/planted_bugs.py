@@ -3074,6 +3074,13 @@ BUGS = {
         "",
         "test_checkpoints.py::test_a_resumed_fit_counts_on",
     ),
+    "moments of an optimizer in the dtype of parameters": Bug(
+        "training/loop.py",
+        "_load_state",
+        "now.dtype != value.dtype",
+        "False",
+        "test_checkpoints.py::test_stopped_and_resumed_it_is_the_same_fit[moments of another dtype-eager]",
+    ),
     "plates counted in the noise of a step": Bug(
         "training/prepare.py",
         "prepare",

@@ -114,6 +114,10 @@ CASES = {
     "standardised": (functools.partial(vae, likelihood="gaussian", standardize=True), {}),
     "plain functions": (functional, {}),
     "in chunks": (vae, {}),
+    "moments of another dtype": (
+        lambda: vae().double(),
+        {"optimizer": torch.optim.NAdam, "lr": 0.1},
+    ),
     "averages of an objective": (averaging, {"loss": pyro.infer.TraceGraph_ELBO()}),
     "a last row by itself": (functional, {}),
 }
@@ -137,7 +141,7 @@ def fit(case, folder=None, **options):
     batch_size = 16 if case in ("Adam", "in chunks", "a last row by itself") else 15
     arguments = {"epochs": 5, "batch_size": batch_size, "lr": 1e-2, **more, **options}
     checkpoint = None if folder is None else pv.Checkpoint(folder, seconds=0)
-    rows = TRAIN.double() if case == "float64" else TRAIN
+    rows = TRAIN.double() if pair.dtype == torch.float64 else TRAIN
     if case == "steps that are skipped":
         rows = rows.clone()
         rows[7] = 1e30

@@ -512,7 +512,7 @@ class Loop:
             raise
         for place, attributes in snapshot.get("values", {}).items():
             self._moved.update((place, name) for name in attributes)
-        self._state.optimizer.load_state_dict(snapshot["optimizer"])
+        _load_state(self._state.optimizer, snapshot["optimizer"])
         self._state.averages = dict(snapshot.get("averages", {}))
         tracing.lay_out(self._state.optimizer)  # files keep no strides
         if self._schedule is not None:
@@ -612,6 +612,17 @@ def _comparisons(steps: int) -> int:
     A comparison costs as much as some 40 small steps.
     """
     return steps // _COMPARED + sum(steps >= _COMPARED >> halved for halved in range(1, 5))
+
+
+def _load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's ``state_dict()``, each tensor in its own dtype: torch casts them to those of the parameters."""
+    optimizer.load_state_dict(state)
+    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        for parameter, number in zip(group["params"], saved["params"], strict=True):
+            for name, value in state["state"].get(number, {}).items():
+                now = optimizer.state[parameter][name]
+                if isinstance(value, Tensor) and now.dtype != value.dtype:
+                    optimizer.state[parameter][name] = value.to(now.device).clone()
 
 
 def _copies(pair: LatentVariableModel) -> dict[str, Tensor]:
