@@ -1426,6 +1426,20 @@ BUGS = {
         "if False",
         "test_from_draws.py::test_float32_draws_of_a_density_that_is_flat_at_a_bound_are_trusted[4]",
     ),
+    "a column without a density after one tie": Bug(
+        "evidence/densities.py",
+        "_tied",
+        "else torch.as_tensor(most)",
+        "else expected",
+        "test_densities.py::test_a_chance_tie_does_not_hide_a_column",
+    ),
+    "ties of uniform numbers": Bug(
+        "evidence/densities.py",
+        "_tied",
+        " + torch.finfo(x.dtype).eps / 4",
+        " * 0",
+        "test_densities.py::test_ties_of_uniform_numbers_are_those_of_chance",
+    ),
     "ties of a row without a spread": Bug(
         "evidence/densities.py",
         "_tied",

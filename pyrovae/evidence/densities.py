@@ -29,6 +29,7 @@ _CLIP = 6.0  # spreads around the median that the Gaussian is fitted to
 _MOST_ROUNDED = 1e-3  # share of draws on a bound, and resolution of a dtype in units of the spread
 _KEPT = 1 / 4  # of the entries of x keep their value while those of other columns change
 _DEPENDS = 1e-3  # relative change of log P(x_d | z) by other columns
+_CHANCE = 1e-9  # that so many draws of a density are equal
 
 
 class _Reference(NamedTuple):
@@ -247,12 +248,20 @@ class _Columns(NamedTuple):
 def _tied(x: Tensor) -> Tensor:
     """Return which columns have a value again and again, which is a mass and has no density, (columns,).
 
-    Rounding alone makes about 0.14 n² ε equal pairs of n draws of a row, where ε is the resolution in units of the spread.
+    Rounding alone makes about 0.14 n² ε equal pairs of n draws of a row, where ε is the resolution in units of the spread; up
+    to four times as many count as such, because densities have several shapes. Generators of uniform numbers repeat some of
+    their 2²⁴ numbers in float32, or 2⁵³ in float64. If all columns together have more pairs than chance makes, columns with
+    few of them are left out, too.
     """
-    pairs = (x.sort(dim=0).values.diff(dim=0) == 0).sum(dim=(0, 1))
+    from scipy.stats import poisson
+
+    pairs = (x.sort(dim=0).values.diff(dim=0) == 0).sum(dim=(0, 1)).cpu()
     # A row in which most draws are equal has no spread.
-    expected = 0.14 * len(x) ** 2 * _resolution(x).nan_to_num(0.0, 0.0, 0.0).sum(dim=0)
-    return pairs > 4 * expected
+    rounded = 4 * 0.14 * _resolution(x).nan_to_num(0.0, 0.0, 0.0) + torch.finfo(x.dtype).eps / 4
+    expected = len(x) ** 2 * rounded.double().sum(dim=0).cpu()
+    most, in_all = (poisson.isf(_CHANCE, each) for each in (expected, expected.sum()))
+    limit = expected if float(pairs.sum()) > in_all else torch.as_tensor(most)
+    return (pairs > limit).to(x.device)
 
 
 def _sizes(number: int, width: int) -> list[int]:
