@@ -417,6 +417,119 @@ def test_densities_that_hardly_overlap_are_no_fault(shape, apart):
     assert Overlap.of(own, other, torch.ones(shape).bool()).fault() is None
 
 
+class Disk(dist.TorchDistribution):
+    """Uniform in the unit disk, whose support has no bijection; its log_prob lacks a constant, and is a number elsewhere."""
+
+    arg_constraints = {}  # noqa: RUF012
+    has_rsample = False
+
+    class _Support(torch.distributions.constraints.Constraint):
+        event_dim = 1
+
+        def check(self, value):
+            return value.norm(dim=-1) < 1
+
+    support = _Support()
+
+    def __init__(self, shape, constant):
+        self.constant = constant
+        super().__init__(torch.Size(shape), torch.Size((2,)), validate_args=False)
+
+    def expand(self, shape, _instance=None):
+        return type(self)(torch.Size(shape), self.constant)
+
+    def sample(self, sample_shape=()):
+        shape = (*sample_shape, *self.batch_shape)
+        radius, turn = torch.rand(2, *shape).double()
+        angle = 2 * math.pi * turn
+        return radius.sqrt()[..., None] * torch.stack([angle.cos(), angle.sin()], dim=-1)
+
+    def log_prob(self, value):
+        return self.constant - math.log(math.pi) + 0 * value[..., 0]
+
+
+class Circle(Disk):
+    """Uniform on the unit circle, in the plane: its two numbers have no density together."""
+
+    class _Support(torch.distributions.constraints.Constraint):
+        event_dim = 1
+
+        def check(self, value):
+            return (value.norm(dim=-1) - 1).abs() < 1e-6
+
+    support = _Support()
+
+    def sample(self, sample_shape=()):
+        drawn = super().sample(sample_shape)
+        return drawn / drawn.norm(dim=-1, keepdim=True)
+
+
+class Below(dist.Uniform):
+    """A uniform distribution whose log_prob lacks a constant."""
+
+    def __init__(self, low, high, constant, validate_args=None):
+        self.constant = constant
+        super().__init__(low, high, validate_args=validate_args)
+
+    def expand(self, shape, _instance=None):
+        return Below(self.low.expand(shape), self.high.expand(shape), self.constant)
+
+    def log_prob(self, value):
+        return super().log_prob(value) + self.constant
+
+
+def _number_first(x, constant):
+    k = pyro.sample("k", dist.Bernoulli(logits=x))
+    return pyro.sample("z", Off(x + 2 * k, torch.ones_like(x), constant=constant))
+
+
+def _number_last(x, constant):
+    z = pyro.sample("z", Off(x, torch.ones_like(x), constant=constant))
+    return z + pyro.sample("k", dist.Poisson(z.exp()))
+
+
+def _moving_bound(x, constant):
+    top = pyro.sample("top", dist.Gamma(3 * torch.ones_like(x), x.exp()))
+    return pyro.sample("z", Below(0 * top, top, constant))
+
+
+UNMOVED = {
+    "a discrete latent first": _number_first,
+    "a discrete latent last": _number_last,
+    "a bound that another latent moves": _moving_bound,
+    "a disk": lambda x, constant: pyro.sample("z", Disk((len(x),), constant))[..., 0],
+}
+
+
+def _found_in_unmoved(draw, part, constant):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = draw(torch.zeros(len(x)).double(), constant if part == "prior" else 0.0)
+            pyro.sample("x", dist.Normal(z[..., None], 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            draw(x[:, 0] / 4, constant if part == "guide" else 0.0)
+
+    return found_in(pv.LatentVariableModel(model, guide))
+
+
+@pytest.mark.parametrize("part", ["guide", "prior"])
+@pytest.mark.parametrize("name", UNMOVED)
+def test_latents_that_cannot_be_moved_are_tested(name, part):
+    """Normals and uniform densities overlap so well with the Gaussian that the constant is measured."""
+    assert _found_in_unmoved(UNMOVED[name], part, 0.0) is None
+    found = _found_in_unmoved(UNMOVED[name], part, 0.7)
+    assert f"draws of the {part} " in found
+    assert abs(float(found.split("which is ")[1].split(" ")[0]) - 0.7) < 0.2
+
+
+def test_latents_on_a_circle_are_not_tested():
+    """Draws of the Gaussian beside the circle would be scored, as if these had a density."""
+    circle = lambda x, constant: pyro.sample("z", Circle((len(x),), constant))[..., 0]  # noqa: E731
+    assert _found_in_unmoved(circle, "guide", 0.0) is None
+
+
 class Stretched(T.AffineTransform):
     """An affine transform without its log-determinant."""
 

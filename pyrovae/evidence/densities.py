@@ -15,7 +15,7 @@ from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.overlap import Fault, Overlap
 from pyrovae.evidence.posterior import Posterior, undisturbed
 from pyrovae.noise import Stream, tile_shape
-from pyrovae.pair import Batch, Latents
+from pyrovae.pair import Batch, Coordinates, Latents
 from pyrovae.refusals import Refused
 from pyrovae.row_noise import RowNoise
 
@@ -109,10 +109,14 @@ def mismatch(evaluation: Evaluation, guide: bool = True) -> str | None:
 
     Let r be a density fitted to draws u ~ q of a row. The overlap of r and q is a mean over other draws of q, and one over
     draws of r, with log_prob for log q (see ``Overlap``). These means differ if log_prob lacks a constant or a
-    log-determinant, or if the draws have another density. Latents are tested in unbounded coordinates, and columns of x
-    one by one, given the z that the row was simulated with. Not tested are discrete latents, sites that score several
-    columns jointly, columns that depend on others given z, densities with a mass at some value, and rows whose draws round
-    onto a bound.
+    log-determinant, or if the draws have another density. Latents are tested in unbounded coordinates. If a latent has none,
+    because it is discrete, because others move its bounds, or because its space has no bijection, all are tested given the
+    discrete ones of one draw, with z itself for coordinates. Columns of x are tested one by one, given the z that the row
+    was simulated with.
+
+    Not tested are the masses of discrete latents; pairs with a latent on a surface or without a declared support that has
+    no bijection, or with masks that z changes; sites that score several columns jointly; columns that depend on others
+    given z; densities with a mass at some value; and rows whose draws round onto a bound.
 
     Args:
         evaluation: of rows simulated from the model.
@@ -121,13 +125,17 @@ def mismatch(evaluation: Evaluation, guide: bool = True) -> str | None:
     found: dict[str, Fault | None] = {}
     with undisturbed(evaluation, Stream.DENSITIES) as noise:
         width = max(1, tile_shape(evaluation.structure.widest, 1)[0] // len(evaluation))
-        with suppress(Refused):  # discrete latents, or a space in which draws cannot be moved
+        try:
             posterior = Posterior(evaluation)
             found["prior"] = _of_prior(posterior, width, noise.branch())
             if guide:
                 found["guide"] = _fault(
                     posterior, posterior.draw_encoder, posterior.log_encoder, noise.branch()
                 )
+        except Refused:
+            found["prior"] = _of_given(evaluation, "model", width, noise.branch())
+            if guide:
+                found["guide"] = _of_given(evaluation, "guide", width, noise.branch())
         with suppress(Refused):  # columns that are scored jointly, or not sampled
             found["likelihood"] = _of_columns(evaluation, width, noise.branch())
     for part, fault in found.items():
@@ -152,14 +160,48 @@ def _of_prior(posterior: Posterior, width: int, noise: RowNoise) -> Fault | None
     return _fault(posterior, draw, log_density, noise)
 
 
+def _of_given(evaluation: Evaluation, part: str, width: int, noise: RowNoise) -> Fault | None:
+    """Return how a part's log density of continuous latents, given the discrete ones of one draw, differs from that of draws."""
+    model, batch = evaluation.model, evaluation.batch
+    try:
+        coordinates = Coordinates(model, batch, whole=False)
+        names, one = coordinates.held, model.weigh_rest(batch, 1, {}, (), noise.branch(), part)[0]
+
+        def held(number: int) -> Latents:
+            return {name: one[name].expand(number, *one[name].shape[1:]) for name in names}
+
+        def draw(number: int, noise: RowNoise) -> Tensor:
+            parts = []
+            for size in _sizes(number, width):
+                z, _, log_q, _ = model.weigh_rest(batch, size, held(size), names, noise, part)
+                u = coordinates.flatten(z, noise)
+                parts.append(u.masked_fill(torch.isposinf(log_q)[..., None], math.nan))  # z on a bound
+            return torch.cat(parts)
+
+        def log_density(u: Tensor) -> Tensor:
+            z, log_det = coordinates.unflatten(u)
+            z |= held(len(u))
+            if part == "guide":
+                return log_det + model.log_proposal(batch, z, names)
+            return log_det + model.log_joint(batch, z, names).prior
+
+        return _fault(
+            coordinates, draw, lambda u: torch.cat([log_density(each) for each in u.split(width)]), noise
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, IndexError, RuntimeError):  # no such latents, or a model that fails off supports
+        return None
+
+
 def _fault(
-    posterior: Posterior,
+    space: Posterior | Coordinates,
     draw: Callable[[int, RowNoise], Tensor],
     log_density: Callable[[Tensor], Tensor],
     noise: RowNoise,
 ) -> Fault | None:
     """Return how a log density of latents differs from that of its draws."""
-    fitted = min(max(DRAWS, math.ceil(_BY_SQUARE * posterior.dim**2)), _MOST_FITTED)
+    fitted = min(max(DRAWS, math.ceil(_BY_SQUARE * space.dim**2)), _MOST_FITTED)
     known, own = draw(fitted, noise.branch()), draw(DRAWS, noise.branch())
     reference = _Reference.fit(known)
     other = reference.draw(noise.branch())
@@ -168,7 +210,7 @@ def _fault(
         ratio = reference.gaussian.log_prob(u) - log_density(u)
         return torch.where(reference.inside(u), ratio, outside)[..., None]
 
-    sound = _resolved(known).all(dim=-1) & (posterior.beyond(own).to(own).mean(dim=0) <= _MOST_ROUNDED)
+    sound = _resolved(known).all(dim=-1) & (space.beyond(own).to(own).mean(dim=0) <= _MOST_ROUNDED)
     return Overlap.of(log_ratio(own, -math.inf), log_ratio(other, math.inf), sound[:, None]).fault()
 
 

@@ -10,18 +10,21 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import Transform, TransformedDistribution, biject_to, constraints
 from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import identity_transform
 
 from pyrovae import supports
 from pyrovae.pair import masks
 from pyrovae.pair.row_model import RowModel
 from pyrovae.pair.running import Batch, Latents, Site, Sites, run
-from pyrovae.refusals import bad_value
+from pyrovae.refusals import Refused, bad_value
 from pyrovae.row_noise import RowNoise
 
 #: Bounds of an interval, in the shape of a latent if rows or entries have their own.
 Ends = tuple[float | Tensor, float | Tensor]
 # Where z has lost its digits, the u that it leads back to differs by more than this.
 _ROUNDED = 0.1
+# Size of a step from a value in a support, relative to the values, that shows whether it is a surface.
+_NEAR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class _Place:
     inside: tuple[Tensor, Tensor] | None  # the numbers next to them: u reaches farther than z can
     dtype: torch.dtype
     absent: Tensor | None  # entries that a row lacks because masks leave them out, (rows, rest...)
+    within: Constraint | None  # where the density is not zero, if u reaches farther
 
 
 class Coordinates:
@@ -47,11 +51,15 @@ class Coordinates:
     An entry that model and guide mask for a row is no part of that row's posterior. Its u is standard normal in
     every density instead, which integrates to one and leaves log P(x) unchanged.
 
+    If not ``whole``, u lacks discrete latents, which are ``held``. A latent whose support depends on others or has no
+    bijection is in u as z itself, with a density of zero off the support.
+
     Raises:
-        ValueError: a latent is discrete, or has a support that depends on other latents or has no bijection.
+        ValueError: a latent is discrete, or has a support that depends on other latents or has no bijection. If not
+            ``whole``: no latent is continuous, or z lies on a surface.
     """
 
-    def __init__(self, model: RowModel, batch: Batch) -> None:
+    def __init__(self, model: RowModel, batch: Batch, whole: bool = True) -> None:
         structure = model.structure
         if not structure.fixed_masks:
             raise bad_value(
@@ -62,11 +70,23 @@ class Coordinates:
             )
         drawn, again = (run(model.pair, "model", batch) for _ in range(2))
         self._places: dict[str, _Place] = {}
+        #: The latents that u lacks.
+        self.held: tuple[str, ...] = ()
         start = 0
         for name in structure.latents:
-            support = _support(name, drawn, again)
-            transform = _to_support(name, support)
-            value = drawn[name]["value"]
+            value, within = drawn[name]["value"], None
+            try:
+                support = _support(name, drawn, again)
+                transform = _to_support(name, support)
+            except Refused:
+                found = supports.support(drawn[name]["fn"])
+                if not whole and found is not None and found.is_discrete:
+                    self.held = (*self.held, name)
+                    continue
+                fixed = _same(found, supports.support(again[name]["fn"]))
+                if whole or not _fills(found, value, fixed):
+                    raise
+                support, transform, within = constraints.real, identity_transform, found if fixed else None
             # The layout of one sample is (plates..., event...), padded on the left.
             batch_dims = value.dim() - structure.event_dims[name]
             value = value.reshape((1,) * (structure.nesting - batch_dims) + value.shape)
@@ -83,8 +103,11 @@ class Coordinates:
                 inside,
                 value.dtype,
                 _absent(drawn[name], structure.nesting, axis, rest, transform.domain.event_dim),
+                within,
             )
             start = entries.stop
+        if not self._places:
+            raise bad_value("model", _EXPECTED, "discrete latents alone", _FIX)
         self.dim = start
         #: The dtype of the latents, the widest if they differ.
         self.dtype = max((place.dtype for place in self._places.values()), key=lambda d: torch.finfo(d).bits)
@@ -142,6 +165,9 @@ class Coordinates:
             part = self._part(u, place)
             latents[name] = _inside(place, place.transform(part))
             log_det = log_det + _log_det(place, part, latents[name])
+            if place.within is not None:
+                inside = place.within.check(latents[name]).movedim(place.rows, 1)
+                log_det = log_det.masked_fill(~inside.reshape(*u.shape[:2], -1).all(-1), -math.inf)
         return latents, log_det
 
 
@@ -212,6 +238,14 @@ def _to_support(name: str, support: Constraint) -> Transform:
     except NotImplementedError as error:
         came = f"latent {name!r} on {_shown(support)}, which has no bijection"
         raise bad_value("model", _EXPECTED, came, _FIX) from error
+
+
+def _fills(support: Constraint | None, value: Tensor, fixed: bool) -> bool:
+    """Return whether a continuous support is known to hold all numbers near a value of it."""
+    if support is None or support.is_discrete or not fixed:
+        return supports.ends(support) is not None  # bounds that other latents move
+    moved = value + _NEAR * value.abs().mean() * torch.randn_like(value)
+    return float(support.check(moved).double().mean()) > 0.5
 
 
 def _same(a: Any, b: Any) -> bool:

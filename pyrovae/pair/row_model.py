@@ -181,10 +181,10 @@ class RowModel:
     # -----------------------------------------------------------------------------------------------------
     # Densities
 
-    def log_joint(self, batch: Batch, latents: Latents) -> LogJoint:
-        """Return log P(z) and log P(x | z) of rows and given latents."""
+    def log_joint(self, batch: Batch, latents: Latents, without: tuple[str, ...] = ()) -> LogJoint:
+        """Return log P(z) and log P(x | z) of rows and given latents; of P(z), the sites that are not in ``without``."""
         shape = (self._count(latents), len(batch["x"]))
-        return self._joint(self._ask("model", batch, shape[0], latents), shape)
+        return self._joint(self._ask("model", batch, shape[0], latents), shape, without)
 
     def log_proposal(self, batch: Batch, latents: Latents, without: tuple[str, ...] = ()) -> Tensor:
         """Return log Q(z | x) of rows and given latents; of the sites that are not in ``without``, given those before them."""
@@ -459,9 +459,10 @@ class RowModel:
             return sum_sites(sites, names, self.structure, lead=1).expand(shape)
         return by_row(sites, names, self.structure, shape[0] * shape[1]).reshape(shape)
 
-    def _joint(self, sites: Sites, shape: tuple[int, int]) -> LogJoint:
+    def _joint(self, sites: Sites, shape: tuple[int, int], without: tuple[str, ...] = ()) -> LogJoint:
+        names = tuple(name for name in self.structure.latents if name not in without)
         return LogJoint(
-            self._terms("model", sites, self.structure.latents, shape),
+            self._terms("model", sites, names, shape),
             self._terms("model", sites, self.structure.observed, shape),
         )
 
