@@ -163,6 +163,32 @@ def test_a_transform_without_its_log_determinant_is_found():
     assert "guide" in found_in(pair(guide))
 
 
+class Clusters(dist.MixtureSameFamily):
+    """Ten clusters with places of standard deviation 5 in every dimension; log_prob lacks a constant."""
+
+    def __init__(self, dim, constant=0.0, shape=()):
+        self.dim, self.constant = dim, constant
+        places = 5 * torch.randn(10, dim, generator=torch.Generator().manual_seed(1)).double()
+        each = dist.Normal(places.expand(*shape, 10, dim), 1.0).to_event(1)
+        super().__init__(dist.Categorical(torch.ones(*shape, 10).double() / 10), each)
+
+    def expand(self, shape, _instance=None):
+        return Clusters(self.dim, self.constant, shape)
+
+    def log_prob(self, value):
+        return super().log_prob(value) + self.constant
+
+
+@pytest.mark.parametrize("constant", [-1.0, math.log(10)])
+@pytest.mark.parametrize("dim", [8, 16])
+def test_a_constant_of_separated_clusters_is_found(dim, constant):
+    """One Gaussian overlaps with 10⁻⁵ of the clusters, mixtures with 0.4 in four rows; three standard errors are 0.2 nats."""
+    assert found_in(pair(lambda x: _normal(dim), lambda: Clusters(dim))) is None
+    found = found_in(pair(lambda x: _normal(dim), lambda: Clusters(dim, constant)))
+    assert "draws of the prior " in found
+    assert abs(float(found.split("which is ")[1].split(" ")[0]) - abs(constant)) < 0.3
+
+
 def _normal(dim, scale=1.0):
     return dist.Normal(torch.zeros(dim).double(), scale).to_event(1)
 

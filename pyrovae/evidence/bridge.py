@@ -129,11 +129,11 @@ def bridge(
     log_det = tril.diagonal().log().sum()
     distinct = distinct_ess(kept)
     effective = min(float(row_ess(kept).median()), distinct)
-    partner = _Partner.standard(dim)
+    partner = GaussianMixture.standard(dim)
     if not warp:
-        partner = _fit(_standardised(fitted, loc, tril), effective, seed)
+        partner = fitted_mixture(standardised(fitted, loc, tril), effective, seed)
     proposed = partner.draw(_PROPOSED * kept[..., 0].numel(), torch.Generator().manual_seed(seed))
-    standardised = _standardised(kept.flatten(0, 1), loc, tril)
+    at_kept = standardised(kept.flatten(0, 1), loc, tril)
     evaluations = undefined = 0
 
     def evaluate(u: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ def bridge(
             there = torch.logaddexp(there, evaluate(loc - v @ tril.mT)) - math.log(2)
         return there + log_det - partner.log_prob(v)
 
-    at_p, at_q = log_ratio(standardised, at_draws[:, half:].flatten()), log_ratio(proposed)
+    at_p, at_q = log_ratio(at_kept, at_draws[:, half:].flatten()), log_ratio(proposed)
     log_shares = math.log(effective / (effective + len(at_q))), -math.log1p(effective / len(at_q))
     log_c, converged = _iterate(at_p, at_q, log_shares)
     if not converged:
@@ -193,7 +193,7 @@ def bridge(
             above,
             below,
             features(proposed, at_q - log_c),
-            features(standardised, at_p - log_c),
+            features(at_kept, at_p - log_c),
             log_shares,
             chains,
         ),
@@ -225,12 +225,12 @@ def _moments(draws: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:
     return loc, scale[:, None] * tril
 
 
-def _standardised(u: Tensor, loc: Tensor, tril: Tensor) -> Tensor:
+def standardised(u: Tensor, loc: Tensor, tril: Tensor) -> Tensor:
     """Return v = L⁻¹ (u − m) of vectors, shape (n, dim)."""
     return torch.linalg.solve_triangular(tril, (u - loc).mT, upper=False).mT
 
 
-class _Partner(NamedTuple):
+class GaussianMixture(NamedTuple):
     """A mixture of Gaussians: weights (components,), loc (components, dim), tril (components, dim, dim)."""
 
     weights: Tensor
@@ -238,7 +238,7 @@ class _Partner(NamedTuple):
     tril: Tensor
 
     @classmethod
-    def standard(cls, dim: int) -> _Partner:
+    def standard(cls, dim: int) -> GaussianMixture:
         """Return N(0, I)."""
         eye = torch.eye(dim, dtype=torch.float64)
         return cls(torch.ones(1, dtype=torch.float64), torch.zeros(1, dim, dtype=torch.float64), eye[None])
@@ -257,7 +257,7 @@ class _Partner(NamedTuple):
         """Return the log density of each component times its weight, shape (n, components)."""
         parts = []
         for weight, loc, tril in zip(*self, strict=True):
-            e = _standardised(v, loc, tril)
+            e = standardised(v, loc, tril)
             scale = tril.diagonal().log().sum() + 0.5 * len(loc) * math.log(2 * math.pi)
             parts.append(weight.log() - 0.5 * (e**2).sum(-1) - scale)
         return torch.stack(parts, dim=1)
@@ -271,14 +271,14 @@ class _Partner(NamedTuple):
         return self._joint(v).softmax(dim=1)[:, :-1]
 
 
-def _fit(v: Tensor, effective: float, seed: int) -> _Partner:
+def fitted_mixture(v: Tensor, effective: float, seed: int) -> GaussianMixture:
     """Return the Gaussian or the mixture of lowest BIC, from standardised draws that are worth ``effective`` ones."""
-    from sklearn.mixture import GaussianMixture
+    from sklearn import mixture
     from threadpoolctl import threadpool_limits
 
     dim = v.shape[1]
     v = v[:: -(-len(v) // _FITTED)]
-    found = _Partner.standard(dim)
+    found = GaussianMixture.standard(dim)
     best = _bic(dim * (dim + 3) / 2, float(found.log_prob(v).mean()), effective)
     for kind in ("full", "tied"):
         for components in _COMPONENTS:
@@ -286,7 +286,7 @@ def _fit(v: Tensor, effective: float, seed: int) -> _Partner:
             free = components * (dim + 1) - 1 + matrices * dim * (dim + 1) / 2
             if free > effective * dim:
                 break
-            fit = GaussianMixture(components, covariance_type=kind, random_state=seed % 2**32)
+            fit = mixture.GaussianMixture(components, covariance_type=kind, random_state=seed % 2**32)
             # Products of a few thousand draws: two threads of NumPy's BLAS wait for each other on a busy machine.
             with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
                 warnings.simplefilter("ignore")  # of EM that has not converged; any mixture is a partner
@@ -296,7 +296,7 @@ def _fit(v: Tensor, effective: float, seed: int) -> _Partner:
                 break
             best = bic
             tril = torch.linalg.cholesky(torch.from_numpy(fit.covariances_)).expand(components, dim, dim)
-            found = _Partner(torch.from_numpy(fit.weights_), torch.from_numpy(fit.means_), tril)
+            found = GaussianMixture(torch.from_numpy(fit.weights_), torch.from_numpy(fit.means_), tril)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from pyrovae.evaluation import Evaluation
+from pyrovae.evidence.bridge import GaussianMixture, fitted_mixture, standardised
 from pyrovae.evidence.overlap import Fault, Overlap
 from pyrovae.evidence.posterior import Posterior, undisturbed
 from pyrovae.noise import Stream, tile_shape
@@ -24,6 +25,9 @@ ROWS, DRAWS = 16, 256
 # Most draws that a Gaussian is fitted to, for each row, and draws for each squared dimension. With fewer, the Gaussian has
 # independent dimensions.
 _MOST_FITTED, _BY_SQUARE = 2048, 1 / 8
+# With a smaller overlap than this, at most so many rows are compared with mixtures of Gaussians. Normals of up to 128
+# dimensions have 0.2.
+_LEAST_OVERLAP, _MIXED = 0.1, 4
 _MOST_NUMBERS = 1 << 19  # in the draws of x; fewer rows are tested if there are many columns
 _CLIP = 6.0  # spreads around the median that the Gaussian is fitted to
 _MOST_ROUNDED = 1e-3  # share of draws on a bound, and resolution of a dtype in units of the spread
@@ -33,11 +37,15 @@ _CHANCE = 1e-9  # that so many draws of a density are equal
 
 
 class _Reference(NamedTuple):
-    """A normalised density for each row: a Gaussian fitted to some draws, and the box that these draws lie in."""
+    """A normalised density for each row: a Gaussian fitted to some draws, and the box that these draws lie in.
+
+    Some rows have a mixture of v in its place, where u is the mean plus v times the Cholesky factor.
+    """
 
     gaussian: MultivariateNormal
     low: Tensor
     high: Tensor
+    mixtures: Mapping[int, GaussianMixture] = {}
 
     @classmethod
     def fit(cls, u: Tensor) -> _Reference:
@@ -57,11 +65,34 @@ class _Reference(NamedTuple):
             MultivariateNormal(mean, scale_tril=tril, validate_args=False), u.amin(dim=0), u.amax(dim=0)
         )
 
+    def mixed(self, u: Tensor, rows: Tensor, seed: int) -> _Reference:
+        """Return the reference with mixtures fitted to the draws of some rows, where a fit does not fail."""
+        found = {}
+        for row in rows.tolist():
+            with suppress(ValueError, RuntimeError):
+                found[row] = fitted_mixture(self._standardised(u, row), float(len(u)), seed)
+        return self._replace(mixtures=found)
+
     def draw(self, noise: RowNoise) -> Tensor:
         """Return draws, (samples, rows, dim)."""
         mean = self.gaussian.loc
         standard = noise.normal(DRAWS, mean.shape[-1], dtype=mean.dtype)
+        for row, mixture in self.mixtures.items():
+            standard[:, row] = mixture.draw(DRAWS, torch.Generator().manual_seed(noise.seed ^ row)).to(mean)
         return mean + (self.gaussian.scale_tril @ standard.unsqueeze(-1)).squeeze(-1)
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """Return the log density of draws, (samples, rows)."""
+        found = self.gaussian.log_prob(u)
+        for row, mixture in self.mixtures.items():
+            log_det = self.gaussian.scale_tril[row].diagonal().log().sum()
+            found[:, row] = mixture.log_prob(self._standardised(u, row)).to(u) - log_det
+        return found
+
+    def _standardised(self, u: Tensor, row: int) -> Tensor:
+        gaussian = self.gaussian
+        parts = (each.double().cpu() for each in (u[:, row], gaussian.loc[row], gaussian.scale_tril[row]))
+        return standardised(*parts)
 
     def inside(self, u: Tensor) -> Tensor:
         """Return which draws lie in the box, (samples, rows)."""
@@ -200,18 +231,33 @@ def _fault(
     log_density: Callable[[Tensor], Tensor],
     noise: RowNoise,
 ) -> Fault | None:
-    """Return how a log density of latents differs from that of its draws."""
+    """Return how a log density of latents differs from that of its draws.
+
+    Where the Gaussian's overlap with the draws is small, as with separated clusters, a few rows are compared with mixtures.
+    """
     fitted = min(max(DRAWS, math.ceil(_BY_SQUARE * space.dim**2)), _MOST_FITTED)
-    known, own = draw(fitted, noise.branch()), draw(DRAWS, noise.branch())
-    reference = _Reference.fit(known)
-    other = reference.draw(noise.branch())
 
-    def log_ratio(u: Tensor, outside: float) -> Tensor:
-        ratio = reference.gaussian.log_prob(u) - log_density(u)
-        return torch.where(reference.inside(u), ratio, outside)[..., None]
+    def overlap(number: int, rows: Tensor | None = None) -> Overlap:
+        known, own = draw(number, noise.branch()), draw(DRAWS, noise.branch())
+        reference = _Reference.fit(known)
+        sound = _resolved(known).all(dim=-1) & (space.beyond(own).to(own).mean(dim=0) <= _MOST_ROUNDED)
+        if rows is not None:
+            reference = reference.mixed(known, rows, noise.branch().seed)
+            sound &= torch.isin(torch.arange(len(sound), device=sound.device), rows.to(sound.device))
+        other = reference.draw(noise.branch())
 
-    sound = _resolved(known).all(dim=-1) & (space.beyond(own).to(own).mean(dim=0) <= _MOST_ROUNDED)
-    return Overlap.of(log_ratio(own, -math.inf), log_ratio(other, math.inf), sound[:, None]).fault()
+        def log_ratio(u: Tensor, outside: float) -> Tensor:
+            ratio = reference.log_prob(u) - log_density(u)
+            return torch.where(reference.inside(u), ratio, outside)[..., None]
+
+        return Overlap.of(log_ratio(own, -math.inf), log_ratio(other, math.inf), sound[:, None])
+
+    found = overlap(fitted)
+    fault = found.fault()
+    low = (found.first + found.second < 2 * _LEAST_OVERLAP)[:, 0].nonzero()[:_MIXED, 0]
+    if fault or not len(low) or _BY_SQUARE * space.dim**2 > _MOST_FITTED:
+        return fault
+    return overlap(_MOST_FITTED, low).fault()
 
 
 def _of_columns(evaluation: Evaluation, width: int, noise: RowNoise) -> Fault | None:

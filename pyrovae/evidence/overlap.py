@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Chance makes a difference of this size in one of 10⁹ tests; a check makes two for every column, and four of all.
+# Chance makes a difference of this size in one of 10⁹ tests; a check makes two for every column, and at most eight of all.
 _CHANCE = 1e-9
 _NATS = 0.02  # from here on a difference counts
 # Fewest degrees of freedom. Densities that hardly overlap have fewer, for which χ² has no tail in floats.
