@@ -654,11 +654,11 @@ def two_values(prior, locs, guide_locs, guide_scales, num_rows):
 @pytest.mark.statistical
 def test_a_value_whose_other_latents_the_guide_misses_is_found_by_the_prior():
     """The guide draws z of value 1 ten standard deviations off: 3 of 30 trusted rows were 0.5 to 2.5 nats low."""
-    pair, x, exact = two_values([0.5, 0.5], [0.0, 1.0], [0.0, 10.0], [1.0, 1.0], 100)
+    pair, x, exact = two_values([0.5, 0.5], [0.0, 1.0], [0.0, 10.0], [1.0, 1.0], 50)
     ev = pv.log_evidence(pair, x, method="auto", seed=SEED, check=False)
     assert (ev.answered_by == "defensive").all()
     believed = ev.verdict == "unchecked"
-    assert believed.sum() > 30
+    assert believed.sum() > 12
     assert (np.abs(ev.estimate - exact) < 0.3)[believed].all()
 
 
