@@ -39,9 +39,6 @@ def cast(
         tensor, loss = rounding.cast(x, torch.float64)
     if loss is None or math.isinf(loss.cast):  # ``finite`` rejects an overflow as infinite
         return tensor
-    column = ""
-    if names is not None and len(loss.position) == 2:
-        column = f" ({names[loss.position[1]]!r})"
     if loss.spread is None:
         expected = f"whole numbers that {tensor.dtype} holds"
         against = ""
@@ -61,7 +58,7 @@ def cast(
     raise bad_value(
         argument,
         expected,
-        f"{loss.count} that it changes, first {loss.value!r} to {loss.cast!r} at {place(loss.position)}{column}{against}",
+        f"{loss.count} that it changes, first {loss.value!r} to {loss.cast!r} at {place(loss.position, names)}{against}",
         mend,
     )
 

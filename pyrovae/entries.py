@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from pyrovae.refusals import bad_value, place
+from pyrovae.refusals import bad_value, column_of, place
 from pyrovae.sparse import SparseRows
 
 #: Entries in a block of rows: 8 MiB in float64.
@@ -53,10 +53,11 @@ def blocks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
     return ((start, rows[start : start + height]) for start in range(0, len(rows), height))
 
 
-def finite(argument: str, x: Tensor, missing: bool = False) -> None:
+def finite(argument: str, x: Tensor, missing: bool = False, names: Sequence[Any] | None = None) -> None:
     """Raise ``ValueError`` for NaN and ±inf, with their count and the first position.
 
-    With ``missing``, the caller takes NaN for missing cells and has replaced them; the message says so.
+    With ``missing``, the caller takes NaN for missing cells and has replaced them; the message says so. ``names`` are those
+    of columns.
     """
     # A finite sum needs finite entries and no second array. Otherwise entries are checked: the sum may have overflowed.
     if torch.isfinite(x.sum()):
@@ -68,7 +69,7 @@ def finite(argument: str, x: Tensor, missing: bool = False) -> None:
     raise bad_value(
         argument,
         "finite numbers" + (", or NaN in missing cells" if missing else ""),
-        f"{count} that are {'' if missing else 'NaN or '}infinite, first {value} at {place(position)}",
+        f"{count} that are {'' if missing else 'NaN or '}infinite, first {value} at {place(position, names)}",
         "Pass NaN if these cells are missing, or drop those rows."
         if missing
         else "Drop those rows or impute them first.",
@@ -111,7 +112,7 @@ def on_support(
     support: Constraint,
     family: str,
     fix: str,
-    names: Sequence[str] | None = None,
+    names: Sequence[Any] | None = None,
 ) -> None:
     """Raise ``ValueError`` for values off an elementwise ``support`` in ``columns`` of ``rows``, shape (rows, columns).
 
@@ -126,8 +127,7 @@ def on_support(
     raise bad_value(
         argument,
         f"values on the support of {family} ({support})",
-        f"{count} off it, first {float(rows[row, column]):g} at {place([row, column])}"
-        + (f" ({names[column]!r})" if names else ""),
+        f"{count} off it, first {float(rows[row, column]):g} at {place([row, column], names)}",
         fix,
     )
 
@@ -166,9 +166,7 @@ def check_sizes(argument: str, x: Tensor, names: tuple[str, ...] | None = None, 
             f"columns of values up to {most:.0e}"
             + (f" and of ranges from {least:.0e} on" if spread else "")
             + f", whose squares {str(x.dtype).removeprefix('torch.')} can represent",
-            f"{len(bad)} column(s) outside, first column {column}"
-            + (f" ({names[column]!r})" if names else "")
-            + f" with a {'range' if small[column] else 'value'} of {held:.2g}",
+            f"{len(bad)} column(s) outside, first {column_of(column, names)} with a {'range' if small[column] else 'value'} of {held:.2g}",
             f"Divide that column by {unit:g}. Each of its cells then adds {math.log(unit):.2f} nats to log P(x); subtract them to "
             "return to the old units."
             + (" Or use float64: call .double() on the model and on x." if double else ""),

@@ -26,7 +26,7 @@ from pyrovae.likelihoods.base import of_observed
 from pyrovae.likelihoods.mixed import Mixed
 from pyrovae.networks import MLP, Features, Standardize, output_width, widths
 from pyrovae.parameters import Parameters, owners_of, plain_attributes, unwrapped
-from pyrovae.refusals import bad_type, bad_value, parameters_hold, shown
+from pyrovae.refusals import bad_type, bad_value, parameters_hold, place, shown
 from pyrovae.rows import Source, as_tensor, read
 from pyrovae.tables import Table
 from pyrovae.turns import takes_turns
@@ -191,6 +191,11 @@ class LatentVariableModel(Parameters):
         """Whether rows may have missing cells: the model takes ``observed``."""
         return "observed" in _parameters(self.model)
 
+    @property
+    def labels(self) -> Sequence[Any] | None:
+        """The labels of the columns that a table has, for messages; None if columns are numbered as in x."""
+        return None
+
     def arranged(self, x: Any) -> Any:
         """Return rows with their columns in the model's order; see ``Table.arranged``. Rows of other models stay as they are."""
         return x
@@ -215,7 +220,8 @@ class LatentVariableModel(Parameters):
         """
         row, column, value = largest_entry(x)
         row = row if numbers is None else int(numbers[row])
-        largest = f"The largest entry is {value:g}, in row {row}, column {column}; in training lower lr or set clip_norm."
+        where = place([row, column], self.labels)
+        largest = f"The largest entry is {value:g}, in {where}; in training lower lr or set clip_norm."
         return f"{self.fix_of_scales(x)} {largest}".lstrip()
 
     def fix_of_scales(self, x: Tensor) -> str:
@@ -296,6 +302,10 @@ class VAE(LatentVariableModel):
             if self.fitted is not None and not self.names:  # of a file from before numbers were names
                 names = {"x": tuple(map(str, self.table.names))}
         return super().checked(x, argument, names)
+
+    @property
+    def labels(self) -> Sequence[Any] | None:
+        return None if self.table is None else self.table.names
 
     def arranged(self, x: Any) -> Any:
         return x if self.table is None else self.table.arranged(x)

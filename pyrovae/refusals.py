@@ -6,7 +6,7 @@ are bad, it gives their count and the position of the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,12 +48,17 @@ def shown(value: Any) -> str:
     return f"{text if len(text) <= 60 else text[:57] + '…'} ({type(value).__name__})"
 
 
-def place(position: list[int]) -> str:
-    """Return the position of an entry in words, such as "row 3, column 5"."""
+def column_of(number: int, names: Sequence[Any] | None = None) -> str:
+    """Return a column in words: "column 5", or "column 'age'" if columns have names."""
+    return f"column {names[number]!r}" if names else f"column {number}"
+
+
+def place(position: list[int], names: Sequence[Any] | None = None) -> str:
+    """Return the position of an entry in words, such as "row 3, column 5"; ``names`` are those of columns."""
     if len(position) == 1:
         return f"row {position[0]}"
     if len(position) == 2:
-        return f"row {position[0]}, column {position[1]}"
+        return f"row {position[0]}, {column_of(position[1], names)}"
     return f"row {position[0]}, position {tuple(position[1:])}"
 
 

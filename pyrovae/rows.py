@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrovae import chunks, frames, rounding
 from pyrovae.arrays import FLOATS, as_numpy, cast, from_array, from_tensor
 from pyrovae.entries import finite
-from pyrovae.refusals import bad_type, bad_value, place, shown
+from pyrovae.refusals import bad_type, bad_value, column_of, place, shown
 from pyrovae.sparse import dense
 
 
@@ -198,7 +198,7 @@ def _as_tensor(
         raise bad_value(
             argument, "at least one row and one column", f"shape {tuple(tensor.shape)}", "Pass some rows."
         )
-    finite(argument, tensor, missing)
+    finite(argument, tensor, missing, None if isinstance(x, Tensor) else frames.names(x))
     if observed is not None:
         tensor, exact = (rows * observed.to(rows.device) for rows in (tensor, exact))
     return tensor, exact, observed
@@ -440,11 +440,10 @@ def check_columns_observed(
     empty = torch.nonzero(~seen.flatten()).flatten()
     if len(empty):
         column = int(empty[0])
-        name = f" ({names[column]!r})" if names else ""
         raise bad_value(
             argument,
             "an observed cell in every column",
-            f"{len(empty)} column(s) without any in {num_rows} rows, first column {column}{name}",
+            f"{len(empty)} column(s) without any in {num_rows} rows, first {column_of(column, names)}",
             "Drop those columns, or fit on rows that have them.",
         )
 

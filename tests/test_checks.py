@@ -137,7 +137,7 @@ NULLABLE.loc[2, "a"] = pd.NA
         ),
         (INFINITE, ValueError, ["first -inf at row 2, column 0"]),
         (np.array([[1e39]]), ValueError, ["first inf at row 0, column 0"]),
-        (NULLABLE, ValueError, ["first nan at row 2, column 0"]),
+        (NULLABLE, ValueError, ["first nan at row 2, column 'a'"]),
         (np.zeros((0, 3)), ValueError, ["at least one row", "shape (0, 3)"]),
         (np.zeros((3, 0)), ValueError, ["at least one row and one column"]),
         (np.array(3.0), ValueError, ["rows on dim 0"]),

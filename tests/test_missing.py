@@ -587,7 +587,7 @@ def test_a_column_that_is_never_observed_is_refused_by_name(name, fitted):
     with pytest.raises(ValueError) as refusal:
         fitted[name].fit(x)
     assert str(refusal.value) == (
-        "x: expected an observed cell in every column, got 1 column(s) without any in 300 rows, first column 2 ('c'). "
+        "x: expected an observed cell in every column, got 1 column(s) without any in 300 rows, first column 'c'. "
         "Drop those columns, or fit on rows that have them."
     )
     assert torch.equal(score(fitted[name], holed(EVERY[name])), score(fitted[name], holed(EVERY[name])))

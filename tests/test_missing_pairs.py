@@ -578,9 +578,7 @@ def test_a_column_that_is_never_observed_is_refused_in_a_fit_and_scored():
     frame = pd.DataFrame(X.numpy(), columns=list("abcd"))
     frame["c"] = NAN
     vae = pv.VAE.mlp(4, 1, "gaussian", (2,))
-    with pytest.raises(
-        ValueError, match=r"an observed cell in every column, got 1 .* first column 2 \('c'\)"
-    ):
+    with pytest.raises(ValueError, match=r"an observed cell in every column, got 1 .* first column 'c'"):
         pv.fit(vae, frame, epochs=1)
     assert vae.fitted is None
     assert np.isfinite(score(vae, frame, num_samples=2, check=False).estimate).all()

@@ -366,7 +366,7 @@ REFUSED = {
         changed(height=[1.7] * 4 + [1.705] * (N - 4)),
         r"x\['height'\]: expected whole multiples.*row 4",
     ),
-    "infinite": (changed(real=[1.0] * 5 + [np.inf] * (N - 5)), "infinite, first inf at row 5, column 0"),
+    "infinite": (changed(real=[1.0] * 5 + [np.inf] * (N - 5)), r"x\['real'\].*infinite, first inf in row 5"),
     "negative count": (changed(visits=[-1] * N), "values on the support of NegativeBinomial"),
     "twice": (pd.concat([FRAME, FRAME[["real"]]], axis=1), "'real' more than once"),
     "width": (torch.zeros(3, 2), r"codes of shape \(rows, 14\), got shape \(3, 2\)"),
@@ -381,12 +381,38 @@ def test_rows_unlike_the_training_rows_are_refused_by_name(name, vae):
         pv.elbo(vae, rows, num_samples=2)
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.inf, r"x\['size'\]: .*first inf in row 2\."),
+        (-1.0, r"x: expected .* support of Gamma.*first -1 at row 2, column 'size'\."),
+    ],
+)
+def test_cells_are_named_by_labels_where_columns_are_left_out(value, message):
+    """The frame's columns are constant, 2 and size, of which the first is left out."""
+    draws = np.random.default_rng(0)
+    df = pd.DataFrame({"constant": 1.0, 2: draws.normal(size=50), "size": draws.gamma(2.0, size=50)})
+    vae = pv.VAE.for_table(df, 1, families={"constant": None, "size": "gamma"}, hidden_dims=(4,))
+    far = df.copy()
+    far.loc[3, 2] = 1e10
+    assert "entry is 1e+10, in row 3, column 2;" in vae.fix_of_rows(torch.tensor(vae.table.encode(far)))
+    df.loc[2, "size"] = value
+    with pytest.raises(ValueError, match=message):
+        pv.elbo(vae, df, num_samples=2)
+
+
+def test_an_infinite_cell_of_a_frame_is_named_by_its_column():
+    vae = pv.VAE.mlp(2, latent_dim=1)
+    with pytest.raises(ValueError, match=r"first -inf at row 1, column 'b'\."):
+        pv.elbo(vae, pd.DataFrame({"a": [0.0, 1.0], "b": [1.0, -np.inf]}), num_samples=2)
+
+
 DAYS = pd.Series(pd.date_range("2020-01-01", periods=4))
 REFUSED_FIRST = {
     "dates": ({"day": DAYS}, {}, r"df\['day'\].*days as a number.*families=\{'day': None\}"),
     "mixed": ({"a": ["x", 1, 2, 3]}, {}, r"df\['a'\].*mixed.*first 'x'"),
     "empty": ({"a": [None] * 4}, {}, r"df\['a'\].*an observed cell"),
-    "infinite": ({"a": [1.0, np.inf, 2.5, 3.0]}, {}, r"df\['a'\].*first in row 1"),
+    "infinite": ({"a": [1.0, np.inf, 2.5, 3.0]}, {}, r"df\['a'\].*first inf in row 1"),
     "intervals": (
         {"a": pd.cut([1, 2, 3, 4], 2)},
         {},
@@ -827,7 +853,7 @@ def test_repeated_values_and_copied_columns_are_refused_in_training():
     df = pd.concat([df] * 2)
     df.iloc[N, 0] = 1.5
     vae = pv.VAE.for_table(df, 1, families={"real": "gaussian"}, hidden_dims=())
-    with pytest.raises(ValueError, match="one value in over 99 % of the rows, first column 0"):
+    with pytest.raises(ValueError, match="one value in over 99 % of the rows, first column 'real'"):
         pv.fit(vae, df, epochs=1)
 
 

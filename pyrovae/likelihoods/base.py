@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -136,12 +137,15 @@ class Likelihood(nn.Module, ABC):
         with torch.no_grad():
             bias.copy_(outputs)
 
-    def check_rows(self, x: Tensor) -> None:
-        """Raise ``ValueError`` if rows, of any shape, hold values with density 0 or +∞ under every parameter."""
+    def check_rows(self, x: Tensor, names: Sequence[Any] | None = None) -> None:
+        """Raise ``ValueError`` if rows, of any shape, hold values with density 0 or +∞ under every parameter.
+
+        ``names`` are those of columns, for the message.
+        """
         if self.inside is not None:
             flat = x.reshape(len(x), -1)
             columns = list(range(flat.shape[1]))
-            on_support("x", flat, columns, self.inside, type(self).__name__, self.off_support)
+            on_support("x", flat, columns, self.inside, type(self).__name__, self.off_support, names)
 
     def _check_support(self, x: Tensor, bias: Tensor | None) -> None:
         """Raise ``ValueError`` if rows are off the support. Does nothing if the bias does not fit the row's shape."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -72,9 +74,9 @@ class Gamma(Concentrated):
     off_support = 'Gamma takes positive numbers; use "gaussian" if zeros or negatives occur.'
     inside = constraints.positive
 
-    def check_rows(self, x: Tensor) -> None:
+    def check_rows(self, x: Tensor, names: Sequence[Any] | None = None) -> None:
         if self.concentration != 1:  # an exponential distribution has a finite density at 0
-            super().check_rows(x)
+            super().check_rows(x, names)
 
     def link(self, location: float) -> float:
         return log(location)

@@ -240,10 +240,10 @@ class Mixed(Likelihood):
             found += [first, *more]
         return found
 
-    def check_rows(self, x: Tensor) -> None:
+    def check_rows(self, x: Tensor, names: Sequence[Any] | None = None) -> None:
         for part, columns in self.each():
             if part.inside is not None:
-                on_support("x", x, columns, part.inside, type(part).__name__, part.off_support)
+                on_support("x", x, columns, part.inside, type(part).__name__, part.off_support, names)
 
     def _check_support(self, x: Tensor, bias: Tensor | None) -> None:
         self.check_rows(x)

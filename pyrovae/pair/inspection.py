@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -96,7 +96,7 @@ def inspect(
     fewer = take(probe, order)
     seeded = noise.seeded(noise.derive(seed, noise.Stream.INSPECT), batch["x"].device)
     if isinstance(pair, VAE) and isinstance(pair.likelihood, Likelihood):
-        pair.likelihood.check_rows(restored(batch["x"], batch.get("observed")))
+        pair.likelihood.check_rows(restored(batch["x"], batch.get("observed")), pair.labels or names)
     with pair.nothing_declared_on_error(), pair.evaluating(), seeded:
         counter = FlopCounterMode(display=False)
         counter.mod_tracker = (
@@ -120,7 +120,7 @@ def inspect(
         structure = _structure(
             sites, latents, observed, plates, scored, _widest(pair, sites["model"], probe["x"]), work
         )
-        check_supports(structure, batch, names=names)
+        check_supports(structure, batch, names=pair.labels or names)
         model = RowModel(pair, structure)
         check_log_prob_dims(sites, model.structure)
         check_repeats(model, sites, probe, fewer, order)
@@ -162,7 +162,7 @@ def _structure(
 
 
 def check_supports(
-    scored: Scored, batch: Batch, argument: str = "x", names: tuple[str, ...] | None = None
+    scored: Scored, batch: Batch, argument: str = "x", names: Sequence[Any] | None = None
 ) -> None:
     """Raise ``ValueError`` for observed values off the likelihood's support, naming the first and a likelihood that fits."""
     x = restored(batch["x"], batch.get("observed"))

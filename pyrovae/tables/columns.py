@@ -173,7 +173,10 @@ class Column:
 
 
 def numbers_of(argument: str, name: Any, values: pd.Series, at: np.ndarray) -> np.ndarray:
-    """Return numbers as float64; raise ``ValueError`` for whole numbers that it may not hold. ``at`` are their rows."""
+    """Return numbers as float64; raise ``ValueError`` for infinite ones, and for whole numbers that it may not hold.
+
+    ``at`` are their rows.
+    """
     large = np.flatnonzero(np.asarray(beyond_whole(values), dtype=bool))
     if len(large):
         few = f"{len(large)} others, first in row {at[large[0]]}"
@@ -181,7 +184,13 @@ def numbers_of(argument: str, name: Any, values: pd.Series, at: np.ndarray) -> n
             f"Subtract a constant first, or leave the column out of training by families={{{name!r}: None}}."
         )
         raise refused(argument, name, "whole numbers between -2^53 and 2^53", few, fix)
-    return values.to_numpy(dtype=np.float64)
+    found = values.to_numpy(dtype=np.float64)
+    endless = np.flatnonzero(np.isinf(found))
+    if len(endless):
+        came = f"{len(endless)} that are infinite, first {found[endless[0]]:g} in row {at[endless[0]]}"
+        fix = "Pass NaN if these cells are missing, or drop those rows."
+        raise refused(argument, name, "finite numbers, or NaN in missing cells", came, fix)
+    return found
 
 
 def steps_of(

@@ -167,10 +167,6 @@ def _levels(column: Column, held: list[Any]) -> Column | str:
 def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
     """Return a column of numbers, or the reason why it is left out; ``at`` are the rows of the observed cells."""
     name, family, resolution = column.name, column.family, column.resolution
-    endless = np.flatnonzero(~np.isfinite(held))
-    if len(endless):
-        came = f"{len(endless)} that are infinite, first in row {at[endless[0]]}"
-        raise refused("df", name, "finite numbers, or NaN in missing cells", came, "Pass NaN in these cells.")
     if (size := np.abs(held).max()) > _LARGEST:
         came, fix = f"{size:.2g}", "Divide the column by a power of ten."
         raise refused("df", name, f"numbers up to {_LARGEST:g}", came, fix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from pyrovae.likelihoods.mixed import Mixed
 from pyrovae.likelihoods.real import LocationScale
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.pair import Batch
-from pyrovae.refusals import bad_value, parameters_hold
+from pyrovae.refusals import bad_value, column_of, parameters_hold
 from pyrovae.rows import Source, spread_of
 
 
@@ -56,7 +57,7 @@ def check_columns_vary(pair: LatentVariableModel, x: Tensor) -> None:
     if isinstance(likelihood, Mixed):
         columns = sorted(column for _, group in _learned(likelihood) for column in group)
         if columns:
-            _check_varying(x, every=True, columns=columns)
+            _check_varying(x, every=True, columns=columns, labels=pair.labels)
         return
     standardizes = getattr(likelihood, "standardize", None) is not None
     if standardizes or _learns_scale(pair):
@@ -89,7 +90,7 @@ class Scales:
             raise bad_value(
                 "x",
                 "a density that stays bounded",
-                f"a learned scale of {float(scale[column]):.2g} in column {column}, whose spread is "
+                f"a learned scale of {float(scale[column]):.2g} in {column_of(column, self._pair.labels)}, whose spread is "
                 f"{float(self._spread[column]):.2g}: log P(x) goes to +∞",
                 "Dequantise whole numbers, drop columns that repeat a value or another column, or fix the scale.",
             )
@@ -109,7 +110,9 @@ class Scales:
         return scale
 
 
-def _check_varying(x: Tensor, every: bool, columns: list[int] | None = None) -> None:
+def _check_varying(
+    x: Tensor, every: bool, columns: list[int] | None = None, labels: Sequence[Any] | None = None
+) -> None:
     """Raise ``ValueError`` if one value fills over 99 % of the cells of any column, or of all if not ``every``.
 
     On such a column, a scale that is learned for each column would shrink towards 0. The density, and with it
@@ -125,7 +128,7 @@ def _check_varying(x: Tensor, every: bool, columns: list[int] | None = None) -> 
         raise bad_value(
             "x",
             "columns that vary, because this likelihood learns a scale for each",
-            f"{len(stuck)} column(s) with one value in over 99 % of the rows, first column {column} (value {value:g})",
+            f"{len(stuck)} column(s) with one value in over 99 % of the rows, first {column_of(column, labels)} (value {value:g})",
             'Drop those columns, dequantise whole numbers, or use scale="shared" or a fixed scale without standardize.',
         )
 
