@@ -123,8 +123,16 @@ def test_same_seed_same_bits_other_seed_other_bits(method, name):
 @pytest.mark.parametrize("method", MOVES)
 def test_a_discrete_latent_is_refused_by_name_where_z_has_to_move(method):
     case = PAIRS[DISCRETE]()
-    with pytest.raises(ValueError, match=r"discrete latent 'component'.*Use method='importance'"):
+    with pytest.raises(ValueError, match=r"discrete latent 'component'.*Use method='auto' of log_evidence"):
         pv.log_evidence(case.pair, case.x, method=method, check=False)
+
+
+@pytest.mark.parametrize("function", [evidence.gaps, evidence.sandwich])
+def test_functions_without_a_method_refuse_a_discrete_latent_with_advice_that_helps(function):
+    case = PAIRS[DISCRETE]()
+    with pytest.raises(ValueError, match=r"discrete latent 'component'.*Use method='auto' of log_evidence"):
+        function(case.pair, case.x)
+    assert pv.log_evidence(case.pair, case.x, method="auto").counts()["trust"] == len(case.x)
 
 
 def test_a_discrete_latent_of_few_values_is_summed_in_auto():
@@ -463,7 +471,7 @@ def test_sandwich_refuses_real_rows_of_an_unknown_posterior():
 def test_sandwich_refuses_models_whose_rows_it_can_not_make(name):
     case = PAIRS[name]()
     with pytest.raises(
-        ValueError, match=r"model: expected every column of x sampled.*Use a method that takes"
+        ValueError, match=r"model: expected every column of x sampled.*Use log_evidence with method"
     ):
         evidence.sandwich(case.pair, case.x)
 

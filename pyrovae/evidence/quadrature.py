@@ -119,7 +119,7 @@ def check_dimensions(evaluation: Evaluation) -> None:
             "method",
             f"one to {MOST_DIMENSIONS} latent dimensions for quadrature",
             str(dim),
-            "Use method='auto'.",
+            "Use method='auto' of log_evidence.",
         )
 
 

@@ -66,7 +66,7 @@ class Coordinates:
                 "model",
                 "masks of latents that depend on the rows only (this method moves z)",
                 "masks that change with z",
-                "Use method='importance', or mask by the rows' own lengths.",
+                f"{_FIX} Or mask by the rows' own lengths.",
             )
         drawn, again = (run(model.pair, "model", batch) for _ in range(2))
         self._places: dict[str, _Place] = {}
@@ -213,7 +213,9 @@ def _log_det(place: _Place, u: Tensor, z: Tensor) -> Tensor:
 
 
 _EXPECTED = "latents in a fixed, continuous space (this method moves them)"
-_FIX = "Use method='importance', which only weighs what the guide draws."
+_FIX = (
+    "Use method='auto' of log_evidence, embed or impute, which weighs draws of such a model where they are."
+)
 
 
 def _support(name: str, drawn: Sites, again: Sites) -> Constraint:

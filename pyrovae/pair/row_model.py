@@ -211,7 +211,7 @@ class RowModel:
                 that one pass does not show what it computes for simulated rows.
         """
         expected = "every column of x sampled by an observed site, and read nowhere else, to simulate rows"
-        fix = "Use a method that takes the rows as they are: 'refined' or 'annealed'."
+        fix = "Use log_evidence with method='refined' or 'annealed', which take the rows as they are."
         structure = self.structure
         check_all_drawn(structure.added)
         odd = _columns_of(structure.measure, {"mass", "density"})

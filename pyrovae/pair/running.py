@@ -362,7 +362,7 @@ def lacks_method(site: Site, error: NotImplementedError) -> Refused:
     if method == "rsample":  # torch calls it if there is no other sample()
         method = "sample"
     name, fn = site["name"], supports.innermost(site["fn"])
-    fix = f"Write its {method}(). Only method='importance' needs no draws from the prior."
+    fix = f"Write its {method}(). Only method='importance' of log_evidence needs no draws from the prior."
     if isinstance(fn, dist.ImproperUniform):
         fix = "Give it a proper prior, such as a wide Normal."
     return bad_value(
