@@ -232,6 +232,17 @@ class Parameters(nn.Module):
         return next((p.dtype for p in self._floating()), None)
 
     @property
+    def coarsest(self) -> torch.dtype | None:
+        """The dtype of the fewest digits among float parameters and buffers, to whose rounding numbers agree; or None."""
+        dtypes = {
+            tensor.dtype
+            for module in self.every_module()
+            for tensor in (*module._parameters.values(), *module._buffers.values())
+            if tensor is not None and tensor.is_floating_point()
+        }
+        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=None)
+
+    @property
     def device(self) -> torch.device | None:
         """The device of the first float parameter or buffer; None if there are none yet."""
         return next((p.device for p in self._floating()), None)

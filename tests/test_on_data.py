@@ -172,3 +172,43 @@ def test_a_value_off_a_site_that_holds_no_column_is_named():
     x[250] = 0.5
     with pytest.raises(ValueError, match=r"site 'x' can score.*1 rows or more with others, first row 250"):
         pv.log_evidence(pv.LatentVariableModel(model, guide), x, num_samples=10, check=False)
+
+
+class Mixed(torch.nn.Module):
+    """A pair of which one network computes in float32 and one in float64."""
+
+    def __init__(self, coarse, of_batch=0.0):
+        super().__init__()
+        torch.manual_seed(0)
+        wide = [torch.nn.Linear(6, 64), torch.nn.Tanh(), torch.nn.Linear(64, 2)]
+        self.decoder, self.encoder = torch.nn.Linear(2, 6), torch.nn.Sequential(*wide)
+        self.of_batch = of_batch
+        (self.encoder if coarse == "decoder" else self.decoder).double()
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            loc = self.decoder(z.to(self.decoder.weight.dtype)).double()
+            pyro.sample("x", dist.Normal(loc, 0.5).to_event(1), obs=x)
+
+    def guide(self, x):
+        loc = self.encoder(x.to(self.encoder[0].weight.dtype)).double() + self.of_batch * x.mean()
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 0.05).to_event(1))
+
+
+@pytest.mark.parametrize("coarse", ["encoder", "decoder"])
+def test_rows_agree_up_to_the_rounding_of_the_coarsest_network(coarse):
+    """Whichever network comes first."""
+    x = torch.randn(300, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    held = Mixed(coarse)
+    pair = pv.LatentVariableModel(held.model, held.guide)
+    assert pair.coarsest == torch.float32
+    if coarse == "encoder":
+        assert pair.dtype == torch.float64  # which rows are read in
+        pv.log_weights(pair, x, num_samples=2)
+        pv.fit(pair, x, epochs=1)
+        other = Mixed(coarse, of_batch=1e-2)
+        with pytest.raises(ValueError, match="log-probability does not depend on the rest of the batch"):
+            pv.log_weights(pv.LatentVariableModel(other.model, other.guide), x, num_samples=2)
+    assert pv.LatentVariableModel(held.double().model, held.guide).coarsest == torch.float64

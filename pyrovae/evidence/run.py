@@ -139,7 +139,7 @@ class Run:
 
     def _coarse(self) -> Tensor:
         """Return in which rows log P(x_n, z) in float32 is rough on steps of z that hardly bend a smooth function, (rows,)."""
-        known = self.evaluation.dtype != torch.float32
+        known = (self.evaluation.pair.coarsest or self.evaluation.dtype) != torch.float32
         return self._finding("coarse", [] if known else self.evaluation.blocks(_DRAWS), coarse_block)
 
     def _finding(self, name: str, blocks: list[slice], make: Make) -> Tensor:

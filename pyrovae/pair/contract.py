@@ -286,7 +286,7 @@ def check_repeats(
         if part == "guide":  # also at its own draws, with the cached values of their transforms
             again.append(by_row(sites["guide"], structure.latents, structure, len(probe["x"])))
         for repeated in again:
-            if not _agree(terms, repeated, pair.dtype or probe["x"].dtype):
+            if not _agree(terms, repeated, pair.coarsest or probe["x"].dtype):
                 raise bad_value(
                     part,
                     "the same log-probability from the same rows and latents",
@@ -340,7 +340,7 @@ def _vectorises(model: RowModel, probe: Batch) -> dict[str, bool]:
                     run(pair, part, probe)
                 sites = run(pair, part, probe, latents)
             together = sum_sites(sites, structure.names(part), structure, lead=1)
-            return _agree(expected, together.expand(num_samples, num_rows), pair.dtype or probe["x"].dtype)
+            return _agree(expected, together.expand(num_samples, num_rows), pair.coarsest or probe["x"].dtype)
         except Exception:  # a pair may fail in any way on unknown dims; its rows are then repeated instead
             return False
 

@@ -251,7 +251,7 @@ def _check_alone(model: RowModel, block: Batch, guide: Sites, sites: Sites, star
                     f"row {start + int(rows[0])}, {type(error).__name__} when {_those(rows)}: {first_line(error)}",
                 ) from error
             apart = _distance(alone, within)
-            tolerance = _TOLERANCE.get(pair.dtype or fewer["x"].dtype, _TOLERANCE_FLOAT32) * (
+            tolerance = _TOLERANCE.get(pair.coarsest or fewer["x"].dtype, _TOLERANCE_FLOAT32) * (
                 1 + within.abs().nan_to_num(posinf=0.0)
             )
             if not bool((apart > tolerance).any()):

@@ -176,7 +176,7 @@ class Runner:
         while True:
             graph = _kept(self._pair, key, make)
             if _alike(
-                graph(call), expected, (self._pair.dtype or call.inputs[0].dtype) if compiled else None
+                graph(call), expected, (self._pair.coarsest or call.inputs[0].dtype) if compiled else None
             ):
                 return graph
             del _GRAPHS[self._pair][key]

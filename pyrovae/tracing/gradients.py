@@ -92,7 +92,7 @@ def trace_gradients(
         with untraceable(), _as_before(pair, 1, device, objective), torch.no_grad():
             halves = [weight / 2 for weight in weights]
             came = graph.module(*last.values(), *halves, *graph.tensors, *drawn.views(drawn.flat, 0))
-        if not agree(came, expected, math.sqrt(torch.finfo(pair.dtype or dtype).eps)):
+        if not agree(came, expected, math.sqrt(torch.finfo(pair.coarsest or dtype).eps)):
             raise Untraceable("with other rows and noise it does not compute what the trace computes")
 
     with untraceable(), _as_before(pair, 0, device, objective):
