@@ -40,6 +40,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Runs on different numbers of ranks agree up to rounding, not bit for bit, so these may differ, too.
 _BY_RANKS = {"ranks", "threads", "steps", "evaluations"}
 _FORMAT = 5  # of the folders; formats 1 to 3 evaluated training rows after every epoch, 4 had no tail_error
+_ANEW = "Remove the file to begin anew, or choose another folder."
+_PART = "Remove that file, so that the part is computed again, or choose another folder."
 _SHOWN = 60  # characters of a value in a message
 _LOOSEST = 100  # units in the last place by which processors may round differently
 
@@ -91,7 +93,7 @@ class Run:
         self._best = 0
         self.state: Any = None
         if self._path.exists():
-            arrays, meta = storage.read(self._path)
+            arrays, meta = storage.read(self._path, "checkpoint", _ANEW)
             _check_pins(self.folder, storage.unpack(meta["pins"], arrays), self._pins)
             self.state = storage.unpack(meta["state"], arrays)
 
@@ -210,7 +212,7 @@ class Parts:
         with storage.lock(self._folder):
             known = self._folder / "evaluation.safetensors"
             if known.exists():
-                arrays, meta = storage.read(known)
+                arrays, meta = storage.read(known, "checkpoint", _ANEW)
                 _check_pins(self._folder, storage.unpack(meta["pins"], arrays), self._pins)
                 check_answers(self._folder, storage.unpack(meta["value"], arrays), answers)
                 # A version that kept no number used all threads.
@@ -227,7 +229,7 @@ class Parts:
         """Return part ``number``, read from its file or computed and written. Takes what ``storage.pack`` takes."""
         path = self._path(number)
         if path.exists():
-            arrays, meta = storage.read(path)
+            arrays, meta = storage.read(path, "checkpoint", _PART)
             _check_pins(self._folder, storage.unpack(meta["pins"], arrays), self._pins)
             kept = meta.get("number", number)  # an earlier version kept no number
             if kept != number:
@@ -235,7 +237,7 @@ class Parts:
                     "checkpoint",
                     f"part {number} of the evaluation in {path}",
                     f"part {kept}, under another name",
-                    "Remove that file, so that the part is computed again, or choose another folder.",
+                    _PART,
                 )
             return storage.unpack(meta["value"], arrays)
         value = compute()

@@ -13,6 +13,7 @@ import torch
 from pyro.nn import PyroModule
 from pyro.params.param_store import ParamStoreDict, StateDict
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pyrovae.arrays import FLOATS
 from pyrovae.precision import products
@@ -153,8 +154,16 @@ class Parameters(nn.Module):
 
         Raises:
             TypeError: parameters in another dtype than float32 and float64; a tensor on the meta device.
-            ValueError: a tensor made in inference mode.
+            ValueError: a tensor made in inference mode, or of a lazy module that has not run.
         """
+        for name, tensor in [*self.named_parameters(), *self.named_buffers()]:
+            if is_lazy(tensor):
+                raise bad_value(
+                    "pair",
+                    "parameters whose shapes are known",
+                    f"{name} of a lazy module that has not run yet",
+                    "Run the module once on a few rows, or give it the number of its inputs: nn.Linear(6, 2).",
+                )
         if self.dtype is not None and self.dtype not in FLOATS:
             raise bad_type(
                 "pair",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections import deque
 from collections.abc import Iterable, Mapping, MutableMapping, MutableSequence
 from types import CellType, FunctionType, MethodType, ModuleType
@@ -16,12 +17,14 @@ import numpy as np
 from torch import nn
 
 _PLAIN = (bool, int, float, complex, str, bytes, np.generic, type(None))
-# Code of these packages is not searched.
+# Objects and code of these packages are not searched; namespaces hold what users put there.
 _LIBRARIES = frozenset(
-    {"torch", "pyro", "pyrovae", "numpy", "pandas", "scipy", "zuko", "builtins", "functools", "collections"}
+    {"torch", "pyro", "pyrovae", "numpy", "pandas", "scipy", "zuko", "sklearn", "matplotlib", "tqdm", "rich"}
+    | (sys.stdlib_module_names - {"types", "argparse", "__main__"})
 )
 _OF_TORCH = frozenset(vars(nn.Module()))  # what every module has, such as its mode and its hooks
-_DEEPEST, _MOST = 6, 1000  # objects from a root to a value; entries of a container
+# Steps from a root to an object; entries of a container; objects in all.
+_DEEPEST, _MOST, _MOST_OBJECTS = 6, 1000, 10_000
 
 _Place = tuple[Any, Any]  # what holds a value, and the value's name or number there
 
@@ -46,8 +49,10 @@ class PythonValues:
     def __init__(self, roots: Iterable[Any]) -> None:
         self._visited: dict[int, Any] = {}  # keeps the objects, so that no two have one id
         self._holders: list[tuple[Any, frozenset[str] | None, dict[Any, Any]]] = []
-        for root in roots:
-            self._visit(root, 0)
+        # Breadth first, so that every object is searched on its shortest way from a root.
+        self._waiting = deque((root, 0) for root in roots)
+        while self._waiting and len(self._visited) < _MOST_OBJECTS:
+            self._look(*self._waiting.popleft())
 
     def changed(self) -> str | None:
         """Return the first value that has changed, in words; None if none has."""
@@ -75,7 +80,11 @@ class PythonValues:
                     _set(holder, key, value)
 
     def _visit(self, value: Any, depth: int) -> None:
-        if isinstance(value, _PLAIN) or id(value) in self._visited or depth > _DEEPEST:
+        if not isinstance(value, _PLAIN) and id(value) not in self._visited and depth <= _DEEPEST:
+            self._waiting.append((value, depth))
+
+    def _look(self, value: Any, depth: int) -> None:
+        if id(value) in self._visited:
             return
         self._visited[id(value)] = value
         if isinstance(value, functools.partial):

@@ -231,8 +231,14 @@ def _check_json(value: Any, where: str) -> None:
 # Reading
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(
+    path: str | os.PathLike[str],
+    argument: str = "path",
+    fix: str = "Take another copy of the file, or save it again.",
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors, on the CPU, and the JSON passed to ``write``. Tensors stored once are one tensor again.
+
+    ``argument`` and ``fix`` are for the message about a file that is not as it was written.
 
     Raises:
         FileNotFoundError, OSError: the file does not exist or cannot be read.
@@ -246,28 +252,30 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
             start = file.read(8)
             length = int.from_bytes(start, "little")
             if len(start) < 8 or length > min(_LONGEST_HEADER, os.fstat(file.fileno()).st_size - 8):
-                raise _refused(path, "another kind of file, or one cut short")
+                raise _refused(argument, fix, path, "another kind of file, or one cut short")
             header = file.read(length)
-            about = _about(path, header)
+            about = _about(path, header, argument, fix)
             content = start + header + file.read()
     if _digest(content, 8 + header.index(about["sha256"].encode())) != about["sha256"]:
-        raise _refused(path, "one whose sha256 is not the one it was written with: changed, or cut short")
+        raise _refused(
+            argument, fix, path, "one whose sha256 is not the one it was written with: changed, or cut short"
+        )
     try:
         arrays: dict[str, Tensor] = safetensors.load(content)
         arrays |= {name: arrays[other] for name, other in about["aliases"].items()}
     except (SafetensorError, KeyError, TypeError) as error:
-        raise _refused(path, f"one with tensors that cannot be read ({error})") from error
+        raise _refused(argument, fix, path, f"one with tensors that cannot be read ({error})") from error
     return arrays, about["meta"]
 
 
-def _about(path: Path, header: bytes) -> dict[str, Any]:
+def _about(path: Path, header: bytes, argument: str, fix: str) -> dict[str, Any]:
     """Return the header's JSON after checking its structure."""
     try:
         about = json.loads(json.loads(header)["__metadata__"][_KEY])
         version, digest = about["version"], about["sha256"]
         aliases, meta = about["aliases"], about["meta"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise _refused(path, "another kind of file, or one that is damaged") from None
+        raise _refused(argument, fix, path, "another kind of file, or one that is damaged") from None
     if type(version) is int and version > VERSION:
         raise bad_value(
             "path",
@@ -277,17 +285,13 @@ def _about(path: Path, header: bytes) -> dict[str, Any]:
         )
     known = isinstance(digest, str) and isinstance(aliases, dict) and isinstance(meta, dict)
     if type(version) is not int or not known or header.count(str(digest).encode()) != 1:
-        raise _refused(path, "another kind of file, or one that is damaged")
+        raise _refused(argument, fix, path, "another kind of file, or one that is damaged")
     return dict(about)
 
 
-def _refused(path: Path, came: str) -> Refused:
-    return bad_value(
-        "path",
-        "a file that pyrovae saved, whole and unchanged",
-        f"{came}: {path}",
-        "Nothing was loaded. Take another copy of the file, or save it again.",
-    )
+def _refused(argument: str, fix: str, path: Path, came: str) -> Refused:
+    expected = "a file that pyrovae saved, whole and unchanged"
+    return bad_value(argument, expected, f"{came}: {path}", f"Nothing was loaded. {fix}")
 
 
 #: How to fix an error, by its error number. For others, the message has the system's text only.

@@ -364,10 +364,13 @@ def counting(self, z, x):
         (lambda self, z, x: z * float(x.numpy().mean()), "reads a tensor's value"),
         (lambda self, z, x: z * sum(x.tolist()), "reads a tensor's value"),
         (lambda self, z, x: z[x > 0].sum() + z, "the size of a tensor depends on values"),
-        (counting, "does not compute what the trace computes"),
+        (counting, "Python values change from call to call, such as 'calls' of a dict"),
         (lambda self, z, x: z if random.random() < 2 else -z, "draws random numbers from random, which"),
         (lambda self, z, x: z if GLOBAL.rand() < 2 else -z, r"draws random numbers from numpy\.random, "),
         (lambda self, z, x: z * torch.poisson(z.detach().exp()), "depends on other tensors"),
+        (lambda self, z, x: z + torch.normal(0.0, 0.1, z.shape), "noise that a trace cannot draw again"),
+        (lambda self, z, x: z + torch.randint(0, 2, z.shape), "noise that a trace cannot draw again"),
+        (lambda self, z, x: z + 0 * torch.randperm(len(x)), "noise that a trace cannot draw again"),
     ],
 )
 def test_what_cannot_be_traced_is_named_in_a_line(observe, reason):

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import logging
 import math
 import random
 import re
@@ -1043,6 +1044,37 @@ def test_parameters_out_of_sight_are_refused(loss):
     pv.fit(pv.LatentVariableModel(model, guide), binary_rows(), epochs=1, loss=loss)
 
 
+def test_what_torch_and_pyro_refuse_late_is_refused_in_words():
+    class Discrete(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.decoder, self.encoder = torch.nn.Linear(3, 6), torch.nn.Linear(6, 3)
+            self.labels = torch.nn.Embedding(4, 3, sparse=True)
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.4)).to_event(1))
+                pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+        def guide(self, x):
+            logits = self.encoder(x) + self.labels(x.sum(-1).long().clamp(max=3))
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Bernoulli(logits=logits).to_event(1))
+
+    held = Discrete()
+    pair = pv.LatentVariableModel(held.model, held.guide)
+    with pytest.raises(ValueError, match=r"pair: expected embeddings with dense gradients.*sparse=False"):
+        pv.fit(pair, binary_rows(), epochs=1)
+    held.labels.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"loss: .*got TraceMeanField_ELBO\. Pass Trace_ELBO"):
+        pv.fit(pair, binary_rows(), epochs=1, loss=TraceMeanField_ELBO())
+    assert len(pv.fit(pair, binary_rows(), epochs=1)) == 1
+    held.encoder = torch.nn.LazyLinear(3)
+    for call in (pv.fit, pv.elbo):
+        with pytest.raises(ValueError, match=r"encoder\.weight of a lazy module that has not run yet"):
+            call(pair, binary_rows())
+
+
 @pytest.mark.parametrize("kind", [RenyiELBO, TraceMeanField_ELBO, TraceGraph_ELBO, TraceEnum_ELBO])
 def test_plates_are_counted_before_the_noise_of_the_first_step(kind):
     """A loss object that has counted them before gives the same numbers."""
@@ -1805,7 +1837,7 @@ def test_what_a_trace_would_not_see_runs_eagerly(what, steps, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
-STEPS = {"global": 0}
+STEPS, LOG = {"global": 0}, logging.getLogger(__name__)
 
 
 class Staged(Trace_ELBO):
@@ -1860,6 +1892,8 @@ class Counting(torch.nn.Module):
         return next(self.unseen)
 
     def forward(self, z):
+        if self.training:
+            LOG.debug("%d rows", len(z))  # keeps in a dict whether it is enabled
         started = self.count is None or not self.training or self.count() > 10
         return self.layer(z) * (1.0 if started else 0.5)
 
@@ -1901,6 +1935,7 @@ def test_counters_of_steps_are_found_wherever_python_keeps_them(place, named, mo
 def test_counters_out_of_sight_are_found_by_later_comparisons(monkeypatch):
     """Every comparison counts, too."""
     monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
+    LOG.manager._clear_cache()
     assert counted("iterator", "auto")[1] == "traced"
     monkeypatch.setattr(loop, "_COMPARED", 6)
     monkeypatch.setattr(Counting, "first", 7)  # traces of both sizes count to 10

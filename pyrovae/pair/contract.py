@@ -385,7 +385,17 @@ def check_every_leaf(pair: LatentVariableModel, objective: Any, batch: Batch, se
         noise.seeded(seed, batch["x"].device),
         _WithoutBackward() as differentiated,
     ):
-        total = loss(pair, objective, rows, len(rows["x"]), kl_weight=1.0)
+        try:
+            total = loss(pair, objective, rows, len(rows["x"]), kl_weight=1.0)
+        except NotImplementedError as error:
+            if "fully reparameterized" not in str(error):
+                raise
+            raise bad_value(
+                "loss",
+                "an objective for latents without reparameterised draws, because the guide has one",
+                type(objective).__name__,
+                "Pass Trace_ELBO or TraceGraph_ELBO.",
+            ) from error
     known = {id(p) for p in pair.parameters()}
     waiting, visited = [getattr(root, "grad_fn", None) for root in (total, *differentiated.roots)], set()
     while waiting:

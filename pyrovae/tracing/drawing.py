@@ -56,7 +56,11 @@ def lift_noise(module: fx.GraphModule) -> list[Draw]:
         if not _is_random(node):
             continue
         if node.target not in _FILLS and node.target not in _MADE:
-            raise Untraceable(f"noise that depends on other tensors, by torch's {node.target}")
+            if node.all_input_nodes and "like" not in str(node.target):
+                raise Untraceable(f"noise that depends on other tensors, by torch's {node.target}")
+            raise Untraceable(
+                f"noise that a trace cannot draw again, by torch's {node.target}; torch.randn and torch.rand can be"
+            )
         fill = _MADE.get(node.target, node.target)
         meta = node.meta["tensor_meta"]
         arguments = tuple(node.args[1:]) if node.target in _FILLS else ()

@@ -24,7 +24,7 @@ from pyrovae.training.plan import Plan
 from pyrovae.training.ranks import Ranks
 from pyrovae.training.rows import Reader
 from pyrovae.training.scales import Scales, check_columns_vary
-from pyrovae.training.step import State, check_one_row
+from pyrovae.training.step import State, check_dense_gradients, check_one_row
 from pyrovae.training.traced import choose
 
 # One draw a row suffices for an epoch's curve, because errors average out over rows.
@@ -98,6 +98,7 @@ def prepare(
     optimizer = make_optimizer(plan.optimizer, [p for p in pair.parameters() if p.requires_grad], plan.lr)
     state = State(pair, optimizer, objective, len(rows), plan.clip_norm, plan.binarize)
     schedule = make_scheduler(plan.scheduler, optimizer)
+    check_dense_gradients(pair)
     guess_nesting(pair, objective, shown, plan.seed)
     check_every_leaf(pair, objective, shown, plan.seed)
     if 1 in rows.sizes(plan.batch_size):

@@ -97,6 +97,22 @@ def step(
     return value
 
 
+def check_dense_gradients(pair: LatentVariableModel) -> None:
+    """Raise ``ValueError`` if an embedding of the pair has sparse gradients, which have no norm."""
+    for module in pair.every_module():
+        if (
+            isinstance(module, nn.Embedding | nn.EmbeddingBag)
+            and module.sparse
+            and module.weight.requires_grad
+        ):
+            raise bad_value(
+                "pair",
+                "embeddings with dense gradients",
+                repr(module),
+                f"Pass sparse=False to {type(module).__name__}.",
+            )
+
+
 def check_one_row(state: State, model: RowModel, batch: Batch, batch_size: int, seed: int) -> None:
     """Raise ``ValueError`` if the pair has BatchNorm and gets a batch of one row. Nothing is changed."""
     if not any(isinstance(module, _BATCH_NORMS) for module in state.pair.every_module()):
