@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal, Normal
+from torch.distributions import MultivariateNormal
 
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.bridge import GaussianMixture, fitted_mixture, standardised
@@ -31,6 +32,7 @@ _LEAST_OVERLAP, _MIXED = 0.1, 4
 _MOST_NUMBERS = 1 << 19  # in the draws of x; fewer rows are tested if there are many columns
 _CLIP = 6.0  # spreads around the median that the Gaussian is fitted to
 _MOST_ROUNDED = 1e-3  # share of draws on a bound, and resolution of a dtype in units of the spread
+_BETWEEN = 16  # draws of x in an interval of the reference
 _KEPT = 1 / 4  # of the entries of x keep their value while those of other columns change
 _DEPENDS = 1e-3  # relative change of log P(x_d | z) by other columns
 _CHANCE = 1e-9  # that so many draws of a density are equal
@@ -100,39 +102,65 @@ class _Reference(NamedTuple):
 
 
 class _Marginals(NamedTuple):
-    """A distribution of every column, fitted to draws of x: their masses, or a normal one and the interval that they fill."""
+    """A distribution of every column of every row, which is uniform between some order statistics of draws of x.
+
+    Masses are those of whole numbers. In columns with others, or with multiples of a number alone, values have the numbers of
+    their ranks in a row, and those that are not among the draws have no mass.
+    """
 
     counted: Tensor  # which columns have masses, (columns,)
-    ordered: Tensor  # (rows, columns, samples), ∞ where a draw does not count
-    number: Tensor  # of draws that count, (rows, columns)
-    normal: Normal
-    low: Tensor
-    high: Tensor
+    ordered: Tensor  # draws, (rows, columns, samples)
+    ranks: Tensor  # of the draws' values
+    ranked: Tensor  # which columns have ranks for numbers, (columns,)
+    ends: Tensor  # of the intervals, which lack the lower one, (rows, columns, intervals + 1), float64
+    shares: Tensor  # of the draws up to every end, likewise
 
     @classmethod
-    def fit(cls, x: Tensor, counted: Tensor, left_out: Tensor) -> _Marginals:
-        """Return the distributions of draws, (samples, rows, columns); masses without the entries ``left_out``."""
-        mean, deviation = x.double().mean(dim=0), x.double().std(dim=0)
-        normal = Normal(mean, deviation.clamp(min=torch.finfo(torch.float64).tiny), validate_args=False)
-        ordered = x.masked_fill(left_out, math.inf).movedim(0, -1).sort(dim=-1).values.contiguous()
-        return cls(counted, ordered, (~left_out).sum(dim=0), normal, x.amin(dim=0), x.amax(dim=0))
+    def fit(cls, x: Tensor, counted: Tensor) -> _Marginals:
+        """Return the distributions of draws, (samples, rows, columns)."""
+        ordered = x.movedim(0, -1).sort(dim=-1).values.contiguous()
+        ranks = torch.zeros_like(ordered, dtype=torch.float64)
+        ranks[..., 1:] = (ordered.diff(dim=-1) != 0).cumsum(dim=-1)
+        whole = (ordered == ordered.round()) & (ordered.abs() * torch.finfo(x.dtype).eps < 1)
+        steps = torch.where(whole, ordered, 0.0).long().diff(dim=-1).movedim(1, 0).flatten(1).cpu().numpy()
+        multiples = torch.from_numpy(np.gcd.reduce(steps, axis=1)).to(x.device) > 1
+        ranked = counted & (multiples | ~whole.all(dim=-1).all(dim=0))
+        numbers = torch.where(ranked[:, None], ranks, ordered.double())
+        ends = numbers[..., _BETWEEN - 1 :: _BETWEEN]
+        start = numbers[..., :1] - counted[:, None].double()
+        shares = torch.searchsorted(numbers, ends.contiguous(), right=True).double() / len(x)
+        ends, shares = torch.cat([start, ends], dim=-1), torch.cat([torch.zeros_like(start), shares], dim=-1)
+        return cls(counted, ordered, ranks, ranked, ends, shares)
 
-    def draw(self, known: Tensor, noise: RowNoise) -> Tensor:
-        """Return draws, (samples, rows, columns): of masses, the ``known`` ones that they were fitted to."""
-        mean, deviation = self.normal.loc, self.normal.scale
-        standard = noise.normal(len(known), mean.shape[-1], dtype=torch.float64)
-        return torch.where(self.counted, known, (mean + deviation * standard).to(known))
+    def draw(self, noise: RowNoise) -> Tensor:
+        """Return draws, (samples, rows, columns)."""
+        at = noise.uniform(DRAWS, len(self.counted), dtype=torch.float64).movedim(0, -1).contiguous()
+        number = torch.searchsorted(self.shares, at).clamp(1, self.ends.shape[-1] - 1)
+        low, high, before, share = (
+            each.gather(-1, number - shift)
+            for each, shift in ((self.ends, 1), (self.ends, 0), (self.shares, 1), (self.shares, 0))
+        )
+        drawn = low + (high - low) * (at - before) / (share - before)
+        drawn = torch.where(self.counted[:, None], (low + 1 + (drawn - low).floor()).minimum(high), drawn)
+        if bool(self.ranked.any()):
+            place = torch.searchsorted(self.ranks, drawn).clamp(max=self.ranks.shape[-1] - 1)
+            drawn = torch.where(self.ranked[:, None], self.ordered.gather(-1, place).double(), drawn)
+        return drawn.movedim(-1, 0).to(self.ordered)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log mass or density of every entry, (samples, rows, columns)."""
         moved = x.movedim(0, -1).contiguous()
-        counts = torch.searchsorted(self.ordered, moved, right=True) - torch.searchsorted(self.ordered, moved)
-        masses = (counts.movedim(-1, 0) / self.number).double()
-        return torch.where(self.counted, masses.log(), self.normal.log_prob(x.double()))
-
-    def inside(self, x: Tensor) -> Tensor:
-        """Return which entries lie in the interval of their column, (samples, rows, columns)."""
-        return (x >= self.low) & (x <= self.high)
+        numbers = moved.double()
+        if bool(self.ranked.any()):
+            place = torch.searchsorted(self.ordered, moved).clamp(max=self.ordered.shape[-1] - 1)
+            known = self.ordered.gather(-1, place) == moved
+            ranks = torch.where(known, self.ranks.gather(-1, place), -math.inf)
+            numbers = torch.where(self.ranked[:, None], ranks, numbers)
+        logs = (self.shares.diff(dim=-1) / self.ends.diff(dim=-1)).log()
+        number = torch.searchsorted(self.ends, numbers)
+        inside = (number > 0) & (number < self.ends.shape[-1])
+        found = logs.gather(-1, (number - 1).clamp(0, logs.shape[-1] - 1))
+        return torch.where(inside, found, -math.inf).movedim(-1, 0)
 
 
 def mismatch(evaluation: Evaluation, guide: bool = True) -> str | None:
@@ -268,18 +296,16 @@ def _of_columns(evaluation: Evaluation, width: int, noise: RowNoise) -> Fault | 
     known, own = columns.draw(), columns.draw()
     noise = noise.of_rows(torch.arange(known.shape[1], device=known.device))
     kept = noise.uniform(DRAWS, known.shape[-1], dtype=torch.float64) < _KEPT
-    reference = _Marginals.fit(known, columns.counted, kept)
-    other = torch.where(kept, own, reference.draw(known, noise))
-    inside = reference.inside(other)
-    of_own = columns.log_density(own)
-    # Values outside may be off the support, and count for nothing: draws take their place.
-    of_other = columns.log_density(torch.where(kept | inside, other, known))
+    reference = _Marginals.fit(known, columns.counted)
+    other = torch.where(kept, own, reference.draw(noise))
+    of_own, of_other = columns.log_density(own), columns.log_density(other)
     if bool((kept & ((of_other - of_own).abs() > _DEPENDS * (1 + of_own.abs()))).any()):
         return None
-    of_own = torch.where(reference.inside(own), reference.log_prob(own) - of_own, -math.inf)
-    of_other = torch.where(inside, reference.log_prob(other) - of_other, math.inf)
+    by_own, by_other = reference.log_prob(own), reference.log_prob(other)
+    of_own = torch.where(by_own > -math.inf, by_own - of_own, -math.inf)
+    of_other = torch.where(by_other > -math.inf, by_other - of_other, math.inf)
     sound = columns.counted | (_resolved(known) & ~_tied(torch.cat([known, own])))
-    return Overlap.of(of_own, of_other, sound, ~kept, columns.counted).fault()
+    return Overlap.of(of_own, of_other, sound, ~kept).fault()
 
 
 class _Columns(NamedTuple):

@@ -58,7 +58,6 @@ class Overlap(NamedTuple):
         of_r: Tensor,
         sound: Tensor,
         used: Tensor | None = None,
-        known: Tensor | None = None,
     ) -> Overlap:
         """Return the overlap.
 
@@ -70,10 +69,8 @@ class Overlap(NamedTuple):
             of_r: log r/q at draws of r, ∞ outside of the box, likewise.
             sound: what to compare, shape (rows, columns); entries with NaN are left out, too.
             used: which draws of r count, shape (samples, rows, columns); default all.
-            known: columns in which the draws of r are all its values, so that their mean has no error, shape (columns,).
         """
         used = torch.ones_like(of_r, dtype=torch.bool) if used is None else used
-        known = torch.zeros(of_q.shape[-1], dtype=torch.bool, device=of_q.device) if known is None else known
         sound = sound & ~of_q.isnan().any(dim=0) & ~(of_r.isnan() & used).any(dim=0)
         draws, number = len(of_q), used.sum(dim=0)
 
@@ -84,7 +81,7 @@ class Overlap(NamedTuple):
         first, second = by_q.mean(dim=0), over_r(by_r)
         of_first = torch.maximum(by_q.square().mean(dim=0), over_r((-of_r.abs()).exp())) - first**2
         of_second = torch.maximum(over_r(by_r.square()), (-of_q.abs()).exp().mean(dim=0)) - second**2
-        variance = of_first / draws + torch.where(known, 0.0, of_second / number)
+        variance = of_first / draws + of_second / number
         first, second, variance = (torch.where(sound, each, 0.0).cpu() for each in (first, second, variance))
         return cls(first, second, variance, draws)
 
