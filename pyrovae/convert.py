@@ -67,8 +67,8 @@ def to_arviz(
       its own z, and leaving the row out leaves no data about this z;
     * ``observed_data``: ``x``, NaN in missing cells;
     * ``constant_data``: the importance-weighted ``log_evidence`` of every row, with its ``mcse``, ``ess``,
-      ``pareto_k`` and ``verdict``, as of ``log_evidence``, and the values that ``x`` holds beside the rows. The draws of a
-      row can be trusted only if its verdict is "trust".
+      ``pareto_k`` and ``verdict``, and the values that ``x`` holds beside the rows. The verdicts are those of
+      ``log_evidence``. The draws of a row can be trusted only if its verdict is "trust".
 
     For an MCMC baseline, which has ``posterior`` and ``log_likelihood(x)``, the groups are ``posterior`` by site with its
     chains and values of ``pyro.deterministic``; ``log_likelihood`` of ``x``, dims (chain, draw, row); and
@@ -81,7 +81,9 @@ def to_arviz(
         num_draws: draws to keep for every row.
         num_samples: draws of every row to choose them from.
         predictive: False leaves out the replicated rows.
-        method, check: as in ``impute``; "auto" and "refined" need at least 100 ``num_samples``.
+        method: as in ``impute``, but "importance" by default. "auto" and "refined" need at least 100 ``num_samples``.
+        check: try the method on rows simulated from the model, as ``log_evidence`` does. It takes seconds. With False, no row is
+            "trust".
         seed: the same seed gives the same numbers; with the same tile, too, the same bits.
         tile: (rows, samples) computed at once; None chooses it from the shapes.
 
@@ -224,8 +226,6 @@ def _of_pair(
                     groups[group][name] = (dims, np.empty(shape, values.dtype))
                 groups[group][name][1][:, :, numbers] = values
 
-    for draws in of_empty_rows(whole):
-        keep(draws)
     constants: Group = {
         name: (_dims_of_rows(value, name), _numpy(value)) for name, value in batch.items() if name != "x"
     }
@@ -239,9 +239,12 @@ def _of_pair(
             dtype = "<U14" if name == "verdict" else values.dtype
             kept = constants.setdefault(name, (("row",), np.empty(len(whole), dtype)))[1]
             kept[rows.cpu().numpy()] = values
+    # After the others: the first row stands for rows with cells if there are none.
+    for draws in of_empty_rows(whole):
+        keep(draws)
     groups["constant_data"] = constants
     attrs = {
-        "sampling": f"{num_draws} draws a row, importance-resampled from {whole.num_samples} by {method!r}",
+        "sampling": f"{num_draws} draws a row, resampled by {method!r} with {whole.num_samples} samples",
         "seed": whole.seed,
         "tile": f"{whole.tile[0]} rows x {whole.tile[1]} samples",
     }

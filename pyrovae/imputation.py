@@ -394,7 +394,7 @@ def _judged(
     run: Run, evidence: LogEvidence, num_draws: int, kept: np.ndarray
 ) -> tuple[np.ndarray, list[str]]:
     """Return the verdicts on imputed rows, and why some of those that are ``kept`` are not trusted."""
-    name, need = run.estimator.__name__, _ESS_PER_DRAW * num_draws
+    need = _ESS_PER_DRAW * num_draws
     few = (evidence.ess < need) & np.isin(evidence.verdict, ("trust", "unchecked"))
     verdict = np.where(few, "more samples", evidence.verdict)
     reasons: list[str] = []
@@ -413,7 +413,7 @@ def _judged(
         if not passed:
             reasons.append(why)
             verdict = np.where(drawn, "unchecked" if passed is None else "another method", verdict)
-    return verdict, [f"{name}: {reason}" for reason in reasons]
+    return verdict, [f"{evidence.method}: {reason}" for reason in reasons]
 
 
 def _ranks(run: Run, num_draws: int) -> tuple[bool | None, str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyrovae import arguments, frames
 from pyrovae.diagnostics import Accumulator
-from pyrovae.evidence import LogEvidence, log_evidence
+from pyrovae.evidence import Check, LogEvidence, log_evidence
 from pyrovae.evidence.conditional import columns_of, keeping, root_sum
 from pyrovae.evidence.draws import Draws
 from pyrovae.evidence.posterior import undisturbed
@@ -34,7 +34,7 @@ __all__ = ["METHODS", "outliers"]
 _CELLS = 1 << 21
 _FEWEST_EFFECTIVE = 25
 _SOUND = ("trust", "unchecked")
-_MOST_AGAIN = 3  # cells of a row that are scored again
+_MOST_AGAIN = 20  # cells of a row that are scored again
 
 
 class _Cells(NamedTuple):
@@ -68,9 +68,8 @@ def outliers(
         log P(x_d | rest) = log Σ_k w_k − log Σ_k w_k / P(x_d | z_k),   w_k = P(x_obs, z_k) / q(z_k).
 
     The second sum has heavier tails, and so a k-hat of its own. If this is too large, draws given all cells
-    cannot score the cell, and its verdict is "another method". If the pair takes missing cells, the three oddest of such cells
-    of a row are scored again: log P(x_obs) − log P(rest), with draws given the rest. A baseline that takes missing cells is
-    exact.
+    cannot score the cell, and its verdict is "another method". If the pair takes missing cells, up to 20 such cells of a row
+    are scored again: log P(x_obs) − log P(rest), with draws given the rest. A baseline that takes missing cells is exact.
 
     Densities have units, and a column of many values has smaller probabilities than a column of few. Cells
     are therefore compared by how far log P(x_d | rest) lies below its median over the rows of ``x`` that have
@@ -88,7 +87,8 @@ def outliers(
     Returns:
         A frame with the index of ``x``. For rows: ``score``, its ``error`` (one standard error), its ``verdict``,
         the label of the ``oddest`` column, its ``log_p``, how far ``below`` the column's median that is, and its ``cell_error``.
-        ``cell_verdict`` is the worst over the row's cells, because a cell that cannot be scored may be odder. For cells: row, column, ``log_p``, ``below``, ``error`` and ``verdict``.
+        ``cell_verdict`` is the worst over the row's cells, because a cell that cannot be scored may be odder. For cells: row,
+        column, ``log_p``, ``below``, ``error`` and ``verdict``.
 
     Raises:
         TypeError, ValueError: an option, the rows or the model cannot be used; a site that scores several columns jointly.
@@ -126,9 +126,11 @@ def outliers(
     median[known] = np.nanmedian(found.log_p[:, known], axis=0)
     below = median - found.log_p
     if isinstance(model, LatentVariableModel) and model.takes_missing:
+        made: Check | None = None  # of the first round; further ones differ by one missing cell
         for left_out in _rounds(found, below, np.isin(evidence.verdict, _SOUND)):
-            run = _prepare(model, _holed(x, left_out), method, num_samples, seed, check)
-            _answer_again(run, left_out, evidence, found)
+            holed = _holed(x, left_out)
+            run = _prepare(model, holed, method, num_samples, seed, check and made is None)
+            made = _answer_again(run, left_out, evidence, found, made)
             below[left_out] = np.broadcast_to(median, seen.shape)[left_out] - found.log_p[left_out]
     if cells:
         rows, columns = np.nonzero(seen)
@@ -230,15 +232,16 @@ def _rounds(found: _Cells, below: np.ndarray, sound: np.ndarray) -> Iterator[np.
 
     A score that is not sound is mostly too high, so the cell may be odder than the oddest of the others.
     """
-    tried, every = np.zeros(found.seen.shape, dtype=bool), np.arange(len(sound))
+    waiting = found.seen & ~np.isin(found.verdict, _SOUND) & sound[:, None]
     for _ in range(_MOST_AGAIN):
-        waiting = found.seen & ~np.isin(found.verdict, _SOUND) & sound[:, None] & ~tried
-        if not waiting.any():
+        rows = np.flatnonzero(waiting.any(axis=1))
+        if not len(rows):
             return
+        oddness = np.where(waiting, below, -math.inf)[rows]
         chosen = np.zeros_like(waiting)
-        chosen[every, np.where(waiting & ~np.isnan(below), below, -math.inf).argmax(axis=1)] = True
-        tried |= chosen & waiting
-        yield chosen & waiting
+        chosen[rows, np.where(np.isnan(oddness), math.inf, oddness).argmax(axis=1)] = True
+        waiting &= ~chosen
+        yield chosen
 
 
 def _holed(x: Any, left_out: np.ndarray) -> Any:
@@ -247,14 +250,23 @@ def _holed(x: Any, left_out: np.ndarray) -> Any:
     return {**beside, "x": without(rows, ~left_out.reshape(rows.shape))}
 
 
-def _answer_again(run: Run, left_out: np.ndarray, evidence: LogEvidence, found: _Cells) -> None:
-    """Replace log P(x_d | rest) of the cells that a run leaves out, at most one a row, by a difference of two log P."""
+def _answer_again(
+    run: Run, left_out: np.ndarray, evidence: LogEvidence, found: _Cells, made: Check | None
+) -> Check | None:
+    """Replace log P(x_d | rest) of the cells that a run leaves out, at most one a row, by a difference of two log P.
+
+    Returns the check of the method; ``made`` is one that was made before, for a run that makes none.
+    """
     numbers = np.flatnonzero(left_out.any(axis=1))
     rest = answer(run.only(torch.from_numpy(numbers).to(run.whole.numbers.device)), None)
     cells = numbers, left_out[numbers].argmax(axis=1)
     found.log_p[cells] = evidence.estimate[numbers] - rest.estimate
     found.error[cells] = root_sum(evidence.mcse[numbers], rest.mcse, rest.tail_error)
-    found.verdict[cells] = worse(evidence.verdict[numbers], rest.verdict)
+    verdict = rest.verdict
+    if made is not None:
+        verdict = np.where(verdict == "unchecked", made.word, verdict)
+    found.verdict[cells] = worse(evidence.verdict[numbers], verdict)
+    return made or rest.check
 
 
 def _leave_one_out(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -179,6 +179,20 @@ BUGS = {
         "terms.proposal",
         "test_discrete_draws.py::test_embed_and_to_arviz_have_the_posterior_of_the_class[True]",
     ),
+    "cells of few rounds": Bug(
+        "outlying.py",
+        "_rounds",
+        "range(_MOST_AGAIN)",
+        "range(1)",
+        "test_outliers.py::test_rows_of_several_odd_cells_are_scored_to_the_end",
+    ),
+    "rows without a cell before the row that stands for others": Bug(
+        "convert.py",
+        "_of_pair",
+        "for draws in of_empty_rows(whole)",
+        "for draws in ()",
+        "test_discrete_draws.py::test_rows_without_a_cell_have_draws_of_the_prior_in_to_arviz",
+    ),
     "draws of to_arviz trusted without the check": Bug(
         "convert.py",
         "to_arviz",

@@ -174,3 +174,22 @@ def test_a_guide_without_a_class_is_not_trusted_by_to_arviz():
     assert set(unchecked.constant_data["verdict"].values.tolist()) == {"unchecked"}
     data = to_arviz(pair, x, num_draws=200, num_samples=400, seed=SEED, method="auto", predictive=False)
     assert 0.3 < float(data.posterior["c"].values.mean()) < 0.7
+
+
+def test_rows_without_a_cell_have_draws_of_the_prior_in_to_arviz():
+    """All of them: the guide's draws, N(3, 0.2²), have no weight to correct them."""
+
+    def model(x, observed=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+            pyro.sample("x", cells_of(dist.Normal(z[..., None].expand(*z.shape, 2), 1.0), observed), obs=x)
+
+    def guide(x, observed=None):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0 * x.sum(-1) + 3.0, 0.2))
+
+    pair, x = pv.LatentVariableModel(model, guide), torch.full((3, 2), torch.nan)
+    data = to_arviz(pair, x, num_draws=400, num_samples=1000, seed=SEED, predictive=False)
+    z = data.posterior["z"].values[0]
+    assert (np.abs(z.mean(axis=0)) < Z * (2 / 400) ** 0.5).all()
+    assert (np.abs(z.std(axis=0) - 1) < Z * (1 / 400) ** 0.5).all()

@@ -372,3 +372,38 @@ def test_a_cell_that_cannot_be_scored_leaves_the_oddest_open(takes_missing):
         exact = torch.distributions.Normal(x[:, 1] / 2, (0.5 + 1e-4) ** 0.5).log_prob(x[:, 0])
         here = cells.iloc[::2]
         assert (np.abs(here["log_p"] - exact.numpy()) <= Z * here["error"] + 0.01).all()
+
+
+def test_rows_of_several_odd_cells_are_scored_to_the_end():
+    """A factor model of 12 columns with its exact guide; four cells of every row are moved."""
+    generator = torch.Generator().manual_seed(SEED)
+    loadings, sd = torch.randn(2, 12, dtype=torch.float64, generator=generator), 0.3
+
+    def model(x, observed=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1))
+            fn = dist.Normal(z @ loadings, sd)
+            pyro.sample("x", (fn if observed is None else fn.mask(observed)).to_event(1), obs=x)
+
+    def guide(x, observed=None):
+        seen = torch.ones_like(x) if observed is None else observed.to(x)
+        precision = torch.eye(2) + torch.einsum("ld,...d,md->...lm", loadings, seen, loadings) / sd**2
+        pull = (x * seen) @ loadings.T / sd**2
+        loc = torch.linalg.solve(precision, pull[..., None])[..., 0]
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(loc, precision_matrix=precision))
+
+    x = torch.randn(20, 2, dtype=torch.float64, generator=generator) @ loadings
+    x += sd * torch.randn(20, 12, dtype=torch.float64, generator=generator)
+    moved = torch.rand(20, 12, generator=generator).argsort(dim=1)[:, :4]
+    x.scatter_add_(1, moved, 6 * torch.randn(20, 4, dtype=torch.float64, generator=generator))
+    found = pv.outliers(pv.LatentVariableModel(model, guide), x)
+    sound = (found["verdict"] == "trust").to_numpy()
+    assert sound.all()
+    assert (found["cell_verdict"] == "trust").mean() > 0.9
+    precision = torch.linalg.inv(loadings.T @ loadings + sd**2 * torch.eye(12))
+    own = precision.diagonal()
+    exact = torch.distributions.Normal(0.0, own.rsqrt()).log_prob(x @ precision / own)
+    below = exact.median(dim=0).values - exact
+    right = found["oddest"].to_numpy() == below.argmax(dim=1).numpy()
+    assert right[(found["cell_verdict"] == "trust").to_numpy()].all()

@@ -92,6 +92,11 @@ class Check:
         rate = float(beta.ppf(0.95, self.missed + 1, max(self.trusted - self.missed, 1e-9)))
         return min(1.0, rate / (1 - math.exp(-LOW)))
 
+    @property
+    def word(self) -> str:
+        """The verdict on rows that the method trusts."""
+        return {True: "trust", False: "another method", None: "unchecked"}[self.passed]
+
     def summary(self) -> str:
         """Return the outcome in a line or two."""
         found = f"{self.missed} of {self.trusted} trusted rows missed among {self.simulated} simulated from the model"
@@ -204,8 +209,7 @@ def judged_by_check(
     if estimator is None:
         return np.where(verdict == "trust", "unchecked", verdict), None
     made = _kept(evaluation, estimator, options)
-    word = {True: "trust", False: "another method", None: "unchecked"}[made.passed]
-    return np.where(verdict == "trust", word, verdict), made
+    return np.where(verdict == "trust", made.word, verdict), made
 
 
 def _kept(evaluation: Evaluation, estimator: Estimator, options: Mapping[str, Any]) -> Check:

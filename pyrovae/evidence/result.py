@@ -66,7 +66,10 @@ def worst(verdict: np.ndarray) -> np.ndarray:
 
 
 def _rank(verdict: np.ndarray) -> np.ndarray:
-    return (verdict[..., None] == _ORDER).argmax(axis=-1)
+    found = verdict[..., None] == _ORDER
+    if not found.any(axis=-1).all():
+        raise RuntimeError(f"no verdicts: {set(np.unique(verdict)) - set(_ORDER)}")
+    return found.argmax(axis=-1)
 
 
 #: The heaviest draws hold this share of the weight; see ``Check``.

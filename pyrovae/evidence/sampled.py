@@ -21,16 +21,16 @@ from pyrovae.evidence.reach import unreached
 from pyrovae.evidence.refined import answered as by_fits
 from pyrovae.evidence.refined import refined
 from pyrovae.evidence.result import CUT_OFF, MISSED, LogEvidence
-from pyrovae.evidence.run import Folder, Run
+from pyrovae.evidence.run import Run
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream, derive
 
-#: Methods whose draws can be kept; "auto" chooses among them and ``by_values``.
+#: Methods whose draws can be kept; "auto" chooses among them and ``defensive``.
 METHODS = ("auto", "importance", "refined")
 _VALUES_PILOT = 512  # draws that tell the shares of the values of discrete latents
 
 
-def by_values(
+def defensive(
     pair: LatentVariableModel,
     x: Any,
     num_samples: int = 2000,
@@ -39,8 +39,6 @@ def by_values(
     compile: str | bool = "auto",
     noise: str = "index",
     check: bool = True,
-    progress: bool = False,
-    checkpoint: Folder = None,
 ) -> LogEvidence:
     """Return log P(x_n) of pairs with discrete latents, as ``auto`` does, but with equally many draws for every row.
 
@@ -48,23 +46,23 @@ def by_values(
     of the draws. With more values, the draws are those of the encoder. The arguments are those of ``importance``.
     """
     run = Run.prepare(
-        by_values,
+        defensive,
         pair,
         x,
         num_samples,
         seed,
         tile=tile,
-        progress=progress,
-        checkpoint=checkpoint,
+        progress=False,
+        checkpoint=None,
         compile=compile,
         noise=noise,
         check=check,
     )
-    return _by_values(run)
+    return _defended(run)
 
 
-def _by_values(run: Run, keep: Keep | None = None) -> LogEvidence:
-    """Return the answer of a run of ``by_values``; ``keep`` gets every block's draws."""
+def _defended(run: Run, keep: Keep | None = None) -> LogEvidence:
+    """Return the answer of a run of ``defensive``; ``keep`` gets every block's draws."""
     evaluation = run.evaluation
     summed = sum_over_latents(evaluation, keep)
     if summed is not None:
@@ -90,7 +88,7 @@ def _by_values(run: Run, keep: Keep | None = None) -> LogEvidence:
 _ANSWERS: dict[Callable[..., LogEvidence], Callable[[Run, Keep | None], LogEvidence]] = {
     importance: by_encoder,
     refined: by_fits,
-    by_values: _by_values,
+    defensive: _defended,
 }
 
 
@@ -105,16 +103,16 @@ def prepare(
     tile: tuple[int, int] | None = None,
     least: int = 100,
 ) -> Run:
-    """Return a run of ``method``, of at least 100 draws or, for "importance", ``least``; "auto" is that of "importance", or of ``by_values`` if z is not continuous.
+    """Return a run of a method, whose other options have their defaults.
 
-    Other options have their defaults.
+    "auto" is a run of ``importance``, or of ``defensive`` if z is not continuous. ``least`` is the fewest draws of "importance".
     """
     arguments.choice("method", method, METHODS)
     arguments.integer("num_samples", num_samples, minimum=least if method == "importance" else 100)
     estimator = refined if method == "refined" else importance
     given = {"num_samples": num_samples, "seed": seed, "check": check, "noise": noise, "tile": tile}
     run = Run.prepare(estimator, pair, x, **_options(estimator) | given)
-    return run.by(by_values) if method == "auto" and not dimensions(run.evaluation) else run
+    return run.by(defensive) if method == "auto" and not dimensions(run.evaluation) else run
 
 
 def answer(run: Run, keep: Keep | None) -> LogEvidence:
@@ -135,7 +133,8 @@ def answers(
 ) -> list[tuple[Run, Tensor, LogEvidence]]:
     """Return the answer of some rows: the run, the rows' numbers, and log P(x).
 
-    With "auto" a second entry answers again the rows that are not trusted and those that ``poor`` marks, if z is continuous. ``keep`` gets the draws of the second answer after those of the first.
+    With "auto", if z is continuous, a second entry answers again the rows that are not trusted and those that ``poor`` marks.
+    ``keep`` gets the draws of the second answer after those of the first.
     """
     here = run.only(rows)
     evidence = answer(here, keep)
