@@ -1459,7 +1459,7 @@ BUGS = {
         "Coordinates.unflatten",
         "if place.within is not None:",
         "if False:",
-        "test_densities.py::test_latents_that_cannot_be_moved_are_tested[a disk-guide]",
+        "test_densities.py::test_latents_that_cannot_be_moved_are_tested[a ring-guide]",
     ),
     "the density of a latent that is held": Bug(
         "evidence/densities.py",
