@@ -1,4 +1,4 @@
-"""Numbers and strings that a model or an objective keeps in Python: in attributes, containers, closures and globals.
+"""Numbers and strings that a model or an objective keeps in Python: in attributes, containers, closures, default arguments and globals.
 
 A trace holds these as constants, so it is wrong as soon as a call changes one of them.
 """
@@ -97,9 +97,19 @@ class PythonValues:
             self._visit_function(value, depth)
         elif isinstance(value, CellType):
             self._hold(value, None, depth)
+        elif isinstance(value, staticmethod | classmethod):
+            self._visit(value.__func__, depth + 1)
+        elif isinstance(value, property):
+            for access in (value.fget, value.fset, value.fdel):
+                self._visit(access, depth + 1)
+        elif isinstance(value, functools.cached_property):
+            self._visit(value.func, depth + 1)
         elif isinstance(value, type):
             if not _of_library(value):
                 self._hold(value, None, depth)
+                for member in list(vars(value).values()):  # also those under names such as __call__
+                    if isinstance(member, FunctionType | staticmethod | classmethod | property):
+                        self._visit(member, depth + 1)
         elif isinstance(value, Mapping | list | tuple | set | frozenset | deque):
             if len(value) <= _MOST and isinstance(value, MutableMapping | MutableSequence):
                 self._hold(value, None, depth)
@@ -119,8 +129,9 @@ class PythonValues:
             if wrapped is not None:
                 self._visit(wrapped, depth + 1)
             return
-        for cell in function.__closure__ or ():
-            self._visit(cell, depth + 1)
+        for part in (*(function.__closure__ or ()), function.__defaults__, function.__kwdefaults__):
+            self._visit(part, depth + 1)
+        self._hold(function, None, depth)
         names = frozenset(_names(function.__code__))
         self._hold(function.__globals__, names, depth)
         for name in names & function.__globals__.keys():
@@ -208,6 +219,8 @@ def _same(a: Any, b: Any) -> bool:
 def _described(holder: Any, key: Any) -> str:
     if isinstance(holder, CellType):
         return "a variable of a closure"
+    if isinstance(holder, FunctionType):
+        return f"{key!r} of function {holder.__name__}"
     owner = holder.__name__ if isinstance(holder, type) else type(holder).__name__
     if isinstance(holder, dict) and "__name__" in holder and "__builtins__" in holder:
         return f"{key!r} of module {holder['__name__']}"

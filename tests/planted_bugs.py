@@ -3074,6 +3074,20 @@ BUGS = {
         "pass\n            elif",
         "test_training.py::test_counters_of_steps_are_found_wherever_python_keeps_them[dict-'steps' of a dict]",
     ),
+    "default arguments": Bug(
+        "python_values.py",
+        "PythonValues._visit_function",
+        "function.__defaults__, function.__kwdefaults__",
+        "",
+        "test_training.py::test_numbers_that_functions_and_descriptors_keep_are_found_and_restored[default]",
+    ),
+    "attributes of functions": Bug(
+        "python_values.py",
+        "PythonValues._visit_function",
+        "self._hold(function, None, depth)",
+        "pass",
+        "test_training.py::test_numbers_that_functions_and_descriptors_keep_are_found_and_restored[attribute]",
+    ),
     "caches of Python's own modules": Bug(
         "python_values.py",
         "_of_library",

@@ -34,6 +34,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import pyrovae as pv
 from pyrovae import baselines, identity, noise, tracing, training
 from pyrovae import pair as pair_room
+from pyrovae.python_values import PythonValues
 from pyrovae.rows import Source
 from pyrovae.training import loop, traced
 from pyrovae.training.arguments import runs_code_of_others
@@ -1842,6 +1843,7 @@ def test_what_a_trace_would_not_see_runs_eagerly(what, steps, monkeypatch):
 
 
 STEPS, LOG = {"global": 0}, logging.getLogger(__name__)
+READ = STATIC = OF_CLASS = CALLED = 0
 
 
 class Staged(Trace_ELBO):
@@ -1852,6 +1854,41 @@ class Staged(Trace_ELBO):
     def differentiable_loss(self, *args, **kwargs):
         self.calls += 1
         return (0.5 if self.calls <= 10 else 1.0) * super().differentiable_loss(*args, **kwargs)
+
+
+def in_its_attribute():
+    in_its_attribute.steps += 1
+    return in_its_attribute.steps
+
+
+in_its_attribute.steps = 0
+
+
+class Property:
+    """Counts how often it is read, in a global number that no other function names."""
+
+    @property
+    def steps(self):
+        global READ
+        READ += 1
+        return READ
+
+    @staticmethod
+    def static():
+        global STATIC
+        STATIC += 1
+        return STATIC
+
+    @classmethod
+    def of_class(cls):
+        global OF_CLASS
+        OF_CLASS += 1
+        return OF_CLASS
+
+    def __call__(self):
+        global CALLED
+        CALLED += 1
+        return CALLED
 
 
 class Counting(torch.nn.Module):
@@ -1934,6 +1971,35 @@ def test_counters_of_steps_are_found_wherever_python_keeps_them(place, named, mo
     assert same(parameters(one), parameters(two))
     assert first.__dict__ == second.__dict__
     assert getattr(first, "calls", 24) == 24
+
+
+def in_a_default(state={"steps": 0}):  # noqa: B006
+    state["steps"] += 1
+
+
+def in_a_keyword(*, state={"steps": 0}):  # noqa: B006
+    state["steps"] += 1
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (in_its_attribute, "'steps' of function in_its_attribute"),
+        (in_a_default, "'steps' of a dict"),
+        (in_a_keyword, "'steps' of a dict"),
+        (lambda: Property().steps, f"'READ' of module {__name__}"),
+        (lambda: Property.static(), f"'STATIC' of module {__name__}"),
+        (lambda: Property.of_class(), f"'OF_CLASS' of module {__name__}"),
+        (Property(), f"'CALLED' of module {__name__}"),
+    ],
+    ids=["attribute", "default", "keyword default", "property", "static", "class method", "__call__"],
+)
+def test_numbers_that_functions_and_descriptors_keep_are_found_and_restored(call, named):
+    before = PythonValues([lambda: call()])
+    call()
+    assert before.changed() == named
+    before.restore()
+    assert before.changed() is None
 
 
 def test_counters_out_of_sight_are_found_by_later_comparisons(monkeypatch):
