@@ -6,17 +6,22 @@ A trace holds these as constants, so it is wrong as soon as a call changes one o
 from __future__ import annotations
 
 import functools
+import gc
 import math
 import sys
-from collections import deque
-from collections.abc import Iterable, Mapping, MutableMapping, MutableSequence
-from types import CellType, FunctionType, MethodType, ModuleType
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping, MutableSequence
+from contextlib import suppress
+from types import CellType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 _PLAIN = (bool, int, float, complex, str, bytes, np.generic, type(None))
+# Containers are read and written by these classes, because methods of the user's may fail or change something.
+_MUTABLE = (OrderedDict, dict, list, deque)  # a dict's methods would break the order of an OrderedDict
+_CONTAINERS = (*_MUTABLE, tuple, set, frozenset)
 # Objects and code of these packages are not searched; namespaces hold what users put there.
 _LIBRARIES = frozenset(
     {"torch", "pyro", "pyrovae", "numpy", "pandas", "scipy", "zuko", "sklearn", "matplotlib", "tqdm", "rich"}
@@ -52,35 +57,28 @@ class PythonValues:
         # Breadth first, so that every object is searched on its shortest way from a root.
         self._waiting = deque((root, 0) for root in roots)
         while self._waiting and len(self._visited) < _MOST_OBJECTS:
-            self._look(*self._waiting.popleft())
+            with suppress(Exception):  # of the user's objects: such an object is left out
+                self._look(*self._waiting.popleft())
 
     def changed(self) -> str | None:
         """Return the first value that has changed, in words; None if none has."""
         for holder, names, before in self._holders:
-            now = _entries(holder, names)
-            for key in {**before, **now}:
-                a, b = before.get(key, _Missing), now.get(key, _Missing)
-                if not _same(a, b):
-                    return _described(holder, key)
+            with suppress(Exception):
+                now = _entries(holder, names)
+                for key in {**before, **now}:
+                    a, b = before.get(key, _Missing), now.get(key, _Missing)
+                    if not _same(a, b):
+                        return _described(holder, key)
         return None
 
     def restore(self) -> None:
         """Give every plain value that has changed its earlier value."""
         for holder, names, before in self._holders:
-            now = _entries(holder, names)
-            if isinstance(holder, MutableSequence) and len(now) != len(before):
-                holder.clear()
-                holder.extend(before.values())
-                continue
-            for key in now:
-                if key not in before and _is_plain(now[key]):
-                    _remove(holder, key)
-            for key, value in before.items():
-                if _is_plain(value) and not _same(value, now.get(key, _Missing)):
-                    _set(holder, key, value)
+            with suppress(Exception):
+                _restore(holder, before, _entries(holder, names))
 
     def _visit(self, value: Any, depth: int) -> None:
-        if not isinstance(value, _PLAIN) and id(value) not in self._visited and depth <= _DEEPEST:
+        if not _is_plain(value) and id(value) not in self._visited and depth <= _DEEPEST:
             self._waiting.append((value, depth))
 
     def _look(self, value: Any, depth: int) -> None:
@@ -110,15 +108,20 @@ class PythonValues:
                 for member in list(vars(value).values()):  # also those under names such as __call__
                     if isinstance(member, FunctionType | staticmethod | classmethod | property):
                         self._visit(member, depth + 1)
-        elif isinstance(value, Mapping | list | tuple | set | frozenset | deque):
-            if len(value) <= _MOST and isinstance(value, MutableMapping | MutableSequence):
+        elif (base := _base(value)) is not None:
+            if base.__len__(value) <= _MOST and base in _MUTABLE:
                 self._hold(value, None, depth)
-            elif len(value) <= _MOST:
-                for part in value.values() if isinstance(value, Mapping) else value:
+            elif base.__len__(value) <= _MOST:
+                for part in base.__iter__(value):
                     self._visit(part, depth + 1)
+        elif isinstance(value, MappingProxyType):
+            for part in gc.get_referents(value):  # what it shows
+                self._visit(part, depth + 1)
         elif isinstance(value, ModuleType):
             return  # of its values, those that a function names are held
-        elif isinstance(value, nn.Module) or (hasattr(value, "__dict__") and not _of_library(type(value))):
+        elif hasattr(value, "__dict__") and (
+            isinstance(value, nn.Module | Mapping | MutableSequence) or not _of_library(type(value))
+        ):
             self._hold(value, None, depth)
             for kind in type(value).__mro__:
                 self._visit(kind, depth + 1)
@@ -175,12 +178,33 @@ def _entries(holder: Any, names: frozenset[str] | None) -> dict[Any, Any]:
         return {name: holder[name] for name in names if name in holder}
     if isinstance(holder, type):
         return {k: v for k, v in vars(holder).items() if not (k.startswith("__") and k.endswith("__"))}
-    if isinstance(holder, MutableMapping):
-        return dict(holder)
-    if isinstance(holder, MutableSequence):
-        return dict(enumerate(holder))
+    base = _base(holder)
+    if base is not None:
+        return dict(dict.items(holder) if isinstance(holder, dict) else enumerate(base.__iter__(holder)))
     skipped = _OF_TORCH if isinstance(holder, nn.Module) else frozenset[str]()
-    return {name: value for name, value in vars(holder).items() if name not in skipped}
+    return {name: value for name, value in list(vars(holder).items()) if name not in skipped}
+
+
+def _base(value: Any) -> Any:
+    """Return the class of Python whose methods reach a container's entries without code of the user; None for others."""
+    return next((base for base in _CONTAINERS if issubclass(type(value), base)), None)
+
+
+def _restore(holder: Any, before: dict[Any, Any], now: dict[Any, Any]) -> None:
+    """Give a holder's plain values their earlier ones."""
+    base = _base(holder)
+    if base in (list, deque) and len(now) != len(before):
+        base.clear(holder)
+        base.extend(holder, before.values())
+        return
+    for key in now:
+        if key not in before and _is_plain(now[key]):
+            with suppress(Exception):  # such as of a class that takes no attributes
+                _remove(holder, key)
+    for key, value in before.items():
+        if _is_plain(value) and not _same(value, now.get(key, _Missing)):
+            with suppress(Exception):
+                _set(holder, key, value)
 
 
 def _set(holder: Any, key: Any, value: Any) -> None:
@@ -188,8 +212,8 @@ def _set(holder: Any, key: Any, value: Any) -> None:
         holder.cell_contents = value
     elif isinstance(holder, type):
         setattr(holder, key, value)
-    elif isinstance(holder, MutableMapping | MutableSequence):
-        holder[key] = value
+    elif (base := _base(holder)) is not None:
+        base.__setitem__(holder, key, value)
     else:
         vars(holder)[key] = value
 
@@ -197,14 +221,14 @@ def _set(holder: Any, key: Any, value: Any) -> None:
 def _remove(holder: Any, key: Any) -> None:
     if isinstance(holder, type):
         delattr(holder, key)
-    elif isinstance(holder, MutableMapping):
-        del holder[key]
-    elif not isinstance(holder, CellType | MutableSequence):
+    elif (base := _base(holder)) is not None:
+        base.__delitem__(holder, key)
+    elif not isinstance(holder, CellType):
         del vars(holder)[key]
 
 
 def _is_plain(value: Any) -> bool:
-    return isinstance(value, _PLAIN)
+    return issubclass(type(value), _PLAIN)  # isinstance would ask the value for its class
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -222,7 +246,7 @@ def _described(holder: Any, key: Any) -> str:
     if isinstance(holder, FunctionType):
         return f"{key!r} of function {holder.__name__}"
     owner = holder.__name__ if isinstance(holder, type) else type(holder).__name__
-    if isinstance(holder, dict) and "__name__" in holder and "__builtins__" in holder:
+    if type(holder) is dict and "__name__" in holder and "__builtins__" in holder:
         return f"{key!r} of module {holder['__name__']}"
     return f"{key!r} of a{'n' if owner[:1] in 'AEIOUaeio' else ''} {owner}"
 

@@ -1,5 +1,6 @@
 """fit(): it reaches known optima, counts rows and KL right, repeats itself, and loses nothing."""
 
+import collections
 import contextlib
 import copy
 import dataclasses
@@ -11,6 +12,7 @@ import math
 import random
 import re
 import types
+import weakref
 
 import numpy as np
 import pyro
@@ -2000,6 +2002,73 @@ def test_numbers_that_functions_and_descriptors_keep_are_found_and_restored(call
     assert before.changed() == named
     before.restore()
     assert before.changed() is None
+
+
+class Failing(collections.OrderedDict):
+    """A dict whose methods count their calls, and fail."""
+
+    def _fail(self, *_):
+        self.calls.append(1)
+        raise RuntimeError("a missing mandatory value")
+
+    __getitem__ = __setitem__ = __delitem__ = __iter__ = __len__ = keys = items = values = _fail
+    __contains__ = get = pop = update = __eq__ = _fail
+    __hash__ = None
+    calls = ()
+
+
+class Unfilled(collections.abc.MutableMapping):
+    """A mapping with a value that can't be read."""
+
+    def __init__(self, **entries):
+        self.entries = entries
+
+    def __getitem__(self, key):
+        raise KeyError(key)
+
+    __delitem__ = __getitem__
+
+    def __setitem__(self, key, value):
+        self.entries[key] = value
+
+    def __iter__(self):
+        return iter(self.entries)
+
+    def __len__(self):
+        return len(self.entries)
+
+
+class Unconnected:
+    """Slots without a dict, and an error for any other attribute."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name):
+        raise RuntimeError("not connected")
+
+
+def test_no_code_of_containers_is_called_and_no_error_of_theirs_ends_a_fit():
+    vae, failing = small_vae(), Failing()
+    failing.calls = []
+    collections.OrderedDict.__setitem__(failing, "steps", 0)
+    reference = weakref.proxy(torch.nn.Linear(1, 1))  # to an object that is gone
+    vae.held = [
+        failing,
+        Unfilled(steps=0, path="???"),
+        Unconnected(),
+        reference,
+        types.MappingProxyType({"a": [0]}),
+    ]
+    before = PythonValues([vae])
+    for entries in (failing, vae.held[1].entries):
+        assert before.changed() is None
+        dict.__setitem__(entries, "steps", 1)
+        assert before.changed().startswith("'steps' of a")
+        before.restore()
+    vae.held[4]["a"][0] = 1
+    assert before.changed() == "0 of a list"
+    pv.fit(vae, X, epochs=1, compile=False)
+    assert not failing.calls
 
 
 def test_counters_out_of_sight_are_found_by_later_comparisons(monkeypatch):
