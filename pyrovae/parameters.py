@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
+import numpy as np
 import pyro
 import torch
 from pyro.nn import PyroModule
@@ -19,6 +20,7 @@ from pyrovae.arrays import FLOATS
 from pyrovae.precision import products
 from pyrovae.refusals import bad_type, bad_value, first_line
 
+_PLAIN = (bool, int, float, complex, str, bytes, np.generic, type(None))
 # Parts of torch's error messages for a device that does not exist.
 _NO_DEVICE = (
     "not compiled",
@@ -284,9 +286,15 @@ def _device_is_here() -> Iterator[None]:
         ) from error
 
 
-def plain_attributes(module: nn.Module) -> dict[str, bool | int | float | str]:
-    """Return a module's attributes that are bools, ints, floats or strings, by name."""
-    return {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str)}
+def is_plain(value: object) -> bool:
+    """Return whether a value is a number, a string, bytes or None: of Python, numpy, or a class that inherits from theirs."""
+    return issubclass(type(value), _PLAIN)  # isinstance would ask the value for its class
+
+
+def plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return a module's attributes that are numbers or strings, by name."""
+    # None is left out: it often stands for something that is computed and kept later.
+    return {k: v for k, v in vars(module).items() if is_plain(v) and v is not None}
 
 
 def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,10 +15,10 @@ from contextlib import suppress
 from types import CellType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-_PLAIN = (bool, int, float, complex, str, bytes, np.generic, type(None))
+from pyrovae.parameters import is_plain
+
 # Containers are read and written by these classes, because methods of the user's may fail or change something.
 _MUTABLE = (OrderedDict, dict, list, deque)  # a dict's methods would break the order of an OrderedDict
 _CONTAINERS = (*_MUTABLE, tuple, set, frozenset)
@@ -78,7 +78,7 @@ class PythonValues:
                 _restore(holder, before, _entries(holder, names))
 
     def _visit(self, value: Any, depth: int) -> None:
-        if not _is_plain(value) and id(value) not in self._visited and depth <= _DEEPEST:
+        if not is_plain(value) and id(value) not in self._visited and depth <= _DEEPEST:
             self._waiting.append((value, depth))
 
     def _look(self, value: Any, depth: int) -> None:
@@ -198,11 +198,11 @@ def _restore(holder: Any, before: dict[Any, Any], now: dict[Any, Any]) -> None:
         base.extend(holder, before.values())
         return
     for key in now:
-        if key not in before and _is_plain(now[key]):
+        if key not in before and is_plain(now[key]):
             with suppress(Exception):  # such as of a class that takes no attributes
                 _remove(holder, key)
     for key, value in before.items():
-        if _is_plain(value) and not _same(value, now.get(key, _Missing)):
+        if is_plain(value) and not _same(value, now.get(key, _Missing)):
             with suppress(Exception):
                 _set(holder, key, value)
 
@@ -227,13 +227,9 @@ def _remove(holder: Any, key: Any) -> None:
         del vars(holder)[key]
 
 
-def _is_plain(value: Any) -> bool:
-    return issubclass(type(value), _PLAIN)  # isinstance would ask the value for its class
-
-
 def _same(a: Any, b: Any) -> bool:
     """Return whether plain values are equal. Other values count as equal, because caches are replaced at every call."""
-    if not (_is_plain(a) or _is_plain(b)):
+    if not (is_plain(a) or is_plain(b)):
         return True
     if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
         return True

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.distributions import constraints
@@ -24,6 +25,7 @@ from pyrovae import arguments, baselines, encoders, likelihoods, networks, prior
 from pyrovae.baselines.base import Fitted
 from pyrovae.likelihoods.mixed import TABLES
 from pyrovae.model import VAE, FitRecord, LatentVariableModel
+from pyrovae.parameters import is_plain
 from pyrovae.refusals import Refused, bad_type, bad_value, shown
 from pyrovae.tables import Table
 from pyrovae.turns import takes_turns
@@ -297,9 +299,7 @@ def values_of(pair: LatentVariableModel, objective: object) -> dict[str, dict[st
     for place, holder in places.items():
         own = _OWN if holder is pair else {"training"}
         found[place] = {
-            name: value
-            for name, value in vars(holder).items()
-            if type(value) in (bool, int, float, str, type(None)) and name not in own
+            name: value for name, value in vars(holder).items() if name not in own and _fits_a_file(value)
         }
     return found
 
@@ -310,8 +310,15 @@ def set_values(pair: LatentVariableModel, objective: object, values: Mapping[str
     for place in values.keys() & places.keys():
         attributes = vars(places[place])
         for name, value in values[place].items():
-            if isinstance(attributes.get(name), bool | int | float | str | None):
-                attributes[name] = value
+            if is_plain(attributes.get(name)):
+                attributes[name] = value[()] if isinstance(value, np.ndarray) else value
+
+
+def _fits_a_file(value: object) -> bool:
+    """Return whether a plain value returns from a file as it was; those of numpy do if they are put into arrays."""
+    if isinstance(value, np.generic):
+        return value.dtype.kind in "biuf" and value.dtype.itemsize <= 8
+    return is_plain(value) and type(value) in (bool, int, float, str, type(None))
 
 
 def _check_same(

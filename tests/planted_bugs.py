@@ -3172,6 +3172,20 @@ BUGS = {
         "pass",
         "test_checkpoints.py::test_a_resumed_fit_counts_on",
     ),
+    "numbers of numpy after resuming": Bug(
+        "saving.py",
+        "_fits_a_file",
+        'return value.dtype.kind in "biuf" and value.dtype.itemsize <= 8',
+        "return False",
+        "test_checkpoints.py::test_a_resumed_fit_counts_on",
+    ),
+    "types of numpy's numbers after resuming": Bug(
+        "training/loop.py",
+        "Loop._changed",
+        "np.array(value) if isinstance(value, np.generic) else value",
+        "value",
+        "test_checkpoints.py::test_a_resumed_fit_counts_on",
+    ),
     "counters after a refused resume": Bug(
         "training/loop.py",
         "Loop.restore",

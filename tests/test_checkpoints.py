@@ -1001,12 +1001,16 @@ class Staged(torch.nn.Module):
         self.decoder, self.encoder = torch.nn.Linear(2, 6), torch.nn.Linear(6, 2)
         self.log_scale = torch.nn.Parameter(torch.zeros(()))
         self.steps, self.began, self.folder = 0, None, folder
+        self.small, self.warmth = np.int8(0), 1.0
 
     def model(self, x):
         self.steps += self.training
+        if self.training:
+            self.small += 1
+            self.warmth = max(0.5, np.exp(-0.01 * self.steps))  # a float64 of numpy's
         if self.steps > 10 and self.began is None:
             self.began = self.steps
-        scale = 1.0 if self.began is None else self.log_scale.exp()
+        scale = float(self.warmth) if self.began is None else self.log_scale.exp()
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(self.decoder(z), scale).to_event(1), obs=x)
@@ -1048,6 +1052,9 @@ def test_a_resumed_fit_counts_on(tmp_path, monkeypatch):
     assert_same(whole, parts)
     assert (again.steps, again.began, of_parts.steps) == (held.steps, held.began, loss.steps) == (20, 11, 20)
     assert again.folder == "second"
+    for now, expected in ((again.small, np.int8(20)), (again.warmth, np.exp(-0.2))):
+        assert now == expected
+        assert type(now) is type(expected)
 
 
 def test_a_refused_resume_leaves_counters_as_they_were(tmp_path, monkeypatch):

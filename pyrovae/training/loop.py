@@ -477,7 +477,11 @@ class Loop:
         found: dict[str, dict[str, Any]] = {}
         for place, name in sorted(self._moved):
             if name in now.get(place, {}):
-                found.setdefault(place, {})[name] = now[place][name]
+                value = now[place][name]
+                # An array keeps the type of a number of numpy's.
+                found.setdefault(place, {})[name] = (
+                    np.array(value) if isinstance(value, np.generic) else value
+                )
         return found
 
     def restore(self, snapshot: dict[str, Any], folder: Path) -> None:
