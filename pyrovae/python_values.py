@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import math
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, MutableSequence
@@ -231,9 +230,7 @@ def _same(a: Any, b: Any) -> bool:
     """Return whether plain values are equal. Other values count as equal, because caches are replaced at every call."""
     if not (is_plain(a) or is_plain(b)):
         return True
-    if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
-        return True
-    return type(a) is type(b) and bool(a == b)
+    return type(a) is type(b) and bool(a == b or (a != a and b != b))  # NaN of any type, and NaT
 
 
 def _described(holder: Any, key: Any) -> str:

@@ -2004,6 +2004,26 @@ def test_numbers_that_functions_and_descriptors_keep_are_found_and_restored(call
     assert before.changed() is None
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        math.nan,
+        np.float32("nan"),
+        complex("nan"),
+        np.complex64("nan"),
+        np.datetime64("NaT"),
+        np.timedelta64("NaT"),
+    ],
+    ids=repr,
+)
+def test_nan_of_any_type_has_not_changed(value):
+    state = {"value": value}
+    before = PythonValues([state])
+    assert before.changed() is None
+    state["value"] = type(value)(1) if "NaT" not in str(value) else type(value)(1, "s")
+    assert before.changed() == "'value' of a dict"
+
+
 class Failing(collections.OrderedDict):
     """A dict whose methods count their calls, and fail."""
 
