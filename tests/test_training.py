@@ -1047,6 +1047,69 @@ def test_parameters_out_of_sight_are_refused(loss):
     pv.fit(pv.LatentVariableModel(model, guide), binary_rows(), epochs=1, loss=loss)
 
 
+class Differentiating(RenyiELBO):
+    """Calls torch's function instead of the tensor's method, and then reads gradients."""
+
+    def __init__(self, weight):
+        super().__init__(num_particles=2)
+        self.weight = weight
+
+    def loss_and_grads(self, model, guide, *args, **kwargs):
+        loss = Trace_ELBO().differentiable_loss(model, guide, *args, **kwargs)
+        torch.autograd.backward(loss)
+        assert self.weight.grad.norm() > 0
+        return loss.item()
+
+
+class Reading(RenyiELBO):
+    """Reads gradients that Pyro computed."""
+
+    def __init__(self, weight):
+        super().__init__(num_particles=2)
+        self.weight = weight
+
+    def loss_and_grads(self, *args, **kwargs):
+        loss = super().loss_and_grads(*args, **kwargs)
+        assert self.weight.grad.norm() > 0
+        return loss
+
+
+@pytest.mark.parametrize("kind", [Differentiating, Reading])
+@pytest.mark.parametrize("owned", [False, True])
+def test_gradients_of_the_search_for_leaves_are_taken_back(kind, owned):
+    """They are there for the objective; those from before are as they were."""
+    decoder = torch.nn.Linear(2, 6)
+
+    class Held(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.held = torch.nn.Linear(6, 2), decoder if owned else [decoder]
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.encoder(x), 0.5).to_event(1))
+
+    held, objective = Held(), kind(decoder.weight)
+    pair = pv.LatentVariableModel(held.model, held.guide)
+    grad = decoder.weight.grad = torch.ones(6, 2)
+    if owned:
+        pair_room.check_every_leaf(pair, objective, {"x": binary_rows(4)}, 0)
+    else:
+        with pytest.raises(ValueError, match="pair: expected parameters that belong to the pair"):
+            pair_room.check_every_leaf(pair, objective, {"x": binary_rows(4)}, 0)
+    assert decoder.weight.grad is grad
+    assert bool((grad == 1).all())
+    assert decoder.bias.grad is None
+    assert held.encoder.weight.grad is None
+    if owned:
+        pv.fit(pair, binary_rows(), epochs=1, loss=objective)
+
+
 def test_what_torch_and_pyro_refuse_late_is_refused_in_words():
     class Discrete(torch.nn.Module):
         def __init__(self):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyro.distributions as dist
@@ -357,25 +357,52 @@ def _apart(a: Tensor, b: Tensor) -> str:
     return f"{float((a - b).abs().max()):.3g}"
 
 
-class _WithoutBackward(TorchFunctionMode):
-    """Leaves out every call of ``Tensor.backward`` and keeps its tensor in ``roots``."""
+class _Backward(TorchFunctionMode):
+    """Keeps the graphs that ``backward()`` is called on, in ``roots``; on exit every leaf has its earlier ``.grad``."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.roots: list[Tensor] = []
+        self.roots: list[Any] = []
+        self._grads: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.backward:
-            self.roots.append(args[0])
-            return None
-        return func(*args, **(kwargs or {}))
+        kwargs = dict(kwargs or {})
+        if func is Tensor.backward or func is torch.autograd.backward:
+            called_on = args[0] if isinstance(args[0], tuple | list) else args[:1]
+            roots = [root.grad_fn if isinstance(root, Tensor) else root.node for root in called_on]
+            self.roots += roots
+            for leaf in _leaves(roots):
+                if id(leaf) not in self._grads:
+                    self._grads[id(leaf)] = (leaf, leaf.grad)
+                    leaf.grad = None  # a gradient in place would change the earlier one
+            kwargs["retain_graph"] = True
+        return func(*args, **kwargs)
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for leaf, grad in self._grads.values():
+            leaf.grad = grad
+
+
+def _leaves(nodes: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the leaves of the graphs that begin at some nodes, each once."""
+    waiting, visited = list(nodes), set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            yield leaf
+        waiting += [following for following, _ in node.next_functions]
 
 
 def check_every_leaf(pair: LatentVariableModel, objective: Any, batch: Batch, seed: int) -> None:
     """Raise ``ValueError`` if a loss depends on parameters that are not among the pair's, which would never be trained.
 
     The check follows the graph of one loss to its leaves; of an objective that calls ``backward()`` itself, the graphs of
-    the tensors that it calls it on.
+    the tensors that it calls it on. Gradients are as before.
     """
     rows = take(batch, slice(2))
     with (
@@ -383,7 +410,7 @@ def check_every_leaf(pair: LatentVariableModel, objective: Any, batch: Batch, se
         pair.evaluating(),
         torch.enable_grad(),
         noise.seeded(seed, batch["x"].device),
-        _WithoutBackward() as differentiated,
+        _Backward() as differentiated,
     ):
         try:
             total = loss(pair, objective, rows, len(rows["x"]), kl_weight=1.0)
@@ -397,14 +424,8 @@ def check_every_leaf(pair: LatentVariableModel, objective: Any, batch: Batch, se
                 "Pass Trace_ELBO or TraceGraph_ELBO.",
             ) from error
     known = {id(p) for p in pair.parameters()}
-    waiting, visited = [getattr(root, "grad_fn", None) for root in (total, *differentiated.roots)], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in visited:
-            continue
-        visited.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in known:
+    for leaf in _leaves((getattr(total, "grad_fn", None), *differentiated.roots)):
+        if id(leaf) not in known:
             raise bad_value(
                 "pair",
                 "parameters that belong to the pair, so that fit can train them",
@@ -412,4 +433,3 @@ def check_every_leaf(pair: LatentVariableModel, objective: Any, batch: Batch, se
                 "Declare its module with pyro.module, pass the module or its bound method as model or guide, "
                 "or freeze it: requires_grad_(False).",
             )
-        waiting += [following for following, _ in node.next_functions]
