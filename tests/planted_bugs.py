@@ -3144,6 +3144,13 @@ BUGS = {
         ",)",
         "test_training.py::test_parameters_out_of_sight_are_refused[TraceGraph]",
     ),
+    "averages of batches of several sizes": Bug(
+        "pair/contract.py",
+        "check_averages",
+        "shapes[0] != shapes[1]",
+        "False",
+        "test_training.py::test_averages_by_row_are_refused_for_batches_of_several_sizes[51-True]",
+    ),
     "averages of an objective among the parameters": Bug(
         "pair/running.py",
         "_averages_apart",

@@ -14,7 +14,7 @@ This is the only package that uses ``pyro.poutine``. All code above it works on 
 """
 
 from pyrovae.pair.behaviour import behaviour, left_as_found, parameters_digest, probe
-from pyrovae.pair.contract import check_every_leaf
+from pyrovae.pair.contract import check_averages, check_every_leaf
 from pyrovae.pair.coordinates import Coordinates
 from pyrovae.pair.discrete import DiscreteValues, all_values, other_values
 from pyrovae.pair.inspection import check_supports, inspect
@@ -41,6 +41,7 @@ __all__ = [
     "Structure",
     "all_values",
     "behaviour",
+    "check_averages",
     "check_every_leaf",
     "check_have_means",
     "check_supports",

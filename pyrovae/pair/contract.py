@@ -8,6 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.infer import TraceGraph_ELBO
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -433,3 +434,31 @@ def check_every_leaf(pair: LatentVariableModel, objective: Any, batch: Batch, se
                 "Declare its module with pyro.module, pass the module or its bound method as model or guide, "
                 "or freeze it: requires_grad_(False).",
             )
+
+
+def check_averages(
+    pair: LatentVariableModel, objective: Any, batch: Batch, sizes: Iterable[int], seed: int
+) -> None:
+    """Raise ``ValueError`` if an objective averages costs row by row over steps, and batches have several sizes."""
+    several = sorted(set(sizes))
+    if not isinstance(objective, TraceGraph_ELBO) or len(several) == 1:
+        return
+    shapes = []
+    for size in (2, 3):
+        rows, averages = take(batch, [0] * size), dict[str, Tensor]()
+        with (
+            left_as_found(pair, objective),
+            pair.evaluating(),
+            torch.enable_grad(),
+            noise.seeded(seed, batch["x"].device),
+            _Backward(),
+        ):
+            loss(pair, objective, rows, size, kl_weight=1.0, averages=averages)
+        shapes.append({name: average.shape for name, average in averages.items()})
+    if shapes[0] != shapes[1]:
+        raise bad_value(
+            "batch_size",
+            "one that gives batches of one size, because the guide's use_decaying_avg_baseline keeps an average per row",
+            f"batches of {', '.join(map(str, several[:3]))} rows",
+            "Pass a batch_size that divides the number of rows, such as the number itself, or leave out this baseline.",
+        )

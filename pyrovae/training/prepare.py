@@ -8,7 +8,7 @@ from typing import Any
 from pyrovae import threads
 from pyrovae.evaluation import Evaluation
 from pyrovae.model import LatentVariableModel
-from pyrovae.pair import Batch, RowModel, check_every_leaf, guess_nesting, inspect
+from pyrovae.pair import Batch, RowModel, check_averages, check_every_leaf, guess_nesting, inspect
 from pyrovae.refusals import Refused, bad_type, bad_value
 from pyrovae.rows import restored
 from pyrovae.training.answers import FitAnswers
@@ -101,6 +101,7 @@ def prepare(
     check_dense_gradients(pair)
     guess_nesting(pair, objective, shown, plan.seed)
     check_every_leaf(pair, objective, shown, plan.seed)
+    check_averages(pair, objective, shown, rows.sizes(plan.batch_size), plan.seed)
     if 1 in rows.sizes(plan.batch_size):
         check_one_row(state, model, shown, plan.batch_size, plan.seed)
     traced, how = choose(plan, state, rows, ranks)
