@@ -1624,7 +1624,7 @@ BUGS = {
     ),
     "rows that fail the check still trusted": Bug(
         "evidence/check.py",
-        "judged_by_check",
+        "Check.word",
         'False: "another method"',
         'False: "trust"',
         "test_check.py::test_a_narrow_component_is_refused[importance-options0-0.0-0]",
