@@ -30,8 +30,6 @@ _OF_TORCH = frozenset(vars(nn.Module()))  # what every module has, such as its m
 # Steps from a root to an object; entries of a container; objects in all.
 _DEEPEST, _MOST, _MOST_OBJECTS = 6, 1000, 10_000
 
-_Place = tuple[Any, Any]  # what holds a value, and the value's name or number there
-
 
 class PythonValues:
     """The plain values that some objects refer to, as they were when this was made.

@@ -399,33 +399,44 @@ def _leaves(nodes: Iterable[Any]) -> Iterator[Tensor]:
         waiting += [following for following, _ in node.next_functions]
 
 
+def _roots(
+    pair: LatentVariableModel,
+    objective: Any,
+    rows: Batch,
+    seed: int,
+    averages: dict[str, Tensor] | None = None,
+) -> list[Any]:
+    """Compute one loss and return where its graphs begin; pair and objective are left as found, and so are gradients."""
+    with (
+        left_as_found(pair, objective),
+        pair.evaluating(),
+        torch.enable_grad(),
+        noise.seeded(seed, rows["x"].device),
+        _Backward() as differentiated,
+    ):
+        total = loss(pair, objective, rows, len(rows["x"]), kl_weight=1.0, averages=averages)
+    return [getattr(total, "grad_fn", None), *differentiated.roots]
+
+
 def check_every_leaf(pair: LatentVariableModel, objective: Any, batch: Batch, seed: int) -> None:
     """Raise ``ValueError`` if a loss depends on parameters that are not among the pair's, which would never be trained.
 
     The check follows the graph of one loss to its leaves; of an objective that calls ``backward()`` itself, the graphs of
     the tensors that it calls it on. Gradients are as before.
     """
-    rows = take(batch, slice(2))
-    with (
-        left_as_found(pair, objective),
-        pair.evaluating(),
-        torch.enable_grad(),
-        noise.seeded(seed, batch["x"].device),
-        _Backward() as differentiated,
-    ):
-        try:
-            total = loss(pair, objective, rows, len(rows["x"]), kl_weight=1.0)
-        except NotImplementedError as error:
-            if "fully reparameterized" not in str(error):
-                raise
-            raise bad_value(
-                "loss",
-                "an objective for latents without reparameterised draws, because the guide has one",
-                type(objective).__name__,
-                "Pass Trace_ELBO or TraceGraph_ELBO.",
-            ) from error
+    try:
+        roots = _roots(pair, objective, take(batch, slice(2)), seed)
+    except NotImplementedError as error:
+        if "fully reparameterized" not in str(error):
+            raise
+        raise bad_value(
+            "loss",
+            "an objective for latents without reparameterised draws, because the guide has one",
+            type(objective).__name__,
+            "Pass Trace_ELBO or TraceGraph_ELBO.",
+        ) from error
     known = {id(p) for p in pair.parameters()}
-    for leaf in _leaves((getattr(total, "grad_fn", None), *differentiated.roots)):
+    for leaf in _leaves(roots):
         if id(leaf) not in known:
             raise bad_value(
                 "pair",
@@ -445,15 +456,8 @@ def check_averages(
         return
     shapes = []
     for size in (2, 3):
-        rows, averages = take(batch, [0] * size), dict[str, Tensor]()
-        with (
-            left_as_found(pair, objective),
-            pair.evaluating(),
-            torch.enable_grad(),
-            noise.seeded(seed, batch["x"].device),
-            _Backward(),
-        ):
-            loss(pair, objective, rows, size, kl_weight=1.0, averages=averages)
+        averages = dict[str, Tensor]()
+        _roots(pair, objective, take(batch, [0] * size), seed, averages)
         shapes.append({name: average.shape for name, average in averages.items()})
     if shapes[0] != shapes[1]:
         raise bad_value(
