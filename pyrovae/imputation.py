@@ -17,7 +17,7 @@ from pyrovae.evidence.draws import Draws, resample
 from pyrovae.evidence.posterior import undisturbed
 from pyrovae.evidence.result import LogEvidence
 from pyrovae.evidence.run import Run
-from pyrovae.evidence.sampled import METHODS, answer, answers, prepare
+from pyrovae.evidence.sampled import METHODS, answer, answers, of_empty_rows, prepare
 from pyrovae.evidence.simulated import simulated
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.noise import Stream, derive
@@ -333,9 +333,8 @@ def _of_pair(run: Run, passed: Any, num_draws: int, method: str) -> Imputation:
             whole.model.check_replicable(some, "Use such a model with log_evidence only.")
         holed = missing.any(dim=1).nonzero()[:, 0].to(whole.numbers.device)
         need = _ESS_PER_DRAW * num_draws
-        found = answers(
-            run, method, holed, _completing(num_draws, store), lambda evidence: evidence.ess < need
-        )
+        keep = _completing(num_draws, store)
+        found = answers(run, method, holed, keep, lambda evidence: evidence.ess < need)
         again = found[1][1] if len(found) > 1 else holed[:0]
         for here, rows, evidence in found:
             numbers = rows.cpu().numpy()
@@ -343,7 +342,8 @@ def _of_pair(run: Run, passed: Any, num_draws: int, method: str) -> Imputation:
             words, why = _judged(here, evidence, num_draws, np.broadcast_to(kept, len(rows)))
             verdict[numbers], ess[numbers], answered_by[numbers] = words, evidence.ess, evidence.answered_by
             reasons += why
-        _from_prior(whole, missing.all(dim=1).nonzero()[:, 0], num_draws, store)
+        for of_prior in of_empty_rows(whole):
+            keep(of_prior)
     return Imputation(
         draws.numpy(),
         cells[:, 0].numpy(),
@@ -377,17 +377,6 @@ def _completing(num_draws: int, store: Store) -> Callable[[Draws], None]:
             store(evaluation, rows, evaluation.model.complete(evaluation.part(rows), latents, drawn))
 
     return keep
-
-
-def _from_prior(whole: Evaluation, empty: Tensor, num_draws: int, store: Store) -> None:
-    """Draw the rows that have no observed cell from P(x)."""
-    if len(empty):
-        evaluation = whole.of_rows(empty.to(whole.numbers.device), whole.seed, num_draws)
-        for rows in evaluation.blocks():
-            with undisturbed(evaluation, Stream.IMPUTE, rows=rows) as drawn:
-                batch = evaluation.part(rows)
-                latents, _ = evaluation.model.draw_prior(batch, num_draws, drawn)
-                store(evaluation, rows, evaluation.model.complete(batch, latents, drawn))
 
 
 def _judged(
