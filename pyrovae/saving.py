@@ -7,7 +7,6 @@ custom likelihood, the file holds the numbers only. They are loaded into an inst
 
 from __future__ import annotations
 
-import functools
 import inspect
 import os
 import platform
@@ -25,7 +24,7 @@ from pyrovae import arguments, baselines, encoders, likelihoods, networks, prior
 from pyrovae.baselines.base import Fitted
 from pyrovae.likelihoods.mixed import TABLES
 from pyrovae.model import VAE, FitRecord, LatentVariableModel
-from pyrovae.parameters import is_plain
+from pyrovae.parameters import is_plain, unwrapped
 from pyrovae.refusals import Refused, bad_type, bad_value, shown
 from pyrovae.tables import Table
 from pyrovae.turns import takes_turns
@@ -218,9 +217,7 @@ def _roots(pair: LatentVariableModel) -> dict[str, nn.Module]:
     roots: dict[str, nn.Module] = {"pair": pair}
     own = {id(module) for module in pair.modules()}
     for part in ("model", "guide"):
-        function = getattr(pair, part)
-        while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
-            function = function.func if isinstance(function, functools.partial) else function.__wrapped__
+        function = unwrapped(getattr(pair, part))
         if inspect.isfunction(function):
             variables = inspect.getclosurevars(function)
             for name, value in {**variables.globals, **variables.nonlocals}.items():

@@ -21,7 +21,7 @@ from pyrovae.evidence.result import LogEvidence, about
 from pyrovae.likelihoods.base import off_support
 from pyrovae.pair.drawing import Source as NoiseSource
 from pyrovae.pair.drawing import replaced
-from pyrovae.refusals import bad_value
+from pyrovae.refusals import Refused, bad_value
 from pyrovae.row_noise import RowNoise
 from pyrovae.rows import Source, check_columns_observed, complete, joined, read_in_double, restored
 from pyrovae.sparse import SparseRows
@@ -60,6 +60,10 @@ class Fitted:
 
     def _derive(self) -> None:
         """Compute the attributes in ``derived`` from the others, after loading."""
+
+    def _not_fitted(self) -> Refused:
+        name = type(self).__name__
+        return bad_value(name, "a fitted baseline", "one that was not", f"Call {name}(…).fit(x_train) first.")
 
 
 class Baseline(Fitted, ABC):
@@ -215,10 +219,7 @@ class Baseline(Fitted, ABC):
     def _require_fit(self) -> int:
         """Return the width of the fitted rows; raises ``ValueError`` before a fit."""
         if self._width is None:
-            name = type(self).__name__
-            raise bad_value(
-                name, "a fitted baseline", "one that was not", f"Call {name}(…).fit(x_train) first."
-            )
+            raise self._not_fitted()
         return self._width
 
 
@@ -294,6 +295,20 @@ class Incomplete(ClosedForm):
     history: tuple[float, ...] = ()
     #: Whether the last fit reached its maximum.
     converged: bool = True
+    max_iter: int
+
+    def _warn_unconverged(self) -> None:
+        """Warn of a fit that stopped at ``max_iter`` steps before the maximum. Its log P(x) is still exact."""
+        if not self.converged:
+            warnings.warn(
+                f"{type(self).__name__} has not converged in {self.max_iter} steps: its log P(x) is exact for the present "
+                "parameters, which are not yet the best. Raise max_iter.",
+                stacklevel=5,
+            )
+
+    @property
+    def _state(self) -> str:
+        return "" if self.converged else ", not converged"
 
     @takes_turns
     def draw_missing(self, x: Any, num_draws: int = 1, seed: int = 0) -> Tensor:
@@ -457,12 +472,3 @@ def _to_fit(rows: Tensor, mask: tuple[Tensor, ...], names: tuple[str, ...] | Non
     kept = mask[0].any(dim=1)
     rows, observed = rows[kept], mask[0][kept]
     return (rows,) if bool(observed.all()) else (rows, observed)
-
-
-def warn_unconverged(baseline: Baseline, max_iter: int) -> None:
-    """Warn that a fit stopped at ``max_iter`` steps before the maximum. Its log P(x) is still exact."""
-    warnings.warn(
-        f"{type(baseline).__name__} has not converged in {max_iter} steps: its log P(x) is exact for the present "
-        "parameters, which are not yet the best. Raise max_iter.",
-        stacklevel=5,
-    )

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from pyrovae import arguments
 from pyrovae.baselines import columns, factors
-from pyrovae.baselines.base import register, warn_unconverged
+from pyrovae.baselines.base import register
 from pyrovae.refusals import bad_value
 
 # The least noise variance, relative to a column's variance. A fit that is singular at the first is made at the second, where
@@ -63,11 +62,6 @@ class FactorAnalysis(factors.FactorModel):
     loc: Tensor
     loadings: Tensor
     noise_variance: Tensor
-    converged: bool
-
-    def __init__(self, latent_dim: int, max_iter: int = 2000) -> None:
-        self.latent_dim = arguments.integer("latent_dim", latent_dim)
-        self.max_iter = arguments.integer("max_iter", max_iter)
 
     def _fit(self, rows: Tensor, observed: Tensor | None = None) -> None:
         n, width = rows.shape
@@ -99,8 +93,7 @@ class FactorAnalysis(factors.FactorModel):
                 "Drop columns that repeat others, use a smaller latent_dim or PPCA, or fit on more rows.",
             )
         self.loadings, self.noise_variance = loadings * scale[:, None], noise_variance * scale**2
-        if not self.converged:
-            warn_unconverged(self, self.max_iter)
+        self._warn_unconverged()
 
     def _fit_complete(self, standard: Tensor, least: float) -> tuple[Tensor, Tensor, bool]:
         """Return W and ψ ≥ ``least`` of standardised rows, and whether the fit converged."""
@@ -152,8 +145,7 @@ class FactorAnalysis(factors.FactorModel):
 
     def summary(self) -> str:
         self._require_fit()
-        state = "" if self.converged else ", not converged"
-        return f"FactorAnalysis, {self.latent_dim} latent dimensions, {len(self.seen)} rows{state}, plug-in, exact"
+        return f"FactorAnalysis, {self.latent_dim} latent dimensions, {len(self.seen)} rows{self._state}, plug-in, exact"
 
 
 def _random_starts(width: int) -> np.ndarray:

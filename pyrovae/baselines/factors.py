@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrovae import arguments
 from pyrovae.baselines.base import Distributed, Incomplete
 
 _BLOCK = 2**20  # entries of the matrices that are in memory at once
@@ -43,6 +44,10 @@ class FactorModel(Distributed, Incomplete):
     loc: Tensor
     loadings: Tensor
     noise_variance: float | Tensor
+
+    def __init__(self, latent_dim: int, max_iter: int = 2000) -> None:
+        self.latent_dim = arguments.integer("latent_dim", latent_dim)
+        self.max_iter = arguments.integer("max_iter", max_iter)
 
     def _factors(self) -> Factors:
         noise = torch.as_tensor(self.noise_variance, dtype=self.loc.dtype).expand_as(self.loc)

@@ -8,7 +8,7 @@ from torch.distributions import MultivariateNormal
 
 from pyrovae import arguments
 from pyrovae.baselines import columns
-from pyrovae.baselines.base import Gaussian, register, warn_unconverged
+from pyrovae.baselines.base import Gaussian, register
 from pyrovae.baselines.observed import Mixture, Patterns, climb, em_step
 from pyrovae.refusals import bad_value
 from pyrovae.torch_private import LinAlgError
@@ -76,8 +76,7 @@ class FullGaussian(Gaussian):
             )
         self.covariance = correlation * torch.outer(scale, scale)
         self._factor = torch.linalg.cholesky(self.covariance)
-        if not self.converged:
-            warn_unconverged(self, self.max_iter)
+        self._warn_unconverged()
 
     def _climb(self, patterns: Patterns) -> tuple[Tensor, Tensor]:
         """Return mean and covariance of standardised rows by EM; a covariance of zeros if it becomes singular."""
@@ -106,5 +105,4 @@ class FullGaussian(Gaussian):
 
     def summary(self) -> str:
         width = self._require_fit()
-        state = "" if self.converged else ", not converged"
-        return f"FullGaussian, {width} columns, {len(self.seen)} rows{state}, plug-in, exact"
+        return f"FullGaussian, {width} columns, {len(self.seen)} rows{self._state}, plug-in, exact"

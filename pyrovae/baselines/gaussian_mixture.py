@@ -11,7 +11,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 from pyrovae import arguments, noise
 from pyrovae.baselines import columns
-from pyrovae.baselines.base import Gaussian, register, warn_unconverged
+from pyrovae.baselines.base import Gaussian, register
 from pyrovae.baselines.observed import Mixture, Patterns, climb, em_step
 from pyrovae.refusals import bad_value
 from pyrovae.torch_private import LinAlgError
@@ -61,7 +61,6 @@ class GaussianMixture(Gaussian):
     weights: Tensor
     loc: Tensor
     covariances: Tensor
-    converged: bool
 
     def __init__(
         self,
@@ -102,8 +101,7 @@ class GaussianMixture(Gaussian):
         self.loc = found[1] * scale + loc
         self.covariances = found[2] * torch.outer(scale, scale)
         self._factors = torch.linalg.cholesky(self.covariances)
-        if not self.converged:
-            warn_unconverged(self, self.max_iter)
+        self._warn_unconverged()
 
     def _fit_complete(self, standard: Tensor) -> Mixture | None:
         """Return the best of scikit-learn's fits to complete rows; None if all starts lost a component's variance."""
@@ -213,10 +211,9 @@ class GaussianMixture(Gaussian):
 
     def summary(self) -> str:
         self._require_fit()
-        state = "" if self.converged else ", not converged"
         return (
             f"GaussianMixture, {self.num_components} components, covariance {self.covariance}, "
-            f"{len(self.seen)} rows{state}, plug-in, exact"
+            f"{len(self.seen)} rows{self._state}, plug-in, exact"
         )
 
 

@@ -12,7 +12,7 @@ from torch.distributions import Categorical, constraints
 
 from pyrovae import arguments, noise
 from pyrovae.baselines import columns
-from pyrovae.baselines.base import Incomplete, register, warn_unconverged
+from pyrovae.baselines.base import Incomplete, register
 from pyrovae.baselines.observed import climb
 
 _BLOCK = 4096  # rows one-hot encoded at once
@@ -81,7 +81,6 @@ class LatentClass(Incomplete):
 
     probabilities: Sequence[Tensor] | Tensor
     history: tuple[float, ...]
-    converged: bool
 
     def __init__(
         self,
@@ -114,8 +113,7 @@ class LatentClass(Incomplete):
         self.weights, self._mass = classes.weights[order], classes.mass[order]
         self._derive()
         self.probabilities = self._table()
-        if not self.converged:
-            warn_unconverged(self, self.max_iter)
+        self._warn_unconverged()
 
     def _derive(self) -> None:
         self._one_hot = columns.OneHot(self._sizes)
@@ -193,8 +191,7 @@ class LatentClass(Incomplete):
 
     def summary(self) -> str:
         width = self._require_fit()
-        state = "" if self.converged else ", not converged"
         return (
             f"{type(self).__name__}, {self.num_classes} classes, {width} columns, pseudo-count {self.pseudo_count:g}, "
-            f"{len(self.seen)} rows{state}, plug-in, exact"
+            f"{len(self.seen)} rows{self._state}, plug-in, exact"
         )

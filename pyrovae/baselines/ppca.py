@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal
 
-from pyrovae import arguments
 from pyrovae.baselines import columns, factors
-from pyrovae.baselines.base import register, warn_unconverged
+from pyrovae.baselines.base import register
 from pyrovae.refusals import bad_value
 
 _LEAST = 1e-10  # the least noise variance, relative to the largest variance
@@ -51,10 +50,6 @@ class PPCA(factors.FactorModel):
     loadings: Tensor
     noise_variance: float
 
-    def __init__(self, latent_dim: int, max_iter: int = 2000) -> None:
-        self.latent_dim = arguments.integer("latent_dim", latent_dim)
-        self.max_iter = arguments.integer("max_iter", max_iter)
-
     def _fit(self, rows: Tensor, observed: Tensor | None = None) -> None:
         from sklearn.decomposition import PCA
 
@@ -69,8 +64,7 @@ class PPCA(factors.FactorModel):
         self.converged, self.history = True, ()
         if observed is not None:
             self._fit_observed(rows, observed)
-            if not self.converged:
-                warn_unconverged(self, self.max_iter)
+            self._warn_unconverged()
             return
         pca = PCA(self.latent_dim, svd_solver="full").fit(rows.numpy())
         shrink = (n - 1) / n
@@ -120,5 +114,4 @@ class PPCA(factors.FactorModel):
 
     def summary(self) -> str:
         self._require_fit()
-        state = "" if self.converged else ", not converged"
-        return f"PPCA, {self.latent_dim} latent dimensions, noise variance {self.noise_variance:.4g}{state}, plug-in, exact"
+        return f"PPCA, {self.latent_dim} latent dimensions, noise variance {self.noise_variance:.4g}{self._state}, plug-in, exact"

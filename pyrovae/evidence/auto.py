@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,11 @@ import torch
 
 from pyrovae import arguments
 from pyrovae.evaluation import Evaluation
-from pyrovae.evidence.exact import linear_gaussian
+from pyrovae.evidence.exact import exactly
 from pyrovae.evidence.ladder import PILOT, Ladder
 from pyrovae.evidence.nearby import Pool
 from pyrovae.evidence.posterior import dimensions
-from pyrovae.evidence.result import MISSED, Columns, LogEvidence, about, verdicts
+from pyrovae.evidence.result import MISSED, Columns, LogEvidence, verdicts
 from pyrovae.evidence.run import Folder, Run
 from pyrovae.evidence.workers import Workers, computed
 from pyrovae.model import LatentVariableModel
@@ -159,14 +160,6 @@ def auto_block(
 
 
 def _closed_form(evaluation: Evaluation) -> LogEvidence | None:
-    rows = evaluation.batch["x"]
-    try:
-        known = linear_gaussian(evaluation.pair, rows)
-    except Refused:
-        return None
-    return LogEvidence.exact(
-        known.log_prob(*known.cells(evaluation.batch)).cpu().numpy(),
-        measure=evaluation.structure.measure,
-        method="exact",
-        **about(evaluation.source, evaluation.pair),
-    )
+    with suppress(Refused):
+        return exactly(evaluation)
+    return None

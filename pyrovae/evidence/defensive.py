@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrovae import diagnostics
 from pyrovae.evaluation import Evaluation, Terms
 from pyrovae.evidence.draws import Draws, Keep
-from pyrovae.evidence.posterior import total, undisturbed
+from pyrovae.evidence.posterior import tiles_of, total, undisturbed
 from pyrovae.evidence.result import Columns, resolution
 from pyrovae.noise import Stream
 from pyrovae.pair import DiscreteValues, Latents, LogJoint, all_values
@@ -73,9 +73,7 @@ def weigh_both(evaluation: Evaluation) -> Columns:
     for rows in evaluation.blocks():
         batch = evaluation.part(rows)
         num_rows, width = len(batch["x"]), evaluation.tile[1]
-        strata = [
-            (i, done, min(width, n - done)) for i, n in enumerate(shares) for done in range(0, n, width)
-        ]
+        strata = tiles_of(shares, width)
         weights = diagnostics.Accumulator(
             count, num_rows, len(strata), batch["x"].device, [stratum for stratum, _, _ in strata]
         )
@@ -358,13 +356,8 @@ def _values(evaluation: Evaluation, rows: slice, most: int) -> DiscreteValues | 
 
 def _tiles(evaluation: Evaluation, shares: Shares) -> list[tuple[int, int, int]]:
     """Return the tiles of the draws: 0 for the guide and 1 for the prior, draws done before, draws."""
-    count, width = evaluation.num_samples, evaluation.tile[1]
-    of_prior = round(shares.of_prior * count)
-    return [
-        (part, done, min(width, number - done))
-        for part, number in enumerate((count - of_prior, of_prior))
-        for done in range(0, number, width)
-    ]
+    of_prior = round(shares.of_prior * evaluation.num_samples)
+    return tiles_of((evaluation.num_samples - of_prior, of_prior), evaluation.tile[1])
 
 
 def _by_value(

@@ -171,10 +171,15 @@ def exact(pair: LatentVariableModel, x: Any) -> LogEvidence:
         'exact'
     """
     evaluation = Evaluation.prepare(pair, x, num_samples=1, seed=0)
-    known = linear_gaussian(pair, evaluation.batch["x"])
+    return exactly(evaluation)
+
+
+def exactly(evaluation: Evaluation) -> LogEvidence:
+    """Return log P(x_n) of a linear-Gaussian VAE's prepared evaluation; raises ``Refused`` for other pairs."""
+    known = linear_gaussian(evaluation.pair, evaluation.batch["x"])
     return LogEvidence.exact(
         known.log_prob(*known.cells(evaluation.batch)).cpu().numpy(),
         measure=evaluation.structure.measure,
         method="exact",
-        **about(evaluation.source, pair),
+        **about(evaluation.source, evaluation.pair),
     )

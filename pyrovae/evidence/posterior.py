@@ -408,6 +408,11 @@ class Mixture(Proposal):
         return Mixture([component.of(posterior, tensors) for component in self.components], self.counts)
 
 
+def tiles_of(counts: Sequence[int], width: int) -> list[tuple[int, int, int]]:
+    """Return tiles of one stratum each: its number, draws done before, draws."""
+    return [(i, done, min(width, n - done)) for i, n in enumerate(counts) for done in range(0, n, width)]
+
+
 def split(num_samples: int, shares: Sequence[float]) -> list[int]:
     """Return numbers of draws by shares; each is at least two, to estimate its error, and the first takes the rest.
 

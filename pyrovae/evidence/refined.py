@@ -36,6 +36,7 @@ from pyrovae.evidence.posterior import (
     Proposal,
     exact_draw,
     split,
+    tiles_of,
     total,
     undisturbed,
 )
@@ -204,11 +205,7 @@ def weigh_mixture(
         posterior.expect(evaluation.num_samples)
     mixture = defended(posterior, fits, evaluation.num_samples)
     width = evaluation.tile[1]
-    strata = [
-        (stratum, done, min(width, count - done))
-        for stratum, count in enumerate(mixture.counts)
-        for done in range(0, count, width)
-    ]
+    strata = tiles_of(mixture.counts, width)
     weights = Accumulator(
         evaluation.num_samples,
         posterior.num_rows,

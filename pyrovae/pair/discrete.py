@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyrovae import supports
 from pyrovae.pair.row_model import RowModel
-from pyrovae.pair.running import Batch, Latents, run
+from pyrovae.pair.running import Batch, Latents, repeat, run
 
 # Most values to list: of a count, of one unit at a time, of all units together.
 _MOST_COUNTS, _MOST_CHANGES, _MOST_COMBINATIONS = 64, 1024, 1024
@@ -132,11 +132,7 @@ def _combined(model: RowModel, at: Latents, units: list[_Unit], at_once: int) ->
     values, name = DiscreteValues(model, at, units), units[0][0]
     one = model.rows_second(name, at[name])
     for numbers in torch.arange(len(values), device=one.device).split(at_once):
-        yield _repeated(at, len(numbers)) | values.held(numbers[:, None].expand(-1, one.shape[1]))
-
-
-def _repeated(at: Latents, count: int) -> Latents:
-    return {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in at.items()}
+        yield repeat(at, len(numbers)) | values.held(numbers[:, None].expand(-1, one.shape[1]))
 
 
 def _changed(
@@ -145,7 +141,7 @@ def _changed(
     """Yield ``at`` with one unit changed, one sample for each change: the numbers of the unit and of its value."""
     for start in range(0, len(changes), at_once):
         some = changes[start : start + at_once]
-        latents = _repeated(at, len(some))
+        latents = repeat(at, len(some))
         for name, value in latents.items():
             moved = model.rows_second(name, value)
             entries = moved.reshape(*moved.shape[:2], -1).clone()

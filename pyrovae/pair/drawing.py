@@ -232,10 +232,6 @@ def _multinomial(source: Source, weights: Tensor, num_draws: int, replacement: b
     )
 
 
-def _gamma(source: Source, shape: Tensor) -> Tensor:
-    return source.gamma(shape)
-
-
 def _poisson(source: Source, rate: Tensor) -> Tensor:
     """Return the smallest counts k with P(X ≤ k) ≥ u; u is a uniform number for each count.
 
@@ -291,7 +287,7 @@ _DRAWS: dict[Any, Callable[..., Tensor]] = {
     aten.normal.Tensor_float: _normals,
     aten.bernoulli.default: _bernoulli,
     aten.multinomial.default: _multinomial,
-    aten._standard_gamma.default: _gamma,
+    aten._standard_gamma.default: Source.gamma,
     aten.poisson.default: _poisson,
     aten._sample_dirichlet.default: _dirichlet,
     aten.rand.default: _made(Source.uniform),

@@ -58,8 +58,7 @@ def only_missing(site: Site, dim: int, columns: Sequence[int], batch: Batch) -> 
     counted = entries(site) if "observed" in batch else None
     if counted is None:
         return False
-    rows = counted.movedim(row_axis(site, dim), 0)
-    rows = rows.reshape(len(rows), -1)
+    rows = _rows_of(counted, row_axis(site, dim))
     expected = flat(batch["observed"])[:, list(columns)]
     return rows.shape == expected.shape and torch.equal(rows, expected)
 
@@ -72,8 +71,7 @@ def leaves_missing_out(site: Site, dim: int, columns: Sequence[int], batch: Batc
     counted = entries(site)
     if counted is None:
         return False
-    rows = counted.movedim(row_axis(site, dim), 0)
-    rows = rows.reshape(len(rows), -1)
+    rows = _rows_of(counted, row_axis(site, dim))
     expected = flat(batch["observed"])[:, list(columns)]
     return rows.shape == expected.shape and not bool((rows & ~expected).any())
 
@@ -89,8 +87,7 @@ def scored(site: Site, dim: int, columns: Sequence[int]) -> Tensor | None:
         return None
     broadcast = torch.broadcast_shapes(joined.shape, shape) != shape
     counted = joined.new_zeros(shape) if broadcast else joined.expand(shape)
-    rows = counted.movedim(row_axis(site, dim), 0)
-    rows = rows.reshape(len(rows), -1)
+    rows = _rows_of(counted, row_axis(site, dim))
     if rows.shape[1] != len(columns):  # some entries are no columns of x
         return None
     return rows
@@ -228,8 +225,13 @@ def check_masks(
 
 def any_by_row(found: Tensor, axis: int) -> Tensor:
     """Return whether any entry of a row is true, (rows,); rows lie on ``axis``."""
+    return _rows_of(found, axis).any(1)
+
+
+def _rows_of(found: Tensor, axis: int) -> Tensor:
+    """Return (rows, entries); rows lie on ``axis``."""
     rows = found.movedim(axis, 0)
-    return rows.reshape(len(rows), -1).any(1)
+    return rows.reshape(len(rows), -1)
 
 
 def check_observed(

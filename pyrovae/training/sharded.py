@@ -75,17 +75,7 @@ class ParallelStep:
         )
 
         def traced(count: int) -> tracing.Gradients:
-            data = rows.shown(size)
-            return tracing.trace_gradients(
-                state.pair,
-                state.loss,
-                data,
-                count,
-                state.num_rows,
-                state.parameters,
-                annealed,
-                state.objective,
-            )
+            return state.traced(rows.shown(size), count, annealed)
 
         #: Of the whole minibatch.
         self.graph = traced(size)

@@ -15,7 +15,7 @@ from pyrovae import noise
 from pyrovae.model import LatentVariableModel
 from pyrovae.pair import Batch, RowModel, loss
 from pyrovae.refusals import bad_value
-from pyrovae.tracing import StepLoss, take_step, unchanged
+from pyrovae.tracing import Gradients, StepLoss, take_step, trace_gradients, unchanged
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -60,6 +60,12 @@ class State:
         """Return the objective on a minibatch, an estimate of the whole data set's, in nats; see ``pair.loss``."""
         rows = self.presented(batch)
         return loss(self.pair, self.objective, rows, self.num_rows, kl_weight, observed_weight, averages)
+
+    def traced(self, shown: Batch, size: int, annealed: bool) -> Gradients:
+        """Return the graph of the loss of a minibatch of ``size`` rows."""
+        return trace_gradients(
+            self.pair, self.loss, shown, size, self.num_rows, self.parameters, annealed, self.objective
+        )
 
     def update(self, learning_rates: Sequence[float]) -> None:
         """Let the optimizer step by the gradients; there is a learning rate for each of its parameter groups."""

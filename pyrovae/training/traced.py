@@ -128,16 +128,7 @@ class Traced:
         #: The sizes of the traced call that begins with a step of the epoch.
         self._sizes = {start: sizes for start, sizes in zip(starts, epoch, strict=False) if sizes in ways}
         self._graphs = {
-            size: tracing.trace_gradients(
-                state.pair,
-                state.loss,
-                rows.shown(size),
-                size,
-                state.num_rows,
-                state.parameters,
-                annealed,
-                state.objective,
-            )
+            size: state.traced(rows.shown(size), size, annealed)
             for size in sorted({size for sizes in ways for size in sizes})
         }
         #: Of the smallest size.

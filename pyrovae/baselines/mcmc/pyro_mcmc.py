@@ -445,10 +445,7 @@ class PyroMCMC(Fitted):
 
     def _require_fit(self) -> BayesianModel:
         if self._joint is None:
-            name = type(self).__name__
-            raise bad_value(
-                name, "a fitted baseline", "one that was not", f"Call {name}(…).fit(x_train) first."
-            )
+            raise self._not_fitted()
         return self._joint
 
 
