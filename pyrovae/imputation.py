@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,7 @@ from pyrovae.evidence.draws import Draws, resample
 from pyrovae.evidence.posterior import undisturbed
 from pyrovae.evidence.result import LogEvidence
 from pyrovae.evidence.run import Run
-from pyrovae.evidence.sampled import METHODS, answer, answers, of_empty_rows, prepare
-from pyrovae.evidence.simulated import simulated
+from pyrovae.evidence.sampled import METHODS, answers, of_empty_rows, on_simulated, prepare
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.noise import Stream, derive
 from pyrovae.refusals import Refused, bad_type, bad_value
@@ -410,26 +409,12 @@ def _ranks(run: Run, num_draws: int) -> tuple[bool | None, str]:
 
     None if too few simulated rows are trusted to tell. The smallest p-value is multiplied by the number of tests (Bonferroni).
     """
-    template = run.evaluation
-    seed = derive(template.seed, Stream.IMPUTE, 1)
-    generator = torch.Generator().manual_seed(seed)
-    index = torch.randint(len(template), (_SIMULATED,), generator=generator).to(template.numbers.device)
+    seed = derive(run.evaluation.seed, Stream.IMPUTE, 1)
     kept: list[Tensor] = []
     try:
-        rows = simulated(replace(template, seed=seed), index)
-        finite = torch.isfinite(rows.complete.reshape(len(index), -1)).all(dim=1).nonzero()[:, 0]
-        rows = rows.only(finite)
-        trial = Run.prepare(
-            run.estimator,
-            template.pair,
-            rows,
-            seed=seed,
-            progress=False,
-            checkpoint=None,
-            check=False,
-            **run.options,
+        rows, found = on_simulated(
+            run, _SIMULATED, seed, _completing(num_draws, lambda *block: kept.append(block[2]))
         )
-        found = answer(trial, _completing(num_draws, lambda *block: kept.append(block[2])))
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Refused as error:

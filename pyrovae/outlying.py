@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from pyrovae import arguments, frames
-from pyrovae.diagnostics import Accumulator
+from pyrovae.diagnostics import Accumulator, tail_length
 from pyrovae.evidence import Check, LogEvidence, log_evidence
 from pyrovae.evidence.conditional import columns_of, keeping, root_sum
 from pyrovae.evidence.draws import Draws
 from pyrovae.evidence.posterior import undisturbed
 from pyrovae.evidence.result import frame_of, verdicts, worse, worst
 from pyrovae.evidence.run import Run
-from pyrovae.evidence.sampled import METHODS, answer, by_fitted, prepare
+from pyrovae.evidence.sampled import METHODS, answer, by_fitted, on_simulated, prepare
 from pyrovae.model import LatentVariableModel
-from pyrovae.noise import Stream
+from pyrovae.noise import Stream, derive
 from pyrovae.refusals import bad_value
 from pyrovae.rows import as_passed, joined, without
 from pyrovae.turns import takes_turns
@@ -35,6 +35,9 @@ _CELLS = 1 << 21
 _FEWEST_EFFECTIVE = 25
 _SOUND = ("trust", "unchecked")
 _MOST_AGAIN = 20  # cells of a row that are scored again
+_FEWEST_ROWS = (
+    32  # which tell how heavy the tails of a column's weights are; with fewer, so many are simulated
+)
 
 
 class _Cells(NamedTuple):
@@ -67,9 +70,10 @@ def outliers(
 
         log P(x_d | rest) = log Σ_k w_k − log Σ_k w_k / P(x_d | z_k),   w_k = P(x_obs, z_k) / q(z_k).
 
-    The second sum has heavier tails, and so a k-hat of its own. If this is too large, draws given all cells
-    cannot score the cell, and its verdict is "another method". If the pair takes missing cells, up to 20 such cells of a row
-    are scored again: log P(x_obs) − log P(rest), with draws given the rest. A baseline that takes missing cells is exact.
+    The second sum has heavier tails, and so a k-hat of its own, which is drawn towards larger ones of the column in other
+    rows. If it is too large, draws given all cells cannot score the cell, and its verdict is "another method". If the pair
+    takes missing cells, up to 20 such cells of a row are scored again: log P(x_obs) − log P(rest), with draws given the rest.
+    A baseline that takes missing cells is exact.
 
     Densities have units, and a column of many values has smaller probabilities than a column of few. Cells
     are therefore compared by how far log P(x_d | rest) lies below its median over the rows of ``x`` that have
@@ -216,7 +220,13 @@ def _of_pair(
         seen = whole.batch["observed"].cpu().reshape(shape).numpy()
         for each in (log_p, error):
             each[~torch.from_numpy(seen)] = math.nan
-    own = verdicts(tail.numpy(), num_samples)
+    shapes = np.where(seen, tail.numpy(), math.nan)
+    more, sound = np.empty((0, count)), True
+    if run.check and len(whole) < _FEWEST_ROWS and (evidence.verdict == "trust").any():
+        more, sound = _of_simulated(run, count)
+    own = verdicts(_pooled(shapes, more, num_samples), num_samples)
+    if not sound:
+        own = worse(own, np.array("unchecked"))
     own = np.where((effective < _FEWEST_EFFECTIVE).numpy() & (own == "trust"), "more samples", own)
     if evidence.method == "importance":
         # Neither k-hat nor the check sees modes that the guide lacks given all cells.
@@ -304,4 +314,44 @@ def _leave_one_out(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     variance = own - 2 * (crossed - total - rest).exp() + 1 / ess
     resolution = 16 * torch.finfo(evaluation.dtype).eps * rest.abs().clamp(min=1)
     k = without.pareto_k(resolution.flatten()).view(height, columns)
-    return total - rest, variance.clamp(min=0).sqrt().nan_to_num(nan=math.inf), k, ess
+    rare = without.tail_error(resolution.flatten()).view(height, columns)
+    error = (variance.clamp(min=0) + rare.square()).sqrt().nan_to_num(nan=math.inf)
+    return total - rest, error, k, ess
+
+
+def _of_simulated(run: Run, count: int) -> tuple[np.ndarray, bool]:
+    """Return k-hat of cells of rows simulated from the model, (rows, columns), and whether there are such rows."""
+    found = torch.full((_FEWEST_ROWS, count), math.nan, dtype=torch.float64)
+
+    def keep(draws: Draws) -> None:
+        found[draws.evaluation.numbers[draws.rows].cpu()] = _leave_one_out(draws)[2].cpu()
+
+    try:
+        rows, _ = on_simulated(run, _FEWEST_ROWS, derive(run.evaluation.seed, Stream.IMPUTE, 2), keep)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception:  # the user's model may be unable to run on rows that it simulates
+        return found.numpy(), False
+    if "observed" in rows.batch:
+        observed = rows.batch["observed"].cpu().reshape(-1, count)
+        found[: len(observed)][~observed] = math.nan
+    return found.numpy(), True
+
+
+def _pooled(k: np.ndarray, more: np.ndarray, num_samples: int) -> np.ndarray:
+    """Return k-hat of cells, (rows, columns), drawn towards its median in the column if that is larger; NaN if a cell has none.
+
+    k-hat of M tail draws has a standard error of (1 + k) / √M. If many cells of a column have heavy tails, those with the
+    smallest k-hat are small by chance. By empirical Bayes, each is weighed with the median by its own error and by how much
+    the column's k-hat vary beyond their errors. ``more`` are k-hat of further rows, which only tell median and variation.
+    """
+    finite, found = np.concatenate([k, more]), k.copy()
+    finite[~np.isfinite(finite)] = math.nan
+    known = ~np.isnan(finite).all(axis=0)
+    finite, own = finite[:, known], k[:, known]
+    median = np.nanmedian(finite, axis=0)
+    error = (1 + median) / math.sqrt(tail_length(num_samples))
+    between = np.clip(np.nanvar(finite, axis=0) - error**2, 0, None)
+    pooled = median + (own - median) * between / (between + error**2)
+    found[:, known] = np.where(np.isfinite(own), np.maximum(own, pooled), own)
+    return found

@@ -3235,6 +3235,20 @@ BUGS = {
         "> 1e30 *",
         "test_bad_input.py::test_columns_of_very_different_size_are_named_before_anything_else[<lambda>-False]",
     ),
+    "k-hat of each cell alone": Bug(
+        "outlying.py",
+        "_pooled",
+        "np.maximum(own, pooled)",
+        "own",
+        "test_outliers.py::test_cells_that_say_much_of_z_are_not_trusted_by_luck[together]",
+    ),
+    "k-hat of cells of few rows": Bug(
+        "outlying.py",
+        "_of_pair",
+        "len(whole) < _FEWEST_ROWS",
+        "False",
+        "test_outliers.py::test_cells_that_say_much_of_z_are_not_trusted_by_luck[alone]",
+    ),
 }
 
 

@@ -24,6 +24,7 @@ from test_missing_pairs import (
 import pyrovae as pv
 from pyrovae import baselines, frames, imputation, likelihoods
 from pyrovae.evaluation import Evaluation
+from pyrovae.evidence import sampled
 from pyrovae.evidence.exact import linear_gaussian
 from pyrovae.evidence.posterior import undisturbed
 from pyrovae.noise import Stream
@@ -436,7 +437,7 @@ def test_a_row_is_trusted_if_log_p_its_draws_and_its_ranks_are_good(monkeypatch)
         "are not uniform on 200 rows simulated from the model: p = 8e-09, corrected for 8 tests"
         in failed.reasons[0]
     )
-    monkeypatch.setattr(imputation, "simulated", lambda *_: 1 / 0)
+    monkeypatch.setattr(sampled, "simulated", lambda *_: 1 / 0)
     unknown = pv.impute(pair, x, 20, **options)
     assert unknown.verdict[1:-1].tolist() == ["unchecked"] * 14
     assert "rows cannot be simulated from the model: ZeroDivisionError" in unknown.reasons[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyrovae import arguments
-from pyrovae.evaluation import Evaluation, Terms
+from pyrovae.evaluation import Evaluation, Simulated, Terms
 from pyrovae.evidence.defensive import shares_of_values, sum_over_latents, weigh_values
 from pyrovae.evidence.draws import Draws, Keep
 from pyrovae.evidence.importance import answered as by_encoder
@@ -22,6 +23,7 @@ from pyrovae.evidence.refined import answered as by_fits
 from pyrovae.evidence.refined import refined
 from pyrovae.evidence.result import CUT_OFF, MISSED, LogEvidence
 from pyrovae.evidence.run import Run
+from pyrovae.evidence.simulated import simulated
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream, derive
 
@@ -149,6 +151,30 @@ def answers(
         here = again.only(rows)
         found.append((here, rows, answer(here, keep)))
     return found
+
+
+def on_simulated(run: Run, count: int, seed: int, keep: Keep) -> tuple[Simulated, LogEvidence]:
+    """Return rows simulated from the model, and their answer without a check; ``keep`` gets their draws.
+
+    They have the masks, and the values beside x, of rows of the run chosen at random. Rows with numbers that are not finite
+    are left out. What the user's model raises on such rows is raised.
+    """
+    template = run.evaluation
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randint(len(template), (count,), generator=generator).to(template.numbers.device)
+    rows = simulated(replace(template, seed=seed), index)
+    rows = rows.only(torch.isfinite(rows.complete.reshape(count, -1)).all(dim=1).nonzero()[:, 0])
+    trial = Run.prepare(
+        run.estimator,
+        template.pair,
+        rows,
+        seed=seed,
+        progress=False,
+        checkpoint=None,
+        check=False,
+        **run.options,
+    )
+    return rows, answer(trial, keep)
 
 
 def of_empty_rows(whole: Evaluation) -> Iterator[Draws]:
