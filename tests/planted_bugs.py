@@ -3249,6 +3249,13 @@ BUGS = {
         "False",
         "test_outliers.py::test_cells_that_say_much_of_z_are_not_trusted_by_luck[alone]",
     ),
+    "sums over some values of a latent": Bug(
+        "evidence/defensive.py",
+        "sum_over_latents",
+        "mass.abs() > _ROUNDED",
+        "mass.abs() > 1e30",
+        "test_evidence_methods.py::test_binomial_latents_are_summed_if_the_values_have_all_mass[True]",
+    ),
 }
 
 

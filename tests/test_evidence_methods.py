@@ -142,6 +142,43 @@ def test_a_discrete_latent_of_few_values_is_summed_in_auto():
     np.testing.assert_allclose(ev.estimate, case.exact(case.x).detach(), atol=1e-4)
 
 
+@pytest.mark.parametrize("drawn", [False, True])
+def test_binomial_latents_are_summed_if_the_values_have_all_mass(drawn):
+    """n = 5, or n = 3 + 2 c with c ~ Bernoulli(0.01). The values listed for one draw, up to 3, have a mass below 1."""
+    values, p = torch.arange(6.0), torch.tensor(0.4)
+
+    def trials(x):
+        if not drawn:
+            return 5
+        return 3 + 2 * pyro.sample("c", dist.Bernoulli(0.01))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Binomial(trials(x), p))
+            pyro.sample("x", dist.Normal(z[..., None], 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Binomial(3 + 2 * pyro.sample("c", dist.Bernoulli(0.5)) if drawn else 5, p))
+
+    x = torch.tensor([[0.0], [2.5], [7.0]])
+    shares = {3: 0.99, 5: 0.01} if drawn else {5: 1.0}
+    parts = [
+        math.log(share)
+        + dist.Binomial(n, p).log_prob(values[: n + 1])
+        + dist.Normal(values[: n + 1], 1.0).log_prob(x)
+        for n, share in shares.items()
+    ]
+    exact = torch.cat(parts, dim=1).logsumexp(1).numpy()
+    ev = pv.log_evidence(pv.LatentVariableModel(model, guide), x, method="auto", check=False)
+    if drawn:
+        assert (ev.answered_by == "importance").all()
+        compatible(ev, exact)
+    else:
+        assert (ev.answered_by == "exact").all()
+        np.testing.assert_allclose(ev.estimate, exact, atol=1e-5)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Constrained latents
 

@@ -21,6 +21,7 @@ from pyrovae.pair import DiscreteValues, Latents, LogJoint, all_values
 _OF_PRIOR = 0.2  # share of the prior among the draws of a value
 # A value matters if it has this share of the sum. With fewer draws of it, k-hat is unknown: 100 draws have 20 in the tail.
 _MATTERS, _FEWEST_OF_VALUE = 0.01, 100
+_ROUNDED = 1e3  # times the resolution: the masses of all values may sum to 1 up to so much
 _APART, _FEWEST_FOUND, _NEGLIGIBLE = 3.0, 20.0, 4.0  # nats, draws, nats: see _Sums.doubtful
 
 
@@ -34,7 +35,7 @@ def against_both(drawn: Terms, log_q: Tensor, of_guide: float, of_prior: float) 
 
 
 def sum_over_latents(evaluation: Evaluation, keep: Keep | None = None, most: int = 1024) -> Columns | None:
-    """Return log Σ_z P(x_n, z) over all values of discrete latents, or None if they are more than ``most``.
+    """Return log Σ_z P(x_n, z) over all values of discrete latents; None if they are more than ``most`` or lack mass.
 
     ``keep`` gets the values of every block as draws with the weights P(x_n, z).
     """
@@ -46,15 +47,18 @@ def sum_over_latents(evaluation: Evaluation, keep: Keep | None = None, most: int
             every = all_values(model, batch, at, evaluation.tile[1], most)
             if every is None:
                 return None
-            held = []
-            parts = []
+            held, parts, masses = [], [], []
             for z in every:
                 joint = model.log_joint(batch, z)
                 parts.append(total(joint))
+                masses.append(joint.prior)
                 # Every value is drawn once.
                 one = torch.zeros_like(joint.prior)
                 held += [] if keep is None else [(z, Terms(joint.likelihood, joint.prior, one))]
             terms = torch.cat(parts)
+            mass = torch.logsumexp(torch.cat(masses), dim=0)
+        if bool((mass.abs() > _ROUNDED * torch.finfo(evaluation.dtype).eps).any()):
+            return None
         if keep is not None:
             keep(Draws.cat(evaluation, rows, held))
         estimate = torch.logsumexp(terms, dim=0)

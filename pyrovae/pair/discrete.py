@@ -37,7 +37,8 @@ def all_values(
 ) -> Iterator[Latents] | None:
     """Return every combination of values of the latents once, laid out as in ``other_values``.
 
-    None if a latent is not discrete or the combinations are more than ``most``.
+    None if a latent is not discrete or the combinations are more than ``most``. Values that depend on other latents, as
+    those of a binomial with a drawn number of trials, are those of one draw. Then the masses do not sum to 1.
     """
     units, known, others = _discrete_units(model, batch, at)
     if not known or others or _number(units) > most:
@@ -49,8 +50,13 @@ def all_values(
 _Unit = tuple[str, int, Tensor]
 
 
-def _discrete_units(model: RowModel, batch: Batch, at: Latents) -> tuple[list[_Unit], bool, bool]:
-    """Return the units of discrete latents, whether these are all of them with all values, and whether there are other latents."""
+def _discrete_units(
+    model: RowModel, batch: Batch, at: Latents, fixed: bool = False
+) -> tuple[list[_Unit], bool, bool]:
+    """Return the units of discrete latents, whether these are all of them with all values, and whether there are other latents.
+
+    With ``fixed``, all values are known of families alone whose values cannot depend on other latents.
+    """
     sites = run(model.pair, "model", batch)
     units: list[_Unit] = []
     known, others = True, False
@@ -64,7 +70,8 @@ def _discrete_units(model: RowModel, batch: Batch, at: Latents) -> tuple[list[_U
             others = True
             continue
         values, every = _values_of(fn, at[name])
-        known &= every and not masked
+        same = isinstance(fn, dist.Bernoulli | dist.Categorical | dist.OneHotCategorical)
+        known &= every and not masked and (same or not fixed)
         if values is not None:
             width = model.rows_second(name, at[name])[0, 0].numel()
             size = values[0].numel()
@@ -88,7 +95,7 @@ class DiscreteValues:
 
         None if the pair does not have both kinds of latents, or if the combinations are unknown or more than ``most``.
         """
-        units, known, others = _discrete_units(model, batch, at)
+        units, known, others = _discrete_units(model, batch, at, fixed=True)
         if not (units and known and others) or _number(units) > most:
             return None
         return cls(model, at, units)
@@ -162,9 +169,7 @@ def _values_of(fn: Any, at: Tensor) -> tuple[Tensor | None, bool]:
     try:
         values = fn.enumerate_support(expand=False)
         values = values.reshape(len(values), *values.shape[values.dim() - len(fn.event_shape) :])
-        # The values of other families, such as a binomial, may depend on other latents.
-        every = isinstance(fn, dist.Bernoulli | dist.Categorical | dist.OneHotCategorical)
-        return values[:_MOST_CHANGES], every and len(values) <= _MOST_CHANGES
+        return values[:_MOST_CHANGES], len(values) <= _MOST_CHANGES
     except NotImplementedError:  # counts without a bound, or with varying bounds
         if fn.event_shape:
             return None, False
