@@ -47,6 +47,8 @@ class MLP(nn.Module):
             before every activation. Batch normalisation needs minibatches of at least two rows in training.
         dropout: the share of hidden units dropped at random after every activation (Srivastava et al.
             2014). In evaluation mode nothing is dropped, and batch normalisation uses running statistics.
+        shortcut: whether to add a linear map of the input, zero before training, to the output. A decoder then learns weak
+            dependence that deep ones miss, because z carries little of it at first (Dieng, Kim, Rush and Blei 2019).
 
     Input of shape (batch, in_features); output of shape (batch, out_features). Rows with more dims, such
     as images, are flattened first.
@@ -68,6 +70,7 @@ class MLP(nn.Module):
         activation: str = "relu",
         normalization: str = "none",
         dropout: float = 0.0,
+        shortcut: bool = False,
     ) -> None:
         super().__init__()
         arguments.choice("activation", activation, tuple(ACTIVATIONS))
@@ -78,6 +81,8 @@ class MLP(nn.Module):
             )
         self.in_features = arguments.integer("in_features", in_features)
         self.out_features = arguments.integer("out_features", out_features)
+        direct = arguments.boolean("shortcut", shortcut)
+        self.shortcut = nn.Linear(self.in_features, self.out_features, bias=False) if direct else None
         dims = [self.in_features, *widths("hidden_dims", hidden_dims)]
         layers: list[nn.Module] = []
         for width, following in pairwise(dims):
@@ -88,9 +93,13 @@ class MLP(nn.Module):
             if dropout:
                 layers.append(nn.Dropout(dropout))
         self.layers = nn.Sequential(*layers, nn.Linear(dims[-1], self.out_features))
+        if self.shortcut is not None:
+            nn.init.zeros_(self.shortcut.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(_rows_of(self.in_features, x))
+        rows = _rows_of(self.in_features, x)
+        output = self.layers(rows)
+        return output if self.shortcut is None else output + self.shortcut(rows)
 
 
 @REGISTRY.register("conv_encoder")

@@ -515,6 +515,15 @@ def test_layers_of_a_normalised_mlp():
     ]
 
 
+def test_a_shortcut_adds_a_linear_map_that_is_zero_before_training():
+    network, x = pv.MLP(3, (5,), 2, shortcut=True), torch.randn(4, 3)
+    torch.testing.assert_close(network(x), network.layers(x))
+    weight = network.shortcut.weight
+    torch.nn.init.normal_(weight)
+    torch.testing.assert_close(network(x), network.layers(x) + x @ weight.T)
+    assert "shortcut" not in str(pv.MLP(3, (5,), 2))
+
+
 @pytest.mark.parametrize("normalization", networks.NORMALIZATIONS)
 def test_normalisation_and_dropout_are_off_at_evaluation(normalization):
     """Training rows depend on their minibatch and on dropout. log P(x) of a row does not, and training continues after it."""

@@ -143,7 +143,7 @@ def layers():
         lambda: pv.VAE.mlp(16, 2, hidden_dims=(5, 4), activation="gelu", prior="gaussian"),
         lambda: pv.VAE(
             priors.GaussianMixture(num_components=np.int64(3), latent_dim=2),
-            likelihoods.Bernoulli(pv.MLP(2, [4], 16, normalization="layer")),
+            likelihoods.Bernoulli(pv.MLP(2, [4], 16, normalization="layer", shortcut=True)),
             encoders.Flow(
                 pv.MLP(16, (4,), 20, normalization="batch", dropout=0.5), num_transforms=1, hidden_dims=(4,)
             ),

@@ -547,7 +547,7 @@ def test_mass_of_a_mixed_table_is_one():
     by_grid = (given + prior[:, None]).logsumexp(dim=0)
     assert float(by_grid.exp().sum()) == pytest.approx(1.0, abs=1e-9)
     some = every.iloc[::97]
-    found = pv.log_evidence(vae, some, method="quadrature")
+    found = pv.log_evidence(vae, some, method="quadrature", tolerance=1e-5, check=False)
     np.testing.assert_allclose(found.estimate, by_grid[::97], atol=1e-6)
     assert set(found.measure) == {"mass"}
 
