@@ -2234,6 +2234,13 @@ BUGS = {
         "pass",
         "test_ranks.py::test_gradients_of_ranks_have_the_layout_of_their_parameters",
     ),
+    "a fused update of bfloat16": Bug(
+        "training/arguments.py",
+        "_fused",
+        "p.dtype in FLOATS",
+        "p.is_floating_point()",
+        "test_training.py::test_parameters_of_sixteen_bits_take_the_steps_of_torchs_plain_sgd[dtype0]",
+    ),
     "a fused update of parts of tensors": Bug(
         "training/arguments.py",
         "_fused",

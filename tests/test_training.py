@@ -743,6 +743,37 @@ def test_a_fused_update_changes_the_parameters_alone():
         pair.fitted(optimizer=functools.partial(torch.optim.Adam, fused=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parameters_of_sixteen_bits_take_the_steps_of_torchs_plain_sgd(dtype):
+    """torch's fused SGD leaves 16 or more of them as they are. A step of 1 against a gradient of −1 or 0 is exact."""
+
+    class Half(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = torch.nn.Parameter(torch.zeros(()))
+            self.shift = torch.nn.Parameter(torch.zeros(16, dtype=dtype))
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(self.shift.sum().to(x.dtype), 1.0), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.loc.expand(len(x)), 1.0))
+
+    def fitted(**options):
+        held = Half()
+        pair = pv.LatentVariableModel(held.model, held.guide)
+        optimizer = functools.partial(torch.optim.SGD, **options)
+        pv.fit(pair, torch.ones(4), epochs=1, batch_size=4, lr=1.0, optimizer=optimizer, compile=False)
+        return held.shift.tolist()
+
+    assert fitted() == [1.0] * 16
+    with pytest.raises(ValueError, match=rf"^optimizer: expected fused=False.* got fused=True and .*{dtype}"):
+        fitted(fused=True)
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop])
 @pytest.mark.parametrize("compile", [False, True])
 def test_parameters_that_share_memory_with_themselves_are_refused(compile, optimizer):

@@ -24,6 +24,7 @@ from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiplicativeLR, ReduceLROnPlateau
 
+from pyrovae.arrays import FLOATS
 from pyrovae.pair import Structure
 from pyrovae.refusals import bad_type, bad_value
 from pyrovae.tracing import is_dense
@@ -178,17 +179,26 @@ def make_optimizer(
             f"fused=True and a parameter of shape {tuple(parts[0].shape)} and strides {parts[0].stride()}",
             "Leave fused out, or clone the parameter: nn.Parameter(part.clone()).",
         )
+    short = [p.dtype for p in fused if isinstance(made, torch.optim.SGD) and p.dtype not in FLOATS]
+    if short:
+        raise bad_value(
+            "optimizer",
+            "fused=False, because torch's fused SGD may leave parameters of fewer bits than float32 as they are",
+            f"fused=True and a parameter in {short[0]}",
+            "Leave fused out.",
+        )
     return made
 
 
 def _fused(factory: Callable[..., torch.optim.Optimizer], parameters: list[nn.Parameter]) -> dict[str, bool]:
     """Return the option for a fused update if torch offers it and the user chose no other option.
 
-    torch's fused updates read memory from its first number to its last, so parameters have to be dense.
+    torch's fused updates read memory from its first number to its last, so parameters have to be dense. On the CPU, its
+    fused SGD leaves tensors of 16 or more numbers in bfloat16 and float16 as they are.
     """
     chosen = factory.keywords if isinstance(factory, functools.partial) else {}
     made = factory.func if isinstance(factory, functools.partial) else factory
-    able = made in _FUSED and all(p.is_floating_point() and is_dense(p) for p in parameters)
+    able = made in _FUSED and all(p.dtype in FLOATS and is_dense(p) for p in parameters)
     return {"fused": True} if able and not _FUSED_OR & chosen.keys() else {}
 
 
