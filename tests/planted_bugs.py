@@ -2234,6 +2234,13 @@ BUGS = {
         "pass",
         "test_ranks.py::test_gradients_of_ranks_have_the_layout_of_their_parameters",
     ),
+    "a learning rate of the epoch's first step": Bug(
+        "tracing/updates.py",
+        "take_step",
+        "lay_out(optimizer)",
+        'optimizer.param_groups[0]["lr"] = optimizer.__dict__.setdefault("_lr", optimizer.param_groups[0]["lr"])\n    lay_out(optimizer)',
+        "test_training.py::test_a_learning_rate_may_change_within_an_epoch[eager-halving]",
+    ),
     "a fused update of bfloat16": Bug(
         "training/arguments.py",
         "_fused",

@@ -122,7 +122,8 @@ def train(
     generator = torch.Generator().manual_seed(1)
 
     def eager(rows, seed, lr, weight):
-        return step(state, {name: column[rows] for name, column in case.data.items()}, seed, [lr], weight)
+        optimizer.param_groups[0]["lr"] = lr
+        return step(state, {name: column[rows] for name, column in case.data.items()}, seed, weight)
 
     losses = [eager(torch.arange(sizes[0]), 99, 1e-2, 1.0)]
     if traced:
@@ -133,7 +134,8 @@ def train(
         weights = [(number + 1) / len(sizes) if annealed else 1.0 for number in range(len(sizes))]
         lr = 1e-2 / (call + 1)
         if traced:
-            losses += steps.run(rows, seeds, [lr], weights)
+            optimizer.param_groups[0]["lr"] = lr
+            losses += steps.run(rows, seeds, weights)
         else:
             losses += map(eager, rows.split(sizes), seeds, [lr] * len(sizes), weights)
     return losses, case, optimizer
@@ -443,9 +445,9 @@ def test_what_is_not_finite_leaves_everything_as_before_its_step(bad, optimizer)
         case.data["x"][0] = 1e200
         optim = optimizer(case.pair.parameters(), lr=1e-2)
         state = State(case.pair, optim, Trace_ELBO(), ROWS, None)
-        step(state, {"x": case.data["x"][5:9]}, 9, [1e-2], 1.0)
+        step(state, {"x": case.data["x"][5:9]}, 9, 1.0)
         steps = traced_steps(case.pair, optim, Trace_ELBO(), case.data, sizes)
-        return case, optim, functools.partial(steps.run, rows, range(len(sizes)), [1e-2], [1.0] * len(sizes))
+        return case, optim, functools.partial(steps.run, rows, range(len(sizes)), [1.0] * len(sizes))
 
     rows = torch.arange(1, 13)
     spoiled = rows.clone()
@@ -482,7 +484,7 @@ def test_the_noise_is_the_steps_own():
 def _ready(case):
     """A case whose optimizer has its moments."""
     optimizer, objective = Adam(case.pair.parameters()), Trace_ELBO()
-    step(State(case.pair, optimizer, objective, ROWS, None), {"x": case.data["x"][:4]}, 9, [1e-2], 1.0)
+    step(State(case.pair, optimizer, objective, ROWS, None), {"x": case.data["x"][:4]}, 9, 1.0)
     return case.pair, optimizer, objective, case.data
 
 

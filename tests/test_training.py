@@ -180,7 +180,7 @@ def test_a_step_tells_rate_and_reconstruction_apart(objective, particles, exact_
             )
             rate += float((q.log_prob(z) - p.log_prob(z) if exact is None else exact).mean()) / particles
     state = State(vae, torch.optim.SGD(vae.parameters(), lr=0.1), objective, 50, None)
-    total, found = training.step(state, {"x": x}, seed, [0.1], weight)
+    total, found = training.step(state, {"x": x}, seed, weight)
     assert found == pytest.approx(reconstruction, rel=1e-12)
     assert (total + found) / weight == pytest.approx(rate, rel=1e-10)
 
@@ -199,7 +199,7 @@ def test_a_step_that_sums_over_a_latent_tells_rate_and_reconstruction_apart(weig
         rate = float((q.exp() * (q - prior)).sum(-1).mean())
     parameters = [*means.parameters(), *logits.parameters()]
     state = State(pair, torch.optim.SGD(parameters, lr=0.1), TraceEnum_ELBO(max_plate_nesting=1), 50, None)
-    total, found = training.step(state, {"x": x}, 0, [0.1], weight)
+    total, found = training.step(state, {"x": x}, 0, weight)
     assert found == pytest.approx(reconstruction, rel=1e-12)
     assert total == pytest.approx(weight * rate - reconstruction, rel=1e-12)
 
@@ -798,6 +798,59 @@ def test_a_parameter_that_gets_another_layout_within_a_step_is_updated_right():
     expected, _ = Laid("contiguous").fitted(compile=False, optimizer=unfused)
     found, _ = Assigned("contiguous").fitted(compile=False)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
+class Halving(torch.optim.SGD):
+    """Halves its learning rate after every step."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        self.param_groups[0]["lr"] /= 2
+
+
+def halving(parameters, lr):
+    """The same by a scheduler of torch that a hook steps."""
+    optimizer = torch.optim.SGD(parameters, lr=lr)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    optimizer.register_step_post_hook(lambda *_: schedule.step())
+    return optimizer
+
+
+@pytest.mark.parametrize("optimizer", [Halving, halving])
+@pytest.mark.parametrize("how", ["eager", "traced", "compiled"])
+def test_a_learning_rate_may_change_within_an_epoch(optimizer, how, monkeypatch, request):
+    """Every gradient is −1, so that a location far below the rows moves by 1 + 1/2 + … + 1/128 in eight steps."""
+
+    class Far(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+                pyro.sample("x", dist.Laplace(self.loc, 1.0), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+
+    monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
+    if how == "compiled":
+        request.getfixturevalue("inside")
+    held = Far()
+    history = pv.fit(
+        pv.LatentVariableModel(held.model, held.guide),
+        torch.full((16,), 64.0, dtype=torch.float64),
+        epochs=2,
+        batch_size=4,
+        lr=1.0,
+        optimizer=optimizer,
+        compile={"eager": False, "traced": "auto", "compiled": True}[how],
+    )
+    assert history.steps == how
+    assert list(history.frame["lr"]) == [1.0, 1 / 16]
+    assert held.loc.item() == 2 - 1 / 128
 
 
 def test_scheduler_moves_the_learning_rate():
@@ -1803,9 +1856,9 @@ def test_binarized_steps_draw_pixels_before_latents(compile):
     if compile:
         one = state(True)
         steps = traced.Traced(one, rows_of(grey), [(5,)], {(5,): False}, False).at(0)[0]
-        value = steps.run(torch.arange(5), [seed], [0.1], [1.0])[0].total
+        value = steps.run(torch.arange(5), [seed], [1.0])[0].total
     else:
-        value = training.step(state(True), {"x": grey}, seed, [0.1], 1.0).total
+        value = training.step(state(True), {"x": grey}, seed, 1.0).total
     plain = state(False)
     with torch.random.fork_rng():
         torch.random.set_rng_state(latent_seed)

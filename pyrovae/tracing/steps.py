@@ -169,26 +169,20 @@ class TracedSteps:
             reports.append(torch.cat([loss, norm[None]]))
         return [torch.stack(reports), *([] if self._inside else gradients)]
 
-    def run(
-        self, rows: Tensor, seeds: Sequence[int], learning_rates: Sequence[float], kl_weights: Sequence[float]
-    ) -> list[StepLoss]:
+    def run(self, rows: Tensor, seeds: Sequence[int], kl_weights: Sequence[float]) -> list[StepLoss]:
         """Take the steps and return their losses.
 
         Args:
             rows: indices of the rows, first step first, shape (sum of sizes,).
             seeds: of each step's noise.
-            learning_rates: one for each of the optimizer's parameter groups.
             kl_weights: of each step.
 
         Raises:
             NotFinite: a loss or gradient is not finite. Parameters, buffers and moments are as before that step.
         """
         numbers = [
-            [
-                weight,
-                *(n for u, lr in zip(self._updates, learning_rates, strict=True) for n in u.numbers(lr, i)),
-            ]
-            for i, weight in enumerate(kl_weights, start=1)
+            [weight, *(number for update in self._updates for number in update.numbers(ahead))]
+            for ahead, weight in enumerate(kl_weights, start=1)
         ]
         outputs = self._outputs(rows, seeds, numbers)
         reports = outputs[0].tolist()
@@ -200,7 +194,7 @@ class TracedSteps:
         if not self._inside:
             for parameter, gradient in zip(self._moving, outputs[1:], strict=True):
                 parameter.grad = gradient
-            take_step(self._optimizer, learning_rates)
+            take_step(self._optimizer)
         return losses
 
     def differentiate(

@@ -48,7 +48,7 @@ class Update:
         for _, moments in self.places:
             yield from moments
 
-    def numbers(self, lr: float, ahead: int) -> list[float]:
+    def numbers(self, ahead: int) -> list[float]:
         """Return the input numbers of the update for the step that is ``ahead`` steps ahead."""
         raise NotImplementedError
 
@@ -74,9 +74,9 @@ class Adam(Update):
     def names(group: dict[str, Any]) -> tuple[str, ...]:
         return ("step", "exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
 
-    def numbers(self, lr: float, ahead: int) -> list[float]:
+    def numbers(self, ahead: int) -> list[float]:
         step = (float(self.places[0][1][0]) if self.places else 0.0) + ahead
-        beta1, beta2 = self.group["betas"]
+        lr, (beta1, beta2) = float(self.group["lr"]), self.group["betas"]
         decay = 1 - lr * self.group["weight_decay"]
         return [lr / (1 - beta1**step), math.sqrt(1 - beta2**step), decay]
 
@@ -106,8 +106,8 @@ class SGD(Update):
     def names(group: dict[str, Any]) -> tuple[str, ...]:
         return ("momentum_buffer",) if group["momentum"] else ()
 
-    def numbers(self, lr: float, ahead: int) -> list[float]:
-        return [lr]
+    def numbers(self, ahead: int) -> list[float]:
+        return [float(self.group["lr"])]
 
     def apply(self, gradient: Tensor, now: list[Tensor], numbers: list[Tensor]) -> list[Tensor]:
         parameter, *moments = now
@@ -131,7 +131,7 @@ class Outside(Update):
     ) -> None:
         self.places = []
 
-    def numbers(self, lr: float, ahead: int) -> list[float]:
+    def numbers(self, ahead: int) -> list[float]:
         return []
 
 
@@ -219,10 +219,8 @@ def _as_laid_out(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor if tensor.stride() == laid_out.stride() else laid_out.copy_(tensor.detach())
 
 
-def take_step(optimizer: torch.optim.Optimizer, learning_rates: Sequence[float]) -> None:
-    """Let the optimizer step by the gradients; there is a learning rate for each of its parameter groups."""
-    for group, rate in zip(optimizer.param_groups, learning_rates, strict=True):
-        group["lr"] = rate
+def take_step(optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer step by the gradients."""
     lay_out(optimizer)
     optimizer.step()
 

@@ -37,6 +37,7 @@ class History:
 
         ``loss``, ``elbo``, ``rate`` and ``reconstruction`` are means over the epoch's steps, in training mode, while the
         parameters changed. A step's loss is the objective: weight · rate − reconstruction, with the KL weight of that step.
+        ``lr`` is that of the epoch's first step, for the optimizer's first group of parameters.
         ``kl_weight`` is the weight of the epoch's last step. After the warm-up, the columns satisfy loss = kl_weight · rate
         − reconstruction. During the warm-up they do so only if an epoch is one step. ``elbo`` = reconstruction − rate
         leaves out the KL weight.

@@ -57,6 +57,7 @@ class _Epoch:
     """What the epoch in progress has gathered so far; losses are sums over its minibatches, in nats a row."""
 
     number: int = 0  # of the next minibatch
+    lr: float = math.nan  # of the first step, for the first group of parameters
     loss: float = 0.0
     rate: float = 0.0
     reconstruction: float = 0.0
@@ -217,7 +218,8 @@ class Loop:
     def _run_epoch(self, bar: Progress, run: Run | None) -> None:
         """Take the rest of an epoch's steps and end it, unless ``run`` is asked to stop."""
         started = time.monotonic() - self._so_far.seconds
-        lrs = [float(group["lr"]) for group in self._state.optimizer.param_groups]
+        if math.isnan(self._so_far.lr):
+            self._so_far.lr = float(self._state.optimizer.param_groups[0]["lr"])
         minibatches = self.rows.minibatches(self._plan.batch_size, self._plan.seed, self._epoch)
         with products(self._plan.precision), threads.using(self._threads):
             while self._so_far.number < self.steps_an_epoch:
@@ -228,28 +230,26 @@ class Loop:
                     if self._ranks.stopping:
                         self.history.stopped = "interrupted"
                         return
-                    self._advance(minibatches, lrs, bar)
-        self._end_epoch(lrs[0], started)
+                    self._advance(minibatches, bar)
+        self._end_epoch(started)
 
     def _kl_weight(self, taken: int) -> float:
         """Return the weight of the latent sites in the step after ``taken`` steps."""
         warmup = self._plan.kl_warmup * self.steps_an_epoch
         return min(1.0, (taken + 1) / warmup) if warmup else 1.0
 
-    def _advance(self, minibatches: list[tuple[int, Tensor]], lrs: list[float], bar: Progress) -> None:
+    def _advance(self, minibatches: list[tuple[int, Tensor]], bar: Progress) -> None:
         """Take the steps of a traced call if one begins here, else one step."""
         self.rows.load(minibatches[self._so_far.number][0])
         call = self._call()
         if call is None:
-            return self._take(*minibatches[self._so_far.number], lrs, bar)
+            return self._take(*minibatches[self._so_far.number], bar)
         steps, count = call
         mine = minibatches[self._so_far.number : self._so_far.number + count]
         ahead = range(self.steps_taken, self.steps_taken + count)
         seeds = [noise.derive(self._plan.seed, noise.Stream.STEP, taken) for taken in ahead]
         try:
-            losses = steps.run(
-                torch.cat([rows for _, rows in mine]), seeds, lrs, [*map(self._kl_weight, ahead)]
-            )
+            losses = steps.run(torch.cat([rows for _, rows in mine]), seeds, [*map(self._kl_weight, ahead)])
         except tracing.NotFinite as error:
             losses = error.losses
         self._in_graphs += len(losses)
@@ -257,7 +257,7 @@ class Loop:
             self._count(rows, loss, bar)
         # Repeat the failed step eagerly, to find the cause, and then the steps after it.
         for chunk, rows in mine[len(losses) :]:
-            self._take(chunk, rows, lrs, bar)
+            self._take(chunk, rows, bar)
 
     def _call(self) -> tuple[tracing.TracedSteps | ParallelStep, int] | None:
         """Return the traced call that begins here and how many steps it takes, or None for an eager step.
@@ -289,12 +289,12 @@ class Loop:
         before, now = (_comparisons(epoch * self.steps_an_epoch) for epoch in (self._epoch - 1, self._epoch))
         return now > before
 
-    def _take(self, chunk: int, rows: Tensor, lrs: list[float], bar: Progress) -> None:
+    def _take(self, chunk: int, rows: Tensor, bar: Progress) -> None:
         """Take one step on one minibatch, given by rows of a chunk."""
         minibatch = {name: value[rows] for name, value in self.rows.data.items()}
         seed = noise.derive(self._plan.seed, noise.Stream.STEP, self.steps_taken)
         try:
-            loss = step(self._state, minibatch, seed, lrs, self._kl_weight(self.steps_taken))
+            loss = step(self._state, minibatch, seed, self._kl_weight(self.steps_taken))
         except (FloatingPointError, ValueError) as error:
             if not nonfinite.is_nonfinite(error):
                 raise
@@ -332,9 +332,9 @@ class Loop:
         self._so_far.skipped += 1
         self._so_far.skipped_rows += len(rows)
 
-    def _end_epoch(self, lr: float, started: float) -> None:
+    def _end_epoch(self, started: float) -> None:
         """Record the epoch, step the scheduler, call the callbacks, and decide whether to stop."""
-        record = self._record(lr, started)
+        record = self._record(started)
         self.history.records.append(record)
         self._epoch, self._so_far = self._epoch + 1, _Epoch()
         self._scales.check()
@@ -389,7 +389,7 @@ class Loop:
             self.record.seen = identity.united(self.record.seen, hashes)
             self._of_callbacks = np.concatenate([self._of_callbacks, self.record.seen[before:]])
 
-    def _record(self, lr: float, started: float) -> dict[str, float]:
+    def _record(self, started: float) -> dict[str, float]:
         """Return the epoch's line of the history."""
         so_far = self._so_far
         taken = 1 - so_far.skipped_rows / self._state.num_rows  # of the epoch's rows
@@ -404,7 +404,7 @@ class Loop:
             record |= self._evaluate(evaluation)
         return record | {
             "kl_weight": self._kl_weight(self.steps_taken - 1),
-            "lr": lr,
+            "lr": so_far.lr,
             "skipped": so_far.skipped,
             "seconds": time.monotonic() - started,
         }

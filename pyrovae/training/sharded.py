@@ -133,9 +133,7 @@ class ParallelStep:
             )
         return True
 
-    def run(
-        self, rows: Tensor, seeds: Sequence[int], learning_rates: Sequence[float], kl_weights: Sequence[float]
-    ) -> list[StepLoss]:
+    def run(self, rows: Tensor, seeds: Sequence[int], kl_weights: Sequence[float]) -> list[StepLoss]:
         """Take the step and return its loss; see ``TracedSteps.run``.
 
         Raises:
@@ -158,7 +156,7 @@ class ParallelStep:
             parameter.grad = gradient
         if self._state.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.graph.moving, self._state.clip_norm, norm)
-        self._state.update(learning_rates)
+        tracing.take_step(self._state.optimizer)
         return [loss]
 
     def _values(self, rows: Tensor, seed: int, weight: float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -67,10 +67,6 @@ class State:
             self.pair, self.loss, shown, size, self.num_rows, self.parameters, annealed, self.objective
         )
 
-    def update(self, learning_rates: Sequence[float]) -> None:
-        """Let the optimizer step by the gradients; there is a learning rate for each of its parameter groups."""
-        take_step(self.optimizer, learning_rates)
-
     def presented(self, batch: Batch) -> Batch:
         """Return the minibatch as model and guide get it."""
         return batch | {"x": binarized(batch["x"])} if self.binarize else batch
@@ -81,16 +77,13 @@ def binarized(x: Tensor) -> Tensor:
     return (torch.rand_like(x) < x).to(x.dtype)
 
 
-def step(
-    state: State, batch: Batch, seed: int, learning_rates: Sequence[float], kl_weight: float
-) -> StepLoss:
+def step(state: State, batch: Batch, seed: int, kl_weight: float) -> StepLoss:
     """Take one gradient step on a minibatch and return its loss.
 
     Args:
         state: changed in place: parameters, their buffers, and the optimizer's moments.
         batch: the minibatch.
         seed: of the noise of the step.
-        learning_rates: one for each of the optimizer's parameter groups.
         kl_weight: the factor on the latent sites' log-probabilities.
 
     Raises:
@@ -99,7 +92,7 @@ def step(
     """
     with _buffers_as_before_on_error(state):
         value = differentiate(state, batch, seed, kl_weight)
-    state.update(learning_rates)
+    take_step(state.optimizer)
     return value
 
 
