@@ -1,38 +1,56 @@
-"""Numbers and strings that a model or an objective keeps in Python: in attributes, containers, closures, default arguments and globals.
+"""What a model or an objective keeps in Python: in attributes, containers, closures, default arguments, hooks and globals.
 
-A trace holds these as constants, so it is wrong as soon as a call changes one of them.
+A trace holds numbers and strings as constants, so it is wrong as soon as a call changes one of them.
 """
 
 from __future__ import annotations
 
+import array
 import functools
 import gc
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping, MutableSequence
+from collections.abc import Iterable, Iterator, Mapping, MutableSequence
 from contextlib import suppress
-from types import CellType, FunctionType, MappingProxyType, MethodType, ModuleType
+from dataclasses import is_dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from inspect import getattr_static
+from pathlib import PurePath
+from types import CellType, FunctionType, MappingProxyType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from pyrovae.parameters import is_plain
+from pyrovae.torch_private import Moved, private
 
 # Containers are read and written by these classes, because methods of the user's may fail or change something.
-_MUTABLE = (OrderedDict, dict, list, deque)  # a dict's methods would break the order of an OrderedDict
-_CONTAINERS = (*_MUTABLE, tuple, set, frozenset)
+_MUTABLE = (OrderedDict, dict, list, deque, set)  # a dict's methods would break the order of an OrderedDict
+_CONTAINERS = (*_MUTABLE, tuple, frozenset)
+_ARRAYS = (np.ndarray, bytearray, array.array)
+_CONSTANTS = (Decimal, Fraction, date, time, timedelta, Enum, PurePath, range)
 # Objects and code of these packages are not searched; namespaces hold what users put there.
 _LIBRARIES = frozenset(
     {"torch", "pyro", "pyrovae", "numpy", "pandas", "scipy", "zuko", "sklearn", "matplotlib", "tqdm", "rich"}
     | (sys.stdlib_module_names - {"types", "argparse", "__main__"})
 )
-_OF_TORCH = frozenset(vars(nn.Module()))  # what every module has, such as its mode and its hooks
+_OF_TORCH = frozenset(vars(nn.Module())) - {"training"}  # what every module has
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_CACHED = type(functools.cache(int))
 # Steps from a root to an object; entries of a container; objects in all.
-_DEEPEST, _MOST, _MOST_OBJECTS = 6, 1000, 10_000
+_DEEPEST, _MOST, _MOST_OBJECTS = 10, 1000, 10_000
 
 
 class PythonValues:
-    """The plain values that some objects refer to, as they were when this was made.
+    """The values that some objects refer to, as they were when this was made.
+
+    Numbers, strings and containers of them are compared. Everything can be restored: which objects stood where, parameters
+    and buffers of modules, and other tensors of at most 1000 numbers.
 
     Args:
         roots: modules, functions and other objects.
@@ -51,9 +69,11 @@ class PythonValues:
     def __init__(self, roots: Iterable[Any]) -> None:
         self._visited: dict[int, Any] = {}  # keeps the objects, so that no two have one id
         self._holders: list[tuple[Any, frozenset[str] | None, dict[Any, Any]]] = []
+        self._of_modules: dict[int, str] = {}  # what the dicts of modules hold, by their ids
+        self._tensors: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # each with its memory and its numbers
         # Breadth first, so that every object is searched on its shortest way from a root.
         self._waiting = deque((root, 0) for root in roots)
-        while self._waiting and len(self._visited) < _MOST_OBJECTS:
+        while self._waiting and (len(self._visited) < _MOST_OBJECTS or not self._waiting[0][1]):
             with suppress(Exception):  # of the user's objects: such an object is left out
                 self._look(*self._waiting.popleft())
 
@@ -62,17 +82,38 @@ class PythonValues:
         for holder, names, before in self._holders:
             with suppress(Exception):
                 now = _entries(holder, names)
+                for key in _different(before, now):
+                    return _described(holder, key)
+        return None
+
+    def replaced(self, tensors: Iterable[Tensor] = ()) -> str | None:
+        """Return the first parameter or buffer, or one of some tensors, that is another object or has moved, in words."""
+        read = {id(tensor) for tensor in tensors}
+        for holder, names, before in self._holders:
+            kind = self._of_modules.get(id(holder))
+            with suppress(Exception):
+                now = _entries(holder, names)
                 for key in {**before, **now}:
-                    a, b = before.get(key, _Missing), now.get(key, _Missing)
-                    if not _same(a, b):
-                        return _described(holder, key)
+                    value = before.get(key, getattr_static(type(holder), str(key), None))
+                    if (
+                        isinstance(value, Tensor)
+                        and (kind or id(value) in read)
+                        and (self._has_moved(value) or now.get(key) is not value)
+                    ):
+                        return f"{kind} {key}" if kind else _described(holder, key)
         return None
 
     def restore(self) -> None:
-        """Give every plain value that has changed its earlier value."""
+        """Put back what stood where, and give tensors their memory and their numbers."""
         for holder, names, before in self._holders:
             with suppress(Exception):
                 _restore(holder, before, _entries(holder, names))
+        for tensor, memory, numbers in self._tensors.values():
+            with suppress(Exception), torch.no_grad():
+                if self._has_moved(tensor):
+                    tensor.data = memory
+                if not torch.equal(tensor, numbers):
+                    tensor.copy_(numbers)
 
     def _visit(self, value: Any, depth: int) -> None:
         if not is_plain(value) and id(value) not in self._visited and depth <= _DEEPEST:
@@ -82,7 +123,12 @@ class PythonValues:
         if id(value) in self._visited:
             return
         self._visited[id(value)] = value
-        if isinstance(value, functools.partial):
+        if isinstance(value, Tensor):
+            for hook in (value._backward_hooks or {}).values():
+                self._visit(hook, depth + 1)
+            if value.numel() <= _MOST:
+                self._keep(value)
+        elif isinstance(value, functools.partial):
             for part in (value.func, value.args, value.keywords):
                 self._visit(part, depth + 1)
         elif isinstance(value, MethodType):
@@ -97,6 +143,10 @@ class PythonValues:
         elif isinstance(value, property):
             for access in (value.fget, value.fset, value.fdel):
                 self._visit(access, depth + 1)
+        elif isinstance(value, _CACHED):
+            for part in gc.get_referents(value):  # the function, and what it returned, in a dict
+                for each in part.values() if type(part) is dict else [part]:
+                    self._visit(each, depth + 1)
         elif isinstance(value, functools.cached_property):
             self._visit(value.func, depth + 1)
         elif isinstance(value, type):
@@ -111,15 +161,22 @@ class PythonValues:
             elif base.__len__(value) <= _MOST:
                 for part in base.__iter__(value):
                     self._visit(part, depth + 1)
+        elif isinstance(value, _ARRAYS):
+            if np.size(value) <= _MOST:
+                self._hold(value, None, depth)
         elif isinstance(value, MappingProxyType):
             for part in gc.get_referents(value):  # what it shows
                 self._visit(part, depth + 1)
-        elif isinstance(value, ModuleType):
-            return  # of its values, those that a function names are held
-        elif hasattr(value, "__dict__") and (
+        elif isinstance(value, ModuleType):  # of its other values, those that a function names are held
+            if not _of_library(value):
+                plain = frozenset(name for name, held in list(vars(value).items()) if is_plain(held))
+                self._hold(vars(value), plain, depth)
+        elif (hasattr(value, "__dict__") or _slots(type(value))) and (
             isinstance(value, nn.Module | Mapping | MutableSequence) or not _of_library(type(value))
         ):
             self._hold(value, None, depth)
+            if isinstance(value, nn.Module):
+                self._look_into(value, depth)
             for kind in type(value).__mro__:
                 self._visit(kind, depth + 1)
 
@@ -134,10 +191,41 @@ class PythonValues:
         self._hold(function, None, depth)
         names = frozenset(_names(function.__code__))
         self._hold(function.__globals__, names, depth)
-        for name in names & function.__globals__.keys():
-            if isinstance(module := function.__globals__[name], ModuleType) and not _of_library(module):
-                self._hold(vars(module), names, depth)
+        for name in names:
+            self._hold_module(function.__globals__.get(name, sys.modules.get(name)), names, depth, levels=3)
         self._visit(getattr(function, "__wrapped__", None), depth + 1)
+
+    def _hold_module(self, module: Any, names: frozenset[str], depth: int, levels: int) -> None:
+        """Hold the values of a module that a function names, and of modules in it, as in ``package.module.VALUE``."""
+        if levels and isinstance(module, ModuleType) and not _of_library(module):
+            self._hold(vars(module), names, depth)
+            for name in names & vars(module).keys():
+                self._hold_module(vars(module)[name], names, depth, levels - 1)
+
+    def _look_into(self, module: nn.Module, depth: int) -> None:
+        """Hold a module's parameters and buffers, and visit its children and hooks."""
+        for kind in ("parameter", "buffer"):
+            held = vars(module)[f"_{kind}s"]
+            self._of_modules[id(held)] = kind
+            self._hold(held, None, depth)
+            for tensor in held.values():
+                if tensor is not None:
+                    with suppress(Exception):  # such as a lazy one
+                        self._keep(tensor)
+        for name in ("_modules", *_HOOKS):
+            for part in vars(module)[name].values():
+                self._visit(part, depth + 1)
+
+    def _has_moved(self, tensor: Tensor) -> bool:
+        """Return whether a tensor has got other memory, as by ``tensor.data = …``."""
+        both = tensor, self._tensors.get(id(tensor), (tensor, tensor))[1]
+        now, before = ((t.data_ptr(), t.shape, t.stride(), t.dtype) for t in both)
+        return now != before
+
+    def _keep(self, tensor: Tensor) -> None:
+        if id(tensor) not in self._tensors:
+            memory = tensor.detach()
+            self._tensors[id(tensor)] = tensor, memory, memory.clone()
 
     def _hold(self, holder: Any, names: frozenset[str] | None, depth: int) -> None:
         entries = _entries(holder, names)
@@ -175,11 +263,33 @@ def _entries(holder: Any, names: frozenset[str] | None) -> dict[Any, Any]:
         return {name: holder[name] for name in names if name in holder}
     if isinstance(holder, type):
         return {k: v for k, v in vars(holder).items() if not (k.startswith("__") and k.endswith("__"))}
+    if isinstance(holder, _ARRAYS):
+        if getattr(holder, "dtype", np.dtype(int)).hasobject:
+            raise TypeError("an array of objects")
+        return {"": bytes(holder) if isinstance(holder, bytearray) else holder.tobytes()}
     base = _base(holder)
+    if base in (set, frozenset):  # hashes of other objects may run code of the user
+        return {entry if is_plain(entry) else (_Missing, id(entry)): entry for entry in base.__iter__(holder)}
     if base is not None:
         return dict(dict.items(holder) if isinstance(holder, dict) else enumerate(base.__iter__(holder)))
     skipped = _OF_TORCH if isinstance(holder, nn.Module) else frozenset[str]()
-    return {name: value for name, value in list(vars(holder).items()) if name not in skipped}
+    found = {}
+    for name, slot in _slots(type(holder)).items():
+        with suppress(AttributeError):  # not yet assigned
+            found[name] = slot.__get__(holder)
+    held = list(vars(holder).items()) if hasattr(holder, "__dict__") else []
+    return found | {name: value for name, value in held if name not in skipped}
+
+
+def _slots(kind: type) -> dict[str, Any]:
+    """Return the ``__slots__`` of a user's class as descriptors, by name."""
+    return {
+        name: member
+        for base in kind.__mro__
+        if not _of_library(base)
+        for name, member in list(vars(base).items())
+        if isinstance(member, MemberDescriptorType)
+    }
 
 
 def _base(value: Any) -> Any:
@@ -188,18 +298,18 @@ def _base(value: Any) -> Any:
 
 
 def _restore(holder: Any, before: dict[Any, Any], now: dict[Any, Any]) -> None:
-    """Give a holder's plain values their earlier ones."""
+    """Give a holder what it held earlier."""
     base = _base(holder)
-    if base in (list, deque) and len(now) != len(before):
-        base.clear(holder)
-        base.extend(holder, before.values())
+    if base in (list, deque, set):
+        if before.keys() != now.keys() or any(now[key] is not value for key, value in before.items()):
+            base.clear(holder)
+            (base.update if base is set else base.extend)(holder, before.values())
         return
-    for key in now:
-        if key not in before and is_plain(now[key]):
-            with suppress(Exception):  # such as of a class that takes no attributes
-                _remove(holder, key)
+    for key in now.keys() - before.keys():
+        with suppress(Exception):  # such as of a class that takes no attributes
+            _remove(holder, key)
     for key, value in before.items():
-        if is_plain(value) and not _same(value, now.get(key, _Missing)):
+        if now.get(key, _Missing) is not value:
             with suppress(Exception):
                 _set(holder, key, value)
 
@@ -209,6 +319,14 @@ def _set(holder: Any, key: Any, value: Any) -> None:
         holder.cell_contents = value
     elif isinstance(holder, type):
         setattr(holder, key, value)
+    elif isinstance(holder, np.ndarray):
+        holder.flat[:] = np.frombuffer(value, holder.dtype)
+    elif isinstance(holder, bytearray):
+        holder[:] = value
+    elif isinstance(holder, array.array):
+        holder[:] = array.array(holder.typecode, value)
+    elif (slot := _slots(type(holder)).get(key)) is not None:
+        slot.__set__(holder, value)
     elif (base := _base(holder)) is not None:
         base.__setitem__(holder, key, value)
     else:
@@ -218,17 +336,55 @@ def _set(holder: Any, key: Any, value: Any) -> None:
 def _remove(holder: Any, key: Any) -> None:
     if isinstance(holder, type):
         delattr(holder, key)
+    elif (slot := _slots(type(holder)).get(key)) is not None:
+        slot.__delete__(holder)
     elif (base := _base(holder)) is not None:
         base.__delitem__(holder, key)
     elif not isinstance(holder, CellType):
         del vars(holder)[key]
 
 
+def _different(before: dict[Any, Any], now: dict[Any, Any]) -> Iterator[Any]:
+    """Yield the keys under which entries are not the same."""
+    for key in {**before, **now}:
+        if not _same(before.get(key, _Missing), now.get(key, _Missing)):
+            yield key
+
+
 def _same(a: Any, b: Any) -> bool:
-    """Return whether plain values are equal. Other values count as equal, because caches are replaced at every call."""
-    if not (is_plain(a) or is_plain(b)):
+    """Return whether plain values, or containers of them, are equal.
+
+    Other values count as equal, because caches are replaced at every call. None often stands for one that is not there yet.
+    """
+    if a is b or (a is None and not _holds_plain_only(b)):
         return True
-    return type(a) is type(b) and bool(a == b or (a != a and b != b))  # NaN of any type, and NaT
+    if _is_constant(a) or _is_constant(b):
+        return type(a) is type(b) and bool(a == b or (a != a and b != b))  # NaN of any type, and NaT
+    before, now = _parts(a), _parts(b)
+    if before is None or now is None:
+        return True
+    return type(a) is type(b) and not any(True for _ in _different(before, now))
+
+
+def _is_constant(value: Any) -> bool:
+    return is_plain(value) or issubclass(type(value), _CONSTANTS)
+
+
+def _parts(value: Any) -> dict[Any, Any] | None:
+    """Return the entries of a container, an array or a dataclass of at most 1000; None for other objects."""
+    base = _base(value)
+    if base is not None:
+        return _entries(value, None) if base.__len__(value) <= _MOST else None
+    if isinstance(value, _ARRAYS):
+        return {**_entries(value, None), "shape": np.shape(value)} if np.size(value) <= _MOST else None
+    return _entries(value, None) if is_dataclass(type(value)) and not _of_library(type(value)) else None
+
+
+def _holds_plain_only(value: Any) -> bool:
+    if _is_constant(value):
+        return True
+    parts = _parts(value)
+    return parts is not None and all(map(_holds_plain_only, parts.values()))
 
 
 def _described(holder: Any, key: Any) -> str:
@@ -239,9 +395,14 @@ def _described(holder: Any, key: Any) -> str:
     owner = holder.__name__ if isinstance(holder, type) else type(holder).__name__
     if type(holder) is dict and "__name__" in holder and "__builtins__" in holder:
         return f"{key!r} of module {holder['__name__']}"
-    return f"{key!r} of a{'n' if owner[:1] in 'AEIOUaeio' else ''} {owner}"
+    what = "an entry" if isinstance(holder, _ARRAYS) else repr(key)
+    return f"{what} of a{'n' if owner[:1] in 'AEIOUaeio' else ''} {owner}"
 
 
 def values_of_call(pair: Any, objective: Any = None) -> PythonValues:
-    """Return the plain values that a pair's model and guide, its modules and an objective refer to."""
-    return PythonValues([*pair.every_module(), pair.model, pair.guide, objective])
+    """Return the values that a pair's model and guide, its modules, an objective and torch's hooks of all modules refer to."""
+    hooks = []
+    for name in ("forward_pre", "forward", "backward_pre", "backward"):
+        with suppress(Moved):
+            hooks.append(private(f"{name}_hooks"))
+    return PythonValues([*pair.every_module(), pair.model, pair.guide, objective, *hooks])

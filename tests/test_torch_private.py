@@ -12,8 +12,8 @@ from pyrovae import torch_private
 from pyrovae.torch_private import NAMES
 
 PACKAGE = Path(pv.__file__).parent
-#: Names for keyed noise, for precision="medium", and for updates inside a graph. Without these, updates are outside.
-NOT_FOR_STEPS = {"TorchDispatchMode", "bf16_products", "global_pre_hooks", "global_post_hooks"}
+#: Names for keyed noise, for precision="medium", for updates inside a graph, and for counters in hooks of all modules.
+NOT_FOR_STEPS = {"TorchDispatchMode", "bf16_products", *(name for name in NAMES if name.endswith("_hooks"))}
 
 
 @pytest.fixture(params=NAMES)

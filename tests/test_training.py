@@ -1,9 +1,13 @@
 """fit(): it reaches known optima, counts rows and KL right, repeats itself, and loses nothing."""
 
+import array
 import collections
 import contextlib
 import copy
 import dataclasses
+import datetime
+import decimal
+import fractions
 import functools
 import inspect
 import itertools
@@ -11,6 +15,7 @@ import logging
 import math
 import random
 import re
+import sys
 import types
 import weakref
 
@@ -36,7 +41,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import pyrovae as pv
 from pyrovae import baselines, identity, noise, tracing, training
 from pyrovae import pair as pair_room
-from pyrovae.python_values import PythonValues
+from pyrovae.python_values import PythonValues, values_of_call
 from pyrovae.rows import Source
 from pyrovae.training import loop, traced
 from pyrovae.training.arguments import runs_code_of_others
@@ -1978,7 +1983,8 @@ class Decoder(torch.nn.Module):
 
     def __init__(self, what):
         super().__init__()
-        self.what, self.calls = what, 0
+        self.what, self.calls, self.last, self.lasts = what, 0, None, ()
+        self.mean = torch.zeros((), dtype=torch.float64)
         self.layer = torch.nn.Linear(2, 6, dtype=torch.float64)
         self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
         self.register_buffer("order", torch.arange(5, -1, -1))
@@ -1990,6 +1996,14 @@ class Decoder(torch.nn.Module):
             logits = logits * max(0.5, 1 - 1e-4 * self.calls)
         if self.what == "replaces a buffer":
             self.seen = 0.9 * self.seen + 0.1 * z.detach().mean()
+        if self.what == "moves a parameter":
+            self.layer.weight.data = torch.nn.functional.normalize(self.layer.weight.data, dim=1)
+            logits = self.layer(z)
+        if self.what == "replaces a tensor" and self.training:
+            self.mean = 0.9 * self.mean + 0.1 * z.detach().mean()
+            logits = logits + self.mean
+        if self.what == "keeps its input":
+            self.last, self.lasts = z.detach(), (z.detach(), len(self.lasts))
         return logits[..., self.order] if self.what == "indexes with a buffer" else logits
 
 
@@ -2002,6 +2016,15 @@ def zero_gradient(parameter):
     [
         ("counts", "eager: Python values change from call to call, such as 'calls' of a Decoder"),
         ("replaces a buffer", "eager: buffer seen is replaced at every call instead of changed in place"),
+        (
+            "moves a parameter",
+            "eager: parameter weight is replaced at every call instead of changed in place",
+        ),
+        (
+            "replaces a tensor",
+            "eager: 'mean' of a Decoder is replaced at every call instead of changed in place",
+        ),
+        ("keeps its input", "traced"),
         ("hooks on gradients", "eager: hooks on the gradients of parameters"),
         ("indexes with a buffer", "traced"),
         ("nothing", "traced"),
@@ -2022,6 +2045,66 @@ def test_what_a_trace_would_not_see_runs_eagerly(what, steps, monkeypatch):
     assert history.steps == steps
     for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("what", "steps"),
+    [
+        (
+            "momentum",
+            "eager: in epoch 3, with other rows and noise it does not compute what the trace computes",
+        ),
+        ("hook", "eager: in epoch 3, hooks on the gradients of parameters"),
+        ("nothing", "traced"),
+    ],
+)
+def test_what_callbacks_change_for_later_steps_is_seen(what, steps, monkeypatch):
+    """Losses and gradients of a step do not show the momentum of its BatchNorm, nor what a hook makes of its gradients."""
+    monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
+    fits = []
+    for how in (False, "auto"):
+        torch.manual_seed(0)
+        norm = torch.nn.BatchNorm1d(8)
+        decoder = torch.nn.Sequential(torch.nn.Linear(2, 8), norm, torch.nn.Linear(8, 6))
+        encoder = pv.encoders.DiagonalNormal(torch.nn.Linear(6, 4))
+        pair = pv.VAE(pv.priors.StandardNormal(2), pv.likelihoods.Bernoulli(decoder), encoder).double()
+
+        def callback(record, _, norm=norm):
+            if record["epoch"] == 2 and what == "momentum":
+                norm.momentum = 0.9
+            if record["epoch"] == 2 and what == "hook":
+                norm.weight.register_post_accumulate_grad_hook(zero_gradient)
+
+        history = pv.fit(pair, X.double(), epochs=4, compile=how, callbacks=[callback])
+        fits.append(pair)
+    assert history.steps == steps
+    for a, b in zip(*(pair.state_dict().values() for pair in fits), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+class Weighted(Trace_ELBO):
+    """Weighs its loss by a running mean in a tensor attribute, which the first call takes from the class."""
+
+    mean = torch.zeros((), dtype=torch.float64)
+
+    def differentiable_loss(self, *args, **kwargs):
+        loss = super().differentiable_loss(*args, **kwargs)
+        self.mean = 0.9 * self.mean + 0.1 * loss.detach()
+        return loss * (1 + 0.5 * torch.tanh(self.mean / 300))
+
+
+@pytest.mark.parametrize("how", [False, "auto"])
+def test_what_an_objective_keeps_in_tensors_begins_with_the_first_step(how, monkeypatch):
+    """As in plain Pyro. The search for leaves, a trace and its comparison run the objective before."""
+    monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
+    loss, steps = Weighted(), Weighted()
+    vae, rows = small_vae().double(), X.double()
+    state = State(small_vae().double(), torch.optim.Adam([torch.zeros(1)]), steps, len(rows), None)
+    with noise.seeded(noise.derive(0, noise.Stream.STEP, 0)):
+        state.loss({"x": rows[rows_of(rows).minibatches(len(rows), 0, 0)[0][1]]}, 1.0)
+    history = pv.fit(vae, rows, epochs=1, batch_size=len(rows), loss=loss, compile=how)
+    assert history.steps.startswith("eager")
+    assert float(loss.mean) == pytest.approx(float(steps.mean), rel=1e-12)
 
 
 STEPS, LOG = {"global": 0}, logging.getLogger(__name__)
@@ -2153,6 +2236,135 @@ def test_counters_of_steps_are_found_wherever_python_keeps_them(place, named, mo
     assert same(parameters(one), parameters(two))
     assert first.__dict__ == second.__dict__
     assert getattr(first, "calls", 24) == 24
+
+
+@dataclasses.dataclass(slots=True)
+class Slots:
+    steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    steps: int = 0
+
+
+Tuple = collections.namedtuple("Tuple", "steps")
+
+
+@pytest.mark.parametrize(
+    ("before", "call"),
+    [
+        (Slots(), lambda o: setattr(o.state, "steps", o.state.steps + 1)),
+        (np.zeros(2), lambda o: o.state.__setitem__(1, 1)),
+        (np.zeros(()), lambda o: o.state.__iadd__(1)),
+        (bytearray(2), lambda o: o.state.__setitem__(1, 1)),
+        (array.array("l", [0]), lambda o: o.state.__setitem__(0, 1)),
+        ({1}, lambda o: o.state.add(2)),
+        ((0, [1]), lambda o: setattr(o, "state", (1, [1]))),
+        (np.zeros(2), lambda o: setattr(o, "state", o.state + 1)),
+        ({"steps": 0}, lambda o: setattr(o, "state", {"steps": 1})),
+        (Tuple(0), lambda o: setattr(o, "state", o.state._replace(steps=1))),
+        (Frozen(), lambda o: setattr(o, "state", dataclasses.replace(o.state, steps=1))),
+        (decimal.Decimal(0), lambda o: setattr(o, "state", o.state + 1)),
+        (fractions.Fraction(0), lambda o: setattr(o, "state", o.state + 1)),
+        (datetime.timedelta(0), lambda o: setattr(o, "state", o.state + datetime.timedelta(1))),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_that_objects_keep_are_found_and_restored(before, call):
+    """In place or replaced, and back at their places with their contents; the same contents elsewhere are no change."""
+    held = types.SimpleNamespace(state=before, other=None)
+    first, values = copy.deepcopy(before), PythonValues([held])
+    held.other, held.state = torch.zeros(2), copy.deepcopy(before)
+    assert values.changed() is None
+    values.restore()
+    call(held)
+    assert values.changed() is not None
+    values.restore()
+    assert held.state is before
+    assert held.other is None
+    assert np.array_equal(before, first) if isinstance(before, np.ndarray) else before == first
+
+
+class Watched(torch.nn.Linear):
+    """A layer that calls a function, where ``where`` tells."""
+
+    def __init__(self, where, function):
+        super().__init__(1, 1)
+        if where == "forward":
+            self.register_forward_hook(lambda *_: function())
+        if where == "forward_pre":
+            self.register_forward_pre_hook(lambda *_: function())
+        if where == "full_backward":
+            self.register_full_backward_hook(lambda *_: function())
+        if where == "tensor":
+            self.weight.register_hook(lambda _: function())
+        if where == "child in a list":
+            self.children_ = [torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity())]
+            self.children_[0][1].register_forward_hook(lambda *_: function())
+        if where == "cache":
+            self.function = functools.lru_cache(function)
+        if where == "submodule":
+            self.function = counts_in_a_submodule
+        if where == "module in an attribute":
+            self.module = sys.modules["counts.deep"]
+
+    def forward(self, x):
+        if hasattr(self, "children_"):
+            x = self.children_[0](x)
+        if hasattr(self, "function"):
+            getattr(self.function, "cache_clear", int)()
+            self.function()
+        if hasattr(self, "module"):
+            self.module.STEP += 1
+        return super().forward(x)
+
+
+def counts_in_a_submodule():
+    counts.deep.STEP += 1  # noqa: F821  # a module that the test makes
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "forward",
+        "forward_pre",
+        "full_backward",
+        "tensor",
+        "all modules",
+        "child in a list",
+        "cache",
+        "submodule",
+        "module in an attribute",
+    ],
+)
+def test_counters_of_hooks_and_modules_are_found(where, monkeypatch):
+    for name in ("counts", "counts.deep"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["counts"].deep, sys.modules["counts.deep"].STEP = sys.modules["counts.deep"], 0
+    monkeypatch.setitem(globals(), "counts", sys.modules["counts"])
+    steps = {"steps": 0}
+
+    def function():
+        steps["steps"] += 1
+
+    layer = Watched(where, function)
+    handles = []
+    if where == "all modules":
+        handles.append(torch.nn.modules.module.register_module_forward_hook(lambda *_: function()))
+    try:
+        values = values_of_call(pv.LatentVariableModel(layer.forward, layer.forward))
+        assert values.changed() is None
+        layer(torch.ones(2, 1, requires_grad=True)).sum().backward()
+        found = values.changed()
+        name = "STEP" if where in ("submodule", "module in an attribute") else "steps"
+        assert found.startswith(f"'{name}' of ")
+        values.restore()
+        assert values.changed() is None
+        assert steps == {"steps": 0}
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def in_a_default(state={"steps": 0}):  # noqa: B006

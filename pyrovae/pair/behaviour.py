@@ -116,25 +116,13 @@ def parameters_digest(pair: LatentVariableModel) -> str:
 
 @contextmanager
 def left_as_found(pair: LatentVariableModel, objective: object = None) -> Iterator[None]:
-    """Run a block, then restore the pair's buffers, its parameter store, and plain values of pair and objective."""
-    modules = list({id(module): module for module in pair.every_module()}.values())
+    """Run a block, then restore what pair and objective hold in parameters, buffers, the parameter store and Python."""
     values = values_of_call(pair, objective)
-    buffers = [
-        (module._buffers, name, buffer, buffer.clone())
-        for module in modules
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
     stored: dict[str, Any] = dict(pair.stored)
     try:
         yield
     finally:
         values.restore()
-        with torch.no_grad():
-            for held, name, buffer, value in buffers:
-                held[name] = buffer
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
         pair.stored.update(stored)
 
 

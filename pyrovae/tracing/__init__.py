@@ -15,7 +15,6 @@ from pyrovae.tracing.densities import TracedDensity
 from pyrovae.tracing.drawing import NoiseOfRows, Untraceable
 from pyrovae.tracing.evaluation import Call, Runner, tile_terms
 from pyrovae.tracing.gradients import Gradients, trace_gradients
-from pyrovae.tracing.graphs import unchanged
 from pyrovae.tracing.steps import NotFinite, StepLoss, TracedSteps, batch_sizes, calls
 from pyrovae.tracing.updates import (
     is_dense,
@@ -47,7 +46,6 @@ __all__ = [
     "take_step",
     "tile_terms",
     "trace_gradients",
-    "unchanged",
     "updates_inside",
     "why_not_compiled",
 ]

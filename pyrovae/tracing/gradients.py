@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from pyrovae.model import LatentVariableModel
 from pyrovae.pair import Batch
 from pyrovae.python_values import values_of_call
 from pyrovae.tracing.drawing import Noise, Untraceable
-from pyrovae.tracing.graphs import Graph, agree, only_torch_draws, trace, unchanged, untraceable
+from pyrovae.tracing.graphs import Graph, agree, only_torch_draws, trace, untraceable
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Gradients(Graph):
     shape (2,), and the gradients of ``moving``, the parameters that have one.
 
     Attributes:
-        check: raises ``Untraceable`` if Pyro's present loss and gradients, for other rows and noise than the trace's,
-            differ from the graph's. They do if Python values that the trace holds as constants have changed.
+        check: raises ``Untraceable`` if Pyro's present loss, gradients and buffers, for other rows and noise than the
+            trace's, differ from the graph's. They do if Python values that the trace holds as constants have changed.
     """
 
     moving: list[nn.Parameter]
@@ -63,9 +63,6 @@ def trace_gradients(
     """
     names = list(data)
     moving: list[nn.Parameter] = []
-    for parameter in parameters:
-        if parameter._post_accumulate_grad_hooks:
-            raise Untraceable("hooks on the gradients of parameters")
     device, dtype = data["x"].device, data["x"].dtype
 
     def gradients(batch: Batch, weight: float) -> list[Tensor]:
@@ -86,18 +83,25 @@ def trace_gradients(
     weights = [torch.ones((), dtype=dtype, device=device)] if annealed else []
 
     def check() -> None:
-        with untraceable(), _as_before(pair, 1, device, objective):
-            expected = gradients(last, 0.5 if annealed else 1.0)
+        if any(parameter._post_accumulate_grad_hooks for parameter in parameters):
+            raise Untraceable("hooks on the gradients of parameters")
+        with untraceable(), _as_before(pair, 1, device, objective, graph.tensors):
+            expected = gradients(last, 0.5 if annealed else 1.0) + _changing(pair)
         drawn.draw([1])
         with untraceable(), _as_before(pair, 1, device, objective), torch.no_grad():
             halves = [weight / 2 for weight in weights]
             came = graph.module(*last.values(), *halves, *graph.tensors, *drawn.views(drawn.flat, 0))
+            came = [*came, *_changing(pair)]
         if not agree(came, expected, math.sqrt(torch.finfo(pair.coarsest or dtype).eps)):
             raise Untraceable("with other rows and noise it does not compute what the trace computes")
 
-    with untraceable(), _as_before(pair, 0, device, objective):
+    read: list[Tensor] = []
+    with untraceable(), _as_before(pair, 0, device, objective, read):
         graph = trace(traced, [*first.values(), *weights])
-    if {*map(id, graph.changed)} - {id(buffer) for *_, buffer in _buffers(pair)}:
+        read += graph.tensors
+    if {*map(id, graph.changed)} - {
+        id(buffer) for module in pair.every_module() for buffer in module.buffers()
+    }:
         raise Untraceable("it changes a tensor that is not a buffer of a module")
     drawn = Noise([graph.draws], device)
     found = Gradients(graph.module, graph.tensors, graph.changed, graph.draws, [*moving], check)
@@ -125,45 +129,41 @@ def _differentiate(
     return total, torch.zeros_like(total) if last is None else -last.to(total.dtype), found
 
 
-def _buffers(pair: LatentVariableModel) -> list[tuple[dict[str, Tensor | None], str, Tensor]]:
-    """Return every buffer of a pair, with the dict that holds it and its name there."""
+def _changing(pair: LatentVariableModel) -> list[Tensor]:
+    """Return copies of the pair's buffers, to compare what a call makes of them."""
+    buffers = {id(buffer): buffer for module in pair.every_module() for buffer in module.buffers()}.values()
     return [
-        (module._buffers, name, buffer)
-        for module in pair.every_module()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
+        (torch.view_as_real(buffer) if buffer.is_complex() else buffer).to(torch.float64, copy=True)
+        for buffer in buffers
+        if buffer.numel() and buffer.layout == torch.strided
     ]
 
 
 @contextmanager
 def _as_before(
-    pair: LatentVariableModel, seed: int, device: torch.device, objective: object
+    pair: LatentVariableModel,
+    seed: int,
+    device: torch.device,
+    objective: object,
+    read: Sequence[Tensor] = (),
 ) -> Iterator[None]:
-    """Run a block as a training step with noise from a seed, and leave the pair as it was.
+    """Run a block as a training step with noise from a seed, and leave pair and objective as they were.
 
     Raises:
-        Untraceable: the block replaced a buffer, changed a Python value, or drew random numbers outside torch.
+        Untraceable: the block replaced a parameter, a buffer or another tensor that a trace ``read``, changed a Python value,
+            or drew random numbers outside torch.
     """
     pair.zero_grad(set_to_none=True)
-    values, places = values_of_call(pair, objective), _buffers(pair)
+    values = values_of_call(pair, objective)
     try:
-        with (
-            unchanged([buffer for *_, buffer in places]),
-            noise.seeded(seed, device),
-            pair.fitting(),
-            only_torch_draws(),
-        ):
+        with noise.seeded(seed, device), pair.fitting(), only_torch_draws():
             yield
     finally:
         pair.zero_grad(set_to_none=True)
-        replaced = [place for place in places if place[0][place[1]] is not place[2]]
-        for held, name, buffer in replaced:
-            held[name] = buffer
-        changed = values.changed()
-        if changed is not None:
-            values.restore()
-    if replaced:
-        raise Untraceable(f"buffer {replaced[0][1]} is replaced at every call instead of changed in place")
+        replaced, changed = values.replaced(read), values.changed()
+        values.restore()
+    if replaced is not None:
+        raise Untraceable(f"{replaced} is replaced at every call instead of changed in place")
     if changed is not None:
         raise Untraceable(f"Python values change from call to call, such as {changed}")
 

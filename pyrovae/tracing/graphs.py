@@ -217,18 +217,6 @@ def _is_view(value: Any) -> bool:
 
 
 @contextmanager
-def unchanged(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Run a block, then restore the tensors' values."""
-    before = [tensor.detach().clone() for tensor in tensors]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, before, strict=True):
-                tensor.copy_(value)
-
-
-@contextmanager
 def only_torch_draws() -> Iterator[None]:
     """Run a block that may draw random numbers from torch only, and restore the generators of Python and NumPy.
 

@@ -8,7 +8,15 @@ from typing import Any
 from pyrovae import threads
 from pyrovae.evaluation import Evaluation
 from pyrovae.model import LatentVariableModel
-from pyrovae.pair import Batch, RowModel, check_averages, check_every_leaf, guess_nesting, inspect
+from pyrovae.pair import (
+    Batch,
+    RowModel,
+    check_averages,
+    check_every_leaf,
+    guess_nesting,
+    inspect,
+    left_as_found,
+)
 from pyrovae.refusals import Refused, bad_type, bad_value
 from pyrovae.rows import restored
 from pyrovae.training.answers import FitAnswers
@@ -99,7 +107,8 @@ def prepare(
     state = State(pair, optimizer, objective, len(rows), plan.clip_norm, plan.binarize)
     schedule = make_scheduler(plan.scheduler, optimizer)
     check_dense_gradients(pair)
-    guess_nesting(pair, objective, shown, plan.seed)
+    with left_as_found(pair):
+        guess_nesting(pair, objective, shown, plan.seed)
     check_every_leaf(pair, objective, shown, plan.seed)
     check_averages(pair, objective, shown, rows.sizes(plan.batch_size), plan.seed)
     if 1 in rows.sizes(plan.batch_size):

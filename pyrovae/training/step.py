@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from pyrovae import noise
 from pyrovae.model import LatentVariableModel
-from pyrovae.pair import Batch, RowModel, loss
+from pyrovae.pair import Batch, RowModel, left_as_found, loss
 from pyrovae.refusals import bad_value
-from pyrovae.tracing import Gradients, StepLoss, take_step, trace_gradients, unchanged
+from pyrovae.tracing import Gradients, StepLoss, take_step, trace_gradients
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -117,9 +117,9 @@ def check_one_row(state: State, model: RowModel, batch: Batch, batch_size: int, 
     if not any(isinstance(module, _BATCH_NORMS) for module in state.pair.every_module()):
         return
     row = {name: value[:1] for name, value in batch.items()}
-    buffers = [buffer for held, name in state.buffers if (buffer := held[name]) is not None]
+    found, seeded = left_as_found(state.pair, state.objective), noise.seeded(seed, row["x"].device)
     try:
-        with unchanged(buffers), noise.seeded(seed, row["x"].device), state.pair.fitting(), torch.no_grad():
+        with found, seeded, state.pair.fitting(), torch.no_grad():
             latents, _ = model.propose(row, 1)
             model.log_joint(row, latents)
     except ValueError as error:
