@@ -18,6 +18,7 @@ from pyrovae.model import LatentVariableModel
 from pyrovae.pair.behaviour import left_as_found
 from pyrovae.pair.row_model import RowModel
 from pyrovae.pair.running import (
+    AVERAGES,
     Batch,
     Latents,
     Site,
@@ -385,6 +386,14 @@ class _Backward(TorchFunctionMode):
             leaf.grad = grad
 
 
+class _AveragesFixed(poutine.messenger.Messenger):
+    """Detaches an objective's averages of earlier steps, which it stores as parameters but does not train."""
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        if msg["name"].startswith(AVERAGES):
+            msg["value"] = msg["value"].detach()
+
+
 def _leaves(nodes: Iterable[Any]) -> Iterator[Tensor]:
     """Yield the leaves of the graphs that begin at some nodes, each once."""
     waiting, visited = list(nodes), set()
@@ -413,6 +422,7 @@ def _roots(
         torch.enable_grad(),
         noise.seeded(seed, rows["x"].device),
         _Backward() as differentiated,
+        _AveragesFixed(),
     ):
         total = loss(pair, objective, rows, len(rows["x"]), kl_weight=1.0, averages=averages)
     return [getattr(total, "grad_fn", None), *differentiated.roots]

@@ -32,7 +32,7 @@ Site = dict[str, Any]
 Sites = dict[str, Site]
 
 _DECLARED = "pyrovae_declared"  # the name of a parameter statement without a parameter
-_AVERAGES = "__baseline_avg_downstream_cost_"  # begins the names under which TraceGraph_ELBO stores averages
+AVERAGES = "__baseline_avg_downstream_cost_"  # begins the names under which TraceGraph_ELBO stores averages
 _PARTICLES = "pyrovae_particles"
 
 
@@ -219,7 +219,7 @@ def _averages_apart(averages: dict[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         averages.clear()
-        for name in [n for n in store if n.startswith(_AVERAGES) and n not in known]:
+        for name in [n for n in store if n.startswith(AVERAGES) and n not in known]:
             averages[name] = store[name].detach()
             del store[name]
 
