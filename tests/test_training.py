@@ -258,7 +258,7 @@ def test_an_epoch_is_the_mean_of_its_steps(kl_warmup, monkeypatch):
     """By rows, of which the last batch has fewer."""
     taken, own = [], loop.step
     monkeypatch.setattr(
-        loop, "step", lambda *a: taken.append((len(a[1]["x"]), a[4], own(*a))) or taken[-1][2]
+        loop, "step", lambda *a: taken.append((len(a[1]["x"]), a[3], own(*a))) or taken[-1][2]
     )
     frame = pv.fit(
         small_vae(), binary_rows(), epochs=3, batch_size=16, lr=1e-2, kl_warmup=kl_warmup, compile=False
@@ -1014,6 +1014,7 @@ def test_dropout_is_on_in_training_and_off_in_evaluation():
         ({"lr": -1.0}, ValueError, "lr: expected a finite number > 0"),
         ({"clip_norm": 0.0}, ValueError, "clip_norm: expected a finite number > 0"),
         ({"optimizer": torch.optim.LBFGS}, TypeError, "optimizer: expected an optimizer that takes a step"),
+        ({"optimizer": torch.optim.SparseAdam}, TypeError, "optimizer: .*got SparseAdam, which takes sparse"),
         (
             {"optimizer": pyro.optim.Adam({"lr": 1e-3})},
             TypeError,
@@ -1230,6 +1231,39 @@ def test_averages_by_row_are_refused_for_batches_of_several_sizes(num_rows, of_g
     with expected:
         pv.fit(pair, x, epochs=2, batch_size=25, loss=TraceGraph_ELBO(), compile=False)
     assert same(before, parameters(pair)) == (of_guide and num_rows == 51)
+
+
+@pytest.mark.parametrize("kind", [True, False])
+def test_a_network_and_an_average_may_be_one_baseline(kind):
+    """Pyro stores the average as a parameter that the baseline's own loss reaches. The first loss is Pyro's own."""
+
+    class Held(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.decoder, self.encoder = torch.nn.Linear(3, 6), torch.nn.Linear(6, 3)
+            self.baseline = torch.nn.Sequential(torch.nn.Linear(6, 1), torch.nn.Flatten(0))
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.4)).to_event(1))
+                pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+        def guide(self, x):
+            network = {"nn_baseline": self.baseline, "nn_baseline_input": x}
+            infer = {"baseline": network | {"use_decaying_avg_baseline": kind}}
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Bernoulli(logits=self.encoder(x)).to_event(1), infer=infer)
+
+    torch.manual_seed(0)
+    held, x = Held(), binary_rows(48)
+    pair, rows = pv.LatentVariableModel(held.model, held.guide), rows_of(x).minibatches(48, 0, 0)[0][1]
+    with noise.seeded(noise.derive(0, noise.Stream.STEP, 0)):
+        expected = TraceGraph_ELBO().loss(held.model, held.guide, x[rows]) / 48
+    pyro.clear_param_store()
+    before = parameters(held.baseline)
+    history = pv.fit(pair, x, epochs=3, batch_size=48, loss=TraceGraph_ELBO(), compile=False)
+    assert history.frame["loss"][0] == pytest.approx(expected, rel=1e-6)
+    assert not any(torch.equal(a, b) for a, b in zip(before, parameters(held.baseline), strict=True))
 
 
 def test_what_torch_and_pyro_refuse_late_is_refused_in_words():
@@ -1789,6 +1823,20 @@ def test_what_the_compiler_does_not_take_runs_eagerly_and_says_why(monkeypatch):
     ):
         pv.fit(small_vae(), X, epochs=2, compile=True)
     assert same(*(parameters(vae) for vae, _ in fits))
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("how", [False, True])
+def test_parameters_that_a_callback_makes_nan_are_named(likelihood, how, inside):
+    """A comparison of the trace with Pyro meets them first; it can't tell whether the trace holds."""
+
+    def callback(record, pair):
+        next(pair.likelihood.parameters()).data[0] = math.nan
+
+    torch.manual_seed(0)
+    pair = pv.VAE.mlp(6, 2, hidden_dims=(4,), likelihood=likelihood)
+    with pytest.raises(FloatingPointError, match=r"at epoch 2, step 1.*parameter likelihood\S+ had \d+ NaN"):
+        pv.fit(pair, X, epochs=4, compile=how, callbacks=[callback])
 
 
 def test_traced_steps_that_are_not_finite_are_named_and_skipped():

@@ -163,13 +163,14 @@ def make_optimizer(
         raise bad_type(
             "optimizer", "a torch optimizer's class or a partial of it", repr(factory), f"Pass {example}."
         )
-    if isinstance(made, torch.optim.LBFGS):
-        raise bad_type(
-            "optimizer",
-            "an optimizer that takes a step from one gradient",
-            "LBFGS, which evaluates the loss many times a step and needs the same noise each time",
-            f"Pass {example}.",
-        )
+    unfit = {
+        torch.optim.LBFGS: "LBFGS, which evaluates the loss many times a step and needs the same noise each time",
+        torch.optim.SparseAdam: "SparseAdam, which takes sparse gradients only",
+    }
+    for kind, came in unfit.items():
+        if isinstance(made, kind):
+            wanted = "an optimizer that takes a step from one dense gradient"
+            raise bad_type("optimizer", wanted, came, f"Pass {example}.")
     fused = [p for group in made.param_groups if group.get("fused") for p in group["params"]]
     parts = [p for p in fused if not is_dense(p)]
     if parts:

@@ -273,6 +273,8 @@ class Loop:
                     self._traced.graph.check()
             return self._traced.at(self._so_far.number)
         except tracing.Untraceable as why:
+            if isinstance(why.__cause__, ValueError) and nonfinite.is_nonfinite(why.__cause__):
+                return self._traced.at(self._so_far.number)  # the step itself names the cause
             why = tracing.Untraceable(f"in epoch {self._epoch + 1}, {why}")
             if isinstance(self._traced, ParallelSteps):
                 raise not_shared(why, self._ranks) from why
