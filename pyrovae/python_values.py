@@ -212,7 +212,8 @@ class PythonValues:
                 if tensor is not None:
                     with suppress(Exception):  # such as a lazy one
                         self._keep(tensor)
-        for name in ("_modules", *_HOOKS):
+        self._hold(vars(module)["_modules"], None, depth)
+        for name in _HOOKS:
             for part in vars(module)[name].values():
                 self._visit(part, depth + 1)
 

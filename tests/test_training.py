@@ -2026,6 +2026,11 @@ def test_chunks_that_are_none(x, message):
 # What a trace can't see
 
 
+ADVICE = (
+    ", which a trace would fix if the loss reads it; a module's buffer, changed in place, keeps the trace"
+)
+
+
 class Decoder(torch.nn.Module):
     """Logits, with something that each call does beside them."""
 
@@ -2042,6 +2047,9 @@ class Decoder(torch.nn.Module):
         if self.what == "counts":
             self.calls += self.training
             logits = logits * max(0.5, 1 - 1e-4 * self.calls)
+        if self.what == "counts in a buffer":
+            self.seen += self.training
+            logits = logits * (1 - 1e-4 * self.seen).clamp(min=0.5)
         if self.what == "replaces a buffer":
             self.seen = 0.9 * self.seen + 0.1 * z.detach().mean()
         if self.what == "moves a parameter":
@@ -2062,7 +2070,8 @@ def zero_gradient(parameter):
 @pytest.mark.parametrize(
     ("what", "steps"),
     [
-        ("counts", "eager: Python values change from call to call, such as 'calls' of a Decoder"),
+        ("counts", f"eager: Python values change from call to call, such as 'calls' of a Decoder{ADVICE}"),
+        ("counts in a buffer", "traced"),
         ("replaces a buffer", "eager: buffer seen is replaced at every call instead of changed in place"),
         (
             "moves a parameter",
@@ -2280,7 +2289,7 @@ def test_counters_of_steps_are_found_wherever_python_keeps_them(place, named, mo
     """A trace would hold the count of its first call, and thus half the loss for good."""
     monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
     (one, _, first), (two, steps, second) = counted(place, False), counted(place, "auto")
-    assert steps == f"eager: Python values change from call to call, such as {named}"
+    assert steps == f"eager: Python values change from call to call, such as {named}{ADVICE}"
     assert same(parameters(one), parameters(two))
     assert first.__dict__ == second.__dict__
     assert getattr(first, "calls", 24) == 24

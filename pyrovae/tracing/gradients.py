@@ -165,7 +165,10 @@ def _as_before(
     if replaced is not None:
         raise Untraceable(f"{replaced} is replaced at every call instead of changed in place")
     if changed is not None:
-        raise Untraceable(f"Python values change from call to call, such as {changed}")
+        raise Untraceable(
+            f"Python values change from call to call, such as {changed}, which a trace would fix if the loss reads it; "
+            "a module's buffer, changed in place, keeps the trace"
+        )
 
 
 class _Weight(float):
