@@ -3326,6 +3326,13 @@ BUGS = {
         "output",
         "test_priors_and_encoders.py::test_a_shortcut_adds_a_linear_map_that_is_zero_before_training",
     ),
+    "warnings of dropped columns": Bug(
+        "cli/cells.py",
+        "typed",
+        "table is None and name not in dropped",
+        "table is None",
+        "test_cli_files.py::test_columns_that_are_not_modelled_bring_no_warning_and_no_refusal",
+    ),
 }
 
 

@@ -525,6 +525,31 @@ def test_usage_is_exit_code_two_and_names_the_option(people, tmp_path, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dropped_columns_are_not_warned_of_in_any_command(tmp_path):
+    """Columns of US dates, of thousands and of a word among numbers; rows with them are scored and completed."""
+    lines = [f'0{1 + i % 9}/11/2020,"1,{100 + i}",{"?" if i % 20 == 0 else i},{i % 7}.{i}' for i in range(60)]
+    (tmp_path / "rows.csv").write_text("\n".join(["day,usd,q,y", *lines]))
+    options = [
+        "--drop",
+        "day",
+        "--drop",
+        "usd",
+        "--drop",
+        "q",
+        "--epochs",
+        1,
+        "--latent-dim",
+        1,
+        "--hidden-dims",
+        4,
+    ]
+    fitted = run("-q", "fit", tmp_path / "rows.csv", "-o", tmp_path / "a.pv", *options)
+    assert fitted.stderr == ""
+    draws = ["--num-samples", 100, "--no-check"]
+    for command, *more in (["score", "--method", "importance"], ["impute"], ["outliers"], ["embed"]):
+        assert run("-q", command, tmp_path / "a.pv", tmp_path / "rows.csv", *more, *draws).stderr == ""
+
+
 def test_a_cell_off_the_support_is_named_with_its_column():
     frame = pd.DataFrame({"size": [0.5, 1.25, 3.0, -1.0], "visits": [1, 0, 2, 5]})
     vae = VAE.for_table(frame, 1, families={"visits": "poisson"}, hidden_dims=(4,))

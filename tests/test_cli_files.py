@@ -264,6 +264,27 @@ def test_an_odd_cell_among_numbers_is_named(tmp_path, caplog):
     assert len(caplog.messages) == 1
 
 
+def test_columns_that_are_not_modelled_bring_no_warning_and_no_refusal(tmp_path, caplog):
+    """Dropped columns at the fit, and columns that the model does not hold later."""
+    text = (
+        "marked;odd;seen;thousands;x\n"
+        + "1,234.5;1;01/02/2020;1.234;1,5\n" * 19
+        + "3;?;03/02/2020;5.678;2,5\n"
+    )
+    path, others = written(tmp_path / "rows.csv", text), ["marked", "odd", "seen", "thousands"]
+    with pytest.raises(Refused, match="column 'thousands'"):
+        whole(path, dropped=others[:3])
+    frame = whole(path, dropped=others)
+    assert cells.dates(frame, others) == []
+    table = Table.of(frame, dict.fromkeys(others))
+    assert table.encode(whole(path, table=table)).tolist() == [[0.0]] * 19 + [[1.0]]
+    assert not caplog.messages
+    whole(path, dropped=["thousands"])
+    assert [message.split()[0] for message in caplog.messages] == ["marked", "odd"]
+    assert cells.dates(frame, ["marked"]) == []
+    assert caplog.messages[2].startswith("seen has labels")
+
+
 def test_a_date_that_the_table_leaves_out_may_stand_in_later_files(tmp_path):
     path = written(tmp_path / "rows.csv", "seen,x\n2020-01-01,1.5\n2020-01-01,2.5\n2020-01-01,4\n")
     table = Table.of(whole(path, dates=[("seen", "days")]))

@@ -27,6 +27,7 @@ def typed(
     table: Table | None,
     parts: Collection[tuple[str, str]] = (),
     kept: Collection[str] = (),
+    dropped: Collection[str] = (),
     *,
     text: bool,
     decimal_comma: bool,
@@ -40,6 +41,7 @@ def typed(
         frame: rows of a file.
         table: of the model, or None. Its columns "name.part" are taken from columns of dates, see ``with_dates``.
         parts, kept: as ``with_dates`` takes them, if there is no table.
+        dropped: columns that are not modelled, if there is no table. There are no warnings of them.
         text: whether the cells are text.
         decimal_comma: whether 1,5 is a number.
         start: the number of the first row, for messages.
@@ -62,7 +64,8 @@ def typed(
     frame = with_dates(frame, parts, kept, start)
     if text:
         for name in [name for name in frame if frame[name].dtype == object]:
-            frame[name] = _typed(frame[name], known.get(name), decimal_comma, start)
+            warns = table is None and name not in dropped
+            frame[name] = _typed(frame[name], known.get(name), decimal_comma, start, warns)
     for name, column in known.items():  # Parquet holds categories of numbers and booleans as these
         if column.sort == "label" and name in frame and frame[name].dtype.kind in "biuf":
             frame[name] = _categories(frame[name], column.levels or ())
@@ -76,14 +79,17 @@ def _present(cells: pd.Series, column: Column | None) -> pd.Series:
     return cells.mask(missing, None)
 
 
-def _typed(text: pd.Series, column: Column | None, decimal_comma: bool, start: int) -> pd.Series:
-    """Return a column of text as numbers, booleans or labels."""
+def _typed(text: pd.Series, column: Column | None, decimal_comma: bool, start: int, warns: bool) -> pd.Series:
+    """Return a column of text as numbers, booleans or labels.
+
+    If it ``warns``, the column is modelled and has no family yet, so warn of labels that look like numbers.
+    """
     if column is not None and column.sort == "label":
         return _labels(text, column.levels or ())
     seen = text.dropna().str.strip()
     if (column is None or column.sort == "bool") and len(seen) and set(seen.str.lower()) <= {"true", "false"}:
         return seen.str.lower().map({"true": True, "false": False}).astype("boolean").reindex(text.index)
-    grouped = _thousands(seen) if decimal_comma else None
+    grouped = _thousands(seen) if decimal_comma and (warns or column is not None) else None
     if grouped is not None:
         row, cell = grouped
         came = f"{cell!r} in row {start + row}, whose dot may separate thousands"
@@ -104,11 +110,11 @@ def _typed(text: pd.Series, column: Column | None, decimal_comma: bool, start: i
         return numbers.astype(object).where(numbers.notna(), seen).reindex(text.index).infer_objects()
     odd = numbers.index[numbers.isna()]
     leading_zeros = seen.str.match(r"[+-]?0\d").any()  # 01 is a label
-    first = text_numbers.first_marked(seen, numbers)
+    first = text_numbers.first_marked(seen, numbers) if warns else None
     if first is not None:
         fix = text_numbers.ADVICE.format("comma" if decimal_comma else "point")
         log.warning("%s has labels: %r in row %d. %s", text.name, seen[first], start + first, fix)
-    elif len(odd) and not leading_zeros and 1 - len(odd) / len(seen) >= text_numbers.MOSTLY:
+    elif warns and len(odd) and not leading_zeros and 1 - len(odd) / len(seen) >= text_numbers.MOSTLY:
         found = (
             f"{len(odd)} of {len(seen)} cells are no numbers, first {seen[odd[0]]!r} in row {start + odd[0]}"
         )
@@ -193,10 +199,13 @@ def _spelled(cell: Any) -> str:
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
 
 
-def dates(frame: pd.DataFrame) -> list[Any]:
-    """Return the names of columns that hold dates, as such or as text in ISO 8601; warn of text like other dates."""
+def dates(frame: pd.DataFrame, chosen: Collection[Any] = ()) -> list[Any]:
+    """Return the names of columns that hold dates, as such or as text in ISO 8601; warn of text like other dates.
+
+    Columns that are ``chosen``, to leave out or for a family, are not considered.
+    """
     found = []
-    for name in frame:
+    for name in frame.columns.difference(list(chosen), sort=False):
         seen = frame[name].dropna()
         kind = pd.api.types.infer_dtype(seen)
         text = seen.str.strip() if kind == "string" else seen[:0].astype(str)

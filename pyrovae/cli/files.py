@@ -46,6 +46,7 @@ class Rows:
         index: the column that labels the rows; it is no part of a row.
         table: of the model; None before there is one.
         dates, kept: as ``cells.with_dates`` takes them, if there is no table.
+        dropped: columns that are not modelled, if there is no table.
 
     Raises:
         ValueError, OSError: the file cannot be read; no rows; lines of other lengths; names that are missing or repeated.
@@ -58,8 +59,10 @@ class Rows:
         table: Table | None = None,
         dates: Collection[tuple[str, str]] = (),
         kept: Collection[str] = (),
+        dropped: Collection[str] = (),
     ) -> None:
-        self.path, self._index, self._table, self._dates, self._kept = path, index, table, dates, kept
+        self.path, self._index, self._table = path, index, table
+        self._dates, self._kept, self._dropped = dates, kept, dropped
         self._suffix = ".csv" if path == "-" else _suffix(path, "DATA", _INPUTS)
         self._content = sys.stdin.buffer.read() if path == "-" else None
         self._separator = "\t"
@@ -80,7 +83,14 @@ class Rows:
             yield (
                 start,
                 cells.typed(
-                    frame, self._table, self._dates, self._kept, text=text, decimal_comma=comma, start=start
+                    frame,
+                    self._table,
+                    self._dates,
+                    self._kept,
+                    self._dropped,
+                    text=text,
+                    decimal_comma=comma,
+                    start=start,
                 ),
             )
 

@@ -77,7 +77,7 @@ class TrainingRows:
         for name, part in parts:
             arguments.choice(f"--date {name}", part, cells.PARTS)
         kept = {name for name, family in self._families.items() if family}
-        self._frame = files.Rows(data, index, dates=parts, kept=kept).whole()
+        self._frame = files.Rows(data, index, dates=parts, kept=kept, dropped=drop or ()).whole()
         for option, names in (
             ("--family", given),
             ("--resolution", self._resolution),
@@ -85,7 +85,7 @@ class TrainingRows:
         ):
             for name in names:
                 arguments.choice(option, name, tuple(self._frame.columns))
-        undecided = [name for name in cells.dates(self._frame) if name not in self._families]
+        undecided = cells.dates(self._frame, self._families)
         if undecided:
             name = undecided[0]
             came = f"dates in {', '.join(map(repr, undecided))}, first {self._frame[name].dropna().iloc[0]!s}"
