@@ -198,13 +198,18 @@ class DiscretizedLogistic(TorchDistribution):
                 self._extended_shape(Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device
             )
             x = self.loc + self.scale * torch.logit(u)
-            return x.round().clamp(0, self.levels - 1)
+            return _whole(x).clamp(0, self.levels - 1)
 
     @property
     def mean(self) -> Tensor:
         # Σ_{k ≥ 1} P(x ≥ k)
         k = torch.arange(1, self.levels, dtype=self.loc.dtype, device=self.loc.device)
         return torch.sigmoid((self.loc[..., None] - k + 0.5) / self.scale[..., None]).sum(-1)
+
+
+def _whole(draws: Tensor) -> Tensor:
+    """Return draws rounded to whole numbers; a zero has no sign."""
+    return draws.round() + 0.0
 
 
 def log_normal_mass(lower: Tensor, upper: Tensor, given: Tensor) -> Tensor:
@@ -292,9 +297,8 @@ class RoundedNormal(TorchDistribution):
 
     def _observed(self, drawn: Tensor) -> Tensor:
         """Return the whole numbers that normal ones are recorded as."""
-        if self.log:
-            return drawn.exp().round()
-        return drawn.round().clamp(min=0.0) if self.censored else drawn.round()
+        whole = _whole(drawn.exp() if self.log else drawn)
+        return whole.clamp(min=0.0) if self.censored else whole
 
     @property
     def mean(self) -> Tensor:

@@ -1,6 +1,7 @@
 """Noise that belongs to the row: its distribution, and numbers that depend on nothing but the row."""
 
 import math
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.distributions import constraints
 
 import pyrovae as pv
 from pyrovae import noise
-from pyrovae.pair import inspect
+from pyrovae.pair import drawing, inspect
 from pyrovae.pair.drawing import Source, replaced
 from pyrovae.row_noise import RowNoise
 
@@ -192,6 +193,14 @@ def test_sites_draw_from_their_distributions_row_by_row(name, layout):
     # The next site's draws stay, however often a sampler rejects.
     w = model.rows_second("w", latents["w"])
     torch.testing.assert_close(model.rows_second("w", fewer["w"]), w[40:43, some])
+
+
+def test_a_drawn_poisson_zero_has_no_sign():
+    """The search starts at a rounded quantile, which is −0.0 at rates just above 1."""
+    source = SimpleNamespace(uniform=lambda shape, dtype: torch.rand(shape, dtype=dtype))
+    drawn = drawing._poisson(source, torch.full((2000,), 1.5))
+    assert (drawn == 0).any()
+    assert not drawn.signbit().any()
 
 
 #: Samplers of two independent normal numbers with one location, shape (..., 1), and two scales, shape (..., 2).

@@ -682,6 +682,24 @@ def test_rounded_normal_draws_what_it_scores():
     assert fn.median.tolist() == [0.0, 1.0]
 
 
+def test_a_drawn_zero_has_no_sign():
+    """Rounded, −0.3 is −0.0, which is written otherwise than 0.0."""
+    torch.manual_seed(0)
+    loc = torch.zeros(200)
+    for fn in (
+        distributions.RoundedNormal(loc, loc + 0.5),
+        distributions.RoundedNormal(loc, loc + 0.5, censored=True),
+        distributions.DiscretizedLogistic(loc, loc + 0.5, 4),
+    ):
+        drawn = fn.sample()
+        assert (drawn == 0).any()
+        assert not drawn.signbit()[drawn == 0].any()
+    frame = pd.DataFrame({"steps": [0.0, 0.5, 1.0, 1.5] * 5, "visits": [0.0, 1.0, 2.0, 4.0] * 5})
+    table = Table.of(frame, {"visits": "poisson"}, {"steps": 0.5})
+    assert not np.signbit(table.decode([[-0.3, -0.3]])).any(axis=None)
+    assert not np.signbit(table.decode([[-0.0, -0.0]])).any(axis=None)
+
+
 # --- parts
 
 

@@ -242,7 +242,7 @@ def _poisson(source: Source, rate: Tensor) -> Tensor:
     u = source.uniform(rate.shape, torch.float64)
     z = math.sqrt(2) * torch.erfinv(2 * u - 1)
     count = (wide + wide.sqrt() * z + (z**2 - 1) / 6).round().clamp(min=0)
-    count = torch.where(wide < 1, 0.0, count)
+    count = torch.where(wide < 1, 0.0, count) + 0.0  # −0.0 becomes 0.0
     searched = wide < 1e5
     below = torch.special.gammaincc(count + 1, wide)  # P(X ≤ count)
     mass = (torch.xlogy(count, wide) - wide - torch.lgamma(count + 1)).exp()

@@ -121,10 +121,10 @@ class Column:
         elif self.resolution is not None:
             per = round(1 / self.resolution)  # 3 / 10 is 0.3, and 3 * 0.1 is not
             whole = per > 0 and abs(per * self.resolution - 1) < 1e-9
-            steps = np.round(codes) if rounded else codes
+            steps = _whole(codes) if rounded else codes
             held = steps / per if whole else steps * self.resolution
         else:
-            held = np.round(codes) if rounded and family_of(self.family).takes == "counts" else codes
+            held = _whole(codes) if rounded and family_of(self.family).takes == "counts" else codes
         if self.categories is not None:
             kind: Any = pd.CategoricalDtype(list(self.categories), ordered=self.ordered)
             return pd.Series(pd.Categorical(list(held), dtype=kind), index=index)
@@ -224,6 +224,11 @@ def _rounding_of(dtype: Any) -> float:
     return float(np.finfo(kind if kind.kind == "f" else np.float64).eps)
 
 
+def _whole(numbers: Any) -> Any:
+    """Return numbers rounded to whole ones; a zero has no sign."""
+    return numbers.round() + 0.0
+
+
 def _typed(numbers: pd.Series, dtype: str) -> pd.Series:
     """Return numbers in a type; in a wider one if it cannot hold them."""
     import pandas as pd
@@ -231,7 +236,7 @@ def _typed(numbers: pd.Series, dtype: str) -> pd.Series:
     kind: Any = pd.api.types.pandas_dtype(dtype)
     missing, nullable = numbers.isna(), not isinstance(kind, np.dtype)
     if kind.kind in "iu":
-        numbers = numbers.round()
+        numbers = _whole(numbers)
     if kind.kind in "iuf":
         kind = wide_enough(pd.Series([], dtype=kind), numbers[~missing].to_numpy()).dtype
     if kind.kind in "iu" and missing.any() and not nullable:
