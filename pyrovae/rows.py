@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from pyrovae.arrays import FLOATS, as_numpy, cast, from_array, from_tensor
 from pyrovae.entries import finite
 from pyrovae.refusals import bad_type, bad_value, column_of, place, shown
 from pyrovae.sparse import dense
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -402,13 +405,20 @@ def without(rows: Any, observed: Any) -> Any:
     return restored(held, mask).cpu().numpy()
 
 
-def row_labels(argument: str, labels: Any, index: Any, num_rows: int) -> np.ndarray:
-    """Return a label or a number for each row, shape (rows,), in the order of the rows' index; refuse another number."""
-    found = np.asarray(align(argument, labels, index))
-    if found.shape != (num_rows,):
-        came = f"shape {found.shape}"
+def row_labels(argument: str, labels: Any, index: Any, num_rows: int) -> pd.Series:
+    """Return a label or a number for each row, in the order of the rows' index; refuse another number.
+
+    A pandas category keeps its levels and their order.
+    """
+    import pandas as pd
+
+    found = align(argument, labels, index)
+    dtype = getattr(found, "dtype", None)
+    held = found if isinstance(dtype, pd.CategoricalDtype) else np.asarray(found)
+    if held.shape != (num_rows,):
+        came = f"shape {held.shape}"
         raise bad_value(argument, f"one for each of the {num_rows} rows", came, "Pass one column.")
-    return found
+    return pd.Series(held).reset_index(drop=True)
 
 
 def restored(rows: Tensor, observed: Tensor | None) -> Tensor:

@@ -2979,9 +2979,30 @@ BUGS = {
     "rows whose label is other left out": Bug(
         "plots/models.py",
         "_levels",
-        'rest |= found.pop("other", (rest, {}))[0]',
-        'found.pop("other", None)',
+        "rest | found.pop(word, (rest, {}))[0]",
+        "rest",
         "test_plots.py::test_every_row_is_drawn_whatever_its_label",
+    ),
+    "rows without a label left out": Bug(
+        "plots/models.py",
+        "_levels",
+        "missing = which < 0",
+        "missing = which < -1",
+        "test_plots.py::test_rows_without_a_label_are_missing_and_grey",
+    ),
+    "levels of categories in the order of the alphabet": Bug(
+        "plots/columns.py",
+        "_panel",
+        "place.get(str(level), len(place))",
+        "0",
+        "test_plots.py::test_levels_of_categories_keep_their_order",
+    ),
+    "labels of categories in the order of the alphabet": Bug(
+        "plots/models.py",
+        "_levels",
+        "dict.fromkeys(map(str, labels.cat.categories))",
+        "sorted(map(str, labels.cat.categories))",
+        "test_plots.py::test_levels_of_categories_keep_their_order",
     ),
     "draws of a column's observed cells": Bug(
         "plots/columns.py",

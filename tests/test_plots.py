@@ -1,5 +1,6 @@
 """Figures: the numbers behind the pictures, with and without axes; colours, labels and settings."""
 
+import itertools
 import re
 from decimal import Decimal
 
@@ -258,6 +259,86 @@ def test_labels_get_colours_and_marks_and_rare_ones_are_other(ax):
     assert len(marks) == 13
 
 
+def words_of(texts):
+    return [text.get_text() for text in texts]
+
+
+def test_levels_of_categories_keep_their_order(ax):
+    """In either of two frames, or only in the model; levels without an order are in that of the alphabet."""
+    levels = ["never", "sometimes", "often"]
+    held = pd.DataFrame(
+        {"use": pd.Categorical(levels * 20, levels, ordered=True), "y": np.arange(60.0) ** 1.5}
+    )
+    text = held.astype({"use": str})
+    for x, simulated, order in (
+        (held, text, levels),
+        (text, held, levels),
+        (text, text, sorted(levels)),
+        (held, text.replace("often", "always"), ["never", "sometimes", "often", "always"]),
+        (held, held.set_axis([0, 1], axis=1), levels),
+    ):
+        if list(simulated) == [0, 1]:
+            x = x.rename(columns={"y": "dose"})
+        panel = plots.predictive(x, simulated)[0]
+        assert words_of(panel.get_xticklabels()) == order
+    many = pd.Categorical([str(number) for number in range(20)] * 3, [str(number) for number in range(20)])
+    panel = plots.predictive(held.assign(use=many), held.assign(use=many))[0]
+    assert words_of(panel.get_xticklabels()) == [str(number) for number in range(12)]
+    vae = pv.VAE.for_table(held, 1, hidden_dims=(4,))
+    for rows in (held, text):
+        found = pv.impute(
+            vae, rows.mask(np.arange(60)[:, None] % 7 == [0, 1]), 3, num_samples=100, check=False
+        )
+        panel = plots.imputation(found, ["use"])[0]
+        drawn = words_of(panel.get_xticklabels())
+        assert drawn == [level for level in levels if level in drawn]
+        assert len(drawn) > 1
+    plots.latent(np.zeros((60, 2)), held["use"], ax=ax)
+    assert words_of(ax.get_legend().get_texts()) == levels
+    several = plots.latent(held[["y"]], held["use"].sample(frac=1, random_state=0))
+    assert words_of(several.get_legend().get_texts()) == levels
+    assert [drawn.get_offsets()[0, 0] for drawn in several.collections] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (["b", None, "a", NAN, "b"], ["a", "b", "missing"]),
+        (pd.Series(["b", pd.NA, "a", pd.NA, "b"], dtype="string"), ["a", "b", "missing"]),
+        (pd.Categorical(["b", None, "a", None, "b"], ["b", "a", "c"]), ["b", "a", "missing"]),
+        ([10.0, NAN, 9.0, NAN, 10.0], ["9", "10", "missing"]),
+        (pd.Series([10, None, 9, None, 10], dtype="Int64"), ["9", "10", "missing"]),
+        ([10, None, 9, None, 10], ["9", "10", "missing"]),
+        ([None] * 5, ["missing"]),
+        (["missing", None, "a", None, "missing"], ["a", "missing"]),
+    ],
+)  # fmt: skip
+def test_rows_without_a_label_are_missing_and_grey(ax, labels, words):
+    plots.latent(np.arange(10.0).reshape(5, 2), labels, ax=ax)
+    assert words_of(ax.get_legend().get_texts()) == words
+    last = ax.collections[-1]
+    assert matplotlib.colors.to_hex(last.get_facecolor()[0]) == plots.drawing.GREY
+    assert {2.0, 6.0} <= set(last.get_offsets()[:, 0].tolist())
+    assert sum(len(drawn.get_offsets()) for drawn in ax.collections) == 5
+
+
+def test_rows_without_a_number_are_beside_those_with_a_colour_bar():
+    numbers = [NAN, *np.arange(20) / 3]
+    drawn = plots.latent(np.arange(42.0).reshape(21, 2), pd.Series(numbers, name="dose"))
+    assert [len(each.get_offsets()) for each in drawn.collections] == [20, 1]
+    assert drawn.collections[0].get_array().tolist() == numbers[1:]
+    assert words_of(drawn.get_legend().get_texts()) == ["missing"]
+    assert drawn.figure.axes[1].get_ylabel() == "dose"
+
+
+def test_a_category_keeps_its_order_in_a_report():
+    held = pd.Series(pd.Categorical(["low", "high", None], ["low", "high"]), index=[2, 1, 0], name="dose")
+    found = pv.reporting.contents._series(held, pd.DataFrame({"a": [1.0, 2.0, 3.0]}))
+    assert found.cat.categories.tolist() == ["low", "high"]
+    assert found.fillna("high").tolist() == ["high", "high", "low"]
+    assert found.name == "dose"
+
+
 def test_every_row_is_drawn_whatever_its_label(ax):
     """A label may be called "other", and numbers that are written alike are two labels."""
     labels = ["other"] * 10 + [f"l{number}" for number in range(30)]
@@ -316,6 +397,29 @@ def test_one_row_of_many_latents_is_drawn(ax):
     plots.latent(np.array([[1.0, 2.0, 3.0]]), ax=ax)
     assert ax.collections[0].get_offsets().tolist() == [[0.0, 0.0]]
     assert ax.get_ylabel() == "principal component 2 (0% of variance)"
+
+
+@pytest.mark.parametrize("panels", [1, 3])
+@pytest.mark.parametrize(
+    "name",
+    ["systolic blood pressure at baseline (mmHg)", "n" * 90, "W" * 30, "a" * 15, "$x$ and $y$ " * 9, ""],
+)
+def test_titles_of_panels_do_not_meet(name, panels):
+    """A long name is broken, and cut after the second line; the number stays."""
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(30, panels)) * 1e4)
+    frame = frame.set_axis([f"{name}{number or ''}" for number in range(panels)], axis=1)
+    axes = plots.predictive(frame, frame + 1)
+    axes[0].figure.draw_without_rendering()
+    distances = plots.column_distances(frame, frame + 1)["distance"]
+    places = [each.title.get_window_extent() for each in axes]
+    assert all(one.x1 <= other.x0 for one, other in itertools.pairwise(places))
+    assert places[0].x0 >= 0
+    assert places[-1].x1 <= axes[0].figure.bbox.width
+    for each, (label, distance) in zip(axes, distances.items(), strict=True):
+        title = each.get_title()
+        assert title.count("\n") <= 1
+        assert title.replace("\n", " ").endswith(f": {distance:.2f}")
+        assert "…" in title or re.sub(r"\s", "", title).startswith(re.sub(r"\s", "", label))
 
 
 def test_numbers_and_levels_of_columns_are_drawn_as_shares():

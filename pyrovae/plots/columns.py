@@ -41,8 +41,8 @@ def predictive(x: Any, simulated: Any, columns: Sequence[Any] | None = None, *, 
     real, drawn = _both(x, simulated)
     distances = column_distances(x, simulated)["distance"]
     names = _chosen(columns, list(real), distances.to_numpy())
-    titles = {name: f"{name}: {distances[name]:.2f}" for name in names}
-    return _panels(titles, real, drawn, ("data", "simulated"), ax)
+    endings = {name: f": {distances[name]:.2f}" for name in names}
+    return _panels(endings, real, drawn, ("data", "simulated"), _orders(list(real), x, simulated), ax)
 
 
 def imputation(found: Imputation, columns: Sequence[Any] | None = None, *, ax: Any = None) -> np.ndarray:
@@ -60,14 +60,18 @@ def imputation(found: Imputation, columns: Sequence[Any] | None = None, *, ax: A
     """
     if not len(drawing.instance("found", found, Imputation).rows):
         raise bad_value("found", "a missing cell", "none", "Pass rows with missing cells to impute.")
-    completed = [_columns("found", rows) for rows in found.completed]
+    rows = found.completed
+    completed = [_columns("found", each) for each in rows]
     known = list(completed[0]) if found.table is None else found.table.names
     missing = {known[number]: found.rows[found.columns == number] for number in np.unique(found.columns)}
-    names = _chosen(columns, list(missing), np.array([len(rows) for rows in missing.values()]))
-    titles = {name: f"{name}: {len(missing[name])} missing" for name in names}
+    names = _chosen(columns, list(missing), np.array([len(cells) for cells in missing.values()]))
+    endings = {name: f": {len(missing[name])} missing" for name in names}
     real = {name: np.delete(completed[0][name], missing[name]) for name in names}
     drawn = {name: np.concatenate([each[name][missing[name]] for each in completed]) for name in names}
-    return _panels(titles, real, drawn, ("observed", "drawn"), ax)
+    orders = _orders(list(completed[0]), rows[0])
+    for column in () if found.table is None else found.table.columns:
+        orders.setdefault(column.name, [str(level) for level in column.categories or ()])
+    return _panels(endings, real, drawn, ("observed", "drawn"), orders, ax)
 
 
 def column_distances(x: Any, simulated: Any) -> pd.DataFrame:
@@ -140,6 +144,18 @@ def _alike(values: Sequence[np.ndarray]) -> tuple[list[np.ndarray], bool]:
     return [each.astype(np.float64 if numbers else str) for each in values], numbers
 
 
+def _orders(names: Sequence[Any], *parts: Any) -> dict[Any, list[str]]:
+    """Return the levels of pandas categories in their order, as text, by the names of columns at their positions."""
+    import pandas as pd
+
+    found = dict[Any, list[str]]()
+    for rows in (as_passed(part)[1] for part in parts):
+        for name, dtype in zip(names, rows.dtypes if isinstance(rows, pd.DataFrame) else (), strict=False):
+            if isinstance(dtype, pd.CategoricalDtype):
+                found.setdefault(name, [str(level) for level in dtype.categories])
+    return found
+
+
 def _columns(argument: str, x: Any) -> dict[Any, np.ndarray]:
     """Return the observed values of each column by its name or number: float64, or objects such as strings."""
     import pandas as pd
@@ -181,40 +197,44 @@ def _chosen(columns: Any, names: list[Any], order: np.ndarray) -> list[Any]:
 
 
 def _panels(
-    titles: Mapping[Any, str],
+    endings: Mapping[Any, str],
     one: Mapping[Any, np.ndarray],
     other: Mapping[Any, np.ndarray],
     labels: tuple[str, str],
+    orders: Mapping[Any, Sequence[str]],
     ax: Any,
 ) -> np.ndarray:
-    """Draw two distributions of each column that has a title, and a legend in each figure."""
+    """Draw two distributions of each column that has an ending of its title, and a legend in each figure.
+
+    ``orders`` has the levels of columns in their order, as text.
+    """
     from matplotlib import pyplot, rc_context
 
     if ax is None:
-        wide, lines = min(len(titles), 3), -(-len(titles) // 3)
+        wide, lines = min(len(endings), 3), -(-len(endings) // 3)
         size = max(WIDTH, 2.0 * wide), 0.3 + 1.6 * lines
         with rc_context(STYLE):
             ax = pyplot.figure(figsize=size, layout="constrained").subplots(lines, wide, squeeze=False)
     given = np.asarray(ax, dtype=object).ravel()
-    if len(given) < len(titles):
+    if len(given) < len(endings):
         fix = "Pass figure.subplots(…), or leave it out for a new figure."
-        raise bad_type("ax", f"axes for each of {len(titles)} columns", shown(ax), fix)
+        raise bad_type("ax", f"axes for each of {len(endings)} columns", shown(ax), fix)
     figures = list[Any]()
-    for each, (name, title) in zip(given, titles.items(), strict=False):
+    for each, (name, ending) in zip(given, endings.items(), strict=False):
         with drawing.axes(each) as panel:
-            _panel(panel, [one[name], other[name]], labels)
-            panel.set_title(title)
+            _panel(panel, [one[name], other[name]], labels, orders.get(name, ()))
+            drawing.title(panel, str(name), ending)
             if panel.figure not in figures:
                 drawing.legend(panel, 0.2)
                 panel.set_ylabel("share")
                 figures.append(panel.figure)
-    for rest in given[len(titles) :]:
+    for rest in given[len(endings) :]:
         rest.axis("off")
-    return given[: len(titles)]
+    return given[: len(endings)]
 
 
-def _panel(ax: Axes, values: Sequence[np.ndarray], labels: Sequence[str]) -> None:
-    """Draw bars of levels or of few numbers, and otherwise histograms."""
+def _panel(ax: Axes, values: Sequence[np.ndarray], labels: Sequence[str], order: Sequence[str] = ()) -> None:
+    """Draw bars of levels or of few numbers, and otherwise histograms. Levels that are not in ``order`` come last."""
     values, numbers = _alike(values)
     levels, counts = np.unique(np.concatenate(values), return_counts=True)
     if not len(levels):
@@ -222,7 +242,10 @@ def _panel(ax: Axes, values: Sequence[np.ndarray], labels: Sequence[str]) -> Non
     if numbers and len(levels) > MOST_BARS:
         drawing.histograms(ax, values, labels)
         return
-    levels = np.sort(levels[np.argsort(-counts, kind="stable")[:MOST_BARS]])
+    place = {level: number for number, level in enumerate(order)}
+    by_place = np.argsort([place.get(str(level), len(place)) for level in levels], kind="stable")
+    most = np.sort(np.argsort(-counts[by_place], kind="stable")[:MOST_BARS])
+    levels = levels[by_place[most]]
     for each, label, colour, side in zip(values, labels, (GREY, BLUE), (-0.2, 0.2), strict=True):
         shares = [(each == level).mean() if len(each) else 0.0 for level in levels]
         ax.bar(np.arange(len(levels)) + side, shares, 0.4, color=colour, label=label)

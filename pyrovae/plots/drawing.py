@@ -81,8 +81,11 @@ def legend(ax: Axes, share: float = 0.09, loc: Any = "upper left", title: str | 
 
     Names that are wider than the axes are broken into lines.
     """
+    from matplotlib import rcParams
+
     handles, names = ax.get_legend_handles_labels()
-    labels = [_broken(name, 72 * ax.bbox.width / ax.figure.dpi - _HANDLE) for name in names]
+    points, size = 72 * ax.bbox.width / ax.figure.dpi - _HANDLE, rcParams["legend.fontsize"]
+    labels = [_broken(name, points, size) for name in names]
     lines = sum(label.count("\n") + 1 for label in labels) + (title is not None)
     low, high = ax.get_ylim()
     room = (high - low) * share * lines / max(1 - share * lines, 0.2)
@@ -90,23 +93,37 @@ def legend(ax: Axes, share: float = 0.09, loc: Any = "upper left", title: str | 
     ax.legend(handles, labels, loc=loc, title=title, borderaxespad=0.2)
 
 
-def _broken(name: str, points: float) -> str:
-    """Return a name of a legend in lines that are at most so wide."""
+def title(ax: Axes, name: str, ending: str = "") -> None:
+    """Set a title that is no wider than the axes, in at most two lines: a name, cut if it is too long, and an ending."""
     from matplotlib import rcParams
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import text_to_path
 
-    font = FontProperties(size=rcParams["legend.fontsize"])
+    points, size = 72 * ax.bbox.width / ax.figure.dpi, rcParams["axes.titlesize"]
+    found = _broken(name + ending, points, size)
+    if found.count("\n") > 1:
+        first, *others = _broken(name, points, size).split("\n")
+        rest = " ".join(others)[: int(points)]
+        while rest and _width(f"{rest}…{ending}", size) > points:
+            rest = rest[:-1].rstrip()
+        found = f"{first}\n{rest}…{ending}"
+    ax.set_title(found)
 
-    def width(line: str) -> float:
-        return text_to_path.get_text_width_height_descent(line, font, ismath=False)[0]
 
+def _broken(name: str, points: float, size: Any) -> str:
+    """Return a name in lines that are at most so wide, in a font size."""
     most = min(len(name), int(points))  # no character is narrower than a point
     for length in range(max(most, _FEWEST), _FEWEST - 1, -1):
         lines = textwrap.wrap(name, length)
-        if all(width(line) <= points for line in lines):
+        if all(_width(line, size) <= points for line in lines):
             break
     return "\n".join(lines)
+
+
+def _width(line: str, size: Any) -> float:
+    """Return the width of a line in points, in a font size."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    return text_to_path.get_text_width_height_descent(line, FontProperties(size=size), ismath=False)[0]
 
 
 def histograms(ax: Axes, values: Sequence[np.ndarray], labels: Sequence[str]) -> None:

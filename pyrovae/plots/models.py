@@ -13,12 +13,15 @@ from pyrovae.plots import drawing
 from pyrovae.plots.drawing import BLACK, BLUE, GREY, MOST_BARS
 from pyrovae.refusals import bad_value
 from pyrovae.rows import as_tensor, read, row_labels
+from pyrovae.tables.columns import sort_of
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
 _MOST_LEVELS = 12
+_MISSING = "missing"
+_OF_MISSING: dict[str, Any] = {"color": GREY, "marker": "d"}
 
 
 def compare(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
@@ -80,7 +83,8 @@ def diagnosis(found: Diagnosis, *, ax: Axes | None = None) -> Axes:
         if len(frame) <= MOST_BARS:
             ax.set_xticks(range(len(frame)), [str(name) for name in frame.index], rotation=90)
         verdict = f"{found.verdict}: {found.active_units} of {len(frame)} dimensions active"
-        ax.set(xlabel="latent dimension, in the order of its rate", ylabel="rate, nats a row", title=verdict)
+        ax.set(xlabel="latent dimension, in the order of its rate", ylabel="rate, nats a row")
+        drawing.title(ax, verdict)
         ax.legend()
     return ax
 
@@ -97,7 +101,8 @@ def latent(z: Any, color: Any = None, *, ax: Axes | None = None) -> Axes:
             than two dimensions, dimensions with NaN are left out instead, if one without NaN remains. The title says how
             many.
         color: a label or a number for each row, shape (rows,). A series is aligned by the index of ``z``. More than twelve
-            different numbers get a colour bar; of more than twelve labels, the rarest are drawn as "other".
+            different numbers get a colour bar; of more than twelve labels, the rarest are drawn as "other". Levels of a
+            pandas category keep their order. Rows without a label are "missing".
         ax: as in ``training_curves``.
     """
     index, names = frames.index(z), None
@@ -115,22 +120,27 @@ def latent(z: Any, color: Any = None, *, ax: Axes | None = None) -> Axes:
         names = [f"principal component {k + 1} ({shares[k]:.0%} of variance)" for k in (0, 1)]
     elif codes.shape[1] == 1:
         codes, names = np.c_[np.flatnonzero(has), codes], ["row", names[0]]
-    labels = None if color is None else row_labels("color", color, index, len(has))[has]
+    labels = None if color is None else _numbers(row_labels("color", color, index, len(has))[has])
     with drawing.axes(ax, 3.0) as ax:
         small: dict[str, Any] = {"s": 8 if len(codes) < 1000 else 3, "linewidths": 0}
         name = str(getattr(color, "name", None) or "")
         if labels is None:
             ax.scatter(codes[:, 0], codes[:, 1], color=BLUE, **small)
-        elif labels.dtype.kind in "iuf" and len(np.unique(labels)) > _MOST_LEVELS:
-            drawn = ax.scatter(codes[:, 0], codes[:, 1], c=labels.astype(float), cmap="viridis", **small)
+        elif labels.dtype.kind in "iuf" and labels.nunique() > _MOST_LEVELS:
+            there = labels.notna().to_numpy()
+            numbers = labels[there].astype(float)
+            drawn = ax.scatter(codes[there, 0], codes[there, 1], c=numbers, cmap="viridis", **small)
             drawing.as_written(ax.figure.colorbar(drawn, ax=ax, label=name).ax)
+            if not there.all():
+                ax.scatter(codes[~there, 0], codes[~there, 1], label=_MISSING, **_OF_MISSING, **small)
+                drawing.legend(ax)
         else:
             for level, (these, style) in _levels(labels).items():
                 ax.scatter(codes[these, 0], codes[these, 1], label=level, **style, **small)
             ax.legend(title=name, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=2)
         ax.set(xlabel=names[0], ylabel=names[1])
         if title:
-            ax.set_title(title)
+            drawing.title(ax, title)
     return ax
 
 
@@ -158,20 +168,40 @@ def _codes(z: Any, names: list[str] | None) -> tuple[np.ndarray, list[str], np.n
     return codes[has][:, drawn], [names[number] for number in np.flatnonzero(drawn)], has, title
 
 
-def _levels(labels: np.ndarray) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
-    """Return which rows have each label, and its colour and mark; the rarest of many labels are "other", in grey."""
+def _numbers(labels: pd.Series) -> pd.Series:
+    """Return labels that are numbers in columns of objects, beside missing ones, as float64; others unchanged."""
+    if sort_of(labels) != "number" or (labels.dtype.kind in "iuf" and isinstance(labels.dtype, np.dtype)):
+        return labels
+    return labels.dropna().astype(np.float64).reindex(labels.index)
+
+
+def _levels(labels: pd.Series) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
+    """Return which rows have each label, and its colour and mark.
+
+    The rarest of many labels are "other", and rows without a label are "missing", both in grey.
+    """
+    import pandas as pd
+
     numbers = labels.dtype.kind in "iuf"
-    values = labels if numbers else np.array([str(label) for label in labels.tolist()])
-    levels, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    kept = np.sort(np.argsort(-counts, kind="stable")[:_MOST_LEVELS])
-    words = [f"{levels[code]:g}" if numbers else str(levels[code]) for code in kept]
+    values = labels if numbers else labels.astype(object).map(str, na_action="ignore")
+    if isinstance(labels.dtype, pd.CategoricalDtype):
+        levels = pd.Index(dict.fromkeys(map(str, labels.cat.categories)), dtype=object)
+    else:
+        levels = pd.Index(np.unique(values.dropna()))
+    which = levels.get_indexer(pd.Index(values))
+    counts = np.bincount(which[which >= 0], minlength=len(levels))
+    kept = np.sort(np.argsort(-counts, kind="stable")[: min(_MOST_LEVELS, np.count_nonzero(counts))])
+    words = [f"{levels[code]:g}" if numbers else levels[code] for code in kept]
     if len(set(words)) < len(words):  # numbers that differ beyond six digits
         words = [str(levels[code]) for code in kept]
     found = {
         word: (which == code, drawing.mark(i)) for i, (word, code) in enumerate(zip(words, kept, strict=True))
     }
-    rest = ~np.isin(which, kept)
-    if rest.any():
-        rest |= found.pop("other", (rest, {}))[0]  # of a label of this name
-        found["other"] = rest, {"color": GREY, "marker": "."}
+    missing = which < 0
+    for word, rest, style in (
+        ("other", ~np.isin(which, kept) & ~missing, {"color": GREY, "marker": "."}),
+        (_MISSING, missing, _OF_MISSING),
+    ):
+        if rest.any():
+            found[word] = rest | found.pop(word, (rest, {}))[0], style  # and a label of this name
     return found

@@ -132,10 +132,8 @@ def some(x: Any, numbers: np.ndarray) -> Any:
 
 def _series(color: Any, rows: Any) -> pd.Series:
     """Return a label or a number for each row, in the order of the rows."""
-    import pandas as pd
-
     values = row_labels("color", color, frames.index(rows), rows.shape[0])
-    return pd.Series(values, name=getattr(color, "name", None))
+    return values.rename(getattr(color, "name", None))
 
 
 def _check_apart(x: Evaluation, train: Evaluation) -> None:
