@@ -2636,9 +2636,37 @@ BUGS = {
     "draws that do not fit the density trusted": Bug(
         "evidence/from_draws.py",
         "by_bridge",
-        "found.imbalance > _IMBALANCE",
+        "found.chance < _FALSE_ALARMS",
         "False",
         "test_from_draws.py::test_not_trusted[columns exchanged]",
+    ),
+    "one deviation's probability for that of the least probable": Bug(
+        "evidence/bridge.py",
+        "_least_probable",
+        "len(z) * float(",
+        "float(",
+        "test_from_draws.py::test_the_limit_of_a_deviation_follows_from_their_number_and_the_draws",
+    ),
+    "normal deviations whatever the effective draws": Bug(
+        "evidence/bridge.py",
+        "_least_probable",
+        "ess / _DRAWS_A_DEGREE",
+        "1e9 * ess",
+        "test_from_draws.py::test_the_limit_of_a_deviation_follows_from_their_number_and_the_draws",
+    ),
+    "autocorrelation left out of the balance": Bug(
+        "evidence/bridge.py",
+        "_deviations",
+        "row_ess((g_p * below).unflatten(0, (chains, -1))).clamp(max=distinct)",
+        "torch.full_like(at_p, len(g_p)).clamp(max=distinct)",
+        "test_from_draws.py::test_draws_of_the_density_are_said_not_to_be_as_rarely_as_stated",
+    ),
+    "resampled draws independent in the balance": Bug(
+        "evidence/bridge.py",
+        "_deviations",
+        ".clamp(max=distinct)",
+        "",
+        "test_from_draws.py::test_resampled_draws_are_draws_of_the_density",
     ),
     "autocorrelation left out of a bridge's error": Bug(
         "evidence/bridge.py",

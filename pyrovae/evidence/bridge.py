@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,9 @@ _ORDERED = 64
 _FITTED = 5000
 #: Share of the draws in each tail that the balance is checked in.
 _TAIL = 0.05
+#: Effective draws for each degree of freedom of a standard error: the autocorrelation that it rests on is summed over about
+#: five times its own length.
+_DRAWS_A_DEGREE = 5
 #: Smallest standard deviation of a dimension given those before it, in units of its own.
 _FLAT = 1e-7
 
@@ -41,7 +45,8 @@ class BridgeEstimate(NamedTuple):
         error: its standard error, in nats; if inf, the estimate has no meaning.
         bias: its bias to second order, in nats.
         pareto_k: k-hat of the terms at the partner's draws, and of those at the chains' draws.
-        imbalance: the largest |z| of the identities that hold if the draws are draws of the density.
+        imbalance: the least probable |z| of the identities that hold if the draws are draws of the density.
+        chance: the probability of such a |z| by chance, times the number of identities (Bonferroni); at most 1.
         evaluations: of the density.
         undefined: the number of the partner's draws at which the density is NaN.
     """
@@ -51,6 +56,7 @@ class BridgeEstimate(NamedTuple):
     bias: float
     pareto_k: tuple[float, float]
     imbalance: float
+    chance: float
     evaluations: int
     undefined: int
 
@@ -80,8 +86,9 @@ def bridge(
     tutorial.
 
     Any g satisfies mean_p [g C q / (s₁ p + s₂ C q)] = mean_q [g p / (s₁ p + s₂ C q)] if the draws are draws of p.
-    ``imbalance`` is the largest deviation, in standard errors, for g = v, v², log p/q,
-    the tails of each dimension, and the probabilities of the mixture's components.
+    ``imbalance`` is the least probable deviation, in standard errors, for g = v, v² and the tails of each dimension, from
+    all draws, and for log p/q and the probabilities of the mixture's components, from the second half: there, q was not
+    fitted. By chance it has Student's distribution with a degree of freedom for five effective draws.
 
     Args:
         log_target: log of the unnormalised density of vectors of shape (n, dim), shape (n,), in nats. NaN at a
@@ -162,8 +169,8 @@ def bridge(
     log_shares = math.log(effective / (effective + len(at_q))), -math.log1p(effective / len(at_q))
     log_c, converged = _iterate(at_p, at_q, log_shares)
     if not converged:
-        unknown = math.nan
-        return BridgeEstimate(log_c, math.inf, unknown, (unknown, unknown), unknown, evaluations, undefined)
+        nan = math.nan
+        return BridgeEstimate(log_c, math.inf, nan, (nan, nan), nan, nan, evaluations, undefined)
     above, below = (terms.exp() for terms in _terms(at_p, at_q, log_c, log_shares))
     ess = min(_ess(below.reshape(chains, -1)), distinct)
     variance, k_hats = 0.0, []
@@ -176,27 +183,36 @@ def bridge(
     count = max(1, int(_TAIL * len(fitted)))
     low, high = (fitted.kthvalue(k, dim=0).values for k in (count, len(fitted) + 1 - count))
 
-    def features(v: Tensor, ratio: Tensor) -> Tensor:
-        """Return the functions g of points and their log p / (C q), shape (n, functions)."""
-        even = [v**2, ratio.clamp(-10, 10)[:, None]]
+    def by_dimension(v: Tensor) -> Tensor:
+        """Return the functions g of points that belong to one dimension, shape (n, functions)."""
         if warp:  # the identities hold for even g only
-            return torch.cat(even, dim=1)
+            return v**2
         u = loc + v @ tril.mT
-        return torch.cat([*even, v, partner.shares(v), (u < low).double(), (u > high).double()], dim=1)
+        return torch.cat([v**2, v, (u < low).double(), (u > high).double()], dim=1)
 
+    def by_partner(v: Tensor, at_v: Tensor) -> Tensor:
+        """Return the functions g of points that belong to the partner; ``at_v`` are log p / q of the points."""
+        ratio = (at_v - log_c).clamp(-10, 10)[:, None]
+        return ratio if warp else torch.cat([ratio, partner.shares(v)], dim=1)
+
+    at_all, all_p = at_kept, at_p
+    if not warp:  # which would evaluate mirrored points of the first half, too
+        at_all = standardised(draws.flatten(0, 1), loc, tril)
+        all_p = log_ratio(at_all, at_draws.flatten())
+    below_all = _terms(all_p, at_q, log_c, log_shares)[1].exp()
+    distinct_all = distinct if warp else distinct_ess(draws)
+    compared = partial(_deviations, above=above, log_shares=log_shares, chains=chains)
+    imbalance, chance = _least_probable(
+        compared(by_partner(proposed, at_q), by_partner(at_kept, at_p), below=below, distinct=distinct),
+        compared(by_dimension(proposed), by_dimension(at_all), below=below_all, distinct=distinct_all),
+    )
     return BridgeEstimate(
         log_c,
         math.sqrt(variance),
         _bias(above, below, effective, ess, log_shares),
         (k_hats[0], k_hats[1]),
-        _imbalance(
-            above,
-            below,
-            features(proposed, at_q - log_c),
-            features(at_kept, at_p - log_c),
-            log_shares,
-            chains,
-        ),
+        imbalance,
+        chance,
         evaluations,
         undefined,
     )
@@ -388,14 +404,20 @@ def _bias(
     return -(product / information**2 + third * square / (2 * information**3))
 
 
-def _imbalance(
-    above: Tensor, below: Tensor, g_q: Tensor, g_p: Tensor, log_shares: tuple[float, float], chains: int
-) -> float:
-    """Return the largest |z| of mean_p [g · below] = mean_q [g · above], for features g of shape (draws, features).
+def _deviations(
+    g_q: Tensor,
+    g_p: Tensor,
+    above: Tensor,
+    below: Tensor,
+    log_shares: tuple[float, float],
+    chains: int,
+    distinct: float,
+) -> tuple[Tensor, Tensor]:
+    """Return z of mean_p [g · below] = mean_q [g · above], and the effective number of draws of p, each (functions,).
 
-    Each g is centred at its mean under the overlap of p and q, so that the error of log C cancels to first order. Each
-    side's draws estimate both variances, since s₁ · above + s₂ · below = 1 everywhere. The larger estimate counts:
-    a feature that is rare on one side has no variance there.
+    The functions g have shape (draws, functions). Each is centred at its mean under the overlap of p and q, so that the
+    error of log C cancels to first order. Each side's draws estimate both variances, since s₁ · above + s₂ · below = 1
+    everywhere. The larger estimate counts: a feature that is rare on one side has no variance there.
     """
     s1, s2 = (math.exp(log_share) for log_share in log_shares)
     above, below = above[:, None], below[:, None]
@@ -404,5 +426,16 @@ def _imbalance(
     at_p, at_q = (g_p * below).mean(0), (g_q * above).mean(0)
     of_p = torch.maximum((g_p * below).var(0), (g_q**2 * above * (1 - s1 * above) / s2).mean(0) - at_q**2)
     of_q = torch.maximum((g_q * above).var(0), (g_p**2 * below * (1 - s2 * below) / s1).mean(0) - at_p**2)
-    variance = of_p / row_ess((g_p * below).unflatten(0, (chains, -1))) + of_q / len(above)
-    return float(((at_p - at_q).abs() / variance.clamp(min=0).sqrt()).nan_to_num(0.0).max())
+    ess = row_ess((g_p * below).unflatten(0, (chains, -1))).clamp(max=distinct)
+    variance = of_p / ess + of_q / len(above)
+    return ((at_p - at_q) / variance.clamp(min=0).sqrt()).nan_to_num(0.0), ess
+
+
+def _least_probable(*deviations: tuple[Tensor, Tensor]) -> tuple[float, float]:
+    """Return |z| of the least probable of several deviations, and its probability times their number, at most 1."""
+    from scipy.special import stdtr
+
+    z, ess = (torch.cat(parts) for parts in zip(*deviations, strict=True))
+    probability = torch.from_numpy(2 * stdtr((ess / _DRAWS_A_DEGREE).numpy(), -z.abs().numpy()))
+    least = int(probability.argmin())
+    return float(z[least].abs()), min(1.0, len(z) * float(probability[least]))

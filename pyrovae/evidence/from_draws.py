@@ -23,8 +23,8 @@ from pyrovae.turns import takes_turns
 #: Largest relative error of a bridge at which it is about the error of the logarithm; above the second, the partner and
 #: the posterior hardly overlap.
 _MOST_ERROR, _NO_OVERLAP = 0.25, 1.0
-#: Of 2·dim + 1 standard normal variables, dim ≤ 1000, the largest is beyond this with a probability of at most 1e-5.
-_IMBALANCE = 6.0
+#: Probability with which draws of the density are said not to be.
+_FALSE_ALARMS = 1e-5
 #: Largest share of the points at which the density may be NaN.
 _MOST_UNDEFINED = 0.01
 #: Largest share of the draws on the last numbers before a bound. The lost mass may be many times this share.
@@ -93,7 +93,7 @@ def from_draws(
         * "more samples": R-hat is above 1.01 or the effective sample size below 400 (Vehtari et al. 2021), where draws that
           were resampled with replacement count once; or the error is above 0.25 nats;
         * "another method": the error is above 1 nat, so the partner and the posterior hardly overlap; draws and density do
-          not belong together; more than 0.1 % of the draws are the last number before a bound, so that mass is lost there
+          not belong together, with a false-alarm rate of 1e-5; more than 0.1 % of the draws are the last number before a bound, so that mass is lost there
           (0.4 % of the last four numbers of float32, if the density is flat there); or the density is NaN at more than 1 % of
           the points.
 
@@ -166,7 +166,7 @@ def by_bridge(
         hopeless.append(f"an error of {found.error:.2g} nats: partner and posterior hardly overlap")
     elif found.error > _MOST_ERROR:
         doubtful.append(f"an error of {found.error:.2g} nats, above {_MOST_ERROR}: draw more")
-    if found.error <= _NO_OVERLAP and found.imbalance > _IMBALANCE:
+    if found.error <= _NO_OVERLAP and found.chance < _FALSE_ALARMS:
         # Standard errors from few effective draws are too small now and then.
         (doubtful if checks.problems else hopeless).append(
             f"the draws are not from this density: they deviate by {found.imbalance:.1f} standard errors. Check "
