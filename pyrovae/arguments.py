@@ -118,11 +118,16 @@ def tile(value: Any) -> tuple[int, int]:
 
 
 def options(
-    name: str, function: Callable[..., Any], given: Mapping[str, Any], taken: tuple[str, ...]
+    name: str,
+    function: Callable[..., Any],
+    given: Mapping[str, Any],
+    taken: tuple[str, ...],
+    example: str = "{}=…",
 ) -> None:
     """Raise ``TypeError`` if ``function`` lacks a given option, or if a required option is missing.
 
-    The options of ``function`` are its parameters except those named in ``taken``.
+    The options of ``function`` are its parameters except those named in ``taken``. ``example`` shows how to pass one, with
+    its name for {}.
     """
     parameters = inspect.signature(function).parameters
     known = [option for option in parameters if option not in taken]
@@ -136,7 +141,7 @@ def options(
             )
     for option in known:
         if option not in given and parameters[option].default is inspect.Parameter.empty:
-            raise bad_type(option, f"{name} with a value for it", "none", f"Pass {option}=….")
+            raise bad_type(option, f"{name} with a value for it", "none", f"Pass {example.format(option)}.")
 
 
 def module(argument: str, value: Any) -> torch.nn.Module:

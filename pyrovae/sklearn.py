@@ -520,7 +520,8 @@ class BaselineDensity(_Density):
         found = _CLOSED[arguments.choice("baseline", self.baseline, tuple(_CLOSED))]
         rows = self._rows(X, fitting=True)
         options = {} if self.options is None else self.options
-        arguments.options(self.baseline, found, options, taken=())
+        example = f'BaselineDensity("{self.baseline}", {{{{"{{}}": 2}}}})'
+        arguments.options(self.baseline, found, options, taken=(), example=example)
         self.model_ = found(**options).fit(self._named(rows))
         return self
 

@@ -295,13 +295,14 @@ def _refused(argument: str, fix: str, path: Path, came: str) -> Refused:
 
 
 #: How to fix an error, by its error number. For others, the message has the system's text only.
+_NO_FILE = "Check the path."
+_NO_FOLDER = "Check the path; its folder has to exist before something is saved into it."
 _FIXES = {
     "ENOSPC": "The disk is full: make room, then try again.",
     "EDQUOT": "The quota is used up: make room, then try again.",
     "EROFS": "The disk is read-only: choose another folder.",
     "EACCES": "There is no permission: choose another folder, or change its permissions.",
     "EPERM": "There is no permission: choose another folder, or change its permissions.",
-    "ENOENT": "Check the path; its folder has to exist before something is saved into it.",
     "ENOTDIR": "Check the path: one of its folders is a file.",
     "EISDIR": "Pass the name of a file.",
 }
@@ -313,7 +314,10 @@ def named(path: str | os.PathLike[str], expected: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        fix = _FIXES.get(errno.errorcode.get(error.errno or 0, ""), "Try again, or choose another folder.")
+        code = errno.errorcode.get(error.errno or 0, "")
+        fix = _FIXES.get(code, "Try again, or choose another folder.")
+        if code == "ENOENT":
+            fix = _NO_FILE if expected.endswith("to read") else _NO_FOLDER
         came = f"{error.strerror or error}, {os.fspath(path)}"
         raise type(error)(error.errno, refusal("path", expected, came, fix)) from error
 

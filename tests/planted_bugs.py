@@ -3396,6 +3396,27 @@ BUGS = {
         "torch.where(wide < 1, 0.0, count)",
         "test_row_noise.py::test_a_drawn_poisson_zero_has_no_sign",
     ),
+    "refusals of commands in Python": Bug(
+        "cli/main.py",
+        "_Group.invoke",
+        "in_commands(option + text.removeprefix(argument) if option else text)",
+        "option + text.removeprefix(argument) if option else text",
+        "test_cli.py::test_refusals_of_a_fit_are_in_the_words_of_the_command[big numbers]",
+    ),
+    "reasons that count rows without a cell": Bug(
+        "tables/training_rows.py",
+        "column_of",
+        '"row" if len(at) == len(values) else "observed row"',
+        '"row"',
+        "test_tables.py::test_reasons_count_observed_rows_where_cells_are_missing",
+    ),
+    "durations taken for dates": Bug(
+        "tables/columns.py",
+        "sort_of",
+        'return "duration"',
+        'return "date"',
+        "test_tables.py::test_durations_are_no_dates",
+    ),
     "warnings of dropped columns": Bug(
         "cli/cells.py",
         "typed",

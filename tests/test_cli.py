@@ -497,7 +497,7 @@ USAGE = {
     "Missing argument": "fit {data}",
     "--family: expected COLUMN=VALUE, got 'dose'": "fit {data} -o {out} --family dose",
     "--family: expected one of": "fit {data} -o {out} --family zz=gaussian --drop seen",
-    "--family['dose']: expected one of": "fit {data} -o {out} --family dose=zz --drop seen",
+    "--family dose: expected one of": "fit {data} -o {out} --family dose=zz --drop seen",
     "--drop: expected one of": "fit {data} -o {out} --drop zz --drop seen",
     "--resolution: expected a number, got 'some'": "fit {data} -o {out} --resolution dose=some",
     "--date: expected a column": "fit {data} -o {out} --date zz=days",
@@ -548,6 +548,96 @@ def test_dropped_columns_are_not_warned_of_in_any_command(tmp_path):
     draws = ["--num-samples", 100, "--no-check"]
     for command, *more in (["score", "--method", "importance"], ["impute"], ["outliers"], ["embed"]):
         assert run("-q", command, tmp_path / "a.pv", tmp_path / "rows.csv", *more, *draws).stderr == ""
+
+
+X = {"x": np.arange(30) ** 1.5}
+SPOKEN = {
+    "big numbers": (
+        {**X, "big": 2**60 + np.arange(30)},
+        [],
+        "column 'big': expected whole numbers between -2^53 and 2^53, got 30 others, first in row 0. Subtract a constant first, "
+        "or leave the column out of training by --drop big.",
+    ),
+    "infinite": (
+        {**X, "my y": [0.5, np.inf, *np.arange(28) / 3]},
+        [],
+        "column 'my y': expected finite numbers, or empty cells, got 1 that are infinite, first inf in row 1. Empty these cells "
+        "if they are missing, or drop those rows.",
+    ),
+    "no cell": (
+        {**X, "my y": [None] * 30},
+        [],
+        "column 'my y': expected an observed cell, got none. Leave it out by --drop 'my y'.",
+    ),
+    "large": (
+        {"x": X["x"] * 1e40},
+        [],
+        "column 'x': expected numbers up to 1e+35, got 1.6e+42. Divide the column by a power of ten.",
+    ),
+    "constant": (
+        {"x": [1] * 30, "y": [2, None] * 15},
+        [],
+        "DATA: expected a column that varies, got 'x': constant: 1 in every row; 'y': constant: 2 in every observed row. Pass "
+        "other columns.",
+    ),
+    "off the support": (
+        {"x": X["x"] - 1},
+        ["--family", "x=gamma"],
+        "column 'x': expected numbers that 'gamma' can score, got 2 others, first -1 in row 0. Gamma takes positive numbers; use "
+        '"gaussian" if zeros or negatives occur.',
+    ),
+    "levels": (
+        {**X, "my y": ["a", "b", "c"] * 10},
+        ["--family", "my y=bernoulli"],
+        "--family 'my y': expected 'categorical', 'bernoulli' for two levels, or 'ordinal' for numbers and ordered categories, "
+        "got 'bernoulli' for 3 levels, 'a', 'b', 'c'. Name one of these.",
+    ),
+    "resolution": (
+        {**X, "y": ["a", "b", "c"] * 10},
+        ["--resolution", "y=2"],
+        "--resolution y: expected a column of numbers, gaussian or log_normal, got strings or categories. Leave the resolution "
+        "out.",
+    ),
+    "durations": (
+        {**X, "d": pd.to_timedelta(np.arange(30), "D")},
+        [],
+        "column 'd': expected numbers, booleans, strings or categories, got durations of dtype timedelta64[ns], first Timedelta('0 "
+        "days 00:00:00'). Write it as a number, or leave it out by --drop d.",
+    ),
+    "another separator": (
+        {"id|x": ["a|1", "b|2"]},
+        ["--index", "id"],
+        "--index: expected a column of {data}, got 'id', not among ['id|x']. Name one. Cells are separated by commas, semicolons "
+        "or tabs; a first line sep=| names another separator.",
+    ),
+    "no file": (
+        None,
+        [],
+        "path: expected a file to read, got No such file or directory, {data}. Check the path.",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPOKEN)
+def test_refusals_of_a_fit_are_in_the_words_of_the_command(tmp_path, name):
+    columns, options, message = SPOKEN[name]
+    data = tmp_path / ("rows.parquet" if name == "durations" else "rows.csv")
+    if columns is not None:
+        frame = pd.DataFrame(columns)
+        frame.to_parquet(data) if name == "durations" else frame.to_csv(data, index=False)
+    code = 2 if message.startswith("--") else 1
+    found = run("-q", "fit", data, "-o", tmp_path / "a.pv", *options, code=code)
+    assert found.stderr.replace("64[us]", "64[ns]") == f"Error: {message.format(data=data)}\n"
+
+
+def test_dropped_columns_are_left_out_by_drop(tmp_path):
+    frame = pd.DataFrame({**X, "my y": ["a", "b"] * 15})
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    options = ["--drop", "my y", "--epochs", 1, "--latent-dim", 1, "--hidden-dims", 4]
+    found = run("-q", "fit", tmp_path / "rows.csv", "-o", tmp_path / "a.pv", *options)
+    for text in (found.stdout, run("info", tmp_path / "a.pv").stdout):
+        assert "left out by --drop" in text
+        assert "left out by families" not in text
 
 
 def test_a_cell_off_the_support_is_named_with_its_column():

@@ -411,6 +411,9 @@ def test_an_exponential_takes_zeros():
 
 def test_hints_name_families_that_are_here():
     """By the likelihood's name and by its distribution's, as it stands in a Pyro model of one's own."""
+    vae = pv.VAE.mlp(4, latent_dim=1, likelihood="discretized_logistic", levels=16)
+    with pytest.raises(ValueError, match="multiply shares by levels − 1, or raise levels"):
+        pv.fit(vae, torch.tensor([[0, 0.2, 0.4, 1]] * 5), epochs=1)
     assert likelihoods.base.off_support("Levels") == likelihoods.Ordinal.off_support
     assert likelihoods.base.off_support("Cauchy") == likelihoods.Likelihood.off_support
     for name, family in likelihoods.REGISTRY.items():

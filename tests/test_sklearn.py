@@ -4,6 +4,7 @@ import copy
 import importlib
 import pickle
 import pickletools
+import re
 from decimal import Decimal
 
 import joblib
@@ -337,6 +338,8 @@ def test_options_that_would_do_nothing_are_errors(density):
     for options in ({"baseline": "bayesian_linear_regression"}, {"options": {"latent_dim": 1}}):
         with pytest.raises((TypeError, ValueError), match=r"baseline|latent_dim"):
             BaselineDensity(**options).fit(X)
+    with pytest.raises(TypeError, match=re.escape('Pass BaselineDensity("ppca", {"latent_dim": 2}).')):
+        BaselineDensity("ppca").fit(X)
 
 
 def test_the_module_is_an_attribute_of_the_package():

@@ -374,7 +374,7 @@ def test_names_lead_nowhere_else(tmp_path):
 
 def test_no_file_folders_and_pipes(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"path: expected a file to read, got No such file.*Check the path"
+        FileNotFoundError, match=r"path: expected a file to read, got No such file.*Check the path\.$"
     ):
         storage.read(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe")

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import itertools
+import math
 import re
 import warnings
 from decimal import Decimal
@@ -329,6 +330,35 @@ def test_outputs_of_narrow_columns_have_a_unit_as_small():
     np.testing.assert_allclose(likelihood(z).mean.detach()[0], df.mean(), rtol=1e-9)
 
 
+def test_reasons_count_observed_rows_where_cells_are_missing():
+    """Of five rows, one lacks its cell; in complete rows the word is "row"."""
+    columns = {
+        "one": [1.0] * 4,
+        "a": ["u"] * 4,
+        "id": list("uvwx"),
+        "numbered": range(21),
+        "stuck": [0.0] * 900 + [1 / 3, 2 / 3, math.pi],
+    }
+    for missing, row in (([], "row"), ([None], "observed row")):
+        reasons = {}
+        for name, cells in columns.items():
+            frame = pd.DataFrame({name: [*cells, *missing]})
+            with pytest.raises(ValueError, match="a column that varies") as caught:
+                Table.of(frame)
+            reasons[name] = (
+                str(caught.value).partition(": ")[2].partition(f"{name!r}: ")[2].partition(". Pass")[0]
+            )
+        assert reasons == {
+            "one": f"constant: 1 in every {row}",
+            "a": f"constant: 'u' in every {row}",
+            "id": f"like an id: 4 {row}s, and all values differ",
+            "numbered": f"like an id: 21 {row}s with consecutive numbers",
+            "stuck": f"almost constant: 0 in 99.7% of the {row}s, others not decimal",
+        }
+        constant = pv.likelihoods.suggest(np.array([[1.0]] * 4 + [[np.nan]] * len(missing)))
+        assert constant["why"].tolist() == [f"does not vary: 1 in every {row}"]
+
+
 def test_what_is_left_out_is_named():
     df = FRAME[["real", "job"]].assign(id=[f"p{i}" for i in range(N)], row=range(N), same=3, note="a")
     with pytest.warns(UserWarning, match=r"'id' \(like an id.*'row' .*consecutive.*'same' \(constant: 3"):
@@ -505,6 +535,14 @@ def test_the_advised_numbers_of_dates_are_right(values, numbers):
         df["t"] = values
         part = message.partition("a part, such as ")[2].partition("; ")[0]
         assert set(pd.Series(eval(part, {"df": df, "pandas": pd})).dropna()) <= {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("values", "word"), [(pd.to_timedelta([1, 2], "h"), "durations"), (pd.to_datetime([1, 2]), "dates")]
+)
+def test_durations_are_no_dates(values, word):
+    with pytest.raises(ValueError, match=f"got {word} of dtype"):
+        Table.of(pd.DataFrame({"t": values}))
 
 
 def test_an_array_is_no_table():

@@ -210,7 +210,7 @@ def dates(frame: pd.DataFrame, chosen: Collection[Any] = ()) -> list[Any]:
         kind = pd.api.types.infer_dtype(seen)
         text = seen.str.strip() if kind == "string" else seen[:0].astype(str)
         dated = len(text) and text.str.fullmatch(_DATE).all() and _parsed(text).notna().all()
-        if dated or kind.startswith(("date", "time", "period")):
+        if dated or kind.startswith(("date", "period")):
             found.append(name)
         elif len(text) and text.str.fullmatch(_LIKE_A_DATE).all():
             fix = "Write dates in ISO 8601, such as 2026-11-29, to make them numbers."

@@ -239,10 +239,10 @@ class Rows:
     def _labelled(self, frame: pd.DataFrame, start: int) -> pd.DataFrame:
         if self._index is not None:
             if self._index not in frame.columns:
-                came = f"{list(frame.columns)}"
-                raise bad_value(
-                    "--index", f"a column of {self.path}", f"{self._index!r}, not among {came}", "Name one."
-                )
+                came, fix = f"{self._index!r}, not among {list(frame.columns)}", "Name one."
+                if frame.shape[1] == 1 and self._suffix in _TEXT:
+                    fix += " Cells are separated by commas, semicolons or tabs; a first line sep=| names another separator."
+                raise bad_value("--index", f"a column of {self.path}", came, fix)
             return frame.set_index(self._index)
         if frame.columns[:1].tolist() == [""]:
             return frame.set_index("").rename_axis(None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import logging
 import os
 import re
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -57,7 +59,7 @@ class _Group(TyperGroup):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("default", UserWarning)
-                warnings.showwarning = lambda message, *_, **__: log.warning("%s", message)
+                warnings.showwarning = lambda message, *_, **__: log.warning("%s", in_commands(str(message)))
                 return super().invoke(ctx)
         except (Refused, RefusedType, FloatingPointError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
@@ -65,7 +67,7 @@ class _Group(TyperGroup):
             text = str(error.strerror if isinstance(error, OSError) and error.strerror else error)
             argument = re.split(r"[\[ ]", getattr(error, "argument", ""))[0]
             option = self._option(ctx, argument)
-            log.error("Error: %s", option + text.removeprefix(argument) if option else text)
+            log.error("Error: %s", in_commands(option + text.removeprefix(argument) if option else text))
             _forget_output()
             raise typer.Exit(2 if option else 1) from None
         finally:
@@ -82,6 +84,42 @@ class _Group(TyperGroup):
 
 
 app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+_NAME = r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+#: What messages of the library say about frames, and what the commands say. {} is the column's name, and {option} that name for
+#: the shell.
+_IN_COMMANDS = (
+    (rf"^(?:df|x)\[{_NAME}\](?=:)", "column {}"),
+    (r"^(?:df|x)(?=: )", "DATA"),
+    (rf"^(--\w+)\[{_NAME}\](?=:)", r"\1 {option}"),
+    (rf"families=\{{{_NAME}: None\}}", "--drop {option}"),
+    (r"Choose a meaning: .*; or leave", "Write it as a number, or leave"),
+    (r"Drop the column, or leave", "Leave"),
+    ("finite numbers, or NaN in missing cells", "finite numbers, or empty cells"),
+    ("Pass NaN if these cells are missing", "Empty these cells if they are missing"),
+    (r"Leave these cells missing \(None\)", "Empty these cells"),
+    (r" df\[column\]\.astype\(.*", ""),
+    (rf"Pass df\[{_NAME}\]\..* in its place\.", "Write these cells as text."),
+)
+
+
+def in_commands(message: str) -> str:
+    """Return a message of the library in the words of the commands: columns of a file, and options.
+
+    Example:
+        >>> in_commands("df['a b']: expected an observed cell, got none. Leave it out by families={'a b': None}.")
+        "column 'a b': expected an observed cell, got none. Leave it out by --drop 'a b'."
+    """
+    for pattern, words in _IN_COMMANDS:
+
+        def put(found: re.Match[str], words: str = words) -> str:
+            name = found[found.lastindex] if "{" in words and found.lastindex else ""
+            option = shlex.quote(str(ast.literal_eval(name))) if "{option}" in words else ""
+            return found.expand(words).format(name, option=option)
+
+        message = re.sub(pattern, put, message)
+    return message
 
 
 def _forget_output() -> None:

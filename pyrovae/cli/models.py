@@ -243,9 +243,10 @@ def _require_numbers(name: str, baseline: Any, table: Table, codes: Any) -> None
                 if column.levels is not None
                 else f"counted in steps of {column.resolution:g}"
             )
-            fix = f"Leave it out by --drop {column.name}"
+            option = shlex.quote(column.name)
+            fix = f"Leave it out by --drop {option}"
             if column.levels is None:
-                fix += f", or take it as a real number by --family {column.name}=gaussian"
+                fix += f", or take it as a real number by --family {option}=gaussian"
             raise bad_value(f"--models {name}", "columns of real numbers", came, f"{fix}.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Iterable
 from typing import Annotated, Any, TypeVar
@@ -87,8 +88,8 @@ class TrainingRows:
                 arguments.choice(option, name, tuple(self._frame.columns))
         undecided = cells.dates(self._frame, self._families)
         if undecided:
-            name = undecided[0]
-            came = f"dates in {', '.join(map(repr, undecided))}, first {self._frame[name].dropna().iloc[0]!s}"
+            name = shlex.quote(undecided[0])
+            came = f"dates in {', '.join(map(repr, undecided))}, first {self._frame[undecided[0]].dropna().iloc[0]!s}"
             fix = f"Choose what they mean: --date {name}=days, a part of them such as --date {name}=month, or --drop {name}."
             raise bad_value(data, "numbers, booleans or labels in every column", came, fix)
 
@@ -123,11 +124,15 @@ class TrainingRows:
                 resolution=self._resolution,
                 hidden_dims=self._hidden_dims,
             )
-        for name, why in ({} if vae.table is None else vae.table.left_out).items():
+        left_out = {} if vae.table is None else vae.table.left_out
+        for name, why in left_out.items():
             if name not in self._families:
+                option = shlex.quote(name)
                 log.warning(
-                    "%s is left out, %s. Choose by --drop %s or --family %s=….", name, why, name, name
+                    "%s is left out, %s. Choose by --drop %s or --family %s=….", name, why, option, option
                 )
+            elif self._families[name] is None:
+                left_out[name] = "left out by --drop"
         return vae
 
 

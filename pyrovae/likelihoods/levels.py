@@ -163,7 +163,9 @@ class DiscretizedLogistic(Spread):
     """
 
     takes = "bounded"
-    off_support = "It takes whole numbers from 0 to levels − 1: multiply shares by 255, or raise levels."
+    off_support = (
+        "It takes whole numbers from 0 to levels − 1: multiply shares by levels − 1, or raise levels."
+    )
     spread_name = "scale"
 
     def __init__(self, network: nn.Module, levels: int, scale: float | str = "shared") -> None:

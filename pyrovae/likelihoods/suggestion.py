@@ -76,17 +76,17 @@ def suggest(x: Any) -> pd.DataFrame:
         {"column": index if names is None else names[index], "family": family, "options": options, "why": why}
         for first in range(0, rows.shape[1], _COLUMNS)
         for index, column in enumerate(rows[:, first : first + _COLUMNS].cpu().numpy().T, start=first)
-        for family, options, why in _ordered(column[~np.isnan(column)])
+        for family, options, why in _ordered(column[~np.isnan(column)], bool(np.isnan(column).any()))
     ]
     return pd.DataFrame(lines, columns=["column", "family", "options", "why"])
 
 
-def _ordered(column: np.ndarray) -> list[tuple[str | None, dict[str, Any], str]]:
+def _ordered(column: np.ndarray, missing: bool) -> list[tuple[str | None, dict[str, Any], str]]:
     if not len(column):
         return [(None, {}, "no observed cell")]
     low, high = column.min(), column.max()
     if low == high:
-        return [(None, {}, f"does not vary: {low:g} in every row")]
+        return [(None, {}, f"does not vary: {low:g} in every {'observed ' * missing}row")]
     # Larger numbers are whole in float64 whatever they measure.
     whole = bool((column == np.round(column)).all()) and max(high, -low) <= WHOLE
     if whole and low < 0:

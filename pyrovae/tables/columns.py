@@ -15,7 +15,13 @@ from pyrovae.rounding import beyond_whole
 if TYPE_CHECKING:
     import pandas as pd
 
-WORDS = {"number": "numbers", "bool": "booleans", "label": "strings or categories", "date": "dates"}
+WORDS = {
+    "number": "numbers",
+    "bool": "booleans",
+    "label": "strings or categories",
+    "date": "dates",
+    "duration": "durations",
+}
 
 
 @dataclass(frozen=True)
@@ -254,7 +260,7 @@ def _is(number: Any, value: Any) -> bool:
 
 
 def sort_of(values: pd.Series) -> str:
-    """Return what a column holds: "number", "bool", "label", "date", "empty", or pandas' name for a mixture."""
+    """Return what a column holds: "number", "bool", "label", "date", "duration", "empty", or pandas' name for a mixture."""
     from pandas.api import types
 
     if isinstance(values.dtype, types.CategoricalDtype):
@@ -262,7 +268,9 @@ def sort_of(values: pd.Series) -> str:
     kind = types.infer_dtype(values, skipna=True)
     if kind in ("integer", "floating", "mixed-integer-float", "decimal", "integer-na"):
         return "number"
-    if kind.startswith(("date", "timedelta", "period", "time")):
+    if kind.startswith("timedelta"):
+        return "duration"
+    if kind.startswith(("date", "period", "time")):
         return "date"
     if kind.startswith("mixed") and are_decimals(values):  # decimals beside other numbers
         return "number"

@@ -72,7 +72,8 @@ class Table:
             else:
                 columns.append(found)
         if not columns:
-            raise bad_value("df", "a column that varies", f"{left_out}", "Pass other columns.")
+            came = "; ".join(f"{name!r}: {why}" for name, why in left_out.items())
+            raise bad_value("df", "a column that varies", came, "Pass other columns.")
         return cls(tuple(columns), left_out)
 
     @property

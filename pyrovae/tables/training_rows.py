@@ -55,6 +55,8 @@ _ROUNDED = 1e-3
 # Decimals that are all multiples of one of these have it as their step, if they would be so with less than this probability,
 # were they recorded to a power of ten and their last digits uniform.
 _FRACTIONS, _BY_CHANCE = (1 / 2, 1 / 4, 1 / 8), 1e-6
+# Sorts of columns whose numbers need a meaning first.
+_NO_NUMBERS = ("date", "duration")
 # Larger whole numbers are not counted one by one.
 _MOST_COUNTED = 2**24
 
@@ -65,9 +67,9 @@ def column_of(name: Any, values: pd.Series, given: Any, resolution: float | None
     out = f"families={{{name!r}: None}}"
     if not len(at):
         raise refused("df", name, "an observed cell", "none", f"Drop the column, or leave it out by {out}.")
-    if sort not in WORDS or sort == "date":
+    if sort not in WORDS or sort in _NO_NUMBERS:
         fix = f"Convert the column to one of these, or leave it out by {out}."
-        if sort == "date":
+        if sort in _NO_NUMBERS:
             fix = f"Choose a meaning: {_numbers_of_dates(name, values)}; or leave it out by {out}."
         came = f"{WORDS.get(sort, sort)} of dtype {values.dtype}, first {unwrapped(values.iloc[at[0]])!r}"
         raise refused("df", name, "numbers, booleans, strings or categories", came, fix)
@@ -92,10 +94,11 @@ def column_of(name: Any, values: pd.Series, given: Any, resolution: float | None
             came = f"{family or WORDS[sort]}"
             expected = "a column of numbers, gaussian or log_normal"
             raise refused("resolution", name, expected, came, "Leave the resolution out.")
+    row = "row" if len(at) == len(values) else "observed row"
     if sort == "number" and not (family and _takes(family) == "levels"):
         column = replace(column, resolution=resolution)
-        return _numbers(column, numbers_of("df", name, values.iloc[at], at), at)
-    return _levels(column, list(values.iloc[at].astype(object)))
+        return _numbers(column, numbers_of("df", name, values.iloc[at], at), at, row)
+    return _levels(column, list(values.iloc[at].astype(object)), row)
 
 
 def _numbers_of_dates(name: Any, values: pd.Series) -> str:
@@ -121,15 +124,15 @@ def _takes(family: str) -> str:
     return family_of(family).takes
 
 
-def _levels(column: Column, held: list[Any]) -> Column | str:
-    """Return a column of levels, or the reason why it is left out."""
+def _levels(column: Column, held: list[Any], row: str) -> Column | str:
+    """Return a column of levels, or the reason why it is left out, which calls a row with a cell ``row``."""
     family, ordered, distinct = column.family, column.ordered, set(held)
     known = sorted(distinct) if column.categories is None else column.categories
     levels = [level for level in known if level in distinct]
     if len(levels) == 1:
-        return f"constant: {levels[0]!r} in every row"
+        return f"constant: {levels[0]!r} in every {row}"
     if len(levels) == len(held) and column.sort == "label" and not ordered and not family:
-        return f"like an id: {len(levels)} rows, and all values differ"
+        return f"like an id: {len(levels)} {row}s, and all values differ"
     plain = [unwrapped(level) for level in levels]
     odd = [level for level in plain if type(level) not in (str, int, float, bool)]
     if odd:
@@ -164,8 +167,11 @@ def _levels(column: Column, held: list[Any]) -> Column | str:
     )
 
 
-def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
-    """Return a column of numbers, or the reason why it is left out; ``at`` are the rows of the observed cells."""
+def _numbers(column: Column, held: np.ndarray, at: np.ndarray, row: str) -> Column | str:
+    """Return a column of numbers, or the reason why it is left out, which calls a row with a cell ``row``.
+
+    ``at`` are the rows of the observed cells.
+    """
     name, family, resolution = column.name, column.family, column.resolution
     if (size := np.abs(held).max()) > _LARGEST:
         came, fix = f"{size:.2g}", "Divide the column by a power of ten."
@@ -174,14 +180,14 @@ def _numbers(column: Column, held: np.ndarray, at: np.ndarray) -> Column | str:
         came, fix = f"a range of {np.ptp(held):.2g}", "Divide the column by a power of ten."
         raise refused("df", name, f"numbers with a range from {1 / _LARGEST:g} on", came, fix)
     if np.ptp(held) <= _rounding(held):
-        return f"constant: {held[0]:g} in every row"
+        return f"constant: {held[0]:g} in every {row}"
     if resolution is None and not family:
         values, whole = np.unique(held), _whole(held)
         if whole and len(values) == len(held) >= _FEWEST_IDS and np.ptp(held) == len(held) - 1:
-            return f"like an id: {len(held)} rows with consecutive numbers"
+            return f"like an id: {len(held)} {row}s with consecutive numbers"
         if len(values) == 2 and (whole or len(held) > 2):
-            return _levels(column, list(held))
-        suggested, resolution, why = _suggested(held, column.dtype)
+            return _levels(column, list(held), row)
+        suggested, resolution, why = _suggested(held, column.dtype, row)
         if suggested is None:
             return why
         family, column = suggested, replace(column, why=why)
@@ -292,7 +298,7 @@ def _rounding(values: np.ndarray) -> float:
     return 0.0 if _whole(values) else _SAME * float(np.abs(values).max())
 
 
-def _suggested(held: np.ndarray, dtype: str) -> tuple[str | None, float | None, str]:
+def _suggested(held: np.ndarray, dtype: str, row: str) -> tuple[str | None, float | None, str]:
     """Return the family of a column of numbers, a resolution if it needs one, and the reason.
 
     "" is a rounded family. None leaves the column out.
@@ -306,7 +312,7 @@ def _suggested(held: np.ndarray, dtype: str) -> tuple[str | None, float | None, 
     elif (found := _decimal_step(held, dtype)) is not None:
         step, why = found, f"{share:.0%} are exactly {value:g}, recorded to {found:g}"
     elif share > _STUCK:
-        return None, None, f"almost constant: {value:g} in {share:.1%} of the rows, others not decimal"
+        return None, None, f"almost constant: {value:g} in {share:.1%} of the {row}s, others not decimal"
     else:
         return _best(held, None)
     steps = held / step
