@@ -524,7 +524,7 @@ LONG = {
     "jackknife": {"num_samples": 10},
     "annealed": {"num_samples": 4, "num_temperatures": 5},
     "refined": {"num_samples": 100, "num_starts": 2, "num_steps": 2},
-    "quadrature": {},
+    "quadrature": {"tolerance": 0.1},
     "auto": {"target_mcse": 0.2},
 }
 

@@ -1267,7 +1267,7 @@ def test_latents_at_which_a_matrix_is_singular_have_density_zero():
 
     x = torch.randn(12, 2, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
     x[:, 1] = 0.5 * x[:, 0] + 0.75**0.5 * x[:, 1]
-    mcmc = baselines.PyroMCMC(model, num_samples=400, warmup_steps=200, num_chains=2, seed=SEED).fit(x)
+    mcmc = baselines.PyroMCMC(model, num_samples=200, warmup_steps=100, num_chains=2, seed=SEED).fit(x)
     r = torch.linspace(-1, 1, 4001, dtype=torch.float64)[1:-1]
     quadratic = (x**2).sum(1) - 2 * r[:, None] * x.prod(1)
     terms = (

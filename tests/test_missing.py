@@ -60,15 +60,14 @@ def binary(n=N):
 ROWS = {constraints.real: reals(), constraints.nonnegative_integer: counts(), constraints.boolean: binary()}
 HOLES = torch.rand(N, 4, generator=GENERATOR) < 0.3
 HOLES[:2] = torch.tensor([[True], [False]])  # a row without a cell, and a complete one
-ARGUMENTS = {"latent_dim": 1, "num_components": 2, "num_classes": 2}
+ARGUMENTS = {"latent_dim": 1, "num_components": 2, "num_classes": 2, "num_starts": 1}
 EVERY = {name: cls for name, cls in REGISTRY.items() if issubclass(cls, Incomplete)}
 #: Every pattern of 4 columns, (16, 4), True where a cell is missing.
 PATTERNS = torch.tensor(list(itertools.product([False, True], repeat=4)))
 
 
 def build(cls):
-    parameters = inspect.signature(cls).parameters.items()
-    return cls(**{name: ARGUMENTS[name] for name, p in parameters if p.default is inspect.Parameter.empty})
+    return cls(**{name: ARGUMENTS[name] for name in inspect.signature(cls).parameters if name in ARGUMENTS})
 
 
 def holed(cls, rows=None):

@@ -230,7 +230,7 @@ def test_adaptation_finds_the_arms_of_a_bent_posterior():
 def test_a_narrow_component_that_no_draw_meets_is_found(shift, method):
     """Without the pairs every trusted row is 3 or 6 nats low."""
     pair, sample = spike(10, 0.1, shift)
-    x = sample(100, narrow=True)
+    x = sample(40, narrow=True)
     off = torch.eye(10)[0] * shift
     parts = [
         math.log(weight) + torch.distributions.Normal(loc, scale).log_prob(x).sum(-1)
@@ -240,7 +240,7 @@ def test_a_narrow_component_that_no_draw_meets_is_found(shift, method):
     error = ev.estimate - torch.logaddexp(*parts).numpy()
     trusted = ev.verdict == "unchecked"
     assert trusted.mean() > 0.8
-    assert (np.abs(error[trusted]) < 0.5).mean() >= (0.99 if method == "auto" else 0.95)
+    assert (np.abs(error[trusted]) > 0.5).sum() <= (1 if method == "auto" else 2)
     assert abs(np.median(error[trusted])) < 0.05
 
 
@@ -373,7 +373,7 @@ def test_a_row_with_many_modes_is_not_trusted_without_them():
 @pytest.mark.parametrize("dimensions_of_grids", [3, 0])
 def test_a_fallback_that_is_below_the_proposals_does_not_answer(monkeypatch, dimensions_of_grids):
     """A grid in two dimensions; chains, where grids serve none."""
-    pair, x, exact = bent(8)
+    pair, x, exact = bent(3)
     keep, seen = ladder.Ladder._keep_unless_lower, []
 
     def poor(self, rows, found, level, name, *rest):
@@ -654,11 +654,11 @@ def two_values(prior, locs, guide_locs, guide_scales, num_rows):
 @pytest.mark.statistical
 def test_a_value_whose_other_latents_the_guide_misses_is_found_by_the_prior():
     """The guide draws z of value 1 ten standard deviations off: 3 of 30 trusted rows were 0.5 to 2.5 nats low."""
-    pair, x, exact = two_values([0.5, 0.5], [0.0, 1.0], [0.0, 10.0], [1.0, 1.0], 50)
+    pair, x, exact = two_values([0.5, 0.5], [0.0, 1.0], [0.0, 10.0], [1.0, 1.0], 24)
     ev = pv.log_evidence(pair, x, method="auto", seed=SEED, check=False)
     assert (ev.answered_by == "defensive").all()
     believed = ev.verdict == "unchecked"
-    assert believed.sum() > 12
+    assert believed.sum() > 5
     assert (np.abs(ev.estimate - exact) < 0.3)[believed].all()
 
 

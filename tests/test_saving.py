@@ -1,5 +1,6 @@
 """save() and load(): every family and baseline bit for bit, the user's own pairs, and refusals that touch nothing."""
 
+import functools
 import itertools
 import json
 import pickle
@@ -938,16 +939,23 @@ def total(sample):
     return baselines.PyroMCMC(model, num_samples=60, warmup_steps=40, num_chains=2)
 
 
+@functools.cache
 def numbers(*names):
     return lambda: [pyro.sample(name, dist.Normal(0.0, 3.0)) for name in names]
 
 
+@functools.cache
 def vector(*shape):
     return lambda: pyro.sample("w", dist.Normal(0.0, 3.0).expand(shape).to_event()).flatten()
 
 
 def simplex(size):
     return lambda: pyro.sample("w", dist.Dirichlet(torch.ones(size)))
+
+
+@functools.cache
+def total_of_five(sample):
+    return total(sample).fit(torch.arange(5.0))
 
 
 @pytest.mark.parametrize(
@@ -964,8 +972,7 @@ def simplex(size):
     ids=["exchanged", "renamed", "merged", "split", "reshaped", "dropped", "constrained"],
 )
 def test_draws_are_loaded_into_the_same_latents_only(saved, now, message, tmp_path):
-    x = torch.arange(5.0)
-    mcmc, other = total(saved).fit(x), total(now)
+    mcmc, other = total_of_five(saved), total(now)
     mcmc.save(tmp_path / "mcmc")
     before = dict(vars(other))
     with pytest.raises(
