@@ -170,10 +170,11 @@ def test_rows_of_the_user_have_no_exact_draw(method):
 def test_an_exact_draw_off_the_grid_is_missed():
     pair, _ = gaussian()
     rows = rows_of(pair, 20, 3)
-    ev = pv.log_evidence(pair, rows, method="quadrature")
+    ev = pv.log_evidence(pair, rows, method="quadrature", tolerance=0.05)
     assert (ev.log_odds < 0).all()
     far = dataclasses.replace(rows, exact={"z": rows.exact["z"] + 100.0})
-    assert (pv.log_evidence(pair, far, method="quadrature").log_odds == math.inf).all()
+    ev = pv.log_evidence(pair, far, method="quadrature", tolerance=0.05)
+    assert (ev.log_odds == math.inf).all()
 
 
 def test_simulated_rows_do_not_depend_on_how_many_there_are():
@@ -203,14 +204,14 @@ def test_a_narrow_component_is_refused(method, options, shift, seed, monkeypatch
     """Starts among simulated pairs find it, so there are none; those that climb the likelihood find it without a shift."""
     monkeypatch.setattr(Pool, "near", lambda *_: None)
     pair, sample = spike(10, 0.1, shift)
-    x = sample(40, narrow=True)
+    x = sample(12, narrow=True)
     ev = pv.log_evidence(pair, x, method=method, seed=seed, compile=False, **options)
     assert ev.check.passed is False
     assert ev.check.missed > 40
     assert ev.counts()["trust"] == 0
     assert f"missed the posterior of {ev.check.missed} of {ev.check.trusted} rows" in ev.summary()
     plain = pv.log_evidence(pair, x, method=method, seed=seed, compile=False, check=False, **options)
-    assert plain.counts()["unchecked"] > 30  # what the check is for
+    assert plain.counts()["unchecked"] > 8  # what the check is for
     np.testing.assert_array_equal(plain.estimate, ev.estimate)
 
 
@@ -329,6 +330,7 @@ def test_a_check_is_made_once_for_a_model_rows_and_method(monkeypatch):
     made = []
     module = sys.modules["pyrovae.evidence.check"]
     count = module._count
+    monkeypatch.setattr(module, "_AT_ONCE", 8)
     monkeypatch.setattr(module, "_count", lambda *given: made.append(given) or count(*given))
     pair, x = pv.VAE.mlp(4, 2, hidden_dims=(3,)), torch.ones(6, 4)
     options = {"num_samples": 200, "compile": False}

@@ -371,7 +371,7 @@ def test_a_gap_of_many_nats_is_poor_over_any_number_of_dimensions(unchecked):
 
 
 @pytest.mark.parametrize(("latent_dim", "columns"), [(3, 12), (20, 200)])
-def test_a_good_encoder_is_healthy_over_any_number_of_dimensions(latent_dim, columns):
+def test_a_good_encoder_is_healthy_over_any_number_of_dimensions(latent_dim, columns, unchecked):
     """Posteriors that nearly factorise, under the best mean-field encoder; and the exact one."""
     oracle, x, exact = linear(latent_dim, columns, SEED)
     assert exact < 0.5

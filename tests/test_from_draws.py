@@ -327,7 +327,7 @@ def test_a_seed_gives_the_same_bits():
 
 def test_a_users_draws_are_compared_with_models():
     case = CASES["linear regression"]
-    mcmc = baselines.PyroMCMC(case.model, num_samples=200, warmup_steps=100, num_chains=2, seed=SEED).fit(
+    mcmc = baselines.PyroMCMC(case.model, num_samples=100, warmup_steps=60, num_chains=2, seed=SEED).fit(
         case.x
     )
     own = mcmc.marginal_likelihood()

@@ -1288,7 +1288,9 @@ def test_mass_beyond_the_last_number_before_a_bound_is_not_trusted():
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Bernoulli(p), obs=x)
 
-    mcmc = baselines.PyroMCMC(model, **QUICK).fit(torch.ones(20).double())
+    mcmc = baselines.PyroMCMC(model, **QUICK | {"num_samples": 60, "warmup_steps": 60}).fit(
+        torch.ones(20).double()
+    )
     assert "are the last numbers before a bound" in mcmc.summary()
     for found in (mcmc.marginal_likelihood(), mcmc.log_evidence(torch.ones(3).double())):
         assert (found.verdict == "another method").all()

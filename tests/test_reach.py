@@ -442,7 +442,7 @@ def test_angles_have_one_turn():
             z = pyro.sample("z", dist.VonMises(torch.tensor(0.5), 2.0))
             pyro.sample("x", dist.Normal(z.cos(), 0.5), obs=x)
 
-    x = rows().clamp(-1.5, 1.5)
+    x = rows()[:6].clamp(-1.5, 1.5)
     z = np.linspace(-np.pi, np.pi, 20001)
     density = stats.vonmises(2.0, 0.5).pdf(z) * stats.norm.pdf(x.numpy()[:, None], np.cos(z), 0.5)
     exact = np.log(np.trapezoid(density, z, axis=1))

@@ -551,10 +551,11 @@ def test_no_value_of_a_discrete_latent_is_left_out_by_auto(sure, sites, layout):
     """The guide hardly draws classes that it gives a small probability: 95 % intervals of trusted rows held 28 %."""
     case = Classes(sure, layout, sites)
     pair = pv.LatentVariableModel(case.model, case.guide)
-    ev = pv.log_evidence(pair, case.x, method="auto", seed=SEED, check=False)
+    num_rows = 10 if layout == "z first" else 30  # which takes twenty times as long
+    ev = pv.log_evidence(pair, case.x[:num_rows], method="auto", seed=SEED, check=False)
     assert (ev.answered_by == "defensive").all()
-    assert (ev.pareto_k < 0.7).sum() >= 27
-    error = np.abs(ev.estimate - case.exact())
+    assert (ev.pareto_k < 0.7).mean() >= 0.9
+    error = np.abs(ev.estimate - case.exact()[:num_rows])
     assert (error <= Z * np.hypot(ev.mcse, ev.tail_error) + 1e-4).all()
 
 

@@ -1839,19 +1839,20 @@ def test_parameters_that_a_callback_makes_nan_are_named(likelihood, how, inside)
         pv.fit(pair, X, epochs=4, compile=how, callbacks=[callback])
 
 
-def test_traced_steps_that_are_not_finite_are_named_and_skipped():
+def test_traced_steps_that_are_not_finite_are_named_and_skipped(monkeypatch):
+    monkeypatch.setattr(traced, "_TRACING_PAYS", 0)
     torch.manual_seed(0)
-    x = torch.randn(120, 3)
+    x = torch.randn(40, 3)
     x[7] = 1e30
     skipped = {}
-    for how, epochs in ((False, 2), ("auto", 9)):  # nine are over a thousand steps, which are traced
+    for how in (False, "auto"):
         torch.manual_seed(0)
         pair = pv.VAE.mlp(3, 1, hidden_dims=(4,), likelihood="gaussian")
         with pytest.raises(FloatingPointError, match=r"at epoch 1, step \d+, rows 7"):
-            pv.fit(pair, x, epochs=epochs, batch_size=1, compile=how)
-        history = pv.fit(pair, x, epochs=epochs, batch_size=1, compile=how, on_nonfinite="skip")
+            pv.fit(pair, x, epochs=2, batch_size=1, compile=how)
+        history = pv.fit(pair, x, epochs=2, batch_size=1, compile=how, on_nonfinite="skip")
         skipped[history.steps] = list(history.frame["skipped"])
-    assert skipped == {"eager": [1] * 2, "traced": [1] * 9}
+    assert skipped == {"eager": [1] * 2, "traced": [1] * 2}
 
 
 def test_medium_precision_is_for_steps_alone(monkeypatch):
