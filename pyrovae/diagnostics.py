@@ -30,16 +30,6 @@ def ess(log_weights: Tensor) -> Tensor:
     return Accumulator.of(log_weights).ess()
 
 
-def smoothed_log_mean_exp(log_weights: Tensor) -> Tensor:
-    """Return ``log_mean_exp`` with the largest weights Pareto smoothed, shape (rows,), in nats.
-
-    The tail's weights are replaced by the expected order statistics of a generalised Pareto distribution fitted to
-    them, capped at the largest weight. If no tail can be fitted, returns the plain log-mean-exp.
-    Not a lower bound. Vehtari, Simpson, Gelman, Yao and Gabry (2024).
-    """
-    return Accumulator.of(log_weights).smoothed()
-
-
 def mcse(log_weights: Tensor) -> Tensor:
     """Return the Monte-Carlo standard error of ``log_mean_exp``, shape (rows,), in nats.
 
@@ -47,15 +37,6 @@ def mcse(log_weights: Tensor) -> Tensor:
     weight is zero.
     """
     return Accumulator.of(log_weights).mcse()
-
-
-def bias(log_weights: Tensor) -> Tensor:
-    """Return the first-order bias of ``log_mean_exp``, −CV²/(2S), shape (rows,), in nats; never positive.
-
-    By Jensen's inequality, the expected log of a mean is below the log of its expectation, to first order by half
-    the squared relative error (Nowozin 2018).
-    """
-    return Accumulator.of(log_weights).bias()
 
 
 def pareto_k(log_weights: Tensor, resolution: float | Tensor = 0.0) -> Tensor:
@@ -204,7 +185,11 @@ class Accumulator:
         return torch.where(total > 0, variance.sqrt() / total, math.inf)
 
     def bias(self) -> Tensor:
-        """See :func:`bias`."""
+        """Return the first-order bias of ``log_mean_exp``, −CV²/(2S), shape (rows,), in nats; never positive.
+
+        By Jensen's inequality, the expected log of a mean is below the log of its expectation, to first order by half
+        the squared relative error (Nowozin 2018).
+        """
         return -(self.mcse() ** 2) / 2
 
     def pareto_k(self, resolution: float | Tensor = 0.0) -> Tensor:
@@ -227,7 +212,12 @@ class Accumulator:
         return torch.where(torch.isfinite(peak) & enough, k, math.nan)  # no weight above zero: nothing to fit
 
     def smoothed(self) -> Tensor:
-        """See :func:`smoothed_log_mean_exp`."""
+        """Return ``log_mean_exp`` with the largest weights Pareto smoothed, shape (rows,), in nats.
+
+        The tail's weights are replaced by the expected order statistics of a generalised Pareto distribution fitted to
+        them, capped at the largest weight. If no tail can be fitted, returns the plain log-mean-exp.
+        Not a lower bound. Vehtari, Simpson, Gelman, Yao and Gabry (2024).
+        """
         offset, first, _ = self._sums()
         if self.num_samples < FEWEST_DRAWS_FOR_K:
             return self.log_mean_exp()

@@ -32,13 +32,13 @@ def test_effective_sample_size_error_and_bias_are_their_formulas():
     torch.testing.assert_close(diagnostics.ess(lw), ess)
     torch.testing.assert_close(diagnostics.mcse(lw), (1 / ess - 1 / 200).sqrt())
     cv2 = w.var(0, correction=0) / w.mean(0) ** 2
-    torch.testing.assert_close(diagnostics.bias(lw), -cv2 / 400)
+    torch.testing.assert_close(diagnostics.Accumulator.of(lw).bias(), -cv2 / 400)
 
 
 def test_one_draw_says_nothing_about_its_error():
     lw = weights(1)
     assert diagnostics.mcse(lw).isnan().all()
-    assert diagnostics.bias(lw).isnan().all()
+    assert diagnostics.Accumulator.of(lw).bias().isnan().all()
     assert diagnostics.pareto_k(lw).isnan().all()
 
 

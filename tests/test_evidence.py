@@ -92,7 +92,7 @@ def test_streaming_is_the_matrix():
     for name, expected in {
         "estimate": diagnostics.log_mean_exp(lw),
         "mcse": diagnostics.mcse(lw),
-        "bias": diagnostics.bias(lw),
+        "bias": diagnostics.Accumulator.of(lw).bias(),
         "ess": diagnostics.ess(lw),
         "pareto_k": diagnostics.pareto_k(lw),
     }.items():

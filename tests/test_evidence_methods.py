@@ -688,7 +688,7 @@ def test_pareto_smoothing_is_arvizs_on_the_same_weights(num_samples, spread):
     lw = spread * torch.randn(num_samples, 4, generator=generator, dtype=torch.float64) - 80
     smoothed, _ = psislw(lw.numpy().T)  # normalised; the smallest weight is not smoothed
     expected = (lw.numpy().T.min(axis=-1) - smoothed.min(axis=-1)) - math.log(num_samples)
-    np.testing.assert_allclose(diagnostics.smoothed_log_mean_exp(lw), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(diagnostics.Accumulator.of(lw).smoothed(), expected, rtol=0, atol=1e-6)
 
 
 def test_pareto_smoothed_importance_is_an_estimate_from_the_same_draws():
@@ -696,7 +696,7 @@ def test_pareto_smoothed_importance_is_an_estimate_from_the_same_draws():
     x = oracle.sample(11)
     ev = pv.log_evidence(oracle.pair(1.4), x, num_samples=600, seed=3, pareto_smoothed=True, check=False)
     lw = pv.log_weights(oracle.pair(1.4), x, num_samples=600, seed=3)
-    np.testing.assert_allclose(ev.estimate, diagnostics.smoothed_log_mean_exp(lw), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(ev.estimate, diagnostics.Accumulator.of(lw).smoothed(), rtol=0, atol=1e-10)
     assert (ev.kind == "estimate").all()
     plain = pv.log_evidence(oracle.pair(1.4), x, num_samples=600, seed=3, check=False)
     assert (ev.estimate != plain.estimate).all()
