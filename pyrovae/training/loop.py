@@ -432,9 +432,12 @@ class Loop:
                     raise
             found = self._ranks.exchange(bound)[: 1 if each else None]
         bounds = [bound for bound in found if bound is not None]
-        if len(bounds) < len(found):
-            return dict.fromkeys((f"{prefix}{name}" for name in ("elbo", "rate", "reconstruction")), math.nan)
-        return _columns(ELBOEstimate.cat(bounds), prefix)
+        values = [math.nan] * 3
+        if len(bounds) == len(found):
+            bound = ELBOEstimate.cat(bounds)
+            values = [bound.mean, float(bound.rate.mean()), float(bound.reconstruction.mean())]
+        names = ("elbo", "rate", "reconstruction")
+        return {f"{prefix}{name}": value for name, value in zip(names, values, strict=True)}
 
     def _write(self, run: Run) -> None:
         run.save(self.snapshot())
@@ -683,11 +686,3 @@ def _check_all_are_trained(state: State) -> None:
             f"{len(new)} that fit does not train, first {new[0]!r}",
             "To unfreeze parameters or replace a network, return True, change the pair, and call fit again.",
         )
-
-
-def _columns(bound: ELBOEstimate, prefix: str = "") -> dict[str, float]:
-    return {
-        f"{prefix}elbo": bound.mean,
-        f"{prefix}rate": float(bound.rate.mean()),
-        f"{prefix}reconstruction": float(bound.reconstruction.mean()),
-    }
