@@ -122,7 +122,7 @@ def _by_encoder(evaluation: Evaluation) -> pd.DataFrame:
             between = mean.var(dim=0) if len(mean) > 1 else 0.0
             moments = mean.mean(dim=0), (within.mean(dim=0) + between).sqrt()
             found[name][:, block[0].rows] = _stacked(*moments, given[0].lacks)
-    return _frame(found, shapes, _index(evaluation))
+    return _frame(found, shapes, evaluation.index)
 
 
 def _given(evaluation: Evaluation, tile: noises.Tile) -> dict[str, Given]:
@@ -161,7 +161,7 @@ def _by_weights(run: Run, method: str) -> pd.DataFrame:
         tail[numbers[evidence.kind == "exact"]] = -np.inf
     for draws in sampled.of_empty_rows(whole):
         keep(draws)
-    return _frame(found, shapes, _index(whole), worse(verdict, verdicts(tail, whole.num_samples)))
+    return _frame(found, shapes, whole.index, worse(verdict, verdicts(tail, whole.num_samples)))
 
 
 def _weighted(draws: Draws) -> tuple[_Moments, np.ndarray]:
@@ -212,10 +212,6 @@ def _shapes(evaluation: Evaluation) -> tuple[dict[str, tuple[int, ...]], bool]:
     return {
         n: (*(s for s in shape[:plates] if s > 1), *shape[plates:]) for n, shape in shapes.items()
     }, closed
-
-
-def _index(evaluation: Evaluation) -> Any:
-    return None if evaluation.source is None else evaluation.source.index
 
 
 def _empty(shapes: Mapping[str, tuple[int, ...]], num_rows: int) -> _Moments:

@@ -231,6 +231,11 @@ class Evaluation:
     def structure(self) -> Structure:
         return self.model.structure
 
+    @property
+    def index(self) -> Any:
+        """The index of a frame or a series that was passed; else None."""
+        return None if self.source is None else self.source.index
+
     def __len__(self) -> int:
         return len(self.batch["x"])
 

@@ -120,5 +120,5 @@ def gaps(
             "inference_mcse": np.hypot(error, encoder.mcse),
             "verdict": verdict,
         },
-        evaluation.source.index if evaluation.source is not None else None,
+        evaluation.index,
     )

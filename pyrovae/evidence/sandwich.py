@@ -177,7 +177,7 @@ def sandwich(
     evaluation, index = Evaluation.prepare(pair, x, num_samples, seed), None
     num_rows = min(len(evaluation), _ROWS) if num_rows is None else num_rows
     if rows == "real":
-        index = None if evaluation.source is None else evaluation.source.index
+        index = evaluation.index
         z, evaluation = _known_posterior(evaluation, num_rows)
     else:
         z, evaluation = _simulated(evaluation, num_rows)
