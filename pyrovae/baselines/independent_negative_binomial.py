@@ -65,8 +65,7 @@ class IndependentNegativeBinomial(Columnwise):
 
     @property
     def num_parameters(self) -> float:
-        width = self._require_fit()
-        return 2 * width
+        return 2 * self._require_fit()
 
     def summary(self) -> str:
         width = self._require_fit()

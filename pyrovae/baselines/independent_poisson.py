@@ -44,8 +44,7 @@ class IndependentPoisson(Columnwise):
 
     @property
     def num_parameters(self) -> float:
-        width = self._require_fit()
-        return width
+        return self._require_fit()
 
     def summary(self) -> str:
         width = self._require_fit()

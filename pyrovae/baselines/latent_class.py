@@ -80,7 +80,6 @@ class LatentClass(Incomplete):
     derived = ("_one_hot", "_classes")
 
     probabilities: Sequence[Tensor] | Tensor
-    history: tuple[float, ...]
 
     def __init__(
         self,
