@@ -81,8 +81,8 @@ class FullGaussian(Gaussian):
     def _climb(self, patterns: Patterns) -> tuple[Tensor, Tensor]:
         """Return mean and covariance of standardised rows by EM; a covariance of zeros if it becomes singular."""
         width = patterns.rows.shape[1]
-        start = torch.ones(1), torch.zeros(1, width), torch.eye(width)[None]
-        at: Mixture = start[0].double(), start[1].double(), start[2].double()
+        one = torch.ones(1, dtype=torch.float64)
+        at: Mixture = one, one.new_zeros(1, width), torch.eye(width, dtype=one.dtype)[None]
         try:
             (_, loc, covariance), history, self.converged = climb(
                 lambda at: em_step(patterns, at), at, self.max_iter, 1e-12
