@@ -153,7 +153,7 @@ def test_replicated_missing_cells_are_from_the_model():
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_every_pair_converts(name):
+def test_every_pair_converts(name, unchecked):
     case = PAIRS[name]()
     data = to_arviz(case.pair, case.x, num_draws=12, num_samples=40, seed=SEED, predictive=False)
     evidence = pv.log_evidence(case.pair, case.x, num_samples=40, seed=SEED, check=False)
