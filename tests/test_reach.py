@@ -289,7 +289,8 @@ BELOW = {
 @pytest.mark.parametrize("method", ["importance", "jackknife", "refined", "auto"])
 @pytest.mark.parametrize("name", BELOW)
 def test_draws_without_probability_weigh_nothing(name, method):
-    x = -torch.rand(N, generator=torch.Generator().manual_seed(SEED)).log()
+    num_rows = 6 if method == "auto" else N  # which takes ten times as long
+    x = -torch.rand(num_rows, generator=torch.Generator().manual_seed(SEED)).log()
     pair = pv.LatentVariableModel(below, proposing(BELOW[name]))
     ev = pv.log_evidence(pair, x, method=method, seed=SEED, compile=False, check=False)
     trusted = ev.verdict == "unchecked"
