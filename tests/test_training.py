@@ -891,10 +891,10 @@ def test_learning_rate_means_the_same_for_any_number_of_rows():
             batch_size=200,
             lr=1e-3,
             optimizer=torch.optim.SGD,
-            loss=TraceMeanField_ELBO(num_particles=200),
+            loss=TraceMeanField_ELBO(num_particles=50),
         )
         moves.append(torch.cat([(a - b).flatten() for a, b in zip(parameters(vae), before, strict=True)]))
-    assert float((moves[0] - moves[1]).norm()) < 0.2 * float(moves[0].norm())
+    assert float((moves[0] - moves[1]).norm()) < 0.1 * float(moves[0].norm())
 
 
 def test_warm_up_rises_to_one():
