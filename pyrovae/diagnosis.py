@@ -163,7 +163,7 @@ class Diagnosis:
         rows, draws = len(self.log_evidence), self.log_evidence.num_samples
         return (
             f"{self.verdict}: {self.active_units} of {len(self.dimensions)} latent dimensions active",
-            f"nats per row, over {rows} rows, {draws} draws each",
+            f"nats per row, over {rows} row{'s' * (rows != 1)}, {draws} draws each",
         )
 
     def __str__(self) -> str:
@@ -365,7 +365,8 @@ def _mismatched_prior(found: Diagnosis) -> Finding:
 
 def _healthy(found: Diagnosis) -> Finding:
     return Finding(
-        f"The code is used, in {found.active_units} dimensions, and the encoder finds it: the inference gap is "
+        f"The code uses {found.active_units} dimension{'s' * (found.active_units != 1)}, and the encoder finds it: the inference "
+        "gap is "
         f"{max(found.inference_gap, 0.0):.2f} nats per row."
     )
 

@@ -145,6 +145,15 @@ def test_a_fit_by_command_is_the_fit_by_python(people):
     assert "fitted to 64 rows: History(2 epochs" in run("info", people / "people.pv").stdout
 
 
+def test_a_model_of_one_row_says_row(tmp_path):
+    rows = torch.tensor([[1.0, 0.0]])
+    vae = pv.VAE.mlp(2, 1, hidden_dims=(2,))
+    pv.fit(vae, rows, epochs=1)
+    vae.save(tmp_path / "one.pv")
+    assert "fitted to 1 row: History(" in run("info", tmp_path / "one.pv").stdout
+    assert " nats a row over 1 row (" in str(log_evidence(vae, rows, num_samples=100, check=False))
+
+
 def test_an_interrupted_fit_writes_nothing_and_goes_on(people, tmp_path, monkeypatch):
     options = ["--drop", "id", "--drop", "seen", "--hidden-dims", "", "--latent-dim", 1, "--epochs", 3]
     command = ["fit", people / "people.csv", *options, "-o"]

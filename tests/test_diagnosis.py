@@ -4,6 +4,7 @@ import copy
 import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -17,7 +18,7 @@ from rates import SEED, Z, close
 import pyrovae as pv
 from pyrovae import encoders, likelihoods, priors
 from pyrovae.demo import Overconfident
-from pyrovae.diagnosis import diagnose
+from pyrovae.diagnosis import _healthy, diagnose
 from pyrovae.refusals import Refused
 
 ORACLE = LinearGaussian.random(3, 6)
@@ -274,6 +275,12 @@ def test_a_healthy_vae_is_called_healthy(healthy):
     found = diagnose(vae, x, num_samples=200)
     assert (found.verdict, found.active_units) == ("healthy", 2)
     assert found.findings[0].remedy == ""
+    assert str(found.findings[0]).startswith(
+        "The code uses 2 dimensions, and the encoder finds it: the inference gap is "
+    )
+    assert str(_healthy(SimpleNamespace(active_units=1, inference_gap=0.1))).startswith(
+        "The code uses 1 dimension, and"
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)

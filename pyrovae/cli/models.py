@@ -229,7 +229,7 @@ def info(model: Model) -> None:
     if table is not None:
         show(table.summary().to_string(index=False))
     if fitted is not None:
-        show(f"fitted to {fitted.rows} rows: {training.History(**fitted.history)}")
+        show(f"fitted to {fitted.rows} row{'s' * (fitted.rows != 1)}: {training.History(**fitted.history)}")
     show(", ".join(f"{name} {version}" for name, version in versions.items()))
 
 

@@ -79,7 +79,7 @@ class Check:
 
     @property
     def share_low(self) -> float:
-        """The largest share of trusted rows that may lack half a nat because no draw reached a part of their posterior.
+        """The largest share of trusted rows whose log P may be half a nat or more too low, because no draw reached a part.
 
         At 95 % confidence (Clopper and Pearson 1934).
 
@@ -101,7 +101,7 @@ class Check:
         """Return the outcome in a line or two."""
         found = f"{self.missed} of {self.trusted} trusted rows missed among {self.simulated} simulated from the model"
         if self.passed:
-            line = f"check of {self.method!r}: {found}; at most {self.share_low:.0%} of trusted rows may lack {LOW:g} nats that no draw reached"
+            line = f"check of {self.method!r}: {found}; log P may be {LOW:g} nats or more too low, because no draw reached a part of the posterior, in at most {self.share_low:.0%} of trusted rows"
         else:
             line = f"check of {self.method!r}: {self.reason}"
         if self.beyond:
@@ -160,8 +160,8 @@ def check(
         pair: a ``VAE`` or any ``LatentVariableModel``.
         x: rows on dim 0, in any form that ``log_evidence`` takes.
         method: one of ``evidence.METHODS`` but "exact".
-        num_rows: trusted rows that decide, at least 8. With 64, at most 12 % of trusted rows may lack half a
-            nat because no draw reached it; with 1024, less than 1 %.
+        num_rows: trusted rows that decide, at least 8. With 64, log P may be half a nat or more too low in at most 12 % of
+            trusted rows, because no draw reached a part of the posterior; with 1024, in less than 1 %.
         seed: of simulated rows and of the method's noise.
         options: the method's own, as for ``log_evidence``, except ``progress``, ``checkpoint`` and
             ``executor``.

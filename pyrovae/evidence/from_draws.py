@@ -93,9 +93,9 @@ def from_draws(
         * "more samples": R-hat is above 1.01 or the effective sample size below 400 (Vehtari et al. 2021), where draws that
           were resampled with replacement count once; or the error is above 0.25 nats;
         * "another method": the error is above 1 nat, so the partner and the posterior hardly overlap; draws and density do
-          not belong together, with a false-alarm rate of 1e-5; more than 0.1 % of the draws are the last number before a bound, so that mass is lost there
-          (0.4 % of the last four numbers of float32, if the density is flat there); or the density is NaN at more than 1 % of
-          the points.
+          not belong together, with a false-alarm rate of 1e-5; more than 0.1 % of the draws are the last number before a
+          bound, so that mass is lost there (0.4 % of the last four numbers of float32, if the density is flat there); or the
+          density is NaN at more than 1 % of the points.
 
         The terms of both sides are bounded. If k-hat of a side exceeds its limit, the error includes the largest term
         that the draws may have missed. No check detects a mode that no draw has visited.

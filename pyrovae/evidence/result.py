@@ -546,7 +546,7 @@ class LogEvidence:
         lines = [
             f"{known if len(self.fingerprint) else f'log Z = {self.total:.3f} nats'} ({interval})"
             if together
-            else f"log P(x) = {self.mean:.3f} nats a row over {len(self)} rows ({interval})",
+            else f"log P(x) = {self.mean:.3f} nats a row over {len(self)} row{'s' * (len(self) != 1)} ({interval})",
             f"{self.method}{draws}: {kinds}, {self.parameters}",
             f"verdict: {self.verdict[0]}" if together else f"rows by verdict: {rows}",
         ]
