@@ -372,8 +372,11 @@ def _is_constant(value: Any) -> bool:
 
 
 def _parts(value: Any) -> dict[Any, Any] | None:
-    """Return the entries of a container, an array or a dataclass of at most 1000; None for other objects."""
-    base = _base(value)
+    """Return the entries of a container, an array or a dataclass of at most 1000; None for other objects.
+
+    A ``torch.Size`` is another object: it follows from the rows, of which a trace has a fixed number.
+    """
+    base = None if isinstance(value, torch.Size) else _base(value)
     if base is not None:
         return _entries(value, None) if base.__len__(value) <= _MOST else None
     if isinstance(value, _ARRAYS):
