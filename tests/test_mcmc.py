@@ -21,7 +21,6 @@ from pyro import poutine
 from pyro.infer.reparam import HaarReparam, LocScaleReparam
 from pyro.nn import PyroModule, PyroSample
 from rates import SEED, Z, close
-from scipy.signal import lfilter
 
 import pyrovae as pv
 from pyrovae import baselines, noise
@@ -88,21 +87,6 @@ def test_bridge_at_50_dimensions(warp):
     assert close(errors.mean(), 0.0, errors.std(ddof=1) / replications**0.5)
     spread = (2 / replications) ** 0.5
     assert abs(((errors / reported) ** 2).mean() - 1) < Z * spread
-
-
-@pytest.mark.statistical
-def test_bridge_sees_autocorrelation():
-    """AR(1) draws of N(0, I_20), ρ = 0.9: nineteen are worth one, and the errors reported are those made."""
-    replications = 30
-    squares = []
-    for replication in range(replications):
-        generator = torch.Generator().manual_seed(1000 * SEED + replication)
-        noise = torch.randn(4, 600, 20, generator=generator, dtype=torch.float64)
-        noise[:, 1:] *= 0.19**0.5
-        chain = torch.from_numpy(lfilter([1.0], [1.0, -0.9], noise.numpy(), axis=1))
-        found = bridge(lambda u: -(u**2).sum(-1) / 2, chain, seed=10**6 + 1000 * SEED + replication)
-        squares.append(((found.log_evidence - 10 * math.log(2 * math.pi)) / found.error) ** 2)
-    assert abs(np.mean(squares) - 1) < Z * (2 / replications) ** 0.5
 
 
 @pytest.mark.statistical
