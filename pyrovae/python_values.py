@@ -70,7 +70,8 @@ class PythonValues:
         self._visited: dict[int, Any] = {}  # keeps the objects, so that no two have one id
         self._holders: list[tuple[Any, frozenset[str] | None, dict[Any, Any]]] = []
         self._of_modules: dict[int, str] = {}  # what the dicts of modules hold, by their ids
-        self._tensors: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # each with its memory and its numbers
+        # Each with its memory, and its numbers if they are kept.
+        self._tensors: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
         # Breadth first, so that every object is searched on its shortest way from a root.
         self._waiting = deque((root, 0) for root in roots)
         while self._waiting and (len(self._visited) < _MOST_OBJECTS or not self._waiting[0][1]):
@@ -82,8 +83,11 @@ class PythonValues:
         for holder, names, before in self._holders:
             with suppress(Exception):
                 now = _entries(holder, names)
+                kind = self._of_modules.get(id(holder))
                 for key in _different(before, now):
                     return _described(holder, key)
+                for key in before.keys() ^ now.keys() if kind else ():
+                    return f"{kind} {key}"
         return None
 
     def replaced(self, tensors: Iterable[Tensor] = ()) -> str | None:
@@ -112,7 +116,7 @@ class PythonValues:
             with suppress(Exception), torch.no_grad():
                 if self._has_moved(tensor):
                     tensor.data = memory
-                if not torch.equal(tensor, numbers):
+                if numbers is not None and not torch.equal(tensor, numbers):
                     tensor.copy_(numbers)
 
     def _visit(self, value: Any, depth: int) -> None:
@@ -126,8 +130,8 @@ class PythonValues:
         if isinstance(value, Tensor):
             for hook in (value._backward_hooks or {}).values():
                 self._visit(hook, depth + 1)
-            if value.numel() <= _MOST:
-                self._keep(value)
+            self._keep(value, numbers=value.numel() <= _MOST)
+            self._hold_plain(value, depth)
         elif isinstance(value, functools.partial):
             for part in (value.func, value.args, value.keywords):
                 self._visit(part, depth + 1)
@@ -156,6 +160,8 @@ class PythonValues:
                     if isinstance(member, FunctionType | staticmethod | classmethod | property):
                         self._visit(member, depth + 1)
         elif (base := _base(value)) is not None:
+            if hasattr(value, "__dict__"):  # of a subclass
+                self._hold(vars(value), None, depth)
             if base.__len__(value) <= _MOST and base in _MUTABLE:
                 self._hold(value, None, depth)
             elif base.__len__(value) <= _MOST:
@@ -169,8 +175,7 @@ class PythonValues:
                 self._visit(part, depth + 1)
         elif isinstance(value, ModuleType):  # of its other values, those that a function names are held
             if not _of_library(value):
-                plain = frozenset(name for name, held in list(vars(value).items()) if is_plain(held))
-                self._hold(vars(value), plain, depth)
+                self._hold_plain(value, depth)
         elif (hasattr(value, "__dict__") or _slots(type(value))) and (
             isinstance(value, nn.Module | Mapping | MutableSequence) or not _of_library(type(value))
         ):
@@ -179,6 +184,14 @@ class PythonValues:
                 self._look_into(value, depth)
             for kind in type(value).__mro__:
                 self._visit(kind, depth + 1)
+        elif type(value).__module__.partition(".")[0] in ("torch", "pyro"):
+            self._hold_plain(value, depth)
+
+    def _hold_plain(self, value: Any, depth: int) -> None:
+        """Hold the attributes of an object that are plain values now."""
+        held = getattr(value, "__dict__", {})
+        if plain := frozenset(name for name, each in list(held.items()) if is_plain(each)):
+            self._hold(held, plain, depth)
 
     def _visit_function(self, function: FunctionType, depth: int) -> None:
         if _of_library(function):
@@ -212,6 +225,7 @@ class PythonValues:
                 if tensor is not None:
                     with suppress(Exception):  # such as a lazy one
                         self._keep(tensor)
+        self._of_modules[id(vars(module)["_modules"])] = "module"
         self._hold(vars(module)["_modules"], None, depth)
         for name in _HOOKS:
             for part in vars(module)[name].values():
@@ -223,10 +237,11 @@ class PythonValues:
         now, before = ((t.data_ptr(), t.shape, t.stride(), t.dtype) for t in both)
         return now != before
 
-    def _keep(self, tensor: Tensor) -> None:
-        if id(tensor) not in self._tensors:
+    def _keep(self, tensor: Tensor, numbers: bool = True) -> None:
+        known = self._tensors.get(id(tensor))
+        if known is None or (numbers and known[2] is None):
             memory = tensor.detach()
-            self._tensors[id(tensor)] = tensor, memory, memory.clone()
+            self._tensors[id(tensor)] = tensor, memory, memory.clone() if numbers else None
 
     def _hold(self, holder: Any, names: frozenset[str] | None, depth: int) -> None:
         entries = _entries(holder, names)

@@ -294,9 +294,9 @@ def _refused(argument: str, fix: str, path: Path, came: str) -> Refused:
     return bad_value(argument, expected, f"{came}: {path}", f"Nothing was loaded. {fix}")
 
 
-#: How to fix an error, by its error number. For others, the message has the system's text only.
 _NO_FILE = "Check the path."
 _NO_FOLDER = "Check the path; its folder has to exist before something is saved into it."
+#: How to fix an error, by its error number. For others, the message has the system's text only.
 _FIXES = {
     "ENOSPC": "The disk is full: make room, then try again.",
     "EDQUOT": "The quota is used up: make room, then try again.",

@@ -3424,6 +3424,27 @@ BUGS = {
         "table is None",
         "test_cli_files.py::test_columns_that_are_not_modelled_bring_no_warning_and_no_refusal",
     ),
+    "attributes of objects of libraries": Bug(
+        "python_values.py",
+        "PythonValues._look",
+        'in ("torch", "pyro"):',
+        "in ():",
+        "test_training.py::test_attributes_of_containers_tensors_and_objects_of_libraries_are_found[distribution]",
+    ),
+    "modules that a call adds": Bug(
+        "python_values.py",
+        "PythonValues.changed",
+        "before.keys() ^ now.keys() if kind else ()",
+        "()",
+        "test_training.py::test_a_module_that_a_call_adds_is_found_and_removed",
+    ),
+    "large tensors that move": Bug(
+        "python_values.py",
+        "PythonValues._look",
+        "self._keep(value, numbers=value.numel() <= _MOST)",
+        "if value.numel() <= _MOST: self._keep(value)",
+        "test_training.py::test_a_tensor_of_any_size_that_moves_is_found_and_put_back[1001]",
+    ),
 }
 
 

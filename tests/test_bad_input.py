@@ -514,6 +514,7 @@ CASES = {
             "activation": "name",
             "normalization": "name",
             "dropout": "share",
+            "shortcut": "flag",
         },
     ),
     "ConvEncoder": Case(

@@ -450,7 +450,8 @@ def test_a_missing_jacobian_is_found():
 def test_draws_of_the_density_are_said_not_to_be_as_rarely_as_stated():
     """150 sets of draws: normal, skewed, heavy tails; independent, autocorrelated; one to ten dimensions.
 
-    A probability below 1 % comes 1.5 times by chance, and 14 times with a probability of 8e-10.
+    A probability below 1 % comes 1.5 times by chance, and 14 times with a probability of 8e-10. One below the 1e-5 at which
+    draws are refused comes by chance in 1 of 700 such tests.
     """
     shapes = {
         "normal": (lambda u: u, normal),
@@ -470,7 +471,7 @@ def test_draws_of_the_density_are_said_not_to_be_as_rarely_as_stated():
                 assert found.error < 1
                 chances.append(found.chance)
     assert sum(chance < 0.01 for chance in chances) < 14
-    assert min(chances) > 1e-11
+    assert min(chances) > 1e-5
 
 
 @pytest.mark.statistical

@@ -2344,6 +2344,44 @@ def test_values_that_objects_keep_are_found_and_restored(before, call):
     assert np.array_equal(before, first) if isinstance(before, np.ndarray) else before == first
 
 
+class Listed(list):
+    """A list that takes attributes."""
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Listed, lambda: torch.zeros(1), lambda: dist.Normal(0.0, 1.0), Trace_ELBO],
+    ids=["list", "tensor", "distribution", "objective"],
+)
+def test_attributes_of_containers_tensors_and_objects_of_libraries_are_found(make):
+    held = make()
+    held.steps = 0
+    values = PythonValues([{"held": held}])
+    held.steps = 1
+    assert values.changed() == "'steps' of a dict"
+    values.restore()
+    assert held.steps == 0
+
+
+def test_a_module_that_a_call_adds_is_found_and_removed():
+    modules = torch.nn.ModuleList([torch.nn.Identity()])
+    values = PythonValues([modules])
+    modules.append(torch.nn.Identity())
+    assert values.changed() == "module 1"
+    values.restore()
+    assert len(modules) == 1
+
+
+@pytest.mark.parametrize("size", [1000, 1001])
+def test_a_tensor_of_any_size_that_moves_is_found_and_put_back(size):
+    held = types.SimpleNamespace(state=torch.zeros(size))
+    values = PythonValues([held])
+    held.state.data = held.state + 1
+    assert values.replaced([held.state]) == "'state' of a SimpleNamespace"
+    values.restore()
+    assert torch.equal(held.state, torch.zeros(size))
+
+
 class Watched(torch.nn.Linear):
     """A layer that calls a function, where ``where`` tells."""
 

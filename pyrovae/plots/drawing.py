@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -101,11 +102,19 @@ def title(ax: Axes, name: str, ending: str = "") -> None:
     found = _broken(name + ending, points, size)
     if found.count("\n") > 1:
         first, *others = _broken(name, points, size).split("\n")
-        rest = " ".join(others)[: int(points)]
-        while rest and _width(f"{rest}…{ending}", size) > points:
-            rest = rest[:-1].rstrip()
-        found = f"{first}\n{rest}…{ending}"
+        found = f"{first}\n{_cut(' '.join(others), ending, points, size)}"
     ax.set_title(found)
+
+
+def _cut(name: str, ending: str, points: float, size: Any) -> str:
+    """Return a name and an ending in one line. If it is too long, the end of the name is cut, and then that of the ending."""
+    most = int(points)  # no character is narrower than a point
+    lines = itertools.chain(
+        [name + ending] if len(name) <= most else [],
+        (f"{name[:n].rstrip()}…{ending}" for n in range(min(len(name), most) if name else -1, -1, -1)),
+        (f"{ending[:n].rstrip()}…" for n in range(min(len(ending), most), -1, -1)),
+    )
+    return next(line for line in lines if _width(line, size) <= points or line == "…")
 
 
 def _broken(name: str, points: float, size: Any) -> str:

@@ -20,6 +20,7 @@ WORDS = {
     "bool": "booleans",
     "label": "strings or categories",
     "date": "dates",
+    "time": "times",
     "duration": "durations",
 }
 
@@ -260,7 +261,7 @@ def _is(number: Any, value: Any) -> bool:
 
 
 def sort_of(values: pd.Series) -> str:
-    """Return what a column holds: "number", "bool", "label", "date", "duration", "empty", or pandas' name for a mixture."""
+    """Return what a column holds: "number", "bool", "label", "date", "time", "duration", "empty", or pandas' name for a mixture."""
     from pandas.api import types
 
     if isinstance(values.dtype, types.CategoricalDtype):
@@ -270,7 +271,7 @@ def sort_of(values: pd.Series) -> str:
         return "number"
     if kind.startswith("timedelta"):
         return "duration"
-    if kind.startswith(("date", "period", "time")):
+    if kind.startswith(("date", "period")):
         return "date"
     if kind.startswith("mixed") and are_decimals(values):  # decimals beside other numbers
         return "number"

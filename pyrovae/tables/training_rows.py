@@ -56,7 +56,7 @@ _ROUNDED = 1e-3
 # were they recorded to a power of ten and their last digits uniform.
 _FRACTIONS, _BY_CHANCE = (1 / 2, 1 / 4, 1 / 8), 1e-6
 # Sorts of columns whose numbers need a meaning first.
-_NO_NUMBERS = ("date", "duration")
+_NO_NUMBERS = ("date", "time", "duration")
 # Larger whole numbers are not counted one by one.
 _MOST_COUNTED = 2**24
 
