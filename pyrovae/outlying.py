@@ -35,9 +35,8 @@ _CELLS = 1 << 21
 _FEWEST_EFFECTIVE = 25
 _SOUND = ("trust", "unchecked")
 _MOST_AGAIN = 20  # cells of a row that are scored again
-_FEWEST_ROWS = (
-    32  # which tell how heavy the tails of a column's weights are; with fewer, so many are simulated
-)
+# Rows that tell how heavy the tails of a column's weights are. With fewer, so many are simulated.
+_FEWEST_ROWS = 32
 
 
 class _Cells(NamedTuple):

@@ -599,3 +599,22 @@ def double_precision():
     both = Pair().double()
     x = torch.randn(7, 3, dtype=torch.float64)
     return both.model, both.guide, x, lambda x: linear_gaussian(x, lambda z: z * both.weight, 1, 1.0)
+
+
+class Averaging(nn.Module):
+    """A pair with discrete latents, whose gradients need an average over earlier steps if ``averages``."""
+
+    def __init__(self, averages: bool = True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.decoder, self.encoder = nn.Linear(3, 6), nn.Linear(6, 3)
+        self.infer = {"baseline": {"use_decaying_avg_baseline": True}} if averages else {}
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.4)).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=self.encoder(x)).to_event(1), infer=self.infer)

@@ -15,6 +15,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pairs import Averaging
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 import pyrovae as pv
@@ -58,25 +59,6 @@ def functional():
     for layer in network:
         layer.reset_parameters()
     return pv.LatentVariableModel(model, guide)
-
-
-class Averaging(torch.nn.Module):
-    """A pair with discrete latents, whose gradients need an average over earlier steps."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.decoder, self.encoder = torch.nn.Linear(3, 6), torch.nn.Linear(6, 3)
-
-    def model(self, x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.4)).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
-
-    def guide(self, x):
-        infer = {"baseline": {"use_decaying_avg_baseline": True}}
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Bernoulli(logits=self.encoder(x)).to_event(1), infer=infer)
 
 
 def averaging():

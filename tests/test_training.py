@@ -25,6 +25,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from oracles import LinearGaussian
+from pairs import Averaging
 from pyro.infer import (
     SVI,
     JitTrace_ELBO,
@@ -1203,24 +1204,7 @@ def test_gradients_of_the_search_for_leaves_are_taken_back(kind, owned):
 @pytest.mark.parametrize(("num_rows", "of_guide"), [(50, False), (50, True), (51, False), (51, True)])
 def test_averages_by_row_are_refused_for_batches_of_several_sizes(num_rows, of_guide):
     """Pyro would raise in the step whose batch is the first of another size."""
-    infer = {"baseline": {"use_decaying_avg_baseline": True}}
-
-    class Held(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.decoder, self.encoder = torch.nn.Linear(3, 6), torch.nn.Linear(6, 3)
-
-        def model(self, x):
-            with pyro.plate("data", len(x)):
-                z = pyro.sample("z", dist.Bernoulli(torch.full((3,), 0.4)).to_event(1))
-                pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
-
-        def guide(self, x):
-            with pyro.plate("data", len(x)):
-                logits = self.encoder(x)
-                pyro.sample("z", dist.Bernoulli(logits=logits).to_event(1), infer=infer if of_guide else {})
-
-    held = Held()
+    held = Averaging(of_guide)
     pair, x = pv.LatentVariableModel(held.model, held.guide), binary_rows(num_rows)
     before = parameters(pair)
     expected = contextlib.nullcontext()
