@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -135,9 +136,10 @@ SITES = {
     "bernoulli": dist.Bernoulli(0.3),
     "categorical": dist.Categorical(torch.tensor([0.2, 0.0, 0.5, 0.3])),
     "poisson": dist.Poisson(2.0),
+    "binomial": dist.Binomial(7, torch.tensor(0.3)),
     "gamma poisson": dist.GammaPoisson(0.7, 0.4),
 }
-COUNTS = ("poisson", "gamma poisson")
+COUNTS = ("poisson", "binomial", "gamma poisson")
 #: Draws in the two layouts of a pair: a call for many samples, or the rows repeated.
 LAYOUTS = ("together", "repeated")
 
@@ -180,10 +182,15 @@ def test_sites_draw_from_their_distributions_row_by_row(name, layout):
         assert (counts[probs == 0] == 0).all()
         assert stats.chisquare(counts[probs > 0], len(z.flatten()) * probs[probs > 0]).pvalue > RARE
     elif name in COUNTS:
-        probs = fn.log_prob(torch.arange(12.0)).exp().double().numpy()
-        counts = np.bincount(z.flatten().long().clamp(max=12), minlength=13)
-        probs = np.append(probs, 1 - probs.sum())
-        assert stats.chisquare(counts, z.numel() * probs).pvalue > RARE
+        last = int(getattr(fn, "total_count", 11))
+        probs = fn.log_prob(torch.arange(last + 1.0)).exp().double().numpy()
+        counts = np.bincount(z.flatten().long().numpy().clip(max=last + 1), minlength=last + 2)
+        if name == "binomial":
+            assert counts[-1] == 0
+        else:
+            probs = np.append(probs, 1 - probs.sum())
+        expected = probs / probs.sum() * z.numel()
+        assert stats.chisquare(counts[: len(probs)], expected).pvalue > RARE
     else:
         of_torch = fn.sample((20_000,)).numpy()
         assert stats.ks_2samp(z.flatten().numpy(), of_torch).pvalue > RARE
@@ -193,6 +200,39 @@ def test_sites_draw_from_their_distributions_row_by_row(name, layout):
     # The next site's draws stay, however often a sampler rejects.
     w = model.rows_second("w", latents["w"])
     torch.testing.assert_close(model.rows_second("w", fewer["w"]), w[40:43, some])
+
+
+@pytest.mark.parametrize("trials", [3, 10**6])
+def test_binomial_counts_are_quantiles_at_uniform_numbers(trials):
+    source = Source(made(), 100, (100, 500), 1, False)
+    prob = torch.linspace(0, 1, 500, dtype=torch.float64).expand(100, 500)
+    with replaced(source, []):
+        drawn = torch.binomial(torch.full((), float(trials), dtype=torch.float64), prob).numpy()
+    u = Source(made(), 100, (100, 500), 1, False).uniform((100, 500), torch.float64).numpy()
+    below, at = (stats.binom.cdf(drawn - step, trials, prob.numpy()) for step in (1, 0))
+    assert ((below < u * (1 + 1e-9)) & (u <= at * (1 + 1e-9))).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_columns_of_categories_are_drawn_row_by_row(layout):
+    """torch flattens rows and columns of categories to the rows of one matrix."""
+    probs = torch.tensor([[0.2, 0.0, 0.5, 0.3], [0.7, 0.1, 0.1, 0.1], [0.0, 0.0, 0.5, 0.5]])
+    shape = (50, 40) if layout == "together" else (50 * 40,)
+    source = Source(made(rows=40), 50, shape, len(shape) - 1, layout == "repeated")
+    fn, missed = dist.Categorical(probs).expand((*shape, 3)), []
+    with replaced(source, missed):
+        drawn = fn.sample().view(50, 40, 3)
+    assert not missed
+    for column, expected in enumerate(probs.numpy()):
+        counts = torch.bincount(drawn[..., column].flatten(), minlength=4).numpy()
+        assert (counts[expected == 0] == 0).all()
+        assert stats.chisquare(counts[expected > 0], 2000 * expected[expected > 0]).pvalue > RARE
+    assert stats.chi2_contingency(pd.crosstab(drawn[..., 0].flatten(), drawn[..., 1].flatten())).pvalue > RARE
+    some = RowNoise(SEED, torch.tensor([7, 31]), first=20)
+    shape = (3, 2) if layout == "together" else (3 * 2,)
+    with replaced(Source(some, 3, shape, len(shape) - 1, layout == "repeated"), []):
+        fewer = dist.Categorical(probs).expand((*shape, 3)).sample().view(3, 2, 3)
+    assert torch.equal(fewer, drawn[20:23, [7, 31]])
 
 
 def test_a_drawn_poisson_zero_has_no_sign():
@@ -257,16 +297,16 @@ def test_samplers_of_a_users_own_draw_independent_numbers(name):
 
 
 def test_draws_that_cannot_be_keyed_are_named():
-    """A binomial latent is drawn by torch's generator: the result says so."""
+    """An angle is drawn by torch's generator: the result says so."""
 
     def model(x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Binomial(5, x.new_tensor(0.4)))
+            z = pyro.sample("z", dist.VonMises(x.new_tensor(0.4), 2.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Binomial(5, torch.full_like(x, 0.4)))
+            pyro.sample("z", dist.VonMises(torch.full_like(x, 0.4), 2.0))
 
     ev = pv.log_evidence(
         pv.LatentVariableModel(model, guide), torch.tensor([1.0, 2.5]), num_samples=50, check=False

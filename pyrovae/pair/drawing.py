@@ -115,11 +115,16 @@ class Source:
         self._noise, self._num_samples = noise, num_samples
         self._batch_shape, self._axis, self._folded = batch_shape, axis, folded
 
-    def fits(self, shape: Sequence[int]) -> bool:
-        """Return whether a tensor starts with the batch dims of the site, unchanged or flattened to one."""
-        count = len(self._batch_shape)
-        return tuple(shape[:count]) == self._batch_shape or (
-            len(shape) > 0 and shape[0] == math.prod(self._batch_shape)
+    def fits(self, shape: Sequence[int], matrix: bool = False) -> bool:
+        """Return whether a tensor starts with the batch dims of the site, unchanged or flattened to one.
+
+        In a ``matrix``, the first dim may also hold event dims, after the batch dims.
+        """
+        count, entries = len(self._batch_shape), math.prod(self._batch_shape)
+        if tuple(shape[:count]) == self._batch_shape:
+            return True
+        return len(shape) > 0 and (
+            shape[0] == entries or (matrix and entries > 0 and shape[0] % entries == 0)
         )
 
     def uniform(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -136,7 +141,10 @@ class Source:
 
     def _laid_out(self, draw: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         count = len(self._batch_shape)
-        rest = shape[count:] if tuple(shape[:count]) == self._batch_shape else shape[1:]
+        if tuple(shape[:count]) == self._batch_shape:
+            rest = shape[count:]
+        else:
+            rest = (shape[0] // math.prod(self._batch_shape), *shape[1:])
         others = [size for i, size in enumerate(self._batch_shape) if i != self._axis and (self._folded or i)]
         return self._back(draw(self._num_samples, *others, *rest, dtype=dtype)).reshape(*shape)
 
@@ -176,7 +184,7 @@ def _mode() -> Any:
             draw = _DRAWS.get(func)
             if func is aten.multinomial.default and args[1] > 1 and not (len(args) > 2 and args[2]):
                 draw = None  # without replacement
-            if draw is None or self._source is None or not _is_drawn(self._source, args, kwargs):
+            if draw is None or self._source is None or not _is_drawn(func, self._source, args, kwargs):
                 self._missed.append(str(func))
                 return func(*args, **kwargs)
             kwargs.pop("generator", None)
@@ -185,12 +193,14 @@ def _mode() -> Any:
     return Replaced
 
 
-def _is_drawn(source: Source, args: Any, kwargs: Any) -> bool:
+def _is_drawn(func: Any, source: Source, args: Any, kwargs: Any) -> bool:
     """Return whether a source has noise for what an operation of ``_DRAWS`` returns: its layout, and real numbers."""
     tensors = [value for value in args if isinstance(value, Tensor)]
     default = tensors[0].dtype if tensors else torch.get_default_dtype()
     shape = torch.broadcast_shapes(*(each.shape for each in tensors)) if tensors else args[0]
-    return (kwargs.get("dtype") or default).is_floating_point and source.fits(shape)
+    # multinomial takes matrices alone, so torch's categorical distribution flattens all dims but that of the categories
+    fits = source.fits(shape, matrix=func is aten.multinomial.default)
+    return fits and (kwargs.get("dtype") or default).is_floating_point
 
 
 def _normal(source: Source, out: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
@@ -258,6 +268,16 @@ def _poisson(source: Source, rate: Tensor) -> Tensor:
     return torch.where(torch.isfinite(wide) & (wide >= 0), count, math.nan).to(rate.dtype)
 
 
+def _binomial(source: Source, count: Tensor, prob: Tensor) -> Tensor:
+    """Return the smallest k with P(X ≤ k) ≥ u; u is a uniform number for each count."""
+    from scipy.stats import binom
+
+    count, prob = torch.broadcast_tensors(count, prob)
+    u = source.uniform(prob.shape, torch.float64)
+    wide = (each.detach().cpu().double().numpy() for each in (u, count, prob))
+    return torch.as_tensor(binom.ppf(*wide)).to(prob)
+
+
 def _dirichlet(source: Source, concentration: Tensor) -> Tensor:
     # In float64, as torch does: in float32, all parts may underflow where concentrations are small.
     parts, limits = source.gamma(concentration.double()), torch.finfo(concentration.dtype)
@@ -286,6 +306,7 @@ _DRAWS: dict[Any, Callable[..., Tensor]] = {
     aten.normal.Tensor_Tensor: _normals,
     aten.normal.Tensor_float: _normals,
     aten.bernoulli.default: _bernoulli,
+    aten.binomial.default: _binomial,
     aten.multinomial.default: _multinomial,
     aten._standard_gamma.default: Source.gamma,
     aten.poisson.default: _poisson,
