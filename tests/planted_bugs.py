@@ -2670,14 +2670,14 @@ BUGS = {
     ),
     "autocorrelation left out of the balance": Bug(
         "evidence/bridge.py",
-        "_deviations",
-        "row_ess((g_p * below).unflatten(0, (chains, -1))).clamp(max=distinct)",
+        "_Bridged.deviations",
+        "row_ess((g_p * below).unflatten(0, (self.chains, -1))).clamp(max=distinct)",
         "torch.full_like(at_p, len(g_p)).clamp(max=distinct)",
         "test_from_draws.py::test_draws_of_the_density_are_said_not_to_be_as_rarely_as_stated",
     ),
     "resampled draws independent in the balance": Bug(
         "evidence/bridge.py",
-        "_deviations",
+        "_Bridged.deviations",
         ".clamp(max=distinct)",
         "",
         "test_from_draws.py::test_resampled_draws_are_draws_of_the_density",

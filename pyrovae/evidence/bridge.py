@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -111,115 +110,141 @@ def bridge(
         >>> abs(estimate.log_evidence - 1.5 * math.log(2 * math.pi)) < 5 * estimate.error < 0.1
         True
     """
-    if draws.dim() != 3:
-        raise bad_value(
-            "draws", "shape (chains, draws, dim)", f"{tuple(draws.shape)}", "Keep the chains apart on dim 0."
-        )
-    draws = draws.double()
+    draws = _checked(draws)
     chains, length, dim = draws.shape
-    half = length // 2
-    if chains * half < dim + 2:
-        raise bad_value(
-            "draws",
-            f"at least {2 * (dim + 2)} to fit {dim} dimensions",
-            f"{chains * length}",
-            "Draw more samples.",
-        )
-    kept = draws[:, half:]
+    kept = draws[:, length // 2 :]
     # A mixture's fit depends on the order of its draws; this order does not depend on that of the chains.
-    fitted = draws[draws[:, 0, 0].argsort(), :half].flatten(0, 1)
+    fitted = draws[draws[:, 0, 0].argsort(), : length // 2].flatten(0, 1)
     # Other draws get other noise, so that errors of several data sets under one seed are independent. Draws in another
     # precision or on another scale get the same, because only their order counts.
     order = identity.digest(fitted[:_ORDERED, 0].argsort(stable=True))
     seed = noise.derive(seed, noise.Stream.BRIDGE, int(order[:15], 16))
     loc, tril = _moments(fitted, names or [f"dimension {i}" for i in range(dim)])
-    log_det = tril.diagonal().log().sum()
     distinct = distinct_ess(kept)
     effective = min(float(row_ess(kept).median()), distinct)
     partner = GaussianMixture.standard(dim)
     if not warp:
         partner = fitted_mixture(standardised(fitted, loc, tril), effective, seed)
-    proposed = partner.draw(_PROPOSED * kept[..., 0].numel(), torch.Generator().manual_seed(seed))
-    at_kept = standardised(kept.flatten(0, 1), loc, tril)
-    evaluations = undefined = 0
+    overlap = _Overlap(_Density(log_target), loc, tril, _tails(fitted), partner, warp)
+    at_draws = overlap.density.at_draws(draws)
+    of_p = overlap.points(standardised(kept.flatten(0, 1), loc, tril), at_draws[:, length // 2 :].flatten())
+    of_q = overlap.points(partner.draw(_PROPOSED * len(of_p.v), torch.Generator().manual_seed(seed)))
+    count = len(of_q.v)
+    log_shares = math.log(effective / (effective + count)), -math.log1p(effective / count)
+    log_c, converged = _iterate(of_p.log_ratio, of_q.log_ratio, log_shares)
+    error, bias, k_hats = math.inf, math.nan, (math.nan, math.nan)
+    imbalance = chance = math.nan
+    if converged:
+        above, below = (terms.exp() for terms in _terms(of_p.log_ratio, of_q.log_ratio, log_c, log_shares))
+        ess = min(_ess(below.reshape(chains, -1)), distinct)
+        error, k_hats = _error(above, below, ess, log_shares)
+        bias = _bias(above, below, effective, ess, log_shares)
+        of_all = of_p
+        if not warp:  # which would evaluate mirrored points of the first half, too
+            of_all = overlap.points(standardised(draws.flatten(0, 1), loc, tril), at_draws.flatten())
+        bridged = _Bridged(of_q, above, log_c, log_shares, chains)
+        imbalance, chance = _least_probable(
+            bridged.deviations(overlap.by_partner, of_p, distinct),
+            bridged.deviations(overlap.by_dimension, of_all, distinct if warp else distinct_ess(draws)),
+        )
+    density = overlap.density
+    return BridgeEstimate(
+        log_c, error, bias, k_hats, imbalance, chance, density.evaluations, density.undefined
+    )
 
-    def evaluate(u: Tensor) -> Tensor:
-        """Return the log density, −∞ where it is NaN."""
-        nonlocal evaluations, undefined
-        found = log_target(u).double()
-        evaluations += len(u)
-        undefined += int(found.isnan().sum())
+
+def _checked(draws: Tensor) -> Tensor:
+    """Return draws of shape (chains, draws, dim) in float64; there must be enough to fit the moments to half of them."""
+    if draws.dim() != 3:
+        raise bad_value(
+            "draws", "shape (chains, draws, dim)", f"{tuple(draws.shape)}", "Keep the chains apart on dim 0."
+        )
+    chains, length, dim = draws.shape
+    if chains * (length // 2) < dim + 2:
+        least = f"at least {2 * (dim + 2)} to fit {dim} dimensions"
+        raise bad_value("draws", least, f"{chains * length}", "Draw more samples.")
+    return draws.double()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The density and its partner
+
+
+class _Density:
+    """The log density, −∞ where it is NaN. It counts its evaluations, and those at draws of q that are NaN."""
+
+    def __init__(self, log_target: Callable[[Tensor], Tensor]) -> None:
+        self._log_target = log_target
+        self.evaluations = self.undefined = 0
+
+    def __call__(self, u: Tensor) -> Tensor:
+        found = self._log_target(u).double()
+        self.evaluations += len(u)
+        self.undefined += int(found.isnan().sum())
         if bool(torch.isposinf(found).any()):
             fix = "Return −∞ where it is not defined."
             raise bad_value("log_density", "a density that is finite everywhere", "+∞", fix)
         return found.nan_to_num(nan=-math.inf, neginf=-math.inf)
 
-    at_draws = evaluate(draws.flatten(0, 1)).view(chains, length)
-    _check_finite(at_draws)
-    undefined = 0
+    def at_draws(self, draws: Tensor) -> Tensor:
+        """Return the log density at the chains' draws, shape (chains, draws), where it must be finite."""
+        found = self(draws.flatten(0, 1)).view(draws.shape[:2])
+        odd = ~torch.isfinite(found)
+        if bool(odd.any()):
+            chain, draw = odd.nonzero()[0].tolist()
+            raise bad_value(
+                "log_density",
+                "finite numbers at the draws",
+                f"NaN or −∞ at {int(odd.sum())} of {odd.numel()}, first at chain {chain}, draw {draw}",
+                "Check that the columns are in the order and on the scale that log_density expects, and that it is the "
+                "density which was sampled.",
+            )
+        return found
 
-    def log_ratio(v: Tensor, here: Tensor | None = None) -> Tensor:
-        """Return log p / q at the standardised v = L⁻¹ (u − m); p is made symmetric with ``warp``."""
-        there = evaluate(loc + v @ tril.mT) if here is None else here
-        if warp:
-            there = torch.logaddexp(there, evaluate(loc - v @ tril.mT)) - math.log(2)
-        return there + log_det - partner.log_prob(v)
 
-    at_p, at_q = log_ratio(at_kept, at_draws[:, half:].flatten()), log_ratio(proposed)
-    log_shares = math.log(effective / (effective + len(at_q))), -math.log1p(effective / len(at_q))
-    log_c, converged = _iterate(at_p, at_q, log_shares)
-    if not converged:
-        nan = math.nan
-        return BridgeEstimate(log_c, math.inf, nan, (nan, nan), nan, nan, evaluations, undefined)
-    above, below = (terms.exp() for terms in _terms(at_p, at_q, log_c, log_shares))
-    ess = min(_ess(below.reshape(chains, -1)), distinct)
-    variance, k_hats = 0.0, []
-    for terms, count, log_share in ((above, float(len(above)), log_shares[0]), (below, ess, log_shares[1])):
-        k_hats.append(float(pareto_k(terms.log()[:, None], 1e-9)))
-        variance += float(terms.var() / terms.mean() ** 2) / count
-        if not k_hats[-1] <= k_threshold(int(count)):
-            # The draws may have missed the largest terms. These are bounded by 1/s: one more would add this much.
-            variance += (math.exp(-log_share) / (count * float(terms.mean()))) ** 2
-    count = max(1, int(_TAIL * len(fitted)))
-    low, high = (fitted.kthvalue(k, dim=0).values for k in (count, len(fitted) + 1 - count))
+class _Points(NamedTuple):
+    """Standardised points v, shape (n, dim), and log p / q there, shape (n,)."""
 
-    def by_dimension(v: Tensor) -> Tensor:
-        """Return the functions g of points that belong to one dimension, shape (n, functions)."""
-        if warp:  # the identities hold for even g only
+    v: Tensor
+    log_ratio: Tensor
+
+
+class _Overlap(NamedTuple):
+    """A density of u = m + L v and its partner q of v; with ``warp``, the density is made symmetric in v."""
+
+    density: _Density
+    loc: Tensor
+    tril: Tensor
+    tails: tuple[Tensor, Tensor]
+    partner: GaussianMixture
+    warp: bool
+
+    def points(self, v: Tensor, here: Tensor | None = None) -> _Points:
+        """Return points with log p / q; ``here`` is the log density at them, if it is known."""
+        there = self.density(self.loc + v @ self.tril.mT) if here is None else here
+        if self.warp:
+            there = torch.logaddexp(there, self.density(self.loc - v @ self.tril.mT)) - math.log(2)
+        return _Points(v, there + self.tril.diagonal().log().sum() - self.partner.log_prob(v))
+
+    def by_dimension(self, points: _Points, log_c: float) -> Tensor:
+        """Return the functions g that belong to one dimension each, shape (n, functions)."""
+        v = points.v
+        if self.warp:  # the identities hold for even g only
             return v**2
-        u = loc + v @ tril.mT
+        u, (low, high) = self.loc + v @ self.tril.mT, self.tails
         return torch.cat([v**2, v, (u < low).double(), (u > high).double()], dim=1)
 
-    def by_partner(v: Tensor, at_v: Tensor) -> Tensor:
-        """Return the functions g of points that belong to the partner; ``at_v`` are log p / q of the points."""
-        ratio = (at_v - log_c).clamp(-10, 10)[:, None]
-        return ratio if warp else torch.cat([ratio, partner.shares(v)], dim=1)
-
-    at_all, all_p = at_kept, at_p
-    if not warp:  # which would evaluate mirrored points of the first half, too
-        at_all = standardised(draws.flatten(0, 1), loc, tril)
-        all_p = log_ratio(at_all, at_draws.flatten())
-    below_all = _terms(all_p, at_q, log_c, log_shares)[1].exp()
-    distinct_all = distinct if warp else distinct_ess(draws)
-    compared = partial(_deviations, above=above, log_shares=log_shares, chains=chains)
-    imbalance, chance = _least_probable(
-        compared(by_partner(proposed, at_q), by_partner(at_kept, at_p), below=below, distinct=distinct),
-        compared(by_dimension(proposed), by_dimension(at_all), below=below_all, distinct=distinct_all),
-    )
-    return BridgeEstimate(
-        log_c,
-        math.sqrt(variance),
-        _bias(above, below, effective, ess, log_shares),
-        (k_hats[0], k_hats[1]),
-        imbalance,
-        chance,
-        evaluations,
-        undefined,
-    )
+    def by_partner(self, points: _Points, log_c: float) -> Tensor:
+        """Return the functions g that belong to the partner, shape (n, functions)."""
+        ratio = (points.log_ratio - log_c).clamp(-10, 10)[:, None]
+        return ratio if self.warp else torch.cat([ratio, self.partner.shares(points.v)], dim=1)
 
 
-# ---------------------------------------------------------------------------------------------------------
-# The partner
+def _tails(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where the tails of each dimension begin, each of shape (dim,), by draws of shape (n, dim)."""
+    count = max(1, int(_TAIL * len(draws)))
+    low, high = (draws.kthvalue(k, dim=0).values for k in (count, len(draws) + 1 - count))
+    return low, high
 
 
 def _moments(draws: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -325,20 +350,6 @@ def _bic(free: float, mean_log_density: float, effective: float) -> float:
 # The iteration and its diagnostics
 
 
-def _check_finite(log_density: Tensor) -> None:
-    """Raise ``ValueError`` unless the log density, shape (chains, draws), is finite at every draw."""
-    odd = ~torch.isfinite(log_density)
-    if bool(odd.any()):
-        chain, draw = odd.nonzero()[0].tolist()
-        raise bad_value(
-            "log_density",
-            "finite numbers at the draws",
-            f"NaN or −∞ at {int(odd.sum())} of {odd.numel()}, first at chain {chain}, draw {draw}",
-            "Check that the columns are in the order and on the scale that log_density expects, and that it is the "
-            "density which was sampled.",
-        )
-
-
 def _terms(
     at_p: Tensor, at_q: Tensor, log_c: float, log_shares: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
@@ -382,6 +393,20 @@ def _ess(series: Tensor) -> float:
     return by_batches if by_batches < found / 5 else found
 
 
+def _error(
+    above: Tensor, below: Tensor, ess: float, log_shares: tuple[float, float]
+) -> tuple[float, tuple[float, float]]:
+    """Return the standard error of log C in nats, and k-hat of the terms at q's draws and at the chains'."""
+    variance, k_hats = 0.0, []
+    for terms, count, log_share in ((above, float(len(above)), log_shares[0]), (below, ess, log_shares[1])):
+        k_hats.append(float(pareto_k(terms.log()[:, None], 1e-9)))
+        variance += float(terms.var() / terms.mean() ** 2) / count
+        if not k_hats[-1] <= k_threshold(int(count)):
+            # The draws may have missed the largest terms. These are bounded by 1/s: one more would add this much.
+            variance += (math.exp(-log_share) / (count * float(terms.mean()))) ** 2
+    return math.sqrt(variance), (k_hats[0], k_hats[1])
+
+
 def _bias(
     above: Tensor, below: Tensor, effective: float, ess: float, log_shares: tuple[float, float]
 ) -> float:
@@ -404,31 +429,40 @@ def _bias(
     return -(product / information**2 + third * square / (2 * information**3))
 
 
-def _deviations(
-    g_q: Tensor,
-    g_p: Tensor,
-    above: Tensor,
-    below: Tensor,
-    log_shares: tuple[float, float],
-    chains: int,
-    distinct: float,
-) -> tuple[Tensor, Tensor]:
-    """Return z of mean_p [g · below] = mean_q [g · above], and the effective number of draws of p, each (functions,).
+class _Bridged(NamedTuple):
+    """What draws of q and the estimate say about draws of p."""
 
-    The functions g have shape (draws, functions). Each is centred at its mean under the overlap of p and q, so that the
-    error of log C cancels to first order. Each side's draws estimate both variances, since s₁ · above + s₂ · below = 1
-    everywhere. The larger estimate counts: a feature that is rare on one side has no variance there.
-    """
-    s1, s2 = (math.exp(log_share) for log_share in log_shares)
-    above, below = above[:, None], below[:, None]
-    centre = ((g_p * below).mean(0) + (g_q * above).mean(0)) / (below.mean() + above.mean())
-    g_p, g_q = g_p - centre, g_q - centre
-    at_p, at_q = (g_p * below).mean(0), (g_q * above).mean(0)
-    of_p = torch.maximum((g_p * below).var(0), (g_q**2 * above * (1 - s1 * above) / s2).mean(0) - at_q**2)
-    of_q = torch.maximum((g_q * above).var(0), (g_p**2 * below * (1 - s2 * below) / s1).mean(0) - at_p**2)
-    ess = row_ess((g_p * below).unflatten(0, (chains, -1))).clamp(max=distinct)
-    variance = of_p / ess + of_q / len(above)
-    return ((at_p - at_q) / variance.clamp(min=0).sqrt()).nan_to_num(0.0), ess
+    of_q: _Points
+    above: Tensor
+    log_c: float
+    log_shares: tuple[float, float]
+    chains: int
+
+    def deviations(
+        self, functions: Callable[[_Points, float], Tensor], of_p: _Points, distinct: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return z of mean_p [g · below] = mean_q [g · above], and the effective number of draws of p, each (functions,).
+
+        ``functions`` returns g, shape (draws, functions). Each is centred at its mean under the overlap of p and q, so that
+        the error of log C cancels to first order. Each side's draws estimate both variances, since s₁ · above + s₂ · below = 1
+        everywhere. The larger estimate counts: a feature that is rare on one side has no variance there.
+        """
+        s1, s2 = (math.exp(log_share) for log_share in self.log_shares)
+        g_q, g_p = (functions(points, self.log_c) for points in (self.of_q, of_p))
+        above = self.above[:, None]
+        below = _terms(of_p.log_ratio, self.of_q.log_ratio, self.log_c, self.log_shares)[1].exp()[:, None]
+        centre = ((g_p * below).mean(0) + (g_q * above).mean(0)) / (below.mean() + above.mean())
+        g_p, g_q = g_p - centre, g_q - centre
+        at_p, at_q = (g_p * below).mean(0), (g_q * above).mean(0)
+        spread_p = torch.maximum(
+            (g_p * below).var(0), (g_q**2 * above * (1 - s1 * above) / s2).mean(0) - at_q**2
+        )
+        spread_q = torch.maximum(
+            (g_q * above).var(0), (g_p**2 * below * (1 - s2 * below) / s1).mean(0) - at_p**2
+        )
+        ess = row_ess((g_p * below).unflatten(0, (self.chains, -1))).clamp(max=distinct)
+        variance = spread_p / ess + spread_q / len(above)
+        return ((at_p - at_q) / variance.clamp(min=0).sqrt()).nan_to_num(0.0), ess
 
 
 def _least_probable(*deviations: tuple[Tensor, Tensor]) -> tuple[float, float]:
