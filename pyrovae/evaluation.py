@@ -174,23 +174,11 @@ class Evaluation:
         arguments.integer("seed", seed, minimum=0)
         tile = None if tile is None else arguments.tile(tile)
         simulated = x if isinstance(x, Simulated) else None
-        x = x if simulated is not None else joined(x, argument)  # which may be read again
         if simulated is not None:
             model, batch = simulated.model, simulated.batch
             source = Source(batch["x"], {}, None, batch.get("observed"))
         else:
-            batch, source = read_rows(pair, x, argument, names)
-        if model is None:
-            (batch, source), model = inspect_rows(
-                pair,
-                (batch, source),
-                lambda: read_rows(pair, x, argument, names),
-                seed,
-                argument,
-                every_row=True,
-            )
-        elif simulated is None:
-            check_supports(model.structure, batch, argument, source.names.get("x"))
+            model, batch, source = _read(pair, x, argument, names, seed, model)
         if tile is None:
             tile = noises.tile_shape(model.structure.widest, num_samples)
         numbers = torch.arange(len(batch["x"]), device=batch["x"].device)
@@ -363,6 +351,23 @@ def read_rows(
         times = 2 if getattr(pair.encoder, "missing", False) else 1
         check_width(getattr(pair.encoder, "network", pair.encoder), batch["x"], argument, times)
     return batch, source
+
+
+def _read(
+    pair: LatentVariableModel, x: Any, argument: str, names: Names | None, seed: int, model: RowModel | None
+) -> tuple[RowModel, Batch, Source]:
+    """Return checked rows of the user, and the pair with what inspection finds with them; ``model`` if it is known."""
+    x = joined(x, argument)  # which may be read again
+
+    def again() -> tuple[Batch, Source]:
+        return read_rows(pair, x, argument, names)
+
+    batch, source = again()
+    if model is None:
+        (batch, source), model = inspect_rows(pair, (batch, source), again, seed, argument, every_row=True)
+    else:
+        check_supports(model.structure, batch, argument, source.names.get("x"))
+    return model, batch, source
 
 
 def inspect_rows(

@@ -136,21 +136,33 @@ def outliers(
             made = _answer_again(run, left_out, evidence, found, made)
             below[left_out] = np.broadcast_to(median, seen.shape)[left_out] - found.log_p[left_out]
     if cells:
-        rows, columns = np.nonzero(seen)
-        index = None if evidence.index is None else evidence.index[rows]
-        places = {} if index is not None else {"row": rows}
-        frame = frame_of(
-            {
-                **places,
-                "column": labels[columns],
-                "log_p": found.log_p[seen],
-                "below": below[seen],
-                "error": found.error[seen],
-                "verdict": found.verdict[seen],
-            },
-            index,
-        )
-        return frame.set_index("row") if places else frame
+        return _frame_by_cell(found, below, labels, evidence.index)
+    return _frame_by_row(found, below, labels, evidence)
+
+
+def _frame_by_cell(
+    found: _Cells, below: np.ndarray, labels: pd.Index, index: pd.Index | None
+) -> pd.DataFrame:
+    """Return a line for each observed cell, by the rows' labels, or by their numbers if they have none."""
+    seen = found.seen
+    rows, columns = np.nonzero(seen)
+    places = {"row": rows} if index is None else {}
+    frame = frame_of(
+        {
+            **places,
+            "column": labels[columns],
+            "log_p": found.log_p[seen],
+            "below": below[seen],
+            "error": found.error[seen],
+            "verdict": found.verdict[seen],
+        },
+        None if index is None else index[rows],
+    )
+    return frame.set_index("row") if places else frame
+
+
+def _frame_by_row(found: _Cells, below: np.ndarray, labels: pd.Index, evidence: LogEvidence) -> pd.DataFrame:
+    """Return a line for each row, with its oddest cell."""
     unknown = np.isnan(below)
     oddest = np.where(unknown, -math.inf, below).argmax(axis=1)
     every, empty = np.arange(len(oddest)), unknown.all(axis=1)
@@ -168,7 +180,7 @@ def outliers(
             "below": below[every, oddest],
             "cell_error": found.error[every, oddest],
             # A cell that cannot be scored may be odder.
-            "cell_verdict": worst(np.where(seen, found.verdict, "trust")),
+            "cell_verdict": worst(np.where(found.seen, found.verdict, "trust")),
         },
         evidence.index,
     )

@@ -42,6 +42,16 @@ _LIBRARIES = frozenset(
 _OF_TORCH = frozenset(vars(nn.Module())) - {"training"}  # what every module has
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _CACHED = type(functools.cache(int))
+_WRAPPERS = (
+    functools.partial,
+    functools.cached_property,
+    MethodType,
+    staticmethod,
+    classmethod,
+    property,
+    _CACHED,
+    MappingProxyType,
+)
 # Steps from a root to an object; entries of a container; objects in all.
 _DEEPEST, _MOST, _MOST_OBJECTS = 10, 1000, 10_000
 
@@ -132,27 +142,13 @@ class PythonValues:
                 self._visit(hook, depth + 1)
             self._keep(value, numbers=value.numel() <= _MOST)
             self._hold_plain(value, depth)
-        elif isinstance(value, functools.partial):
-            for part in (value.func, value.args, value.keywords):
-                self._visit(part, depth + 1)
-        elif isinstance(value, MethodType):
-            self._visit(value.__self__, depth + 1)
-            self._visit(value.__func__, depth + 1)
         elif isinstance(value, FunctionType):
             self._visit_function(value, depth)
         elif isinstance(value, CellType):
             self._hold(value, None, depth)
-        elif isinstance(value, staticmethod | classmethod):
-            self._visit(value.__func__, depth + 1)
-        elif isinstance(value, property):
-            for access in (value.fget, value.fset, value.fdel):
-                self._visit(access, depth + 1)
-        elif isinstance(value, _CACHED):
-            for part in gc.get_referents(value):  # the function, and what it returned, in a dict
-                for each in part.values() if type(part) is dict else [part]:
-                    self._visit(each, depth + 1)
-        elif isinstance(value, functools.cached_property):
-            self._visit(value.func, depth + 1)
+        elif isinstance(value, _WRAPPERS):
+            for part in _wrapped(value):
+                self._visit(part, depth + 1)
         elif isinstance(value, type):
             if not _of_library(value):
                 self._hold(value, None, depth)
@@ -170,9 +166,6 @@ class PythonValues:
         elif isinstance(value, _ARRAYS):
             if np.size(value) <= _MOST:
                 self._hold(value, None, depth)
-        elif isinstance(value, MappingProxyType):
-            for part in gc.get_referents(value):  # what it shows
-                self._visit(part, depth + 1)
         elif isinstance(value, ModuleType):  # of its other values, those that a function names are held
             if not _of_library(value):
                 self._hold_plain(value, depth)
@@ -260,6 +253,26 @@ def _names(code: Any) -> Iterable[str]:
     for constant in code.co_consts:
         if hasattr(constant, "co_names"):
             yield from _names(constant)
+
+
+def _wrapped(wrapper: Any) -> Iterable[Any]:
+    """Return the objects that a wrapper of functions or values holds."""
+    if isinstance(wrapper, functools.partial):
+        return wrapper.func, wrapper.args, wrapper.keywords
+    if isinstance(wrapper, MethodType):
+        return wrapper.__self__, wrapper.__func__
+    if isinstance(wrapper, staticmethod | classmethod):
+        return (wrapper.__func__,)
+    if isinstance(wrapper, property):
+        return wrapper.fget, wrapper.fset, wrapper.fdel
+    if isinstance(wrapper, functools.cached_property):
+        return (wrapper.func,)
+    held = gc.get_referents(
+        wrapper
+    )  # what a proxy shows; a cache's function, and what it returned, in a dict
+    if isinstance(wrapper, _CACHED):
+        return [each for part in held for each in (part.values() if type(part) is dict else [part])]
+    return held
 
 
 def _of_library(thing: Any) -> bool:

@@ -1323,9 +1323,9 @@ BUGS = {
     ),
     "any row may be missed": Bug(
         "evidence/check.py",
-        "_count",
+        "_fault",
         "if missed > _MOST_MISSED:",
-        "if missed > num_rows:",
+        "if missed > count:",
         "test_check.py::test_the_rule[missed5-expected5]",
     ),
     "missed rows of all, not of the trusted": Bug(
@@ -1576,8 +1576,8 @@ BUGS = {
     "a mismatch that does not count": Bug(
         "evidence/check.py",
         "_count",
-        "if mismatched is not None:\n        passed = False",
-        "if mismatched is not None:\n        passed = True",
+        "fault = mismatched or ",
+        "fault = ",
         "test_densities.py::test_no_row_is_trusted_where_draws_and_density_differ",
     ),
     "bounds of a mixture's components that are not seen": Bug(
@@ -1667,8 +1667,8 @@ BUGS = {
     "complex numbers without an imaginary part": Bug(
         "pair/drawing.py",
         "_is_drawn",
-        '(kwargs.get("dtype") or default).is_floating_point and ',
-        "",
+        'fits and (kwargs.get("dtype") or default).is_floating_point',
+        "fits",
         "test_row_noise.py::test_samplers_of_a_users_own_draw_independent_numbers[complex]",
     ),
     "rows of a kernel density that the user may change": Bug(
@@ -2271,14 +2271,14 @@ BUGS = {
     ),
     "a fused update of parts of tensors that the user asks for": Bug(
         "training/arguments.py",
-        "make_optimizer",
+        "_check_fused",
         "if not is_dense(p)",
         "if False",
         "test_training.py::test_a_fused_update_changes_the_parameters_alone",
     ),
     "updates of expanded parameters": Bug(
         "training/arguments.py",
-        "make_optimizer",
+        "_check_parameters",
         "step == 0",
         "False",
         "test_training.py::test_parameters_that_share_memory_with_themselves_are_refused[False-Adam]",
@@ -2376,7 +2376,7 @@ BUGS = {
     ),
     "a number given a total ranked with one that is not": Bug(
         "comparison/refusals.py",
-        "check_comparable",
+        "_check_same",
         "_totals(score) != _totals(reference)",
         "False",
         "test_computed_context.py::test_numbers_given_a_total_and_not_never_rank_together",
@@ -3104,7 +3104,7 @@ BUGS = {
     ),
     "validation rows without what x has beside it": Bug(
         "training/prepare.py",
-        "_check_beside",
+        "_check_validation",
         "names == wanted",
         "names <= wanted",
         "test_context.py::test_validation_rows_have_the_same_beside_them",
@@ -3349,8 +3349,8 @@ BUGS = {
     ),
     "plates counted in the noise of a step": Bug(
         "training/prepare.py",
-        "prepare",
-        "guess_nesting(pair, objective, shown, plan.seed)",
+        "_check_steps",
+        "guess_nesting(pair, objective, shown, seed)",
         "pass",
         "test_training.py::test_plates_are_counted_before_the_noise_of_the_first_step[OwnRenyi]",
     ),

@@ -14,7 +14,7 @@ from scipy.stats import norm
 
 import pyrovae as pv
 from pyrovae import evidence
-from pyrovae import pair as pair_room
+from pyrovae import pair as pair_module
 
 REPETITIONS = 10_000
 WIDEN = 1.2
@@ -115,11 +115,11 @@ def unbiased_minibatches(seed: int) -> dict[str, float]:
     x = torch.randn(50, 6)
     objective = TraceMeanField_ELBO(num_particles=3)
     with torch.no_grad():
-        whole = [float(pair_room.loss(vae, objective, {"x": x}, 50, 1.0)) for _ in range(100)]
+        whole = [float(pair_module.loss(vae, objective, {"x": x}, 50, 1.0)) for _ in range(100)]
         parts = []
         for _ in range(100):
             rows = torch.randperm(50)[:16]
-            parts.append(float(pair_room.loss(vae, objective, {"x": x[rows]}, 50, 1.0)))
+            parts.append(float(pair_module.loss(vae, objective, {"x": x[rows]}, 50, 1.0)))
     se = np.hypot(np.std(whole), np.std(parts)) / 10
     assert close(float(np.mean(parts)), float(np.mean(whole)), se)
     return {"minibatches": float(np.mean(parts)), "whole": float(np.mean(whole)), "se": float(se)}

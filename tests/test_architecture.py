@@ -13,7 +13,7 @@ import pyrovae
 PACKAGE = Path(pyrovae.__file__).parent
 
 #: From the ground up: a file imports only from lines above its own.
-ROOMS = [
+ORDER = [
     "torch_private",
     "rounding",
     "frames",
@@ -105,7 +105,7 @@ def imports(path, top_level_only=False):
 UP = {("model.py", "pyrovae.saving"), ("base.py", "pyrovae.saving")}
 
 
-def room(path):
+def module_of(path):
     relative = path.relative_to(PACKAGE)
     return relative.parts[0].removesuffix(".py")
 
@@ -113,19 +113,19 @@ def room(path):
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 
 
-def test_every_file_is_in_a_room():
-    assert {room(path) for path in FILES} == set(ROOMS)
+def test_every_file_is_in_a_module_of():
+    assert {module_of(path) for path in FILES} == set(ORDER)
     # A package hides the module of its name.
     assert [path for path in FILES if path.with_suffix("").is_dir()] == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path):
-    own = ROOMS.index(room(path))
+    own = ORDER.index(module_of(path))
     for name in imports(path):
         parts = name.split(".")
-        if parts[0] == "pyrovae" and len(parts) > 1 and parts[1] in ROOMS and (path.name, name) not in UP:
-            assert ROOMS.index(parts[1]) <= own, f"{path.name} imports {name} from above"
+        if parts[0] == "pyrovae" and len(parts) > 1 and parts[1] in ORDER and (path.name, name) not in UP:
+            assert ORDER.index(parts[1]) <= own, f"{path.name} imports {name} from above"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -136,17 +136,19 @@ def test_only_the_pair_touches_poutine(path):
         if isinstance(node, ast.ImportFrom) and node.module == "pyro"
         for alias in node.names
     }
-    assert not touches or room(path) == "pair"
+    assert not touches or module_of(path) == "pair"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_one_module_imports_arviz(path):
-    assert room(path) == "chain_diagnostics" or not any(name.startswith("arviz") for name in imports(path))
+    assert module_of(path) == "chain_diagnostics" or not any(
+        name.startswith("arviz") for name in imports(path)
+    )
 
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in FILES if room(p) not in ("sklearn", "cli") and p.name != "table.py"],
+    [p for p in FILES if module_of(p) not in ("sklearn", "cli") and p.name != "table.py"],
     ids=lambda p: str(p.relative_to(PACKAGE)),
 )
 def test_heavy_libraries_are_imported_where_used(path):
@@ -176,6 +178,23 @@ def test_importing_changes_nothing_and_brings_nothing_heavy():
         """
     )
     assert output == ""
+
+
+#: Functions that a user calls with many options; a command's options are its parameters.
+MANY_OPTIONS = {"fit", "compare"} | set(pyrovae.evidence.METHODS)
+
+
+def test_functions_are_short_and_have_few_parameters():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name not in MANY_OPTIONS:
+                lines = node.end_lineno - node.lineno + 1
+                if ast.get_docstring(node):
+                    lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+                assert lines <= 60, f"{path.name}: {node.name} has {lines} lines without its docstring"
+                names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                count = len([name for name in names if name not in ("self", "cls")])
+                assert count <= 12, f"{path.name}: {node.name} has {count} parameters"
 
 
 def test_no_check_is_an_assert():

@@ -1172,14 +1172,14 @@ def test_every_public_callable_is_in_the_table():
     missing = {name for name in public() if name not in RESULTS and AGAIN.get(name, name) not in CASES}
     assert not missing
     assert set(evidence.METHODS) <= {name.removeprefix("evidence.") for name in CASES}
-    for registry, room in (
+    for registry, module in (
         (priors, "priors"),
         (likelihoods, "likelihoods"),
         (encoders, "encoders"),
         (baselines, "baselines"),
     ):
         for cls in registry.REGISTRY.values():
-            assert f"{room}.{cls.__name__}" in CASES
+            assert f"{module}.{cls.__name__}" in CASES
     assert {cls.__name__ for cls in NETWORKS.values()} - {"Standardize", "Features"} <= set(CASES)
     for cls in baselines.REGISTRY.values():
         assert f"baselines.{cls.__name__}.fit" in CASES

@@ -7,7 +7,7 @@ import types
 from pathlib import Path
 
 import pytest
-from test_architecture import ROOMS
+from test_architecture import ORDER
 from test_workers import Here
 
 from pyrovae import datasets
@@ -130,7 +130,7 @@ def test_relative_links_exist(page):
 
 def test_contributing_maps_the_modules():
     section = (ROOT / "CONTRIBUTING.md").read_text().partition("## Modules")[2]
-    assert [line.split()[0] for line in section.split("```")[1].strip().splitlines()] == ROOMS
+    assert [line.split()[0] for line in section.split("```")[1].strip().splitlines()] == ORDER
 
 
 def test_constraints_name_what_is_declared():

@@ -29,33 +29,33 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 import pyrovae as pv
 from pyrovae import encoders, noise, tracing
 from pyrovae.evaluation import Evaluation
-from pyrovae.tracing import evaluation as room
+from pyrovae.tracing import evaluation as evaluating
 from pyrovae.tracing.rewriting import rewrite
 
 
 @pytest.fixture
 def always_traced(monkeypatch):
     """Every tile is traced, however few there are."""
-    monkeypatch.setattr(room, "_TRACING_PAYS", 0)
+    monkeypatch.setattr(evaluating, "_TRACING_PAYS", 0)
 
 
 @pytest.fixture
 def always_compiled(monkeypatch):
     """Every tile counts as compiled, though its graph runs operation by operation."""
-    monkeypatch.setattr(room, "_COMPILING_PAYS", 0)
-    monkeypatch.setattr(room, "compile_graph", lambda module, example: module)
+    monkeypatch.setattr(evaluating, "_COMPILING_PAYS", 0)
+    monkeypatch.setattr(evaluating, "compile_graph", lambda module, example: module)
 
 
 @pytest.fixture
 def made(monkeypatch):
     """The graphs that are made, in order."""
-    found, init = [], room._Traced.__init__
+    found, init = [], evaluating._Traced.__init__
 
     def noted(self, *args):
         found.append(self)
         init(self, *args)
 
-    monkeypatch.setattr(room._Traced, "__init__", noted)
+    monkeypatch.setattr(evaluating._Traced, "__init__", noted)
     return found
 
 
@@ -235,17 +235,17 @@ class TestKept:
     def test_no_more_than_a_few(self):
         pair = vae().pair
         for number in range(20):
-            room._kept(pair, number, lambda number=number: [number])
-        graphs = room._GRAPHS[pair]
+            evaluating._kept(pair, number, lambda number=number: [number])
+        graphs = evaluating._GRAPHS[pair]
         assert list(graphs.values()) == [[n] for n in range(12, 20)]
-        assert room._kept(pair, 12, lambda: None) == [12]
+        assert evaluating._kept(pair, 12, lambda: None) == [12]
         assert list(graphs)[-1] == 12
 
     def test_they_go_with_the_pair(self):
         case = vae()
         pair, data = case.pair, case.data
         pv.log_weights(pair, data, 5, compile=True)
-        assert room._GRAPHS[pair]
+        assert evaluating._GRAPHS[pair]
         known = weakref.ref(pair)
         del case, pair
         gc.collect()
@@ -255,9 +255,9 @@ class TestKept:
         case = vae()
         pv.log_weights(case.pair, case.data, 5)
         case.pair.save(tmp_path / "vae")
-        assert case.pair in room._GRAPHS
+        assert case.pair in evaluating._GRAPHS
         for again in (pv.load(tmp_path / "vae"), copy.deepcopy(case.pair)):
-            assert again not in room._GRAPHS
+            assert again not in evaluating._GRAPHS
             assert torch.equal(pv.log_weights(again, case.data, 5), pv.log_weights(case.pair, case.data, 5))
 
 
@@ -290,8 +290,8 @@ def test_auto_compiles_the_shapes_that_it_pays_for(monkeypatch, always_compiled,
     case = vae()
     evaluation = Evaluation.prepare(case.pair, case.data, 5, 0, (7, 3))
     ahead = numbers_of(evaluation)
-    monkeypatch.setattr(room, "_COMPILING_PAYS", ahead[7, 2])
-    monkeypatch.setattr(room, "_TRACING_PAYS", ahead[2, 3])
+    monkeypatch.setattr(evaluating, "_COMPILING_PAYS", ahead[7, 2])
+    monkeypatch.setattr(evaluating, "_TRACING_PAYS", ahead[2, 3])
     _, _, evaluation = both(case, tile=(7, 3))
     compiled = [key[-1] for key in evaluation.runner._ready]
     assert compiled == [True, True, False]  # (7, 3), (7, 2), (2, 3); the last, (2, 2), is Pyro's
@@ -299,7 +299,7 @@ def test_auto_compiles_the_shapes_that_it_pays_for(monkeypatch, always_compiled,
 
 
 def test_true_compiles_the_first_tile_at_least(always_compiled, monkeypatch, made):
-    monkeypatch.setattr(room, "_COMPILING_PAYS", 10**9)
+    monkeypatch.setattr(evaluating, "_COMPILING_PAYS", 10**9)
     case = vae()
     _, _, evaluation = both(case, tile=(7, 3), compile=True)
     assert [key[-1] for key in evaluation.runner._ready] == [True]
@@ -332,13 +332,13 @@ def test_true_names_what_cannot_be_traced():
 
 
 def test_without_a_compiler(monkeypatch, made):
-    monkeypatch.setattr(room, "why_not_compiled", lambda device: "there is no C++ compiler")
+    monkeypatch.setattr(evaluating, "why_not_compiled", lambda device: "there is no C++ compiler")
     case = vae()
     with pytest.raises(ValueError, match=r"compile: .*there is no C"):
         pv.log_weights(case.pair, case.data, 5, compile=True)
     assert not made
-    monkeypatch.setattr(room, "_TRACING_PAYS", 0)
-    monkeypatch.setattr(room, "_COMPILING_PAYS", 0)
+    monkeypatch.setattr(evaluating, "_TRACING_PAYS", 0)
+    monkeypatch.setattr(evaluating, "_COMPILING_PAYS", 0)
     expected, came, evaluation = both(case)  # traced, without compiling
     assert all(torch.equal(a.log_weights, b.log_weights) for a, b in zip(expected, came, strict=True))
     assert [graph.compiled for graph in made] == [False]

@@ -140,17 +140,9 @@ def compare(
             for name in models.split(",")
         }
         pairs = {name: model for name, model in made.items() if isinstance(model, VAE)}
-        # Scores of two rows refuse a baseline that cannot be compared with a VAE before the long fits.
-        rehearsal: dict[str, Any] = {"method": "importance", "num_samples": 2, "check": False}
         for name in made:
             if name not in pairs:
-                with _named(name):
-                    made[name].fit(codes)
-                log.info("%s", made[name].summary())
-                if not pairs:
-                    _require_numbers(name, made[name], columns, scored[:2])
-                both = {name: made[name]} | ({"vae": untrained} if pairs else {})
-                comparison.compare(both, scored[:2], training_rows=True, **rehearsal)
+                _fit_baseline(name, made, untrained, columns, codes, scored)
         options: dict[str, Any] = {"seed": seed, "progress": shows_progress()}
         for name, pair in pairs.items():
             log.info("%s", name)
@@ -160,6 +152,20 @@ def compare(
             show(found)
         else:
             put(found)
+
+
+def _fit_baseline(name: str, made: dict[str, Any], vae: VAE, columns: Table, codes: Any, scored: Any) -> None:
+    """Fit one of the models of ``compare``, and refuse it now if it cannot be compared with a VAE of the table."""
+    with _named(name):
+        made[name].fit(codes)
+    log.info("%s", made[name].summary())
+    beside = any(isinstance(model, VAE) for model in made.values())
+    if not beside:
+        _require_numbers(name, made[name], columns, scored[:2])
+    both = {name: made[name]} | ({"vae": vae} if beside else {})
+    # Scores of two rows, before the long fits.
+    rehearsal: dict[str, Any] = {"method": "importance", "num_samples": 2, "check": False}
+    comparison.compare(both, scored[:2], training_rows=True, **rehearsal)
 
 
 @app.command()

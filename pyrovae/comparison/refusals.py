@@ -138,46 +138,51 @@ def check_comparable(scores: Mapping[str, LogEvidence]) -> None:
                 _FIXES[kind],
             )
     for name, score in others:
-        if score.fingerprint != reference.fingerprint:
+        _check_same(first, reference, name, score)
+
+
+def _check_same(first: str, reference: LogEvidence, name: str, score: LogEvidence) -> None:
+    """Raise ``ValueError`` unless two scores are of the same rows, given the same, in the same measures."""
+    if score.fingerprint != reference.fingerprint:
+        raise bad_value(
+            "models",
+            f"all scored on the same rows in the same units as {first!r}",
+            f"{name!r} on others: {reference.fingerprint.unlike(score.fingerprint)}",
+            "Score all models on one x.",
+        )
+    for given in score.given.keys() & reference.given.keys():
+        if score.given[given] != reference.given[given]:
             raise bad_value(
                 "models",
-                f"all scored on the same rows in the same units as {first!r}",
-                f"{name!r} on others: {reference.fingerprint.unlike(score.fingerprint)}",
-                "Score all models on one x.",
+                f"all scored given the same {given} as {first!r}",
+                f"{name!r} given another",
+                "Pass the same to each model, or leave it out of all.",
             )
-        for given in score.given.keys() & reference.given.keys():
-            if score.given[given] != reference.given[given]:
-                raise bad_value(
-                    "models",
-                    f"all scored given the same {given} as {first!r}",
-                    f"{name!r} given another",
-                    "Pass the same to each model, or leave it out of all.",
-                )
-        if _totals(score) != _totals(reference):
-            (other, _), (narrower, by) = sorted(
-                [(first, reference), (name, score)], key=lambda entry: len(entry[1].own_totals)
-            )
-            raise bad_value(
-                "models",
-                "all log P(x), or all log P(x | total) given the same totals of x",
-                f"{narrower!r}, which is conditional on {', '.join(by.own_totals)}, and {other!r}, which is not",
-                "These are different quantities: add a model of the total to the first, or compare models given the "
-                "same total.",
-            )
-        if score.measure != reference.measure:
-            column = next(
-                i
-                for i, pair in enumerate(zip(score.measure, reference.measure, strict=True))
-                if pair[0] != pair[1]
-            )
-            raise bad_value(
-                "models",
-                "all masses or all densities, column by column",
-                f"a {reference.measure[column]} under {first!r} and a {score.measure[column]} under {name!r} "
-                f"in column {column}",
-                "A probability and a density have different units and no common scale: compare masses and densities in "
-                "two tables, or give both models the same kind of likelihood.",
-            )
+    if _totals(score) != _totals(reference):
+        (other, _), (narrower, by) = sorted(
+            [(first, reference), (name, score)], key=lambda entry: len(entry[1].own_totals)
+        )
+        raise bad_value(
+            "models",
+            "all log P(x), or all log P(x | total) given the same totals of x",
+            f"{narrower!r}, which is conditional on {', '.join(by.own_totals)}, and {other!r}, which is not",
+            "These are different quantities: add a model of the total to the first, or compare models given the "
+            "same total.",
+        )
+    if score.measure != reference.measure:
+        column = next(
+            i
+            for i, pair in enumerate(zip(score.measure, reference.measure, strict=True))
+            if pair[0] != pair[1]
+        )
+        raise bad_value(
+            "models",
+            "all masses or all densities, column by column",
+            f"a {reference.measure[column]} under {first!r} and a {score.measure[column]} under {name!r} "
+            f"in column {column}",
+            "A probability and a density have different units and no common scale: compare masses and densities in "
+            "two tables, or give both models the same kind of likelihood.",
+        )
 
 
 def _totals(score: LogEvidence) -> set[str]:

@@ -14,7 +14,7 @@ from pyrovae import arguments, noise, pages
 from pyrovae.comparison.predictive import compare
 from pyrovae.entries import most_dense
 from pyrovae.evaluation import Names
-from pyrovae.evidence import METHODS, log_evidence
+from pyrovae.evidence import METHODS, LogEvidence, log_evidence
 from pyrovae.evidence.workers import Pool, Workers, each
 from pyrovae.likelihoods import REGISTRY, Likelihood
 from pyrovae.model import VAE
@@ -128,20 +128,9 @@ def swap(
     models: dict[str, VAE] = {}
     kinds: dict[str, str] = {}
     for name, options in named:
-        with noise.seeded(noise.derive(seed, noise.Stream.WEIGHTS)):
-            vae = VAE.mlp(
-                batch["x"][0].numel(),
-                latent_dim,
-                name,
-                hidden_dims,
-                standardize=True,
-                missing="observed" in batch,
-                **options,
-            )
+        vae, label = _made(name, options, batch, latent_dim, hidden_dims, seed)
         scored = _scored(vae, name, _taken(vae, batch, names), seed)
         check_supports(scored, test, "x_test" if x_test is not None else "x")
-        label = ", ".join(f"{key}={value}" for key, value in options.items())
-        label = f"{name}({label})" if label else name
         models[label], kinds[label] = vae, scored.measure[0]
     tasks = []
     for vae in models.values():
@@ -153,17 +142,44 @@ def swap(
     scoring: dict[str, Any] = {"method": method, "seed": seed, "progress": progress}
     if executor is not None:
         scoring["executor"] = executor
-    tables: dict[str, pd.DataFrame | None] = {}
-    for kind in dict.fromkeys(kinds.values()):
-        scores = {
-            name: log_evidence(vae, _taken(vae, test, names), **scoring)
-            for name, vae in models.items()
-            if kinds[name] == kind
-        }
-        table = compare(scores)
-        table.insert(1, "bits_per_dim", [scores[name].bits_per_dim for name in table.index])
-        tables[kind] = table
-    return Swapped(models, tables.get("mass"), tables.get("density"), test["x"])
+    scores = {name: log_evidence(vae, _taken(vae, test, names), **scoring) for name, vae in models.items()}
+    masses, densities = (
+        _table({name: score for name, score in scores.items() if kinds[name] == kind})
+        for kind in ("mass", "density")
+    )
+    return Swapped(models, masses, densities, test["x"])
+
+
+def _made(
+    family: str,
+    options: Mapping[str, Any],
+    batch: Batch,
+    latent_dim: int,
+    hidden_dims: Sequence[int],
+    seed: int,
+) -> tuple[VAE, str]:
+    """Return a VAE with a family as its likelihood, and the label of the family and its options."""
+    with noise.seeded(noise.derive(seed, noise.Stream.WEIGHTS)):
+        vae = VAE.mlp(
+            batch["x"][0].numel(),
+            latent_dim,
+            family,
+            hidden_dims,
+            standardize=True,
+            missing="observed" in batch,
+            **options,
+        )
+    label = ", ".join(f"{key}={value}" for key, value in options.items())
+    return vae, f"{family}({label})" if label else family
+
+
+def _table(scores: Mapping[str, LogEvidence]) -> pd.DataFrame | None:
+    """Return ``compare`` of scores of one measure, with bits per dimension; None without scores."""
+    if not scores:
+        return None
+    table = compare(scores)
+    table.insert(1, "bits_per_dim", [scores[name].bits_per_dim for name in table.index])
+    return table
 
 
 def _fitted(vae: VAE, x: Any, options: Mapping[str, Any]) -> VAE:

@@ -108,23 +108,10 @@ def auto(
         target_mcse=target_mcse,
         max_cost=max_cost,
     )
-    evaluation = run.evaluation
     closed = _closed_form(run.whole)
     if closed is not None:
         return dataclasses.replace(closed, method="auto", target_mcse=float(target_mcse))
-    dim = dimensions(evaluation)
-    pool = Pool(evaluation if dim else None)
-    height = max(1, _ROWS_AT_ONCE // (dim or 1) ** 2)
-    blocks = [slice(at, min(at + height, len(evaluation))) for at in range(0, len(evaluation), height)]
-    make = functools.partial(auto_block, pool=pool, target=float(target_mcse), max_cost=max_cost, dim=dim)
-    found: dict[int, dict[str, Any]] = {}
-    with run.bar() as bar:
-        here = functools.partial(make, bar=bar) if run.pool is None else make
-        for rows, answer in computed(evaluation, blocks, here, run.parts, run.pool):
-            found[rows.start] = answer
-            if run.pool is not None:
-                bar.advance(rows.stop - rows.start)
-    answers = [found[rows.start] for rows in blocks]
+    answers = _climbed(run, float(target_mcse), max_cost)
     columns = Columns.cat([Columns(**answer["columns"]) for answer in answers])
     answered_by, draws, doubtful = (
         np.concatenate([np.asarray(answer[name]) for answer in answers])
@@ -144,6 +131,24 @@ def auto(
         answered_by=answered_by,
         target_mcse=float(target_mcse),
     )
+
+
+def _climbed(run: Run, target: float, max_cost: int) -> list[dict[str, Any]]:
+    """Return the answers of blocks of rows, in their order."""
+    evaluation = run.evaluation
+    dim = dimensions(evaluation)
+    pool = Pool(evaluation if dim else None)
+    height = max(1, _ROWS_AT_ONCE // (dim or 1) ** 2)
+    blocks = [slice(at, min(at + height, len(evaluation))) for at in range(0, len(evaluation), height)]
+    make = functools.partial(auto_block, pool=pool, target=target, max_cost=max_cost, dim=dim)
+    found: dict[int, dict[str, Any]] = {}
+    with run.bar() as bar:
+        here = functools.partial(make, bar=bar) if run.pool is None else make
+        for rows, answer in computed(evaluation, blocks, here, run.parts, run.pool):
+            found[rows.start] = answer
+            if run.pool is not None:
+                bar.advance(rows.stop - rows.start)
+    return [found[rows.start] for rows in blocks]
 
 
 def auto_block(

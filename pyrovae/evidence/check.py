@@ -292,25 +292,14 @@ def _count(template: Evaluation, estimator: Estimator, num_rows: int, options: M
         enough = min(in_halves) >= wanted // 2 or len(log_odds) >= _MOST_SIMULATED * num_rows
         if missed > _MOST_MISSED or often or enough or mismatched is not None:
             break
-    passed: bool | None = True
-    why = mismatched
-    if mismatched is not None:
-        passed = False
-    elif missed > _MOST_MISSED:
-        passed = False
-        why = f"the method missed the posterior of {missed} of {count} rows that it trusts, simulated from the model"
-    elif often:
-        passed = False
-        why = (
-            f"in {heaviest} of {count} rows that the method trusts, simulated from the model, the exact draw is heavier than "
-            f"draws with {1 - HEAVIEST:.0%} of the weight; {expected:.0f} are expected"
-        )
-    elif min(in_halves) < wanted // 2:
-        passed = None
-        why = (
+    fault = mismatched or _fault(missed, count, (heaviest, expected) if often else None)
+    too_few = None
+    if min(in_halves) < wanted // 2:
+        too_few = (
             f"the method trusts {in_halves[0]} plain rows and {in_halves[1]} like rows of x of {len(log_odds)} simulated from "
             f"the model, and missed {missed}: too few to try it on them, {wanted // 2} of each are needed"
         )
+    passed = False if fault else None if too_few else True
     beyond, compared = supply.beyond()
     estimates = np.concatenate([each.estimate for each in found])
     return Check(
@@ -320,13 +309,25 @@ def _count(template: Evaluation, estimator: Estimator, num_rows: int, options: M
         heaviest,
         len(log_odds),
         passed,
-        why,
+        fault or too_few,
         log_odds,
         beyond,
         compared,
         float(estimates.min()),
         float(estimates.max()),
     )
+
+
+def _fault(missed: int, count: int, heavy: tuple[int, float] | None) -> str | None:
+    """Return what is wrong with a method on the rows that it trusts; ``heavy`` are too many heavy exact draws, and those expected."""
+    if missed > _MOST_MISSED:
+        return f"the method missed the posterior of {missed} of {count} rows that it trusts, simulated from the model"
+    if heavy is not None:
+        return (
+            f"in {heavy[0]} of {count} rows that the method trusts, simulated from the model, the exact draw is heavier than "
+            f"draws with {1 - HEAVIEST:.0%} of the weight; {heavy[1]:.0f} are expected"
+        )
+    return None
 
 
 def _all(found: list[LogEvidence], name: str, known: float) -> np.ndarray:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pyrovae import arguments
 from pyrovae.evaluation import Evaluation
@@ -86,17 +88,7 @@ def gaps(
                 fits, _, _ = fit_gaussians(posterior, starts, _STEPS, "full_rank", drawn)
                 family_fits, elbos, _ = fit_gaussians(posterior, starts, _STEPS, family, drawn)
             evidence.append(weigh_mixture(evaluation, rows, fits))
-            best, every = elbos.argmax(dim=0), torch.arange(posterior.num_rows, device=posterior.device)
-            loc, tril = (torch.stack([getattr(f, name) for f in family_fits]) for name in ("loc", "tril"))
-            fit = Gaussian(loc[best, every], tril[best, every], posterior.dtype)
-            weights = []
-            for done in range(0, num_samples, evaluation.tile[1]):
-                with undisturbed(evaluation, Stream.WEIGHTS, rows=rows, first=done) as drawn:
-                    u = fit.draw(min(evaluation.tile[1], num_samples - done), drawn)
-                    weights.append(weigh(posterior, fit, u, evaluation.tile[1]).log_weights)
-            log_weights = torch.cat(weights)
-            found = torch.stack([log_weights.mean(dim=0), log_weights.std(dim=0) / num_samples**0.5])
-            optimised.append(found)
+            optimised.append(_elbo_of(_best(family_fits, elbos, posterior), evaluation, posterior, rows))
             bar.advance(posterior.num_rows)
     columns = Columns.cat(evidence)
     verdict, _ = judge(verdicts(columns.pareto_k.cpu().numpy(), num_samples), columns)
@@ -122,3 +114,21 @@ def gaps(
         },
         evaluation.index,
     )
+
+
+def _best(fits: Sequence[Gaussian], elbos: Tensor, posterior: Posterior) -> Gaussian:
+    """Return for every row the fit of the largest ELBO; ``elbos`` have shape (fits, rows)."""
+    best, every = elbos.argmax(dim=0), torch.arange(posterior.num_rows, device=posterior.device)
+    loc, tril = (torch.stack([getattr(fit, name) for fit in fits]) for name in ("loc", "tril"))
+    return Gaussian(loc[best, every], tril[best, every], posterior.dtype)
+
+
+def _elbo_of(fit: Gaussian, evaluation: Evaluation, posterior: Posterior, rows: slice) -> Tensor:
+    """Return the ELBO of a fit at each row and its error, by fresh draws, shape (2, rows)."""
+    weights, count, height = list[Tensor](), evaluation.num_samples, evaluation.tile[1]
+    for done in range(0, count, height):
+        with undisturbed(evaluation, Stream.WEIGHTS, rows=rows, first=done) as drawn:
+            u = fit.draw(min(height, count - done), drawn)
+            weights.append(weigh(posterior, fit, u, height).log_weights)
+    log_weights = torch.cat(weights)
+    return torch.stack([log_weights.mean(dim=0), log_weights.std(dim=0) / count**0.5])

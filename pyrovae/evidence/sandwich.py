@@ -184,28 +184,8 @@ def sandwich(
     blocks = []
     with Progress("sandwich", len(evaluation), "rows", progress) as bar:
         for block in evaluation.blocks():
-            with undisturbed(evaluation, Stream.PILOT, rows=block) as noise:
-                posterior = Posterior(evaluation, block)
-                path = Path(posterior, proposal_of(posterior, start, num_samples), noise)
-                moves = path.tune(num_temperatures, noise)
-            forward, ahead = accumulate(
-                evaluation, posterior, block, 0, partial(path.forward, moves), path.strata
-            )
-            backward, behind = accumulate(
-                evaluation, posterior, block, 1, partial(_inverse, path, moves, z[:, block])
-            )
-            blocks.append(
-                torch.stack(
-                    [
-                        forward.log_mean_exp(),
-                        -backward.log_mean_exp(),
-                        forward.mcse(),
-                        backward.mcse(),
-                        torch.maximum(lost_at_bounds(ahead, forward), lost_at_bounds(behind, backward)),
-                    ]
-                )
-            )
-            bar.advance(posterior.num_rows)
+            blocks.append(_bounds(evaluation, block, z[:, block], start, num_temperatures))
+            bar.advance(block.stop - block.start)
     lower, upper, lower_mcse, upper_mcse, lost = torch.cat(blocks, dim=1).cpu().numpy()
     within = (np.abs(upper - lower) <= tolerance) & (lost <= MOST_LOST)
     found = Sandwich(
@@ -222,6 +202,25 @@ def sandwich(
     )
     _refuse_crossing(found)
     return found
+
+
+def _bounds(evaluation: Evaluation, rows: slice, z: Tensor, start: str, num_temperatures: int) -> Tensor:
+    """Return lower and upper bound, their errors, and the mass lost at bounds of the support, shape (5, rows)."""
+    with undisturbed(evaluation, Stream.PILOT, rows=rows) as noise:
+        posterior = Posterior(evaluation, rows)
+        path = Path(posterior, proposal_of(posterior, start, evaluation.num_samples), noise)
+        moves = path.tune(num_temperatures, noise)
+    forward, ahead = accumulate(evaluation, posterior, rows, 0, partial(path.forward, moves), path.strata)
+    backward, behind = accumulate(evaluation, posterior, rows, 1, partial(_inverse, path, moves, z))
+    return torch.stack(
+        [
+            forward.log_mean_exp(),
+            -backward.log_mean_exp(),
+            forward.mcse(),
+            backward.mcse(),
+            torch.maximum(lost_at_bounds(ahead, forward), lost_at_bounds(behind, backward)),
+        ]
+    )
 
 
 def _refuse_crossing(found: Sandwich) -> None:

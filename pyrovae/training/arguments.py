@@ -118,10 +118,8 @@ def check_objective_fits(objective: ELBO, structure: Structure) -> None:
         )
 
 
-def make_optimizer(
-    factory: Callable[..., torch.optim.Optimizer], parameters: list[nn.Parameter], lr: float
-) -> torch.optim.Optimizer:
-    """Return the optimizer that ``factory`` makes; raises an error if that is not one of torch's."""
+def _check_parameters(parameters: list[nn.Parameter]) -> None:
+    """Raise ``ValueError`` if there are no parameters, or two entries of one share memory."""
     if not parameters:
         raise bad_value(
             "pair",
@@ -139,6 +137,13 @@ def make_optimizer(
             f"one of shape {tuple(overlapping[0].shape)} and strides {overlapping[0].stride()}, as expand makes",
             "Clone it: nn.Parameter(tensor.expand(…).clone()).",
         )
+
+
+def make_optimizer(
+    factory: Callable[..., torch.optim.Optimizer], parameters: list[nn.Parameter], lr: float
+) -> torch.optim.Optimizer:
+    """Return the optimizer that ``factory`` makes; raises an error if that is not one of torch's."""
+    _check_parameters(parameters)
     example = "torch.optim.Adam or functools.partial(torch.optim.Adam, eps=1e-4)"
     if isinstance(factory, functools.partial) and "lr" in factory.keywords:
         raise bad_value(
@@ -171,6 +176,12 @@ def make_optimizer(
         if isinstance(made, kind):
             wanted = "an optimizer that takes a step from one dense gradient"
             raise bad_type("optimizer", wanted, came, f"Pass {example}.")
+    _check_fused(made)
+    return made
+
+
+def _check_fused(made: torch.optim.Optimizer) -> None:
+    """Raise ``ValueError`` if fused updates of an optimizer would not step its parameters as plain ones do."""
     fused = [p for group in made.param_groups if group.get("fused") for p in group["params"]]
     parts = [p for p in fused if not is_dense(p)]
     if parts:
@@ -188,7 +199,6 @@ def make_optimizer(
             f"fused=True and a parameter in {short[0]}",
             "Leave fused out.",
         )
-    return made
 
 
 def _fused(factory: Callable[..., torch.optim.Optimizer], parameters: list[nn.Parameter]) -> dict[str, bool]:

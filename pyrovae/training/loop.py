@@ -21,7 +21,7 @@ from pyrovae.checkpoints import FROZEN, Run, check_answers, machine
 from pyrovae.evaluation import Evaluation
 from pyrovae.log_weights import ELBOEstimate, elbo_of
 from pyrovae.model import FitRecord, LatentVariableModel
-from pyrovae.pair import Batch, RowModel
+from pyrovae.pair import Batch
 from pyrovae.precision import products
 from pyrovae.progress import Progress
 from pyrovae.python_values import values_of_call
@@ -78,7 +78,6 @@ class Loop:
         plan: Plan,
         state: State,
         rows: Rows,
-        model: RowModel,
         training: Evaluation | None,
         held_out: Evaluation | None,
         schedule: Scheduler | None,
@@ -89,7 +88,7 @@ class Loop:
         number_of_threads: int,
         ranks: Ranks,
     ) -> None:
-        self._plan, self._state, self.rows, self._model = plan, state, rows, model
+        self._plan, self._state, self.rows = plan, state, rows
         #: Of all training rows; only for objectives that do not consist of a rate and a reconstruction.
         self._training = training
         self._held_out = held_out
@@ -329,7 +328,7 @@ class Loop:
             with noise.seeded(seed, rows.device):
                 minibatch = self._state.presented(minibatch)
             raise FloatingPointError(
-                nonfinite.message(error, place, self._model, minibatch, rows, seed)
+                nonfinite.message(error, place, self._answers.model, minibatch, rows, seed)
             ) from error
         self._so_far.skipped += 1
         self._so_far.skipped_rows += len(rows)

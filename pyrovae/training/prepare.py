@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pyro.infer import ELBO
+
 from pyrovae import threads
 from pyrovae.evaluation import Evaluation
 from pyrovae.model import LatentVariableModel
@@ -94,23 +96,12 @@ def prepare(
     scales = Scales(pair, shown, plan.seed)
     held_out = None if validation is None else _evaluation(model, plan, validation, "validation", reader)
     training = None if is_sum_over_sites(objective) else _evaluation(model, plan, shown, "x", reader)
-    if held_out is not None and held_out.batch["x"].shape[1:] != shown["x"].shape[1:]:
-        raise bad_value(
-            "validation",
-            f"rows of shape {tuple(shown['x'].shape[1:])}, as in x",
-            f"shape {tuple(held_out.batch['x'].shape[1:])}",
-            "Pass the same columns.",
-        )
     if held_out is not None:
-        _check_beside(held_out, shown, plan.seed)
+        _check_validation(held_out, shown, plan.seed)
     optimizer = make_optimizer(plan.optimizer, [p for p in pair.parameters() if p.requires_grad], plan.lr)
     state = State(pair, optimizer, objective, len(rows), plan.clip_norm, plan.binarize)
     schedule = make_scheduler(plan.scheduler, optimizer)
-    check_dense_gradients(pair)
-    with left_as_found(pair):
-        guess_nesting(pair, objective, shown, plan.seed)
-    check_every_leaf(pair, objective, shown, plan.seed)
-    check_averages(pair, objective, shown, rows.sizes(plan.batch_size), plan.seed)
+    _check_steps(pair, objective, shown, rows.sizes(plan.batch_size), plan.seed)
     if 1 in rows.sizes(plan.batch_size):
         check_one_row(state, model, shown, plan.batch_size, plan.seed)
     traced, how = choose(plan, state, rows, ranks)
@@ -120,7 +111,6 @@ def prepare(
         plan,
         state,
         rows,
-        model,
         training,
         held_out,
         schedule,
@@ -135,8 +125,26 @@ def prepare(
     return loop
 
 
-def _check_beside(held_out: Evaluation, shown: Batch, seed: int) -> None:
-    """Raise ``ValueError`` if validation rows lack values beside them that x has, or have others, and the pair fails."""
+def _check_steps(
+    pair: LatentVariableModel, objective: ELBO, shown: Batch, sizes: Sequence[int], seed: int
+) -> None:
+    """Raise an error unless each step of an objective gets dense gradients and averages of its own from the pair."""
+    check_dense_gradients(pair)
+    with left_as_found(pair):
+        guess_nesting(pair, objective, shown, seed)
+    check_every_leaf(pair, objective, shown, seed)
+    check_averages(pair, objective, shown, sizes, seed)
+
+
+def _check_validation(held_out: Evaluation, shown: Batch, seed: int) -> None:
+    """Raise ``ValueError`` for validation rows of another shape, or with other values beside them on which the pair fails."""
+    if held_out.batch["x"].shape[1:] != shown["x"].shape[1:]:
+        raise bad_value(
+            "validation",
+            f"rows of shape {tuple(shown['x'].shape[1:])}, as in x",
+            f"shape {tuple(held_out.batch['x'].shape[1:])}",
+            "Pass the same columns.",
+        )
     names, wanted = (sorted(batch.keys() - {"x", "observed"}) for batch in (held_out.batch, shown))
     if names == wanted:
         return
