@@ -450,9 +450,7 @@ class VAE(LatentVariableModel):
                 then scored as the mass of its interval, x ± step/2, under a Gaussian or a log-normal. If 0 is the smallest
                 number, the Gaussian is censored at 0. If every column is a mass, log P(x) has no units and can be compared
                 across families.
-            hidden_dims: of both networks. The decoder's outputs also get a linear map of z. With two or more layers, pass
-                ``fit`` a ``kl_warmup``. If many cells are missing, z says little about a row at first, and the fit may end
-                with a decoder that ignores z.
+            hidden_dims: of both networks. The decoder's outputs also get a linear map of z.
             activation, prior, encoder: as in ``mlp``.
 
         Raises:

@@ -403,11 +403,18 @@ BUGS = {
         "first = first - loc",
         "test_tables.py::test_outputs_of_narrow_columns_have_a_unit_as_small",
     ),
+    "tables without a warm-up": Bug(
+        "training/fit.py",
+        "fit",
+        "kl_warmup is None and loss is None and ",
+        "kl_warmup and ",
+        "test_tables.py::test_tables_have_a_warm_up_by_default[default]",
+    ),
     "few rows with the epochs of many": Bug(
         "training/plan.py",
-        "Plan.lengthened",
-        "max(self.epochs, enough)",
-        "self.epochs",
+        "Plan.with_default_epochs",
+        "max(_FEWEST_EPOCHS, enough)",
+        "_FEWEST_EPOCHS",
         "test_training.py::test_few_rows_get_more_epochs_by_default[50-1000-1000]",
     ),
     "masks of chunks left out": Bug(

@@ -280,6 +280,8 @@ KINDS = {
     "hundred or more": NOT_COUNT | values(99),
     "thousand or more": NOT_COUNT | values(999),
     "seed": {k: v for k, v in NOT_COUNT.items() if k not in ("0", f"{10**30!r:.30}")} | values(2**70),
+    "seed or None": {k: v for k, v in NOT_COUNT.items() if k not in ("0", "None", f"{10**30!r:.30}")}
+    | values(2**70),
     "positive": NOT_POSITIVE,
     "positive or None": {k: v for k, v in NOT_POSITIVE.items() if k != "None"},
     "zero or positive": {k: v for k, v in NOT_POSITIVE.items() if k not in ("0", "0.0")},
@@ -610,7 +612,7 @@ CASES = {
             "optimizer": "optimizer",
             "scheduler": "scheduler",
             "num_particles": "count",
-            "kl_warmup": "seed",
+            "kl_warmup": "seed or None",
             "validation": "validation",
             "patience": "count or None",
             "clip_norm": "positive or None",

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from scipy import stats
 from torch import nn
 
@@ -1429,6 +1430,22 @@ def test_text_that_looks_like_numbers_is_named(cells, first, kind):
         pv.VAE.for_table(df, 1, families={"c": "categorical"}, hidden_dims=())
         pv.VAE.for_table(df, 1, families={"c": None}, hidden_dims=())
         pv.VAE.for_table(df.astype({"c": "category"}), 1, hidden_dims=())
+
+
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [
+        ({}, [0.5, 1.0]),  # of the first two of 20 epochs
+        ({"kl_warmup": 0}, [1.0, 1.0]),
+        ({"kl_warmup": 4}, [0.25, 0.5]),
+        ({"loss": Trace_ELBO()}, [1.0, 1.0]),
+    ],
+    ids=["default", "none", "given", "a loss"],
+)
+def test_tables_have_a_warm_up_by_default(options, weights):
+    frame = pd.DataFrame({"a": [0.5, 1.25, -0.75, 2.0] * 4, "b": ["u", "v", "v", "u"] * 4})
+    vae = pv.VAE.for_table(frame, 1, hidden_dims=(4,))
+    assert pv.fit(vae, frame, epochs=20, **options).frame["kl_weight"].tolist()[:2] == weights
 
 
 @pytest.mark.parametrize(

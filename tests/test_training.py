@@ -2743,9 +2743,12 @@ def test_few_rows_get_more_epochs_by_default(monkeypatch, rows, whole, chunks):
     monkeypatch.setattr(loop.Loop, "run", lambda self, bar, run: asked.append(self.steps))
     x, options = binary_rows(rows), {"batch_size": 32, "compile": False}
     pv.fit(small_vae(), x, **options)
-    pv.fit(small_vae(), list(x.split(rows // 2)), kl_warmup=9, **options)
+    pv.fit(small_vae(), list(x.split(rows // 2)), kl_warmup=49, **options)
     pv.fit(small_vae(), x, epochs=3, **options)
     assert asked == [whole, chunks, 3 * -(-rows // 32)]
+    epochs = whole // -(-rows // 32)
+    with pytest.raises(ValueError, match=rf"fewer epochs than the fit has \({epochs}\)"):
+        pv.fit(small_vae(), x, kl_warmup=epochs, **options)
 
 
 def test_renyi_bounds_take_no_chunks():

@@ -17,14 +17,14 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyrovae import arguments, identity
 from pyrovae.checkpoints import Checkpoint, running, signals
-from pyrovae.model import FitRecord, LatentVariableModel
+from pyrovae.model import VAE, FitRecord, LatentVariableModel
 from pyrovae.networks import standardizing
 from pyrovae.precision import check_precision
 from pyrovae.progress import Progress
 from pyrovae.rows import restored, spread_of
 from pyrovae.training.history import History
 from pyrovae.training.loop import Callback, Loop
-from pyrovae.training.plan import DEFAULT_EPOCHS, Plan
+from pyrovae.training.plan import MOST_EPOCHS, Plan
 from pyrovae.training.prepare import check_callbacks, prepare
 from pyrovae.training.ranks import Ranks
 from pyrovae.training.rows import Reader
@@ -46,7 +46,7 @@ def fit(
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     scheduler: Callable[[torch.optim.Optimizer], LRScheduler | ReduceLROnPlateau] | None = None,
     num_particles: int = 1,
-    kl_warmup: int = 0,
+    kl_warmup: int | None = None,
     validation: Any = None,
     patience: int | None = None,
     clip_norm: float | None = None,
@@ -100,7 +100,8 @@ def fit(
         scheduler: a callable that takes the optimizer and returns a torch scheduler. ``fit`` steps it once an epoch;
             a ``ReduceLROnPlateau`` gets the negative validation ELBO or, without validation rows, the training one.
         num_particles: draws a row and step.
-        kl_warmup: epochs over which the weight of the latent sites rises linearly to 1.
+        kl_warmup: epochs over which the weight of the latent sites rises linearly to 1. None means a tenth of the epochs for
+            a VAE of a table, if ``loss`` is None, and otherwise 0. Without it, such a VAE may leave z unused.
         validation: rows to evaluate after every epoch.
         patience: stop after so many epochs without a better validation ELBO and restore the best weights. Epochs
             before the end of the warm-up do not count.
@@ -176,7 +177,7 @@ def fit(
                 {"checkpoint": folder is not None}, "Pass it on all ranks. Rank 0 alone uses the folder."
             )
             plan = Plan(
-                epochs=DEFAULT_EPOCHS if epochs is None else epochs,
+                epochs=MOST_EPOCHS if epochs is None else epochs,
                 batch_size=batch_size,
                 lr=lr,
                 seed=seed,
@@ -184,7 +185,7 @@ def fit(
                 optimizer=optimizer,
                 scheduler=scheduler,
                 num_particles=num_particles,
-                kl_warmup=kl_warmup,
+                kl_warmup=0 if kl_warmup is None else kl_warmup,
                 patience=patience,
                 clip_norm=clip_norm,
                 on_nonfinite=on_nonfinite,
@@ -201,7 +202,8 @@ def fit(
             names = reader.source.names.get("x")
             with standardizing(pair.modules(), known, names), pair.nothing_declared_on_error():
                 digests = folder is not None
-                loop = prepare(pair, reader, plan, epochs is None, validation, called, ranks, digests)
+                defaults = epochs is None, kl_warmup is None and loss is None and _is_table(pair)
+                loop = prepare(pair, reader, plan, defaults, validation, called, ranks, digests)
                 loop.check_ranks_match()
                 if folder is not None:
                     ranks.asked = held.enter_context(signals())
@@ -221,6 +223,10 @@ def fit(
             bar.advance(loop.steps_taken)
             loop.run(bar, run)
     return loop.history
+
+
+def _is_table(pair: LatentVariableModel) -> bool:
+    return isinstance(pair, VAE) and pair.table is not None
 
 
 def _record(pair: LatentVariableModel, reader: Reader, loop: Loop) -> FitRecord:

@@ -17,10 +17,11 @@ from pyrovae.training.answers import described, described_optimizer
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 Scheduler = LRScheduler | ReduceLROnPlateau
-#: The default of ``epochs`` for many rows. Fewer rows get as many epochs as make _STEPS steps, up to _MOST_EPOCHS, after which
-#: intervals of two hundred rows become too narrow.
-DEFAULT_EPOCHS = 50
-_STEPS, _MOST_EPOCHS = 5000, 500
+#: The default of ``epochs`` is as many as make _STEPS steps, within these two. With more than 500, intervals of two hundred rows
+#: become too narrow.
+_STEPS, _FEWEST_EPOCHS, MOST_EPOCHS = 5000, 50, 500
+#: Epochs for one of warm-up by default.
+_WARM = 10
 #: A checkpoint stores what is made of these, not the arguments.
 _MAKERS = ("loss", "optimizer", "scheduler", "num_particles")
 
@@ -72,10 +73,14 @@ class Plan:
         arguments.compile(self.compile)
         arguments.boolean("binarize", self.binarize)
 
-    def lengthened(self, steps_an_epoch: int) -> Plan:
+    def with_default_epochs(self, steps_an_epoch: int) -> Plan:
         """Return the plan with the default number of epochs for so many steps in each."""
-        enough = min(math.ceil(_STEPS / steps_an_epoch), _MOST_EPOCHS)
-        return replace(self, epochs=max(self.epochs, enough))
+        enough = min(math.ceil(_STEPS / steps_an_epoch), MOST_EPOCHS)
+        return replace(self, epochs=max(_FEWEST_EPOCHS, enough))
+
+    def with_default_warmup(self) -> Plan:
+        """Return the plan with the default warm-up of tables."""
+        return replace(self, kl_warmup=self.epochs // _WARM)
 
     def pins(
         self, objective: ELBO, optimizer: torch.optim.Optimizer, schedule: Scheduler | None

@@ -54,7 +54,7 @@ def prepare(
     pair: LatentVariableModel,
     reader: Reader,
     plan: Plan,
-    lengthen: bool,
+    defaults: tuple[bool, bool],
     validation: Any,
     callbacks: Sequence[Callback],
     ranks: Ranks,
@@ -66,7 +66,7 @@ def prepare(
         pair: model and guide.
         reader: of the rows.
         plan: the checked arguments.
-        lengthen: whether the plan gets more epochs if the rows are few.
+        defaults: whether the plan gets the default number of epochs, and the default warm-up.
         validation: held-out rows, or None.
         callbacks: see ``fit``.
         ranks: of the fit.
@@ -86,7 +86,8 @@ def prepare(
     rows = reader.rows(model, digests or ranks.size > 1)
     rows.load(0)
     steps = rows.steps(plan.batch_size)
-    plan = plan.lengthened(steps) if lengthen else plan
+    plan = plan.with_default_epochs(steps) if defaults[0] else plan
+    plan = plan.with_default_warmup() if defaults[1] else plan
     shown, minibatches = reader.presented(reader.first), steps * ranks.size > 1
     objective = make_objective(
         plan.loss, plan.num_particles, minibatches=minibatches, annealed=plan.kl_warmup > 0
