@@ -1419,6 +1419,20 @@ BUGS = {
         "first",
         "test_tables.py::test_columns_of_extreme_means_start_within_their_bounds",
     ),
+    "a scalar taken for many densities": Bug(
+        "evidence/from_draws.py",
+        "_Target.at",
+        "if len(theta) == 1 and values.dim() == 0:",
+        "if values.dim() == 0:",
+        "test_from_draws.py::test_a_density_may_return_a_scalar_for_one_point",
+    ),
+    "no scalar for one density": Bug(
+        "evidence/from_draws.py",
+        "_Target.at",
+        "if len(theta) == 1 and values.dim() == 0:",
+        "if False:",
+        "test_from_draws.py::test_a_density_may_return_a_scalar_for_one_point",
+    ),
     "float32 draws before a bound of float64": Bug(
         "evidence/from_draws.py",
         "beyond_numbers",

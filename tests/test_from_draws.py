@@ -293,6 +293,20 @@ def test_all_forms_give_one_number():
         from_draws(labelled, data)
 
 
+def test_a_density_may_return_a_scalar_for_one_point():
+    """scipy's multivariate densities do; a float or a tensor without dims is one as well."""
+    draws = rng().normal(size=(4, 500, 2))
+    density = stats.multivariate_normal([0, 0], np.eye(2))
+    assert np.shape(density.logpdf(draws[0, :1])) == ()
+    arrays = [density.logpdf, lambda u: density.logpdf(u) if len(u) > 1 else float(density.logpdf(u))]
+    found = {from_draws(log_density, draws).total for log_density in arrays}
+    found.add(from_draws(lambda u: torch.as_tensor(density.logpdf(u)), torch.from_numpy(draws)).total)
+    assert len(found) == 1
+    assert found.pop() == pytest.approx(from_draws(lambda u: normal(u) - LOG_2PI, draws).total, abs=1e-9)
+    with pytest.raises(ValueError, match=r"a real number for each of 8 points, shape \(8,\), got shape \(\)"):
+        from_draws(lambda u: normal(u).sum(), draws)
+
+
 def test_order_of_chains_does_not_matter():
     for log_density, draws in (
         (normal, rng().normal(size=(4, 300, 2))),

@@ -67,7 +67,7 @@ def from_draws(
     ``log_density`` takes points in the form of ``draws`` and must work on many at once. If ``draws`` is an array or a
     tensor, it gets one of shape (n, dim). If ``draws`` has names, it gets a dict from names to arrays of shape (n, …).
     Numbers are float64; they are tensors if the draws are tensors, and numpy arrays otherwise. It returns n log
-    densities. If it returns −∞, the density is zero.
+    densities; for one point, a scalar will do. If it returns −∞, the density is zero.
 
     Args:
         log_density: log of the density that was sampled, as a density of the numbers in ``draws``. If ``draws`` holds
@@ -542,6 +542,8 @@ class _Target:
                 "Write it for many points at once; compare the draws' columns with those that it expects.",
             ) from error
         values = found.detach().cpu() if isinstance(found, Tensor) else torch.as_tensor(np.array(found))
+        if len(theta) == 1 and values.dim() == 0:  # as scipy's multivariate densities return
+            values = values[None]
         if values.shape != (len(theta),) or values.is_complex():
             raise bad_value(
                 "log_density",
