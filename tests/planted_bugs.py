@@ -1419,6 +1419,27 @@ BUGS = {
         "first",
         "test_tables.py::test_columns_of_extreme_means_start_within_their_bounds",
     ),
+    "simulated rows with one column for all": Bug(
+        "pair/row_model.py",
+        "_Unconditioned._pyro_sample",
+        "fn=widened(msg)",
+        'fn=msg["fn"]',
+        "test_pair.py::test_a_likelihood_may_broadcast_over_columns[event]",
+    ),
+    "replicates with one column for all": Bug(
+        "pair/row_model.py",
+        "RowModel.replicate",
+        "widened(sites[name])",
+        'sites[name]["fn"]',
+        "test_pair.py::test_a_likelihood_may_broadcast_over_columns[no batch dims]",
+    ),
+    "MCMC's rows with one column for all": Bug(
+        "pair/globals.py",
+        "_Placed._pyro_sample",
+        "fn=widened(msg)",
+        'fn=msg["fn"]',
+        "test_mcmc.py::test_a_likelihood_that_broadcasts_over_columns_draws_each",
+    ),
     "a scalar taken for many densities": Bug(
         "evidence/from_draws.py",
         "_Target.at",

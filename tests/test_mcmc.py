@@ -1202,6 +1202,22 @@ def test_scoring_is_refused_with_the_reason(model, message, measure):
     assert posterior.measure == (measure,)
 
 
+def test_a_likelihood_that_broadcasts_over_columns_draws_each():
+    def model(x, wide):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0)).reshape(1, 1)
+        with pyro.plate("data", len(x)):
+            fn = dist.Normal(mean.expand(len(x), 2 if wide else 1), 1.0)
+            pyro.sample("x", fn.to_event(1), obs=x)
+
+    x, drawn = torch.randn(5, 2, dtype=torch.float64), []
+    for wide in (False, True):
+        joint = BayesianModel(functools.partial(model, wide=wide), {"x": x})
+        with noise.seeded(SEED):
+            drawn.append(joint.simulate(torch.zeros(3, 1, dtype=torch.float64)))
+    assert torch.equal(*drawn)
+    assert (drawn[0][:, 0] != drawn[0][:, 1]).all()
+
+
 def test_columns_that_follow_others_can_be_scored_and_not_sampled():
     def chained(x):
         a = pyro.sample("a", dist.Normal(0.0, 1.0))

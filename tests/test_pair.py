@@ -988,3 +988,69 @@ def test_a_guide_or_a_likelihood_that_cannot_be_drawn_from_is_named():
         pv.log_evidence(density_only("guide"), X[:, 0], num_samples=50)
     with pytest.raises(ValueError, match=CANNOT_DRAW.format("x")):
         pv.convert.to_arviz(density_only("likelihood"), X[:, 0], num_draws=3, num_samples=20)
+
+
+def one_latent(likelihood, plate_dim=-1):
+    """z ~ N(0, 1) and x, two columns, from ``likelihood(z, x)``; the guide is wide."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=plate_dim):
+            z = pyro.sample("z", dist.Normal(torch.zeros((len(x),) + (1,) * (-1 - plate_dim)), 1.0))
+            pyro.sample("x", likelihood(z, x), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=plate_dim):
+            mean = x.sum(1, keepdim=plate_dim == -2) / 3
+            pyro.sample("z", dist.Normal(mean, 0.6))
+
+    return pv.LatentVariableModel(model, guide)
+
+
+def narrow(z):
+    return dist.Normal(z[..., None], 0.5)
+
+
+BROADCAST = {
+    "event": (lambda z, x: narrow(z).to_event(1), -1),
+    "masked event": (lambda z, x: narrow(z).to_event(1).mask(torch.ones(len(x), dtype=torch.bool)), -1),
+    "event of masked": (lambda z, x: narrow(z).mask(torch.ones(len(x), 1, dtype=torch.bool)).to_event(1), -1),
+    "nested": (lambda z, x: dist.Independent(dist.Independent(narrow(z), 1), 0), -1),
+    "no batch dims": (lambda z, x: dist.Normal(z, 0.5), -2),
+}
+
+
+@pytest.mark.parametrize("name", BROADCAST)
+def test_a_likelihood_may_broadcast_over_columns(name):
+    """Two columns, given one distribution: they are drawn independently, as those of one that is written out."""
+    likelihood, dim = BROADCAST[name]
+    rows = {"x": torch.randn(5, 2, generator=torch.Generator().manual_seed(SEED))}
+    full, short = (
+        inspect(one_latent(*each), rows)
+        for each in (
+            (lambda z, x: narrow(z).expand([*z.shape, 2]).to_event(1), -1),
+            (likelihood, dim),
+        )
+    )
+    (_, batch, _), (_, expected, _) = (
+        each.simulate(rows, RowNoise(SEED, torch.arange(5))) for each in (short, full)
+    )
+    assert torch.equal(batch["x"], expected["x"])
+    assert (batch["x"][:, 0] != batch["x"][:, 1]).all()
+    z, _ = short.draw_prior(rows, 3, RowNoise(SEED, torch.arange(5)))
+    plain = {"z": z["z"].reshape(3, 5)}
+    drawn = short.replicate(rows, z, RowNoise(1, torch.arange(5)))
+    assert torch.equal(drawn, full.replicate(rows, plain, RowNoise(1, torch.arange(5))))
+    score = short.log_columns(rows, z)
+    torch.testing.assert_close(score, full.log_columns(rows, plain))
+
+
+def test_a_likelihood_that_cannot_be_widened_to_the_columns_is_named():
+    shifted = dist.transforms.AffineTransform(0.0, 1.0)
+    pair = one_latent(lambda z, x: dist.TransformedDistribution(narrow(z).to_event(1), [shifted]))
+    rows = torch.randn(5, 2, generator=torch.Generator().manual_seed(SEED))
+    found = pv.log_evidence(pair, rows, num_samples=50)
+    message = r"with \.expand\(…\) .* of event shape \(1,\) for values of event shape \(2,\)"
+    assert found.counts()["unchecked"] == 5
+    assert re.search(message, str(found.check))
+    with pytest.raises(ValueError, match=message):
+        pv.convert.to_arviz(pair, rows, num_draws=3, num_samples=20)

@@ -8,14 +8,16 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
+import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyrovae import supports
 from pyrovae.pair import masks
-from pyrovae.pair.running import Latents, Sites, lacks_method
+from pyrovae.pair.running import Latents, Site, Sites, lacks_method
 from pyrovae.refusals import bad_value
 from pyrovae.row_noise import RowNoise
 from pyrovae.torch_private import Moved, private
@@ -94,6 +96,50 @@ def _draw(msg: Any, source: Source | None, missed: list[str]) -> Tensor:
         except NotImplementedError as error:
             raise lacks_method(msg, error) from error
     return drawn
+
+
+def widened(site: Site) -> Any:
+    """Return the distribution of an observed site in the shape of its value: a likelihood may broadcast over columns.
+
+    Its log-probability is a sum over the columns, so they are independent, each with the distribution that is stated once.
+
+    Raises:
+        ValueError: the distribution has one shape alone.
+    """
+    fn, shape = site["fn"], tuple(site["value"].shape)
+    own = tuple(fn.shape())
+    if own == shape or len(own) > len(shape) or any(a not in (1, b) for a, b in _paired(own, shape)):
+        return fn
+    try:
+        return _expanded(fn, shape)
+    except NotImplementedError as error:
+        inner, dims = supports.innermost(fn), fn.event_dim
+        event, values = tuple(fn.event_shape), shape[len(shape) - dims :]
+        raise bad_value(
+            f"site {site['name']!r}",
+            "a distribution with .expand(…) to the shape of its values, to draw rows from",
+            f"a {type(inner).__name__} of event shape {event} for values of event shape {values}"
+            if event != values
+            else f"a {type(inner).__name__} of shape {own}, which can't be expanded, for values of shape {shape}",
+            "Write .expand(…) before .to_event(…), or parameters with a number for each column.",
+        ) from error
+
+
+def _paired(own: Sequence[int], shape: Sequence[int]) -> zip[tuple[int, int]]:
+    """Return pairs of sizes of the last dims, as broadcasting pairs them."""
+    return zip(reversed(own), reversed(shape), strict=False)
+
+
+def _expanded(fn: Any, shape: tuple[int, ...]) -> Any:
+    """Return a distribution expanded to a shape that includes its event dims; raise ``NotImplementedError`` if it can't be."""
+    batch, event = shape[: len(shape) - fn.event_dim], shape[len(shape) - fn.event_dim :]
+    if event == tuple(fn.event_shape):
+        return fn.expand(torch.Size(batch))
+    if isinstance(fn, MaskedDistribution):
+        return MaskedDistribution(_expanded(fn.base_dist, shape), fn._mask)
+    if isinstance(fn, dist.Independent):
+        return dist.Independent(_expanded(fn.base_dist, shape), fn.reinterpreted_batch_ndims)
+    raise NotImplementedError
 
 
 def source_of(noise: RowNoise, num_samples: int, fn: Any, row_axis: int, folded: bool) -> Source | None:

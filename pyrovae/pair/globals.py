@@ -25,7 +25,7 @@ from pyrovae.pair import masks
 from pyrovae.pair.apart import at_some_draw, by_row, check_groups, scored_apart, some_points
 from pyrovae.pair.context import computed_from_rows
 from pyrovae.pair.contract import first_run, holds_data, latent_and_observed, no_answer
-from pyrovae.pair.drawing import check_all_drawn
+from pyrovae.pair.drawing import check_all_drawn, widened
 from pyrovae.pair.inspection import OF_DTYPES, check_supports
 from pyrovae.pair.running import (
     Batch,
@@ -82,7 +82,7 @@ class _Placed(poutine.messenger.Messenger):
             return
         if msg["is_observed"]:
             if self.simulated is not None and msg["name"] in self.simulated:
-                msg["is_observed"], msg["value"], msg["done"] = False, None, False
+                msg.update(fn=widened(msg), is_observed=False, value=None, done=False)
             return
         place = self.left.pop(msg["name"], None)
         if place is None:

@@ -22,6 +22,7 @@ from pyrovae.pair.drawing import (
     check_samplers,
     replaced,
     source_of,
+    widened,
 )
 from pyrovae.pair.running import (
     Batch,
@@ -62,7 +63,7 @@ class _Unconditioned(Reparameterised):
     def _pyro_sample(self, msg: Any) -> None:
         super()._pyro_sample(msg)
         if msg["is_observed"] and not msg["infer"].get("_deterministic"):
-            msg.update(is_observed=False, value=None, done=False)
+            msg.update(fn=widened(msg), is_observed=False, value=None, done=False)
 
 
 def _same_where_scored(a: Site, b: Site) -> bool:
@@ -267,7 +268,7 @@ class RowModel:
         check_samplers("model", sites, tuple(held.drawn))
         drawn = {}
         for name in structure.columns:
-            fn, source = sites[name]["fn"], None
+            fn, source = widened(sites[name]), None
             if noise is not None:
                 source = source_of(noise, count, fn, structure.data_dim[name], folded=True)
             with replaced(source, missed):
