@@ -16,7 +16,7 @@ from test_check import spike
 import pyrovae as pv
 from pyrovae import noise
 from pyrovae.evaluation import Evaluation
-from pyrovae.evidence import ladder
+from pyrovae.evidence import gaussians, ladder
 from pyrovae.evidence.adaptive import COMPONENTS, Cloud, adapted
 from pyrovae.evidence.defensive import _Drawn, _Sums
 from pyrovae.evidence.gaussians import (
@@ -306,8 +306,11 @@ def test_hints_are_about_their_rows():
 # Many modes
 
 
-def corners(dim, sd=0.2):
-    """x = |z| + noise, with the guide at one of 2^dim corners; log P(x) for rows so far out that no corner is cut."""
+def corners(dim, sd=0.2, wide=False):
+    """x = |z| + noise, with the guide at one of 2^dim corners; log P(x) for rows so far out that no corner is cut.
+
+    If it is ``wide``, the guide is as wide as all corners.
+    """
     spread = math.sqrt(1 + sd**2)
 
     def model(x):
@@ -317,7 +320,8 @@ def corners(dim, sd=0.2):
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x / spread**2, sd / spread).to_event(1))
+            own = (0 * x, 1.3) if wide else (x / spread**2, sd / spread)
+            pyro.sample("z", dist.Normal(*own).to_event(1))
 
     def log_prob(x):
         return (torch.distributions.Normal(0.0, spread).log_prob(x) + math.log(2)).sum(-1).numpy()
@@ -330,7 +334,7 @@ def test_a_search_that_finds_mostly_new_modes_goes_on():
     loc = torch.tensor([[[9.0], [9.0], [0.0]], [[18.0], [9.1], [5.0]], [[27.0], [0.1], [5.1]]])
     starts = Starts(loc, loc[..., 0], torch.ones_like(loc))
     known = torch.tensor([[[0.0], [0.0], [0.0]], [[-9.0], [-9.0], [5.0]]])
-    assert ladder._mostly_new(starts, known).tolist() == [True, False, False]
+    assert gaussians.mostly_new(starts, known).tolist() == [True, False, False]
 
 
 def test_a_search_costs_what_it_says():
@@ -364,6 +368,24 @@ def test_a_row_with_many_modes_is_not_trusted_without_them():
     ev = pv.log_evidence(pair, x, method="auto", max_cost=4000, seed=SEED, check=False, compile=False)
     low = ev.estimate - log_prob(x) < -0.5
     assert (low & (ev.verdict == "unchecked")).sum() <= 3  # by chance more, once in 10⁵ times
+
+
+def test_fits_that_end_in_different_modes_are_joined_by_those_of_the_others():
+    """Four fits found two or three of four modes in 13 to 23 of 60 rows, which were up to 0.3 nats low.
+
+    With all modes, the errors are at most 0.02 nats.
+    """
+    pair, log_prob = corners(2, wide=True)
+    x = 1 + torch.rand(60, 2, generator=torch.Generator().manual_seed(SEED))
+    options = {"method": "refined", "seed": SEED, "check": False}
+    found = pv.log_evidence(pair, x, **options)
+    np.testing.assert_allclose(found.estimate, log_prob(x), atol=0.15)
+    few = pv.log_evidence(pair, x[:7], **options)
+    np.testing.assert_allclose(few.estimate, found.estimate[:7], atol=1e-5)
+    moments = pv.embed(pair, x, **options)
+    squares = ((x / 1.04) ** 2 + 0.04 / 1.04).double().numpy()
+    sampled = moments[["z_0", "z_1"]].to_numpy() ** 2 + moments[["z_0_sd", "z_1_sd"]].to_numpy() ** 2
+    np.testing.assert_allclose(sampled, squares, rtol=0.1)  # 6 standard errors
 
 
 # ---------------------------------------------------------------------------------------------------------

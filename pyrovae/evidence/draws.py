@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -40,6 +40,23 @@ class Draws:
         names = evaluation.structure.latents
         latents = {name: torch.cat([part[name] for part, _ in parts]) for name in names}
         return cls(evaluation, rows, latents, Terms.cat([terms for _, terms in parts]))
+
+    @classmethod
+    def joined(cls, evaluation: Evaluation, rows: slice, parts: Sequence[Draws], order: Tensor) -> Draws:
+        """Return the draws of parts of a block's rows together; ``order`` are the places of the block's rows in the parts."""
+        model = evaluation.model
+        latents = {
+            name: model.rows_back(
+                name,
+                torch.cat([model.rows_second(name, part.latents[name]) for part in parts], dim=1)[:, order],
+            )
+            for name in evaluation.structure.latents
+        }
+        terms = (
+            torch.cat([getattr(part.terms, field.name) for part in parts], dim=1)[:, order]
+            for field in fields(Terms)
+        )
+        return cls(evaluation, rows, latents, Terms(*terms))
 
     def chosen(self, draws: Tensor) -> Latents:
         """Return the draws of every row with the given numbers, (some, rows), in the layout of ``RowModel``."""

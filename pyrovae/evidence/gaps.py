@@ -16,7 +16,7 @@ from pyrovae.evidence.check import judged_by_check
 from pyrovae.evidence.gaussians import FAMILIES, fit_cost, fit_gaussians
 from pyrovae.evidence.nearby import Pool
 from pyrovae.evidence.posterior import Gaussian, Posterior, undisturbed
-from pyrovae.evidence.refined import all_starts, refined, weigh, weigh_mixture
+from pyrovae.evidence.refined import all_starts, refined, weigh, weigh_fits
 from pyrovae.evidence.result import Columns, frame_of, judge, verdicts
 from pyrovae.log_weights import elbo_of
 from pyrovae.model import LatentVariableModel
@@ -85,9 +85,9 @@ def gaps(
                 posterior = Posterior(evaluation, rows)
                 posterior.expect(2 * fit_cost(posterior.dim, _STARTS, _STEPS) + num_samples)
                 starts = all_starts(posterior, _STARTS, drawn, pool.near(evaluation.part(rows)))
-                fits, _, _ = fit_gaussians(posterior, starts, _STEPS, "full_rank", drawn)
+                fits, levels, _ = fit_gaussians(posterior, starts, _STEPS, "full_rank", drawn)
                 family_fits, elbos, _ = fit_gaussians(posterior, starts, _STEPS, family, drawn)
-            evidence.append(weigh_mixture(evaluation, rows, fits))
+            evidence.append(weigh_fits(evaluation, rows, fits, levels, "full_rank", _STEPS))
             optimised.append(_elbo_of(_best(family_fits, elbos, posterior), evaluation, posterior, rows))
             bar.advance(posterior.num_rows)
     columns = Columns.cat(evidence)

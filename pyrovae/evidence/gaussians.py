@@ -45,6 +45,8 @@ _LEAST, _MOST = 0.1, 10.0
 _SPREADS, _SPREAD_PAIRS = (1.0, 0.3, 0.1, 0.03, 0.01), 2  # see _spreads
 _LEAST_SPREAD = 0.01  # of the prior's standard deviation
 _ASTRAY = 5.0  # nats of the ELBO that a step may lose
+# Starts of a further search, and the distance from all known modes at which a mode is a new one, in standard deviations.
+MORE_STARTS, _APART = 6, 4.0
 # A fit this many nats below the row's best covers a negligible share of the posterior.
 _NEGLIGIBLE = 10.0
 
@@ -189,6 +191,30 @@ def independent_starts(
         slope(at + torch.where(length > 0, length, 0.0) * gradient)
     loc = best * scale
     return Starts(loc, highest, _spreads(posterior, loc, encoder.spread[0], noise))
+
+
+def mostly_new(starts: Starts, known: Tensor) -> Tensor:
+    """Return whether most starts are far from known points, (points, rows, dim), and from each other; (rows,).
+
+    The share of new modes is that of the modes not yet found (Good 1953).
+    """
+    new = []
+    for loc, spread in zip(starts.loc, starts.spread, strict=True):
+        new.append(far_from(known, loc, spread))
+        known = torch.cat([known, loc[None]])
+    return 2 * torch.stack(new).sum(dim=0) > len(new)
+
+
+def far_from(known: Tensor, loc: Tensor, spread: Tensor) -> Tensor:
+    """Return whether a start of every row, (rows, dim), is far from all known points, (points, rows, dim); (rows,)."""
+    apart = ((loc - known) / spread).abs().amax(dim=-1)
+    return (apart > _APART).all(dim=0)
+
+
+def further_starts(posterior: Posterior, first: Starts, noise: RowNoise) -> Starts:
+    """Return starts of a further search, from fresh draws of the prior far from ``first``, one known mode of every row."""
+    prior, joint = posterior.draw_prior(PRIOR_DRAWS * MORE_STARTS, noise)
+    return independent_starts(posterior, MORE_STARTS, first, prior, total(joint), noise)
 
 
 def _spreads(posterior: Posterior, loc: Tensor, spread: Tensor, noise: RowNoise) -> Tensor:

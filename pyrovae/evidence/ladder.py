@@ -24,13 +24,16 @@ from pyrovae.evidence.defensive import (
     weigh_values,
 )
 from pyrovae.evidence.gaussians import (
+    MORE_STARTS,
     PRIOR_DRAWS,
     Hints,
     Starts,
     encoder_start,
     fit_cost,
     fit_gaussians,
+    further_starts,
     independent_starts,
+    mostly_new,
     search_cost,
     step_cost,
 )
@@ -47,7 +50,7 @@ from pyrovae.evidence.posterior import (
 )
 from pyrovae.evidence.quadrature import MOST_DIMENSIONS, first_price, grid_block
 from pyrovae.evidence.reach import Unreached, reach_cost, unreached
-from pyrovae.evidence.refined import defended, log_defended, shares, weigh_mixture
+from pyrovae.evidence.refined import defended, log_defended, shares, uncovered, weigh_mixture
 from pyrovae.evidence.result import Columns, resolution
 from pyrovae.evidence.run import each_block
 from pyrovae.noise import Stream
@@ -68,12 +71,9 @@ _MARGIN = 0.6
 _ENCODER_TAIL, _TAIL = 0.3, 0.5
 _STARTS = 3  # modes searched for without the encoder
 _PRIOR_PILOT = PRIOR_DRAWS * _STARTS
-# Starts of a further search, and the distance from all known modes at which a mode is a new one, in standard deviations.
-_MORE_STARTS, _APART = 6, 4.0
 # Least effective sample size, of 96 prior draws, at which they can show mass that the encoder misses. The error under
 # the mixture cannot replace it: it is small if no draw hits that mass.
 _FEWEST_SEEN = 40
-_UNCOVERED, _NEGLIGIBLE = 3.0, 7.0  # nats: see _uncovered
 _MATTERS, _FEWEST_VISITS = 4.0, 20  # nats below the answer, and draws: see _answer_defensively
 _PATIENCE, _FEWEST_STEPS = 2, 4  # of a fit; see fit_gaussians
 _PATIENCE_AGAIN = 6  # of a fit that goes on from another
@@ -395,26 +395,25 @@ class Ladder:
     def _search_on(self, rows: Tensor, modes: _Modes) -> None:
         """Go on searching rows in which most of the modes found were new ones; add what is found to the hints.
 
-        The share of new modes is that of the modes not yet found (Good 1953). Each search starts from fresh draws of the prior,
+        Each search starts from fresh draws of the prior,
         far from another one of the points known at first, because modes near the encoder's mean are far from other modes.
         """
-        price = search_cost(_MORE_STARTS) + _mixture_cost(_SECOND_PILOT) + 8
+        price = search_cost(MORE_STARTS) + _mixture_cost(_SECOND_PILOT) + 8
         known = modes.loc
-        rows = rows[_mostly_new(modes.starts(rows, _OTHERS), modes.starts(rows, _ENCODERS).loc)]
+        rows = rows[mostly_new(modes.starts(rows, _OTHERS), modes.starts(rows, _ENCODERS).loc)]
         for turn in range(len(modes.loc)):
             rows = rows[self._left(rows) >= price]
             if not len(rows):
                 return
             found, again = [], []
             for block, posterior, drawn in self._each_block(rows, Stage.MORE_MODES, turn):
-                prior, joint = posterior.draw_prior(PRIOR_DRAWS * _MORE_STARTS, drawn)
                 here = slice(turn, turn + 1)
                 first = Starts(
                     modes.loc[here, block], modes.log_joint[here, block], modes.spread[_ENCODERS, block]
                 )
-                starts = independent_starts(posterior, _MORE_STARTS, first, prior, total(joint), drawn)
+                starts = further_starts(posterior, first, drawn)
                 found.append(Hints.at(posterior, starts.loc))
-                again.append(block[_mostly_new(starts, known[:, block])])
+                again.append(block[mostly_new(starts, known[:, block])])
             more = Hints.cat(found).of_all(rows, len(self._cost))
             self._hints = more if self._hints is None else self._hints.beside(more)
             known, rows = torch.cat([known, more.u.to(known)]), torch.cat(again)
@@ -707,31 +706,11 @@ def _uncovered(
     """Return whether the proposal has little density at a mode of the posterior that matters; (rows,)."""
     u = modes.loc.to(posterior.dtype)
     log_q = proposal.log_density(u, torch.zeros_like(modes.log_joint))
-    return _little(modes.log_joint, log_q, level, centre, posterior.dim)
+    return uncovered(modes.log_joint, log_q, level, centre, posterior.dim).any(dim=0)
 
 
 def _unmet(hints: Hints, log_q: Tensor, level: Tensor, centre: Tensor | None = None) -> Tensor:
     """Return whether a proposal of log density ``log_q`` has little density at a hint that matters; (rows,)."""
     highest = hints.log_joint.amax(dim=0)
     centre = highest if centre is None else torch.maximum(centre, highest)
-    return _little(hints.log_joint, log_q, level, centre, hints.u.shape[-1])
-
-
-def _little(log_joint: Tensor, log_q: Tensor, level: Tensor, centre: Tensor, dim: int) -> Tensor:
-    """Return whether a proposal has little density at any point, (points, rows), that matters; (rows,).
-
-    At a mode that the proposal covers, the log weight is about log P(x), the ``level``. If it is far above,
-    the proposal hardly draws there. That matters unless the mode is much lower than the ``centre``.
-    """
-    high = log_joint > centre - _NEGLIGIBLE - dim / 4
-    return ((log_joint - log_q > level + _UNCOVERED) & high).any(dim=0)
-
-
-def _mostly_new(starts: Starts, known: Tensor) -> Tensor:
-    """Return whether most starts are far from known points, (points, rows, dim), and from each other; (rows,)."""
-    new = []
-    for loc, spread in zip(starts.loc, starts.spread, strict=True):
-        apart = ((loc - known) / spread).abs().amax(dim=-1)
-        new.append((apart > _APART).all(dim=0))
-        known = torch.cat([known, loc[None]])
-    return 2 * torch.stack(new).sum(dim=0) > len(new)
+    return uncovered(hints.log_joint, log_q, level, centre, hints.u.shape[-1]).any(dim=0)

@@ -22,14 +22,18 @@ from pyrovae.evidence.gaussians import (
     Hints,
     Starts,
     encoder_start,
+    far_from,
     fit_cost,
     fit_gaussians,
+    further_starts,
     independent_starts,
+    mostly_new,
 )
 from pyrovae.evidence.nearby import Pool
 from pyrovae.evidence.posterior import (
     Encoder,
     Fit,
+    Gaussian,
     Mixture,
     Posterior,
     Prior,
@@ -55,6 +59,10 @@ _ENCODER_SHARE, _PRIOR_SHARE = 0.1, 0.1
 # A fit is widened by the factor 1 + 1.5/√dim. A factor without √dim would give draws far from the fit in many
 # dimensions.
 _WIDER = 1.5
+_UNCOVERED, _NEGLIGIBLE = 3.0, 7.0  # nats: see uncovered
+# Most fits of further modes, and of all fits for each draw: with more of these, strata have too few draws.
+_MOST_MORE, _FITS_OF_DRAWS = 12, 0.15
+_FURTHER = 1  # key of the noise of a further search
 
 
 @takes_turns
@@ -77,7 +85,8 @@ def refined(
     """Return log P(x_n) by importance sampling from posteriors that are fitted to each row.
 
     Gaussians q*_j(u | x_n) are fitted from the encoder's mean and from local modes found without the encoder. One of
-    these is near pairs (x, z) simulated from the model. Then log P(x_n) ≈ log (1/K) Σ_k P(x_n, u_k) / q(u_k) with fresh,
+    these is near pairs (x, z) simulated from the model. If the fits of a row end in different modes, further ascents search
+    for more, and up to twelve further Gaussians are fitted there. Then log P(x_n) ≈ log (1/K) Σ_k P(x_n, u_k) / q(u_k) with fresh,
     stratified draws of a mixture q. It consists of the q*_j (50 %), the widened q*_j (30 %), the encoder (10 %) and the
     prior (10 %). The last three are defensive: no weight exceeds ten times the weight under the encoder or the prior
     alone. The estimate is a lower bound in expectation.
@@ -87,7 +96,8 @@ def refined(
         x: rows on dim 0; tensor, numpy array or DataFrame.
         num_samples: K, draws per row, at least 100. The error estimate is rough below a few hundred.
         family: "full_rank" or "mean_field", of the q*.
-        num_starts: fits per row. The first starts at the encoder, each of the others at another mode.
+        num_starts: first fits per row. The first starts at the encoder, each of the others at another mode. With one,
+            there is no search for modes.
         num_steps: the most steps of a fit, each of 2 · dim gradients per start. A fit ends when steps gain less than a
             tenth of a nat. Most rows need two to six steps.
         seed, tile, progress, checkpoint, compile, noise, check, executor: as in ``importance``. Each kind of call is compiled separately.
@@ -150,11 +160,115 @@ def refined_block(
             posterior = Posterior(evaluation, rows)
             starts = all_starts(posterior, num_starts, drawn, pool.near(evaluation.part(rows)))
             posterior.expect(fit_cost(posterior.dim, num_starts, min(num_steps, PATIENCE)))
-            fits, _, cost = fit_gaussians(posterior, starts, num_steps, family, drawn)
-        columns = weigh_mixture(evaluation, rows, fits, keep)
+            fits, elbos, cost = fit_gaussians(posterior, starts, num_steps, family, drawn)
+        columns = weigh_fits(evaluation, rows, fits, elbos, family, num_steps, keep)
         return replace(columns, cost=columns.cost + posterior.cost + cost)
 
     return refine
+
+
+def weigh_fits(
+    evaluation: Evaluation,
+    rows: slice,
+    fits: Sequence[Gaussian],
+    elbos: Tensor,
+    family: str,
+    num_steps: int,
+    keep: Keep | None = None,
+) -> Columns:
+    """Return ``weigh_mixture`` of a block's fits and, in rows where these end in different modes, of further ones.
+
+    ``elbos`` are those of the fits, (fits, rows). Rows whose fits end in one mode cost nothing more.
+    """
+    points, cost = _further_modes(evaluation, rows, fits, elbos)
+    numbers = (points.log_joint > -math.inf).sum(dim=0)
+    if not bool(numbers.any()):
+        columns = weigh_mixture(evaluation, rows, fits, keep)
+        return replace(columns, cost=columns.cost + cost)
+    # Rows with as many components are weighed together, so that a row's draws do not depend on which others there are.
+    found, order, held = list[Columns](), list[Tensor](), list[Draws]()
+    for count in numbers.unique().tolist():
+        here = (numbers == count).nonzero()[:, 0]
+        part = evaluation.of_rows(rows.start + here, evaluation.seed, evaluation.num_samples)
+        every, spent = [fit[here] for fit in fits], cost[here]
+        if count:
+            chosen = Starts(*(getattr(points, f.name)[:count, here] for f in fields(Starts)))
+            with undisturbed(part, Stream.PILOT, _FURTHER, 0) as drawn:
+                more, _, steps = fit_gaussians(Posterior(part), chosen, num_steps, family, drawn)
+            every, spent = [*every, *more], spent + steps + 2
+        columns = weigh_mixture(part, slice(0, len(here)), every, None if keep is None else held.append)
+        found.append(replace(columns, cost=columns.cost + spent))
+        order.append(here)
+    back = torch.cat(order).argsort()
+    if keep is not None:
+        keep(Draws.joined(evaluation, rows, held, back))
+    return Columns(*(getattr(Columns.cat(found), f.name)[back] for f in fields(Columns)))
+
+
+def _further_modes(
+    evaluation: Evaluation, rows: slice, fits: Sequence[Gaussian], elbos: Tensor
+) -> tuple[Starts, Tensor]:
+    """Return modes at which a block's fits have little density, those with log_joint −∞ last, and the cost, (rows,).
+
+    Rows are searched if their fits are in more than one mode, and again while most modes found are new. Each search goes away
+    from another of the fits.
+    """
+    loc, spread = (torch.stack([getattr(fit, name) for fit in fits]) for name in ("loc", "spread"))
+    known, cost = Starts(loc, elbos, spread), torch.zeros_like(elbos[0])
+    most = min(_MOST_MORE, int(_FITS_OF_DRAWS * evaluation.num_samples) - len(fits))
+    several = torch.zeros_like(cost, dtype=torch.bool)
+    for fit in fits if most > 0 else ():
+        several |= far_from(loc[:1], fit.loc, fit.spread)
+    again, found, places = several.nonzero()[:, 0], list[Starts](), loc
+    for turn in range(len(fits)):
+        if not len(again):
+            break
+        part = evaluation.of_rows(rows.start + again, evaluation.seed, evaluation.num_samples)
+        with undisturbed(part, Stream.PILOT, _FURTHER, 1 + turn) as drawn:
+            posterior = Posterior(part)
+            starts = further_starts(posterior, _only(known, slice(turn, turn + 1), again), drawn)
+            hints = Hints.at(posterior, starts.loc)
+        cost[again] += posterior.cost
+        log_q = log_defended([fit[again] for fit in fits], hints)
+        level, centre = elbos[:, again].amax(dim=0), hints.log_joint.amax(dim=0)
+        apart = uncovered(hints.log_joint, log_q, level, centre, posterior.dim)
+        found.append(_of_block(starts, apart, again, len(cost)))
+        several = mostly_new(starts, places[:, again])
+        places, again = torch.cat([places, found[-1].loc]), again[several]
+    if not found:
+        return _only(known, slice(0, 0)), cost
+    joined = Starts(*(torch.cat([getattr(part, f.name) for part in found]) for f in fields(Starts)))
+    return _different(joined, most), cost
+
+
+def _only(starts: Starts, chosen: slice, rows: Tensor | slice = slice(None)) -> Starts:
+    """Return some of the starts, for some of the rows."""
+    return Starts(*(getattr(starts, f.name)[chosen][:, rows] for f in fields(Starts)))
+
+
+def _of_block(starts: Starts, new: Tensor, rows: Tensor, num_rows: int) -> Starts:
+    """Return starts of some ``rows`` as starts of a block; log_joint is −∞ where they aren't ``new``, (starts, rows)."""
+    every = []
+    for name, given in vars(starts).items():
+        whole = given.new_full((len(given), num_rows, *given.shape[2:]), -math.inf)
+        whole[:, rows] = given if name != "log_joint" else torch.where(new, given, -math.inf)
+        every.append(whole)
+    return Starts(*every)
+
+
+def _different(starts: Starts, most: int) -> Starts:
+    """Return the ``most`` highest starts that are far from each other, the highest first; the others have log_joint −∞."""
+    for _ in range(2):
+        order = starts.log_joint.argsort(dim=0, descending=True, stable=True)
+        wide = order[..., None].expand_as(starts.loc)
+        starts = Starts(
+            starts.loc.gather(0, wide), starts.log_joint.gather(0, order), starts.spread.gather(0, wide)
+        )
+        for j in range(1, len(starts.loc)):
+            earlier = starts.loc[:j].masked_fill(torch.isneginf(starts.log_joint[:j])[..., None], math.inf)
+            near = ~far_from(earlier, starts.loc[j], starts.spread[j])
+            starts.log_joint[j].masked_fill_(near, -math.inf)
+    return _only(starts, slice(0, most))
 
 
 def all_starts(posterior: Posterior, num_starts: int, noise: RowNoise, near: Tensor | None = None) -> Starts:
@@ -185,6 +299,16 @@ def log_defended(fits: Sequence[Fit], hints: Hints) -> Tensor:
     densities = [part.log_density(hints.u, hints.log_prior) for part in parts]
     each = zip(shares(len(fits)), [*densities, hints.log_encoder, hints.log_prior], strict=True)
     return torch.logsumexp(torch.stack([math.log(share) + density for share, density in each]), dim=0)
+
+
+def uncovered(log_joint: Tensor, log_q: Tensor, level: Tensor, centre: Tensor, dim: int) -> Tensor:
+    """Return at which points, (points, rows), that matter a proposal has little density.
+
+    At a mode that the proposal covers, the log weight is about log P(x), the ``level``. If it is far above,
+    the proposal hardly draws there. That matters unless the mode is much lower than the ``centre``.
+    """
+    high = log_joint > centre - _NEGLIGIBLE - dim / 4
+    return (log_joint - log_q > level + _UNCOVERED) & high
 
 
 def shares(num_fits: int) -> list[float]:
