@@ -1229,6 +1229,20 @@ BUGS = {
         "of_likelihood=False",
         "test_rungs.py::test_a_narrow_mode_on_a_plateau_is_found",
     ),
+    "differences without the error of the tail": Bug(
+        "evidence/result.py",
+        "LogEvidence.error_beside",
+        "(each.mean_mcse, each.mean_tail_error)",
+        "(each.mean_mcse,)",
+        "test_comparison.py::test_the_error_of_a_difference_counts_tail_and_bias",
+    ),
+    "differences without the bias": Bug(
+        "evidence/result.py",
+        "LogEvidence.error_beside",
+        "self.mean_bias - other.mean_bias",
+        "0.0",
+        "test_comparison.py::test_the_error_of_a_bayes_factor_counts_tail_and_bias",
+    ),
     "settled without the error of the tail": Bug(
         "evidence/result.py",
         "LogEvidence.settled",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 import pandas as pd
@@ -46,7 +47,8 @@ def test_differences_are_paired_and_best_comes_first():
     assert line["dse"] == pytest.approx(difference.std(ddof=1) / 40**0.5)
     assert line["dse"] < line["se"] + table.loc["independent", "se"]
     assert line["mcse"] == pytest.approx(first.mean_mcse)
-    assert line["mcse_diff"] == pytest.approx(first.mean_mcse)
+    tail = (first.tail_error**2).sum() ** 0.5 / 40
+    assert line["mcse_diff"] == pytest.approx(math.hypot(first.mean_mcse, tail, first.mean_bias))
     assert line["bias"] == pytest.approx(first.mean_bias)
     assert (line["kind"], line["parameters"]) == ("lower bound", "plug-in")
     assert line[["trust", "more samples", "another method", "unchecked"]].sum() == 40
@@ -383,6 +385,47 @@ def test_a_difference_is_open_unless_both_checks_passed():
     assert ["open" in cell for cell in shown] == 2 * [False, False, True]
     table = pv.compare({"best": dataclasses.replace(best, check=checks[False]), "passed": passed})
     assert "open" in table.short()["to the best"]["passed"]
+
+
+@pytest.mark.parametrize(
+    ("shared", "expected"),
+    # Two rows each have errors (3, 4) and tails (12, 5) against (8, 6) and none, and biases −2 and −6: in units of 0.01.
+    [(None, (2.5, 6.5, 5, 4)), (0.035, (3.5, 8.5, 5, 4))],
+)
+def test_the_error_of_a_difference_counts_tail_and_bias(shared, expected):
+    """As the intervals of the two means do, and the infinite error of a tail leaves the difference open."""
+    exact = pv.log_evidence(independent(), X[:2])
+
+    def score(shift, mcse, bias, tail, shared=None):
+        return dataclasses.replace(
+            exact,
+            estimate=exact.estimate + shift,
+            mcse=np.array(mcse) / 100,
+            bias=np.full(2, bias / 100),
+            tail_error=np.array(tail) / 100,
+            shared_mcse=shared,
+        )
+
+    best, other = score(0, (8, 6), -6, (0, 0)), score(-1, (3, 4), -2, (12, 5), shared)
+    table = pv.compare({"best": best, "other": other})
+    assert table.loc["other", "mcse_diff"] == pytest.approx(math.hypot(*expected) / 100)
+    low, high = other.mean_interval
+    upwards = 1.96 * math.hypot(*expected[:2]) / 100 + 0.02
+    assert (low, high) == pytest.approx(
+        (other.mean - 1.96 * expected[0] / 100, other.mean + upwards), abs=1e-4
+    )
+    assert not table["open"].any()
+    heavy = dataclasses.replace(other, tail_error=np.array([0.1, math.inf]))
+    assert pv.compare({"best": best, "other": heavy}).loc["other", "open"]
+
+
+def test_the_error_of_a_bayes_factor_counts_tail_and_bias():
+    one, two = (baselines.IndependentBernoulli(a, a).fit(TRAIN).marginal_likelihood() for a in (1.0, 3.0))
+    best, worse = sorted((one, two), key=lambda score: -score.total)
+    parts = {"mcse": np.array([0.03]), "tail_error": np.array([0.04]), "bias": np.array([-0.12])}
+    table = pv.compare_evidence({"best": best, "worse": dataclasses.replace(worse, **parts)})
+    assert table.loc["worse", "mcse_diff"] == pytest.approx(0.13)
+    assert table.loc["best", "mcse_diff"] == 0
 
 
 def test_numbers_that_were_fitted_are_counted():

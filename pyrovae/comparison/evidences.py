@@ -28,7 +28,7 @@ def compare_evidence(models: Mapping[str, Any]) -> pd.DataFrame:
 
     Returns:
         A frame, best first, in nats: ``log_evidence``; ``mcse``, its Monte-Carlo error; ``log_bayes_factor`` to the
-        best, with ``mcse_diff``; ``probability`` of each model if all are equally probable a priori; ``kind``;
+        best, with ``mcse_diff``, which also counts bias and tail as in ``compare``; ``probability`` of each model if all are equally probable a priori; ``kind``;
         ``verdict``; and ``open``, whether the factor rests on a number that is not trusted.
 
     Raises:
@@ -73,10 +73,7 @@ def compare_evidence(models: Mapping[str, Any]) -> pd.DataFrame:
             "log_evidence": [found[name].total for name in ranked],
             "mcse": [float(found[name].mcse[0]) for name in ranked],
             "log_bayes_factor": factors,
-            "mcse_diff": [
-                0.0 if name == ranked[0] else float(np.hypot(found[name].mcse[0], best.mcse[0]))
-                for name in ranked
-            ],
+            "mcse_diff": [0.0 if name == ranked[0] else found[name].error_beside(best) for name in ranked],
             "probability": odds / odds.sum(),
             "kind": [str(found[name].kind[0]) for name in ranked],
             "verdict": [str(found[name].verdict[0]) for name in ranked],

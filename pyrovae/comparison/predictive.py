@@ -66,13 +66,14 @@ def compare(
         ``elpd_diff`` is the difference to the best, and ``dse`` the standard error of that paired difference.
         ``weight`` comes from stacking: the mixture of the models that explains the rows best. ``mcse`` and
         ``bias`` are the Monte-Carlo error and first-order bias of ``elpd``, which ``se`` and ``dse`` leave out.
-        ``mcse_diff`` is the Monte-Carlo error of ``elpd_diff``, as if the two errors were independent. ``kind`` says
-        whether log P(x) is exact, a bound or an estimate. ``given`` names values other than x that the score is
+        ``mcse_diff`` is the Monte-Carlo error of ``elpd_diff``, as if the two errors were independent. It also counts
+        the difference of the biases, and the errors by weights that were too rare to be drawn, as ``mean_interval`` of
+        a ``LogEvidence`` does. ``kind`` says whether log P(x) is exact, a bound or an estimate. ``given`` names values other than x that the score is
         conditional on. ``parameters`` is "plug-in" or "posterior-averaged". ``num_parameters`` counts the fitted
         numbers, including a VAE's encoder, and is NaN if they were integrated out. Then come the rows by verdict.
         ``check`` says how the method did on rows simulated from the model (``evidence.check``): "passed", "failed",
         "unchecked" or "exempt". ``open`` is True if, for the model or for the best, the check failed or was not
-        made, or over a tenth of the rows are not trusted. One of the two numbers may then be too low by more than
+        made, over a tenth of the rows are not trusted, or ``mcse_diff`` is not finite. One of the two numbers may then be too low by more than
         its error. ``seen`` counts rows that the model was fitted to. ``seconds`` is NaN for a ``LogEvidence``. The
         frame prints in a few columns; ``to_latex`` has the same ones.
 
@@ -325,6 +326,7 @@ def _table(scores: Mapping[str, LogEvidence], about: Mapping[str, Mapping[str, f
         score = scores[name]
         difference = score.estimate - best.estimate
         same = score is best
+        error = 0.0 if same else score.error_beside(best)
         lines.append(
             {
                 "elpd": score.mean,
@@ -334,14 +336,14 @@ def _table(scores: Mapping[str, LogEvidence], about: Mapping[str, Mapping[str, f
                 "weight": weights[name],
                 "mcse": score.mean_mcse,
                 "bias": score.mean_bias,
-                "mcse_diff": 0.0 if same else float(np.hypot(score.mean_mcse, best.mean_mcse)),
+                "mcse_diff": error,
                 "kind": ", ".join(sorted(set(score.kind.tolist()))),
                 "given": ", ".join(score.given),
                 "parameters": score.parameters,
                 "num_parameters": about[name]["num_parameters"],
                 **score.counts(),
                 "check": score.checked,
-                "open": not same and (_leaves_open(score) or _leaves_open(best)),
+                "open": not same and (_leaves_open(score) or _leaves_open(best) or not np.isfinite(error)),
                 "seen": score.seen,
                 "seconds": about[name]["seconds"],
             }

@@ -471,6 +471,20 @@ class LogEvidence:
         return float(self.bias.mean())
 
     @property
+    def mean_tail_error(self) -> float:
+        """Error of ``mean`` by weights that were too rare to be drawn; those of rows with common noise are averaged."""
+        tail = np.broadcast_to(self.tail_error, len(self))
+        return float(tail.mean() if self.shared_mcse is not None else np.sqrt((tail**2).sum()) / len(self))
+
+    def error_beside(self, other: LogEvidence) -> float:
+        """Return the error of the difference to the mean of another score, from all that ``mean_interval`` counts.
+
+        These are √(mcse² + tail_error²) of both, as if independent, and the difference of their biases.
+        """
+        sides = ((each.mean_mcse, each.mean_tail_error) for each in (self, other))
+        return math.hypot(*(part for side in sides for part in side), self.mean_bias - other.mean_bias)
+
+    @property
     def interval(self) -> tuple[np.ndarray, np.ndarray]:
         """95 % interval of every row's log P(x_n), each end of shape (rows,), in nats; see ``mean_interval``."""
         return _interval(self.estimate, self.mcse, self.bias, self.tail_error)
@@ -483,9 +497,7 @@ class LogEvidence:
         it usually is. A positive bias lowers the lower end instead. The interval covers Monte-Carlo error only;
         ``compare``'s ``se`` covers how much the mean would vary with other rows.
         """
-        tail = np.broadcast_to(self.tail_error, len(self))
-        tail_error = tail.mean() if self.shared_mcse is not None else np.sqrt((tail**2).sum()) / len(self)
-        low, high = _interval(self.mean, self.mean_mcse, self.mean_bias, tail_error)
+        low, high = _interval(self.mean, self.mean_mcse, self.mean_bias, self.mean_tail_error)
         return float(low), float(high)
 
     @property
