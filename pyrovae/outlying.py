@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from pyrovae import arguments, frames
+from pyrovae.baselines.dirichlet_categorical import DirichletCategorical
+from pyrovae.baselines.latent_class import LatentClass
 from pyrovae.diagnostics import Accumulator, tail_length
 from pyrovae.evidence import Check, LogEvidence, log_evidence
 from pyrovae.evidence.conditional import columns_of, keeping, root_sum
@@ -19,10 +21,12 @@ from pyrovae.evidence.posterior import undisturbed
 from pyrovae.evidence.result import frame_of, verdicts, worse, worst
 from pyrovae.evidence.run import Run
 from pyrovae.evidence.sampled import METHODS, answer, by_fitted, on_simulated, prepare
+from pyrovae.likelihoods.mixed import Mixed
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream, derive
 from pyrovae.refusals import bad_value
 from pyrovae.rows import as_passed, joined, without
+from pyrovae.sparse import dense
 from pyrovae.turns import takes_turns
 
 if TYPE_CHECKING:
@@ -37,10 +41,13 @@ _SOUND = ("trust", "unchecked")
 _MOST_AGAIN = 20  # cells of a row that are scored again
 # Rows that tell how heavy the tails of a column's weights are. With fewer, so many are simulated.
 _FEWEST_ROWS = 32
+# A value is frequent if at least this share of a column's cells has it. The other values are fine-grained if no value has this
+# share of the other cells. Fewer cells of either sort have no median of their own.
+_FREQUENT, _FEWEST_APART = 0.1, 10
 
 
 class _Cells(NamedTuple):
-    """log P(x_d | the rest) of every cell, its error, its verdict, and whether it is there, each of shape (rows, columns).
+    """log P(x_d | the rest) of every cell, its error, its verdict, whether it is there, and x_d, each of shape (rows, columns).
 
     log P is NaN for cells that are missing, and where P(the rest) is 0.
     """
@@ -49,6 +56,7 @@ class _Cells(NamedTuple):
     error: np.ndarray
     verdict: np.ndarray
     seen: np.ndarray
+    value: np.ndarray
 
 
 @takes_turns
@@ -76,7 +84,9 @@ def outliers(
 
     Densities have units, and a column of many values has smaller probabilities than a column of few. Cells
     are therefore compared by how far log P(x_d | rest) lies below its median over the rows of ``x`` that have
-    the column, in nats.
+    the column, in nats. Amounts in cents beside many zeros have smaller probabilities than the zeros, so each sort has its own
+    median: values that at least a tenth of the column's cells have, and all others, if no value has a tenth of these.
+    There is one median if a sort has fewer than 10 cells, and for columns of levels.
 
     Args:
         model: a ``VAE`` or ``LatentVariableModel`` whose columns are independent given z, or a fitted baseline.
@@ -89,7 +99,7 @@ def outliers(
 
     Returns:
         A frame with the index of ``x``. For rows: ``score``, its ``error`` (one standard error), its ``verdict``,
-        the label of the ``oddest`` column, its ``log_p``, how far ``below`` the column's median that is, and its ``cell_error``.
+        the label of the ``oddest`` column, its ``log_p``, how far ``below`` the median that is, and its ``cell_error``.
         ``cell_verdict`` is the worst over the row's cells, because a cell that cannot be scored may be odder. For cells: row,
         column, ``log_p``, ``below``, ``error`` and ``verdict``.
 
@@ -124,9 +134,7 @@ def outliers(
         found = _by_leaving_out(model, x, count, evidence)
     own = getattr(as_passed(x)[1], "columns", names)
     labels = frames.own_labels(range(count) if own is None else own)
-    seen, known = found.seen, ~np.isnan(found.log_p).all(axis=0)
-    median = np.full(count, np.nan)
-    median[known] = np.nanmedian(found.log_p[:, known], axis=0)
+    median = _medians(found, _of_levels(model, count))
     below = median - found.log_p
     if isinstance(model, LatentVariableModel) and model.takes_missing:
         made: Check | None = None  # of the first round; further ones differ by one missing cell
@@ -134,10 +142,53 @@ def outliers(
             holed = _holed(x, left_out)
             run = _prepare(model, holed, method, num_samples, seed, check and made is None)
             made = _answer_again(run, left_out, evidence, found, made)
-            below[left_out] = np.broadcast_to(median, seen.shape)[left_out] - found.log_p[left_out]
+            below[left_out] = median[left_out] - found.log_p[left_out]
     if cells:
         return _frame_by_cell(found, below, labels, evidence.index)
     return _frame_by_row(found, below, labels, evidence)
+
+
+def _of_levels(model: Any, count: int) -> np.ndarray:
+    """Return which of so many columns are known to have levels, which are labels or ranks, and not amounts."""
+    likelihood = getattr(model, "likelihood", None)
+    if likelihood is None:
+        return np.full(count, isinstance(model, DirichletCategorical | LatentClass))
+    levels = np.full(count, getattr(likelihood, "takes", "") == "levels")
+    if isinstance(likelihood, Mixed):
+        for part, columns in likelihood.each():
+            levels[columns] = part.takes == "levels"
+    return levels
+
+
+def _medians(found: _Cells, levels: np.ndarray) -> np.ndarray:
+    """Return the median of log P(x_d | rest) with which each cell is compared, (rows, columns), over cells of its column.
+
+    Frequent values and others, such as zeros and amounts in cents, have their own medians: each amount has a small mass, and
+    the median over both would be that of the zeros.
+    """
+    medians = np.full(found.log_p.shape, math.nan)
+    for column, level in enumerate(levels):
+        log_p, seen = found.log_p[:, column], found.seen[:, column]
+        sorts = [np.ones(len(seen), dtype=bool)]
+        if not level and seen.any():
+            frequent = np.zeros_like(seen)
+            frequent[seen] = _frequent(found.value[seen, column])
+            apart = [frequent, ~frequent]
+            if min((sort & ~np.isnan(log_p)).sum() for sort in apart) >= _FEWEST_APART:
+                sorts = apart
+        for sort in sorts:
+            if not np.isnan(log_p[sort]).all():
+                medians[sort, column] = np.nanmedian(log_p[sort])
+    return medians
+
+
+def _frequent(values: np.ndarray) -> np.ndarray:
+    """Return which cells of a column have a frequent value, if the others are fine-grained; else none of them."""
+    _, place, times = np.unique(values, return_inverse=True, return_counts=True)
+    frequent = times >= _FREQUENT * len(values)
+    others = times[~frequent]
+    fine = bool(others.max(initial=0) < _FREQUENT * others.sum())
+    return (frequent & fine)[place]
 
 
 def _frame_by_cell(
@@ -192,10 +243,11 @@ def _by_leaving_out(model: Any, x: Any, count: int, evidence: LogEvidence) -> _C
     for column in range(count):
         rest = [other for other in range(count) if other != column]
         log_p[:, column] = evidence.estimate - log_evidence(model, keeping(x, rest)).estimate
-    observed = model._like_fitted(x)[1]
+    rows, observed, _ = model._like_fitted(x)
     seen = observed[0].numpy() if observed else np.ones(log_p.shape, dtype=bool)
     log_p[~seen] = np.nan
-    return _Cells(log_p, np.where(np.isnan(log_p), np.nan, 0.0), np.full(log_p.shape, "trust"), seen)
+    error = np.where(np.isnan(log_p), np.nan, 0.0)
+    return _Cells(log_p, error, np.full(log_p.shape, "trust"), seen, rows.numpy())
 
 
 def _prepare(pair: LatentVariableModel, x: Any, method: str, num_samples: int, seed: int, check: bool) -> Run:
@@ -245,7 +297,8 @@ def _of_pair(
     exact = (evidence.kind == "exact")[:, None]
     verdict = np.where(exact, "trust", worse(own, evidence.verdict[:, None]))
     spread = np.where(exact & ~log_p.isnan().numpy(), 0.0, error.numpy())
-    return evidence, _Cells(log_p.numpy(), spread, verdict, seen)
+    value = (whole.batch["x"] if whole.source is None else whole.source.exact).cpu().reshape(shape)
+    return evidence, _Cells(log_p.numpy(), spread, verdict, seen, dense(value).numpy())
 
 
 def _rounds(found: _Cells, below: np.ndarray, sound: np.ndarray) -> Iterator[np.ndarray]:

@@ -172,6 +172,27 @@ BUGS = {
         "False",
         "test_outliers.py::test_cells_of_discrete_latents_are_summed",
     ),
+    "amounts compared with zeros": Bug(
+        "outlying.py",
+        "_medians",
+        "min((sort & ~np.isnan(log_p)).sum() for sort in apart) >= _FEWEST_APART",
+        "False",
+        "test_outliers.py::test_frequent_values_and_others_have_their_own_median",
+    ),
+    "rare labels compared with each other": Bug(
+        "outlying.py",
+        "_medians",
+        "not level and seen.any()",
+        "seen.any()",
+        "test_outliers.py::test_cells_of_a_table_have_medians_by_sort_also_if_scored_again[False]",
+    ),
+    "cells scored again compared with the whole column": Bug(
+        "outlying.py",
+        "outliers",
+        "median[left_out] - found",
+        "np.broadcast_to(np.nanmedian(found.log_p, axis=0), below.shape)[left_out] - found",
+        "test_outliers.py::test_cells_of_a_table_have_medians_by_sort_also_if_scored_again[True]",
+    ),
     "cells of few rounds": Bug(
         "outlying.py",
         "_rounds",

@@ -13,7 +13,7 @@ from test_imputation import HOLES, linear
 from test_missing_pairs import holed
 
 import pyrovae as pv
-from pyrovae import baselines
+from pyrovae import baselines, outlying
 from pyrovae.evidence.exact import linear_gaussian
 
 __all__ = ["linear"]  # a fixture
@@ -447,3 +447,56 @@ def test_cells_that_say_much_of_z_are_not_trusted_by_luck(rows, few_checked):
     assert trusted[:, :2].sum() <= 1
     assert trusted[:, 2].all()
     assert (error[:, 2] < Z * found["error"].to_numpy().reshape(count, 3)[:, 2]).all()
+
+
+def test_frequent_values_and_others_have_their_own_median():
+    """Columns of a Poisson baseline, whose log P(x_d) is closed: amounts beside zeros, small counts, few amounts, two values."""
+    generator = np.random.default_rng(SEED)
+    amounts = np.where(np.arange(60) < 42, 0, 100 + generator.permutation(60))
+    both = np.where(np.arange(60) < 20, 0, np.where(np.arange(60) < 40, 900, amounts))
+    frame = pd.DataFrame(
+        {
+            "amount": amounts,
+            "small": np.arange(60) % 4 * (np.arange(60) % 3),
+            "few": np.where(np.arange(60) < 51, 0, 100 + np.arange(60)),
+            "two": np.where(np.arange(60) < 55, 0, 7),
+            "both": both,
+        }
+    ).astype(float)
+    frame.loc[59, "amount"] = np.nan
+    found = pv.outliers(baselines.IndependentPoisson().fit(frame), frame, cells=True)
+    log_p = torch.distributions.Poisson(torch.tensor(frame.mean().to_numpy())).log_prob(
+        torch.tensor(frame.fillna(0).to_numpy())
+    )
+    log_p = pd.DataFrame(log_p.numpy(), columns=frame.columns).where(frame.notna())
+    below = log_p.median() - log_p
+    for column, frequent in (("amount", amounts == 0), ("both", np.isin(both, [0, 900]))):
+        below[column] = log_p[column].groupby(frequent).transform("median") - log_p[column]
+    np.testing.assert_allclose(found["below"], below.stack().dropna(), atol=1e-8)
+    rows = pv.outliers(baselines.IndependentPoisson().fit(frame), frame)
+    np.testing.assert_allclose(rows["below"], below.max(axis=1), atol=1e-8)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_cells_of_a_table_have_medians_by_sort_also_if_scored_again(again, monkeypatch):
+    """60 zeros beside 60 amounts in cents, numbers, and 31 labels of which one is frequent."""
+    if again:  # every cell
+        monkeypatch.setattr(outlying, "verdicts", lambda k, _: np.full(k.shape, "another method"))
+    generator = np.random.default_rng(SEED)
+    frame = pd.DataFrame(
+        {
+            "gift": np.where(np.arange(120) < 60, 0.0, generator.gamma(2.0, 40.0, 120).round(2)),
+            "wealth": generator.normal(0.0, 40.0, 120),
+            "country": np.where(np.arange(120) < 40, "a", [f"c{k % 30}" for k in range(120)]),
+        }
+    )
+    torch.manual_seed(SEED)
+    vae = pv.VAE.for_table(frame, 2, hidden_dims=())
+    options = {"num_samples": 100, "method": "importance", "check": False}
+    found = pv.outliers(vae, frame, cells=True, **options)
+    medians = (found["log_p"] + found["below"]).to_numpy().reshape(120, 3).round(9)
+    assert [len(np.unique(medians[:, column])) for column in range(3)] == [2, 1, 1]
+    assert len(np.unique(medians[:60, 0])) == len(np.unique(medians[60:, 0])) == 1
+    rows, below = pv.outliers(vae, frame, **options), found["below"].to_numpy().reshape(120, 3)
+    np.testing.assert_array_equal(rows["below"], below.max(axis=1))
+    np.testing.assert_array_equal(rows["oddest"], frame.columns[below.argmax(axis=1)])
