@@ -23,6 +23,7 @@ from pyrovae.evidence.run import Run
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream
 from pyrovae.pair import Given, check_have_means, guide_moments, lacking
+from pyrovae.progress import Progress
 from pyrovae.refusals import bad_type, bad_value, parameters_hold
 from pyrovae.turns import takes_turns
 
@@ -49,6 +50,7 @@ def embed(
     seed: int = 0,
     noise: str = "index",
     check: bool = True,
+    progress: bool = False,
 ) -> pd.DataFrame:
     """Return the mean and standard deviation of every latent of every row, by default the guide's.
 
@@ -70,6 +72,7 @@ def embed(
         seed: of the draws; a row's numbers depend on the seed and its key, not on other rows.
         noise: the key of a row's draws: its "index" in ``x`` or its "content".
         check: try methods that weigh draws on rows simulated from the model; see ``evidence.check``.
+        progress: show a bar, or plain lines if there is no terminal. "auto" has another for rows that it answers again.
 
     The options apply to pairs.
 
@@ -91,11 +94,13 @@ def embed(
     """
     arguments.choice("method", method, METHODS)
     arguments.boolean("check", check)
+    arguments.boolean("progress", progress)
     arguments.integer("num_samples", num_samples, minimum=100)
     if isinstance(model, LatentVariableModel):
         if method == "encoder":
-            return _by_encoder(Evaluation.prepare(model, x, num_samples, seed, noise=noise))
-        return _by_weights(sampled.prepare(model, x, method, num_samples, seed, check, noise), method)
+            return _by_encoder(Evaluation.prepare(model, x, num_samples, seed, noise=noise), progress)
+        run = sampled.prepare(model, x, method, num_samples, seed, check, noise, progress=progress)
+        return _by_weights(run, method)
     if isinstance(model, type) or not hasattr(model, "posterior_moments"):
         raise bad_type(
             "model",
@@ -107,21 +112,25 @@ def embed(
     return _frame({"z": torch.stack([mean, spread])}, {"z": mean.shape[1:]}, index)
 
 
-def _by_encoder(evaluation: Evaluation) -> pd.DataFrame:
+def _by_encoder(evaluation: Evaluation, progress: bool) -> pd.DataFrame:
     """Return the moments of the guide."""
     shapes, closed = _shapes(evaluation)
     if closed:  # the moments given one draw are those of all
         tile = noises.tile_shape(evaluation.structure.widest, 1)
         evaluation = replace(evaluation, num_samples=1, tile=tile)
     found = _empty(shapes, len(evaluation))
-    for block in evaluation.tiles():
-        parts = [_given(evaluation, tile) for tile in block]
-        for name in found:
-            given = [part[name] for part in parts]
-            mean, within = (torch.cat([getattr(g, field) for g in given]) for field in ("mean", "variance"))
-            between = mean.var(dim=0) if len(mean) > 1 else 0.0
-            moments = mean.mean(dim=0), (within.mean(dim=0) + between).sqrt()
-            found[name][:, block[0].rows] = _stacked(*moments, given[0].lacks)
+    with Progress("embed", len(evaluation), "rows", progress) as bar:
+        for block in evaluation.tiles():
+            rows, parts = block[0].rows, [_given(evaluation, tile) for tile in block]
+            for name in found:
+                given = [part[name] for part in parts]
+                mean, within = (
+                    torch.cat([getattr(g, field) for g in given]) for field in ("mean", "variance")
+                )
+                between = mean.var(dim=0) if len(mean) > 1 else 0.0
+                moments = mean.mean(dim=0), (within.mean(dim=0) + between).sqrt()
+                found[name][:, rows] = _stacked(*moments, given[0].lacks)
+            bar.advance(rows.stop - rows.start)
     return _frame(found, shapes, evaluation.index)
 
 

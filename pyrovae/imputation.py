@@ -226,6 +226,7 @@ def impute(
     seed: int = 0,
     noise: str = "index",
     check: bool = True,
+    progress: bool = False,
 ) -> Imputation:
     """Return draws of the missing cells of rows, from P(x_mis | x_obs).
 
@@ -248,8 +249,9 @@ def impute(
         check: try the method on rows simulated from the model with the masks of ``x``. ``evidence.check`` checks log P. A
             second check ranks the true values of missing cells among the imputations; the ranks are uniform if the draws are
             right. False leaves both out; no row is then "trust".
+        progress: show a bar, or plain lines if there is no terminal. "auto" has another for rows that it answers again.
 
-    ``method``, ``num_samples``, ``noise`` and ``check`` apply to pairs.
+    ``method``, ``num_samples``, ``noise``, ``check`` and ``progress`` apply to pairs.
 
     Returns:
         An ``Imputation``. A row without missing cells is returned unchanged. A row without an observed cell gets draws of
@@ -273,9 +275,8 @@ def impute(
     x = joined(x, "x")
     _, passed = as_passed(x)
     if isinstance(model, LatentVariableModel):
-        return _of_pair(
-            prepare(model, x, method, num_samples, seed, check, noise), passed, num_imputations, method
-        )
+        run = prepare(model, x, method, num_samples, seed, check, noise, progress=progress)
+        return _of_pair(run, passed, num_imputations, method)
     if isinstance(model, type) or not hasattr(model, "draw_missing"):
         raise bad_type(
             "model",

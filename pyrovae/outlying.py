@@ -24,6 +24,7 @@ from pyrovae.evidence.sampled import METHODS, answer, by_fitted, on_simulated, p
 from pyrovae.likelihoods.mixed import Mixed
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream, derive
+from pyrovae.progress import Progress
 from pyrovae.refusals import bad_value
 from pyrovae.rows import as_passed, joined, without
 from pyrovae.sparse import dense
@@ -69,6 +70,7 @@ def outliers(
     num_samples: int = 2000,
     seed: int = 0,
     check: bool = True,
+    progress: bool = False,
 ) -> pd.DataFrame:
     """Return how odd each row is, −log P(x_obs) in nats, and which of its cells is the oddest given the others.
 
@@ -96,6 +98,7 @@ def outliers(
             "refined" if z is continuous. A tenth of them comes from the prior, because the posterior without an odd cell
             may have another mode. Sums over few values of discrete latents are exact. ``check`` tries log P(x_obs) only,
             so cells from draws of the guide alone are "unchecked" at best.
+        progress: show a bar, or plain lines if there is no terminal; another one for cells that are scored again.
 
     Returns:
         A frame with the index of ``x``. For rows: ``score``, its ``error`` (one standard error), its ``verdict``,
@@ -117,6 +120,7 @@ def outliers(
         (0, 2)
     """
     arguments.boolean("cells", cells)
+    arguments.boolean("progress", progress)
     if hasattr(model, "log_evidence") and not getattr(model, "takes_missing", False):
         raise bad_value(
             "model",
@@ -128,21 +132,25 @@ def outliers(
     x = model.arranged(x) if isinstance(model, LatentVariableModel) else x
     names, count = columns_of(x)
     if isinstance(model, LatentVariableModel):
-        evidence, found = _of_pair(model, x, count, method, num_samples, seed, check)
+        evidence, found = _of_pair(_prepare(model, x, method, num_samples, seed, check, progress), count)
     else:
         evidence = log_evidence(model, x)
-        found = _by_leaving_out(model, x, count, evidence)
+        found = _by_leaving_out(model, x, count, evidence, progress)
     own = getattr(as_passed(x)[1], "columns", names)
     labels = frames.own_labels(range(count) if own is None else own)
     median = _medians(found, _of_levels(model, count))
     below = median - found.log_p
     if isinstance(model, LatentVariableModel) and model.takes_missing:
         made: Check | None = None  # of the first round; further ones differ by one missing cell
-        for left_out in _rounds(found, below, np.isin(evidence.verdict, _SOUND)):
-            holed = _holed(x, left_out)
-            run = _prepare(model, holed, method, num_samples, seed, check and made is None)
-            made = _answer_again(run, left_out, evidence, found, made)
-            below[left_out] = median[left_out] - found.log_p[left_out]
+        waiting = _waiting(found, evidence)
+        total = int(waiting.sum(axis=1).clip(max=_MOST_AGAIN).sum())
+        with Progress("cells again", total, "cells", progress) as bar:
+            for left_out in _rounds(waiting, below):
+                holed = _holed(x, left_out)
+                run = _prepare(model, holed, method, num_samples, seed, check and made is None, False)
+                made = _answer_again(run, left_out, evidence, found, made)
+                below[left_out] = median[left_out] - found.log_p[left_out]
+                bar.advance(int(left_out.sum()))
     if cells:
         return _frame_by_cell(found, below, labels, evidence.index)
     return _frame_by_row(found, below, labels, evidence)
@@ -237,12 +245,14 @@ def _frame_by_row(found: _Cells, below: np.ndarray, labels: pd.Index, evidence: 
     )
 
 
-def _by_leaving_out(model: Any, x: Any, count: int, evidence: LogEvidence) -> _Cells:
+def _by_leaving_out(model: Any, x: Any, count: int, evidence: LogEvidence, progress: bool) -> _Cells:
     """Return log P(x_obs) − log P(x_obs without d) of every cell, by leaving out each column in turn."""
     log_p = np.empty((len(evidence), count))
-    for column in range(count):
-        rest = [other for other in range(count) if other != column]
-        log_p[:, column] = evidence.estimate - log_evidence(model, keeping(x, rest)).estimate
+    with Progress("outliers", count, "columns", progress) as bar:
+        for column in range(count):
+            rest = [other for other in range(count) if other != column]
+            log_p[:, column] = evidence.estimate - log_evidence(model, keeping(x, rest)).estimate
+            bar.advance()
     rows, observed, _ = model._like_fitted(x)
     seen = observed[0].numpy() if observed else np.ones(log_p.shape, dtype=bool)
     log_p[~seen] = np.nan
@@ -250,21 +260,21 @@ def _by_leaving_out(model: Any, x: Any, count: int, evidence: LogEvidence) -> _C
     return _Cells(log_p, error, np.full(log_p.shape, "trust"), seen, rows.numpy())
 
 
-def _prepare(pair: LatentVariableModel, x: Any, method: str, num_samples: int, seed: int, check: bool) -> Run:
+def _prepare(
+    pair: LatentVariableModel, x: Any, method: str, num_samples: int, seed: int, check: bool, progress: bool
+) -> Run:
     """Return the run whose draws serve.
 
     Draws given all cells miss where the others alone would be if one odd cell decides the mode. So "auto" draws by
     "refined", a tenth of whose draws come from the prior.
     """
-    run = prepare(pair, x, method, num_samples, seed, check)
+    run = prepare(pair, x, method, num_samples, seed, check, progress=progress)
     return by_fitted(run) if method == "auto" else run
 
 
-def _of_pair(
-    pair: LatentVariableModel, x: Any, count: int, method: str, num_samples: int, seed: int, check: bool
-) -> tuple[LogEvidence, _Cells]:
-    run = _prepare(pair, x, method, num_samples, seed, check)
-    whole = run.whole
+def _of_pair(run: Run, count: int) -> tuple[LogEvidence, _Cells]:
+    """Return log P(x_obs) of every row of a run, and its cells, of so many columns."""
+    whole, num_samples = run.whole, run.whole.num_samples
     shape = (len(whole), count)
     log_p, error, tail = (torch.full(shape, math.nan, dtype=torch.float64) for _ in range(3))
     effective = torch.full(shape, math.inf, dtype=torch.float64)
@@ -301,12 +311,18 @@ def _of_pair(
     return evidence, _Cells(log_p.numpy(), spread, verdict, seen, dense(value).numpy())
 
 
-def _rounds(found: _Cells, below: np.ndarray, sound: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the cells to score again, boolean of shape (rows, columns): the oddest without a sound score in each sound row.
+def _waiting(found: _Cells, evidence: LogEvidence) -> np.ndarray:
+    """Return the cells without a sound score in rows with one, boolean of shape (rows, columns)."""
+    sound = np.isin(evidence.verdict, _SOUND)
+    return found.seen & ~np.isin(found.verdict, _SOUND) & sound[:, None]
+
+
+def _rounds(waiting: np.ndarray, below: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the cells to score again, boolean of shape (rows, columns): in each row the oddest that waits.
 
     A score that is not sound is mostly too high, so the cell may be odder than the oddest of the others.
     """
-    waiting = found.seen & ~np.isin(found.verdict, _SOUND) & sound[:, None]
+    waiting = waiting.copy()
     for _ in range(_MOST_AGAIN):
         rows = np.flatnonzero(waiting.any(axis=1))
         if not len(rows):

@@ -18,7 +18,7 @@ class Progress:
         show: False shows nothing.
 
     A context manager; ``advance`` counts. If standard error is a terminal, it shows a bar (rich). If it is a file or a
-    pipe, it prints a line at most every ten seconds, and one at the end.
+    pipe, it prints a line at most every ten seconds, and one at the end. If nothing was counted, it leaves nothing.
 
     The time left follows from the steps after the first ones that were counted: those may hold what is done once, such as
     compiling, or come from an earlier run.
@@ -67,8 +67,9 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._bar is not None:
+            self._bar.update(self._task, visible=self.done > 0)
             self._bar.stop()
-        elif self.show:
+        elif self.show and self.done:
             self._line()
 
     def _seconds_a_step(self) -> float:

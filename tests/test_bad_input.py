@@ -424,6 +424,7 @@ TILED = {**OF_A_PAIR, "tile": "tile"}
 SLOW = {**TILED, "progress": "flag"}
 ESTIMATOR = {**SLOW, "check": "flag"}
 KEPT = {"method": "name", "num_samples": "hundred or more", "seed": "seed", "check": "flag"}
+SHOWN = {**KEPT, "progress": "flag"}
 
 
 def network(out, inputs=2):
@@ -651,19 +652,19 @@ CASES = {
     "impute": Case(
         pv.impute,
         {"model": a("vae"), "x": a("x"), "check": False, "num_samples": 100},
-        {"model": "pair", "x": "rows of a pair", "num_imputations": "count", "noise": "name", **KEPT},
+        {"model": "pair", "x": "rows of a pair", "num_imputations": "count", "noise": "name", **SHOWN},
         aliases={"model": ("pair",)},
     ),
     "embed": Case(
         pv.embed,
         {"model": a("vae"), "x": a("x"), "check": False, "num_samples": 100},
-        {"model": "pair", "x": "rows of a pair", "noise": "name", **KEPT},
+        {"model": "pair", "x": "rows of a pair", "noise": "name", **SHOWN},
         aliases={"model": ("pair",)},
     ),
     "outliers": Case(
         pv.outliers,
         {"model": a("vae"), "x": a("x"), "check": False, "num_samples": 100},
-        {"model": "pair", "x": "rows of a pair", "cells": "flag", **KEPT},
+        {"model": "pair", "x": "rows of a pair", "cells": "flag", **SHOWN},
         aliases={"model": ("pair",)},
     ),
     "evidence.importance": estimator(

@@ -299,7 +299,9 @@ def test_missing_cells_are_completed(people):
     ]
     command = ["impute", people / "people.pv", people / "people.csv", *common]
     given = pd.read_csv(people / "people.csv", index_col="id").drop(columns="seen")
-    full = table_of(run(*command).stdout, index_col="id")
+    result = run(*command)
+    assert re.search(r"^log P\(x\): (\d+)/\1, ", result.stderr, re.M)
+    full = table_of(result.stdout, index_col="id")
     assert full.notna().all(axis=None)
     there = given.notna()
     assert (full[given.columns].where(there) == given).to_numpy()[there].all()
@@ -318,10 +320,14 @@ def test_missing_cells_are_completed(people):
 
 def test_odd_rows_codes_and_draws(people):
     common = [people / "people.csv", "--index", "id", "--no-check", "--num-samples", 100, "--method"]
-    odd = table_of(run("outliers", people / "people.pv", *common, "importance", "--top", 3).stdout)
+    result = run("outliers", people / "people.pv", *common, "importance", "--top", 3)
+    assert "log P(x): 80/80, " in result.stderr
+    odd = table_of(result.stdout)
     assert odd["score"].is_monotonic_decreasing
     assert len(odd) == 3
-    codes = table_of(run("embed", people / "people.pv", *common, "encoder").stdout, index_col="id")
+    result = run("embed", people / "people.pv", *common, "encoder")
+    assert "embed: 80/80, " in result.stderr
+    codes = table_of(result.stdout, index_col="id")
     assert list(codes) == ["z_0", "z_0_sd"]
     assert len(codes) == 80
     drawn = table_of(run("sample", people / "people.pv", 5).stdout)

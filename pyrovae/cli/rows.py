@@ -154,6 +154,7 @@ def impute(
             num_samples=num_samples,
             seed=seed,
             check=check,
+            progress=shows_progress(),
         )
         if kind == "cells":
             put(done.to_frame().set_index("row").rename_axis(_label(rows)))
@@ -183,6 +184,7 @@ def embed(
     files.require_apart(out, model, data)
     found, table = load(model)
     options: dict[str, Any] = {"method": method, "num_samples": num_samples, "seed": seed, "check": check}
+    options |= {"progress": shows_progress()}
     with files.writing(out) as put, once():
         for start, frame in files.Rows(data, index, table).chunks(_AT_ONCE):
             with _numbered_from(start):
@@ -209,7 +211,14 @@ def outliers(
     rows = files.Rows(data, index, table).whole()
     with files.writing(out) as put:
         odd = outlying.outliers(
-            found, rows, cells=cells, method=method, num_samples=num_samples, seed=seed, check=check
+            found,
+            rows,
+            cells=cells,
+            method=method,
+            num_samples=num_samples,
+            seed=seed,
+            check=check,
+            progress=shows_progress(),
         )
         by = "below" if cells else "score"
         odd = odd.rename_axis(_label(rows))

@@ -26,6 +26,7 @@ from pyrovae.evidence.run import Run
 from pyrovae.evidence.simulated import simulated
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream, derive
+from pyrovae.progress import Progress
 
 #: Methods whose draws can be kept; "auto" chooses among them and ``defensive``.
 METHODS = ("auto", "importance", "refined")
@@ -66,7 +67,8 @@ def defensive(
 def _defended(run: Run, keep: Keep | None = None) -> LogEvidence:
     """Return the answer of a run of ``defensive``; ``keep`` gets every block's draws."""
     evaluation = run.evaluation
-    summed = sum_over_latents(evaluation, keep)
+    with run.bar() as bar:
+        summed = sum_over_latents(evaluation, _counted(keep, bar))
     if summed is not None:
         every = np.full(len(evaluation), "exact")
         return run.answer(
@@ -81,10 +83,23 @@ def _defended(run: Run, keep: Keep | None = None) -> LogEvidence:
     shares = shares_of_values(pilot)
     if shares is None:
         return by_encoder(run.by(importance, pareto_smoothed=False), keep)
-    columns, doubtful = weigh_values(evaluation, shares, keep)
+    with run.bar() as bar:
+        columns, doubtful = weigh_values(evaluation, shares, _counted(keep, bar))
     findings = {MISSED: doubtful | shares.doubtful, CUT_OFF: unreached(evaluation, shares.names).rows}
     answered_by = np.full(len(evaluation), "defensive")
     return run.answer(columns, "lower bound", findings, answered_by=answered_by)
+
+
+def _counted(keep: Keep | None, bar: Progress) -> Keep | None:
+    """Return the function that also counts the rows of each block."""
+    if keep is None:
+        return None
+
+    def count(draws: Draws) -> None:
+        keep(draws)
+        bar.advance(draws.rows.stop - draws.rows.start)
+
+    return count
 
 
 _ANSWERS: dict[Callable[..., LogEvidence], Callable[[Run, Keep | None], LogEvidence]] = {
@@ -104,6 +119,7 @@ def prepare(
     noise: str = "index",
     tile: tuple[int, int] | None = None,
     least: int = 100,
+    progress: bool = False,
 ) -> Run:
     """Return a run of a method, whose other options have their defaults.
 
@@ -113,6 +129,7 @@ def prepare(
     arguments.integer("num_samples", num_samples, minimum=least if method == "importance" else 100)
     estimator = refined if method == "refined" else importance
     given = {"num_samples": num_samples, "seed": seed, "check": check, "noise": noise, "tile": tile}
+    given |= {"progress": progress}
     run = Run.prepare(estimator, pair, x, **_options(estimator) | given)
     return run.by(defensive) if method == "auto" and not dimensions(run.evaluation) else run
 
