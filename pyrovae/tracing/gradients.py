@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,13 @@ from pyrovae.python_values import values_of_call
 from pyrovae.tracing.drawing import Noise, Untraceable
 from pyrovae.tracing.graphs import Graph, agree, only_torch_draws, trace, untraceable
 
+# Why a trace does not hold, if the first call differs, the second one after it, or what eval() mode computes after both.
+_DIFFERENT = (
+    "with other rows and noise it does not compute what the trace computes",
+    "a call changes what the next one computes, by Python objects that a trace would fix",
+    "a call changes what eval() mode computes, by Python objects that a trace would fix",
+)
+
 
 @dataclass(frozen=True)
 class Gradients(Graph):
@@ -27,8 +35,9 @@ class Gradients(Graph):
     shape (2,), and the gradients of ``moving``, the parameters that have one.
 
     Attributes:
-        check: raises ``Untraceable`` if Pyro's present loss, gradients and buffers, for other rows and noise than the
-            trace's, differ from the graph's. They do if Python values that the trace holds as constants have changed.
+        check: raises ``Untraceable`` if two calls of Pyro, which begin with the present state, have another loss,
+            gradient or buffer than two of the graph, or leave a pair whose log-probabilities in ``eval()`` mode are
+            others. They differ if a call changes what the trace holds as a constant.
     """
 
     moving: list[nn.Parameter]
@@ -61,52 +70,79 @@ def trace_gradients(
     Raises:
         Untraceable: the loss cannot be traced.
     """
-    names = list(data)
     moving: list[nn.Parameter] = []
     device, dtype = data["x"].device, data["x"].dtype
 
     def gradients(batch: Batch, weight: float) -> list[Tensor]:
+        pair.zero_grad(set_to_none=True)  # an objective that runs backward() itself adds to it
         total, reconstruction, found = _differentiate(loss, batch, weight, num_rows, parameters)
         moving[:] = [p for p, gradient in zip(parameters, found, strict=True) if gradient is not None]
-        return [
-            torch.stack([total, reconstruction]),
-            *(gradient for gradient in found if gradient is not None),
-        ]
+        return [torch.stack([total, reconstruction]), *(each for each in found if each is not None)]
 
     def traced(*inputs: Tensor) -> list[Tensor]:
-        batch = dict(zip(names, inputs, strict=False))
+        batch = dict(zip(data, inputs, strict=False))
         return gradients(batch, _Weight(inputs[-1]) if annealed else 1.0)
 
     first, last = (
         {name: column[part] for name, column in data.items()} for part in (slice(size), slice(-size, None))
     )
-    weights = [torch.ones((), dtype=dtype, device=device)] if annealed else []
+    weight = 0.5 if annealed else 1.0
+    weights = [torch.full((), weight, dtype=dtype, device=device)] if annealed else []
+
+    def by_graph(batch: Batch, step: int) -> list[Tensor]:
+        with torch.no_grad():
+            return [*graph.module(*batch.values(), *weights, *graph.tensors, *drawn.targets[step])]
+
+    def evaluated() -> list[Tensor]:
+        with pair.evaluating(), torch.enable_grad():  # the objective may run backward() itself
+            return [_differentiate(loss, last, 1.0, num_rows, [])[0]]
 
     def check() -> None:
         if any(parameter._post_accumulate_grad_hooks for parameter in parameters):
             raise Untraceable("hooks on the gradients of parameters")
         with untraceable(), _as_before(pair, 1, device, objective, graph.tensors):
-            expected = gradients(last, 0.5 if annealed else 1.0) + _changing(pair)
-        drawn.draw([1])
-        with untraceable(), _as_before(pair, 1, device, objective), torch.no_grad():
-            halves = [weight / 2 for weight in weights]
-            came = graph.module(*last.values(), *halves, *graph.tensors, *drawn.views(drawn.flat, 0))
-            came = [*came, *_changing(pair)]
-        if not agree(came, expected, math.sqrt(torch.finfo(pair.coarsest or dtype).eps)):
-            raise Untraceable("with other rows and noise it does not compute what the trace computes")
+            calls = [partial(gradients, batch, weight) for batch in (last, first)]
+            expected = _returned(pair, device, [*calls, evaluated])
+        drawn.draw([0, 1])
+        with untraceable(), _as_before(pair, 1, device, objective):
+            calls = [partial(by_graph, batch, step) for step, batch in enumerate((last, first))]
+            came = _returned(pair, device, [*calls, evaluated])
+        _check_same(came, expected, pair.coarsest or dtype)
 
     read: list[Tensor] = []
     with untraceable(), _as_before(pair, 0, device, objective, read):
         graph = trace(traced, [*first.values(), *weights])
         read += graph.tensors
-    if {*map(id, graph.changed)} - {
-        id(buffer) for module in pair.every_module() for buffer in module.buffers()
-    }:
-        raise Untraceable("it changes a tensor that is not a buffer of a module")
-    drawn = Noise([graph.draws], device)
+    _check_changed(pair, graph)
+    drawn = Noise([graph.draws] * 2, device)
     found = Gradients(graph.module, graph.tensors, graph.changed, graph.draws, [*moving], check)
     check()
     return found
+
+
+def _returned(
+    pair: LatentVariableModel, device: torch.device, calls: list[Callable[[], list[Tensor]]]
+) -> list[list[Tensor]]:
+    """Return for calls in a row, each with the noise of its number, what it returns and leaves in the buffers."""
+    found = []
+    for number, call in enumerate(calls):
+        with noise.seeded(number, device):
+            found.append(call() + _changing(pair))
+    return found
+
+
+def _check_same(came: list[list[Tensor]], expected: list[list[Tensor]], dtype: torch.dtype) -> None:
+    """Raise ``Untraceable`` if calls of a graph and of Pyro return other numbers, up to rounding in ``dtype``."""
+    for one, two, what in zip(came, expected, _DIFFERENT, strict=True):
+        if not agree(one, two, math.sqrt(torch.finfo(dtype).eps)):
+            raise Untraceable(what)
+
+
+def _check_changed(pair: LatentVariableModel, graph: Graph) -> None:
+    """Raise ``Untraceable`` if a graph changes tensors that are not buffers."""
+    buffers = {id(buffer) for module in pair.every_module() for buffer in module.buffers()}
+    if {*map(id, graph.changed)} - buffers:
+        raise Untraceable("it changes a tensor that is not a buffer of a module")
 
 
 def _differentiate(
