@@ -51,7 +51,7 @@ class Parameters(nn.Module):
         self._store = _store_state(params)
         self._scopes: list[set[str]] = []  # one for every block of ``own_parameters`` that is running
         self.declared = nn.Module()  # holds what pyro.param and pyro.module declared in plain functions
-        self._register_declared()
+        self.register_declared()
 
     @property
     def stored(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class Parameters(nn.Module):
         for name, (value, constraint) in declared.items():
             self.stored[name], self.constraints[name] = value, constraint
         self._filled = self._filled or bool(declared)
-        self._register_declared()
+        self.register_declared()
 
     @contextmanager
     def own_parameters(self) -> Iterator[None]:
@@ -83,7 +83,7 @@ class Parameters(nn.Module):
         if self.stored.keys() != known:
             self._refuse_taken_names(known)
             self._refuse_unsaved_names(known)
-            self._register_declared()
+            self.register_declared()
 
     def _refuse_taken_names(self, known: set[str]) -> None:
         """Raise ``ValueError`` if the pair newly declares a name that the global store already holds.
@@ -123,7 +123,7 @@ class Parameters(nn.Module):
                 "Load a file that was saved by the same code.",
             )
 
-    def _register_declared(self) -> None:
+    def register_declared(self) -> None:
         """Make declared parameters visible to torch: .parameters(), .double(), .to(device)."""
         known = {id(p) for p in self.parameters()}
         for name, value in self.stored.items():

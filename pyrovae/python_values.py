@@ -383,9 +383,9 @@ def _different(before: dict[Any, Any], now: dict[Any, Any]) -> Iterator[Any]:
 def _same(a: Any, b: Any) -> bool:
     """Return whether plain values, or containers of them, are equal.
 
-    Other values count as equal, because caches are replaced at every call. None often stands for one that is not there yet.
+    Other values count as equal, because caches are replaced at every call.
     """
-    if a is b or (a is None and not _holds_plain_only(b)):
+    if a is b:
         return True
     if _is_constant(a) or _is_constant(b):
         return type(a) is type(b) and bool(a == b or (a != a and b != b))  # NaN of any type, and NaT
@@ -410,13 +410,6 @@ def _parts(value: Any) -> dict[Any, Any] | None:
     if isinstance(value, _ARRAYS):
         return {**_entries(value, None), "shape": np.shape(value)} if np.size(value) <= _MOST else None
     return _entries(value, None) if is_dataclass(type(value)) and not _of_library(type(value)) else None
-
-
-def _holds_plain_only(value: Any) -> bool:
-    if _is_constant(value):
-        return True
-    parts = _parts(value)
-    return parts is not None and all(map(_holds_plain_only, parts.values()))
 
 
 def _described(holder: Any, key: Any) -> str:

@@ -3230,9 +3230,9 @@ BUGS = {
     ),
     "counters that a trace would hold": Bug(
         "tracing/gradients.py",
-        "_as_before",
-        "if changed is not None:\n        raise",
-        "if False:\n        raise",
+        "_returned",
+        "(changed := values.changed()) is not None",
+        "False",
         "test_training.py::test_counters_of_steps_are_found_wherever_python_keeps_them[objective-'calls' of a Staged]",
     ),
     "counters after a refused trace": Bug(
@@ -3262,6 +3262,20 @@ BUGS = {
         "buffer.numel() and",
         "False and",
         "test_training.py::test_what_callbacks_change_for_later_steps_is_seen",
+    ),
+    "inspection that leaves what it changed": Bug(
+        "pair/behaviour.py",
+        "left_as_first_called",
+        "values.restore()",
+        "pass",
+        "test_pair.py::test_what_takes_its_start_from_rows_takes_it_from_the_first_batch",
+    ),
+    "layers of the first call thrown away": Bug(
+        "pair/behaviour.py",
+        "left_as_first_called",
+        "if _known(pair) - known:",
+        "if False:",
+        "test_pair.py::test_layers_of_the_first_call_stay_and_are_trained",
     ),
     "traces of which the first call alone is compared": Bug(
         "tracing/gradients.py",

@@ -1054,3 +1054,64 @@ def test_a_likelihood_that_cannot_be_widened_to_the_columns_is_named():
     assert re.search(message, str(found.check))
     with pytest.raises(ValueError, match=message):
         pv.convert.to_arviz(pair, rows, num_draws=3, num_samples=20)
+
+
+class Started(nn.Module):
+    """A layer that gets its scale, or its weights too, from the first rows, and keeps Python values of calls."""
+
+    def __init__(self, late: bool) -> None:
+        super().__init__()
+        self.layer = None if late else nn.Linear(2, 4)
+        self.log_scale, self.started = nn.Parameter(torch.zeros(2)), False
+        self.calls, self.log, self.kept, self.last = 0, [], torch.zeros(3), None
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        if not self.started:
+            self.started, self.layer = True, self.layer or nn.Linear(2, 4)
+            with torch.no_grad():
+                self.log_scale.copy_(-x.std(0).log())
+        self.calls += 1
+        self.log.append(x)
+        self.kept += 1
+        self.last = x
+        self.count += 1
+        return self.layer(x * self.log_scale.exp())
+
+    @property
+    def state(self):
+        return self.started, self.calls, len(self.log), float(self.kept[0]), self.last, float(self.count)
+
+
+def started(late=False):
+    torch.manual_seed(0)
+    return pv.VAE(
+        pv.priors.StandardNormal(2),
+        pv.likelihoods.Gaussian(nn.Linear(2, 2)),
+        pv.encoders.DiagonalNormal(Started(late)),
+    )
+
+
+def test_inspection_leaves_a_pair_as_it_was():
+    vae, x = started(), 3 * torch.randn(20, 2)
+    before = snapshot(vae)
+    inspect(vae, {"x": x})
+    assert vae.encoder.network.state == (False, 0, 0, 0.0, None, 0.0)
+    assert same(before, snapshot(vae))
+
+
+def test_what_takes_its_start_from_rows_takes_it_from_the_first_batch():
+    """As by plain Pyro; inspection and the checks before a fit run the pair on fewer rows."""
+    vae, x = started(), torch.randn(50, 2) * torch.tensor([3.0, 0.1])
+    pv.fit(vae, x, epochs=1, batch_size=50, lr=1e-9, validation=x[:3])
+    torch.testing.assert_close(vae.encoder.network.log_scale, -x.std(0).log(), rtol=1e-5, atol=1e-5)
+
+
+def test_layers_of_the_first_call_stay_and_are_trained():
+    vae, x = started(late=True), torch.randn(50, 2)
+    inspect(vae, {"x": x})
+    layer = vae.encoder.network.layer
+    before = snapshot(layer)
+    pv.fit(vae, x, epochs=1, batch_size=25)
+    assert vae.encoder.network.layer is layer
+    assert all_moved(before, layer)

@@ -7,7 +7,7 @@ change it without a change of code. The numbers that the pair returns then chang
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import pyro
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from pyrovae import noise
 from pyrovae.model import LatentVariableModel
@@ -124,6 +125,37 @@ def left_as_found(pair: LatentVariableModel, objective: object = None) -> Iterat
     finally:
         values.restore()
         pair.stored.update(stored)
+
+
+@contextmanager
+def left_as_first_called(pair: LatentVariableModel) -> Iterator[Callable[[], None]]:
+    """Run a block that calls a pair, perhaps for the first time, and then leave the pair as found, with new parameters.
+
+    The block gets a function to call after the pair's first call. If that call gave parameters to modules, as lazy modules
+    do, the pair is left as it was after the call. Parameters that plain functions declare stay in any case.
+    """
+    values, known = values_of_call(pair), _known(pair)
+
+    def after_first_call() -> None:
+        nonlocal values
+        if _known(pair) - known:
+            values = values_of_call(pair)
+
+    try:
+        yield after_first_call
+    finally:
+        stored, constraints = dict(pair.stored), dict(pair.constraints)
+        values.restore()
+        for name, value in stored.items():
+            if name not in pair.stored:
+                pair.stored[name], pair.constraints[name] = value, constraints[name]
+        pair.register_declared()
+
+
+def _known(pair: LatentVariableModel) -> set[int]:
+    """Return the ids of the parameters of modules that have a shape, but for those that plain functions declare."""
+    modules = (module for module in pair.every_module() if module is not pair.declared)
+    return {id(p) for m in modules for p in m._parameters.values() if p is not None and not is_lazy(p)}
 
 
 def _of_guide(model: RowModel, batch: Batch) -> tuple[Tensor, LogJoint]:

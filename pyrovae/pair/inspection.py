@@ -21,6 +21,7 @@ from pyrovae.likelihoods import Likelihood
 from pyrovae.likelihoods.base import Inseparable, inseparable, off_support
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.pair import masks
+from pyrovae.pair.behaviour import left_as_first_called
 from pyrovae.pair.context import judged
 from pyrovae.pair.contract import (
     adds_nothing,
@@ -80,7 +81,8 @@ def inspect(
     """Return the pair with its structure; raise ``ValueError`` if a row's log P(x) would not be defined.
 
     Runs the pair on up to four of the rows, in ``eval()`` mode and without gradients. The first call fills the
-    parameter store of a pair written as plain functions, from ``seed``. Then runs the pair once on each of the first
+    parameter store of a pair written as plain functions, from ``seed``. Otherwise the pair is left as it was found,
+    unless the first call gives parameters to modules. Then runs the pair once on each of the first
     4096 rows, or on all if ``every_row``; see ``on_data``. ``names`` are those of the columns, for messages.
 
     Raises:
@@ -97,13 +99,15 @@ def inspect(
     seeded = noise.seeded(noise.derive(seed, noise.Stream.INSPECT), batch["x"].device)
     if isinstance(pair, VAE) and isinstance(pair.likelihood, Likelihood):
         pair.likelihood.check_rows(restored(batch["x"], batch.get("observed")), pair.labels or names)
-    with pair.nothing_declared_on_error(), pair.evaluating(), seeded:
+    found = left_as_first_called(pair)
+    with pair.nothing_declared_on_error(), found as after_first_call, pair.evaluating(), seeded:
         counter = FlopCounterMode(display=False)
         counter.mod_tracker = (
             _NoModules()
         )  # torch's would hook inputs that require gradients, which fails here
         with counter:
             sites = _first_runs(pair, probe, batch)
+        after_first_call()
         latents, observed = check_sites(sites["model"], sites["guide"])
         check_samplers("guide", sites["guide"], latents)
         again = _first_runs(pair, fewer, batch)

@@ -101,12 +101,10 @@ def trace_gradients(
         if any(parameter._post_accumulate_grad_hooks for parameter in parameters):
             raise Untraceable("hooks on the gradients of parameters")
         with untraceable(), _as_before(pair, 1, device, objective, graph.tensors):
-            calls = [partial(gradients, batch, weight) for batch in (last, first)]
-            expected = _returned(pair, device, [*calls, evaluated])
+            expected = _returned(pair, device, [partial(gradients, last, weight)] * 2, evaluated, objective)
         drawn.draw([0, 1])
         with untraceable(), _as_before(pair, 1, device, objective):
-            calls = [partial(by_graph, batch, step) for step, batch in enumerate((last, first))]
-            came = _returned(pair, device, [*calls, evaluated])
+            came = _returned(pair, device, [partial(by_graph, last, step) for step in (0, 1)], evaluated)
         _check_same(came, expected, pair.coarsest or dtype)
 
     read: list[Tensor] = []
@@ -121,13 +119,27 @@ def trace_gradients(
 
 
 def _returned(
-    pair: LatentVariableModel, device: torch.device, calls: list[Callable[[], list[Tensor]]]
+    pair: LatentVariableModel,
+    device: torch.device,
+    calls: Sequence[Callable[[], list[Tensor]]],
+    evaluated: Callable[[], list[Tensor]],
+    objective: object = None,
 ) -> list[list[Tensor]]:
-    """Return for calls in a row, each with the noise of its number, what it returns and leaves in the buffers."""
+    """Return what two calls in a row and an evaluation after them return and leave in the buffers.
+
+    Raises:
+        Untraceable: the second call changes a Python value of pair or objective. The first one may fill caches.
+    """
     found = []
-    for number, call in enumerate(calls):
+    for number, call in enumerate([*calls, evaluated]):
+        values = values_of_call(pair, objective) if number == 1 else None
         with noise.seeded(number, device):
             found.append(call() + _changing(pair))
+        if values is not None and (changed := values.changed()) is not None:
+            raise Untraceable(
+                f"Python values change from call to call, such as {changed}, which a trace would fix if the loss reads it; "
+                "a module's buffer, changed in place, keeps the trace"
+            )
     return found
 
 
@@ -186,8 +198,8 @@ def _as_before(
     """Run a block as a training step with noise from a seed, and leave pair and objective as they were.
 
     Raises:
-        Untraceable: the block replaced a parameter, a buffer or another tensor that a trace ``read``, changed a Python value,
-            or drew random numbers outside torch.
+        Untraceable: the block replaced a parameter, a buffer or another tensor that a trace ``read``, or drew random
+            numbers outside torch.
     """
     pair.zero_grad(set_to_none=True)
     values = values_of_call(pair, objective)
@@ -196,15 +208,10 @@ def _as_before(
             yield
     finally:
         pair.zero_grad(set_to_none=True)
-        replaced, changed = values.replaced(read), values.changed()
+        replaced = values.replaced(read)
         values.restore()
     if replaced is not None:
         raise Untraceable(f"{replaced} is replaced at every call instead of changed in place")
-    if changed is not None:
-        raise Untraceable(
-            f"Python values change from call to call, such as {changed}, which a trace would fix if the loss reads it; "
-            "a module's buffer, changed in place, keeps the trace"
-        )
 
 
 class _Weight(float):
