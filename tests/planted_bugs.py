@@ -3263,6 +3263,13 @@ BUGS = {
         "False and",
         "test_training.py::test_what_callbacks_change_for_later_steps_is_seen",
     ),
+    "resumed under other column names": Bug(
+        "training/loop.py",
+        "Loop.pins",
+        ", NAMES: names}",
+        "}",
+        "test_checkpoints.py::test_a_fit_resumes_with_the_same_column_names_only",
+    ),
     "inspection that leaves what it changed": Bug(
         "pair/behaviour.py",
         "left_as_first_called",

@@ -951,6 +951,24 @@ def test_folders_of_an_earlier_format_are_refused_by_name(tmp_path, monkeypatch)
         short_fit(pair_of("partial", 2.0), tmp_path)
 
 
+def test_a_fit_resumes_with_the_same_column_names_only(tmp_path):
+    """Folders of earlier versions hold no names."""
+
+    def named(*names):
+        vae = pv.VAE.mlp(2, 1, likelihood="gaussian", hidden_dims=(4,)).double()
+        pv.fit(vae, pd.DataFrame(rows, columns=names), epochs=2, checkpoint=tmp_path)
+        return vae.names
+
+    rows = torch.randn(20, 2).double().numpy()
+    torch.manual_seed(0)
+    assert named("height", "weight") == {"x": ("height", "weight")}
+    message = r"another: the list of column names is \{'x': \['weight', 'height'\]\}, was \{'x': \['height', 'weight'\]\}"
+    with pytest.raises(ValueError, match=message):
+        named("weight", "height")
+    pins = {pv.checkpoints.NAMES: {"x": ["height"]}, "ranks": 1, "format": 5}
+    pv.checkpoints._check_pins(tmp_path, {"format": 5}, pins)
+
+
 def test_what_checkpoints_ask_changes_nothing_in_a_fit(tmp_path):
     """Attributes that count calls in training, and buffers that others take the place of."""
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pyrovae import arguments, identity, noise, saving, threads, tracing
-from pyrovae.checkpoints import FROZEN, Run, check_answers, machine
+from pyrovae.checkpoints import FROZEN, NAMES, Run, check_answers, machine
 from pyrovae.evaluation import Evaluation
 from pyrovae.log_weights import ELBOEstimate, elbo_of
 from pyrovae.model import FitRecord, LatentVariableModel
@@ -118,7 +118,8 @@ class Loop:
     def pins(self) -> dict[str, Any]:
         """Return what a resumed fit has to match, apart from the numbers that the pair computes."""
         state, size = self._state, self._plan.batch_size
-        return {FROZEN: saving.frozen(state.pair)} | {
+        names = {name: list(of) for name, of in self.rows.names.items()}
+        return {FROZEN: saving.frozen(state.pair), NAMES: names} | {
             **self._plan.pins(state.objective, state.optimizer, self._schedule),
             "x": self.rows.digests,
             "validation": None if self._held_out is None else identity.digests(self._held_out.batch),

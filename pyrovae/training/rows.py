@@ -147,6 +147,7 @@ class Rows:
         lengths: the number of rows of every chunk.
         hashes: of all rows, shape (rows, 2), as ``identity.row_hashes`` returns them.
         digests: of every chunk, by the names in it.
+        names: of columns, by the names in a chunk; see ``rows.Source``.
 
     Raises:
         TypeError, ValueError: see ``prepare``; chunks differ in more than their rows.
@@ -163,10 +164,10 @@ class Rows:
         self.digests: list[dict[str, str]] = []
         hashes: list[np.ndarray] = []
         first: Batch = {}
-        names: tuple[str, ...] | None = None
+        self.names: Names = {}
         seen, masked = torch.zeros(()), False
         for batch, source in self._each():
-            first, names = first or batch, names or source.names.get("x")
+            first, self.names = first or batch, self.names or source.names
             self._check_alike(batch, first, len(self.lengths))
             masked = masked or "observed" in batch
             seen = seen + _counts(batch)
@@ -174,7 +175,7 @@ class Rows:
             if digests:
                 self.digests.append(identity.digests(batch))
             hashes.append(identity.row_hashes(source.exact, source.observed))
-        check_columns_observed("x", seen > 0, sum(self.lengths), names)
+        check_columns_observed("x", seen > 0, sum(self.lengths), self.names.get("x"))
         if masked:
             first = with_mask(first)
         self.hashes = np.concatenate(hashes)
