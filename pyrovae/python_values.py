@@ -8,6 +8,8 @@ from __future__ import annotations
 import array
 import functools
 import gc
+import pickle
+import random
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, MutableSequence
@@ -33,6 +35,7 @@ from pyrovae.torch_private import Moved, private
 _MUTABLE = (OrderedDict, dict, list, deque, set)  # a dict's methods would break the order of an OrderedDict
 _CONTAINERS = (*_MUTABLE, tuple, frozenset)
 _ARRAYS = (np.ndarray, bytearray, array.array)
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _CONSTANTS = (Decimal, Fraction, date, time, timedelta, Enum, PurePath, range)
 # Objects and code of these packages are not searched; namespaces hold what users put there.
 _LIBRARIES = frozenset(
@@ -59,8 +62,8 @@ _DEEPEST, _MOST, _MOST_OBJECTS = 10, 1000, 10_000
 class PythonValues:
     """The values that some objects refer to, as they were when this was made.
 
-    Numbers, strings and containers of them are compared. Everything can be restored: which objects stood where, parameters
-    and buffers of modules, and other tensors of at most 1000 numbers.
+    Numbers, strings, containers of them and states of random generators are compared. Everything can be restored: which
+    objects stood where, these states, parameters and buffers of modules, and other tensors of at most 1000 numbers.
 
     Args:
         roots: modules, functions and other objects.
@@ -166,6 +169,8 @@ class PythonValues:
         elif isinstance(value, _ARRAYS):
             if np.size(value) <= _MOST:
                 self._hold(value, None, depth)
+        elif isinstance(value, _GENERATORS):
+            self._hold(value, None, depth)
         elif isinstance(value, ModuleType):  # of its other values, those that a function names are held
             if not _of_library(value):
                 self._hold_plain(value, depth)
@@ -296,6 +301,8 @@ def _entries(holder: Any, names: frozenset[str] | None) -> dict[Any, Any]:
         if getattr(holder, "dtype", np.dtype(int)).hasobject:
             raise TypeError("an array of objects")
         return {"": bytes(holder) if isinstance(holder, bytearray) else holder.tobytes()}
+    if isinstance(holder, _GENERATORS):
+        return {"": _state(holder)}
     base = _base(holder)
     if base in (set, frozenset):  # hashes of other objects may run code of the user
         return {entry if is_plain(entry) else (_Missing, id(entry)): entry for entry in base.__iter__(holder)}
@@ -308,6 +315,24 @@ def _entries(holder: Any, names: frozenset[str] | None) -> dict[Any, Any]:
             found[name] = slot.__get__(holder)
     held = list(vars(holder).items()) if hasattr(holder, "__dict__") else []
     return found | {name: value for name, value in held if name not in skipped}
+
+
+def _state(generator: Any) -> bytes:
+    """Return the state of a generator of random numbers as bytes, which are quick to compare."""
+    if isinstance(generator, random.Random):
+        return pickle.dumps(generator.getstate())
+    if isinstance(generator, np.random.Generator):
+        return pickle.dumps(generator.bit_generator.state)
+    return pickle.dumps(generator.get_state())
+
+
+def _set_state(generator: Any, state: bytes) -> None:
+    if isinstance(generator, random.Random):
+        generator.setstate(pickle.loads(state))
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = pickle.loads(state)
+    else:
+        generator.set_state(pickle.loads(state))
 
 
 def _slots(kind: type) -> dict[str, Any]:
@@ -348,6 +373,8 @@ def _set(holder: Any, key: Any, value: Any) -> None:
         holder.cell_contents = value
     elif isinstance(holder, type):
         setattr(holder, key, value)
+    elif isinstance(holder, _GENERATORS):
+        _set_state(holder, value)
     elif isinstance(holder, np.ndarray):
         holder.flat[:] = np.frombuffer(value, holder.dtype)
     elif isinstance(holder, bytearray):
@@ -420,7 +447,9 @@ def _described(holder: Any, key: Any) -> str:
     owner = holder.__name__ if isinstance(holder, type) else type(holder).__name__
     if type(holder) is dict and "__name__" in holder and "__builtins__" in holder:
         return f"{key!r} of module {holder['__name__']}"
-    what = "an entry" if isinstance(holder, _ARRAYS) else repr(key)
+    what = repr(key)
+    if isinstance(holder, _ARRAYS + _GENERATORS):
+        what = "an entry" if isinstance(holder, _ARRAYS) else "the state"
     return f"{what} of a{'n' if owner[:1] in 'AEIOUaeio' else ''} {owner}"
 
 

@@ -3270,6 +3270,13 @@ BUGS = {
         "}",
         "test_checkpoints.py::test_a_fit_resumes_with_the_same_column_names_only",
     ),
+    "generators that the checks move": Bug(
+        "python_values.py",
+        "_set",
+        "_set_state(holder, value)",
+        "pass",
+        "test_training.py::test_states_of_random_generators_are_found_and_restored",
+    ),
     "inspection that leaves what it changed": Bug(
         "pair/behaviour.py",
         "left_as_first_called",

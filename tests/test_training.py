@@ -2398,6 +2398,25 @@ def test_a_tensor_of_any_size_that_moves_is_found_and_put_back(size):
     assert torch.equal(held.state, torch.zeros(size))
 
 
+@pytest.mark.parametrize(
+    ("generator", "draw"),
+    [
+        (torch.Generator(), lambda g: float(torch.rand((), generator=g))),
+        (np.random.default_rng(0), lambda g: g.random()),
+        (np.random.RandomState(0), lambda g: g.rand()),
+        (random.Random(0), lambda g: g.random()),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_states_of_random_generators_are_found_and_restored(generator, draw):
+    values = PythonValues([{"held": generator}])
+    assert values.changed() is None
+    first = draw(generator)
+    assert values.changed() == f"the state of a {type(generator).__name__}"
+    values.restore()
+    assert draw(generator) == first
+
+
 class Watched(torch.nn.Linear):
     """A layer that calls a function, where ``where`` tells."""
 
