@@ -3270,6 +3270,13 @@ BUGS = {
         "}",
         "test_checkpoints.py::test_a_fit_resumes_with_the_same_column_names_only",
     ),
+    "workers with another model": Bug(
+        "evidence/workers.py",
+        "_check_same",
+        "if not torch.allclose(",
+        "if False and not torch.allclose(",
+        "test_workers.py::test_workers_that_compute_another_model_are_refused",
+    ),
     "generators that the checks move": Bug(
         "python_values.py",
         "_set",

@@ -448,3 +448,33 @@ def test_more_threads_than_cores_are_warned_of(monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     with pytest.warns(UserWarning, match="2 workers of 2 threads wait for one another on 3 cores"):
         pv.log_evidence(vae(), X, executor=here, **FEW)
+
+
+class Elsewhere(Here):
+    """Computes in an environment with another scale."""
+
+    def submit(self, work, call, caller, *task):
+        before, os.environ["SCALE"] = os.environ["SCALE"], "2.0"
+        try:
+            return super().submit(work, call, caller, *task)
+        finally:
+            os.environ["SCALE"] = before
+
+
+def test_workers_that_compute_another_model_are_refused(monkeypatch):
+    """As with values that the caller set in an imported module, which workers import anew."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, float(os.environ["SCALE"])).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.7).to_event(1))
+
+    monkeypatch.setenv("SCALE", "0.5")
+    pair = pv.LatentVariableModel(model, guide)
+    assert_same(pv.log_evidence(pair, X, executor=Here(), **FEW), pv.log_evidence(pair, X, **FEW))
+    with pytest.raises(ValueError, match=r"got the model's log P\(x \| z\), .* in the pool's initializer"):
+        pv.log_evidence(pair, X, executor=Elsewhere(), **FEW)

@@ -29,8 +29,9 @@ import cloudpickle
 import torch
 
 from pyrovae import threads
-from pyrovae.checkpoints import Parts, machine
+from pyrovae.checkpoints import Parts, machine, rounding
 from pyrovae.evaluation import Evaluation
+from pyrovae.pair import Batch, behaviour, probe
 from pyrovae.precision import products
 from pyrovae.refusals import Refused, bad_type, bad_value, refusal, shown
 from pyrovae.tracing import Runner
@@ -49,6 +50,7 @@ _SECONDS = 1.0  # that a task should take: short enough to repeat, long enough t
 _AHEAD = 2  # tasks in flight for each worker, so that memory does not grow with the rows
 _WORKERS = 32  # assumed of an executor that does not tell
 _TRIES = 5  # of a task whose worker died
+_TRIED = 32  # rows on which a worker shows that its pair is the caller's
 
 _HOME = uuid.uuid4().hex  # a forked process has its parent's; a thread has that of its process
 _known: dict[
@@ -315,7 +317,10 @@ def _packed(evaluation: Evaluation, make: Make) -> bytes:
         out_of=evaluation.out_of or len(evaluation),
     )
     traced = None if runner is None else (runner.compile, runner.main)
-    return _pickled((plain, make, _settings() | {"runner": traced}))
+    rows = probe(evaluation.structure, evaluation.batch)
+    rows = {name: value[:: math.ceil(len(rows["x"]) / _TRIED)] for name, value in rows.items()}
+    tried = rows, behaviour(evaluation.model, rows, evaluation.seed)
+    return _pickled((plain, make, _settings() | {"runner": traced, "tried": tried}))
 
 
 def _settings() -> dict[str, Any]:
@@ -469,6 +474,8 @@ def _work(key: str, setup: bytes | None, rows: bytes) -> tuple[str, Any]:
         plain, make, settings = pickle.loads(setup)
         if settings["runner"] is not None:
             plain = replace(plain, runner=Runner(plain.model, *settings["runner"]))
+        with _as_caller(settings):
+            _check_same(plain, *settings.pop("tried"))
         _known.clear()
         _known[key] = (plain, make, settings)
     if key not in _known:
@@ -480,6 +487,24 @@ def _work(key: str, setup: bytes | None, rows: bytes) -> tuple[str, Any]:
         values = [compute(number, block) for number, block in enumerate(blocks)]
     reason = None if plain.runner is None else plain.runner.reason
     return "done", pickle.dumps((values, time.perf_counter() - started, reason))
+
+
+def _check_same(evaluation: Evaluation, rows: Batch, expected: Mapping[str, torch.Tensor]) -> None:
+    """Raise ``ValueError`` unless a pair computes in this process what it computes in the caller's.
+
+    Functions and classes of modules that can be imported are sent by name, so they read the worker's values.
+    """
+    tolerance = rounding(rows["x"].dtype)
+    for name, came in behaviour(evaluation.model, rows, evaluation.seed).items():
+        if not torch.allclose(came, expected[name], rtol=tolerance, atol=tolerance, equal_nan=True):
+            apart = (came - expected[name]).abs().nan_to_num(math.inf, math.inf, math.inf)
+            raise bad_value(
+                "executor",
+                "workers that compute what this process computes",
+                f"{name} other by {float(apart.max()):.3g} nats. Values that this process set in imported modules, in their "
+                "classes, or in environment variables are missing in workers",
+                "Set them in the pool's initializer as well, or keep them in attributes of the model.",
+            )
 
 
 @contextmanager
