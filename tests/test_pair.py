@@ -1115,3 +1115,22 @@ def test_layers_of_the_first_call_stay_and_are_trained():
     pv.fit(vae, x, epochs=1, batch_size=25)
     assert vae.encoder.network.layer is layer
     assert all_moved(before, layer)
+
+
+def test_a_flow_whose_inverse_fails_is_named():
+    """Pyro's inverse of an autoregressive flow computes in float32."""
+    flow = dist.transforms.affine_autoregressive(2).double()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("flow", flow)
+        with pyro.plate("data", len(x)):
+            base = dist.Normal(x / 2, torch.ones(2).double()).to_event(1)
+            pyro.sample("z", dist.TransformedDistribution(base, [flow]))
+
+    with refused("guide", "RuntimeError from one at a value it did not draw itself", "mat1"):
+        inspect(pv.LatentVariableModel(model, guide), {"x": torch.randn(5, 2).double()})

@@ -277,7 +277,7 @@ def check_repeats(
         try:
             first = run(pair, part, probe, values)
             terms = by_row(first, structure.names(part), structure, len(probe["x"]))
-        except (KeyError, NotImplementedError) as error:
+        except (KeyError, NotImplementedError, RuntimeError) as error:
             raise bad_value(
                 part,
                 "distributions that score any value of their latents",
