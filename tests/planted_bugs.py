@@ -1496,6 +1496,13 @@ BUGS = {
         'fn=msg["fn"]',
         "test_mcmc.py::test_a_likelihood_that_broadcasts_over_columns_draws_each",
     ),
+    "a balance on draws that the partner overfits": Bug(
+        "evidence/bridge.py",
+        "bridge",
+        "partner.overfit(effective) <= _MOST_OVERFIT",
+        "True",
+        "test_from_draws.py::test_draws_that_a_mixture_overfits_are_no_evidence_against_the_density",
+    ),
     "a scalar taken for many densities": Bug(
         "evidence/from_draws.py",
         "_Target.at",

@@ -32,6 +32,8 @@ _TAIL = 0.05
 #: Effective draws for each degree of freedom of a standard error: the autocorrelation that it rests on is summed over about
 #: five times its own length.
 _DRAWS_A_DEGREE = 5
+#: Nats by which a mixture may be too high at the draws that it was fitted to, if these enter the balance.
+_MOST_OVERFIT = 0.1
 #: Smallest standard deviation of a dimension given those before it, in units of its own.
 _FLAT = 1e-7
 
@@ -87,7 +89,7 @@ def bridge(
     Any g satisfies mean_p [g C q / (s₁ p + s₂ C q)] = mean_q [g p / (s₁ p + s₂ C q)] if the draws are draws of p.
     ``imbalance`` is the least probable deviation, in standard errors, for g = v, v² and the tails of each dimension, from
     all draws, and for log p/q and the probabilities of the mixture's components, from the second half: there, q was not
-    fitted. By chance it has Student's distribution with a degree of freedom for five effective draws.
+    fitted. All are from the second half if a mixture of many components and dimensions overfits the first. By chance it has Student's distribution with a degree of freedom for five effective draws.
 
     Args:
         log_target: log of the unnormalised density of vectors of shape (n, dim), shape (n,), in nats. NaN at a
@@ -139,13 +141,15 @@ def bridge(
         ess = min(_ess(below.reshape(chains, -1)), distinct)
         error, k_hats = _error(above, below, ess, log_shares)
         bias = _bias(above, below, effective, ess, log_shares)
-        of_all = of_p
-        if not warp:  # which would evaluate mirrored points of the first half, too
+        of_all, distinct_all = of_p, distinct
+        # A warp would evaluate mirrored points of the first half, too. A partner of many numbers is too high at its draws.
+        if not warp and partner.overfit(effective) <= _MOST_OVERFIT:
             of_all = overlap.points(standardised(draws.flatten(0, 1), loc, tril), at_draws.flatten())
+            distinct_all = distinct_ess(draws)
         bridged = _Bridged(of_q, above, log_c, log_shares, chains)
         imbalance, chance = _least_probable(
             bridged.deviations(overlap.by_partner, of_p, distinct),
-            bridged.deviations(overlap.by_dimension, of_all, distinct if warp else distinct_ess(draws)),
+            bridged.deviations(overlap.by_dimension, of_all, distinct_all),
         )
     density = overlap.density
     return BridgeEstimate(
@@ -283,6 +287,14 @@ class GaussianMixture(NamedTuple):
         """Return N(0, I)."""
         eye = torch.eye(dim, dtype=torch.float64)
         return cls(torch.ones(1, dtype=torch.float64), torch.zeros(1, dim, dtype=torch.float64), eye[None])
+
+    def overfit(self, effective: float) -> float:
+        """Return by how many nats a mixture is higher at draws that it was fitted to, worth ``effective``; 0 for one Gaussian.
+
+        Of k numbers fitted to n draws, it is about k/n on average (Akaike 1973). A Gaussian's moments are those of the draws.
+        """
+        count, dim = self.loc.shape
+        return 0.0 if count == 1 else (count * (dim + 1) * (dim + 2) / 2 - 1) / effective
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Return draws, shape (count, dim)."""
