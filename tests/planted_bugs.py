@@ -644,8 +644,8 @@ BUGS = {
     "imputations keyed by the place of a row": Bug(
         "imputation.py",
         "impute",
-        "seed, check, noise)",
-        'seed, check, "index")',
+        "seed, check, noise, progress",
+        'seed, check, "index", progress',
         "test_sklearn.py::test_imputations_do_not_depend_on_the_rows_beside",
     ),
     "codes of standardised rows decoded to standardised rows": Bug(
