@@ -1515,7 +1515,7 @@ def long_and_short():
 def plan_of(**options):
     """A plan with the defaults of ``fit`` but for some arguments."""
     taken = {name: p.default for name, p in inspect.signature(pv.fit).parameters.items() if name in FIELDS}
-    return Plan(**taken | options)
+    return Plan(**taken | {"kl_warmup": 0} | options)
 
 
 FIELDS = {field.name for field in dataclasses.fields(Plan)}
