@@ -88,7 +88,7 @@ def outliers(
     are therefore compared by how far log P(x_d | rest) lies below its median over the rows of ``x`` that have
     the column, in nats. Amounts in cents beside many zeros have smaller probabilities than the zeros, so each sort has its own
     median: values that at least a tenth of the column's cells have, and all others, if no value has a tenth of these.
-    There is one median if a sort has fewer than 10 cells, and for columns of levels.
+    There is one median if a sort has fewer than 10 cells, and for levels of a VAE or of a categorical baseline.
 
     Args:
         model: a ``VAE`` or ``LatentVariableModel`` whose columns are independent given z, or a fitted baseline.

@@ -171,6 +171,8 @@ class PythonValues:
                 self._hold(value, None, depth)
         elif isinstance(value, _GENERATORS):
             self._hold(value, None, depth)
+            if hasattr(value, "__dict__"):  # of a subclass
+                self._hold(vars(value), None, depth)
         elif isinstance(value, ModuleType):  # of its other values, those that a function names are held
             if not _of_library(value):
                 self._hold_plain(value, depth)
@@ -323,6 +325,8 @@ def _state(generator: Any) -> bytes:
         return pickle.dumps(generator.getstate())
     if isinstance(generator, np.random.Generator):
         return pickle.dumps(generator.bit_generator.state)
+    if isinstance(generator, torch.Generator):  # two pickles of one tensor may differ
+        return generator.get_state().numpy().tobytes()
     return pickle.dumps(generator.get_state())
 
 
@@ -331,6 +335,8 @@ def _set_state(generator: Any, state: bytes) -> None:
         generator.setstate(pickle.loads(state))
     elif isinstance(generator, np.random.Generator):
         generator.bit_generator.state = pickle.loads(state)
+    elif isinstance(generator, torch.Generator):
+        generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
     else:
         generator.set_state(pickle.loads(state))
 
@@ -448,8 +454,10 @@ def _described(holder: Any, key: Any) -> str:
     if type(holder) is dict and "__name__" in holder and "__builtins__" in holder:
         return f"{key!r} of module {holder['__name__']}"
     what = repr(key)
-    if isinstance(holder, _ARRAYS + _GENERATORS):
-        what = "an entry" if isinstance(holder, _ARRAYS) else "the state"
+    if isinstance(holder, _ARRAYS):
+        what = "an entry"
+    elif isinstance(holder, _GENERATORS):
+        what = "the state"
     return f"{what} of a{'n' if owner[:1] in 'AEIOUaeio' else ''} {owner}"
 
 

@@ -113,7 +113,7 @@ def module_of(path):
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 
 
-def test_every_file_is_in_a_module_of():
+def test_every_file_belongs_to_a_module():
     assert {module_of(path) for path in FILES} == set(ORDER)
     # A package hides the module of its name.
     assert [path for path in FILES if path.with_suffix("").is_dir()] == []

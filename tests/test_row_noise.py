@@ -213,6 +213,14 @@ def test_binomial_counts_are_quantiles_at_uniform_numbers(trials):
     assert ((below < u * (1 + 1e-9)) & (u <= at * (1 + 1e-9))).all()
 
 
+def test_one_vector_of_weights_is_no_matrix_of_rows():
+    missed = []
+    with replaced(Source(made(rows=2), 1, (1, 2), 1, False), missed):
+        drawn = torch.multinomial(torch.tensor([0.1, 0.2, 0.3, 0.4]), 1, True)
+    assert drawn.shape == (1,)
+    assert missed
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_columns_of_categories_are_drawn_row_by_row(layout):
     """torch flattens rows and columns of categories to the rows of one matrix."""

@@ -538,3 +538,26 @@ def test_compiled_moves():
         for compile in (True, False)
     )
     assert by_graph.estimate == pytest.approx(by_pyro.estimate, abs=1e-3)
+
+
+@pytest.mark.usefixtures("always_traced")
+def test_binomial_draws_are_no_constants_of_a_graph():
+    """One row, so that no other row's draws show it: a graph of the first tile would repeat its counts."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Binomial(9, torch.full_like(x, 0.5)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Binomial(9, torch.full_like(x, 0.4)))
+
+    pair, x = pv.LatentVariableModel(model, guide), torch.tensor([4.0])
+    tiles = []
+    for how in (False, "auto"):
+        evaluation = Evaluation.prepare(pair, x, 40, 0, (1, 10), compile=how)
+        tiles.append([evaluation.terms(t).prior for block in evaluation.tiles() for t in block])
+    for a, b in zip(*tiles, strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(tiles[1][0], tiles[1][1])

@@ -2409,8 +2409,8 @@ def test_a_tensor_of_any_size_that_moves_is_found_and_put_back(size):
     ids=lambda value: type(value).__name__,
 )
 def test_states_of_random_generators_are_found_and_restored(generator, draw):
-    values = PythonValues([{"held": generator}])
-    assert values.changed() is None
+    values, others = PythonValues([{"held": generator}]), [torch.Generator().get_state() for _ in range(20)]
+    assert values.changed() is None, others  # which keep their memory, so that states lie elsewhere
     first = draw(generator)
     assert values.changed() == f"the state of a {type(generator).__name__}"
     values.restore()

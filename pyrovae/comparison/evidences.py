@@ -28,8 +28,9 @@ def compare_evidence(models: Mapping[str, Any]) -> pd.DataFrame:
 
     Returns:
         A frame, best first, in nats: ``log_evidence``; ``mcse``, its Monte-Carlo error; ``log_bayes_factor`` to the
-        best, with ``mcse_diff``, which also counts bias and tail as in ``compare``; ``probability`` of each model if all are equally probable a priori; ``kind``;
-        ``verdict``; and ``open``, whether the factor rests on a number that is not trusted.
+        best, with ``mcse_diff``, which also counts bias and tail as in ``compare``; ``probability`` of each model if
+        all are equally probable a priori; ``kind``; ``verdict``; and ``open``, whether the factor rests on a number
+        that is not trusted.
 
     Raises:
         ValueError: models were fitted to different rows; scores are predictive; a mass is compared with a

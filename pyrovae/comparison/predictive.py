@@ -68,13 +68,13 @@ def compare(
         ``bias`` are the Monte-Carlo error and first-order bias of ``elpd``, which ``se`` and ``dse`` leave out.
         ``mcse_diff`` is the Monte-Carlo error of ``elpd_diff``, as if the two errors were independent. It also counts
         the difference of the biases, and the errors by weights that were too rare to be drawn, as ``mean_interval`` of
-        a ``LogEvidence`` does. ``kind`` says whether log P(x) is exact, a bound or an estimate. ``given`` names values other than x that the score is
-        conditional on. ``parameters`` is "plug-in" or "posterior-averaged". ``num_parameters`` counts the fitted
+        a ``LogEvidence`` does. ``kind`` says whether log P(x) is exact, a bound or an estimate. ``given`` names values
+        other than x that the score is conditional on. ``parameters`` is "plug-in" or "posterior-averaged". ``num_parameters`` counts the fitted
         numbers, including a VAE's encoder, and is NaN if they were integrated out. Then come the rows by verdict.
         ``check`` says how the method did on rows simulated from the model (``evidence.check``): "passed", "failed",
         "unchecked" or "exempt". ``open`` is True if, for the model or for the best, the check failed or was not
-        made, over a tenth of the rows are not trusted, or ``mcse_diff`` is not finite. One of the two numbers may then be too low by more than
-        its error. ``seen`` counts rows that the model was fitted to. ``seconds`` is NaN for a ``LogEvidence``. The
+        made, over a tenth of the rows are not trusted, or ``mcse_diff`` is not finite. Then the difference may be off by
+        more than ``mcse_diff``. ``seen`` counts rows that the model was fitted to. ``seconds`` is NaN for a ``LogEvidence``. The
         frame prints in a few columns; ``to_latex`` has the same ones.
 
     Raises:

@@ -89,7 +89,8 @@ def bridge(
     Any g satisfies mean_p [g C q / (s₁ p + s₂ C q)] = mean_q [g p / (s₁ p + s₂ C q)] if the draws are draws of p.
     ``imbalance`` is the least probable deviation, in standard errors, for g = v, v² and the tails of each dimension, from
     all draws, and for log p/q and the probabilities of the mixture's components, from the second half: there, q was not
-    fitted. All are from the second half if a mixture of many components and dimensions overfits the first. By chance it has Student's distribution with a degree of freedom for five effective draws.
+    fitted. If a mixture of many numbers overfits the first half, all are from the second. By chance it has Student's
+    distribution with a degree of freedom for five effective draws.
 
     Args:
         log_target: log of the unnormalised density of vectors of shape (n, dim), shape (n,), in nats. NaN at a

@@ -319,7 +319,10 @@ def _count(template: Evaluation, estimator: Estimator, num_rows: int, options: M
 
 
 def _fault(missed: int, count: int, heavy: tuple[int, float] | None) -> str | None:
-    """Return what is wrong with a method on the rows that it trusts; ``heavy`` are too many heavy exact draws, and those expected."""
+    """Return what is wrong with a method on the rows that it trusts.
+
+    ``heavy`` holds the number of heavy exact draws and the number expected, if there are too many.
+    """
     if missed > _MOST_MISSED:
         return f"the method missed the posterior of {missed} of {count} rows that it trusts, simulated from the model"
     if heavy is not None:

@@ -86,7 +86,7 @@ def refined(
 
     Gaussians q*_j(u | x_n) are fitted from the encoder's mean and from local modes found without the encoder. One of
     these is near pairs (x, z) simulated from the model. If the fits of a row end in different modes, further ascents search
-    for more, and up to twelve further Gaussians are fitted there. Then log P(x_n) ≈ log (1/K) Σ_k P(x_n, u_k) / q(u_k) with fresh,
+    for more, and up to twelve more Gaussians are fitted to the modes found; fewer with few draws. Then log P(x_n) ≈ log (1/K) Σ_k P(x_n, u_k) / q(u_k) with fresh,
     stratified draws of a mixture q. It consists of the q*_j (50 %), the widened q*_j (30 %), the encoder (10 %) and the
     prior (10 %). The last three are defensive: no weight exceeds ten times the weight under the encoder or the prior
     alone. The estimate is a lower bound in expectation.
@@ -194,15 +194,17 @@ def weigh_fits(
         if count:
             chosen = Starts(*(getattr(points, f.name)[:count, here] for f in fields(Starts)))
             with undisturbed(part, Stream.PILOT, _FURTHER, 0) as drawn:
-                more, _, steps = fit_gaussians(Posterior(part), chosen, num_steps, family, drawn)
-            every, spent = [*every, *more], spent + steps + 2
+                posterior = Posterior(part)
+                more, _, steps = fit_gaussians(posterior, chosen, num_steps, family, drawn)
+            every, spent = [*every, *more], spent + steps + posterior.cost
         columns = weigh_mixture(part, slice(0, len(here)), every, None if keep is None else held.append)
         found.append(replace(columns, cost=columns.cost + spent))
         order.append(here)
     back = torch.cat(order).argsort()
     if keep is not None:
         keep(Draws.joined(evaluation, rows, held, back))
-    return Columns(*(getattr(Columns.cat(found), f.name)[back] for f in fields(Columns)))
+    whole = Columns.cat(found)
+    return Columns(*(getattr(whole, f.name)[back] for f in fields(Columns)))
 
 
 def _further_modes(
@@ -227,11 +229,15 @@ def _further_modes(
         with undisturbed(part, Stream.PILOT, _FURTHER, 1 + turn) as drawn:
             posterior = Posterior(part)
             starts = further_starts(posterior, _only(known, slice(turn, turn + 1), again), drawn)
-            hints = Hints.at(posterior, starts.loc)
+            hints, known_modes = Hints.at(posterior, starts.loc), Hints.at(posterior, places[:, again])
         cost[again] += posterior.cost
         log_q = log_defended([fit[again] for fit in fits], hints)
-        level, centre = elbos[:, again].amax(dim=0), hints.log_joint.amax(dim=0)
-        apart = uncovered(hints.log_joint, log_q, level, centre, posterior.dim)
+        centre = torch.cat([hints.log_joint, known_modes.log_joint]).amax(dim=0)
+        apart = uncovered(hints.log_joint, log_q, elbos[:, again].amax(dim=0), centre, posterior.dim)
+        # One fit of many has a small share of the draws, and little density at its own mode.
+        apart &= torch.stack(
+            [far_from(loc[:, again], *each) for each in zip(starts.loc, starts.spread, strict=True)]
+        )
         found.append(_of_block(starts, apart, again, len(cost)))
         several = mostly_new(starts, places[:, again])
         places, again = torch.cat([places, found[-1].loc]), again[several]

@@ -50,7 +50,7 @@ _SECONDS = 1.0  # that a task should take: short enough to repeat, long enough t
 _AHEAD = 2  # tasks in flight for each worker, so that memory does not grow with the rows
 _WORKERS = 32  # assumed of an executor that does not tell
 _TRIES = 5  # of a task whose worker died
-_TRIED = 32  # rows on which a worker shows that its pair is the caller's
+_ROWS_COMPARED = 32  # on which a worker shows that its pair is the caller's; more if values beside x differ
 
 _HOME = uuid.uuid4().hex  # a forked process has its parent's; a thread has that of its process
 _known: dict[
@@ -317,8 +317,7 @@ def _packed(evaluation: Evaluation, make: Make) -> bytes:
         out_of=evaluation.out_of or len(evaluation),
     )
     traced = None if runner is None else (runner.compile, runner.main)
-    rows = probe(evaluation.structure, evaluation.batch)
-    rows = {name: value[:: math.ceil(len(rows["x"]) / _TRIED)] for name, value in rows.items()}
+    rows = probe(evaluation.structure, evaluation.batch, _ROWS_COMPARED)
     tried = rows, behaviour(evaluation.model, rows, evaluation.seed)
     return _pickled((plain, make, _settings() | {"runner": traced, "tried": tried}))
 
@@ -502,7 +501,7 @@ def _check_same(evaluation: Evaluation, rows: Batch, expected: Mapping[str, torc
                 "executor",
                 "workers that compute what this process computes",
                 f"{name} other by {float(apart.max()):.3g} nats. Values that this process set in imported modules, in their "
-                "classes, or in environment variables are missing in workers",
+                "classes, or in environment variables may be missing in workers",
                 "Set them in the pool's initializer as well, or keep them in attributes of the model.",
             )
 

@@ -277,6 +277,8 @@ def check_repeats(
         try:
             first = run(pair, part, probe, values)
             terms = by_row(first, structure.names(part), structure, len(probe["x"]))
+        except torch.OutOfMemoryError:
+            raise
         except (KeyError, NotImplementedError, RuntimeError) as error:
             raise bad_value(
                 part,

@@ -169,9 +169,8 @@ class Source:
         count, entries = len(self._batch_shape), math.prod(self._batch_shape)
         if tuple(shape[:count]) == self._batch_shape:
             return True
-        return len(shape) > 0 and (
-            shape[0] == entries or (matrix and entries > 0 and shape[0] % entries == 0)
-        )
+        flat = matrix and len(shape) == 2 and entries > 0 and shape[0] % entries == 0
+        return len(shape) > 0 and (shape[0] == entries or flat)
 
     def uniform(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return self._laid_out(self._noise.uniform, shape, dtype)
@@ -319,6 +318,9 @@ def _binomial(source: Source, count: Tensor, prob: Tensor) -> Tensor:
     from scipy.stats import binom
 
     count, prob = torch.broadcast_tensors(count, prob)
+    # A tracer must see that values are read, because NumPy's quantiles would be constants of its graph.
+    if bool((count < 0).any()):
+        raise ValueError("a binomial distribution has a negative number of trials")
     u = source.uniform(prob.shape, torch.float64)
     wide = (each.detach().cpu().double().numpy() for each in (u, count, prob))
     return torch.as_tensor(binom.ppf(*wide)).to(prob)

@@ -102,7 +102,7 @@ def trace_gradients(
             raise Untraceable("hooks on the gradients of parameters")
         with untraceable(), _as_before(pair, 1, device, objective, graph.tensors):
             expected = _returned(pair, device, [partial(gradients, last, weight)] * 2, evaluated, objective)
-        drawn.draw([0, 1])
+        drawn.draw([1, 2])
         with untraceable(), _as_before(pair, 1, device, objective):
             came = _returned(pair, device, [partial(by_graph, last, step) for step in (0, 1)], evaluated)
         _check_same(came, expected, pair.coarsest or dtype)
@@ -133,7 +133,7 @@ def _returned(
     found = []
     for number, call in enumerate([*calls, evaluated]):
         values = values_of_call(pair, objective) if number == 1 else None
-        with noise.seeded(number, device):
+        with noise.seeded(1 + number, device):  # the trace has seed 0
             found.append(call() + _changing(pair))
         if values is not None and (changed := values.changed()) is not None:
             raise Untraceable(

@@ -101,7 +101,7 @@ def fit(
             a ``ReduceLROnPlateau`` gets the negative validation ELBO or, without validation rows, the training one.
         num_particles: draws a row and step.
         kl_warmup: epochs over which the weight of the latent sites rises linearly to 1. None means a tenth of the epochs for
-            a VAE of a table, if ``loss`` is None, and otherwise 0. Without it, such a VAE may leave z unused.
+            a VAE of a table, if ``loss`` is None, and otherwise 0. Without it, such a decoder may ignore z.
         validation: rows to evaluate after every epoch.
         patience: stop after so many epochs without a better validation ELBO and restore the best weights. Epochs
             before the end of the warm-up do not count.
