@@ -59,6 +59,15 @@ class Starts:
     log_joint: Tensor
     spread: Tensor
 
+    @classmethod
+    def cat(cls, parts: Sequence[Starts]) -> Starts:
+        """Return the starts of several searches together."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    def some(self, chosen: slice, rows: Tensor | slice = slice(None)) -> Starts:
+        """Return some of the starts, for some of the rows."""
+        return Starts(*(getattr(self, field.name)[chosen][:, rows] for field in fields(self)))
+
 
 def encoder_start(posterior: Posterior, prior: Tensor, noise: RowNoise) -> Starts:
     """Return the encoder's mean and standard deviations, estimated from draws, which cost no decoder evaluation.

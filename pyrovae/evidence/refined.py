@@ -192,7 +192,7 @@ def weigh_fits(
         part = evaluation.of_rows(rows.start + here, evaluation.seed, evaluation.num_samples)
         every, spent = [fit[here] for fit in fits], cost[here]
         if count:
-            chosen = Starts(*(getattr(points, f.name)[:count, here] for f in fields(Starts)))
+            chosen = points.some(slice(count), here)
             with undisturbed(part, Stream.PILOT, _FURTHER, 0) as drawn:
                 posterior = Posterior(part)
                 more, _, steps = fit_gaussians(posterior, chosen, num_steps, family, drawn)
@@ -228,7 +228,7 @@ def _further_modes(
         part = evaluation.of_rows(rows.start + again, evaluation.seed, evaluation.num_samples)
         with undisturbed(part, Stream.PILOT, _FURTHER, 1 + turn) as drawn:
             posterior = Posterior(part)
-            starts = further_starts(posterior, _only(known, slice(turn, turn + 1), again), drawn)
+            starts = further_starts(posterior, known.some(slice(turn, turn + 1), again), drawn)
             hints, known_modes = Hints.at(posterior, starts.loc), Hints.at(posterior, places[:, again])
         cost[again] += posterior.cost
         log_q = log_defended([fit[again] for fit in fits], hints)
@@ -242,14 +242,8 @@ def _further_modes(
         several = mostly_new(starts, places[:, again])
         places, again = torch.cat([places, found[-1].loc]), again[several]
     if not found:
-        return _only(known, slice(0, 0)), cost
-    joined = Starts(*(torch.cat([getattr(part, f.name) for part in found]) for f in fields(Starts)))
-    return _different(joined, most), cost
-
-
-def _only(starts: Starts, chosen: slice, rows: Tensor | slice = slice(None)) -> Starts:
-    """Return some of the starts, for some of the rows."""
-    return Starts(*(getattr(starts, f.name)[chosen][:, rows] for f in fields(Starts)))
+        return known.some(slice(0, 0)), cost
+    return _different(Starts.cat(found), most), cost
 
 
 def _of_block(starts: Starts, new: Tensor, rows: Tensor, num_rows: int) -> Starts:
@@ -274,7 +268,7 @@ def _different(starts: Starts, most: int) -> Starts:
             earlier = starts.loc[:j].masked_fill(torch.isneginf(starts.log_joint[:j])[..., None], math.inf)
             near = ~far_from(earlier, starts.loc[j], starts.spread[j])
             starts.log_joint[j].masked_fill_(near, -math.inf)
-    return _only(starts, slice(0, most))
+    return starts.some(slice(0, most))
 
 
 def all_starts(posterior: Posterior, num_starts: int, noise: RowNoise, near: Tensor | None = None) -> Starts:
@@ -285,7 +279,7 @@ def all_starts(posterior: Posterior, num_starts: int, noise: RowNoise, near: Ten
         return first
     hints = None if near is None else Hints.at(posterior, near)
     others = independent_starts(posterior, num_starts - 1, first, prior, total(joint), noise, hints)
-    return Starts(*(torch.cat([getattr(part, f.name) for part in (first, others)]) for f in fields(Starts)))
+    return Starts.cat([first, others])
 
 
 def defended(posterior: Posterior, fits: Sequence[Fit], num_samples: int) -> Mixture:

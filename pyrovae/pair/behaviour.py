@@ -56,13 +56,13 @@ def behaviour(model: RowModel, batch: Batch, seed: int) -> dict[str, Tensor]:
     return found
 
 
-def probe(structure: Structure, batch: Batch, most: int = _MOST_ROWS) -> Batch:
+def probe(structure: Structure, batch: Batch, most: int | None = None) -> Batch:
     """Return rows to recognise a pair by: all if they are few, else random rows and rows with extreme or rare entries.
 
     Entries are those of x and of all values beside it, because a model may differ at one value of a label only.
     """
     x = batch["x"]
-    most = min(most, max(_FEWEST_ROWS, _NUMBERS // (2 * _DRAWS * max(structure.widest, 32))))
+    most = min(most or _MOST_ROWS, max(_FEWEST_ROWS, _NUMBERS // (2 * _DRAWS * max(structure.widest, 32))))
     if len(x) <= most:
         return take(batch, slice(None))
     generator = torch.Generator().manual_seed(0)

@@ -24,7 +24,7 @@ from pyrovae.progress import Progress
 from pyrovae.rows import restored, spread_of
 from pyrovae.training.history import History
 from pyrovae.training.loop import Callback, Loop
-from pyrovae.training.plan import MOST_EPOCHS, Plan
+from pyrovae.training.plan import MOST_EPOCHS, Defaults, Plan
 from pyrovae.training.prepare import check_callbacks, prepare
 from pyrovae.training.ranks import Ranks
 from pyrovae.training.rows import Reader
@@ -202,8 +202,10 @@ def fit(
             names = reader.source.names.get("x")
             with standardizing(pair.modules(), known, names), pair.nothing_declared_on_error():
                 digests = folder is not None
-                defaults = epochs is None, kl_warmup is None and loss is None and _is_table(pair)
-                loop = prepare(pair, reader, plan, defaults, validation, called, ranks, digests)
+                warmup = kl_warmup is None and loss is None and _is_table(pair)
+                loop = prepare(
+                    pair, reader, plan, Defaults(epochs is None, warmup), validation, called, ranks, digests
+                )
                 loop.check_ranks_match()
                 if folder is not None:
                     ranks.asked = held.enter_context(signals())

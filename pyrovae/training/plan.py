@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.infer import ELBO
@@ -24,6 +24,13 @@ _STEPS, _FEWEST_EPOCHS, MOST_EPOCHS = 5000, 50, 500
 _WARM = 10
 #: A checkpoint stores what is made of these, not the arguments.
 _MAKERS = ("loss", "optimizer", "scheduler", "num_particles")
+
+
+class Defaults(NamedTuple):
+    """Whether the plan gets the default number of epochs, and the default warm-up of tables, once the rows are known."""
+
+    epochs: bool
+    warmup: bool
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from pyrovae.training.arguments import (
     make_scheduler,
 )
 from pyrovae.training.loop import Callback, Loop
-from pyrovae.training.plan import Plan
+from pyrovae.training.plan import Defaults, Plan
 from pyrovae.training.ranks import Ranks
 from pyrovae.training.rows import Reader
 from pyrovae.training.scales import Scales, check_columns_vary
@@ -54,7 +54,7 @@ def prepare(
     pair: LatentVariableModel,
     reader: Reader,
     plan: Plan,
-    defaults: tuple[bool, bool],
+    defaults: Defaults,
     validation: Any,
     callbacks: Sequence[Callback],
     ranks: Ranks,
@@ -66,7 +66,7 @@ def prepare(
         pair: model and guide.
         reader: of the rows.
         plan: the checked arguments.
-        defaults: whether the plan gets the default number of epochs, and the default warm-up.
+        defaults: what the plan gets by default.
         validation: held-out rows, or None.
         callbacks: see ``fit``.
         ranks: of the fit.
@@ -86,8 +86,8 @@ def prepare(
     rows = reader.rows(model, digests or ranks.size > 1)
     rows.load(0)
     steps = rows.steps(plan.batch_size)
-    plan = plan.with_default_epochs(steps) if defaults[0] else plan
-    plan = plan.with_default_warmup() if defaults[1] else plan
+    plan = plan.with_default_epochs(steps) if defaults.epochs else plan
+    plan = plan.with_default_warmup() if defaults.warmup else plan
     shown, minibatches = reader.presented(reader.first), steps * ranks.size > 1
     objective = make_objective(
         plan.loss, plan.num_particles, minibatches=minibatches, annealed=plan.kl_warmup > 0
