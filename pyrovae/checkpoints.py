@@ -28,7 +28,7 @@ from pyrovae.refusals import Refused, bad_value
 
 T = TypeVar("T")
 
-#: The pin of a fit's parameters that were frozen when it began; those of earlier versions lack it.
+#: Pins of a fit that earlier versions lack: the parameters that were frozen when it began, and the names of columns.
 FROZEN = "the list of frozen parameters"
 NAMES = "the list of column names"
 
@@ -128,11 +128,7 @@ def _check_pins(folder: Path, pins: Mapping[str, Any], now: Mapping[str, Any]) -
             f"{folder} of format {pins.get('format', 1)}",
             "Finish that run with the version of pyrovae that started it, or choose another folder.",
         )
-    earlier = {
-        "ranks": 1,
-        FROZEN: now.get(FROZEN),
-        NAMES: now.get(NAMES),
-    }  # the pins of earlier versions lack these
+    earlier = {"ranks": 1, FROZEN: now.get(FROZEN), NAMES: now.get(NAMES)}  # earlier versions lack these pins
     pins, now = earlier | dict(pins), earlier | dict(now)
     free = set() if pins["ranks"] == now["ranks"] else _BY_RANKS
     different = [name for name in {**pins, **now} if pins.get(name) != now.get(name) and name not in free]

@@ -152,7 +152,7 @@ def left_as_first_called(pair: LatentVariableModel) -> Iterator[Callable[[], Non
 
 
 def _known(pair: LatentVariableModel) -> set[int]:
-    """Return the ids of the parameters of modules that have a shape, but for those that plain functions declare."""
+    """Return the ids of the modules' parameters. Lazy ones without a shape and those of plain functions are left out."""
     modules = (module for module in pair.every_module() if module is not pair.declared)
     return {id(p) for m in modules for p in m._parameters.values() if p is not None and not is_lazy(p)}
 
