@@ -793,7 +793,7 @@ BUGS = {
         "Evaluation.part",
         "value[rows].clone() if isinstance(rows, slice) else value[rows]",
         "value[rows]",
-        "test_workers.py::test_bits_do_not_depend_on_where_in_memory_rows_begin[10]",
+        "test_workers.py::test_tiles_begin_where_torch_allocates",
     ),
     "keys counted from the first row of a task": Bug(
         "evidence/workers.py",

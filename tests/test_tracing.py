@@ -319,7 +319,8 @@ def attending():
 
 
 def test_attention_without_dropout():
-    same(attending, calls=7)
+    """The bias of the keys has gradient zero but for rounding, which Adam would divide by its own size."""
+    same(attending, calls=7, optimizer=SGD)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -213,6 +213,11 @@ def test_bits_do_not_depend_on_where_in_memory_rows_begin(offset):
     assert_same(pv.log_evidence(vae(), X, **FEW), pv.log_evidence(vae(), moved, **FEW))
 
 
+def test_tiles_begin_where_torch_allocates():
+    """On some processors, a product rounds by where its factors begin."""
+    assert Evaluation.prepare(vae(), X, 64, 0, (7, 32)).part(slice(3, 10))["x"].storage_offset() == 0
+
+
 def test_a_task_is_traced_as_the_whole_would_be():
     """``compile="auto"`` decides by the amount of work of all rows, because compiling changes the last digits."""
     whole = Evaluation.prepare(vae(), X, 64, 0, (7, 32))
