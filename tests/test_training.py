@@ -234,7 +234,7 @@ def test_masked_cells_with_any_fill_value_count_for_nothing(compile):
         net = torch.nn.Linear(1, 6)
         rows = {"x": torch.where(kept, x, fill), "kept": kept}
         pair = pv.LatentVariableModel(model, guide)
-        frames.append(pv.fit(pair, rows, epochs=3, batch_size=20, compile=compile, seed=0).frame)
+        frames.append(pv.fit(pair, rows, epochs=9, batch_size=50, compile=compile, seed=0).frame)
     for column in ("loss", "elbo", "rate", "reconstruction"):
         assert np.isfinite(frames[1][column]).all()
         np.testing.assert_allclose(frames[0][column], frames[1][column], rtol=1e-5)
@@ -630,12 +630,12 @@ LAYOUTS = {
 class Laid(torch.nn.Module):
     """A pair in float64, whose traced gradients have other strides than its parameters."""
 
-    def __init__(self, layout):
+    def __init__(self, layout, layout_of_slopes=None):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         draw = functools.partial(torch.randn, generator=generator, dtype=torch.float64)
         self.weight = torch.nn.Parameter(LAYOUTS[layout](draw))
-        self.slopes = torch.nn.Parameter(LAYOUTS[layout](draw) * 0.1)
+        self.slopes = torch.nn.Parameter(LAYOUTS[layout_of_slopes or layout](draw) * 0.1)
         self.shift = torch.nn.Parameter(draw(3))
 
     def model(self, x):
@@ -728,11 +728,13 @@ def test_a_fit_whose_optimizer_changes_says_that_its_steps_were_eager(inside):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["transposed", "first columns"])
-def test_compiled_steps_do_not_depend_on_the_order_of_numbers_in_memory(layout):
-    unfused = functools.partial(torch.optim.Adam, fused=False)
-    expected, _ = Laid(layout).fitted(compile=False, optimizer=unfused)
-    torch.testing.assert_close(Laid(layout).fitted(compile=True)[0], expected, rtol=1e-12, atol=1e-13)
+def test_compiled_steps_do_not_depend_on_the_order_of_numbers_in_memory():
+    """Calls of one step, which compile in a quarter of the time of four."""
+    layouts, unfused = ("transposed", "first columns"), functools.partial(torch.optim.Adam, fused=False)
+    expected, _ = Laid(*layouts).fitted(compile=False, optimizer=unfused, batch_size=40)
+    found, how = Laid(*layouts).fitted(compile=True, batch_size=40)
+    assert how == "compiled"
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
 def test_a_fused_update_changes_the_parameters_alone():
@@ -1571,7 +1573,7 @@ def test_a_compiled_fit_is_the_eager_one_but_for_rounding():
     """With all that a fit can have: warm-up, clipping, a schedule, early stopping, a smaller last batch."""
     options = {
         "epochs": 6,
-        "batch_size": 25,
+        "batch_size": 35,  # a call of two steps
         "kl_warmup": 2,
         "clip_norm": 0.5,
         "lr": 1e-2,
