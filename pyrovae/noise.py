@@ -93,6 +93,7 @@ class Stream(IntEnum):
     EMBED = 20
     BRIDGE = 21
     DENSITIES = 22
+    GIVEN = 23
 
 
 def derive(seed: int, stream: Stream, *keys: int) -> int:

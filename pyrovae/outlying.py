@@ -43,8 +43,9 @@ _MOST_AGAIN = 20  # cells of a row that are scored again
 # Rows that tell how heavy the tails of a column's weights are. With fewer, so many are simulated.
 _FEWEST_ROWS = 32
 # A value is frequent if at least this share of a column's cells has it. The other values are fine-grained if no value has this
-# share of the other cells. Fewer cells of either sort have no median of their own.
+# share of the other cells. Fewer cells of either kind have no median of their own.
 _FREQUENT, _FEWEST_APART = 0.1, 10
+_DECIMALS, _SLACK = 6, 3.0  # rounded values have fewer; nats that a median may lie below an even spread
 
 
 class _Cells(NamedTuple):
@@ -86,9 +87,11 @@ def outliers(
 
     Densities have units, and a column of many values has smaller probabilities than a column of few. Cells
     are therefore compared by how far log P(x_d | rest) lies below its median over the rows of ``x`` that have
-    the column, in nats. Amounts in cents beside many zeros have smaller probabilities than the zeros, so each sort has its own
-    median: values that at least a tenth of the column's cells have, and all others, if no value has a tenth of these.
-    There is one median if a sort has fewer than 10 cells, and for levels of a VAE or of a categorical baseline.
+    the column, in nats. Amounts in cents beside many zeros have smaller probabilities than the zeros. So values that at least
+    a tenth of the column's cells have, and all others, have medians of their own, if no value has a tenth of the others.
+    Neither median may be lower because the model rules the values out: that of the frequent values is at least that of the
+    others, and theirs at least what an even spread over their range has, less 3 nats.
+    There is one median if fewer than 10 cells are of a kind, and for levels of a VAE or of a categorical baseline.
 
     Args:
         model: a ``VAE`` or ``LatentVariableModel`` whose columns are independent given z, or a fitted baseline.
@@ -147,7 +150,9 @@ def outliers(
         with Progress("cells again", total, "cells", progress) as bar:
             for left_out in _rounds(waiting, below):
                 holed = _holed(x, left_out)
-                run = _prepare(model, holed, method, num_samples, seed, check and made is None, False)
+                # Noise is keyed by rows: with one seed, the errors of both terms would depend on each other.
+                again = derive(seed, Stream.GIVEN)
+                run = _prepare(model, holed, method, num_samples, again, check and made is None, False)
                 made = _answer_again(run, left_out, evidence, found, made)
                 below[left_out] = median[left_out] - found.log_p[left_out]
                 bar.advance(int(left_out.sum()))
@@ -172,22 +177,33 @@ def _medians(found: _Cells, levels: np.ndarray) -> np.ndarray:
     """Return the median of log P(x_d | rest) with which each cell is compared, (rows, columns), over cells of its column.
 
     Frequent values and others, such as zeros and amounts in cents, have their own medians: each amount has a small mass, and
-    the median over both would be that of the zeros.
+    the median over both would be that of the zeros. A median of its own stands for small masses alone, not for values that
+    the model rules out. So that of frequent values is at least that of the others, and theirs is at least ``_even``.
     """
     medians = np.full(found.log_p.shape, math.nan)
     for column, level in enumerate(levels):
         log_p, seen = found.log_p[:, column], found.seen[:, column]
-        sorts = [np.ones(len(seen), dtype=bool)]
-        if not level and seen.any():
-            frequent = np.zeros_like(seen)
-            frequent[seen] = _frequent(found.value[seen, column])
-            apart = [frequent, ~frequent]
-            if min((sort & ~np.isnan(log_p)).sum() for sort in apart) >= _FEWEST_APART:
-                sorts = apart
-        for sort in sorts:
-            if not np.isnan(log_p[sort]).all():
-                medians[sort, column] = np.nanmedian(log_p[sort])
+        if not np.isnan(log_p).all():
+            medians[:, column] = np.nanmedian(log_p)
+        if level or not seen.any():
+            continue
+        frequent = np.zeros_like(seen)
+        frequent[seen] = _frequent(found.value[seen, column])
+        apart = [kind & ~np.isnan(log_p) for kind in (frequent, ~frequent)]
+        if min(kind.sum() for kind in apart) >= _FEWEST_APART:
+            of_frequent, of_others = (np.median(log_p[kind]) for kind in apart)
+            least = _even(found.value[apart[1], column]) + math.log(apart[1].sum() / sum(map(np.sum, apart)))
+            of_others = max(of_others, least)
+            medians[:, column] = np.where(frequent, max(of_frequent, of_others), of_others)
     return medians
+
+
+def _even(values: np.ndarray) -> float:
+    """Return log P of a value if these spread evenly, less ``_SLACK``: the log mass of rounded values, else a log density."""
+    low, high = np.quantile(values, [0.05, 0.95])
+    rounded = (k for k in range(_DECIMALS) if np.allclose(values, values.round(k), rtol=2e-7, atol=0.0))
+    unit = 10.0 ** -next(rounded, 0)
+    return -math.log((high - low) / unit + 1.0) - _SLACK
 
 
 def _frequent(values: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from pyrovae.evidence.refined import refined
 from pyrovae.evidence.result import KINDS, VERDICTS, LogEvidence
 from pyrovae.evidence.sandwich import Sandwich, sandwich
 from pyrovae.model import LatentVariableModel
+from pyrovae.noise import Stream, derive
 from pyrovae.refusals import bad_value
 from pyrovae.rows import joined
 from pyrovae.turns import takes_turns
@@ -56,9 +58,9 @@ def log_evidence(
                 log P(rest | given) = log P(x_obs) − log P(x_given)
 
             of every row, for a model that takes missing cells. Its kind is "exact" if both terms are, else "estimate": a
-            difference of bounds is no bound. Its ``bias`` is the difference of the two biases. Its ``mcse`` is the root
-            of the sum of squares of both errors and of the ``tail_error`` of log P(x_given), as if these were
-            independent. Equal seeds may make the true error smaller. A row is "trust" only if both terms are.
+            difference of bounds is no bound. Its ``bias`` is the difference of the two biases. Both terms have noise of
+            their own. The ``mcse`` is the root of the sum of squares of both errors and of the ``tail_error`` of
+            log P(x_given). A row is "trust" only if both terms are. A row whose observed cells are all given has 0.
             ``checkpoint`` cannot be used with it.
         options: the estimator's own. "importance" takes ``num_samples=5000``, ``seed=0``,
             ``pareto_smoothed=False``, ``tile=None`` and ``progress=False``. "auto" takes ``target_mcse=0.05``
@@ -96,7 +98,10 @@ def log_evidence(
                 else "Use a baseline that does, such as PPCA or FullGaussian, or a VAE.",
             )
         ours = model.arranged(x) if pair else x
-        return conditional(lambda rows: log_evidence(model, rows, method=method, **options), ours, given, x)
+        score = functools.partial(log_evidence, model, method=method, **options)
+        # Noise is keyed by rows: with one seed, the errors of both terms would depend on each other.
+        other = {"seed": derive(options.get("seed", 0), Stream.GIVEN)} if pair and method != "exact" else {}
+        return conditional(score, functools.partial(score, **other), ours, given, x)
     own = getattr(model, "log_evidence", None)
     if own is None:
         name = arguments.choice("method", "importance" if method is None else method, tuple(METHODS))

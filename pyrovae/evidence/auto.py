@@ -67,9 +67,9 @@ def auto(
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``. Pairs with discrete latents are answered otherwise.
-            Up to 128 values of z are summed over ("exact"). Beside other latents, each of up to 32 values of the
-            discrete ones gets a share of the draws ("defensive"): half follows a pilot's estimate of P(c | x), half is
-            equal. With more values, only step 2 is done. If the guide then cannot reach all of the prior, up to
+            Up to 128 values of z are summed over ("exact"). Beside other latents, each of up to 32 values of Bernoulli and
+            categorical ones gets a share of the draws ("defensive"): half follows a pilot's estimate of P(c | x), half is
+            equal. With more values or other families, only step 2 is done. If the guide then cannot reach all of the prior, up to
             1024 values are summed over, and with more of them half of the draws come from the prior ("defensive").
         x: rows on dim 0; tensor, numpy array or DataFrame.
         target_mcse: the requested Monte-Carlo error, in nats per row; a row within it is settled.

@@ -55,17 +55,24 @@ def _given(given: Any, passed: Any, x: Any) -> list[int]:
     return [modelled.index(labels[column]) for column in columns]
 
 
-def conditional(score: Callable[[Any], LogEvidence], x: Any, given: Any, passed: Any) -> LogEvidence:
-    """Return log P(x_obs) − log P(x_given) of every row; ``score`` returns log P of the observed cells of its argument.
+def conditional(
+    score: Callable[[Any], LogEvidence],
+    score_again: Callable[[Any], LogEvidence],
+    x: Any,
+    given: Any,
+    passed: Any,
+) -> LogEvidence:
+    """Return log P(x_obs) − log P(x_given) of every row, which is 0 where all observed cells are given.
 
-    ``x`` are the rows in the model's order, and ``passed`` the same as they came, in which ``given`` numbers columns. Weights
-    that were too rare to be drawn make log P(x_given) too low and the difference too high, so their error is in ``mcse``,
-    which widens both ends of the interval.
+    ``score`` returns log P of the observed cells of its argument, and ``score_again`` does so with independent noise. ``x``
+    are the rows in the model's order, and ``passed`` the same as they came, in which ``given`` numbers columns. Weights that
+    were too rare to be drawn make log P(x_given) too low and the difference too high, so their error is in ``mcse``, which
+    widens both ends of the interval.
     """
     names, count = columns_of(x)
     columns = _given(given, passed, x)
     whole = score(x)
-    part = score(keeping(x, columns))
+    part = score_again(keeping(x, columns))
     failed = next(
         (each.check for each in (whole, part) if each.check is not None and not each.check.passed),
         whole.check,
@@ -73,23 +80,25 @@ def conditional(score: Callable[[Any], LogEvidence], x: Any, given: Any, passed:
     if failed is not None:  # the simulated rows have log P of all cells or of the given ones, not of the rest
         failed = replace(failed, lowest=-math.inf, highest=math.inf)
     cells = [count if each.observed is None else each.observed for each in (whole, part)]
-    exact = (whole.kind == "exact") & (part.kind == "exact")
+    observed = np.broadcast_to(cells[0] - cells[1], len(whole))
+    nothing = observed == 0  # whose log P is 0, which noise of two terms would hide
+    exact = (whole.kind == "exact") & (part.kind == "exact") | nothing
     with np.errstate(invalid="ignore"):  # P(x_rest | x_given) is undefined, NaN, if P(x_given) is 0
         estimate, bias = whole.estimate - part.estimate, whole.bias - part.bias
     words = [str(names[column]) if names else str(column) for column in sorted(columns)]
     return replace(
         whole,
-        estimate=estimate,
-        mcse=root_sum(whole.mcse, part.mcse, part.tail_error),
-        bias=bias,
-        tail_error=whole.tail_error,
+        estimate=np.where(nothing, 0.0, estimate),
+        mcse=np.where(nothing, 0.0, root_sum(whole.mcse, part.mcse, part.tail_error)),
+        bias=np.where(nothing, 0.0, bias),
+        tail_error=np.where(nothing, 0.0, whole.tail_error),
         ess=np.fmin(whole.ess, part.ess),
         pareto_k=np.fmax(whole.pareto_k, part.pareto_k),
         cost=whole.cost + part.cost,
         kind=np.where(exact, "exact", "estimate"),
-        verdict=worse(whole.verdict, part.verdict),
+        verdict=np.where(nothing, "trust", worse(whole.verdict, part.verdict)),
         check=failed,
-        observed=np.broadcast_to(cells[0] - cells[1], len(whole)),
+        observed=observed,
         shared_mcse=None
         if whole.shared_mcse is None
         else float(root_sum(whole.shared_mcse, part.shared_mcse or 0.0, np.mean(part.tail_error))),
