@@ -96,22 +96,7 @@ def annealed(
     """
     arguments.choice("start", start, STARTS)
     arguments.integer("num_temperatures", num_temperatures, minimum=2)
-    run = Run.prepare(
-        annealed,
-        pair,
-        x,
-        num_samples,
-        seed,
-        tile=tile,
-        progress=progress,
-        checkpoint=checkpoint,
-        compile=compile,
-        noise=noise,
-        check=check,
-        executor=executor,
-        num_temperatures=num_temperatures,
-        start=start,
-    )
+    run = Run.prepare(annealed, locals())
     columns = run.columns(partial(annealed_block, num_temperatures=num_temperatures, start=start))
     return run.answer(columns, "lower bound", {CUT_OFF: run.unreached()} if start == "encoder" else {})
 

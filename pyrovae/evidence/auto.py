@@ -92,22 +92,7 @@ def auto(
     """
     arguments.positive("target_mcse", target_mcse)
     arguments.integer("max_cost", max_cost, minimum=1000)
-    run = Run.prepare(
-        auto,
-        pair,
-        x,
-        PILOT,
-        seed,
-        tile=tile,
-        progress=progress,
-        checkpoint=checkpoint,
-        compile=compile,
-        noise=noise,
-        check=check,
-        executor=executor,
-        target_mcse=target_mcse,
-        max_cost=max_cost,
-    )
+    run = Run.prepare(auto, locals(), num_samples=PILOT)
     closed = _closed_form(run.whole)
     if closed is not None:
         return dataclasses.replace(closed, method="auto", target_mcse=float(target_mcse))

@@ -83,21 +83,7 @@ def importance(
         (4,)
     """
     arguments.boolean("pareto_smoothed", pareto_smoothed)
-    run = Run.prepare(
-        importance,
-        pair,
-        x,
-        num_samples,
-        seed,
-        tile=tile,
-        progress=progress,
-        checkpoint=checkpoint,
-        compile=compile,
-        noise=noise,
-        check=check,
-        executor=executor,
-        pareto_smoothed=pareto_smoothed,
-    )
+    run = Run.prepare(importance, locals())
     return answered(run)
 
 

@@ -57,20 +57,7 @@ def jackknife(
         'estimate'
     """
     arguments.integer("num_samples", num_samples, minimum=2)
-    run = Run.prepare(
-        jackknife,
-        pair,
-        x,
-        num_samples,
-        seed,
-        tile=tile,
-        progress=progress,
-        checkpoint=checkpoint,
-        compile=compile,
-        noise=noise,
-        check=check,
-        executor=executor,
-    )
+    run = Run.prepare(jackknife, locals())
     return run.answer(run.columns(jackknife_block), "estimate", {CUT_OFF: run.unreached()})
 
 

@@ -89,21 +89,7 @@ def quadrature(
         'trust'
     """
     arguments.positive("tolerance", tolerance)
-    run = Run.prepare(
-        quadrature,
-        pair,
-        x,
-        _POINTS_AT_ONCE,
-        seed,
-        tile=tile,
-        progress=progress,
-        checkpoint=checkpoint,
-        compile=False,
-        noise=noise,
-        check=check,
-        executor=executor,
-        tolerance=tolerance,
-    )
+    run = Run.prepare(quadrature, locals(), num_samples=_POINTS_AT_ONCE, compile=False)
     check_dimensions(run.evaluation)
     columns = run.columns(partial(grid_block, tolerance=tolerance))
     within = (columns.mcse <= tolerance).cpu().numpy()

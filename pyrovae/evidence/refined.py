@@ -123,23 +123,7 @@ def refined(
     arguments.integer("num_starts", num_starts)
     arguments.integer("num_steps", num_steps)
     split(num_samples, shares(num_starts))
-    run = Run.prepare(
-        refined,
-        pair,
-        x,
-        num_samples,
-        seed,
-        tile=tile,
-        progress=progress,
-        checkpoint=checkpoint,
-        compile=compile,
-        noise=noise,
-        check=check,
-        executor=executor,
-        family=family,
-        num_starts=num_starts,
-        num_steps=num_steps,
-    )
+    run = Run.prepare(refined, locals())
     return answered(run)
 
 

@@ -21,8 +21,7 @@ from pyrovae.evidence.check import judged_by_check
 from pyrovae.evidence.posterior import total, undisturbed
 from pyrovae.evidence.reach import reach_block, reach_blocks
 from pyrovae.evidence.result import Columns, LogEvidence, judge, verdicts
-from pyrovae.evidence.workers import Make, Pool, Workers, computed
-from pyrovae.model import LatentVariableModel
+from pyrovae.evidence.workers import Make, Pool, computed
 from pyrovae.noise import Stream
 from pyrovae.pair import Batch, Latents, behaviour, parameters_digest, probe
 from pyrovae.progress import Progress
@@ -31,6 +30,11 @@ from pyrovae.sparse import chosen
 
 _COARSE = "log P(x, z) rounds by more than 0.05 nats in float32: pass pair.double()"
 _DRAWS, _STEP, _ROUGH = 4, 1e-5, 0.1  # draws of z, the step, and the second difference in nats
+
+#: Arguments of estimators that a row's draws depend on, beside the seed.
+_OF_DRAWS = ("num_samples", "tile", "compile", "noise")
+#: The other arguments that estimators share.
+_OF_RUNS = ("pair", "x", "seed", "progress", "checkpoint", "check", "executor")
 
 #: A folder for finished blocks; None keeps none.
 Folder = str | os.PathLike[str] | None
@@ -68,44 +72,38 @@ class Run:
     pool: Pool | None
 
     @classmethod
-    def prepare(
-        cls,
-        estimator: Callable[..., LogEvidence],
-        pair: LatentVariableModel,
-        x: Any,
-        num_samples: int,
-        seed: int,
-        *,
-        tile: tuple[int, int] | None,
-        progress: bool,
-        checkpoint: Folder,
-        compile: str | bool,
-        noise: str,
-        check: bool,
-        executor: Workers = None,
-        **options: Any,
-    ) -> Run:
-        """Return a run; ``options`` are the estimator's own, which the checkpoint pins.
+    def prepare(cls, estimator: Callable[..., LogEvidence], given: Mapping[str, Any], **fixed: Any) -> Run:
+        """Return a run.
+
+        Args:
+            estimator: the function that the user called.
+            given: its arguments by name, as ``locals()`` returns them before it binds another name; those that are left
+                out have their defaults.
+            fixed: arguments of ``importance`` that the estimator does not have.
 
         Raises:
             TypeError, ValueError: an option, the rows or the pair cannot be used.
         """
-        arguments.boolean("progress", progress)
-        arguments.boolean("check", check)
-        pool = None if executor is None else Pool(executor)
-        evaluation = Evaluation.prepare(pair, x, num_samples, seed, tile, compile=compile, noise=noise)
-        method = estimator.__name__
-        parts = None if checkpoint is None else _parts(checkpoint, evaluation, method=method, **options)
-        if parts is not None:
-            evaluation = replace(evaluation, threads=parts.threads)
-        common = {"num_samples": num_samples, "tile": tile, "compile": compile, "noise": noise}
-        taken = inspect.signature(estimator).parameters
-        options |= {name: value for name, value in common.items() if name in taken}
-        return cls(estimator, options, _of_cells(evaluation), evaluation, progress, parts, check, pool)
+        bound = inspect.signature(estimator).bind(**given)
+        bound.apply_defaults()
+        taken = bound.arguments
+        every = {"progress": False, "checkpoint": None, "executor": None} | taken | fixed
+        own = {name: value for name, value in taken.items() if name not in (*_OF_DRAWS, *_OF_RUNS)}
+        arguments.boolean("progress", every["progress"])
+        arguments.boolean("check", every["check"])
+        pool = None if every["executor"] is None else Pool(every["executor"])
+        draws = {name: every[name] for name in _OF_DRAWS}
+        whole, parts = Evaluation.prepare(every["pair"], every["x"], seed=every["seed"], **draws), None
+        if every["checkpoint"] is not None:
+            parts = _parts(every["checkpoint"], whole, method=estimator.__name__, **own)
+            whole = replace(whole, threads=parts.threads)
+        options = own | {name: value for name, value in draws.items() if name in taken}
+        part = _of_cells(whole)
+        return cls(estimator, options, part, whole, every["progress"], parts, every["check"], pool)
 
     def by(self, estimator: Callable[..., LogEvidence], **options: Any) -> Run:
         """Return the run of another estimator with the same draws a row; ``options`` are the estimator's own."""
-        common = {name: self.options[name] for name in ("num_samples", "tile", "compile", "noise")}
+        common = {name: self.options[name] for name in _OF_DRAWS}
         return replace(self, estimator=estimator, options=options | common, parts=None)
 
     def only(self, rows: Tensor) -> Run:

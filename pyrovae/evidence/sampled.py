@@ -48,20 +48,7 @@ def defensive(
     All values of z are summed over if they are at most 1024. Beside other latents, each value of the discrete ones gets a share
     of the draws. With more values, the draws are those of the encoder. The arguments are those of ``importance``.
     """
-    run = Run.prepare(
-        defensive,
-        pair,
-        x,
-        num_samples,
-        seed,
-        tile=tile,
-        progress=False,
-        checkpoint=None,
-        compile=compile,
-        noise=noise,
-        check=check,
-    )
-    return _defended(run)
+    return _defended(Run.prepare(defensive, locals()))
 
 
 def _defended(run: Run, keep: Keep | None = None) -> LogEvidence:
@@ -128,9 +115,8 @@ def prepare(
     arguments.choice("method", method, METHODS)
     arguments.integer("num_samples", num_samples, minimum=least if method == "importance" else 100)
     estimator = refined if method == "refined" else importance
-    given = {"num_samples": num_samples, "seed": seed, "check": check, "noise": noise, "tile": tile}
-    given |= {"progress": progress}
-    run = Run.prepare(estimator, pair, x, **_options(estimator) | given)
+    given = {"pair": pair, "x": x, "num_samples": num_samples, "seed": seed, "check": check, "noise": noise}
+    run = Run.prepare(estimator, given | {"tile": tile, "progress": progress})
     return run.by(defensive) if method == "auto" and not dimensions(run.evaluation) else run
 
 
@@ -181,16 +167,8 @@ def on_simulated(run: Run, count: int, seed: int, keep: Keep) -> tuple[Simulated
     index = torch.randint(len(template), (count,), generator=generator).to(template.numbers.device)
     rows = simulated(replace(template, seed=seed), index)
     rows = rows.only(torch.isfinite(rows.complete.reshape(count, -1)).all(dim=1).nonzero()[:, 0])
-    trial = Run.prepare(
-        run.estimator,
-        template.pair,
-        rows,
-        seed=seed,
-        progress=False,
-        checkpoint=None,
-        check=False,
-        **run.options,
-    )
+    given = {"pair": template.pair, "x": rows, "seed": seed, "check": False}
+    trial = Run.prepare(run.estimator, given | dict(run.options))
     return rows, answer(trial, keep)
 
 
