@@ -31,7 +31,7 @@ class Here(Executor):
     def __init__(self, *fates, workers=2):
         self.num_workers, self.fates, self.futures, self.setups = workers, list(fates), [], 0
 
-    def submit(self, work, call, caller, *task):
+    def submit(self, work, call, caller, compute, *task):
         future = Future()
         self.futures.append(future)
         self.setups += len(task) == 3 and task[1] is not None
@@ -40,7 +40,7 @@ class Here(Executor):
             return future
         future.set_running_or_notify_cancel()
         if fate is None:
-            future.set_result(work(call, caller, *task))
+            future.set_result(work(call, caller, compute, *task))
         else:
             future.set_exception(fate)
         return future
@@ -419,7 +419,7 @@ def test_threads_and_forks_are_refused():
         pytest.raises(ValueError, match=r"executor: .* got a thread, whose calls"),
     ):
         pv.log_evidence(vae(), X, executor=threads, **FEW)
-    state, text = workers.work(0, (workers._HOME, os.getpid() + 1, 0), "", None, b"")
+    state, text = workers.work(0, (workers._HOME, os.getpid() + 1, 0), workers._work, "", None, b"")
     assert state == "refused"
     assert "got a forked process, in which torch's threads can hang" in text
 

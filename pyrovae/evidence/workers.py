@@ -77,15 +77,15 @@ class Pool:
         self._executor = executor if isinstance(executor, Executor) else None
         self._calls = itertools.count()
 
-    def submit(self, work: Callable[..., tuple[str, Any]], *task: Any) -> Future[tuple[str, Any]]:
+    def submit(self, compute: Callable[..., tuple[str, Any]], *task: Any) -> Future[tuple[str, Any]]:
         """Send a task; raise ``RuntimeError`` if the workers have died and there is no function to make others."""
         try:
-            return self._now.submit(work, next(self._calls), _place(), *task)
+            return self._now.submit(work, next(self._calls), _place(), compute, *task)
         except RuntimeError:  # broken, or shut down
             if self._make is None:
                 raise
             self._executor = None
-            return self._now.submit(work, next(self._calls), _place(), *task)
+            return self._now.submit(work, next(self._calls), _place(), compute, *task)
 
     @property
     def workers(self) -> int:
@@ -204,7 +204,7 @@ def _spread(
     def submit(task: _Task, *, known: bool = True) -> None:
         rows = _rows(evaluation, blocks, task)
         try:
-            running[pool.submit(work, key, None if known else setup, rows)] = task
+            running[pool.submit(_work, key, None if known else setup, rows)] = task
         except RuntimeError as error:
             raise died(task, error) from error
 
@@ -217,9 +217,8 @@ def _spread(
                 numbers.append(waiting.popleft())
             submit(_Task(numbers))
 
-    try:
-        fill()
-        for task, state, answer in _ended(running, submit, died):
+    with closing(_ended(running, fill, submit, died)) as ended:
+        for task, state, answer in ended:
             if state == "unknown":
                 submit(task, known=False)
             elif state == "failed":
@@ -230,31 +229,39 @@ def _spread(
                 if evaluation.runner is not None and reason is not None:
                     evaluation.runner.reason = reason
                 yield from zip(task.numbers, values, strict=True)
-            fill()
-    finally:
-        for future in running:
-            future.cancel()
 
 
 def _ended(
-    running: _Running, submit: Callable[[_Task], None], died: Callable[[_Task, Exception], BrokenExecutor]
-) -> Iterator[tuple[_Task, str, Any]]:
-    """Yield tasks as they end, with their states and answers; a task whose worker died is sent again, up to a limit."""
-    while running:
-        done, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in sorted(done, key=_is_done, reverse=True):
-            task = running.pop(future)
-            try:
-                state, answer = future.result()
-            except Exception as error:  # of the executor: workers return the errors of what they compute
-                task.tries += 1
-                if task.tries == _TRIES:
-                    raise died(task, error) from error
-                submit(task)
-                continue
-            if state == "refused":
-                raise Refused(answer)
-            yield task, state, answer
+    running: _Running,
+    fill: Callable[[], None],
+    submit: Callable[[_Task], None],
+    died: Callable[[_Task, Exception], BrokenExecutor],
+) -> Generator[tuple[_Task, str, Any], None, None]:
+    """Yield tasks as they end, with their states and answers; a task whose worker died is sent again, up to a limit.
+
+    ``fill`` sends further tasks, at the start and after each that has ended. Tasks that are left at the end are cancelled.
+    """
+    try:
+        fill()
+        while running:
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in sorted(done, key=_is_done, reverse=True):
+                task = running.pop(future)
+                try:
+                    state, answer = future.result()
+                except Exception as error:  # of the executor: workers return the errors of what they compute
+                    task.tries += 1
+                    if task.tries == _TRIES:
+                        raise died(task, error) from error
+                    submit(task)
+                    continue
+                if state == "refused":
+                    raise Refused(answer)
+                yield task, state, answer
+                fill()
+    finally:
+        for future in running:
+            future.cancel()
 
 
 def each(tasks: Sequence[Callable[[], T]], pool: Pool) -> list[T]:
@@ -277,7 +284,7 @@ def each(tasks: Sequence[Callable[[], T]], pool: Pool) -> list[T]:
     def submit(task: _Task) -> None:
         packed = _pickled((tasks[task.numbers[0]], _settings()))
         try:
-            running[pool.submit(work_alone, packed)] = task
+            running[pool.submit(_work_alone, packed)] = task
         except RuntimeError as error:
             raise died(task, error) from error
 
@@ -285,17 +292,12 @@ def each(tasks: Sequence[Callable[[], T]], pool: Pool) -> list[T]:
         while waiting and len(running) < _AHEAD * pool.workers:
             submit(_Task([waiting.popleft()]))
 
-    try:
-        fill()
-        for task, state, answer in _ended(running, submit, died):
+    with closing(_ended(running, fill, submit, died)) as ended:
+        for task, state, answer in ended:
             (number,) = task.numbers
             if state == "failed":
                 _fail_here(tasks[number], named(task), answer)
             found[number] = pickle.loads(answer)
-            fill()
-    finally:
-        for future in running:
-            future.cancel()
     return [found[number] for number in range(len(tasks))]
 
 
@@ -427,20 +429,12 @@ def _place() -> _Place:
     return _HOME, os.getpid(), threading.get_ident()
 
 
-def work(call: int, caller: _Place, key: str, setup: bytes | None, rows: bytes) -> tuple[str, Any]:
-    """Return what became of some blocks: "done" with values, "unknown" without ``setup``, "refused" or "failed" with a text.
+def work(call: int, caller: _Place, compute: Callable[..., tuple[str, Any]], *task: Any) -> tuple[str, Any]:
+    """Return what became of a task: "done" with its answer, "unknown" without ``setup``, "refused" or "failed" with a text.
 
-    ``call`` numbers the calls, because Dask answers equal ones by the result of the first.
+    ``compute`` is ``_work`` or ``_work_alone``. ``call`` numbers the calls, because Dask answers equal ones by the result of
+    the first.
     """
-    return _in_a_process(caller, _work, key, setup, rows)
-
-
-def work_alone(call: int, caller: _Place, task: bytes) -> tuple[str, Any]:
-    """Return what became of a task of ``each``, as ``work``."""
-    return _in_a_process(caller, _work_alone, task)
-
-
-def _in_a_process(caller: _Place, compute: Callable[..., tuple[str, Any]], *task: Any) -> tuple[str, Any]:
     home, *place = caller
     if home == _HOME and place != [os.getpid(), threading.get_ident()]:
         return "refused", refusal(
