@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,9 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyrovae.refusals import bad_value, column_of, place
+from pyrovae.rounding import blocks
 from pyrovae.sparse import SparseRows
 
-#: Entries in a block of rows: 8 MiB in float64.
-_BLOCK = 2**20
 #: Bytes of memory that sparse rows may take if a computation needs all of them dense.
 _MOST_DENSE = 2 * 10**9
 
@@ -45,12 +44,6 @@ def all_dense(argument: str, rows: Tensor, reader: str) -> Tensor:
             f"Pass a random sample of at most {most} rows, or a dense array.",
         )
     return rows.dense()
-
-
-def blocks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Return an iterator over blocks of rows, each with its first row number; mapped rows are never in memory whole."""
-    height = max(1, _BLOCK * len(rows) // max(1, rows.numel()))
-    return ((start, rows[start : start + height]) for start in range(0, len(rows), height))
 
 
 def finite(argument: str, x: Tensor, missing: bool = False, names: Sequence[Any] | None = None) -> None:

@@ -147,13 +147,12 @@ def numbers(x: Any) -> Any:
         if found.dtype.kind in "iu" and bool(beyond_whole(found).any()):
             return found
         return found.to_numpy(dtype=np.float64, na_value=np.nan)
-    dtypes = list(x.dtypes)
-    for column in (i for i, kind in enumerate(dtypes) if kind == _OBJECTS):
-        found = _typed(x.iloc[:, column])
-        if getattr(found.dtype, "kind", "O") in "biuf":
-            x = x.copy() if list(x.dtypes) == dtypes else x
-            x.isetitem(column, found)
-    return x
+    return _by_column(x, lambda kind: kind == _OBJECTS, _of_numbers)
+
+
+def _of_numbers(objects: Any) -> Any:
+    found = _typed(objects)
+    return found if getattr(found.dtype, "kind", "O") in "biuf" else objects
 
 
 def from_decimals(x: Any) -> Any:
@@ -212,18 +211,15 @@ def _typed(objects: Any) -> Any:
 
 def dense(x: Any) -> Any:
     """Return a frame whose sparse columns are dense, and whose dictionaries of Arrow are pandas' categories; others unchanged."""
-    found = x
-    for column, kind in enumerate(x.dtypes):
-        held = x.iloc[:, column]
-        if hasattr(kind, "fill_value"):
-            held = held.sparse.to_dense()
-        elif str(kind).startswith("dictionary"):
-            held = held.array.__arrow_array__().to_pandas().set_axis(x.index)
-        else:
-            continue
-        found = x.copy(deep=False) if found is x else found
-        found.isetitem(column, held)
-    return found
+    return _by_column(x, lambda kind: True, _dense)
+
+
+def _dense(held: Any) -> Any:
+    if hasattr(held.dtype, "fill_value"):
+        return held.sparse.to_dense()
+    if str(held.dtype).startswith("dictionary"):
+        return held.array.__arrow_array__().to_pandas().set_axis(held.index)
+    return held
 
 
 def alike(parts: Sequence[Any]) -> list[Any]:
@@ -255,11 +251,7 @@ def nullable(x: Any) -> Any:
     """Return a frame or series whose whole numbers of 64 bits have a type with missing values."""
     if not hasattr(x, "columns"):
         return x.astype(_NULLABLE.get(x.dtype, x.dtype))
-    found = x.copy(deep=False)
-    for column, kind in enumerate(x.dtypes):
-        if kind in _NULLABLE:
-            found.isetitem(column, x.iloc[:, column].astype(_NULLABLE[kind]))
-    return found
+    return _by_column(x, _NULLABLE.__contains__, nullable)
 
 
 def wide_enough(held: Any, values: np.ndarray) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyrovae import rounding
-from pyrovae.entries import blocks
+from pyrovae.rounding import blocks
 from pyrovae.sparse import SparseRows
 
 

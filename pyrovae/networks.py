@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from pyrovae import arguments, rounding
-from pyrovae.entries import blocks, check_sizes
+from pyrovae.entries import check_sizes
 from pyrovae.refusals import bad_type, bad_value, shown
 from pyrovae.registry import Registry
+from pyrovae.rounding import blocks
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,

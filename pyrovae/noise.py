@@ -58,7 +58,7 @@ def numbers(widest: int, num_rows: int, num_samples: int) -> int:
 
 def tiles(num_rows: int, num_samples: int, shape: tuple[int, int]) -> Iterator[list[Tile]]:
     """Yield the tiles of an evaluation: for every block of rows, the list of its blocks of samples."""
-    height, width = arguments.integer("tile", shape[0]), arguments.integer("tile", shape[1])
+    height, width = shape
     for row in range(0, num_rows, height):
         rows = slice(row, min(row + height, num_rows))
         yield [

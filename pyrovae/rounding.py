@@ -22,7 +22,7 @@ _OF_ONE_VALUE = 1e-2
 _SAMPLED = 256
 # Values whose relative difference is below this differ by rounding in float64 only.
 _JITTER = 1e-12
-# Entries in a block of rows.
+# Entries in a block of rows: 8 MiB in float64.
 _BLOCK = 2**20
 _BITS = {
     **{torch.bool: 1, torch.uint8: 8, torch.int8: 7, torch.int16: 15, torch.int32: 31, torch.int64: 63},
@@ -116,8 +116,8 @@ def cast(x: Tensor, dtype: torch.dtype, spread: Tensor | None = None) -> tuple[T
     if holds(x.dtype, dtype) or x.numel() == 0 or x.dim() == 0:
         return x.to(dtype), None
     out, watch = x.to(dtype), Watch(dtype)
-    for rows, block in _blocks(x):
-        watch.add(block, out[rows])
+    for start, block in blocks(x):
+        watch.add(block, out[start : start + len(block)])
     return out, watch.loss(x, spread)
 
 
@@ -129,7 +129,7 @@ def spread(x: Tensor, count: Tensor | int | None = None) -> Tensor:
     count = len(x) if count is None else count
     first = x[0].reshape(-1).double()
     total = squares = torch.zeros_like(first)
-    for _, block in _blocks(x):
+    for _, block in blocks(x):
         centred = block.reshape(len(block), -1).double() - first
         total = total + centred.sum(dim=0)
         squares = squares + centred.square_().sum(dim=0)
@@ -180,7 +180,7 @@ class Watch:
         if not bool(((self._worst > limit) | whole).any()):
             return None
         count, first = 0, None
-        for rows, block in _blocks(x):
+        for start, block in blocks(x):
             _, moved, changed = _compared(block, block.to(self._dtype))
             changed = torch.zeros_like(moved, dtype=torch.bool) if changed is None else changed & whole
             bad = changed | (moved > limit)
@@ -189,7 +189,7 @@ class Watch:
                 place = np.unravel_index(column, tuple(x.shape[1:])) if x.dim() > 1 else ()
                 seen = None if bool(changed[row, column]) else float(known.minimum(local)[column])
                 value = block.reshape(len(block), -1)[row, column]
-                first = [rows.start + row, *map(int, place)], value.item(), float(value.to(self._dtype)), seen
+                first = [start + row, *map(int, place)], value.item(), float(value.to(self._dtype)), seen
             count += int(bad.sum())
         return None if first is None else Loss(count, *first)
 
@@ -198,7 +198,7 @@ class Watch:
         if not x.is_floating_point() or not bool(self._changed.any()):
             return torch.ones_like(self._changed)
         found = torch.ones_like(self._changed)
-        for _, block in _blocks(x):
+        for _, block in blocks(x):
             wide = block.reshape(len(block), -1)
             found &= (wide == wide.round()).all(dim=0)
             if not bool(found.any()):
@@ -239,6 +239,7 @@ def _compared(block: Tensor, narrow: Tensor) -> tuple[Tensor, Tensor, Tensor | N
     return wide, moved, (moved > 0) & (wide.abs() < WHOLE) & (wide == wide.round())
 
 
-def _blocks(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    height = max(1, _BLOCK * len(x) // max(1, x.numel()))
-    return ((slice(start, start + height), x[start : start + height]) for start in range(0, len(x), height))
+def blocks(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Return an iterator over blocks of rows, each with its first row number; mapped rows are never in memory whole."""
+    height = max(1, _BLOCK * len(rows) // max(1, rows.numel()))
+    return ((start, rows[start : start + height]) for start in range(0, len(rows), height))

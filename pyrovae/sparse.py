@@ -15,7 +15,7 @@ class SparseRows(Tensor):
 
     Indexing rows, ``x[some]``, returns an ordinary dense tensor. Casts and moves to a device keep rows sparse, and so does
     ``chosen``. Every other operation makes all rows dense first: its result is right, but takes the memory of dense rows.
-    Operations in place raise ``TypeError``. Code for many rows therefore goes through them in tiles, minibatches or ``entries.blocks``.
+    Operations in place raise ``TypeError``. Code for many rows therefore goes through them in tiles, minibatches or ``rounding.blocks``.
 
     Attributes:
         matrix: the CSR array, in the dtype in which it came. Its entries are cast when they are used.

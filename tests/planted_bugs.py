@@ -2334,7 +2334,7 @@ BUGS = {
     ),
     "a mask around a call": Bug(
         "pair/contract.py",
-        "_RefuseOuterMask._pyro_post_sample",
+        "_RefuseHandlers._pyro_post_sample",
         "now is not own and",
         "False and",
         "test_pair.py::test_a_mask_around_a_call_is_refused[log_evidence-bool]",
@@ -3265,7 +3265,7 @@ BUGS = {
     ),
     "a plate that asks for more rows than there are": Bug(
         "pair/contract.py",
-        "_RefuseSubsampling._pyro_post_sample",
+        "_check_whole",
         "chosen != size or asked != size",
         "chosen != size",
         "test_pair.py::test_a_plate_that_subsamples_is_refused[of_more_rows]",

@@ -13,11 +13,12 @@ from pyro.distributions import constraints
 from test_likelihoods import COLUMNS, LIKELIHOODS, OFF, likelihood
 
 import pyrovae as pv
-from pyrovae import entries, identity
-from pyrovae.entries import blocks, on_support
+from pyrovae import identity, rounding
+from pyrovae.entries import on_support
 from pyrovae.evaluation import Evaluation
 from pyrovae.networks import Standardize
 from pyrovae.pair.context import computed_from_rows
+from pyrovae.rounding import blocks
 from pyrovae.rows import as_batch, as_tensor
 from pyrovae.training import scales
 
@@ -190,7 +191,7 @@ def test_many_rows_whose_sum_overflows_are_finite():
 
 @pytest.fixture(params=[1, 6, 9, 2**20], ids=lambda size: f"{size} numbers a block")
 def in_blocks(request, monkeypatch):
-    monkeypatch.setattr(entries, "_BLOCK", request.param)
+    monkeypatch.setattr(rounding, "_BLOCK", request.param)
     return request.param
 
 
@@ -260,7 +261,7 @@ def test_what_fills_more_than_half_of_a_column_is_found_in_every_order(height, m
     """Five of nine rows, in each of the orders that there are."""
     orders = sorted(set(itertools.permutations([2.0] * 5 + [-1.0] * 2 + [3.0] * 2)))
     x = torch.tensor(orders).T
-    monkeypatch.setattr(entries, "_BLOCK", height * len(orders))
+    monkeypatch.setattr(rounding, "_BLOCK", height * len(orders))
     assert len(list(blocks(x))) == -(-9 // height)
     value, share = scales._commonest(x)
     assert torch.equal(value, torch.full((len(orders),), 2.0))
@@ -269,7 +270,7 @@ def test_what_fills_more_than_half_of_a_column_is_found_in_every_order(height, m
 
 def test_a_block_in_which_no_value_has_more_than_half_counts_for_none(monkeypatch):
     few = [0.0, 1.0, 2.0, 5.0, 5.0]
-    monkeypatch.setattr(entries, "_BLOCK", 5)
+    monkeypatch.setattr(rounding, "_BLOCK", 5)
     value, share = scales._commonest(torch.tensor([*[9.0] * 5, *few, *few, *[5.0] * 10])[:, None])
     assert (value.item(), share.item()) == (5.0, 14 / 25)
 

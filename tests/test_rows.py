@@ -206,8 +206,8 @@ def test_rows_are_read_once(monkeypatch):
     """A file of float64 rows is gone through once by the cast."""
     x = torch.from_numpy(NORMAL)
     read = []
-    blocks = rounding._blocks
-    monkeypatch.setattr(rounding, "_blocks", lambda rows: read.append(len(rows)) or blocks(rows))
+    blocks = rounding.blocks
+    monkeypatch.setattr(rounding, "blocks", lambda rows: read.append(len(rows)) or blocks(rows))
     rounding.cast(x, torch.float32)
     assert read == [200]
 

@@ -38,8 +38,7 @@ Part = namedtuple("Part", ["x", "offset"])
 def by_parts(monkeypatch):
     """No call may make half of the rows dense at once."""
     monkeypatch.setattr(noise, "_ELEMENTS_PER_TILE", 1 << 13)
-    for module in (entries, rounding):
-        monkeypatch.setattr(module, "_BLOCK", 1000)
+    monkeypatch.setattr(rounding, "_BLOCK", 1000)
     behaviour = sys.modules["pyrovae.pair.behaviour"]
     for module in (behaviour, inspection, on_data):
         monkeypatch.setattr(module, "_MOST_ROWS", 200)

@@ -16,12 +16,13 @@ from torch.distributions import Distribution, constraints
 
 from pyrovae import arguments, identity, noise
 from pyrovae.baselines.observed import Mixture, Patterns
-from pyrovae.entries import all_dense, blocks, check_sizes, on_support
+from pyrovae.entries import all_dense, check_sizes, on_support
 from pyrovae.evidence.result import LogEvidence, about
 from pyrovae.likelihoods.base import off_support
 from pyrovae.pair.drawing import Source as NoiseSource
 from pyrovae.pair.drawing import replaced
 from pyrovae.refusals import Refused, bad_value
+from pyrovae.rounding import blocks
 from pyrovae.row_noise import RowNoise
 from pyrovae.rows import Source, check_columns_observed, complete, joined, read_in_double, restored
 from pyrovae.sparse import SparseRows

@@ -264,6 +264,8 @@ class Spread(Likelihood):
     more_outputs: ClassVar[int] = 0
     #: Training does not start from a smaller spread.
     least_spread: ClassVar[float] = 1e-3
+    #: Whether the likelihood is a mass. It is at most 1, so it has a maximum on constant columns, too.
+    is_mass: ClassVar[bool] = False
 
     def __init__(self, network: nn.Module, spread: float | str) -> None:
         super().__init__(network)
@@ -299,7 +301,7 @@ class Spread(Likelihood):
                 )
             self.register_parameter(f"log_{name}", nn.Parameter(torch.zeros(width // kinds)))
         setattr(self, name, spread)
-        self.learns_scale_per_column = spread in ("per_dimension", "decoder")
+        self.learns_scale_per_column = spread in ("per_dimension", "decoder") and not self.is_mass
 
     @classmethod
     def outputs_per_dimension(cls, **options: Any) -> int:

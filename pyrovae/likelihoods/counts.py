@@ -69,14 +69,13 @@ class NegativeBinomial(Concentrated):
 
     takes = "counts"
     off_support = 'It takes counts 0, 1, 2, …; use "gaussian" for real values.'
+    is_mass = True
 
     def __init__(
         self, network: nn.Module, concentration: float | str = "per_dimension", offset: bool = False
     ) -> None:
         super().__init__(network, concentration)
         self.offset = arguments.boolean("offset", offset)
-        # Constant columns are allowed: a mass is at most 1, so its log-likelihood has no infinite maximum.
-        self.learns_scale_per_column = False
 
     def link(self, location: float) -> float:
         return log(location)

@@ -167,11 +167,11 @@ class DiscretizedLogistic(Spread):
         "It takes whole numbers from 0 to levels − 1: multiply shares by levels − 1, or raise levels."
     )
     spread_name = "scale"
+    is_mass = True
 
     def __init__(self, network: nn.Module, levels: int, scale: float | str = "shared") -> None:
         super().__init__(network, scale)
         self.levels = arguments.integer("levels", levels, minimum=2)
-        self.learns_scale_per_column = False  # constant columns are allowed: a mass is at most 1
 
     def link(self, location: float) -> float:
         share = location / (self.levels - 1)

@@ -43,13 +43,7 @@ class RoundedGaussian(LocationScale):
     off_support = "It takes whole numbers: divide by the resolution and round."
     family = "RoundedNormal"
     in_double = True
-    rounds = True
-
-    def __init__(
-        self, network: nn.Module, scale: float | str = 1.0, standardize: Standardize | None = None
-    ) -> None:
-        super().__init__(network, scale, standardize)
-        self.learns_scale_per_column = False  # constant columns are allowed: a mass is at most 1
+    is_mass = True
 
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
         log = self.standardizes == "log x"

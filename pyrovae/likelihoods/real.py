@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -19,8 +17,6 @@ class LocationScale(Spread):
     spread_name = "scale"
     standardizes = "x"
     least_spread = 0.0  # a scale has the units of x, and no fixed bound suits every unit
-    #: Whether x is rounded, so that the likelihood is a mass.
-    rounds: ClassVar[bool] = False
 
     def __init__(
         self, network: nn.Module, scale: float | str = 1.0, standardize: Standardize | None = None

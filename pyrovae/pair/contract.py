@@ -68,7 +68,7 @@ def first_run(function: Callable[..., Any], part: str, batch: Batch) -> Sites:
         ValueError: it subsamples, scales sites, is masked from outside, or changes its rows in place.
     """
     before = {name: value._version for name, value in batch.items()}
-    with _RefuseSubsampling(part), _RefuseOuterMask(part):
+    with _RefuseHandlers(part):
         sites = sample_sites(function, batch)
     for name, value in batch.items():
         if value._version != before[name]:  # the numbers are the user's own, or in a read-only file
@@ -83,8 +83,11 @@ def first_run(function: Callable[..., Any], part: str, batch: Batch) -> Sites:
     return sites
 
 
-class _RefuseOuterMask(poutine.messenger.Messenger):
-    """Raises an error if a handler around the call of the package masks sites: log P(x) would lack them."""
+class _RefuseHandlers(poutine.messenger.Messenger):
+    """Raises an error for a mask around the call of the package, which log P(x) would lack, and for a plate that subsamples.
+
+    It does so before the sites of such a plate fail on the wrong number of rows.
+    """
 
     def __init__(self, part: str) -> None:
         super().__init__()
@@ -95,8 +98,10 @@ class _RefuseOuterMask(poutine.messenger.Messenger):
         self.own[msg["name"]] = msg["mask"]
 
     def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return _check_whole(self.part, msg)
         own, now = self.own.get(msg["name"]), msg["mask"]
-        if now is not own and not _mask_nothing_more(now, own) and not site_is_subsample(msg):
+        if now is not own and not _mask_nothing_more(now, own):
             raise bad_value(
                 self.part,
                 "a call outside poutine.mask, which takes masked terms out of log P(x)",
@@ -111,25 +116,17 @@ def _mask_nothing_more(now: Any, own: Any) -> bool:
     return bool((now | ~own).all())
 
 
-class _RefuseSubsampling(poutine.messenger.Messenger):
-    """Raises an error for a plate that subsamples its rows, before its sites fail on the wrong number of rows."""
-
-    def __init__(self, part: str) -> None:
-        super().__init__()
-        self.part = part
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if not site_is_subsample(msg):
-            return
-        size, chosen = msg["fn"].size, len(msg["value"])
-        asked = chosen if msg["fn"].subsample_size is None else msg["fn"].subsample_size
-        if chosen != size or asked != size:
-            raise bad_value(
-                self.part,
-                "plates that hold the rows they are given",
-                f"plate {msg['name']!r}, which subsamples {asked} of {size}",
-                f'Declare pyro.plate("{msg["name"]}", len(x)); fit draws minibatches and scales them by N/B.',
-            )
+def _check_whole(part: str, plate: Any) -> None:
+    """Raise ``ValueError`` for a plate that subsamples its rows."""
+    size, chosen = plate["fn"].size, len(plate["value"])
+    asked = chosen if plate["fn"].subsample_size is None else plate["fn"].subsample_size
+    if chosen != size or asked != size:
+        raise bad_value(
+            part,
+            "plates that hold the rows they are given",
+            f"plate {plate['name']!r}, which subsamples {asked} of {size}",
+            f'Declare pyro.plate("{plate["name"]}", len(x)); fit draws minibatches and scales them by N/B.',
+        )
 
 
 def check_shape(name: str, site: Site, num_rows: int) -> None:

@@ -17,10 +17,10 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 
 from pyrovae import supports
-from pyrovae.entries import blocks
 from pyrovae.pair.contract import no_answer
 from pyrovae.pair.running import Batch, Latents, Site, Sites, by_rows, flat, row_axis, take
 from pyrovae.refusals import Refused, bad_value
+from pyrovae.rounding import blocks
 
 # Rows to search for dependence on x; rows to search for the order of units; most columns to change.
 _ROWS, _ORDERED_ROWS, _MOST_COLUMNS = 64, 3, 2048

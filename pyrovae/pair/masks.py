@@ -50,8 +50,8 @@ def _joined(site: Site) -> Tensor | None:
     return found
 
 
-def only_missing(site: Site, dim: int, columns: Sequence[int], batch: Batch) -> bool:
-    """Return whether a site's masks leave out just the missing cells of the columns of x that it holds.
+def only_missing(site: Site, dim: int, columns: Sequence[int], batch: Batch, others: bool = False) -> bool:
+    """Return whether a site's masks leave out just the missing cells of the columns of x that it holds, or these and ``others``.
 
     ``dim`` is the plate dim over rows, negative; ``batch`` holds the rows of the site.
     """
@@ -60,20 +60,9 @@ def only_missing(site: Site, dim: int, columns: Sequence[int], batch: Batch) -> 
         return False
     rows = _rows_of(counted, row_axis(site, dim))
     expected = flat(batch["observed"])[:, list(columns)]
+    if others:
+        expected = expected & rows if rows.shape == expected.shape else expected
     return rows.shape == expected.shape and torch.equal(rows, expected)
-
-
-def leaves_missing_out(site: Site, dim: int, columns: Sequence[int], batch: Batch) -> bool:
-    """Return whether a site's masks leave out all missing cells of the columns of x that it holds, and maybe others.
-
-    ``dim`` is the plate dim over rows, negative; ``batch`` holds the rows of the site and their ``observed``.
-    """
-    counted = entries(site)
-    if counted is None:
-        return False
-    rows = _rows_of(counted, row_axis(site, dim))
-    expected = flat(batch["observed"])[:, list(columns)]
-    return rows.shape == expected.shape and not bool((rows & ~expected).any())
 
 
 def scored(site: Site, dim: int, columns: Sequence[int]) -> Tensor | None:

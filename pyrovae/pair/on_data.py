@@ -189,7 +189,9 @@ def _as_inspected(structure: Structure, sites: Sites, block: Batch) -> bool:
             # A model may put any value into a missing cell.
             values = torch.where(flat(observed)[:, list(held)], values, expected)
             scored = {structure.measure[column] for column in held} & {"mass", "density"}
-            if scored and not masks.leaves_missing_out(sites[name], structure.data_dim[name], held, block):
+            if scored and not masks.only_missing(
+                sites[name], structure.data_dim[name], held, block, others=True
+            ):
                 return False
         if not torch.equal(values, expected):
             return False

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from pyrovae import noise
-from pyrovae.entries import blocks
 from pyrovae.likelihoods.mixed import Mixed
 from pyrovae.likelihoods.real import LocationScale
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.pair import Batch
 from pyrovae.refusals import bad_value, column_of, parameters_hold
+from pyrovae.rounding import blocks
 from pyrovae.rows import Source, spread_of
 
 
@@ -31,7 +31,7 @@ def _learned(likelihood: Any) -> list[tuple[int, list[int]]]:
     return [
         (number, columns)
         for number, (part, columns) in enumerate(likelihood.each())
-        if isinstance(part, LocationScale) and not part.rounds and isinstance(part.scale, str)
+        if isinstance(part, LocationScale) and not part.is_mass and isinstance(part.scale, str)
     ]
 
 
