@@ -18,7 +18,7 @@ from pyrovae.evidence import Check, LogEvidence, log_evidence
 from pyrovae.evidence.conditional import columns_of, keeping, root_sum
 from pyrovae.evidence.draws import Draws
 from pyrovae.evidence.posterior import undisturbed
-from pyrovae.evidence.result import frame_of, verdicts, worse, worst
+from pyrovae.evidence.result import frame_of, resolution, verdicts, worse, worst
 from pyrovae.evidence.run import Run
 from pyrovae.evidence.sampled import METHODS, answer, by_fitted, on_simulated, prepare
 from pyrovae.likelihoods.mixed import Mixed
@@ -408,9 +408,9 @@ def _leave_one_out(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     ess = without.ess().view(height, columns)
     own = (torch.logsumexp(2 * log_weights, dim=0)[:, None] - 2 * total).exp()
     variance = own - 2 * (crossed - total - rest).exp() + 1 / ess
-    resolution = 16 * torch.finfo(evaluation.dtype).eps * rest.abs().clamp(min=1)
-    k = without.pareto_k(resolution.flatten()).view(height, columns)
-    rare = without.tail_error(resolution.flatten()).view(height, columns)
+    rounding = resolution(evaluation.dtype, rest).flatten()
+    k = without.pareto_k(rounding).view(height, columns)
+    rare = without.tail_error(rounding).view(height, columns)
     error = (variance.clamp(min=0) + rare.square()).sqrt().nan_to_num(nan=math.inf)
     return total - rest, error, k, ess
 

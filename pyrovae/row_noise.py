@@ -263,3 +263,10 @@ def _mixed(words: np.ndarray) -> np.ndarray:
     np.right_shift(words, np.uint32(16), out=shifted)
     words ^= shifted
     return words
+
+
+def interval_of(share: Tensor, ends: Tensor) -> Tensor:
+    """Return the number of the interval that holds each share of the whole; ``ends`` of the intervals lie on the last axis."""
+    at = share * ends[..., -1:]
+    found = torch.searchsorted(ends.contiguous(), at.contiguous(), right=True)
+    return found.clamp(max=ends.shape[-1] - 1)

@@ -1274,8 +1274,8 @@ BUGS = {
     "chains back from the exact draw with the wrong sign": Bug(
         "evidence/annealed.py",
         "weigh_chains",
-        "path.backward(moves, exact, drawn, checked=False)[0]",
-        "-path.backward(moves, exact, drawn, checked=False)[0]",
+        "path.backward(moves, u, drawn, checked=False)[0]",
+        "-path.backward(moves, u, drawn, checked=False)[0]",
         "test_check.py::test_the_weight_of_a_chain_back_from_an_exact_draw",
     ),
     "the exact draw counted among the others": Bug(
@@ -1898,8 +1898,8 @@ BUGS = {
     "draws for the most probable value alone": Bug(
         "evidence/defensive.py",
         "_by_value",
-        "numbers.clamp(max=len(values) - 1)",
-        "numbers.clamp(max=0)",
+        "interval_of(at.T / number, ends).T",
+        "0 * interval_of(at.T / number, ends).T",
         "test_rungs.py::test_no_value_of_a_discrete_latent_is_left_out_by_auto[1.0-1-plate]",
     ),
     "the density of held latents counted": Bug(

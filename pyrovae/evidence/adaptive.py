@@ -17,7 +17,7 @@ from torch import Tensor
 from pyrovae.evidence.gaussians import Hints
 from pyrovae.evidence.posterior import Fit, Gaussian, Posterior, total
 from pyrovae.evidence.refined import defended
-from pyrovae.row_noise import RowNoise
+from pyrovae.row_noise import RowNoise, interval_of
 
 #: Rounds, draws of each, and components.
 ROUNDS, DRAWS, COMPONENTS = 3, 160, 12
@@ -69,10 +69,9 @@ class Cloud(Fit):
         return cls(loc, tril, log_share.log_softmax(dim=-1), fits[0].dtype)
 
     def draw(self, num_samples: int, noise: RowNoise) -> Tensor:
-        rows, count, dim = self.loc.shape
-        ends = self.log_share.exp().cumsum(-1)
-        at = noise.uniform(num_samples, dtype=torch.float64).T * ends[:, -1:]
-        label = torch.searchsorted(ends, at.contiguous(), right=True).clamp(max=count - 1)  # (rows, samples)
+        rows, _, dim = self.loc.shape
+        shares = noise.uniform(num_samples, dtype=torch.float64).T
+        label = interval_of(shares, self.log_share.exp().cumsum(-1))  # (rows, samples)
         u = noise.normal(num_samples, dim, dtype=torch.float64)
         if self.freedom:
             halves = noise.uniform(num_samples, self.freedom // 2, dtype=torch.float64).log().sum(-1)

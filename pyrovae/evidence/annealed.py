@@ -20,7 +20,7 @@ from pyrovae.evidence.posterior import (
     Posterior,
     Prior,
     Proposal,
-    exact_draw,
+    at_exact_draw,
     undisturbed,
 )
 from pyrovae.evidence.result import CUT_OFF, Columns, LogEvidence, lost_at_bounds
@@ -142,10 +142,13 @@ def weigh_chains(evaluation: Evaluation, path: Path, moves: Moves, rows: slice) 
     )
     lost = lost_at_bounds(at_bounds, weights)
     columns = Columns.of_weights(weights, path.posterior.dtype, path.posterior.cost, lost)
-    with undisturbed(evaluation, Stream.EXACT, rows=rows) as drawn:
-        exact = exact_draw(evaluation, path.posterior, rows, drawn)
-        # A chain that runs back from an exact draw is the reverse of a chain whose weight is this one.
-        weight = None if exact is None else path.backward(moves, exact, drawn, checked=False)[0][0]
+    # A chain that runs back from an exact draw is the reverse of a chain whose weight is this one.
+    weight = at_exact_draw(
+        evaluation,
+        path.posterior,
+        rows,
+        lambda u, drawn: path.backward(moves, u, drawn, checked=False)[0][0],
+    )
     return columns.beside(weight, evaluation.num_samples, weights)
 
 

@@ -17,6 +17,7 @@ from pyrovae.evidence.posterior import tiles_of, total, undisturbed
 from pyrovae.evidence.result import Columns, resolution
 from pyrovae.noise import Stream
 from pyrovae.pair import DiscreteValues, Latents, LogJoint, all_values
+from pyrovae.row_noise import interval_of
 
 _OF_PRIOR = 0.2  # share of the prior among the draws of a value
 # A value matters if it has this share of the sum. With fewer draws of it, k-hat is unknown: 100 draws have 20 in the tail.
@@ -369,15 +370,13 @@ def _by_value(
 ) -> Iterator[_Drawn]:
     """Yield the draws of a block in parts."""
     model, batch = evaluation.model, evaluation.part(rows)
-    ends = shares.log_share.exp().cumsum(dim=0).T.contiguous()  # (rows, values)
+    ends = shares.log_share.exp().cumsum(dim=0).T  # (rows, values)
     starts = evaluation.noise(Stream.TILE, 1, rows=rows).uniform(2, dtype=torch.float64)
     tiles = _tiles(evaluation, shares)
     for part, done, draws in tiles:
         number = sum(each for other, _, each in tiles if other == part)
         at = starts[part] + torch.arange(done, done + draws, device=ends.device)[:, None]  # (samples, rows)
-        at = at.T / number * ends[:, -1:]
-        numbers = torch.searchsorted(ends, at.contiguous(), right=True).T
-        numbers = numbers.clamp(max=len(values) - 1)
+        numbers = interval_of(at.T / number, ends).T
         with undisturbed(evaluation, Stream.TILE, 2 + part, rows=rows, first=done) as drawn:
             found = model.weigh_rest(
                 batch, draws, values.held(numbers), values.names, drawn, ("guide", "model")[part]

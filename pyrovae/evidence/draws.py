@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyrovae.evaluation import Evaluation, Terms
 from pyrovae.pair import Latents
-from pyrovae.row_noise import RowNoise
+from pyrovae.row_noise import RowNoise, interval_of
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,5 @@ def resample(log_weights: Tensor, num_draws: int, row_noise: RowNoise) -> Tensor
 
     Rubin (1987).
     """
-    weights = normalised(log_weights)
-    ends = weights.cumsum(dim=0).T.contiguous()  # (rows, samples)
-    at = row_noise.uniform(num_draws, dtype=torch.float64).T * ends[:, -1:]
-    return torch.searchsorted(ends, at.contiguous(), right=True).clamp(max=len(weights) - 1).T
+    ends = normalised(log_weights).cumsum(dim=0).T  # (rows, samples)
+    return interval_of(row_noise.uniform(num_draws, dtype=torch.float64).T, ends).T

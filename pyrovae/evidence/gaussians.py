@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -51,8 +50,7 @@ MORE_STARTS, _APART = 6, 4.0
 _NEGLIGIBLE = 10.0
 
 
-@dataclass(frozen=True)
-class Starts:
+class Starts(NamedTuple):
     """Starting points of fits, and standard deviations to start with: loc and spread (starts, rows, dim); log_joint at loc."""
 
     loc: Tensor
@@ -62,11 +60,27 @@ class Starts:
     @classmethod
     def cat(cls, parts: Sequence[Starts]) -> Starts:
         """Return the starts of several searches together."""
-        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+        return cls(*map(torch.cat, zip(*parts, strict=True)))
 
     def some(self, chosen: slice, rows: Tensor | slice = slice(None)) -> Starts:
         """Return some of the starts, for some of the rows."""
-        return Starts(*(getattr(self, field.name)[chosen][:, rows] for field in fields(self)))
+        return Starts(*(each[chosen][:, rows] for each in self))
+
+    def put(self, chosen: slice, rows: Tensor, starts: Starts) -> None:
+        """Put starts of some rows in the place of the chosen ones."""
+        for whole, part in zip(self, starts, strict=True):
+            whole[chosen, rows] = part
+
+    def of_all(self, rows: Tensor, num_rows: int) -> Starts:
+        """Return the starts of some ``rows`` as starts of ``num_rows`` rows; log_joint is −∞ in the others."""
+        return Starts(*(_of_all(each, rows, num_rows) for each in self))
+
+
+def _of_all(given: Tensor, rows: Tensor, num_rows: int, empty: float = -math.inf) -> Tensor:
+    """Return numbers (points, rows, …) of some ``rows`` as those of ``num_rows`` rows."""
+    whole = given.new_full((len(given), num_rows, *given.shape[2:]), empty)
+    whole[:, rows] = given
+    return whole
 
 
 def encoder_start(posterior: Posterior, prior: Tensor, noise: RowNoise) -> Starts:
@@ -88,8 +102,7 @@ def _scale(prior: Tensor) -> Tensor:
     return prior.double().std(dim=0).clamp(min=1e-6)
 
 
-@dataclass(frozen=True)
-class Hints:
+class Hints(NamedTuple):
     """Points that other parts of a row's posterior may be near, with densities there.
 
     ``u`` has shape (hints, rows, dim). The log densities are those of P(x_n, u), the encoder and the prior, (hints, rows).
@@ -112,29 +125,20 @@ class Hints:
 
     @classmethod
     def cat(cls, parts: Sequence[Hints]) -> Hints:
-        return cls(
-            *(torch.cat([getattr(part, field.name) for part in parts], dim=1) for field in fields(cls))
-        )
+        return cls(*(torch.cat(each, dim=1) for each in zip(*parts, strict=True)))
 
     def of_rows(self, rows: Tensor) -> Hints:
-        return Hints(*(getattr(self, field.name)[:, rows] for field in fields(self)))
+        return Hints(*(each[:, rows] for each in self))
 
     def of_all(self, rows: Tensor, num_rows: int) -> Hints:
         """Return the hints on some ``rows`` as hints on ``num_rows`` rows; those of the others have no density."""
-        every = []
-        for field in fields(self):
-            given = getattr(self, field.name)
-            empty = 0.0 if field.name == "u" else -math.inf
-            whole = given.new_full((len(given), num_rows, *given.shape[2:]), empty)
-            whole[:, rows] = given
-            every.append(whole)
-        return Hints(*every)
+        return Hints(
+            _of_all(self.u, rows, num_rows, 0.0), *(_of_all(each, rows, num_rows) for each in self[1:])
+        )
 
     def beside(self, other: Hints) -> Hints:
         """Return these and other hints on the same rows."""
-        return Hints(
-            *(torch.cat([getattr(self, field.name), getattr(other, field.name)]) for field in fields(self))
-        )
+        return Hints(*map(torch.cat, zip(self, other, strict=True)))
 
 
 def independent_starts(

@@ -120,15 +120,9 @@ class _Pilot(NamedTuple):
 class _Modes(NamedTuple):
     """Starts of fits, the encoder's first, NaN if no modes were searched for; and whether the encoder misses one."""
 
-    loc: Tensor  # (starts, rows, dim)
-    log_joint: Tensor  # (starts, rows)
-    spread: Tensor  # (starts, rows, dim)
+    found: Starts
     missed: Tensor  # (rows,)
     unmet: Tensor  # whether the encoder has little density at a hint that matters, (rows,)
-
-    def starts(self, rows: Tensor, chosen: slice) -> Starts:
-        """Return some of the starts for some of the rows."""
-        return Starts(self.loc[chosen, rows], self.log_joint[chosen, rows], self.spread[chosen, rows])
 
 
 _ENCODERS, _OTHERS, _ALL = slice(0, 1), slice(1, None), slice(None)
@@ -357,14 +351,12 @@ class Ladder:
     def _look_for_modes(self, rows: Tensor, pilot: _Pilot, dim: int) -> _Modes:
         """Return a start at the encoder's mean and, for rows whose pilot asks for it, modes found without the encoder."""
         loc = torch.full((1 + _STARTS, len(rows), dim), math.nan, dtype=torch.float64, device=rows.device)
-        modes = _Modes(
-            loc, loc[..., 0].clone(), loc.clone(), pilot.missed.clone(), torch.zeros_like(pilot.missed)
-        )
+        starts = Starts(loc, loc[..., 0].clone(), loc.clone())
+        modes = _Modes(starts, pilot.missed.clone(), torch.zeros_like(pilot.missed))
         found = []
         for block, posterior, drawn in self._each_block(rows, Stage.PLACES):
             first = encoder_start(posterior, pilot.prior[block].movedim(0, 1), drawn)
-            modes.loc[0, block], modes.log_joint[0, block] = first.loc[0], first.log_joint[0]
-            modes.spread[0, block] = first.spread[0]
+            starts.put(_ENCODERS, block, first)
             near = self._pool.near(self._evaluation.part(block))
             if near is not None:
                 hints = Hints.at(posterior, near)
@@ -380,16 +372,15 @@ class Ladder:
             others = independent_starts(
                 posterior,
                 _STARTS,
-                modes.starts(block, _ENCODERS),
+                modes.found.some(_ENCODERS, block),
                 pilot.prior[block].movedim(0, 1),
                 pilot.values[block].T,
                 drawn,
-                None if self._hints is None else self._hints.of_rows(block),
+                self._hints_of(block),
             )
-            modes.loc[1:, block], modes.log_joint[1:, block] = others.loc, others.log_joint
-            modes.spread[1:, block] = others.spread
+            modes.found.put(_OTHERS, block, others)
             modes.missed[block] |= _uncovered(
-                others, Encoder(posterior), posterior, pilot.level[block], modes.log_joint[0, block]
+                others, Encoder(posterior), posterior, pilot.level[block], modes.found.log_joint[0, block]
             )
 
     def _search_on(self, rows: Tensor, modes: _Modes) -> None:
@@ -399,18 +390,16 @@ class Ladder:
         the encoder's mean are far from other modes.
         """
         price = search_cost(MORE_STARTS) + _mixture_cost(_SECOND_PILOT) + 8
-        known = modes.loc
-        rows = rows[mostly_new(modes.starts(rows, _OTHERS), modes.starts(rows, _ENCODERS).loc)]
-        for turn in range(len(modes.loc)):
+        known = modes.found.loc
+        rows = rows[mostly_new(modes.found.some(_OTHERS, rows), known[_ENCODERS, rows])]
+        for turn in range(len(known)):
             rows = rows[self._left(rows) >= price]
             if not len(rows):
                 return
             found, again = [], []
             for block, posterior, drawn in self._each_block(rows, Stage.MORE_MODES, turn):
-                here = slice(turn, turn + 1)
-                first = Starts(
-                    modes.loc[here, block], modes.log_joint[here, block], modes.spread[_ENCODERS, block]
-                )
+                first = modes.found.some(slice(turn, turn + 1), block)
+                first = first._replace(spread=modes.found.spread[_ENCODERS, block])
                 starts = further_starts(posterior, first, drawn)
                 found.append(Hints.at(posterior, starts.loc))
                 again.append(block[mostly_new(starts, known[:, block])])
@@ -436,7 +425,7 @@ class Ladder:
         given_up = several[~affordable & before[several]]
         self._answer_by_importance(given_up, pilot.needed[given_up], modes.missed[given_up])
         for block, posterior, drawn in self._each_block(several[affordable], Stage.FIT_ALL):
-            fits, _ = self._fit(block, posterior, modes.starts(block, _ALL), drawn)
+            fits, _ = self._fit(block, posterior, modes.found.some(_ALL, block), drawn)
             fitted.append(Fitted(block, fits))
         self._search_on(several[affordable], modes)
         for found in _joined(fitted):
@@ -446,17 +435,15 @@ class Ladder:
         """Return one Gaussian per row, fitted from the encoder's mean; mark in ``modes`` rows with an uncovered mode."""
         fitted, unsought = [], []
         for block, posterior, drawn in self._each_block(rows, Stage.FIT):
-            fits, elbo = self._fit(block, posterior, modes.starts(block, _ENCODERS), drawn)
+            fits, elbo = self._fit(block, posterior, modes.found.some(_ENCODERS, block), drawn)
             centre = total(posterior.log_joint(fits[0].loc[None].to(posterior.dtype)))[0]
-            others = modes.starts(block, _OTHERS)
+            others = modes.found.some(_OTHERS, block)
             sought = torch.isfinite(others.log_joint[0])
             modes.missed[block] |= sought & _uncovered(others, fits[0], posterior, elbo[0], centre)
-            if self._hints is not None:
-                hints = self._hints.of_rows(block)
-                unmet = _unmet(hints, log_defended(fits, hints), elbo[0], centre)
-                modes.missed[block] |= unmet
-                unsought.append(block[unmet & ~sought])
             fitted.append(Fitted(block, fits))
+            unmet = self._unmet_by(fitted[-1], elbo[0], centre)
+            modes.missed[block] |= unmet
+            unsought.append(block[unmet & ~sought])
         self._search(torch.cat([rows[:0], *unsought]), pilot, modes, 1)
         return fitted
 
@@ -504,8 +491,7 @@ class Ladder:
         clouds, at = [], 0
         for block, posterior, drawn in self._each_block(found.rows, Stage.ADAPT, len(found.fits)):
             here = slice(at, at := at + len(block))
-            hints = None if self._hints is None else self._hints.of_rows(block)
-            cloud = Cloud.around([fit[here] for fit in found.gaussians], hints)
+            cloud = Cloud.around([fit[here] for fit in found.gaussians], self._hints_of(block))
             clouds.append(Fitted(block, [adapted(posterior, cloud, drawn)]))
         return _joined(clouds)[0]
 
@@ -534,12 +520,18 @@ class Ladder:
         """Return the results of a pilot of proposals with their defensive components."""
         columns = self._weigh_mixture(found, _SECOND_PILOT, Stage.SECOND_PILOT, 8 * turn + len(found.fits))
         self._cost[found.rows] += columns.cost
-        unmet = torch.zeros_like(found.rows, dtype=torch.bool)
-        if self._hints is not None:
-            hints = self._hints.of_rows(found.rows)
-            unmet = _unmet(hints, log_defended(found.fits, hints), columns.estimate)
         needed = self._needed(torch.hypot(columns.mcse, columns.tail_error), _SECOND_PILOT)
-        return _Judged(needed, columns.pareto_k, columns.estimate, unmet)
+        return _Judged(needed, columns.pareto_k, columns.estimate, self._unmet_by(found, columns.estimate))
+
+    def _hints_of(self, rows: Tensor) -> Hints | None:
+        return None if self._hints is None else self._hints.of_rows(rows)
+
+    def _unmet_by(self, found: Fitted, level: Tensor, centre: Tensor | None = None) -> Tensor:
+        """Return in which rows their proposals have little density at a hint that matters, (rows,)."""
+        hints = self._hints_of(found.rows)
+        if hints is None:
+            return torch.zeros_like(found.rows, dtype=torch.bool)
+        return _unmet(hints, log_defended(found.fits, hints), level, centre)
 
     def _weigh_mixture(self, found: Fitted, draws: int, stage: Stage, turn: int = 0) -> Columns:
         part = self._part(found.rows, draws, stage, turn)
@@ -669,8 +661,9 @@ class Ladder:
         """Keep answers that are not lower than a bound ``level``, and return which are; those have cost, too."""
         lower = ~(found.estimate + found.mcse.nan_to_num(posinf=0.0) >= level - _WORSE)
         self._cost[rows[lower]] += found.cost[lower]
-        answered = Columns(*(getattr(found, field.name)[~lower] for field in dataclasses.fields(Columns)))
-        self._keep(rows[~lower], answered, name, draws, False if doubtful is None else doubtful[~lower])
+        self._keep(
+            rows[~lower], found.of_rows(~lower), name, draws, False if doubtful is None else doubtful[~lower]
+        )
         return lower
 
     def _keep(
@@ -678,8 +671,8 @@ class Ladder:
     ) -> None:
         """Store an answer and add its cost to what the rows have cost before."""
         self._cost[rows] += found.cost
-        for field in dataclasses.fields(Columns):
-            getattr(self.columns, field.name)[rows] = getattr(found, field.name)
+        for column, values in vars(found).items():
+            getattr(self.columns, column)[rows] = values
         self.columns.cost[rows] = self._cost[rows]
         index = rows.cpu().numpy()
         self.answered_by[index], self.draws[index] = name, draws

@@ -18,7 +18,7 @@ from pyrovae import noise
 from pyrovae.evaluation import Evaluation
 from pyrovae.pair import Coordinates, Latents, LogJoint
 from pyrovae.refusals import Refused, bad_value
-from pyrovae.row_noise import RowNoise
+from pyrovae.row_noise import RowNoise, interval_of
 from pyrovae.tracing import Call
 
 
@@ -245,10 +245,15 @@ def dimensions(evaluation: Evaluation) -> int:
         return 0
 
 
-def exact_draw(evaluation: Evaluation, posterior: Posterior, rows: slice, noise: RowNoise) -> Tensor | None:
-    """Return the u that rows were simulated with, (1, rows, dim); None for rows of the user."""
+def at_exact_draw(
+    evaluation: Evaluation, posterior: Posterior, rows: slice, weigh: Callable[[Tensor, RowNoise], Tensor]
+) -> Tensor | None:
+    """Return what ``weigh`` returns at the u, (1, rows, dim), that rows were simulated with; None for rows of the user."""
     latents = evaluation.exact_draw(rows)
-    return None if latents is None else posterior.flatten(latents, noise)
+    if latents is None:
+        return None
+    with undisturbed(evaluation, noise.Stream.EXACT, rows=rows) as drawn:
+        return weigh(posterior.flatten(latents, drawn), drawn)
 
 
 class Proposal(ABC):
@@ -385,8 +390,7 @@ class Mixture(Proposal):
         """Return draws, each from a component chosen at random, independently for every row."""
         each = torch.stack([component.draw(num_samples, noise) for component in self.components])
         ends = torch.tensor(self.counts, dtype=torch.float64, device=each.device).cumsum(0)
-        at = noise.uniform(num_samples, dtype=torch.float64) * ends[-1]
-        label = torch.searchsorted(ends, at, right=True)
+        label = interval_of(noise.uniform(num_samples, dtype=torch.float64), ends)
         return each.gather(0, label[None, ..., None].expand(1, *each.shape[1:]))[0]
 
     def log_density(self, u: Tensor, log_prior: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyrovae import arguments
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence.gaussians import fit_gaussians
-from pyrovae.evidence.posterior import Gaussian, Posterior, exact_draw, total, undisturbed
+from pyrovae.evidence.posterior import Gaussian, Posterior, at_exact_draw, total, undisturbed
 from pyrovae.evidence.refined import all_starts
 from pyrovae.evidence.result import Columns, LogEvidence
 from pyrovae.evidence.run import BlockFunction, Folder, Run
@@ -135,9 +135,7 @@ def grid_block(
                 tolerance, None if most_cost is None else most_cost[rows] - posterior.cost
             )
         columns = Columns.without_draws(estimate, error, grids.cost + posterior.cost + spent)
-        with undisturbed(evaluation, Stream.EXACT, rows=rows) as drawn:
-            exact = exact_draw(evaluation, posterior, rows, drawn)
-            mass = None if exact is None else grids.cell(posterior, exact)
+        mass = at_exact_draw(evaluation, posterior, rows, lambda u, _: grids.cell(posterior, u))
         return columns.beside(mass, 1)
 
     return sum_up

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,7 @@ from pyrovae.evidence.posterior import (
     Posterior,
     Prior,
     Proposal,
-    exact_draw,
+    at_exact_draw,
     split,
     tiles_of,
     total,
@@ -188,7 +188,7 @@ def weigh_fits(
     if keep is not None:
         keep(Draws.joined(evaluation, rows, held, back))
     whole = Columns.cat(found)
-    return Columns(*(getattr(whole, f.name)[back] for f in fields(Columns)))
+    return whole.of_rows(back)
 
 
 def _further_modes(
@@ -222,22 +222,13 @@ def _further_modes(
         apart &= torch.stack(
             [far_from(loc[:, again], *each) for each in zip(starts.loc, starts.spread, strict=True)]
         )
-        found.append(_of_block(starts, apart, again, len(cost)))
+        new = torch.where(apart, starts.log_joint, -math.inf)
+        found.append(starts._replace(log_joint=new).of_all(again, len(cost)))
         several = mostly_new(starts, places[:, again])
         places, again = torch.cat([places, found[-1].loc]), again[several]
     if not found:
         return known.some(slice(0, 0)), cost
     return _different(Starts.cat(found), most), cost
-
-
-def _of_block(starts: Starts, new: Tensor, rows: Tensor, num_rows: int) -> Starts:
-    """Return starts of some ``rows`` as starts of a block; log_joint is −∞ where they aren't ``new``, (starts, rows)."""
-    every = []
-    for name, given in vars(starts).items():
-        whole = given.new_full((len(given), num_rows, *given.shape[2:]), -math.inf)
-        whole[:, rows] = given if name != "log_joint" else torch.where(new, given, -math.inf)
-        every.append(whole)
-    return Starts(*every)
 
 
 def _different(starts: Starts, most: int) -> Starts:
@@ -336,9 +327,9 @@ def weigh_mixture(
         keep(Draws.cat(evaluation, rows, held))
     lost = lost_at_bounds(at_bounds, weights)
     columns = Columns.of_weights(weights, posterior.dtype, posterior.cost, lost)
-    with undisturbed(evaluation, Stream.EXACT, rows=rows) as drawn:
-        exact = exact_draw(evaluation, posterior, rows, drawn)
-        weight = None if exact is None else Terms(*posterior.weigh(mixture, exact, 1)).log_weights[0]
+    weight = at_exact_draw(
+        evaluation, posterior, rows, lambda u, _: Terms(*posterior.weigh(mixture, u, 1)).log_weights[0]
+    )
     return columns.beside(weight, evaluation.num_samples, weights)
 
 

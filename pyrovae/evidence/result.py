@@ -238,6 +238,10 @@ class Columns:
         """Return the columns of several blocks of rows, concatenated."""
         return cls(*(torch.cat([getattr(block, f.name) for block in blocks]) for f in fields(cls)))
 
+    def of_rows(self, rows: Tensor) -> Columns:
+        """Return the columns of some of the rows."""
+        return Columns(*(each[rows] for each in vars(self).values()))
+
     def numpy(self) -> dict[str, Any]:
         """Return the columns that a ``LogEvidence`` has, by name, as numpy arrays."""
         return {
@@ -378,21 +382,11 @@ class LogEvidence:
         )
 
     @classmethod
-    def exact(
-        cls,
-        estimate: np.ndarray,
-        *,
-        measure: tuple[str, ...],
-        method: str,
-        fingerprint: identity.Fingerprint,
-        seen: int = 0,
-        index: Any = None,
-        target: str = "predictive",
-        parameters: str = "plug-in",
-        observed: np.ndarray | None = None,
-        _seen: identity.Seen | None = None,
-    ) -> LogEvidence:
-        """Return a ``LogEvidence`` of rows whose log P(x) is known in closed form: no error, nothing sampled."""
+    def exact(cls, estimate: np.ndarray, *, method: str, **fields: Any) -> LogEvidence:
+        """Return a ``LogEvidence`` of rows whose log P(x) is known in closed form: no error, nothing sampled.
+
+        ``fields`` are the others: at least ``measure`` and ``fingerprint``.
+        """
         estimate = np.asarray(estimate, dtype=np.float64)
         zero, unknown = np.zeros_like(estimate), np.full_like(estimate, np.nan)
         return cls(
@@ -403,20 +397,13 @@ class LogEvidence:
             pareto_k=unknown,
             kind=np.full(estimate.shape, "exact"),
             verdict=np.full(estimate.shape, "trust"),
-            measure=measure,
             method=method,
             answered_by=np.full(estimate.shape, method),
             cost=zero,
             num_samples=0,
             seed=None,
             tile=None,
-            fingerprint=fingerprint,
-            seen=seen,
-            index=index,
-            target=target,
-            parameters=parameters,
-            observed=observed,
-            _seen=_seen,
+            **fields,
         )
 
     def __len__(self) -> int:

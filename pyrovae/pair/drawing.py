@@ -19,7 +19,7 @@ from pyrovae import supports
 from pyrovae.pair import masks
 from pyrovae.pair.running import Latents, Site, Sites, lacks_method
 from pyrovae.refusals import bad_value
-from pyrovae.row_noise import RowNoise
+from pyrovae.row_noise import RowNoise, interval_of
 from pyrovae.torch_private import Moved, private
 
 aten = torch.ops.aten
@@ -280,11 +280,8 @@ def _bernoulli(source: Source, probs: Tensor) -> Tensor:
 
 def _multinomial(source: Source, weights: Tensor, num_draws: int, replacement: bool = False) -> Tensor:
     """Return categories, chosen by a uniform number's place among the cumulated weights."""
-    cumulated = weights.double().cumsum(-1)
-    at = source.uniform((*weights.shape[:-1], num_draws), torch.float64) * cumulated[..., -1:]
-    return torch.searchsorted(cumulated.contiguous(), at.contiguous(), right=True).clamp(
-        max=weights.shape[-1] - 1
-    )
+    shares = source.uniform((*weights.shape[:-1], num_draws), torch.float64)
+    return interval_of(shares, weights.double().cumsum(-1))
 
 
 def _poisson(source: Source, rate: Tensor) -> Tensor:

@@ -121,8 +121,10 @@ class RowModel:
         """
         proposed = self._ask("guide", batch, num_samples, noise=noise)
         latents, log_q = self._proposed(proposed, batch, num_samples)
-        joint, lost = self._scored(proposed, latents, batch, num_samples)
-        return latents, joint, torch.where(lost, math.inf, log_q)
+        shape = num_samples, len(batch["x"])
+        sites = {"guide": proposed, "model": self._ask("model", batch, num_samples, latents)}
+        lost = self._lost(sites, num_samples, shape)
+        return latents, self._joint(sites["model"], shape), torch.where(lost, math.inf, log_q)
 
     def weigh_rest(
         self,
@@ -148,14 +150,6 @@ class RowModel:
         joint, lost = self._joint(sites["model"], shape), self._lost(sites, num_samples, shape)
         log_q, log_r = (self._terms(each, sites[each], rest, shape) for each in ("guide", "model"))
         return latents, joint, torch.where(lost, math.inf, log_q), log_r
-
-    def _scored(
-        self, proposed: Sites, latents: Latents, batch: Batch, num_samples: int
-    ) -> tuple[LogJoint, Tensor]:
-        """Return the log joint of the guide's draws, and which of them lie on a bound, (samples, rows)."""
-        sites = {"guide": proposed, "model": self._ask("model", batch, num_samples, latents)}
-        shape = num_samples, len(batch["x"])
-        return self._joint(sites["model"], shape), self._lost(sites, num_samples, shape)
 
     def _lost(self, sites: dict[str, Sites], num_samples: int, shape: tuple[int, int]) -> Tensor:
         """Return which draws, scored by both parts, lie on a bound, (samples, rows)."""
