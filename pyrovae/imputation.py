@@ -20,7 +20,7 @@ from pyrovae.evidence.run import Run
 from pyrovae.evidence.sampled import METHODS, answers, of_empty_rows, on_simulated, prepare
 from pyrovae.model import VAE, LatentVariableModel
 from pyrovae.noise import Stream, derive
-from pyrovae.refusals import Refused, bad_type, bad_value
+from pyrovae.refusals import bad_type, bad_value, failure
 from pyrovae.rows import as_passed, copied, filled, joined
 from pyrovae.turns import takes_turns
 
@@ -416,12 +416,8 @@ def _ranks(run: Run, num_draws: int) -> tuple[bool | None, str]:
         rows, found = on_simulated(
             run, _SIMULATED, seed, _completing(num_draws, lambda *block: kept.append(block[2]))
         )
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Refused as error:
-        return None, f"rows cannot be simulated from the model: {str(error).rpartition('. ')[0] or error}"
     except Exception as error:  # the user's model may be unable to run on rows that it simulates
-        return None, f"rows cannot be simulated from the model: {type(error).__name__}: {error}"
+        return None, f"rows cannot be simulated from the model: {failure(error)}"
     sound = (found.verdict == "trust") & (found.ess >= _ESS_PER_DRAW * num_draws)
     if sound.sum() < _FEWEST:
         return None, (

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 
 def refusal(argument: str, expected: str, came: str, fix: str) -> str:
     """Return the text of an error message: argument, expected value, value that came, fix."""
@@ -66,6 +68,15 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type if it has none; without the values that torch appends."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return line.removesuffix(", but found invalid values:")
+
+
+def failure(error: Exception) -> str:
+    """Return why the user's model failed, in a line without the advice; raise the error again if memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        raise error
+    if isinstance(error, Refused):
+        return str(error).rpartition(". ")[0] or str(error)
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from pyrovae.evidence.simulated import Supply
 from pyrovae.model import LatentVariableModel
 from pyrovae.noise import Stream, derive
 from pyrovae.pair import behaviour, parameters_digest, probe
-from pyrovae.refusals import Refused
+from pyrovae.refusals import failure
 from pyrovae.turns import takes_turns
 
 # With none missed, 64 trusted rows decide; with one or two missed, four times as many in all do.
@@ -248,14 +248,8 @@ def _key(template: Evaluation, estimator: Estimator, options: Mapping[str, Any])
 def _try(template: Evaluation, estimator: Estimator, num_rows: int, options: Mapping[str, Any]) -> Check:
     try:
         return _count(template, estimator, num_rows, options)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Refused as error:
-        # The advice at its end is on rows of the user.
-        why = str(error).rpartition(". ")[0] or str(error)
     except Exception as error:  # the user's model may be unable to run on rows that it simulates
-        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    reason = f"the method cannot be tried on rows simulated from the model: {why}"
+        reason = f"the method cannot be tried on rows simulated from the model: {failure(error)}"
     return Check(estimator.__name__, 0, 0, 0, 0, None, reason, np.empty(0), 0, 0)
 
 

@@ -24,7 +24,7 @@ from pyrovae.evidence.from_draws import beyond_numbers, by_bridge
 from pyrovae.evidence.result import Columns, LogEvidence, about, given_of, judge, verdicts
 from pyrovae.pair import Batch, Latents
 from pyrovae.pair.globals import BayesianModel
-from pyrovae.refusals import bad_type, bad_value, first_line
+from pyrovae.refusals import bad_type, bad_value, failure
 from pyrovae.rows import Source, read_in_double
 from pyrovae.turns import takes_turns
 
@@ -231,10 +231,8 @@ class PyroMCMC(Fitted):
             return None
         try:
             now = joint.log_joints(_some(self._draws))
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
         except Exception as error:  # the user's code may fail in any way
-            return f"one that fails on the fitted rows at a kept draw ({type(error).__name__}: {first_line(error)})"
+            return f"one that fails on the fitted rows at a kept draw ({failure(error)})"
         tolerance = checkpoints.rounding(torch.float64)
         same = torch.isclose(now, self._at_draws, rtol=tolerance, atol=tolerance, equal_nan=True)
         if bool(same.all()):
@@ -336,11 +334,18 @@ class PyroMCMC(Fitted):
             verdict = np.where(verdict == "trust", "more samples", verdict)
         if self._lost:
             verdict = np.full(len(verdict), "another method")
-        return self._answer(
+        name, count = type(self).__name__, len(verdict)
+        return LogEvidence(
             **found,
+            kind=np.full(count, "estimate"),
             verdict=verdict,
             reasons=(*self._lost, *self.problems, *reasons),
-            method=type(self).__name__,
+            method=name,
+            answered_by=np.full(count, name),
+            num_samples=len(flat),
+            seed=self.seed,
+            tile=None,
+            parameters="posterior-averaged",
             measure=joint.rows.measure,
             given=given_of(batch),
             own_totals=joint.own_totals,
@@ -412,21 +417,6 @@ class PyroMCMC(Fitted):
         squared = torch.where(possible, ratio.var(dim=0), math.inf) / ess
         tail_error = found.tail_error * (len(log_likelihood) / ess).sqrt()
         return replace(found, mcse=squared.sqrt(), bias=-0.5 * squared, ess=ess, tail_error=tail_error), ratio
-
-    def _answer(self, *, method: str, **found: Any) -> LogEvidence:
-        """Return a ``LogEvidence`` of the given fields and of those that all results share."""
-        num = len(found["estimate"])
-        draws = self._draws.shape[0] * self._draws.shape[1]
-        return LogEvidence(
-            **found,
-            kind=np.full(num, "estimate"),
-            method=method,
-            answered_by=np.full(num, method),
-            num_samples=draws,
-            seed=self.seed,
-            tile=None,
-            parameters="posterior-averaged",
-        )
 
     def _like_fitted(self, x: Any) -> tuple[Batch, Source]:
         """Return rows as a batch and as passed; raise ``ValueError`` unless their columns and names are the fitted ones."""
