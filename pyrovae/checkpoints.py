@@ -94,9 +94,7 @@ class Run:
         self._best = 0
         self.state: Any = None
         if self._path.exists():
-            arrays, meta = storage.read(self._path, "checkpoint", _ANEW)
-            _check_pins(self.folder, storage.unpack(meta["pins"], arrays), self._pins)
-            self.state = storage.unpack(meta["state"], arrays)
+            self.state = _read(self._path, self._pins, "state", _ANEW)[0]
 
     @property
     def due(self) -> bool:
@@ -105,18 +103,26 @@ class Run:
 
     def save(self, state: Any) -> None:
         """Replace the state in the folder atomically. Takes the values that ``storage.pack`` takes."""
-        arrays: dict[str, Tensor] = {}
-        meta = {
-            "pins": storage.pack(self._pins, arrays, "pins"),
-            "state": storage.pack(state, arrays, "state"),
-        }
-        storage.write(self._path, arrays, meta)
+        _write(self._path, self._pins, "state", state)
         self._written = time.monotonic()
 
     def new_best(self, epoch: int) -> bool:
         """Return whether the best epoch has changed since the last call."""
         new, self._best = epoch != self._best, epoch
         return new
+
+
+def _read(path: Path, pins: Mapping[str, Any], name: str, fix: str) -> tuple[Any, dict[str, Any]]:
+    """Return the value of a name in a file, and what else it says; raise ``ValueError`` if the file has other pins."""
+    arrays, meta = storage.read(path, "checkpoint", fix)
+    _check_pins(path.parent, storage.unpack(meta["pins"], arrays), pins)
+    return storage.unpack(meta[name], arrays), meta
+
+
+def _write(path: Path, pins: Mapping[str, Any], name: str, value: Any, **more: int) -> None:
+    arrays: dict[str, Tensor] = {}
+    meta = {"pins": storage.pack(pins, arrays, "pins"), name: storage.pack(value, arrays, name), **more}
+    storage.write(path, arrays, meta)
 
 
 def _check_pins(folder: Path, pins: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -213,14 +219,13 @@ class Parts:
         with storage.lock(self._folder):
             known = self._folder / "evaluation.safetensors"
             if known.exists():
-                arrays, meta = storage.read(known, "checkpoint", _ANEW)
-                _check_pins(self._folder, storage.unpack(meta["pins"], arrays), self._pins)
-                check_answers(self._folder, storage.unpack(meta["value"], arrays), answers)
+                kept, meta = _read(known, self._pins, "value", _ANEW)
+                check_answers(self._folder, kept, answers)
                 # A version that kept no number used all threads.
                 self.threads: int = meta.get("threads", torch.get_num_threads())
             else:
                 self.threads = number_of_threads
-                self._write(known, dict(answers), threads=number_of_threads)
+                _write(known, self._pins, "value", dict(answers), threads=number_of_threads)
 
     def __contains__(self, number: int) -> bool:
         """Return whether part ``number`` is finished."""
@@ -230,8 +235,7 @@ class Parts:
         """Return part ``number``, read from its file or computed and written. Takes what ``storage.pack`` takes."""
         path = self._path(number)
         if path.exists():
-            arrays, meta = storage.read(path, "checkpoint", _PART)
-            _check_pins(self._folder, storage.unpack(meta["pins"], arrays), self._pins)
+            value, meta = _read(path, self._pins, "value", _PART)
             kept = meta.get("number", number)  # an earlier version kept no number
             if kept != number:
                 raise bad_value(
@@ -240,22 +244,13 @@ class Parts:
                     f"part {kept}, under another name",
                     _PART,
                 )
-            return storage.unpack(meta["value"], arrays)
+            return value
         value = compute()
-        self._write(path, value, number=number)
+        _write(path, self._pins, "value", value, number=number)
         return value
 
     def _path(self, number: int) -> Path:
         return self._folder / f"part-{number}.safetensors"
-
-    def _write(self, path: Path, value: Any, **more: int) -> None:
-        arrays: dict[str, Tensor] = {}
-        meta = {
-            "pins": storage.pack(self._pins, arrays, "pins"),
-            "value": storage.pack(value, arrays, "value"),
-            **more,
-        }
-        storage.write(path, arrays, meta)
 
 
 @contextmanager
