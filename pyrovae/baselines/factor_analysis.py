@@ -57,10 +57,6 @@ class FactorAnalysis(factors.FactorModel):
         torch.Size([5])
     """
 
-    measure = "density"
-
-    loc: Tensor
-    loadings: Tensor
     noise_variance: Tensor
 
     def _fit(self, rows: Tensor, observed: Tensor | None = None) -> None:
@@ -136,12 +132,6 @@ class FactorAnalysis(factors.FactorModel):
     def _distribution(self) -> MultivariateNormal:
         # Uses the full covariance: the low-rank form divides by ψ and loses digits if that is small.
         return MultivariateNormal(self.loc, self.loadings @ self.loadings.T + self.noise_variance.diag())
-
-    @property
-    def num_parameters(self) -> float:
-        width = self._require_fit()
-        rotations = self.latent_dim * (self.latent_dim - 1) // 2
-        return width + width * self.latent_dim - rotations + width
 
     def summary(self) -> str:
         self._require_fit()

@@ -41,6 +41,8 @@ def fewer(most: int, width: int) -> str:
 class FactorModel(Distributed, Incomplete):
     """A linear factor model; its ``noise_variance`` is one number, or one a column, shape (columns,)."""
 
+    measure = "density"
+
     loc: Tensor
     loadings: Tensor
     noise_variance: float | Tensor
@@ -48,6 +50,12 @@ class FactorModel(Distributed, Incomplete):
     def __init__(self, latent_dim: int, max_iter: int = 2000) -> None:
         self.latent_dim = arguments.integer("latent_dim", latent_dim)
         self.max_iter = arguments.integer("max_iter", max_iter)
+
+    @property
+    def num_parameters(self) -> float:
+        width, noises = self._require_fit(), torch.as_tensor(self.noise_variance).numel()
+        rotations = self.latent_dim * (self.latent_dim - 1) // 2
+        return width + width * self.latent_dim - rotations + noises
 
     def _factors(self) -> Factors:
         noise = torch.as_tensor(self.noise_variance, dtype=self.loc.dtype).expand_as(self.loc)

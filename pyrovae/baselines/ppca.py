@@ -44,10 +44,6 @@ class PPCA(factors.FactorModel):
         'exact'
     """
 
-    measure = "density"
-
-    loc: Tensor
-    loadings: Tensor
     noise_variance: float
 
     def _fit(self, rows: Tensor, observed: Tensor | None = None) -> None:
@@ -105,12 +101,6 @@ class PPCA(factors.FactorModel):
     def _distribution(self) -> LowRankMultivariateNormal:
         diagonal = torch.full_like(self.loc, self.noise_variance)
         return LowRankMultivariateNormal(self.loc, self.loadings, diagonal)
-
-    @property
-    def num_parameters(self) -> float:
-        width = self._require_fit()
-        rotations = self.latent_dim * (self.latent_dim - 1) // 2
-        return width + width * self.latent_dim - rotations + 1
 
     def summary(self) -> str:
         self._require_fit()
