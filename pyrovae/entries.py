@@ -26,7 +26,7 @@ def most_dense(rows: Tensor) -> int:
     return int(_MOST_DENSE / (rows.dtype.itemsize * rows[0].numel()))
 
 
-def all_dense(argument: str, rows: Tensor, reader: str) -> Tensor:
+def all_dense(rows: Tensor, reader: str) -> Tensor:
     """Return sparse rows as dense ones, for a ``reader`` that needs all of them at once; other rows as they are.
 
     Raises:
@@ -38,7 +38,7 @@ def all_dense(argument: str, rows: Tensor, reader: str) -> Tensor:
     if len(rows) > most:
         size = rows.numel() * rows.dtype.itemsize / 1e9
         raise bad_value(
-            argument,
+            "x",
             f"sparse rows of at most {_MOST_DENSE / 1e9:g} GB when they are dense, because {reader} needs all of them at once",
             f"{len(rows)} rows of {size:.3g} GB",
             f"Pass a random sample of at most {most} rows, or a dense array.",
@@ -125,14 +125,13 @@ def on_support(
     )
 
 
-def check_sizes(argument: str, x: Tensor, names: tuple[str, ...] | None = None, spread: bool = True) -> None:
+def check_sizes(x: Tensor, names: tuple[str, ...] | None = None, spread: bool = True) -> None:
     """Raise ``ValueError`` for columns of real numbers whose squares leave the range of their dtype.
 
     log P(x) squares differences within a column. Values must be below 1e151 and ranges above 1e-151 in float64; in float32,
     1e16 and 1e-16. The range of a column is its largest value less its smallest; a constant column has none.
 
     Args:
-        argument: of the user.
         x: rows, NaN in missing cells.
         names: of the columns.
         spread: whether ranges are checked, too; a few rows to score may be close to each other.
@@ -155,7 +154,7 @@ def check_sizes(argument: str, x: Tensor, names: tuple[str, ...] | None = None, 
         unit = float(f"1e{math.floor(math.log10(held))}")
         double = x.dtype != torch.float64
         raise bad_value(
-            argument,
+            "x",
             f"columns of values up to {most:.0e}"
             + (f" and of ranges from {least:.0e} on" if spread else "")
             + f", whose squares {str(x.dtype).removeprefix('torch.')} can represent",

@@ -395,7 +395,7 @@ def standardizing(
     """
     new = [module for module in modules if isinstance(module, Standardize) and not module.learned]
     if not all(module.log for module in new):
-        check_sizes("x", x, names)
+        check_sizes(x, names)
     before = [module.loc.dtype for module in new]
     try:
         for module in new:

@@ -96,8 +96,7 @@ class Parameters(nn.Module):
         new = {name: p for name, p in self.stored.items() if name not in known and id(p) not in owned}
         taken = sorted(name for name in new if name in pyro.get_param_store())
         if taken:
-            for name in self.stored.keys() - known:
-                del self.stored[name], self.constraints[name]
+            self._forget(self.stored.keys() - known)
             raise bad_value(
                 "params",
                 "names that Pyro's global parameter store does not hold yet",
@@ -114,14 +113,17 @@ class Parameters(nn.Module):
         held = {id(p) for module in self.every_module() for p in module.parameters()}
         new = [name for name, p in self.stored.items() if name not in known and id(p) not in held]
         if self._filled and new:
-            for name in new:
-                del self.stored[name], self.constraints[name]
+            self._forget(new)
             raise bad_value(
                 "params",
                 "names that were in the file this pair was loaded from",
                 f"{len(new)} that were not, first {new[0]!r}",
                 "Load a file that was saved by the same code.",
             )
+
+    def _forget(self, names: Iterable[str]) -> None:
+        for name in names:
+            del self.stored[name], self.constraints[name]
 
     def register_declared(self) -> None:
         """Make declared parameters visible to torch: .parameters(), .double(), .to(device)."""
@@ -143,8 +145,7 @@ class Parameters(nn.Module):
         try:
             yield
         except BaseException:
-            for name in self.stored.keys() - known:
-                del self.stored[name], self.constraints[name]
+            self._forget(self.stored.keys() - known)
             kept = {id(p) for p in self.stored.values()}
             for attribute, parameter in list(self.declared._parameters.items()):
                 if id(parameter) not in kept:
@@ -193,7 +194,7 @@ class Parameters(nn.Module):
         """Yield the pair's modules and those that its plain functions refer to, for example to pass to pyro.module."""
         yield from self.modules()
         for function in (self.model, self.guide):
-            for module in _referred(function):
+            for module in referred(function).values():
                 yield from module.modules()
 
     def owners_parameters(self) -> Iterator[nn.Parameter]:
@@ -304,14 +305,14 @@ def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def _referred(function: Callable[..., Any]) -> list[nn.Module]:
-    """Return the torch modules that a plain function's own code names: closure variables and globals."""
+def referred(function: Callable[..., Any]) -> dict[str, nn.Module]:
+    """Return the torch modules that a plain function's own code names, by name: closure variables and globals."""
     function = unwrapped(function)
     if not inspect.isfunction(function):
-        return []
+        return {}
     variables = inspect.getclosurevars(function)
-    found = [*variables.nonlocals.values(), *variables.globals.values()]
-    return [value for value in found if isinstance(value, nn.Module)]
+    found = {**variables.globals, **variables.nonlocals}
+    return {name: value for name, value in found.items() if isinstance(value, nn.Module)}
 
 
 def _store_state(params: ParamStoreDict | dict[str, Any] | None) -> StateDict:

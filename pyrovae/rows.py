@@ -434,7 +434,7 @@ def completed(rows: Tensor, observed: Tensor | None) -> Tensor:
     """
     if observed is None:
         return rows
-    check_columns_observed("x", observed.any(dim=0), len(rows))
+    check_columns_observed(observed.any(dim=0), len(rows))
     found = rows.clone()
     for column in (~observed.all(dim=0)).nonzero().tolist():
         at = (slice(None), *column)
@@ -443,15 +443,13 @@ def completed(rows: Tensor, observed: Tensor | None) -> Tensor:
     return found
 
 
-def check_columns_observed(
-    argument: str, seen: Tensor, num_rows: int, names: tuple[str, ...] | None = None
-) -> None:
+def check_columns_observed(seen: Tensor, num_rows: int, names: tuple[str, ...] | None = None) -> None:
     """Raise ``ValueError`` for columns without an observed cell; ``seen`` tells which have one, shape (columns,)."""
     empty = torch.nonzero(~seen.flatten()).flatten()
     if len(empty):
         column = int(empty[0])
         raise bad_value(
-            argument,
+            "x",
             "an observed cell in every column",
             f"{len(empty)} column(s) without any in {num_rows} rows, first {column_of(column, names)}",
             "Drop those columns, or fit on rows that have them.",

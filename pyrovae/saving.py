@@ -24,7 +24,7 @@ from pyrovae import arguments, baselines, encoders, likelihoods, networks, prior
 from pyrovae.baselines.base import Fitted
 from pyrovae.likelihoods.mixed import TABLES
 from pyrovae.model import VAE, FitRecord, LatentVariableModel
-from pyrovae.parameters import is_plain, unwrapped
+from pyrovae.parameters import is_plain, referred
 from pyrovae.refusals import Refused, bad_type, bad_value, shown
 from pyrovae.tables import Table
 from pyrovae.turns import takes_turns
@@ -217,12 +217,9 @@ def _roots(pair: LatentVariableModel) -> dict[str, nn.Module]:
     roots: dict[str, nn.Module] = {"pair": pair}
     own = {id(module) for module in pair.modules()}
     for part in ("model", "guide"):
-        function = unwrapped(getattr(pair, part))
-        if inspect.isfunction(function):
-            variables = inspect.getclosurevars(function)
-            for name, value in {**variables.globals, **variables.nonlocals}.items():
-                if isinstance(value, nn.Module) and id(value) not in own:
-                    roots[f"{part}.{name}"] = value
+        for name, module in referred(getattr(pair, part)).items():
+            if id(module) not in own:
+                roots[f"{part}.{name}"] = module
     return roots
 
 
@@ -713,16 +710,11 @@ def _load_baseline(arrays: Mapping[str, Tensor], meta: Mapping[str, Any], into: 
         for key in ("class", "arguments"):
             if here[key] != meta[key]:
                 raise _other(f"{meta[key]}", f"{here[key]}")
-    before = dict(vars(into))
     # All arguments, because a file of an earlier version lacks those that are new.
     known = (*meta["arguments"], *_argument_names(type(into)), *into.derived)
-    kept = {name: value for name, value in before.items() if name in known}
-    try:
+    kept = {name: value for name, value in vars(into).items() if name in known}
+    with into._unchanged_on_error():
         vars(into).clear()
         vars(into).update(kept | state)
         into._derive()
-    except BaseException:
-        vars(into).clear()
-        vars(into).update(before)
-        raise
     return into

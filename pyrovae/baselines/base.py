@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -62,6 +63,17 @@ class Fitted:
     def _derive(self) -> None:
         """Compute the attributes in ``derived`` from the others, after loading."""
 
+    @contextmanager
+    def _unchanged_on_error(self) -> Iterator[None]:
+        """Run a block; if it raises, give the object the attributes that it had."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
     def _not_fitted(self) -> Refused:
         name = type(self).__name__
         return bad_value(name, "a fitted baseline", "one that was not", f"Call {name}(…).fit(x_train) first.")
@@ -104,18 +116,13 @@ class Baseline(Fitted, ABC):
         With missing cells, an ``Incomplete`` baseline maximises the likelihood of the observed cells.
         """
         rows, mask, source = self._rows(x, None, fitting=True)
-        rows = rows if self.fits_sparse else all_dense("x", rows, f"{type(self).__name__}.fit")
-        before = dict(vars(self))
-        try:
+        rows = rows if self.fits_sparse else all_dense(rows, f"{type(self).__name__}.fit")
+        with self._unchanged_on_error():
             self._fit(*_to_fit(rows, mask, source.names.get("x")))
             self._lay_out()
             self._width, self.names = rows.shape[1], dict(source.names)
             self._fingerprint = identity.fingerprint(source.exact, source.observed, source.names.get("x"))
             self.seen = identity.row_hashes(source.exact, source.observed)
-        except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
-            raise
         return self
 
     def _lay_out(self) -> None:
@@ -145,7 +152,7 @@ class Baseline(Fitted, ABC):
                 f"width {rows.shape[1]}",
                 "Pass the same columns.",
             )
-        return rows if sparse else all_dense("x", rows, type(self).__name__), mask, source
+        return rows if sparse else all_dense(rows, type(self).__name__), mask, source
 
     @takes_turns
     def sample(self, num_rows: int, seed: int = 0) -> Tensor:
@@ -214,7 +221,7 @@ class Baseline(Fitted, ABC):
         held = source.names.get("x")
         on_support("x", checked, columns, self.support, self.family, off_support(self.family), held)
         if self.support is constraints.real:
-            check_sizes("x", checked, source.names.get("x"), spread=fitting)
+            check_sizes(checked, source.names.get("x"), spread=fitting)
         return rows, tuple(mask), source
 
     def _require_fit(self) -> int:
@@ -469,7 +476,7 @@ def _to_fit(rows: Tensor, mask: tuple[Tensor, ...], names: tuple[str, ...] | Non
     """
     if not mask:
         return (rows,)
-    check_columns_observed("x", mask[0].any(dim=0), len(rows), names)
+    check_columns_observed(mask[0].any(dim=0), len(rows), names)
     kept = mask[0].any(dim=1)
     rows, observed = rows[kept], mask[0][kept]
     return (rows,) if bool(observed.all()) else (rows, observed)

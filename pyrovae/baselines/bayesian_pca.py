@@ -82,7 +82,7 @@ class BayesianPCA(PyroMCMC):
         x = complete(joined(x, "x"), "BayesianPCA")
         batch, source = read_in_double(x)
         rows = batch["x"]
-        check_sizes("x", rows, source.names.get("x"))
+        check_sizes(rows, source.names.get("x"))
         before, self._order = self._order, _pivots(rows, self.latent_dim) if rows.dim() == 2 else None
         try:
             return super().fit(x)

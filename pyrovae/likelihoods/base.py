@@ -111,7 +111,7 @@ class Likelihood(nn.Module, ABC):
                 cell; the last layer has no bias as wide as its outputs; the family takes an offset and x has none.
         """
         batch, source = read_in_double(x, missing=True)
-        rows = restored(all_dense("x", batch["x"], "start_from"), source.observed)
+        rows = restored(all_dense(batch["x"], "start_from"), source.observed)
         self._check_support(rows, _last_bias(self.network))
         rows = completed(rows, source.observed)
         if not self.offset:

@@ -60,9 +60,7 @@ def only_missing(site: Site, dim: int, columns: Sequence[int], batch: Batch, oth
         return False
     rows = _rows_of(counted, row_axis(site, dim))
     expected = flat(batch["observed"])[:, list(columns)]
-    if others:
-        expected = expected & rows if rows.shape == expected.shape else expected
-    return rows.shape == expected.shape and torch.equal(rows, expected)
+    return rows.shape == expected.shape and torch.equal(rows, expected & rows if others else expected)
 
 
 def scored(site: Site, dim: int, columns: Sequence[int]) -> Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -138,22 +138,16 @@ class Ranks:
             self.exchange(None)
         return total[:-2]
 
-    def reporting_errors(self, step: bool = False) -> AbstractContextManager[None]:
-        """Return a context for a block that ends with ``exchange``, or a ``step``, which ends with ``sum``.
-
-        It tells the other ranks of an error of the block.
-        """
-        return nullcontext() if self.size == 1 else self._reporting(step)
-
     @contextmanager
-    def _reporting(self, step: bool) -> Iterator[None]:
+    def reporting_errors(self, step: bool = False) -> Iterator[None]:
+        """Run a block that ends with ``exchange``, or a ``step``, which ends with ``sum``; tell other ranks of its errors."""
         self._summed = False
         try:
             yield
         except RankFailed:
             raise
         except Exception as error:
-            if error is not self._reported and not (step and self._summed):
+            if self.size > 1 and error is not self._reported and not (step and self._summed):
                 self._reported = error
                 if step:
                     self.sum(None)

@@ -175,7 +175,7 @@ class Rows:
             if digests:
                 self.digests.append(identity.digests(batch))
             hashes.append(identity.row_hashes(source.exact, source.observed))
-        check_columns_observed("x", seen > 0, sum(self.lengths), self.names.get("x"))
+        check_columns_observed(seen > 0, sum(self.lengths), self.names.get("x"))
         if masked:
             first = with_mask(first)
         self.hashes = np.concatenate(hashes)
