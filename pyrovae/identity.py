@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ class Fingerprint:
     """Identifies the rows that a number was computed on: equal for equal flattened rows, whatever their dtype.
 
     Rows in float64 also equal their own copy in float32, unless that cast is a loss (see ``rounding.cast``). No other
-    rows that differ are equal, even if they agree in float32.
+    rows that differ are equal, even if they agree in float32. Rows of two tables are equal if their values are, whatever the
+    codes. Other rows equal those of a table if they are its codes or its values.
 
     Attributes:
         sha256: of the rows' exact values.
@@ -36,6 +38,7 @@ class Fingerprint:
         given: columns that a number is conditional on, by number; empty for log P of all columns.
         names: of the columns; empty if they have none, or several have one name.
         by_name: of the same rows with columns in the order of their names; None if they are in it, or have no names.
+        values: of the values that a table's codes stand for; None without a table.
     """
 
     sha256: str
@@ -50,6 +53,7 @@ class Fingerprint:
     given: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
     by_name: Fingerprint | None = field(default=None, repr=False)
+    values: Fingerprint | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.totals)
@@ -57,23 +61,35 @@ class Fingerprint:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Fingerprint):
             return NotImplemented
-        if self.given != other.given:
-            return False
+        return self.given == other.given and any(one._holds(two) for one, two in self._readings(other))
+
+    def __hash__(self) -> int:
+        return hash((len(self), self.columns, self.mask))  # equal rows may have other codes
+
+    def _readings(self, other: Fingerprint) -> list[tuple[Fingerprint, Fingerprint]]:
+        """Return what to compare: the values of two tables; else the rows, as codes and as values of a table."""
+        if self.values is not None and other.values is not None:
+            return [(self.values, other.values)]
+        readings = ([each, each.values] for each in (self, other))
+        return [(one, two) for one, two in product(*readings) if one is not None and two is not None]
+
+    def _holds(self, other: Fingerprint) -> bool:
+        """Return whether other rows hold the same numbers."""
         if self.sha256 == other.sha256:
             return True
         one_in_float32 = self.sha256 == self.rounded or other.sha256 == other.rounded
         return self.rounded == other.rounded and one_in_float32 and not (self.lossy or other.lossy)
-
-    def __hash__(self) -> int:
-        return hash(self.rounded)
 
     def same_by_name(self, other: Fingerprint) -> bool:
         """Return whether both are of the same rows, whose columns have the same names, in whatever order."""
         if not self.names or sorted(self.names) != sorted(other.names):
             return False
         given, others = ({each.names[column] for column in each.given} for each in (self, other))
-        one, two = (each if each.by_name is None else each.by_name for each in (self, other))
-        return given == others and replace(one, given=()) == replace(two, given=())
+        return given == others and any(one._sorted._holds(two._sorted) for one, two in self._readings(other))
+
+    @property
+    def _sorted(self) -> Fingerprint:
+        return self if self.by_name is None else self.by_name
 
     def unlike(self, other: Fingerprint) -> str:
         """Return, in words, how other rows differ from these, as far as the two fingerprints show it."""
@@ -83,6 +99,8 @@ class Fingerprint:
         given, others = ([each.names[d] if named else d for d in each.given] for each in (self, other))
         if sorted(map(str, given)) != sorted(map(str, others)):
             return f"log P given the columns {others} against {given}"
+        if self.values is not None and other.values is not None:
+            return self.values.unlike(other.values)
         if self.missing != other.missing:
             return f"{other.missing} missing cells against {self.missing}"
         if self.mask != other.mask:

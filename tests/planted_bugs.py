@@ -11,6 +11,27 @@ import sys
 from planting import Bug, run
 
 BUGS = {
+    "codes of levels in place of their values": Bug(
+        "evidence/result.py",
+        "fingerprint_of",
+        "table is None",
+        "True",
+        "test_comparison.py::test_tables_whose_codes_differ_are_of_the_same_rows_if_their_values_are",
+    ),
+    "tables of equal codes": Bug(
+        "identity.py",
+        "Fingerprint._readings",
+        "self.values is not None and other.values is not None",
+        "False",
+        "test_comparison.py::test_tables_whose_codes_differ_are_of_the_same_rows_if_their_values_are",
+    ),
+    "levels of text alike": Bug(
+        "tables/columns.py",
+        "_number_of",
+        "repr(level)",
+        "type(level).__name__",
+        "test_comparison.py::test_levels_of_text_are_the_same_in_any_order_of_categories_and_no_others",
+    ),
     "measures in the order of another score": Bug(
         "comparison/refusals.py",
         "_order_beside",

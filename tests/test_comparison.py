@@ -712,6 +712,48 @@ def test_rows_without_names_are_refused_by_models_of_columns_in_several_orders(k
         )
 
 
+def test_tables_whose_codes_differ_are_of_the_same_rows_if_their_values_are():
+    """Levels are numbered from 0; other families score the numbers themselves."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.integers(1, 6, 60), "b": rng.integers(1, 6, 60)})
+    families = {"steps": None, "ordinal": "ordinal", "categorical": "categorical", "poisson": "poisson"}
+    tables = {
+        name: pv.VAE.for_table(frame, 1, hidden_dims=(2,), families=dict.fromkeys("ab", f) if f else None)
+        for name, f in families.items()
+    }
+    turned = pv.VAE.for_table(frame[["b", "a"]], 1, hidden_dims=(2,), families={"a": "ordinal"})
+    counts = baselines.IndependentPoisson().fit(frame)
+    of_codes = baselines.IndependentPoisson().fit(tables["ordinal"].table.encode(frame))
+    options = {"num_samples": 9, "check": False}
+    scores = {name: pv.log_evidence(vae, frame, **options) for name, vae in tables.items()}
+    scores |= {"turned": pv.log_evidence(turned, frame, **options), "counts": counts.log_evidence(frame)}
+    scores["codes"] = of_codes.log_evidence(tables["ordinal"].table.encode(frame))
+    for names in (list(scores), list(scores)[::-1]):
+        found = pv.compare({name: scores[name] for name in names}, training_rows=True)
+        assert all(found["elpd"][name] == score.mean for name, score in scores.items())
+    together = {**tables, "turned": turned, "counts": counts}
+    found = pv.compare(together, frame, training_rows=True, method="importance", **options)
+    assert all(found["elpd"][name] == scores[name].mean for name in together)
+    shifted = pv.VAE.for_table(frame - 1, 1, hidden_dims=(2,), families=dict.fromkeys("ab", "ordinal"))
+    other = pv.log_evidence(shifted, frame - 1, **options)  # whose codes are the same
+    for name in families:
+        refused(
+            "the same rows with a constant added, -2 in all", {"first": scores[name], "other": other}, None
+        )
+
+
+def test_levels_of_text_are_the_same_in_any_order_of_categories_and_no_others():
+    words = pd.DataFrame({"a": np.random.default_rng(0).choice(["low", "mid", "high"], 60)})
+    ordered = words.astype(pd.CategoricalDtype(["low", "mid", "high"], ordered=True))
+    frames = words, ordered, words.replace({"low": "tiny"})
+    scores = [
+        pv.log_evidence(pv.VAE.for_table(each, 1, hidden_dims=(2,)), each, num_samples=9, check=False)
+        for each in frames
+    ]
+    assert len(pv.compare({"words": scores[0], "ordered": scores[1]}, training_rows=True)) == 2
+    refused("all scored on the same rows", {"words": scores[0], "others": scores[2]}, None)
+
+
 def test_codes_are_refused_by_models_of_the_frame():
     """A table's codes are numbers of levels or steps; a baseline that was fitted to the frame takes them for its values."""
     frame = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 2)).round(1), columns=["a", "b"])

@@ -129,6 +129,17 @@ def given_of(batch: Batch) -> dict[str, str]:
     }
 
 
+def fingerprint_of(source: Source, model: Any) -> identity.Fingerprint:
+    """Return the fingerprint of the rows of a model; of one with a table, also of the values that its codes stand for."""
+    table, names = getattr(model, "table", None), source.names.get("x")
+    found = identity.fingerprint(source.exact, source.observed, names)
+    if table is None:
+        return found
+    values = table.values(source.exact, source.observed)
+    same = torch.equal(values, source.exact)
+    return replace(found, values=found if same else identity.fingerprint(values, source.observed, names))
+
+
 def about(source: Source | None, model: Any) -> dict[str, Any]:
     """Return the fields of a ``LogEvidence`` on its rows: fingerprint, index, number of rows the model was fitted to."""
     if source is None:
@@ -142,7 +153,7 @@ def about(source: Source | None, model: Any) -> dict[str, Any]:
         observed = source.observed.reshape(len(source.exact), -1).sum(dim=1).cpu().numpy()
         rows = identity.Seen(rows.matches & (observed > 0), rows.chance)  # rows without a cell are all equal
     return {
-        "fingerprint": identity.fingerprint(source.exact, source.observed, source.names.get("x")),
+        "fingerprint": fingerprint_of(source, model),
         "observed": observed,
         "seen": rows.number,
         "index": source.index,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pyrovae import frames, identity, plots
+from pyrovae import frames, plots
 from pyrovae.comparison import compare
 from pyrovae.comparison.predictive import subset
 from pyrovae.diagnosis import diagnose
@@ -24,6 +24,7 @@ from pyrovae.embedding import embed
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence import METHODS, LogEvidence
 from pyrovae.evidence.posterior import undisturbed
+from pyrovae.evidence.result import fingerprint_of
 from pyrovae.imputation import impute
 from pyrovae.model import VAE
 from pyrovae.noise import Stream
@@ -198,8 +199,7 @@ def _comparison(report: Contents, section: Section) -> None:
     scored = Evaluation.prepare(report.model, here, 1, report.seed).source
     own = subset(report.evidence, report.compared)
     if scored is not None:
-        names = scored.names.get("x")
-        own = replace(own, fingerprint=identity.fingerprint(scored.exact, scored.observed, names))
+        own = replace(own, fingerprint=fingerprint_of(scored, report.model))
     scores = {_OWN: own}
     section.text.append(
         f"Baselines are fitted to {count} {report.whose}, and all are compared on {len(kept)}."

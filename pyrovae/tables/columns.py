@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -126,10 +127,7 @@ class Column:
             at = np.where(missing, 0, np.round(codes)).astype(int).clip(0, len(levels) - 1)
             held: Any = np.where(missing, None, levels[at])
         elif self.resolution is not None:
-            per = round(1 / self.resolution)  # 3 / 10 is 0.3, and 3 * 0.1 is not
-            whole = per > 0 and abs(per * self.resolution - 1) < 1e-9
-            steps = _whole(codes) if rounded else codes
-            held = steps / per if whole else steps * self.resolution
+            held = self._of_steps(_whole(codes) if rounded else codes, self.resolution)
         else:
             held = _whole(codes) if rounded and family_of(self.family).takes == "counts" else codes
         if self.categories is not None:
@@ -142,6 +140,17 @@ class Column:
             return self._of_levels(held, missing, index)
         lost = missing.any() and self.dtype == "bool"  # a boolean array holds no missing cell
         return pd.Series(held, index=index, dtype=object).astype(object if lost else self.dtype)
+
+    def values(self, codes: np.ndarray) -> np.ndarray:
+        """Return numbers that are equal for equal cells, whatever the codes: of levels of text, a hash."""
+        if self.levels is not None:
+            held = np.array([_number_of(level) for level in self.levels])
+            return held[np.round(codes).astype(int).clip(0, len(held) - 1)]
+        return codes if self.resolution is None else self._of_steps(codes, self.resolution)
+
+    def _of_steps(self, steps: np.ndarray, step: float) -> np.ndarray:
+        per = round(1 / step)  # 3 / 10 is 0.3, and 3 * 0.1 is not
+        return steps / per if per > 0 and abs(per * step - 1) < 1e-9 else steps * step
 
     def _of_levels(self, held: np.ndarray, missing: np.ndarray, index: Any) -> pd.Series:
         """Return levels that are numbers as a column of their type, without float64 between, which would round long ones."""
@@ -249,6 +258,13 @@ def _typed(numbers: pd.Series, dtype: str) -> pd.Series:
     if kind.kind in "iu" and missing.any() and not nullable:
         kind = np.dtype(np.float64)
     return (numbers.astype("Float64") if nullable else numbers).astype(kind)
+
+
+def _number_of(level: Any) -> float:
+    """Return a level as a number; a hash between 0 and 1, which float32 holds, for text and for numbers float64 may not hold."""
+    if not isinstance(level, str) and abs(level) <= 2.0**53:
+        return float(level)
+    return int(hashlib.sha256(repr(level).encode()).hexdigest()[:6], 16) / 2.0**24
 
 
 def _is(number: Any, value: Any) -> bool:

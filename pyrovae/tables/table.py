@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pyrovae import frames
@@ -231,6 +232,15 @@ class Table:
 
         codes = {i: c.encode(frame[c.name], argument) for i, c in enumerate(self.columns)}
         return pd.DataFrame(codes, index=frame.index).set_axis(self._labels(), axis=1)
+
+    def values(self, codes: Tensor, observed: Tensor | None) -> Tensor:
+        """Return numbers, float64, that are equal for equal cells of frames, whatever the codes of a table; 0 in missing cells."""
+        found = np.stack(
+            [c.values(each) for c, each in zip(self.columns, codes.cpu().double().numpy().T, strict=True)],
+            axis=1,
+        )
+        values = torch.from_numpy(found).to(codes.device)
+        return values if observed is None else values.where(observed, 0.0)
 
     def decode(self, codes: Any, index: Any = None) -> pd.DataFrame:
         """Return codes, shape (rows, columns), as a frame in the types of the training rows; NaN becomes a missing cell.
