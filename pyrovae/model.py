@@ -475,6 +475,7 @@ class VAE(LatentVariableModel):
         hidden = widths("hidden_dims", hidden_dims)
         table = Table.of(df, families, resolution)
         table.warn_left_out()
+        table.warn_determined()
         table.warn_of_text(df)
         groups, features = table.groups(), Features(**table.features())
         Mixed(nn.Identity(), groups)  # refuses options before a network draws its weights

@@ -261,6 +261,7 @@ def test_means_stay_in_the_range_of_the_training_rows_for_any_z():
     assert max(float(scale.max()) for scale in scales) <= (high - low).max() * (1 + 1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:.* is an exact affine function")
 def test_bounded_families_stay_in_the_range_of_the_training_rows_too():
     """They had no bounds: shares from 0.944 to 0.99 had means of 0.7."""
     share = stats.beta.ppf(np.arange(1, 301) / 301, 5, 1)
@@ -1514,3 +1515,30 @@ def test_columns_of_extreme_means_start_within_their_bounds(family):
     assert abs(float(mean.detach()) / df["share"].mean() - 1) < 0.5
     slopes = torch.autograd.grad(mean.sum(), list(vae.likelihood.parameters()), allow_unused=True)
     assert any(slope is not None and bool((slope != 0).any()) for slope in slopes)
+
+
+# --- columns that are functions of others
+
+
+def test_columns_that_are_affine_functions_of_others_are_named():
+    """Only those whose density can grow without bound, as exact functions with a learned spread."""
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame(rng.normal(size=(200, 3)), columns=list("xyz"))
+    df = df.assign(cm=2.54 * df.x + 1, sum=df.y - 3 * df.z + df.x, near=df.x + 1e-4 * rng.normal(size=200))
+    df = df.assign(steps=df.x.round(1), twice=2 * df.x.round(1), fixed=-df.x)
+    options = {
+        "families": {"fixed": ("gaussian", {"scale": 1.0})},
+        "resolution": {"steps": 0.1, "twice": 0.2},
+    }
+    with pytest.warns(UserWarning) as caught:
+        vae = pv.VAE.for_table(df, 1, hidden_dims=(2,), **options)
+    assert [re.split(r"\. Its", str(each.message))[0] for each in caught] == [
+        "df['cm'] is an exact affine function of 'x'",
+        "df['sum'] is an exact affine function of 'x', 'y', 'z'",
+    ]
+    why = vae.table.summary().set_index("column").why
+    assert why.index[why.str.contains("affine")].tolist() == ["cm", "sum"]
+    holed = df[["x", "y", "z", "cm"]].mask(rng.random((200, 4)) < 0.6)
+    few = holed[holed.isna().any(axis=1)]  # no row is complete
+    with pytest.warns(UserWarning, match=r"df\['cm'\] is an exact affine function of 'x'"):
+        pv.VAE.for_table(few, 1, hidden_dims=(2,))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +16,13 @@ from pyrovae.refusals import bad_type, bad_value, shown
 from pyrovae.rows import hidden, joined
 from pyrovae.tables import text_numbers
 from pyrovae.tables.columns import Column, sort_of
-from pyrovae.tables.training_rows import column_of
+from pyrovae.tables.training_rows import column_of, determined
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _BY_FAMILIES = "left out by families"
+_DETERMINED = "an exact affine function of"
 
 
 class Table:
@@ -75,6 +76,10 @@ class Table:
         if not columns:
             came = "; ".join(f"{name!r}: {why}" for name, why in left_out.items())
             raise bad_value("df", "a column that varies", came, "Pass other columns.")
+        found = cls(tuple(columns), left_out)
+        for number, others in determined(found.columns, found.encode(frame)).items():
+            note = f"{columns[number].why}; {_DETERMINED} {', '.join(repr(columns[other].name) for other in others)}"
+            columns[number] = replace(columns[number], why=note)
         return cls(tuple(columns), left_out)
 
     @property
@@ -91,6 +96,17 @@ class Table:
                 "without this warning, or name a family.",
                 stacklevel=4,
             )
+
+    def warn_determined(self) -> None:
+        """Warn of columns with a density that are exact affine functions of others."""
+        for column in self.columns:
+            if _DETERMINED in column.why:
+                others = column.why.rpartition(_DETERMINED)[2].strip()
+                warnings.warn(
+                    f"df[{column.name!r}] is {_DETERMINED} {others}. Its density can grow without bound, and log P(x) with "
+                    f"the epochs. Leave it out by families={{{column.name!r}: None}}, or give a resolution, for masses.",
+                    stacklevel=4,
+                )
 
     def warn_of_text(self, x: Any) -> None:
         """Warn of columns of the training rows that are text which looks like numbers, and whose family was not given."""

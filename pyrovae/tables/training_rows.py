@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,9 @@ _ROUNDED = 1e-3
 _FRACTIONS, _BY_CHANCE = (1 / 2, 1 / 4, 1 / 8), 1e-6
 # Sorts of columns whose numbers need a meaning first.
 _NO_NUMBERS = ("date", "time", "duration")
+# A column is an affine function of others if they leave less than this share of its variance, as in ``FullGaussian``.
+_SINGULAR = 1e-10
+_FEWEST_PAIRS = 10  # rows in which both of two columns are observed, to call one a multiple of the other
 # Larger whole numbers are not counted one by one.
 _MOST_COUNTED = 2**24
 
@@ -99,6 +103,51 @@ def column_of(name: Any, values: pd.Series, given: Any, resolution: float | None
         column = replace(column, resolution=resolution)
         return _numbers(column, numbers_of("df", name, values.iloc[at], at), at, row)
     return _levels(column, list(values.iloc[at].astype(object)), row)
+
+
+def determined(columns: Sequence[Column], codes: np.ndarray) -> dict[int, list[int]]:
+    """Return the columns that are exact affine functions of columns before them, and which these are, by number.
+
+    Only columns with a density of learned spread count, which can grow without bound together. All are compared on the rows in
+    which all are observed; if these are too few, two by two.
+    """
+    numbers = np.array([i for i, column in enumerate(columns) if _can_narrow(column)], dtype=int)
+    rows = codes[~np.isnan(codes[:, numbers]).any(axis=1)]
+    if len(rows) <= max(len(numbers), _FEWEST_PAIRS):
+        return _multiples(numbers, codes)
+    numbers = numbers[rows[:, numbers].std(axis=0) > 0]
+    standard = rows[:, numbers] - rows[:, numbers].mean(axis=0)
+    standard /= standard.std(axis=0)
+    correlation, free, found = standard.T @ standard / len(rows), list[int](), dict[int, list[int]]()
+    if len(numbers) < 2 or np.linalg.eigvalsh(correlation)[0] >= _SINGULAR:
+        return {}
+    for place, number in enumerate(numbers):
+        slopes = np.linalg.solve(correlation[np.ix_(free, free)], correlation[free, place])
+        if 1 - slopes @ correlation[free, place] < _SINGULAR:
+            found[int(number)] = [
+                int(numbers[other]) for other, slope in zip(free, slopes, strict=True) if abs(slope) > 1e-4
+            ]
+        else:
+            free.append(place)
+    return found
+
+
+def _multiples(numbers: np.ndarray, codes: np.ndarray) -> dict[int, list[int]]:
+    """Return the same for columns of which each is a function of one other, on the rows in which both are observed."""
+    import pandas as pd
+
+    correlation = pd.DataFrame(codes[:, numbers]).corr(min_periods=_FEWEST_PAIRS).to_numpy()
+    same = np.tril(1 - correlation**2 < _SINGULAR, -1)
+    return {int(numbers[i]): [int(numbers[same[i].argmax()])] for i in np.flatnonzero(same.any(axis=1))}
+
+
+def _can_narrow(column: Column) -> bool:
+    """Return whether a column has a density whose spread is learned."""
+    spread = getattr(family_of(column.family), "spread_name", None)
+    likelihood = _likelihood(column.family, column.options)
+    if likelihood is None or not isinstance(column.options.get(spread), str):
+        return False
+    return not _support(likelihood, column.options).is_discrete
 
 
 def _numbers_of_dates(name: Any, values: pd.Series) -> str:
@@ -266,8 +315,7 @@ def _require_support(column: Column, held: np.ndarray, at: np.ndarray) -> None:
     likelihood = _likelihood(column.family, column.options)
     if likelihood is None:
         return
-    outputs = likelihood.outputs_per_dimension(**column.options)
-    support = elementwise(likelihood.distribution(torch.zeros(1, outputs, dtype=torch.float64)).support)
+    support = _support(likelihood, column.options)
     rows, fits = torch.tensor(held), np.ones(len(held), dtype=bool)
     for each in (support, likelihood.inside):
         fits &= True if each is None else each.check(rows).numpy()
@@ -278,6 +326,11 @@ def _require_support(column: Column, held: np.ndarray, at: np.ndarray) -> None:
             expected += f" with {', '.join(f'{key}={value!r}' for key, value in column.options.items())}"
         came = f"{len(odd)} others, first {held[odd[0]]:g} in row {at[odd[0]]}"
         raise refused("df", column.name, expected, came, likelihood.off_support)
+
+
+def _support(likelihood: Likelihood, options: dict[str, Any]) -> Any:
+    outputs = likelihood.outputs_per_dimension(**options)
+    return elementwise(likelihood.distribution(torch.zeros(1, outputs, dtype=torch.float64)).support)
 
 
 def _likelihood(family: str, options: dict[str, Any]) -> Likelihood | None:
