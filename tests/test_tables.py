@@ -1530,7 +1530,7 @@ def test_columns_that_are_affine_functions_of_others_are_named():
         "families": {"fixed": ("gaussian", {"scale": 1.0})},
         "resolution": {"steps": 0.1, "twice": 0.2},
     }
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="affine") as caught:
         vae = pv.VAE.for_table(df, 1, hidden_dims=(2,), **options)
     assert [re.split(r"\. Its", str(each.message))[0] for each in caught] == [
         "df['cm'] is an exact affine function of 'x'",

@@ -62,7 +62,7 @@ class Table:
             raise bad_value("df.columns", expected, f"{odd[0]!r} ({type(odd[0]).__name__})", fix)
         families = _by_name("families", families, frame)
         resolution = _by_name("resolution", resolution, frame)
-        columns, left_out = [], {}
+        columns, left_out = list[Column](), {}
         for name in frame.columns:
             given = families.get(name, "")
             if given is None:
@@ -76,10 +76,10 @@ class Table:
         if not columns:
             came = "; ".join(f"{name!r}: {why}" for name, why in left_out.items())
             raise bad_value("df", "a column that varies", came, "Pass other columns.")
-        found = cls(tuple(columns), left_out)
-        for number, others in determined(found.columns, found.encode(frame)).items():
-            note = f"{columns[number].why}; {_DETERMINED} {', '.join(repr(columns[other].name) for other in others)}"
-            columns[number] = replace(columns[number], why=note)
+        table = cls(tuple(columns), left_out)
+        for number, others in determined(columns, table.encode(frame)).items():
+            note = f"{_DETERMINED} {', '.join(repr(columns[other].name) for other in others)}"
+            columns[number] = replace(columns[number], why=f"{columns[number].why}; {note}")
         return cls(tuple(columns), left_out)
 
     @property

@@ -143,7 +143,7 @@ def _multiples(numbers: np.ndarray, codes: np.ndarray) -> dict[int, list[int]]:
 
 def _can_narrow(column: Column) -> bool:
     """Return whether a column has a density whose spread is learned."""
-    spread = getattr(family_of(column.family), "spread_name", None)
+    spread = getattr(family_of(column.family), "spread_name", "")
     likelihood = _likelihood(column.family, column.options)
     if likelihood is None or not isinstance(column.options.get(spread), str):
         return False
