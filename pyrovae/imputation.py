@@ -130,8 +130,19 @@ class Imputation:
 
     @cached_property
     def median(self) -> np.ndarray:
-        """The median of the draws, shape (missing cells,); the lower of the two in the middle, which is a drawn value."""
-        return np.sort(self.draws, axis=0)[(len(self.draws) - 1) // 2]
+        """The median of the draws, shape (missing cells,); of an even number, the mean of the two in the middle.
+
+        Where log P is a mass, it is the one of the two that is nearer to the mean of the draws, the lower if none is. So it is a
+        drawn value.
+        """
+        ordered = np.sort(self.draws, axis=0)
+        low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+        drawn = np.where(high - self.mean < self.mean - low, high, low)
+        return np.where(self._of_mass[self.columns], drawn, low + (high - low) / 2)
+
+    @property
+    def _of_mass(self) -> np.ndarray:
+        return np.array([kind == "mass" for kind in self.measure], dtype=bool)
 
     @cached_property
     def mode(self) -> np.ndarray:
@@ -142,8 +153,7 @@ class Imputation:
         new[1:] = ordered[1:] != ordered[:-1]
         count = place - np.maximum.accumulate(np.where(new, place, 0), axis=0)
         found = np.take_along_axis(ordered, count.argmax(axis=0)[None], axis=0)[0]
-        mass = np.array([kind == "mass" for kind in self.measure])
-        return np.where(mass[self.columns], found, np.nan)
+        return np.where(self._of_mass[self.columns], found, np.nan)
 
     def interval(self, coverage: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
         """Return the ends of the central interval of the draws, each of shape (missing cells,).

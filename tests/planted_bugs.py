@@ -11,6 +11,27 @@ import sys
 from planting import Bug, run
 
 BUGS = {
+    "no distance of no cells": Bug(
+        "plots/columns.py",
+        "_distance",
+        "math.nan",
+        "0.0",
+        "test_plots.py::test_columns_without_observed_cells_are_drawn_and_repeated_names_refused",
+    ),
+    "the lower of two middle draws": Bug(
+        "imputation.py",
+        "Imputation.median",
+        "low + (high - low) / 2",
+        "low",
+        "test_imputation.py::test_the_median_of_an_even_number_of_draws_is_in_the_middle",
+    ),
+    "a median between masses": Bug(
+        "imputation.py",
+        "Imputation.median",
+        "self._of_mass[self.columns]",
+        "False",
+        "test_imputation.py::test_the_median_of_an_even_number_of_draws_is_in_the_middle",
+    ),
     "masses that may repeat others": Bug(
         "tables/training_rows.py",
         "_can_narrow",

@@ -451,9 +451,13 @@ def test_numbers_in_columns_of_objects_are_numbers():
 
 def test_columns_without_observed_cells_are_drawn_and_repeated_names_refused():
     empty = pd.DataFrame({"a": [None, None], "b": [1.0, 2.0]})
-    (first, _) = plots.predictive(empty, empty)
+    (first, second) = plots.predictive(empty, empty)
+    assert [each.get_title() for each in (first, second)] == ["a: no cells", "b: 0.00"]
     assert first.texts[0].get_text() == "no observed cell"
-    assert plots.column_distances(empty, empty.fillna(1.0))["distance"].tolist() == [0.0, 0.0]
+    for rows in ((empty, empty.fillna(1.0)), (empty.fillna(1.0), empty)):
+        found = plots.column_distances(*rows)
+        np.testing.assert_array_equal(found["distance"], [NAN, 0.0])  # nothing was compared
+        np.testing.assert_array_equal(found["by_chance"], [NAN, 1.0])
     twice = empty.set_axis(["a", "a"], axis=1)
     with pytest.raises(Refused, match="x: expected one column of each name, got 'a' more than once"):
         plots.predictive(twice, twice)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def predictive(x: Any, simulated: Any, columns: Sequence[Any] | None = None, *, 
     real, drawn = _both(x, simulated)
     distances = column_distances(x, simulated)["distance"]
     names = _chosen(columns, list(real), distances.to_numpy())
-    endings = {name: f": {distances[name]:.2f}" for name in names}
+    endings = {name: f": {distances[name]:.2f}".replace("nan", "no cells") for name in names}
     return _panels(endings, real, drawn, ("data", "simulated"), _orders(list(real), x, simulated), ax)
 
 
@@ -79,7 +80,8 @@ def column_distances(x: Any, simulated: Any) -> pd.DataFrame:
 
     For numbers, the ``distance`` is the largest difference of the two distribution functions (Kolmogorov and Smirnov).
     For other values, it is the largest difference of the probabilities of any set of values (total variation).
-    ``by_chance`` is the distance that two samples of one continuous distribution exceed with probability 5 %.
+    ``by_chance`` is the distance that two samples of one continuous distribution exceed with probability 5 %. Both are NaN
+    for a column without an observed cell in one of the two.
 
     Args:
         x, simulated: as in ``predictive``.
@@ -93,9 +95,9 @@ def column_distances(x: Any, simulated: Any) -> pd.DataFrame:
     real, drawn = _both(x, simulated)
     names, found = list(real), []
     for name, values in real.items():
-        counts = len(values), len(drawn[name])
-        chance = 1.358 * (sum(counts) / max(counts[0] * counts[1], 1)) ** 0.5
-        found.append({"distance": _distance(values, drawn[name]), "by_chance": min(chance, 1.0)})
+        counts = np.array([len(values), len(drawn[name])])
+        chance = min(1.358 * (1 / counts).sum() ** 0.5, 1.0) if counts.all() else math.nan
+        found.append({"distance": _distance(values, drawn[name]), "by_chance": chance})
     return pd.DataFrame(found, index=frames.own_labels(names).rename("column"))
 
 
@@ -130,7 +132,7 @@ def _truth_as_numbers(values: np.ndarray) -> np.ndarray:
 
 def _distance(one: np.ndarray, other: np.ndarray) -> float:
     if not len(one) or not len(other):
-        return 0.0
+        return math.nan
     values, numbers = _alike([one, other])
     levels = np.unique(np.concatenate(values))
     counts = [np.bincount(np.searchsorted(levels, each), minlength=len(levels)) for each in values]

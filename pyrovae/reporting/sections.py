@@ -237,7 +237,7 @@ def _predictive(report: Contents, section: Section) -> None:
     found = plots.column_distances(data, made)
     beyond = int((found["distance"] > found["by_chance"]).sum())
     section.text.append(
-        f"Distances are between 0 and 1. {beyond} of {len(found)} columns are farther from {len(made)} simulated rows than "
+        f"Distances are between 0 and 1. {beyond} of {found['distance'].count()} columns are farther from {len(made)} simulated rows than "
         "two samples of one distribution are in 95 % of cases."
     )
     caption = ""
