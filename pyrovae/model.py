@@ -476,7 +476,7 @@ class VAE(LatentVariableModel):
         table = Table.of(df, families, resolution)
         table.warn_left_out()
         table.warn_determined()
-        table.warn_of_text(df)
+        table.warn_of_doubts(df)
         groups, features = table.groups(), Features(**table.features())
         Mixed(nn.Identity(), groups)  # refuses options before a network draws its weights
         outputs = Mixed.width(groups)

@@ -11,6 +11,34 @@ import sys
 from planting import Bug, run
 
 BUGS = {
+    "codes at one end alone": Bug(
+        "tables/doubts.py",
+        "_of_numbers",
+        "range(2)",
+        "range(0)",
+        "test_tables.py::test_cells_that_may_stand_for_something_else_are_named[both ends]",
+    ),
+    "single numbers taken for codes": Bug(
+        "tables/doubts.py",
+        "_isolated",
+        "times[-count:].min() >= _TIMES and",
+        "",
+        "test_tables.py::test_cells_that_may_stand_for_something_else_are_named[one outlier]",
+    ),
+    "signs taken for missing cells": Bug(
+        "tables/doubts.py",
+        "_of_labels",
+        '({"-"} if "+" in levels else set())',
+        "set()",
+        "test_tables.py::test_cells_that_may_stand_for_something_else_are_named[signs]",
+    ),
+    "a hint of one bound": Bug(
+        "tables/training_rows.py",
+        "_hint",
+        "ends.min()",
+        "ends.max()",
+        "test_tables.py::test_reasons_name_a_family_for_answers_and_for_bounds",
+    ),
     "no distance of no cells": Bug(
         "plots/columns.py",
         "_distance",

@@ -749,3 +749,21 @@ def test_categories_of_numbers_survive_parquet(tmp_path, levels):
     run("sample", tmp_path / "m.pv", 12, "-o", tmp_path / "s.parquet")
     scores = run("score", tmp_path / "m.pv", tmp_path / "s.parquet", "--method", "importance", "--no-check")
     assert len(table_of(scores.stdout)) == 12
+
+
+def test_doubts_about_cells_are_told_in_the_words_of_the_commands(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    rows = {"age": rng.choice([20, 31, 42, -999], 80), "job": rng.choice(["cook", "?"], 80)}
+    rows |= {"kg": [f"{number % 7}.5 kg" for number in range(80)], "x": rng.normal(size=80)}
+    pd.DataFrame(rows).assign(y=lambda frame: 2 * frame["x"]).to_csv(tmp_path / "rows.csv", index=False)
+    done = run("fit", tmp_path / "rows.csv", "--out", tmp_path / "m.pv", "--epochs", "1")
+    text = " ".join(f"{done.output} {caplog.text}".split())
+    assert "column 'age' has -999 in" in text
+    assert (
+        "20 to 42. If such cells are missing, empty them. To keep them, name a family or a resolution" in text
+    )
+    assert "column 'job' has '?' among its labels. If such cells are missing, empty them." in text
+    assert "first '0.5 kg'. Write the numbers alone, to make them numbers." in text
+    assert "column 'y' is an exact affine function of 'x'." in text
+    assert "Leave it out by --drop y, or give a resolution" in text
+    assert "df[" not in text

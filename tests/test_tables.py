@@ -91,9 +91,9 @@ def vae():
 def test_families_of_every_sort_of_column(vae):
     summary = vae.table.summary().set_index("column")
     assert {n: f for n, f in summary["family"].items() if FAMILIES[n] != f} == {}
-    assert summary.loc["grade", "levels"] == ("low", "mid", "high")
-    assert summary.loc["group", "levels"] == ("t", "s", "r")  # those of the training rows alone
-    assert summary.loc["coded", "levels"] == (1.0, 2.0)
+    assert summary.loc["grade", "levels"] == "low, mid, high"
+    assert summary.loc["group", "levels"] == "t, s, r"  # those of the training rows alone
+    assert summary.loc["coded", "levels"] == "1, 2"
 
 
 def test_decoding_inverts_encoding_in_every_dtype(vae):
@@ -1542,3 +1542,99 @@ def test_columns_that_are_affine_functions_of_others_are_named():
     few = holed[holed.isna().any(axis=1)]  # no row is complete
     with pytest.warns(UserWarning, match=r"df\['cm'\] is an exact affine function of 'x'"):
         pv.VAE.for_table(few, 1, hidden_dims=(2,))
+
+
+# --- doubts about the training rows
+
+
+DOUBTS = {
+    "dates": (
+        ["2024-01-01", "2024-01-02", "2024-03-01"],
+        "has labels that look like dates, first '2024-01-01'",
+    ),
+    "times": (
+        ["2024-01-01 07:00:00", "2024-01-02 08:00:00"],
+        r"dates.*pandas\.to_datetime\(df\['c'\], utc=True\)",
+    ),
+    "days first": (["1.2.2024", "13.2.2024"], "dates"),
+    "unit": (
+        [f"{n}.5 kg" for n in range(9)] + ["?"],
+        r"to_numeric\(df\['c'\]\.str\.removesuffix\(' kg'\), errors",
+    ),
+    "clean numbers": (
+        ["5.1", "3.5"],
+        r"first '5\.1'\. Write pandas\.to_numeric\(df\['c'\], errors=\"coerce\"\)",
+    ),
+    "numbers, n/a": (["5.1", "3.5", "n/a"], r"first '5\.1'\. Write pandas\.to_numeric"),
+    "words, n/a": (
+        ["yes", "no", "n/a"],
+        r"'n/a' among its labels.*df\['c'\]\.mask\(df\['c'\]\.isin\(\['n/a'\]\)\)",
+    ),
+    "whole, ?": (["7", "9", "12", "?"], r"isin\(\['\?'\]\)\), or pandas\.to_numeric"),
+    "category, NA": (pd.Categorical(["a", "b", "NA"]), "'NA' among its labels"),
+    "once": ([f"name {n}" for n in range(15)] + ["x"] * 9, "has 15 labels that occur once, in 24 rows"),
+    "-999": (
+        [20, 33, 47, 21, -999] * 5,
+        r"has -999 in 5 rows, far from all other numbers, 20 to 47.*isin\(\[-999\]\)",
+    ),
+    "98, 99": ([1, 2, 3, 2, 1, 98, 99] * 5, r"has 98, 99 in 10 rows.*1 to 3.*isin\(\[98, 99\]\)"),
+    "both ends": ([0.5, 0.7, 0.6, 0.4, 0.1, -9.0, 99.0] * 5, r"has -9, 99 in 10 rows.*0\.1 to 0\.7"),
+    "far": ([20, 33, 47, 21, 30, 500] * 5, "has 500 in 5 rows"),
+    "pain": (["none", "some", "much"] * 5, None),
+    "signs": (["+", "-"] * 9, None),
+    "grades": (["9th", "10th", "college", "doctor", "none"] * 9, None),
+    "scale": ([1, 2, 3, 4, 5, 9] * 5, None),
+    "zeros": ([0, 0, 1000, 1001, 1002, 1001] * 5, None),
+    "one outlier": ([20, 33, 47, 21] * 5 + [-999], None),
+    "two groups": ([1, 2, 101, 102] * 5, None),
+}
+
+
+@pytest.mark.parametrize("case", DOUBTS)
+def test_cells_that_may_stand_for_something_else_are_named(case):
+    cells, message = DOUBTS[case]
+    cells = cells if isinstance(cells, pd.Categorical) or len(cells) > 19 else [*cells] * 6
+    df = pd.DataFrame({"c": cells, "real": np.arange(len(cells)) ** 1.5})
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        Table.of(df).warn_of_doubts(df)
+        family = "gaussian" if df["c"].dtype.kind in "if" else "categorical"
+        Table.of(df, {"c": family}).warn_of_doubts(df)
+        Table.of(df, {"c": None}).warn_of_doubts(df)
+    assert len(found) == (message is not None)
+    assert message is None or re.search(message, str(found[0].message))
+
+
+def test_advice_on_doubtful_cells_is_code_that_settles_them():
+    df = pd.DataFrame(
+        {"n": ["5.1", "3.5", "?"] * 9, "w": ["yes", "no", "?"] * 9, "k": ["1.5 kg", "n/a", "7 kg"] * 9}
+    )
+    df = df.assign(age=[20, 33, -999] * 9, when=["2024-01-01", "2024-03-01", "2025-01-01"] * 9)
+    df["n"] = pd.to_numeric(df["n"], errors="coerce")
+    df["w"] = df["w"].mask(df["w"].isin(["?"]))
+    df["k"] = pd.to_numeric(df["k"].str.removesuffix(" kg"), errors="coerce")
+    df["age"] = df["age"].mask(df["age"].isin([-999]))
+    days = pd.to_datetime(df["when"], utc=True) - pd.Timestamp("1970-01-01", tz="UTC")
+    df["when"] = days / pd.Timedelta("1D")
+    assert df.isna().sum().tolist() == [9, 9, 9, 9, 0]
+    Table.of(df).warn_of_doubts(df)  # warnings are errors here
+
+
+def test_reasons_name_a_family_for_answers_and_for_bounds():
+    rng = np.random.default_rng(0)
+    cut = np.clip(50 + 45 * rng.normal(size=200), 0, 100)
+    df = pd.DataFrame({"answer": rng.integers(1, 6, 200), "whole": cut.round(), "share": cut / 100})
+    df = df.assign(
+        age=rng.integers(18, 66, 200), amount=cut.clip(max=99.9).round(1) * rng.uniform(1, 2, 200).round(1)
+    )
+    why = Table.of(df).summary().set_index("column").why
+    low, high = (cut.round() == 0).mean(), (cut.round() == 100).mean()
+    assert why["answer"].endswith("1 … 5: choose ordinal if these are answers on a scale")
+    bounds = f"{low:.0%} are exactly 0 and {high:.0%} exactly 100: discretized_logistic, for steps from 0 on, bounds both ends"
+    assert why["whole"].endswith(bounds)
+    assert why["share"].endswith("exactly 1: discretized_logistic, for steps from 0 on, bounds both ends")
+    assert not why[["age", "amount"]].str.contains("ordinal|discretized").any()
+    torch.manual_seed(0)
+    bounded = {"whole": ("discretized_logistic", {"levels": 101})}
+    drawn = pv.VAE.for_table(df[["whole"]], 1, hidden_dims=(), families=bounded).sample(500)["whole"]
+    assert (drawn.min(), drawn.max()) == (0, 100)

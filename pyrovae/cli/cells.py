@@ -14,8 +14,6 @@ from pyrovae.cli.main import log
 from pyrovae.refusals import bad_value
 from pyrovae.tables import Column, Table, text_numbers
 
-_MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>"}
-_DATE, _LIKE_A_DATE = r"\d{4}-\d{2}(?:-\d{2}.*)?", r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}(?:[ T].*)?"
 _TIME = r"\d{2}(?::?\d{2}(?::?\d{2}(?:[.,]\d+)?)?)?\s?(?:Z|[+-]\d{2}(?::?\d{2})?)?"
 _ISO = re.compile(rf"\d{{4}}|\d{{4}}-\d{{2}}|(?:\d{{4}}-\d{{2}}-\d{{2}}|\d{{8}})(?:[T ]{_TIME})?")
 #: What a column of dates may be replaced by: a number under the name "column.part".
@@ -75,7 +73,7 @@ def typed(
 def _present(cells: pd.Series, column: Column | None) -> pd.Series:
     """Return cells of text with None where one is missing: a word for it that is no level of the model's column."""
     levels = {str(level) for level in (column.levels if column is not None and column.levels else ())}
-    missing = cells.str.strip().str.lower().isin(_MISSING) & ~cells.isin(levels)
+    missing = cells.str.strip().str.lower().isin(text_numbers.MISSING) & ~cells.isin(levels)
     return cells.mask(missing, None)
 
 
@@ -209,10 +207,10 @@ def dates(frame: pd.DataFrame, chosen: Collection[Any] = ()) -> list[Any]:
         seen = frame[name].dropna()
         kind = pd.api.types.infer_dtype(seen)
         text = seen.str.strip() if kind == "string" else seen[:0].astype(str)
-        dated = len(text) and text.str.fullmatch(_DATE).all() and _parsed(text).notna().all()
+        dated = len(text) and text.str.fullmatch(text_numbers.DATE).all() and _parsed(text).notna().all()
         if dated or kind.startswith(("date", "period")):
             found.append(name)
-        elif len(text) and text.str.fullmatch(_LIKE_A_DATE).all():
+        elif len(text) and text.str.fullmatch(text_numbers.LIKE_A_DATE).all():
             fix = "Write dates in ISO 8601, such as 2026-11-29, to make them numbers."
             log.warning("%s has labels, first %r. %s", name, seen.iloc[0], fix)
     return found

@@ -94,6 +94,13 @@ _IN_COMMANDS = (
     (r"^(?:df|x)(?=: )", "DATA"),
     (rf"^(--\w+)\[{_NAME}\](?=:)", r"\1 {option}"),
     (rf"families=\{{{_NAME}: None\}}", "--drop {option}"),
+    (rf"^df\[{_NAME}\](?= (?:has|is) )", "column {}"),
+    (
+        r"pass df\[.* in its place\. Pass .*",
+        "empty them. To keep them, name a family or a resolution of the column.",
+    ),
+    (r"Pass pandas\.to_numeric\(.*", "Write the numbers alone, to make them numbers."),
+    (rf" Pass families=\{{{_NAME}: \"categorical\"\}} to keep labels without this warning\.", ""),
     (r"Choose a meaning: .*; or leave", "Write it as a number, or leave"),
     (r"Drop the column, or leave", "Leave"),
     ("finite numbers, or NaN in missing cells", "finite numbers, or empty cells"),

@@ -116,7 +116,7 @@ class TrainingRows:
         with warnings.catch_warnings(), noise.seeded(noise.derive(self._seed, noise.Stream.WEIGHTS)):
             warnings.filterwarnings("ignore", "These columns are left out")  # says how to choose in Python
             # Reading the file warned of these.
-            warnings.filterwarnings("ignore", ".* has labels that look like numbers")
+            warnings.filterwarnings("ignore", ".* has labels that look like (numbers|dates)")
             vae = VAE.for_table(
                 train,
                 latent_dim,

@@ -14,13 +14,14 @@ from torch import Tensor
 from pyrovae import frames
 from pyrovae.refusals import bad_type, bad_value, shown
 from pyrovae.rows import hidden, joined
-from pyrovae.tables import text_numbers
-from pyrovae.tables.columns import Column, sort_of
+from pyrovae.tables import doubts
+from pyrovae.tables.columns import Column
 from pyrovae.tables.training_rows import column_of, determined
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_MOST_SHOWN = 5  # levels in a summary
 _BY_FAMILIES = "left out by families"
 _DETERMINED = "an exact affine function of"
 
@@ -108,28 +109,21 @@ class Table:
                     stacklevel=4,
                 )
 
-    def warn_of_text(self, x: Any) -> None:
-        """Warn of columns of the training rows that are text which looks like numbers, and whose family was not given."""
+    def warn_of_doubts(self, x: Any) -> None:
+        """Warn of what columns of the training rows hold that may not be meant, if neither family nor resolution was given."""
         frame = _frame(x, "df")
-        chosen = {column.name for column in self.columns if column.why == "given" or column.sort != "label"}
+        chosen = {column.name for column in self.columns if column.why.startswith(("given", "recorded to"))}
         chosen |= {name for name, why in self.left_out.items() if why == _BY_FAMILIES}
         for name in frame.columns:
-            held = frame[name]
-            if name in chosen or hasattr(held, "cat") or sort_of(held) != "label":
-                continue
-            first = text_numbers.first_in_text(held)
-            if first is not None:
-                warnings.warn(
-                    f"df[{name!r}] has labels that look like numbers, first {first!r}. {text_numbers.ADVICE.format('point')} "
-                    f'Pass families={{{name!r}: "categorical"}} to keep labels without this warning.',
-                    stacklevel=4,
-                )
+            found = None if name in chosen else doubts.of(name, frame[name])
+            if found is not None:
+                warnings.warn(found, stacklevel=4)
 
     def summary(self) -> pd.DataFrame:
         """Return a frame with a line for each column: its family, its levels and the reason; left-out columns last."""
         import pandas as pd
 
-        lines: list[Any] = [(c.name, c.family, c.levels, c.resolution, c.why) for c in self.columns]
+        lines: list[Any] = [(c.name, c.family, _few(c.levels), c.resolution, c.why) for c in self.columns]
         lines += [(name, None, None, None, why) for name, why in self.left_out.items()]
         return pd.DataFrame(lines, columns=["column", "family", "levels", "resolution", "why"])
 
@@ -348,6 +342,14 @@ class Table:
             "loc": [column.feature_loc for column in self.columns],
             "scale": [column.feature_scale for column in self.columns],
         }
+
+
+def _few(levels: tuple[Any, ...] | None) -> str | None:
+    """Return levels in words, the first three of many."""
+    if levels is None:
+        return None
+    words = [f"{level:g}" if isinstance(level, float) else str(level) for level in levels]
+    return ", ".join(words if len(words) <= _MOST_SHOWN else [*words[:3], f"… {len(words)} levels"])
 
 
 def _is_frame(x: Any) -> bool:

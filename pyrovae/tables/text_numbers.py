@@ -9,6 +9,9 @@ if TYPE_CHECKING:
 
 #: Such as 1,234.5 or 1,5 or 12% or $3.
 _MARKED = r"[+-]?[$€£¥]?\s?(?:\d{1,3}(?:[.,'’ \u00a0\u202f]\d{3})+|\d+)(?:[.,]\d+)?\s?[%‰$€£¥]?"
+#: Words in cells of text that are missing, in small letters.
+MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>"}
+DATE, LIKE_A_DATE = r"\d{4}-\d{2}(?:-\d{2}.*)?", r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}(?:[ T].*)?"
 MANY_DIGITS = r"[+-]?\d{19,}"  # whole numbers beyond those of 64 bits
 MOSTLY = 0.9  # the share of numbers from which another cell is likely to mean a missing one
 #: What to write, with the name of the decimal mark.

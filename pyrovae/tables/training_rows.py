@@ -60,6 +60,9 @@ _FRACTIONS, _BY_CHANCE = (1 / 2, 1 / 4, 1 / 8), 1e-6
 _NO_NUMBERS = ("date", "time", "duration")
 # A column is an affine function of others if they leave less than this share of its variance, as in ``FullGaussian``.
 _SINGULAR = 1e-10
+# So many different numbers may be answers on a scale, such as 1 … 10. More may have a bound at both ends, if each end holds more
+# than this share of the rows.
+_SHORT, _AT_BOUND = 10, 0.05
 _FEWEST_PAIRS = 10  # rows in which both of two columns are observed, to call one a multiple of the other
 # Larger whole numbers are not counted one by one.
 _MOST_COUNTED = 2**24
@@ -74,7 +77,7 @@ def column_of(name: Any, values: pd.Series, given: Any, resolution: float | None
     if sort not in WORDS or sort in _NO_NUMBERS:
         fix = f"Convert the column to one of these, or leave it out by {out}."
         if sort in _NO_NUMBERS:
-            fix = f"Choose a meaning: {_numbers_of_dates(name, values)}; or leave it out by {out}."
+            fix = f"Choose a meaning: {numbers_of_dates(name, values)}; or leave it out by {out}."
         came = f"{WORDS.get(sort, sort)} of dtype {values.dtype}, first {unwrapped(values.iloc[at[0]])!r}"
         raise refused("df", name, "numbers, booleans, strings or categories", came, fix)
     family, options = given if isinstance(given, tuple) and len(given) == 2 else (given, {})
@@ -150,7 +153,7 @@ def _can_narrow(column: Column) -> bool:
     return not _support(likelihood, column.options).is_discrete
 
 
-def _numbers_of_dates(name: Any, values: pd.Series) -> str:
+def numbers_of_dates(name: Any, values: pd.Series) -> str:
     """Return, in words, the numbers that dates, times, periods or durations can become. They don't depend on other rows."""
     from pandas.api.types import infer_dtype
 
@@ -239,7 +242,7 @@ def _numbers(column: Column, held: np.ndarray, at: np.ndarray, row: str) -> Colu
         suggested, resolution, why = _suggested(held, column.dtype, row)
         if suggested is None:
             return why
-        family, column = suggested, replace(column, why=why)
+        family, column = suggested, replace(column, why=why + _hint(held))
     codes = held
     if resolution is not None:
         codes = steps_of("df", name, held, resolution, at, column.dtype)
@@ -385,6 +388,21 @@ def _suggested(held: np.ndarray, dtype: str, row: str) -> tuple[str | None, floa
     if family == "poisson":
         return "", step, f"{why}, variance {spread**2 / mean:.2g} times the mean: {mass}"
     return family, None if why == "whole" else step, why_counts if why == "whole" else f"{why}: {why_counts}"
+
+
+def _hint(held: np.ndarray) -> str:
+    """Return, in words, another family to consider for answers on a scale, and for numbers with a bound at both ends."""
+    values, times = np.unique(held, return_counts=True)
+    low, high, ends = values[0], values[-1], times[[0, -1]] / len(held)
+    if len(values) > _SHORT and ends.min() > _AT_BOUND:
+        return (
+            f"; {ends[0]:.0%} are exactly {low:g} and {ends[1]:.0%} exactly {high:g}: discretized_logistic, for steps from 0 on, "
+            "bounds both ends"
+        )
+    whole = len(held) >= _FEWEST_IDS and _whole(held) and low > 0
+    if whole and 2 < len(values) <= _SHORT and len(values) == high - low + 1:
+        return f"; {low:g} … {high:g}: choose ordinal if these are answers on a scale"
+    return ""
 
 
 def _best(held: np.ndarray, takes: str | None) -> tuple[str, None, str]:

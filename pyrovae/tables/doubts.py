@@ -1,0 +1,113 @@
+"""Doubts about training rows: text that is dates or numbers, and words or numbers that stand for missing cells."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pyrovae.tables import text_numbers
+from pyrovae.tables.columns import sort_of
+from pyrovae.tables.text_numbers import MISSING, MOSTLY
+from pyrovae.tables.training_rows import numbers_of_dates
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# "none" may be a level, such as of pain.
+_MARKERS = (MISSING - {"none"}) | {"?", "-", "--", ".", "n.a."}
+_WITH_UNIT = r"[+-]?\d+(?:\.\d+)?(\s?[^\d\s.,;:/+-]\D{0,9})"  # such as 70.1 kg
+_FEWEST_WITH_UNIT, _FEWEST = 5, 20  # different cells, and rows, from which a column is no chance
+# Numbers that often stand for missing cells, such as 99, -999 or 98. They are doubted if the others span less than their
+# distance. Other numbers are doubted if the others span less than a fifth of it.
+_CODE, _FAR, _FARTHER = re.compile("9*[789]"), 1, 5
+_FEWEST_OTHERS = 5  # different numbers, to call another one far
+_MOST_CODES, _TIMES = 3, 3  # different codes at an end, and cells that hold one
+
+
+def of(name: Any, cells: pd.Series) -> str | None:
+    """Return what a column of the training rows holds that may not be meant, and what to do; None if there is nothing."""
+    held, sort = cells.dropna(), sort_of(cells)
+    found = (
+        _of_labels(name, held) if sort == "label" else _of_numbers(name, held) if sort == "number" else None
+    )
+    return None if found is None else f"df[{name!r}] has {found}"
+
+
+def _of_labels(name: Any, held: pd.Series) -> str | None:
+    import pandas as pd
+
+    column, text = f"df[{name!r}]", held.astype(str)
+    seen = text.str.strip()
+    levels = set(seen.str.lower())
+    missing = seen.str.lower().isin(_MARKERS - ({"-"} if "+" in levels else set()))
+    markers, rest = sorted(set(text[missing])), seen[~missing]
+    keep = f'Pass families={{{name!r}: "categorical"}} to keep labels without this warning.'
+    if not hasattr(held, "cat") and len(rest):
+        if (
+            rest.str.fullmatch(text_numbers.DATE) | rest.str.fullmatch(text_numbers.LIKE_A_DATE)
+        ).mean() >= MOSTLY:
+            fix = numbers_of_dates(name, held)
+            return f"labels that look like dates, first {rest.iloc[0]!r}. Choose a meaning: {fix}. {keep}"
+        if (first := text_numbers.first_in_text(text[~missing])) is not None:
+            return f"labels that look like numbers, first {first!r}. {_fix_of_numbers(column, first)} {keep}"
+        if (unit := _unit(rest)) is not None:
+            fix = f'pandas.to_numeric({column}.str.removesuffix({unit!r}), errors="coerce")'
+            return f"labels that are numbers with a unit, first {rest.iloc[0]!r}. Pass {fix} in its place. {keep}"
+    if markers and len(rest):
+        fix = f"{column}.mask({column}.isin({markers}))"
+        if pd.to_numeric(rest, errors="coerce").notna().mean() >= MOSTLY:
+            fix += f', or pandas.to_numeric({column}, errors="coerce") for numbers,'
+        return f"{markers[0]!r} among its labels. If such cells are missing, pass {fix} in its place. {keep}"
+    once = int((text.value_counts() == 1).sum())
+    if len(text) >= _FEWEST and len(text) / 2 < once < len(text) and not hasattr(held, "cat"):
+        came = f"{once} labels that occur once, in {len(text)} rows"
+        return f"{came}. Merge rare labels, or leave the column out by families={{{name!r}: None}}. {keep}"
+    return None
+
+
+def _fix_of_numbers(column: str, first: str) -> str:
+    import pandas as pd
+
+    if pd.isna(pd.to_numeric(first, errors="coerce")):
+        return text_numbers.ADVICE.format("point")
+    return f'Write pandas.to_numeric({column}, errors="coerce") in its place to make them numbers.'
+
+
+def _unit(rest: pd.Series) -> str | None:
+    """Return the unit after nearly all numbers, with the space before it."""
+    units = rest.str.extract(f"^{_WITH_UNIT}$", expand=False).value_counts()
+    usual = len(units) and units.iloc[0] >= MOSTLY * len(rest) and rest.nunique() >= _FEWEST_WITH_UNIT
+    return str(units.index[0]) if usual else None
+
+
+def _of_numbers(name: Any, held: pd.Series) -> str | None:
+    values, times = np.unique(held.to_numpy(dtype=np.float64), return_counts=True)
+    low = high = 0
+    for _ in range(2):  # a code at one end is beyond the range of the others at the other end
+        high = _isolated(values[low:], times[low:])
+        low = _isolated(-values[: len(values) - high][::-1], times[: len(values) - high][::-1])
+    if not low + high:
+        return None
+    inner = slice(low, len(values) - high)
+    codes, others, count = np.delete(values, inner), values[inner], np.delete(times, inner).sum()
+    shown = [int(code) if code.is_integer() else code for code in codes.tolist()]
+    fix = f"df[{name!r}].mask(df[{name!r}].isin({shown}))"
+    return (
+        f"{', '.join(f'{code:g}' for code in shown)} in {count} rows, far from all other numbers, {others[0]:g} to "
+        f"{others[-1]:g}. If such cells are missing, pass {fix} in its place. Pass a family or a resolution of the column to "
+        "keep them without this warning."
+    )
+
+
+def _isolated(values: np.ndarray, times: np.ndarray) -> int:
+    """Return how many of the largest values, 0 to 3, are repeated and far from all others, of which there are more."""
+    for count in range(1, min(_MOST_CODES, len(values) - 2) + 1):
+        codes, others = values[-count:], values[:-count]
+        usual = all(_CODE.fullmatch(f"{abs(code):.17g}") for code in codes)
+        factor = _FAR if usual else _FARTHER if len(others) >= _FEWEST_OTHERS else np.inf
+        repeated = times[-count:].min() >= _TIMES and 2 * times[-count:].sum() < times.sum()
+        if repeated and (codes != 0).all() and codes[0] - others[-1] > factor * np.ptp(others):
+            return count
+    return 0
