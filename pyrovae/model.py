@@ -440,6 +440,8 @@ class VAE(LatentVariableModel):
         hold the training rows alone. Networks compute in float64. ``vae.table.summary()`` lists the columns.
 
         A warning names the columns that are left out: constant ones, strings that all differ, and consecutive numbers.
+        Others name columns with a density that are exact affine functions of others, text that looks like numbers or dates, and
+        words or numbers that may stand for missing cells.
 
         Args:
             df: the training rows.
