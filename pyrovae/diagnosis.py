@@ -159,10 +159,19 @@ class Diagnosis:
             ("rows by verdict", "", counts),
         ]
 
+    def _activity(self) -> str:
+        """Return what says whether the code is used, in words."""
+        count = f"{self.active_units} of {len(self.dimensions)} latent dimensions"
+        if (
+            self.verdict == "collapsed" and self.active_units
+        ):  # by the rate, not by the number of active dimensions
+            return f"rate {self.rate:.3f} nats a row, though the mean of z varies in {count}"
+        return f"{count} active"
+
     def _heading(self) -> tuple[str, str]:
         rows, draws = len(self.log_evidence), self.log_evidence.num_samples
         return (
-            f"{self.verdict}: {self.active_units} of {len(self.dimensions)} latent dimensions active",
+            f"{self.verdict}: {self._activity()}",
             f"nats per row, over {rows} row{'s' * (rows != 1)}, {draws} draws each",
         )
 

@@ -309,6 +309,9 @@ def test_a_collapse_with_active_dimensions_does_not_contradict_itself():
     x = (1 + w**2) ** 0.5 * torch.randn(400, 1, generator=torch.Generator().manual_seed(0))
     found = diagnose(pv.LatentVariableModel(model, guide), x, num_samples=100)
     assert (found.verdict, found.active_units) == ("collapsed", 1)
+    said = f"collapsed: rate {found.rate:.3f} nats a row, though the mean of z varies in 1 of 1 latent dimensions"
+    assert str(found).startswith(said)
+    assert pv.plots.diagnosis(found).get_title().replace("\n", " ") == said
     assert "almost no information about x: 0.01" in words(found)
     assert "Active dimensions: 1. Their means vary over rows" in words(found)
     assert "baselines.IndependentGaussian or PPCA)" in words(found)

@@ -1,5 +1,6 @@
 """Figures: the numbers behind the pictures, with and without axes; colours, labels and settings."""
 
+import dataclasses
 import itertools
 import re
 from decimal import Decimal
@@ -122,6 +123,41 @@ def test_log_evidence_is_a_histogram_beside_simulated_rows(score):
     assert inside(ax)
 
 
+def test_a_histogram_says_how_many_values_lie_beyond_its_axis(rows, ax):
+    values = np.r_[np.linspace(-30.0, -5.0, 399), -7495.0]
+    known = pv.log_evidence(pv.baselines.IndependentBernoulli().fit(rows), rows[:1].repeat(400, 1))
+    plots.log_evidence(dataclasses.replace(known, estimate=values), ax=ax)
+    edges = ax.patches[0].get_data().edges
+    beyond = int((values < edges[0]).sum())
+    assert beyond in (2, 3)  # half of 1 % of 400
+    assert edges[-1] == -5
+    assert heights(ax, 0).sum() == pytest.approx(1 - beyond / 400)
+    words = " ".join(ax.get_xlabel().split())
+    assert f"beyond the axis: {beyond} of rows (400); all lie from -7495 to -5" in words
+    x = np.c_[values, np.arange(400)]
+    first, second = plots.predictive(x, x[:-1])
+    assert "1 of data" not in (words := " ".join(first.get_xlabel().split()))
+    assert re.search(r"beyond the axis: \d of data, \d of simulated; all lie from -7495 to -5", words)
+    assert second.get_xlabel() == ""  # all values are on the axis
+    assert heights(second, 0).sum() == pytest.approx(1)
+    values[-1] = -np.inf
+    ax = plots.log_evidence(dataclasses.replace(known, estimate=values))
+    assert "1 of rows (400); all lie from -inf to -5" in " ".join(ax.get_xlabel().split())
+    assert heights(ax, 0).sum() == pytest.approx(399 / 400)
+
+
+@pytest.mark.parametrize("holed", [0, 1])
+def test_rows_with_missing_cells_are_not_drawn_beside_complete_ones(rows, holed, ax):
+    fitted = pv.baselines.IndependentBernoulli().fit(rows)
+    gone = rows.masked_fill(torch.arange(4) == 2, torch.nan)
+    scores = [pv.log_evidence(fitted, gone), pv.log_evidence(fitted, rows)]
+    with pytest.raises(Refused, match="simulated: expected rows with as many observed cells"):
+        plots.log_evidence(scores[holed], scores[1 - holed])
+    plots.log_evidence(scores[0], scores[0], ax=ax)
+    words = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert words[:2] == ["rows (60, 3 of 4 cells)", "simulated rows (60, 3 of 4 cells)"]
+
+
 def test_an_evidence_is_drawn_as_one_number_of_all_rows(score, ax):
     x = torch.randn(30, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -225,6 +261,26 @@ def test_convergence_and_diagnosis_draw_their_numbers(rows, score):
     assert [bar.get_height() for bar in ax.patches] == [2.0, 0.1]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["z[1]", "z[0]"]
     assert ax.patches[0].get_facecolor() != ax.patches[1].get_facecolor()
+
+
+@pytest.mark.parametrize("kind", ["naive", "aware", "dates", "periods"])
+def test_many_dates_get_a_colour_bar_of_days(kind):
+    days = pd.date_range("2024-01-01", periods=30, freq="D")
+    dates = {
+        "naive": days,
+        "aware": days.tz_localize("UTC"),
+        "dates": days.date,
+        "periods": days.to_period("D"),
+    }
+    color = pd.Series(dates[kind]).where(np.arange(30) != 4)
+    ax = plots.latent(np.random.default_rng(0).normal(size=(30, 2)), color)
+    known = ax.collections[0].get_array()
+    assert known.tolist() == [19723.0 + n for n in range(30) if n != 4]  # days since 1970
+    ax.figure.draw_without_rendering()
+    ticks = [label.get_text() for label in ax.figure.axes[1].get_yticklabels()]
+    assert all(re.fullmatch(r"2024-0[12]-\d\d", tick) for tick in ticks)
+    few = plots.latent(np.zeros((30, 2)), days.repeat(10)[:30])
+    assert len(few.get_legend().get_texts()) == 3
 
 
 def test_codes_of_many_dimensions_are_principal_components():
@@ -499,3 +555,15 @@ def test_draws_of_missing_cells_are_beside_the_observed_cells(framed):
     assert np.allclose(drawn, expected)
     with pytest.raises(Refused, match="columns of"):
         plots.imputation(found, ["a" if framed else 0])
+
+
+def test_observed_cells_of_other_rows_are_drawn_beside_the_draws():
+    x = np.c_[np.arange(40.0), np.arange(40.0) % 7]
+    x[:20, 1] = np.nan
+    found = pv.impute(pv.baselines.FullGaussian().fit(x), x[:20], num_imputations=2)
+    (ax,) = plots.imputation(found, [1], x=x)
+    edges = ax.patches[0].get_data().edges
+    expected, _ = np.histogram(x[20:, 1], edges)
+    assert np.allclose(heights(ax, 0), expected / 20)
+    with pytest.raises(Refused, match="x: expected the columns of the completed rows"):
+        plots.imputation(found, [1], x=x[:, :1])

@@ -16,6 +16,8 @@ import torch
 import pyrovae as pv
 from pyrovae import noise, pages
 from pyrovae.refusals import Refused
+from pyrovae.reporting import sections
+from pyrovae.reporting.contents import Contents
 from pyrovae.rows import leaving_cells
 
 pytestmark = pytest.mark.usefixtures("few_checked")
@@ -303,3 +305,21 @@ def test_a_report_compares_rows_with_a_rare_column(tmp_path, unchecked):
     assert "Baselines are fitted to 22 other rows of x, and all are compared on 18." in found
     assert "PPCA(2): not available: x: expected rows that fill more than 2 dimensions" in found
     assert "independent Gaussians" in found
+
+
+def test_panels_of_missing_cells_show_the_observed_cells_of_every_row(monkeypatch):
+    x = torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
+    x[:10, 1] = torch.nan  # no row with a missing cell has an observed one in its column
+    panels = []
+    draw = sections.plots.imputation
+    monkeypatch.setattr(
+        sections.plots, "imputation", lambda *given, **named: panels.append(draw(*given, **named)[0])
+    )
+    vae = pv.VAE.mlp(2, 1, likelihood="gaussian", hidden_dims=(4,))
+    for rows in (x, {"x": x.nan_to_num(), "observed": ~x.isnan()}):
+        contents = Contents(vae, rows, None, None, None, "importance", 30, 0, False)
+        sections._imputed(contents, sections.Section("Missing cells"))
+        shares = panels[-1].patches[0].get_data()
+        inside = (x[10:, 1] >= shares.edges[0]) & (x[10:, 1] <= shares.edges[-1])
+        assert shares.values.sum() == pytest.approx(float(inside.double().mean()))
+        assert shares.values.sum() > 0.8

@@ -46,7 +46,9 @@ def predictive(x: Any, simulated: Any, columns: Sequence[Any] | None = None, *, 
     return _panels(endings, real, drawn, ("data", "simulated"), _orders(list(real), x, simulated), ax)
 
 
-def imputation(found: Imputation, columns: Sequence[Any] | None = None, *, ax: Any = None) -> np.ndarray:
+def imputation(
+    found: Imputation, columns: Sequence[Any] | None = None, *, x: Any = None, ax: Any = None
+) -> np.ndarray:
     """Draw the distribution of the observed cells of each column beside that of the draws of its missing cells.
 
     The two may differ: cells may be missing more often where their values are large. The other columns can predict this.
@@ -54,6 +56,8 @@ def imputation(found: Imputation, columns: Sequence[Any] | None = None, *, ax: A
     Args:
         found: what ``impute`` returns.
         columns: names or numbers of columns; None draws the nine with most missing cells, in their order.
+        x: rows whose observed cells are drawn, with the columns of the completed ones; None draws those of the rows of
+            ``found``. If a column is observed in rows without missing cells only, pass all rows.
         ax: an axes for each column; None makes a new figure.
 
     Returns:
@@ -67,7 +71,13 @@ def imputation(found: Imputation, columns: Sequence[Any] | None = None, *, ax: A
     missing = {known[number]: found.rows[found.columns == number] for number in np.unique(found.columns)}
     names = _chosen(columns, list(missing), np.array([len(cells) for cells in missing.values()]))
     endings = {name: f": {len(missing[name])} missing" for name in names}
-    real = {name: np.delete(completed[0][name], missing[name]) for name in names}
+    if x is None:
+        real = {name: np.delete(completed[0][name], missing[name]) for name in names}
+    else:
+        real = _columns("x", joined(x, "x"))
+        if lacking := [name for name in names if name not in real]:
+            came = f"rows without {lacking[0]!r}"
+            raise bad_value("x", "the columns of the completed rows", came, "Pass rows of the same model.")
     drawn = {name: np.concatenate([each[name][missing[name]] for each in completed]) for name in names}
     orders = _orders(list(completed[0]), rows[0])
     for column in () if found.table is None else found.table.columns:

@@ -42,8 +42,9 @@ WIDTH, HEIGHT = 3.5, 2.6  # inches
 MOST_BARS, _BINS = 12, 30
 # Width in points of the sample beside a name in a legend; fewest characters of a line of the name.
 _HANDLE, _FEWEST = 28.0, 8
-# Extremes in fewer entries than this share are cut off, so that they do not flatten the rest.
-EXTREMES = 0.01
+# Extremes in fewer entries than this share are cut off at an end if the axis would else be longer by more than this share
+# of its length: they would flatten the rest.
+EXTREMES, _LONGER = 0.01, 0.5
 
 
 @contextmanager
@@ -136,18 +137,33 @@ def _width(line: str, size: Any) -> float:
 
 
 def histograms(ax: Axes, values: Sequence[np.ndarray], labels: Sequence[str]) -> None:
-    """Draw histograms with common bins: the first filled, the second as a line. Extremes are in the outer bins."""
-    pooled = np.concatenate(values)
+    """Draw histograms with common bins: the first filled, the second as a line.
+
+    The axis may leave out extremes. A line below it then counts them and gives the range of all values.
+    """
+    from matplotlib import rcParams
+
+    everything = np.concatenate(values)  # log P of impossible rows is −∞
+    pooled = finite(everything)
+    least, most = (pooled.min(), pooled.max()) if len(pooled) else (0.0, 1.0)
     low, high = np.quantile(pooled, [EXTREMES / 2, 1 - EXTREMES / 2]) if len(pooled) else (0.0, 1.0)
+    room = _LONGER * (high - low)
+    low, high = least if least >= low - room else low, most if most <= high + room else high
     edges = np.linspace(low, high, _BINS + 1) if low < high else np.array([low - 0.5, low + 0.5])
     if low < high and (pooled == np.rint(pooled)).all():  # bins of as many whole numbers each
         first, last = np.floor(low), np.ceil(high)
         step = max(1.0, np.ceil((last - first) / _BINS))
         edges = first - 0.5 + step * np.arange((last - first) // step + 2)
     for each, label, filled in zip(values, labels, (True, False), strict=False):
-        counts, _ = np.histogram(each.clip(low, high), edges)
+        counts, _ = np.histogram(each, edges)
         style: dict[str, Any] = {"color": "#BBBBBB"} if filled else {"color": BLUE, "linewidth": 1.2}
         ax.stairs(counts / max(len(each), 1), edges, fill=filled, label=label, **style)
+    gone = [int(((each < edges[0]) | (each > edges[-1])).sum()) for each in values]
+    if any(gone):
+        whose = ", ".join(f"{count} of {label}" for count, label in zip(gone, labels, strict=True) if count)
+        words = f"beyond the axis: {whose}; all lie from {everything.min():.4g} to {everything.max():.4g}"
+        points, size = 72 * ax.bbox.width / ax.figure.dpi, rcParams["axes.labelsize"]
+        ax.set_xlabel("\n".join(filter(None, [ax.get_xlabel(), _broken(words, points, size)])))
 
 
 def finite(values: np.ndarray) -> np.ndarray:

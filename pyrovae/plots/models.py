@@ -82,9 +82,8 @@ def diagnosis(found: Diagnosis, *, ax: Axes | None = None) -> Axes:
                 ax.bar(np.flatnonzero(these), frame["rate"][these], color=colour, label=label)
         if len(frame) <= MOST_BARS:
             ax.set_xticks(range(len(frame)), [str(name) for name in frame.index], rotation=90)
-        verdict = f"{found.verdict}: {found.active_units} of {len(frame)} dimensions active"
         ax.set(xlabel="latent dimension, in the order of its rate", ylabel="rate, nats a row")
-        drawing.title(ax, verdict)
+        drawing.title(ax, f"{found.verdict}: {found._activity()}")
         ax.legend()
     return ax
 
@@ -100,8 +99,8 @@ def latent(z: Any, color: Any = None, *, ax: Axes | None = None) -> Axes:
             ``verdict`` are left out. In a frame, NaN is a latent that the row lacks. Rows with NaN are left out. With more
             than two dimensions, dimensions with NaN are left out instead, if one without NaN remains. The title says how
             many.
-        color: a label or a number for each row, shape (rows,). A series is aligned by the index of ``z``. More than twelve
-            different numbers get a colour bar; of more than twelve labels, the rarest are drawn as "other". Levels of a
+        color: a label, a number or a date for each row, shape (rows,). A series is aligned by the index of ``z``. More than
+            twelve different numbers or dates get a colour bar; of more than twelve labels, the rarest are drawn as "other". Levels of a
             pandas category keep their order. Rows without a label are "missing".
         ax: as in ``training_curves``.
     """
@@ -120,7 +119,10 @@ def latent(z: Any, color: Any = None, *, ax: Axes | None = None) -> Axes:
         names = [f"principal component {k + 1} ({shares[k]:.0%} of variance)" for k in (0, 1)]
     elif codes.shape[1] == 1:
         codes, names = np.c_[np.flatnonzero(has), codes], ["row", names[0]]
-    labels = None if color is None else _numbers(row_labels("color", color, index, len(has))[has])
+    labels = None if color is None else row_labels("color", color, index, len(has))[has]
+    dates = labels is not None and sort_of(labels) == "date" and labels.nunique() > _MOST_LEVELS
+    if labels is not None:
+        labels = _days(labels) if dates else _numbers(labels)
     with drawing.axes(ax, 3.0) as ax:
         small: dict[str, Any] = {"s": 8 if len(codes) < 1000 else 3, "linewidths": 0}
         name = str(getattr(color, "name", None) or "")
@@ -130,7 +132,9 @@ def latent(z: Any, color: Any = None, *, ax: Axes | None = None) -> Axes:
             there = labels.notna().to_numpy()
             numbers = labels[there].astype(float)
             drawn = ax.scatter(codes[there, 0], codes[there, 1], c=numbers, cmap="viridis", **small)
-            drawing.as_written(ax.figure.colorbar(drawn, ax=ax, label=name).ax)
+            drawing.as_written(
+                ax.figure.colorbar(drawn, ax=ax, label=name, **_ticks_of_days() if dates else {}).ax
+            )
             if not there.all():
                 ax.scatter(codes[~there, 0], codes[~there, 1], label=_MISSING, **_OF_MISSING, **small)
                 drawing.legend(ax)
@@ -173,6 +177,24 @@ def _numbers(labels: pd.Series) -> pd.Series:
     if sort_of(labels) != "number" or (labels.dtype.kind in "iuf" and isinstance(labels.dtype, np.dtype)):
         return labels
     return labels.dropna().astype(np.float64).reindex(labels.index)
+
+
+def _days(labels: pd.Series) -> pd.Series:
+    """Return dates, times or periods as the numbers of days that matplotlib's axes of dates have, by UTC; NaN if missing."""
+    import pandas as pd
+    from matplotlib.dates import date2num
+
+    starts = labels.map(lambda each: each.to_timestamp() if isinstance(each, pd.Period) else each)
+    found = pd.to_datetime(starts, utc=True).dt.tz_localize(None)
+    return pd.Series(date2num(found), labels.index).where(found.notna())
+
+
+def _ticks_of_days() -> dict[str, Any]:
+    """Return the arguments of a colour bar whose numbers are days."""
+    from matplotlib.dates import AutoDateFormatter, AutoDateLocator
+
+    places = AutoDateLocator()
+    return {"ticks": places, "format": AutoDateFormatter(places)}
 
 
 def _levels(labels: pd.Series) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:

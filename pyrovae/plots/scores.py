@@ -31,8 +31,16 @@ def log_evidence(
     Args:
         evidence: what ``log_evidence`` or ``marginal_likelihood`` returns.
         simulated: the ``LogEvidence`` of simulated rows, such as ``pv.log_evidence(vae, vae.sample(500))``; None
-            leaves them out.
+            leaves them out. If x has missing cells, simulated rows need the same ones: with fewer cells, log P is another
+            number. Pass ``vae.sample(len(x)).mask(x.isna().to_numpy())`` for a frame, and
+            ``torch.where(x.isnan(), torch.nan, vae.sample(len(x)))`` for a tensor.
         ax: as in ``training_curves``.
+
+    The legend says how many cells of a row are observed on average, if some are missing.
+
+    Raises:
+        TypeError, ValueError: an argument is no ``LogEvidence``; rows have missing cells on one side only; one side is the
+            evidence of a training set.
     """
     found = {"rows": drawing.instance("evidence", evidence, LogEvidence)}
     if simulated is not None and "evidence" in (evidence.target, getattr(simulated, "target", None)):
@@ -46,17 +54,41 @@ def log_evidence(
         return _together(evidence, ax)
     if simulated is not None:
         found["simulated rows"] = drawing.instance("simulated", simulated, LogEvidence)
-    values = [drawing.finite(score.estimate) for score in found.values()]
+    _require_masks_alike(list(found.values()))
+    values = [score.estimate[~np.isnan(score.estimate)] for score in found.values()]
     units = "nats, given what was given" if evidence.given else "nats"
     with drawing.axes(ax) as ax:
-        drawing.histograms(ax, values, [f"{name} ({len(score)})" for name, score in found.items()])
+        ax.set(xlabel=f"log P(x) of a row, {units}", ylabel="share of rows")
+        drawing.histograms(
+            ax, values, [f"{name} ({len(each)}{_cells(each)})" for name, each in found.items()]
+        )
         for value, colour in zip(values, (BLACK, BLUE), strict=False):
-            if len(value):
+            if len(drawing.finite(value)) == len(value) > 0:
                 ax.axvline(value.mean(), color=colour, linestyle=":", linewidth=1)
         ax.plot([], [], ":", color=GREY, label="mean")
-        ax.set(xlabel=f"log P(x) of a row, {units}", ylabel="share of rows")
         drawing.legend(ax)
     return ax
+
+
+def _holed(score: LogEvidence) -> bool:
+    """Return whether rows of a score have missing cells."""
+    return score.observed is not None and bool((score.observed < len(score.measure)).any())
+
+
+def _cells(score: LogEvidence) -> str:
+    """Return how many cells of a row are observed on average, in words; "" if none is missing."""
+    if score.observed is None or not _holed(score):
+        return ""
+    return f", {score.observed.mean():.3g} of {len(score.measure)} cells"
+
+
+def _require_masks_alike(scores: Sequence[LogEvidence]) -> None:
+    """Raise ``ValueError`` if some rows have missing cells and the others were scored without a mask."""
+    if any(map(_holed, scores)) and any(score.observed is None for score in scores):
+        said = ["missing cells" if _holed(score) else "none" for score in scores]
+        fix = "Hide the cells that x lacks: vae.sample(len(x)).mask(x.isna().to_numpy()) for a frame of rows."
+        came = f"{said[0]} in the rows and {said[1]} in simulated ones"
+        raise bad_value("simulated", "rows with as many observed cells as the rows", came, fix)
 
 
 def _together(evidence: LogEvidence, ax: Axes | None) -> Axes:
@@ -152,9 +184,9 @@ def check(found: Check | LogEvidence, *, ax: Axes | None = None) -> Axes:
         came = f"one without weights: {found.reason or 'its answers are closed forms'}"
         raise bad_value("found", "a check of sampled rows", came, fix)
     with drawing.axes(ax) as ax:
+        ax.set(xlabel="log of weight of exact draw / all others, nats", ylabel="share of rows")
         drawing.histograms(ax, [known], [f"{found.simulated} simulated rows"])
         label = f"missed right of this: {found.missed} of {found.trusted} trusted"
         ax.axvline(0.0, color=RED, linewidth=1, label=label)
-        ax.set(xlabel="log of weight of exact draw / all others, nats", ylabel="share of rows")
         drawing.legend(ax)
     return ax

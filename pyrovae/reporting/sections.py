@@ -31,6 +31,7 @@ from pyrovae.noise import Stream
 from pyrovae.outlying import outliers
 from pyrovae.pages import Grid
 from pyrovae.pair import parameters_digest
+from pyrovae.progress import Progress
 from pyrovae.refusals import Refused, RefusedType, bad_value
 from pyrovae.reporting.baselines import MOST_LEVELS, baselines
 from pyrovae.reporting.contents import Contents, some
@@ -85,7 +86,7 @@ class Section:
         self.figures.append(Picture(f"data:image/png;base64,{data}", wide, high, caption))
 
 
-def sections(report: Contents, call: str) -> list[Section]:
+def sections(report: Contents, call: str, progress: bool = False) -> list[Section]:
     """Return the sections, in order. One that cannot be made says why in words; each has the warnings of its part."""
     parts = {
         "Data and families": _data,
@@ -101,16 +102,20 @@ def sections(report: Contents, call: str) -> list[Section]:
         "How to repeat this report": _provenance,
     }
     found = []
-    for title, fill in parts.items():
-        section = Section(title)
-        with warnings.catch_warnings(record=True) as warned:
-            warnings.simplefilter("always")
-            try:
-                fill(report, section)
-            except (Refused, RefusedType, FloatingPointError) as reason:
-                section.text.append(f"Not available: {reason}")
-        section.text += [f"Warning: {text}" for text in dict.fromkeys(str(each.message) for each in warned)]
-        found.append(section)
+    with Progress("report", len(parts), "section", show=progress) as done:
+        for title, fill in parts.items():
+            section = Section(title)
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
+                try:
+                    fill(report, section)
+                except (Refused, RefusedType, FloatingPointError) as reason:
+                    section.text.append(f"Not available: {reason}")
+            section.text += [
+                f"Warning: {text}" for text in dict.fromkeys(str(each.message) for each in warned)
+            ]
+            found.append(section)
+            done.advance()
     found[-1].code = call
     return found
 
@@ -279,10 +284,12 @@ def _imputed(report: Contents, section: Section) -> None:
         Grid.of(found.to_frame(), "Missing cells, with 90 % intervals.", _SHOWN, index=False)
     )
     names = report.names if found.table is None else found.table.names
+    # A column may be observed only in rows without missing cells.
+    rows = report.data if "observed" in as_passed(report.x)[0] else report.x
     for number in np.argsort(-np.bincount(found.columns), kind="stable")[:_PANELS]:
         if number in found.columns:
             with section.picture(*_PANEL) as ax:
-                plots.imputation(found, [names[number]], ax=ax)
+                plots.imputation(found, [names[number]], x=rows, ax=ax)
 
 
 def _reconstructed(report: Contents, section: Section) -> None:
@@ -336,7 +343,7 @@ def _outliers(report: Contents, section: Section) -> None:
 def _diagnosis(report: Contents, section: Section) -> None:
     few = some(report.x, report.drawn(len(report.evaluation), _DIAGNOSED))
     found = diagnose(report.model, few, seed=report.seed)
-    active = f"{found.active_units} of {len(found.dimensions)} latent dimensions active"
+    active = found._activity()
     report.tiles.append(("diagnosis", found.verdict, active))
     section.text += [f"{found.verdict}: {active}.", *map(str, found.findings)]
     section.text.append(

@@ -59,7 +59,8 @@ def report(
         seed: of all noise.
         title: of the page.
         command: the command to show for repeating the report; None shows the call of this function.
-        progress: show progress bars.
+        progress: show bars, or plain lines if there is no terminal: of the scores, and of the report's sections. A report
+            takes about a minute.
 
     Raises:
         TypeError, ValueError: an argument, the rows or the model cannot be used; ``train`` holds rows of ``x``.
@@ -85,7 +86,7 @@ def report(
     call = command or _call(path, train, color, image_shape, method, num_rows, seed, title)
     with replacing(target, "a file to write the report to") as file:
         found = Contents(model, x, train, color, image_shape, method, num_rows, seed, progress)
-        parts = sections(found, call)
+        parts = sections(found, call, progress)
         page = pages.render("report.html", title=title, report=found, sections=parts)
         file.write(page.encode(errors="replace"))  # half of a surrogate pair has no UTF-8
 
