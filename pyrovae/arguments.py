@@ -123,11 +123,12 @@ def options(
     given: Mapping[str, Any],
     taken: tuple[str, ...],
     example: str = "{}=…",
+    argument: str | None = None,
 ) -> None:
     """Raise ``TypeError`` if ``function`` lacks a given option, or if a required option is missing.
 
     The options of ``function`` are its parameters except those named in ``taken``. ``example`` shows how to pass one, with
-    its name for {}.
+    its name for {}. ``argument`` is the argument that lacks a required one; None names the option itself.
     """
     parameters = inspect.signature(function).parameters
     known = [option for option in parameters if option not in taken]
@@ -141,7 +142,8 @@ def options(
             )
     for option in known:
         if option not in given and parameters[option].default is inspect.Parameter.empty:
-            raise bad_type(option, f"{name} with a value for it", "none", f"Pass {example.format(option)}.")
+            expected = f"{name} with a value for {'it' if argument is None else option}"
+            raise bad_type(argument or option, expected, "none", f"Pass {example.format(option)}.")
 
 
 def module(argument: str, value: Any) -> torch.nn.Module:

@@ -149,7 +149,7 @@ def as_numpy(x: Any, argument: str) -> np.ndarray:
                     argument,
                     "columns of numbers",
                     f"{len(odd)} other column(s), first {odd[0]}",
-                    "Encode them as numbers or drop them.",
+                    "Encode them as numbers or drop them, or use VAE.for_table, which takes columns of labels.",
                 )
             _held(x, argument)
             x = x.to_numpy(dtype=np.float64, na_value=np.nan)  # nullable columns, too

@@ -80,18 +80,18 @@ def outliers(
 
         log P(x_d | rest) = log Σ_k w_k − log Σ_k w_k / P(x_d | z_k),   w_k = P(x_obs, z_k) / q(z_k).
 
-    The second sum has heavier tails, and so a k-hat of its own, which is drawn towards larger ones of the column in other
-    rows. If it is too large, draws given all cells cannot score the cell, and its verdict is "another method". If the pair
+    The second sum has heavier tails, and so a k-hat of its own. If it is below the column's median, it is shrunk towards the
+    median. If it is too large, draws given all cells cannot score the cell, and its verdict is "another method". If the pair
     takes missing cells, up to 20 such cells of a row are scored again: log P(x_obs) − log P(rest), with draws given the rest.
     A baseline that takes missing cells is exact.
 
     Densities have units, and a column of many values has smaller probabilities than a column of few. Cells
     are therefore compared by how far log P(x_d | rest) lies below its median over the rows of ``x`` that have
-    the column, in nats. Amounts in cents beside many zeros have smaller probabilities than the zeros. So values that at least
-    a tenth of the column's cells have, and all others, have medians of their own, if no value has a tenth of the others.
-    Neither median may be lower because the model rules the values out: that of the frequent values is at least that of the
-    others, and theirs at least what an even spread over their range has, less 3 nats.
-    There is one median if fewer than 10 cells are of a kind, and for levels of a VAE or of a categorical baseline.
+    the column, in nats. Amounts in cents beside many zeros have smaller probabilities than the zeros. Values that at least
+    a tenth of the column's cells have get a median of their own, if no value has a tenth of the others.
+    Values that the model rules out do not lower a median. That of the frequent values is at least that of the others.
+    That of the others is at least log P of an even spread over their range, less 3 nats.
+    There is one median if a group has fewer than 10 cells, and for levels of a VAE or of a categorical baseline.
 
     Args:
         model: a ``VAE`` or ``LatentVariableModel`` whose columns are independent given z, or a fitted baseline.
@@ -435,7 +435,7 @@ def _of_simulated(run: Run, count: int) -> tuple[np.ndarray, bool]:
 
 
 def _pooled(k: np.ndarray, more: np.ndarray, num_samples: int) -> np.ndarray:
-    """Return k-hat of cells, (rows, columns), drawn towards its median in the column if that is larger; NaN if a cell has none.
+    """Return k-hat of cells, (rows, columns), shrunk to its median in the column if that is larger; NaN if a cell has none.
 
     k-hat of M tail draws has a standard error of (1 + k) / √M. If many cells of a column have heavy tails, those with the
     smallest k-hat are small by chance. By empirical Bayes, each is weighed with the median by its own error and by how much

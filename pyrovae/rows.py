@@ -493,7 +493,7 @@ def _the_rows(x: Any, argument: str) -> Any:
             argument,
             'a dict with the rows under "x"',
             f"one with {', '.join(map(repr, x)) or 'nothing'}",
-            'Pass {"x": rows, "offset": …}.',
+            'Pass {"x": rows, "offset": …}; of a dict of columns, pandas.DataFrame(x).',
         )
     return x["x"]
 

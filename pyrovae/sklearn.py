@@ -8,8 +8,10 @@ of a pair has none.
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -36,7 +38,7 @@ from pyrovae.baselines.base import ClosedForm
 from pyrovae.evidence import LogEvidence, log_evidence
 from pyrovae.model import VAE
 from pyrovae.noise import Stream, derive, seeded, shuffled
-from pyrovae.refusals import bad_type, bad_value, shown
+from pyrovae.refusals import Refused, RefusedType, bad_type, bad_value, shown
 from pyrovae.rounding import beyond_whole
 from pyrovae.rows import leaving_cells
 from pyrovae.saving import load, save
@@ -51,6 +53,29 @@ _CLOSED = {
     for name, found in baselines.REGISTRY.items()
     if issubclass(found, ClosedForm) and found is not baselines.BayesianLinearRegression
 }
+
+
+#: What errors of the library say to pass, and what its estimators take in its place.
+_IN_ESTIMATORS = (
+    (r"^x(?=[:\[])", "X"),
+    (r"Drop those columns", "Drop those columns, as VarianceThreshold does"),
+    (r'fit VAE\.mlp\(…, (\S+), (\w+)="shared"\)', r'pass \1 and likelihood_options={"\2": "shared"}'),
+    (r"build the model with (?=standardize=True)", "pass "),
+    (r"Pass num_categories to the baseline", 'Pass options={"num_categories": …}'),
+)
+
+
+@contextmanager
+def _in_estimators() -> Iterator[None]:
+    """Give the errors of the library the words of its estimators."""
+    try:
+        yield
+    except (Refused, RefusedType) as error:
+        message = str(error)
+        for pattern, words in _IN_ESTIMATORS:
+            message = re.sub(pattern, words, message)
+        error.args = (message,)
+        raise
 
 
 class _Estimator(BaseEstimator):
@@ -143,6 +168,14 @@ class _VAE(_Estimator):
         if not isinstance(self.likelihood_options, Mapping | None):
             fix = 'Pass {"scale": "shared"}, or leave it out.'
             raise bad_type("likelihood_options", "a dict or None", shown(self.likelihood_options), fix)
+        options = self._options()
+        arguments.options(
+            self.likelihood,
+            likelihoods.REGISTRY[self.likelihood],
+            options,
+            taken=("network", "standardize"),
+            example='likelihood_options={{"{}": …}}',
+        )
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with seeded(derive(seed, Stream.WEIGHTS)):
             model = VAE.mlp(
@@ -152,13 +185,14 @@ class _VAE(_Estimator):
                 self.hidden_dims,
                 standardize=self.standardize,
                 missing=bool(np.isnan(np.asarray(rows)).any()),
-                **self._options(),
+                **options,
             ).double()
-        options: dict[str, Any] = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr}
+        fitting: dict[str, Any] = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr}
         if arguments.boolean("early_stopping", self.early_stopping):
-            options["patience"] = arguments.integer("n_iter_no_change", self.n_iter_no_change)
-            rows, options["validation"] = self._split(rows, seed)
-        fit(model, rows, seed=seed, **options)
+            fitting["patience"] = arguments.integer("n_iter_no_change", self.n_iter_no_change)
+            rows, fitting["validation"] = self._split(rows, seed)
+        with _in_estimators():
+            fit(model, rows, seed=seed, **fitting)
         self.model_, self.seed_ = model, seed
         return self
 
@@ -215,7 +249,8 @@ class _Scores(_Estimator):
         It has the index of X if X is a frame.
         """
         rows = self._rows(X)  # which raises for an estimator without a fit
-        found = log_evidence(self.model_, rows, **self._evidence_options())
+        with _in_estimators():
+            found = log_evidence(self.model_, rows, **self._evidence_options())
         return replace(found, index=frames.index(X))
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -522,7 +557,8 @@ class BaselineDensity(_Density):
         options = {} if self.options is None else self.options
         example = f'BaselineDensity("{self.baseline}", {{{{"{{}}": 2}}}})'
         arguments.options(self.baseline, found, options, taken=(), example=example)
-        self.model_ = found(**options).fit(self._named(rows))
+        with _in_estimators():
+            self.model_ = found(**options).fit(self._named(rows))
         return self
 
     def __sklearn_tags__(self) -> Any:

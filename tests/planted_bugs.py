@@ -1110,6 +1110,20 @@ BUGS = {
         "",
         "test_report.py::test_panels_of_missing_cells_show_the_observed_cells_of_every_row",
     ),
+    "errors of an estimator in the library's words": Bug(
+        "sklearn.py",
+        "_in_estimators",
+        "message = re.sub(pattern, words, message)",
+        "pass",
+        "test_sklearn.py::test_advice_in_errors_is_in_the_words_of_the_estimators",
+    ),
+    "held-out rows that a baseline cannot score": Bug(
+        "cli/models.py",
+        "_fit_baseline",
+        "made[name].log_evidence(scored)",
+        "pass",
+        "test_cli.py::test_a_category_that_training_rows_lack_is_refused_before_the_vaes_are_fitted",
+    ),
     "the best for the reported model": Bug(
         "reporting/sections.py",
         "_standing",

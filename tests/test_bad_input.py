@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import families
 import numpy as np
 import pandas as pd
 import pyro
@@ -27,10 +28,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from pyro.infer import JitTrace_ELBO, ReweightedWakeSleep
+from torch.distributions import constraints
 from typer.testing import CliRunner
 
 import pyrovae as pv
 from pyrovae import baselines, convert, datasets, encoders, evidence, likelihoods, plots, priors
+from pyrovae.baselines.base import ClosedForm
 from pyrovae.cli import app
 from pyrovae.networks import REGISTRY as NETWORKS
 from pyrovae.refusals import Refused
@@ -445,10 +448,6 @@ def estimator(function, **kinds):
     return Case(function, PAIR, kinds)
 
 
-def likelihood(cls, outputs=COLUMNS, good=None, **kinds):
-    return Case(cls, {"network": network(outputs), **(good or {})}, {"network": "module", **kinds})
-
-
 def fitted(cls, good=None, rows="real", kind="rows of a baseline"):
     """The methods of a fitted baseline."""
 
@@ -792,8 +791,6 @@ CASES = {
         convert.stacking_weights, {"scores": lambda: {"a": world()["score"]}}, {"scores": "models"}
     ),
     # priors
-    "priors.StandardNormal": Case(priors.StandardNormal, {"latent_dim": 2}, {"latent_dim": "count"}),
-    "priors.Gaussian": Case(priors.Gaussian, {"latent_dim": 2}, {"latent_dim": "count"}),
     "priors.GaussianMixture": Case(
         priors.GaussianMixture, {"latent_dim": 2}, {"latent_dim": "count", "num_components": "count"}
     ),
@@ -818,29 +815,6 @@ CASES = {
         for cls in encoders.REGISTRY.values()
     },
     # likelihoods
-    **{
-        f"likelihoods.{cls.__name__}": likelihood(cls, scale="spread", standardize="standardize")
-        for cls in (likelihoods.Gaussian, likelihoods.Laplace, likelihoods.StudentT, likelihoods.LogNormal)
-    },
-    "likelihoods.Bernoulli": likelihood(likelihoods.Bernoulli),
-    "likelihoods.ContinuousBernoulli": likelihood(likelihoods.ContinuousBernoulli),
-    "likelihoods.Categorical": likelihood(
-        likelihoods.Categorical, 4 * COLUMNS, {"num_categories": 4}, num_categories="two or more"
-    ),
-    "likelihoods.Ordinal": likelihood(likelihoods.Ordinal, good={"num_levels": 4}, num_levels="two or more"),
-    "likelihoods.DiscretizedLogistic": likelihood(
-        likelihoods.DiscretizedLogistic, good={"levels": 4}, levels="two or more", scale="spread"
-    ),
-    "likelihoods.Poisson": likelihood(likelihoods.Poisson, offset="flag"),
-    "likelihoods.NegativeBinomial": likelihood(
-        likelihoods.NegativeBinomial, concentration="spread", offset="flag"
-    ),
-    "likelihoods.ZeroInflatedNegativeBinomial": likelihood(
-        likelihoods.ZeroInflatedNegativeBinomial, 2 * COLUMNS, concentration="spread", offset="flag"
-    ),
-    "likelihoods.Binomial": likelihood(likelihoods.Binomial, good={"total_count": 3}, total_count="count"),
-    "likelihoods.Gamma": likelihood(likelihoods.Gamma, concentration="spread"),
-    "likelihoods.Beta": likelihood(likelihoods.Beta, concentration="spread"),
     "likelihoods.suggest": Case(likelihoods.suggest, {"x": a("x")}, {"x": "rows with holes"}),
     "likelihoods.Likelihood.start_from": Case(
         lambda x: world()["vae"].likelihood.start_from(x),
@@ -851,9 +825,6 @@ CASES = {
     # baselines
     "baselines.PPCA": Case(baselines.PPCA, {"latent_dim": 2}, {"latent_dim": "count", "max_iter": "count"}),
     "baselines.FullGaussian": Case(baselines.FullGaussian, {}, {"max_iter": "count"}),
-    "baselines.IndependentGaussian": Case(baselines.IndependentGaussian),
-    "baselines.IndependentPoisson": Case(baselines.IndependentPoisson),
-    "baselines.IndependentNegativeBinomial": Case(baselines.IndependentNegativeBinomial),
     "baselines.IndependentBernoulli": Case(
         baselines.IndependentBernoulli, {}, {"a": "positive", "b": "positive"}
     ),
@@ -1036,10 +1007,48 @@ CASES = {
     ),
     "plots.imputation": Case(
         plots.imputation,
-        {"found": imputed, "columns": [0], "ax": a("axes")},
-        {"found": "result", "columns": "columns to draw", "ax": "axes"},
+        {"found": imputed, "columns": [0], "x": a("x"), "ax": a("axes")},
+        {"found": "result", "columns": "columns to draw", "x": "table", "ax": "axes"},
+        taken=frozenset({("x", "None")}),  # the rows of found
     ),
 }
+#: Kinds of the arguments of families and estimators that have no entry above, by their names.
+BY_NAME = dict.fromkeys((*families.REQUIRED, "max_iter", "num_starts"), "count") | {
+    "network": "module",
+    "standardize": "standardize",
+    "offset": "flag",
+    "scale": "spread",
+    "concentration": "spread",
+    "num_categories": "two or more",
+    "num_levels": "two or more",
+    "levels": "two or more",
+    "hidden_dims": "widths",
+    "seed": "seed",
+}
+
+
+def unlisted():
+    """Cases of all families and estimators, by their registries. An argument that ``BY_NAME`` lacks needs an entry above."""
+
+    def case(cls, **good):
+        kinds = {name: BY_NAME[name] for name in inspect.signature(cls).parameters if name in BY_NAME}
+        return Case(cls, families.required(cls) | good, kinds)
+
+    for cls in priors.REGISTRY.values():
+        yield f"priors.{cls.__name__}", case(cls)
+    for cls in likelihoods.REGISTRY.values():
+        width = cls.outputs_per_dimension(**families.options_of(cls)[0]) * COLUMNS
+        yield f"likelihoods.{cls.__name__}", case(cls, network=network(width))
+    for cls in baselines.REGISTRY.values():
+        yield f"baselines.{cls.__name__}", case(cls)
+        if issubclass(cls, ClosedForm):
+            rows = ("real",) if cls.support is constraints.real else ("x", "binary rows")
+            yield from fitted(cls, families.required(cls), *rows).items()
+    for name, method in evidence.METHODS.items():
+        yield f"evidence.{name}", estimator(method, **ESTIMATOR, num_samples="count")
+
+
+CASES = dict(unlisted()) | CASES
 
 # ---------------------------------------------------------------------------------------------------------
 # What a refusal is
@@ -1326,7 +1335,10 @@ DRAWN = {
     ),
 }
 DRAWN_ARGUMENTS = [
-    (name, argument) for name, case in CASES.items() for argument, kind in case.kinds.items() if kind in DRAWN
+    (name, argument)
+    for name, case in CASES.items()
+    for argument, kind in case.kinds.items()
+    if kind in DRAWN and argument not in {taken for taken, _ in case.taken}
 ]
 
 
@@ -1694,10 +1706,10 @@ def linear():
 
 #: Rows of another shape than (24, 6): the shape that the message names, and the fix for an MLP.
 SHAPES = {
-    "(n, 1, 6)": (lambda x: x[:, None], r"\(\d+, 1, 6\)|\(1, 6\)", "x.flatten(1)"),
-    "(n, 6, 1)": (lambda x: x[..., None], r"\(\d+, 6, 1\)|\(6, 1\)", "x.flatten(1)"),
-    "(n, 2, 3)": (lambda x: x.view(-1, 2, 3), r"\(\d+, 2, 3\)|\(2, 3\)", "x.flatten(1)"),
-    "(n, 1, 2, 3)": (lambda x: x.view(-1, 1, 2, 3), r"\(\d+, 1, 2, 3\)|\(1, 2, 3\)", "x.flatten(1)"),
+    "(n, 1, 6)": (lambda x: x[:, None], r"\(\d+, 1, 6\)|\(1, 6\)", "x.reshape(len(x), -1)"),
+    "(n, 6, 1)": (lambda x: x[..., None], r"\(\d+, 6, 1\)|\(6, 1\)", "x.reshape(len(x), -1)"),
+    "(n, 2, 3)": (lambda x: x.view(-1, 2, 3), r"\(\d+, 2, 3\)|\(2, 3\)", "x.reshape(len(x), -1)"),
+    "(n, 1, 2, 3)": (lambda x: x.view(-1, 1, 2, 3), r"\(\d+, 1, 2, 3\)|\(1, 2, 3\)", "x.reshape(len(x), -1)"),
     "(1, n, 6)": (lambda x: x[None], r"\(1, 24, 6\)|\(24, 6\)", "x[0]"),
     "transposed": (lambda x: x.T, r"\(\d, 24\)|\(24,\)", "x.T"),
     "one row": (lambda x: x[0], r"\(6,\)|\(\)", "x[None]"),
@@ -1840,3 +1852,37 @@ def test_a_series_is_made_a_frame_of_one_column():
     with pytest.raises(ValueError, match=r"Pass x\[:, None\], or x\.to_frame\(\) of a series"):
         pv.log_evidence(vae, x, num_samples=5, check=False)
     assert len(pv.log_evidence(vae, x.to_frame(), num_samples=5, check=False)) == 9
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_advice_for_images_works_for_arrays_and_tensors(kind):
+    images = kind(np.random.default_rng(0).random((50, 4, 4)).astype(np.float32))
+    vae = pv.VAE.mlp(16, 2, likelihood="gaussian", hidden_dims=(4,))
+    with pytest.raises(
+        ValueError, match=re.escape("each of shape (16,), got rows of shape (4, 4).")
+    ) as error:
+        pv.fit(vae, images, epochs=1)
+    advice = str(error.value).rsplit("Pass ", 1)[1].removesuffix(".")
+    assert eval(advice, {"x": images}).shape == (50, 16)
+
+
+def test_a_frame_with_labels_and_a_dict_of_columns_name_what_takes_them():
+    frame = pd.DataFrame({"n": [0.5, 1.5, 2.0], "s": ["u", "v", "u"]})
+    vae = pv.VAE.mlp(2, 1, likelihood="gaussian")
+    for run in (
+        lambda: pv.fit(vae, frame, epochs=1),
+        lambda: baselines.FullGaussian().fit(frame),
+        lambda: likelihoods.suggest(frame),
+    ):
+        with pytest.raises(TypeError, match=r"first 's'.*VAE\.for_table"):
+            run()
+    with pytest.raises(ValueError, match=re.escape("of a dict of columns, pandas.DataFrame(x)")):
+        pv.log_evidence(vae, frame.to_dict("list"))
+
+
+def test_an_option_that_a_family_lacks_is_shown_where_it_is_passed():
+    x = torch.arange(30.0).reshape(15, 2) % 3
+    with pytest.raises(TypeError, match=re.escape('Pass ("ordinal", {"num_levels": …}).')):
+        pv.swap(x, 1, ["ordinal"])
+    with pytest.raises(TypeError, match=re.escape('Pass ("binomial", {"total_count": …}).')):
+        pv.VAE.for_table(pd.DataFrame({"a": x[:, 0].numpy()}), 1, families={"a": "binomial"})

@@ -19,6 +19,7 @@ import pyrovae as pv
 from pyrovae import VAE, baselines, datasets, log_evidence
 from pyrovae import demo as computations
 from pyrovae.cli import app, files, models, rows
+from pyrovae.cli.training_rows import TrainingRows
 
 ROWS = 4  # of the 400 that are held out; all of them are scored four times where the README's line is run
 
@@ -375,6 +376,21 @@ def test_models_are_compared_on_rows_that_none_has_seen(tmp_path):
     assert "--models: expected all masses or all densities" in refused.stderr
 
 
+def test_a_category_that_training_rows_lack_is_refused_before_the_vaes_are_fitted(tmp_path):
+    path = tmp_path / "counts.csv"
+    frame = pd.DataFrame({"id": np.arange(60), "big age": np.arange(60) * 7 % 41})
+    frame.to_csv(path, index=False)
+    _, held_out = TrainingRows(str(path), "id", None, None, None, None, "4", 0).split("--test", 0.2)
+    frame.loc[int(held_out.index[0]), "big age"] = 99
+    frame.to_csv(path, index=False)
+    result = run("compare", path, "--index", "id", "--models", "vae:1,latent_class:2", "--epochs", 99, code=2)
+    said = result.stderr.splitlines()[-1]
+    assert said.startswith(
+        "Error: --models latent_class:2: expected categories 0 … 40 in column 'big age', got 1"
+    )
+    assert said.endswith("Leave the model out, or the column by --drop 'big age'.")
+
+
 def test_commands_of_the_page_run(people, tmp_path, monkeypatch):
     """From top to bottom, in one folder, with less work."""
     for module, name, less in (
@@ -513,6 +529,7 @@ USAGE = {
     "--family: expected COLUMN=VALUE, got 'dose'": "fit {data} -o {out} --family dose",
     "--family: expected one of": "fit {data} -o {out} --family zz=gaussian --drop seen",
     "--family dose: expected one of": "fit {data} -o {out} --family dose=zz --drop seen",
+    "Choose a family without options, or fit in Python by VAE.for_table.": "fit {data} -o {out} --family dose=binomial --drop seen",
     "--drop: expected one of": "fit {data} -o {out} --drop zz --drop seen",
     "--resolution: expected a number, got 'some'": "fit {data} -o {out} --resolution dose=some",
     "--date: expected a column": "fit {data} -o {out} --date zz=days",

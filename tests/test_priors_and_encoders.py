@@ -7,6 +7,7 @@ import copy
 import math
 import sys
 
+import families
 import pyro.distributions as dist
 import pytest
 import torch
@@ -42,12 +43,9 @@ def vamp_prior(latent_dim):
     return prior
 
 
-PRIORS = {
-    "standard_normal": priors.StandardNormal,
-    "gaussian": priors.Gaussian,
+PRIORS = families.PRIORS | {
     "gaussian_mixture": lambda latent_dim: priors.GaussianMixture(latent_dim, num_components=4),
     "vamp_prior": vamp_prior,
-    "flow": priors.Flow,
 }
 
 

@@ -26,6 +26,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import pyrovae as pv
 from pyrovae import noise
+from pyrovae.refusals import Refused, RefusedType
 from pyrovae.sklearn import BaselineDensity, VAEDensity, VAEImputer, VAEOutlier, VAETransformer
 
 SMALL = {"latent_dim": 1, "hidden_dims": (2,), "epochs": 1, "random_state": 0}
@@ -459,3 +460,22 @@ def test_an_array_has_numbered_columns_of_any_type(labels):
     assert estimator.score(frame) == estimator.score(X[:, :3])
     with pytest.raises(ValueError, match="got '2' instead of '0' in column 0"):
         estimator.score(frame[list(labels)[::-1]])
+
+
+def test_advice_in_errors_is_in_the_words_of_the_estimators():
+    """Each advice is tried: the estimator then takes the rows."""
+    x = pd.DataFrame(X, columns=NAMES).assign(k=1.0)
+    with pytest.raises(
+        Refused, match=r"^X: expected columns that vary.*first column 'k'.*VarianceThreshold"
+    ) as error:
+        VAEDensity(**SMALL).fit(x)
+    assert 'pass standardize=False and likelihood_options={"scale": "shared"}' in str(error.value)
+    VAEDensity(**SMALL, standardize=False, likelihood_options={"scale": "shared"}).fit(x)
+    levels = np.arange(40).reshape(20, 2) % 3
+    with pytest.raises(RefusedType, match=re.escape('Pass likelihood_options={"num_levels": …}.')):
+        VAEDensity(likelihood="ordinal", **SMALL).fit(levels)
+    VAEDensity(likelihood="ordinal", **SMALL, likelihood_options={"num_levels": 3}).fit(levels)
+    fitted = BaselineDensity("latent_class", {"num_classes": 2}).fit(levels % 2)
+    with pytest.raises(Refused, match=re.escape('Pass options={"num_categories": …} if')):
+        fitted.score(levels)
+    BaselineDensity("latent_class", {"num_classes": 2, "num_categories": 3}).fit(levels % 2).score(levels)

@@ -10,6 +10,7 @@ import textwrap
 import warnings
 from dataclasses import dataclass
 
+import families
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -27,27 +28,12 @@ from pyrovae.training import State, step
 
 LATENT, COLUMNS, ROWS = 2, 3, 23
 
-#: Every family, with the options that put most of it into the graph.
+#: Every family, with options in turn.
 LIKELIHOODS = {
-    "bernoulli": {},
-    "continuous_bernoulli": {},
-    "gaussian": {"scale": "per_dimension"},
-    "laplace": {"scale": "decoder"},
-    "student_t": {"scale": "shared"},
-    "log_normal": {"scale": "decoder"},
-    "gamma": {"concentration": "decoder"},
-    "beta": {"concentration": "decoder"},
-    "negative_binomial": {"concentration": "decoder"},
-    "zero_inflated_negative_binomial": {"concentration": "decoder"},
-    "poisson": {},
-    "binomial": {"total_count": 7},
-    "categorical": {"num_categories": 4},
-    "ordinal": {"num_levels": 5},
-    "discretized_logistic": {"levels": 9, "scale": "decoder"},
+    name: every[-1 - number % len(every) % 3]  # by the decoder, by column or shared
+    for number, (name, every) in enumerate(families.LIKELIHOODS.items())
 }
-PRIORS = {
-    "standard_normal": lambda encoder: priors.StandardNormal(LATENT),
-    "gaussian": lambda encoder: priors.Gaussian(LATENT),
+PRIORS = {name: lambda encoder, cls=cls: cls(LATENT) for name, cls in families.PRIORS.items()} | {
     "gaussian_mixture": lambda encoder: priors.GaussianMixture(LATENT, num_components=3),
     "vamp_prior": lambda encoder: priors.VampPrior(encoder, torch.rand(4, COLUMNS)),
     "flow": lambda encoder: priors.Flow(LATENT, num_transforms=1, hidden_dims=(8,)),

@@ -107,6 +107,7 @@ _IN_COMMANDS = (
     ("Pass NaN if these cells are missing", "Empty these cells if they are missing"),
     (r"Leave these cells missing \(None\)", "Empty these cells"),
     (r" df\[column\]\.astype\(.*", ""),
+    (r"Pass \(.*\{.*\}\)\.", "Choose a family without options, or fit in Python by VAE.for_table."),
     (rf"Pass df\[{_NAME}\]\..* in its place\.", "Write these cells as text."),
 )
 

@@ -27,10 +27,10 @@ def compare_evidence(models: Mapping[str, Any]) -> pd.DataFrame:
         models: name → a fitted baseline with ``marginal_likelihood``, or the ``LogEvidence`` that it returned.
 
     Returns:
-        A frame, best first, in nats: ``log_evidence``; ``mcse``, its Monte-Carlo error; ``log_bayes_factor`` to the
-        best, with ``mcse_diff``, which also counts bias and tail as in ``compare``; ``probability`` of each model if
-        all are equally probable a priori; ``kind``; ``verdict``; and ``open``, whether the factor rests on a number
-        that is not trusted.
+        A frame, best first, in nats. ``mcse`` is the Monte-Carlo error of ``log_evidence``. ``log_bayes_factor`` is
+        relative to the best. Its error is ``mcse_diff``, which also counts bias and tail as in ``compare``.
+        ``probability`` holds if all models are equally probable a priori. Then come ``kind`` and ``verdict``. ``open``
+        says whether the factor rests on a number that is not trusted.
 
     Raises:
         ValueError: models were fitted to different rows; scores are predictive; a mass is compared with a

@@ -67,20 +67,19 @@ def compare(
         ``weight`` comes from stacking: the mixture of the models that explains the rows best. ``mcse`` and
         ``bias`` are the Monte-Carlo error and first-order bias of ``elpd``, which ``se`` and ``dse`` leave out.
         ``mcse_diff`` is the Monte-Carlo error of ``elpd_diff``, as if the two errors were independent. It also counts
-        the difference of the biases, and the errors by weights that were too rare to be drawn, as ``mean_interval`` of
-        a ``LogEvidence`` does. ``kind`` says whether log P(x) is exact, a bound or an estimate. ``given`` names values
+        the difference of the biases, and the errors by weights that were too rare to be drawn. ``kind`` says whether log P(x) is exact, a bound or an estimate. ``given`` names values
         other than x that the score is conditional on. ``parameters`` is "plug-in" or "posterior-averaged". ``num_parameters`` counts the fitted
         numbers, including a VAE's encoder, and is NaN if they were integrated out. Then come the rows by verdict.
         ``check`` says how the method did on rows simulated from the model (``evidence.check``): "passed", "failed",
-        "unchecked" or "exempt". ``open`` is True if, for the model or for the best, the check failed or was not
-        made, over a tenth of the rows are not trusted, or ``mcse_diff`` is not finite. Then the difference may be off by
-        more than ``mcse_diff``. ``seen`` counts rows that the model was fitted to. ``seconds`` is NaN for a ``LogEvidence``. The
+        "unchecked" or "exempt". ``open`` is True if the difference may be off by more than ``mcse_diff``. For the
+        model or for the best, the check then failed or was not made, over a tenth of the rows are not trusted, or
+        ``mcse_diff`` is not finite. ``seen`` counts rows that the model was fitted to. ``seconds`` is NaN for a ``LogEvidence``. The
         frame prints in a few columns; ``to_latex`` has the same ones.
 
     Raises:
-        ValueError: a column is a mass under one model and a density under another; rows or units differ (the
-            message says how, if that can be found out); a model was fitted to the rows; a number is not a
-            predictive score of x in its own units.
+        ValueError: a column is a mass under one model and a density under another. Rows or units differ; the message
+            says how, if that can be found out. A model was fitted to the rows. A number is not a predictive score of x
+            in its own units.
 
     Vehtari, Gelman and Gabry (2017) for elpd; Yao, Vehtari, Simpson and Gelman (2018) for stacking.
 

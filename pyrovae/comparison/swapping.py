@@ -234,7 +234,10 @@ def _named(families: Any) -> list[tuple[str, Mapping[str, Any]]]:
                 shown(options),
                 'Pass ("gaussian", {"scale": "shared"}).',
             )
-        found.append((arguments.choice("families", name, tuple(REGISTRY)), options))
+        arguments.choice("families", name, tuple(REGISTRY))
+        example = f'("{name}", {{{{"{{}}": …}}}})'
+        arguments.options(name, REGISTRY[name], options, taken=("network", "standardize"), example=example)
+        found.append((name, options))
     return found
 
 

@@ -160,8 +160,8 @@ def check(
         pair: a ``VAE`` or any ``LatentVariableModel``.
         x: rows on dim 0, in any form that ``log_evidence`` takes.
         method: one of ``evidence.METHODS`` but "exact".
-        num_rows: trusted rows that decide, at least 8. With 64, log P may be half a nat or more too low in at most 12 % of
-            trusted rows, because no draw reached a part of the posterior; with 1024, in less than 1 %.
+        num_rows: trusted rows that decide, at least 8. Draws may lack a part of the posterior, so that log P is half a
+            nat or more too low. With 64, this holds for at most 12 % of trusted rows, and with 1024 for less than 1 %.
         seed: of simulated rows and of the method's noise.
         options: the method's own, as for ``log_evidence``, except ``progress``, ``checkpoint`` and
             ``executor``.

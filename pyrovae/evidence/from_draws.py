@@ -87,22 +87,28 @@ def from_draws(
 
     Returns:
         One entry with target "evidence" and kind "estimate". Its ``pareto_k`` is the larger k-hat of the two
-        sides. Its verdict is "trust" if chains and bridge pass these checks; ``reasons`` lists those that
-        failed:
+        sides. Its verdict is "trust" if chains and bridge pass all checks; ``reasons`` lists those that failed.
 
-        * "more samples": R-hat is above 1.01 or the effective sample size below 400 (Vehtari et al. 2021), where draws that
-          were resampled with replacement count once; or the error is above 0.25 nats;
-        * "another method": the error is above 1 nat, so the partner and the posterior hardly overlap; draws and density do
-          not belong together, with a false-alarm rate of 1e-5; more than 0.1 % of the draws are the last number before a
-          bound, so that mass is lost there (0.4 % of the last four numbers of float32, if the density is flat there); or the
-          density is NaN at more than 1 % of the points.
+        The verdict is "more samples" if one of these holds:
+
+        * R-hat is above 1.01, or the effective sample size is below 400 (Vehtari et al. 2021). Draws that were resampled with
+          replacement count once.
+        * The error is above 0.25 nats.
+
+        The verdict is "another method" if one of these holds:
+
+        * The error is above 1 nat. Partner and posterior then hardly overlap.
+        * Draws and density do not belong together. The test has a false-alarm rate of 1e-5.
+        * Over 0.1 % of the draws are the last number before a bound, so mass is lost there. If the density is flat there,
+          the limit is 0.4 % for the last four numbers of float32.
+        * The density is NaN at more than 1 % of the points.
 
         The terms of both sides are bounded. If k-hat of a side exceeds its limit, the error includes the largest term
         that the draws may have missed. No check detects a mode that no draw has visited.
 
     Raises:
         TypeError: ``log_density`` is not callable; ``draws`` are not numbers.
-        ValueError: draws are too few, constant, whole numbers, not finite, outside ``bounds``, or in a plane; the log
+        ValueError: draws are too few, constant, whole numbers, not finite, outside ``bounds``, or in a plane. The log
             density is not finite at a draw, has a wrong shape, differs between calls, or ignores a dimension.
 
     Meng and Wong (1996); Gronau et al. (2017); Micaletto and Vehtari (2025).

@@ -51,7 +51,7 @@ def suggest(x: Any) -> pd.DataFrame:
         ``likelihoods.REGISTRY``), ``options`` for it, and ``why``. A constant or empty column has family None.
 
     Raises:
-        TypeError, ValueError: see ``pyrovae.as_tensor``.
+        TypeError, ValueError: x is no tensor, array or frame of real numbers.
 
     Schwarz (1978) derives the BIC.
 

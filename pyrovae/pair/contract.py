@@ -147,15 +147,16 @@ def unfilled(name: str, site: Site, num_rows: int) -> Refused:
     flat = fn.event_dim == 1 and value.dim() > 1 and value[0].numel() == fn.event_shape[0]
     fix = "Pass rows of the shape that the model is written for, on dim 0."
     if flat:
-        fix = "Pass x.flatten(1)."
+        fix = "Pass x.reshape(len(x), -1)."
     elif value.dim() == 1 and (*fn.batch_shape, *fn.event_shape)[1:] == (1,):
         fix = "Pass x[:, None], or x.to_frame() of a series."
-    return bad_value(
-        "x",
-        f"rows that fill the observed site {name!r}, shape {(*fn.batch_shape, *fn.event_shape)} for {num_rows} rows",
-        f"shape {tuple(value.shape)}",
-        fix,
-    )
+    needed, came = (*fn.batch_shape, *fn.event_shape), tuple(value.shape)
+    words = f"shape {needed} for {num_rows} rows", f"shape {came}"
+    if (
+        needed[:1] == came[:1] == (num_rows,) and needed[1:] != came[1:]
+    ):  # few rows of x, whose number says nothing
+        words = f"each of shape {needed[1:]}", f"rows of shape {came[1:]}"
+    return bad_value("x", f"rows that fill the observed site {name!r}, {words[0]}", words[1], fix)
 
 
 def check_sites(model: Sites, guide: Sites) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -75,8 +75,9 @@ def imputation(
         real = {name: np.delete(completed[0][name], missing[name]) for name in names}
     else:
         real = _columns("x", joined(x, "x"))
-        if lacking := [name for name in names if name not in real]:
-            came = f"rows without {lacking[0]!r}"
+        if real.keys() != completed[0].keys():
+            came = f"{len(real)} columns for {len(completed[0])}"
+            came = came if len(real) != len(completed[0]) else "columns of other names"
             raise bad_value("x", "the columns of the completed rows", came, "Pass rows of the same model.")
     drawn = {name: np.concatenate([each[name][missing[name]] for each in completed]) for name in names}
     orders = _orders(list(completed[0]), rows[0])

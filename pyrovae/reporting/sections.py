@@ -35,7 +35,7 @@ from pyrovae.progress import Progress
 from pyrovae.refusals import Refused, RefusedType, bad_value
 from pyrovae.reporting.baselines import MOST_LEVELS, baselines
 from pyrovae.reporting.contents import Contents, some
-from pyrovae.rows import as_passed
+from pyrovae.rows import as_passed, without
 from pyrovae.training import History
 
 if TYPE_CHECKING:
@@ -285,7 +285,8 @@ def _imputed(report: Contents, section: Section) -> None:
     )
     names = report.names if found.table is None else found.table.names
     # A column may be observed only in rows without missing cells.
-    rows = report.data if "observed" in as_passed(report.x)[0] else report.x
+    beside, rows = as_passed(report.x)
+    rows = without(rows, beside["observed"]) if "observed" in beside else rows
     for number in np.argsort(-np.bincount(found.columns), kind="stable")[:_PANELS]:
         if number in found.columns:
             with section.picture(*_PANEL) as ax:

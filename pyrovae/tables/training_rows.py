@@ -88,7 +88,8 @@ def column_of(name: Any, values: pd.Series, given: Any, resolution: float | None
     if family != "":
         arguments.choice(f"families[{name!r}]", family, tuple(REGISTRY))
         set_here = ("network", "standardize", "offset", "num_categories", "num_levels")
-        arguments.options(family, REGISTRY[family], options, taken=set_here)
+        example, argument = f'("{family}", {{{{"{{}}": …}}}})', f"families[{name!r}]"
+        arguments.options(family, REGISTRY[family], options, set_here, example, argument)
     # Arrow's decimals are read as float64.
     dtype = "double[pyarrow]" if str(values.dtype).startswith("decimal") else str(values.dtype)
     column = Column(name, sort, dtype, family, options, "given")

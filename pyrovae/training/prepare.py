@@ -93,8 +93,9 @@ def prepare(
         plan.loss, plan.num_particles, minibatches=minibatches, annealed=plan.kl_warmup > 0
     )
     check_objective_fits(objective, model.structure)
-    check_columns_vary(pair, restored(shown["x"], shown.get("observed")))
-    scales = Scales(pair, shown, plan.seed)
+    labels = pair.labels or reader.source.names.get("x")
+    check_columns_vary(pair, restored(shown["x"], shown.get("observed")), labels)
+    scales = Scales(pair, shown, plan.seed, labels)
     held_out = None if validation is None else _evaluation(model, plan, validation, "validation", reader)
     training = None if is_sum_over_sites(objective) else _evaluation(model, plan, shown, "x", reader)
     if held_out is not None:

@@ -51,27 +51,33 @@ def _in_units(likelihood: Any, x: Tensor, observed: Tensor | None) -> Tensor:
     return x
 
 
-def check_columns_vary(pair: LatentVariableModel, x: Tensor) -> None:
+def check_columns_vary(pair: LatentVariableModel, x: Tensor, labels: Sequence[Any] | None) -> None:
     """Raise ``ValueError`` for constant columns, on which a learned or standardising scale would shrink to zero."""
     likelihood: Any = pair.likelihood if isinstance(pair, VAE) else None
     if isinstance(likelihood, Mixed):
         columns = sorted(column for _, group in _learned(likelihood) for column in group)
         if columns:
-            _check_varying(x, every=True, columns=columns, labels=pair.labels)
+            _check_varying(x, True, "leave them out of the table", columns, labels)
         return
     standardizes = getattr(likelihood, "standardize", None) is not None
     if standardizes or _learns_scale(pair):
-        _check_varying(x, every=standardizes or likelihood.learns_scale_per_column)
+        spread = getattr(likelihood, "spread_name", None) or "scale"
+        instead = f'fit VAE.mlp(…, standardize=False, {spread}="shared")'
+        every = standardizes or likelihood.learns_scale_per_column
+        _check_varying(x, every, instead, labels=labels)
 
 
 class Scales:
     """Checks the scales that a likelihood learns: one that shrinks to zero takes the density to +∞."""
 
-    def __init__(self, pair: LatentVariableModel, batch: Batch, seed: int) -> None:
+    def __init__(
+        self, pair: LatentVariableModel, batch: Batch, seed: int, labels: Sequence[Any] | None
+    ) -> None:
         #: The smallest scale of every column before training, shape (columns,); None if no scale is learned.
         self.start: Tensor | None = None
         if _learns_scale(pair):
             self._pair: Any = pair
+            self._labels = labels
             self._rows, self._seed = {name: value[:128] for name, value in batch.items()}, seed
             observed = batch.get("observed")
             self._spread = spread_of(
@@ -90,7 +96,7 @@ class Scales:
             raise bad_value(
                 "x",
                 "a density that stays bounded",
-                f"a learned scale of {float(scale[column]):.2g} in {column_of(column, self._pair.labels)}, whose spread is "
+                f"a learned scale of {float(scale[column]):.2g} in {column_of(column, self._labels)}, whose spread is "
                 f"{float(self._spread[column]):.2g}: log P(x) goes to +∞",
                 "Dequantise whole numbers, drop columns that repeat a value or another column, or fix the scale.",
             )
@@ -111,7 +117,11 @@ class Scales:
 
 
 def _check_varying(
-    x: Tensor, every: bool, columns: list[int] | None = None, labels: Sequence[Any] | None = None
+    x: Tensor,
+    every: bool,
+    instead: str,
+    columns: list[int] | None = None,
+    labels: Sequence[Any] | None = None,
 ) -> None:
     """Raise ``ValueError`` if one value fills over 99 % of the cells of any column, or of all if not ``every``.
 
@@ -129,7 +139,7 @@ def _check_varying(
             "x",
             "columns that vary, because this likelihood learns a scale for each",
             f"{len(stuck)} column(s) with one value in over 99 % of the rows, first {column_of(column, labels)} (value {value:g})",
-            'Drop those columns, dequantise whole numbers, or use scale="shared" or a fixed scale without standardize.',
+            f"Drop those columns, dequantise whole numbers, or {instead}.",
         )
 
 
