@@ -159,9 +159,7 @@ def _fit_baseline(name: str, made: dict[str, Any], vae: VAE, columns: Table, cod
     """Fit one of the models of ``compare``, and refuse it now if it cannot be compared with a VAE of the table."""
     with _named(name, columns):
         made[name].fit(codes)
-        made[name].log_evidence(
-            scored
-        )  # refuses rows that it gives no probability, before the VAEs are fitted
+        made[name].log_evidence(scored)  # refuses rows that it cannot score before the VAEs are fitted
     log.info("%s", made[name].summary())
     beside = any(isinstance(model, VAE) for model in made.values())
     if not beside:
