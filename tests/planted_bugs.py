@@ -119,7 +119,7 @@ BUGS = {
     "scores matched by names alone": Bug(
         "identity.py",
         "Fingerprint.same_by_name",
-        "replace(one, given=()) == replace(two, given=())",
+        "one._sorted._holds(two._sorted)",
         "True",
         "test_comparison.py::test_scores_of_columns_in_several_orders_are_matched_by_name",
     ),
@@ -527,7 +527,7 @@ BUGS = {
         "ContinuousBernoulli.link",
         "low < (middle := (low + high) / 2) < high",
         "low + 1e-3 < (middle := (low + high) / 2) < high",
-        "test_likelihoods.py::test_links_invert_means[continuous_bernoulli-options1]",
+        "test_likelihoods.py::test_links_invert_means[continuous_bernoulli]",
     ),
     "narrow columns in the unit of wide ones": Bug(
         "likelihoods/mixed.py",
@@ -2677,9 +2677,9 @@ BUGS = {
     ),
     "rows that agree in float32 pair": Bug(
         "identity.py",
-        "Fingerprint.__eq__",
-        "self.sha256 == other.sha256",
-        "self.rounded == other.rounded",
+        "Fingerprint._holds",
+        "if self.sha256 == other.sha256:",
+        "if self.rounded == other.rounded:",
         "test_rows.py::test_rows_that_agree_in_float32_alone_do_not_pair",
     ),
     "training rows known by exact values alone": Bug(
@@ -2911,7 +2911,7 @@ BUGS = {
         "_Grids._sum",
         "+ volume",
         "+ volume + 0.1",
-        "test_likelihoods.py::test_log_evidence_against_a_dense_grid[poisson-options34]",
+        "test_likelihoods.py::test_log_evidence_against_a_dense_grid[poisson]",
     ),
     "Jacobians of bounds left out": Bug(
         "evidence/from_draws.py",
@@ -3168,8 +3168,8 @@ BUGS = {
     "the first date read as text in ISO 8601 decides": Bug(
         "cli/cells.py",
         "dates",
-        "text.str.fullmatch(_DATE).all() and _parsed(text).notna().all()",
-        "text.str.fullmatch(_LIKE_A_DATE).all()",
+        "text.str.fullmatch(text_numbers.DATE).all() and _parsed(text).notna().all()",
+        "text.str.fullmatch(text_numbers.LIKE_A_DATE).all()",
         "test_cli_files.py::test_dates_become_numbers_of_the_same_name",
     ),
     "families in the order in which they were fitted": Bug(

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import constraints
-from test_likelihoods import COLUMNS, LIKELIHOODS, OFF, likelihood
+from test_likelihoods import COLUMNS, OFF, every_likelihood, likelihood
 
 import pyrovae as pv
 from pyrovae import identity, rounding
@@ -315,7 +315,7 @@ def test_a_matrix_beyond_every_memory_is_refused():
         pv.log_weights(vae, torch.ones(100_000, 1), num_samples=2**31 - 1)
 
 
-@pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
+@every_likelihood
 def test_training_starts_from_rows_on_the_support(name, options):
     family = likelihood(name, options, hidden=())
     x = family(torch.zeros(6, 2)).sample()

@@ -20,6 +20,11 @@ LATENT, COLUMNS = 2, 3
 
 #: Every family with each of its options.
 LIKELIHOODS = [(name, options) for name, every in families.LIKELIHOODS.items() for options in every]
+every_likelihood = pytest.mark.parametrize(
+    ("name", "options"),
+    LIKELIHOODS,
+    ids=["-".join([name, *map(str, options.values())]) for name, options in LIKELIHOODS],
+)
 
 
 def likelihood(name, options, dtype=torch.float32, hidden=(5,)):
@@ -36,7 +41,7 @@ def one(fn):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
+@every_likelihood
 def test_shapes(name, options, shape, dtype):
     fn = likelihood(name, options, dtype)(torch.randn(*shape, LATENT, dtype=dtype))
     assert fn.batch_shape == shape
@@ -48,7 +53,7 @@ def test_shapes(name, options, shape, dtype):
     assert fn.expand((4, *shape)).log_prob(x).shape == (4, *shape)
 
 
-@pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
+@every_likelihood
 def test_leading_dims_are_batch_dims(name, options):
     """One call with many z is many calls with one."""
     family = likelihood(name, options, torch.float64)
@@ -59,7 +64,7 @@ def test_leading_dims_are_batch_dims(name, options):
     torch.testing.assert_close(together, each, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
+@every_likelihood
 def test_mass_or_density_is_one_in_all(name, options):
     """One column at a time: the mass sums, the density integrates to 1, and so does its mean."""
     fn = one(likelihood(name, options, torch.float64)(torch.zeros(LATENT, dtype=torch.float64)))
@@ -130,7 +135,7 @@ def test_log_prob_is_scipys(name):
     np.testing.assert_allclose(fn.log_prob(x).detach(), log_prob(x.numpy()), rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
+@every_likelihood
 def test_links_invert_means(name, options):
     """Of a discretized logistic, they invert the location. Families that standardise, and levels, have none."""
     cls = likelihoods.REGISTRY[name]
@@ -151,7 +156,7 @@ def test_links_invert_means(name, options):
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
+@every_likelihood
 def test_samples_have_the_mean_they_say(name, options):
     """20 000 samples a column; the smallest bias seen is Z standard errors of their mean."""
     fn = likelihood(name, options, torch.float64)(torch.zeros(LATENT, dtype=torch.float64))
@@ -162,7 +167,7 @@ def test_samples_have_the_mean_they_say(name, options):
     assert fn.support.check(x).all()
 
 
-@pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
+@every_likelihood
 def test_gradients_reach_every_parameter(name, options):
     family = likelihood(name, options)
     fn = family(torch.randn(4, LATENT))
@@ -219,7 +224,7 @@ def test_safe_and_right_at_the_extremes(name):
     torch.testing.assert_close(*found.values(), rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
+@every_likelihood
 def test_every_family_fits_and_is_evaluated(name, options):
     torch.manual_seed(0)
     vae = pv.VAE.mlp(COLUMNS, LATENT, likelihood=name, hidden_dims=(4,), **options)
@@ -240,7 +245,7 @@ def narrow(name, options):
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
+@every_likelihood
 def test_log_evidence_against_a_dense_grid(name, options):
     """One latent: ``quadrature`` to 1e-3 on two rows, ``importance`` within its error on six."""
     vae = narrow(name, options)
@@ -258,7 +263,7 @@ def test_log_evidence_against_a_dense_grid(name, options):
 OFF = {"bernoulli": 0.5, "continuous_bernoulli": 1.5, "log_normal": -1.0, "gamma": -1.0, "beta": 1.5}
 
 
-@pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
+@every_likelihood
 def test_values_off_the_support_are_refused_by_the_family_s_name(name, options):
     vae = pv.VAE.mlp(COLUMNS, 1, likelihood=name, hidden_dims=(4,), **options)
     x = vae.sample(6)
@@ -283,7 +288,7 @@ def test_start_from_the_marginals_of_observed_cells():
         family.start_from(x)
 
 
-@pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
+@every_likelihood
 def test_start_from_the_marginals(name, options):
     """Where z tells nothing, the mean is the columns' mean."""
     torch.manual_seed(SEED)
@@ -307,7 +312,7 @@ def test_start_from_the_marginals(name, options):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
+@every_likelihood
 def test_rebuilt_from_its_recorded_arguments(name, options, dtype):
     family = likelihood(name, options, dtype)
     again = rebuild(family).to(dtype)
@@ -319,7 +324,7 @@ def test_rebuilt_from_its_recorded_arguments(name, options, dtype):
     assert torch.equal(again(z).log_prob(x), family(z).log_prob(x))
 
 
-@pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
+@every_likelihood
 def test_images_are_scored_as_their_flattened_rows(name, options):
     """Rows of three dims: the same parameters, the same numbers."""
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from rates import SEED, Z
 from scipy import special, stats
-from test_likelihoods import LIKELIHOODS
+from test_likelihoods import LIKELIHOODS, every_likelihood
 from torch.distributions import biject_to
 
 import pyrovae as pv
@@ -237,7 +237,7 @@ def test_a_row_without_a_cell_scores_zero_without_a_draw(linear):
 # --- the likelihoods
 
 
-@pytest.mark.parametrize(("name", "options"), LIKELIHOODS)
+@every_likelihood
 def test_every_pattern_is_the_sum_over_its_first_missing_cell(name, options):
     """P(x_obs | z) = Σ P(x_obs, x_d | z), from rows without a cell to complete ones: all sums over missing cells."""
     torch.manual_seed(0)
