@@ -160,11 +160,9 @@ class Diagnosis:
         ]
 
     def _activity(self) -> str:
-        """Return what says whether the code is used, in words."""
+        """Return in words how many latent dimensions are active, or why the verdict is a collapse although some are."""
         count = f"{self.active_units} of {len(self.dimensions)} latent dimensions"
-        if (
-            self.verdict == "collapsed" and self.active_units
-        ):  # by the rate, not by the number of active dimensions
+        if self.verdict == "collapsed" and self.active_units:  # by the rate
             return f"rate {self.rate:.3f} nats a row, though the mean of z varies in {count}"
         return f"{count} active"
 

@@ -23,7 +23,8 @@ class Fingerprint:
 
     Rows in float64 also equal their own copy in float32, unless that cast is a loss (see ``rounding.cast``). No other
     rows that differ are equal, even if they agree in float32. Rows of two tables are equal if their values are, whatever the
-    codes. Other rows equal those of a table if they are its codes or its values.
+    codes. Other rows equal those of a table if they are its codes or its values. So two tables of different values can both
+    equal the same other rows.
 
     Attributes:
         sha256: of the rows' exact values.

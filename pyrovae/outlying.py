@@ -43,9 +43,9 @@ _MOST_AGAIN = 20  # cells of a row that are scored again
 # Rows that tell how heavy the tails of a column's weights are. With fewer, so many are simulated.
 _FEWEST_ROWS = 32
 # A value is frequent if at least this share of a column's cells has it. The other values are fine-grained if no value has this
-# share of the other cells. Fewer cells of either kind have no median of their own.
+# share of the other cells. Fewer cells of either group have no median of their own.
 _FREQUENT, _FEWEST_APART = 0.1, 10
-_DECIMALS, _SLACK = 6, 3.0  # rounded values have fewer; nats that a median may lie below an even spread
+_SLACK = 3.0  # nats that a median may lie below log P of an even spread
 
 
 class _Cells(NamedTuple):
@@ -89,8 +89,8 @@ def outliers(
     are therefore compared by how far log P(x_d | rest) lies below its median over the rows of ``x`` that have
     the column, in nats. Amounts in cents beside many zeros have smaller probabilities than the zeros. Values that at least
     a tenth of the column's cells have get a median of their own, if no value has a tenth of the others.
-    Values that the model rules out do not lower a median. That of the frequent values is at least that of the others.
-    That of the others is at least log P of an even spread over their range, less 3 nats.
+    Values that the model rules out do not lower the medians. The median of the frequent values is at least that of the
+    others. The median of the others is at most 3 nats below log P of a value if all of them spread evenly over their range.
     There is one median if a group has fewer than 10 cells, and for levels of a VAE or of a categorical baseline.
 
     Args:
@@ -141,7 +141,7 @@ def outliers(
         found = _by_leaving_out(model, x, count, evidence, progress)
     own = getattr(as_passed(x)[1], "columns", names)
     labels = frames.own_labels(range(count) if own is None else own)
-    median = _medians(found, _of_levels(model, count))
+    median = _medians(found, _of_levels(model, count), evidence.measure)
     below = median - found.log_p
     if isinstance(model, LatentVariableModel) and model.takes_missing:
         made: Check | None = None  # of the first round; further ones differ by one missing cell
@@ -173,12 +173,12 @@ def _of_levels(model: Any, count: int) -> np.ndarray:
     return levels
 
 
-def _medians(found: _Cells, levels: np.ndarray) -> np.ndarray:
+def _medians(found: _Cells, levels: np.ndarray, measure: tuple[str, ...]) -> np.ndarray:
     """Return the median of log P(x_d | rest) with which each cell is compared, (rows, columns), over cells of its column.
 
     Frequent values and others, such as zeros and amounts in cents, have their own medians: each amount has a small mass, and
-    the median over both would be that of the zeros. A median of its own stands for small masses alone, not for values that
-    the model rules out. So that of frequent values is at least that of the others, and theirs is at least ``_even``.
+    the median over both would be that of the zeros. But values that the model rules out must not be compared with each other
+    alone. So the median of frequent values is at least that of the others, and theirs is at least ``_even``.
     """
     medians = np.full(found.log_p.shape, math.nan)
     for column, level in enumerate(levels):
@@ -189,21 +189,20 @@ def _medians(found: _Cells, levels: np.ndarray) -> np.ndarray:
             continue
         frequent = np.zeros_like(seen)
         frequent[seen] = _frequent(found.value[seen, column])
-        apart = [kind & ~np.isnan(log_p) for kind in (frequent, ~frequent)]
-        if min(kind.sum() for kind in apart) >= _FEWEST_APART:
-            of_frequent, of_others = (np.median(log_p[kind]) for kind in apart)
-            least = _even(found.value[apart[1], column]) + math.log(apart[1].sum() / sum(map(np.sum, apart)))
-            of_others = max(of_others, least)
+        groups = [group & ~np.isnan(log_p) for group in (frequent, ~frequent)]
+        counts = [int(group.sum()) for group in groups]
+        if min(counts) >= _FEWEST_APART:
+            of_frequent, of_others = (np.median(log_p[group]) for group in groups)
+            even = _even(found.value[groups[1], column], measure[column] == "mass")
+            of_others = max(of_others, even + math.log(counts[1] / sum(counts)))
             medians[:, column] = np.where(frequent, max(of_frequent, of_others), of_others)
     return medians
 
 
-def _even(values: np.ndarray) -> float:
-    """Return log P of a value if these spread evenly, less ``_SLACK``: the log mass of rounded values, else a log density."""
+def _even(values: np.ndarray, masses: bool) -> float:
+    """Return log P of a value if these spread evenly, less ``_SLACK``: a mass of one of the whole numbers, or a density."""
     low, high = np.quantile(values, [0.05, 0.95])
-    rounded = (k for k in range(_DECIMALS) if np.allclose(values, values.round(k), rtol=2e-7, atol=0.0))
-    unit = 10.0 ** -next(rounded, 0)
-    return -math.log((high - low) / unit + 1.0) - _SLACK
+    return -math.log(high - low + masses) - _SLACK
 
 
 def _frequent(values: np.ndarray) -> np.ndarray:

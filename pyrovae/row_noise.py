@@ -266,7 +266,7 @@ def _mixed(words: np.ndarray) -> np.ndarray:
 
 
 def interval_of(share: Tensor, ends: Tensor) -> Tensor:
-    """Return the number of the interval that holds each share of the whole; ``ends`` of the intervals lie on the last axis."""
+    """Return which interval each share falls into; the ``ends`` of intervals are cumulated, on the last axis."""
     at = share * ends[..., -1:]
     found = torch.searchsorted(ends.contiguous(), at.contiguous(), right=True)
     return found.clamp(max=ends.shape[-1] - 1)

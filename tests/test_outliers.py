@@ -549,6 +549,33 @@ def test_cells_that_the_model_rules_out_have_no_median_of_their_own(wrong, count
     assert (pv.outliers(model, x)["oddest"][:count] == 2).all()
 
 
+def test_cells_that_the_model_rules_out_are_as_odd_in_any_unit():
+    generator = np.random.default_rng(SEED)
+    x = generator.normal(size=(200, 3))
+    x[:, 2] = x[:, 2] > 0
+    y = x.copy()
+    y[:30, 2] = 20 + 30 * generator.random(30)
+    found = [
+        pv.outliers(baselines.FullGaussian().fit(x * [1, 1, unit]), y * [1, 1, unit])
+        for unit in (1.0, 1e-6, 1e6)
+    ]
+    for other in found[1:]:
+        np.testing.assert_allclose(other["below"], found[0]["below"], rtol=1e-6)
+
+
+def test_cells_scored_again_are_differences_with_independent_noise(linear, monkeypatch):
+    monkeypatch.setattr(outlying, "verdicts", lambda k, _: np.full(k.shape, "another method"))  # every cell
+    vae, rows = linear
+    options = {"method": "refined", "num_samples": 200, "check": False}
+    found = pv.outliers(vae, rows[:2], cells=True, seed=SEED, **options)["log_p"].to_numpy().reshape(2, 4)
+    evidence = pv.log_evidence(vae, rows[:2], seed=SEED, **options)
+    assert set(evidence.verdict) == {"unchecked"}
+    for column in range(4):
+        rest = holed(rows[:2], torch.arange(4) != column)
+        part = pv.log_evidence(vae, rest, seed=derive(SEED, Stream.GIVEN), **options).estimate
+        np.testing.assert_allclose(found[:, column], evidence.estimate - part, atol=1e-6)
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_cells_of_a_table_have_medians_by_sort_also_if_scored_again(again, monkeypatch):
     """60 zeros beside 60 amounts in cents, numbers, and 31 labels of which one is frequent."""

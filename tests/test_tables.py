@@ -1544,6 +1544,22 @@ def test_columns_that_are_affine_functions_of_others_are_named():
         pv.VAE.for_table(few, 1, hidden_dims=(2,))
 
 
+@pytest.mark.parametrize(("far", "times"), [(-999999.0, 22), (1e7, 22), (1e8, 1)])
+@pytest.mark.parametrize("complete", [True, False])
+def test_numbers_far_out_in_the_same_rows_make_no_function(far, times, complete):
+    """The share of variance that independent columns leave is below 1e-10, because these numbers have nearly all of it."""
+    df = pd.DataFrame(np.random.default_rng(0).normal(size=(200, 2)), columns=["a", "b"])
+    df.iloc[:times] = far
+    if not complete:
+        df.loc[100:, "c"] = df.loc[:150, "d"] = 1.0
+        df.loc[100:, "c"] += np.arange(100) % 7
+        df.loc[:150, "d"] += np.arange(151) % 5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        table = Table.of(df)
+    assert not table.summary()["why"].str.contains("affine").any()
+
+
 # --- doubts about the training rows
 
 
@@ -1579,7 +1595,13 @@ DOUBTS = {
     ),
     "98, 99": ([1, 2, 3, 2, 1, 98, 99] * 5, r"has 98, 99 in 10 rows.*1 to 3.*isin\(\[98, 99\]\)"),
     "both ends": ([0.5, 0.7, 0.6, 0.4, 0.1, -9.0, 99.0] * 5, r"has -9, 99 in 10 rows.*0\.1 to 0\.7"),
+    "one hides the other": ([20, 33, 47, 21, -999, 99] * 5, "has -999, 99 in 10 rows"),
     "far": ([20, 33, 47, 21, 30, 500] * 5, "has 500 in 5 rows"),
+    "answers and 9": ([1, 2, 3, 4, 9] * 5, None),
+    "small counts": ([0, 1, 2, 7] * 5, None),
+    "ranks": ([f"{n}th" for n in range(7)] * 5, None),
+    "flats": ([f"{n}B" for n in range(120, 126)] * 5, None),
+    "whole, kg": ([f"{n}kg" for n in range(70, 80)] * 3, "numbers with a unit, first '70kg'"),
     "pain": (["none", "some", "much"] * 5, None),
     "signs": (["+", "-"] * 9, None),
     "grades": (["9th", "10th", "college", "doctor", "none"] * 9, None),

@@ -96,7 +96,11 @@ _IN_COMMANDS = (
     (rf"families=\{{{_NAME}: None\}}", "--drop {option}"),
     (rf"^df\[{_NAME}\](?= (?:has|is) )", "column {}"),
     (
-        r"pass df\[.* in its place\. Pass .*",
+        rf"pass df\[.* in its place\. Pass families=\{{{_NAME}: .*",
+        "empty them. To keep them as labels, pass --family {option}=categorical.",
+    ),
+    (
+        r"pass df\[.* in its place\. Pass a family.*",
         "empty them. To keep them, name a family or a resolution of the column.",
     ),
     (r"Pass pandas\.to_numeric\(.*", "Write the numbers alone, to make them numbers."),

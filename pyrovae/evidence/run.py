@@ -77,9 +77,9 @@ class Run:
 
         Args:
             estimator: the function that the user called.
-            given: its arguments by name, as ``locals()`` returns them before it binds another name; those that are left
-                out have their defaults.
-            fixed: arguments of ``importance`` that the estimator does not have.
+            given: its arguments by name, such as ``locals()`` before any assignment; those that are left out have their
+                defaults.
+            fixed: arguments of the evaluation that the user of this estimator does not choose.
 
         Raises:
             TypeError, ValueError: an option, the rows or the pair cannot be used.

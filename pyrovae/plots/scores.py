@@ -86,8 +86,10 @@ def _require_masks_alike(scores: Sequence[LogEvidence]) -> None:
     """Raise ``ValueError`` if some rows have missing cells and the others were scored without a mask."""
     if any(map(_holed, scores)) and any(score.observed is None for score in scores):
         said = ["missing cells" if _holed(score) else "none" for score in scores]
-        fix = "Hide the cells that x lacks: vae.sample(len(x)).mask(x.isna().to_numpy()) for a frame of rows."
         came = f"{said[0]} in the rows and {said[1]} in simulated ones"
+        fix = "Pass simulated rows without missing cells, such as vae.sample(len(x))."
+        if _holed(scores[0]):
+            fix = "Hide the cells that x lacks: vae.sample(len(x)).mask(x.isna().to_numpy()) for a frame of rows."
         raise bad_value("simulated", "rows with as many observed cells as the rows", came, fix)
 
 

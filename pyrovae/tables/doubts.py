@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 # "none" may be a level, such as of pain.
 _MARKERS = (MISSING - {"none"}) | {"?", "-", "--", ".", "n.a."}
 _WITH_UNIT = r"[+-]?\d+(?:\.\d+)?(\s?[^\d\s.,;:/+-]\D{0,9})"  # such as 70.1 kg
-_FEWEST_WITH_UNIT, _FEWEST = 5, 20  # different cells, and rows, from which a column is no chance
+# What follows whole numbers without a space may be a part of a name, such as 12B, but for these.
+_UNITS = {"%", "kg", "mg", "km", "cm", "mm", "ml", "€", "$", "£"}
+_FEWEST_WITH_UNIT, _FEWEST = 5, 20  # different cells, and rows; fewer could be chance
 # Numbers that often stand for missing cells, such as 99, -999 or 98. They are doubted if the others span less than their
 # distance. Other numbers are doubted if the others span less than a fifth of it.
-_CODE, _FAR, _FARTHER = re.compile("9*[789]"), 1, 5
+_CODE, _FAR, _FARTHER = re.compile("9+[789]"), 1, 5
 _FEWEST_OTHERS = 5  # different numbers, to call another one far
 _MOST_CODES, _TIMES = 3, 3  # different codes at an end, and cells that hold one
 
@@ -78,8 +80,14 @@ def _fix_of_numbers(column: str, first: str) -> str:
 def _unit(rest: pd.Series) -> str | None:
     """Return the unit after nearly all numbers, with the space before it."""
     units = rest.str.extract(f"^{_WITH_UNIT}$", expand=False).value_counts()
-    usual = len(units) and units.iloc[0] >= MOSTLY * len(rest) and rest.nunique() >= _FEWEST_WITH_UNIT
-    return str(units.index[0]) if usual else None
+    if not len(units) or units.iloc[0] < MOSTLY * len(rest) or rest.nunique() < _FEWEST_WITH_UNIT:
+        return None
+    unit = str(units.index[0])
+    return (
+        unit
+        if unit[0].isspace() or unit.lower() in _UNITS or rest.str.contains(".", regex=False).any()
+        else None
+    )
 
 
 def _of_numbers(name: Any, held: pd.Series) -> str | None:

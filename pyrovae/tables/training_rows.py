@@ -63,6 +63,7 @@ _SINGULAR = 1e-10
 # So many different numbers may be answers on a scale, such as 1 … 10. More may have a bound at both ends, if each end holds more
 # than this share of the rows.
 _SHORT, _AT_BOUND = 10, 0.05
+_FAR = 1e3  # typical distances from the median, beyond which a number says nothing of the others
 _FEWEST_PAIRS = 10  # rows in which both of two columns are observed, to call one a multiple of the other
 # Larger whole numbers are not counted one by one.
 _MOST_COUNTED = 2**24
@@ -116,6 +117,9 @@ def determined(columns: Sequence[Column], codes: np.ndarray) -> dict[int, list[i
     which all are observed; if these are too few, two by two.
     """
     numbers = np.array([i for i, column in enumerate(columns) if _can_narrow(column)], dtype=int)
+    codes = codes.copy()
+    for number in numbers:
+        codes[:, number] = _near(codes[:, number])
     rows = codes[~np.isnan(codes[:, numbers]).any(axis=1)]
     if len(rows) <= max(len(numbers), _FEWEST_PAIRS):
         return _multiples(numbers, codes)
@@ -134,6 +138,13 @@ def determined(columns: Sequence[Column], codes: np.ndarray) -> dict[int, list[i
         else:
             free.append(place)
     return found
+
+
+def _near(values: np.ndarray) -> np.ndarray:
+    """Return the numbers of a column, NaN where they are so far out that they alone would decide a correlation."""
+    deviations = np.abs(values - np.nanmedian(values))
+    usual = deviations[deviations > 0]
+    return values if not len(usual) else np.where(deviations <= _FAR * np.median(usual), values, math.nan)
 
 
 def _multiples(numbers: np.ndarray, codes: np.ndarray) -> dict[int, list[int]]:
