@@ -67,13 +67,14 @@ def compare(
         ``weight`` comes from stacking: the mixture of the models that explains the rows best. ``mcse`` and
         ``bias`` are the Monte-Carlo error and first-order bias of ``elpd``, which ``se`` and ``dse`` leave out.
         ``mcse_diff`` is the Monte-Carlo error of ``elpd_diff``, as if the two errors were independent. It also counts
-        the difference of the biases, and the errors by weights that were too rare to be drawn. ``kind`` says whether log P(x) is exact, a bound or an estimate. ``given`` names values
-        other than x that the score is conditional on. ``parameters`` is "plug-in" or "posterior-averaged". ``num_parameters`` counts the fitted
-        numbers, including a VAE's encoder, and is NaN if they were integrated out. Then come the rows by verdict.
-        ``check`` says how the method did on rows simulated from the model (``evidence.check``): "passed", "failed",
-        "unchecked" or "exempt". ``open`` is True if the difference may be off by more than ``mcse_diff``. For the
-        model or for the best, the check then failed or was not made, over a tenth of the rows are not trusted, or
-        ``mcse_diff`` is not finite. ``seen`` counts rows that the model was fitted to. ``seconds`` is NaN for a ``LogEvidence``. The
+        the difference of the biases, and the errors by weights that were too rare to be drawn. ``kind`` says whether
+        log P(x) is exact, a bound or an estimate. ``given`` names values other than x that the score is conditional
+        on. ``parameters`` is "plug-in" or "posterior-averaged". ``num_parameters`` counts the fitted numbers,
+        including a VAE's encoder, and is NaN if they were integrated out. Then come the rows by verdict. ``check``
+        says how the method did on rows simulated from the model (``evidence.check``): "passed", "failed", "unchecked"
+        or "exempt". ``open`` is True if the difference may be off by more than ``mcse_diff``. For the model or for
+        the best, the check then failed or was not made, over a tenth of the rows are not trusted, or ``mcse_diff`` is
+        not finite. ``seen`` counts rows that the model was fitted to. ``seconds`` is NaN for a ``LogEvidence``. The
         frame prints in a few columns; ``to_latex`` has the same ones.
 
     Raises:
