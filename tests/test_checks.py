@@ -245,11 +245,11 @@ def test_columns_of_nearly_one_value_are_found_over_all_blocks(in_blocks):
         x[:, column] = 4.0
         x[places, column] = torch.from_numpy(generator.choice([-1.0, 9.0], size=len(places)))
     with pytest.raises(ValueError, match=r"got 4 column\(s\) .*first column 1 \(value 4\)"):
-        scales._check_varying(x, every=True)
-    scales._check_varying(x, every=False)
-    scales._check_varying(x[:, [0, 5, 6, 7]], every=True)
+        scales._check_varying(x, True, "")
+    scales._check_varying(x, False, "")
+    scales._check_varying(x[:, [0, 5, 6, 7]], True, "")
     with pytest.raises(ValueError, match=r"got 4 column\(s\)"):
-        scales._check_varying(x[:, 1:5], every=False)
+        scales._check_varying(x[:, 1:5], False, "")
     mode = x[:, 1:7].mode(dim=0).values
     value, share = scales._commonest(x[:, 1:7])
     assert torch.equal(value, mode)
