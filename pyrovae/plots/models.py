@@ -100,8 +100,8 @@ def latent(z: Any, color: Any = None, *, ax: Axes | None = None) -> Axes:
             than two dimensions, dimensions with NaN are left out instead, if one without NaN remains. The title says how
             many.
         color: a label, a number or a date for each row, shape (rows,). A series is aligned by the index of ``z``. More than
-            twelve different numbers or dates get a colour bar; of more than twelve labels, the rarest are drawn as "other". Levels of a
-            pandas category keep their order. Rows without a label are "missing".
+            twelve different numbers or dates get a colour bar. Of more than twelve labels, the rarest are drawn as "other".
+            Levels of a pandas category keep their order. Rows without a label are "missing".
         ax: as in ``training_curves``.
     """
     index, names = frames.index(z), None

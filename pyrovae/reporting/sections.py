@@ -240,10 +240,10 @@ def _standing(table: pd.DataFrame) -> tuple[str, str, str]:
 def _predictive(report: Contents, section: Section) -> None:
     data, made = report.data, report.frame(report.simulated.complete)
     found = plots.column_distances(data, made)
-    beyond = int((found["distance"] > found["by_chance"]).sum())
+    beyond, compared = int((found["distance"] > found["by_chance"]).sum()), found["distance"].count()
     section.text.append(
-        f"Distances are between 0 and 1. {beyond} of {found['distance'].count()} columns are farther from {len(made)} simulated rows than "
-        "two samples of one distribution are in 95 % of cases."
+        f"Distances are between 0 and 1. {beyond} of {compared} columns are farther from {len(made)} simulated rows than two "
+        "samples of one distribution are in 95 % of cases."
     )
     caption = ""
     for share in (0.5, 0.9):

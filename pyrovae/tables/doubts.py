@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # "none" may be a level, such as of pain.
 _MARKERS = (MISSING - {"none"}) | {"?", "-", "--", ".", "n.a."}
 _WITH_UNIT = r"[+-]?\d+(?:\.\d+)?(\s?[^\d\s.,;:/+-]\D{0,9})"  # such as 70.1 kg
-# What follows whole numbers without a space may be a part of a name, such as 12B, but for these.
+# Letters directly after whole numbers may belong to a name, such as 12B. These are units.
 _UNITS = {"%", "kg", "mg", "km", "cm", "mm", "ml", "€", "$", "£"}
 _FEWEST_WITH_UNIT, _FEWEST = 5, 20  # different cells, and rows; fewer could be chance
 # Numbers that often stand for missing cells, such as 99, -999 or 98. They are doubted if the others span less than their
