@@ -890,6 +890,9 @@ def test_a_category_that_training_rows_lack():
             "expected categories 0 … 1 in column 0, got 1 .*num_categories",
             lambda f=fitted: f.log_evidence(new),
         )
+        named = baseline.fit(pd.DataFrame(train.numpy(), columns=["age"]))
+        frame = pd.DataFrame(new.numpy(), columns=["age"])
+        refused("0 … 1 in column 'age', got 1 .* column 'age'", lambda f=named, x=frame: f.log_evidence(x))
     for baseline in (baselines.DirichletCategorical(1.0, 3), baselines.LatentClass(1, 3)):
         assert baseline.fit(train).log_evidence(new).total == pytest.approx(math.log(1 / 6), abs=1e-12)
 

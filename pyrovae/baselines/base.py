@@ -118,9 +118,9 @@ class Baseline(Fitted, ABC):
         rows, mask, source = self._rows(x, None, fitting=True)
         rows = rows if self.fits_sparse else all_dense(rows, f"{type(self).__name__}.fit")
         with self._unchanged_on_error():
+            self._width, self.names = rows.shape[1], dict(source.names)
             self._fit(*_to_fit(rows, mask, source.names.get("x")))
             self._lay_out()
-            self._width, self.names = rows.shape[1], dict(source.names)
             self._fingerprint = identity.fingerprint(source.exact, source.observed, source.names.get("x"))
             self.seen = identity.row_hashes(source.exact, source.observed)
         return self

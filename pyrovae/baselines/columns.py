@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyrovae import arguments
-from pyrovae.refusals import bad_value
+from pyrovae.refusals import bad_value, column_of, place
 
 # Eigenvalues of a correlation matrix are near 1; below this one, a direction holds only rounding errors.
 _SINGULAR = 1e-10
@@ -98,16 +99,15 @@ def categories(rows: Tensor, num_categories: int | Sequence[int] | None) -> tupl
     return tuple(arguments.integer("num_categories", k) for k in num_categories)
 
 
-def known(rows: Tensor, sizes: tuple[int, ...]) -> None:
-    """Raise ``ValueError`` if a column holds categories beyond its number of them."""
+def known(rows: Tensor, sizes: tuple[int, ...], names: Sequence[Any] | None) -> None:
+    """Raise ``ValueError`` if a column holds categories beyond its number of them; ``names`` are those of columns."""
     beyond = rows >= rows.new_tensor(sizes)
     if bool(beyond.any()):
         row, column = (int(i) for i in torch.nonzero(beyond)[0])
         raise bad_value(
             "x",
-            f"categories 0 … {sizes[column] - 1} in column {column}",
-            f"{int(beyond.sum())} values above that, first {float(rows[row, column]):g} at row {row}, "
-            f"column {column}",
+            f"categories 0 … {sizes[column] - 1} in {column_of(column, names)}",
+            f"{int(beyond.sum())} above that, first {float(rows[row, column]):g} at {place([row, column], names)}",
             "Pass num_categories to the baseline if other rows hold categories that training rows lack.",
         )
 

@@ -49,7 +49,7 @@ class DirichletCategorical(Columnwise, Conjugate):
 
     def _fit(self, rows: Tensor, observed: Tensor | None = None) -> None:
         sizes = columns.categories(rows, self.num_categories)
-        columns.known(rows, sizes)
+        columns.known(rows, sizes, self.names.get("x"))
         seen = torch.ones_like(rows, dtype=torch.bool) if observed is None else observed
         self._counts = tuple(
             torch.bincount(column[there], minlength=k).double()
@@ -60,7 +60,7 @@ class DirichletCategorical(Columnwise, Conjugate):
         )
 
     def _log_probs(self, rows: Tensor) -> Tensor:
-        columns.known(rows, tuple(len(p) for p in self.probabilities))
+        columns.known(rows, tuple(len(p) for p in self.probabilities), self.names.get("x"))
         labels = rows.long().T
         return torch.stack([p.log()[c] for p, c in zip(self.probabilities, labels, strict=True)]).T
 

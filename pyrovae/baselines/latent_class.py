@@ -99,7 +99,7 @@ class LatentClass(Incomplete):
 
     def _fit(self, rows: Tensor, observed: Tensor | None = None) -> None:
         self._sizes = columns.categories(rows, self.num_categories)
-        columns.known(rows, self._sizes)
+        columns.known(rows, self._sizes, self.names.get("x"))
         self._one_hot = columns.OneHot(self._sizes)
         scouts = [
             self._climb(rows, self._start(rows, i, observed), _SCOUTING, observed)[:2]
@@ -167,7 +167,7 @@ class LatentClass(Incomplete):
 
     def _log_joint(self, rows: Tensor, observed: Tensor | None) -> Tensor:
         """Return log π_c + log P(x_n,obs | class c), shape (rows, classes)."""
-        columns.known(rows, self._one_hot.sizes)
+        columns.known(rows, self._one_hot.sizes, self.names.get("x"))
         return torch.cat([self._classes.log_joint(hot) for hot in self._hot(rows, observed)])
 
     def _draw(self, rows: Tensor, observed: Tensor, num_draws: int) -> Tensor:

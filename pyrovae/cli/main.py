@@ -113,6 +113,7 @@ _IN_COMMANDS = (
     (r" df\[column\]\.astype\(.*", ""),
     (r"Pass \(.*\{.*\}\)\.", "Choose a family without options, or fit in Python by VAE.for_table."),
     (rf"Pass df\[{_NAME}\]\..* in its place\.", "Write these cells as text."),
+    (r"Pass num_categories to the baseline if .*", "Leave the model out, or the column by --drop."),
 )
 
 

@@ -6,7 +6,7 @@ import inspect
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -157,7 +157,7 @@ def compare(
 
 def _fit_baseline(name: str, made: dict[str, Any], vae: VAE, columns: Table, codes: Any, scored: Any) -> None:
     """Fit one of the models of ``compare``, and refuse it now if it cannot be compared with a VAE of the table."""
-    with _named(name, columns):
+    with _named(name, columns.names):
         made[name].fit(codes)
         made[name].log_evidence(scored)  # refuses rows that it cannot score before the VAEs are fitted
     log.info("%s", made[name].summary())
@@ -258,25 +258,15 @@ def _require_numbers(name: str, baseline: Any, table: Table, codes: Any) -> None
             raise bad_value(f"--models {name}", "columns of real numbers", came, f"{fix}.")
 
 
-#: What an error of a baseline says about its arguments, and what the command says.
-_OTHER_CATEGORIES = (
-    r"Pass num_categories to the baseline if other rows hold categories that training rows lack\."
-)
-
-
 @contextmanager
-def _named(name: str, table: Table) -> Iterator[None]:
-    """Turn what a baseline refuses into a refusal of --models, which chose the baseline."""
+def _named(name: str, columns: Sequence[Any]) -> Iterator[None]:
+    """Turn what a baseline refuses into a refusal of --models, which chose it, with the names of ``columns``."""
     try:
         yield
     except Refused as error:
         said = error.argument if error.argument in ("x", "latent_dim", "num_components") else ""
         message = str(error).removeprefix(f"{said}: ")
-        if re.search(_OTHER_CATEGORIES, message) and (found := re.search(r"in column (\d+)", message)):
-            column = table.names[int(found[1])]
-            message = re.sub(r"(?<=column )\d+", lambda _: repr(column), message)
-            fix = f"Leave the model out, or the column by --drop {shlex.quote(str(column))}."
-            message = re.sub(_OTHER_CATEGORIES, lambda _: fix, message)
+        message = re.sub(r"(?<=column )\d+", lambda number: repr(columns[int(number[0])]), message)
         named = Refused(f"--models {name}: {message}")
         named.argument = f"--models {name}"
         raise named from error
