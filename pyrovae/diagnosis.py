@@ -159,17 +159,10 @@ class Diagnosis:
             ("rows by verdict", "", counts),
         ]
 
-    def _activity(self) -> str:
-        """Return in words how many latent dimensions are active, or why the verdict is a collapse although some are."""
-        count = f"{self.active_units} of {len(self.dimensions)} latent dimensions"
-        if self.verdict == "collapsed" and self.active_units:  # by the rate
-            return f"rate {self.rate:.3f} nats a row, though the mean of z varies in {count}"
-        return f"{count} active"
-
     def _heading(self) -> tuple[str, str]:
         rows, draws = len(self.log_evidence), self.log_evidence.num_samples
         return (
-            f"{self.verdict}: {self._activity()}",
+            f"{self.verdict}: {activity(self)}",
             f"nats per row, over {rows} row{'s' * (rows != 1)}, {draws} draws each",
         )
 
@@ -201,6 +194,14 @@ class Diagnosis:
 
     def __repr__(self) -> str:
         return str(self)
+
+
+def activity(found: Diagnosis) -> str:
+    """Return in words how many latent dimensions are active, or why the verdict is a collapse although some are."""
+    count = f"{found.active_units} of {len(found.dimensions)} latent dimensions"
+    if found.verdict == "collapsed" and found.active_units:  # by the rate
+        return f"rate {found.rate:.3f} nats a row, though the mean of z varies in {count}"
+    return f"{count} active"
 
 
 @takes_turns

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyrovae import frames
-from pyrovae.diagnosis import Diagnosis
+from pyrovae.diagnosis import Diagnosis, activity
 from pyrovae.plots import drawing
 from pyrovae.plots.drawing import BLACK, BLUE, GREY, MOST_BARS
 from pyrovae.refusals import bad_value
@@ -83,7 +83,7 @@ def diagnosis(found: Diagnosis, *, ax: Axes | None = None) -> Axes:
         if len(frame) <= MOST_BARS:
             ax.set_xticks(range(len(frame)), [str(name) for name in frame.index], rotation=90)
         ax.set(xlabel="latent dimension, in the order of its rate", ylabel="rate, nats a row")
-        drawing.title(ax, f"{found.verdict}: {found._activity()}")
+        drawing.title(ax, f"{found.verdict}: {activity(found)}")
         ax.legend()
     return ax
 

@@ -19,7 +19,7 @@ import torch
 from pyrovae import frames, plots
 from pyrovae.comparison import compare
 from pyrovae.comparison.predictive import subset
-from pyrovae.diagnosis import diagnose
+from pyrovae.diagnosis import activity, diagnose
 from pyrovae.embedding import embed
 from pyrovae.evaluation import Evaluation
 from pyrovae.evidence import METHODS, LogEvidence
@@ -344,7 +344,7 @@ def _outliers(report: Contents, section: Section) -> None:
 def _diagnosis(report: Contents, section: Section) -> None:
     few = some(report.x, report.drawn(len(report.evaluation), _DIAGNOSED))
     found = diagnose(report.model, few, seed=report.seed)
-    active = found._activity()
+    active = activity(found)
     report.tiles.append(("diagnosis", found.verdict, active))
     section.text += [f"{found.verdict}: {active}.", *map(str, found.findings)]
     section.text.append(
