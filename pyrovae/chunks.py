@@ -61,8 +61,9 @@ def each(x: Iterable[Any]) -> Iterator[Any]:
     """Yield the chunks of x in turn, each ``plain``.
 
     Raises:
-        Unreadable: an iterator, which can be iterated only once; a chunk that is a tuple without names, such as (rows, labels);
-            a chunk with one dimension, which may be a row or a column, unless x is a DataLoader of batches.
+        Unreadable: x is an iterator, which can be iterated only once.
+        Unreadable: a chunk is a tuple without names, such as (rows, labels).
+        Unreadable: a chunk has one dimension, which may be a row or a column, unless x is a DataLoader of batches.
     """
     if isinstance(x, Iterator):
         raise Unreadable(

@@ -63,8 +63,8 @@ def to_arviz(
     * ``prior``: as many draws of P(z), with the same dims and NaN;
     * ``posterior_predictive``, ``prior_predictive``: ``x``, new rows from P(x | z) of those draws;
     * ``log_likelihood_given_z``: log P(x_n | z) of the posterior draws, dims (chain, draw, row), in nats.
-      It is not named ``log_likelihood``, because ``az.loo`` of it does not estimate log P(x): every row has
-      its own z, and leaving the row out leaves no data about this z;
+      It is not named ``log_likelihood``, because ``az.loo`` of it does not estimate log P(x). Every row has
+      its own z, and without the row, there are no data about this z;
     * ``observed_data``: ``x``, NaN in missing cells;
     * ``constant_data``: the importance-weighted ``log_evidence`` of every row, with its ``mcse``, ``ess``,
       ``pareto_k`` and ``verdict``, and the values that ``x`` holds beside the rows. The verdicts are those of

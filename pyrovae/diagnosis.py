@@ -34,9 +34,9 @@ SILENT = 0.1
 # An inference gap of half a nat per active dimension results from scales 1.8 times too wide or 2.5 times too narrow.
 # Trained mean-field encoders stay below: 0.26 on held-out digits (4 active dimensions), 0.11 to 0.17 in the tests.
 # Over many dimensions the limit is many nats. An encoder is therefore also poor if its weights cannot be trusted in
-# half of the rows. The best mean-field encoder of a linear Gaussian model has a gap of 0.4 nats and 66 % of
-# rows trusted for 10 dimensions and 40 columns. With 20 columns it has 1.3 nats and 26 %; with 50 dimensions and 100
-# columns, 7.4 nats and no row trusted.
+# half of the rows. Examples are the best mean-field encoders of linear Gaussian models. With 10 dimensions and 40
+# columns, the gap is 0.4 nats and 66 % of rows are trusted. With 20 columns, these are 1.3 nats and 26 %. With 50
+# dimensions and 100 columns, the gap is 7.4 nats and no row is trusted.
 _GAP_BY_DIMENSION, _LEAST_GAP, _FEW = 0.5, 0.5, 0.5
 # KL(q(z) ‖ P(z)) is reported above this, in nats and as a share of the rate.
 _PRIOR_GAP, _PRIOR_SHARE = 0.5, 0.25
@@ -95,7 +95,7 @@ class Diagnosis:
             importance weights cannot be trusted.
         log_evidence: log P(x_n) by importance sampling, with k-hat and verdict for every row.
         columns: for a VAE made by ``for_table`` a frame with one line per column; else None. ``gradient`` is the root mean
-            square over rows of ∂ log P(x_d | z)/∂z at one draw z ~ Q(z | x), and ``share`` the column's share of all
+            square over rows of ∂ log P(x_d | z)/∂z at one draw z ~ Q(z | x). ``share`` is the column's share of all
             squares. A column with nearly all of them determines z, and training ignores the others.
     """
 
@@ -215,10 +215,10 @@ def diagnose(
 ) -> Diagnosis:
     """Look for posterior collapse, a poor encoder and a mismatched prior, and return findings with remedies.
 
-    The rate splits into the information about the row and the deviation of the aggregate posterior from the
-    prior: mean KL(Q(z | x_n) ‖ P(z)) = I_q(x; z) + KL(q(z) ‖ P(z)) (Hoffman and Johnson 2016). A dimension is
-    active if the variance over rows of its posterior mean is above 0.01 (Burda, Grosse and Salakhutdinov
-    2016). log P(x_n) − ELBO(x_n) is the inference gap, the KL from encoder to posterior.
+    The rate is the information about the row plus the deviation of the aggregate posterior from the prior.
+    That is, mean KL(Q(z | x_n) ‖ P(z)) = I_q(x; z) + KL(q(z) ‖ P(z)) (Hoffman and Johnson 2016). A dimension
+    is active if the variance over rows of its posterior mean is above 0.01 (Burda, Grosse and Salakhutdinov
+    2016). The inference gap is log P(x_n) − ELBO(x_n), the KL from encoder to posterior.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents; each is flattened.

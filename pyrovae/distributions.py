@@ -217,8 +217,8 @@ def log_normal_mass(lower: Tensor, upper: Tensor, given: Tensor) -> Tensor:
 
     ``given`` is upper − lower, computed without cancellation; it is used for narrow intervals only.
 
-    An interval right of 0 is mirrored, so that both Φ are small. If an interval is so narrow that
-    the difference would lose digits, the result is log φ(m) + log w + log(1 + w²(m² − 1)/24), with midpoint m and width w.
+    An interval right of 0 is mirrored, so that both Φ are small. In a narrow interval with midpoint m and width w, the
+    difference would lose digits. The result is then log φ(m) + log w + log(1 + w²(m² − 1)/24).
     """
     right = lower + upper > 0
     low, high = torch.where(right, -upper, lower), torch.where(right, -lower, upper)

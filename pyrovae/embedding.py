@@ -84,8 +84,8 @@ def embed(
         posterior has no variance, the second is not "trust".
 
     Raises:
-        TypeError, ValueError: an option, the rows or the model cannot be used; a latent has no mean, because it is a label or
-            an angle; two columns would have one name.
+        TypeError, ValueError: an option, the rows or the model cannot be used. A latent has no mean, because it is a label
+            or an angle. Two columns would have one name.
 
     Example:
         >>> import torch, pyrovae as pv

@@ -30,8 +30,8 @@ class Encoder(nn.Module, ABC):
     Args:
         network: maps rows of x to outputs, (batch, outputs).
         standardize: applied to the rows before the network; see ``networks.Standardize``.
-        missing: whether ``network`` takes the mask of observed cells beside the rows, (batch, 2 · columns): the flattened
-            row, then 1 for every observed cell and 0 for every missing one.
+        missing: whether ``network`` takes the mask of observed cells beside the rows, (batch, 2 · columns). It follows
+            the flattened row and is 1 for every observed cell and 0 for every missing one.
     """
 
     def __init__(
@@ -99,9 +99,10 @@ class DiagonalNormal(Encoder):
 class FullRankNormal(Encoder):
     """Q(z | x) = N(z; μ(x), L(x) L(x)ᵀ): a Gaussian with a full covariance matrix.
 
-    ``network`` maps rows of x to (batch, latent_dim · (latent_dim + 3) / 2): the means, the logarithms of
-    the diagonal of the lower triangular L, then its entries below the diagonal, row by row. If the model
-    is linear and Gaussian, the true posterior is in this family. Kingma and Welling (2019), section 2.5.1.
+    ``network`` maps rows of x to outputs of shape (batch, latent_dim · (latent_dim + 3) / 2). These are the
+    means, the logarithms of the diagonal of the lower triangular L, then its entries below the diagonal, row
+    by row. If the model is linear and Gaussian, the true posterior is in this family. Kingma and Welling
+    (2019), section 2.5.1.
 
     Raises:
         ValueError: the network's output width is not of this form.

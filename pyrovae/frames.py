@@ -132,7 +132,7 @@ def numbers(x: Any) -> Any:
     """Return a frame or series whose columns of numbers and missing cells, such as None, have a type of numbers.
 
     Decimals become float64, as in ``from_decimals``. Columns of other objects are unchanged. A series with missing cells
-    becomes an array of float64 with NaN, and so do masked numbers of NumPy, but for whole numbers that float64 cannot hold.
+    and masked numbers of NumPy become arrays of float64 with NaN, except whole numbers that float64 cannot hold.
     """
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x) and x.dtype.kind in "biuf":
         held: Any = x.astype(np.float64 if x.dtype.kind != "f" else x.dtype)

@@ -51,17 +51,17 @@ class Imputation:
         draws: shape (imputations, missing cells), float64.
         rows, columns: the row and the column of each missing cell, shape (missing cells,), counted from 0; columns of a
             table are counted among ``names``.
-        verdict: shape (rows,), each "trust", "more samples", "another method" or "unchecked". A row is "trust" if log P of
-            its observed cells is, if it has at least ten effective draws of z for each imputation, and if true cells of
-            simulated rows have uniform ranks among the method's draws. Rows without missing cells and draws of a closed form
-            are "trust".
+        verdict: shape (rows,), each "trust", "more samples", "another method" or "unchecked". A row is "trust" only if
+            log P of its observed cells is. It must also have at least ten effective draws of z for each imputation. And
+            true cells of simulated rows must have uniform ranks among the method's draws. Rows without missing cells and
+            draws of a closed form are "trust".
         ess: effective draws of z, shape (rows,); NaN if z was not sampled.
         answered_by: shape (rows,), the method whose draws of z were used; "exact" if none were needed.
         reasons: why rows are not trusted, in words.
         measure: for every column, whether log P measures it by "mass" or "density".
         names: the columns' names, if x was a frame; numbers among them are strings.
         index: of the rows, if x was a frame or a series.
-        table: of a VAE made by ``for_table`` whose x was a frame; draws and points are then codes, and rows and ``to_frame``
+        table: of a VAE made by ``for_table`` whose x was a frame. Draws and points are then codes; rows and ``to_frame``
             have the values in the frame's types. None otherwise.
     """
 
@@ -132,8 +132,8 @@ class Imputation:
     def median(self) -> np.ndarray:
         """The median of the draws, shape (missing cells,); of an even number, the mean of the two in the middle.
 
-        Where log P is a mass, it is the one of the two that is nearer to the mean of the draws, the lower if none is. So it is a
-        drawn value.
+        If log P is a mass, it is the one of the two that is nearer to the mean of the draws. If none is nearer, it is the
+        lower. So it is a drawn value.
         """
         ordered = np.sort(self.draws, axis=0)
         low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
@@ -158,9 +158,9 @@ class Imputation:
     def interval(self, coverage: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
         """Return the ends of the central interval of the draws, each of shape (missing cells,).
 
-        They are quantiles of the draws at (1 ± coverage) / 2, interpolated as if draw k of m were at probability k/(m + 1),
-        so that a new draw lies below each with that probability. With too few draws, the ends are the smallest and the
-        largest draw; 20 draws are enough for coverages up to 0.904.
+        They are quantiles of the draws at (1 ± coverage) / 2, interpolated as if draw k of m were at probability k/(m + 1).
+        A new draw then lies below each with that probability. With too few draws, the ends are the smallest and the largest
+        draw; 20 draws are enough for coverages up to 0.904.
         """
         share = arguments.positive("coverage", coverage)
         if share >= 1:
@@ -268,7 +268,7 @@ def impute(
         P(x).
 
     Raises:
-        TypeError, ValueError: an option, the rows or the model cannot be used; a column of x is not drawn given z, or the
+        TypeError, ValueError: an option, the rows or the model cannot be used. A column of x is not drawn given z, or the
             model also reads x outside its observed sites.
 
     Rubin (1987); Mattei and Frellsen (2019) for importance resampling in a VAE; Cook, Gelman and Rubin (2006) for ranks.
@@ -451,11 +451,11 @@ def uniform_ranks(
 ) -> tuple[float, int]:
     """Return the smallest p-value of tests that ranks are uniform, and the number of tests.
 
-    The rank of x among m draws is (#{draws < x} + v (#{draws = x} + 1)) / (m + 1) with v ~ U(0, 1), which is uniform if x and
-    the draws are exchangeable, for masses and densities. Kolmogorov–Smirnov tests have one rank u per row, since cells of
-    a row depend on each other: of a missing cell chosen at random, of a sum of all missing cells with random signs, and of
-    each column that enough rows lack. Each is done for u and for |2u − 1|, which shows draws that are too narrow or too
-    wide.
+    The rank of x among m draws is (#{draws < x} + v (#{draws = x} + 1)) / (m + 1) with v ~ U(0, 1). It is uniform if x and
+    the draws are exchangeable, for masses and densities. Kolmogorov–Smirnov tests have one rank u per row, since cells of a
+    row depend on each other. One test is of a missing cell chosen at random, one of a sum of all missing cells with random
+    signs. Each column that enough rows lack has a test, too. Each test is done for u and for |2u − 1|, which shows draws
+    that are too narrow or too wide.
 
     Args:
         draws: shape (draws, rows, columns).

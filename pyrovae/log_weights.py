@@ -51,8 +51,8 @@ def log_weights(
         Tensor of shape (samples, rows), float64, in nats.
 
     Raises:
-        TypeError, ValueError: an option, the rows or the pair cannot be used; see ``pyrovae.pair.inspect``; also if
-            the matrix does not fit into memory, or if ``compile=True`` and the pair cannot be traced.
+        TypeError, ValueError: an option, the rows or the pair cannot be used; see ``pyrovae.pair.inspect``. The
+            matrix does not fit into memory, or ``compile=True`` and the pair cannot be traced.
 
     Burda, Grosse and Salakhutdinov (2016).
 

@@ -63,11 +63,11 @@ class LatentVariableModel(Parameters):
     Both are called with a batch of rows, ``model(x)`` and ``guide(x)``. Both declare a plate of size ``len(x)``
     around every latent.
 
-    A model that takes the keyword ``observed`` gets rows with missing cells: NaN in arrays, None and NA in frames. x is 0
-    there, and ``observed`` is a boolean tensor of the shape of x, True where a cell is observed. Without missing cells,
-    it is passed only if it has no default. The model must leave out missing cells, by ``.mask(observed)`` on the
-    distribution below ``.to_event`` or by ``obs_mask=observed``. log P(x) is then log P of the observed cells. The guide
-    gets the mask if it takes ``observed``, too.
+    A model that takes the keyword ``observed`` gets rows with missing cells: NaN in arrays, None and NA in frames. In
+    these cells, x is 0. ``observed`` is a boolean tensor of the shape of x, True where a cell is observed. Without
+    missing cells, it is passed only if it has no default. The model must leave out missing cells, by ``.mask(observed)``
+    on the distribution below ``.to_event`` or by ``obs_mask=observed``. Then log P(x) is log P of the observed cells. The
+    guide gets the mask if it takes ``observed``, too.
 
     If model or guide is a torch module, or a method of one, the pair has the module's parameters. PyroModules are
     included. Parameters that ``pyro.param`` and ``pyro.module`` declare in plain functions are in the pair's own
@@ -375,8 +375,8 @@ class VAE(LatentVariableModel):
             encoder: a name in ``encoders.REGISTRY``. The encoder must need no argument but its network.
             standardize: whether networks see standardised rows. The first fit learns mean and scale from its rows.
                 The encoder then sees standardised x, whatever the family. If the family has a location and a
-                scale, the decoder returns those of standardised x, and they are transformed back. log P(x) stays in
-                x's own units. Such a family takes rows in float64 whatever the networks' dtype, because the mean
+                scale, the decoder returns those of standardised x, and they are transformed back. So log P(x) stays
+                in x's own units. Such a family takes rows in float64 whatever the networks' dtype, because the mean
                 is subtracted before any rounding.
             missing: whether the encoder sees which cells of a row are missing. Any VAE takes rows with missing cells,
                 and its encoder sees the column's mean there, or 0 without ``standardize``. With ``missing=True`` it
@@ -431,25 +431,26 @@ class VAE(LatentVariableModel):
         P(x | z) = Π_d P_d(x_d | z). Strings, booleans and pandas categories get masses of their levels, ordered categories an
         ``Ordinal``. ``likelihoods.suggest`` chooses the families of numbers: counts for whole numbers, densities for others.
         "continuous_bernoulli" and "poisson" are never chosen, because P(x | z) cannot narrow. Whole numbers get the mass of an
-        interval of width 1 if their smallest is not 0, if their standard deviation or variance is below their mean, or if
-        "poisson" fits best. Decimal numbers with one value in over a tenth of the rows, such as amounts with many zeros, are
-        counted in steps of 0.1, 0.01, …. A density would give this value no mass.
+        interval of width 1 if their smallest is not 0 or if "poisson" fits best. They also get it if their standard
+        deviation or variance is below their mean. Decimal numbers with one value in over a tenth of the rows are
+        counted in steps of 0.1, 0.01, …. An example is amounts with many zeros. A density would give this value no
+        mass.
 
         Every function that takes rows then takes such a frame, with None, NaN or NA in missing cells. ``sample`` and
         ``reconstruct`` return frames. Levels, locations and scales come from ``df`` and never change, so ``df`` should
         hold the training rows alone. Networks compute in float64. ``vae.table.summary()`` lists the columns.
 
         A warning names the columns that are left out: constant ones, strings that all differ, and consecutive numbers.
-        Others name columns with a density that are exact affine functions of others, text that looks like numbers or dates, and
-        words or numbers that may stand for missing cells.
+        Other warnings name columns with a density that are exact affine functions of others, and text that looks like
+        numbers or dates. They also name words or numbers that may stand for missing cells.
 
         Args:
             df: the training rows.
             latent_dim: entries of z.
-            families: for some columns a name in ``likelihoods.REGISTRY``, a pair of a name and a dict of the family's
-                options, or None to leave the column out. A density has one spread a column. If the spread of positive numbers
-                depends on other columns, ``{"sq": ("gamma", {"concentration": "decoder"})}`` learns it from z. Imputed means
-                are then often closer, but intervals of tables of a few hundred rows become too narrow.
+            families: for some columns, a name in ``likelihoods.REGISTRY``, or a pair of a name and a dict of the family's
+                options. None leaves the column out. A density has one spread a column. If the spread of positive numbers
+                depends on other columns, ``{"sq": ("gamma", {"concentration": "decoder"})}`` learns it from z. Imputed
+                means are then often closer, but intervals of tables of a few hundred rows become too narrow.
             resolution: for columns of real numbers the step to which they were recorded, such as {"age": 1}. The column is
                 then scored as the mass of its interval, x ± step/2, under a Gaussian or a log-normal. If 0 is the smallest
                 number, the Gaussian is censored at 0. If every column is a mass, log P(x) has no units and can be compared
@@ -459,7 +460,7 @@ class VAE(LatentVariableModel):
 
         Raises:
             TypeError: df is no frame; families or resolution are no dicts.
-            ValueError: a column holds dates, mixed types or no observed cell, or values that its family cannot score; a
+            ValueError: a column holds dates, mixed types, no observed cell, or values that its family cannot score. A
                 number is no whole multiple of its resolution. The message names the column and the first row.
 
         Nazábal, Olmos, Ghahramani and Valera (2020) on VAEs of mixed columns.

@@ -82,16 +82,16 @@ def outliers(
 
     The second sum has heavier tails, and so a k-hat of its own. If it is below the column's median, it is shrunk towards the
     median. If it is too large, draws given all cells cannot score the cell, and its verdict is "another method". If the pair
-    takes missing cells, up to 20 such cells of a row are scored again: log P(x_obs) − log P(rest), with draws given the rest.
-    A baseline that takes missing cells is exact.
+    takes missing cells, up to 20 such cells of a row are scored again. The score is then log P(x_obs) − log P(rest), with
+    draws given the rest. A baseline that takes missing cells is exact.
 
-    Densities have units, and a column of many values has smaller probabilities than a column of few. Cells
-    are therefore compared by how far log P(x_d | rest) lies below its median over the rows of ``x`` that have
-    the column, in nats. Amounts in cents beside many zeros have smaller probabilities than the zeros. Values that at least
-    a tenth of the column's cells have get a median of their own, if no value has a tenth of the others.
-    Values that the model rules out do not lower the medians. The median of the frequent values is at least that of the
-    others. The median of the others is at most 3 nats below log P of a value if all of them spread evenly over their range.
-    There is one median if a group has fewer than 10 cells, and for levels of a VAE or of a categorical baseline.
+    Densities have units, and a column of many values has smaller probabilities than a column of few. Cells are therefore
+    compared by how many nats log P(x_d | rest) lies below its median over the rows of ``x`` with the column. Amounts in
+    cents beside many zeros have smaller probabilities than the zeros. A value is frequent if at least a tenth of the
+    column's cells have it, and no value has a tenth of the others. Frequent values get a median of their own. Values that
+    the model rules out do not lower the medians. The median of the frequent values is at least that of the others. The
+    median of the others is at most 3 nats below log P of a value if all of them spread evenly over their range. There is
+    one median if a group has fewer than 10 cells, and for levels of a VAE or of a categorical baseline.
 
     Args:
         model: a ``VAE`` or ``LatentVariableModel`` whose columns are independent given z, or a fitted baseline.
@@ -104,13 +104,13 @@ def outliers(
         progress: show a bar, or plain lines if there is no terminal; another one for cells that are scored again.
 
     Returns:
-        A frame with the index of ``x``. For rows: ``score``, its ``error`` (one standard error), its ``verdict``,
-        the label of the ``oddest`` column, its ``log_p``, how far ``below`` the median that is, and its ``cell_error``.
-        ``cell_verdict`` is the worst over the row's cells, because a cell that cannot be scored may be odder. For cells: row,
-        column, ``log_p``, ``below``, ``error`` and ``verdict``.
+        A frame with the index of ``x``. For rows, it has ``score``, its ``error`` (one standard error) and its ``verdict``.
+        It names the ``oddest`` column by its label, with its ``log_p``, how far ``below`` the median that is, and its
+        ``cell_error``. ``cell_verdict`` is the worst over the row's cells, because a cell that cannot be scored may be
+        odder. For cells: row, column, ``log_p``, ``below``, ``error`` and ``verdict``.
 
     Raises:
-        TypeError, ValueError: an option, the rows or the model cannot be used; a site that scores several columns jointly.
+        TypeError, ValueError: an option, the rows or the model cannot be used; a site scores several columns jointly.
 
     Gelfand, Dey and Chang (1992) for the estimate of a conditional predictive density.
 
@@ -176,9 +176,9 @@ def _of_levels(model: Any, count: int) -> np.ndarray:
 def _medians(found: _Cells, levels: np.ndarray, measure: tuple[str, ...]) -> np.ndarray:
     """Return the median of log P(x_d | rest) with which each cell is compared, (rows, columns), over cells of its column.
 
-    Frequent values and others, such as zeros and amounts in cents, have their own medians: each amount has a small mass, and
-    the median over both would be that of the zeros. But values that the model rules out must not be compared with each other
-    alone. So the median of frequent values is at least that of the others, and theirs is at least ``_even``.
+    Frequent values and others, such as zeros and amounts in cents, have their own medians. Each amount has a small mass,
+    and the median over both would be that of the zeros. But values that the model rules out must not be compared with each
+    other alone. So the median of frequent values is at least that of the others, and theirs is at least ``_even``.
     """
     medians = np.full(found.log_p.shape, math.nan)
     for column, level in enumerate(levels):
@@ -377,8 +377,8 @@ def _answer_again(
 def _leave_one_out(draws: Draws) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return log P(x_d | rest), its standard error, k-hat and ESS of the weights without d, each (rows, columns).
 
-    With the shares a_k of the weights w_k, and b_k of w_k / P(x_d | z_k), the variance of the difference of the two logs is
-    Σ_k (a_k − b_k)² (delta method).
+    Let a_k be the shares of the weights w_k, and b_k those of w_k / P(x_d | z_k). The difference of the two logs has the
+    variance Σ_k (a_k − b_k)² (delta method).
     """
     evaluation, rows = draws.evaluation, draws.rows
     batch, log_weights = evaluation.part(rows), draws.log_weights

@@ -20,8 +20,8 @@ class Progress:
     A context manager; ``advance`` counts. If standard error is a terminal, it shows a bar (rich). If it is a file or a
     pipe, it prints a line at most every ten seconds, and one at the end. If nothing was counted, it leaves nothing.
 
-    The time left follows from the steps after the first ones that were counted: those may hold what is done once, such as
-    compiling, or come from an earlier run.
+    The time left follows from the steps after the first ones that were counted. Those may include work that is done once,
+    such as compiling, or come from an earlier run.
     """
 
     _SECONDS_BETWEEN_LINES = 10.0

@@ -96,9 +96,9 @@ def cast(x: Tensor, dtype: torch.dtype, spread: Tensor | None = None) -> tuple[T
     A loss is
 
     * an entry that moves by more than 1e-4 of its column's standard deviation, or by 0.01 in a column of one value;
-    * an entry that moves by more than 1e-4 of its local spread, in a column where most rows move by more than 1e-3 of
-      the width of the fifth of rows around them. Outliers and distant clusters widen the standard deviation, but not
-      this width; the local spread is twice its median;
+    * an entry that moves by more than 1e-4 of its local spread, in some columns. In these, most rows move by more
+      than 1e-3 of the width of the fifth of rows around them. Outliers and distant clusters widen the standard
+      deviation, but not this width; the local spread is twice its median;
     * a whole number that changes, in an integer dtype or in a column of whole numbers below 2^53.
 
     If a dtype has fewer digits than float32, the tolerance grows to 8 units of its resolution. The caller checks NaN and

@@ -98,8 +98,8 @@ def read(
             give the same batch as with ``missing=False``, without "observed".
 
     Raises:
-        TypeError, ValueError: as ``as_batch``; columns of other names or in another order than ``names``; an index
-            that does not match the index of the rows; a mask of another shape than the rows.
+        TypeError, ValueError: as ``as_batch``. Columns have other names than ``names`` or another order. An index
+            does not match the index of the rows. A mask has another shape than the rows.
     """
     x = joined(x, argument)
     if missing and isinstance(x, Mapping) and "observed" in x:
@@ -210,8 +210,9 @@ def _as_tensor(
 def _without_missing(rows: Tensor, spread: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return rows whose missing cells have a value, which cells are observed, and ``spread``.
 
-    This is the one place where missing cells are recognised. Each gets the first observed value of its column: a cast
-    of the rows then loses no more than a cast of the observed cells, whose standard deviations are the spread returned.
+    This is the one place where missing cells are recognised. Each gets the first observed value of its column. A cast
+    of the rows then loses no more than a cast of the observed cells. The spread returned is the standard deviations of
+    the observed cells.
     """
     if not rows.is_floating_point() or not rows.dim() or not rows.numel() or bool(torch.isfinite(rows.sum())):
         return rows, None, spread
@@ -251,8 +252,9 @@ def copied(rows: Any) -> Any:
 def filled(rows: Any, observed: Tensor | None, values: np.ndarray) -> Any:
     """Return rows of any kind with ``values``, (missing cells,), in the missing cells, by row and then by column.
 
-    A frame keeps its index, its columns and their types. A type that cannot hold the values gives way to a wider one, and
-    one of whole numbers or booleans to float64 if the values are not of it. Without missing cells the rows are returned as they are.
+    A frame keeps its index, its columns and their types. A type that cannot hold the values is replaced by a wider one.
+    Whole numbers or booleans become float64 if the values are not of their type. Without missing cells the rows are
+    returned as they are.
     """
     if observed is None:
         return rows
@@ -282,9 +284,9 @@ def column_numbers(
 ) -> list[int]:
     """Return the numbers of columns that are named, or numbered from 0 in the flattened rows.
 
-    A string is a name; a whole number is a position. ``labels`` are a frame's own labels of its columns. If whole numbers are
-    among them, a number that is not the label of the column at that position is refused, because it could mean either; the
-    label as a string is its name.
+    A string is a name; a whole number is a position. ``labels`` are a frame's own labels of its columns. If whole numbers
+    are among these labels, a number could mean a label or a position. It is refused if it is not the label of the column at
+    that position. The label as a string is its name.
 
     Raises:
         TypeError: no list of names or whole numbers.

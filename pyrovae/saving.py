@@ -113,10 +113,10 @@ def load(path: str | os.PathLike[str], into: Any = None) -> Any:
         into: an instance of the saved class, built by the same code. Needed if a part of the model is in no
             registry, such as the user's own Pyro pair. Before it changes anything, ``load`` compares what the file
             holds: arguments and modules of the registries, and names, shapes, dtypes and constraints of tensors.
-            A ``PyroMCMC`` must also have the saved latents, by name, order and shape, and give saved draws the log joint
-            that it gave them when it was fitted. A pair's file holds no rows, so ``load`` cannot detect a change in the
-            pair's code. Tensors are written in place. A pair of plain functions that has not run yet gets the saved
-            parameters, which its first run then uses.
+            A ``PyroMCMC`` must also have the saved latents, by name, order and shape. It must give saved draws the
+            log joint that it gave them when it was fitted. A pair's file holds no rows, so ``load`` cannot detect a
+            change in the pair's code. Tensors are written in place. A pair of plain functions that has not run yet
+            gets the saved parameters, which its first run then uses.
 
     Returns:
         A ``VAE`` or a baseline; or ``into``.
@@ -124,7 +124,7 @@ def load(path: str | os.PathLike[str], into: Any = None) -> Any:
     Raises:
         FileNotFoundError, OSError: the file does not exist or cannot be read.
         ValueError: the file is not pyrovae's, damaged, or of a newer version; names, shapes or dtypes differ from
-            those of ``into``; the draws of a ``PyroMCMC`` are of another model; without ``into``, a part is in no
+            those of ``into``. The draws of a ``PyroMCMC`` are of another model. Without ``into``, a part is in no
             registry. Nothing was changed.
     """
     arrays, meta = storage.read(arguments.path("path", path))

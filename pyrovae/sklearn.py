@@ -1,9 +1,9 @@
 """scikit-learn estimators of a VAE: densities, means of latents, imputations and outliers; and of every baseline.
 
-Estimators follow scikit-learn's conventions for parameters, arrays, frames and tags. They compute in float64, and the noise
-of a row is keyed by its content, so its number does not depend on the other rows or on their order. The fitted model is
-``model_``, which every function of ``pyrovae`` takes. NaN is a missing cell. No estimator takes sample weights, because ``fit``
-of a pair has none.
+Estimators follow scikit-learn's conventions for parameters, arrays, frames and tags. They compute in float64. The noise of
+a row is keyed by its content, so its number does not depend on the other rows or on their order. The fitted model is
+``model_``, which every function of ``pyrovae`` takes. NaN is a missing cell. No estimator takes sample weights, because
+``fit`` of a pair has none.
 """
 
 from __future__ import annotations
@@ -321,8 +321,8 @@ class VAEDensity(_Density, _VAEScores):
         random_state: an int, a RandomState or None, for the weights, the fit and the noise of scores. An int gives the same
             fit every time.
         early_stopping: whether to hold out rows, stop when their ELBO no longer gets better, and keep the best weights.
-        validation_fraction, n_iter_no_change: with early stopping, the share of rows held out, drawn by ``random_state``, and
-            the epochs without a better ELBO after which the fit stops.
+        validation_fraction, n_iter_no_change: for early stopping. The first is the share of rows held out, drawn by
+            ``random_state``. The second is the epochs without a better ELBO after which the fit stops.
         method: one of ``evidence.METHODS``.
         num_samples: draws per row, for methods that take them; None leaves the method's own default.
         check: whether scores also try the method on rows simulated from the model. It costs seconds a call. Without it, no
@@ -336,8 +336,9 @@ class VAEDensity(_Density, _VAEScores):
         n_features_in_, feature_names_in_: as in scikit-learn.
 
     Raises:
-        TypeError, ValueError: from ``fit`` and the methods, for rows or parameters that cannot be used: values off the
-            family's support, infinite values, a constant column of a density, a column without an observed cell.
+        TypeError, ValueError: from ``fit`` and the methods, for rows or parameters that cannot be used. Examples are
+            values off the family's support, infinite values, a constant column of a density, and a column without an
+            observed cell.
 
     Kingma and Welling (2014).
 

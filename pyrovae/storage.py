@@ -1,9 +1,9 @@
 """Files of tensors and JSON that are written atomically and checked by a digest when read.
 
 A saved object is a single safetensors file. Its header holds the JSON and a sha256 of all other bytes of the file,
-because safetensors has no checksum. A single file is safer than a folder with a manifest: one rename replaces it, so
-that it is never half new; one digest covers all its parts; and no name in it refers to another file. Other programs
-can open it as safetensors. Nothing is unpickled, so reading runs no code from the file.
+because safetensors has no checksum. A single file is safer than a folder with a manifest. One rename replaces it, so
+it is never half new. One digest covers all its parts, and no name in it refers to another file. Other programs can
+open it as safetensors. Nothing is unpickled, so reading runs no code from the file.
 
 This module knows arrays and JSON, but not models.
 """

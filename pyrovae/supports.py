@@ -341,8 +341,8 @@ def inner_bounds(
 def at_edge(z: Tensor, outer: tuple[float | Tensor, float | Tensor], transformed: bool = True) -> Tensor:
     """Return which numbers lie on a bound of their support, or so near it that rounding may have put them there.
 
-    If they were ``transformed`` from real numbers onto the support, as by torch's logistic function, which ends at 1 − 2^−23
-    in float32, numbers near another upper bound are as coarse.
+    In float32, torch's logistic function ends at 1 − 2^−23. Numbers that were ``transformed`` like this from real numbers
+    onto the support are as coarse near another upper bound.
     """
     above, below = inner_bounds(outer, z.dtype, z.device)
     low, high = (torch.as_tensor(bound, dtype=z.dtype, device=z.device) for bound in outer)
@@ -355,10 +355,11 @@ def at_edge(z: Tensor, outer: tuple[float | Tensor, float | Tensor], transformed
 
 
 def at_simplex_edge(p: Tensor) -> Tensor:
-    """Return which entries of points of a simplex, on the last axis, have lost digits of theirs or of entries after them.
+    """Return which entries of simplex points, on the last axis, have lost digits of their own or of later entries.
 
-    torch breaks a stick: an entry takes a share z of what earlier entries leave, and later ones get 1 − z, which has no digits
-    left as z nears 1. An entry near 1 whose earlier entries take little has lost nothing, because they keep their digits.
+    torch uses stick-breaking: an entry takes a share z of what earlier entries leave, and later ones get 1 − z. This has no
+    digits left as z nears 1. An entry near 1 whose earlier entries take little has lost nothing, because they keep their
+    digits.
     """
     left = p.flip(-1).cumsum(-1).flip(-1)  # by an entry and those after it
     after = torch.cat([left[..., 1:], torch.full_like(left[..., :1], math.inf)], dim=-1)

@@ -1,7 +1,7 @@
 """How many of torch's threads a computation uses, and torch's setting of it, for a block.
 
 The threads of one operation wait for each other at its end. If another program runs on one of their cores, all wait until
-the operating system runs the last thread: some 4 to 30 ms for each operation, where the operation itself may take 0.05.
+the operating system runs the last thread. The wait is some 4 to 30 ms for each operation, which itself may take 0.05.
 """
 
 from __future__ import annotations

@@ -298,8 +298,8 @@ class Incomplete(ClosedForm):
 
     takes_missing = True
 
-    #: Σ_n log P(x_n,obs) / N at each step of a fit to rows with missing cells, in nats a row and in the units of the fit's own
-    #: standardised columns. It never falls. Empty if no cell was missing.
+    #: Σ_n log P(x_n,obs) / N at each step of a fit to rows with missing cells, in nats a row. The units are those of the
+    #: fit's own standardised columns. It never falls. Empty if no cell was missing.
     history: tuple[float, ...] = ()
     #: Whether the last fit reached its maximum.
     converged: bool = True
@@ -383,8 +383,8 @@ class Incomplete(ClosedForm):
     def _draw(self, rows: Tensor, observed: Tensor, num_draws: int) -> Tensor:
         """Return draws of the missing cells, shape (draws, rows, columns), by torch's random operations.
 
-        The caller keys the noise by row if an operation draws for all draws and rows at once, with a result of shape
-        (draws, rows, ...) or (draws · rows, ...). The caller ignores values at observed cells.
+        An operation may draw for all draws and rows at once, with a result of shape (draws, rows, ...) or
+        (draws · rows, ...). The caller then keys the noise by row. The caller ignores values at observed cells.
         """
 
 

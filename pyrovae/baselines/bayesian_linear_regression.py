@@ -19,8 +19,9 @@ class BayesianLinearRegression(Conjugate):
     """y = w·φ + N(0, σ²), w | σ² ~ N(0, σ²/precision · I), σ² ~ InverseGamma(alpha, beta); exact.
 
     The last column of x, shape (rows, columns), is the response y. The others are the covariates. φ holds the
-    covariates and, with ``intercept``, a 1. Let Λ = precision · I + ΦᵀΦ, m = Λ⁻¹Φᵀy, alpha_N = alpha + N/2 and
-    beta_N = beta + (‖y − Φm‖² + precision ‖m‖²)/2. A new row's predictive is Student's t,
+    covariates and, with ``intercept``, a 1. Let Λ = precision · I + ΦᵀΦ and m = Λ⁻¹Φᵀy. The posterior has
+    alpha_N = alpha + N/2 and beta_N = beta + (‖y − Φm‖² + precision ‖m‖²)/2. A new row's predictive is
+    Student's t,
 
         t(2 alpha_N; m·φ, sqrt(beta_N/alpha_N · (1 + φᵀΛ⁻¹φ))).
 

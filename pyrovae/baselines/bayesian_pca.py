@@ -24,9 +24,9 @@ class BayesianPCA(PyroMCMC):
 
     z is integrated out, x ~ N(μ, W Wᵀ + σ² I), so rows are independent given μ, W and σ. W is lower triangular
     with a positive diagonal, because the likelihood depends on W Wᵀ only. Rotated loadings would have the same
-    likelihood. Chains in different rotations would not agree, and bridge sampling would fail. The priors are
-    those that W Wᵀ has if every entry of a full W is N(0, s²), whatever the order of the columns (Leung
-    and Drton 2016):
+    likelihood. Chains in different rotations would not agree, and bridge sampling would fail. Under the
+    priors, W Wᵀ has the distribution that it has if every entry of a full W is N(0, s²). It does not depend on
+    the order of the columns (Leung and Drton 2016):
 
         W_dk ~ N(0, s²) below the diagonal,   W_kk² / s² ~ χ²(L − k), k from 0,
         μ_d ~ N(0, m²),   σ ~ half-normal(n).

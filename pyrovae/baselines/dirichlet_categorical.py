@@ -17,8 +17,8 @@ from pyrovae.baselines.base import Columnwise, Conjugate, register
 class DirichletCategorical(Columnwise, Conjugate):
     """x_d ~ Categorical(θ_d), θ_d ~ Dirichlet(a, …, a), for independent columns of categories 0, 1, …; exact.
 
-    A new row's predictive is P(x_d = k | training) = (a + n_dk)/(a K_d + N_d), where N_d training rows have column
-    d and n_dk of them have k. The evidence is Π_d Γ(a K_d)/Γ(a K_d + N_d) · Π_k Γ(a + n_dk)/Γ(a).
+    A new row's predictive is P(x_d = k | training) = (a + n_dk)/(a K_d + N_d). N_d training rows have column d,
+    and n_dk of them have k. The evidence is Π_d Γ(a K_d)/Γ(a K_d + N_d) · Π_k Γ(a + n_dk)/Γ(a).
 
     Args:
         concentration: a, the prior's pseudo-count of every category.

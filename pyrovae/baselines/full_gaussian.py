@@ -29,8 +29,9 @@ class FullGaussian(Gaussian):
     ``converged``; ``history`` (see ``Incomplete``).
 
     Raises:
-        ValueError: there are not more rows than columns, or columns are constant or determined by others,
-            which takes the density to +∞; two columns are never observed in one row.
+        ValueError: there are not more rows than columns, or columns are constant or determined by others, so
+            that the density goes to +∞.
+        ValueError: two columns are never observed in one row.
 
     Example:
         >>> import torch

@@ -46,8 +46,8 @@ class GaussianMixture(Gaussian):
     shape (components, columns, columns), for every kind; ``converged``; ``history`` (see ``Incomplete``).
 
     Raises:
-        ValueError: columns are constant; there are fewer rows than components; every start's density goes to +∞;
-            two columns are never observed in one row ("full" and "tied").
+        ValueError: columns are constant; there are fewer rows than components; every start's density goes to +∞.
+        ValueError: two columns are never observed in one row ("full" and "tied").
 
     Example:
         >>> import torch

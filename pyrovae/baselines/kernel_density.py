@@ -21,18 +21,18 @@ class KernelDensity(ClosedForm):
     """p(x) = 1/N Σ_n Π_d N(x_d; x_nd, h_d²), a Gaussian around every training row; exact.
 
     Args:
-        bandwidth: a number, the h of all columns, in x's units; or a rule for h_d = c · s_d, where s_d is the column's
-            standard deviation (divided by N − 1):
-            "scott", c = N^(−1/(D+4)) (Scott 1992); "silverman", c = (N (D+2)/4)^(−1/(D+4)) (Silverman 1986);
-            "cross_validation", the c with the highest mean log P of training rows, each left out in turn
-            (Habbema, Hermans and van den Broek 1974; Duin 1976). Its time is of order N² D, as is scoring
-            N rows. (scikit-learn's rules of these names leave s_d out.)
+        bandwidth: a number, the h of all columns, in x's units; or a rule for c in h_d = c · s_d. Here s_d is the
+            column's standard deviation (divided by N − 1). The rules are "scott", c = N^(−1/(D+4)) (Scott 1992);
+            "silverman", c = (N (D+2)/4)^(−1/(D+4)) (Silverman 1986); "cross_validation", the c with the highest mean
+            log P of training rows, each left out in turn (Habbema, Hermans and van den Broek 1974; Duin 1976). Its
+            time is of order N² D, as is scoring N rows. (scikit-learn's rules of these names leave s_d out.)
 
     After ``fit``: ``bandwidths`` h, shape (columns,).
 
     Raises:
-        ValueError: a rule sets h and a column is constant; under "cross_validation", every row is repeated, so
-            that h tends to 0 and the density to +∞.
+        ValueError: a rule sets h and a column is constant.
+        ValueError: under "cross_validation", every row is repeated, so that h tends to 0 and the density to
+            +∞.
 
     Example:
         >>> import torch

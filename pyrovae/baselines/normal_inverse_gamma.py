@@ -21,7 +21,7 @@ class NormalInverseGamma(Columnwise, Conjugate):
     """x_d ~ N(μ_d, σ_d²), μ_d | σ_d² ~ N(loc, σ_d²/kappa), σ_d² ~ InverseGamma(alpha, beta), by column; exact.
 
     Let N rows in a column have mean x̄ and S = Σ (x − x̄)². The posterior has kappa_N = kappa + N,
-    loc_N = (kappa·loc + N x̄)/kappa_N, alpha_N = alpha + N/2 and
+    loc_N = (kappa·loc + N x̄)/kappa_N and alpha_N = alpha + N/2. Also
     beta_N = beta + S/2 + kappa N (x̄ − loc)²/(2 kappa_N). A new row's predictive is Student's t,
 
         t(2 alpha_N; loc_N, sqrt(beta_N (kappa_N + 1)/(alpha_N kappa_N))).

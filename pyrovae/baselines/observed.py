@@ -77,7 +77,7 @@ class Patterns:
         """Return draws of x_m | x_o under a mixture, shape (draws, rows, columns); see ``log_joint``.
 
         A component is drawn given x_o. A free draw x' of it is then moved to
-        x'_m + Σ_mo Σ_oo⁻¹ (x_o − x'_o) ~ P(x_m | x_o), which needs no factor of the conditional covariance.
+        x'_m + Σ_mo Σ_oo⁻¹ (x_o − x'_o) ~ P(x_m | x_o). This needs no factor of the conditional covariance.
         """
         log_joint = self.log_joint(weights, loc, covariances)
         chosen = Categorical(logits=log_joint.expand(num_draws, -1, -1)).sample()
@@ -101,9 +101,9 @@ def em_step(
 ) -> tuple[float, Mixture]:
     """Return Σ_n log P(x_n,o) / N of a mixture of Gaussians, and the mixture after one step of EM.
 
-    Let r_nk = P(k | x_n,o). The next mean and covariance of component k are the r-weighted means of E[x_n | x_n,o, k] and
-    of its squared distance from that mean plus Cov[x_n | x_n,o, k]. ``restrict`` takes the next weights and covariances
-    and returns the best covariances of a kind. Ghahramani and Jordan (1994).
+    Let r_nk = P(k | x_n,o). The next mean of component k is the r-weighted mean of E[x_n | x_n,o, k]. The next covariance
+    is that of Cov[x_n | x_n,o, k] plus the squared distance of E[x_n | x_n,o, k] from the next mean. ``restrict`` takes
+    the next weights and covariances and returns the best covariances of a kind. Ghahramani and Jordan (1994).
     """
     log_joint = patterns.log_joint(*at)
     log_p = log_joint.logsumexp(dim=1, keepdim=True)

@@ -17,10 +17,10 @@ _LEAST = 1e-10  # the least noise variance, relative to the largest variance
 class PPCA(factors.FactorModel):
     """z ~ N(0, I_L), x | z ~ N(W z + μ, σ² I), hence x ~ N(μ, W Wᵀ + σ² I): exact.
 
-    Fitted by maximum likelihood, in closed form: W = U (Λ − σ² I)^½ from the L largest eigenvalues of
-    the covariance (divided by N), and σ² is the mean of the others. scikit-learn's PCA divides by N − 1, which
-    does not maximise the likelihood; ``fit`` corrects that. A VAE with linear networks has the same
-    optimum. Tipping and Bishop (1999); Lucas, Tucker, Grosse and Norouzi (2019).
+    Fitted by maximum likelihood, in closed form. W = U (Λ − σ² I)^½ comes from the L largest eigenvalues of
+    the covariance (divided by N). The mean of the others is σ². PCA in scikit-learn divides by N − 1, which
+    does not maximise the likelihood; ``fit`` corrects that. A VAE with linear networks has the same optimum.
+    Tipping and Bishop (1999); Lucas, Tucker, Grosse and Norouzi (2019).
 
     If cells are missing, quasi-Newton steps maximise the likelihood of the observed cells. This likelihood
     may have several maxima; the start is the closed form on rows filled with column means. Ilin and Raiko (2010).

@@ -38,7 +38,7 @@ _SEPARATORS = ",;\t"
 class Rows:
     """The rows of a file. The whole file is read through once, so that a malformed one is refused before any work.
 
-    Cells of text are read as the columns of the model's table: "01" is a label where the training rows had labels, and a
+    Cells of text are read as the columns of the model's table. "01" is a label where the training rows had labels, and a
     number where they had numbers. Without a table, the cells of each chunk decide.
 
     Args:

@@ -72,10 +72,11 @@ def compare(
         on. ``parameters`` is "plug-in" or "posterior-averaged". ``num_parameters`` counts the fitted numbers,
         including a VAE's encoder, and is NaN if they were integrated out. Then come the rows by verdict. ``check``
         says how the method did on rows simulated from the model (``evidence.check``): "passed", "failed", "unchecked"
-        or "exempt". ``open`` is True if the difference may be off by more than ``mcse_diff``. For the model or for
-        the best, the check then failed or was not made, over a tenth of the rows are not trusted, or ``mcse_diff`` is
-        not finite. ``seen`` counts rows that the model was fitted to. ``seconds`` is NaN for a ``LogEvidence``. The
-        frame prints in a few columns; ``to_latex`` has the same ones.
+        or "exempt". ``open`` is True if the difference may be off by more than ``mcse_diff``, or if ``mcse_diff`` is
+        not finite. The difference may be off if the model or the best failed the check or was not checked. It may
+        also be off if over a tenth of the rows of either are not trusted. ``seen`` counts rows that the model was
+        fitted to. ``seconds`` is NaN for a ``LogEvidence``. The frame prints in a few columns; ``to_latex`` has the
+        same ones.
 
     Raises:
         ValueError: a column is a mass under one model and a density under another. Rows or units differ; the message

@@ -37,7 +37,7 @@ def cell_counts(num_genes: int = 500, seed: int = 0, download: bool = True) -> C
     """Return counts of molecules in 274 single cells of three lines by CEL-seq2; 174, 50 and 50 cells.
 
     The columns are the ``num_genes`` genes whose log(1 + count) has the highest variance over the training
-    rows, highest first; test rows do not affect the choice. Spike-ins (ERCC) are not genes and are left out.
+    rows, highest first. Test rows do not affect the choice. Spike-ins (ERCC) are not genes and are left out.
     All cells are kept. demuxlet calls 34 of them doublets; their label is the best single line.
 
     Args:

@@ -29,8 +29,8 @@ def digits(kind: str = "binary", seed: int = 0) -> Split:
 
     Args:
         kind: "binary", level ≥ 8 as 0 or 1, a mass; "levels", the whole numbers 0 to 16, a mass; or
-            "continuous", level + u with u uniform on [0, 1), a density. u is needed because a density fitted to
-            whole numbers is unbounded.
+            "continuous", level + u with u uniform on [0, 1), a density. Without u, a density fitted to whole
+            numbers would be unbounded.
         seed: of the split into rows and of the dequantisation. The default is fixed, because the seed changes the
             numbers.
 
@@ -80,8 +80,8 @@ def binarized_mnist(download: bool = True) -> Split:
     Fixed and random binarization differ by about 2 nats. Scores under one are not comparable with scores under
     the other.
 
-    The published test rows are sorted by digit, and the first thousand are nearly all zeros. log P(x) of the first
-    few therefore says little about the rest. Here the test rows come in a fixed random order.
+    The published test rows are sorted by digit, and the first thousand are nearly all zeros. The log P(x) of the
+    first few therefore says little about the rest. Here the test rows come in a fixed random order.
 
     Args:
         download: download missing files; False raises ``FileNotFoundError`` instead.
@@ -135,7 +135,7 @@ def frey_faces(kind: str = "levels", seed: int = 0, download: bool = True) -> Sp
 
     Args:
         kind: "levels", the whole numbers 0 to 255, a mass; or "continuous", level + u with u uniform on
-            [0, 1), a density, in the same units, 0 to 256.
+            [0, 1), a density. The units are the same; the range of the second is 0 to 256.
         seed: of the split into rows and of the dequantisation. The default is fixed, because the seed changes the
             numbers.
         download: download a missing file; False raises ``FileNotFoundError`` instead.

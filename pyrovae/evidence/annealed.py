@@ -59,9 +59,9 @@ def annealed(
 ) -> LogEvidence:
     """Return log P(x_n) ≈ log (1/K) Σ_k Π_t f_t(u_{k,t−1}) / f_{t−1}(u_{k,t−1}), f_t = Q^(1−β_t) P(x_n, u)^β_t.
 
-    This is annealed importance sampling (Neal 2001). Half of the K chains per row start at draws of the encoder and
-    half at draws of the prior, so Q above is the mixture of both. They move towards the posterior while β goes from 0
-    to 1. At every temperature, a chain makes one leapfrog step of Hamiltonian dynamics with persistent momentum
+    This is annealed importance sampling (Neal 2001). Half of the K chains per row start at draws of the encoder, half
+    at draws of the prior. So Q above is the mixture of both. The chains move towards the posterior while β goes from
+    0 to 1. At every temperature, a chain makes one leapfrog step of Hamiltonian dynamics with persistent momentum
     (Horowitz 1991), and accepts or rejects it. A pilot run tunes a step size for every row and temperature. The step
     sizes are then frozen, so that the result is a lower bound in expectation. Constrained latents move in their
     unconstrained space.
@@ -162,8 +162,8 @@ def accumulate(
 ) -> tuple[Accumulator, Tensor]:
     """Return the weights of all chains of a block of rows, and the log of the sum of those at a bound, (rows,).
 
-    ``key`` separates their noise from others'. Chains run tile by tile. ``run`` gets the numbers of a tile's chains from each
-    of the ``strata``, and returns their log weights in that order, and which chains start or end at a bound.
+    ``key`` separates their noise from others'. Chains run tile by tile. ``run`` gets the numbers of a tile's chains from
+    each of the ``strata``. It returns their log weights in that order, and which chains start or end at a bound.
     """
     width, count = evaluation.tile[1], evaluation.num_samples
     strata = list(strata) or [count]
@@ -195,7 +195,7 @@ Ran = tuple[Tensor, Tensor]
 
 
 class Moves(NamedTuple):
-    """A frozen schedule: β_0 = 0 to β_T = 1, and a step size for each β in between and each row, (T − 1, rows)."""
+    """A frozen schedule: β_0 = 0 to β_T = 1, and step sizes for each β in between and each row, (T − 1, rows)."""
 
     betas: list[float]
     step_sizes: Tensor

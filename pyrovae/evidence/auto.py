@@ -53,9 +53,9 @@ def auto(
        missed mode. If most of the ascents end in different modes, further ascents search for more (Good 1953). A second
        pilot tells whether the Gaussians are good enough. If they are not, the fits continue, and then a mixture of up
        to twelve Gaussians is adapted to the row (Cappé et al. 2008).
-    4. If that is not good enough, ``quadrature`` computes rows with one or two latent dimensions, and ``annealed`` all
-       others, with half of its chains from the prior. If grid or chains give a nat less than the pilot's bound, the
-       mixture answers the row.
+    4. If that is not good enough, ``quadrature`` computes rows with one or two latent dimensions. ``annealed``
+       computes all others, with half of its chains from the prior. If grid or chains give a nat less than the pilot's
+       bound, the mixture answers the row.
 
     2000 pairs (x, z) are simulated from the model, once per call. The z of pairs near a row are further starts, and points
     at which proposals are tested. ``cost`` leaves out the simulation. Rows with values beside x, such as context, have
@@ -68,9 +68,10 @@ def auto(
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``. Pairs with discrete latents are answered otherwise.
             Up to 128 values of z are summed over ("exact"). Beside other latents, each of up to 32 values of Bernoulli and
-            categorical ones gets a share of the draws ("defensive"): half follows a pilot's estimate of P(c | x), half is
-            equal. With more values or other families, only step 2 is done. If the guide then cannot reach all of the prior, up to
-            1024 values are summed over, and with more of them half of the draws come from the prior ("defensive").
+            categorical ones gets a share of the draws ("defensive"). Half of the draws follow a pilot's estimate of
+            P(c | x); the others are shared equally. With more values or other families, only step 2 is done. If the guide
+            then cannot reach all of the prior, up to 1024 values are summed over. With more values, half of the draws come
+            from the prior ("defensive").
         x: rows on dim 0; tensor, numpy array or DataFrame.
         target_mcse: the requested Monte-Carlo error, in nats per row; a row within it is settled.
         max_cost: most decoder evaluations to spend on a row; a gradient counts three. A row that would need

@@ -29,8 +29,8 @@ _ORDERED = 64
 _FITTED = 5000
 #: Share of the draws in each tail that the balance is checked in.
 _TAIL = 0.05
-#: Effective draws for each degree of freedom of a standard error: the autocorrelation that it rests on is summed over about
-#: five times its own length.
+#: Effective draws for each degree of freedom of a standard error. It rests on an autocorrelation, which is summed over
+#: about five times its own length.
 _DRAWS_A_DEGREE = 5
 #: Nats by which a mixture may be too high at the draws that it was fitted to, if these enter the balance.
 _MOST_OVERFIT = 0.1
@@ -72,25 +72,25 @@ def bridge(
 ) -> BridgeEstimate:
     """Return log C of a density exp(log_target(u)) / C on real vectors u, from draws of it.
 
-    The first half of every chain fits a partner q: a Gaussian by its moments, or a mixture of Gaussians if its
-    BIC at the effective sample size is lower. The second half and eight times as many draws of q enter the
-    iteration of Meng and Wong (1996) for the optimal bridge. n₁ is the effective sample size of the chains' draws
-    and n₂ the number of draws of q. The shares are s₁ = n₁ / (n₁ + n₂) and s₂ = 1 − s₁:
+    A partner q is fitted to the first half of every chain. It is a Gaussian by its moments, or a mixture of
+    Gaussians if its BIC at the effective sample size is lower. The second half and eight times as many draws of q
+    enter the iteration of Meng and Wong (1996) for the optimal bridge. Let n₁ be the effective sample size of the
+    chains' draws and n₂ the number of draws of q. The shares are s₁ = n₁ / (n₁ + n₂) and s₂ = 1 − s₁:
 
         C ← mean_q [p / (s₁ p + s₂ C q)] / mean_p [q / (s₁ p + s₂ C q)],    p = exp(log_target).
 
     With ``warp``, p is standardised by the fitted moments and made symmetric, ½ [p(v) + p(−v)], and q is
     N(0, I). A skewed posterior then overlaps better with q, at twice the evaluations (warp-3, Meng and Schilling
     2002). The error is the square root of the relative mean squared error of Frühwirth-Schnatter (2004). The
-    autocorrelation of the chains enters through the effective sample size of its second term. k-hat of both
+    autocorrelation of the chains enters through the effective sample size of its second term. The k-hat of both
     sets of terms says whether the error can be believed (Micaletto and Vehtari 2025). Gronau et al. (2017) is a
     tutorial.
 
     Any g satisfies mean_p [g C q / (s₁ p + s₂ C q)] = mean_q [g p / (s₁ p + s₂ C q)] if the draws are draws of p.
-    ``imbalance`` is the least probable deviation, in standard errors, for g = v, v² and the tails of each dimension, from
-    all draws, and for log p/q and the probabilities of the mixture's components, from the second half: there, q was not
-    fitted. If a mixture of many numbers overfits the first half, all are from the second. By chance it has Student's
-    distribution with a degree of freedom for five effective draws.
+    ``imbalance`` is the least probable deviation, in standard errors. For g = v, v² and the tails of each dimension, it
+    comes from all draws. For log p/q and the probabilities of the mixture's components, it comes from the second half, to
+    which q was not fitted. If a mixture of many numbers overfits the first half, all come from the second. By chance it
+    has Student's distribution with a degree of freedom for five effective draws.
 
     Args:
         log_target: log of the unnormalised density of vectors of shape (n, dim), shape (n,), in nats. NaN at a

@@ -27,7 +27,7 @@ from pyrovae.turns import takes_turns
 # With none missed, 64 trusted rows decide; with one or two missed, four times as many in all do.
 _AT_ONCE, _LONGER, _MOST_MISSED = 64, 4, 2
 _MOST_SIMULATED = 8  # times the number of rows
-# At each of up to eight looks, chance puts more exact draws among the heaviest than are allowed in one of ten thousand sets.
+# At each of up to eight looks, one of ten thousand sets has more exact draws among the heaviest than allowed, by chance.
 _BY_CHANCE, _SUSPICIOUS = 1e-4, 0.02
 _MOST_KEPT = 16  # checks of one pair
 
@@ -44,9 +44,9 @@ class Check:
     if it is trusted and z* weighs more than all of the method's draws together. The method has then not found the
     posterior's mass.
 
-    z* should seldom be among the heaviest draws, those with 5 % of the weight: in 5 % of the rows if there are many draws.
-    For fewer draws, the expected rate follows from the weights of each row. A higher rate means that trusted rows lack a
-    part of the posterior that each of them seldom visits.
+    z* should seldom be among the heaviest draws, those with 5 % of the weight. With many draws, this should happen in 5 %
+    of the rows. For fewer draws, the expected rate follows from the weights of each row. A higher rate means that trusted
+    rows lack a part of the posterior that each of them seldom visits.
 
     Attributes:
         method: the estimator's name.
@@ -154,7 +154,7 @@ def check(
     if w* is among the heaviest weights, 5 % of the sum, in more trusted rows than chance allows. If this count is only
     suspicious, it also continues to four times as many rows. The method answers at most eight times ``num_rows`` rows. If it
     trusts too few of them, ``passed`` is None. The check fails, too, if draws of the guide, the prior or the likelihood do
-    not have the density of their ``log_prob``, as with a log-determinant that is missing.
+    not have the density of their ``log_prob``. A missing log-determinant is an example.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel``.

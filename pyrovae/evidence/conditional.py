@@ -66,8 +66,8 @@ def conditional(
 
     ``score`` returns log P of the observed cells of its argument, and ``score_again`` does so with independent noise. ``x``
     are the rows in the model's order, and ``passed`` the same as they came, in which ``given`` numbers columns. Weights that
-    were too rare to be drawn make log P(x_given) too low and the difference too high, so their error is in ``mcse``, which
-    widens both ends of the interval.
+    were too rare to be drawn make log P(x_given) too low and the difference too high. Their error is therefore in ``mcse``,
+    which widens both ends of the interval.
     """
     names, count = columns_of(x)
     columns = _given(given, passed, x)

@@ -188,13 +188,13 @@ def weigh_values(evaluation: Evaluation, shares: Shares, keep: Keep | None = Non
     """Return the importance sampling estimate with a share of the draws for every value of the discrete latents.
 
     Let c be the discrete latents and z the others. The proposal is q(c, z) = s(c) [(1 − ε) Q(z | c, x) + ε R(z | c)], with
-    shares s for each row. R is the product of the prior's densities of z with c held, and ε is 0.2. c is drawn systematically,
-    in the draws from Q and in those from R: each value gets its share of them up to one. However small Q(c | x) is, no value
-    is left out (a defensive mixture, Hesterberg 1995). ``keep`` gets every block's draws with their weights.
+    shares s for each row. R is the product of the prior's densities of z with c held, and ε is 0.2. In the draws from Q and
+    in those from R, c is drawn systematically: each value gets its share of them up to one. However small Q(c | x) is, no
+    value is left out (a defensive mixture, Hesterberg 1995). ``keep`` gets every block's draws with their weights.
 
     k-hat is the smaller of two: that of all draws, and the largest of the k-hats of the values that matter. Weights that
     spread about another scale for each value have no common tail, and values that are rarely hit have none of their own.
-    Values matter whose share of the sum, two errors added, is above 1 %; each needs 100 draws for a k-hat.
+    A value matters if its share of the sum, two errors added, is above 1 %. It needs 100 draws for a k-hat.
 
     Returns:
         The columns; and the rows in which a value may have mass that neither Q nor R finds, see ``_Sums.doubtful``.
@@ -307,10 +307,11 @@ class _Sums:
     def doubtful(self, level: Tensor) -> Tensor:
         """Return rows in which a value may have mass that neither guide nor prior finds, (rows,).
 
-        That is so if three conditions hold for a value. Where the guide has less density than the prior, the prior's draws find
-        more mass than all draws of the guide, by more than three errors and 3 nats. Fewer than 20 effective draws found it,
-        so that there may be much more. And it is at most 4 nats below log P(x), the ``level``. A value of which the guide's
-        draws find as much is also doubtful if the prior's draws have no density.
+        That is so if three conditions hold for a value. First, the prior's draws where the guide has less density than the
+        prior find more mass than all draws of the guide. The difference is more than three errors and 3 nats. Second, fewer
+        than 20 effective draws found this mass, so that there may be much more. Third, it is at most 4 nats below log P(x),
+        the ``level``. A value of which the guide's draws find as much mass is also doubtful if the prior's draws have no
+        density.
         """
         first, second = self.alone
         log_mass = first - self.counts.log()

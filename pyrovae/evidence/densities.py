@@ -104,8 +104,8 @@ class _Reference(NamedTuple):
 class _Marginals(NamedTuple):
     """A distribution of every column of every row, which is uniform between some order statistics of draws of x.
 
-    Masses are those of whole numbers. In columns with others, or with multiples of a number alone, values have the numbers of
-    their ranks in a row, and those that are not among the draws have no mass.
+    Masses are those of whole numbers. In columns with other numbers, or with multiples of a number alone, values are
+    numbered by their ranks in a row. Values that are not among the draws then have no mass.
     """
 
     counted: Tensor  # which columns have masses, (columns,)
@@ -166,16 +166,21 @@ class _Marginals(NamedTuple):
 def mismatch(evaluation: Evaluation, guide: bool = True) -> str | None:
     """Return which of guide, prior and likelihood has draws without the density of its log_prob, in words; None if none.
 
-    Let r be a density fitted to draws u ~ q of a row. The overlap of r and q is a mean over other draws of q, and one over
-    draws of r, with log_prob for log q (see ``Overlap``). These means differ if log_prob lacks a constant or a
-    log-determinant, or if the draws have another density. Latents are tested in unbounded coordinates. If a latent has none,
-    because it is discrete, because others move its bounds, or because its space has no bijection, all are tested given the
+    Let r be a density fitted to draws u ~ q of a row. With log_prob for log q, a mean over other draws of q gives the
+    overlap of r and q. So does a mean over draws of r (see ``Overlap``). These means differ if log_prob lacks a constant or
+    a log-determinant, or if the draws have another density. Latents are tested in unbounded coordinates. A latent has none
+    if it is discrete, if others move its bounds, or if its space has no bijection. All latents are then tested given the
     discrete ones of one draw, with z itself for coordinates. Columns of x are tested one by one, given the z that the row
     was simulated with.
 
-    Not tested are the masses of discrete latents; pairs with a latent on a surface or without a declared support that has
-    no bijection, or with masks that z changes; sites that score several columns jointly; columns that depend on others
-    given z; densities with a mass at some value; and rows whose draws round onto a bound.
+    The following are not tested:
+
+    * masses of discrete latents;
+    * pairs with a latent on a surface or without a declared support that has no bijection, or with masks that z changes;
+    * sites that score several columns jointly;
+    * columns that depend on others given z;
+    * densities with a mass at some value;
+    * rows whose draws round onto a bound.
 
     Args:
         evaluation: of rows simulated from the model.
@@ -362,10 +367,10 @@ class _Columns(NamedTuple):
 def _tied(x: Tensor) -> Tensor:
     """Return which columns have a value again and again, which is a mass and has no density, (columns,).
 
-    Rounding alone makes about 0.14 n² ε equal pairs of n draws of a row, where ε is the resolution in units of the spread; up
-    to four times as many count as such, because densities have several shapes. Generators of uniform numbers repeat some of
-    their 2²⁴ numbers in float32, or 2⁵³ in float64. If all columns together have more pairs than chance makes, columns with
-    few of them are left out, too.
+    Let ε be the resolution in units of the spread. Rounding alone makes about 0.14 n² ε equal pairs of n draws of a row. Up
+    to four times as many count as rounding, because densities have several shapes. Generators of uniform numbers repeat
+    some of their 2²⁴ numbers in float32, or 2⁵³ in float64. If all columns together have more pairs than chance makes,
+    columns with few of them are left out, too.
     """
     from scipy.stats import poisson
 

@@ -20,8 +20,8 @@ from pyrovae.refusals import bad_type, bad_value, shown
 from pyrovae.rows import read_in_double
 from pyrovae.turns import takes_turns
 
-#: Largest relative error of a bridge at which it is about the error of the logarithm; above the second, the partner and
-#: the posterior hardly overlap.
+#: Up to the first number, the relative error of a bridge is about the error of the logarithm. Above the second, the
+#: partner and the posterior hardly overlap.
 _MOST_ERROR, _NO_OVERLAP = 0.25, 1.0
 #: Probability with which draws of the density are said not to be.
 _FALSE_ALARMS = 1e-5
@@ -29,8 +29,9 @@ _FALSE_ALARMS = 1e-5
 _MOST_UNDEFINED = 0.01
 #: Largest share of the draws on the last numbers before a bound. The lost mass may be many times this share.
 _MOST_ROUNDED = 1e-3
-#: Draws next to a bound, and distances from it, at which the density is computed to tell whether it is flat there, and how much
-#: higher it may be nearer to the bound, in nats. That of Beta(1, b) rises by more in the last four numbers alone if b < 0.5.
+#: Draws next to a bound, and distances from it, at which the density is computed. It is flat there if it is higher by at
+#: most the third number nearer to the bound, in nats. The density of Beta(1, b) rises by more in the last four numbers
+#: alone if b < 0.5.
 _EDGE_POINTS, _EDGE_STEPS, _MOST_RISE = 20, 40, math.log(2)
 #: Largest rounding of the density that is no reason to distrust, in nats.
 _MOST_ROUNDING = 0.01
@@ -72,8 +73,8 @@ def from_draws(
     Args:
         log_density: log of the density that was sampled, as a density of the numbers in ``draws``. If ``draws`` holds
             a parameter that the sampler transformed, the log Jacobian must be part of it.
-        draws: an array or tensor of shape (chains, draws, dim), or (draws, dim) for one chain; or a dict from names to
-            arrays of shape (chains, draws, …); or ArviZ data with a posterior, of 0.x or 1.x.
+        draws: an array or tensor of shape (chains, draws, dim), or (draws, dim) for one chain. Also a dict from names
+            to arrays of shape (chains, draws, …), or ArviZ data with a posterior, of 0.x or 1.x.
         variables: which names to use. Leave out quantities that are functions of others. None means all.
         bounds: column number or name → (low, high) of a parameter with bounds, ±inf for none. It is then mapped to the
             real line, with the Jacobian. A parameter without an entry may take all real numbers.

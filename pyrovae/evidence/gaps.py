@@ -58,11 +58,12 @@ def gaps(
         seed, tile, progress, compile, noise, check: as in ``importance``.
 
     Returns:
-        A frame with one line per row and the index of x, in nats: ``log_evidence`` (as by ``refined``,
-        full-rank), ``elbo_optimised``, ``elbo_encoder``, ``approximation``, ``amortization``, their sum
-        ``inference``, the errors ``approximation_mcse``, ``amortization_mcse`` and ``inference_mcse``, and the
-        ``verdict`` on log P(x_n). An amortization gap that is negative by more than its error means that the
-        encoder is more flexible than the family.
+        A frame with one line per row and the index of x, in nats. The columns are ``log_evidence`` (as by
+        ``refined``, full-rank), ``elbo_optimised``, ``elbo_encoder``, ``approximation``, ``amortization`` and
+        their sum ``inference``. Then come the errors ``approximation_mcse``, ``amortization_mcse`` and
+        ``inference_mcse``, and the ``verdict`` on log P(x_n). An amortization gap that is negative by more
+        than its error means that the encoder is more flexible than the family.
+
     Raises:
         TypeError, ValueError: see ``refined``.
 

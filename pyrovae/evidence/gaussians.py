@@ -5,9 +5,9 @@ A fit is a fixed point of the equations of a Gaussian of least KL(q ‖ posterio
     E_q[∇ log P(x, u)] = 0,    E_q[−∇² log P(x, u)] = precision of q.
 
 A regression of the gradients at draws of q on these draws gives both expectations at once. The second needs no
-second derivative, by Stein's identity. A Newton step on each gives the next q; on a Gaussian posterior the first
-step is exact. torch's optimisers vectorise over rows too, but need more decoder evaluations. On 50 latent
-dimensions, Adam takes 9600 per row to an effective sample size of 947 in 1000 draws; three of these steps take
+second derivative, by Stein's identity. A Newton step on each gives the next q. On a Gaussian posterior, the
+first step is exact. Optimisers of torch vectorise over rows too, but need more decoder evaluations. On 50 latent
+dimensions, Adam takes 9600 per row to an effective sample size of 947 in 1000 draws. Three Newton steps take
 1200 to one of 1000 (benchmarks/fits.py). The search for modes uses torch's Adam.
 """
 
@@ -153,10 +153,10 @@ def independent_starts(
     """Return points near local modes of the posterior, found by gradient ascent from points far from the encoder.
 
     ``prior`` holds draws of the prior, (samples, rows, dim), and ``values`` log P(x, u) there. The first start is the hint
-    with the largest weight under the encoder. The others come from the hints and the best quarter of the draws: each
-    is the point farthest from the encoder's mean and all earlier starts. With two modes of equal mass, three such starts
-    without hints find the mode that the encoder misses in 400 of 400 rows; starts at the three best draws find it in
-    349 (benchmarks/fits.py).
+    with the largest weight under the encoder. The others come from the hints and the best quarter of the draws. Each is
+    the point farthest from the encoder's mean and all earlier starts. With two modes of equal mass, three such starts
+    without hints find the mode that the encoder misses in 400 of 400 rows. Starts at the three best draws find it in 349
+    (benchmarks/fits.py).
 
     The ascents climb the likelihood and go on from the point of the highest log P(x, u) on their way. A narrow mode within a
     broad one has a far higher likelihood. Its maximum can be many of its standard deviations from the broad mode's, where
@@ -269,8 +269,8 @@ def fit_gaussians(
     evaluations, and so does the ELBO of the first Gaussian. Fits that have ended cost nothing more. A fit with a
     negligible share of a row's posterior is replaced by the row's best.
 
-    A step stays within a trust region, whose radius is multiplied by four while the ELBO gains at least half of what is
-    predicted, and divided by four if it gains hardly anything (Conn, Gould and Toint 2000). A step that loses
+    A step stays within a trust region (Conn, Gould and Toint 2000). Its radius is multiplied by four while the ELBO
+    gains at least half of what is predicted. It is divided by four if the ELBO gains hardly anything. A step that loses
     ``_ASTRAY`` nats is undone.
 
     ``tril``, (starts, rows, dim, dim), replaces the spread of ``starts``, to go on from an earlier fit. Its steps average
@@ -318,8 +318,8 @@ def fit_gaussians(
 class _Walk(NamedTuple):
     """Fits on their way, one entry of dim 0 each.
 
-    The regression at an accepted Gaussian gives the Newton step ``shift`` and the eigenvalues and eigenvectors of the
-    posterior's precision, in coordinates where that Gaussian is N(0, I).
+    The regression at an accepted Gaussian gives the Newton step ``shift``. It also gives the eigenvalues and
+    eigenvectors of the posterior's precision. All are in coordinates where that Gaussian is N(0, I).
     """
 
     loc: Tensor  # of the Gaussian accepted last

@@ -386,8 +386,8 @@ class Ladder:
     def _search_on(self, rows: Tensor, modes: _Modes) -> None:
         """Go on searching rows in which most of the modes found were new ones; add what is found to the hints.
 
-        Each search starts from fresh draws of the prior, far from another one of the points known at first, because modes near
-        the encoder's mean are far from other modes.
+        Each search starts from fresh draws of the prior, far from another one of the points known at first. This also
+        reaches modes near the encoder's mean, which are far from other modes.
         """
         price = search_cost(MORE_STARTS) + _mixture_cost(_SECOND_PILOT) + 8
         known = modes.found.loc

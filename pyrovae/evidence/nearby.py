@@ -1,8 +1,8 @@
 """Pool holds pairs (x, z) simulated from the model. The z of pairs near a row are starts in the search of its posterior.
 
 Such starts reach parts of a posterior that draws of encoder and prior hardly ever hit, such as a narrow second mode. The
-choice is that of approximate Bayesian computation (Rubin 1984), and the move of z towards the row is a linear regression
-of z on x (Beaumont, Zhang and Balding 2002).
+choice is that of approximate Bayesian computation (Rubin 1984). A linear regression of z on x moves z towards the row
+(Beaumont, Zhang and Balding 2002).
 """
 
 from __future__ import annotations

@@ -88,8 +88,8 @@ class Overlap(NamedTuple):
     def fault(self) -> Fault | None:
         """Return how the two means differ; None if chance makes such a difference.
 
-        Differences are compared with their variances in sums over rows and columns, and as squares of every entry and of
-        sums over rows or columns, because faults of rows and of columns may cancel.
+        Sums of differences over rows and columns are compared with their variances. Faults of rows and of columns may
+        cancel in these sums. So squares of every entry and of sums over rows or columns are compared, too.
         """
         difference, variance, rows = self.second - self.first, self.variance, len(self.first)
         both = (self.first + self.second) / 2

@@ -379,8 +379,8 @@ class Mixture(Proposal):
     """Σ_c α_c q_c, where ``counts[c]`` draws come from component c and α_c is their share.
 
     Stratified draws are taken from the ``components`` themselves. Every draw is weighted against the whole
-    mixture, so its weight is small wherever any component has density (the balance heuristic of Veach and
-    Guibas 1995; defensive mixtures, Hesterberg 1995).
+    mixture, so its weight is small wherever any component has density. See Veach and Guibas (1995) for this
+    balance heuristic, and Hesterberg (1995) for defensive mixtures.
     """
 
     def __init__(self, components: Sequence[Proposal], counts: Sequence[int]) -> None:

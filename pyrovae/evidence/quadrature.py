@@ -37,8 +37,9 @@ _PRIOR_DRAWS = 200
 _BROAD, _BROAD_LOG_WEIGHT = 1.2, math.log(1e-4)
 # By number of dimensions: how many times finer its grid is, because it alone covers modes that no fit has found.
 _BROAD_FINER = {1: 8, 2: 3, 3: 2}
-# Assumed mass beyond the grid, in units of the mass in its outermost standard deviation. For a Gaussian the true
-# factor is almost zero; for a density with the tails of Student's t with two degrees of freedom it is three.
+# Assumed mass beyond the grid, in units of the mass in its outermost standard deviation. For a Gaussian, the
+# true factor is almost zero. For a density with the tails of Student's t with two degrees of freedom, it is
+# three.
 _BEYOND = 3.0
 
 
@@ -58,7 +59,7 @@ def quadrature(
     """Return log P(x_n) = log ∫ P(x_n, u) du over up to three latent dimensions, by the trapezoidal rule.
 
     A partition of unity cuts a row's integrand into pieces P(x, u) q_c(u) / Σ q(u). Each Gaussian fitted from
-    the encoder's mean and from modes found without the encoder makes one piece; a Gaussian as wide as the
+    the encoder's mean and from modes found without the encoder makes one piece. A Gaussian as wide as the
     prior makes another. Each piece is summed over a grid in the standard deviations of its q_c. On this grid
     the rule converges exponentially if the integrand is smooth (Trefethen and Weideman 2014). The order, the
     points per dimension, is doubled until the estimated error is within ``tolerance``.
@@ -73,14 +74,14 @@ def quadrature(
 
     Returns:
         A ``LogEvidence`` whose rows are estimates. ``mcse`` holds the error, the sum of four terms. The first is
-        2 (d + d'/4), with d the change by the last doubling and d' the change by the one before. The others are
-        the share of the integral in cells beside P(x, z) = 0, three times the share in the grid's outermost
-        standard deviation, and rounding. The verdict is "another method" if the error stays above the tolerance
-        at 2^18 points.
+        2 (d + d'/4), with d the change by the last doubling and d' the change by the one before. The second is
+        the share of the integral in cells beside P(x, z) = 0. The third is three times the share in the grid's
+        outermost standard deviation. The fourth is rounding. The verdict is "another method" if the error stays
+        above the tolerance at 2^18 points.
 
     Raises:
-        TypeError, ValueError: an option, the rows or the pair cannot be used; see ``pyrovae.pair.inspect``; also if
-            there are more than three latent dimensions or a latent is discrete.
+        TypeError, ValueError: an option, the rows or the pair cannot be used; see ``pyrovae.pair.inspect``. There
+            are more than three latent dimensions, or a latent is discrete.
 
     Example:
         >>> import torch

@@ -18,7 +18,7 @@ _DRAWS = 64  # draws of the prior, and of the guide, for every row
 _AT_ONCE = 128  # values of discrete latents that are scored at once
 # Factors on the distance of the guide's draws from their centre, so that they leave the range of a bounded guide.
 _STRETCHES = (1.5, 3.0)
-# A moved draw counts if its log P(x, z) is at most this far below that of the unmoved draws, in nats; the second
+# A moved draw counts if its log P(x, z) is at most this far below that of the unmoved draws, in nats. The second
 # number is added for each dimension.
 _NEGLIGIBLE, _BY_DIMENSION = 10.0, 2.0
 

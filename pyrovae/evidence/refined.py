@@ -86,10 +86,10 @@ def refined(
 
     Gaussians q*_j(u | x_n) are fitted from the encoder's mean and from local modes found without the encoder. One of
     these is near pairs (x, z) simulated from the model. If the fits of a row end in different modes, further ascents search
-    for more, and up to twelve more Gaussians are fitted to the modes found; fewer with few draws. Then
-    log P(x_n) ≈ log (1/K) Σ_k P(x_n, u_k) / q(u_k) with fresh, stratified draws of a mixture q. It consists of the q*_j (50 %), the widened q*_j (30 %), the encoder (10 %) and the
-    prior (10 %). The last three are defensive: no weight exceeds ten times the weight under the encoder or the prior
-    alone. The estimate is a lower bound in expectation.
+    for more. Up to twelve more Gaussians are fitted to the modes found; fewer with few draws. Then
+    log P(x_n) ≈ log (1/K) Σ_k P(x_n, u_k) / q(u_k) with fresh, stratified draws of a mixture q. It consists of the q*_j
+    (50 %), the widened q*_j (30 %), the encoder (10 %) and the prior (10 %). The last three are defensive: no weight
+    exceeds ten times the weight under the encoder or the prior alone. The estimate is a lower bound in expectation.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents.
@@ -100,7 +100,8 @@ def refined(
             there is no search for modes.
         num_steps: the most steps of a fit, each of 2 · dim gradients per start. A fit ends when steps gain less than a
             tenth of a nat. Most rows need two to six steps.
-        seed, tile, progress, checkpoint, compile, noise, check, executor: as in ``importance``. Each kind of call is compiled separately.
+        seed, tile, progress, checkpoint, compile, noise, check, executor: as in ``importance``. Each kind of call is
+            compiled separately.
 
     Returns:
         A ``LogEvidence`` whose rows are lower bounds; its ``mcse`` is that of stratified draws.

@@ -276,7 +276,7 @@ class LogEvidence:
         mcse: its Monte-Carlo standard error, shape (rows,); NaN with a single draw.
         bias: its first-order bias, shape (rows,); negative if the estimate is too low on average.
         tail_error: the error by weights that were too rare to be drawn, in nats, shape (rows,); it widens the interval
-            upwards. 0 if nothing was sampled, or too little to fit a tail.
+            upwards. It is 0 if nothing was sampled, or too little to fit a tail.
         ess: effective sample size, shape (rows,); NaN if nothing was sampled.
         pareto_k: k-hat of the weights' tail, shape (rows,); NaN if nothing or too little was sampled.
         kind: shape (rows,), each "exact", "lower bound", "upper bound" or "estimate". A lower bound holds in
@@ -300,10 +300,10 @@ class LogEvidence:
             estimate is log P of the observed cells, and 0 for a row without any.
         log_odds: for simulated rows, log of the exact draw's weight over the sum of all other weights, shape (rows,);
             else None.
-        excess: for simulated rows, 1 if the exact draw is among the heaviest, those with 5 % of the weight, else 0; minus
-            the probability of this by chance. NaN if there are no draws.
-        noise: the key of a row's noise beside the seed: its "index" in x, its "content", or the "tile" if the
-            pair's draws cannot be made row by row. None if nothing is drawn.
+        excess: for simulated rows, 1 if the exact draw is among the heaviest, else 0, minus the probability of this by
+            chance. The heaviest draws have 5 % of the weight. NaN if there are no draws.
+        noise: the key of a row's noise beside the seed: its "index" in x or its "content". It is the "tile"
+            if the pair's draws cannot be made row by row, and None if nothing is drawn.
         fingerprint: of the rows. Comparisons require the same rows; columns with names may be in another order.
         target: "predictive" (rows given the fitted model) or "evidence" (one number per training set).
         parameters: "plug-in" (fitted values) or "posterior-averaged".
@@ -314,7 +314,7 @@ class LogEvidence:
             if the model takes the total from x. Such numbers rank only among numbers given the same totals.
         seen: how many of the rows the model was fitted to, as far as this is known.
         index: of the rows, if x was a frame or a series; else None.
-        shared_mcse: the Monte-Carlo standard error of the mean if the rows share their noise, as they do when
+        shared_mcse: the Monte-Carlo standard error of the mean if the rows share their noise, for example if
             the same posterior draws score all of them. None if every row has noise of its own.
         uncompiled: why a part of the work was not traced or not compiled, if ``compile`` asked for it or it
             would have been faster. None otherwise. Blocks loaded from a checkpoint do not count.
@@ -491,9 +491,9 @@ class LogEvidence:
     def mean_interval(self) -> tuple[float, float]:
         """95 % interval of the mean log P(x_n), in nats per row.
 
-        It reaches from mean − 1.96 · mcse to mean − bias + 1.96 · √(mcse² + tail_error²) if the bias is negative, as
-        it usually is. A positive bias lowers the lower end instead. The interval covers Monte-Carlo error only;
-        ``compare``'s ``se`` covers how much the mean would vary with other rows.
+        The bias is usually negative. The interval then reaches from mean − 1.96 · mcse to mean − bias + 1.96
+        · √(mcse² + tail_error²). A positive bias lowers the lower end instead. The interval covers Monte-Carlo error
+        only; ``compare``'s ``se`` covers how much the mean would vary with other rows.
         """
         low, high = _interval(self.mean, self.mean_mcse, self.mean_bias, self.mean_tail_error)
         return float(low), float(high)
@@ -508,8 +508,9 @@ class LogEvidence:
     def bits_per_dim(self) -> float:
         """−mean / (scored columns · log 2): bits per dimension of x; for a density they depend on the columns' units.
 
-        If cells are missing, it is −total / (observed cells · log 2): bits per observed cell. NaN if the rows are not
-        known, no cell is observed, or a column of separate rows is "unscored in part", or unscored where cells are missing.
+        If cells are missing, it is −total / (observed cells · log 2): bits per observed cell. It is NaN if the rows are not
+        known or no cell is observed. With separate rows, it is also NaN if a column is "unscored in part", or unscored
+        where cells are missing.
         """
         if self.target == "predictive" and "unscored in part" in self.measure:
             return math.nan

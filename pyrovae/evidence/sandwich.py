@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 ROWS = ("simulated", "real")
 _ROWS = 64
-# A mean gap below zero by more than this many standard errors is an error, not noise: with many rows, noise does so
-# once in 30 000 runs.
+# A mean gap below zero by more than this many standard errors is an error, not noise. With many rows, noise is that
+# large once in 30 000 runs.
 _CROSSING = 4
 # Fewer rows than this estimate their own error badly. At a true gap of 0, sets of 8 rows crossed by up to 4.9 errors
-# and single rows by up to 10 (1500 rows each, of a linear Gaussian model, with 64 chains).
+# and single rows by up to 10. These were 1500 rows each, of a linear Gaussian model, with 64 chains.
 _MANY = 30
 # The share of rows with small gaps from which on such a row is trusted.
 _WITHIN = 0.9
@@ -52,8 +52,8 @@ class Sandwich:
             chains start at the one exact draw; another draw would shift all of them.
         verdict: "trust" if the gap is at most ``tolerance`` and at least −``tolerance``, else "another method". If more
             than a tenth of the rows have larger gaps, it is "another method" for all. If z_n lies in the only mode that
-            chains find, the gap of the row is small, but both of its bounds are too low. A row is also "another method" if
-            much of the weight belongs to chains that start or end where z rounds onto a bound of its support.
+            chains find, the gap of the row is small, but both of its bounds are too low. Chains may start or end where z
+            rounds onto a bound of its support. If they have much of a row's weight, the row is "another method", too.
         rows: "simulated" or "real". A gap on simulated rows measures how well annealing works on rows from the model; it
             says nothing about a real row.
         x: the rows.
@@ -133,7 +133,7 @@ def sandwich(
     """Return lower and upper bounds of log P(x_n) by annealing towards the posterior and back from it.
 
     This is bidirectional Monte Carlo (Grosse, Ghahramani and Adams 2015; Wu et al. 2017). Rows are simulated
-    from the model, x_n ~ P(x | z_n) with z_n ~ P(z), so that z_n is an exact draw of P(z | x_n). Chains from the
+    from the model, x_n ~ P(x | z_n) with z_n ~ P(z). So z_n is an exact draw of P(z | x_n). Chains from the
     start to the posterior give the lower bound; chains from z_n to the start give the upper bound:
 
         E[log mean_k w_k] ≤ log P(x_n) ≤ E[−log mean_k 1/w'_k].

@@ -2,7 +2,7 @@
 
 A task is a run of consecutive blocks. It goes to a worker as bytes: the rows, their numbers and their keys. The pair goes
 to every worker once, by cloudpickle, because scripts and notebooks define pairs that pickle cannot send. Noise is keyed by
-rows, and a worker computes under the caller's settings, so that a block has the same bits wherever and whenever it is
+rows, and a worker computes under the caller's settings. A block therefore has the same bits wherever and whenever it is
 computed.
 """
 

@@ -107,8 +107,9 @@ class Likelihood(nn.Module, ABC):
                 pass {"x": rows, "offset": offsets}.
 
         Raises:
-            ValueError: sparse rows that would take over 2 GB; values are off the family's support; a column has no observed
-                cell; the last layer has no bias as wide as its outputs; the family takes an offset and x has none.
+            ValueError: sparse rows would take over 2 GB; values are off the family's support; a column has no observed
+                cell.
+            ValueError: the last layer has no bias as wide as its outputs; the family takes an offset and x has none.
         """
         batch, source = read_in_double(x, missing=True)
         rows = restored(all_dense(batch["x"], "start_from"), source.observed)

@@ -1,7 +1,7 @@
 """Rows whose columns have different families, and real numbers that were recorded to a resolution: rows of tables.
 
-``VAE.for_table`` builds them from a frame. Their registry is apart from that of the other families, because ``Mixed`` needs a
-list of its columns and the others work on the whole numbers that a table's ``resolution`` defines.
+``VAE.for_table`` builds them from a frame. They have a registry of their own for two reasons. ``Mixed`` needs a list of its
+columns, and the others work on the whole numbers that a table's ``resolution`` defines.
 """
 
 from __future__ import annotations
@@ -114,12 +114,12 @@ class Mixed(Likelihood):
 
     Args:
         network: returns the outputs of the first group, as its family takes them, then those of the second, and so on.
-        groups: a dict for every group: "family", a name in ``likelihoods.REGISTRY`` or ``TABLES``; "options",
-            a dict of the family's options; "columns", the numbers of the columns; and "loc" and "scale", one number a column,
-            the unit of x for families with a location and a scale, and of the first output for others, which may lack them.
-            "bounds" may hold a pair for every column: the least and the largest first output that the decoder can return,
-            or None. A scale from the decoder is then at most their difference. Without bounds, a decoder returns means and
-            scales far beyond the training rows where z is.
+        groups: a dict for every group. "family" is a name in ``likelihoods.REGISTRY`` or ``TABLES``, "options" a dict of
+            the family's options, and "columns" the numbers of the columns. "loc" and "scale" hold one number a column. They
+            are the unit of x for families with a location and a scale. For others, they are that of the first output, and
+            may be left out. "bounds" may hold a pair for every column: the least and the largest first output that the
+            decoder can return, or None. A scale from the decoder is then at most their difference. Without bounds, a
+            decoder returns means and scales far beyond the training rows where z is.
 
     Raises:
         ValueError: the network's output width is not ``Mixed.width(groups)``; a column is in no group or in two.

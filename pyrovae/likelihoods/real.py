@@ -99,7 +99,7 @@ class StudentT(LocationScale):
     """P(x | z) = Π_d t_ν(x_d; μ_d(z), σ_d) for real x: a density whose tails fall like a power.
 
     ``network``, ``scale`` and ``standardize`` are as in ``Gaussian``. The degrees of freedom ν are learned, one number for
-    all of x: ν = 1 + exp(``log_excess``). ν starts at 5 and stays above 1, so that the mean exists.
+    all of x: ν = 1 + exp(``log_excess``). They start at 5 and stay above 1, so that the mean exists.
 
     Example:
         >>> import torch

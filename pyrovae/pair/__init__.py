@@ -2,8 +2,8 @@
 
 This is the only package that uses ``pyro.poutine``. All code above it works on tensors.
 
-* ``inspect`` comes first. It runs the pair on a few rows, finds the plate over rows, and raises an error if log P(x_n)
-  of one row would not be defined. It returns a ``RowModel``.
+* ``inspect`` comes first. It runs the pair on a few rows and finds the plate over rows. It raises an error if
+  log P(x_n) of one row would not be defined. It returns a ``RowModel``.
 * ``RowModel`` proposes z for rows, scores any z, draws from the prior, and simulates rows.
 * ``Coordinates`` writes z as a real vector, for methods that move it.
 * ``all_values``, ``other_values`` and ``DiscreteValues`` list values of discrete latents.

@@ -49,8 +49,8 @@ _NARROW = (torch.float16, torch.bfloat16)
 _MOST_POWER = 80  # of e, within the range of a float32
 _STATISTICS = 9
 # How often a column is compared with a function: six images and five more inverse images, for five choices of rows or
-# guards: all rows, without those of its least value, of its largest, of both, or with a number added. Statistics get
-# half of the allowed false alarms.
+# guards. These are all rows, rows without those of its least value, of its largest or of both, and a number added.
+# Statistics get half of the allowed false alarms.
 _TRIES = 11 * 5 * 2
 
 #: The name of a row's total if the model is conditional on it and no context holds it.
@@ -72,8 +72,8 @@ def judged(scored: S, batch: Batch, probe: Batch, sites: Sites) -> S:
     A Multinomial or DirichletMultinomial is conditional on its total, because its log-probability always uses the
     total of the value. Another likelihood is so if its ``total_count`` is the total of its value on every row of
     the probe. If a Binomial alone is scored, context equal to its ``total_count`` is accepted as given. Other
-    likelihoods that are normalised given a total cannot be recognised, and are called pseudo-likelihoods.
-    log P(x | total) is a log-likelihood of the rows with that total, by name or ``OWN_TOTAL``.
+    likelihoods that are normalised given a total cannot be recognised, and are called pseudo-likelihoods. The
+    number log P(x | total) is a log-likelihood of the rows with that total, by name or ``OWN_TOTAL``.
     """
     measure = scored.measure
     # Sites that hold functions of x instead of its columns have no known columns.

@@ -431,8 +431,8 @@ def _roots(
 def check_every_leaf(pair: LatentVariableModel, objective: Any, batch: Batch, seed: int) -> None:
     """Raise ``ValueError`` if a loss depends on parameters that are not among the pair's, which would never be trained.
 
-    The check follows the graph of one loss to its leaves; of an objective that calls ``backward()`` itself, the graphs of
-    the tensors that it calls it on. Gradients are as before.
+    The check follows the graph of one loss to its leaves. If an objective calls ``backward()`` itself, the check follows
+    the graphs of the tensors that it calls it on. Gradients are as before.
     """
     try:
         roots = _roots(pair, objective, take(batch, slice(2)), seed)

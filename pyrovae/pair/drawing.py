@@ -377,8 +377,8 @@ def check_all_drawn(added: tuple[str, ...], fix: str = "") -> None:
 def check_samplers(part: str, sites: Sites, latents: tuple[str, ...]) -> None:
     """Raise ``ValueError`` for drawn latents of a part whose draws are known not to have the density of ``log_prob``.
 
-    torch 2.13 draws the rows of an ``LKJCholesky`` of three or more dimensions with squared lengths ~ Beta(i − 1/2, …), where
-    its density has Beta(i/2, …) (Lewandowski, Kurowicka and Joe 2009). Every estimate with such draws is wrong.
+    torch 2.13 draws the rows of an ``LKJCholesky`` of three or more dimensions with squared lengths ~ Beta(i − 1/2, …). Its
+    density has Beta(i/2, …) (Lewandowski, Kurowicka and Joe 2009). Every estimate with such draws is wrong.
     """
     for name in latents:
         fn: Any

@@ -45,8 +45,8 @@ from pyrovae.torch_private import LinAlgError
 
 # Most numbers, draws × rows, in a block of log-likelihoods.
 _BLOCK = 1 << 21
-# Draws from the prior that tell whether latents move the support of an observed site, and most draws that search for one that
-# allows the rows: one is found with a probability of 98 % if a draw in a thousand does.
+# So many draws from the prior tell whether latents move the support of an observed site. The second number is the most
+# draws that search for one that allows the rows. One is found with a probability of 98 % if a draw in a thousand does.
 _FEW_DRAWS, PRIOR_DRAWS = 4, 4000
 
 
@@ -223,7 +223,8 @@ class BayesianModel:
 
         Raises:
             ValueError: rows cannot be scored separately, because a latent belongs to a row, rows depend on each
-                other, or the model takes no other rows; or values are off the likelihood's support.
+                other, or the model takes no other rows.
+            ValueError: values are off the likelihood's support.
         """
         rows = self.rows
         check_supports(rows, batch)

@@ -86,10 +86,10 @@ def inspect(
     4096 rows, or on all if ``every_row``; see ``on_data``. ``names`` are those of the columns, for messages.
 
     Raises:
-        ValueError: naming what was found, for every clause of the contract: no plate over the rows or several,
-            a site outside it, a latent missing from guide or model, a guide that is a point, observations that do
-            not change with x, subsampling or scaled sites, randomness outside sample sites, rows that depend on
-            other rows, values off the likelihood's support.
+        ValueError: the pair does not satisfy a clause of the contract; the message names what was found. There is
+            no plate over the rows, or several, or a site is outside it. A latent is missing from guide or model,
+            or the guide is a point. Observations do not change with x. There are subsampling, scaled sites, or
+            randomness outside sample sites. Rows depend on other rows. Values are off the likelihood's support.
     """
     chosen = _distinct_rows(batch["x"], min(len(batch["x"]), _PROBE_ROWS))
     # The reversed rows without the first change each row's companions, its place and the batch size.

@@ -38,10 +38,10 @@ class Moments:
 class Given(NamedTuple):
     """Moments of one latent under Q(z | x), given the latents that the guide draws before it.
 
-    Mean and variance have shape (draws, rows, entries), float64. By the law of total variance, the latent's mean is the mean of
-    the means over the draws, and its variance the mean of the variances plus the variance of the means. Without a closed form
-    the mean is the draw itself and the variance 0. ``lacks`` tells which entries a row lacks, (rows, entries); None if masks
-    leave out none.
+    Mean and variance have shape (draws, rows, entries), float64. The latent's mean is the mean of the means over the draws.
+    Its variance is the mean of the variances plus the variance of the means (law of total variance). Without a closed form
+    the mean is the draw itself and the variance 0. ``lacks`` tells which entries a row lacks, (rows, entries); None if
+    masks leave out none.
     """
 
     mean: Tensor

@@ -37,11 +37,12 @@ def check_rows(
 
     Returns:
         The model. The measure of its structure is "transformed" if a site does not hold the columns that it held in
-        inspection, and "unscored" or "unscored in part" for columns that masks leave out.
+        inspection. It is "unscored" or "unscored in part" for columns that masks leave out.
 
     Raises:
         ValueError: the networks overflow on a row; a value is off the support of its site; model and guide mask a
-            latent differently; or a row's log-probability changes by more than rounding when it is scored alone.
+            latent differently.
+        ValueError: a row's log-probability changes by more than rounding when it is scored alone.
     """
     pair, structure = model.pair, model.structure
     height = max(2, min(_MOST_ROWS, _NUMBERS // max(1, structure.widest)))

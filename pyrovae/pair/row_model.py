@@ -137,8 +137,8 @@ class RowModel:
     ) -> tuple[Latents, LogJoint, Tensor, Tensor]:
         """Draw the latents that are not ``held`` from a part; return z, its log joint, log Q and log R.
 
-        These are the log densities of the latents that are not ``names``: of the guide's sites and of the model's, each
-        given the latents before them. As in ``weigh``, log Q is +∞ at a draw on a bound.
+        The last two are log densities of the latents that are not ``names``, each given the latents before them. The
+        guide's sites give log Q, the model's log R. As in ``weigh``, log Q is +∞ at a draw on a bound.
         """
         shape, other = (num_samples, len(batch["x"])), "model" if part == "guide" else "guide"
         drawn = self._ask(part, batch, num_samples, held, noise)
@@ -202,8 +202,9 @@ class RowModel:
         The rows have 0 in the missing cells of ``batch``. The last entry holds the same rows without missing cells.
 
         Raises:
-            ValueError: no site samples some columns of x, or the model also reads x outside its observed sites, so
-                that one pass does not show what it computes for simulated rows.
+            ValueError: no site samples some columns of x.
+            ValueError: the model also reads x outside its observed sites, so that one pass does not show what it
+                computes for simulated rows.
         """
         expected = "every column of x sampled by an observed site, and read nowhere else, to simulate rows"
         fix = "Use log_evidence with method='refined' or 'annealed', which take the rows as they are."
@@ -316,8 +317,8 @@ class RowModel:
         holds columns of x.
 
         Raises:
-            ValueError: a site scores several columns jointly, as a multivariate normal or a multinomial does; or a
-                column is not scored by a site that holds it.
+            ValueError: a site scores several columns jointly, as a multivariate normal or a multinomial does.
+            ValueError: a column is not scored by a site that holds it.
         """
         structure, shape = self.structure, (self._count(latents), len(batch["x"]))
         sites = self._ask("model", batch, shape[0], latents)

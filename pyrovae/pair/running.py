@@ -56,8 +56,8 @@ class Scored:
             columns of x, each once. All are "pseudo-likelihood" if the rows are scored given values that were computed
             from them.
         supports: the supports of the columns; see ``check_supports``.
-        own_totals: the names of values beside the rows that are totals of the row and that the likelihood is
-            conditional on, as a multinomial is; see ``context.judged``.
+        own_totals: the names of values beside the rows that are totals of the row. The likelihood is
+            conditional on them, as a multinomial is; see ``context.judged``.
         added: the names of sites that add a term to the log-probability and are no draws, as pyro.factor's.
     """
 
@@ -163,8 +163,8 @@ def loss(
 ) -> Tensor | float:
     """Return a Pyro ELBO's loss of a minibatch, as an estimate for the whole data set, in nats.
 
-    The minibatch stands for all ``num_rows`` rows: every site is scaled by N/B, latent sites also by the KL weight and
-    observed sites by their weight. If the objective is a sum over sites, the loss is
+    The minibatch stands for all ``num_rows`` rows: every site is scaled by N/B. Latent sites are also scaled by the KL
+    weight, and observed sites by their weight. If the objective is a sum over sites, the loss is
 
         kl_weight · rate − observed_weight · reconstruction,
 

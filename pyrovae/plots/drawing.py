@@ -42,8 +42,8 @@ WIDTH, HEIGHT = 3.5, 2.6  # inches
 MOST_BARS, _BINS = 12, 30
 # Width in points of the sample beside a name in a legend; fewest characters of a line of the name.
 _HANDLE, _FEWEST = 28.0, 8
-# Extremes in fewer entries than this share are cut off at an end if the axis would else be longer by more than this share
-# of its length: they would flatten the rest.
+# Extremes in fewer entries than the first share are cut off at an end, because they would flatten the rest. They are kept
+# if the axis is longer by at most the second share of its length.
 EXTREMES, _LONGER = 0.01, 0.5
 
 
@@ -96,7 +96,7 @@ def legend(ax: Axes, share: float = 0.09, loc: Any = "upper left", title: str | 
 
 
 def title(ax: Axes, name: str, ending: str = "") -> None:
-    """Set a title that is no wider than the axes, in at most two lines: a name, cut if it is too long, and an ending."""
+    """Set a title in at most two lines, no wider than the axes: a name, cut if it is too long, and an ending."""
     from matplotlib import rcParams
 
     points, size = 72 * ax.bbox.width / ax.figure.dpi, rcParams["axes.titlesize"]

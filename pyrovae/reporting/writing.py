@@ -35,11 +35,11 @@ def report(
 ) -> None:
     """Write one HTML file on a model and rows, which needs no network and no other file.
 
-    It holds the data and their families, the training curves, log P(x) with its interval and verdicts, and the check of
-    the method on the model. It compares the model with two baselines, and simulated rows with the data, column by column.
-    It shows the latent space, reconstructions or completed cells, and the least likely rows with their odd cells. It
-    holds the diagnosis in words, versions, seeds and hashes. A part that the model does not allow says why. The same
-    arguments, files and versions give the same bytes.
+    It holds the data, their families, the training curves, log P(x) with its interval and verdicts, and the check of the
+    method on the model. It compares the model with two baselines, and simulated rows with the data, column by column. It
+    shows the latent space, reconstructions or completed cells, and the least likely rows with their odd cells. It holds
+    the diagnosis in words, versions, seeds and hashes. A part that the model does not allow says why. The same arguments,
+    files and versions give the same bytes.
 
     ``report`` fits the baselines, to rows that it does not score. Rows of real numbers get independent Gaussians and
     PPCA. Binary rows get independent Bernoullis and a mixture of them. Labels get latent classes. Counts get

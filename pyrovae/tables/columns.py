@@ -41,7 +41,8 @@ class Column:
         categories, ordered: of a pandas category; else None and False.
         resolution: the step to which numbers were recorded; codes count steps. None if none was given.
         loc, scale: mean and standard deviation of the training rows' codes, or of their logarithms if the family
-            standardises these; for families that standardise neither, the unit of the decoder's first output.
+            standardises these. For families that standardise neither, they are the unit of the decoder's first
+            output.
         bounds: of the decoder's first output in these units. They correspond to the
             smallest and the largest number of the training rows; None is no bound.
         feature: the encoder's input, as in ``networks.Features``.

@@ -50,11 +50,11 @@ _STUCK = 0.99
 _NO_SCALE = ("continuous_bernoulli",)
 # Steps are found among numbers up to so many of them; beyond, rounding takes any number for whole.
 _LARGEST_STEP = 2.0**40
-# A mass is refused if numbers of this size are rounded to more than this share of their standard deviation: its location
+# A mass is refused if numbers of this size are rounded to more than this share of their standard deviation. Its location
 # is rounded as they are, which changes log P by up to about as many nats.
 _ROUNDED = 1e-3
-# Decimals that are all multiples of one of these have it as their step, if they would be so with less than this probability,
-# were they recorded to a power of ten and their last digits uniform.
+# Decimals that are all multiples of one of these have it as their step, if chance makes them so with less than this
+# probability. Chance means that decimals are recorded to a power of ten and their last digits are uniform.
 _FRACTIONS, _BY_CHANCE = (1 / 2, 1 / 4, 1 / 8), 1e-6
 # Sorts of columns whose numbers need a meaning first.
 _NO_NUMBERS = ("date", "time", "duration")

@@ -35,9 +35,9 @@ class Gradients(Graph):
     shape (2,), and the gradients of ``moving``, the parameters that have one.
 
     Attributes:
-        check: raises ``Untraceable`` if two calls of Pyro, which begin with the present state, have another loss,
-            gradient or buffer than two of the graph, or leave a pair whose log-probabilities in ``eval()`` mode are
-            others. They differ if a call changes what the trace holds as a constant.
+        check: raises ``Untraceable`` if two calls of Pyro, which begin with the present state, differ from two of
+            the graph. They may differ in loss, gradient or buffer, or in the log-probabilities of the pair
+            afterwards, in ``eval()`` mode. They differ if a call changes what the trace holds as a constant.
     """
 
     moving: list[nn.Parameter]
@@ -58,8 +58,9 @@ def trace_gradients(
 
     Args:
         pair: model and guide.
-        loss: takes a minibatch, a KL weight and a weight of the observed sites, and returns an estimate of the data
-            set's loss, as Pyro's objectives do: a tensor, or a number if they ran ``backward()`` themselves.
+        loss: takes a minibatch, a KL weight and a weight of the observed sites. It returns an estimate of the data
+            set's loss, as Pyro's objectives do. The estimate is a tensor, or a number if they ran ``backward()``
+            themselves.
         data: rows to trace and check with.
         size: of the minibatch.
         num_rows: of the data set.

@@ -61,8 +61,8 @@ def fit(
     """Fit model and guide together by stochastic variational inference.
 
     Minimises Pyro's ``loss`` over minibatches. Each minibatch is scaled by N/B, so that it estimates the loss of
-    the whole data set without bias. Loss and gradient are divided by N and thus in nats a row, so that ``lr``
-    and ``clip_norm`` mean the same for any number of rows.
+    the whole data set without bias. Loss and gradient are divided by N and thus in nats a row. So ``lr`` and
+    ``clip_norm`` mean the same for any number of rows.
 
     With missing cells, the loss bounds log P of the observed cells, and so does every number of the History. The loss
     ignores why cells are missing. This is right if the probability that a cell is missing depends on observed cells only
@@ -139,10 +139,10 @@ def fit(
             replace a network, stop the fit and call ``fit`` again. With a checkpoint, a fit that is killed right after a
             call may repeat the call when it resumes. docs/training.md shows TensorBoard and MLflow.
 
-    If ``torch.distributed`` is initialised with several ranks, as under ``torchrun``, they share the rows of every
-    minibatch and take the steps of one process, up to rounding. All ranks must pass the same rows and arguments and a
-    pair with the same parameters. Rank 0 alone writes the checkpoint, calls ``callbacks`` and shows ``progress``. Steps
-    are traced even without ``compile``. docs/training.md has a script.
+    ``torch.distributed`` may be initialised with several ranks, as under ``torchrun``. They then share the rows of
+    every minibatch and take the steps of one process, up to rounding. All ranks must pass the same rows and arguments
+    and a pair with the same parameters. Rank 0 alone writes the checkpoint, calls ``callbacks`` and shows ``progress``.
+    Steps are traced even without ``compile``. docs/training.md has a script.
 
     Returns:
         The ``History``. Ctrl-C ends the fit early, keeps the parameters learned so far and returns the History, too.
@@ -153,9 +153,9 @@ def fit(
         TypeError, ValueError: arguments, rows or pair are wrong, or ranks differ; raised before any parameter changes.
         RuntimeError: another rank raises an error, dies, or hangs for the timeout of its group; the message names it if it
             has called ``fit``.
-        ValueError: during training, a chunk changes between passes, a learned scale shrinks to zero, rows have no
-            finite ELBO, a callback gives the pair parameters that are not trained, or, with ``compile=True``, the trace
-            no longer holds.
+        ValueError: during training, a chunk changes between passes, a learned scale shrinks to zero, or rows have no
+            finite ELBO. A callback gives the pair parameters that are not trained. With ``compile=True``, the trace no
+            longer holds.
         OSError: the checkpoint folder cannot be written, or another process holds it. Earlier checkpoints stay valid.
         FloatingPointError: a loss or gradient is not finite. The message names epoch, step, rows and the likely cause.
             The parameters are as before that step.

@@ -42,9 +42,9 @@ class History:
         − reconstruction. During the warm-up they do so only if an epoch is one step. ``elbo`` = reconstruction − rate
         leaves out the KL weight.
 
-        With a ``RenyiELBO``, whose terms do not add up, or a subclass of your own, ``elbo`` and its parts are evaluated on
-        the training rows after the epoch. In float32, ``rate`` and ``elbo`` of steps with a small KL weight have a rounding
-        error of about 1e-7 · |loss| / kl_weight.
+        The terms of a ``RenyiELBO`` do not add up. With it, or with a subclass of your own, ``elbo`` and its parts are
+        evaluated on the training rows after the epoch. In float32, ``rate`` and ``elbo`` of steps with a small KL weight
+        have a rounding error of about 1e-7 · |loss| / kl_weight.
 
         With validation rows, the frame also has ``validation_elbo``, ``validation_rate`` and
         ``validation_reconstruction``, evaluated after the epoch. ``skipped`` counts the steps that were not finite and

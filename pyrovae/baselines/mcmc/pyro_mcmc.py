@@ -159,7 +159,8 @@ class PyroMCMC(Fitted):
 
         Raises:
             ValueError: the model has no latents or discrete ones, does not observe x, or has ``pyro.param``
-                statements; values are off the likelihood's support; or no start has finite density.
+                statements.
+            ValueError: values are off the likelihood's support, or no start has finite density.
         """
         batch, source = read_in_double(x)
         batch = {name: value.clone() for name, value in batch.items()}  # the user may change theirs
@@ -309,10 +310,10 @@ class PyroMCMC(Fitted):
     def log_evidence(self, x: Any) -> LogEvidence:
         """Return log P(x_n | training rows) of each row by itself, new or not, in nats, averaged over the posterior.
 
-        The estimate is log (1/S) Σ_s P(x_n | θ_s). A row's error follows from the delta method: sd / (mean · √ESS) of
-        P(x_n | θ_s), with the effective sample size ESS of this series. The bias is −½ of the squared error. All rows
-        share the draws. The error of their mean therefore comes from the series mean_n P(x_n | θ_s) / P̄(x_n), by the
-        same method (``shared_mcse``). k-hat is that of the P(x_n | θ_s).
+        The estimate is log (1/S) Σ_s P(x_n | θ_s). A row's error is sd / (mean · √ESS) of P(x_n | θ_s) (delta
+        method). ESS is the effective sample size of this series. The bias is −½ of the squared error. All rows share
+        the draws. The error of their mean (``shared_mcse``) therefore comes from the series mean_n P(x_n | θ_s) /
+        P̄(x_n), by the same method. A row's k-hat is that of the P(x_n | θ_s).
 
         Raises:
             ValueError: rows cannot be scored separately, with the reason; or columns differ from the fitted ones.
