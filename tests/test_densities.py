@@ -179,8 +179,7 @@ class Clusters(dist.MixtureSameFamily):
         return super().log_prob(value) + self.constant
 
 
-@pytest.mark.parametrize("constant", [-1.0, math.log(10)])
-@pytest.mark.parametrize("dim", [8, 16])
+@pytest.mark.parametrize(("dim", "constant"), [(8, -1.0), (16, math.log(10))])
 def test_a_constant_of_separated_clusters_is_found(dim, constant):
     """One Gaussian overlaps with 10⁻⁵ of the clusters, mixtures with 0.4 in four rows; three standard errors are 0.2 nats."""
     assert found_in(pair(lambda x: _normal(dim), lambda: Clusters(dim))) is None

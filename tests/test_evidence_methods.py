@@ -89,14 +89,14 @@ def test_every_method_on_every_pair_is_the_exact_one(method, name):
         assert ev.num_samples == QUICK[method]["num_samples"]
 
 
-#: Pairs with three latents, whose grids have a hundred times the points: fewer rows for quadrature.
+#: Pairs with three latents, whose grids have a hundred times the points: one row for quadrature.
 SPATIAL = ("independent_sites", "indexed_hierarchy")
 
 
 @pytest.mark.parametrize("name", [name for name in PAIRS if name not in (DISCRETE, TOO_WIDE)])
 def test_quadrature_on_every_pair_is_the_exact_one(name):
     case = PAIRS[name]()
-    x = case.x[:2] if name in SPATIAL else case.x
+    x = case.x[:1] if name in SPATIAL else case.x
     state = torch.random.get_rng_state()
     ev = pv.log_evidence(case.pair, x, method="quadrature", check=False, **QUICK["quadrature"])
     assert torch.equal(torch.random.get_rng_state(), state)

@@ -31,7 +31,7 @@ from pyrovae.pair.globals import BayesianModel
 from pyrovae.progress import Progress
 from pyrovae.tracing import TracedDensity, Untraceable
 
-QUICK = {"num_samples": 250, "warmup_steps": 120, "num_chains": 2, "seed": SEED}
+QUICK = {"num_samples": 150, "warmup_steps": 100, "num_chains": 2, "seed": SEED}
 
 
 @pytest.fixture(params=["nutpie", "pyro"])
@@ -213,7 +213,7 @@ def test_both_samplers_give_the_exact_evidence(sampler):
     mcmc = fitted("normal-inverse-gamma", sampler)
     ev = mcmc.marginal_likelihood()
     assert close(ev.total, CASES["normal-inverse-gamma"].log_evidence, float(ev.mcse[0]))
-    assert mcmc.posterior["mu"].shape == (2, 250)
+    assert mcmc.posterior["mu"].shape == (2, QUICK["num_samples"])
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ def test_the_evidence_of_a_training_set_is_no_row_s():
     ev = fitted("Beta-Bernoulli").marginal_likelihood()
     first, second, third, *_ = str(ev).splitlines()
     assert first.startswith(f"log P(x) = {ev.total:.3f} nats for all 20 rows together (95 % interval")
-    assert second == "bridge, 500 draws: estimate, posterior-averaged"
+    assert second == "bridge, 300 draws: estimate, posterior-averaged"
     assert third == f"verdict: {ev.verdict[0]}"
     assert "row" not in ev.to_frame().index.name
     assert ev.bits_per_dim == pytest.approx(-ev.total / (20 * 3 * math.log(2)))
@@ -1267,7 +1267,7 @@ def test_latents_at_which_a_matrix_is_singular_have_density_zero():
 
     x = torch.randn(12, 2, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
     x[:, 1] = 0.5 * x[:, 0] + 0.75**0.5 * x[:, 1]
-    mcmc = baselines.PyroMCMC(model, num_samples=200, warmup_steps=100, num_chains=2, seed=SEED).fit(x)
+    mcmc = baselines.PyroMCMC(model, num_samples=100, warmup_steps=80, num_chains=2, seed=SEED).fit(x)
     r = torch.linspace(-1, 1, 4001, dtype=torch.float64)[1:-1]
     quadratic = (x**2).sum(1) - 2 * r[:, None] * x.prod(1)
     terms = (
@@ -1314,7 +1314,7 @@ def test_a_simplex_has_lost_mass_only_if_later_shares_of_the_stick_have_no_digit
             pyro.sample("x", dist.Categorical(p), obs=x)
 
     rows = torch.repeat_interleave(torch.arange(len(a)), torch.tensor(counts)).double()
-    mcmc = baselines.PyroMCMC(model, **QUICK | {"num_samples": 1000, "target_accept_prob": 0.9}).fit(rows)
+    mcmc = baselines.PyroMCMC(model, **QUICK | {"num_samples": 500, "target_accept_prob": 0.9}).fit(rows)
     exact = float(
         torch.lgamma(a.sum()) - torch.lgamma((a + n).sum()) + (torch.lgamma(a + n) - torch.lgamma(a)).sum()
     )
