@@ -185,6 +185,19 @@ def test_swap_refuses_rows_off_a_support_before_anything_is_fitted():
         pv.swap(torch.randn(40, 2), 1, "gaussian")
 
 
+@pytest.mark.parametrize(("patience", "count"), [(None, 20), (2, 40)])
+def test_swap_refuses_rows_it_would_fit_before_anything_is_fitted(patience, count):
+    """Twenty test rows are in x, and with patience 20 others in validation."""
+    x, other = gaussian_rows(60, 0), gaussian_rows(40, 1)
+    test = torch.cat([x[:20], other[:20], gaussian_rows(10, 2)]) if patience else x[:20]
+    options = {"epochs": 10**9, "validation": other, "patience": patience}
+    message = (
+        f"x_test: expected rows that the models are not fitted to, got {count} of {len(test)} that are in x"
+    )
+    with pytest.raises(ValueError, match=f"{message}.*Without x_test, swap holds out a fifth of x"):
+        pv.swap(x.numpy(), 1, ["gaussian"], x_test=test, **options)
+
+
 def gaussian_rows(num_rows, seed):
     return torch.randn(num_rows, 3, generator=torch.Generator().manual_seed(seed)) * 2 + 1
 

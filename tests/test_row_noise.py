@@ -431,6 +431,37 @@ def test_equal_rows_share_their_noise_and_the_error_says_so():
     assert own.mean_mcse == pytest.approx(float(np.sqrt((own.mcse**2).sum())) / 50)
 
 
+@pytest.mark.parametrize("copies", [1, 2, 3])
+def test_errors_of_repeated_rows_are_those_of_one_set_times_the_copies(copies):
+    """Noise by content gives copies one error. Totals of c copies are c times that of one set, and so are all errors."""
+    x = 3 * torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    vae = pv.VAE.mlp(3, 1, "gaussian")
+    once, every = (
+        pv.log_evidence(vae, rows, method="importance", num_samples=100, noise="content", check=False)
+        for rows in (x, x.repeat(copies, 1))
+    )
+    assert once.mean_tail_error == pytest.approx(float(np.sqrt((once.tail_error**2).sum())) / 40) != 0
+    for name in ("mean_mcse", "mean_tail_error", "mean_interval"):
+        assert getattr(every, name) == pytest.approx(getattr(once, name)), name
+    assert np.ptp(every.total_interval) == pytest.approx(copies * np.ptp(once.total_interval))
+
+
+def test_the_error_given_cells_counts_the_noise_that_rows_share_by_them():
+    """All rows have one given cell, so log P of it has one error; the rest differ, and so do the errors of whole rows."""
+    x = 3 * torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    x[:, 0] = 1.0
+    vae = pv.VAE.mlp(3, 1, "gaussian", missing=True)
+    options = {"method": "importance", "num_samples": 100, "noise": "content", "check": False}
+    rest, whole = (pv.log_evidence(vae, x, **options, **given) for given in ({"given": [0]}, {}))
+    of_given = (
+        rest.mcse**2 - whole.mcse**2
+    )  # squares of mcse and tail error of log P(x_given), the same in all rows
+    np.testing.assert_allclose(of_given, of_given[0], rtol=1e-3)
+    assert whole.shared_mcse is None
+    assert rest.mean_mcse**2 == pytest.approx(whole.mean_mcse**2 + of_given[0], rel=1e-3)
+    assert rest.mean_tail_error == pytest.approx(whole.mean_tail_error)
+
+
 def test_rows_are_simulated_beside_deterministic_sites():
     def model(x):
         with pyro.plate("data", len(x)):

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pyrovae import arguments, noise, pages
+from pyrovae import arguments, identity, noise, pages
 from pyrovae.comparison.predictive import compare
 from pyrovae.entries import most_dense
 from pyrovae.evaluation import Names
@@ -99,7 +100,8 @@ def swap(
         fitting: options of ``fit``: ``epochs``, ``lr``, ``validation``, ``patience``, …
 
     Raises:
-        TypeError, ValueError: a family or option is unknown; rows are off a family's support. Raised before any fit.
+        TypeError, ValueError: a family or option is unknown; rows are off a family's support. More than half of the test
+            rows are in ``x`` or, with ``patience``, in ``validation``. Raised before any fit.
 
     Example:
         >>> import torch
@@ -125,6 +127,9 @@ def swap(
             f"shape {tuple(test['x'].shape[1:])}",
             "Pass the same columns.",
         )
+    # With patience, validation rows choose the epoch, so models are fitted to them, too.
+    chooses = validation is not None and fitting.get("patience") is not None
+    _check_apart(test, [batch, validation] if chooses else [batch])
     models: dict[str, VAE] = {}
     kinds: dict[str, str] = {}
     for name, options in named:
@@ -191,6 +196,19 @@ def _fitted(vae: VAE, x: Any, options: Mapping[str, Any]) -> VAE:
         vae.likelihood.start_from({name: value[:most] for name, value in x.items()})
     fit(vae, x, **options)
     return vae
+
+
+def _check_apart(test: Batch, fitted: Sequence[Batch]) -> None:
+    """Raise ``ValueError`` if the models would be fitted to more than half of the test rows, as ``compare`` after the fits."""
+    hashes, *others = (identity.row_hashes(each["x"], each.get("observed")) for each in (test, *fitted))
+    number = identity.seen(hashes, np.concatenate(others)).number
+    if number > len(hashes) / 2:
+        raise bad_value(
+            "x_test",
+            "rows that the models are not fitted to",
+            f"{number} of {len(hashes)} that are in x or, with patience, in validation",
+            "Pass other rows. Without x_test, swap holds out a fifth of x.",
+        )
 
 
 def _held_out(batch: Batch, seed: int) -> tuple[Batch, Batch]:

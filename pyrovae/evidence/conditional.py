@@ -85,6 +85,11 @@ def conditional(
     exact = (whole.kind == "exact") & (part.kind == "exact") | nothing
     with np.errstate(invalid="ignore"):  # P(x_rest | x_given) is undefined, NaN, if P(x_given) is 0
         estimate, bias = whole.estimate - part.estimate, whole.bias - part.bias
+    shared = None
+    if (
+        whole.shared_mcse is not None or part.shared_mcse is not None
+    ):  # rows that differ may have equal given cells
+        shared = math.hypot(whole.mean_mcse, part.mean_mcse, part.mean_tail_error)
     words = [str(names[column]) if names else str(column) for column in sorted(columns)]
     return replace(
         whole,
@@ -99,9 +104,7 @@ def conditional(
         verdict=np.where(nothing, "trust", worse(whole.verdict, part.verdict)),
         check=failed,
         observed=observed,
-        shared_mcse=None
-        if whole.shared_mcse is None
-        else float(root_sum(whole.shared_mcse, part.shared_mcse or 0.0, np.mean(part.tail_error))),
+        shared_mcse=shared,
         reasons=(*whole.reasons, *(f"of the given columns: {reason}" for reason in part.reasons)),
         fingerprint=replace(whole.fingerprint, given=tuple(sorted(columns))),
         method=f"{whole.method}, given {', '.join(words)}",

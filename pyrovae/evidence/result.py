@@ -169,12 +169,16 @@ def frame_of(columns: Mapping[str, Any], index: Any) -> pd.DataFrame:
     return found.rename_axis("row") if index is None else found
 
 
-def _shared_mcse(columns: Columns, keys: Tensor, answered_by: np.ndarray) -> float:
-    """Return the Monte-Carlo standard error of the mean if rows of one key share their noise."""
-    mcse, grid = columns.mcse.cpu().numpy(), answered_by == "quadrature"
-    _, groups = np.unique(keys.cpu().numpy()[~grid], return_inverse=True)
-    each = np.bincount(groups, weights=mcse[~grid])
-    return float((np.sqrt((each**2).sum()) + mcse[grid].sum()) / len(mcse))
+def _shared_mcse(mcse: np.ndarray, groups: np.ndarray, answered_by: np.ndarray) -> float:
+    """Return the Monte-Carlo standard error of the mean if rows of one group share their noise."""
+    grid = answered_by == "quadrature"
+    return (_of_sum(mcse[~grid], groups[~grid]) + float(mcse[grid].sum())) / len(mcse)
+
+
+def _of_sum(errors: np.ndarray, groups: np.ndarray) -> float:
+    """Return the error of a sum over rows, whose errors are common within a group and independent between groups."""
+    each = np.bincount(groups, weights=errors)
+    return float(np.sqrt((each**2).sum()))
 
 
 def _interval(estimate: Any, mcse: Any, bias: Any, tail_error: Any) -> tuple[Any, Any]:
@@ -353,6 +357,8 @@ class LogEvidence:
     log_odds: np.ndarray | None = field(default=None, repr=False)
     excess: np.ndarray | None = field(default=None, repr=False)
     _seen: identity.Seen | None = field(default=None, repr=False)
+    # A number for the noise of each row, (rows,); None if all rows have their own or, with ``shared_mcse``, one.
+    _groups: np.ndarray | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -370,8 +376,11 @@ class LogEvidence:
     ) -> LogEvidence:
         """Return the ``LogEvidence`` of an evaluation from an estimator's columns."""
         names = _same(method, len(evaluation)) if answered_by is None else answered_by
+        found, groups = columns.numpy(), None
+        if evaluation.keyed_by == "content":
+            groups = np.unique(evaluation.keys.cpu().numpy(), return_inverse=True)[1]
         return cls(
-            **columns.numpy(),
+            **found,
             kind=_same(kind, len(evaluation)) if isinstance(kind, str) else kind,
             verdict=verdict,
             measure=evaluation.structure.measure,
@@ -389,7 +398,10 @@ class LogEvidence:
             noise=evaluation.keyed_by,
             log_odds=None if evaluation.simulated is None else columns.log_odds.cpu().numpy(),
             excess=None if evaluation.simulated is None else columns.excess.cpu().numpy(),
-            shared_mcse=_shared_mcse(columns, evaluation.keys, names) if evaluation.repeats else None,
+            shared_mcse=None
+            if groups is None or not evaluation.repeats
+            else _shared_mcse(found["mcse"], groups, names),
+            _groups=groups,
         )
 
     @classmethod
@@ -470,9 +482,11 @@ class LogEvidence:
 
     @property
     def mean_tail_error(self) -> float:
-        """Error of ``mean`` by weights that were too rare to be drawn; those of rows with common noise are averaged."""
-        tail = np.broadcast_to(self.tail_error, len(self))
-        return float(tail.mean() if self.shared_mcse is not None else np.sqrt((tail**2).sum()) / len(self))
+        """Error of ``mean`` by weights that were too rare to be drawn; those of rows with common noise are summed."""
+        groups = self._groups
+        if groups is None:
+            groups = np.arange(len(self)) if self.shared_mcse is None else np.zeros(len(self), dtype=int)
+        return _of_sum(np.broadcast_to(self.tail_error, len(self)), groups) / len(self)
 
     def error_beside(self, other: LogEvidence) -> float:
         """Return the error of the difference to the mean of another score, from all that ``mean_interval`` counts.
