@@ -27,7 +27,8 @@ from pyrovae.turns import takes_turns
 if TYPE_CHECKING:
     import pandas as pd
 
-#: A dimension is inactive if its posterior mean varies less than this over rows (Burda et al. 2016).
+#: A dimension is inactive if the variance of its posterior mean over rows is less than this share of the prior's variance.
+#: Burda et al. (2016) have it for the prior N(0, 1).
 ACTIVE = 0.01
 #: Below this rate, in nats per row, the whole code carries no information.
 SILENT = 0.1
@@ -76,7 +77,10 @@ class Diagnosis:
         findings: the findings in words, with remedies to try.
         dimensions: a frame with one line per latent dimension. ``rate`` is KL(Q ‖ P) in nats per row and
             ``kind`` the kind of this number. ``variance_of_mean`` is the variance over rows of the posterior
-            mean, and ``active`` whether it is above 0.01. Kind "exact" is in closed form. Kind "sampled" is for
+            mean, in the unit of z. It is NaN if a row has no mean, as under a Cauchy guide, or if less than two rows
+            have the latent. ``active`` is whether it is above 0.01 times the prior's variance of that dimension. The
+            prior's variance comes from 64 draws of the prior if the latent depends on others or has no closed form.
+            Where one of the two variances does not exist, ``active`` is whether the rate is above 0.1. Kind "exact" is in closed form. Kind "sampled" is for
             latents that depend on others: E_Q[log Q(z_i | others) − log P(z_i | others)] from 64 draws. Rates
             of these two kinds sum to the rate. Kind "marginal" is for a posterior or prior that does not
             factorise: KL of the dimension's marginals, taken as Gaussians with their moments. These rates do
@@ -217,8 +221,8 @@ def diagnose(
 
     The rate is the information about the row plus the deviation of the aggregate posterior from the prior.
     That is, mean KL(Q(z | x_n) ‖ P(z)) = I_q(x; z) + KL(q(z) ‖ P(z)) (Hoffman and Johnson 2016). A dimension
-    is active if the variance over rows of its posterior mean is above 0.01 (Burda, Grosse and Salakhutdinov
-    2016). The inference gap is log P(x_n) − ELBO(x_n), the KL from encoder to posterior.
+    is active if the variance over rows of its posterior mean is above 0.01 times the prior's variance (Burda,
+    Grosse and Salakhutdinov 2016). The inference gap is log P(x_n) − ELBO(x_n), the KL from encoder to posterior.
 
     Args:
         pair: a ``VAE`` or any ``LatentVariableModel`` with continuous latents; each is flattened.
@@ -278,8 +282,11 @@ def _judge(found: Diagnosis, gap_is_known: bool) -> tuple[str, tuple[Finding, ..
     active, total = found.active_units, len(found.dimensions)
     poor = not found.inference_gap <= max(_LEAST_GAP, _GAP_BY_DIMENSION * active)  # NaN and ∞ count as poor
     poor |= untrusted > _FEW and not (gap_is_known and found.inference_gap <= _LEAST_GAP)
-    silent = active == 0 or found.rate < SILENT
-    saturated = found.mutual_information > _SATURATED * math.log(found.information_rows)
+    most = math.log(found.information_rows)  # of one row, 0
+    saturated = most == 0 or found.mutual_information > _SATURATED * most
+    # A rate without information is that of an encoder that ignores x.
+    uninformed = active == 0 and not saturated and found.mutual_information < SILENT
+    silent = uninformed or found.rate < SILENT
     mismatched = (
         not (poor or silent or saturated)  # a poor encoder's q(z) does not show whether the prior fits
         and found.prior_gap - 2 * found.prior_gap_mcse > max(_PRIOR_GAP, _PRIOR_SHARE * found.rate)
@@ -299,7 +306,7 @@ def _judge(found: Diagnosis, gap_is_known: bool) -> tuple[str, tuple[Finding, ..
                 f"{math.log(found.information_rows):.2f} nats. How the rest of the rate splits cannot be determined."
             )
         )
-    if not silent and active < total:
+    if not silent and 0 < active < total:
         findings.append(
             Finding(
                 f"{total - active} of {total} latent dimensions are unused: the ELBO prunes dimensions it does not need.",
@@ -372,11 +379,11 @@ def _mismatched_prior(found: Diagnosis) -> Finding:
 
 
 def _healthy(found: Diagnosis) -> Finding:
-    return Finding(
-        f"The code uses {found.active_units} dimension{'s' * (found.active_units != 1)}, and the encoder finds it: the inference "
-        "gap is "
-        f"{max(found.inference_gap, 0.0):.2f} nats per row."
-    )
+    used = f"uses {found.active_units} dimension{'s' * (found.active_units != 1)}"
+    if not found.active_units:
+        used = f"has {found.rate:.2f} nats of rate per row, though no dimension's mean is known to vary"
+    gap = max(found.inference_gap, 0.0)
+    return Finding(f"The code {used}, and the encoder finds it: the inference gap is {gap:.2f} nats per row.")
 
 
 def _table(frame: pd.DataFrame) -> Iterator[str]:
@@ -386,7 +393,8 @@ def _table(frame: pd.DataFrame) -> Iterator[str]:
     yield f"  {'dimension':<{widest}}     rate  variance of mean"
     most = max(float(ranked["rate"].max()), 1e-12)
     for name, line in ranked.head(_SHOWN).iterrows():
-        bar = "█" * round(20 * max(line["rate"], 0.0) / most) if line["active"] else "·"
+        share = line["rate"] / most  # NaN if the rate is not known
+        bar = ("█" * round(20 * share) if share > 0 else "") if line["active"] else "·"
         mark = "~" if line["kind"] == "marginal" else ""
         yield f"  {name!s:<{widest}} {line['rate']:8.3f}  {line['variance_of_mean']:16.4f}  {mark}{bar}"
     rest = ranked.iloc[_SHOWN:]
@@ -426,23 +434,30 @@ def _dimensions(evaluation: Evaluation) -> pd.DataFrame:
     frames = []
     for name in evaluation.structure.latents:
         found = [block[name] for block in blocks]
-        mean, error, rate = (
-            torch.cat([getattr(f, field) for f in found]) for field in ("mean", "error", "rate")
+        mean, error, rate, prior, lacks = (
+            torch.cat([getattr(f, field) for f in found])
+            for field in ("mean", "error", "rate", "prior_variance", "lacks")
         )
-        held = ~mean.isnan()  # rows that have this entry
-        squares = torch.where(held, (mean - mean.nanmean(dim=0)) ** 2, 0.0).sum(dim=0)
+        number = (~lacks).sum(dim=0)  # of rows that have this entry
+
+        def total(value: Tensor, lacks: Tensor = lacks) -> Tensor:
+            return value.masked_fill(lacks, 0.0).sum(dim=0)
+
         # The means are themselves estimates, whose errors inflate the variance.
-        variance = squares / (held.sum(dim=0) - 1).clamp(min=1)
-        variance = (variance - torch.where(held, error, math.nan).nanmean(dim=0).nan_to_num()).clamp(min=0)
+        variance = total((mean - total(mean) / number) ** 2) / (number - 1) - total(error) / number
+        variance = variance.clamp(min=0).masked_fill(number < 2, math.nan)
+        unit, each = total(prior) / number, rate.mean(dim=0)
+        known = variance.isfinite() & unit.isfinite()
+        active = torch.where(known, variance > ACTIVE * unit, each > SILENT)
         width = mean.shape[1]
         scalar = width == 1 and not evaluation.structure.event_dims[name]
         frames.append(
             pd.DataFrame(
                 {
-                    "rate": rate.mean(dim=0).cpu().numpy(),
+                    "rate": each.cpu().numpy(),
                     "kind": max(f.kind for f in found),  # "sampled" if any block is
                     "variance_of_mean": variance.cpu().numpy(),
-                    "active": (variance > ACTIVE).cpu().numpy(),
+                    "active": active.cpu().numpy(),
                 },
                 index=[name] if scalar else [f"{name}[{i}]" for i in range(width)],
             )

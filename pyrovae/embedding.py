@@ -79,7 +79,8 @@ def embed(
     Returns:
         A frame with the index of ``x``, float64. A scalar latent "z" has the columns "z" and "z_sd". Elements of others are
         numbered: "z_0", "z_1", …, then "z_0_sd", "z_1_sd", …; with plates, the plate's number comes first, as in "z_2_0".
-        A latent is NaN in rows that its mask leaves out. Methods that weigh draws add the column "verdict". It is the worse
+        A latent is NaN in rows that its mask leaves out. With "encoder", so is a mean that does not exist, as of a Cauchy
+        guide; its standard deviation is NaN or infinite. Methods that weigh draws add the column "verdict". It is the worse
         of two: the verdict on log P(x), as in ``log_evidence``, and one from the k-hat of w_k · (z_k − mean)². If a
         posterior has no variance, the second is not "trust".
 

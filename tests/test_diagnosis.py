@@ -19,6 +19,9 @@ import pyrovae as pv
 from pyrovae import encoders, likelihoods, priors
 from pyrovae.demo import Overconfident
 from pyrovae.diagnosis import _healthy, diagnose
+from pyrovae.evaluation import Evaluation
+from pyrovae.noise import Stream
+from pyrovae.pair import posterior_moments
 from pyrovae.refusals import Refused
 
 ORACLE = LinearGaussian.random(3, 6)
@@ -418,6 +421,134 @@ def test_unused_dimensions_beside_used_ones_are_pruning():
     found = diagnose(wide.mean_field_pair(), wide.sample(100, seed=SEED), num_samples=100)
     assert (found.verdict, found.active_units) == ("healthy", 1)
     assert "2 of 3 latent dimensions are unused" in words(found)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Units of z, and moments that do not exist
+
+WEIGHTS = torch.tensor(
+    [1.0, 0.06]
+)  # the means have shares w² / (1 + w²) of the prior's variance: 0.5 and 0.0036
+
+
+def in_unit(unit, prior):
+    """Two dimensions of a linear Gaussian model with the posterior as its guide, and z in a unit; and 300 rows."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            zero, one = x.new_zeros(len(x), 2), x.new_ones(2)
+            if prior == "parent":  # of the first: z = u + e with variances 0.36 and 0.64
+                parent = pyro.sample("u", dist.Normal(zero[:, 0], 0.6 * unit))
+                first, scale = torch.stack([parent, zero[:, 0]], -1), unit * torch.tensor([0.8, 1.0])
+                fn = dist.Normal(first, scale)
+            elif prior == "no closed form":
+                affine = dist.transforms.AffineTransform(0.0, unit)
+                fn = dist.TransformedDistribution(dist.Normal(zero, one), [affine])
+            else:
+                fn = dist.Normal(zero, unit)
+            z = pyro.sample("z", fn.to_event(1)) / unit
+            pyro.sample("x", dist.Normal(WEIGHTS * z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        precision = 1 + WEIGHTS**2
+        with pyro.plate("data", len(x)):
+            z = pyro.sample(
+                "z", dist.Normal(unit * WEIGHTS * x / precision, unit * precision**-0.5).to_event(1)
+            )
+            if prior == "parent":
+                pyro.sample("u", dist.Normal(0.36 * z[..., 0], 0.48 * unit))
+
+    x = (1 + WEIGHTS**2).sqrt() * torch.randn(300, 2, generator=torch.Generator().manual_seed(SEED))
+    return pv.LatentVariableModel(model, guide), x
+
+
+@pytest.mark.parametrize("prior", ["closed form", "no closed form", "parent"])
+@pytest.mark.parametrize("unit", [0.01, 1.0, 100.0])
+def test_the_unit_of_z_changes_no_verdict(unit, prior, unchecked):
+    pair, x = in_unit(unit, prior)
+    found = diagnose(pair, x, num_samples=100, seed=SEED)
+    frame = found.dimensions.loc[["z[0]", "z[1]"]]
+    mean = unit * WEIGHTS * x / (1 + WEIGHTS**2)
+    np.testing.assert_allclose(frame["variance_of_mean"], mean.var(dim=0), rtol=1e-4)
+    assert list(frame["active"]) == [True, False]
+    assert found.verdict == "healthy"
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("prior", ["closed form", "no closed form", "parent"])
+def test_the_variance_of_the_prior_is_that_over_all_its_draws(prior):
+    """64 draws for 300 rows have an error of √(2 / 19 200) = 1 %."""
+    evaluation = Evaluation.prepare(*in_unit(3.0, prior), 100, SEED, None)
+    rows = slice(0, 300)
+    drawn = evaluation.noise(Stream.DIAGNOSE, rows=rows)
+    found = posterior_moments(evaluation.model, evaluation.part(rows), 64, drawn)["z"].prior_variance
+    np.testing.assert_allclose(
+        found.mean(dim=0), [9.0, 9.0], rtol=1e-6 if prior == "closed form" else 0.01 * Z
+    )
+
+
+def test_probabilities_of_many_topics_are_active(unchecked):
+    """Each has a prior variance of 0.001; the exact posterior is the guide, and z has 19 nats of rate."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            probs = pyro.sample("z", dist.Dirichlet(x.new_ones(30)))
+            pyro.sample("x", dist.Multinomial(100, probs=probs), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Dirichlet(1 + x))
+
+    torch.manual_seed(SEED)
+    x = dist.Multinomial(100, probs=dist.Dirichlet(torch.ones(30)).sample((60,))).sample()
+    found = diagnose(pv.LatentVariableModel(model, guide), x, num_samples=100, seed=SEED)
+    assert (found.verdict, found.active_units) == ("healthy", 30)
+
+
+def test_information_in_many_dimensions_is_no_collapse(unchecked):
+    """Of 40 dimensions, none is active: their shares are w² / (1 + w²) = 0.007. The rate is 40 · ½ log(1 + w²) = 0.14."""
+    w = 0.007**0.5
+    oracle = LinearGaussian(w * torch.eye(40).double(), torch.zeros(40).double(), 1.0)
+    found = diagnose(oracle.mean_field_pair(), oracle.sample(100, seed=SEED), num_samples=100, seed=SEED)
+    assert found.rate == pytest.approx(20 * math.log(1 + w**2), rel=0.15)
+    assert (found.verdict, found.active_units) == ("healthy", 0)
+    assert "no dimension's mean is known to vary" in words(found)
+    assert "unused" not in words(found)
+
+
+WITHOUT_MEAN = {
+    "Cauchy": lambda at: dist.Cauchy(at, 0.3),
+    "some rows": lambda at: dist.StudentT(torch.where(at > 0, 3.0, 1.0), at, 0.3),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_MEAN)
+@pytest.mark.parametrize("used", [True, False])
+def test_the_rate_tells_whether_a_latent_without_a_mean_is_used(name, used, unchecked):
+    def model(x):
+        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=x > -1):
+            z = pyro.sample("z", dist.Cauchy(torch.zeros_like(x), 0.3))
+            with pyro.poutine.mask(mask=torch.ones_like(x, dtype=torch.bool)):
+                pyro.sample("x", dist.StudentT(1.0, z if used else 0.0, 0.3), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=x > -1):
+            pyro.sample("z", WITHOUT_MEAN[name](x if used else torch.zeros_like(x)))
+
+    x = torch.linspace(-2, 2, 50)
+    found = diagnose(pv.LatentVariableModel(model, guide), x, num_samples=200, seed=SEED)
+    assert np.isnan(found.dimensions.loc["z", "variance_of_mean"])
+    assert bool(found.dimensions.loc["z", "active"]) == used == (found.rate > 0.1)
+    assert "ignores x" not in words(found)
+    assert (found.verdict == "collapsed") == (not used)
+    assert "variance of mean" in str(found)
+
+
+def test_one_row_has_no_variance_over_rows(unchecked):
+    found = diagnose(ORACLE.mean_field_pair(), X[:1], num_samples=100, seed=SEED)
+    assert found.dimensions["variance_of_mean"].isna().all()
+    assert found.verdict == "healthy"
+    assert list(found.dimensions["active"]) == list(found.dimensions["rate"] > 0.1)
 
 
 # ---------------------------------------------------------------------------------------------------------

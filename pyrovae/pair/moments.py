@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import pyro.distributions as dist
@@ -23,15 +23,18 @@ from pyrovae.row_noise import RowNoise
 
 @dataclass(frozen=True)
 class Moments:
-    """The posterior's mean and rate of one latent, each of shape (rows, dimensions).
+    """The posterior's mean and rate of one latent, and the prior's variance, each of shape (rows, dimensions).
 
-    The mean is NaN if a row lacks the entry. ``error`` is the squared Monte-Carlo error of the mean, zero in closed
-    form. ``kind`` tells how the rate was computed: "exact", "sampled" or "marginal".
+    The mean is NaN if it does not exist, as of a Cauchy distribution. ``lacks`` tells which entries a row lacks. ``error`` is
+    the squared Monte-Carlo error of the mean, zero in closed form. ``kind`` tells how the rate was computed: "exact",
+    "sampled" or "marginal". A marginal rate is NaN if the prior has no variance.
     """
 
     mean: Tensor
     error: Tensor
     rate: Tensor
+    prior_variance: Tensor
+    lacks: Tensor
     kind: str
 
 
@@ -100,6 +103,12 @@ def posterior_moments(model: RowModel, batch: Batch, count: int, noise: RowNoise
     given, held, drawn = guide_moments(model, batch, count, noise)
     repeated = repeat(batch, count)
     scored = run(pair, "model", repeated, held)
+
+    @cache
+    def of_prior() -> tuple[Latents, Sites]:
+        prior = fold(structure, model.draw_prior(batch, count, noise)[0])
+        return prior, run(pair, "model", repeated, prior)
+
     found = {}
     for name in structure.latents:
         q, p = drawn[name]["fn"], scored[name]["fn"]
@@ -111,25 +120,32 @@ def posterior_moments(model: RowModel, batch: Batch, count: int, noise: RowNoise
                 "Sum it out in the model, or use log_evidence and elbo only.",
             )
         entries = partial(_entries, model, name, count)
-        mean, within, _, lacks = given[name]
+        mean, within, _, lacking = given[name]
+        at, between, closed = _conditional_moments(p, entries, entries(held[name]))
+        if not (
+            closed and _same(at) and _same(between)
+        ):  # it depends on other latents, which the prior draws, too
+            prior, sites = of_prior()
+            at, between, _ = _conditional_moments(sites[name]["fn"], entries, entries(prior[name]))
+        prior_mean, prior_variance = at.mean(dim=0), between.mean(dim=0) + at.var(dim=0)
         spread = mean.var(dim=0)
         variance = within.mean(dim=0) + spread
         terms = _factors(q, p)
         if terms is None:
-            prior, _ = model.draw_prior(batch, count, noise)
-            prior = fold(structure, prior)
-            p = run(pair, "model", repeated, prior)[name]["fn"]
-            at, between, _ = _conditional_moments(p, entries, entries(prior[name]))
-            prior_mean, prior_variance = at.mean(dim=0), between.mean(dim=0) + at.var(dim=0)
             ratio = (variance + (mean.mean(dim=0) - prior_mean) ** 2) / prior_variance
             each, kind = 0.5 * (ratio - 1 - torch.log(variance / prior_variance)), "marginal"
+            each = each.masked_fill(prior_variance.isinf(), math.nan)
         else:
             each, kind = _rate_of(*terms, held[name], entries)
-        average = mean.mean(dim=0)
-        if lacks is not None:
-            average, each = average.masked_fill(lacks, math.nan), each.masked_fill(lacks, 0.0)
-        found[name] = Moments(average, spread / count, each, kind)
+        lacks = torch.zeros_like(each, dtype=torch.bool) if lacking is None else lacking
+        each = each.masked_fill(lacks, 0.0)
+        found[name] = Moments(mean.mean(dim=0), spread / count, each, prior_variance, lacks, kind)
     return found
+
+
+def _same(value: Tensor) -> bool:
+    """Return whether moments are the same given every draw."""
+    return torch.allclose(value, value[:1].expand_as(value), rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def _entries(model: RowModel, name: str, count: int, value: Tensor) -> Tensor:
