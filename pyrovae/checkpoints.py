@@ -40,7 +40,7 @@ _LAST = "last.safetensors"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Runs on different numbers of ranks agree up to rounding, not bit for bit, so these may differ, too.
 _BY_RANKS = {"ranks", "threads", "steps", "evaluations"}
-_FORMAT = 5  # of the folders; formats 1 to 3 evaluated training rows after every epoch, 4 had no tail_error
+_FORMAT = 6  # of the folders; formats 1 to 3 evaluated training rows after every epoch, 4 had no tail_error, 5 no missed
 _ANEW = "Remove the file to begin anew, or choose another folder."
 _PART = "Remove that file, so that the part is computed again, or choose another folder."
 _SHOWN = 60  # characters of a value in a message

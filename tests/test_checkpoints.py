@@ -940,7 +940,7 @@ def test_folders_of_an_earlier_format_are_refused_by_name(tmp_path, monkeypatch)
         patch.setattr(pv.checkpoints, "_check_pins", lambda *_: None)
         short_fit(pair_of("partial", 2.0), tmp_path)
     with pytest.raises(
-        ValueError, match=r"checkpoint: expected a folder of format 5, .* of format 1\. Finish"
+        ValueError, match=r"checkpoint: expected a folder of format 6, .* of format 1\. Finish"
     ):
         short_fit(pair_of("partial", 2.0), tmp_path)
 

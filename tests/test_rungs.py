@@ -370,22 +370,64 @@ def test_a_row_with_many_modes_is_not_trusted_without_them():
     assert (low & (ev.verdict == "unchecked")).sum() <= 3  # by chance more, once in 10⁵ times
 
 
-def test_fits_that_end_in_different_modes_are_joined_by_those_of_the_others():
+@pytest.mark.parametrize("pairs", [True, False])
+def test_fits_that_end_in_different_modes_are_joined_by_those_of_the_others(monkeypatch, pairs):
     """Four fits found two or three of four modes in 13 to 23 of 60 rows, which were up to 0.3 nats low.
 
     With all modes, the errors are at most 0.02 nats.
     """
+    if not pairs:  # simulated pairs show most of the modes that fits miss
+        monkeypatch.setattr(Pool, "near", lambda self, batch: None)
     pair, log_prob = corners(2, wide=True)
     x = 1 + torch.rand(60, 2, generator=torch.Generator().manual_seed(SEED))
     options = {"method": "refined", "seed": SEED, "check": False}
     found = pv.log_evidence(pair, x, **options)
-    np.testing.assert_allclose(found.estimate, log_prob(x), atol=0.15)
+    np.testing.assert_allclose(found.estimate, log_prob(x), atol=0.2)
     few = pv.log_evidence(pair, x[:7], **options)
     np.testing.assert_allclose(few.estimate, found.estimate[:7], atol=1e-5)
     moments = pv.embed(pair, x, **options)
     squares = ((x / 1.04) ** 2 + 0.04 / 1.04).double().numpy()
     sampled = moments[["z_0", "z_1"]].to_numpy() ** 2 + moments[["z_0_sd", "z_1_sd"]].to_numpy() ** 2
     np.testing.assert_allclose(sampled, squares, rtol=0.1)  # 6 standard errors
+
+
+def waves():
+    """x = sin 2e + e/5 + noise with e = az + c in two columns, a guide that is far too narrow, 60 rows, and their log P(x).
+
+    A posterior has up to five narrow modes.
+    """
+    slope, shift = torch.tensor([1.0, 1.5]), torch.tensor([0.5, -0.5])
+
+    def likelihood(z):
+        e = slope * z + shift
+        return dist.Normal((2 * e).sin() + e / 5, 0.1).to_event(1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 1), 3.0).to_event(1))
+            pyro.sample("x", likelihood(z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.mean(1, keepdim=True) / 2, 0.1).to_event(1))
+
+    generator = torch.Generator().manual_seed(0)
+    z, e = (torch.randn(60, width, generator=generator) for width in (1, 2))
+    x = likelihood(3 * z).mean + e / 10
+    grid = torch.linspace(-24, 24, 60_001, dtype=torch.float64)[:, None]
+    log_joint = dist.Normal(0.0, 3.0).log_prob(grid[:, 0]) + likelihood(grid).log_prob(x.double()[:, None])
+    return pv.LatentVariableModel(model, guide), x, log_joint.logsumexp(1).numpy() + math.log(48 / 60_000)
+
+
+@pytest.mark.parametrize("seed", [1, 7])
+def test_fits_that_all_end_in_a_wrong_mode_are_joined_or_not_trusted(seed):
+    """Before, 3 rows were 0.3 to 3.3 nats low and not named, with either seed."""
+    pair, x, exact = waves()
+    ev = pv.log_evidence(pair, x, method="refined", seed=seed, check=False)
+    error, named = ev.estimate - exact, ev.verdict == "another method"
+    assert error.min() > -0.6
+    assert error[~named].min() > -0.25
+    assert named.sum() < 15
 
 
 # ---------------------------------------------------------------------------------------------------------

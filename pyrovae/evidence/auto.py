@@ -17,7 +17,7 @@ from pyrovae.evidence.exact import exactly
 from pyrovae.evidence.ladder import PILOT, Ladder
 from pyrovae.evidence.nearby import Pool
 from pyrovae.evidence.posterior import dimensions
-from pyrovae.evidence.result import MISSED, Columns, LogEvidence, verdicts
+from pyrovae.evidence.result import Columns, LogEvidence, verdicts
 from pyrovae.evidence.run import Folder, Run
 from pyrovae.evidence.workers import Workers, computed
 from pyrovae.model import LatentVariableModel
@@ -99,9 +99,8 @@ def auto(
         return dataclasses.replace(closed, method="auto", target_mcse=float(target_mcse))
     answers = _climbed(run, float(target_mcse), max_cost)
     columns = Columns.cat([Columns(**answer["columns"]) for answer in answers])
-    answered_by, draws, doubtful = (
-        np.concatenate([np.asarray(answer[name]) for answer in answers])
-        for name in ("answered_by", "draws", "doubtful")
+    answered_by, draws = (
+        np.concatenate([np.asarray(answer[name]) for answer in answers]) for name in ("answered_by", "draws")
     )
     grid = answered_by == "quadrature"
     within = (columns.mcse <= target_mcse).cpu().numpy()
@@ -112,8 +111,7 @@ def auto(
     return run.answer(
         columns,
         np.where(summed, "exact", np.where(grid, "estimate", "lower bound")),
-        {MISSED: torch.from_numpy(doubtful)},
-        verdict,
+        verdict=verdict,
         answered_by=answered_by,
         target_mcse=float(target_mcse),
     )

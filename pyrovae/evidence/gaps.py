@@ -85,10 +85,10 @@ def gaps(
             with undisturbed(evaluation, Stream.PILOT, rows=rows) as drawn:
                 posterior = Posterior(evaluation, rows)
                 posterior.expect(2 * fit_cost(posterior.dim, _STARTS, _STEPS) + num_samples)
-                starts = all_starts(posterior, _STARTS, drawn, pool.near(evaluation.part(rows)))
+                starts, hints = all_starts(posterior, _STARTS, drawn, pool.near(evaluation.part(rows)))
                 fits, levels, _ = fit_gaussians(posterior, starts, _STEPS, "full_rank", drawn)
                 family_fits, elbos, _ = fit_gaussians(posterior, starts, _STEPS, family, drawn)
-            evidence.append(weigh_fits(evaluation, rows, fits, levels, "full_rank", _STEPS))
+            evidence.append(weigh_fits(evaluation, rows, fits, levels, hints, "full_rank", _STEPS))
             optimised.append(_elbo_of(_best(family_fits, elbos, posterior), evaluation, posterior, rows))
             bar.advance(posterior.num_rows)
     columns = Columns.cat(evidence)

@@ -224,10 +224,12 @@ def far_from(known: Tensor, loc: Tensor, spread: Tensor) -> Tensor:
     return (apart > _APART).all(dim=0)
 
 
-def further_starts(posterior: Posterior, first: Starts, noise: RowNoise) -> Starts:
-    """Return starts of a further search, from fresh draws of the prior far from ``first``, one known mode of every row."""
+def further_starts(
+    posterior: Posterior, first: Starts, noise: RowNoise, hints: Hints | None = None
+) -> Starts:
+    """Return starts of a further search, from fresh draws of the prior and hints far from ``first``, one known mode of every row."""
     prior, joint = posterior.draw_prior(PRIOR_DRAWS * MORE_STARTS, noise)
-    return independent_starts(posterior, MORE_STARTS, first, prior, total(joint), noise)
+    return independent_starts(posterior, MORE_STARTS, first, prior, total(joint), noise, hints)
 
 
 def _spreads(posterior: Posterior, loc: Tensor, spread: Tensor, noise: RowNoise) -> Tensor:

@@ -50,7 +50,7 @@ from pyrovae.evidence.posterior import (
 )
 from pyrovae.evidence.quadrature import MOST_DIMENSIONS, first_price, grid_block
 from pyrovae.evidence.reach import Unreached, reach_cost, unreached
-from pyrovae.evidence.refined import defended, log_defended, shares, uncovered, weigh_mixture
+from pyrovae.evidence.refined import defended, log_defended, shares, uncovered, unmet, weigh_mixture
 from pyrovae.evidence.result import Columns, resolution
 from pyrovae.evidence.run import each_block
 from pyrovae.noise import Stream
@@ -208,7 +208,6 @@ class Ladder:
         self.columns = Columns(*(empty.clone() for _ in dataclasses.fields(Columns)))
         self.answered_by = np.full(count, "", dtype=f"<U{max(map(len, RUNGS))}")
         self.draws = np.zeros(count, dtype=np.int64)
-        self.doubtful = np.zeros(count, dtype=bool)
 
     def climb(self, dim: int) -> dict[str, Any]:
         """Return every row's answer by the method that its pilots choose; ``dim`` is 0 if z cannot be moved."""
@@ -217,7 +216,6 @@ class Ladder:
             "columns": vars(self.columns),
             "answered_by": self.answered_by.tolist(),
             "draws": self.draws,
-            "doubtful": self.doubtful,
         }
 
     def _climb(self, dim: int) -> None:
@@ -361,7 +359,7 @@ class Ladder:
             if near is not None:
                 hints = Hints.at(posterior, near)
                 found.append(hints)
-                modes.unmet[block] = _unmet(hints, hints.log_encoder, pilot.level[block], first.log_joint[0])
+                modes.unmet[block] = unmet(hints, hints.log_encoder, pilot.level[block], first.log_joint[0])
         self._hints = Hints.cat(found) if found else None
         self._search(rows[pilot.unseen | pilot.missed], pilot, modes)
         return modes
@@ -531,7 +529,7 @@ class Ladder:
         hints = self._hints_of(found.rows)
         if hints is None:
             return torch.zeros_like(found.rows, dtype=torch.bool)
-        return _unmet(hints, log_defended(found.fits, hints), level, centre)
+        return unmet(hints, log_defended(found.fits, hints), level, centre)
 
     def _weigh_mixture(self, found: Fitted, draws: int, stage: Stage, turn: int = 0) -> Columns:
         part = self._part(found.rows, draws, stage, turn)
@@ -676,7 +674,7 @@ class Ladder:
         self.columns.cost[rows] = self._cost[rows]
         index = rows.cpu().numpy()
         self.answered_by[index], self.draws[index] = name, draws
-        self.doubtful[index] = doubtful.cpu().numpy() if isinstance(doubtful, Tensor) else doubtful
+        self.columns.missed[rows] = torch.as_tensor(doubtful, device=rows.device).to(self.columns.missed)
         self._count(rows, 1.0)
 
     def _count(self, rows: Tensor, share: float) -> None:
@@ -700,10 +698,3 @@ def _uncovered(
     u = modes.loc.to(posterior.dtype)
     log_q = proposal.log_density(u, torch.zeros_like(modes.log_joint))
     return uncovered(modes.log_joint, log_q, level, centre, posterior.dim).any(dim=0)
-
-
-def _unmet(hints: Hints, log_q: Tensor, level: Tensor, centre: Tensor | None = None) -> Tensor:
-    """Return whether a proposal of log density ``log_q`` has little density at a hint that matters; (rows,)."""
-    highest = hints.log_joint.amax(dim=0)
-    centre = highest if centre is None else torch.maximum(centre, highest)
-    return uncovered(hints.log_joint, log_q, level, centre, hints.u.shape[-1]).any(dim=0)

@@ -125,7 +125,7 @@ def grid_block(
         with undisturbed(evaluation, Stream.PILOT, rows=rows) as drawn:
             posterior = Posterior(evaluation, rows)
             if fits is None:
-                starts = all_starts(posterior, _STARTS, drawn)
+                starts, _ = all_starts(posterior, _STARTS, drawn)
                 here, _, spent = fit_gaussians(posterior, starts, _FIT_STEPS, "full_rank", drawn)
             else:
                 spent = torch.zeros(posterior.num_rows, dtype=torch.float64, device=posterior.device)

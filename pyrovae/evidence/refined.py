@@ -85,8 +85,9 @@ def refined(
     """Return log P(x_n) by importance sampling from posteriors that are fitted to each row.
 
     Gaussians q*_j(u | x_n) are fitted from the encoder's mean and from local modes found without the encoder. One of
-    these is near pairs (x, z) simulated from the model. If the fits of a row end in different modes, further ascents search
-    for more. Up to twelve more Gaussians are fitted to the modes found; fewer with few draws. Then
+    these is near pairs (x, z) simulated from the model. If the fits of a row end in different modes, or have little density
+    at one of the pairs or starts, further ascents search for more. Up to twelve more Gaussians are fitted to the modes found; fewer with few draws. A row is "another
+    method" if such a point stays uncovered. Then
     log P(x_n) ≈ log (1/K) Σ_k P(x_n, u_k) / q(u_k) with fresh, stratified draws of a mixture q. It consists of the q*_j
     (50 %), the widened q*_j (30 %), the encoder (10 %) and the prior (10 %). The last three are defensive: no weight
     exceeds ten times the weight under the encoder or the prior alone. The estimate is a lower bound in expectation.
@@ -143,10 +144,10 @@ def refined_block(
     def refine(number: int, rows: slice) -> Columns:
         with undisturbed(evaluation, Stream.PILOT, rows=rows) as drawn:
             posterior = Posterior(evaluation, rows)
-            starts = all_starts(posterior, num_starts, drawn, pool.near(evaluation.part(rows)))
+            starts, hints = all_starts(posterior, num_starts, drawn, pool.near(evaluation.part(rows)))
             posterior.expect(fit_cost(posterior.dim, num_starts, min(num_steps, PATIENCE)))
             fits, elbos, cost = fit_gaussians(posterior, starts, num_steps, family, drawn)
-        columns = weigh_fits(evaluation, rows, fits, elbos, family, num_steps, keep)
+        columns = weigh_fits(evaluation, rows, fits, elbos, hints, family, num_steps, keep)
         return replace(columns, cost=columns.cost + posterior.cost + cost)
 
     return refine
@@ -157,17 +158,24 @@ def weigh_fits(
     rows: slice,
     fits: Sequence[Gaussian],
     elbos: Tensor,
+    hints: Hints | None,
     family: str,
     num_steps: int,
     keep: Keep | None = None,
 ) -> Columns:
-    """Return ``weigh_mixture`` of a block's fits and, in rows where these end in different modes, of further ones.
+    """Return ``weigh_mixture`` of a block's fits and, in rows that may have further modes, of further ones.
 
-    ``elbos`` are those of the fits, (fits, rows). Rows whose fits end in one mode cost nothing more.
+    ``elbos`` are those of the fits, (fits, rows). A row may have further modes if its fits end in different modes, or have
+    little density at a hint that matters. Other rows cost nothing more. A row is ``missed`` if all of its fits have little
+    density at such a hint.
     """
-    points, cost = _further_modes(evaluation, rows, fits, elbos)
+    level = elbos.amax(dim=0)
+    doubtful = torch.zeros_like(level, dtype=torch.bool)
+    if hints is not None:
+        doubtful = unmet(hints, log_defended(fits, hints), level)
+    points, cost = _further_modes(evaluation, rows, fits, elbos, hints, doubtful)
     numbers = (points.log_joint > -math.inf).sum(dim=0)
-    if not bool(numbers.any()):
+    if not bool((numbers > 0).any() | doubtful.any()):
         columns = weigh_mixture(evaluation, rows, fits, keep)
         return replace(columns, cost=columns.cost + cost)
     # Rows with as many components are weighed together, so that a row's draws do not depend on which others there are.
@@ -183,7 +191,12 @@ def weigh_fits(
                 more, _, steps = fit_gaussians(posterior, chosen, num_steps, family, drawn)
             every, spent = [*every, *more], spent + steps + posterior.cost
         columns = weigh_mixture(part, slice(0, len(here)), every, None if keep is None else held.append)
-        found.append(replace(columns, cost=columns.cost + spent))
+        missed = columns.missed
+        if hints is not None:
+            known = hints.of_rows(here)
+            still = doubtful[here] & unmet(known, log_defended(every, known), columns.estimate)
+            missed = missed + still
+        found.append(replace(columns, cost=columns.cost + spent, missed=missed))
         order.append(here)
     back = torch.cat(order).argsort()
     if keep is not None:
@@ -193,17 +206,22 @@ def weigh_fits(
 
 
 def _further_modes(
-    evaluation: Evaluation, rows: slice, fits: Sequence[Gaussian], elbos: Tensor
+    evaluation: Evaluation,
+    rows: slice,
+    fits: Sequence[Gaussian],
+    elbos: Tensor,
+    given: Hints | None,
+    doubtful: Tensor,
 ) -> tuple[Starts, Tensor]:
     """Return modes at which a block's fits have little density, those with log_joint −∞ last, and the cost, (rows,).
 
-    Rows are searched if their fits are in more than one mode, and again while most modes found are new. Each search goes away
-    from another of the fits.
+    Rows are searched if they are ``doubtful`` or their fits are in more than one mode, and again while most modes found are
+    new. Each search goes away from another of the fits. The first also starts at the hint of the largest weight under the fits.
     """
     loc, spread = (torch.stack([getattr(fit, name) for fit in fits]) for name in ("loc", "spread"))
     known, cost = Starts(loc, elbos, spread), torch.zeros_like(elbos[0])
     most = min(_MOST_MORE, int(_FITS_OF_DRAWS * evaluation.num_samples) - len(fits))
-    several = torch.zeros_like(cost, dtype=torch.bool)
+    several = doubtful & (most > 0)
     for fit in fits if most > 0 else ():
         several |= far_from(loc[:1], fit.loc, fit.spread)
     again, found, places = several.nonzero()[:, 0], list[Starts](), loc
@@ -213,7 +231,10 @@ def _further_modes(
         part = evaluation.of_rows(rows.start + again, evaluation.seed, evaluation.num_samples)
         with undisturbed(part, Stream.PILOT, _FURTHER, 1 + turn) as drawn:
             posterior = Posterior(part)
-            starts = further_starts(posterior, known.some(slice(turn, turn + 1), again), drawn)
+            near = None if given is None or turn else given.of_rows(again)
+            if near is not None:
+                near = near._replace(log_encoder=log_defended([fit[again] for fit in fits], near))
+            starts = further_starts(posterior, known.some(slice(turn, turn + 1), again), drawn, near)
             hints, known_modes = Hints.at(posterior, starts.loc), Hints.at(posterior, places[:, again])
         cost[again] += posterior.cost
         log_q = log_defended([fit[again] for fit in fits], hints)
@@ -247,15 +268,22 @@ def _different(starts: Starts, most: int) -> Starts:
     return starts.some(slice(0, most))
 
 
-def all_starts(posterior: Posterior, num_starts: int, noise: RowNoise, near: Tensor | None = None) -> Starts:
-    """Return starts at the encoder's mean and at modes found without the encoder; ``near`` as from ``Pool.near``."""
+def all_starts(
+    posterior: Posterior, num_starts: int, noise: RowNoise, near: Tensor | None = None
+) -> tuple[Starts, Hints | None]:
+    """Return starts at the encoder's mean and at modes found without the encoder, and points to compare fits with.
+
+    ``near`` is as from ``Pool.near``. The points are these and the starts, which a fit may leave. There are none for one start.
+    """
     prior, joint = posterior.draw_prior(PRIOR_DRAWS * max(1, num_starts - 1), noise)
     first = encoder_start(posterior, prior, noise)
     if num_starts == 1:
-        return first
+        return first, None
     hints = None if near is None else Hints.at(posterior, near)
     others = independent_starts(posterior, num_starts - 1, first, prior, total(joint), noise, hints)
-    return Starts.cat([first, others])
+    starts = Starts.cat([first, others])
+    at_starts = Hints.at(posterior, starts.loc)
+    return starts, at_starts if hints is None else hints.beside(at_starts)
 
 
 def defended(posterior: Posterior, fits: Sequence[Fit], num_samples: int) -> Mixture:
@@ -285,6 +313,13 @@ def uncovered(log_joint: Tensor, log_q: Tensor, level: Tensor, centre: Tensor, d
     """
     high = log_joint > centre - _NEGLIGIBLE - dim / 4
     return (log_joint - log_q > level + _UNCOVERED) & high
+
+
+def unmet(hints: Hints, log_q: Tensor, level: Tensor, centre: Tensor | None = None) -> Tensor:
+    """Return whether a proposal of log density ``log_q`` has little density at a hint that matters; (rows,)."""
+    highest = hints.log_joint.amax(dim=0)
+    centre = highest if centre is None else torch.maximum(centre, highest)
+    return uncovered(hints.log_joint, log_q, level, centre, hints.u.shape[-1]).any(dim=0)
 
 
 def shares(num_fits: int) -> list[float]:

@@ -94,6 +94,7 @@ def judge(
         "P(x, z) is 0 at every draw": torch.isneginf(columns.estimate),
         f"more than {MOST_LOST:.0%} of the draws round onto a bound of their support": columns.lost
         > MOST_LOST,
+        MISSED: columns.missed > 0,
         **(findings or {}),
     }
     reasons = []
@@ -192,9 +193,10 @@ def _interval(estimate: Any, mcse: Any, bias: Any, tail_error: Any) -> tuple[Any
 class Columns:
     """The numbers of a ``LogEvidence`` on some rows, each float64 of shape (rows,).
 
-    ``tail_error`` is the error by weights that were too rare to be drawn. ``lost`` is the share of draws that rounding put onto a bound of their support. ``log_odds`` is log of the weight of
-    the row's exact draw over the sum of all other weights. ``excess`` is whether that draw is among the heaviest, minus the
-    probability of that by chance. Both are NaN for rows of the user.
+    ``tail_error`` is the error by weights that were too rare to be drawn. ``lost`` is the share of draws that rounding put onto
+    a bound of their support. ``missed`` is 1 if the proposals have little density at a point that matters. ``log_odds`` is log of the
+    weight of the row's exact draw over the sum of all other weights. ``excess`` is whether that draw is among the heaviest,
+    minus the probability of that by chance. Both are NaN for rows of the user.
     """
 
     estimate: Tensor
@@ -205,6 +207,7 @@ class Columns:
     cost: Tensor
     tail_error: Tensor
     lost: Tensor
+    missed: Tensor
     log_odds: Tensor
     excess: Tensor
 
@@ -224,6 +227,7 @@ class Columns:
             torch.full_like(estimate, cost),
             weights.tail_error(rounding),
             torch.zeros_like(estimate) + lost,
+            torch.zeros_like(estimate),
             torch.full_like(estimate, math.nan),
             torch.full_like(estimate, math.nan),
         )
@@ -232,7 +236,7 @@ class Columns:
     def without_draws(cls, estimate: Tensor, error: Tensor, cost: Tensor) -> Columns:
         """Return the columns of a sum over a grid or over all z, which has no weights; each argument (rows,)."""
         zero, unknown = torch.zeros_like(estimate), torch.full_like(estimate, math.nan)
-        return cls(estimate, error, zero, unknown, unknown, cost, zero, zero, unknown, unknown)
+        return cls(estimate, error, zero, unknown, unknown, cost, zero, zero, zero, unknown, unknown)
 
     def beside(
         self, log_weight: Tensor | None, num_samples: int, weights: Accumulator | None = None
@@ -262,7 +266,7 @@ class Columns:
         return {
             f.name: getattr(self, f.name).cpu().numpy()
             for f in fields(self)
-            if f.name not in ("lost", "log_odds", "excess")
+            if f.name not in ("lost", "missed", "log_odds", "excess")
         }
 
 
