@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyrovae import noise, supports
 from pyrovae.model import LatentVariableModel
+from pyrovae.pair import masks
 from pyrovae.pair.behaviour import left_as_found
 from pyrovae.pair.row_model import RowModel
 from pyrovae.pair.running import (
@@ -68,7 +69,7 @@ def first_run(function: Callable[..., Any], part: str, batch: Batch) -> Sites:
         ValueError: it subsamples, scales sites, is masked from outside, or changes its rows in place.
     """
     before = {name: value._version for name, value in batch.items()}
-    with _RefuseHandlers(part):
+    with _RefuseHandlers(part), masks.refused_on_distributions(part):
         sites = sample_sites(function, batch)
     for name, value in batch.items():
         if value._version != before[name]:  # the numbers are the user's own, or in a read-only file
@@ -86,7 +87,7 @@ def first_run(function: Callable[..., Any], part: str, batch: Batch) -> Sites:
 class _RefuseHandlers(poutine.messenger.Messenger):
     """Raises an error for a mask around the call of the package, which log P(x) would lack, and for a plate that subsamples.
 
-    It does so before the sites of such a plate fail on the wrong number of rows.
+    It does so before the sites of such a plate fail on the wrong number of rows. Masks inside the call have to fit their sites.
     """
 
     def __init__(self, part: str) -> None:
@@ -96,6 +97,8 @@ class _RefuseHandlers(poutine.messenger.Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         self.own[msg["name"]] = msg["mask"]
+        if not site_is_subsample(msg):
+            masks.check_shape(self.part, msg)
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
@@ -252,16 +255,19 @@ def no_answer(name: str) -> Refused:
 
 
 def check_log_prob_dims(sites: dict[str, Sites], structure: Structure) -> None:
-    """Raise ``ValueError`` if a batch dim of a site belongs to no plate."""
+    """Raise ``ValueError`` if a batch dim of a site belongs to no plate around it."""
     for part, found in sites.items():
         for name, site in found.items():
             dims = site["fn"].batch_shape
-            if len(dims) > structure.nesting:
+            plates = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+            loose = any(size != 1 and dim - len(dims) not in plates for dim, size in enumerate(dims))
+            if loose or len(dims) > structure.nesting:
                 raise bad_value(
                     part,
                     f"site {name!r} with batch dims inside plates only",
-                    f"batch shape {tuple(dims)} under plates of {structure.nesting} dim(s)",
-                    "Declare the rest of the dims as the event: .to_event(n).",
+                    f"batch shape {tuple(dims)} under plates of {len(plates)} dim(s)",
+                    "Declare the rest of the dims as the event: .to_event(n)."
+                    + " Or give its mask no dims beyond the plates." * bool(masks.of(site)),
                 )
 
 

@@ -67,6 +67,7 @@ OF_DTYPES = (
     "type) should be the same",
     "used as indices must be",
     "dtype must match",
+    "to be a BoolTensor",
 )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyro.distributions as dist
@@ -15,6 +16,10 @@ from pyrovae import supports
 from pyrovae.pair.running import Batch, Scored, Site, Sites, flat, row_axis
 from pyrovae.refusals import Refused, bad_value
 
+_PLACES = (
+    "Single cells of an event are masked before .to_event, .mask(cells).to_event(n), and whole rows after it."
+)
+
 
 def of(site: Site) -> list[tuple[Any, int]]:
     """Return the masks that may leave out some of a site's log-probability, each with the number of event dims it lacks."""
@@ -23,6 +28,61 @@ def of(site: Site) -> list[tuple[Any, int]]:
         found.append((getattr(fn, "_mask", None), fn.event_dim))
         fn = fn.base_dist
     return [(mask, event_dims) for mask, event_dims in found if mask is not None and mask is not True]
+
+
+def check_shape(part: str, site: Site) -> None:
+    """Raise ``ValueError`` if a mask around a site has another shape than its batch, which it would enlarge.
+
+    An entry that is repeated would count several times.
+    """
+    mask, batch = site["mask"], tuple(site["fn"].batch_shape)
+    if not isinstance(mask, Tensor):
+        return
+    aligned = zip(reversed(mask.shape), reversed(batch), strict=False)
+    if mask.dim() <= len(batch) and all(size in (1, expected) for size, expected in aligned):
+        return
+    raise bad_value(
+        part,
+        f"a mask that broadcasts to the batch shape {batch} of site {site['name']!r}",
+        f"a mask of shape {tuple(mask.shape)}",
+        f"Pass a mask of shape {batch} here, with len(x) for the number of rows. {_PLACES}",
+    )
+
+
+@contextmanager
+def refused_on_distributions(part: str) -> Iterator[None]:
+    """Raise ``ValueError`` in a block for a mask that does not fit its distribution, or that weighs terms.
+
+    Pyro takes every number but 0 for True, and keeps no numbers.
+    """
+    made = MaskedDistribution.__init__
+
+    def checked(self: MaskedDistribution, base_dist: Distribution, mask: Any) -> None:
+        if isinstance(mask, Tensor):
+            family, batch = type(base_dist).__name__, tuple(base_dist.batch_shape)
+            odd = mask[(mask != 0) & (mask != 1)]
+            if len(odd):
+                raise bad_value(
+                    part,
+                    f"a mask of True and False, or of 1 and 0, on a {family}",
+                    f"{float(odd[0]):g} in it",
+                    "Write .mask(m.bool()). A mask leaves terms out or in; it does not weigh them.",
+                )
+            if any(1 != a != b != 1 for a, b in zip(reversed(mask.shape), reversed(batch), strict=False)):
+                came = f"a mask of shape {tuple(mask.shape)}"
+                raise bad_value(
+                    part,
+                    f"a mask that broadcasts with the batch shape {batch} of its {family}",
+                    came,
+                    _PLACES,
+                )
+        made(self, base_dist, mask)
+
+    MaskedDistribution.__init__ = checked  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        MaskedDistribution.__init__ = made  # type: ignore[method-assign]
 
 
 def unmasked(fn: Distribution) -> Distribution:

@@ -86,8 +86,10 @@ def _run_block(model: RowModel, block: Batch, start: int, argument: str) -> tupl
     """Run guide and model on a block of rows; if they fail, name the first row that they fail on by itself."""
     pair, structure = model.pair, model.structure
     try:
-        guide = run(pair, "guide", block)
-        sites = run(pair, "model", block, values_of(guide, structure.latents))
+        with masks.refused_on_distributions("guide"):
+            guide = run(pair, "guide", block)
+        with masks.refused_on_distributions("model"):
+            sites = run(pair, "model", block, values_of(guide, structure.latents))
         _check_sites(structure, guide, sites, start)
         masks.check_observed(sites, structure.observed, structure.data_dim, start, argument)
         return guide, sites
@@ -126,6 +128,7 @@ def _check_sites(structure: Structure, guide: Sites, model_sites: Sites, start: 
             )
         for name, site in sites.items():
             check_scale(part, name, site)
+            masks.check_shape(part, site)
 
 
 def _may_follow_z(structure: Structure, sites: Sites, block: Batch, left_out: masks.LeftOut) -> bool:
