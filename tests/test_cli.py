@@ -772,6 +772,7 @@ def test_doubts_about_cells_are_told_in_the_words_of_the_commands(tmp_path, capl
     rng = np.random.default_rng(0)
     rows = {"age": rng.choice([20, 31, 42, -999], 80), "job": rng.choice(["cook", "?"], 80)}
     rows |= {"kg": [f"{number % 7}.5 kg" for number in range(80)], "x": rng.normal(size=80)}
+    rows["kg"][:2] = ["155 lb"] * 2
     pd.DataFrame(rows).assign(y=lambda frame: 2 * frame["x"]).to_csv(tmp_path / "rows.csv", index=False)
     done = run("fit", tmp_path / "rows.csv", "--out", tmp_path / "m.pv", "--epochs", "1")
     text = " ".join(f"{done.output} {caplog.text}".split())
@@ -780,7 +781,10 @@ def test_doubts_about_cells_are_told_in_the_words_of_the_commands(tmp_path, capl
         "20 to 42. If such cells are missing, empty them. To keep them, name a family or a resolution" in text
     )
     assert "column 'job' has '?' among its labels. If such cells are missing, empty them." in text
-    assert "first '0.5 kg'. Write the numbers alone, to make them numbers." in text
+    assert (
+        "with a unit, first '2.5 kg'. Others, in 2 rows: '155 lb'. Write the numbers alone, to make them numbers."
+        in text
+    )
     assert "column 'y' is an exact affine function of 'x'." in text
     assert "Leave it out by --drop y, or give a resolution" in text
     assert "df[" not in text

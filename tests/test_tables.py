@@ -22,7 +22,7 @@ from pyrovae.likelihoods.base import of_observed
 from pyrovae.likelihoods.mixed import Mixed
 from pyrovae.networks import Features
 from pyrovae.registry import rebuild
-from pyrovae.tables import Table
+from pyrovae.tables import Table, doubts
 
 RNG = np.random.default_rng(0)
 N = 60
@@ -537,6 +537,73 @@ def test_the_advised_numbers_of_dates_are_right(values, numbers):
         df["t"] = values
         part = message.partition("a part, such as ")[2].partition("; ")[0]
         assert set(pd.Series(eval(part, {"df": df, "pandas": pd})).dropna()) <= {1, 2}
+
+
+MARCH_5 = 18326  # days from 1970-01-01 to 2020-03-05
+OF_TEXT = {  # cells, days, months and a note
+    "days first": (["05.03.2020", "21.03.2020"], [0, 16], [3, 3], ""),
+    "months first": (["03/05/2020", "3/21/2020 "], [0, 16], [3, 3], ""),
+    "either": (["05.03.2020", "06.03.2020"], [0, 1], [3, 3], r"whether the day or the month is.*%m\.%d\.%Y"),
+    "either, short": (["05-03-20", "06-03-20"], [0, 1], [3, 3], "the day or the month or the year is"),
+    "short": (["3/5/20", "3/21/20"], [0, 16], [3, 3], "years as 1969 to 2068"),
+    "noon": (["3/5/2020 12:00 PM", "3/21/2020 6:00 AM"], [0.5, 16.25], [3, 3], ""),
+    "others": (
+        ["2020-03-05"] * 11 + ["0000-00-00", "n/a"],
+        [0] * 11,
+        [3] * 11,
+        "cells missing, 6 in all: '0000-00-00', 'n/a'",
+    ),
+    "times": (["2020-03-05", "2020-03-05T12:00:00"], [0, 0.5], [3, 3], ""),
+    "zones": (
+        ["2020-03-01T00:00:00+02:00", "2020-03-05 12:00:00.5Z"],
+        [-4 - 2 / 24, 0.5 + 0.5 / 86400],
+        [3, 3],
+        "",
+    ),
+    "of hours": (["2020-03-05T12:00:00+02", "2020-03-05T12:00:00Z"], [10 / 24, 0.5], [3, 3], ""),
+    "one zone": (["2020-03-05", "2020-03-05T12:00:00Z"], [0, 0.5], [3, 3], "without a zone count as UTC"),
+    "UTC": (["2020-03-05 12:00:00 UTC"], [0.5], [3], ""),
+    "months": (["2020-03", "2020-04"], [-4, 27], [3, 4], ""),
+    "versions": (["1.2.3", "1.2.10"], None, None, ""),
+    "numbers of parts": (["1-22-33", "2-33-44"], None, None, ""),
+    "social security": (["123-45-6789", "223-45-6789"], None, None, ""),
+    "seasons": (["2008-09", "2018-19", "2019-20"], None, None, ""),
+}
+
+
+@pytest.mark.parametrize("case", OF_TEXT)
+@pytest.mark.parametrize("dtype", ["object", "string", "category"])
+def test_the_advised_numbers_of_text_are_right_or_there_is_no_advice(case, dtype):
+    """The advice is code, which is run here. Categories are labels."""
+    cells, days, months, note = OF_TEXT[case]
+    df = pd.DataFrame({"c": pd.Series([*cells * 3, None], dtype=dtype)})
+    found = doubts.of("c", df["c"]) or ""
+    assert ("Choose a meaning" in found) == (days is not None and dtype != "category")
+    if "Choose a meaning" not in found:
+        return
+    assert ("The code" in found or "count as" in found) == bool(note)
+    assert re.search(note, found)
+    code, _, part = (
+        found.partition(" as a number, ")[2].partition(". Pass")[0].partition("; a part, such as ")
+    )
+    got = eval(code, {"df": df, "pandas": pd}).to_numpy(dtype=np.float64, na_value=np.nan)
+    np.testing.assert_allclose(got[: len(days)] - MARCH_5, days, atol=1e-9)
+    assert np.isnan(got).sum() == 1 + 3 * (len(cells) - len(days))
+    assert eval(part, {"df": df, "pandas": pd}).tolist()[: len(months)] == months
+
+
+ZONED = pd.Series(pd.date_range("2024-01-01", periods=6, freq="MS", tz="Europe/Berlin"))
+
+
+@pytest.mark.parametrize(
+    "values", [ZONED, ZONED.astype(object), ZONED.astype("timestamp[us, Europe/Berlin][pyarrow]")]
+)
+def test_the_advised_month_is_that_of_the_local_time(values):
+    df = pd.DataFrame({"t": values, "x": np.arange(6.0) ** 2})
+    with pytest.raises(ValueError, match="a part, such as") as caught:
+        Table.of(df)
+    part = str(caught.value).partition("a part, such as ")[2].partition("; or leave")[0]
+    assert eval(part, {"df": df, "pandas": pd}).tolist() == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(
@@ -1422,7 +1489,7 @@ def test_text_that_looks_like_numbers_is_named(cells, first, kind):
     if first is None:
         assert texts == []
     else:
-        assert [text.partition(". Write")[0] for text in texts] == [
+        assert [re.split(r"\. (?:The code|Write)", text)[0] for text in texts] == [
             f"df['c'] has labels that look like numbers, first {first!r}"
         ]
         assert found[0].filename == __file__
@@ -1570,18 +1637,37 @@ DOUBTS = {
     ),
     "times": (
         ["2024-01-01 07:00:00", "2024-01-02 08:00:00"],
-        r"dates.*pandas\.to_datetime\(df\['c'\], utc=True\)",
+        r"dates.*pandas\.to_datetime\(df\['c'\], format=\"ISO8601\", utc=True\)",
     ),
     "days first": (["1.2.2024", "13.2.2024"], "dates"),
     "unit": (
         [f"{n}.5 kg" for n in range(9)] + ["?"],
         r"to_numeric\(df\['c'\]\.str\.removesuffix\(' kg'\), errors",
     ),
+    "kg, a space": (
+        [f"{n}.5 kg " for n in range(9)] * 3,
+        r"first '0\.5 kg'\. Pass pandas\.to_numeric\(df\['c'\]\.str\.strip\(\)\.str\.removesuffix\(' kg'\), errors",
+    ),
+    "kg, lb": (
+        [f"{n}.5 kg" for n in range(9)] * 3 + ["155 lb", "?"],
+        r"The code makes these cells missing, 2 in all: '155 lb', '\?'\. Pass pandas\.to_numeric",
+    ),
+    "below a limit": (
+        ["0.7", "3.5"] * 10 + ["<0.5"],
+        "The code makes these cells missing, 1 in all: '<0.5'. Write",
+    ),
+    "whole, below": (
+        ["7", "12"] * 9 + ["<5", "?"],
+        "The second code makes these cells missing, 1 in all: '<5'. If",
+    ),
     "clean numbers": (
         ["5.1", "3.5"],
         r"first '5\.1'\. Write pandas\.to_numeric\(df\['c'\], errors=\"coerce\"\)",
     ),
-    "numbers, n/a": (["5.1", "3.5", "n/a"], r"first '5\.1'\. Write pandas\.to_numeric"),
+    "numbers, n/a": (
+        ["5.1", "3.5", "n/a"],
+        r"first '5\.1'\. The code makes these cells missing, 6 in all: 'n/a'\. Write pandas\.to_numeric",
+    ),
     "words, n/a": (
         ["yes", "no", "n/a"],
         r"'n/a' among its labels.*df\['c'\]\.mask\(df\['c'\]\.isin\(\['n/a'\]\)\)",
@@ -1610,6 +1696,20 @@ DOUBTS = {
     "one outlier": ([20, 33, 47, 21] * 5 + [-999], None),
     "two groups": ([1, 2, 101, 102] * 5, None),
 }
+
+
+@pytest.mark.parametrize("rows", [2, 3, 6])
+def test_names_that_are_booleans_select_columns(rows):
+    """Such as of a pivot table."""
+    df = pd.DataFrame(np.arange(2.0 * rows).reshape(rows, 2) ** 2, columns=[False, True])
+    table, mask = (
+        Table.of(df),
+        pd.DataFrame(np.arange(2 * rows).reshape(rows, 2) % 3 > 0, columns=[False, True]),
+    )
+    np.testing.assert_array_equal(table.values(torch.tensor(table.encode(df.iloc[:, ::-1])), None), df)
+    found = table.arranged({"x": df, "observed": mask})
+    np.testing.assert_array_equal(found["x"], df)
+    np.testing.assert_array_equal(found["observed"], mask)
 
 
 @pytest.mark.parametrize("case", DOUBTS)

@@ -104,6 +104,7 @@ _IN_COMMANDS = (
         "empty them. To keep them, name a family or a resolution of the column.",
     ),
     (r"Pass pandas\.to_numeric\(.*", "Write the numbers alone, to make them numbers."),
+    (r" The (?:second )?code makes these cells missing, (\d+) in all:", r" Others, in \1 rows:"),
     (rf" Pass families=\{{{_NAME}: \"categorical\"\}} to keep labels without this warning\.", ""),
     (r"Choose a meaning: .*; or leave", "Write it as a number, or leave"),
     (r"Drop the column, or leave", "Leave"),

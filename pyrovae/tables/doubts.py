@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrovae.tables import text_numbers
+from pyrovae.tables import dates, text_numbers
 from pyrovae.tables.columns import sort_of
 from pyrovae.tables.text_numbers import MISSING, MOSTLY
-from pyrovae.tables.training_rows import numbers_of_dates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,21 +46,22 @@ def _of_labels(name: Any, held: pd.Series) -> str | None:
     markers, rest = sorted(set(text[missing])), seen[~missing]
     keep = f'Pass families={{{name!r}: "categorical"}} to keep labels without this warning.'
     if not hasattr(held, "cat") and len(rest):
-        if (
-            rest.str.fullmatch(text_numbers.DATE) | rest.str.fullmatch(text_numbers.LIKE_A_DATE)
-        ).mean() >= MOSTLY:
-            fix = numbers_of_dates(name, held)
-            return f"labels that look like dates, first {rest.iloc[0]!r}. Choose a meaning: {fix}. {keep}"
+        if (meanings := dates.of_text(name, text, rest)) is not None:
+            return f"{meanings} {keep}"
         if (first := text_numbers.first_in_text(text[~missing])) is not None:
-            return f"labels that look like numbers, first {first!r}. {_fix_of_numbers(column, first)} {keep}"
+            return f"labels that look like numbers, first {first!r}.{_fix_of_numbers(column, first, seen, rest)} {keep}"
         if (unit := _unit(rest)) is not None:
-            fix = f'pandas.to_numeric({column}.str.removesuffix({unit!r}), errors="coerce")'
-            return f"labels that are numbers with a unit, first {rest.iloc[0]!r}. Pass {fix} in its place. {keep}"
+            bare = f"{column}.str.strip()" if (text != seen).any() else column
+            lost = _lost(seen.str.removesuffix(unit), seen, rest)
+            fix = f'{lost} Pass pandas.to_numeric({bare}.str.removesuffix({unit!r}), errors="coerce") in its place.'
+            first = rest[rest.str.endswith(unit)].iloc[0]
+            return f"labels that are numbers with a unit, first {first!r}.{fix} {keep}"
     if markers and len(rest):
-        fix = f"{column}.mask({column}.isin({markers}))"
+        fix, lost = f"{column}.mask({column}.isin({markers}))", ""
         if pd.to_numeric(rest, errors="coerce").notna().mean() >= MOSTLY:
             fix += f', or pandas.to_numeric({column}, errors="coerce") for numbers,'
-        return f"{markers[0]!r} among its labels. If such cells are missing, pass {fix} in its place. {keep}"
+            lost = _lost(rest, rest, rest).replace("The code", "The second code")
+        return f"{markers[0]!r} among its labels.{lost} If such cells are missing, pass {fix} in its place. {keep}"
     once = int((text.value_counts() == 1).sum())
     if len(text) >= _FEWEST and len(text) / 2 < once < len(text) and not hasattr(held, "cat"):
         came = f"{once} labels that occur once, in {len(text)} rows"
@@ -69,12 +69,21 @@ def _of_labels(name: Any, held: pd.Series) -> str | None:
     return None
 
 
-def _fix_of_numbers(column: str, first: str) -> str:
+def _fix_of_numbers(column: str, first: str, seen: pd.Series, rest: pd.Series) -> str:
     import pandas as pd
 
     if pd.isna(pd.to_numeric(first, errors="coerce")):
-        return text_numbers.ADVICE.format("point")
-    return f'Write pandas.to_numeric({column}, errors="coerce") in its place to make them numbers.'
+        return " " + text_numbers.ADVICE.format("point")
+    lost = _lost(seen, seen, rest)
+    return f'{lost} Write pandas.to_numeric({column}, errors="coerce") in its place to make them numbers.'
+
+
+def _lost(bare: pd.Series, seen: pd.Series, rest: pd.Series) -> str:
+    """Return a sentence on the cells ``seen`` that are lost if their ``bare`` text is read as numbers; "" if there are none."""
+    import pandas as pd
+
+    lost = pd.to_numeric(bare, errors="coerce").isna() & (seen != "")
+    return text_numbers.lost_in_words(seen[lost], rest)
 
 
 def _unit(rest: pd.Series) -> str | None:

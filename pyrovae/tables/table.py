@@ -201,7 +201,11 @@ class Table:
             came += [f"{', '.join(map(repr, more))}, which the training rows did not have"] * bool(more)
             fix = "Rename, add or drop these columns."
             raise bad_value(argument, f"the columns {self.names}", "; ".join(came), fix)
-        return frame[self.names]
+        return self._by_place(frame)
+
+    def _by_place(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return the modelled columns. Names that are booleans would select rows."""
+        return frame.iloc[:, [frame.columns.get_loc(name) for name in self.names]]
 
     def _mask(self, mask: Any, frame: pd.DataFrame) -> Any:
         """Return the modelled columns of a mask: by their names in a frame, by their places in ``frame`` in an array."""
@@ -210,7 +214,7 @@ class Table:
             if missing:
                 fix = "Name them as in x."
                 raise bad_value("observed", f"the columns {self.names}", f"none named {missing[0]!r}", fix)
-            return mask[self.names]
+            return self._by_place(mask)
         shape = tuple(getattr(mask, "shape", ()))
         if shape != frame.shape:
             came = f"shape {shape}" if shape else shown(mask)

@@ -13,6 +13,7 @@ _MARKED = r"[+-]?[$€£¥]?\s?(?:\d{1,3}(?:[.,'’ \u00a0\u202f]\d{3})+|\d+)(?:
 MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none", "<na>"}
 DATE, LIKE_A_DATE = r"\d{4}-\d{2}(?:-\d{2}.*)?", r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}(?:[ T].*)?"
 MANY_DIGITS = r"[+-]?\d{19,}"  # whole numbers beyond those of 64 bits
+_NAMED = 3
 MOSTLY = 0.9  # the share of numbers from which another cell is likely to mean a missing one
 #: What to write, with the name of the decimal mark.
 ADVICE = (
@@ -47,3 +48,16 @@ def first_in_text(values: pd.Series) -> str | None:
         written = numbers.notna() & ~text.str.fullmatch(r"\d+")
         first = written.idxmax() if written.any() and numbers.notna().mean() >= MOSTLY else None
     return None if first is None else str(text[first])
+
+
+def lost_in_words(lost: pd.Series, rest: pd.Series) -> str:
+    """Return a sentence on the cells that advised code makes missing; "" if there are none.
+
+    Cells of ``rest``, which do not mean a missing one, come first.
+    """
+    if not len(lost):
+        return ""
+    held = set(rest)
+    named = sorted(set(lost), key=lambda cell: (cell not in held, cell))
+    cells = ", ".join(map(repr, named[:_NAMED])) + ", …" * (len(named) > _NAMED)
+    return f" The code makes these cells missing, {len(lost)} in all: {cells}."

@@ -28,6 +28,7 @@ from pyrovae.tables.columns import (
     steps_of,
     unwrapped,
 )
+from pyrovae.tables.dates import numbers_of_dates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,8 +78,8 @@ def column_of(name: Any, values: pd.Series, given: Any, resolution: float | None
         raise refused("df", name, "an observed cell", "none", f"Drop the column, or leave it out by {out}.")
     if sort not in WORDS or sort in _NO_NUMBERS:
         fix = f"Convert the column to one of these, or leave it out by {out}."
-        if sort in _NO_NUMBERS:
-            fix = f"Choose a meaning: {numbers_of_dates(name, values)}; or leave it out by {out}."
+        if sort in _NO_NUMBERS and (numbers := numbers_of_dates(name, values)) is not None:
+            fix = f"Choose a meaning: {numbers}; or leave it out by {out}."
         came = f"{WORDS.get(sort, sort)} of dtype {values.dtype}, first {unwrapped(values.iloc[at[0]])!r}"
         raise refused("df", name, "numbers, booleans, strings or categories", came, fix)
     family, options = given if isinstance(given, tuple) and len(given) == 2 else (given, {})
@@ -163,25 +164,6 @@ def _can_narrow(column: Column) -> bool:
     if likelihood is None or not isinstance(column.options.get(spread), str):
         return False
     return not _support(likelihood, column.options).is_discrete
-
-
-def numbers_of_dates(name: Any, values: pd.Series) -> str:
-    """Return, in words, the numbers that dates, times, periods or durations can become. They don't depend on other rows."""
-    from pandas.api.types import infer_dtype
-
-    column, kind, day = f"df[{name!r}]", infer_dtype(values, skipna=True), 'pandas.Timedelta("1D")'
-    if kind.startswith("timedelta"):
-        return f"days as a number, {column} / {day}"
-    if kind == "time":
-        seconds = "lambda t: 3600 * t.hour + 60 * t.minute + t.second"
-        return f'seconds as a number, {column}.map({seconds}, na_action="ignore")'
-    if kind == "period":
-        dates = f"pandas.PeriodIndex({column}).to_timestamp()"
-        days = f'({dates} - pandas.Timestamp("1970-01-01")) / {day}'
-        return f"days as a number, {days}; a part, such as {dates}.month"
-    dates = f"pandas.to_datetime({column}, utc=True)"
-    days = f'({dates} - pandas.Timestamp("1970-01-01", tz="UTC")) / {day}'
-    return f"days as a number, {days}; a part, such as {dates}.dt.month"
 
 
 def _takes(family: str) -> str:
