@@ -1682,6 +1682,19 @@ DOUBTS = {
     "98, 99": ([1, 2, 3, 2, 1, 98, 99] * 5, r"has 98, 99 in 10 rows.*1 to 3.*isin\(\[98, 99\]\)"),
     "both ends": ([0.5, 0.7, 0.6, 0.4, 0.1, -9.0, 99.0] * 5, r"has -9, 99 in 10 rows.*0\.1 to 0\.7"),
     "one hides the other": ([20, 33, 47, 21, -999, 99] * 5, "has -999, 99 in 10 rows"),
+    "most cells": ([-999.0] * 3 + [0.5, 0.7], "has -999 in 18 rows, far from all other numbers, 0.5 to 0.7"),
+    "four codes": ([8, 20, 32, 96, 97, 98, 99] * 5, "has 96, 97, 98, 99 in 20 rows"),
+    "twice a digit": ([8, 20, 32, -77, -88, -99] * 5, "has -99, -88, -77 in 15 rows"),
+    "thrice a digit": ([1.5, 20, 32, 666, 777, 888, 999] * 5, "has 666, 777, 888, 999 in 20 rows"),
+    "nines": ([0.5, 20, 40, -99.9] * 5, r"has -99\.9 in 5 rows"),
+    "nines of float32": (np.float32([0.5, 20, 40, -99.9] * 5), r"has -99\.9 in 5 rows.*isin\(\[-99\.90"),
+    "decimals": (
+        [Decimal("20.1"), Decimal("21"), Decimal("19"), Decimal("999.9")] * 5,
+        r"pass pandas\.to_numeric\(df\['c'\]\)\.mask\(pandas\.to_numeric\(df\['c'\]\)\.isin\(\[999\.9\]\)\)",
+    ),
+    "prices": ([9.99, 19.99, 29.9, 99.99] * 5, None),
+    "most are far": ([1, 2, 500, 500, 500] * 5, None),
+    "ages of few": ([18, 19, 20, 77, 78] * 5, None),
     "far": ([20, 33, 47, 21, 30, 500] * 5, "has 500 in 5 rows"),
     "answers and 9": ([1, 2, 3, 4, 9] * 5, None),
     "small counts": ([0, 1, 2, 7] * 5, None),
@@ -1720,7 +1733,8 @@ def test_cells_that_may_stand_for_something_else_are_named(case):
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         Table.of(df).warn_of_doubts(df)
-        family = "gaussian" if df["c"].dtype.kind in "if" else "categorical"
+        of_numbers = df["c"].dtype.kind in "if" or isinstance(cells[0], Decimal)
+        family = "gaussian" if of_numbers else "categorical"
         Table.of(df, {"c": family}).warn_of_doubts(df)
         Table.of(df, {"c": None}).warn_of_doubts(df)
     assert len(found) == (message is not None)

@@ -20,11 +20,12 @@ _WITH_UNIT = r"[+-]?\d+(?:\.\d+)?(\s?[^\d\s.,;:/+-]\D{0,9})"  # such as 70.1 kg
 # Letters directly after whole numbers may belong to a name, such as 12B. These are units.
 _UNITS = {"%", "kg", "mg", "km", "cm", "mm", "ml", "€", "$", "£"}
 _FEWEST_WITH_UNIT, _FEWEST = 5, 20  # different cells, and rows; fewer could be chance
-# Numbers that often stand for missing cells, such as 99, -999 or 98. They are doubted if the others span less than their
+# Numbers that often stand for missing cells, such as 99, -998, 77 or 99.9. They are doubted if the others span less than their
 # distance. Other numbers are doubted if the others span less than a fifth of it.
-_CODE, _FAR, _FARTHER = re.compile("9+[789]"), 1, 5
+_CODE, _FAR, _FARTHER = re.compile(r"9+[6-9]|([789])\1+|6{3,}|99+\.9+"), 1, 5
 _FEWEST_OTHERS = 5  # different numbers, to call another one far
-_MOST_CODES, _TIMES = 3, 3  # different codes at an end, and cells that hold one
+_MOST_CODES, _TIMES = 3, 3  # different numbers at an end, and cells that hold one
+_MOST_USUAL = 6  # the same of those that often stand for missing cells, also in more than half of the cells
 
 
 def of(name: Any, cells: pd.Series) -> str | None:
@@ -110,7 +111,10 @@ def _of_numbers(name: Any, held: pd.Series) -> str | None:
     inner = slice(low, len(values) - high)
     codes, others, count = np.delete(values, inner), values[inner], np.delete(times, inner).sum()
     shown = [int(code) if code.is_integer() else code for code in codes.tolist()]
-    fix = f"df[{name!r}].mask(df[{name!r}].isin({shown}))"
+    column = f"df[{name!r}]"
+    if held.isin(shown).sum() != count:  # decimals are equal to few floats
+        column = f"pandas.to_numeric({column})"
+    fix = f"{column}.mask({column}.isin({shown}))"
     return (
         f"{', '.join(f'{code:g}' for code in shown)} in {count} rows, far from all other numbers, {others[0]:g} to "
         f"{others[-1]:g}. If such cells are missing, pass {fix} in its place. Pass a family or a resolution of the column to "
@@ -119,12 +123,27 @@ def _of_numbers(name: Any, held: pd.Series) -> str | None:
 
 
 def _isolated(values: np.ndarray, times: np.ndarray) -> int:
-    """Return how many of the largest values, 0 to 3, are repeated and far from all others, of which there are more."""
-    for count in range(1, min(_MOST_CODES, len(values) - 2) + 1):
+    """Return how many of the largest values are repeated and far from all others; 0 if none are.
+
+    Those that are no usual codes are at most three, and in fewer than half of the cells.
+    """
+    for count in range(1, min(_MOST_USUAL, len(values) - 2) + 1):
         codes, others = values[-count:], values[:-count]
-        usual = all(_CODE.fullmatch(f"{abs(code):.17g}") for code in codes)
+        usual = all(_CODE.fullmatch(_spelled(abs(code))) for code in codes) and not _are_prices(codes, others)
         factor = _FAR if usual else _FARTHER if len(others) >= _FEWEST_OTHERS else np.inf
-        repeated = times[-count:].min() >= _TIMES and 2 * times[-count:].sum() < times.sum()
-        if repeated and (codes != 0).all() and codes[0] - others[-1] > factor * np.ptp(others):
+        few = usual or (count <= _MOST_CODES and 2 * times[-count:].sum() < times.sum())
+        repeated = times[-count:].min() >= _TIMES
+        if repeated and few and (codes != 0).all() and codes[0] - others[-1] > factor * np.ptp(others):
             return count
     return 0
+
+
+def _are_prices(codes: np.ndarray, others: np.ndarray) -> bool:
+    """Return whether numbers such as 99.99 are beside others that mostly end in 9, too."""
+    some = [_spelled(abs(other)) for other in others[:: max(1, len(others) // 50)]]
+    return bool(codes[-1] % 1) and 2 * sum(spelled.endswith("9") for spelled in some) > len(some)
+
+
+def _spelled(size: float) -> str:
+    """Return a number in the digits that float32 keeps, or all of a whole one."""
+    return f"{size:.0f}" if size.is_integer() else f"{size:.7g}"
