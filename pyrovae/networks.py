@@ -452,7 +452,7 @@ def _as_rows(width: int, x: Tensor) -> str:
     if x.dim() == 2 and len(x) == width:
         return "Pass x.T: rows lie on dim 0."
     if x.dim() == 1 and len(x) == width:
-        return "Pass one row as x[None]."
+        return "Pass one row as x[None], or x.to_frame().T of a series."
     if x.dim() == 3 and len(x) == 1 and x.shape[2] == width:
         return "Pass x[0]: rows lie on dim 0."
     return "Pass rows of that width, on dim 0."

@@ -58,6 +58,8 @@ _CLOSED = {
 #: What errors of the library say to pass, and what its estimators take in its place.
 _IN_ESTIMATORS = (
     (r"^x(?=[:\[])", "X"),
+    (r"^kind(?=:)", "strategy"),
+    (r"Pass kind=", "Pass strategy="),
     (r"Drop those columns", "Drop those columns, as VarianceThreshold does"),
     (r'fit VAE\.mlp\(…, (\S+), (\w+)="shared"\)', r'pass \1 and likelihood_options={"\2": "shared"}'),
     (r"build the model with (?=standardize=True)", "pass "),
@@ -349,6 +351,12 @@ class VAEDensity(_Density, _VAEScores):
         ((50,), (4, 3))
     """
 
+    def fit(
+        self, X: Any, y: Any = None
+    ) -> Self:  # here, because Python's own errors name the class that defines it
+        """Fit a VAE to rows, shape (rows, columns), and return self; ``y`` is ignored."""
+        return super().fit(X, y)
+
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class VAEOutlier(OutlierMixin, _VAEScores):
@@ -374,9 +382,10 @@ class VAEOutlier(OutlierMixin, _VAEScores):
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Fit a VAE and the offset to rows, shape (rows, columns), and return self; ``y`` is ignored."""
-        share = arguments.positive("contamination", self.contamination)
-        if share > 0.5:
-            raise bad_value("contamination", "a share in (0, 0.5]", repr(share), "Pass 0.1.")
+        expected = "a share in (0, 0.5]"
+        share = arguments.number("contamination", self.contamination, expected)
+        if not 0 < share <= 0.5:
+            raise bad_value("contamination", expected, repr(share), "Pass 0.1.")
         super().fit(X)
         self.offset_ = float(np.percentile(self.score_samples(X), 100 * share))
         return self
@@ -509,17 +518,18 @@ class VAEImputer(OneToOneFeatureMixin, TransformerMixin, _VAE):
     def _filled(self, rows: np.ndarray) -> np.ndarray:
         if not np.isnan(rows).any():
             return rows
-        found = imputation.impute(
-            self.model_,
-            rows,
-            1 if self.sample_posterior else self.num_imputations,
-            method=self.method,
-            num_samples=self.num_samples,
-            seed=self.seed_,
-            check=False,
-            noise="content",
-        )
-        filled: np.ndarray = found.completed[0] if self.sample_posterior else found.point(self.strategy)
+        with _in_estimators():
+            found = imputation.impute(
+                self.model_,
+                rows,
+                1 if self.sample_posterior else self.num_imputations,
+                method=self.method,
+                num_samples=self.num_samples,
+                seed=self.seed_,
+                check=False,
+                noise="content",
+            )
+            filled: np.ndarray = found.completed[0] if self.sample_posterior else found.point(self.strategy)
         return filled
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:

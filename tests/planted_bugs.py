@@ -60,6 +60,20 @@ BUGS = {
         'seen == ""',
         "test_tables.py::test_cells_that_may_stand_for_something_else_are_named[kg, lb]",
     ),
+    "imputers that speak of kind": Bug(
+        "sklearn.py",
+        "VAEImputer._filled",
+        "_in_estimators()",
+        "torch.no_grad()",
+        "test_sklearn.py::test_errors_name_the_class_and_its_parameter",
+    ),
+    "a row taken for an array": Bug(
+        "tables/table.py",
+        "Table.read",
+        'hasattr(x, "to_frame")',
+        "False",
+        "test_tables.py::test_a_row_of_a_frame_is_a_row_as_the_error_says",
+    ),
     "codes at one end alone": Bug(
         "tables/doubts.py",
         "_of_numbers",

@@ -171,7 +171,7 @@ def test_an_interrupted_fit_writes_nothing_and_goes_on(people, tmp_path, monkeyp
         assert "Run the same command to resume" in run(*command, code=130).stderr
     signal.signal(signal.SIGINT, before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "whole.pv"]
-    assert "resumed after 1 steps" in run(*command).stderr
+    assert "resumed after 1 steps, 1 whole epochs" in run(*command).stderr
     whole, resumed = (pv.load(tmp_path / name).state_dict() for name in ("whole.pv", "resumed.pv"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 

@@ -235,9 +235,16 @@ def test_outliers_are_the_least_probable_rows():
     assert (labels[-5:] == -1).all()
     assert np.array_equal(labels, detector.predict(odd))
     assert np.array_equal(detector.evidence_.estimate - detector.offset_, detector.decision_function(odd))
-    for share in (0.0, 0.6):
-        with pytest.raises(ValueError, match="contamination"):
+    for share in (0.0, 0.6, "auto"):
+        with pytest.raises((ValueError, TypeError), match=r"contamination: expected a share in \(0, 0\.5\]"):
             VAEOutlier(**SMALL, contamination=share).fit(X)
+
+
+def test_errors_name_the_class_and_its_parameter(imputer):
+    with pytest.raises(TypeError, match=r"^VAEDensity\.fit\(\) got .*sample_weight"):
+        VAEDensity(**SMALL).fit(X, sample_weight=np.ones(len(X)))
+    with pytest.raises(ValueError, match=r"^strategy: .* a density\. Pass strategy='median'"):
+        clone(imputer).set_params(strategy="mode").fit(HOLED).transform(HOLED)
 
 
 @pytest.mark.parametrize("copied", [lambda e: pickle.loads(pickle.dumps(e)), copy.deepcopy])

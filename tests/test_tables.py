@@ -614,6 +614,18 @@ def test_durations_are_no_dates(values, word):
         Table.of(pd.DataFrame({"t": values}))
 
 
+def test_a_row_of_a_frame_is_a_row_as_the_error_says():
+    df = pd.DataFrame(
+        {"n": [1.5, 2.5, 4.0, 4.0], "s": ["a", "b", "b", None], "b": [True, False, False, True]}
+    )
+    table = Table.of(df)
+    for read in (table.encode, table.read):
+        with pytest.raises((ValueError, TypeError), match=r"Pass x\.to_frame\(\)\.T of a row"):
+            read(df.iloc[1])
+    x = df.iloc[1]
+    np.testing.assert_array_equal(table.encode(x.to_frame().T), table.encode(df[1:2]))
+
+
 def test_an_array_is_no_table():
     with pytest.raises(TypeError, match="df: expected a pandas DataFrame"):
         pv.VAE.for_table(np.zeros((3, 2)), 1)

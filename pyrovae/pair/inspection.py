@@ -263,7 +263,7 @@ def _explained(
             f"{type(reason).__name__} from it: {first_line(reason)}",
             f"{_dtypes(pair, batch)}. Cast networks and numbers by .float(), labels by .long(), masks by .bool().",
         )
-    one_dim = "x has one dim, so every number is a row: for one row of many columns pass x[None]. "
+    one_dim = "x has one dim, so every number is a row: for one row of many columns pass x[None], or x.to_frame().T of a series. "
     return bad_value(
         "x",
         f"rows that the {part} can be called on, any number of them",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _MOST_SHOWN = 5  # levels in a summary
+_OF_SERIES = "Pass x.to_frame().T of a row, or x.to_frame() of a column."
 _BY_FAMILIES = "left out by families"
 _DETERMINED = "an exact affine function of"
 
@@ -169,7 +170,7 @@ class Table:
                 argument,
                 f"a frame with the columns {self.names}, or codes of shape (rows, {len(self.columns)})",
                 f"shape {shape}" if shape else shown(x),
-                "Pass the frame, or vae.table.encode(frame).",
+                _OF_SERIES if hasattr(x, "to_frame") else "Pass the frame, or vae.table.encode(frame).",
             )
         return x
 
@@ -372,7 +373,8 @@ def _frame(x: Any, argument: str) -> pd.DataFrame:
     """Return a frame of pandas, from one of another library if it converts itself; raise for anything else."""
     x = frames.as_pandas(x)
     if not (_is_frame(x) and hasattr(x, "iloc")):
-        raise bad_type(argument, "a pandas DataFrame", f"a {type(x).__name__}", "Pass pandas.DataFrame(x).")
+        fix = _OF_SERIES if hasattr(x, "to_frame") else "Pass pandas.DataFrame(x)."
+        raise bad_type(argument, "a pandas DataFrame", f"a {type(x).__name__}", fix)
     if not len(x) or not len(x.columns):
         raise bad_value(argument, "at least one row and one column", f"shape {x.shape}", "Pass some rows.")
     twice = x.columns[x.columns.duplicated()]

@@ -218,7 +218,10 @@ def fit(
                 state = ranks.broadcast(None if run is None else run.state)
                 if folder is not None and state is not None:
                     loop.restore(state, Path(folder.folder))
-                    _log.info("%s: resumed after %d steps", folder.folder, loop.steps_taken)
+                    epochs = loop.steps_taken // loop.steps_an_epoch
+                    _log.info(
+                        "%s: resumed after %d steps, %d whole epochs", folder.folder, loop.steps_taken, epochs
+                    )
                 ranks.exchange(None)
             pair.fitted = loop.record = _record(pair, reader, loop)
         with Progress("fit", loop.steps, "steps", progress and ranks.rank == 0) as bar:
