@@ -17,6 +17,7 @@ from scipy import stats
 import pyrovae as pv
 from pyrovae import baselines, evidence, identity
 from pyrovae.comparison import predictive
+from pyrovae.tables import Table
 
 TRAIN = (torch.rand(200, 5, generator=torch.Generator().manual_seed(0)) < 0.1).float()
 X = (torch.rand(40, 5, generator=torch.Generator().manual_seed(1)) < 0.1).float()
@@ -765,6 +766,37 @@ def test_levels_of_text_are_the_same_in_any_order_of_categories_and_no_others():
     ]
     assert len(pv.compare({"words": scores[0], "ordered": scores[1]}, training_rows=True)) == 2
     refused("all scored on the same rows", {"words": scores[0], "others": scores[2]}, None)
+
+
+@pytest.mark.parametrize("step", [0.3, 0.7, 1e-6, 1e20, 7 / 3])
+@pytest.mark.parametrize("digits", [15, 17])
+def test_steps_and_levels_are_the_same_rows_whatever_their_rounding(step, digits):
+    """3 · 0.3 is not the float 0.9, which a file holds. Numbers that differ in 15 digits are others."""
+    values = [float(f"{number * step:.{digits}g}") for number in range(1, 8)]
+    frame = pd.DataFrame({"a": values * 3})
+    more = pd.DataFrame({"a": [value * (1 + 4e-15) for value in values] * 3})
+    steps, levels, others = (
+        Table.of(rows, **options)
+        for rows, options in (
+            (frame, {"resolution": {"a": step}}),
+            (frame, {"families": {"a": "ordinal"}}),
+            (more, {"families": {"a": "ordinal"}}),
+        )
+    )
+    one, same, other = (
+        identity.fingerprint(table.values(torch.tensor(table.encode(rows)), None))
+        for table, rows in ((steps, frame), (levels, frame), (others, more))
+    )
+    assert one == same
+    assert same != other
+
+
+def test_long_numbers_are_not_rounded_to_one_another():
+    for levels in ([2.0**53 - 2, 2.0**53 - 1, 5.0], [0.3, 0.1 + 0.2, 5.0]):
+        frame = pd.DataFrame({"a": levels * 3})
+        table = Table.of(frame, {"a": "ordinal"})
+        values = table.values(torch.tensor(table.encode(frame)), None)
+        assert values.flatten().tolist() == levels * 3
 
 
 def test_codes_are_refused_by_models_of_the_frame():

@@ -145,9 +145,9 @@ class Column:
     def values(self, codes: np.ndarray) -> np.ndarray:
         """Return numbers that are equal for equal cells, whatever the codes: of levels of text, a hash."""
         if self.levels is not None:
-            held = np.array([_number_of(level) for level in self.levels])
+            held = _to_digits(np.array([_number_of(level) for level in self.levels]))
             return held[np.round(codes).astype(int).clip(0, len(held) - 1)]
-        return codes if self.resolution is None else self._of_steps(codes, self.resolution)
+        return codes if self.resolution is None else _to_digits(self._of_steps(codes, self.resolution))
 
     def _of_steps(self, steps: np.ndarray, step: float) -> np.ndarray:
         per = round(1 / step)  # 3 / 10 is 0.3, and 3 * 0.1 is not
@@ -263,9 +263,23 @@ def _typed(numbers: pd.Series, dtype: str) -> pd.Series:
 
 def _number_of(level: Any) -> float:
     """Return a level as a number; a hash between 0 and 1, which float32 holds, for text and for numbers float64 may not hold."""
-    if not isinstance(level, str) and abs(level) <= 2.0**53:
+    if isinstance(level, float) or (not isinstance(level, str) and abs(level) <= 2.0**53):
         return float(level)
     return int(hashlib.sha256(repr(level).encode()).hexdigest()[:6], 16) / 2.0**24
+
+
+def _to_digits(numbers: np.ndarray) -> np.ndarray:
+    """Return numbers rounded to 15 digits, which undoes the rounding of products such as 3 · 0.3.
+
+    Whole numbers and those that float32 holds are unchanged. So are all if the rounding would make two of them equal.
+    """
+    different, places = np.unique(numbers, return_inverse=True)
+    with np.errstate(over="ignore"):
+        held = different == different.astype(np.float32)
+    held |= (different == np.round(different)) & (np.abs(different) <= 2.0**53)
+    near = different.copy()
+    near[~held] = [float(f"{number:.15g}") for number in different[~held]]
+    return (near if len(np.unique(near)) == len(different) else different)[places]
 
 
 def _is(number: Any, value: Any) -> bool:
