@@ -441,8 +441,9 @@ class VAE(LatentVariableModel):
         hold the training rows alone. Networks compute in float64. ``vae.table.summary()`` lists the columns.
 
         A warning names the columns that are left out: constant ones, strings that all differ, and consecutive numbers.
-        Other warnings name columns with a density that are exact affine functions of others, and text that looks like
-        numbers or dates. They also name words or numbers that may stand for missing cells.
+        Other warnings name columns with a density that are exact affine functions of others, or that have one value in over
+        a tenth of the rows. They also name text that looks like numbers or dates, and words or numbers that may stand for
+        missing cells.
 
         Args:
             df: the training rows.
@@ -478,7 +479,7 @@ class VAE(LatentVariableModel):
         hidden = widths("hidden_dims", hidden_dims)
         table = Table.of(df, families, resolution)
         table.warn_left_out()
-        table.warn_determined()
+        table.warn_unbounded(df)
         table.warn_of_doubts(df)
         groups, features = table.groups(), Features(**table.features())
         Mixed(nn.Identity(), groups)  # refuses options before a network draws its weights

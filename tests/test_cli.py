@@ -773,6 +773,7 @@ def test_doubts_about_cells_are_told_in_the_words_of_the_commands(tmp_path, capl
     rows = {"age": rng.choice([20, 31, 42, -999], 80), "job": rng.choice(["cook", "?"], 80)}
     rows |= {"kg": [f"{number % 7}.5 kg" for number in range(80)], "x": rng.normal(size=80)}
     rows["kg"][:2] = ["155 lb"] * 2
+    rows |= {"rain mm": rng.lognormal(size=80) * (np.arange(80) % 2)}
     pd.DataFrame(rows).assign(y=lambda frame: 2 * frame["x"]).to_csv(tmp_path / "rows.csv", index=False)
     done = run("fit", tmp_path / "rows.csv", "--out", tmp_path / "m.pv", "--epochs", "1")
     text = " ".join(f"{done.output} {caplog.text}".split())
@@ -786,5 +787,10 @@ def test_doubts_about_cells_are_told_in_the_words_of_the_commands(tmp_path, capl
         in text
     )
     assert "column 'y' is an exact affine function of 'x'." in text
-    assert "Leave it out by --drop y, or give a resolution" in text
+    assert "Leave it out by --drop y, or round it and pass --resolution y=0.01." in text
+    assert "column 'rain mm' has 0 in 50% of its cells" in text
+    assert (
+        "--drop 'rain mm', or round it and pass --resolution 'rain mm'=0.001; or make two columns, one"
+        in text
+    )
     assert "df[" not in text

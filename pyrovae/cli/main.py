@@ -108,6 +108,11 @@ _IN_COMMANDS = (
     (rf" Pass families=\{{{_NAME}: \"categorical\"\}} to keep labels without this warning\.", ""),
     (r"Choose a meaning: .*; or leave", "Write it as a number, or leave"),
     (r"Drop the column, or leave", "Leave"),
+    (
+        rf"give a resolution: (?:df.*? and )?(?=resolution=.*?: (\S+?)\}})resolution=\{{{_NAME}: \S+?\}}",
+        r"pass --resolution {option}=\1",
+    ),
+    (r"; or make two columns: .*", "; or make two columns, one of which is empty in these cells."),
     ("finite numbers, or NaN in missing cells", "finite numbers, or empty cells"),
     ("Pass NaN if these cells are missing", "Empty these cells if they are missing"),
     (r"Leave these cells missing \(None\)", "Empty these cells"),

@@ -16,7 +16,7 @@ from pyrovae.refusals import bad_type, bad_value, shown
 from pyrovae.rows import hidden, joined
 from pyrovae.tables import doubts
 from pyrovae.tables.columns import Column
-from pyrovae.tables.training_rows import column_of, determined
+from pyrovae.tables.training_rows import column_of, determined, in_masses, repeated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,16 +99,27 @@ class Table:
                 stacklevel=4,
             )
 
-    def warn_determined(self) -> None:
-        """Warn of columns with a density that are exact affine functions of others."""
-        for column in self.columns:
+    def warn_unbounded(self, x: Any) -> None:
+        """Warn of columns whose density can grow without bound: affine functions of others, and those with a repeated number."""
+        frame = _frame(x, "df")
+        for column, codes in zip(self.columns, self.encode(frame, "df").T, strict=True):
+            name, many = column.name, repeated(column, codes)
+            cells = f"df[{name!r}]"
             if _DETERMINED in column.why:
-                others = column.why.rpartition(_DETERMINED)[2].strip()
-                warnings.warn(
-                    f"df[{column.name!r}] is {_DETERMINED} {others}. Its density can grow without bound, and log P(x) with "
-                    f"the epochs. Leave it out by families={{{column.name!r}: None}}, or give a resolution, for masses.",
-                    stacklevel=4,
-                )
+                found = f"is {_DETERMINED} {column.why.rpartition(_DETERMINED)[2].strip()}"
+            elif many is not None:
+                found = f"has {many[0]:g} in {many[1]:.0%} of its cells, and its density's spread is learned"
+            else:
+                continue
+            fix = f"Leave it out by families={{{name!r}: None}}, or {in_masses(column, codes)}"
+            if many is not None:
+                same, new = f"{cells} == {many[0]!r}", f"df[{f'{name} is {many[0]:g}'!r}]"
+                known = f"({same}).where({cells}.notna())" if np.isnan(codes).any() else same
+                fix += f"; or make two columns: {new} = {known}; {cells} = {cells}.mask({same})"
+            warnings.warn(
+                f"{cells} {found}. Its density can grow without bound, and log P(x) with the epochs. {fix}.",
+                stacklevel=4,
+            )
 
     def warn_of_doubts(self, x: Any) -> None:
         """Warn of what columns of the training rows hold that may not be meant, if neither family nor resolution was given."""

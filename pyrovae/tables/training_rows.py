@@ -66,6 +66,9 @@ _SINGULAR = 1e-10
 _SHORT, _AT_BOUND = 10, 0.05
 _FAR = 1e3  # typical distances from the median, beyond which a number says nothing of the others
 _FEWEST_PAIRS = 10  # rows in which both of two columns are observed, to call one a multiple of the other
+# Among columns with missing cells, so many rows are compared. A function is found if some column correlates at least so
+# much with what other columns leave.
+_MOST_COMPARED, _NEAREST = 2000, 0.1
 # Larger whole numbers are not counted one by one.
 _MOST_COUNTED = 2**24
 
@@ -112,52 +115,137 @@ def column_of(name: Any, values: pd.Series, given: Any, resolution: float | None
 
 
 def determined(columns: Sequence[Column], codes: np.ndarray) -> dict[int, list[int]]:
-    """Return the columns that are exact affine functions of columns before them, and which these are, by number.
+    """Return the columns that are exact affine functions of others, and which these are, by number.
 
-    Only columns with a density of learned spread count, which can grow without bound together. All are compared on the rows in
-    which all are observed; if these are too few, two by two.
+    Only columns with a density of learned spread count, because it can grow without bound. They are functions of masses of
+    numbers or of two levels, and of such densities before them. All are compared on the rows in which all are observed; if
+    these are too few, the others are found one by one.
     """
-    numbers = np.array([i for i, column in enumerate(columns) if _can_narrow(column)], dtype=int)
-    codes = codes.copy()
-    for number in numbers:
-        codes[:, number] = _near(codes[:, number])
-    rows = codes[~np.isnan(codes[:, numbers]).any(axis=1)]
-    if len(rows) <= max(len(numbers), _FEWEST_PAIRS):
-        return _multiples(numbers, codes)
-    numbers = numbers[rows[:, numbers].std(axis=0) > 0]
-    standard = rows[:, numbers] - rows[:, numbers].mean(axis=0)
-    standard /= standard.std(axis=0)
-    correlation, free, found = standard.T @ standard / len(rows), list[int](), dict[int, list[int]]()
-    if len(numbers) < 2 or np.linalg.eigvalsh(correlation)[0] >= _SINGULAR:
+    targets = [i for i, column in enumerate(columns) if can_narrow(column)]
+    order = [i for i, c in enumerate(columns) if _is_mass_of_numbers(c)] + targets
+    if not targets or len(order) < 2:
         return {}
-    for place, number in enumerate(numbers):
+    values = np.stack([_near(columns[number], codes[:, number]) for number in order], axis=1)
+    values -= np.nanmean(values, axis=0)
+    values /= np.where((spread := np.nanstd(values, axis=0)) > 0, spread, 1.0)
+    is_target = np.isin(order, targets)
+    rows = values[~np.isnan(values).any(axis=1)]
+    if len(rows) <= max(len(order), _FEWEST_PAIRS):
+        found = _one_by_one(values, is_target)
+    else:
+        found = _together(rows, is_target)
+    found = {place: others for place, others in found.items() if _is_affine(values[:, [*others, place]])}
+    return {order[place]: sorted(order[other] for other in others) for place, others in found.items()}
+
+
+def _together(rows: np.ndarray, is_target: np.ndarray) -> dict[int, list[int]]:
+    """Return candidates for ``determined`` from complete rows: columns that columns before them leave no variance."""
+    varied = np.flatnonzero(rows.std(axis=0) > 0)
+    standard = (rows[:, varied] - rows[:, varied].mean(axis=0)) / rows[:, varied].std(axis=0)
+    correlation, free, found = standard.T @ standard / len(rows), list[int](), dict[int, list[int]]()
+    if len(varied) < 2 or np.linalg.eigvalsh(correlation)[0] >= _SINGULAR:
+        return {}
+    for place, number in enumerate(varied):
         slopes = np.linalg.solve(correlation[np.ix_(free, free)], correlation[free, place])
-        if 1 - slopes @ correlation[free, place] < _SINGULAR:
-            found[int(number)] = [
-                int(numbers[other]) for other, slope in zip(free, slopes, strict=True) if abs(slope) > 1e-4
-            ]
-        else:
+        if 1 - slopes @ correlation[free, place] >= _SINGULAR:
             free.append(place)
+        elif is_target[number]:
+            pairs = zip(free, slopes, strict=True)
+            found[int(number)] = [int(varied[other]) for other, slope in pairs if abs(slope) > 1e-4]
     return found
 
 
-def _near(values: np.ndarray) -> np.ndarray:
+def _one_by_one(values: np.ndarray, is_target: np.ndarray) -> dict[int, list[int]]:
+    """Return the same from rows with missing cells: the column nearest to what those before it leave is added, in turn.
+
+    So only the columns of the function must be observed in the same rows (orthogonal matching pursuit, Pati et al. 1993).
+    """
+    found, most = (
+        dict[int, list[int]](),
+        min(_MOST_COMPARED, max(400, 100 * _MOST_COMPARED // len(is_target))),
+    )
+    for place in map(int, np.flatnonzero(is_target)):
+        free = [i for i in range(place) if i not in found]
+        at = np.flatnonzero(~np.isnan(values[:, place]))
+        held = values[at[:: -(-len(at) // most)]]
+        left, others, last = held[:, place], list[int](), held[:, place].var()
+        there, others_held = 1.0 - np.isnan(held[:, free]), np.nan_to_num(held[:, free])
+        squares = others_held**2
+        while last > 0 and len(others) < len(free):
+            rows, known = 1.0 - np.isnan(left), np.nan_to_num(left)
+            size = np.sqrt((known**2 @ there) * (rows @ squares))
+            near = np.abs(known @ others_held) / np.where(size > 0, size, np.inf)
+            near[(rows @ there <= max(_FEWEST_PAIRS, 3 * len(others))) | np.isin(free, others)] = 0
+            if near.max() < _NEAREST:
+                break
+            others.append(free[near.argmax()])
+            left = _left(held[:, [*others, place]])
+            if np.nanvar(left) < _SINGULAR * last:
+                found[place] = others
+                break
+    return found
+
+
+def _left(values: np.ndarray) -> np.ndarray:
+    """Return what the other columns leave of the last one, by least squares; NaN in rows with a missing cell."""
+    left, rows = np.full(len(values), np.nan), ~np.isnan(values).any(axis=1)
+    known = np.column_stack([values[rows, :-1], np.ones(rows.sum())])
+    left[rows] = values[rows, -1] - known @ np.linalg.lstsq(known, values[rows, -1])[0]
+    return left
+
+
+def _is_affine(values: np.ndarray) -> bool:
+    """Return whether the last column is an affine function of the others in all rows in which all of these are observed."""
+    left = _left(values)
+    rows = ~np.isnan(left)
+    return bool(rows.sum() > values.shape[1] and np.var(left[rows]) < _SINGULAR * np.var(values[rows, -1]))
+
+
+def _is_mass_of_numbers(column: Column) -> bool:
+    """Return whether a column has masses, of numbers or of two levels. A function of masses alone is one of few numbers."""
+    if column.levels is not None:
+        return len(column.levels) == 2 or column.sort == "number"
+    likelihood = _likelihood(column.family, column.options)
+    return likelihood is not None and _support(likelihood, column.options).is_discrete
+
+
+def _near(column: Column, codes: np.ndarray) -> np.ndarray:
     """Return the numbers of a column, NaN where they are so far out that they alone would decide a correlation."""
+    values = codes.copy()
+    if column.levels is not None and column.sort == "number":
+        there = ~np.isnan(codes)
+        values[there] = np.array(column.levels, dtype=np.float64)[codes[there].astype(int)]
+    usual = _usual(values)
+    return np.where(np.abs(values - np.nanmedian(values)) <= _FAR * usual, values, math.nan)
+
+
+def _usual(values: np.ndarray) -> float:
+    """Return the median distance from the median, of the numbers that differ from it."""
     deviations = np.abs(values - np.nanmedian(values))
-    usual = deviations[deviations > 0]
-    return values if not len(usual) else np.where(deviations <= _FAR * np.median(usual), values, math.nan)
+    return float(np.median(deviations[deviations > 0]))
 
 
-def _multiples(numbers: np.ndarray, codes: np.ndarray) -> dict[int, list[int]]:
-    """Return the same for columns of which each is a function of one other, on the rows in which both are observed."""
-    import pandas as pd
+def repeated(column: Column, codes: np.ndarray) -> tuple[float, float] | None:
+    """Return the most frequent number of a column with a density that can narrow on it, and its share; None if it is rare."""
+    if not can_narrow(column):
+        return None
+    values, times = np.unique(codes[~np.isnan(codes)], return_counts=True)
+    share = float(times.max() / times.sum())
+    return (float(values[times.argmax()]), share) if times.max() > 1 and share > _REPEATED else None
 
-    correlation = pd.DataFrame(codes[:, numbers]).corr(min_periods=_FEWEST_PAIRS).to_numpy()
-    same = np.tril(1 - correlation**2 < _SINGULAR, -1)
-    return {int(numbers[i]): [int(numbers[same[i].argmax()])] for i in np.flatnonzero(same.any(axis=1))}
+
+def in_masses(column: Column, codes: np.ndarray) -> str:
+    """Return, in words, how to give a column of numbers a step: its own, or after rounding to two or three digits."""
+    held = codes[~np.isnan(codes)]
+    name, step = column.name, 1.0 if _whole(held) else _decimal_step(held, column.dtype)
+    if step is not None:
+        return f"give a resolution: resolution={{{name!r}: {step:g}}}"
+    digits = 2 - math.floor(math.log10(_usual(np.unique(held))))
+    rounding = f"df[{name!r}] = df[{name!r}].round({digits})"
+    return f"round it and give a resolution: {rounding} and resolution={{{name!r}: {10.0**-digits:g}}}"
 
 
-def _can_narrow(column: Column) -> bool:
+def can_narrow(column: Column) -> bool:
     """Return whether a column has a density whose spread is learned."""
     spread = getattr(family_of(column.family), "spread_name", "")
     likelihood = _likelihood(column.family, column.options)
