@@ -41,6 +41,7 @@ _FEWEST_IDS = 20
 _LARGEST = 1e35
 # A density gives one value no mass, so real numbers of which more than this share are equal get masses.
 _REPEATED = 0.1
+_OFTEN = 5  # cells with one number; in a few rows, fewer are equal by chance
 # A mass is at most 1, so its scale may depend on z. A density's could shrink without bound where rows repeat, and a
 # log-normal's mean grows with the exponential of its scale.
 _SPREADS = {"rounded_gaussian": "decoder", "censored_gaussian": "decoder"}
@@ -231,7 +232,7 @@ def repeated(column: Column, codes: np.ndarray) -> tuple[float, float] | None:
         return None
     values, times = np.unique(codes[~np.isnan(codes)], return_counts=True)
     share = float(times.max() / times.sum())
-    return (float(values[times.argmax()]), share) if times.max() > 1 and share > _REPEATED else None
+    return (float(values[times.argmax()]), share) if times.max() >= _OFTEN and share > _REPEATED else None
 
 
 def in_masses(column: Column, codes: np.ndarray) -> str:
