@@ -657,9 +657,8 @@ def test_scores_of_columns_in_several_orders_are_matched_by_name():
     assert len(set(scores["0"].measure)) == 2
     found = pv.compare(scores)
     assert all(found["elpd"][name] == score.mean for name, score in scores.items())
-    counts = pv.VAE.for_table(
-        frame[:40][orders[2]], 1, hidden_dims=(2,), families={"a": ("gaussian", {}), "c": "gaussian"}
-    )
+    families = {"a": ("gaussian", {}), "c": ("gaussian", {"scale": 1.0})}
+    counts = pv.VAE.for_table(frame[:40][orders[2]], 1, hidden_dims=(2,), families=families)
     wrong = pv.log_evidence(counts, x, **options)
     refused("all masses or all densities", {"0": scores["0"], "wrong": wrong})
     complete = frame.fillna(0.0)
@@ -824,10 +823,9 @@ def test_codes_are_refused_by_models_of_the_frame():
 def test_codes_that_tables_read_differently_are_refused():
     """Without names, a column's place and its steps cannot be compared."""
     frame = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 2)).round(1), columns=["a", "b"])
+    families = dict.fromkeys("ab", ("gaussian", {"scale": 1.0}))
     one, other, finer = (
-        pv.VAE.for_table(
-            rows, 1, hidden_dims=(2,), families=dict.fromkeys("ab", "gaussian"), resolution=steps
-        )
+        pv.VAE.for_table(rows, 1, hidden_dims=(2,), families=families, resolution=steps)
         for rows, steps in ((frame, None), (frame[["b", "a"]], None), (frame, {"a": 0.1}))
     )
     codes = one.table.encode(frame)
