@@ -80,8 +80,8 @@ class Diagnosis:
             mean, in the unit of z. It is NaN if a row has no mean, as under a Cauchy guide, or if less than two rows
             have the latent. ``active`` is whether it is above 0.01 times the prior's variance of that dimension. The
             prior's variance comes from 64 draws of the prior if the latent depends on others or has no closed form.
-            Where one of the two variances does not exist, ``active`` is whether the rate is above 0.1. Kind "exact" is in closed form. Kind "sampled" is for
-            latents that depend on others: E_Q[log Q(z_i | others) − log P(z_i | others)] from 64 draws. Rates
+            Where one of the two variances does not exist, ``active`` is whether the rate is above 0.1. Kind "exact"
+            is in closed form. Kind "sampled" is for latents that depend on others: E_Q[log Q(z_i | others) − log P(z_i | others)] from 64 draws. Rates
             of these two kinds sum to the rate. Kind "marginal" is for a posterior or prior that does not
             factorise: KL of the dimension's marginals, taken as Gaussians with their moments. These rates do
             not sum to the rate.

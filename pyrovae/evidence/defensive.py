@@ -184,7 +184,7 @@ def shares_of_values(evaluation: Evaluation) -> Shares | None:
     return Shares.cat(found)
 
 
-def weigh_values(evaluation: Evaluation, shares: Shares, keep: Keep | None = None) -> tuple[Columns, Tensor]:
+def weigh_values(evaluation: Evaluation, shares: Shares, keep: Keep | None = None) -> Columns:
     """Return the importance sampling estimate with a share of the draws for every value of the discrete latents.
 
     Let c be the discrete latents and z the others. The proposal is q(c, z) = s(c) [(1 − ε) Q(z | c, x) + ε R(z | c)], with
@@ -196,10 +196,9 @@ def weigh_values(evaluation: Evaluation, shares: Shares, keep: Keep | None = Non
     spread about another scale for each value have no common tail, and values that are rarely hit have none of their own.
     A value matters if its share of the sum, two errors added, is above 1 %. It needs 100 draws for a k-hat.
 
-    Returns:
-        The columns; and the rows in which a value may have mass that neither Q nor R finds, see ``_Sums.doubtful``.
+    A row is ``missed`` if a value may have mass that neither Q nor R finds, see ``_Sums.doubtful``.
     """
-    count, blocks, doubtful = evaluation.num_samples, [], []
+    count, blocks = evaluation.num_samples, []
     for rows in evaluation.blocks():
         batch, own = evaluation.part(rows), shares.of_rows(rows)
         values = _values(evaluation, rows, len(own.log_share))
@@ -233,9 +232,8 @@ def weigh_values(evaluation: Evaluation, shares: Shares, keep: Keep | None = Non
                 there = _Drawn(0, numbers, *evaluation.model.weigh_rest(batch, 1, exact, values.names))
             log_weights = there.log_weights(of_prior) - own.log_share.gather(0, numbers)
             columns = columns.beside(log_weights[0], count, weights)
-        blocks.append(columns)
-        doubtful.append(sums.doubtful(columns.estimate))
-    return Columns.cat(blocks), torch.cat(doubtful)
+        blocks.append(columns.also_missed(sums.doubtful(columns.estimate)))
+    return Columns.cat(blocks)
 
 
 class _Drawn(NamedTuple):

@@ -245,7 +245,7 @@ class Ladder:
             doubtful = torch.cat([each for _, _, each in alike])
             for chosen, count in self._by_draws(found.rows, needed):
                 columns = self._weigh_mixture(found.only(chosen), count, Stage.ANSWER)
-                self._keep(found.rows[chosen], columns, "refined", count, doubtful[chosen])
+                self._keep(found.rows[chosen], columns.also_missed(doubtful[chosen]), "refined", count)
 
     # -----------------------------------------------------------------------------------------------------
     # Cost
@@ -541,7 +541,7 @@ class Ladder:
         for chosen, count in self._by_draws(rows, needed):
             part = self._part(rows[chosen], count, Stage.ANSWER)
             columns = each_block(part, encoder_block(part))
-            self._keep(rows[chosen], columns, "importance", count, doubtful[chosen])
+            self._keep(rows[chosen], columns.also_missed(doubtful[chosen]), "importance", count)
 
     def _answer_by_values(self, rows: Tensor, pilot: _Pilot) -> Tensor:
         """Answer rows by their discrete latents' values, if these are few, and return which rows are answered.
@@ -566,9 +566,9 @@ class Ladder:
         needed = torch.maximum(needed, own.fewest).clamp(min=_BY_VALUES)
         for chosen, count in self._by_draws(rows[every], needed):
             here = rows[every][chosen]
-            found, doubtful = weigh_values(self._part(here, count, Stage.ANSWER), own.of_rows(chosen))
-            doubtful |= own.doubtful[chosen] | (pilot.least[here] > found.estimate)
-            self._keep(here, found, "defensive", count, doubtful)
+            found = weigh_values(self._part(here, count, Stage.ANSWER), own.of_rows(chosen))
+            doubtful = own.doubtful[chosen] | (pilot.least[here] > found.estimate)
+            self._keep(here, found.also_missed(doubtful), "defensive", count)
         return every
 
     def _answer_defensively(self, rows: Tensor, needed: Tensor, beyond: Unreached) -> None:
@@ -587,7 +587,8 @@ class Ladder:
             columns = weigh_both(self._part(rows[chosen], count, Stage.ANSWER))
             visits = beyond.log_prior[chosen].exp() * count / 2
             matters = beyond.log_joint[chosen] > columns.estimate - _MATTERS
-            self._keep(rows[chosen], columns, "defensive", count, matters & (visits < _FEWEST_VISITS))
+            columns = columns.also_missed(matters & (visits < _FEWEST_VISITS))
+            self._keep(rows[chosen], columns, "defensive", count)
 
     def _answer_by_mixture(self, found: Fitted, needed: Tensor, doubtful: Tensor) -> None:
         """Have rows answered by their proposals, in the end and together, because few rows take as long as many."""
@@ -615,10 +616,9 @@ class Ladder:
         failed = temperatures == 0
         for count in temperatures[~failed].unique().tolist():
             here = temperatures == count
-            columns = self._anneal(found.only(here), count)
-            rows = found.rows[here]
+            columns = self._anneal(found.only(here), count).also_missed(doubtful[here])
             failed[here] = self._keep_unless_lower(
-                rows, columns, level[here], "annealed", _CHAINS, doubtful[here]
+                found.rows[here], columns, level[here], "annealed", _CHAINS
             )
         return failed
 
@@ -648,25 +648,15 @@ class Ladder:
             yield (draws == count).nonzero()[:, 0], count
 
     def _keep_unless_lower(
-        self,
-        rows: Tensor,
-        found: Columns,
-        level: Tensor,
-        name: str,
-        draws: int,
-        doubtful: Tensor | None = None,
+        self, rows: Tensor, found: Columns, level: Tensor, name: str, draws: int
     ) -> Tensor:
         """Keep answers that are not lower than a bound ``level``, and return which are; those have cost, too."""
         lower = ~(found.estimate + found.mcse.nan_to_num(posinf=0.0) >= level - _WORSE)
         self._cost[rows[lower]] += found.cost[lower]
-        self._keep(
-            rows[~lower], found.of_rows(~lower), name, draws, False if doubtful is None else doubtful[~lower]
-        )
+        self._keep(rows[~lower], found.of_rows(~lower), name, draws)
         return lower
 
-    def _keep(
-        self, rows: Tensor, found: Columns, name: str, draws: int, doubtful: Tensor | bool = False
-    ) -> None:
+    def _keep(self, rows: Tensor, found: Columns, name: str, draws: int) -> None:
         """Store an answer and add its cost to what the rows have cost before."""
         self._cost[rows] += found.cost
         for column, values in vars(found).items():
@@ -674,7 +664,6 @@ class Ladder:
         self.columns.cost[rows] = self._cost[rows]
         index = rows.cpu().numpy()
         self.answered_by[index], self.draws[index] = name, draws
-        self.columns.missed[rows] = torch.as_tensor(doubtful, device=rows.device).to(self.columns.missed)
         self._count(rows, 1.0)
 
     def _count(self, rows: Tensor, share: float) -> None:

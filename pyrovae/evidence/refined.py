@@ -191,12 +191,11 @@ def weigh_fits(
                 more, _, steps = fit_gaussians(posterior, chosen, num_steps, family, drawn)
             every, spent = [*every, *more], spent + steps + posterior.cost
         columns = weigh_mixture(part, slice(0, len(here)), every, None if keep is None else held.append)
-        missed = columns.missed
         if hints is not None:
             known = hints.of_rows(here)
             still = doubtful[here] & unmet(known, log_defended(every, known), columns.estimate)
-            missed = missed + still
-        found.append(replace(columns, cost=columns.cost + spent, missed=missed))
+            columns = columns.also_missed(still)
+        found.append(replace(columns, cost=columns.cost + spent))
         order.append(here)
     back = torch.cat(order).argsort()
     if keep is not None:

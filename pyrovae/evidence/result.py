@@ -76,8 +76,8 @@ def _rank(verdict: np.ndarray) -> np.ndarray:
 HEAVIEST = 0.05
 #: An upper end of an interval from which on it is shown as infinite, in nats.
 _UNBOUNDED = 1e6
-#: Reasons that more than one method reports.
-MISSED = "the posterior has mass where no draws were made"
+_MISSED = "the posterior has mass where no draws were made"
+#: A reason that more than one method reports.
 CUT_OFF = "the guide has density 0 where P(x, z) > 0, so its draws miss part of log P(x)"
 
 
@@ -94,7 +94,7 @@ def judge(
         "P(x, z) is 0 at every draw": torch.isneginf(columns.estimate),
         f"more than {MOST_LOST:.0%} of the draws round onto a bound of their support": columns.lost
         > MOST_LOST,
-        MISSED: columns.missed > 0,
+        _MISSED: columns.missed > 0,
         **(findings or {}),
     }
     reasons = []
@@ -193,10 +193,10 @@ def _interval(estimate: Any, mcse: Any, bias: Any, tail_error: Any) -> tuple[Any
 class Columns:
     """The numbers of a ``LogEvidence`` on some rows, each float64 of shape (rows,).
 
-    ``tail_error`` is the error by weights that were too rare to be drawn. ``lost`` is the share of draws that rounding put onto
-    a bound of their support. ``missed`` is 1 if the proposals have little density at a point that matters. ``log_odds`` is log of the
-    weight of the row's exact draw over the sum of all other weights. ``excess`` is whether that draw is among the heaviest,
-    minus the probability of that by chance. Both are NaN for rows of the user.
+    ``tail_error`` is the error by weights that were too rare to be drawn. ``lost`` is the share of draws that rounding put
+    onto a bound of their support. ``missed`` is 1 if the proposals have little density at a point that matters. ``log_odds``
+    is log of the weight of the row's exact draw over the sum of all other weights. ``excess`` is whether that draw is among
+    the heaviest, minus the probability of that by chance. Both are NaN for rows of the user.
     """
 
     estimate: Tensor
@@ -256,6 +256,10 @@ class Columns:
     def cat(cls, blocks: Sequence[Columns]) -> Columns:
         """Return the columns of several blocks of rows, concatenated."""
         return cls(*(torch.cat([getattr(block, f.name) for block in blocks]) for f in fields(cls)))
+
+    def also_missed(self, rows: Tensor) -> Columns:
+        """Return the columns with ``missed`` set in some more rows, a boolean tensor of shape (rows,)."""
+        return replace(self, missed=torch.where(rows, 1.0, self.missed))
 
     def of_rows(self, rows: Tensor) -> Columns:
         """Return the columns of some of the rows."""

@@ -21,7 +21,7 @@ from pyrovae.evidence.posterior import dimensions, undisturbed
 from pyrovae.evidence.reach import unreached
 from pyrovae.evidence.refined import answered as by_fits
 from pyrovae.evidence.refined import refined
-from pyrovae.evidence.result import CUT_OFF, MISSED, LogEvidence
+from pyrovae.evidence.result import CUT_OFF, LogEvidence
 from pyrovae.evidence.run import Run
 from pyrovae.evidence.simulated import simulated
 from pyrovae.model import LatentVariableModel
@@ -71,8 +71,8 @@ def _defended(run: Run, keep: Keep | None = None) -> LogEvidence:
     if shares is None:
         return by_encoder(run.by(importance, pareto_smoothed=False), keep)
     with run.bar() as bar:
-        columns, doubtful = weigh_values(evaluation, shares, _counted(keep, bar))
-    findings = {MISSED: doubtful | shares.doubtful, CUT_OFF: unreached(evaluation, shares.names).rows}
+        columns = weigh_values(evaluation, shares, _counted(keep, bar)).also_missed(shares.doubtful)
+    findings = {CUT_OFF: unreached(evaluation, shares.names).rows}
     answered_by = np.full(len(evaluation), "defensive")
     return run.answer(columns, "lower bound", findings, answered_by=answered_by)
 

@@ -75,7 +75,7 @@ def of_text(name: Any, text: pd.Series, rest: pd.Series) -> str | None:
     lost = seen[_read(seen, best).isna() & (seen != "")]
     options = f'format="{best}"' + (', errors="coerce"' if len(lost) else "")
     dates = part = f"pandas.to_datetime({column}, {options}, utc=True)"
-    zoned, notes = int(rest.str.contains(_ZONED.replace("(", "(?:", 1)).sum()), lost_in_words(lost, rest)
+    zoned, notes = int(rest.str.extract(_ZONED, expand=False).notna().sum()), lost_in_words(lost, rest)
     if zoned:
         part = f'pandas.to_datetime({column}.str.replace(r"{_ZONED}", r"\\1", regex=True), {options})'
         notes += " Cells without a zone count as UTC." * (zoned < len(rest))

@@ -61,7 +61,7 @@ def _of_labels(name: Any, held: pd.Series) -> str | None:
         fix, lost = f"{column}.mask({column}.isin({markers}))", ""
         if pd.to_numeric(rest, errors="coerce").notna().mean() >= MOSTLY:
             fix += f', or pandas.to_numeric({column}, errors="coerce") for numbers,'
-            lost = _lost(rest, rest, rest).replace("The code", "The second code")
+            lost = _lost(rest, rest, rest, "The second code")
         return f"{markers[0]!r} among its labels.{lost} If such cells are missing, pass {fix} in its place. {keep}"
     once = int((text.value_counts() == 1).sum())
     if len(text) >= _FEWEST and len(text) / 2 < once < len(text) and not hasattr(held, "cat"):
@@ -79,12 +79,12 @@ def _fix_of_numbers(column: str, first: str, seen: pd.Series, rest: pd.Series) -
     return f'{lost} Write pandas.to_numeric({column}, errors="coerce") in its place to make them numbers.'
 
 
-def _lost(bare: pd.Series, seen: pd.Series, rest: pd.Series) -> str:
+def _lost(bare: pd.Series, seen: pd.Series, rest: pd.Series, code: str = "The code") -> str:
     """Return a sentence on the cells ``seen`` that are lost if their ``bare`` text is read as numbers; "" if there are none."""
     import pandas as pd
 
     lost = pd.to_numeric(bare, errors="coerce").isna() & (seen != "")
-    return text_numbers.lost_in_words(seen[lost], rest)
+    return text_numbers.lost_in_words(seen[lost], rest, code)
 
 
 def _unit(rest: pd.Series) -> str | None:

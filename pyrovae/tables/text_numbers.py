@@ -50,8 +50,8 @@ def first_in_text(values: pd.Series) -> str | None:
     return None if first is None else str(text[first])
 
 
-def lost_in_words(lost: pd.Series, rest: pd.Series) -> str:
-    """Return a sentence on the cells that advised code makes missing; "" if there are none.
+def lost_in_words(lost: pd.Series, rest: pd.Series, code: str = "The code") -> str:
+    """Return a sentence on the cells that advised ``code`` makes missing; "" if there are none.
 
     Cells of ``rest``, which do not mean a missing one, come first.
     """
@@ -60,4 +60,4 @@ def lost_in_words(lost: pd.Series, rest: pd.Series) -> str:
     held = set(rest)
     named = sorted(set(lost), key=lambda cell: (cell not in held, cell))
     cells = ", ".join(map(repr, named[:_NAMED])) + ", …" * (len(named) > _NAMED)
-    return f" The code makes these cells missing, {len(lost)} in all: {cells}."
+    return f" {code} makes these cells missing, {len(lost)} in all: {cells}."

@@ -161,10 +161,8 @@ def _one_by_one(values: np.ndarray, is_target: np.ndarray) -> dict[int, list[int
 
     So only the columns of the function must be observed in the same rows (orthogonal matching pursuit, Pati et al. 1993).
     """
-    found, most = (
-        dict[int, list[int]](),
-        min(_MOST_COMPARED, max(400, 100 * _MOST_COMPARED // len(is_target))),
-    )
+    found = dict[int, list[int]]()
+    most = min(_MOST_COMPARED, max(400, 100 * _MOST_COMPARED // len(is_target)))
     for place in map(int, np.flatnonzero(is_target)):
         free = [i for i in range(place) if i not in found]
         at = np.flatnonzero(~np.isnan(values[:, place]))
@@ -230,9 +228,14 @@ def repeated(column: Column, codes: np.ndarray) -> tuple[float, float] | None:
     """Return the most frequent number of a column with a density that can narrow on it, and its share; None if it is rare."""
     if not can_narrow(column):
         return None
-    values, times = np.unique(codes[~np.isnan(codes)], return_counts=True)
-    share = float(times.max() / times.sum())
-    return (float(values[times.argmax()]), share) if times.max() >= _OFTEN and share > _REPEATED else None
+    value, times, share = _most_frequent(codes[~np.isnan(codes)])
+    return (value, share) if times >= _OFTEN and share > _REPEATED else None
+
+
+def _most_frequent(held: np.ndarray) -> tuple[float, int, float]:
+    """Return the most frequent number, how often it comes, and its share."""
+    values, times = np.unique(held, return_counts=True)
+    return float(values[times.argmax()]), int(times.max()), float(times.max() / len(held))
 
 
 def in_masses(column: Column, codes: np.ndarray) -> str:
@@ -442,11 +445,10 @@ def _suggested(held: np.ndarray, dtype: str, row: str) -> tuple[str | None, floa
 
     "" is a rounded family. None leaves the column out.
     """
-    values, times = np.unique(held, return_counts=True)
-    share, value = float(times.max() / len(held)), float(values[times.argmax()])
+    value, times, share = _most_frequent(held)
     if _whole(held):
         step, why = 1.0, "whole"
-    elif times.max() == 1 or share <= _REPEATED:
+    elif times == 1 or share <= _REPEATED:
         return _best(held, None)
     elif (found := _decimal_step(held, dtype)) is not None:
         step, why = found, f"{share:.0%} are exactly {value:g}, recorded to {found:g}"
